@@ -1,0 +1,145 @@
+"""The data contract: what one permission of an agreement means for one table, ready to be enforced.
+
+Immutable, derived, keyed by (policy digest, schema fingerprint). Made by `compile`, applied by `enforce`,
+checked before each batch by `gate`. Values only: nothing here evaluates or parses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a published schema: its name and DuckDB type (`VARCHAR`, `BIGINT`, `DECIMAL(15,2)`)."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    columns: tuple[Column, ...]
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+
+class MaskKind(StrEnum):
+    NULL = "null"
+    HASH = "hash"  # keyed; the key is an argument of enforcement, never in the contract
+    TRUNCATE = "truncate"
+    ROUND = "round"
+    GENERALISE = "generalise"
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    column: str
+    kind: MaskKind
+    argument: Scalar = None  # characters for truncate, digits for round, bin width for generalise
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`column operator values` of a row filter; operator is eq, neq, lt, lteq, gt, gteq, isAnyOf or isNoneOf."""
+
+    column: str
+    operator: str
+    values: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    connective: str  # and, or, xone
+    members: tuple[RowFilter, ...]
+
+
+RowFilter: TypeAlias = Comparison | Connected
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """A column that an aggregate-only answer may group and filter by; `width` bins numbers, None keeps values."""
+
+    column: str
+    width: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A numeric column that may be summed and averaged, clamped to [low, high] where these are given."""
+
+    column: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Aggregate-only answers are unions of whole cells over `dimensions`, each of at least `min_group` units.
+
+    `entity` names the column that identifies a unit (a person); None counts rows.
+    `dominance`: a cell is withheld where one unit makes more than this share of a measure.
+    """
+
+    min_group: int
+    entity: str | None
+    dimensions: tuple[Dimension, ...]
+    measures: tuple[Measure, ...]
+    dominance: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Quantities under one agreement; None is no limit. Rows and bytes count what leaves the owner."""
+
+    rows: int | None = None
+    bytes: int | None = None
+    queries: int | None = None
+    queries_per_day: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """An obligation to follow up: the action, its delay in seconds after the event, and the event's name."""
+
+    action: str
+    within_seconds: int | None = None
+    event: str = ""
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataContract:
+    """What may be asked of one dataset under one permission. `residual` must be empty to serve.
+
+    `purposes` and `actions` are IRIs; `not_before`/`not_after` are UTC seconds since the epoch;
+    `requires` holds the party constraints to check again at each renewal (as policy paths).
+    """
+
+    policy_digest: str
+    schema_fingerprint: str
+    permission: str  # JSON pointer of the permission, e.g. /permission/0
+    actions: tuple[str, ...]
+    purposes: tuple[str, ...]
+    columns: tuple[str, ...]
+    schema: TableSchema
+    not_before: float | None = None
+    not_after: float | None = None
+    row_filter: RowFilter | None = None
+    masks: tuple[Mask, ...] = ()
+    grid: Grid | None = None  # not None: aggregate only
+    limits: Limits = Limits()
+    joins: tuple[str, ...] | None = None  # datasets it may be joined with; None: any under an agreement
+    templates: tuple[str, ...] = ()
+    obligations: tuple[Owed, ...] = ()
+    contractual: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    residual: tuple[str, ...] = ()
+    reasons: tuple[tuple[str, str], ...] = ()  # (effect, policy path): which rule to name when it refuses
