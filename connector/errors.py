@@ -1,0 +1,172 @@
+"""The whole error tree of the server side, in one place.
+
+    HanseError
+    ├── BadInput (400)               what came is not what was expected
+    │   ├── MessageInvalid           a protocol message that does not fit its schema
+    │   ├── PathRefused              a file outside the allowed directories, or not a regular file
+    │   ├── SourceUnreadable         a file that is not what it says it is
+    │   ├── PolicyInvalid            a policy or offer form that cannot be understood
+    │   └── QueryInvalid             SQL that the gate does not let through
+    ├── Unauthenticated (401)        no or no valid proof of who is calling
+    ├── Forbidden (403)
+    │   ├── ScopeMissing             the token is good, but not for this
+    │   └── Refused                  a policy or contract says no; carries code and rule
+    ├── NotFound (404)               not there, or not yours: the two look alike
+    ├── Conflict (409)
+    │   ├── IllegalStep              a message that the state machine has no row for
+    │   ├── AlreadyExists            a name that is taken
+    │   └── VersionChanged           data that is no longer what was registered
+    ├── Limited (429)                a quota, rate or concurrency limit is reached
+    ├── PeerFailed (502)             somebody else's server
+    │   ├── AddressRefused           an address that we do not call
+    │   ├── PeerUnreachable          no answer in time
+    │   ├── PeerRefused              an answer, and it is no
+    │   └── PeerNonsense             an answer that is not the protocol
+    └── Busy (503)                   no capacity now, or the log cannot be written
+        └── EngineFailed (500)       a query that the engine could not finish; code only, never its text
+
+Every error says what was expected, what came and what to do. `facts` are for machines and may be shown to the
+caller; `private` is for our own log only. One handler per API turns the tree into its wire form.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class HanseError(Exception):
+    """Base of all: `status` (HTTP), `code` (stable), the sentence, and `facts` that the caller may see."""
+
+    status: ClassVar[int] = 500
+    code: str = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None, private: str = "", **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
+        self.private = private
+        if code is not None:
+            self.code = code
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+    def problem(self) -> dict[str, Any]:
+        """The error as an RFC 9457 problem object."""
+        return {
+            "type": f"https://w3id.org/hanse/errors/{self.code}",
+            "title": self.code.replace("_", " "),
+            "status": self.status,
+            "code": self.code,
+            "detail": self.message,
+            **self.facts,
+        }
+
+
+class BadInput(HanseError):
+    status = 400
+    code = "bad_input"
+
+
+class MessageInvalid(BadInput):
+    code = "message_invalid"
+
+
+class PathRefused(BadInput):
+    code = "path_refused"
+
+
+class SourceUnreadable(BadInput):
+    code = "source_unreadable"
+
+
+class PolicyInvalid(BadInput):
+    code = "policy_invalid"
+
+
+class QueryInvalid(BadInput):
+    code = "query_invalid"
+
+
+class Unauthenticated(HanseError):
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(HanseError):
+    status = 403
+    code = "forbidden"
+
+
+class ScopeMissing(Forbidden):
+    code = "scope_missing"
+
+
+class Refused(Forbidden):
+    """A policy or contract says no. `rule` is the path of the rule that refused it."""
+
+    code = "refused"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, rule: str = "", private: str = "", **facts: Any
+    ) -> None:
+        super().__init__(message, code=code, private=private, rule=rule, **facts)
+        self.rule = rule
+
+
+class NotFound(HanseError):
+    status = 404
+    code = "not_found"
+
+
+class Conflict(HanseError):
+    status = 409
+    code = "conflict"
+
+
+class IllegalStep(Conflict):
+    code = "illegal_step"
+
+
+class AlreadyExists(Conflict):
+    code = "already_exists"
+
+
+class VersionChanged(Conflict):
+    code = "version_changed"
+
+
+class Limited(HanseError):
+    status = 429
+    code = "limited"
+
+
+class PeerFailed(HanseError):
+    status = 502
+    code = "peer_failed"
+
+
+class AddressRefused(PeerFailed):
+    code = "address_refused"
+
+
+class PeerUnreachable(PeerFailed):
+    code = "peer_unreachable"
+
+
+class PeerRefused(PeerFailed):
+    code = "peer_refused"
+
+
+class PeerNonsense(PeerFailed):
+    code = "peer_nonsense"
+
+
+class Busy(HanseError):
+    status = 503
+    code = "busy"
+
+
+class EngineFailed(HanseError):
+    status = 500
+    code = "engine_failed"

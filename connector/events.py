@@ -1,0 +1,134 @@
+"""Everything that can happen, one small dataclass each; also the vocabulary of the audit log.
+
+An event is published inside the transaction that changed something (`tx.publish(event)`): it is stored with the
+change and handed to subscribers after the commit. Events hold facts, never secrets and never cell values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Who did what to what, under which agreement and purpose, and how it ended."""
+
+    actor: str  # participant id, or the name of the management token
+    on_behalf_of: str = ""  # organisation, where the actor is a person or a machine of one
+    dataset: str = ""
+    version: str = ""
+    agreement: str = ""
+    purpose: str = ""
+    process: str = ""  # our pid of a negotiation or transfer, or the query id
+    outcome: str = "ok"  # ok | refused | failed | broken
+    code: str = ""  # why, for machines
+    reason: str = ""  # why, for people
+    rule: str = ""  # which rule refused it
+    correlation: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The event's name in the log, e.g. `DatasetRegistered`."""
+        return type(self).__name__
+
+    def body(self) -> dict[str, Any]:
+        """The event as the log keeps it: its kind and every field that says something."""
+        return {
+            "kind": self.kind,
+            **{key: value for key, value in asdict(self).items() if value not in ("", {})},
+        }
+
+
+class DatasetRegistered(Event): ...
+
+
+class DatasetVersioned(Event): ...
+
+
+class DatasetRemoved(Event): ...
+
+
+class OfferPublished(Event): ...
+
+
+class OfferWithdrawn(Event): ...
+
+
+class RequestRefused(Event):
+    """A registration, offer, message or login that was refused before it changed anything."""
+
+
+class NegotiationAdvanced(Event):
+    """`detail`: role, counterparty, state, message."""
+
+
+class DecisionNeeded(Event):
+    """A negotiation waits for a person: `detail` has role and state."""
+
+
+class AgreementConcluded(Event): ...
+
+
+class AgreementRevoked(Event): ...
+
+
+class TransferAdvanced(Event):
+    """`detail`: role, counterparty, state, message, format."""
+
+
+class ReadStarted(Event):
+    """Durable before the first byte leaves. `detail`: action, columns, query hash."""
+
+
+class ReadEnded(Event):
+    """`detail`: rows, bytes, batches, digest; outcome ok, refused (revoked, quota), broken or failed."""
+
+
+class ReadRefused(Event):
+    """A read that never started: no byte left."""
+
+
+class QueryCoordinated(Event):
+    """A federated query as its consumer saw it. `detail`: owners, rows, bytes per fragment."""
+
+
+class StreamConsumed(Event):
+    """The consumer's own count of what it received, against which the owner's record is matched."""
+
+
+class LogRead(Event):
+    """Somebody listed, exported or verified the log."""
+
+
+class TokenIssued(Event): ...
+
+
+class TokenRevoked(Event): ...
+
+
+class WebhookChanged(Event): ...
+
+
+class ServiceStarted(Event): ...
+
+
+Subscriber: TypeAlias = Callable[[Event], None]
+
+
+class Bus:
+    """Hands committed events to subscribers in this process. A subscriber must be quick and must not raise."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Subscriber] = []
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Add a subscriber; call what comes back to remove it."""
+        self._subscribers.append(subscriber)
+        return lambda: self._subscribers.remove(subscriber)
+
+    def deliver(self, event: Event) -> None:
+        for subscriber in tuple(self._subscribers):
+            subscriber(event)

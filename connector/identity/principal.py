@@ -1,0 +1,13 @@
+"""Who a request comes from, once that is proven."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A participant of the data space (`id` is its DID) and how it proved itself: signature, token or anonymous."""
+
+    id: str
+    how: str = "signature"

@@ -1,0 +1,138 @@
+"""Self-issued ID tokens: short JWTs that a participant signs with its own key (Decentralized Claims 1.0, section 3).
+
+What `verify` checks, in this order; the numbers stand beside the code:
+1. size, shape, one of the allowed algorithms, a `kid` that belongs to a did:web;
+2. iss, sub, aud, jti, iat and exp are there; iss = sub = the kid's DID; aud is us;
+3. the time: not expired, not from the future, not longer than the longest life we accept;
+4. the signature, with a key that the issuer's document lists under capabilityInvocation;
+5. jti was not seen from this issuer before.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from base64 import urlsafe_b64decode
+from typing import Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, OKPKey
+
+from connector.errors import Busy, Unauthenticated
+from connector.identity.did import Resolver
+
+ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
+_TOKEN_MAX = 8 * 2**10
+_LIFE = 60.0
+_LIFE_MAX = 3600.0
+_LEEWAY = 30.0
+_SEEN_MAX = 200_000
+
+
+def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, Any] | None = None) -> str:
+    """A token that says who we are, for one receiver and one minute."""
+    header = {"alg": "ES256", "kid": f"{did}#{key.thumbprint()}", "typ": "JWT"}
+    body = {
+        "iss": did,
+        "sub": did,
+        "aud": audience,
+        "jti": uuid.uuid4().hex,
+        "iat": int(now),
+        "exp": int(now + _LIFE),
+        **(claims or {}),
+    }
+    return jwt.encode(header, body, key, algorithms=["ES256"])
+
+
+class Replays:
+    """Token ids seen in the last hour, per issuer. Full is a refusal, never a forgotten id."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], float] = {}
+        self._swept = 0.0
+
+    def first_time(self, issuer: str, jti: str, *, expires: float, now: float) -> bool:
+        if now - self._swept > 30 or len(self._seen) >= _SEEN_MAX:
+            self._seen = {key: until for key, until in self._seen.items() if until > now}
+            self._swept = now
+        if len(self._seen) >= _SEEN_MAX:
+            raise Busy("too many tokens at once; try again in a minute")
+        if (issuer, jti) in self._seen:
+            return False
+        self._seen[issuer, jti] = expires + _LEEWAY
+        return True
+
+
+async def verify(
+    token: str, *, audience: str, resolver: Resolver, replays: Replays, now: float | None = None
+) -> dict[str, Any]:
+    """The claims of a good token. Unauthenticated says what was expected and what came, never the token."""
+    at = time.time() if now is None else now
+    header, claims = _parts(token)  # 1
+    issuer = _issuer(header, claims, audience)  # 2
+    _check_time(claims, at)  # 3
+    jwk = await resolver.key(issuer, header["kid"], purpose="capabilityInvocation")
+    try:  # 4
+        jwt.decode(token, public_key(jwk), algorithms=list(ALGORITHMS))
+    except (JoseError, ValueError) as error:
+        raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
+    if not replays.first_time(issuer, claims["jti"], expires=float(claims["exp"]), now=at):  # 5
+        raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
+    return claims
+
+
+def public_key(jwk: dict[str, Any]) -> ECKey | OKPKey:
+    """The key object of a public JWK. Unauthenticated for anything but a public EC or OKP key."""
+    kind = jwk.get("kty")
+    if "d" not in jwk and kind == "EC":
+        return ECKey.import_key(jwk)
+    if "d" not in jwk and kind == "OKP":
+        return OKPKey.import_key(jwk)
+    raise Unauthenticated(f"expected a public EC or OKP key in the DID document, came kty {kind!r}")
+
+
+def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    pieces = token.split(".")
+    if len(token) > _TOKEN_MAX or len(pieces) != 3:
+        raise Unauthenticated("expected a signed JWT of at most 8 kB as bearer token")
+    try:
+        header, claims = (json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4))) for piece in pieces[:2])
+    except ValueError as error:
+        raise Unauthenticated("expected a signed JWT as bearer token, came something else") from error
+    if not isinstance(header, dict) or not isinstance(claims, dict):
+        raise Unauthenticated("expected a signed JWT as bearer token, came something else")
+    if header.get("alg") not in ALGORITHMS or not isinstance(header.get("kid"), str) or "crit" in header:
+        raise Unauthenticated(f"expected a token with alg {' or '.join(ALGORITHMS)}, a kid and no crit")
+    return header, claims
+
+
+def _issuer(header: dict[str, Any], claims: dict[str, Any], audience: str) -> str:
+    issuer, audiences = claims.get("iss"), claims.get("aud")
+    listed = audiences if isinstance(audiences, list) else [audiences]
+    if (
+        not isinstance(issuer, str)
+        or claims.get("sub") != issuer
+        or header["kid"].partition("#")[0] not in (issuer, "")
+    ):
+        raise Unauthenticated("expected a self-issued token: iss, sub and the kid's DID are the same")
+    if audience not in listed:
+        raise Unauthenticated(f"expected a token for {audience}, came one for somebody else")
+    if not isinstance(claims.get("jti"), str) or not 0 < len(claims["jti"]) <= 255:
+        raise Unauthenticated("expected a token with a jti of at most 255 characters")
+    return issuer
+
+
+def _check_time(claims: dict[str, Any], now: float) -> None:
+    issued, expires = _number(claims.get("iat")), _number(claims.get("exp"))
+    if not issued - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _LIFE_MAX:
+        raise Unauthenticated("the token is expired, from the future, or lives longer than an hour")
+    if isinstance(claims.get("nbf"), (int, float)) and now < claims["nbf"] - _LEEWAY:
+        raise Unauthenticated("the token is not valid yet")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Unauthenticated("expected a token with iat and exp in seconds")
+    return float(value)

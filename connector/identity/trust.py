@@ -1,0 +1,102 @@
+"""What we know of a participant: facts from the data space's member register, signed by its operator.
+
+The register is a compact JWS (ES256) over {"iss", "iat", "exp", "members": [{id, name, status, role, country, url}]}.
+It is fetched when first needed and again when older than `max_age`; past its own `exp`, or when it cannot be had or
+verified, membership is unknown, and unknown never permits. A signature is checked against the operator's DID document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from joserfc import jws
+from joserfc.errors import JoseError
+
+from connector.errors import HanseError, Unauthenticated
+from connector.identity.did import Resolver, address_of
+from connector.identity.sitoken import ALGORITHMS, public_key
+from connector.net import Net
+from connector.telemetry import logger
+
+_REGISTER_MAX = 4 * 2**20
+_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Members by id, as the operator signed them, and until when (UTC seconds)."""
+
+    members: Mapping[str, Mapping[str, Any]]
+    expires: float
+
+
+class Trust:
+    """The member register, as far as it can be believed now."""
+
+    def __init__(self, net: Net, resolver: Resolver, *, anchor: str, register_url: str, max_age: float) -> None:
+        self._net, self._resolver = net, resolver
+        self._anchor = anchor
+        self._url = register_url
+        self._max_age = max_age
+        self._register: Register | None = None
+        self._fetched = float("-inf")
+        self._tried = float("-inf")
+        self._lock = asyncio.Lock()
+        self._log = logger("trust")
+
+    async def member(self, participant: str) -> Mapping[str, Any] | None:
+        """The operator's entry for a participant; {} for somebody who is not a member; None where that is unknown."""
+        register = await self._current()
+        if register is None or register.expires <= time.time():
+            return None
+        return register.members.get(participant, {})
+
+    async def members(self) -> Mapping[str, Mapping[str, Any]]:
+        """Every member that the operator lists now; empty where that is unknown."""
+        register = await self._current()
+        return {} if register is None or register.expires <= time.time() else register.members
+
+    async def _current(self) -> Register | None:
+        if not self._anchor:
+            return None
+        if time.monotonic() - self._fetched > self._max_age:
+            async with self._lock:
+                now = time.monotonic()
+                if now - self._fetched > self._max_age and now - self._tried > _RETRY_SECONDS:
+                    self._tried = now
+                    await self._refresh()
+        return self._register
+
+    async def _refresh(self) -> None:
+        try:
+            url = self._url or _beside(address_of(self._anchor, insecure_http=self._net.guard.insecure_http))
+            reply = await self._net.call("GET", url, max_bytes=_REGISTER_MAX)
+            if reply.status != 200:
+                raise Unauthenticated(f"expected the member register at {url}, came status {reply.status}")
+            self._register = await self._verify(reply.body.decode("ascii", "replace"))
+            self._fetched = time.monotonic()
+        except HanseError as error:
+            self._log.warning("register_unavailable", reason=error.message)
+
+    async def _verify(self, text: str) -> Register:
+        try:
+            header = jws.extract_compact(text.encode()).headers()
+            jwk = await self._resolver.key(self._anchor, str(header.get("kid", "")), purpose="assertionMethod")
+            body = json.loads(jws.deserialize_compact(text, public_key(jwk), algorithms=list(ALGORITHMS)).payload)
+            if body["iss"] != self._anchor or body["exp"] <= time.time():
+                raise Unauthenticated("the member register is expired or somebody else's")
+            return Register({entry["id"]: entry for entry in body["members"]}, float(body["exp"]))
+        except (JoseError, ValueError, KeyError, TypeError) as error:
+            raise Unauthenticated(
+                f"the member register is not what its operator signs ({type(error).__name__})"
+            ) from error
+
+
+def _beside(did_document: str) -> str:
+    base = did_document.removesuffix("/did.json").removesuffix("/.well-known")
+    return f"{base}/members.jws"

@@ -1,0 +1,229 @@
+"""The one guarded client for calls to other people's servers. Knows no protocol.
+
+A call is refused before a byte leaves unless (1) the scheme is https, or http where the operator allowed it and the
+address is on the operator's list, (2) every address that the host resolves to is public or on that list, (3) the
+connection is made to exactly the address that was checked: resolving, checking and connecting are one step inside the
+pool's network backend, so a name that resolves differently a moment later (DNS rebinding) changes nothing. No
+redirects are followed, no proxy from the environment is used; time and body are limited; compression is not asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import httpcore2
+
+from connector.errors import AddressRefused, PeerNonsense, PeerUnreachable
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Ranges that Python 3.11's `is_global` calls public although nobody's server is there (measured: 9 of 27 probes).
+_NEVER = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.88.99.0/24", "224.0.0.0/4", "240.0.0.0/4", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16",
+                 "2001::/32", "fec0::/10", "ff00::/8", "100::/64")
+)  # fmt: skip
+_RESOLVED_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, whole: status, headers with lower-case names, body within the limit."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet; mapped IPv4 addresses are unwrapped first."""
+    plain: Address = getattr(address, "ipv4_mapped", None) or address
+    in_never = any(plain in network for network in _NEVER if network.version == plain.version)
+    return plain.is_global and not plain.is_multicast and not in_never
+
+
+class Guard:
+    """Which addresses may be called. `allow` holds CIDR networks, addresses or host names of the operator's choice."""
+
+    def __init__(self, *, allow: Sequence[str] = (), insecure_http: bool = False) -> None:
+        self._networks: list[Network] = []
+        self._hosts: set[str] = set()
+        self.insecure_http = insecure_http
+        for entry in allow:
+            try:
+                self._networks.append(ipaddress.ip_network(entry, strict=False))
+            except ValueError:
+                self._hosts.add(entry.lower())
+
+    def listed(self, host: str, address: Address) -> bool:
+        """Whether the operator named this host or a network that holds this address."""
+        plain: Address = getattr(address, "ipv4_mapped", None) or address
+        in_network = any(plain in network for network in self._networks if network.version == plain.version)
+        return in_network or host.lower() in self._hosts
+
+    async def pin(self, host: str, port: int, *, secure: bool) -> str:
+        """Resolve `host` once and check every address; the address to connect to, or AddressRefused."""
+        addresses = await _resolve(host, port)
+        for address in addresses:
+            self._check(host, address, secure=secure)
+        return str(addresses[0])
+
+    def _check(self, host: str, address: Address, *, secure: bool) -> None:
+        listed = self.listed(host, address)
+        if not listed and not is_public(address):
+            raise AddressRefused(
+                f"{host} is at the private address {address}, which is not called unless the operator lists it in "
+                "HANSE_ALLOW_PRIVATE"
+            )
+        if not secure and not (listed and self.insecure_http):
+            raise AddressRefused(
+                f"expected https for {host}; plain http is only for addresses in HANSE_ALLOW_PRIVATE with "
+                "HANSE_INSECURE_HTTP=true"
+            )
+
+
+async def _resolve(host: str, port: int) -> list[Address]:
+    try:
+        return [ipaddress.ip_address(host)]
+    except ValueError:
+        pass
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise PeerUnreachable(f"the host name {host} does not resolve; check the address") from error
+    addresses = [ipaddress.ip_address(entry[4][0]) for entry in found][:_RESOLVED_MAX]
+    if not addresses:
+        raise PeerUnreachable(f"the host name {host} does not resolve; check the address")
+    return addresses
+
+
+class _GuardedBackend(httpcore2.AsyncNetworkBackend):
+    """Connects only to an address that the guard has just checked."""
+
+    def __init__(self, guard: Guard, *, secure: bool) -> None:
+        self._guard = guard
+        self._secure = secure
+        self._plain = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  # the pool's interface
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        address = await self._guard.pin(host, port, secure=self._secure)
+        return await self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+_FAILED = (
+    httpcore2.NetworkError,
+    httpcore2.TimeoutException,
+    httpcore2.ProtocolError,
+    httpcore2.UnsupportedProtocol,
+)
+
+
+class Net:
+    """Calls to other people's servers, guarded. One per process; `close()` at the end."""
+
+    def __init__(self, guard: Guard, *, timeout: float, max_bytes: int, tls: ssl.SSLContext | None = None) -> None:
+        self.guard = guard
+        self.max_bytes = max_bytes
+        self._timeout = timeout
+        self._pools = {
+            scheme: httpcore2.AsyncConnectionPool(
+                ssl_context=tls or ssl.create_default_context(),
+                max_connections=100,
+                max_keepalive_connections=40,
+                keepalive_expiry=30.0,
+                network_backend=_GuardedBackend(guard, secure=scheme == "https"),
+            )
+            for scheme in ("https", "http")
+        }
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            await pool.aclose()
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        max_bytes: int | None = None,
+    ) -> Reply:
+        """One exchange, whole. PeerUnreachable for no answer in time, PeerNonsense for one over the limit."""
+        limit = self.max_bytes if max_bytes is None else max_bytes
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                self.stream(method, url, headers=headers, body=body) as answer,
+            ):
+                held = bytearray()
+                async for piece in answer.pieces():
+                    held += piece
+                    if len(held) > limit:
+                        raise PeerNonsense(f"the answer of {origin(url)} is larger than {limit} bytes; not read")
+                return Reply(answer.status, answer.headers, bytes(held))
+        except TimeoutError as error:
+            raise PeerUnreachable(f"no whole answer from {origin(url)} within {self._timeout:g} s") from error
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> AsyncIterator[Answer]:
+        """An exchange whose body the caller reads piece by piece; each piece has the time limit, not the whole."""
+        parts = urlsplit(url)
+        if parts.scheme not in self._pools or not parts.hostname or parts.username or parts.password:
+            raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
+        limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
+        all_headers = {"Host": parts.netloc, "Accept-Encoding": "identity", **(headers or {})}
+        try:
+            async with self._pools[parts.scheme].stream(
+                method, url, headers=list(all_headers.items()), content=body, extensions={"timeout": limits}
+            ) as response:
+                yield Answer(response)
+        except _FAILED as error:
+            raise PeerUnreachable(
+                f"{origin(url)} cannot be reached ({type(error).__name__}); check that it runs and the address is right"
+            ) from error
+
+
+class Answer:
+    """An answer whose body is still on the wire: `status`, `headers` (lower-case names), `pieces()`."""
+
+    def __init__(self, response: httpcore2.Response) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. The connection is dropped when the caller stops early."""
+        return self._response.aiter_stream()
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL, for messages: paths and queries may hold secrets."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")

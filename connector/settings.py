@@ -1,0 +1,156 @@
+"""Everything that an operator can set, each with a type, a default and a line of help.
+
+Read once by `Settings()` from arguments, environment (`HANSE_...`) and an optional env file; nothing else in the
+connector reads the environment, and nothing is read at import.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+def _words(value: object) -> object:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """One connector. `HANSE_` + the field's name in capitals sets a field."""
+
+    model_config = SettingsConfigDict(env_prefix="HANSE_", extra="ignore", frozen=True)
+
+    name: str = Field(
+        "connector",
+        pattern=r"^[a-z][a-z0-9-]{0,62}$",
+        description="Short name of the participant, as SQL writes it before a dataset.",
+    )
+    title: str = Field("", description="Name of the participant for people.")
+    data_dir: Path = Field(
+        Path("var/connector"), description="Directory for the embedded database, keys and prepared files."
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db; empty is SQLite in data_dir."
+    )
+    source_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Directories that datasets may be registered from, comma separated."
+    )
+
+    public_host: str = Field(
+        "127.0.0.1", description="Address that the public listener (protocol, data plane, did.json) binds to."
+    )
+    public_port: int = Field(8080, ge=0, le=65535, description="Port of the public listener.")
+    public_url: str = Field(
+        "",
+        description="URL under which others reach the public listener; empty is http://public_host:public_port.",
+    )
+    management_host: str = Field(
+        "127.0.0.1", description="Address that the management listener (API, console) binds to."
+    )
+    management_port: int = Field(8081, ge=0, le=65535, description="Port of the management listener.")
+
+    participant_id: str = Field("", description="The participant's DID; empty is did:web of public_url.")
+    trust_anchor: str = Field(
+        "",
+        description="DID of the data space's operator, whose member register is believed; empty: nobody is a member.",
+    )
+    trust_register: str = Field(
+        "", description="URL of the signed member register; empty is <trust anchor's address>/members.jws."
+    )
+    register_max_age: int = Field(
+        300, ge=1, description="Seconds that a member register may be old before membership is unknown."
+    )
+    static_tokens: dict[str, str] = Field(
+        default_factory=dict,
+        description="Bearer tokens of participants that cannot sign (JSON: token to participant id), for labs.",
+    )
+    anonymous_participant: str = Field(
+        "", description="Participant id for protocol calls without Authorization; for labs on loopback only."
+    )
+
+    allow_private: Words = Field(
+        (),
+        description="Private networks (CIDR), addresses or host names that may be called, comma separated.",
+    )
+    insecure_http: bool = Field(
+        False, description="Allow http:// to allowed private addresses; for loopback and labs only."
+    )
+    call_timeout: float = Field(10.0, gt=0, description="Seconds for one call to somebody else's server.")
+    call_max_bytes: int = Field(
+        8 * 2**20,
+        ge=2**10,
+        description="Largest answer that a call to somebody else's server may give, in bytes.",
+    )
+
+    body_max_bytes: int = Field(
+        2**20,
+        ge=2**10,
+        description="Largest request body that the public and management APIs accept, in bytes.",
+    )
+    dsp_send_delay: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds to wait before a protocol message is sent, for peers that cannot take it at once.",
+    )
+    dsp_retry_first: float = Field(
+        0.5, gt=0, description="Seconds before the first retry of a protocol message; doubles, with jitter."
+    )
+    dsp_retry_cap: float = Field(
+        300.0, gt=0, description="Longest pause between two retries of a protocol message, in seconds."
+    )
+    dsp_retry_deadline: float = Field(
+        72 * 3600.0,
+        gt=0,
+        description="Seconds after which an undeliverable protocol message ends its process.",
+    )
+
+    workers_max: int = Field(2, ge=1, le=64, description="Query worker processes at once.")
+    workers_warm: int = Field(1, ge=0, le=64, description="Query worker processes kept ready.")
+    worker_memory_mb: int = Field(512, ge=64, description="Memory limit of the engine in one worker, in MB.")
+    query_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Longest time that one query or stream may work without a batch leaving, in seconds.",
+    )
+    ticket_seconds: int = Field(900, ge=10, description="Lifetime of a data-plane ticket, in seconds.")
+    streams_max: int = Field(16, ge=1, description="Reads at once over all consumers.")
+
+    audit_round_ms: int = Field(
+        50,
+        ge=1,
+        description="Longest wait before pending audit records are sequenced and signed, in milliseconds.",
+    )
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
+    log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
+
+    @field_validator("allow_private", "source_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _words(value)
+
+    @model_validator(mode="after")
+    def _safe(self) -> Settings:
+        if self.anonymous_participant and self.public_host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                "HANSE_ANONYMOUS_PARTICIPANT is for labs on loopback: expected HANSE_PUBLIC_HOST=127.0.0.1, "
+                f"came {self.public_host}; unset one of the two"
+            )
+        return self
+
+    @property
+    def root_url(self) -> str:
+        """The public URL without a trailing slash."""
+        return (self.public_url or f"http://{self.public_host}:{self.public_port}").rstrip("/")
+
+    @property
+    def dsp_base(self) -> str:
+        return f"{self.root_url}/dsp/2025-1"
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in use."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'connector.db'}"

@@ -1,0 +1,82 @@
+"""Queries for agreements and their grants. Counters move in one conditional update, so nobody can overspend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import case, false, or_, select, update
+from sqlalchemy.orm import Session
+
+from connector.errors import NotFound
+from connector.store.tables import Agreement, Grant
+
+
+class Agreements:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, row: Agreement | Grant) -> None:
+        self._session.add(row)
+
+    def get(self, agreement_id: str, *, role: str) -> Agreement | None:
+        return self._session.get(Agreement, (agreement_id, role))
+
+    def of(self, agreement_id: str, *, role: str) -> Agreement:
+        if (found := self.get(agreement_id, role=role)) is None:
+            raise NotFound(f"no agreement {agreement_id!r} with this participant as {role}")
+        return found
+
+    def page(self, *, role: str = "", dataset_id: str = "", limit: int = 100) -> Sequence[Agreement]:
+        query = select(Agreement).order_by(Agreement.signed_at.desc(), Agreement.id).limit(limit)
+        if role:
+            query = query.where(Agreement.role == role)
+        if dataset_id:
+            query = query.where(Agreement.dataset_id == dataset_id)
+        return self._session.scalars(query).all()
+
+    def grant(self, agreement_id: str) -> Grant | None:
+        return self._session.get(Grant, agreement_id)
+
+    def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
+        """Count one more query, if the grant holds and has room. Whether it did."""
+        today = case((Grant.day == day, Grant.queries_today), else_=0)
+        room = [Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None)]
+        if most is not None:
+            room.append(Grant.queries < most)
+        if most_today is not None:
+            room.append(or_(Grant.day != day, Grant.queries_today < most_today) if most_today > 0 else false())
+        changed = self._session.execute(
+            update(Grant)
+            .where(*room)
+            .values(queries=Grant.queries + 1, queries_today=today + 1, day=day)
+            .returning(Grant.agreement_id),
+            execution_options={"synchronize_session": False},
+        )
+        return changed.first() is not None
+
+    def reserve(
+        self, agreement_id: str, *, rows: int, nbytes: int, most_rows: int | None, most_bytes: int | None
+    ) -> bool:
+        """Take rows and bytes from what is left, whole or not at all. Whether it was there."""
+        room = [Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None)]
+        if most_rows is not None:
+            room.append(Grant.rows + rows <= most_rows)
+        if most_bytes is not None:
+            room.append(Grant.bytes + nbytes <= most_bytes)
+        changed = self._session.execute(
+            update(Grant)
+            .where(*room)
+            .values(rows=Grant.rows + rows, bytes=Grant.bytes + nbytes)
+            .returning(Grant.agreement_id),
+            execution_options={"synchronize_session": False},
+        )
+        return changed.first() is not None
+
+    def give_back(self, agreement_id: str, *, rows: int, nbytes: int) -> None:
+        """Return what was reserved and not used."""
+        self._session.execute(
+            update(Grant)
+            .where(Grant.agreement_id == agreement_id)
+            .values(rows=Grant.rows - rows, bytes=Grant.bytes - nbytes),
+            execution_options={"synchronize_session": False},
+        )

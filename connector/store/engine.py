@@ -1,0 +1,189 @@
+"""Opening the database, and running transactions on it.
+
+SQLite: WAL with synchronous=FULL, and one writer thread. Units of work that arrive together share one commit, each in a
+savepoint of its own: one sync to disk pays for all of them. PostgreSQL: a few threads, one transaction per unit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
+
+from connector.errors import Busy
+from connector.events import Bus, Event
+from connector.store.transaction import Transaction
+
+T = TypeVar("T")
+Work = Callable[[Transaction], T]
+
+_GROUP_MAX = 256  # units of work in one SQLite commit
+_WAITING_MAX = 4096  # units of work that may wait; more is refused, not queued
+_RETRIES = 5
+
+
+class Store:
+    """One database. `bus` receives events after their commit, in the thread of the event loop that wrote."""
+
+    def __init__(self, url: str, *, bus: Bus | None = None, pool_size: int = 8) -> None:
+        self.bus = bus or Bus()
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self.engine = open_engine(url, pool_size=pool_size)
+        self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="store-read")
+        self._writer: _GroupWriter | _PooledWriter = (
+            _GroupWriter(self.engine) if self.is_sqlite else _PooledWriter(self.engine, pool_size)
+        )
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work(tx)` and commit; what it returns, once the commit is durable. An exception undoes everything."""
+        outcome: tuple[T, list[Event]] = await asyncio.wrap_future(self._writer.submit(work))
+        for happened in outcome[1]:
+            self.bus.deliver(happened)
+        return outcome[0]
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work(tx)` on a snapshot; nothing it does is kept."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    def _read(self, work: Work[T]) -> T:
+        with self.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
+            session.info["reading"] = True
+            return work(Transaction(session, now=time.time()))
+
+    def close(self) -> None:
+        """Finish what was submitted, then close every connection."""
+        self._writer.close()
+        self._readers.shutdown()
+        self.engine.dispose()
+
+
+def open_engine(url: str, *, pool_size: int) -> Engine:
+    """An engine for `url`, set up the way this connector needs it."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, pool_size=pool_size, connect_args={"timeout": 10.0, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves: the driver's own is too late for IMMEDIATE
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        mode = "IMMEDIATE" if connection.get_execution_options().get("writing") else "DEFERRED"
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def _run(connection: Connection, work: Work[T]) -> tuple[T, list[Event]]:
+    """One unit of work in a savepoint of an open transaction."""
+    with Session(connection, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
+        tx = Transaction(session, now=time.time())
+        result = work(tx)
+        session.commit()
+        return result, tx.published
+
+
+class _GroupWriter:
+    """The single writer of an SQLite file."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue(_WAITING_MAX)
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="store-write", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work[Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        if self._closed:
+            raise Busy("the connector is shutting down; try again in a moment")
+        try:
+            self._waiting.put_nowait((work, future))
+        except queue.Full:
+            raise Busy(f"more than {_WAITING_MAX} changes wait for the database; try again in a moment") from None
+        return future
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._waiting.put(None)
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group = [first]
+            stop = False
+            while len(group) < _GROUP_MAX and not self._waiting.empty():
+                more = self._waiting.get_nowait()
+                if more is None:
+                    stop = True
+                    break
+                group.append(more)
+            self._commit(group)
+            if stop:
+                return
+
+    def _commit(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
+        done: list[tuple[Future[Any], Any]] = []
+        try:
+            with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
+                for work, future in group:
+                    try:
+                        done.append((future, _run(connection, work)))
+                    except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
+                        future.set_exception(error)
+        except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
+            refusal = _unavailable(error)
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(refusal)
+            return
+        for future, outcome in done:
+            future.set_result(outcome)
+
+
+class _PooledWriter:
+    """Writers of a PostgreSQL database: a thread each, retried where the database says that two of them collided."""
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        self._engine = engine
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="store-write")
+
+    def submit(self, work: Work[Any]) -> Future[Any]:
+        return self._threads.submit(self._attempts, work)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def _attempts(self, work: Work[Any]) -> Any:
+        for attempt in range(_RETRIES):
+            try:
+                with self._engine.connect() as connection, connection.begin():
+                    return _run(connection, work)
+            except OperationalError as error:
+                collided = getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
+                if not collided:
+                    raise _unavailable(error) from error
+                time.sleep(0.01 * 2**attempt)
+        raise Busy("the database stayed contended; try again in a moment")
+
+
+def _unavailable(error: Exception) -> Exception:
+    if isinstance(error, DBAPIError):
+        return Busy("the database cannot be written now; try again in a moment", private=type(error.orig).__name__)
+    return error

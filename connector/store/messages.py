@@ -1,0 +1,79 @@
+"""Queries for the outbox, the inbox and webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import case, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from connector.store.tables import Inbox, Outbox, Webhook
+
+
+class Messages:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def send(self, row: Outbox) -> None:
+        """Put a message in the outbox; it leaves after the commit."""
+        self._session.add(row)
+
+    def claim(self, *, owner: str, now: float, lease: float, limit: int) -> Sequence[Outbox]:
+        """Lease messages that are due, the oldest of each process only, so that order holds. Nobody shares a lease."""
+        oldest = select(func.min(Outbox.id)).group_by(Outbox.process).scalar_subquery()
+        due = self._session.scalars(
+            select(Outbox)
+            .where(Outbox.id.in_(oldest), Outbox.due_at <= now, Outbox.lease_until <= now)
+            .order_by(Outbox.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        for row in due:
+            row.lease_until = now + lease
+            row.lease_owner = owner
+        return due
+
+    def leased(self, message_id: int, *, owner: str) -> Outbox | None:
+        """A message that is still leased to `owner`, for update."""
+        row = self._session.get(Outbox, message_id, with_for_update=True)
+        return row if row is not None and row.lease_owner == owner else None
+
+    def done(self, row: Outbox) -> None:
+        self._session.delete(row)
+
+    def drop(self, process: str) -> None:
+        """Forget everything that was still to be sent in a process."""
+        self._session.execute(delete(Outbox).where(Outbox.process == process))
+
+    def release(self, *, owner: str) -> None:
+        self._session.execute(update(Outbox).where(Outbox.lease_owner == owner).values(lease_until=0.0, lease_owner=""))
+
+    def next_due(self) -> float | None:
+        """The earliest time at which a message may be sent or a lease ends; None when nothing waits."""
+        later = case((Outbox.lease_until > Outbox.due_at, Outbox.lease_until), else_=Outbox.due_at)
+        found: float | None = self._session.scalar(select(func.min(later)))
+        return found
+
+    def waiting(self) -> int:
+        return self._session.scalar(select(func.count()).select_from(Outbox)) or 0
+
+    def seen(self, sender: str, message_id: str) -> Inbox | None:
+        return self._session.get(Inbox, (sender, message_id))
+
+    def remember(self, row: Inbox) -> None:
+        self._session.add(row)
+
+    def forget_older(self, than: float) -> None:
+        self._session.execute(delete(Inbox).where(Inbox.received_at < than))
+
+    def webhooks(self) -> Sequence[Webhook]:
+        return self._session.scalars(select(Webhook).order_by(Webhook.created_at)).all()
+
+    def webhook(self, webhook_id: str) -> Webhook | None:
+        return self._session.get(Webhook, webhook_id)
+
+    def add_webhook(self, row: Webhook) -> None:
+        self._session.add(row)
+
+    def remove_webhook(self, row: Webhook) -> None:
+        self._session.delete(row)

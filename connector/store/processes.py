@@ -1,0 +1,77 @@
+"""Queries for negotiations and transfers. Rows read `for update` are locked until the transaction ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from connector.errors import NotFound
+from connector.store.tables import Negotiation, Transfer
+
+Row = TypeVar("Row", Negotiation, Transfer)
+
+
+class _Processes(Generic[Row]):
+    _table: type[Row]
+    _noun = ""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, row: Row) -> None:
+        self._session.add(row)
+
+    def get(self, pid: str) -> Row | None:
+        """For update, by our own pid."""
+        return self._session.get(self._table, pid, with_for_update=True)
+
+    def of(self, pid: str, counterparty: str) -> Row:
+        """For update, by our own pid and the caller. Not there and not yours look alike: NotFound."""
+        row = self.get(pid)
+        if row is None or row.counterparty != counterparty:
+            raise NotFound(f"no {self._noun} {pid!r} between you and this participant")
+        return row
+
+    def by_peer(self, *, role: str, counterparty: str, peer_pid: str) -> Row | None:
+        """For update, by the counterparty's pid: recognises a repeated first request."""
+        table = self._table
+        return self._session.scalars(
+            select(table)
+            .where(table.role == role, table.counterparty == counterparty, table.peer_pid == peer_pid)
+            .with_for_update()
+        ).first()
+
+    def page(
+        self, *, role: str = "", state: str = "", counterparty: str = "", limit: int = 100, offset: int = 0
+    ) -> Sequence[Row]:
+        """Newest first."""
+        table = self._table
+        query = select(table)
+        for column, value in ((table.role, role), (table.state, state), (table.counterparty, counterparty)):
+            if value:
+                query = query.where(column == value)
+        return self._session.scalars(
+            query.order_by(table.created_at.desc(), table.id).limit(limit).offset(offset)
+        ).all()
+
+
+class Negotiations(_Processes[Negotiation]):
+    _table = Negotiation
+    _noun = "negotiation"
+
+
+class Transfers(_Processes[Transfer]):
+    _table = Transfer
+    _noun = "transfer"
+
+    def under(self, agreement_id: str, *, role: str) -> Sequence[Transfer]:
+        """For update, every transfer under one agreement."""
+        return self._session.scalars(
+            select(Transfer)
+            .where(Transfer.agreement_id == agreement_id, Transfer.role == role)
+            .order_by(Transfer.created_at.desc(), Transfer.id)
+            .with_for_update()
+        ).all()

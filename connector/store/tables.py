@@ -1,0 +1,262 @@
+"""All tables. The rows are the connector's entities; there is no second set of classes.
+
+Rows are detached after their transaction: they can be read anywhere, and changed only inside one.
+Times are UTC seconds since the epoch. JSON columns hold what came or will go over the wire, unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+
+
+class Table(DeclarativeBase):
+    type_annotation_map: ClassVar = {
+        Json: JSON,
+        list[Any]: JSON,
+        str: Text,
+        int: BigInteger,
+        float: Float,
+        bytes: LargeBinary,
+    }
+
+
+_Key = String(255)
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
+
+
+class ApiToken(Table):
+    """A bearer token of the management API; only its SHA-256 is kept."""
+
+    __tablename__ = "api_token"
+    name: Mapped[str] = mapped_column(_Key, primary_key=True)
+    digest: Mapped[str] = mapped_column(_Key, unique=True)
+    scopes: Mapped[list[Any]]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+
+
+class Dataset(Table):
+    """Something that can be offered. Invisible to others until an offer is attached."""
+
+    __tablename__ = "dataset"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)  # urn:hanse:<connector name>:<dataset name>
+    name: Mapped[str] = mapped_column(_Key, unique=True)
+    title: Mapped[str]
+    description: Mapped[str]
+    keywords: Mapped[list[Any]]
+    theme: Mapped[str]
+    license: Mapped[str]
+    version: Mapped[str] = mapped_column(_Key)  # the current version's digest
+    created_at: Mapped[float]
+
+
+class DatasetVersion(Table):
+    """One pinned state of a dataset: its files by digest, schema and statistics."""
+
+    __tablename__ = "dataset_version"
+    dataset_id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    digest: Mapped[str] = mapped_column(_Key, primary_key=True)
+    source: Mapped[Json]  # kind, options, files: [{path, size, mtime_ns, inode, device, sha256}]
+    schema: Mapped[list[Any]]  # [{name, type}]
+    profile: Mapped[Json]  # rows, bytes, columns: {name: statistics}; for the owner, not for the catalogue
+    created_at: Mapped[float]
+
+
+class Offer(Table):
+    """A policy attached to a dataset. `policy` is the ODRL offer; `form` the YAML it was written in."""
+
+    __tablename__ = "offer"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    dataset_id: Mapped[str] = mapped_column(_Key, index=True)
+    policy: Mapped[Json]
+    form: Mapped[str]
+    digest: Mapped[str] = mapped_column(_Key)
+    decide: Mapped[str] = mapped_column(String(16))  # auto | manual | rules
+    created_at: Mapped[float]
+    withdrawn_at: Mapped[float | None]
+
+
+class Negotiation(Table):
+    """A contract negotiation, as either side. `id` is our own pid; `peer_pid` the counterparty's, once known."""
+
+    __tablename__ = "negotiation"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))  # consumer | provider: ours
+    peer_pid: Mapped[str] = mapped_column(_Key, default="")
+    counterparty: Mapped[str] = mapped_column(_Key)
+    address: Mapped[str]  # base URL where the counterparty receives our messages
+    state: Mapped[str] = mapped_column(String(16))
+    dataset_id: Mapped[str] = mapped_column(_Key, default="")
+    offer_id: Mapped[str] = mapped_column(_Key, default="")
+    offer: Mapped[Json] = mapped_column(default=dict)  # the terms on the table, as last sent or received
+    decide: Mapped[str] = mapped_column(String(16), default="auto")
+    agreement_id: Mapped[str] = mapped_column(_Key, default="")
+    reason: Mapped[str] = mapped_column(default="")
+    correlation: Mapped[str] = mapped_column(_Key, default="")
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+
+    __table_args__ = (
+        UniqueConstraint("role", "counterparty", "peer_pid", "id"),
+        Index("negotiation_peer", "counterparty", "peer_pid"),
+        Index("negotiation_state", "state"),
+    )
+
+
+class Agreement(Table):
+    """What both sides signed. Immutable, except for its end."""
+
+    __tablename__ = "agreement"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    role: Mapped[str] = mapped_column(String(16), primary_key=True)  # ours; a connector may agree with itself
+    negotiation_id: Mapped[str] = mapped_column(_Key, index=True)
+    dataset_id: Mapped[str] = mapped_column(_Key, index=True)
+    offer_id: Mapped[str] = mapped_column(_Key, default="")
+    provider: Mapped[str] = mapped_column(_Key)
+    consumer: Mapped[str] = mapped_column(_Key)
+    address: Mapped[str]  # the counterparty's protocol base
+    policy: Mapped[Json]
+    digest: Mapped[str] = mapped_column(_Key)
+    signed_at: Mapped[float]
+    finalized: Mapped[bool] = mapped_column(Boolean, default=False)
+    ended_at: Mapped[float | None]
+    end_reason: Mapped[str] = mapped_column(default="")
+
+
+class Transfer(Table):
+    """A transfer process, as either side. `data_address` holds the ticket at the consumer, never at the provider."""
+
+    __tablename__ = "transfer"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    peer_pid: Mapped[str] = mapped_column(_Key, default="")
+    counterparty: Mapped[str] = mapped_column(_Key)
+    address: Mapped[str]
+    state: Mapped[str] = mapped_column(String(16))
+    agreement_id: Mapped[str] = mapped_column(_Key, index=True)
+    format: Mapped[str] = mapped_column(String(64))
+    purpose: Mapped[str] = mapped_column(default="")
+    data_address: Mapped[Json] = mapped_column(default=dict)
+    suspended_by: Mapped[str] = mapped_column(String(16), default="")
+    generation: Mapped[int] = mapped_column(default=0)  # raised at each start and stop: older tickets are void
+    reason: Mapped[str] = mapped_column(default="")
+    correlation: Mapped[str] = mapped_column(_Key, default="")
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+
+    __table_args__ = (Index("transfer_peer", "counterparty", "peer_pid"), Index("transfer_state", "state"))
+
+
+class Grant(Table):
+    """The mutable side of an agreement at its provider: used quantities, and whether it still holds."""
+
+    __tablename__ = "grant_state"
+    agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    revoked_at: Mapped[float | None]
+    reason: Mapped[str] = mapped_column(default="")
+    generation: Mapped[int] = mapped_column(default=0)
+    queries: Mapped[int] = mapped_column(default=0)
+    day: Mapped[int] = mapped_column(default=0)  # days since the epoch, UTC, that queries_today counts
+    queries_today: Mapped[int] = mapped_column(default=0)
+    rows: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(default=0)
+
+
+class Outbox(Table):
+    """A message to be delivered, at least once, in order of `id` within its process."""
+
+    __tablename__ = "outbox"
+    id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
+    process: Mapped[str] = mapped_column(_Key, index=True)  # our pid, or a webhook's id
+    kind: Mapped[str] = mapped_column(String(16))  # negotiation | transfer | webhook
+    address: Mapped[str]  # base URL
+    path: Mapped[str]
+    audience: Mapped[str] = mapped_column(_Key, default="")
+    message: Mapped[Json]
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[float] = mapped_column(index=True)
+    lease_until: Mapped[float] = mapped_column(default=0.0)
+    lease_owner: Mapped[str] = mapped_column(_Key, default="")
+    created_at: Mapped[float]
+
+
+class Inbox(Table):
+    """A message that was taken in, so that its repeat has no second effect."""
+
+    __tablename__ = "inbox"
+    sender: Mapped[str] = mapped_column(_Key, primary_key=True)
+    message_id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    digest: Mapped[str] = mapped_column(_Key)
+    received_at: Mapped[float] = mapped_column(index=True)
+
+
+class Webhook(Table):
+    """Where an operator wants state changes delivered; `secret` signs each delivery."""
+
+    __tablename__ = "webhook"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    url: Mapped[str]
+    secret: Mapped[str]
+    kinds: Mapped[list[Any]]
+    created_at: Mapped[float]
+
+
+class AuditPending(Table):
+    """Events of committed changes that the sequencer has not numbered yet."""
+
+    __tablename__ = "audit_pending"
+    id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
+    ts: Mapped[float]
+    body: Mapped[Json]
+
+
+class AuditEvent(Table):
+    """One record of the log. The tree holds only a salted commitment to `body` (canonical JSON text)."""
+
+    __tablename__ = "audit_event"
+    idx: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    ts: Mapped[float] = mapped_column(index=True)
+    kind: Mapped[str] = mapped_column(String(64), index=True)
+    actor: Mapped[str] = mapped_column(_Key)
+    agreement: Mapped[str] = mapped_column(_Key, default="")
+    dataset: Mapped[str] = mapped_column(_Key, default="")
+    outcome: Mapped[str] = mapped_column(String(16), default="ok")
+    body: Mapped[str]
+    salt: Mapped[bytes]
+
+    __table_args__ = (
+        Index("audit_actor", "actor", "ts"),
+        Index("audit_agreement", "agreement", "ts"),
+        Index("audit_dataset", "dataset", "ts"),
+    )
+
+
+class AuditTile(Table):
+    """256 hashes of the Merkle tree at a level (C2SP tlog-tiles); the last tile of a level may be partial."""
+
+    __tablename__ = "audit_tile"
+    level: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    n: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    data: Mapped[bytes]
+
+
+class AuditCheckpoint(Table):
+    """A signed tree head (C2SP tlog-checkpoint) for the first `size` records."""
+
+    __tablename__ = "audit_checkpoint"
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    note: Mapped[str]
+    created_at: Mapped[float]
+
+
+class SharedValue(Table):
+    """A small value that several processes of one connector share, e.g. a lease of the sequencer."""
+
+    __tablename__ = "shared_value"
+    key: Mapped[str] = mapped_column(_Key, primary_key=True)
+    value: Mapped[Json]

@@ -1,0 +1,33 @@
+"""Queries for management tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from connector.store.tables import ApiToken
+
+
+class Tokens:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, token: ApiToken) -> None:
+        self._session.add(token)
+
+    def by_digest(self, digest: str) -> ApiToken | None:
+        return self._session.scalars(select(ApiToken).where(ApiToken.digest == digest)).one_or_none()
+
+    def by_name(self, name: str) -> ApiToken | None:
+        return self._session.get(ApiToken, name)
+
+    def all(self) -> Sequence[ApiToken]:
+        return self._session.scalars(select(ApiToken).order_by(ApiToken.name)).all()
+
+    def count(self) -> int:
+        return self._session.scalar(select(func.count()).select_from(ApiToken)) or 0
+
+    def remove(self, token: ApiToken) -> None:
+        self._session.delete(token)

@@ -1,0 +1,58 @@
+"""One transaction, with the queries of every aggregate at hand, and the events it publishes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from sqlalchemy.orm import Session
+
+from connector.events import Event
+from connector.store.agreements import Agreements
+from connector.store.audit import AuditRows
+from connector.store.datasets import Datasets
+from connector.store.messages import Messages
+from connector.store.processes import Negotiations, Transfers
+from connector.store.tables import AuditPending
+from connector.store.tokens import Tokens
+
+
+class Transaction:
+    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch."""
+
+    def __init__(self, session: Session, *, now: float) -> None:
+        self.session = session
+        self.now = now
+        self.published: list[Event] = []
+
+    def publish(self, event: Event) -> None:
+        """Store the event with the change; it is delivered to subscribers after the commit."""
+        self.session.add(AuditPending(ts=self.now, body=event.body()))
+        self.published.append(event)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        return Tokens(self.session)
+
+    @cached_property
+    def datasets(self) -> Datasets:
+        return Datasets(self.session)
+
+    @cached_property
+    def negotiations(self) -> Negotiations:
+        return Negotiations(self.session)
+
+    @cached_property
+    def transfers(self) -> Transfers:
+        return Transfers(self.session)
+
+    @cached_property
+    def agreements(self) -> Agreements:
+        return Agreements(self.session)
+
+    @cached_property
+    def messages(self) -> Messages:
+        return Messages(self.session)
+
+    @cached_property
+    def audit(self) -> AuditRows:
+        return AuditRows(self.session)
