@@ -1,0 +1,644 @@
+"""Wire form to model and back: read every spelling, write one, and one digest per meaning.
+
+Reading is lenient about form (usage-policies, section 2, "Accept on input") and strict about meaning:
+a member that would change a rule and is not understood is refused, never skipped. Contexts are never
+fetched. Unknown terms are kept, to be refused later by name. Evaluates nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from policies import values, vocabulary
+from policies.errors import PolicyUnreadable
+from policies.model import (
+    HANSE,
+    ODRL,
+    XSD,
+    Atom,
+    Conflict,
+    Connective,
+    Constraint,
+    Duty,
+    Group,
+    Kind,
+    Literal,
+    Policy,
+    Rule,
+)
+from policies.vocabulary import ValueType, compact, expand
+
+Json: TypeAlias = dict[str, Any]
+
+MAX_DEPTH = 16
+MAX_NODES = 5_000
+MAX_VALUES = 10_000
+
+# Bare names that everybody means as ODRL's, though the protocol's context defines only a few of them.
+_BARE = frozenset(
+    [
+        "absoluteSize",
+        "count",
+        "dateTime",
+        "delayPeriod",
+        "deliveryChannel",
+        "elapsedTime",
+        "event",
+        "fileFormat",
+        "industry",
+        "language",
+        "media",
+        "meteredTime",
+        "payAmount",
+        "percentage",
+        "product",
+        "purpose",
+        "recipient",
+        "relativeSize",
+        "resolution",
+        "spatial",
+        "spatialCoordinates",
+        "system",
+        "systemDevice",
+        "timeInterval",
+        "unitOfCount",
+        "version",
+        "virtualLocation",
+    ]
+) | frozenset(
+    name.removeprefix(ODRL) for name in (*vocabulary.ACTIONS, *vocabulary.SAME_ACTION) if name.startswith(ODRL)
+)
+_POLICY_KEYS = frozenset(
+    [
+        "permission",
+        "prohibition",
+        "obligation",
+        "target",
+        "assigner",
+        "assignee",
+        "timestamp",
+        "profile",
+        "conflict",
+        "uid",
+    ]
+)
+_RULE_KEYS = frozenset(["action", "constraint", "duty", "target", "assigner", "assignee", "uid"])
+_CONSTRAINT_KEYS = frozenset(["leftOperand", "operator", "rightOperand", "and", "or", "xone", "andSequence", "uid"])
+_LOGIC = {
+    "and": Connective.AND,
+    "andSequence": Connective.AND,  # the context keeps no order, so neither do we
+    "or": Connective.OR,
+    "xone": Connective.XONE,
+}
+_ODRL_KEYS = (
+    _POLICY_KEYS
+    | _RULE_KEYS
+    | _CONSTRAINT_KEYS
+    | frozenset(
+        [
+            "refinement",
+            "remedy",
+            "consequence",
+            "inheritFrom",
+            "inheritRelation",
+            "inheritAllowed",
+            "unit",
+            "status",
+            "dataType",
+            "rightOperandReference",
+        ]
+    )
+)
+_TYPES = {kind.value: kind for kind in Kind}
+_OPERATORS = vocabulary.OPERATORS
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One reading: prefixes of an inline context, and how much has been read so far."""
+
+    prefixes: dict[str, str]
+    nodes: int = 0
+    values: int = 0
+
+    def step(self, path: str, depth: int) -> None:
+        self.nodes += 1
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            raise PolicyUnreadable(
+                f"expected at most {MAX_NODES} rules and constraints nested at most {MAX_DEPTH} deep; split the policy",
+                rule=path,
+            )
+
+    def name(self, term: str) -> str:
+        """The IRI of a written name; what has no known prefix and is no known bare name stays as it is."""
+        prefix, colon, local = term.partition(":")
+        if colon and not local.startswith("//") and prefix in self.prefixes:
+            return self.prefixes[prefix] + local
+        return ODRL + term if not colon and term in _BARE else expand(term)
+
+
+def read(obj: Mapping[str, Any] | Sequence[Any] | str | bytes, *, kind: Kind | None = None) -> Policy:
+    """The policy that `obj` (parsed JSON, expanded JSON-LD, or JSON text) means.
+
+    `kind` is assumed where the object carries no type, and demanded where it does. PolicyUnreadable
+    when the structure is no policy or holds a member whose meaning would be lost (usage-policies, section 2).
+    """
+    node = _document(obj)
+    reader = _Reader(_inline_prefixes(node.get("@context")))
+    members = _members(node, reader, "")
+    _refuse_lost(members, _POLICY_KEYS, "")
+    policy = Policy(
+        kind=_kind(node, reader, kind),
+        id=_text(members.get("uid"), "/@id"),
+        permissions=_rules(members.get("permission"), reader, "/permission"),
+        prohibitions=_rules(members.get("prohibition"), reader, "/prohibition"),
+        obligations=_duties(members.get("obligation"), reader, "/obligation"),
+        target=_text(members.get("target"), "/target"),
+        assigner=_text(members.get("assigner"), "/assigner"),
+        assignee=_text(members.get("assignee"), "/assignee"),
+        timestamp=_text(members.get("timestamp"), "/timestamp"),
+        conflict=_conflict(members.get("conflict"), reader),
+        profile=" ".join(sorted(reader.name(_text(one, "/profile")) for one in _list(members.get("profile")))),
+    )
+    return _settle_parties(policy, members, reader)
+
+
+def _document(obj: object) -> Mapping[str, Any]:
+    """The one policy node of a document."""
+    if isinstance(obj, str | bytes):
+        try:
+            obj = json.loads(obj)
+        except (ValueError, RecursionError) as problem:
+            raise PolicyUnreadable(f"expected a policy as JSON, got text that is no JSON: {problem}") from None
+    if isinstance(obj, Mapping) and "@graph" in obj:
+        obj = obj["@graph"]
+    if isinstance(obj, Sequence) and not isinstance(obj, str | bytes) and len(obj) == 1:
+        obj = obj[0]
+    if not isinstance(obj, Mapping):
+        raise PolicyUnreadable(f"expected one policy object, got {_shown(obj)}")
+    return obj
+
+
+def _inline_prefixes(context: object) -> dict[str, str]:
+    """Prefixes that an inline context defines; documents it refers to are never fetched."""
+    found: dict[str, str] = {}
+    for part in _list(context):
+        if isinstance(part, Mapping):
+            for key, value in part.items():
+                target = value.get("@id") if isinstance(value, Mapping) else value
+                if isinstance(target, str) and target.endswith(("/", "#", ":")):
+                    found[str(key)] = target
+    return found
+
+
+def _members(node: Mapping[str, Any], reader: _Reader, path: str) -> dict[str, Any]:
+    """ODRL members of a node by local name; annotations of other vocabularies are left out."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if not isinstance(key, str):
+            raise PolicyUnreadable(f"expected names as keys, got {_shown(key)}", rule=path or "/")
+        local = _local(key, reader)
+        if not local:
+            continue
+        if local in found:
+            raise PolicyUnreadable(f"{local} is given twice under different spellings; keep one", rule=path or "/")
+        found[local] = value
+    return found
+
+
+def _local(key: str, reader: _Reader) -> str:
+    if key in ("@id", "id"):
+        return "uid"
+    if key.startswith("@"):
+        return ""
+    if ":" not in key:
+        return key if key in _ODRL_KEYS else ""
+    name = reader.name(key)
+    if name == "https://w3id.org/dspace/2025/1/timestamp":
+        return "timestamp"
+    return name[len(ODRL) :] if name.startswith(ODRL) else ""
+
+
+def _refuse_lost(members: Mapping[str, Any], known: frozenset[str], path: str) -> None:
+    for member in members:
+        if member not in known and member not in ("type", "label", "comment"):
+            raise PolicyUnreadable(
+                f"{member} is not carried by the protocol and would be lost, so the rule would mean something "
+                f"else; expected only {', '.join(sorted(known))}. Express it as a constraint or leave it out",
+                rule=f"{path}/{member}",
+                code="member_not_carried",
+            )
+
+
+def _kind(node: Mapping[str, Any], reader: _Reader, wanted: Kind | None) -> Kind:
+    names = [reader.name(str(one)).removeprefix(ODRL) for one in _list(node.get("@type", node.get("type")))]
+    found = [_TYPES[name] for name in names if name in _TYPES]
+    if names == ["Policy"] and wanted is None:
+        found = [Kind.SET]  # ODRL IM 2.1: a policy without a subclass is a Set
+    if not names and wanted is not None:
+        return wanted
+    if len(found) != 1 and not (wanted and names == ["Policy"]):
+        raise PolicyUnreadable(
+            f"expected @type Offer, Agreement or Set, got {', '.join(names) or 'none'}; add the type", rule="/@type"
+        )
+    actual = found[0] if found else wanted
+    if actual is None or (wanted is not None and actual is not wanted):
+        raise PolicyUnreadable(f"expected @type {wanted}, got {actual}", rule="/@type")
+    return actual
+
+
+def _conflict(value: object, reader: _Reader) -> Conflict:
+    # The protocol's context has no term for it, so its absence says nothing: this project's default applies.
+    parts = _list(value)
+    if not parts:
+        return Conflict.PROHIBIT
+    name = reader.name(_text(value, "/conflict")).removeprefix(ODRL)
+    if name not in {strategy.value for strategy in Conflict}:
+        raise PolicyUnreadable(f"expected conflict perm, prohibit or invalid, got {name!r}", rule="/conflict")
+    return Conflict(name)
+
+
+def _settle_parties(policy: Policy, members: Mapping[str, Any], reader: _Reader) -> Policy:
+    """Rules may repeat the policy's target and parties, or name them in its stead; never contradict it."""
+    stated = {"target": policy.target, "assigner": policy.assigner, "assignee": policy.assignee}
+    for list_name in ("permission", "prohibition", "obligation"):
+        for index, node in enumerate(_list(members.get(list_name))):
+            own = _members(node, reader, f"/{list_name}/{index}")
+            for part in stated:
+                path = f"/{list_name}/{index}/{part}"
+                value = _text(own.get(part), path)
+                if value and stated[part] and value != stated[part]:
+                    raise PolicyUnreadable(
+                        f"expected the policy's own {part} {stated[part]!r} or none, got {value!r}; "
+                        "write one policy per target and party",
+                        rule=path,
+                    )
+                stated[part] = stated[part] or value
+    return Policy(
+        kind=policy.kind,
+        id=policy.id,
+        permissions=policy.permissions,
+        prohibitions=policy.prohibitions,
+        obligations=policy.obligations,
+        timestamp=policy.timestamp,
+        conflict=policy.conflict,
+        profile=policy.profile,
+        **stated,
+    )
+
+
+def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
+    found: list[Rule] = []
+    for index, node in enumerate(_nodes(value, path)):
+        here = f"{path}/{index}"
+        reader.step(here, 1)
+        members = _members(node, reader, here)
+        _refuse_lost(members, _RULE_KEYS, here)
+        constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
+        duties = _duties(members.get("duty"), reader, f"{here}/duty")
+        # ODRL IM 2.7.1: a rule with several actions stands for one rule each.
+        found.extend(Rule(action, constraints, duties) for action in _actions(members, reader, here))
+    return tuple(found)
+
+
+def _duties(value: object, reader: _Reader, path: str) -> tuple[Duty, ...]:
+    found: list[Duty] = []
+    for index, node in enumerate(_nodes(value, path)):
+        here = f"{path}/{index}"
+        reader.step(here, 1)
+        members = _members(node, reader, here)
+        _refuse_lost(members, _RULE_KEYS - {"duty"}, here)
+        constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
+        found.extend(Duty(action, constraints) for action in _actions(members, reader, here))
+    return tuple(found)
+
+
+def _actions(members: Mapping[str, Any], reader: _Reader, path: str) -> list[str]:
+    actions = [_action(one, reader, f"{path}/action") for one in _list(members.get("action"))]
+    if not actions:
+        raise PolicyUnreadable("expected an action such as use, got a rule without one", rule=f"{path}/action")
+    return actions
+
+
+def _action(value: object, reader: _Reader, path: str) -> str:
+    if isinstance(value, Mapping):
+        extra = set(value) - {"@id", "@type", "@value", "type", "rdf:value", "odrl:type"}
+        if extra:
+            raise PolicyUnreadable(
+                f"expected an action as a name, got an object with {', '.join(sorted(map(str, extra)))}; "
+                "the protocol carries no refinement, write a constraint instead",
+                rule=path,
+                code="member_not_carried",
+            )
+        for key in ("@id", "@value", "rdf:value", "odrl:type", "type"):
+            if key in value:
+                return reader.name(_text(value[key], path))
+    name = _text(value, path)
+    if not name:
+        raise PolicyUnreadable("expected an action as a name, got none", rule=path)
+    return reader.name(name)
+
+
+def _constraints(value: object, reader: _Reader, path: str, depth: int) -> tuple[Constraint, ...]:
+    return tuple(_constraint(node, reader, f"{path}/{index}", depth) for index, node in enumerate(_nodes(value, path)))
+
+
+def _constraint(node: Mapping[str, Any], reader: _Reader, path: str, depth: int) -> Constraint:
+    reader.step(path, depth)
+    members = _members(node, reader, path)
+    _refuse_lost(members, _CONSTRAINT_KEYS, path)
+    logic = [name for name in _LOGIC if name in members]
+    atomic = [name for name in ("leftOperand", "operator", "rightOperand") if name in members]
+    if len(logic) == 1 and not atomic:
+        inside = _constraints(members[logic[0]], reader, f"{path}/{logic[0]}", depth + 1)
+        if not inside:
+            raise PolicyUnreadable(f"expected at least one constraint under {logic[0]}", rule=path)
+        return Group(_LOGIC[logic[0]], inside)
+    if logic or len(atomic) != 3:
+        raise PolicyUnreadable(
+            "expected leftOperand, operator and rightOperand, or exactly one of and, or, xone, andSequence; "
+            f"got {', '.join((*logic, *atomic)) or 'neither'}",
+            rule=path,
+        )
+    return _atom(members, reader, path)
+
+
+def _atom(members: Mapping[str, Any], reader: _Reader, path: str) -> Atom:
+    left = reader.name(_text(members["leftOperand"], f"{path}/leftOperand"))
+    operator = reader.name(_text(members["operator"], f"{path}/operator")).removeprefix(ODRL)
+    operator = "lteq" if operator == "term-lteq" else operator  # a slip in the published schema
+    right, many = _right(members["rightOperand"], reader, f"{path}/rightOperand")
+    if not left or not operator:
+        raise PolicyUnreadable("expected a name for leftOperand and operator, got none", rule=path)
+    operand = vocabulary.operand(left)
+    if operand is not None and operand.type in (ValueType.IRI, ValueType.PLACE):
+        right = tuple(Literal(reader.name(one.text) if ":" in one.text else one.text) for one in right)
+    return Atom(left, operator, right, many)
+
+
+def _right(value: object, reader: _Reader, path: str) -> tuple[tuple[Literal, ...], bool]:
+    many = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    flat: list[Literal] = []
+    stack = list(reversed(_list(value)))
+    while stack:
+        one = stack.pop()
+        if isinstance(one, Mapping) and ("@list" in one or "@set" in one):
+            many = True
+            stack.extend(reversed(_list(one.get("@list", one.get("@set")))))
+            continue
+        flat.append(_literal(one, reader, path))
+        reader.values += 1
+        if reader.values > MAX_VALUES:
+            raise PolicyUnreadable(f"expected at most {MAX_VALUES} values in a policy; split the list", rule=path)
+    if not flat:
+        raise PolicyUnreadable("expected at least one value, got an empty list", rule=path)
+    return tuple(flat), many
+
+
+def _literal(value: object, reader: _Reader, path: str) -> Literal:
+    if isinstance(value, Mapping):
+        if "@id" in value:
+            return Literal(reader.name(_text(value, path)))
+        if "@value" not in value or isinstance(value["@value"], Mapping | list):
+            raise PolicyUnreadable(f"expected @value or @id, got {_shown(value)}", rule=path)
+        datatype = reader.name(_text(value.get("@type"), path))
+        inner = _literal(value["@value"], reader, path)
+        return Literal(inner.text, "" if datatype == XSD + "string" else datatype)
+    if isinstance(value, bool):
+        return Literal("true" if value else "false")
+    if isinstance(value, int):
+        return Literal(str(value))
+    if isinstance(value, float):
+        return Literal(_float(value, path))
+    if not isinstance(value, str) or len(value) > values.MAX_TEXT:
+        raise PolicyUnreadable(
+            f"expected a text of at most {values.MAX_TEXT} characters, got {_shown(value)}", rule=path
+        )
+    return Literal(value)
+
+
+def _float(value: float, path: str) -> str:
+    text = repr(value)
+    if "e" in text or "n" in text:  # exponents, inf, nan: not a decimal
+        raise PolicyUnreadable(f'expected a plain number, got {text}; write it as a text such as "0.5"', rule=path)
+    return text.removesuffix(".0")
+
+
+def _text(value: object, path: str) -> str:
+    """A name or text, whether plain, `{"@id"}`, `{"@value"}`, or a list of one."""
+    parts = _list(value)
+    if not parts:
+        return ""
+    if len(parts) > 1:
+        raise PolicyUnreadable(f"expected one value, got {len(parts)}", rule=path)
+    one = parts[0]
+    if isinstance(one, Mapping):
+        one = one.get("@id", one.get("@value", one.get("uid")))
+    if not isinstance(one, str) or len(one) > values.MAX_TEXT:
+        raise PolicyUnreadable(f"expected a text, got {_shown(one)}", rule=path)
+    return one
+
+
+def _nodes(value: object, path: str) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    stack = list(reversed(_list(value)))
+    while stack:
+        one = stack.pop()
+        if isinstance(one, Mapping) and ("@list" in one or "@set" in one):
+            stack.extend(reversed(_list(one.get("@list", one.get("@set")))))
+        elif isinstance(one, Mapping):
+            found.append(one)
+        else:
+            raise PolicyUnreadable(f"expected objects, got {_shown(one)}", rule=path)
+        if len(found) + len(stack) > MAX_NODES:
+            raise PolicyUnreadable(f"expected at most {MAX_NODES} rules and constraints; split it", rule=path)
+    return found
+
+
+def _list(value: object) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return list(value)
+    return [value]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False) -> Json:
+    """The one form that is emitted: valid against the protocol's schema, right under its context alone.
+
+    Catalog offers carry no target, message offers must; agreements carry target, parties and timestamp
+    (dataspace-protocol, section 5). PolicyUnreadable names the part that is missing.
+    """
+    _complete(policy, in_message=in_message)
+    wire: Json = {"@id": policy.id, "@type": policy.kind.value}
+    profiles = policy.profile.split()
+    if profiles:
+        wire["profile"] = profiles[0] if len(profiles) == 1 else profiles
+    for name in ("target", "assigner", "assignee", "timestamp"):
+        value = getattr(policy, name)
+        if value and not (in_catalog and policy.kind is Kind.OFFER):
+            wire[name] = value
+    if policy.prohibitions or policy.conflict is not Conflict.PROHIBIT:
+        wire["odrl:conflict"] = {"@id": f"odrl:{policy.conflict.value}"}
+    lists: tuple[tuple[str, Iterable[Rule | Duty]], ...] = (
+        ("permission", policy.permissions),
+        ("prohibition", policy.prohibitions),
+        ("obligation", policy.obligations),
+    )
+    for name, rules in lists:
+        written = [_write_rule(rule) for rule in rules]
+        if written:
+            wire[name] = written
+    return wire
+
+
+def _complete(policy: Policy, *, in_message: bool) -> None:
+    needed = {"@id": policy.id}
+    if policy.kind is Kind.AGREEMENT:
+        needed |= {
+            "target": policy.target,
+            "assigner": policy.assigner,
+            "assignee": policy.assignee,
+            "timestamp": policy.timestamp,
+        }
+    elif in_message:
+        needed["target"] = policy.target
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        raise PolicyUnreadable(f"expected {', '.join(missing)} in an {policy.kind}, got none; set it before sending")
+    if not policy.permissions and not policy.prohibitions:
+        raise PolicyUnreadable("expected at least one permission or prohibition; a policy without rules says nothing")
+
+
+def _write_rule(rule: Rule | Duty) -> Json:
+    wire: Json = {"action": _write_name(rule.action)}
+    if rule.constraints:
+        wire["constraint"] = [_write_constraint(constraint) for constraint in rule.constraints]
+    if isinstance(rule, Rule) and rule.duties:
+        wire["duty"] = [_write_rule(duty) for duty in rule.duties]
+    return wire
+
+
+def _write_constraint(constraint: Constraint) -> Json:
+    if isinstance(constraint, Group):
+        return {constraint.connective.value: [_write_constraint(member) for member in constraint.members]}
+    right = [_write_literal(literal) for literal in constraint.right]
+    return {
+        "leftOperand": _write_name(constraint.left),
+        "operator": constraint.operator,
+        "rightOperand": right if constraint.many or len(right) != 1 else right[0],
+    }
+
+
+def _write_name(iri: str) -> str:
+    """`use` bare, ODRL prefixed, everything else in full: the only spellings that the context expands."""
+    if iri == ODRL + "use":
+        return "use"
+    return "odrl:" + iri[len(ODRL) :] if iri.startswith(ODRL) else iri
+
+
+def _write_literal(literal: Literal) -> str | Json:
+    if not literal.datatype:
+        return literal.text
+    datatype = literal.datatype
+    return {"@value": literal.text, "@type": "xsd:" + datatype[len(XSD) :] if datatype.startswith(XSD) else datatype}
+
+
+# --- one digest per meaning ------------------------------------------------------------------------------
+
+
+def digest(policy: Policy) -> str:
+    """`sha256:...` over the rules alone: the same for every spelling and order of the same meaning.
+
+    Ids, parties, target, timestamp and our own profile's name are left out (usage-policies, section 5).
+    """
+    return "sha256:" + hashlib.sha256(json.dumps(_normal(policy)).encode()).hexdigest()
+
+
+def rules_equal(a: Policy, b: Policy) -> bool:
+    """Whether two policies mean the same: an agreement and the offer it came from, say."""
+    return bool(_normal(a) == _normal(b))
+
+
+def _normal(policy: Policy) -> list[Any]:
+    foreign = sorted(set(policy.profile.split()) - vocabulary.PROFILES)
+    # Without both kinds of rule no conflict is possible, and the strategy means nothing.
+    conflict = policy.conflict.value if policy.permissions and policy.prohibitions else ""
+    return [
+        "hanse-policy-1",
+        foreign,
+        conflict,
+        _unique(_normal_rule(rule) for rule in policy.permissions),
+        _unique(_normal_rule(rule) for rule in policy.prohibitions),
+        _unique(_normal_rule(rule) for rule in policy.obligations),
+    ]
+
+
+def _normal_rule(rule: Rule | Duty) -> list[Any]:
+    duties = _unique(_normal_rule(duty) for duty in rule.duties) if isinstance(rule, Rule) else []
+    action = vocabulary.SAME_ACTION.get(rule.action, rule.action)
+    return [action, _conjunction(rule.constraints), duties]
+
+
+def _conjunction(constraints: Iterable[Constraint]) -> list[Any]:
+    """Members of an `and`, nested ones lifted out."""
+    found: list[Any] = []
+    for one in map(_normal_constraint, constraints):
+        found.extend(one[1] if one[0] == "and" else [one])
+    return _unique(found)
+
+
+def _normal_constraint(constraint: Constraint) -> list[Any]:
+    if isinstance(constraint, Atom):
+        return _normal_atom(constraint)
+    if constraint.connective is Connective.AND:
+        members = _conjunction(constraint.members)
+        return members[0] if len(members) == 1 else ["and", members]
+    members = [_normal_constraint(member) for member in constraint.members]
+    if constraint.connective is Connective.OR:
+        members = _unique(inner for one in members for inner in (one[1] if one[0] == "or" else [one]))
+    else:
+        members = sorted(members, key=json.dumps)  # xone: saying it twice means something else
+    return members[0] if len(members) == 1 else [constraint.connective.value, members]
+
+
+def _normal_atom(atom: Atom) -> list[Any]:
+    operand = vocabulary.operand(atom.left)
+    return ["atom", atom.left, atom.operator, _unique(_normal_value(literal, operand) for literal in atom.right)]
+
+
+def _normal_value(literal: Literal, operand: vocabulary.Operand | None) -> str:
+    if operand is None:
+        return f"{literal.text}^^{literal.datatype}"
+    try:
+        return values.canonical(operand.type, literal.text, literal.datatype, operand.levels)
+    except ValueError:  # unreadable values are refused elsewhere; here they are only told apart
+        return f"{literal.text}^^{literal.datatype}"
+
+
+def _unique(items: Iterable[Any]) -> list[Any]:
+    """Sorted, each once."""
+    found = {json.dumps(item): item for item in items}
+    return [found[key] for key in sorted(found)]
+
+
+def uses_profile(policy: Policy) -> bool:
+    """Whether any word of this project's own profile occurs."""
+    return HANSE in json.dumps(_normal(policy))
+
+
+def short(policy: Policy) -> str:
+    """Id and digest in one line, for logs."""
+    return f"{policy.id or compact(policy.kind.value)} {digest(policy)[:19]}"

@@ -1,0 +1,137 @@
+"""What the words of a policy mean: `OPERANDS`, `ACTIONS`, and look-ups over both.
+
+One file per family; a plugin's words come in by the same door (`register`, `load_plugins`). Data only:
+nothing here evaluates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from policies.model import HANSE, ODRL
+from policies.vocabulary import actions, after_use, party, quantity, shape, time, training
+from policies.vocabulary.terms import (
+    ENFORCERS,
+    PREFIXES,
+    Action,
+    Counting,
+    Operand,
+    Phase,
+    Tier,
+    ValueType,
+    column_of,
+    column_term,
+    compact,
+    ds,
+    expand,
+    odrl,
+)
+
+__all__ = [
+    "ACTIONS",
+    "ENFORCERS",
+    "OPERANDS",
+    "OPERATORS",
+    "PREFIXES",
+    "PROFILES",
+    "Action",
+    "Counting",
+    "Operand",
+    "Phase",
+    "Tier",
+    "ValueType",
+    "action_includes",
+    "column_of",
+    "column_term",
+    "compact",
+    "ds",
+    "expand",
+    "load_plugins",
+    "odrl",
+    "operand",
+    "register",
+]
+
+OPERANDS: dict[str, Operand] = {}
+ACTIONS: dict[str, Action] = {}
+OPERATORS: frozenset[str] = frozenset(
+    ["eq", "neq", "lt", "lteq", "gt", "gteq", "isAnyOf", "isNoneOf", "isAllOf", "isPartOf", "hasPart", "isA"]
+)
+PROFILES: frozenset[str] = frozenset({HANSE, HANSE.rstrip("/"), ODRL, ODRL + "core"})
+
+_FAMILIES: dict[str, Operand] = {}
+_ABOVE: dict[str, frozenset[str]] = {}
+
+
+def operand(iri: str) -> Operand | None:
+    """The operand of that IRI (`ds:row/<column>` finds its family), or None when nobody registered it."""
+    found = OPERANDS.get(iri)
+    if found is not None:
+        return None if found.parameter else found
+    if not iri.startswith(HANSE):
+        return None
+    head, slash, column = iri[len(HANSE) :].partition("/")
+    return _FAMILIES.get(f"{HANSE}{head}/") if slash and column else None
+
+
+def action_includes(broad: str, narrow: str) -> bool:
+    """Whether a rule on `broad` covers `narrow` (IRIs): the same action, or one above it in the tree."""
+    return actions.SAME.get(broad, broad) in _above(narrow)
+
+
+def _above(action: str) -> frozenset[str]:
+    action = actions.SAME.get(action, action)
+    known = _ABOVE.get(action)
+    if known is None:
+        found, current = [action], ACTIONS.get(action)
+        while current is not None and current.parent and current.parent not in found:
+            found.append(current.parent)
+            current = ACTIONS.get(current.parent)
+        known = frozenset(found)
+        if action in ACTIONS:  # an unknown name must not fill the cache
+            _ABOVE[action] = known
+    return known
+
+
+def register(*, operands: Iterable[Operand] = (), new_actions: Iterable[Action] = ()) -> None:
+    """Add words to the vocabulary; a name that exists already is refused (ValueError).
+
+    A word that claims to be technical without naming what enforces it is refused when it is made.
+    """
+    for entry in operands:
+        if entry.name in OPERANDS:
+            raise ValueError(f"operand {compact(entry.name)} is registered already; choose another name")
+        OPERANDS[entry.name] = entry
+        if entry.parameter:
+            _FAMILIES[entry.name] = entry
+    for action in new_actions:
+        if action.name in ACTIONS:
+            raise ValueError(f"action {compact(action.name)} is registered already; choose another name")
+        ACTIONS[action.name] = action
+    _ABOVE.clear()
+
+
+def load_plugins(group: str = "hanse.policy_terms") -> list[str]:
+    """Register the words of installed plugins; returns their entry-point names.
+
+    Each entry point loads to a module or object with `OPERANDS` and, if it likes, `ACTIONS` (iterables).
+    Loading twice is harmless: a plugin whose words are all there already is passed over.
+    """
+    loaded: list[str] = []
+    for entry in sorted(entry_points(group=group), key=lambda point: point.name):
+        plugin = entry.load()
+        operands = tuple(getattr(plugin, "OPERANDS", ()))
+        new_actions = tuple(getattr(plugin, "ACTIONS", ()))
+        fresh = [word for word in operands if OPERANDS.get(word.name) is not word]
+        fresh_actions = [word for word in new_actions if ACTIONS.get(word.name) is not word]
+        register(operands=fresh, new_actions=fresh_actions)
+        loaded.append(entry.name)
+    return loaded
+
+
+for _family in (party, time, quantity, shape, training, after_use):
+    register(operands=_family.OPERANDS)
+for _table in (actions.ACTIONS, training.ACTIONS, after_use.ACTIONS):
+    register(new_actions=_table)
+SAME_ACTION = actions.SAME

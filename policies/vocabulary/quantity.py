@@ -1,0 +1,71 @@
+"""Words about how much: uses, rows, bytes, queries per day, parallel queries.
+
+Counted by the grant; a fact for a count states what went before, the execution being admitted is one more.
+"""
+
+from __future__ import annotations
+
+from policies.vocabulary.terms import LT, LTEQ, Counting, Operand, Phase, Tier, ValueType, ds, odrl
+
+AT_MOST = frozenset({LT, LTEQ})
+
+OPERANDS: tuple[Operand, ...] = (
+    Operand(
+        name=odrl("count"),
+        type=ValueType.INTEGER,
+        ops=AT_MOST,
+        phase=Phase.TRANSFER,
+        tier=Tier.TECHNICAL,
+        fact="odrl:count",
+        enforced_by="grant",
+        counting=Counting.BEFORE,
+        help="Uses under the agreement, this one included: lteq 10 allows ten.",
+        sentence="the number of uses is {op} {value}",
+    ),
+    Operand(
+        name=ds("rowQuota"),
+        type=ValueType.INTEGER,
+        ops=AT_MOST,
+        phase=Phase.BATCH,
+        tier=Tier.TECHNICAL,
+        fact="ds:rowQuota",
+        enforced_by="batch",
+        help="Rows that may leave under one agreement, counted before they are sent.",
+        sentence="the number of rows that leave the owner is {op} {value}",
+    ),
+    Operand(
+        name=ds("byteQuota"),
+        type=ValueType.INTEGER,
+        ops=AT_MOST,
+        phase=Phase.BATCH,
+        tier=Tier.TECHNICAL,
+        fact="ds:byteQuota",
+        enforced_by="batch",
+        help="Bytes that may leave under one agreement, counted before they are sent.",
+        sentence="the number of bytes that leave the owner is {op} {value}",
+    ),
+    Operand(
+        name=ds("queriesPerDay"),
+        type=ValueType.INTEGER,
+        ops=AT_MOST,
+        phase=Phase.QUERY,
+        tier=Tier.TECHNICAL,
+        fact="ds:queriesPerDay",
+        enforced_by="grant",
+        counting=Counting.BEFORE,
+        help="Queries in one day (UTC), this one included.",
+        sentence="the number of queries per day is {op} {value}",
+    ),
+    Operand(
+        name=ds("concurrency"),
+        type=ValueType.INTEGER,
+        ops=AT_MOST,
+        phase=Phase.QUERY,
+        tier=Tier.TECHNICAL,
+        fact="ds:concurrency",
+        enforced_by="grant",
+        counting=Counting.BEFORE,
+        help="Queries and streams open at the same time, this one included.",
+        sentence="the number of queries and streams open at once is {op} {value}",
+    ),
+)

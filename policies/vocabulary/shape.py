@@ -1,0 +1,158 @@
+"""Words about the answer: which rows and columns, how coarse, how large a group, joined with what.
+
+They are conditions about what leaves; the compiled contract makes them true inside every query
+(usage-policies, section 6), so evaluation carries them until an answer exists.
+"""
+
+from __future__ import annotations
+
+from policies.vocabulary.terms import (
+    ANY,
+    DUTY,
+    EQ,
+    EQUALITY,
+    GTEQ,
+    LTEQ,
+    NONE,
+    ORDER,
+    Operand,
+    Phase,
+    Tier,
+    ValueType,
+    ds,
+)
+
+
+def _shape(
+    name: str,
+    type_: ValueType,
+    ops: frozenset[str],
+    help_: str,
+    sentence: str,
+    *,
+    parameter: bool = False,
+    where: str = "rule",
+) -> Operand:
+    """Everything that the gate and the contract's view make true."""
+    return Operand(
+        name=ds(name),
+        type=type_,
+        ops=ops,
+        phase=Phase.QUERY,
+        tier=Tier.TECHNICAL,
+        fact=f"ds:{name}",
+        enforced_by="gate",
+        by_engine=True,
+        parameter=parameter,
+        where=frozenset({where}),
+        help=help_,
+        sentence=sentence,
+    )
+
+
+OPERANDS: tuple[Operand, ...] = (
+    _shape(
+        "row/",
+        ValueType.SCALAR,
+        EQUALITY | ORDER,
+        "Row filter: every row that is read has this value in the column after the slash.",
+        "every row has {column} {op} {value}",
+        parameter=True,
+    ),
+    _shape(
+        "columnAllow",
+        ValueType.TEXT,
+        frozenset({EQ, ANY}),
+        "The only columns that can be read.",
+        "only these columns can be read: {value}",
+    ),
+    _shape(
+        "columnDeny",
+        ValueType.TEXT,
+        frozenset({NONE}),
+        "Columns that cannot be read.",
+        "these columns cannot be read: {value}",
+    ),
+    _shape(
+        "resultKind",
+        ValueType.TEXT,
+        frozenset({EQ}),
+        "aggregate: only figures about groups leave; rows: single rows may leave.",
+        "the answer consists of {value}",
+    ),
+    _shape(
+        "minGroupSize",
+        ValueType.INTEGER,
+        frozenset({GTEQ, "gt"}),
+        "The smallest group that may appear in an aggregate answer; counts entities where ds:entityKey is given.",
+        "each group in an answer covers {op} {value} units",
+    ),
+    _shape(
+        "entityKey",
+        ValueType.TEXT,
+        frozenset({EQ}),
+        "The column that identifies a unit of privacy; it may be counted but not returned.",
+        "groups are counted by distinct {value}, which is itself never returned",
+    ),
+    _shape(
+        "dimension/",
+        ValueType.GRID,
+        frozenset({EQ}),
+        "A column that aggregate answers may group and filter by: exact, or a bin width.",
+        "answers may group by {column} ({value})",
+        parameter=True,
+    ),
+    _shape(
+        "measure/",
+        ValueType.RANGE,
+        frozenset({EQ}),
+        "A column that aggregate answers may sum and average, clamped to low..high, or free.",
+        "answers may sum and average {column} ({value})",
+        parameter=True,
+    ),
+    _shape(
+        "joinWith",
+        ValueType.IRI,
+        frozenset({EQ, ANY}),
+        "The only datasets it may be joined with.",
+        "it is joined only with {value}",
+    ),
+    _shape(
+        "template",
+        ValueType.TEXT,
+        frozenset({EQ, ANY}),
+        "The only queries that may run, as approved templates.",
+        "only these approved queries run: {value}",
+    ),
+    _shape(
+        "epsilonBudget",
+        ValueType.DECIMAL,
+        frozenset({LTEQ}),
+        "Differential privacy: the sum of epsilon over all answers under the agreement.",
+        "the privacy budget spent (epsilon) is {op} {value}",
+    ),
+    _shape(
+        "column",
+        ValueType.TEXT,
+        frozenset({EQ, ANY}),
+        "In a mask: the columns to mask.",
+        "the columns {value}",
+        where=DUTY,
+    ),
+    _shape(
+        "method",
+        ValueType.TEXT,
+        frozenset({EQ}),
+        "In a mask: null, hash, truncate, round or generalise.",
+        "by {value}",
+        where=DUTY,
+    ),
+    _shape(
+        "argument",
+        ValueType.TEXT,
+        frozenset({EQ}),
+        "In a mask: characters to keep (truncate), digits (round), or bin width (generalise).",
+        "with {value}",
+        where=DUTY,
+    ),
+)

@@ -1,0 +1,196 @@
+"""What one word of the vocabulary is: Phase, Tier, Operand, Action, and names in long and short form.
+
+Only shapes and name arithmetic live here; the words themselves stand in the family files. Must not
+know policies, facts or evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from urllib.parse import quote, unquote
+
+from policies.model import DPV, HANSE, ODRL, XSD
+
+
+class Phase(StrEnum):
+    """When something is decided (usage-policies, section 5), in order of time."""
+
+    CATALOGUE = "catalogue"
+    NEGOTIATION = "negotiation"
+    AGREEMENT = "agreement"
+    TRANSFER = "transfer"
+    QUERY = "query"
+    BATCH = "batch"
+    AFTER = "after"
+
+    @property
+    def order(self) -> int:
+        """Position in time, 0 for the catalogue."""
+        return PHASE_ORDER[self]
+
+
+PHASE_ORDER: dict[Phase, int] = {phase: index for index, phase in enumerate(Phase)}
+
+
+class Tier(StrEnum):
+    """What a rule rests on: the owner's engine, a verified claim, or the contract alone."""
+
+    TECHNICAL = "technical"
+    ATTESTED = "attested"
+    CONTRACTUAL = "contractual"
+
+
+class ValueType(StrEnum):
+    """How the right side (and the fact) of an operand is read; never guessed from its looks."""
+
+    TEXT = "text"
+    IRI = "iri"
+    DECIMAL = "decimal"
+    INTEGER = "integer"
+    INSTANT = "instant"
+    DURATION = "duration"
+    PLACE = "place"  # ISO 3166-1 alpha-2, or a region of the shipped hierarchy
+    LEVEL = "level"  # an ordered enumeration, lowest first in `Operand.levels`
+    SCALAR = "scalar"  # a column value: typed by the column, not by the policy
+    GRID = "grid"  # "exact" or a bin width
+    RANGE = "range"  # "low..high" or "free"
+
+
+class Counting(StrEnum):
+    """How an observed quantity relates to the execution being admitted."""
+
+    PLAIN = ""
+    BEFORE = "before"  # the fact counts what went before; this execution is one more
+    ELAPSED = "elapsed"  # the fact is the clock, measured from the agreement's timestamp
+    CLOCK = "clock"  # the fact is the clock itself
+
+
+EQ, NEQ, LT, LTEQ, GT, GTEQ = "eq", "neq", "lt", "lteq", "gt", "gteq"
+ANY, NONE, ALL, PART, HAS, ISA = "isAnyOf", "isNoneOf", "isAllOf", "isPartOf", "hasPart", "isA"
+EQUALITY = frozenset({EQ, NEQ, ANY, NONE})
+ORDER = frozenset({LT, LTEQ, GT, GTEQ})
+SETS = EQUALITY | {ALL}
+TREES = EQUALITY | {PART, HAS, ISA}
+
+RULE, DUTY = "rule", "duty"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """One left operand and all there is to know about it.
+
+    `fact` is the key under which its observed value is looked up; `enforced_by` names the part of the
+    system that makes it true (see `ENFORCERS`), empty when nobody does. `by_engine`: a condition about
+    the answer, which the compiled contract makes true. `parameter`: the operand is a family,
+    `name` + one column. `sentence` is how `explain` says it, with {op} and {value}.
+    """
+
+    name: str
+    type: ValueType
+    ops: frozenset[str]
+    phase: Phase
+    tier: Tier
+    help: str
+    sentence: str
+    fact: str = ""
+    enforced_by: str = ""
+    by_engine: bool = False
+    parameter: bool = False
+    personal: bool = False
+    counting: Counting = Counting.PLAIN
+    levels: tuple[str, ...] = ()
+    where: frozenset[str] = field(default_factory=lambda: frozenset({RULE}))
+
+    def __post_init__(self) -> None:
+        if self.tier is Tier.TECHNICAL and not self.enforced_by:
+            raise ValueError(
+                f"{compact(self.name)} claims to be technical but names nothing that enforces it; "
+                "set enforced_by, or declare it attested or contractual"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One action: its broader action (`parent`, empty for a root), and who makes a rule on it true."""
+
+    name: str
+    parent: str
+    help: str
+    phrase: str  # completes "may ..." / "must ..."
+    tier: Tier = Tier.CONTRACTUAL
+    enforced_by: str = ""
+    duty: bool = False  # may stand in a duty or an obligation
+    use: bool = True  # may stand in a permission or a prohibition
+    by_engine: bool = False  # a duty that the engine fulfils in every answer; it never blocks
+
+    def __post_init__(self) -> None:
+        if self.tier is Tier.TECHNICAL and not self.enforced_by:
+            raise ValueError(
+                f"{compact(self.name)} claims to be technical but names nothing that enforces it; "
+                "set enforced_by, or declare it contractual"
+            )
+
+
+# Which part of the system answers for a rule; the enforceability report prints the sentence.
+ENFORCERS: dict[str, str] = {
+    "identity": "the caller's verified credentials, checked at each renewal",
+    "request": "the declaration that comes with each request, bound into its token and logged",
+    "clock": "the owner's clock, at transfer start and before each batch",
+    "grant": "the grant's counters, moved before the data leaves",
+    "gate": "the query gate and the contract's view, inside every query",
+    "batch": "the gate before each batch",
+    "ledger": "the ledger of duties, with reminders and evidence",
+    "negotiation": "the negotiation, which refuses what it does not understand",
+}
+
+PREFIXES: dict[str, str] = {
+    "odrl": ODRL,
+    "ds": HANSE,
+    "dpv": DPV,
+    "xsd": XSD,
+    "dct": "http://purl.org/dc/terms/",
+    "dcat": "http://www.w3.org/ns/dcat#",
+    "dspace": "https://w3id.org/dspace/2025/1/",
+    "cc": "http://creativecommons.org/ns#",
+}
+
+
+def ds(local: str) -> str:
+    """The IRI of a term of this project's profile."""
+    return HANSE + local
+
+
+def odrl(local: str) -> str:
+    """The IRI of an ODRL term."""
+    return ODRL + local
+
+
+def compact(iri: str) -> str:
+    """`http://www.w3.org/ns/odrl/2/purpose` -> `odrl:purpose`; anything unknown stays as it is."""
+    for prefix, namespace in PREFIXES.items():
+        if iri.startswith(namespace) and len(iri) > len(namespace):
+            return f"{prefix}:{iri[len(namespace) :]}"
+    return iri
+
+
+def expand(term: str) -> str:
+    """`ds:query` -> its IRI; a name without a known prefix stays as it is."""
+    prefix, colon, local = term.partition(":")
+    if colon and not local.startswith("//") and prefix in PREFIXES:
+        return PREFIXES[prefix] + local
+    return term
+
+
+def column_term(family: str, column: str) -> str:
+    """The IRI of `ds:row/<column>` and its like; the column is percent-encoded to stay an IRI."""
+    return f"{HANSE}{family}/{quote(column, safe='')}"
+
+
+def column_of(iri: str) -> str:
+    """The column named by `ds:row/<column>`, `ds:dimension/<column>`, `ds:measure/<column>`; else empty."""
+    for family in ("row", "dimension", "measure"):
+        head = f"{HANSE}{family}/"
+        if iri.startswith(head):
+            return unquote(iri[len(head) :])
+    return ""
