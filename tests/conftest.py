@@ -1,0 +1,62 @@
+"""Fixtures for everybody. Store tests run on SQLite and on a real PostgreSQL; leaving one out is said loudly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from connector.store import Store
+from connector.store.migrate import upgrade
+from tests.support import postgres
+
+_HAS_POSTGRES = postgres.binaries() is not None
+DATABASES = ["sqlite", "postgresql"] if _HAS_POSTGRES else ["sqlite"]
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[postgres.Cluster]:
+    with postgres.cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'store.db'}"
+    else:
+        with request.getfixturevalue("postgres_cluster").database() as url:
+            yield url
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """A migrated store on each kind of database."""
+    upgrade(database_url)
+    opened = Store(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    """A migrated store on SQLite, for tests whose subject is not the store."""
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    upgrade(url)
+    opened = Store(url)
+    yield opened
+    opened.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _HAS_POSTGRES:
+        terminalreporter.section("PostgreSQL LEFT OUT", sep="=", red=True, bold=True)
+        terminalreporter.line("No PostgreSQL on this machine: every store test ran on SQLite only.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in [name for name in os.environ if name.startswith("HANSE_")]:
+        del os.environ[name]  # a developer's own settings must not decide how tests go

@@ -1,0 +1,156 @@
+"""The store on both databases: commits before it returns, undoes whole units, orders and leases the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from connector.errors import NotFound
+from connector.events import Event, ServiceStarted
+from connector.store import Store, Transaction
+from connector.store.migrate import upgrade
+from connector.store.tables import ApiToken, Grant, Outbox
+
+
+def token(name: str) -> ApiToken:
+    return ApiToken(name=name, digest=f"digest of {name}", scopes=["read"], created_at=0.0, expires_at=None)
+
+
+def message(process: str, due_at: float = 0.0) -> Outbox:
+    return Outbox(
+        process=process,
+        kind="negotiation",
+        address="https://peer",
+        path="/x",
+        message={},
+        due_at=due_at,
+        created_at=0.0,
+    )
+
+
+async def test_what_was_written_can_be_read(store: Store) -> None:
+    await store.write(lambda tx: tx.tokens.add(token("a")))
+    assert (await store.read(lambda tx: tx.tokens.by_name("a"))) is not None
+
+
+async def test_an_exception_undoes_the_whole_unit_and_its_events(store: Store) -> None:
+    heard: list[Event] = []
+    store.bus.subscribe(heard.append)
+
+    def fails(tx: Transaction) -> None:
+        tx.tokens.add(token("a"))
+        tx.publish(ServiceStarted(actor="test"))
+        raise NotFound("no")
+
+    with pytest.raises(NotFound):
+        await store.write(fails)
+    assert await store.read(lambda tx: tx.tokens.count()) == 0
+    assert await store.read(lambda tx: len(tx.audit.pending(10))) == 0
+    assert heard == []
+
+
+async def test_one_failing_unit_does_not_undo_its_neighbours(store: Store) -> None:
+    def unit(i: int) -> object:
+        def work(tx: Transaction) -> None:
+            tx.tokens.add(token(f"t{i}"))
+            if i % 3 == 0:
+                raise NotFound("every third fails")
+
+        return store.write(work)
+
+    results = await asyncio.gather(*(unit(i) for i in range(30)), return_exceptions=True)  # type: ignore[call-overload]  # coroutines
+    assert sum(isinstance(result, NotFound) for result in results) == 10
+    assert await store.read(lambda tx: tx.tokens.count()) == 20
+
+
+async def test_events_are_stored_with_the_change_and_delivered_after_it(store: Store) -> None:
+    heard: list[str] = []
+    store.bus.subscribe(lambda event: heard.append(event.kind))
+    await store.write(lambda tx: tx.publish(ServiceStarted(actor="test")))
+    assert heard == ["ServiceStarted"]
+    pending = await store.read(lambda tx: [row.body for row in tx.audit.pending(10)])
+    assert pending == [{"kind": "ServiceStarted", "actor": "test", "outcome": "ok"}]
+
+
+async def test_a_read_keeps_nothing(store: Store) -> None:
+    await store.read(lambda tx: tx.tokens.add(token("a")))
+    assert await store.read(lambda tx: tx.tokens.count()) == 0
+
+
+async def test_the_outbox_gives_each_process_its_oldest_message_and_shares_no_lease(store: Store) -> None:
+    def fill(tx: Transaction) -> None:
+        for process in ("p1", "p1", "p2", "p3"):
+            tx.messages.send(message(process))
+
+    await store.write(fill)
+
+    def claim(owner: str) -> object:
+        return store.write(
+            lambda tx: [row.process for row in tx.messages.claim(owner=owner, now=1.0, lease=30.0, limit=2)]
+        )
+
+    first = await claim("a")  # type: ignore[misc]  # a coroutine
+    second = await claim("b")  # type: ignore[misc]  # a coroutine
+    assert sorted([*first, *second]) == ["p1", "p2", "p3"]
+
+
+async def test_a_lease_that_ended_can_be_taken_by_somebody_else(store: Store) -> None:
+    await store.write(lambda tx: tx.messages.send(message("p")))
+    await store.write(lambda tx: tx.messages.claim(owner="dead", now=1.0, lease=5.0, limit=1))
+    assert await store.write(lambda tx: len(tx.messages.claim(owner="b", now=5.9, lease=5.0, limit=1))) == 0
+    assert await store.write(lambda tx: len(tx.messages.claim(owner="b", now=6.0, lease=5.0, limit=1))) == 1
+
+
+@pytest.mark.parametrize(("most", "admitted"), [(None, 40), (7, 7), (0, 0)])
+async def test_uses_are_never_overspent_by_concurrent_callers(store: Store, most: int | None, admitted: int) -> None:
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+    uses = (store.write(lambda tx: tx.agreements.count_use("g", day=1, most=most, most_today=None)) for _ in range(40))
+    assert sum(await asyncio.gather(*uses)) == admitted
+
+
+async def test_the_daily_limit_starts_anew_the_next_day(store: Store) -> None:
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+
+    async def use(day: int) -> bool:
+        return await store.write(lambda tx: tx.agreements.count_use("g", day=day, most=None, most_today=2))
+
+    assert [await use(day) for day in (1, 1, 1, 2, 2, 2)] == [True, True, False, True, True, False]
+
+
+async def test_rows_and_bytes_are_reserved_whole_or_not_at_all(store: Store) -> None:
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+
+    async def take(rows: int) -> bool:
+        return await store.write(
+            lambda tx: tx.agreements.reserve("g", rows=rows, nbytes=rows * 8, most_rows=100, most_bytes=None)
+        )
+
+    assert [await take(rows) for rows in (60, 60, 40, 1)] == [True, False, True, False]
+
+
+async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=1.0)))
+    assert not await store.write(lambda tx: tx.agreements.count_use("g", day=1, most=None, most_today=None))
+    assert not await store.write(
+        lambda tx: tx.agreements.reserve("g", rows=1, nbytes=1, most_rows=None, most_bytes=None)
+    )
+
+
+def test_migrating_twice_changes_nothing(database_url: str) -> None:
+    assert upgrade(database_url) == ("", "0001")
+    assert upgrade(database_url) == ("0001", "0001")
+
+
+def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from connector.store.engine import open_engine
+    from connector.store.tables import Table
+
+    upgrade(database_url)
+    engine = open_engine(database_url, pool_size=1)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    engine.dispose()

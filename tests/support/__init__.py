@@ -1,0 +1,1 @@
+"""Builders and real parts for tests: databases, Parquet files, a clock, two connectors joined in memory."""

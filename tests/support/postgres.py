@@ -1,0 +1,107 @@
+"""A real PostgreSQL for tests: a cluster of our own in a temporary directory, on a Unix socket, gone afterwards.
+
+`python -m tests.support.postgres` installs Debian's package where it is missing and that is possible.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+_INSTALL = ["apt-get", "install", "-y", "--no-install-recommends", "postgresql"]
+
+
+def binaries() -> Path | None:
+    """Where initdb and postgres are; None where there is no PostgreSQL."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path else None
+
+
+def ensure() -> bool:
+    """Install PostgreSQL with apt-get where it is missing and we may. Whether it is there now."""
+    if binaries() is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        print("installing PostgreSQL for the store tests ...", flush=True)
+        subprocess.run(["apt-get", "update"], env=env, timeout=300, **quiet)
+        subprocess.run(_INSTALL, env=env, timeout=600, **quiet)
+    return binaries() is not None
+
+
+def _as_server_user(directory: Path) -> list[str]:
+    """How to run the server's programs: it refuses root, so root becomes `postgres` or `nobody` for them."""
+    if os.geteuid() != 0:
+        return []
+    for name in ("postgres", "nobody"):
+        try:
+            account = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        os.chown(directory, account.pw_uid, account.pw_gid)
+        return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    raise RuntimeError("PostgreSQL needs a user other than root, and neither `postgres` nor `nobody` exists")
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Start a server; stop it and remove everything afterwards."""
+    bin_dir = binaries()
+    if bin_dir is None:
+        raise RuntimeError("no PostgreSQL here: install Debian's `postgresql`")
+    directory = Path(tempfile.mkdtemp(prefix="hanse-pg-"))
+    become = _as_server_user(directory)
+    data, sockets = directory / "data", directory
+    init = [*become, str(bin_dir / "initdb"), "-D", str(data), "-U", "hanse", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    subprocess.run(init, check=True, stdout=subprocess.DEVNULL, cwd="/")
+    options = f"-c listen_addresses='' -c fsync=off -c max_connections=200 -k {sockets}"
+    control = [*become, str(bin_dir / "pg_ctl"), "-D", str(data), "-l", str(directory / "log"), "-w", "-t", "60"]
+    subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/")
+    try:
+        yield Cluster(sockets)
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], check=False, stdout=subprocess.DEVNULL, cwd="/")
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Cluster:
+    def __init__(self, sockets: Path) -> None:
+        self._sockets = sockets
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """A new database; its SQLAlchemy URL. Dropped afterwards."""
+        name = f"t{uuid.uuid4().hex}"
+        self._admin(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        try:
+            yield self.url(name)
+        finally:
+            self._admin(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://hanse@/{database}?host={self._sockets}"
+
+    def _admin(self, statement: str) -> None:
+        with psycopg.connect(host=str(self._sockets), user="hanse", dbname="postgres", autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]  # names are ours, made above
+
+
+if __name__ == "__main__":
+    if not ensure():
+        print("=" * 78)
+        print("PostgreSQL IS LEFT OUT: it is not installed and could not be. The store tests run on SQLite only.")
+        print("Install Debian's package `postgresql` and run again for the whole suite.")
+        print("=" * 78)
+        sys.exit(3)
