@@ -1,0 +1,171 @@
+"""The app between the conformance kit and a connector. Outside the product: it steers one as an operator would.
+
+It starts a connector, registers what the kit asks for, makes the agreements that transfers need, answers the two calls
+by which the kit has the connector begin something, and plays the table of behaviours on the connector's events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+
+import httpx2
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from tests.tck.peer import Peer
+from tests.tck.product import Place, Product, free_port
+from tests.tck.script import Case, Player, Table
+
+HERE = Path(__file__).parent
+LIMITS = httpx2.Limits(max_connections=50)
+
+
+class Negotiate(BaseModel):
+    """What the kit posts to have a negotiation begun."""
+
+    providerId: str  # noqa: N815 - the kit's spelling
+    connectorAddress: str  # noqa: N815
+    offerId: str  # noqa: N815
+    datasetId: str  # noqa: N815
+
+
+class Transfer(BaseModel):
+    """What the kit posts to have a transfer begun."""
+
+    providerId: str  # noqa: N815
+    connectorAddress: str  # noqa: N815
+    agreementId: str  # noqa: N815
+    format: str
+
+
+@dataclass
+class Harness:
+    """Everything that a run needs; `serving` brings it up and takes it down."""
+
+    table: Table
+    product: Product
+    peer: Peer
+    address: str
+    token: str
+    agreements: dict[str, str] = field(default_factory=dict)  # case -> agreement id
+
+    def __post_init__(self) -> None:
+        self.player = Player(self._command, after=0.0)
+
+    def app(self) -> FastAPI:
+        """The two calls of the kit, and the counterparty for agreements."""
+        app = FastAPI(openapi_url=None)
+        app.add_api_route("/kit/negotiations", self._negotiate, methods=["POST"])
+        app.add_api_route("/kit/transfers", self._transfer, methods=["POST"])
+        app.include_router(self.peer.router, prefix="/peer")
+        return app
+
+    async def _negotiate(self, ask: Negotiate) -> dict[str, str]:
+        return await self._ask(ask.datasetId, ask.offerId, ask.connectorAddress)
+
+    async def _ask(self, dataset: str, offer: str, address: str) -> dict[str, str]:
+        body = {"dataset_id": dataset, "offer_id": offer, "policy": self.table.policy, **self._whom(address)}
+        return {"id": str((await self.product.post("/negotiations", body))["id"])}
+
+    async def _transfer(self, ask: Transfer) -> dict[str, str]:
+        body = {"agreement_id": ask.agreementId, "format": ask.format, **self._whom(ask.connectorAddress)}
+        return {"id": str((await self.product.post("/transfers", body))["id"])}
+
+    def _whom(self, address: str) -> dict[str, str]:
+        who = {"counter_party_id": self.table.participant, "counter_party_address": address}
+        return {**who, "decide": "manual"}
+
+    async def _command(self, kind: str, pid: str, command: str) -> None:
+        try:
+            await self.product.post(f"/{kind}s/{pid}/{command}", {})
+        except (RuntimeError, httpx2.TransportError) as error:
+            print(f"harness: {command} of {kind} {pid} failed: {error}", file=sys.stderr, flush=True)
+
+    async def follow(self) -> None:
+        """Play the table on every state change."""
+        async for change in self.product.changes():
+            print(f"harness: {change}", file=sys.stderr)
+            self.player.on(change)
+
+    async def seed(self) -> None:
+        """Register datasets and offers, make the agreements, and assign every script to its subject."""
+        ours, theirs = self.table.agreements["provider"], self.table.agreements["consumer"]
+        for case in (ours, *self.table.cases.values()):
+            if case.offer:
+                await self.product.dataset(case.dataset)
+                await self.product.offer(case.offer, case.dataset, self.table.policy)
+        for case in (ours, theirs, *self.table.cases.values()):
+            if case.dataset:
+                self.player.assign("negotiation", case.dataset, case.play)
+        for case in self.table.cases.values():
+            if case.agreement:
+                make = self._provided if case.agreement == "provider" else self._consumed
+                self.agreements[case.id] = await make(self.table.agreements[case.agreement])
+                self.player.assign("transfer", self.agreements[case.id], case.play)
+        self.player.after = self.table.after
+
+    async def _provided(self, terms: Case) -> str:
+        return await self.peer.consume(dataset=terms.dataset, offer=terms.offer, policy=self.table.policy)
+
+    async def _consumed(self, terms: Case) -> str:
+        begun = await self._ask(terms.dataset, terms.offer, f"{self.address}/peer")
+        return await self.peer.agreed(begun["id"])
+
+    def properties(self, kit_port: int) -> str:
+        """The kit's properties file for this run."""
+        place = self.product.place
+        known = {"base": place.base, "root": place.root, "participant": place.participant}
+        head = Template((HERE / "kit.properties").read_text()).substitute(
+            known, kit_port=kit_port, harness=self.address, token=self.token
+        )
+        return head + "\n".join(line for case in self.table.cases.values() for line in self._ids(case)) + "\n"
+
+    def _ids(self, case: Case) -> list[str]:
+        if case.agreement:
+            said = {"AGREEMENTID": self.agreements[case.id], "FORMAT": self.table.format}
+        else:
+            said = {"DATASETID": case.dataset, "OFFERID": case.offer}
+        return [f"{case.prefix}_{key}={value}" for key, value in said.items() if value]
+
+
+@asynccontextmanager
+async def serving(table: Table, directory: Path) -> AsyncIterator[Harness]:
+    """A harness with a running, seeded connector in `directory`."""
+    port, token = free_port(), secrets.token_urlsafe(24)
+    address = f"http://127.0.0.1:{port}"
+    place = Place(directory, free_port(), free_port())
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        httpx2.AsyncClient(timeout=30, limits=LIMITS, trust_env=False) as operator,
+        httpx2.AsyncClient(timeout=30, limits=LIMITS, trust_env=False, headers=headers) as counterparty,
+    ):
+        product = Product(place, {token: table.participant}, operator)
+        peer = Peer(
+            participant=table.participant,
+            connector=place.participant,
+            base=place.base,
+            address=f"{address}/peer",
+            http=counterparty,
+        )
+        harness = Harness(table, product, peer, address, token)
+        server = uvicorn.Server(uvicorn.Config(harness.app(), port=port, log_level="warning", lifespan="off"))
+        tasks = [asyncio.create_task(server.serve())]
+        try:
+            await product.start()
+            tasks.append(asyncio.create_task(harness.follow()))
+            await asyncio.sleep(0.3)  # the stream of events is joined before anything happens
+            await harness.seed()
+            yield harness
+        finally:
+            product.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

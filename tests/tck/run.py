@@ -1,0 +1,129 @@
+"""`make tck`: the official conformance kit against a real connector, from a clean clone.
+
+Exit codes: 0 all cases passed; 1 a case failed or too few passed; 2 the run itself broke; 75 the kit could not be had
+at all (the last line is then `TCK NOT RUN: artifacts not reachable`), so that a caller can tell it from a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.tck import harness, script
+from tests.tck.product import free_port
+
+HERE = Path(__file__).parent
+# Newest first. 1.0.0-RC6 has the same 67 cases as 1.0.1 (between them are moved packages and newer libraries), and is
+# on registries that do not carry 1.0.1.
+VERSIONS = ("1.0.1", "1.0.0-RC6")
+EXPECTED = 65  # of 67; the kit itself disables two
+NOT_REACHABLE = 75
+UNREACHABLE_WORDS = (
+    "Could not find artifact",
+    "Could not transfer",
+    "Could not resolve",
+    "was not found in",
+    "Unknown host",
+)
+PACKAGES = {"javac": "openjdk-17-jdk-headless", "mvn": "maven"}
+
+
+class NotReachable(Exception):
+    """The kit, or what runs it, cannot be had on this machine."""
+
+
+def tools() -> None:
+    """A JDK and Maven, from Debian's packages where they are missing."""
+    missing = [package for tool, package in PACKAGES.items() if shutil.which(tool) is None]
+    if not missing:
+        return
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        raise NotReachable(f"needs {' and '.join(missing)}: install them, or run as root on Debian")
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", *missing]):
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            raise NotReachable(f"{' '.join(command)} failed")
+
+
+def class_path(directory: Path) -> tuple[str, str]:
+    """The newest version of the kit that can be had, and its class path."""
+    for version in VERSIONS:
+        out = directory / "class.path"
+        command = ["mvn", "-B", "-q", "-U", "-f", str(HERE / "pom.xml"), f"-Dkit.version={version}"]
+        done = subprocess.run(
+            [*command, "dependency:build-classpath", f"-Dmdep.outputFile={out}"], capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            return version, out.read_text().strip()
+        text = done.stdout + done.stderr
+        if not any(words in text for words in UNREACHABLE_WORDS):
+            raise RuntimeError(f"Maven failed, and not for want of artifacts:\n{text}")
+        print(f"kit {version}: not reachable")
+    raise NotReachable(f"none of {', '.join(VERSIONS)} can be resolved")
+
+
+async def once(version: str, classes: str, directory: Path, part: str) -> int:
+    """One run of the kit; its exit code. Logs stay in `directory`."""
+    began = time.monotonic()
+    async with harness.serving(script.load(HERE / "cases.yaml"), directory) as running:
+        properties = directory / "kit.properties"
+        properties.write_text(running.properties(free_port()))
+        print(f"kit {version}; seeded in {time.monotonic() - began:.1f} s; logs in {directory}", flush=True)
+        least = "1" if part else str(EXPECTED)
+        kit = await asyncio.create_subprocess_exec(
+            *("java", "-cp", classes, str(HERE / "Runner.java"), str(properties), least, part),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        last = await _follow(kit, directory / "kit.log")
+        code = await kit.wait()
+    print(f"kit {version} took {time.monotonic() - began:.1f} s, exit code {code}")
+    print(last, flush=True)
+    return code
+
+
+async def _follow(kit: asyncio.subprocess.Process, log: Path) -> str:
+    """Print the kit's results as they come, keep all of its words in `log`; the line of counts."""
+    assert kit.stdout is not None
+    last = "0 passed, 1 failed, 0 skipped"  # where the kit dies before it has counted
+    with log.open("wb") as out:
+        async for line in kit.stdout:
+            out.write(line)
+            text = line.decode(errors="replace").rstrip()
+            if text.endswith("skipped") and " passed, " in text:
+                last = text
+            elif text.startswith(("PASS ", "FAIL ", "SKIP ")):
+                print(text, flush=True)
+    return last
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description="Run the Dataspace Protocol conformance kit.")
+    parser.add_argument("--times", type=int, default=1, help="how often, each with a new connector")
+    parser.add_argument("--only", default="", help="part of a case's name, e.g. CN:01-02")
+    parser.add_argument("--logs", type=Path, help="directory to keep logs in; a temporary one by default")
+    arguments = parser.parse_args()
+    directory = arguments.logs or Path(tempfile.mkdtemp(prefix="hanse-tck-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        tools()
+        version, classes = class_path(directory)
+    except NotReachable as reason:
+        print(f"{reason}\nTCK NOT RUN: artifacts not reachable", flush=True)
+        return NOT_REACHABLE
+    for number in range(arguments.times):
+        place = Path(tempfile.mkdtemp(prefix=f"run{number}-", dir=directory))
+        if code := asyncio.run(once(version, classes, place, arguments.only)):
+            return 1 if code in (1, 2) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
