@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import calendar
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -295,7 +296,7 @@ def _closure(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
 
 
 _ANCESTORS = _closure(_parents())
-_READERS = {
+_READERS: dict[ValueType, Callable[[str], Value]] = {
     ValueType.IRI: iri,
     ValueType.DECIMAL: decimal,
     ValueType.INTEGER: integer,
