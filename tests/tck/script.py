@@ -60,9 +60,10 @@ class Change:
 
 def load(path: Path) -> Table:
     """The table in `path`. A row that says something unknown is a TypeError."""
-    raw = yaml.safe_load(path.read_text())
-    rows = {part: {key: _case(key, row) for key, row in raw.pop(part).items()} for part in ("agreements", "cases")}
-    return Table(**raw, **rows)
+    raw: dict[str, Any] = yaml.safe_load(path.read_text())
+    for part in ("agreements", "cases"):
+        raw[part] = {key: _case(key, row) for key, row in raw[part].items()}
+    return Table(**raw)
 
 
 def _case(name: str, row: dict[str, Any]) -> Case:
