@@ -28,6 +28,10 @@ class _Processes(Generic[Row]):
         """For update, by our own pid."""
         return self._session.get(self._table, pid, with_for_update=True)
 
+    def peek(self, pid: str) -> Row | None:
+        """By our own pid, to be looked at only."""
+        return self._session.get(self._table, pid)
+
     def of(self, pid: str, counterparty: str) -> Row:
         """For update, by our own pid and the caller. Not there and not yours look alike: NotFound."""
         row = self.get(pid)

@@ -1,0 +1,74 @@
+"""Tickets of the data plane: short-lived, signed by the provider, bound to one agreement, party, transfer and purpose.
+
+A ticket is an ES256 JWT of the provider for itself. It says who may read under what; whether that still holds is
+asked of the grant at each request, so a ticket is never more than a pointer with an end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+
+from connector.errors import Unauthenticated
+
+_TYPE = "hanse-ticket+jwt"
+_TICKET_MAX = 4 * 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a bearer may do until `expires` (UTC seconds). An empty purpose is declared with each request."""
+
+    provider: str
+    consumer: str
+    agreement: str
+    transfer: str  # the provider's pid
+    generation: int
+    purpose: str
+    expires: float
+
+
+def issue(ticket: Ticket, key: ECKey, *, now: float) -> str:
+    """The ticket as a bearer token."""
+    claims = {
+        "iss": ticket.provider,
+        "aud": ticket.provider,
+        "sub": ticket.consumer,
+        "agr": ticket.agreement,
+        "trf": ticket.transfer,
+        "gen": ticket.generation,
+        "pur": ticket.purpose,
+        "iat": int(now),
+        "exp": int(ticket.expires),
+    }
+    return jwt.encode({"alg": "ES256", "typ": _TYPE}, claims, key, algorithms=["ES256"])
+
+
+def read(text: str, key: ECKey, *, provider: str, now: float) -> Ticket:
+    """The ticket in a bearer token, if we signed it and it has not ended. Unauthenticated otherwise."""
+    if len(text) > _TICKET_MAX:
+        raise Unauthenticated("expected a data-plane ticket of at most 4 kB")
+    try:
+        token = jwt.decode(text, key, algorithms=["ES256"])
+        claims = token.claims
+        ticket = Ticket(
+            provider=claims["iss"],
+            consumer=claims["sub"],
+            agreement=claims["agr"],
+            transfer=claims["trf"],
+            generation=int(claims["gen"]),
+            purpose=claims["pur"],
+            expires=float(claims["exp"]),
+        )
+    except (JoseError, KeyError, ValueError, TypeError) as error:
+        raise Unauthenticated(
+            "expected a ticket that this provider issued; start a transfer under your agreement to get one"
+        ) from error
+    if token.header.get("typ") != _TYPE or ticket.provider != provider or claims.get("aud") != provider:
+        raise Unauthenticated("expected a data-plane ticket of this provider, came another token")
+    if ticket.expires <= now:
+        raise Unauthenticated("the ticket has ended; ask for a new one", code="ticket_expired")
+    return ticket

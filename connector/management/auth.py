@@ -1,0 +1,160 @@
+"""Who may do what on the management API: bearer tokens with scopes, kept as SHA-256 only.
+
+The first start makes a token `admin` with every scope, prints it once and never again. A request is checked so:
+1. an Authorization header with a bearer token, or the console's session cookie, is there;
+2. its digest is a stored token's, which has not expired;
+3. the token has the scope that the route asks for (admin has all).
+Refusals are events, so that guessing shows in the log; the token itself never does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from connector.errors import AlreadyExists, BadInput, NotFound, ScopeMissing, Unauthenticated
+from connector.events import RequestRefused, TokenIssued, TokenRevoked
+from connector.store import Store, Transaction
+from connector.store.tables import ApiToken
+
+SCOPES = ("read", "owner", "consume", "audit", "admin")
+COOKIE = "hanse_session"
+_CACHE_SECONDS = 2.0
+_CACHE_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The holder of a good token."""
+
+    name: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        return "admin" in self.scopes or scope in self.scopes
+
+
+def digest_of(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Tokens:
+    """The tokens of one connector's management API."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, tuple[float, Caller, float | None]] = {}
+
+    async def first(self) -> str | None:
+        """Make the first token if there is none: its text, to be printed once."""
+        text = secrets.token_urlsafe(32)
+
+        def work(tx: Transaction) -> bool:
+            if tx.tokens.count():
+                return False
+            _add(tx, "admin", ["admin"], text, None, by="first start")
+            return True
+
+        return text if await self._store.write(work) else None
+
+    async def issue(self, name: str, scopes: list[str], *, by: str, days: float | None = None) -> str:
+        """A new token's text; it cannot be had again."""
+        unknown = sorted(set(scopes) - set(SCOPES))
+        if unknown or not scopes:
+            raise BadInput(f"expected scopes among {', '.join(SCOPES)}, came {', '.join(unknown) or 'none'}")
+        text = secrets.token_urlsafe(32)
+
+        def work(tx: Transaction) -> None:
+            if tx.tokens.by_name(name) is not None:
+                raise AlreadyExists(f"a token named {name!r} exists; revoke it first or take another name")
+            _add(tx, name, scopes, text, None if days is None else tx.now + days * 86_400, by=by)
+
+        await self._store.write(work)
+        return text
+
+    async def revoke(self, name: str, *, by: str) -> None:
+        """End a token at once. The last token with the scope admin cannot be revoked: nobody could come in again."""
+
+        def work(tx: Transaction) -> None:
+            row = tx.tokens.by_name(name)
+            if row is None:
+                raise NotFound(f"no token is named {name!r}")
+            admins = [other for other in tx.tokens.all() if "admin" in other.scopes]
+            if admins == [row]:
+                raise BadInput("this is the last token with the scope admin; issue another one first")
+            tx.tokens.remove(row)
+            tx.publish(TokenRevoked(actor=by, detail={"token": name}))
+
+        await self._store.write(work)
+        self._known.clear()
+
+    async def list(self) -> list[ApiToken]:
+        return list(await self._store.read(lambda tx: tx.tokens.all()))
+
+    async def caller(self, token: str) -> Caller:
+        """Who holds this token. Unauthenticated for unknown and expired ones."""
+        digest, now = digest_of(token), time.time()
+        checked, caller, expires = self._known.get(digest, (0.0, None, None))
+        if caller is None or now - checked > _CACHE_SECONDS:
+            row = await self._store.read(lambda tx: tx.tokens.by_digest(digest))
+            if row is None:
+                raise Unauthenticated("this token is not known here; use one that this connector issued")
+            caller, expires = Caller(row.name, frozenset(row.scopes)), row.expires_at
+            if len(self._known) >= _CACHE_MAX:
+                self._known.clear()
+            self._known[digest] = (now, caller, expires)
+        if expires is not None and expires <= now:
+            raise Unauthenticated("this token has expired; ask an administrator for a new one")
+        return caller
+
+    def require(self, scope: str) -> Callable[[Request], Awaitable[Caller]]:
+        """A dependency that lets through callers with `scope` only."""
+
+        async def check(request: Request) -> Caller:
+            try:
+                caller = await self.caller(_presented(request))
+                if not caller.may(scope):
+                    raise ScopeMissing(f"expected a token with the scope {scope!r}, this one has {_listed(caller)}")
+            except (Unauthenticated, ScopeMissing) as error:
+                await self._record(request, error)
+                raise
+            return caller
+
+        return check
+
+    async def _record(self, request: Request, error: Unauthenticated | ScopeMissing) -> None:
+        refused = RequestRefused(
+            actor="unknown",
+            outcome="refused",
+            code=error.code,
+            reason=error.message,
+            detail={"method": request.method, "route": request.scope.get("path", "")[:200]},
+        )
+        await self._store.write(lambda tx: tx.publish(refused))
+
+
+def _add(tx: Transaction, name: str, scopes: list[str], text: str, expires_at: float | None, *, by: str) -> None:
+    row = ApiToken(name=name, digest=digest_of(text), scopes=scopes, created_at=tx.now, expires_at=expires_at)
+    tx.tokens.add(row)
+    tx.publish(TokenIssued(actor=by, detail={"token": name, "scopes": scopes}))
+
+
+def _presented(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    if cookie := request.cookies.get(COOKIE):
+        # A cookie travels by itself, so another site's form could send it: only our own pages may change anything.
+        same = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+        if request.method in ("GET", "HEAD") or same:
+            return cookie
+    raise Unauthenticated("expected `Authorization: Bearer <token>`; the first start printed a token, once")
+
+
+def _listed(caller: Caller) -> str:
+    return ", ".join(sorted(caller.scopes)) or "none"

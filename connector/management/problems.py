@@ -1,0 +1,65 @@
+"""The error tree as RFC 9457 problem objects: one handler for the management API and the data plane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from connector.errors import BadInput, HanseError, NotFound
+from connector.telemetry import logger
+from policies.errors import PolicyError
+
+_MEDIA = "application/problem+json"
+_log = logger("http")
+
+
+def problem_response(error: HanseError) -> JSONResponse:
+    """An error as its answer. What is private stays in our own log."""
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status in (429, 503):
+        headers["retry-after"] = "1"
+    if error.status >= 500:
+        _log.error("failed", code=error.code, reason=error.message, why=error.private)
+    return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Turn every error that a route lets through into a problem object."""
+
+    @app.exception_handler(HanseError)
+    async def ours(_: Request, error: HanseError) -> JSONResponse:
+        return problem_response(error)
+
+    @app.exception_handler(PolicyError)
+    async def of_policy(_: Request, error: PolicyError) -> JSONResponse:
+        return problem_response(BadInput(str(error), code=error.code, rule=error.rule))
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(BadInput(_in_words(error.errors()), fields=_fields(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            return problem_response(NotFound(f"there is nothing at {request.scope['path'][:200]}; see /docs"))
+        body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code, "code": "http"}
+        return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        _log.exception("unforeseen", exc_info=error)
+        return problem_response(HanseError("the connector failed; its log says why"))
+
+
+def _in_words(errors: Any) -> str:
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _fields(errors: Any) -> list[dict[str, str]]:
+    return [{"field": ".".join(map(str, entry["loc"])), "problem": entry["msg"]} for entry in errors[:20]]

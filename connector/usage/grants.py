@@ -1,0 +1,342 @@
+"""Grants: whether an agreement still lets this party read this dataset now, and how much is left.
+
+The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
+running reads. `open` answers for one read, in this order; the numbers stand beside the code:
+1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
+2. the agreement compiles to a contract for the asked action and purpose, with nothing undecided;
+3. the time is inside the contract's;
+4. fewer reads are running than the contract allows;
+5. the party's facts are gathered anew and still make the permission active;
+6. one use is counted, and a first chunk of the row and byte quota is reserved, in conditional updates.
+Revocation reaches running reads through the bus at once, and through a poll where another process revoked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from connector.errors import Limited, NotFound, Refused
+from connector.events import AgreementRevoked, Event, TransferAdvanced
+from connector.store import Store, Transaction
+from connector.store.tables import Agreement, Dataset, DatasetVersion
+from connector.usage.facts import counted, requested
+from policies.contract import Column, DataContract, TableSchema
+from policies.gate import UNLIMITED, Lease
+
+if TYPE_CHECKING:
+    from policies.evaluate import Facts
+    from policies.model import Policy
+
+_CHUNK_ROWS = 1_000_000
+_CHUNK_BYTES = 256 * 2**20
+_POLL_SECONDS = 0.5
+_CACHED_MAX = 512
+_DAY = 86_400
+
+FactsOf = Callable[[str], Awaitable["Facts"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An agreement as the provider holds it: the rows, the policy, and one contract per permission."""
+
+    agreement: Agreement
+    dataset: Dataset
+    version: DatasetVersion
+    policy: Policy
+    contracts: tuple[DataContract, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Grant:
+    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it."""
+
+    held: Held
+    contract: DataContract
+    consumer: str
+    transfer_id: str
+    purpose: str
+    lease: Lease
+    reserved_rows: int = 0
+    reserved_bytes: int = 0
+    stop_reason: str = ""
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def agreement_id(self) -> str:
+        return self.held.agreement.id
+
+    def stop(self, reason: str) -> None:
+        """End the read at its next batch, and wake whoever waits for the batch."""
+        self.stop_reason = self.stop_reason or reason
+        self.lease.revoked = True
+        self.stopped.set()
+
+
+class Grants:
+    """The grants of one provider. `facts_of` gathers what is known of a party now."""
+
+    def __init__(self, store: Store, *, facts_of: FactsOf) -> None:
+        self._store = store
+        self._facts_of = facts_of
+        self._live: dict[str, list[Grant]] = {}
+        self._cached: OrderedDict[tuple[str, str], Held] = OrderedDict()
+        self._poll: asyncio.Task[None] | None = None
+        store.bus.subscribe(self._heard)
+
+    async def hold(self, agreement_id: str, *, consumer: str) -> Held:
+        """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
+        agreement, dataset, version, reason = await self._store.read(lambda tx: _rows(tx, agreement_id, consumer))
+        if reason:
+            raise Refused(f"the agreement has ended: {reason}; negotiate a new one", code="agreement_ended")
+        return self._compiled(agreement, dataset, version)
+
+    async def open(
+        self,
+        agreement_id: str,
+        *,
+        consumer: str,
+        transfer_id: str,
+        generation: int,
+        action: str,
+        purpose: str,
+        longest: float,
+    ) -> Grant:
+        """Admit one read of at most `longest` seconds, or raise Refused, Limited or NotFound with the reason."""
+        held = await self.hold(agreement_id, consumer=consumer)  # 1
+        await self._store.read(lambda tx: _check_transfer(tx, transfer_id, agreement_id, generation))
+        contract = choose(held.contracts, action=action, purpose=purpose)  # 2
+        now = time.time()
+        check_time(contract, now)  # 3
+        self._check_concurrency(held, contract)  # 4
+        await self._check_party(held, contract, consumer, action=action, purpose=purpose, now=now)  # 5
+        ends = min(longest, (contract.not_after or float("inf")) - now)
+        grant = Grant(held, contract, consumer, transfer_id, purpose, Lease(deadline=time.monotonic() + ends))
+        self._live.setdefault(agreement_id, []).append(grant)
+        try:
+            await self._store.write(lambda tx: _admit(tx, grant, now))  # 6
+        except BaseException:
+            self._forget(grant)
+            raise
+        self._watch()
+        return grant
+
+    async def refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
+        """Reserve another chunk, at least `rows` and `nbytes` for the batch that waits. Whether there was room."""
+        return await self._store.write(lambda tx: _reserve(tx, grant, rows=rows, nbytes=nbytes))
+
+    async def close(self, grant: Grant) -> None:
+        """Settle a read: what was reserved and did not leave goes back."""
+        self._forget(grant)
+        left_rows = grant.lease.rows if grant.reserved_rows else 0
+        left_bytes = grant.lease.bytes if grant.reserved_bytes else 0
+        if left_rows or left_bytes:
+            await self._store.write(
+                lambda tx: tx.agreements.give_back(grant.agreement_id, rows=left_rows, nbytes=left_bytes)
+            )
+
+    def stop(self, *, agreement_id: str = "", transfer_id: str = "", reason: str) -> None:
+        """Stop running reads of an agreement, or of one transfer only."""
+        for grants in tuple(self._live.values()):
+            for grant in tuple(grants):
+                if grant.agreement_id == agreement_id or (transfer_id and grant.transfer_id == transfer_id):
+                    grant.stop(reason)
+
+    def running(self, agreement_id: str) -> int:
+        return len(self._live.get(agreement_id, ()))
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, AgreementRevoked):
+            self.stop(agreement_id=event.agreement, reason=event.reason or "the owner revoked the agreement")
+        elif isinstance(event, TransferAdvanced) and event.detail.get("state") not in ("REQUESTED", "STARTED"):
+            self.stop(transfer_id=event.process, reason=f"the transfer is {event.detail.get('state', '').lower()}")
+
+    def _watch(self) -> None:
+        if self._poll is None or self._poll.done():
+            self._poll = asyncio.get_running_loop().create_task(self._poll_revoked())
+
+    async def _poll_revoked(self) -> None:
+        """While reads run, ask the database what other processes have ended."""
+        while self._live:
+            await asyncio.sleep(_POLL_SECONDS)
+            ended = await self._store.read(lambda tx: _ended(tx, tuple(self._live)))
+            for agreement_id, reason in ended:
+                self.stop(agreement_id=agreement_id, reason=reason)
+
+    def _forget(self, grant: Grant) -> None:
+        left = [other for other in self._live.get(grant.agreement_id, ()) if other is not grant]
+        if left:
+            self._live[grant.agreement_id] = left
+        else:
+            self._live.pop(grant.agreement_id, None)
+
+    def _check_concurrency(self, held: Held, contract: DataContract) -> None:
+        most, running = contract.limits.concurrency, self.running(held.agreement.id)
+        if most is not None and running >= most:
+            raise Limited(
+                f"the agreement allows {most} reads at once and {running} are running; end one or wait",
+                code="concurrency",
+                rule=rule_of(contract, "concurrency"),
+            )
+
+    async def _check_party(
+        self, held: Held, contract: DataContract, consumer: str, *, action: str, purpose: str, now: float
+    ) -> None:
+        from policies.evaluate import evaluate
+        from policies.vocabulary import Phase
+
+        uses, today = await self._store.read(lambda tx: _used(tx, held.agreement.id, now))
+        running = self.running(held.agreement.id)
+        known = counted(await self._facts_of(consumer), uses=uses, uses_today=today, running=running)
+        facts = requested(known, purpose=purpose)
+        decision = evaluate(held.policy, facts, action=action, phase=Phase.TRANSFER, now=now)
+        if not decision.permitted:
+            reason = "; ".join(decision.reasons) or "no permission is active"
+            raise Refused(
+                f"the agreement does not permit this now: {reason}",
+                code="not_permitted",
+                rule=contract.permission,
+                decision=decision.to_json(),
+            )
+
+    def _compiled(self, agreement: Agreement, dataset: Dataset, version: DatasetVersion) -> Held:
+        key = (agreement.id, version.digest)
+        if (held := self._cached.get(key)) is None:
+            from policies import compile as compiler
+            from policies import jsonld
+
+            policy = jsonld.read(agreement.policy)
+            contracts = compiler.contracts(policy, schema_of(version))
+            held = self._cached[key] = Held(agreement, dataset, version, policy, contracts)
+            while len(self._cached) > _CACHED_MAX:
+                self._cached.popitem(last=False)
+        return held
+
+
+def schema_of(version: DatasetVersion) -> TableSchema:
+    """The published schema of a version as policies see it."""
+    return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
+
+
+def choose(contracts: Sequence[DataContract], *, action: str, purpose: str) -> DataContract:
+    """The first contract that serves this action and purpose. Two permissions are never merged."""
+    from policies.vocabulary import action_includes, compact
+
+    fitting = [c for c in contracts if not c.residual and any(action_includes(a, action) for a in c.actions)]
+    if not fitting:
+        allowed = sorted({compact(a) for c in contracts for a in c.actions})
+        raise Refused(
+            f"{compact(action)} was not agreed; this agreement covers {', '.join(allowed) or 'nothing'}",
+            code="action_not_agreed",
+            rule=contracts[0].permission if contracts else "",
+        )
+    for contract in fitting:
+        if not contract.purposes and purpose not in contract.purposes_refused:
+            return contract
+        if purpose in contract.purposes:
+            return contract
+    agreed = sorted({compact(p) for c in fitting for p in c.purposes})
+    came = f"the purpose {compact(purpose)} was not agreed" if purpose else "no purpose was declared"
+    raise Refused(
+        f"{came}; this agreement is for {', '.join(agreed) or 'other purposes'}",
+        code="purpose_not_agreed",
+        rule=rule_of(fitting[0], "purpose"),
+    )
+
+
+def check_time(contract: DataContract, now: float) -> None:
+    """Refused outside the contract's time."""
+    if contract.not_after is not None and now > contract.not_after:
+        raise Refused("the agreement's time is over", code="expired", rule=rule_of(contract, "not_after"))
+    if contract.not_before is not None and now < contract.not_before:
+        raise Refused("the agreement's time has not begun", code="not_yet", rule=rule_of(contract, "not_before"))
+
+
+def rule_of(contract: DataContract, effect: str) -> str:
+    """The policy path of the rule behind an effect; the permission itself where none is more precise."""
+    return next((path for name, path in contract.reasons if name == effect), contract.permission)
+
+
+def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement, Dataset, DatasetVersion, str]:
+    agreement = tx.agreements.get(agreement_id, role="provider")
+    if agreement is None or agreement.consumer != consumer or not agreement.finalized:
+        raise NotFound(f"no final agreement {agreement_id!r} with you; negotiate one first", code="no_agreement")
+    grant = tx.agreements.grant(agreement_id)
+    ended = agreement.ended_at is not None or grant is None or grant.revoked_at is not None
+    reason = (agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner") if ended else ""
+    dataset = tx.datasets.of(agreement.dataset_id)
+    return agreement, dataset, tx.datasets.current(dataset), reason
+
+
+def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, generation: int) -> None:
+    transfer = tx.transfers.peek(transfer_id)
+    if transfer is None or transfer.agreement_id != agreement_id or transfer.state != "STARTED":
+        state = "unknown" if transfer is None else transfer.state.lower()
+        raise Refused(f"the transfer of this ticket is {state}, expected started", code="transfer_not_started")
+    if transfer.generation != generation:
+        raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
+
+
+def _admit(tx: Transaction, grant: Grant, now: float) -> None:
+    limits = grant.contract.limits
+    counted = tx.agreements.count_use(
+        grant.agreement_id, day=int(now // _DAY), most=limits.queries, most_today=limits.queries_per_day
+    )
+    if not counted:
+        row = tx.agreements.grant(grant.agreement_id)
+        if row is None or row.revoked_at is not None:
+            raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
+        spent = limits.queries is not None and row.queries >= limits.queries
+        what = f"{limits.queries} reads" if spent else f"{limits.queries_per_day} reads a day"
+        raise Limited(
+            f"the agreement allows {what} and they are used up",
+            code="count_spent",
+            rule=rule_of(grant.contract, "queries" if spent else "queries_per_day"),
+        )
+    if not _reserve(tx, grant, rows=0, nbytes=0):
+        raise Limited(
+            "the agreement's rows or bytes are used up", code="quota_spent", rule=rule_of(grant.contract, "rows")
+        )
+
+
+def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> bool:
+    """Move quota from the grant to the lease: a whole chunk, else a smaller one, else what the next batch needs."""
+    limits, lease = grant.contract.limits, grant.lease
+    if limits.rows is None and limits.bytes is None:
+        return True
+    for share in (1, 8, 64, 512, 0):
+        more_rows = 0 if limits.rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
+        more_bytes = 0 if limits.bytes is None else max(nbytes, 1, _CHUNK_BYTES // share if share else 0)
+        taken = tx.agreements.reserve(
+            grant.agreement_id, rows=more_rows, nbytes=more_bytes, most_rows=limits.rows, most_bytes=limits.bytes
+        )
+        if taken:
+            lease.rows = UNLIMITED if limits.rows is None else (lease.rows if grant.reserved_rows else 0) + more_rows
+            lease.bytes = (
+                UNLIMITED if limits.bytes is None else (lease.bytes if grant.reserved_bytes else 0) + more_bytes
+            )
+            grant.reserved_rows += more_rows
+            grant.reserved_bytes += more_bytes
+            return True
+    return False
+
+
+def _used(tx: Transaction, agreement_id: str, now: float) -> tuple[int, int]:
+    row = tx.agreements.grant(agreement_id)
+    if row is None:
+        return 0, 0
+    return row.queries, row.queries_today if row.day == int(now // _DAY) else 0
+
+
+def _ended(tx: Transaction, agreement_ids: Sequence[str]) -> list[tuple[str, str]]:
+    found = []
+    for agreement_id in agreement_ids:
+        row = tx.agreements.grant(agreement_id)
+        if row is None or row.revoked_at is not None:
+            found.append((agreement_id, (row.reason if row else "") or "the owner revoked the agreement"))
+    return found
