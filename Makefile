@@ -1,0 +1,89 @@
+# Everything there is to do here. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+ONCE ?=
+PACKAGES := connector catalogue policies client tests
+
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-stream bench-federated tck crash clean
+
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "expected Python 3.11 or newer as $(PYTHON), came $$($(PYTHON) --version 2>&1); set PYTHON=<a newer one>"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed; on Debian install python3-venv, then run this again"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(VENV)/.run: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
+	@echo "setting up $(VENV) from uv.lock ..."
+	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --python $(BIN)/python
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --group dev --python $(BIN)/python
+	@touch $@
+
+setup: $(VENV)/.run ## virtual environment with what the product needs, from the lock file
+
+setup-dev: $(VENV)/.dev ## the same, with the tools for tests and checks
+
+fmt: setup-dev ## format the code
+	@$(BIN)/ruff check --quiet --fix --select I $(PACKAGES) || true
+	@$(BIN)/ruff format $(PACKAGES)
+
+check: lint types imports audit docs ## format, lint, types, imports, dependencies, docs
+
+lint: setup-dev
+	@$(BIN)/ruff format --check $(PACKAGES)
+	@$(BIN)/ruff check $(PACKAGES)
+
+types: setup-dev
+	@$(BIN)/mypy
+
+imports: setup-dev
+	@$(BIN)/lint-imports
+
+audit: setup-dev
+	@$(BIN)/python -m tests.support.audit_dependencies
+
+docs: setup-dev
+	@$(BIN)/python -m connector.openapi --check openapi.yaml
+
+test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself
+	@$(BIN)/python -m tests.support.postgres || true
+	@$(BIN)/pytest tests
+
+demo: setup ## a data space on this machine: three owners, a catalogue, a gigafactory (ONCE=1: play and end)
+	@$(BIN)/hanse demo $(if $(ONCE),--once)
+
+openapi: setup-dev ## write openapi.yaml from the apps
+	@$(BIN)/python -m connector.openapi openapi.yaml
+
+tck: setup-dev ## the official Dataspace Protocol conformance kit, against a real connector
+	@$(BIN)/python tests/tck/run.py
+
+crash: setup-dev ## kill connectors at random points of negotiations and transfers, on both databases
+	@$(BIN)/python -m tests.load.crash_dsp
+
+bench: bench-policies bench-dsp bench-federated bench-stream ## every benchmark, each side by side with what it is compared to
+
+bench-dsp: setup-dev
+	@$(BIN)/python -m tests.load.bench_dsp
+
+bench-policies: setup-dev
+	@$(BIN)/python -m tests.load.bench_policies
+	@$(BIN)/python -m tests.load.bench_gate
+
+bench-stream: setup-dev
+	@$(BIN)/python -m tests.load.bench_stream
+
+bench-federated: setup-dev
+	@$(BIN)/python -m tests.load.bench_federated
+
+clean: ## remove what was built and what the demo wrote
+	@rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis
