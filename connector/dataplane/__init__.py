@@ -1,0 +1,1 @@
+"""How bytes leave: one governed stream, and the transports that frame it."""
