@@ -213,7 +213,7 @@ class _Leaf:
 
     def _observed(self, moment: _Moment, result: int) -> tuple[tuple[str, ...], str]:
         if self.fact == "clock":
-            return (_clock(moment.now),), "clock"
+            return (values.written(moment.now),), "clock"
         if result == DEFERRED:
             return (), ""
         fact = moment.facts.get(self.fact)
@@ -221,15 +221,6 @@ class _Leaf:
             return ((), "contract") if result == SATISFIED else ((), "")
         personal = self.personal or fact.personal
         return tuple(_shown(value, personal) for value in fact.values), fact.source
-
-
-def _clock(now: float) -> str:
-    days, rest = divmod(int(now), 86_400)
-    try:
-        day = date.fromordinal(date(1970, 1, 1).toordinal() + days).isoformat()
-    except (ValueError, OverflowError):
-        return str(now)
-    return f"{day}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}Z"
 
 
 def _shown(value: Observed, personal: bool) -> str:
@@ -323,12 +314,12 @@ def _elapsed_check(operand: Operand, atom: Atom) -> Check:
 def _fact_check(operand: Operand, atom: Atom, key: str, path: str) -> Check:
     compare = _comparison(operand, atom)
     at = _BATCH if operand.by_engine else operand.phase.order
-    by_engine, left = operand.by_engine, atom.left
+    by_engine, names = operand.by_engine, frozenset((path, atom.left, operand.name))
 
     def check(moment: _Moment) -> int:
         if moment.phase < at:
             return DEFERRED
-        if by_engine and (path in moment.enforced or left in moment.enforced):
+        if by_engine and not names.isdisjoint(moment.enforced):
             return SATISFIED
         fact = moment.fresh(key)
         return UNKNOWN if fact is None else _verdict(compare(fact))

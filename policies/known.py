@@ -43,15 +43,16 @@ def rules(policy: Policy) -> Iterator[tuple[str, Rule | Duty, str]]:
 def atoms(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
     """Every atom under a rule's constraints, with its path (`<rule>/constraint/0/or/1`)."""
     for index, constraint in enumerate(constraints):
-        yield from _atoms(constraint, f"{path}/constraint/{index}")
+        yield from atoms_of(constraint, f"{path}/constraint/{index}")
 
 
-def _atoms(constraint: Constraint, path: str) -> Iterator[tuple[str, Atom]]:
+def atoms_of(constraint: Constraint, path: str) -> Iterator[tuple[str, Atom]]:
+    """Every atom of one constraint that stands at `path`."""
     if isinstance(constraint, Atom):
         yield path, constraint
         return
     for index, member in enumerate(constraint.members):
-        yield from _atoms(member, f"{path}/{constraint.connective.value}/{index}")
+        yield from atoms_of(member, f"{path}/{constraint.connective.value}/{index}")
 
 
 def groups(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Group]]:

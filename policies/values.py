@@ -210,6 +210,16 @@ def nanoseconds(now: float) -> int:
     return round(now * 1_000_000) * 1_000
 
 
+def written(now: float) -> str:
+    """A clock reading as xsd:dateTime in UTC, to the second; a reading beyond the calendar as a number."""
+    days, rest = divmod(int(now), 86_400)
+    try:
+        day = date.fromordinal(days + _EPOCH).isoformat()
+    except (ValueError, OverflowError):
+        return str(now)
+    return f"{day}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}Z"
+
+
 def plain(number: Decimal) -> str:
     """One spelling per number: no exponent, no trailing noughts, no plus or minus nought."""
     text = format(number, "f")

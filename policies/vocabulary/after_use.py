@@ -77,7 +77,7 @@ def _duty(name: str, help_: str, phrase: str, *, use: bool = False, enforced_by:
 
 ACTIONS: tuple[Action, ...] = (
     _duty(odrl("delete"), "Delete all copies.", "delete all copies", use=True),
-    _duty(odrl("inform"), "Tell a party that something happened.", "inform the owner"),
+    _duty(odrl("inform"), "Tell a party that something happened.", "give notice"),
     _duty(odrl("attribute"), "Name the source in what is published.", "name the source"),
     _duty(odrl("compensate"), "Pay, once or per period.", "pay"),
     _duty(odrl("anonymize"), "Anonymise the data.", "anonymise the data", use=True),

@@ -35,7 +35,7 @@ OPERANDS: tuple[Operand, ...] = (
         fact="ds:membership",
         enforced_by="identity",
         help="State of the party's membership in the data space, from its membership credential: active.",
-        sentence="the party's membership in the data space is {value}",
+        sentence="the party's membership in the data space {op} {value}",
     ),
     Operand(
         name=ds("role"),
@@ -90,7 +90,7 @@ OPERANDS: tuple[Operand, ...] = (
         fact="ds:frameworkAgreement",
         enforced_by="identity",
         help="Framework agreements that the party has signed, with version, e.g. manufacturing:1.0.",
-        sentence="the party has signed a framework agreement that {op} {value}",
+        sentence="the framework agreement signed by the party {op} {value}",
     ),
     Operand(
         name=ds("securityLevel"),
@@ -146,7 +146,7 @@ OPERANDS: tuple[Operand, ...] = (
         fact="ds:permit",
         enforced_by="identity",
         help="Number of a data permit; its expiry is the expiry of the fact.",
-        sentence="the party holds a data permit whose number {op} {value}",
+        sentence="the number of the party's data permit {op} {value}",
     ),
     Operand(
         name=odrl("purpose"),

@@ -20,7 +20,7 @@ OPERANDS: tuple[Operand, ...] = (
         enforced_by="grant",
         counting=Counting.BEFORE,
         help="Uses under the agreement, this one included: lteq 10 allows ten.",
-        sentence="the number of uses is {op} {value}",
+        sentence="the number of uses {op} {value}",
     ),
     Operand(
         name=ds("rowQuota"),
@@ -31,7 +31,7 @@ OPERANDS: tuple[Operand, ...] = (
         fact="ds:rowQuota",
         enforced_by="batch",
         help="Rows that may leave under one agreement, counted before they are sent.",
-        sentence="the number of rows that leave the owner is {op} {value}",
+        sentence="the number of rows that leave the owner {op} {value}",
     ),
     Operand(
         name=ds("byteQuota"),
@@ -42,7 +42,7 @@ OPERANDS: tuple[Operand, ...] = (
         fact="ds:byteQuota",
         enforced_by="batch",
         help="Bytes that may leave under one agreement, counted before they are sent.",
-        sentence="the number of bytes that leave the owner is {op} {value}",
+        sentence="the number of bytes that leave the owner {op} {value}",
     ),
     Operand(
         name=ds("queriesPerDay"),
@@ -54,7 +54,7 @@ OPERANDS: tuple[Operand, ...] = (
         enforced_by="grant",
         counting=Counting.BEFORE,
         help="Queries in one day (UTC), this one included.",
-        sentence="the number of queries per day is {op} {value}",
+        sentence="the number of queries per day {op} {value}",
     ),
     Operand(
         name=ds("concurrency"),
@@ -66,6 +66,6 @@ OPERANDS: tuple[Operand, ...] = (
         enforced_by="grant",
         counting=Counting.BEFORE,
         help="Queries and streams open at the same time, this one included.",
-        sentence="the number of queries and streams open at once is {op} {value}",
+        sentence="the number of queries and streams open at once {op} {value}",
     ),
 )

@@ -56,7 +56,7 @@ OPERANDS: tuple[Operand, ...] = (
         ValueType.SCALAR,
         EQUALITY | ORDER,
         "Row filter: every row that is read has this value in the column after the slash.",
-        "every row has {column} {op} {value}",
+        "in every row {column} {op} {value}",
         parameter=True,
     ),
     _shape(
@@ -85,7 +85,7 @@ OPERANDS: tuple[Operand, ...] = (
         ValueType.INTEGER,
         frozenset({GTEQ, "gt"}),
         "The smallest group that may appear in an aggregate answer; counts entities where ds:entityKey is given.",
-        "each group in an answer covers {op} {value} units",
+        "the number of units in each group of an answer {op} {value}",
     ),
     _shape(
         "entityKey",
@@ -129,7 +129,7 @@ OPERANDS: tuple[Operand, ...] = (
         ValueType.DECIMAL,
         frozenset({LTEQ}),
         "Differential privacy: the sum of epsilon over all answers under the agreement.",
-        "the privacy budget spent (epsilon) is {op} {value}",
+        "the privacy budget spent (epsilon) {op} {value}",
     ),
     _shape(
         "column",

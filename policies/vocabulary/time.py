@@ -33,7 +33,7 @@ OPERANDS: tuple[Operand, ...] = (
         counting=Counting.CLOCK,
         where=frozenset({RULE, DUTY}),
         help="The moment of use: an instant with its zone, or a day (xsd:date, taken in UTC).",
-        sentence="the time of use is {op} {value}",
+        sentence="the time of use {op} {value}",
     ),
     Operand(
         name=odrl("elapsedTime"),
@@ -46,6 +46,6 @@ OPERANDS: tuple[Operand, ...] = (
         enforced_by="clock",
         counting=Counting.ELAPSED,
         help="Time since the agreement's timestamp, as a duration such as P90D or PT12H.",
-        sentence="the time since the agreement is {op} {value}",
+        sentence="the time since the agreement {op} {value}",
     ),
 )

@@ -1,0 +1,97 @@
+"""Where a duty stands: not due, due, fulfilled or violated, from events and evidence given as values.
+
+Pure: the ledger that keeps the evidence is elsewhere. Months count by the calendar in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from policies import values
+from policies.model import Atom, Duty
+from policies.vocabulary import ds, expand, odrl
+
+END = ds("event/end")
+
+
+class DutyState(StrEnum):
+    """The four states of a duty (usage-policies, section 4)."""
+
+    NOT_DUE = "not-due"
+    DUE = "due"
+    FULFILLED = "fulfilled"
+    VIOLATED = "violated"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When a duty is open (UTC seconds): None in `opens` means not yet, None in `closes` means without deadline."""
+
+    opens: float | None
+    closes: float | None
+
+
+def window(duty: Duty, events: Mapping[str, float]) -> Window:
+    """When the duty falls due, given when events happened (`ds:event/end`, `ds:event/revoked`, ...).
+
+    Without an event a delay runs from the end of the agreement; without either it is due from the start.
+    ValueError when a value cannot be read or a detail is no plain constraint.
+    """
+    details = _details(duty)
+    happened = {expand(name): when for name, when in events.items()}
+    delay = details.get(odrl("delayPeriod"))
+    opens = _opens(details, happened, delayed=delay is not None)
+    closes = None
+    if delay is not None and opens is not None:
+        closes = values.later(values.nanoseconds(opens), values.duration(delay.right[0].text)) / values.SECOND
+    by = details.get(odrl("dateTime"))
+    if by is not None:
+        end = values.instant(by.right[0].text, by.right[0].datatype)
+        deadline = (end.start if by.operator == "lt" or end.loose else end.end) / values.SECOND
+        closes = deadline if closes is None else min(closes, deadline)
+    return Window(opens, closes)
+
+
+def state(duty: Duty, *, events: Mapping[str, float], fulfilled_at: float | None, now: float) -> DutyState:
+    """Where the duty stands at `now`; `fulfilled_at` is when evidence of its latest fulfilment was given.
+
+    One that was fulfilled too late stays violated. A repeated one (`ds:every`) falls due again a period
+    after each fulfilment.
+    """
+    found = window(duty, events)
+    every = _details(duty).get(ds("every"))
+    if fulfilled_at is not None and (found.opens is None or fulfilled_at >= found.opens):
+        if found.closes is not None and every is None and fulfilled_at > found.closes:
+            return DutyState.VIOLATED
+        return DutyState.FULFILLED if every is None else _again(every, fulfilled_at, now)
+    if found.opens is None and (found.closes is None or now <= found.closes):
+        return DutyState.NOT_DUE
+    if found.closes is not None and now > found.closes:
+        return DutyState.VIOLATED
+    return DutyState.NOT_DUE if found.opens is None or now < found.opens else DutyState.DUE
+
+
+def _again(every: Atom, fulfilled_at: float, now: float) -> DutyState:
+    period = values.duration(every.right[0].text)
+    next_due = values.later(values.nanoseconds(fulfilled_at), period)
+    return DutyState.FULFILLED if values.nanoseconds(now) < next_due else DutyState.DUE
+
+
+def _opens(details: Mapping[str, Atom], happened: Mapping[str, float], *, delayed: bool) -> float | None:
+    event = details.get(odrl("event"))
+    if event is None and not delayed:
+        return 0.0  # due from the start
+    names = [expand(literal.text) for literal in event.right] if event is not None else [END]
+    times = [happened[name] for name in names if name in happened]
+    return min(times) if times else None
+
+
+def _details(duty: Duty) -> dict[str, Atom]:
+    found: dict[str, Atom] = {}
+    for constraint in duty.constraints:
+        if not isinstance(constraint, Atom) or constraint.left in found:
+            raise ValueError("expected a duty with plain constraints, each operand once; write two duties")
+        found[constraint.left] = constraint
+    return found

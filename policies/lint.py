@@ -1,0 +1,341 @@
+"""Problems of a policy before anybody signs it: unknown words, contradictions, rules that nobody can enforce.
+
+Errors make the policy useless or mean something else than it says; warnings are worth a second look.
+With a table schema it is also compiled, so that what the engine cannot make true shows here. Evaluates no
+facts, reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal as OneOf
+
+from policies import compile as compiler
+from policies import known, values, vocabulary
+from policies.contract import TableSchema
+from policies.errors import ContractUndecided, PolicyUnreadable
+from policies.model import Atom, Conflict, Connective, Constraint, Duty, Group, Policy, Rule
+from policies.vocabulary import Operand, Tier, ValueType, action_includes, compact, ds, odrl
+
+SMALLEST_GROUP = 5  # federated-query, section 6: never below
+_AFTER_USE = frozenset(
+    {odrl("delete"), odrl("inform"), odrl("attribute"), ds("log"), ds("registerModel"), ds("deleteModel")}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding: `error` or `warning`, where, a code for machines, a sentence for people."""
+
+    level: OneOf["error", "warning"]
+    path: str
+    code: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        """For the API and the page."""
+        return {"level": self.level, "path": self.path, "code": self.code, "message": self.message}
+
+
+def lint(policy: Policy, schema: TableSchema | None = None) -> list[Problem]:
+    """All problems, errors first. With `schema`, whatever cannot be compiled for that table is an error too."""
+    found: dict[tuple[str, str], Problem] = {}
+    for check in CHECKS:
+        for problem in check(policy):
+            found.setdefault((problem.path, problem.code), problem)
+    unclear = any(problem.level == "error" for problem in found.values())
+    if schema is not None and not unclear:
+        for problem in _uncompiled(policy, schema):
+            found.setdefault((problem.path, problem.code), problem)
+    return sorted(found.values(), key=lambda problem: problem.level)
+
+
+def _error(path: str, code: str, message: str) -> Problem:
+    return Problem("error", path, code, message)
+
+
+def _warning(path: str, code: str, message: str) -> Problem:
+    return Problem("warning", path, code, message)
+
+
+def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+    for index in range(len(policy.permissions)):
+        try:
+            compiler.compile_contract(policy, schema, permission=index, concluded=0.0)
+        except (ContractUndecided, PolicyUnreadable) as problem:
+            yield _error(problem.rule or f"/permission/{index}", problem.code, str(problem))
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _unclear(policy: Policy) -> Iterator[Problem]:
+    for one in known.unclear(policy):
+        yield _error(one.path, one.code, one.message)
+
+
+def _empty(policy: Policy) -> Iterator[Problem]:
+    if not policy.permissions:
+        yield _error("/permission", "nothing_permitted", "no permission: what is not permitted is denied; add one")
+
+
+def _zoneless(policy: Policy) -> Iterator[Problem]:
+    for path, atom, operand in _atoms(policy):
+        if operand is None or operand.type is not ValueType.INSTANT:
+            continue
+        for literal in atom.right:
+            try:
+                if values.instant(literal.text, literal.datatype).loose:
+                    yield _error(
+                        path,
+                        "zone_missing",
+                        f"{literal.text} has no zone and could be any moment of 28 hours; write {literal.text}Z "
+                        f"or {literal.text}+01:00",
+                    )
+            except ValueError:
+                continue  # named by the check of unclear words
+
+
+def _mixed_groups(policy: Policy) -> Iterator[Problem]:
+    """Row filters may be alternatives, and so may facts; masks, group sizes and budgets may not."""
+    for path, rule, place in known.rules(policy):
+        if place not in ("permission", "prohibition"):
+            continue
+        for here, group in known.groups(rule.constraints, path):
+            if group.connective is Connective.AND:
+                continue
+            kinds = {_kind(atom) for _, atom in known.atoms_of(group, here)}
+            if "shape" in kinds or len(kinds) > 1:
+                yield _error(
+                    here,
+                    "alternative_not_enforceable",
+                    f"only row filters, or only facts about the party, may stand under {group.connective.value}; "
+                    "write two permissions instead",
+                )
+
+
+def _kind(atom: Atom) -> str:
+    operand = vocabulary.operand(atom.left)
+    if operand is None or not operand.by_engine:
+        return "fact"
+    return "row" if operand.name == ds("row/") else "shape"
+
+
+def _masks(policy: Policy) -> Iterator[Problem]:
+    for path, rule, place in known.rules(policy):
+        if place != "duty" or rule.action != ds("mask"):
+            continue
+        given = {atom.left: atom for _, atom in known.atoms(rule.constraints, path)}
+        method = given.get(ds("method"))
+        if ds("column") not in given or method is None:
+            yield _error(path, "mask_incomplete", "a mask needs ds:column and ds:method; add what is missing")
+        elif method.right[0].text in ("truncate", "round", "generalise") and ds("argument") not in given:
+            yield _error(path, "mask_incomplete", f"{method.right[0].text} needs ds:argument; add it")
+        elif method.right[0].text not in ("null", "hash", "truncate", "round", "generalise"):
+            yield _error(
+                path,
+                "mask_unknown",
+                f"expected null, hash, truncate, round or generalise, got {method.right[0].text}; choose one",
+            )
+
+
+def _blocked(policy: Policy) -> Iterator[Problem]:
+    for path, rule, place in known.rules(policy):
+        if place == "duty" and rule.action in _AFTER_USE:
+            yield _error(
+                path,
+                "duty_never_met",
+                f"{compact(rule.action)} is done after use, and a duty must be fulfilled before: "
+                "it would block for ever; make it an obligation",
+            )
+
+
+def _forbidden_again(policy: Policy) -> Iterator[Problem]:
+    for i, permission in enumerate(policy.permissions):
+        for j, prohibition in enumerate(policy.prohibitions):
+            if not prohibition.constraints and action_includes(prohibition.action, permission.action):
+                yield _error(
+                    f"/permission/{i}",
+                    "permission_void",
+                    f"/prohibition/{j} forbids {compact(prohibition.action)} without condition, "
+                    "so this permission is never active; remove one of the two",
+                )
+
+
+def _conflict(policy: Policy) -> Iterator[Problem]:
+    overlap = any(
+        action_includes(allowed.action, denied.action) or action_includes(denied.action, allowed.action)
+        for allowed in policy.permissions
+        for denied in policy.prohibitions
+    )
+    if overlap and policy.conflict is Conflict.INVALID:
+        yield _error("/conflict", "policy_void", "strategy invalid and overlapping rules void it all; use prohibit")
+    if overlap and policy.conflict is Conflict.PERM:
+        yield _warning("/conflict", "permission_wins", "with strategy perm a permission overrides the prohibitions")
+
+
+def _contradictions(policy: Policy) -> Iterator[Problem]:
+    """Single values and bounds within one conjunction that exclude each other."""
+    for index, rule in enumerate(policy.permissions):
+        path = f"/permission/{index}"
+        by_left: dict[str, list[tuple[str, Atom]]] = {}
+        for here, atom in _conjunction(rule.constraints, f"{path}/constraint"):
+            by_left.setdefault(atom.left, []).append((here, atom))
+        for left, found in by_left.items():
+            operand = vocabulary.operand(left)
+            if operand is not None and len(found) > 1:
+                yield from _excluded(operand, found)
+
+
+def _conjunction(members: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
+    for index, member in enumerate(members):
+        here = f"{path}/{index}"
+        if isinstance(member, Atom):
+            yield here, member
+        elif isinstance(member, Group) and member.connective is Connective.AND:
+            yield from _conjunction(member.members, f"{here}/and")
+
+
+def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Problem]:
+    low, high = _bounds(operand, found)
+    allowed: frozenset[str] | None = None
+    for here, atom in found:
+        texts = frozenset(_canonical(operand, literal.text) for literal in atom.right)
+        if atom.operator in ("eq", "isAnyOf"):
+            allowed = texts if allowed is None else allowed & texts
+        elif atom.operator in ("neq", "isNoneOf") and allowed is not None:
+            allowed = allowed - texts
+        if allowed is not None and not allowed and operand.type is not ValueType.IRI:
+            yield _error(
+                here, "contradiction", f"no value of {compact(atom.left)} meets this and what stands before it"
+            )
+            return
+    if low is not None and high is not None and low > high:
+        yield _error(
+            found[-1][0],
+            "contradiction",
+            f"the bounds of {compact(found[0][1].left)} exclude each other; no value is left",
+        )
+
+
+def _canonical(operand: Operand, text: str) -> str:
+    try:
+        return values.canonical(operand.type, text, "", operand.levels)
+    except ValueError:
+        return text
+
+
+def _bounds(operand: Operand, found: list[tuple[str, Atom]]) -> tuple[float | None, float | None]:
+    low: float | None = None
+    high: float | None = None
+    for _, atom in found:
+        edges = _edges(operand, atom)
+        if edges is None:
+            continue
+        if atom.operator in ("gt", "gteq"):
+            low = edges[0] if low is None else max(low, edges[0])
+        elif atom.operator in ("lt", "lteq"):
+            high = edges[1] if high is None else min(high, edges[1])
+    return low, high
+
+
+def _edges(operand: Operand, atom: Atom) -> tuple[float, float] | None:
+    try:
+        literal = atom.right[0]
+        value = values.parse(operand.type, literal.text, literal.datatype, operand.levels)
+    except ValueError:
+        return None
+    if isinstance(value, values.Instant):
+        return value.start, value.end
+    if isinstance(value, values.Duration | str):
+        return None
+    return float(value), float(value)
+
+
+def _groups(policy: Policy) -> Iterator[Problem]:
+    """Aggregate-only answers: a group size that protects, and columns that it protects."""
+    for index, rule in enumerate(policy.permissions):
+        path = f"/permission/{index}"
+        found = {atom.left: (here, atom) for here, atom in known.atoms(rule.constraints, path)}
+        if ds("minGroupSize") not in found:
+            continue
+        here, atom = found[ds("minGroupSize")]
+        try:
+            size = values.integer(atom.right[0].text)
+        except ValueError:
+            continue
+        if size < SMALLEST_GROUP:
+            yield _error(here, "group_too_small", f"groups of {size} protect nobody; use at least {SMALLEST_GROUP}")
+        if ds("entityKey") not in found:
+            yield _warning(
+                here, "group_counts_rows", "without ds:entityKey rows are counted: one person may fill a group"
+            )
+        else:
+            yield _warning(here, "group_is_costly", "distinct entities are counted exactly: slower by up to ten times")
+        if not any(vocabulary.column_of(left) and "/dimension/" in left for left in found):
+            yield _warning(here, "no_dimension", "no ds:dimension is named, so answers cannot be grouped by anything")
+
+
+def _measures(policy: Policy) -> Iterator[Problem]:
+    for path, atom, operand in _atoms(policy):
+        if operand is not None and operand.name == ds("measure/") and atom.right[0].text == "free":
+            yield _warning(path, "measure_unbounded", "without bounds one extreme value shows in a sum; give low..high")
+
+
+def _repeated(policy: Policy) -> Iterator[Problem]:
+    for name, rules in (("permission", policy.permissions), ("prohibition", policy.prohibitions)):
+        seen: set[Rule | Duty] = set()
+        for index, rule in enumerate(rules):
+            if rule in seen:
+                yield _warning(f"/{name}/{index}", "repeated", "the same rule stands here before; remove it")
+            seen.add(rule)
+
+
+def _on_trust(policy: Policy) -> Iterator[Problem]:
+    """Rules that nobody can enforce: they stand in the contract only."""
+    for path, rule, place in known.rules(policy):
+        action = vocabulary.ACTIONS.get(vocabulary.SAME_ACTION.get(rule.action, rule.action))
+        if action is None or action.tier is Tier.TECHNICAL or action.enforced_by:
+            continue
+        if place in ("prohibition", "obligation"):
+            yield _warning(
+                path, "on_trust", f"nobody can enforce {compact(rule.action)}; it rests on the contract alone"
+            )
+
+
+def _strange_purposes(policy: Policy) -> Iterator[Problem]:
+    for path, atom, operand in _atoms(policy):
+        if operand is None or operand.type is not ValueType.IRI:
+            continue
+        for literal in atom.right:
+            if ":" not in literal.text:
+                yield _error(
+                    path,
+                    "not_an_iri",
+                    f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI",
+                )
+
+
+def _atoms(policy: Policy) -> Iterator[tuple[str, Atom, Operand | None]]:
+    for path, rule, _ in known.rules(policy):
+        for here, atom in known.atoms(rule.constraints, path):
+            yield here, atom, vocabulary.operand(atom.left)
+
+
+CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
+    _unclear,
+    _empty,
+    _zoneless,
+    _mixed_groups,
+    _masks,
+    _blocked,
+    _forbidden_again,
+    _conflict,
+    _contradictions,
+    _groups,
+    _measures,
+    _repeated,
+    _on_trust,
+    _strange_purposes,
+)
