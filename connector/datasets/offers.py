@@ -1,0 +1,173 @@
+"""Offers: a policy attached to a dataset. Linted, compiled and explained before it is published.
+
+What is not understood, or could not be enforced or decided, is refused by name and never published.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from connector.errors import AlreadyExists, HanseError, NotFound, PolicyInvalid
+from connector.events import OfferPublished, OfferWithdrawn, RequestRefused
+from connector.store import Store, Transaction
+from connector.store.tables import Dataset, DatasetVersion, Offer
+from policies import author, compile, explain, jsonld, lint, report
+from policies.contract import Column, DataContract, TableSchema
+from policies.errors import PolicyError
+from policies.model import Kind, Policy
+
+DECIDE = ("auto", "manual", "rules")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An offer that could be published: the policy, what it means, and what was noticed."""
+
+    dataset: Dataset
+    version: DatasetVersion
+    policy: Policy
+    decide: str
+    form: str
+    contracts: tuple[DataContract, ...]
+    problems: tuple[lint.Problem, ...]
+
+    def meaning(self) -> dict[str, Any]:
+        """For people and machines: sentences, the enforceability report, problems."""
+        return {
+            "sentences": [
+                {"path": s.path, "text": s.text, "tier": str(s.tier)} for s in explain.sentences(self.policy)
+            ],
+            "report": report.to_json(report.enforceability(self.policy)),
+            "problems": [problem_json(problem) for problem in self.problems],
+        }
+
+
+class Offers:
+    """The offers of one owner."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def check(
+        self, *, form: str = "", policy: Mapping[str, Any] | None = None, dataset: str = "", decide: str = ""
+    ) -> Checked:
+        """Read, lint and compile an offer against its dataset's schema, without publishing it."""
+        try:
+            read, target, chosen = _read(form, policy, dataset, decide)
+            row, version = await self._store.read(lambda tx: _with_version(tx, target))
+            schema = TableSchema(tuple(Column(c["name"], c["type"]) for c in version.schema))
+            read = replace(read, target=row.id)
+            problems = tuple(lint.lint(read, schema))
+            if errors := [problem for problem in problems if problem.level == "error"]:
+                raise PolicyInvalid(
+                    "; ".join(problem.message for problem in errors[:5]),
+                    problems=[problem_json(problem) for problem in problems],
+                )
+            contracts = compile.contracts(read, schema, concluded=version.created_at)
+        except PolicyError as error:
+            raise PolicyInvalid(str(error), code=error.code, rule=error.rule) from error
+        return Checked(row, version, read, chosen, form, contracts, problems)
+
+    async def publish(
+        self,
+        *,
+        by: str,
+        form: str = "",
+        policy: Mapping[str, Any] | None = None,
+        dataset: str = "",
+        decide: str = "",
+        offer_id: str = "",
+    ) -> tuple[Offer, Checked]:
+        """Attach an offer to its dataset; from now on others see it, as far as the policy lets them."""
+        try:
+            checked = await self.check(form=form, policy=policy, dataset=dataset, decide=decide)
+            identifier = offer_id or checked.policy.id or f"urn:uuid:{uuid.uuid4()}"
+            named = replace(checked.policy, id=identifier, kind=Kind.OFFER)
+            return await self._store.write(lambda tx: _insert(tx, named, checked, by)), checked
+        except HanseError as error:
+            await self._refused(error, by)
+            raise
+
+    async def withdraw(self, offer_id: str, *, by: str) -> None:
+        """Take an offer back: nobody sees it any more. Agreements that were signed stay in force."""
+
+        def work(tx: Transaction) -> None:
+            row = tx.datasets.offer(offer_id)
+            if row is None or row.withdrawn_at is not None:
+                raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
+            row.withdrawn_at = tx.now
+            tx.publish(OfferWithdrawn(actor=by, dataset=row.dataset_id, detail={"offer": row.id}))
+
+        await self._store.write(work)
+
+    async def get(self, offer_id: str) -> Offer:
+        row = await self._store.read(lambda tx: tx.datasets.offer(offer_id))
+        if row is None:
+            raise NotFound(f"no offer {offer_id!r}; list them with `hanse offer list`")
+        return row
+
+    async def all(self) -> list[Offer]:
+        return list(await self._store.read(lambda tx: tx.datasets.offers()))
+
+    async def _refused(self, error: HanseError, by: str) -> None:
+        refused = RequestRefused(
+            actor=by,
+            outcome="refused",
+            code=error.code,
+            reason=error.message[:1000],
+            rule=str(error.facts.get("rule", "")),
+            detail={"request": "publish offer"},
+        )
+        await self._store.write(lambda tx: tx.publish(refused))
+
+
+def problem_json(problem: lint.Problem) -> dict[str, str]:
+    return {
+        "level": str(problem.level),
+        "path": problem.path,
+        "code": problem.code,
+        "message": problem.message,
+    }
+
+
+def _read(form: str, policy: Mapping[str, Any] | None, dataset: str, decide: str) -> tuple[Policy, str, str]:
+    """The policy, the dataset it is for, and who decides."""
+    if bool(form) == (policy is not None):
+        raise PolicyInvalid("expected either `form` (the YAML form) or `policy` (ODRL as JSON), came both or neither")
+    if form:
+        written = author.read_form(form)
+        read, target, chosen = author.to_policy(written), dataset or written.dataset, decide or written.decide
+    else:
+        read = jsonld.read({"@type": "Offer", **(policy or {})})
+        target, chosen = dataset or read.target, decide or "manual"
+    if not target:
+        raise PolicyInvalid("expected the dataset that the offer is for, came none; add `dataset: <name>`")
+    if chosen not in DECIDE:
+        raise PolicyInvalid(f"expected decide to be one of {', '.join(DECIDE)}, came {chosen!r}")
+    return read, target, chosen
+
+
+def _with_version(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion]:
+    row = tx.datasets.of(key)
+    return row, tx.datasets.current(row)
+
+
+def _insert(tx: Transaction, policy: Policy, checked: Checked, by: str) -> Offer:
+    if tx.datasets.offer(policy.id) is not None:
+        raise AlreadyExists(f"an offer {policy.id!r} exists; withdraw it and give the new one another name")
+    row = Offer(
+        id=policy.id,
+        dataset_id=checked.dataset.id,
+        policy=jsonld.write(policy, in_catalog=True),
+        form=checked.form,
+        digest=jsonld.digest(policy),
+        decide=checked.decide,
+        created_at=tx.now,
+        withdrawn_at=None,
+    )
+    tx.datasets.add(row)
+    tx.publish(OfferPublished(actor=by, dataset=row.dataset_id, detail={"offer": row.id, "policy": row.digest}))
+    return row

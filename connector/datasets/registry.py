@@ -1,0 +1,260 @@
+"""Datasets: register, describe, version, remove. Nothing is visible to others before an offer is attached.
+
+Registering reads everything first (files pinned, schema, statistics, digests) and stores one row set in one
+transaction at the end: a refusal leaves nothing behind but its record in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from connector.datasets.sources import guess, read_options, source
+from connector.datasets.sources.files import FileRef
+from connector.errors import AlreadyExists, BadInput, Conflict, HanseError
+from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
+from connector.store import Store, Transaction
+from connector.store.tables import Dataset, DatasetVersion
+
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+_WORDS_MAX = 10_000
+
+
+class Engine(Protocol):
+    """What the registry asks of a worker process; nothing here opens the engine."""
+
+    async def profile(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """`schema` ([{name, type}]), `rows`, `bytes`, `columns` (statistics) and `digests` (SHA-256, one a file)."""
+        ...
+
+    async def convert(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str
+    ) -> Mapping[str, Any]:
+        """Write the files as one Parquet file; the report for the owner."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What people read about a dataset."""
+
+    title: str = ""
+    description: str = ""
+    keywords: tuple[str, ...] = ()
+    theme: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What an owner asks to be registered. `kind` empty: guessed from the path's ending."""
+
+    name: str
+    path: str
+    kind: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    about: Description = Description()
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Everything that was read about a source before anything is stored."""
+
+    kind: str
+    options: Mapping[str, Any]
+    files: tuple[FileRef, ...]
+    profile: Mapping[str, Any]
+    report: Mapping[str, Any] | None
+
+    @property
+    def digest(self) -> str:
+        """The version: SHA-256 over kind, options, schema and the files' digests."""
+        parts = [self.kind, dict(self.options), self.profile["schema"], list(self.profile["digests"])]
+        return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Registry:
+    """The datasets of one owner. `roots` are the directories that files may come from."""
+
+    def __init__(self, store: Store, engine: Engine, *, name: str, roots: Sequence[Path], prepared: Path) -> None:
+        self._store = store
+        self._engine = engine
+        self._owner = name
+        self._roots = tuple(roots)
+        self._prepared = prepared  # where converted files are kept
+
+    async def register(self, asked: Registration, *, by: str) -> tuple[Dataset, DatasetVersion]:
+        """Register a dataset and its first version. What is refused is in the log and nowhere else."""
+        try:
+            _check_name(asked.name)
+            await self._check_free(asked)
+            read = await self._read(asked)
+            return await self._store.write(lambda tx: self._insert(tx, asked, read, by))
+        except HanseError as error:
+            await self._refused(asked.name, error, by)
+            raise
+
+    async def renew(self, name: str, path: str, *, by: str) -> tuple[Dataset, DatasetVersion]:
+        """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept."""
+        row, old = await self.get(name)
+        asked = Registration(
+            name=row.name, path=path, kind=old.source["asked_kind"], options=old.source["asked_options"]
+        )
+        try:
+            read = await self._read(asked)
+            if read.profile["schema"] != old.schema:
+                raise Conflict(
+                    f"the schema of {name!r} changed: expected {_columns(old.schema)}, came "
+                    f"{_columns(read.profile['schema'])}; register it under a new name"
+                )
+            return await self._store.write(lambda tx: self._renewed(tx, row.id, asked, read, by))
+        except HanseError as error:
+            await self._refused(name, error, by)
+            raise
+
+    async def get(self, key: str) -> tuple[Dataset, DatasetVersion]:
+        """A dataset by name or id, with its current version."""
+
+        def work(tx: Transaction) -> tuple[Dataset, DatasetVersion]:
+            row = tx.datasets.of(key)
+            return row, tx.datasets.current(row)
+
+        return await self._store.read(work)
+
+    async def page(self, *, after: str = "", limit: int = 100) -> list[tuple[Dataset, DatasetVersion]]:
+        """Datasets in order of their id, with their current versions."""
+        return await self._store.read(
+            lambda tx: [(row, tx.datasets.current(row)) for row in tx.datasets.page(after=after, limit=limit)]
+        )
+
+    async def remove(self, key: str, *, by: str) -> None:
+        """Forget a dataset. Refused while an offer or an agreement still stands on it."""
+
+        def work(tx: Transaction) -> None:
+            row = tx.datasets.of(key)
+            if tx.datasets.offers_of([row.id]):
+                raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
+            if any(agreement.ended_at is None for agreement in tx.agreements.page(role="provider", dataset_id=row.id)):
+                raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
+            tx.datasets.remove(row)
+            tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))
+
+        await self._store.write(work)
+
+    async def _check_free(self, asked: Registration) -> None:
+        taken = await self._store.read(lambda tx: tx.datasets.find(asked.name) or tx.datasets.find(self._id(asked)))
+        if taken is not None:
+            raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name, or add a version to it")
+
+    async def _read(self, asked: Registration) -> _Read:
+        kind = asked.kind or guess(asked.path)
+        form = source(kind)
+        options = read_options(kind, asked.options)
+        files = form.find(asked.path, roots=self._roots, options=options)
+        report = None
+        if form.CONVERTED:
+            kind, options, files, report = await self._converted(kind, options, files)
+        profile = await self._engine.profile(kind, [file.to_json() for file in files], options)
+        return _Read(kind, options, files, profile, report)
+
+    async def _converted(
+        self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...]
+    ) -> tuple[str, dict[str, Any], tuple[FileRef, ...], Mapping[str, Any]]:
+        self._prepared.mkdir(parents=True, exist_ok=True)
+        label = hashlib.sha256(repr((kind, sorted(options.items()), files)).encode()).hexdigest()[:32]
+        target = self._prepared / f"{label}.parquet"
+        report = await self._engine.convert(kind, [file.to_json() for file in files], options, str(target))
+        plain = read_options("parquet", {})
+        return "parquet", plain, source("parquet").find(str(target), roots=(self._prepared,), options=plain), report
+
+    def _id(self, asked: Registration) -> str:
+        return asked.id or f"urn:hanse:{self._owner}:{asked.name}"
+
+    def _insert(self, tx: Transaction, asked: Registration, read: _Read, by: str) -> tuple[Dataset, DatasetVersion]:
+        if tx.datasets.find(asked.name) is not None or tx.datasets.find(self._id(asked)) is not None:
+            raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name")
+        about = asked.about
+        row = Dataset(
+            id=self._id(asked),
+            name=asked.name,
+            title=about.title or asked.name,
+            description=about.description,
+            keywords=list(about.keywords),
+            theme=about.theme,
+            license=about.license,
+            version=read.digest,
+            created_at=tx.now,
+        )
+        version = _version(tx, row.id, asked, read)
+        tx.datasets.add(row)
+        tx.datasets.add(version)
+        detail = {"rows": read.profile["rows"], "columns": len(version.schema), "files": len(read.files)}
+        tx.publish(DatasetRegistered(actor=by, dataset=row.id, version=row.version, detail=detail))
+        return row, version
+
+    def _renewed(
+        self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, by: str
+    ) -> tuple[Dataset, DatasetVersion]:
+        row = tx.datasets.of(dataset_id)
+        version = tx.datasets.version(row.id, read.digest)
+        if version is None:
+            version = _version(tx, row.id, asked, read)
+            tx.datasets.add(version)
+        else:  # the same bytes, in other files
+            version.source = _version(tx, row.id, asked, read).source
+        before, row.version = row.version, read.digest
+        tx.publish(DatasetVersioned(actor=by, dataset=row.id, version=row.version, detail={"before": before}))
+        return row, version
+
+    async def _refused(self, name: str, error: HanseError, by: str) -> None:
+        refused = RequestRefused(
+            actor=by,
+            outcome="refused",
+            code=error.code,
+            reason=error.message,
+            detail={"request": "register dataset", "name": name[:100]},
+        )
+        await self._store.write(lambda tx: tx.publish(refused))
+
+
+def _version(tx: Transaction, dataset_id: str, asked: Registration, read: _Read) -> DatasetVersion:
+    kept = {
+        "kind": read.kind,
+        "options": dict(read.options),
+        "files": [file.to_json() for file in read.files],
+        "digests": list(read.profile["digests"]),
+        "asked_path": asked.path,
+        "asked_kind": asked.kind or guess(asked.path),
+        "asked_options": dict(asked.options),
+        "report": dict(read.report) if read.report is not None else None,
+    }
+    profile = {key: read.profile[key] for key in ("rows", "bytes", "columns")}
+    return DatasetVersion(
+        dataset_id=dataset_id,
+        digest=read.digest,
+        source=kept,
+        schema=list(read.profile["schema"]),
+        profile=profile,
+        created_at=tx.now,
+    )
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.match(name):
+        raise BadInput(
+            f"expected a dataset name of small letters, digits and _, starting with a letter, came {name[:100]!r}",
+            code="name_invalid",
+        )
+
+
+def _columns(schema: Sequence[Mapping[str, Any]]) -> str:
+    text = ", ".join(f"{column['name']} {column['type']}" for column in schema)
+    return text if len(text) <= 500 else f"{text[:500]} ..."

@@ -1,0 +1,116 @@
+"""Datasets on the management API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.datasets.registry import Description, Registration, Registry
+from connector.management.auth import Caller, Tokens
+from connector.store.tables import Dataset, DatasetVersion
+
+
+class NewDataset(BaseModel):
+    """A dataset to be registered from files in an allowed directory."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=63, description="Name in SQL and addresses: small letters, digits and _.")
+    path: str = Field(max_length=4096, description="File or directory, under one of HANSE_SOURCE_ROOTS.")
+    kind: str = Field("", max_length=32, description="parquet, hive, arrow_ipc, csv or jsonl; empty: by the ending.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the kind of source.")
+    id: str = Field("", max_length=255, description="Identifier (IRI); empty: urn:hanse:<participant>:<name>.")
+    title: str = Field("", max_length=300)
+    description: str = Field("", max_length=10_000)
+    keywords: list[Annotated[str, Field(max_length=100)]] = Field(default_factory=list, max_length=100)
+    theme: str = Field("", max_length=200)
+    license: str = Field("", max_length=300)
+
+
+class NewVersion(BaseModel):
+    """New files for a dataset; the schema stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(max_length=4096)
+
+
+class DatasetView(BaseModel):
+    """A dataset as its owner sees it, with statistics that nobody else gets."""
+
+    id: str
+    name: str
+    title: str
+    description: str
+    keywords: list[str]
+    theme: str
+    license: str
+    version: str
+    rows: int
+    bytes: int
+    columns: list[dict[str, Any]]
+    kind: str
+    files: list[str]
+    report: dict[str, Any] | None
+    created_at: float
+
+
+def view(row: Dataset, version: DatasetVersion) -> DatasetView:
+    statistics = version.profile["columns"]
+    return DatasetView(
+        id=row.id,
+        name=row.name,
+        title=row.title,
+        description=row.description,
+        keywords=row.keywords,
+        theme=row.theme,
+        license=row.license,
+        version=row.version,
+        rows=version.profile["rows"],
+        bytes=version.profile["bytes"],
+        columns=[{**column, "statistics": statistics.get(column["name"], {})} for column in version.schema],
+        kind=version.source["kind"],
+        files=[file["path"] for file in version.source["files"]],
+        report=version.source["report"],
+        created_at=row.created_at,
+    )
+
+
+def router(registry: Registry, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(prefix="/datasets", tags=["datasets"])
+    owner = Depends(tokens.require("owner"))
+    reader = Depends(tokens.require("read"))
+
+    @routes.post("", status_code=201, summary="Register a dataset; nobody else sees it until it has an offer")
+    async def register(new: NewDataset, caller: Caller = owner) -> DatasetView:
+        about = Description(
+            title=new.title,
+            description=new.description,
+            keywords=tuple(new.keywords),
+            theme=new.theme,
+            license=new.license,
+        )
+        asked = Registration(name=new.name, path=new.path, kind=new.kind, options=new.options, id=new.id, about=about)
+        return view(*await registry.register(asked, by=caller.name))
+
+    @routes.get("", summary="Registered datasets, in order of their id")
+    async def listed(
+        after: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100, _: Caller = reader
+    ) -> list[DatasetView]:
+        return [view(*pair) for pair in await registry.page(after=after, limit=limit)]
+
+    @routes.get("/{name:path}", summary="One dataset, by name or id")
+    async def one(name: str, _: Caller = reader) -> DatasetView:
+        return view(*await registry.get(name))
+
+    @routes.post("/{name}/versions", status_code=201, summary="Add a version from new files")
+    async def renew(name: str, new: NewVersion, caller: Caller = owner) -> DatasetView:
+        return view(*await registry.renew(name, new.path, by=caller.name))
+
+    @routes.delete("/{name:path}", status_code=204, summary="Remove a dataset without offers and agreements")
+    async def remove(name: str, caller: Caller = owner) -> None:
+        await registry.remove(name, by=caller.name)
+
+    return routes

@@ -1,0 +1,166 @@
+"""Offers and their policies on the management API: publish, withdraw, lint, explain, test as a given party."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.datasets.offers import Offers, problem_json
+from connector.errors import PolicyInvalid
+from connector.management.auth import Caller, Tokens
+from connector.store.tables import Offer
+from connector.usage.facts import requested
+from policies import author, evaluate, explain, jsonld, lint, report, vocabulary
+from policies.errors import PolicyError
+from policies.model import Policy
+
+
+class PolicyText(BaseModel):
+    """A policy, either in the short YAML form or as an ODRL offer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    form: str = Field("", max_length=64 * 1024, description="The YAML form.")
+    policy: dict[str, Any] | None = Field(None, description="An ODRL offer, as in the Dataspace Protocol.")
+    dataset: str = Field("", max_length=255, description="Name or id of the dataset, where the form does not say it.")
+
+
+class NewOffer(PolicyText):
+    """An offer to be published."""
+
+    id: str = Field("", max_length=255, description="Identifier of the offer (IRI); empty: from the form, or made.")
+    decide: str = Field("", max_length=16, description="Who answers a request: auto, manual or rules.")
+
+
+class Case(PolicyText):
+    """What would be decided, for whom, when and for what."""
+
+    offer: str = Field("", max_length=255, description="Id of a published offer, instead of form or policy.")
+    participant: str = Field(max_length=2048, description="DID of the party that would ask.")
+    action: str = Field("ds:query", max_length=200)
+    purpose: str = Field("", max_length=200)
+    at: float | None = Field(None, description="UTC seconds since the epoch; empty: now.")
+
+
+class OfferView(BaseModel):
+    id: str
+    dataset: str
+    policy: dict[str, Any]
+    form: str
+    decide: str
+    created_at: float
+    withdrawn_at: float | None
+    sentences: list[dict[str, str]]
+    report: list[dict[str, Any]]
+    problems: list[dict[str, str]] = Field(default_factory=list)
+
+
+def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
+    read = jsonld.read(row.policy)
+    return OfferView(
+        id=row.id,
+        dataset=row.dataset_id,
+        policy=row.policy,
+        form=row.form,
+        decide=row.decide,
+        created_at=row.created_at,
+        withdrawn_at=row.withdrawn_at,
+        sentences=sentences(read),
+        report=report.to_json(report.enforceability(read)),
+        problems=problems or [],
+    )
+
+
+def sentences(policy: Policy) -> list[dict[str, str]]:
+    return [{"path": s.path, "text": s.text, "tier": str(s.tier)} for s in explain.sentences(policy)]
+
+
+def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitable[evaluate.Facts]]) -> APIRouter:
+    routes = APIRouter(tags=["offers"])
+    owner = Depends(tokens.require("owner"))
+    reader = Depends(tokens.require("read"))
+
+    @routes.post("/offers", status_code=201, summary="Publish an offer for a dataset")
+    async def publish(new: NewOffer, caller: Caller = owner) -> OfferView:
+        row, checked = await offers.publish(
+            by=caller.name, form=new.form, policy=new.policy, dataset=new.dataset, decide=new.decide, offer_id=new.id
+        )
+        return view(row, [problem_json(problem) for problem in checked.problems])
+
+    @routes.get("/offers", summary="All offers, withdrawn ones too")
+    async def listed(_: Caller = reader) -> list[OfferView]:
+        return [view(row) for row in await offers.all()]
+
+    @routes.get("/offers/{offer_id:path}", summary="One offer")
+    async def one(offer_id: str, _: Caller = reader) -> OfferView:
+        return view(await offers.get(offer_id))
+
+    @routes.delete("/offers/{offer_id:path}", status_code=204, summary="Withdraw an offer; agreements stay")
+    async def withdraw(offer_id: str, caller: Caller = owner) -> None:
+        await offers.withdraw(offer_id, by=caller.name)
+
+    @routes.post("/policies/lint", summary="Problems of a policy; with a dataset, held against its schema too")
+    async def check(text: PolicyText, _: Caller = reader) -> dict[str, Any]:
+        try:
+            policy = _policy(text)
+        except PolicyError as error:
+            found = {"level": "error", "path": error.rule, "code": error.code, "message": str(error)}
+            return {"problems": [found], "sentences": []}
+        problems = [problem_json(problem) for problem in lint.lint(policy)]
+        if text.dataset or policy.target:
+            try:
+                problems = [
+                    problem_json(p)
+                    for p in (await offers.check(form=text.form, policy=text.policy, dataset=text.dataset)).problems
+                ]
+            except PolicyInvalid as error:
+                problems = error.facts.get("problems") or [
+                    {
+                        "level": "error",
+                        "path": error.facts.get("rule", ""),
+                        "code": error.code,
+                        "message": error.message,
+                    }
+                ]
+        return {"problems": problems, "sentences": sentences(policy)}
+
+    @routes.post("/policies/explain", summary="A policy in plain words, with who enforces what")
+    async def explained(text: PolicyText, _: Caller = reader) -> dict[str, Any]:
+        policy = _policy(text)
+        return {
+            "sentences": sentences(policy),
+            "report": report.to_json(report.enforceability(policy)),
+            "policy": jsonld.write(policy, in_catalog=True),
+            "form": author.write_form(author.from_policy(policy)),
+        }
+
+    @routes.post("/policies/test", summary="What would be decided for this party, now or then, for this purpose")
+    async def tested(case: Case, _: Caller = reader) -> dict[str, Any]:
+        policy = jsonld.read((await offers.get(case.offer)).policy) if case.offer else _policy(case)
+        facts = requested(await facts_of(case.participant), purpose=vocabulary.expand(case.purpose))
+        decision = evaluate.evaluate(
+            evaluate.as_if_agreed(policy),
+            facts,
+            action=vocabulary.expand(case.action),
+            phase=vocabulary.Phase.QUERY,
+            now=time.time() if case.at is None else case.at,
+        )
+        return {"decision": decision.to_json(), "explanation": explain.decision(decision)}
+
+    @routes.get("/policies/templates", summary="Ready-made offers in the YAML form")
+    async def templates(_: Caller = reader) -> dict[str, str]:
+        return {name: author.template(name) for name in author.TEMPLATES}
+
+    return routes
+
+
+def _policy(text: PolicyText) -> Policy:
+    if bool(text.form) == (text.policy is not None):
+        raise PolicyInvalid("expected either `form` (the YAML form) or `policy` (ODRL as JSON), came both or neither")
+    if text.form:
+        return author.to_policy(author.read_form(text.form))
+    return jsonld.read({"@type": "Offer", **(text.policy or {})})
