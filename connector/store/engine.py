@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
-from connector.errors import Busy
+from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
 from connector.store.transaction import Transaction
 
@@ -93,8 +93,11 @@ def _run(connection: Connection, work: Work[T]) -> tuple[T, list[Event]]:
     """One unit of work in a savepoint of an open transaction."""
     with Session(connection, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
         tx = Transaction(session, now=time.time())
-        result = work(tx)
-        session.commit()
+        try:
+            result = work(tx)
+            session.commit()
+        except IntegrityError as error:
+            raise AlreadyExists("the same was stored by somebody else a moment ago; read it again") from error
         return result, tx.published
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -27,6 +27,13 @@ class Table(DeclarativeBase):
 
 _Key = String(255)
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
+
+
+def _one_per_peer_pid(table: str) -> Index:
+    """A counterparty's pid names one process at most: two deliveries of a first request cannot both be taken in."""
+    known = text("peer_pid <> ''")
+    names = ("role", "counterparty", "peer_pid")
+    return Index(f"{table}_peer", *names, unique=True, sqlite_where=known, postgresql_where=known)
 
 
 class ApiToken(Table):
@@ -91,6 +98,7 @@ class Negotiation(Table):
     counterparty: Mapped[str] = mapped_column(_Key)
     address: Mapped[str]  # base URL where the counterparty receives our messages
     state: Mapped[str] = mapped_column(String(16))
+    pending: Mapped[str] = mapped_column(String(64), default="")  # our message that is not acknowledged yet
     dataset_id: Mapped[str] = mapped_column(_Key, default="")
     offer_id: Mapped[str] = mapped_column(_Key, default="")
     offer: Mapped[Json] = mapped_column(default=dict)  # the terms on the table, as last sent or received
@@ -101,11 +109,7 @@ class Negotiation(Table):
     created_at: Mapped[float]
     updated_at: Mapped[float]
 
-    __table_args__ = (
-        UniqueConstraint("role", "counterparty", "peer_pid", "id"),
-        Index("negotiation_peer", "counterparty", "peer_pid"),
-        Index("negotiation_state", "state"),
-    )
+    __table_args__ = (_one_per_peer_pid("negotiation"), Index("negotiation_state", "state"))
 
 
 class Agreement(Table):
@@ -138,6 +142,7 @@ class Transfer(Table):
     counterparty: Mapped[str] = mapped_column(_Key)
     address: Mapped[str]
     state: Mapped[str] = mapped_column(String(16))
+    pending: Mapped[str] = mapped_column(String(64), default="")  # our message that is not acknowledged yet
     agreement_id: Mapped[str] = mapped_column(_Key, index=True)
     format: Mapped[str] = mapped_column(String(64))
     purpose: Mapped[str] = mapped_column(default="")
@@ -149,7 +154,7 @@ class Transfer(Table):
     created_at: Mapped[float]
     updated_at: Mapped[float]
 
-    __table_args__ = (Index("transfer_peer", "counterparty", "peer_pid"), Index("transfer_state", "state"))
+    __table_args__ = (_one_per_peer_pid("transfer"), Index("transfer_state", "state"))
 
 
 class Grant(Table):

@@ -132,6 +132,7 @@ def upgrade() -> None:
     sa.Column('counterparty', sa.String(length=255), nullable=False),
     sa.Column('address', sa.Text(), nullable=False),
     sa.Column('state', sa.String(length=16), nullable=False),
+    sa.Column('pending', sa.String(length=64), nullable=False),
     sa.Column('dataset_id', sa.String(length=255), nullable=False),
     sa.Column('offer_id', sa.String(length=255), nullable=False),
     sa.Column('offer', sa.JSON(), nullable=False),
@@ -141,11 +142,11 @@ def upgrade() -> None:
     sa.Column('correlation', sa.String(length=255), nullable=False),
     sa.Column('created_at', sa.Float(), nullable=False),
     sa.Column('updated_at', sa.Float(), nullable=False),
-    sa.PrimaryKeyConstraint('id'),
-    sa.UniqueConstraint('role', 'counterparty', 'peer_pid', 'id')
+    sa.PrimaryKeyConstraint('id')
     )
     with op.batch_alter_table('negotiation', schema=None) as batch_op:
-        batch_op.create_index('negotiation_peer', ['counterparty', 'peer_pid'], unique=False)
+        batch_op.create_index('negotiation_peer', ['role', 'counterparty', 'peer_pid'], unique=True,
+                              sqlite_where=sa.text("peer_pid <> ''"), postgresql_where=sa.text("peer_pid <> ''"))
         batch_op.create_index('negotiation_state', ['state'], unique=False)
 
     op.create_table('offer',
@@ -193,6 +194,7 @@ def upgrade() -> None:
     sa.Column('counterparty', sa.String(length=255), nullable=False),
     sa.Column('address', sa.Text(), nullable=False),
     sa.Column('state', sa.String(length=16), nullable=False),
+    sa.Column('pending', sa.String(length=64), nullable=False),
     sa.Column('agreement_id', sa.String(length=255), nullable=False),
     sa.Column('format', sa.String(length=64), nullable=False),
     sa.Column('purpose', sa.Text(), nullable=False),
@@ -207,7 +209,8 @@ def upgrade() -> None:
     )
     with op.batch_alter_table('transfer', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_transfer_agreement_id'), ['agreement_id'], unique=False)
-        batch_op.create_index('transfer_peer', ['counterparty', 'peer_pid'], unique=False)
+        batch_op.create_index('transfer_peer', ['role', 'counterparty', 'peer_pid'], unique=True,
+                              sqlite_where=sa.text("peer_pid <> ''"), postgresql_where=sa.text("peer_pid <> ''"))
         batch_op.create_index('transfer_state', ['state'], unique=False)
 
     op.create_table('webhook',

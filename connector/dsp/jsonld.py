@@ -1,0 +1,187 @@
+"""Reading JSON that may be compact, prefixed or expanded JSON-LD, through the local copy of the contexts. Pure.
+
+Nothing is fetched. A member's name becomes the term that the protocol's context has for it; names that the context
+does not know stay absolute IRIs. Policies are left as they came: `policies.jsonld` reads all their spellings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+from connector.errors import MessageInvalid
+
+Json: TypeAlias = dict[str, Any]
+
+CONTEXT = "https://w3id.org/dspace/2025/1/context.jsonld"
+DSPACE = "https://w3id.org/dspace/2025/1/"
+DEPTH_MAX = 64
+NODES_MAX = 50_000
+_RAW = frozenset({"offer", "agreement", "hasPolicy"})  # policies: read elsewhere, whole
+_PREFIXES = {
+    "dspace": DSPACE,
+    "dcat": "http://www.w3.org/ns/dcat#",
+    "dct": "http://purl.org/dc/terms/",
+    "odrl": "http://www.w3.org/ns/odrl/2/",
+    "xsd": "http://www.w3.org/2001/XMLSchema#",
+}
+
+
+def parse(body: bytes | str) -> Any:
+    """JSON within bounds that every database and peer can hold, or MessageInvalid."""
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise MessageInvalid(f"expected JSON in UTF-8, came something else ({type(error).__name__})") from error
+    _check(value)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check(value: Any) -> None:
+    """Bounded depth and size; no text or number that a database would refuse later."""
+    waiting, seen = [(value, 1)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        seen += 1
+        if depth > DEPTH_MAX or seen > NODES_MAX:
+            raise MessageInvalid(f"expected at most {NODES_MAX} values nested at most {DEPTH_MAX} deep")
+        if isinstance(node, dict):
+            waiting.extend((part, depth + 1) for pair in node.items() for part in pair)
+        elif isinstance(node, list):
+            waiting.extend((part, depth + 1) for part in node)
+        elif isinstance(node, str):
+            if not _storable(node):
+                raise MessageInvalid("expected text without NUL characters and lone surrogates")
+        elif isinstance(node, float) and not math.isfinite(node):
+            raise MessageInvalid("expected numbers that are finite")
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and (text.isascii() or not any(0xD800 <= ord(mark) <= 0xDFFF for mark in text))
+
+
+def node_of(document: Any) -> Json:
+    """The one object of a document: itself, or the only member of an expanded document."""
+    if isinstance(document, dict) and "@graph" in document:
+        document = document["@graph"]
+    if isinstance(document, list) and len(document) == 1:
+        document = document[0]
+    if not isinstance(document, dict):
+        raise MessageInvalid("expected one JSON object as message, came something else")
+    return document
+
+
+def prefixes_of(node: Json) -> dict[str, str]:
+    """The context's prefixes and those that an inline context adds. Documents it refers to are never fetched."""
+    found = dict(_PREFIXES)
+    context = node.get("@context")
+    for part in context if isinstance(context, list) else [context]:
+        if isinstance(part, dict):
+            found.update({key: value for key, value in part.items() if isinstance(value, str) and key[:1] != "@"})
+    return found
+
+
+def members(node: Json, prefixes: Mapping[str, str]) -> Json:
+    """A node's members by the context's terms, their values unwrapped; nested nodes likewise, policies as they came."""
+    found: Json = {}
+    for key, value in node.items():
+        term = term_of(key, prefixes)
+        if term in _RAW:
+            found[term] = _with_prefixes(value, prefixes)
+        elif term != "@context":
+            found[term] = _unwrapped(value, prefixes)
+    return found
+
+
+def term_of(name: str, prefixes: Mapping[str, str]) -> str:
+    """The term for a written name: `dspace:consumerPid` and the full IRI are `consumerPid`."""
+    if name.startswith("@") or ":" not in name:
+        return {"id": "@id", "type": "@type"}.get(name, name)
+    iri = absolute(name, prefixes)
+    return _terms().get(iri, iri)
+
+
+def absolute(name: str, prefixes: Mapping[str, str]) -> str:
+    """The IRI of a prefixed name; anything else stays as it is."""
+    prefix, colon, local = name.partition(":")
+    known = prefixes.get(prefix) if colon and not local.startswith("//") else None
+    return name if known is None else known + local
+
+
+def local(value: str, prefixes: Mapping[str, str]) -> str:
+    """A value of the protocol's own vocabulary by its bare name: `dspace:FINALIZED` is `FINALIZED`."""
+    return absolute(value, prefixes).removeprefix(DSPACE)
+
+
+def types(node: Json, prefixes: Mapping[str, str]) -> tuple[str, ...]:
+    """The bare names of a node's types."""
+    raw = node.get("@type", node.get("type", ()))
+    return tuple(
+        term_of(one, prefixes) if ":" in one else one
+        for one in (raw if isinstance(raw, list) else [raw])
+        if isinstance(one, str)
+    )
+
+
+def single(value: Any) -> Any:
+    """The one value of a member that is never a list."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def listed(value: Any) -> list[Any]:
+    """The values of a member that is always a list."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _unwrapped(value: Any, prefixes: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_unwrapped(part, prefixes) for part in value]
+    if not isinstance(value, dict):
+        return value
+    for wrapper in ("@value", "@list", "@set"):
+        if wrapper in value:
+            return _unwrapped(value[wrapper], prefixes)
+    if set(value) == {"@id"}:
+        return value["@id"]
+    return members(value, prefixes)
+
+
+def _with_prefixes(value: Any, prefixes: Mapping[str, str]) -> Any:
+    """Policy nodes with the prefixes that the message gave them, where it gave any of its own."""
+    own = {key: iri for key, iri in prefixes.items() if _PREFIXES.get(key) != iri}
+    if isinstance(value, list):
+        return [_with_prefixes(part, prefixes) for part in value]
+    if isinstance(value, dict) and set(value) & {"@set", "@list"}:
+        return _with_prefixes(value.get("@set", value.get("@list")), prefixes)
+    return {"@context": own, **value} if own and isinstance(value, dict) else value
+
+
+@cache
+def _terms() -> dict[str, str]:
+    """IRI to term, over everything that the protocol's two contexts define."""
+    found: dict[str, str] = {}
+    for name in ("dspace.jsonld", "odrl.jsonld"):
+        text = (files("connector.dsp") / "schemas" / "context" / name).read_text("utf-8")
+        _collect(json.loads(text)["@context"], found)
+    return found
+
+
+def _collect(context: Json, found: dict[str, str]) -> None:
+    for term, meaning in context.items():
+        if term.startswith("@"):
+            continue
+        iri = meaning.get("@id", "") if isinstance(meaning, dict) else meaning
+        if isinstance(iri, str) and not iri.endswith(("/", "#")):
+            found.setdefault(absolute(iri, _PREFIXES), term)
+        if isinstance(meaning, dict) and isinstance(meaning.get("@context"), dict):
+            _collect(meaning["@context"], found)
