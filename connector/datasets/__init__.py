@@ -1,0 +1,1 @@
+"""Datasets: register, describe, version; and the kinds of source they come from."""

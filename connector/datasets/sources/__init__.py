@@ -1,0 +1,92 @@
+"""Kinds of source: table SOURCES, from the kind's name to the module that knows it.
+
+Each module is a `Source`: what an owner may set, which files it consists of, and how the engine reads them. The
+modules load on first use and import nothing heavy; the engine is handed to `attach` and `convert`, which only run
+in a worker process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from connector.datasets.sources.files import FileRef
+from connector.errors import BadInput
+
+SOURCES: Mapping[str, str] = {
+    "parquet": "connector.datasets.sources.parquet",
+    "hive": "connector.datasets.sources.hive",
+    "arrow_ipc": "connector.datasets.sources.arrow_ipc",
+    "csv": "connector.datasets.sources.csv",
+    "jsonl": "connector.datasets.sources.jsonl",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing an owner may set: its name, type, default and a line of help (the form is made of these)."""
+
+    name: str
+    type: type
+    default: Any
+    help: str
+
+
+class Source(Protocol):
+    """What every kind promises. `CONVERTED` kinds are turned into Parquet once and have no `attach`."""
+
+    TITLE: str
+    SUFFIXES: tuple[str, ...]
+    OPTIONS: tuple[Option, ...]
+    CONVERTED: bool
+
+    def find(self, path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
+        """The files behind `path`, pinned; PathRefused where one is not allowed."""
+        ...
+
+    def attach(self, con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Make the files readable in `con` as the relation `name` (worker only)."""
+        ...
+
+    def convert(self, con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
+        """Write the files as one Parquet file `target`; the report for the owner (worker only)."""
+        ...
+
+
+def source(kind: str) -> Source:
+    """The module of a kind; BadInput that names the known ones otherwise."""
+    if kind not in SOURCES:
+        raise BadInput(f"expected a kind of source ({', '.join(SOURCES)}), came {kind!r}", code="source_unknown")
+    return cast(Source, importlib.import_module(SOURCES[kind]))
+
+
+def guess(path: str) -> str:
+    """The kind that fits a path by its ending: what a form or command proposes, never a check."""
+    if Path(path).is_dir():
+        return "hive"
+    fitting = [kind for kind in SOURCES if path.lower().endswith(source(kind).SUFFIXES)]
+    return fitting[0] if fitting else "parquet"
+
+
+def read_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of a kind with its value; BadInput for an unknown one or a wrong type."""
+    known = {option.name: option for option in source(kind).OPTIONS}
+    if unknown := sorted(set(given) - set(known)):
+        raise BadInput(
+            f"a {kind} source has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}",
+            code="option_unknown",
+        )
+    return {name: _value(option, given.get(name, option.default)) for name, option in known.items()}
+
+
+def _value(option: Option, value: Any) -> Any:
+    fits = type(value) is option.type and (not isinstance(value, str) or len(value) <= 256)
+    if value != option.default and not fits:
+        raise BadInput(
+            f"option {option.name} is {option.type.__name__} ({option.help}), came {type(value).__name__}",
+            code="option_invalid",
+        )
+    return value

@@ -1,0 +1,56 @@
+"""CSV: converted once to Parquet when it is registered, with a report of what was read how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from connector.datasets.sources import Option
+from connector.datasets.sources.convert import write_parquet
+from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_text, resolve
+from connector.errors import SourceUnreadable
+
+TITLE = "CSV file"
+SUFFIXES = (".csv", ".tsv", ".csv.gz")
+OPTIONS: tuple[Option, ...] = (
+    Option("delimiter", str, "", "The character between fields; empty finds out."),
+    Option("header", bool, True, "The first line holds the names of the columns."),
+    Option("null_text", str, "", "What stands for a missing value."),
+    Option("date_format", str, "", "How dates are written (%d.%m.%Y); empty finds out."),
+    Option("all_text", bool, False, "Keep every column as text instead of finding its type."),
+    Option(
+        "skip_bad_lines", int, 0, "At most this many lines may be unreadable and are left out; more refuse the file."
+    ),
+)
+CONVERTED = True
+
+
+def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
+    """The file, or every CSV file below the directory."""
+    if resolve(path, roots=roots).is_dir():
+        return files_under(path, roots=roots, suffixes=SUFFIXES)
+    return (file_ref(path, roots=roots),)
+
+
+def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Never read in place: text has no types that could be pinned."""
+    raise SourceUnreadable("a CSV source is converted when it is registered; read its Parquet file")
+
+
+def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Read all lines (types from all of them, not a sample) and write Parquet."""
+    given = {
+        "header": str(bool(options.get("header", True))),
+        "all_varchar": str(bool(options.get("all_text", False))),
+        "sample_size": "-1",
+        "store_rejects": "true",
+        "rejects_limit": str(int(options.get("skip_bad_lines", 0)) + 1),
+    }
+    for option, name in (("delimiter", "delim"), ("null_text", "nullstr"), ("date_format", "dateformat")):
+        if options.get(option):
+            given[name] = quote_text(str(options[option]))
+    named = ", ".join(f"{name} = {value}" for name, value in given.items())
+    return write_parquet(
+        con, f"read_csv({quote_list(paths)}, {named})", target, bad_lines_max=int(options.get("skip_bad_lines", 0))
+    )

@@ -1,0 +1,161 @@
+"""Which files a source may consist of, and whether they are still the ones that were registered.
+
+A file is pinned by device, inode, size and time of change when it is registered; it is opened first and compared
+then, so that what was checked is what is read. Knows nothing of formats and imports only the standard library:
+the worker process loads it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from connector.errors import PathRefused, SourceUnreadable, VersionChanged
+
+FILES_MAX = 4096
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """One registered file. `name` is its place under the dataset's directory (`year=2024/part-0.parquet`)."""
+
+    path: str
+    dev: int
+    inode: int
+    size: int
+    mtime_ns: int
+    name: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FileRef:
+        return cls(**value)
+
+
+def file_ref(path: str, *, roots: Sequence[Path], name: str = "") -> FileRef:
+    """Pin one file, or PathRefused. Steps (evidence-and-hardening, section 3.2):
+    1. a path of printable length without NUL; 2. it exists, links resolved; 3. it lies under a root that the
+    operator configured; 4. it is a regular file, asked of the opened file and not of the name.
+    """
+    real = resolve(path, roots=roots)  # 1-3
+    descriptor = _open(real, path)
+    try:
+        found = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if not stat.S_ISREG(found.st_mode):  # 4
+        raise PathRefused(f"expected a regular file, came {_kind(found.st_mode)}: {path!r}; name a data file")
+    return _ref(str(real), found, name or real.name)
+
+
+def resolve(path: str, *, roots: Sequence[Path]) -> Path:
+    """The real path behind `path`, which must exist and lie under one of `roots`."""
+    if not path or "\x00" in path or len(path) > 4096:
+        raise PathRefused("expected a path of 1 to 4096 characters without NUL")
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+    except (OSError, ValueError) as error:
+        raise PathRefused(f"{path!r} does not exist or cannot be read; check the path and its permissions") from error
+    if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        allowed = ", ".join(str(root) for root in roots) or "none is configured"
+        raise PathRefused(
+            f"{path!r} lies outside the directories that data may be registered from ({allowed}); "
+            "move the file there, or let the operator add its directory to HANSE_SOURCE_ROOTS"
+        )
+    return real
+
+
+def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) -> tuple[FileRef, ...]:
+    """Every data file below a directory, in the order of names; hidden ones and such as `_SUCCESS` are left out."""
+    top = resolve(path, roots=roots)
+    if not top.is_dir():
+        raise PathRefused(f"expected a directory, came a file: {path!r}")
+    found: list[FileRef] = []
+    for file in sorted(_walk(top)):
+        if file.name.lower().endswith(tuple(suffixes)):
+            found.append(file_ref(str(file), roots=roots, name=str(file.relative_to(top))))
+        if len(found) > FILES_MAX:
+            raise PathRefused(f"expected at most {FILES_MAX} files under {path!r}; merge small files first")
+    if not found:
+        raise PathRefused(f"no {' or '.join(suffixes)} file under {path!r}")
+    return tuple(found)
+
+
+def open_pinned(ref: FileRef) -> int:
+    """A descriptor of exactly the registered file; VersionChanged when another or a changed one lies there."""
+    try:
+        descriptor = os.open(ref.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise VersionChanged("a file of this version is gone or cannot be opened; register a new version") from error
+    try:
+        check_unchanged(descriptor, ref)
+    except VersionChanged:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_unchanged(descriptor: int, ref: FileRef) -> None:
+    """VersionChanged unless the opened file is still byte for byte of the time when it was registered."""
+    if _ref(ref.path, os.fstat(descriptor), ref.name) != ref:
+        raise VersionChanged("a file of this version has changed since it was registered; register a new version")
+
+
+def sha256(descriptor: int) -> str:
+    """The digest of an opened file, read from its start in pieces."""
+    digest, offset = hashlib.sha256(), 0
+    while piece := os.pread(descriptor, _CHUNK, offset):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
+
+
+def quote_text(value: str) -> str:
+    """A string as a literal of the engine."""
+    if "\x00" in value:
+        raise SourceUnreadable("expected text without NUL")
+    return "'" + value.replace("'", "''") + "'"
+
+
+def quote_name(value: str) -> str:
+    """A name as an identifier of the engine."""
+    if "\x00" in value:
+        raise SourceUnreadable("expected a name without NUL")
+    return '"' + value.replace('"', '""') + '"'
+
+
+def quote_list(values: Sequence[str]) -> str:
+    """A list of strings as a literal of the engine."""
+    return "[" + ", ".join(quote_text(value) for value in values) + "]"
+
+
+def _ref(path: str, found: os.stat_result, name: str) -> FileRef:
+    return FileRef(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, name)
+
+
+def _open(real: Path, asked: str) -> int:
+    try:  # non-blocking, so that a named pipe does not hold us
+        return os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise PathRefused(f"{asked!r} cannot be read by the connector; check its permissions") from error
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    for directory, folders, names in os.walk(top, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        for name in names:
+            if not name.startswith((".", "_")):
+                yield Path(directory, name)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "something else")

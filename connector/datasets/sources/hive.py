@@ -1,0 +1,49 @@
+"""A directory of Parquet files whose folders carry columns (`year=2024/month=01/part-0.parquet`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from connector.datasets.sources import Option
+from connector.datasets.sources.files import FileRef, files_under, quote_list, quote_name
+from connector.errors import SourceUnreadable
+
+TITLE = "Directory of Parquet files with partitions"
+SUFFIXES = (".parquet", ".pq")
+OPTIONS: tuple[Option, ...] = (
+    Option("guess_types", bool, True, "Read numbers and dates in folder names as such; false keeps them text."),
+    Option("union_by_name", bool, False, "Files may lack columns that others have; a missing one is null."),
+)
+CONVERTED = False
+
+
+def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
+    """Every Parquet file below the directory, all of them with the same partition columns."""
+    files = files_under(path, roots=roots, suffixes=SUFFIXES)
+    kinds = {partitions(file.name) for file in files}
+    if len(kinds) > 1:
+        shown = "; ".join(sorted("/".join(kind) or "none" for kind in kinds))
+        raise SourceUnreadable(f"expected the same partition columns in every file under {path!r}, came {shown}")
+    return files
+
+
+def partitions(name: str) -> tuple[str, ...]:
+    """The partition columns in a file's place: `year=2024/month=1/x.parquet` has year and month."""
+    return tuple(part.split("=", 1)[0] for part in Path(name).parts[:-1] if "=" in part)
+
+
+def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
+    """A view; a filter on a partition column skips whole files."""
+    guess, union = bool(options.get("guess_types", True)), bool(options.get("union_by_name", False))
+    con.execute(
+        f"CREATE VIEW {quote_name(name)} AS SELECT * FROM "  # noqa: S608  names and paths are quoted, ours
+        f"read_parquet({quote_list(paths)}, hive_partitioning = true, "
+        f"hive_types_autocast = {guess}, union_by_name = {union})"
+    )
+
+
+def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Parquet stays as it is."""
+    raise SourceUnreadable("a directory of Parquet files is read in place and is never converted")

@@ -1,0 +1,1 @@
+"""Queries: the engine in its worker processes, the planner, and the coordination of fragments."""

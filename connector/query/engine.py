@@ -1,0 +1,227 @@
+"""The only place that opens DuckDB: a connection without files, network or settings, over named relations only.
+
+Its settings are the second fence (federated-query, section 3.1): the first is the gate in `policies.enforce`, the
+third the process it runs in, which can be killed. Knows nothing of agreements, sockets or limits of a contract.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from connector.datasets.sources import source
+from connector.datasets.sources.files import FileRef, check_unchanged, open_pinned, quote_list, quote_name, quote_text
+from connector.errors import VersionChanged
+from connector.query.job import Limits, Relation
+
+_ROWS_MIN, _ROWS_MAX = 256, 262_144
+_VECTOR = 2048
+# Bytes of one value where the type fixes them; text and blobs are guessed unless the profile knows better.
+_WIDTHS = {
+    "BOOLEAN": 1, "TINYINT": 1, "UTINYINT": 1, "SMALLINT": 2, "USMALLINT": 2, "INTEGER": 4, "UINTEGER": 4,
+    "BIGINT": 8, "UBIGINT": 8, "HUGEINT": 16, "UHUGEINT": 16, "FLOAT": 4, "DOUBLE": 8, "DATE": 4, "TIME": 8,
+    "TIMESTAMP": 8, "UUID": 40, "INTERVAL": 16, "VARCHAR": 24, "BLOB": 4096,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A relation's files, opened and pinned: what is read is what was registered."""
+
+    refs: tuple[FileRef, ...]
+    descriptors: tuple[int, ...]
+    paths: tuple[str, ...]
+
+    def check_unchanged(self) -> None:
+        for descriptor, ref in zip(self.descriptors, self.refs, strict=True):
+            check_unchanged(descriptor, ref)
+
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """An empty engine in memory. It is not fenced yet: `fence` before anything is read."""
+    return duckdb.connect(":memory:")
+
+
+def warm_up() -> None:
+    """Load what the engine and Arrow load on first use, before the first job waits for it."""
+    con = connect()
+    with con:
+        list(con.sql("SELECT 1 AS one").to_arrow_reader(1))
+
+
+def fence(con: duckdb.DuckDBPyConnection, *, paths: Sequence[str], limits: Limits, temp: Path | None = None) -> None:
+    """Close everything but `paths`, set the limits, and lock the settings.
+
+    Without `temp` nothing spills: the engine lets queries read its temporary directory, so there is none unless the
+    caller gives a private, empty one.
+    """
+    for setting, value in {
+        "threads": str(limits.threads),
+        "memory_limit": quote_text(f"{limits.memory_mb}MB"),
+        "temp_directory": quote_text(str(temp) if temp else ""),
+        "max_temp_directory_size": quote_text(f"{limits.temp_mb}MB"),
+        "TimeZone": "'UTC'",
+        "python_enable_replacements": "false",
+        "python_scan_all_frames": "false",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+        "allow_persistent_secrets": "false",
+        "enable_external_file_cache": "false",
+        "arrow_large_buffer_size": "false",
+        "preserve_insertion_order": "true",
+        "allowed_directories": "[]",
+        "allowed_paths": quote_list(paths),
+        "enable_external_access": "false",
+        "lock_configuration": "true",
+    }.items():
+        con.execute(f"SET {setting} = {value}")
+
+
+def open_files(relation: Relation, folder: Path) -> Opened:
+    """Open a relation's files and give the engine names for the opened ones, or VersionChanged.
+
+    The names are links in a private folder to our descriptors: a file that is replaced after this line is not read,
+    and the engine never sees the owner's path. Partition folders keep their names.
+    """
+    refs = tuple(FileRef.from_json(dict(file)) for file in relation.files)
+    descriptors: list[int] = []
+    try:
+        descriptors.extend(open_pinned(ref) for ref in refs)
+        paths = [
+            _link(folder, number, ref, descriptor)
+            for number, (ref, descriptor) in enumerate(zip(refs, descriptors, strict=True))
+        ]
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+    return Opened(refs, tuple(descriptors), tuple(paths))
+
+
+def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Opened) -> None:
+    """Make a relation's rows readable under its name."""
+    source(relation.kind).attach(con, name, opened.paths, relation.options)
+
+
+def attach_table(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    """Make rows in memory (keys of a semi-join) readable under a name."""
+    con.register(name, table)
+
+
+def query(
+    con: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] | Mapping[str, Any]
+) -> duckdb.DuckDBPyRelation:
+    """Bind one SELECT with its parameters; nothing is read before its reader is asked."""
+    found = con.sql(sql, params=params) if params else con.sql(sql)
+    if found is None:
+        raise VersionChanged("expected a SELECT, which gives rows")
+    return found
+
+
+def batches(
+    relation: duckdb.DuckDBPyRelation, *, row_bytes: Mapping[str, float], target: int
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema, and batches of about `target` bytes as they are made: never the whole result."""
+    reader = relation.to_arrow_reader(rows_for(relation.columns, [str(t) for t in relation.types], row_bytes, target))
+    schema = plain_schema(reader.schema)
+    return schema, (piece for batch in reader for piece in cut(plain(batch, schema), target))
+
+
+def rows_for(columns: Sequence[str], types: Sequence[str], row_bytes: Mapping[str, float], target: int) -> int:
+    """Rows that make about `target` bytes, in whole vectors of the engine where that many fit."""
+    width = sum(row_bytes.get(column, _width(kind)) for column, kind in zip(columns, types, strict=True))
+    rows = max(_ROWS_MIN, min(_ROWS_MAX, int(target / max(width, 1.0))))
+    return rows - rows % _VECTOR if rows > _VECTOR else rows
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema with encodings that only some readers know written out: views and dictionaries become values."""
+    return pa.schema([field.with_type(_plain_type(field.type)) for field in schema])
+
+
+def plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch in the plain schema; itself where it is plain already."""
+    return batch if batch.schema == schema else batch.cast(schema)
+
+
+def cut(batch: pa.RecordBatch, target: int) -> Iterator[pa.RecordBatch]:
+    """A batch that came out far too wide, in pieces without a copy."""
+    pieces = min(batch.num_rows, -(-batch.nbytes // target)) if batch.nbytes > 2 * target else 1
+    if pieces <= 1:
+        yield batch
+        return
+    step = -(-batch.num_rows // pieces)
+    for start in range(0, batch.num_rows, step):
+        yield batch.slice(start, step)
+
+
+def code_of(error: BaseException) -> str:
+    """The code that stands for an engine's error; its text quotes values and never leaves the process."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), "engine_failed")
+
+
+_CODES: tuple[tuple[type[BaseException], str], ...] = (
+    (duckdb.OutOfMemoryException, "memory_limit"),
+    (MemoryError, "memory_limit"),
+    (duckdb.InterruptException, "cancelled"),
+    (duckdb.PermissionException, "query_invalid"),
+    (duckdb.BinderException, "query_invalid"),
+    (duckdb.CatalogException, "query_invalid"),
+    (duckdb.ParserException, "query_invalid"),
+    (duckdb.SyntaxException, "query_invalid"),
+    (duckdb.NotImplementedException, "query_invalid"),
+    (duckdb.IOException, "source_unreadable"),
+    (pa.ArrowInvalid, "engine_failed"),
+)
+
+
+def _link(folder: Path, number: int, ref: FileRef, descriptor: int) -> str:
+    partitions = [part for part in Path(ref.name).parts[:-1] if "=" in part]
+    place = folder.joinpath(*partitions)
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    link = place / f"{number}{Path(ref.name).suffix}"
+    link.symlink_to(f"/proc/self/fd/{descriptor}")
+    return str(link)
+
+
+def _width(kind: str) -> float:
+    if kind in _WIDTHS:
+        return _WIDTHS[kind]
+    if kind.startswith(("DECIMAL", "TIMESTAMP")):
+        return 16
+    return 256  # nested: a guess that `cut` corrects
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if kind == pa.string_view():
+        return pa.string()
+    if kind == pa.binary_view():
+        return pa.binary()
+    return kind
+
+
+__all__ = [
+    "Opened",
+    "attach",
+    "attach_table",
+    "batches",
+    "code_of",
+    "connect",
+    "fence",
+    "open_files",
+    "query",
+    "quote_name",
+]

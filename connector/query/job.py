@@ -1,0 +1,121 @@
+"""What the main process asks of a worker, and the frames that come back. Standard library only: both ends load it.
+
+A job goes over a socket of its own: its JSON, then its blobs. Back come frames of a fixed header and a payload:
+`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`; or one `value`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+SCHEMA: Final = 1
+TRAILER: Final = 2
+BATCH: Final = 3
+END: Final = 4
+ERROR: Final = 5
+VALUE: Final = 6
+
+HEADER: Final = struct.Struct("<BB2xIQ32s")  # kind, digest length, rows, payload length, digest so far
+LENGTH: Final = struct.Struct("<I")
+PAYLOAD_MAX: Final = 1 << 31
+JOB_MAX: Final = 16 * 2**20
+
+# The end record stands in this many bytes of the trailer's metadata, padded with spaces.
+TRAILER_ROOM: Final = 2048
+TRAILER_KEY: Final = "hanse.end"
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
+
+    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known.
+    """
+
+    kind: str
+    files: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    row_bytes: Mapping[str, float] = field(default_factory=dict)
+    blob: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`seconds` of work without a batch leaving; `total_seconds` of work altogether (waiting readers do not count)."""
+
+    seconds: float = 60.0
+    total_seconds: float | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    memory_mb: int = 512
+    temp_mb: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """What the engine's own parser may find in the SQL: these relations, these functions, nothing else."""
+
+    names: tuple[str, ...]
+    functions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work for a worker. `kind`: query (frames), or report, profile, convert, check_arrow (one value).
+
+    `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
+    `consumer` is whom the work is for: free workers go round between consumers.
+    """
+
+    kind: str = "query"
+    relations: Mapping[str, Relation] = field(default_factory=dict)
+    sql: str = ""
+    params: Sequence[Any] | Mapping[str, Any] = ()
+    recheck: Recheck | None = None
+    limits: Limits = Limits()
+    batch_bytes: int = 3 * 2**20
+    codec: str = "none"  # none, lz4 or zstd
+    digest: str = "xxh3"  # xxh3, sha256 or none
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    blobs: tuple[bytes, ...] = ()
+    consumer: str = ""
+    shared: bool = False
+
+    def encode(self) -> bytes:
+        """The job as it goes to the worker, blobs after it."""
+        plain = asdict(self) | {"blobs": [len(blob) for blob in self.blobs]}
+        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
+        if len(text) > JOB_MAX:
+            raise ValueError(f"expected a job of at most {JOB_MAX} bytes, came {len(text)}; send keys as a blob")
+        return b"".join((LENGTH.pack(len(text)), text, *self.blobs))
+
+
+def decode(text: bytes) -> tuple[Job, list[int]]:
+    """The job in its JSON, without its blobs, and the blobs' sizes."""
+    plain = json.loads(text)
+    sizes: list[int] = plain.pop("blobs")
+    recheck = plain.pop("recheck")
+    return (
+        Job(
+            **plain
+            | {
+                "relations": {name: Relation(**value) for name, value in plain["relations"].items()},
+                "limits": Limits(**plain["limits"]),
+                "recheck": Recheck(tuple(recheck["names"]), tuple(recheck["functions"])) if recheck else None,
+            }
+        ),
+        sizes,
+    )
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a job holds JSON values, came {type(value).__name__}")

@@ -1,0 +1,477 @@
+"""Worker processes for queries, asked from the main process, which itself loads neither the engine nor Arrow.
+
+    async with Pool(work_dir, size=2, warm=1) as pool:
+        async with pool.run(Job(relations={"t": ...}, sql="SELECT ...")) as result:
+            result.schema                       # IPC schema message (bytes)
+            async for frame in result:          # Frame(rows, nbytes, payload, digest): one IPC message each
+                ...
+            result.totals                       # {"rows", "batches", "bytes"}, once the loop has ended
+        profile = await pool.ask(Job(kind="profile", relations={"t": ...}))    # a JSON value
+
+What is promised:
+- at most `size` processes; more jobs wait, at most `waiting` of them and at most `wait_seconds`: then Busy. Free
+  workers go round between consumers, so nobody's queue holds up another's;
+- a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later;
+  one that takes more than its memory and 300 MB is killed; a worker that dies costs its own jobs an error and nothing
+  else, and is replaced;
+- a slow reader slows the worker (nothing is read ahead but a socket's buffer); leaving the `async with` block early,
+  or being cancelled in it, stops the work;
+- every end that is not complete raises: a HanseError with a code, never with the engine's words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from connector.errors import (
+    BadInput,
+    Busy,
+    EngineFailed,
+    HanseError,
+    Limited,
+    PathRefused,
+    QueryInvalid,
+    SourceUnreadable,
+    VersionChanged,
+)
+from connector.query import job as wire
+from connector.query.job import Job
+from connector.query.turns import Turns
+from connector.telemetry import logger
+
+GRACE = 1.5
+_RSS_EVERY = 0.1
+_RSS_SLACK_MB = 300
+_RECYCLE_MB = 400
+_START_SECONDS = 30.0
+_ENVIRONMENT = ("PATH", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+
+_log = logger("query")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One batch: its rows, its bytes on the wire, the IPC message, and the digest of all messages up to it."""
+
+    rows: int
+    nbytes: int
+    payload: memoryview
+    digest: bytes
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One process and what runs in it."""
+
+    process: asyncio.subprocess.Process
+    control: socket.socket
+    folder: Path
+    results: set[Result] = field(default_factory=set)
+    killed: str = ""  # the code that its jobs get
+    watch: asyncio.Task[None] | None = None
+    idle_since: float = 0.0
+
+    @property
+    def shared(self) -> bool:
+        return any(result.job.shared for result in self.results)
+
+    def alive(self) -> bool:
+        return not self.killed and self.process.returncode is None
+
+    def kill(self, code: str) -> None:
+        """End the process now; its jobs end with `code`."""
+        self.killed = self.killed or code
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGKILL)
+
+    def rss_mb(self) -> int:
+        try:
+            with open(f"/proc/{self.process.pid}/statm", encoding="ascii") as statm:
+                return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+        except (OSError, IndexError, ValueError):
+            return 0
+
+
+class Result:
+    """A running query: its schema, its frames, and its totals once they are all read."""
+
+    def __init__(self, worker: Worker, job: Job, channel: socket.socket) -> None:
+        self.job = job
+        self.schema = b""
+        self.trailer = b""
+        self.digest = b""
+        self.totals: dict[str, int] = {}
+        self.ended = False
+        self.worked = 0.0  # seconds that we waited for the worker
+        self._worker = worker
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        kind, rows, payload, digest = await self.next()
+        if kind != wire.BATCH:
+            raise StopAsyncIteration
+        return Frame(rows, len(payload), memoryview(payload), digest)
+
+    async def start(self) -> None:
+        """Send the job and wait for the schema (or the value)."""
+        await self._loop.sock_sendall(self._channel, self.job.encode())
+
+    async def next(self) -> tuple[int, int, bytearray, bytes]:
+        """The next frame within the job's limits of time, or the error that ended the job."""
+        if self.ended:
+            return wire.END, 0, bytearray(), self.digest
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds_left()):
+                frame = await self._frame()
+        except TimeoutError:
+            self._worker_log("time_limit")
+            await self.stop()
+            raise error_of(
+                "time_limit", {"seconds": self.job.limits.total_seconds or self.job.limits.seconds}
+            ) from None
+        finally:
+            self.worked += time.monotonic() - begun
+        return self._taken(*frame)
+
+    async def stop(self) -> None:
+        """End the work: interrupt, then kill. Safe to call at any time."""
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+        try:
+            async with asyncio.timeout(GRACE):
+                await self._drain()
+        except TimeoutError:
+            self._worker.kill("worker_crashed")
+        self.ended = True
+
+    async def settle(self) -> None:
+        """Wait until the worker has cleaned up after a job that ended by itself."""
+        if not self.ended:
+            await self.stop()
+        elif self._worker.alive():
+            try:
+                async with asyncio.timeout(GRACE):
+                    await self._drain()
+            except TimeoutError:
+                self._worker.kill("worker_crashed")
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _seconds_left(self) -> float:
+        limits = self.job.limits
+        if limits.total_seconds is None:
+            return limits.seconds
+        return max(0.0, min(limits.seconds, limits.total_seconds - self.worked))
+
+    async def _frame(self) -> tuple[int, int, bytearray, bytes]:
+        header = await self._receive(wire.HEADER.size)
+        kind, digest_length, rows, length, digest = wire.HEADER.unpack(header)
+        if length > wire.PAYLOAD_MAX:
+            self._worker.kill("worker_crashed")
+            raise error_of("worker_crashed", {})
+        return kind, rows, await self._receive(length), digest[:digest_length]
+
+    async def _receive(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view, got = memoryview(data), 0
+        while got < size:
+            try:
+                more = await self._loop.sock_recv_into(self._channel, view[got:])
+            except OSError:
+                more = 0
+            if not more:
+                raise await self._died()
+            got += more
+        return data
+
+    async def _died(self) -> HanseError:
+        """The worker closed our socket in mid-job: it was killed or has crashed."""
+        self.ended = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._worker.process.wait()
+        code = self._worker.killed or "worker_crashed"
+        self._worker_log(code)
+        self._worker.kill(code)
+        return error_of(code, {})
+
+    def _taken(self, kind: int, rows: int, payload: bytearray, digest: bytes) -> tuple[int, int, bytearray, bytes]:
+        if kind in (wire.SCHEMA, wire.BATCH, wire.END):
+            self.digest = digest
+        if kind == wire.END:
+            self.ended, self.totals = True, json.loads(payload)
+        elif kind == wire.VALUE:
+            self.ended = True
+        elif kind == wire.ERROR:
+            self.ended = True
+            told = json.loads(payload)
+            self._worker_log(told["code"], told["class"])
+            raise error_of(told["code"], told["facts"], told["message"])
+        return kind, rows, payload, digest
+
+    async def _drain(self) -> None:
+        scratch = bytearray(2**18)
+        with suppress(OSError):
+            while await self._loop.sock_recv_into(self._channel, scratch):
+                pass
+
+    def _worker_log(self, code: str, kind: str = "") -> None:
+        _log.info("job ended", code=code, engine_error=kind, consumer=self.job.consumer, task=self.job.kind)
+
+
+class Pool:
+    """The workers of one connector."""
+
+    def __init__(
+        self,
+        work_dir: Path,
+        *,
+        size: int = 2,
+        warm: int = 1,
+        streams_per_worker: int = 16,
+        waiting: int = 64,
+        wait_seconds: float = 30.0,
+        idle_seconds: float = 60.0,
+    ) -> None:
+        self._work_dir = work_dir
+        self._warm = min(warm, size)
+        self._streams_per_worker = streams_per_worker
+        self._idle_seconds = idle_seconds
+        self._turns = Turns(size, waiting=waiting, wait_seconds=wait_seconds)
+        self._idle: list[Worker] = []
+        self._busy: set[Worker] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Start the workers that are kept warm."""
+        self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for _ in range(self._warm):
+            self._idle.append(await self._spawn())
+        self._background(self._reap())
+
+    async def close(self) -> None:
+        """Stop every worker; running jobs end with an error."""
+        self._closed = True
+        for task in tuple(self._tasks):
+            task.cancel()
+        for worker in (*self._idle, *self._busy):
+            worker.kill("shutting_down")
+            await self._bury(worker)
+        self._idle.clear()
+        self._busy.clear()
+
+    @asynccontextmanager
+    async def run(self, job: Job) -> AsyncIterator[Result]:
+        """A job that gives frames. Raises what the table of errors below holds, and Busy."""
+        result = await self._begin(job)
+        try:
+            kind, _, payload, _ = await result.next()
+            while kind != wire.TRAILER:
+                result.schema = bytes(payload) if kind == wire.SCHEMA else b""
+                kind, _, payload, _ = await result.next()
+            result.trailer = bytes(payload)
+            yield result
+        finally:
+            self._background(self._end(result))
+
+    async def ask(self, job: Job) -> Any:
+        """A job that gives one JSON value (report, profile, convert, check_arrow)."""
+        result = await self._begin(job)
+        try:
+            _, _, payload, _ = await result.next()
+            return json.loads(payload)
+        finally:
+            self._background(self._end(result))
+
+    @property
+    def processes(self) -> int:
+        return len(self._idle) + len(self._busy)
+
+    @property
+    def rss_mb(self) -> int:
+        """Resident memory of all workers, for the health page."""
+        return sum(worker.rss_mb() for worker in (*self._idle, *self._busy))
+
+    async def _begin(self, job: Job) -> Result:
+        worker = self._sharing(job)
+        if worker is None:
+            await self._turns.take(job.consumer)
+            try:
+                worker = await self._take_worker()
+            except BaseException:
+                self._turns.give_back()
+                raise
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        result = Result(worker, job, ours)
+        worker.results.add(result)
+        try:
+            with theirs:
+                socket.send_fds(worker.control, [b"j"], [theirs.fileno()])
+            await result.start()
+        except BaseException as error:
+            self._background(self._end(result))
+            if isinstance(error, OSError):
+                raise error_of("worker_crashed", {}) from None
+            raise
+        if worker.watch is None:
+            worker.watch = asyncio.get_running_loop().create_task(self._watch(worker))
+        return result
+
+    def _sharing(self, job: Job) -> Worker | None:
+        """A worker that streams already and has room for one more, for a job that may share."""
+        if not job.shared:
+            return None
+        fitting = [w for w in self._busy if w.alive() and w.shared and len(w.results) < self._streams_per_worker]
+        return min(fitting, key=lambda worker: len(worker.results), default=None)
+
+    async def _take_worker(self) -> Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.alive():
+                self._busy.add(worker)
+                return worker
+            await self._bury(worker)
+        worker = await self._spawn()
+        self._busy.add(worker)
+        return worker
+
+    async def _end(self, result: Result) -> None:
+        """After a job: clean up, and let the worker rest, or bury and replace it."""
+        worker = result._worker
+        await result.settle()
+        result.close()
+        worker.results.discard(result)
+        if worker.results:
+            return
+        if worker.watch is not None:
+            worker.watch.cancel()
+            worker.watch = None
+        self._busy.discard(worker)
+        if self._closed or not worker.alive() or worker.rss_mb() > _RECYCLE_MB:
+            worker.kill("recycled")
+            await self._bury(worker)
+        else:
+            worker.idle_since = time.monotonic()
+            self._idle.append(worker)
+        self._turns.give_back()
+        await self._keep_warm()
+
+    async def _keep_warm(self) -> None:
+        while not self._closed and self.processes < self._warm:
+            worker = await self._spawn()
+            worker.idle_since = time.monotonic()
+            self._idle.append(worker)
+
+    async def _spawn(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        folder = Path(tempfile.mkdtemp(prefix="worker-", dir=self._work_dir))
+        known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder),
+                pass_fds=(theirs.fileno(),), cwd=folder, stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+                env=known | {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
+            )  # fmt: skip
+        worker = Worker(process, ours, folder)
+        ours.setblocking(False)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                ready = await asyncio.get_running_loop().sock_recv(ours, 1)
+        except (TimeoutError, OSError):
+            ready = b""
+        if not ready:
+            worker.kill("worker_crashed")
+            await self._bury(worker)
+            raise Busy("expected a query worker to start, it did not; try again, or look at the memory of the machine")
+        return worker
+
+    async def _bury(self, worker: Worker) -> None:
+        worker.control.close()
+        with suppress(ProcessLookupError):
+            await worker.process.wait()
+        shutil.rmtree(worker.folder, ignore_errors=True)
+
+    async def _watch(self, worker: Worker) -> None:
+        """While a worker works: kill it when it takes more memory than its jobs may."""
+        while worker.alive():
+            allowed = sum(result.job.limits.memory_mb for result in worker.results) + _RSS_SLACK_MB
+            if worker.rss_mb() > allowed:
+                worker.kill("memory_limit")
+            await asyncio.sleep(_RSS_EVERY)
+
+    async def _reap(self) -> None:
+        """Stop workers that nobody has needed for a while, down to those kept warm."""
+        while True:
+            await asyncio.sleep(min(5.0, self._idle_seconds / 4))
+            cut = time.monotonic() - self._idle_seconds
+            for worker in [worker for worker in self._idle if worker.idle_since < cut]:
+                if self.processes > self._warm or not worker.alive():
+                    self._idle.remove(worker)
+                    worker.kill("idle")
+                    await self._bury(worker)
+            await self._keep_warm()
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:
+    """The error that stands for a worker's code; `message` where the sentence is our own and more precise."""
+    kind, sentence = _ERRORS.get(code, (EngineFailed, "the engine could not finish this query"))
+    return kind(message or sentence, code=code if code in _ERRORS else "engine_failed", **facts)
+
+
+_Made = Callable[..., HanseError]
+_ERRORS: dict[str, tuple[_Made, str]] = {
+    "query_invalid": (QueryInvalid, "the query does not fit the tables it names; check columns and types"),
+    "query_refused": (QueryInvalid, "the query holds something that is not allowed"),
+    "memory_limit": (Limited, "the query needs more memory than it may take; ask for less at once"),
+    "time_limit": (Limited, "the query takes longer than it may; ask for less at once"),
+    "rows_limit": (Limited, "the answer has more rows than it may; narrow the query"),
+    "bytes_limit": (Limited, "the answer has more bytes than it may; narrow the query"),
+    "cancelled": (EngineFailed, "the query was cancelled"),
+    "worker_crashed": (EngineFailed, "the process that ran this query ended; try again"),
+    "shutting_down": (Busy, "the connector is stopping; try again later"),
+    "engine_failed": (EngineFailed, "the engine could not finish this query"),
+    "version_changed": (VersionChanged, "the data is no longer what was registered; its owner must register it again"),
+    "source_unreadable": (SourceUnreadable, "a data file cannot be read; its owner must check it"),
+    "not_parquet": (SourceUnreadable, "expected a Parquet file, came something else or a damaged one; write it again"),
+    "codec_refused": (SourceUnreadable, "expected Parquet with zstd, snappy, lz4, gzip or no compression"),
+    "lines_unreadable": (SourceUnreadable, "the file has lines that cannot be read; correct them or the options"),
+    "path_refused": (PathRefused, "the file is not one that may be read"),
+    "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
+    "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
+    "job_invalid": (BadInput, "expected a job that a worker knows"),
+}

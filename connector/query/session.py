@@ -1,0 +1,246 @@
+"""The inside of a worker process: job sockets taken, sessions run, the process kept within its limits.
+
+Over the control socket come job sockets, one per job; on each a job comes in and frames go out
+(`connector.query.job`). The main thread only watches: a job socket that closes cancels its job, a control socket that
+closes ends the process. What the engine says about an error stays here; a code goes out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from connector.errors import HanseError
+from connector.query import engine, tasks
+from connector.query import job as wire
+from connector.query.codes import Coded
+from connector.query.job import Job
+
+_INTERRUPT_EVERY = 0.05
+_SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
+_CPU_SLACK = 30
+
+
+class Session:
+    """One job on its socket, in a thread of its own."""
+
+    def __init__(self, channel: socket.socket, folder: Path, worker: Worker) -> None:
+        self.channel = channel
+        self.folder = folder
+        self.worker = worker
+        self.cancelled = False
+        self.con: Any = None
+        self.memory_mb = 0
+        self.cleanup = ExitStack()
+        self.files: list[Any] = []
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def cancel(self) -> None:
+        """Interrupt what runs; called again and again until the session ends, as an interrupt can come too early."""
+        self.cancelled = True
+        if (con := self.con) is not None:
+            with suppress(Exception):
+                con.interrupt()
+
+    def check(self) -> None:
+        """Raise where the caller has gone."""
+        if self.cancelled:
+            raise Coded("cancelled")
+
+    def send(self, kind: int, *parts: Any, size: int | None = None, rows: int = 0, digest: bytes = b"") -> None:
+        """One frame; blocks while the reader is slow. `parts` go out without being joined."""
+        length = sum(len(part) for part in parts) if size is None else size
+        header = wire.HEADER.pack(kind, len(digest), rows, length, digest)
+        try:
+            send_all(self.channel, [header, *parts])
+        except OSError:
+            raise Coded("cancelled") from None
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._close()
+
+    def _work(self) -> None:
+        try:
+            job = read_job(self.channel)
+            self.worker.admit(self, job)
+            tasks.run(self, job)
+        except Coded as end:
+            self._fail(end.code, type(end).__name__, facts=end.facts)
+        except HanseError as error:
+            self._fail(error.code, type(error).__name__, facts=error.facts, message=error.message)
+        except BaseException as error:  # noqa: BLE001  whatever the engine raises becomes a code; its text stays here
+            self._fail(engine.code_of(error), type(error).__name__)
+
+    def _fail(self, code: str, kind: str, *, facts: dict[str, Any] | None = None, message: str = "") -> None:
+        """Tell a code; `message` only where the sentence is ours."""
+        told = {
+            "code": "cancelled" if self.cancelled else code,
+            "class": kind,
+            "facts": facts or {},
+            "message": message,
+        }
+        with suppress(Coded, OSError):
+            self.send(wire.ERROR, json.dumps(told).encode())
+
+    def _close(self) -> None:
+        con, self.con = self.con, None
+        with suppress(Exception):
+            self.cleanup.close()
+        if con is not None:
+            with suppress(Exception):
+                con.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.worker.ended(self)
+
+
+class Worker:
+    """The watching side: takes job sockets, runs sessions, limits the process."""
+
+    def __init__(self, control: socket.socket, folder: Path) -> None:
+        self.control = control
+        self.folder = folder
+        self.sessions: dict[int, Session] = {}
+        self.lock = threading.Lock()
+        self.count = 0
+        self.spare: Any = None
+        self.wake_in, self.wake_out = socket.socketpair()
+        self.resting = _address_space()
+
+    def run(self) -> None:
+        """Until the control socket closes."""
+        engine.warm_up()
+        self.prepare()
+        self.control.sendall(b"+")  # ready
+        while True:
+            watched = select.poll()
+            watched.register(self.control, select.POLLIN | select.POLLHUP)
+            watched.register(self.wake_out, select.POLLIN)
+            with self.lock:
+                sessions = dict(self.sessions)
+            for descriptor, session in sessions.items():
+                if not session.cancelled:
+                    watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+            pressing = any(session.cancelled for session in sessions.values())
+            for descriptor, _ in watched.poll(_INTERRUPT_EVERY * 1000 if pressing else None):
+                if descriptor == self.control.fileno():
+                    self._take()
+                elif descriptor == self.wake_out.fileno():
+                    self.wake_out.recv(64)
+                else:
+                    sessions[descriptor].cancelled = True
+            for session in sessions.values():
+                if session.cancelled:
+                    session.cancel()
+
+    def prepare(self) -> None:
+        """Open the next engine while nobody waits for it."""
+        if self.spare is None:
+            self.spare = engine.connect()
+            if not self.sessions:
+                self.resting = max(self.resting, _address_space())
+
+    def engine(self) -> Any:
+        """An engine that nobody has used."""
+        with self.lock:
+            spare, self.spare = self.spare, None
+        return engine.connect() if spare is None else spare
+
+    def admit(self, session: Session, job: Job) -> None:
+        """Set the limits of the process to those of the jobs in it."""
+        session.memory_mb = job.limits.memory_mb + job.limits.temp_mb // 64
+        self._limit_memory()
+        self.limit_cpu(job)
+
+    def limit_cpu(self, job: Job) -> None:
+        """The last clock, for when nobody else watches: processor seconds beyond which the kernel ends us."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime + job.limits.seconds * job.limits.threads) + _CPU_SLACK
+        soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        if soft == resource.RLIM_INFINITY or seconds > soft:
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
+
+    def ended(self, session: Session) -> None:
+        """Forget a session, close its socket (the caller sees that we are free), prepare for the next."""
+        descriptor = session.channel.fileno()
+        with self.lock:
+            self.sessions.pop(descriptor, None)
+        session.channel.close()
+        self.wake_in.send(b".")
+        self._limit_memory()
+        with self.lock, suppress(Exception):
+            self.prepare()
+
+    def _limit_memory(self) -> None:
+        wanted = self.resting + sum(s.memory_mb for s in tuple(self.sessions.values())) * 2**20 + _SLACK
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+    def _take(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.control, 1, 1)
+        except OSError:
+            data, descriptors = b"", []
+        if not data:
+            os._exit(0)  # the connector is gone or wants us gone; there is nothing to save
+        channel = socket.socket(fileno=descriptors[0])
+        channel.setblocking(True)
+        self.count += 1
+        session = Session(channel, self.folder / f"job-{self.count}", self)
+        with self.lock:
+            self.sessions[channel.fileno()] = session
+        session.thread.start()
+
+
+def read_job(channel: socket.socket) -> Job:
+    """The job and its blobs."""
+    (length,) = wire.LENGTH.unpack(receive(channel, wire.LENGTH.size))
+    if length > wire.JOB_MAX:
+        raise Coded("job_invalid")
+    job, sizes = wire.decode(bytes(receive(channel, length)))
+    return replace(job, blobs=tuple(bytes(receive(channel, size)) for size in sizes))
+
+
+def receive(channel: socket.socket, size: int) -> bytearray:
+    """Exactly `size` bytes."""
+    data = bytearray(size)
+    view, got = memoryview(data), 0
+    while got < size:
+        if not (more := channel.recv_into(view[got:])):
+            raise Coded("cancelled")
+        got += more
+    return data
+
+
+def send_all(channel: socket.socket, parts: list[Any]) -> None:
+    """Every part, in as few calls as the kernel takes, none of them joined."""
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    for group in _groups(views):
+        while group:
+            sent = channel.sendmsg(group)
+            while group and sent >= len(group[0]):
+                sent -= len(group.pop(0))
+            if sent:
+                group[0] = group[0][sent:]
+
+
+def _groups(views: list[memoryview]) -> Iterator[list[memoryview]]:
+    most = 1024  # IOV_MAX
+    for start in range(0, len(views), most):
+        yield views[start : start + most]
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()

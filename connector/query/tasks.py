@@ -1,0 +1,263 @@
+"""What a worker does with a job, one function per kind; table TASKS. Runs in the worker process only.
+
+Each task gets its session (where frames go, what cleans up) and its job. Nothing here knows agreements or policies
+beyond the re-check it is told to make.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import xxhash
+
+from connector.datasets.sources import source
+from connector.query import engine, foreign, profiling
+from connector.query import job as wire
+from connector.query.codes import Coded
+from connector.query.job import Job
+from policies.errors import PolicyError
+
+if TYPE_CHECKING:
+    from connector.query.session import Session
+
+_VALUE_ROWS_MAX = 10_000
+
+
+def run(session: Session, job: Job) -> None:
+    """Do a job of a known kind."""
+    if job.kind not in TASKS:
+        raise Coded("job_invalid")
+    TASKS[job.kind](session, job)
+
+
+def opened(session: Session, job: Job) -> Any:
+    """A fenced engine with the job's relations in it."""
+    files = {
+        name: _open(session, relation, session.folder / str(number))
+        for number, (name, relation) in enumerate(job.relations.items())
+        if relation.blob is None
+    }
+    con = _fenced(session, job, [path for found in files.values() for path in found.paths])
+    for name, relation in job.relations.items():
+        if relation.blob is None:
+            engine.attach(con, name, relation, files[name])
+        else:
+            engine.attach_table(con, name, foreign.read_blob(job.blobs[relation.blob]))
+    session.check()
+    return con
+
+
+def _open(session: Session, relation: wire.Relation, folder: Path) -> engine.Opened:
+    found = engine.open_files(relation, folder)
+    session.cleanup.callback(found.close)
+    session.files.append(found)
+    return found
+
+
+def _fenced(session: Session, job: Job, paths: list[str]) -> Any:
+    con = session.con = session.worker.engine()
+    temp = session.folder / "temp" if job.limits.temp_mb else None
+    if temp is not None:
+        temp.mkdir(mode=0o700, parents=True)
+    engine.fence(con, paths=paths, limits=job.limits, temp=temp)
+    return con
+
+
+def recheck(con: Any, job: Job) -> None:
+    """The engine's own parser reads the SQL and finds only what the gate put there (federated-query 3.4, step 7)."""
+    if job.recheck is None:
+        return
+    from policies.enforce import recheck as second
+
+    text = con.execute(second.RECHECK_SQL, [job.sql]).fetchall()[0][0]
+    try:
+        second.check(text, names=frozenset(job.recheck.names), functions=frozenset(job.recheck.functions))
+    except PolicyError as refusal:
+        raise Coded(refusal.code, rule=refusal.rule) from None
+
+
+def query(session: Session, job: Job) -> None:
+    """Stream the rows of one SELECT: schema, trailer, batches, end."""
+    con = opened(session, job)
+    recheck(con, job)
+    widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
+    relation = engine.query(con, job.sql, job.params)
+    schema, batches = engine.batches(relation, row_bytes=widths, target=job.batch_bytes)
+    out = Frames(session, job, schema)
+    for batch in batches:
+        session.check()
+        if batch.num_rows:
+            out.write(batch)
+    for found in session.files:
+        found.check_unchanged()
+    out.end()
+
+
+class Frames:
+    """Arrow batches as frames, counted and digested; the memory of a batch goes to the socket as it is."""
+
+    def __init__(self, session: Session, job: Job, schema: pa.Schema) -> None:
+        self.session, self.job = session, job
+        self.sink = ListSink()
+        codec = None if job.codec == "none" else job.codec
+        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
+        self.writer = pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
+        self.digest = _digest(job.digest)
+        self.rows = self.batches = self.bytes = 0
+        self._start(schema)
+
+    def _start(self, schema: pa.Schema) -> None:
+        empty = schema.empty_table().to_batches()
+        zero = empty[0] if empty else pa.RecordBatch.from_pylist([], schema=schema)
+        self.writer.write_batch(zero)
+        first = b"".join(self.sink.take()[0])
+        self.writer.write_batch(zero)
+        again = b"".join(self.sink.take()[0])
+        head = first.removesuffix(again)  # the schema is written with the first batch
+        self.writer.write_batch(zero, custom_metadata={wire.TRAILER_KEY: " " * wire.TRAILER_ROOM})
+        trailer = b"".join(self.sink.take()[0])
+        self.digest.update(head)
+        self.session.send(wire.SCHEMA, head, digest=self.digest.digest())
+        self.session.send(wire.TRAILER, trailer)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """One batch out, or the error of the limit it would break."""
+        self.writer.write_batch(batch)
+        parts, size = self.sink.take()
+        limits = self.job.limits
+        if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
+            raise Coded("rows_limit")
+        if limits.bytes is not None and self.bytes + size > limits.bytes:
+            raise Coded("bytes_limit")
+        for part in parts:
+            self.digest.update(part)
+        self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
+        self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=self.digest.digest())
+        self.session.worker.limit_cpu(self.job)
+
+    def end(self) -> None:
+        """The totals."""
+        totals = {"rows": self.rows, "batches": self.batches, "bytes": self.bytes}
+        self.session.send(wire.END, json.dumps(totals).encode(), digest=self.digest.digest())
+
+
+class ListSink:
+    """A file that keeps what is written as a list: the buffers of a batch stay where they are (data-plane 3.1)."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.size = 0
+        self.total = 0
+
+    def write(self, part: Any) -> int:
+        size = part.size if isinstance(part, pa.Buffer) else len(part)
+        if size:
+            self.parts.append(part)
+        self.size += size
+        self.total += size
+        return int(size)
+
+    def take(self) -> tuple[list[Any], int]:
+        """What was written since the last take, and its size."""
+        parts, size = self.parts, self.size
+        self.parts, self.size = [], 0
+        return parts, size
+
+    def tell(self) -> int:
+        return self.total
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class _NoDigest:
+    def update(self, _: Any) -> None:
+        """Nothing is counted."""
+
+    def digest(self) -> bytes:
+        return b""
+
+
+def _digest(name: str) -> Any:
+    if name == "sha256":
+        return hashlib.sha256()
+    return _NoDigest() if name == "none" else xxhash.xxh3_128()
+
+
+def report(session: Session, job: Job) -> None:
+    """The rows of a small answer as JSON: for reports and counts, at most 10,000 rows."""
+    con = opened(session, job)
+    recheck(con, job)
+    relation = engine.query(con, job.sql, job.params)
+    schema, batches = engine.batches(relation, row_bytes={}, target=job.batch_bytes)
+    rows = [[_plain(cell) for cell in row] for batch in batches for row in _rows(batch)]
+    value(session, {"columns": schema.names, "rows": rows})
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    if batch.num_rows > _VALUE_ROWS_MAX:
+        raise Coded("rows_limit")
+    return zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _plain(cell: Any) -> Any:
+    return cell if cell is None or isinstance(cell, (bool, int, float, str)) else str(cell)
+
+
+def value(session: Session, found: Any) -> None:
+    """A JSON answer."""
+    session.send(wire.VALUE, json.dumps(found, ensure_ascii=False, allow_nan=False, default=str).encode())
+
+
+def profile(session: Session, job: Job) -> None:
+    """What the owner sees of a version: schema, rows, figures per column, digests of the files."""
+    name, relation = next(iter(job.relations.items()))
+    files = _open(session, relation, session.folder / "0")
+    widths = profiling.parquet_widths(files) if relation.kind in ("parquet", "hive") else {}
+    con = _fenced(session, job, list(files.paths))
+    engine.attach(con, name, relation, files)
+    value(session, profiling.profile(con, name, files, widths=widths, check=session.check))
+
+
+def convert(session: Session, job: Job) -> None:
+    """Text to Parquet, into `arguments.target` (a new file in the connector's own directory)."""
+    relation = job.relations[next(iter(job.relations))]
+    files = _open(session, relation, session.folder / "0")
+    target = str(job.arguments["target"])
+    con = _fenced(session, job, [*files.paths, target])
+    found = source(relation.kind).convert(con, files.paths, relation.options, target)
+    files.check_unchanged()
+    value(session, found | {"files": profiling.digests(files, check=session.check)})
+
+
+def check_arrow(session: Session, job: Job) -> None:
+    """Validate a foreign Arrow stream, from `arguments.path` or blob 0, and say what is in it."""
+    value(session, foreign.check(job, check=session.check))
+
+
+TASKS: dict[str, Callable[[Session, Job], None]] = {
+    "query": query,
+    "report": report,
+    "profile": profile,
+    "convert": convert,
+    "check_arrow": check_arrow,
+}

@@ -1,0 +1,60 @@
+"""Whose turn it is: a bounded number of places, and a bounded line of those who wait, fair between consumers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+
+from connector.errors import Busy
+
+
+class Turns:
+    """`size` places. Each consumer has a line of its own, and a free place goes to the next consumer's first."""
+
+    def __init__(self, size: int, *, waiting: int, wait_seconds: float) -> None:
+        self._free = size
+        self._most_waiting = waiting
+        self._wait_seconds = wait_seconds
+        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(line) for line in self._lines.values())
+
+    async def take(self, consumer: str) -> None:
+        """Wait for a place; Busy when the line is full or the wait too long. Pair it with `give_back`."""
+        if self._free and not self._lines:
+            self._free -= 1
+            return
+        if self.waiting >= self._most_waiting:
+            raise Busy("too many queries are waiting; try again later", code="queue_full")
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(consumer, deque()).append(place)
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await place
+        except BaseException as error:
+            self._leave(consumer, place)
+            if isinstance(error, TimeoutError):
+                raise Busy("no worker became free in time; try again later", code="queue_timeout") from None
+            raise
+
+    def give_back(self) -> None:
+        """Free a place, or hand it to whose turn it is."""
+        while self._lines:
+            consumer, line = self._lines.popitem(last=False)
+            place = line.popleft()
+            if line:
+                self._lines[consumer] = line  # to the end: the others come first
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
+
+    def _leave(self, consumer: str, place: asyncio.Future[None]) -> None:
+        if place.done() and not place.cancelled():
+            self.give_back()  # it was ours already
+        elif (line := self._lines.get(consumer)) is not None and place in line:
+            line.remove(place)
+            if not line:
+                del self._lines[consumer]
