@@ -6,9 +6,10 @@ checked before each batch by `gate`. Values only: nothing here evaluates or pars
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -136,6 +137,7 @@ class DataContract:
     masks: tuple[Mask, ...] = ()
     grid: Grid | None = None  # not None: aggregate only
     limits: Limits = Limits()
+    purposes_refused: tuple[str, ...] = ()  # what a declared purpose must not be; declaring none is refused
     joins: tuple[str, ...] | None = None  # datasets it may be joined with; None: any under an agreement
     templates: tuple[str, ...] = ()
     obligations: tuple[Owed, ...] = ()
@@ -143,3 +145,46 @@ class DataContract:
     requires: tuple[str, ...] = ()
     residual: tuple[str, ...] = ()
     reasons: tuple[tuple[str, str], ...] = ()  # (effect, policy path): which rule to name when it refuses
+
+
+def to_json(contract: DataContract) -> str:
+    """The contract as one line of JSON, keys sorted: equal contracts give equal text."""
+    return json.dumps(asdict(contract), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def from_json(text: str) -> DataContract:
+    """The contract that `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
+    raw = json.loads(text)
+    grid, row_filter = raw["grid"], raw["row_filter"]
+    return DataContract(
+        **{name: _frozen(value) for name, value in raw.items() if name not in _NESTED},
+        schema=TableSchema(tuple(Column(**column) for column in raw["schema"]["columns"])),
+        row_filter=None if row_filter is None else _row_filter(row_filter),
+        masks=tuple(Mask(**{**mask, "kind": MaskKind(mask["kind"])}) for mask in raw["masks"]),
+        grid=None if grid is None else _grid(grid),
+        limits=Limits(**raw["limits"]),
+        obligations=tuple(Owed(**{name: _frozen(v) for name, v in owed.items()}) for owed in raw["obligations"]),
+    )
+
+
+_NESTED = frozenset({"schema", "row_filter", "masks", "grid", "limits", "obligations"})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(member) for member in value) if isinstance(value, list) else value
+
+
+def _row_filter(raw: dict[str, Any]) -> RowFilter:
+    if "connective" in raw:
+        return Connected(raw["connective"], tuple(_row_filter(member) for member in raw["members"]))
+    return Comparison(raw["column"], raw["operator"], tuple(raw["values"]))
+
+
+def _grid(raw: dict[str, Any]) -> Grid:
+    return Grid(
+        min_group=raw["min_group"],
+        entity=raw["entity"],
+        dimensions=tuple(Dimension(**dimension) for dimension in raw["dimensions"]),
+        measures=tuple(Measure(**measure) for measure in raw["measures"]),
+        dominance=raw["dominance"],
+    )

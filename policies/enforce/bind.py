@@ -1,0 +1,290 @@
+"""The SQL gate's steps 3 and 4: every name in a checked tree means a dataset, a WITH query or a visible column.
+
+Names resolve only in the catalogue that is handed in; whatever else exists in the engine does not exist
+here, and a hidden column is refused in the same words as one that was never there. Changes the tree: gives
+each output a name, and each WITH query a random one. Must not know contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from policies.enforce import nodes
+from policies.enforce.statement import refuse, refused
+from policies.errors import QueryRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name of the catalogue: owner (empty for a table of keys), table, and its visible columns."""
+
+    owner: str
+    table: str
+    columns: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Bound:
+    """What binding found: the output's columns, each table node with its entry, and the names taken anew."""
+
+    columns: tuple[str, ...] = ()
+    tables: list[tuple[exp.Table, Entry]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # random names of the WITH queries
+
+
+@dataclass(slots=True)
+class _Scope:
+    """The sources of one SELECT: alias -> columns; `merged` are those joined by USING."""
+
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in ON only
+    merged: set[str] = field(default_factory=set)
+    aliases: set[str] = field(default_factory=set)
+    outer: _Scope | None = None
+
+
+_Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
+
+
+def bind(tree: exp.Expr, catalogue: Sequence[Entry], *, token: Callable[[], str]) -> Bound:
+    """Resolve all names of `tree`, in place. Raises QueryRefused for any that is unknown or ambiguous."""
+    binder = _Binder(catalogue, token)
+    binder.bound.columns = binder.query(tree, {}, None)
+    return binder.bound
+
+
+class _Binder:
+    def __init__(self, catalogue: Sequence[Entry], token: Callable[[], str]) -> None:
+        self.catalogue = catalogue
+        self.token = token
+        self.bound = Bound()
+
+    # queries
+
+    def query(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
+        """Bind a SELECT, a set operation, or one in parentheses; the names of its columns."""
+        ctes = self._with(node, ctes, outer)
+        if isinstance(node, exp.Select):
+            return self._select(node, ctes, outer)
+        columns = self.query(node.this, ctes, outer)
+        if isinstance(node, nodes.SETS) and len(self.query(node.args["expression"], ctes, outer)) != len(columns):
+            refuse("column_unknown", "the sides of UNION, INTERSECT or EXCEPT differ in columns", "columns")
+        order = node.args.get("order")
+        if order is not None:
+            self._walk(order, ctes, _Scope(aliases=_folded(columns), outer=outer))
+        return columns
+
+    def _with(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> _Ctes:
+        clause = node.args.get("with_")
+        if clause is None:
+            return ctes
+        known = dict(ctes)
+        for cte in clause.expressions:
+            alias = cte.args["alias"]
+            self._may_name(alias.name, known)
+            columns = _renamed(self.query(cte.this, known, outer), alias)
+            fresh = self.token()
+            cte.set("materialized", None)  # for the engine to decide
+            known[alias.name.casefold()] = (fresh, columns)
+            alias.set("this", exp.to_identifier(fresh, quoted=True))
+            self.bound.names.append(fresh)
+        return known
+
+    def _may_name(self, name: str, known: _Ctes) -> None:
+        taken = {entry.table.casefold() for entry in self.catalogue}
+        if name.casefold() in taken or name.casefold() in known:
+            refuse("name_taken", f"WITH {name}: the name is taken already; choose another", "names")
+
+    def _select(self, node: exp.Select, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
+        scope = _Scope(outer=outer)
+        self._sources(node, ctes, scope)
+        scope.aliases = {p.alias.casefold() for p in node.expressions if isinstance(p, exp.Alias)}
+        columns = self._outputs(node, ctes, scope)
+        for name in ("where", "group", "having", "qualify", "order", "distinct"):
+            clause = node.args.get(name)
+            if clause is not None:
+                self._walk(clause, ctes, scope)
+        return columns
+
+    def _outputs(self, node: exp.Select, ctes: _Ctes, scope: _Scope) -> tuple[str, ...]:
+        names: list[str] = []
+        if not node.expressions:
+            refuse("syntax_not_allowed", "write what to select after SELECT", "syntax")
+        for shown in list(node.expressions):
+            if isinstance(shown, exp.Star):
+                names.extend(_star(scope))
+            elif isinstance(shown, exp.Column) and isinstance(shown.this, exp.Star):
+                names.extend(self._source(shown.table, scope))
+            else:
+                names.append(_named(shown))
+                self._walk(shown, ctes, scope)
+        return tuple(names)
+
+    # sources
+
+    def _sources(self, node: exp.Select, ctes: _Ctes, scope: _Scope) -> None:
+        first = node.args.get("from_")
+        joins = node.args.get("joins") or ()
+        if first is None:
+            return
+        self._add(first.this, ctes, scope)
+        for join in joins:
+            before = tuple(scope.sources)
+            alias = self._add(join.this, ctes, scope)
+            for column in join.args.get("using") or ():
+                self._using(column.name, before, alias, scope)
+            if join.args.get("on") is not None:
+                self._walk(join.args["on"], ctes, scope, on=True)
+            if str(join.args.get("kind") or "").upper() in ("SEMI", "ANTI"):
+                scope.hidden.add(alias)
+
+    def _add(self, node: exp.Expr, ctes: _Ctes, scope: _Scope) -> str:
+        """Put one source into the scope; its folded alias."""
+        if isinstance(node, exp.Subquery):
+            columns = _renamed(self.query(node, ctes, scope.outer), node.args.get("alias"))
+            alias = node.alias or f" {len(scope.sources)}"
+        else:
+            alias = node.alias or node.name
+            columns = _renamed(self._table(node, ctes), node.args.get("alias"))
+            _alias(node, alias)
+        if alias.casefold() in scope.sources:
+            refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
+        scope.sources[alias.casefold()] = columns
+        return alias.casefold()
+
+    def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[str, ...]:
+        owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
+        known = None if owner else ctes.get(name.casefold())
+        if known is not None:
+            _alias(node, node.alias or name)
+            node.set("this", exp.to_identifier(known[0], quoted=True))
+            return known[1]
+        entry = self._entry(owner, name)
+        self.bound.tables.append((node, entry))  # type: ignore[arg-type]  # only tables come here
+        return entry.columns
+
+    def _entry(self, owner: str, name: str) -> Entry:
+        found = [
+            entry
+            for entry in self.catalogue
+            if entry.table.casefold() == name.casefold() and (not owner or entry.owner.casefold() == owner.casefold())
+        ]
+        shown = f"{owner}.{name}" if owner else name
+        if not found:
+            known = ", ".join(sorted(f'"{entry.owner}".{entry.table}' for entry in self.catalogue if entry.owner))
+            refuse("dataset_unknown", f"no dataset {shown} is agreed here; agreed: {known or 'none'}", "names")
+        if len(found) > 1:
+            owners = ", ".join(sorted(f'"{entry.owner}".{entry.table}' for entry in found))
+            refuse("dataset_ambiguous", f"{shown} may be any of {owners}; write the owner too", "names")
+        return found[0]
+
+    def _using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
+        left = any(column.casefold() in _folded(scope.sources[source]) for source in before)
+        if not left or column.casefold() not in _folded(scope.sources[alias]):
+            refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
+        scope.merged.add(column.casefold())
+
+    # columns
+
+    def _walk(self, root: exp.Expr, ctes: _Ctes, scope: _Scope, *, on: bool = False) -> None:
+        """Bind every column below `root`; subqueries see this scope from inside."""
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, exp.Exists):
+                _select_one(node.this)
+            if isinstance(node, (*nodes.QUERIES, exp.Subquery)):
+                self.query(node, ctes, scope)
+            elif isinstance(node, exp.Column):
+                self._column(node, scope, on=on)
+            else:
+                stack.extend(node.iter_expressions())
+
+    def _column(self, node: exp.Column, scope: _Scope, *, on: bool) -> None:
+        name, table = node.name, node.table
+        if table:
+            if name.casefold() not in _folded(self._source(table, scope, on=on)):
+                raise _unknown(f"{table}.{name}")
+            return
+        level: _Scope | None = scope
+        while level is not None:
+            found = _holders(name.casefold(), level, on=on)
+            if found > 1 and name.casefold() not in level.merged:
+                refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
+            if found or name.casefold() in level.aliases:
+                return
+            level = level.outer
+        raise _unknown(name)
+
+    def _source(self, alias: str, scope: _Scope, *, on: bool = False) -> tuple[str, ...]:
+        level: _Scope | None = scope
+        while level is not None:
+            if alias.casefold() in level.sources and (on or alias.casefold() not in level.hidden):
+                return level.sources[alias.casefold()]
+            level = level.outer
+        raise _unknown(alias)
+
+
+def _folded(names: Iterable[str]) -> set[str]:
+    return {name.casefold() for name in names}
+
+
+def _unknown(shown: str) -> QueryRefused:
+    return refused("column_unknown", f"no column {shown} can be read here; see the dataset's schema", "columns")
+
+
+def _holders(name: str, scope: _Scope, *, on: bool) -> int:
+    return sum(name in _folded(columns) for alias, columns in scope.sources.items() if on or alias not in scope.hidden)
+
+
+def _star(scope: _Scope) -> list[str]:
+    shown: list[str] = []
+    merged: set[str] = set()
+    for alias, columns in scope.sources.items():
+        if alias in scope.hidden:
+            continue
+        for name in columns:
+            if name.casefold() in merged:
+                continue
+            shown.append(name)
+            if name.casefold() in scope.merged:
+                merged.add(name.casefold())
+    if not shown:
+        refuse("column_unknown", "* needs a FROM", "columns")
+    return shown
+
+
+def _renamed(columns: tuple[str, ...], alias: exp.Expr | None) -> tuple[str, ...]:
+    """Columns under the names that `alias(a, b)` gives them."""
+    given = [] if alias is None else [column.name for column in alias.args.get("columns") or ()]
+    if len(given) > len(columns):
+        refuse("column_unknown", "an alias names more columns than there are", "columns")
+    return (*given, *columns[len(given) :])
+
+
+def _alias(node: exp.Expr, name: str) -> None:
+    alias = node.args.get("alias")
+    if alias is None:
+        node.set("alias", exp.TableAlias(this=exp.to_identifier(name, quoted=True)))
+
+
+def _named(shown: exp.Expr) -> str:
+    """The output's name: its alias, its column, or the text that the caller wrote, which becomes its alias."""
+    if isinstance(shown, exp.Alias | exp.Column):
+        return shown.alias_or_name
+    name = shown.sql(dialect="duckdb", comments=False)[:60]
+    alias = exp.Alias(alias=exp.to_identifier(name, quoted=True))
+    shown.replace(alias)
+    alias.set("this", shown)
+    return name
+
+
+def _select_one(query: exp.Expr) -> None:
+    """`EXISTS (SELECT * ...)` asks for no column: name none, or all of them would be read."""
+    while isinstance(query, exp.Subquery):
+        query = query.this
+    if isinstance(query, exp.Select) and any(shown.is_star for shown in query.expressions):
+        query.set("expressions", [exp.Literal.number(1)])

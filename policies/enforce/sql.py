@@ -1,0 +1,316 @@
+"""From a consumer's SQL to what the owner's engine may run: the whole gate, steps 1 to 6, in `prepare`.
+
+Nothing that came in is trusted to have been checked, and the text that goes out is generated anew. Must not
+know the engine: the caller runs `sql` with `params` in a worker, after `recheck.check` (step 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlglot import exp
+from sqlglot.dialects.duckdb import DuckDB
+
+from policies.admission import check_action, check_purpose, check_time, reason
+from policies.contract import DataContract, Scalar
+from policies.enforce import aggregate, bind, statement, template, wrap
+from policies.enforce.bind import Bound, Entry
+from policies.enforce.functions import ENGINE_FUNCTIONS
+from policies.enforce.statement import DEFAULT, Caps, refuse
+from policies.enforce.wrap import Maker, Parameters
+
+__all__ = ["DEFAULT", "Caps", "Dataset", "Keys", "Prepared", "check_time", "prepare", "withheld"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One dataset of the caller: (owner, table) as queries name it, the engine's relation, its contract.
+
+    `id`: the dataset's IRI, by which `ds:joinWith` may name it.
+    """
+
+    name: tuple[str, str]
+    relation: str
+    contract: DataContract
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A table that the caller brought along to join with (keys of another owner); no policy stands on it."""
+
+    name: str
+    relation: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What may run: `sql` with named parameters `params`, which hold policy values and never go to a log.
+
+    `names` and `functions` are what the recheck may see; `columns` the output; `datasets` those that are
+    read; `barrier`: a filter that the engine must not look through; `min_group`: an empty answer of an
+    aggregate-only query is refused with `min_group_size`, so that no cell and a small cell look the same.
+    """
+
+    sql: str
+    params: dict[str, Scalar]
+    names: tuple[str, ...]
+    functions: frozenset[str]
+    columns: tuple[str, ...]
+    datasets: tuple[Dataset, ...]
+    barrier: bool
+    aggregate: bool
+    min_group: int | None
+
+
+def prepare(
+    sql: str,
+    datasets: Sequence[Dataset],
+    *,
+    action: str,
+    purpose: str | None,
+    token: Callable[[], str],
+    mask_key: bytes,
+    caps: Caps = DEFAULT,
+    keys: Sequence[Keys] = (),
+) -> Prepared:
+    """The statement that answers `sql` under the contracts of `datasets` (federated-query, section 3.4).
+
+    1. Caps; one statement; a query. 2. Allowed syntax and functions only. 3. Names mean datasets of this
+    call. 4. Columns mean visible columns. 5. Each dataset becomes its policy subquery under a random name;
+    casts become TRY_CAST. 6. The SQL is generated from the tree, without comments.
+    `token` gives a fresh random name each time; `mask_key` keys hash masks. Raises QueryRefused, which
+    carries code, sentence and rule. The time is the caller's: `check_time`.
+    """
+    tree = statement.parse(sql, caps)  # 1, 2
+    original = tree.copy() if any(one.contract.templates for one in datasets) else None
+    catalogue = {_entry(one): one for one in datasets}
+    tables = {Entry("", one.name, one.columns): one for one in keys}
+    bound = bind.bind(tree, (*catalogue, *tables), token=token)  # 3, 4
+    used = _used(bound, catalogue)
+    _admit(used, action, purpose)
+    _joins(used, bound, catalogue, sources=len(bound.tables))
+    if original is not None:
+        template.check(original, used)
+    wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
+    for node, entry in bound.tables:  # 5
+        if entry in catalogue:
+            wrapper.dataset(node, catalogue[entry])
+        else:
+            wrapper.keys(node, tables[entry])
+    wrapper.finish()
+    return _prepared(tree, wrapper, bound, used)  # 6
+
+
+def _entry(dataset: Dataset) -> Entry:
+    contract = dataset.contract
+    shown = contract.columns
+    if contract.grid is not None:
+        shown = aggregate.asked_columns(shown, contract.grid)
+    return Entry(*dataset.name, shown)
+
+
+def _used(bound: Bound, catalogue: dict[Entry, Dataset]) -> tuple[Dataset, ...]:
+    found = dict.fromkeys(entry for _, entry in bound.tables if entry in catalogue)
+    if not found:
+        refuse("dataset_missing", "the query reads no dataset; name one after FROM", "names")
+    return tuple(catalogue[entry] for entry in found)
+
+
+def _admit(used: Sequence[Dataset], action: str, purpose: str | None) -> None:
+    for dataset in used:
+        check_action(dataset.contract, action)
+        check_purpose(dataset.contract, purpose)
+
+
+def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset], *, sources: int) -> None:
+    """`ds:joinWith`: the only datasets that may stand in one query with this one. Itself counts as another."""
+    for dataset in used:
+        allowed = dataset.contract.joins
+        if allowed is None or sources == 1:
+            continue
+        own = sum(1 for _, entry in bound.tables if catalogue.get(entry) is dataset)
+        others = [one for one in used if one is not dataset or own > 1]
+        foreign = any(entry not in catalogue for _, entry in bound.tables)
+        if foreign or not all(_named_in(one, dataset, allowed) for one in others):
+            refuse(
+                "join_not_agreed",
+                f"{_shown(dataset)} may be joined only with {', '.join(allowed) or 'nothing'} under this agreement",
+                reason(dataset.contract, "joinWith"),
+            )
+
+
+def _named_in(other: Dataset, dataset: Dataset, allowed: Sequence[str]) -> bool:
+    names = {f"{other.name[0]}.{other.name[1]}"}
+    if other.id:
+        names.add(other.id)
+    if other.name[0] == dataset.name[0]:
+        names.add(other.name[1])
+    return not names.isdisjoint(allowed)
+
+
+def _shown(dataset: Dataset) -> str:
+    return f'"{dataset.name[0]}".{dataset.name[1]}'
+
+
+class _Wrapper:
+    """Puts the policy in place of each dataset, and makes every cast one that cannot fail."""
+
+    def __init__(self, tree: exp.Expr, maker: Maker) -> None:
+        self.tree = tree
+        self.maker = maker
+        self.names: list[str] = []
+        self.ctes: list[exp.CTE] = []
+        self.barrier = False
+        self.grid: DataContract | None = None
+        self.shared: dict[tuple[str, str], str] = {}
+        self.asked = _asked_names(tree)
+        _safe_casts(tree)
+        _plain_intervals(tree)
+
+    def dataset(self, node: exp.Table, dataset: Dataset) -> None:
+        contract = dataset.contract
+        if contract.grid is not None:
+            aggregate.check(self.tree, contract, _shown(dataset))
+            self.grid = contract
+            self._point(node, self._grid(dataset))
+            return
+        shown = [name for name in contract.columns if self.asked is None or name.casefold() in self.asked]
+        if wrap.plain(contract.row_filter):
+            query = wrap.rows(contract, dataset.relation, shown, self.maker)
+            node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
+            self.names.append(dataset.relation)
+        else:
+            self._point(node, self._barrier(dataset, shown))
+
+    def keys(self, node: exp.Table, keys: Keys) -> None:
+        self.names.append(keys.relation)
+        self._point(node, keys.relation)
+
+    def finish(self) -> None:
+        """Put the WITH queries of the policy before those of the user; guard an aggregate-only answer."""
+        if self.grid is not None:
+            assert isinstance(self.tree, exp.Select)
+            aggregate.guard(self.tree, self.grid)
+        if self.ctes:
+            clause = self.tree.args.get("with_")
+            theirs = [] if clause is None else clause.expressions
+            self.tree.set("with_", exp.With(expressions=[*self.ctes, *theirs]))
+
+    def _point(self, node: exp.Table, name: str) -> None:
+        node.set("this", exp.to_identifier(name, quoted=True))
+        node.set("db", None)
+
+    def _barrier(self, dataset: Dataset, shown: Sequence[str]) -> str:
+        self.barrier = True
+        known = self.shared.get(dataset.name)
+        if known is None:
+            known = self.shared[dataset.name] = self.maker.token()
+            self._with(known, wrap.rows(dataset.contract, dataset.relation, shown, self.maker), materialised=True)
+            self.names.append(dataset.relation)
+        return known
+
+    def _grid(self, dataset: Dataset) -> str:
+        layers = aggregate.layers(dataset.contract, dataset.relation, self.maker)
+        for name, query, materialised in layers.ctes:
+            self.barrier = self.barrier or materialised
+            self._with(name, query, materialised=materialised)
+        self.names.append(dataset.relation)
+        return layers.name
+
+    def _with(self, name: str, query: exp.Expr, *, materialised: bool) -> None:
+        self.names.append(name)
+        alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
+        self.ctes.append(exp.CTE(this=query, alias=alias, materialized=materialised or None))
+
+
+def _asked_names(tree: exp.Expr) -> set[str] | None:
+    """Folded names of all columns that the query mentions; None when it asks for all by `*`."""
+    names: set[str] = set()
+    for node in tree.walk():
+        if isinstance(node, exp.Star) and not isinstance(node.parent, exp.Count):
+            return None
+        if isinstance(node, exp.Column):
+            names.add(node.name.casefold())
+        elif isinstance(node, exp.Join):
+            names.update(column.name.casefold() for column in node.args.get("using") or ())
+    return names
+
+
+def _safe_casts(tree: exp.Expr) -> None:
+    """CAST to TRY_CAST: an error would quote the value, and tell of a row that the answer hides."""
+    for node in list(tree.find_all(exp.Cast)):
+        if type(node) is exp.Cast:
+            node.replace(exp.TryCast(this=node.this, to=node.args["to"], safe=True))
+
+
+def _plain_intervals(tree: exp.Expr) -> None:
+    """INTERVAL '3' MONTH as to_months(3): the engine's parser would read the former through plain casts."""
+    for node in list(tree.find_all(exp.Interval)):
+        unit = str(node.args["unit"].this).lower().rstrip("s")
+        amount = node.this
+        if isinstance(amount, exp.Literal):
+            amount = exp.Literal.number(str(amount.this))
+        elif isinstance(amount.this, exp.Literal):  # a minus before it
+            amount = exp.Neg(this=exp.Literal.number(str(amount.this.this)))
+        node.replace(exp.Anonymous(this=f"to_{unit}s", expressions=[amount]))
+
+
+def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Dataset, ...]) -> Prepared:
+    own = {str(node.this).lower() for node in tree.find_all(exp.Anonymous)}  # only the wrap writes these
+    grid = wrapper.grid.grid if wrapper.grid is not None else None
+    names = tuple(dict.fromkeys((*wrapper.names, *bound.names)))
+    _only(tree, names)
+    return Prepared(
+        sql=generate(tree),
+        params=dict(wrapper.maker.parameters.values),
+        names=names,
+        functions=ENGINE_FUNCTIONS | own,
+        columns=bound.columns,
+        datasets=used,
+        barrier=wrapper.barrier,
+        aggregate=grid is not None,
+        min_group=None if grid is None else grid.min_group,
+    )
+
+
+def _only(tree: exp.Expr, names: Sequence[str]) -> None:
+    """Every relation in the finished tree is one that the policy put there, or a WITH query."""
+    for node in tree.find_all(exp.Table):
+        if node.args.get("db") or node.name not in names:
+            refuse("dataset_unknown", "the query reads something that is not part of the agreement", "wrap")
+
+
+_DIALECT = DuckDB()
+
+
+def generate(tree: exp.Expr) -> str:
+    """DuckDB's SQL for a checked tree: every name quoted, no comments (two parsers read those differently)."""
+    try:
+        return _DIALECT.generate(tree, identify=True, comments=False, copy=False)
+    except RecursionError:
+        refuse("query_too_deep", "the query is nested too deeply; flatten it", "depth")
+
+
+def withheld(dataset: Dataset, *, token: Callable[[], str], mask_key: bytes) -> Prepared:
+    """For the OWNER: what the grid of an aggregate-only contract keeps back. One row of figures.
+
+    cells, cells_shown, units, units_shown, rows, rows_shown, rows_with_unit; the difference is withheld.
+    Raises ValueError for a contract without a grid. Never served to a consumer.
+    """
+    maker = Maker(Parameters(), token, mask_key)
+    tree, names = aggregate.report(dataset.contract, dataset.relation, maker)
+    own = {str(node.this).lower() for node in tree.find_all(exp.Anonymous)}
+    return Prepared(
+        sql=generate(tree),
+        params=dict(maker.parameters.values),
+        names=(dataset.relation, *names),
+        functions=ENGINE_FUNCTIONS | own,
+        columns=tuple(output.alias for output in tree.expressions),
+        datasets=(dataset,),
+        barrier=False,
+        aggregate=True,
+        min_group=None,
+    )

@@ -1,0 +1,77 @@
+"""Approved query templates (`ds:template`): a query must be one of them, up to the values it fills in.
+
+A template is SQL text with `?` where a literal may stand. Compared as trees, so that spelling, comments and
+letter case of names do not matter. Must not know contracts beyond their templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sqlglot import exp
+from sqlglot.dialects.duckdb import DuckDB
+from sqlglot.errors import SqlglotError
+
+from policies.admission import reason
+from policies.enforce.statement import refuse
+
+if TYPE_CHECKING:
+    from policies.enforce.sql import Dataset
+
+
+def check(tree: exp.Expr, used: Sequence[Dataset]) -> None:
+    """Refuse (`template_not_agreed`) unless each contract that lists templates lists this query."""
+    for dataset in used:
+        templates = dataset.contract.templates
+        if templates and not any(matches(tree, text) for text in templates):
+            refuse(
+                "template_not_agreed",
+                "only approved queries run under this agreement; fill in one of: " + " | ".join(templates),
+                reason(dataset.contract, "template"),
+            )
+
+
+def matches(tree: exp.Expr, template: str) -> bool:
+    """Whether `tree` is the template with a literal for each `?`. An unreadable template matches nothing."""
+    pattern = _read(template)
+    return pattern is not None and _same(pattern, tree)
+
+
+@lru_cache(maxsize=256)
+def _read(template: str) -> exp.Expr | None:
+    try:
+        return DuckDB().parse(template)[0]
+    except (SqlglotError, RecursionError, IndexError):
+        return None
+
+
+def _same(pattern: exp.Expr, tree: exp.Expr) -> bool:
+    pairs: list[tuple[object, object]] = [(pattern, tree)]
+    while pairs:
+        left, right = pairs.pop()
+        if isinstance(left, exp.Placeholder):
+            if not _is_value(right):
+                return False
+        elif isinstance(left, exp.Identifier) and isinstance(right, exp.Identifier):
+            if left.name.casefold() != right.name.casefold():
+                return False
+        elif isinstance(left, exp.Expr) and isinstance(right, exp.Expr):
+            if type(left) is not type(right):
+                return False
+            names = left.args.keys() | right.args.keys()
+            pairs.extend((left.args.get(name) or None, right.args.get(name) or None) for name in names)
+        elif isinstance(left, list) and isinstance(right, list):
+            if len(left) != len(right):
+                return False
+            pairs.extend(zip(left, right, strict=True))
+        elif left != right:
+            return False
+    return True
+
+
+def _is_value(node: object) -> bool:
+    if isinstance(node, exp.Neg):
+        node = node.this
+    return isinstance(node, exp.Literal | exp.Boolean | exp.Null)

@@ -1,0 +1,239 @@
+"""The policy wrap: a contract as the SELECT that stands in place of its dataset (steps 5 of the gate).
+
+Row filter, masks and grid become a subquery over the physical relation; every value of the policy is a bound
+parameter. A user's predicate sees what comes out of it and nothing else. Must not know the user's query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from policies import columns
+from policies.contract import Comparison, Connected, DataContract, Mask, MaskKind, RowFilter, Scalar
+
+
+@dataclass(slots=True)
+class Parameters:
+    """Values bound to the statement as `$p0`, `$p1`, ...; equal values share one."""
+
+    values: dict[str, Scalar] = field(default_factory=dict)
+    _seen: dict[tuple[type, Scalar], str] = field(default_factory=dict)
+
+    def add(self, value: Scalar) -> exp.Expr:
+        """A placeholder for `value`."""
+        key = (type(value), value)
+        name = self._seen.get(key)
+        if name is None:
+            name = self._seen[key] = f"p{len(self.values)}"
+            self.values[name] = value
+        return exp.Placeholder(this=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What the wrap of one statement needs: its parameters, random names, and the key of hash masks."""
+
+    parameters: Parameters
+    token: Callable[[], str]
+    mask_key: bytes
+
+
+def plain(row_filter: RowFilter | None) -> bool:
+    """Whether the engine may look through the wrap: no filter, or a conjunction of comparisons on stored
+    columns, which it evaluates in the scan (federated-query, section 3.2). Anything else is a barrier."""
+    if row_filter is None or isinstance(row_filter, Comparison):
+        return True
+    return row_filter.connective == "and" and all(plain(member) for member in row_filter.members)
+
+
+def rows(contract: DataContract, relation: str, shown: Sequence[str], maker: Maker) -> exp.Select:
+    """The rows of `relation` that the contract lets through, with the columns `shown`, masked."""
+    source = maker.token()
+    outputs: list[exp.Expr] = [exp.alias_(masked(contract, name, source, maker), name, quoted=True) for name in shown]
+    if not outputs:
+        outputs = [exp.alias_(exp.Literal.number(1), source, quoted=True)]
+    select = exp.select(*outputs, copy=False).from_(relation_of(relation, source), copy=False)
+    condition = condition_of(contract, source, maker)
+    return select if condition is None else select.where(condition, copy=False)
+
+
+def relation_of(relation: str, alias: str) -> exp.Table:
+    """The physical relation under a random alias, so that no column can be taken for it."""
+    return exp.Table(
+        this=exp.to_identifier(relation, quoted=True),
+        alias=exp.TableAlias(this=exp.to_identifier(alias, quoted=True)),
+    )
+
+
+def condition_of(contract: DataContract, source: str, maker: Maker) -> exp.Expr | None:
+    """The row filter as a condition, or None."""
+    if contract.row_filter is None:
+        return None
+    return _filter(contract.row_filter, contract, source, maker, exact=False)
+
+
+def stored(name: str, source: str) -> exp.Expr:
+    """The raw column of the relation."""
+    return exp.column(exp.to_identifier(name, quoted=True), exp.to_identifier(source, quoted=True))
+
+
+def masked(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:
+    """The column as the contract shows it: itself, or its mask."""
+    mask = next((one for one in contract.masks if one.column == name), None)
+    raw = stored(name, source)
+    if mask is None:
+        return raw
+    return _MASKS[mask.kind](raw, mask, type_of(contract, name), maker)
+
+
+def type_of(contract: DataContract, name: str) -> str:
+    """The declared type of a column of the contract's schema."""
+    found = columns.find(contract.schema, name)
+    if found is None:
+        raise KeyError(f"the contract's schema has no column {name}")
+    return found.type
+
+
+# masks
+
+
+def _null(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    return try_cast(exp.Null(), type_)
+
+
+def _hash(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    """Nested keyed SHA-256: two keys, each one block of the hash, derived from the owner's. NULL stays NULL."""
+    inner, outer = (maker.parameters.add(_derived(maker.mask_key, label)) for label in (b"inner", b"outer"))
+    text = try_cast(raw, "VARCHAR")
+    return _sha256(exp.DPipe(this=outer, expression=_sha256(exp.DPipe(this=inner, expression=text))))
+
+
+def _derived(key: bytes, label: bytes) -> str:
+    return hmac.new(key, b"hanse mask " + label, hashlib.sha256).hexdigest()
+
+
+def _sha256(value: exp.Expr) -> exp.Expr:
+    return exp.Anonymous(this="sha256", expressions=[value])
+
+
+def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    return exp.Left(this=try_cast(raw, "VARCHAR"), expression=maker.parameters.add(mask.argument))
+
+
+def _round(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    """Rounded in the column's own type; what would not fit becomes NULL rather than an error."""
+    digits = exp.Literal.number(int(mask.argument or 0))  # a parameter would hide the type's new scale
+    return try_cast(exp.Round(this=raw, decimals=digits), type_)
+
+
+def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
+    if isinstance(mask.argument, str):
+        period = exp.Literal.string(mask.argument)
+        return try_cast(exp.Anonymous(this="date_trunc", expressions=[period, raw]), type_)
+    return try_cast(binned(raw, float(mask.argument or 1), maker), type_)
+
+
+def binned(raw: exp.Expr, width: float, maker: Maker) -> exp.Expr:
+    """The lower edge of the value's bin, as DOUBLE: floor(value / width) * width."""
+    step = maker.parameters.add(float(width))
+    share = exp.Div(this=try_cast(raw, "DOUBLE"), expression=step)
+    return exp.Mul(this=exp.Floor(this=share), expression=step.copy())
+
+
+_MASKS = {
+    MaskKind.NULL: _null,
+    MaskKind.HASH: _hash,
+    MaskKind.TRUNCATE: _truncate,
+    MaskKind.ROUND: _round,
+    MaskKind.GENERALISE: _generalise,
+}
+
+
+def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
+    """TRY_CAST: a value that does not fit becomes NULL, never an error that quotes it."""
+    return exp.TryCast(this=value, to=exp.DataType.build(type_, dialect="duckdb"), safe=True)
+
+
+# row filters
+
+
+def _filter(row_filter: RowFilter, contract: DataContract, source: str, maker: Maker, *, exact: bool) -> exp.Expr:
+    """`exact`: unknown must stay NULL (inside xone); elsewhere NULL and false both hide the row."""
+    if isinstance(row_filter, Comparison):
+        return exp.Paren(this=_comparison(row_filter, contract, source, maker, exact=exact))
+    if row_filter.connective == "xone":
+        return exp.Paren(this=_xone(row_filter, contract, source, maker))
+    parts = [_filter(member, contract, source, maker, exact=exact) for member in row_filter.members]
+    join = exp.and_ if row_filter.connective == "and" else exp.or_
+    return exp.Paren(this=join(*parts, copy=False, wrap=False))
+
+
+def _xone(group: Connected, contract: DataContract, source: str, maker: Maker) -> exp.Expr:
+    """Two satisfied: false. Otherwise one unknown: unknown. Otherwise: exactly one is satisfied."""
+    zero, one = exp.Literal.number(0), exp.Literal.number(1)
+    members = [_filter(member, contract, source, maker, exact=True) for member in group.members]
+    satisfied: exp.Expr | None = None
+    unknown: exp.Expr | None = None
+    for member in members:
+        counted = exp.Case(ifs=[exp.If(this=member.copy(), true=one.copy())], default=zero.copy())
+        satisfied = counted if satisfied is None else exp.Add(this=satisfied, expression=counted)
+        missing = exp.Is(this=member.copy(), expression=exp.Null())
+        unknown = missing if unknown is None else exp.Or(this=unknown, expression=missing)
+    assert satisfied is not None
+    assert unknown is not None
+    total = exp.Paren(this=satisfied)
+    return exp.Case(
+        ifs=[
+            exp.If(this=exp.GT(this=total.copy(), expression=one.copy()), true=exp.Boolean(this=False)),
+            exp.If(this=unknown, true=exp.Null()),
+        ],
+        default=exp.EQ(this=total, expression=one),
+    )
+
+
+def _comparison(comparison: Comparison, contract: DataContract, source: str, maker: Maker, *, exact: bool) -> exp.Expr:
+    type_ = type_of(contract, comparison.column)
+    column = stored(comparison.column, source)
+    values = [_typed(maker.parameters.add(value), type_) for value in comparison.values]
+    made = _OPERATORS[comparison.operator](column, values)
+    if columns.family(type_) != columns.FLOAT:
+        return made
+    # NaN is no value (unknown), but the engine takes it for the largest number, equal to itself.
+    number = exp.LTE(this=column.copy(), expression=try_cast(exp.Literal.string("inf"), "DOUBLE"))
+    if exact:
+        return exp.Case(ifs=[exp.If(this=number, true=made)])
+    return exp.And(this=number, expression=made)
+
+
+def _typed(value: exp.Expr, type_: str) -> exp.Expr:
+    """A parameter as the column's type, where a text or a binary fraction would compare differently."""
+    kind = columns.family(type_)
+    if kind == columns.DECIMAL:
+        return try_cast(value, f"DECIMAL(38, {columns.decimal_scale(type_)})")
+    if kind in columns.TEMPORAL or kind == columns.UUID:
+        return try_cast(value, type_)
+    return value
+
+
+_Operator = Callable[[exp.Expr, list[exp.Expr]], exp.Expr]
+
+
+def _binary(node: type[exp.Binary]) -> _Operator:
+    return lambda column, values: node(this=column, expression=values[0])
+
+
+_OPERATORS: dict[str, _Operator] = {
+    "eq": _binary(exp.EQ),
+    "neq": _binary(exp.NEQ),
+    "lt": _binary(exp.LT),
+    "lteq": _binary(exp.LTE),
+    "gt": _binary(exp.GT),
+    "gteq": _binary(exp.GTE),
+    "isAnyOf": lambda column, values: exp.In(this=column, expressions=values),
+    "isNoneOf": lambda column, values: exp.Not(this=exp.In(this=column, expressions=values)),
+}
