@@ -146,11 +146,11 @@ class Product:
         path = self.place.directory / "table.parquet"
         if not path.exists():
             pq.write_table(pa.table({"id": [1, 2, 3], "value": ["a", "b", "c"]}), path)
-        await self.post("/datasets", {"id": name, "name": name.lower(), "kind": "parquet", "paths": [str(path)]})
+        await self.post("/datasets", {"id": name, "name": name.lower(), "path": str(path)})
 
     async def offer(self, offer: str, dataset: str, policy: dict[str, Any]) -> None:
         """Attach an offer that a person decides on."""
-        await self.post("/offers", {"id": offer, "dataset_id": dataset, "policy": policy, "decide": "manual"})
+        await self.post("/offers", {"id": offer, "dataset": dataset, "policy": policy, "decide": "manual"})
 
     async def changes(self) -> AsyncIterator[Change]:
         """State changes as they are committed, from the stream of events; joined again when it breaks off."""

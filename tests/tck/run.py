@@ -16,10 +16,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.tck import harness, script
-from tests.tck.product import free_port
+import httpx2
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+sys.path[:1] = [str(ROOT)]  # started as a file, the tests' packages are found from the repository's root
+
+from tests.tck import harness, script  # noqa: E402
+from tests.tck.product import free_port  # noqa: E402
+
+MARK = ROOT / "var" / "tck" / "not-reachable"  # .ci/run goes on past this, and past nothing else
 # Newest first. 1.0.0-RC6 has the same 67 cases as 1.0.1 (between them are moved packages and newer libraries), and is
 # on registries that do not carry 1.0.1.
 VERSIONS = ("1.0.1", "1.0.0-RC6")
@@ -108,19 +114,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the Dataspace Protocol conformance kit.")
     parser.add_argument("--times", type=int, default=1, help="how often, each with a new connector")
     parser.add_argument("--only", default="", help="part of a case's name, e.g. CN:01-02")
-    parser.add_argument("--logs", type=Path, help="directory to keep logs in; a temporary one by default")
+    parser.add_argument("--logs", type=Path, help="directory to keep logs in; var/tck by default")
     arguments = parser.parse_args()
-    directory = arguments.logs or Path(tempfile.mkdtemp(prefix="hanse-tck-"))
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = (arguments.logs or MARK.parent).resolve()
+    for needed in (MARK.parent, directory):
+        needed.mkdir(parents=True, exist_ok=True)
+    MARK.unlink(missing_ok=True)
     try:
         tools()
         version, classes = class_path(directory)
     except NotReachable as reason:
+        MARK.touch()
         print(f"{reason}\nTCK NOT RUN: artifacts not reachable", flush=True)
         return NOT_REACHABLE
     for number in range(arguments.times):
         place = Path(tempfile.mkdtemp(prefix=f"run{number}-", dir=directory))
-        if code := asyncio.run(once(version, classes, place, arguments.only)):
+        try:
+            code = asyncio.run(once(version, classes, place, arguments.only))
+        except (RuntimeError, OSError, httpx2.HTTPError) as error:
+            print(f"the run broke, see {place}: {error}", flush=True)
+            return 2
+        if code:
             return 1 if code in (1, 2) else 2
     return 0
 
