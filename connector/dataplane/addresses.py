@@ -1,0 +1,91 @@
+"""Where a started transfer reads from: the data address in a transfer start, and tickets that are renewed.
+
+The data plane's side of what the protocol asks of it (`dsp.transfer.DataPlane`). A ticket is issued only for a
+transfer that is started, under an agreement that holds; renewal repeats both checks and the party's facts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from joserfc.jwk import ECKey
+
+from connector.dataplane import tickets
+from connector.dataplane.tickets import Ticket
+from connector.errors import NotFound, Refused
+from connector.store import Store, Transaction
+from connector.store.tables import Transfer
+from connector.usage.grants import Grants
+
+HTTP_PULL = "HttpData-PULL"
+ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
+PATH = "/data/v1"
+
+
+class Addresses:
+    """Data addresses and tickets of one provider."""
+
+    def __init__(
+        self, store: Store, grants: Grants, *, key: ECKey, participant: str, root_url: str, ticket_seconds: int
+    ) -> None:
+        self._store = store
+        self._grants = grants
+        self._key = key
+        self._participant = participant
+        self._endpoint = root_url + PATH
+        self._seconds = ticket_seconds
+        self.clock: Callable[[], float] = time.time
+
+    def issue(self, transfer: Transfer) -> tuple[str, float]:
+        """A ticket for a started transfer, and when it ends (UTC seconds)."""
+        now = self.clock()
+        ticket = Ticket(
+            provider=self._participant,
+            consumer=transfer.counterparty,
+            agreement=transfer.agreement_id,
+            transfer=transfer.id,
+            generation=transfer.generation,
+            purpose=transfer.purpose,
+            expires=now + self._seconds,
+        )
+        return tickets.issue(ticket, self._key, now=now), ticket.expires
+
+    def address(self, transfer: Transfer) -> dict[str, Any]:
+        """The data address of a started transfer as the protocol carries it (DSP 2025-1, DataAddress)."""
+        text, expires = self.issue(transfer)
+        properties = {
+            "authType": "bearer",
+            "authorization": text,
+            "expires": str(int(expires)),
+            "agreement": transfer.agreement_id,
+        }
+        return {
+            "@type": "DataAddress",
+            "endpointType": ENDPOINT_TYPE,
+            "endpoint": self._endpoint,
+            "endpointProperties": [
+                {"@type": "EndpointProperty", "name": name, "value": value} for name, value in properties.items()
+            ],
+        }
+
+    async def renew(self, transfer_pid: str, *, consumer: str) -> dict[str, Any]:
+        """A fresh data address for the consumer of a started transfer. NotFound for anybody else."""
+
+        def work(tx: Transaction) -> Transfer:
+            row = tx.transfers.peek(transfer_pid)
+            if row is None or row.counterparty != consumer or row.role != "provider":
+                raise NotFound(f"no transfer {transfer_pid!r} between you and this participant")
+            if row.state != "STARTED":
+                raise Refused(f"the transfer is {row.state.lower()}, expected started", code="transfer_not_started")
+            return row
+
+        row = await self._store.read(work)
+        await self._grants.hold(row.agreement_id, consumer=consumer)
+        return self.address(row)
+
+    def read(self, authorization: str | None) -> Ticket:
+        """The ticket in a request's Authorization header. Unauthenticated otherwise."""
+        text = (authorization or "").removeprefix("Bearer ").removeprefix("bearer ").strip()
+        return tickets.read(text, self._key, provider=self._participant, now=self.clock())
