@@ -110,9 +110,8 @@ class Grants:
         """Admit one read of at most `longest` seconds, or raise Refused, Limited or NotFound with the reason."""
         held = await self.hold(agreement_id, consumer=consumer)  # 1
         await self._store.read(lambda tx: _check_transfer(tx, transfer_id, agreement_id, generation))
-        contract = choose(held.contracts, action=action, purpose=purpose)  # 2
         now = time.time()
-        check_time(contract, now)  # 3
+        contract = choose(held.contracts, action=action, purpose=purpose, now=now)  # 2, 3
         self._check_concurrency(held, contract)  # 4
         await self._check_party(held, contract, consumer, action=action, purpose=purpose, now=now)  # 5
         ends = min(longest, (contract.not_after or float("inf")) - now)
@@ -223,38 +222,15 @@ def schema_of(version: DatasetVersion) -> TableSchema:
     return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
 
 
-def choose(contracts: Sequence[DataContract], *, action: str, purpose: str) -> DataContract:
-    """The first contract that serves this action and purpose. Two permissions are never merged."""
-    from policies.vocabulary import action_includes, compact
+def choose(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> DataContract:
+    """The one contract that serves this action, purpose and time; two permissions are never merged. Else Refused."""
+    from policies import admission
+    from policies.errors import QueryRefused
 
-    fitting = [c for c in contracts if not c.residual and any(action_includes(a, action) for a in c.actions)]
-    if not fitting:
-        allowed = sorted({compact(a) for c in contracts for a in c.actions})
-        raise Refused(
-            f"{compact(action)} was not agreed; this agreement covers {', '.join(allowed) or 'nothing'}",
-            code="action_not_agreed",
-            rule=contracts[0].permission if contracts else "",
-        )
-    for contract in fitting:
-        if not contract.purposes and purpose not in contract.purposes_refused:
-            return contract
-        if purpose in contract.purposes:
-            return contract
-    agreed = sorted({compact(p) for c in fitting for p in c.purposes})
-    came = f"the purpose {compact(purpose)} was not agreed" if purpose else "no purpose was declared"
-    raise Refused(
-        f"{came}; this agreement is for {', '.join(agreed) or 'other purposes'}",
-        code="purpose_not_agreed",
-        rule=rule_of(fitting[0], "purpose"),
-    )
-
-
-def check_time(contract: DataContract, now: float) -> None:
-    """Refused outside the contract's time."""
-    if contract.not_after is not None and now > contract.not_after:
-        raise Refused("the agreement's time is over", code="expired", rule=rule_of(contract, "not_after"))
-    if contract.not_before is not None and now < contract.not_before:
-        raise Refused("the agreement's time has not begun", code="not_yet", rule=rule_of(contract, "not_before"))
+    try:
+        return admission.choose(contracts, action=action, purpose=purpose or None, now=now)
+    except QueryRefused as refusal:
+        raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
 
 
 def rule_of(contract: DataContract, effect: str) -> str:
