@@ -22,11 +22,12 @@ from connector.query.job import Limits, Relation
 
 _ROWS_MIN, _ROWS_MAX = 256, 262_144
 _VECTOR = 2048
+_LIST_LENGTH = 4
 # Bytes of one value where the type fixes them; text and blobs are guessed unless the profile knows better.
 _WIDTHS = {
-    "BOOLEAN": 1, "TINYINT": 1, "UTINYINT": 1, "SMALLINT": 2, "USMALLINT": 2, "INTEGER": 4, "UINTEGER": 4,
-    "BIGINT": 8, "UBIGINT": 8, "HUGEINT": 16, "UHUGEINT": 16, "FLOAT": 4, "DOUBLE": 8, "DATE": 4, "TIME": 8,
-    "TIMESTAMP": 8, "UUID": 40, "INTERVAL": 16, "VARCHAR": 24, "BLOB": 4096,
+    "boolean": 1, "tinyint": 1, "utinyint": 1, "smallint": 2, "usmallint": 2, "integer": 4, "uinteger": 4,
+    "bigint": 8, "ubigint": 8, "float": 4, "double": 8, "date": 4, "time": 8, "timestamp": 8,
+    "timestamp with time zone": 8, "uuid": 40, "varchar": 24, "blob": 4096, "enum": 24,
 }  # fmt: skip
 
 
@@ -133,16 +134,47 @@ def batches(
     relation: duckdb.DuckDBPyRelation, *, row_bytes: Mapping[str, float], target: int
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The schema, and batches of about `target` bytes as they are made: never the whole result."""
-    reader = relation.to_arrow_reader(rows_for(relation.columns, [str(t) for t in relation.types], row_bytes, target))
+    widths = [
+        row_bytes.get(name) or width_of(kind) for name, kind in zip(relation.columns, relation.types, strict=True)
+    ]
+    reader = relation.to_arrow_reader(rows_for(sum(widths), target))
     schema = plain_schema(reader.schema)
-    return schema, (piece for batch in reader for piece in cut(plain(batch, schema), target))
+    return schema, gather(
+        (piece for batch in reader for piece in cut(plain(batch, schema), target)), at_least=target // 4
+    )
 
 
-def rows_for(columns: Sequence[str], types: Sequence[str], row_bytes: Mapping[str, float], target: int) -> int:
-    """Rows that make about `target` bytes, in whole vectors of the engine where that many fit."""
-    width = sum(row_bytes.get(column, _width(kind)) for column, kind in zip(columns, types, strict=True))
+def rows_for(width: float, target: int) -> int:
+    """Rows of `width` bytes that make about `target` bytes, in whole vectors of the engine where that many fit."""
     rows = max(_ROWS_MIN, min(_ROWS_MAX, int(target / max(width, 1.0))))
     return rows - rows % _VECTOR if rows > _VECTOR else rows
+
+
+def width_of(kind: Any) -> float:
+    """Bytes of one value of an engine's type, guessed where values differ; `cut` and `gather` correct bad guesses."""
+    name = str(kind.id)
+    if name in ("list", "map"):
+        return 4 + _LIST_LENGTH * sum(width_of(child) for _, child in kind.children)
+    if name == "array":
+        (_, child), (_, size) = kind.children
+        return float(width_of(child) * size)
+    if name in ("struct", "union"):
+        return float(sum(width_of(child) for _, child in kind.children))
+    return float(_WIDTHS.get(name, 16))
+
+
+def gather(batches: Iterator[pa.RecordBatch], *, at_least: int) -> Iterator[pa.RecordBatch]:
+    """Batches that came out far too small, joined; the first goes out at once, whatever its size."""
+    kept: list[pa.RecordBatch] = []
+    size = at_least
+    for batch in batches:
+        kept.append(batch)
+        size += batch.nbytes
+        if size >= at_least:
+            yield kept[0] if len(kept) == 1 else pa.concat_batches(kept)
+            kept, size = [], 0
+    if kept:
+        yield pa.concat_batches(kept)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -193,14 +225,6 @@ def _link(folder: Path, number: int, ref: FileRef, descriptor: int) -> str:
     link = place / f"{number}{Path(ref.name).suffix}"
     link.symlink_to(f"/proc/self/fd/{descriptor}")
     return str(link)
-
-
-def _width(kind: str) -> float:
-    if kind in _WIDTHS:
-        return _WIDTHS[kind]
-    if kind.startswith(("DECIMAL", "TIMESTAMP")):
-        return 16
-    return 256  # nested: a guess that `cut` corrects
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

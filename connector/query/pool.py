@@ -457,6 +457,7 @@ _Made = Callable[..., HanseError]
 _ERRORS: dict[str, tuple[_Made, str]] = {
     "query_invalid": (QueryInvalid, "the query does not fit the tables it names; check columns and types"),
     "query_refused": (QueryInvalid, "the query holds something that is not allowed"),
+    "recheck_failed": (QueryInvalid, "the query holds something that is not allowed"),
     "memory_limit": (Limited, "the query needs more memory than it may take; ask for less at once"),
     "time_limit": (Limited, "the query takes longer than it may; ask for less at once"),
     "rows_limit": (Limited, "the answer has more rows than it may; narrow the query"),

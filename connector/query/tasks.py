@@ -112,8 +112,8 @@ class Frames:
         self._start(schema)
 
     def _start(self, schema: pa.Schema) -> None:
-        empty = schema.empty_table().to_batches()
-        zero = empty[0] if empty else pa.RecordBatch.from_pylist([], schema=schema)
+        # Not `empty_table`: it loads pandas where that is installed.
+        zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
         self.writer.write_batch(zero)
         first = b"".join(self.sink.take()[0])
         self.writer.write_batch(zero)
@@ -239,14 +239,18 @@ def profile(session: Session, job: Job) -> None:
 
 
 def convert(session: Session, job: Job) -> None:
-    """Text to Parquet, into `arguments.target` (a new file in the connector's own directory)."""
+    """Text to Parquet, into `arguments.target` (a new file in a folder of the connector's own); gone after an error."""
     relation = job.relations[next(iter(job.relations))]
     files = _open(session, relation, session.folder / "0")
     target = str(job.arguments["target"])
     con = _fenced(session, job, [*files.paths, target])
-    found = source(relation.kind).convert(con, files.paths, relation.options, target)
-    files.check_unchanged()
-    value(session, found | {"files": profiling.digests(files, check=session.check)})
+    try:
+        found = source(relation.kind).convert(con, files.paths, relation.options, target)
+        files.check_unchanged()
+        value(session, found | {"files": profiling.digests(files, check=session.check)})
+    except BaseException:
+        Path(target).unlink(missing_ok=True)
+        raise
 
 
 def check_arrow(session: Session, job: Job) -> None:

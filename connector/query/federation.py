@@ -1,0 +1,180 @@
+"""What the planner works with and what it makes, as values: tables, fragments, notes, plan. Knows no SQL parser.
+
+A plan's fragments each run at one owner under its agreement(s); the residual runs here over their results. The
+parts of one `table` (`f0`) are united: datasets that several owners hold a share of give one fragment an owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
+
+
+class Mode(StrEnum):
+    """How much goes to the owners: everything that can, filters and columns only, or nothing (for comparison)."""
+
+    FULL = "full"
+    FILTER = "filter"
+    PULL = "pull"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that the agreement shows: its name and DuckDB type."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class GridInfo:
+    """What an aggregate-only dataset answers: counts, sums and averages of measures, by dimensions."""
+
+    dimensions: tuple[str, ...]
+    measures: tuple[str, ...]
+    min_group: int
+    entity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """How the shares of a dataset were cut: rows with equal `columns` are at one owner, by one rule (`scheme`).
+
+    Two datasets of one scheme are co-located: rows that agree in these columns are at the same owner.
+    """
+
+    scheme: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A dataset as our agreement shows it. `rows` and `ndv` are the owner's rounded figures, where it gave any.
+
+    `content`: equal for datasets that hold the same rows at several owners (published reference data).
+    `shares_keys`: values of its columns may go to other owners to narrow their answers; `takes_keys`: it may be
+    narrowed so. Both are False unless the agreement says more: a key list is egress here and a probe there.
+    """
+
+    owner: str
+    dataset: str
+    columns: tuple[Column, ...]
+    agreement: str = ""
+    participant: str = ""
+    dataset_id: str = ""
+    rows: int | None = None
+    grid: GridInfo | None = None
+    partition: Partition | None = None
+    content: str = ""
+    shares_keys: bool = False
+    takes_keys: bool = False
+    ndv: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> str:
+        """The name as SQL writes it."""
+        return f'"{self.owner}".{self.dataset}'
+
+
+Tables = Mapping[tuple[str, str], TableInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Values of `output` of the tables `source` that narrow `column` of a fragment; `sql` holds `marker` for them."""
+
+    source: str  # a table of the plan, e.g. f0
+    output: str
+    column: str
+    marker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """One question to one owner."""
+
+    id: str
+    table: str  # the residual's name for its rows
+    owner: str
+    participant: str
+    agreements: tuple[str, ...]
+    datasets: tuple[str, ...]
+    sql: str
+    outputs: tuple[str, ...]
+    kind: str  # whole | join | scan | partial
+    aggregate_only: bool = False
+    keys: tuple[Keys, ...] = ()
+    pushed: tuple[str, ...] = ()
+    rows: int | None = None  # estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that stayed here, and why: two_owners, policy, function, outer_join, cost, mode, shape."""
+
+    what: str
+    reason: str
+    detail: str = ""
+
+    def text(self) -> str:
+        return f"{self.what} ({self.reason}{': ' + self.detail if self.detail else ''})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Fragments, the residual over their tables, and what stayed here with reasons.
+
+    `merge(without)` is the residual's SQL when the fragments in `without` gave nothing (withheld groups).
+    `passes`: the residual does nothing but name columns, so that fragment's rows go straight through.
+    """
+
+    sql: str
+    mode: Mode
+    fragments: tuple[Fragment, ...]
+    residual: str
+    columns: tuple[str, ...]
+    notes: tuple[Note, ...] = ()
+    rules: tuple[str, ...] = ()  # those that changed something, in order
+
+    @property
+    def tables(self) -> dict[str, tuple[Fragment, ...]]:
+        """The residual's tables, each with its fragments in order."""
+        found: dict[str, tuple[Fragment, ...]] = {}
+        for fragment in self.fragments:
+            found[fragment.table] = (*found.get(fragment.table, ()), fragment)
+        return found
+
+    def owners(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(fragment.owner for fragment in self.fragments))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan for machines (federated-query, section 9.3)."""
+        return {
+            "mode": self.mode.value,
+            "columns": list(self.columns),
+            "fragments": [
+                {
+                    "id": one.id,
+                    "table": one.table,
+                    "owner": one.owner,
+                    "participant": one.participant,
+                    "agreements": list(one.agreements),
+                    "datasets": list(one.datasets),
+                    "kind": one.kind,
+                    "sql": one.sql,
+                    "outputs": list(one.outputs),
+                    "pushed": list(one.pushed),
+                    "rows_estimate": one.rows,
+                    "keys": [{"from": f"{key.source}.{key.output}", "column": key.column} for key in one.keys],
+                    "aggregate_only": one.aggregate_only,
+                }
+                for one in self.fragments
+            ],
+            "residual": self.residual,
+            "stayed": [{"what": note.what, "reason": note.reason, "detail": note.detail} for note in self.notes],
+            "rules": list(self.rules),
+        }

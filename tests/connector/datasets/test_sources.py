@@ -1,0 +1,244 @@
+"""Every kind of source gives the rows of its files, is pinned to them, and refuses what it must not read."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+
+from connector.datasets.sources import SOURCES, files, guess, read_options, source
+from connector.errors import BadInput, HanseError, PathRefused, SourceUnreadable, VersionChanged
+from connector.query.job import Job, Relation
+from connector.query.pool import Pool
+from tests.suites import sources as suite
+from tests.support import data
+
+worker = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
+    async with Pool(tmp_path_factory.mktemp("work"), size=1, warm=1) as started:
+        yield started
+
+
+async def registered(pool: Pool, kind: str, path: Path, root: Path, **options: Any) -> Relation:
+    """The relation after registration: text has become Parquet."""
+    relation = data.relation(kind, path, root, **options)
+    if not source(kind).CONVERTED:
+        return relation
+    target = root / "converted.parquet"
+    await pool.ask(Job(kind="convert", relations={"t": relation}, arguments={"target": str(target)}))
+    return data.relation("parquet", target, root)
+
+
+async def rows_of(pool: Pool, relation: Relation, sql: str = "SELECT * FROM t") -> pa.Table:
+    async with pool.run(Job(relations={"t": relation}, sql=sql)) as result:
+        parts = [bytes(frame.payload) async for frame in result]
+    with pa.ipc.open_stream(b"".join((result.schema, *parts))) as reader:
+        return reader.read_all()
+
+
+@worker
+@pytest.mark.parametrize("case", suite.CASES, ids=lambda case: f"{case.kind}-{case.write.__name__}")
+async def test_rows_are_those_of_the_files(pool: Pool, tmp_path: Path, case: suite.Case) -> None:
+    relation = await registered(pool, case.kind, case.write(tmp_path), tmp_path, **case.options)
+    table = await rows_of(pool, relation)
+    assert table.select(list(case.columns)).to_pylist() == suite.expected(case.columns)
+
+
+@worker
+@pytest.mark.parametrize("case", suite.CASES, ids=lambda case: f"{case.kind}-{case.write.__name__}")
+async def test_profile_counts_rows_and_digests_files(pool: Pool, tmp_path: Path, case: suite.Case) -> None:
+    relation = await registered(pool, case.kind, case.write(tmp_path), tmp_path, **case.options)
+    profile = await pool.ask(Job(kind="profile", relations={"t": relation}))
+    columns = {column["name"]: column for column in profile["columns"]}
+    assert profile["rows"] == suite.ROWS
+    assert columns["gap"]["null_share"] == pytest.approx(0.1)
+    assert (columns["id"]["min"], columns["id"]["max"]) == ("0", "2999")
+    assert abs(columns["name"]["distinct"] - 97) <= 5
+    assert all(len(file["sha256"]) == 64 for file in profile["files"])
+
+
+@worker
+@pytest.mark.parametrize("case", suite.CASES, ids=lambda case: f"{case.kind}-{case.write.__name__}")
+async def test_changed_file_is_refused(pool: Pool, tmp_path: Path, case: suite.Case) -> None:
+    relation = await registered(pool, case.kind, case.write(tmp_path), tmp_path, **case.options)
+    path = Path(relation.files[-1]["path"])
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(VersionChanged) as raised:
+        await rows_of(pool, relation)
+    assert str(tmp_path) not in str(raised.value.problem())
+
+
+@worker
+async def test_partition_folders_become_columns_and_prune(pool: Pool, tmp_path: Path) -> None:
+    top = next(case.write for case in suite.CASES if case.kind == "hive")(tmp_path)
+    table = await rows_of(pool, data.relation("hive", top, tmp_path), "SELECT year, count(*) AS n FROM t GROUP BY 1")
+    assert sorted(table.to_pylist(), key=lambda row: row["year"]) == [
+        {"year": 2020 + number, "n": 1000} for number in range(3)
+    ]
+    table = await rows_of(pool, data.relation("hive", top, tmp_path, guess_types=False), "SELECT DISTINCT year FROM t")
+    assert sorted(table["year"].to_pylist()) == ["2020", "2021", "2022"]
+
+
+BAD_FILES = {
+    "garbage": ("parquet", lambda p: p.write_bytes(b"PAR1" + os.urandom(2000) + b"PAR1"), "not_parquet"),
+    "text": ("parquet", lambda p: p.write_text("a,b\n1,2\n"), "not_parquet"),
+    "empty": ("parquet", lambda p: p.write_bytes(b""), "not_parquet"),
+    "cut": ("parquet", lambda p: p.write_bytes(data.parquet(p).read_bytes()[:-100]), "not_parquet"),
+    "brotli": ("parquet", lambda p: pq.write_table(data.table(100), p, compression="brotli"), "codec_refused"),
+    "damaged page": ("parquet", lambda p: _overwrite(data.parquet(p, codec="none"), 4, 4000), None),
+    "damaged arrow": ("arrow_ipc", lambda p: p.write_bytes(b"ARROW1" + os.urandom(500)), None),
+    "bad csv": ("csv", lambda p: p.write_text("a,b\n1,2\n" + "3,4\n" * 50 + "5,6,7,8\n"), "lines_unreadable"),
+    "bad json": ("jsonl", lambda p: p.write_text('{"a": 1}\n{"a": \n'), None),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(BAD_FILES))
+async def test_bad_files_are_refused_at_registration(pool: Pool, tmp_path: Path, name: str) -> None:
+    kind, write, code = BAD_FILES[name]
+    path = tmp_path / "bad"
+    write(path)
+    relation = data.relation(kind, path, tmp_path)
+    job = (
+        Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
+        if source(kind).CONVERTED
+        else Job(kind="profile", relations={"t": relation})
+    )
+    with pytest.raises(HanseError) as raised:
+        await pool.ask(job)
+    assert raised.value.code == code or code is None
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@worker
+async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + "1,2\n" * 50 + "5,6,7,8\n")
+    relation = data.relation("csv", path, tmp_path, skip_bad_lines=2)
+    job = Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
+    report = await pool.ask(job)
+    assert (report["rows"], report["left_out_count"]) == (50, 1)
+    assert report["left_out"][0]["line"] == 52
+
+
+def _overwrite(path: Path, start: int, size: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = b"\xff" * size
+    path.write_bytes(content)
+
+
+REFUSED_PATHS = {
+    "missing": lambda root: root / "nothing.parquet",
+    "outside": lambda root: "/etc/passwd",
+    "traversal": lambda root: f"{root}/../../../../../../etc/passwd",
+    "nul": lambda root: f"{root}/a\x00.parquet",
+    "empty": lambda root: "",
+    "long": lambda root: "a" * 5000,
+    "link leading out": lambda root: _link(root / "out.parquet", "/etc/passwd"),
+    "link to a folder outside": lambda root: _link(root / "folder", "/etc") / "passwd",
+    "pipe": lambda root: os.mkfifo(root / "pipe") or root / "pipe",
+    "socket": lambda root: _socket(root / "socket"),
+    "device": lambda root: "/dev/zero",
+    "folder without data": lambda root: (root / "none").mkdir() or root / "none",
+    "folder holding a link out": lambda root: _folder_with_link(root),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED_PATHS))
+def test_paths_that_must_not_be_read_are_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    path = REFUSED_PATHS[name](root)
+    with pytest.raises(PathRefused) as raised:
+        source("parquet").find(str(path), roots=[root], options={})
+    assert len(str(raised.value)) > 20
+
+
+def test_nothing_is_read_where_no_root_is_configured(tmp_path: Path) -> None:
+    with pytest.raises(PathRefused, match="HANSE_SOURCE_ROOTS"):
+        files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[])
+
+
+def test_a_link_inside_the_root_is_followed_to_its_file(tmp_path: Path) -> None:
+    path = data.parquet(tmp_path / "t.parquet", 10)
+    found = files.file_ref(str(_link(tmp_path / "link.parquet", str(path))), roots=[tmp_path])
+    assert found.path == str(path)
+
+
+def test_a_file_swapped_for_a_link_after_registration_is_refused(tmp_path: Path) -> None:
+    path = data.parquet(tmp_path / "t.parquet", 10)
+    found = files.file_ref(str(path), roots=[tmp_path])
+    path.rename(tmp_path / "moved.parquet")
+    _link(path, str(tmp_path / "moved.parquet"))
+    with pytest.raises(VersionChanged):
+        files.open_pinned(found)
+
+
+def test_arrow_stream_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, data.table(10).schema) as writer:
+        writer.write_table(data.table(10))
+    with pytest.raises(SourceUnreadable, match="write_feather"):
+        source("arrow_ipc").find(str(path), roots=[tmp_path], options={})
+
+
+def test_mixed_partitions_are_refused(tmp_path: Path) -> None:
+    for place in ("year=2020", "month=1"):
+        (tmp_path / "top" / place).mkdir(parents=True)
+        data.parquet(tmp_path / "top" / place / "t.parquet", 10)
+    with pytest.raises(SourceUnreadable, match="same partition columns"):
+        source("hive").find(str(tmp_path / "top"), roots=[tmp_path], options={})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "code"),
+    [
+        ("oracle", {}, "source_unknown"),
+        ("csv", {"delimeter": ";"}, "option_unknown"),
+        ("csv", {"header": "yes"}, "option_invalid"),
+        ("csv", {"null_text": "n" * 300}, "option_invalid"),
+        ("parquet", {"header": True}, "option_unknown"),
+    ],
+)
+def test_bad_options_are_refused_by_name(kind: str, options: dict[str, Any], code: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        read_options(kind, options)
+    assert raised.value.code == code
+
+
+def test_every_kind_has_a_title_endings_and_helped_options(tmp_path: Path) -> None:
+    for kind in SOURCES:
+        found = source(kind)
+        assert found.TITLE
+        assert found.SUFFIXES
+        assert all(option.help.endswith(".") for option in found.OPTIONS)
+    assert guess("x.arrow") == "arrow_ipc"
+    assert guess(str(tmp_path)) == "hive"
+
+
+def _link(link: Path, target: str) -> Path:
+    link.symlink_to(target)
+    return link
+
+
+def _socket(path: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
+    return path
+
+
+def _folder_with_link(root: Path) -> Path:
+    (root / "data").mkdir()
+    data.parquet(root / "data" / "a.parquet", 10)
+    _link(root / "data" / "b.parquet", "/etc/passwd")
+    return root / "data"

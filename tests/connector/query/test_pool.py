@@ -1,0 +1,316 @@
+"""Real worker processes over real files: what they give, what stops them, and what never comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import xxhash
+
+from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
+from connector.query.job import Job, Limits, Recheck, Relation
+from connector.query.pool import GRACE, Pool, Result
+from tests.support import data
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RUNAWAY = "SELECT count(*) FROM t a, t b, t c WHERE a.x < b.x AND b.x < c.x"
+
+
+async def read(pool: Pool, job: Job) -> tuple[pa.Table, Result]:
+    """The answer as a plain reader sees it."""
+    parts = []
+    async with pool.run(job) as result:
+        async for frame in result:
+            assert frame.nbytes == len(frame.payload)
+            parts.append(bytes(frame.payload))
+    with pa.ipc.open_stream(b"".join((result.schema, *parts))) as reader:
+        return reader.read_all(), result
+
+
+async def test_stream_equals_the_file_and_its_totals(pool: Pool, numbers: Relation) -> None:
+    table, result = await read(pool, Job(relations={"t": numbers}, sql="SELECT * FROM t"))
+    assert table.equals(data.table().cast(table.schema))
+    assert result.totals["rows"] == data.ROWS
+    assert result.totals["batches"] > 1
+
+
+async def test_parameters_are_bound_by_place_and_by_name(pool: Pool, numbers: Relation) -> None:
+    for sql, params in (
+        ("SELECT id FROM t WHERE id < $1 AND name = $2", [200, "name-3"]),
+        ("SELECT id FROM t WHERE id < $most AND name = $name", {"most": 200, "name": "name-3"}),
+    ):
+        table, _ = await read(pool, Job(relations={"t": numbers}, sql=sql, params=params))
+        assert table["id"].to_pylist() == [3, 100, 197]
+
+
+async def test_empty_answer_has_a_schema_and_totals(pool: Pool, numbers: Relation) -> None:
+    table, result = await read(pool, Job(relations={"t": numbers}, sql="SELECT id, name FROM t WHERE id < 0"))
+    assert table.schema.names == ["id", "name"]
+    assert result.totals == {"rows": 0, "batches": 0, "bytes": 0}
+
+
+async def test_batches_are_near_the_target_size(pool: Pool, numbers: Relation) -> None:
+    async with pool.run(Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_bytes=2**19)) as result:
+        sizes = [frame.nbytes async for frame in result]
+    assert max(sizes) <= 2 * 2**19
+    assert sum(sizes) / len(sizes) >= 2**17
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+async def test_compressed_batches_say_the_same(pool: Pool, numbers: Relation, codec: str) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id, x FROM t", codec=codec)
+    table, result = await read(pool, job)
+    assert table.num_rows == data.ROWS
+    assert result.totals["bytes"] < table.nbytes
+
+
+@pytest.mark.parametrize("name", ["xxh3", "sha256", "none"])
+async def test_digest_covers_every_message_in_order(pool: Pool, numbers: Relation, name: str) -> None:
+    async with pool.run(Job(relations={"t": numbers}, sql="SELECT * FROM t", digest=name)) as result:
+        seen = [result.schema, *[bytes(frame.payload) async for frame in result]]
+    whole = b"".join(seen)
+    expected = {"xxh3": xxhash.xxh3_128(whole).digest(), "sha256": hashlib.sha256(whole).digest(), "none": b""}
+    assert result.digest == expected[name]
+
+
+async def test_trailer_is_a_batch_of_no_rows_with_room_for_the_end_record(pool: Pool, numbers: Relation) -> None:
+    async with pool.run(Job(relations={"t": numbers}, sql="SELECT * FROM t WHERE id < 5")) as result:
+        parts = [bytes(frame.payload) async for frame in result]
+    with pa.ipc.open_stream(b"".join((result.schema, *parts, result.trailer))) as reader:
+        reader.read_next_batch()
+        batch, metadata = reader.read_next_batch_with_custom_metadata()
+    assert batch.num_rows == 0
+    assert metadata["hanse.end"].isspace()
+
+
+async def test_keys_travel_as_arrow(pool: Pool, numbers: Relation) -> None:
+    sink = pa.BufferOutputStream()
+    keys = pa.table({"k": [5, 50, 500_000_000]})
+    with pa.ipc.new_stream(sink, keys.schema) as writer:
+        writer.write_table(keys)
+    job = Job(
+        relations={"t": numbers, "keys": Relation("", blob=0)},
+        sql="SELECT id FROM t WHERE id IN (SELECT k FROM keys) ORDER BY id",
+        blobs=(sink.getvalue().to_pybytes(),),
+    )
+    table, _ = await read(pool, job)
+    assert table["id"].to_pylist() == [5, 50]
+
+
+async def test_damaged_keys_are_a_coded_error(pool: Pool, numbers: Relation) -> None:
+    job = Job(
+        relations={"t": numbers, "keys": Relation("", blob=0)}, sql="SELECT 1", blobs=(b"\xff\xff\xff\xff\x10" * 9,)
+    )
+    with pytest.raises(HanseError) as raised:
+        await read(pool, job)
+    assert raised.value.code == "arrow_invalid"
+
+
+@pytest.mark.parametrize(
+    ("sql", "code"),
+    [
+        ("SELECT nope FROM t", "query_invalid"),
+        ("SELEC", "query_invalid"),
+        ("SELECT CAST(name AS INTEGER) FROM t", "engine_failed"),
+        ("SELECT CAST('2020-13-45' AS DATE), name FROM t", "engine_failed"),
+        ("SELECT error(name) FROM t", "engine_failed"),
+        ("SELECT * FROM read_text('/etc/passwd')", "query_invalid"),
+        ("SELECT * FROM '/etc/passwd'", "query_invalid"),
+        ("SELECT * FROM glob('/*')", "query_invalid"),
+        ("COPY (SELECT 1) TO '/tmp/hanse-out.csv'", "query_invalid"),
+        ("ATTACH '/tmp/hanse-out.db'", "query_invalid"),
+        ("SET threads = 8", "engine_failed"),
+        ("SELECT * FROM relations", "query_invalid"),
+        ("INSTALL httpfs", "query_invalid"),
+    ],
+)
+async def test_errors_leave_as_codes_without_the_engines_words(
+    pool: Pool, numbers: Relation, sql: str, code: str
+) -> None:
+    with pytest.raises(HanseError) as raised:
+        await read(pool, Job(relations={"t": numbers}, sql=sql))
+    told = str(raised.value.problem())
+    assert not any(word in told for word in ("name-", "passwd", "LINE", "Error:", "numbers.parquet", "2020-13"))
+    assert raised.value.code == code
+
+
+async def test_rows_and_bytes_limits_end_the_answer(pool: Pool, numbers: Relation) -> None:
+    for limits, code in ((Limits(rows=1000), "rows_limit"), (Limits(bytes=10_000), "bytes_limit")):
+        with pytest.raises(Limited) as raised:
+            await read(pool, Job(relations={"t": numbers}, sql="SELECT * FROM t", limits=limits))
+        assert raised.value.code == code
+
+
+async def test_runaway_is_stopped_in_time_while_others_go_on(pool: Pool, numbers: Relation) -> None:
+    async def other() -> float:
+        begun = time.monotonic()
+        while not runaway.done():
+            await read(pool, Job(relations={"t": numbers}, sql="SELECT count(*) FROM t"))
+        return time.monotonic() - begun
+
+    begun = time.monotonic()
+    runaway = asyncio.ensure_future(
+        read(pool, Job(relations={"t": numbers}, sql=RUNAWAY, limits=Limits(seconds=1), consumer="a"))
+    )
+    beside = asyncio.ensure_future(other())
+    with pytest.raises(Limited) as raised:
+        await runaway
+    assert raised.value.code == "time_limit"
+    assert time.monotonic() - begun < 1 + 2
+    await beside
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT length(repeat('x', 2000000000) || repeat('y', 2000000000))",
+        "SELECT len(range(500000000))",
+        "SELECT length(string_agg(a.name || b.name)) FROM t a, t b WHERE a.id < 15000 AND b.id < 15000",
+        "SELECT list(a.id) FROM t a, t b WHERE b.id < 2000",
+    ],
+)
+async def test_memory_hogs_are_stopped_and_stay_near_the_limit(pool: Pool, numbers: Relation, sql: str) -> None:
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, *(worker.rss_mb() for worker in (*pool._busy, *pool._idle)))
+            await asyncio.sleep(0.02)
+
+    watching = asyncio.ensure_future(watch())
+    limits = Limits(seconds=5, memory_mb=256)
+    try:
+        with pytest.raises((Limited, EngineFailed)):
+            await read(pool, Job(relations={"t": numbers}, sql=sql, limits=limits))
+    finally:
+        watching.cancel()
+    assert most <= 256 + 300 + 50
+    table, _ = await read(pool, Job(relations={"t": numbers}, sql="SELECT 1 AS one"))
+    assert table["one"].to_pylist() == [1]
+
+
+async def test_crash_of_a_worker_costs_its_own_job_only(pool: Pool, numbers: Relation) -> None:
+    async with pool.run(Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_bytes=2**18)) as safe:
+        first = await anext(safe)
+        runaway = asyncio.ensure_future(read(pool, Job(relations={"t": numbers}, sql=RUNAWAY)))
+        while len(pool._busy) < 2:  # noqa: ASYNC110  the pool has no event for it
+            await asyncio.sleep(0.01)
+        (other,) = pool._busy - {safe._worker}
+        os.kill(other.process.pid, signal.SIGSEGV)
+        with pytest.raises(EngineFailed) as raised:
+            await runaway
+        assert raised.value.code == "worker_crashed"
+        assert first.rows + sum([frame.rows async for frame in safe]) == data.ROWS
+    table, _ = await read(pool, Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t"))
+    assert table["n"].to_pylist() == [data.ROWS]
+
+
+async def test_worker_killed_in_mid_stream_is_an_error_not_a_short_answer(pool: Pool, numbers: Relation) -> None:
+    with pytest.raises(EngineFailed) as raised:  # noqa: PT012
+        async with pool.run(Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_bytes=2**17)) as result:
+            await anext(result)
+            os.kill(result._worker.process.pid, signal.SIGKILL)
+            async for _ in result:
+                pass
+    assert raised.value.code == "worker_crashed"
+
+
+async def test_a_reader_that_leaves_stops_the_work(pool: Pool, numbers: Relation) -> None:
+    async with pool.run(Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b")) as result:
+        await anext(result)
+        worker = result._worker
+    begun = time.monotonic()
+    while worker in pool._busy:
+        await asyncio.sleep(0.01)
+        assert time.monotonic() - begun < GRACE
+    assert worker.alive()
+
+
+async def test_a_slow_reader_slows_the_work(pool: Pool, numbers: Relation) -> None:
+    async with pool.run(Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b")) as result:
+        await anext(result)
+        before = cpu_ticks(result._worker.process.pid)
+        await asyncio.sleep(0.3)
+        settled = cpu_ticks(result._worker.process.pid)
+        await asyncio.sleep(0.3)
+        assert cpu_ticks(result._worker.process.pid) - settled <= 1
+        assert settled - before <= 30
+
+
+async def test_waiting_readers_do_not_use_up_the_time(pool: Pool, numbers: Relation) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT * FROM t", limits=Limits(seconds=0.4), batch_bytes=2**20)
+    async with pool.run(job) as result:
+        await anext(result)
+        await asyncio.sleep(0.6)
+        assert sum([frame.rows async for frame in result]) > 0
+
+
+async def test_too_many_waiting_jobs_are_turned_away(tmp_path: Path, numbers: Relation) -> None:
+    async with Pool(tmp_path, size=1, warm=1, waiting=1, wait_seconds=0.2) as small:
+        job = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b")
+        async with small.run(job) as result:
+            await anext(result)
+            first = asyncio.ensure_future(read(small, job))
+            await asyncio.sleep(0)
+            with pytest.raises(Busy) as raised:
+                await read(small, job)
+            assert raised.value.code == "queue_full"
+            with pytest.raises(Busy) as raised:
+                await first
+            assert raised.value.code == "queue_timeout"
+
+
+async def test_recheck_refuses_what_the_gate_did_not_name(pool: Pool, numbers: Relation) -> None:
+    recheck = Recheck(names=("t",), functions=("sum",))
+    table, _ = await read(pool, Job(relations={"t": numbers}, sql="SELECT sum(id) AS n FROM t", recheck=recheck))
+    assert table.num_rows == 1
+    for sql in ("SELECT max(id) FROM t", "SELECT * FROM sqlite_master", "SELECT 1; SELECT 2", "SELECT * FROM range(3)"):
+        with pytest.raises(QueryInvalid):
+            await read(pool, Job(relations={"t": numbers}, sql=sql, recheck=recheck))
+
+
+async def test_a_file_replaced_or_changed_after_registration_is_refused(pool: Pool, tmp_path: Path) -> None:
+    path = data.parquet(tmp_path / "moving.parquet", 1000)
+    registered = data.relation("parquet", path, tmp_path)
+    job = Job(relations={"t": registered}, sql="SELECT count(*) FROM t")
+    await read(pool, job)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(VersionChanged):
+        await read(pool, job)
+    data.parquet(tmp_path / "other.parquet", 1000).replace(path)
+    with pytest.raises(VersionChanged):
+        await read(pool, job)
+    path.unlink()
+    with pytest.raises(VersionChanged):
+        await read(pool, job)
+
+
+async def test_report_is_a_small_json_value(pool: Pool, numbers: Relation) -> None:
+    job = Job(kind="report", relations={"t": numbers}, sql="SELECT min(day) AS d, count(*) AS n FROM t")
+    assert await pool.ask(job) == {"columns": ["d", "n"], "rows": [["1970-01-01", data.ROWS]]}
+
+
+async def test_shared_streams_run_beside_each_other_in_one_worker(pool: Pool, numbers: Relation) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT * FROM t", shared=True, limits=Limits(memory_mb=64))
+    tables = await asyncio.gather(*(read(pool, job) for _ in range(6)))
+    assert [table.num_rows for table, _ in tables] == [data.ROWS] * 6
+
+
+async def test_unknown_kinds_of_job_are_refused(pool: Pool) -> None:
+    with pytest.raises(HanseError) as raised:
+        await pool.ask(Job(kind="shell"))
+    assert raised.value.code == "job_invalid"
+
+
+def cpu_ticks(pid: int) -> int:
+    fields: list[Any] = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])

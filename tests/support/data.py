@@ -1,0 +1,41 @@
+"""Small real data files for tests, written anew for each test session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connector.datasets.sources import read_options, source
+from connector.query.job import Relation
+
+ROWS = 200_000
+
+
+def table(rows: int = ROWS) -> pa.Table:
+    """Numbers, text, dates, nulls and a nested column."""
+    number = np.arange(rows)
+    return pa.table(
+        {
+            "id": number,
+            "x": (number * 37 % 1000) / 7.0,
+            "name": pa.array([f"name-{i % 97}" for i in range(rows)]),
+            "day": pa.array(number % 3650, pa.int32()).cast(pa.date32()),
+            "gap": pa.array([None if i % 10 == 0 else i % 5 for i in range(rows)], pa.int8()),
+            "tags": pa.array([[i % 3, i % 4] for i in range(rows)], pa.list_(pa.int16())),
+        }
+    )
+
+
+def parquet(path: Path, rows: int = ROWS, *, codec: str = "zstd") -> Path:
+    """The table as a Parquet file of several row groups."""
+    pq.write_table(table(rows), path, compression=codec, row_group_size=50_000)
+    return path
+
+
+def relation(kind: str, path: Path, root: Path, **options: object) -> Relation:
+    """What a registered dataset at `path` would hand to the engine."""
+    found = source(kind).find(str(path), roots=[root], options=options)
+    return Relation(kind, tuple(file.to_json() for file in found), read_options(kind, options))
