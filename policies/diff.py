@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from policies import explain, jsonld, known, values, vocabulary
-from policies.evaluate import Facts, Observed, as_if_agreed, permits
+from policies.evaluate import as_if_agreed, permits
+from policies.facts import Facts, Observed
 from policies.model import Atom, Policy
 from policies.vocabulary import Counting, Operand, Phase, ValueType, compact
 

@@ -153,15 +153,14 @@ def mask(details: dict[str, Atom]) -> str:
 
 
 def _is_timing(part: Constraint) -> bool:
-    return isinstance(part, Atom) and part.left in (odrl("delayPeriod"), odrl("event"))
+    return isinstance(part, Atom) and part.left in (odrl("delayPeriod"), odrl("event"), odrl("dateTime"))
 
 
 def _timing(details: dict[str, Atom]) -> list[str]:
-    delay, event = details.get(odrl("delayPeriod")), details.get(odrl("event"))
+    delay, event, by = (details.get(odrl(name)) for name in ("delayPeriod", "event", "dateTime"))
     when = listed([_event(literal.text) for literal in event.right]) if event else _EVENTS["end"]
-    if delay:
-        return [f"within {values(delay)} after {when}"]
-    return [f"whenever {when}"] if event else []
+    said = [f"within {values(delay)} after {when}"] if delay else [f"whenever {when}"] if event else []
+    return [*said, f"by {values(by)}"] if by else said
 
 
 def _event(text: str) -> str:

@@ -1,0 +1,228 @@
+"""One atom or duty compiled to a check: a closure from the moment of a decision to one of four codes.
+
+The codes are small integers because they are compared a million times a second; `RESULTS` gives their
+names. Groups and rules are the business of `plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import NamedTuple, TypeAlias
+
+from policies import operators, values, vocabulary, words
+from policies.facts import Fact, Moment, shown
+from policies.model import Atom, Duty
+from policies.vocabulary import Counting, Operand, Phase, ValueType, compact
+
+UNSATISFIED, SATISFIED, UNKNOWN, DEFERRED = 0, 1, 2, 3
+RESULTS = ("unsatisfied", "satisfied", "unknown", "deferred")
+TRANSFER, BATCH = Phase.TRANSFER.order, Phase.BATCH.order
+
+Check: TypeAlias = Callable[[Moment], int]
+
+
+class Finding(NamedTuple):
+    """One constraint that was looked at (a NamedTuple: thousands are made per second)."""
+
+    rule: str
+    constraint: str
+    left: str
+    op: str
+    expected: tuple[str, ...]
+    observed: tuple[str, ...]
+    result: str
+    source: str
+    phase: str
+
+    def to_json(self) -> dict[str, object]:
+        """As in the specification's example line (usage-policies, section 4)."""
+        return {**self._asdict(), "expected": list(self.expected), "observed": list(self.observed)}
+
+
+class Leaf:
+    """One compiled atom or duty: its check, and what an explanation says about it."""
+
+    __slots__ = ("check", "expected", "fact", "left", "op", "path", "personal")
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        left: str,
+        op: str,
+        expected: tuple[str, ...],
+        fact: str,
+        check: Check,
+        personal: bool = False,
+    ) -> None:
+        self.path, self.left, self.op, self.expected = path, left, op, expected
+        self.fact, self.check, self.personal = fact, check, personal
+
+    def finding(self, moment: Moment, rule: str, phase: str) -> Finding:
+        """What was expected, observed and found, from whom."""
+        result = self.check(moment)
+        observed, source = self._observed(moment, result)
+        return Finding(rule, self.path, self.left, self.op, self.expected, observed, RESULTS[result], source, phase)
+
+    def _observed(self, moment: Moment, result: int) -> tuple[tuple[str, ...], str]:
+        if self.fact == "clock":
+            return (values.written(moment.now),), "clock"
+        if result == DEFERRED:
+            return (), ""
+        fact = moment.facts.get(self.fact)
+        if fact is None:
+            return ((), "contract") if result == SATISFIED else ((), "")
+        personal = self.personal or fact.personal
+        return tuple([shown(value, personal=personal) for value in fact.values]), fact.source
+
+
+def atom_leaf(atom: Atom, path: str) -> Leaf:
+    """The check of one atom. What cannot be read is unknown; such a policy is refused as a whole before."""
+    operand = vocabulary.operand(atom.left)
+    check, key = _check(operand, atom, path) if operand else (constant(UNKNOWN), "")
+    return Leaf(
+        path,
+        left=compact(atom.left),
+        op=atom.operator,
+        expected=tuple(compact(literal.text) for literal in atom.right),
+        fact=key,
+        check=check,
+        personal=operand.personal if operand else False,
+    )
+
+
+def duty_leaf(duty: Duty, path: str) -> Leaf | None:
+    """A duty before use: the permission sleeps until it is fulfilled. Masks are the engine's own work: None."""
+    action = vocabulary.ACTIONS.get(duty.action)
+    if action is not None and action.by_engine:
+        return None
+    names = frozenset((path, duty.action))
+
+    def check(moment: Moment) -> int:
+        if moment.phase < TRANSFER:
+            return DEFERRED
+        if moment.lenient:
+            return int(names.isdisjoint(moment.violated))
+        return int(not names.isdisjoint(moment.fulfilled))
+
+    return Leaf(path, left=compact(duty.action), op="duty", expected=("fulfilled",), fact="ds:fulfilled", check=check)
+
+
+def mining_leaf(path: str) -> Leaf:
+    """Whether the asset is known not to reserve mining and training for explicit permissions."""
+
+    def check(moment: Moment) -> int:
+        if moment.phase < TRANSFER:
+            return DEFERRED
+        fact = moment.fresh("ds:miningReserved")
+        if fact is None:
+            return UNKNOWN
+        return int(all(str(value).lower() in ("false", "0", "no") for value in fact.values))
+
+    return Leaf(path, left="ds:miningReserved", op="eq", expected=("false",), fact="ds:miningReserved", check=check)
+
+
+def duty_words(duty: Duty) -> str:
+    """How a duty before use is said in a reason."""
+    return f"first: {words.duty(duty)}"
+
+
+def constant(code: int) -> Check:
+    """A check that always says the same."""
+    return lambda moment: code
+
+
+def _check(operand: Operand, atom: Atom, path: str) -> tuple[Check, str]:
+    """The check of one atom, and the key under which its fact is found."""
+    try:
+        if operand.counting is Counting.CLOCK:
+            return _clock_check(operand, atom), "clock"
+        if operand.counting is Counting.ELAPSED:
+            return _elapsed_check(operand, atom), "clock"
+        key = compact(atom.left) if operand.parameter else operand.fact
+        return _fact_check(operand, atom, key, path), key
+    except (ValueError, KeyError, IndexError):
+        return constant(UNKNOWN), operand.fact
+
+
+def _verdict(answer: bool | None) -> int:
+    return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED
+
+
+def _clock_check(operand: Operand, atom: Atom) -> Check:
+    """Before its phase only what can never change again is said: time moves forward."""
+    literal, op = atom.right[0], atom.operator
+    right = values.instant(literal.text, literal.datatype)
+    at = operand.phase.order
+
+    def check(moment: Moment) -> int:
+        answer = operators.moment(op, moment.ns, right)
+        if moment.phase >= at or answer is None:
+            return _verdict(answer)
+        return _verdict(answer) if _stays(op, answer, passed=moment.ns > right.end) else DEFERRED
+
+    return check
+
+
+def _stays(op: str, answer: bool, *, passed: bool) -> bool:
+    """Whether later moments give the same answer: a deadline missed, a start reached, a day gone by."""
+    if op in ("lt", "lteq"):
+        return not answer
+    return answer if op in ("gt", "gteq") else passed
+
+
+def _elapsed_check(operand: Operand, atom: Atom) -> Check:
+    span = values.duration(atom.right[0].text)
+    op, at = atom.operator, operand.phase.order
+
+    def check(moment: Moment) -> int:
+        if moment.phase < at:
+            return DEFERRED
+        if moment.start is None:
+            return UNKNOWN
+        end = values.later(moment.start, span)
+        if op in ("gt", "gteq"):
+            return int(moment.ns > end if op == "gt" else moment.ns >= end)
+        return int(moment.ns < end if op == "lt" else moment.ns <= end)  # eq means a budget, as lteq
+
+    return check
+
+
+def _fact_check(operand: Operand, atom: Atom, key: str, path: str) -> Check:
+    compare = _comparison(operand, atom)
+    at = BATCH if operand.by_engine else operand.phase.order
+    by_engine, names = operand.by_engine, frozenset((path, atom.left, operand.name))
+
+    def check(moment: Moment) -> int:
+        if moment.phase < at:
+            return DEFERRED
+        if by_engine and not names.isdisjoint(moment.enforced):
+            return SATISFIED
+        fact = moment.fresh(key)
+        return UNKNOWN if fact is None else _verdict(compare(fact))
+
+    return check
+
+
+def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], bool | None]:
+    """Fact in, answer out; a fact that cannot be read as the operand's type leaves it unknown."""
+    if operand.type is ValueType.SCALAR:
+        texts = [literal.text for literal in atom.right]
+        return lambda fact: operators.scalar(atom.operator, fact.values[0], texts) if len(fact.values) == 1 else None
+    right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in atom.right]
+    test = operators.test_for(atom.operator, right)
+    type_, levels, one_more = operand.type, operand.levels, operand.counting is Counting.BEFORE
+
+    def compare(fact: Fact) -> bool | None:
+        if None in fact.values:
+            return None
+        try:
+            left = [values.parse(type_, str(value), "", levels) for value in fact.values]
+        except ValueError:
+            return None
+        if one_more:
+            left = [value + 1 for value in left if isinstance(value, Decimal)]
+        return test(left)
+
+    return compare
