@@ -52,6 +52,12 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address that the management listener (API, console) binds to."
     )
     management_port: int = Field(8081, ge=0, le=65535, description="Port of the management listener.")
+    admin_token_file: Path | None = Field(
+        None, description="File that the first start writes the admin token to (mode 0600) instead of printing it."
+    )
+    catalogue_url: str = Field(
+        "", description="URL of the data space's catalogue, for `hanse search`; empty: no search."
+    )
 
     participant_id: str = Field("", description="The participant's DID; empty is did:web of public_url.")
     trust_anchor: str = Field(

@@ -1,0 +1,71 @@
+"""`hanse connector serve | migrate | settings`: the server's commands, found by the command line as an entry point."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import typer
+from pydantic import ValidationError
+
+from connector.errors import HanseError
+from connector.settings import Settings
+
+commands = typer.Typer(help="Run a participant's connector.", no_args_is_help=True)
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
+            typer.echo(f"{name}: {problem['msg']}", err=True)
+        raise typer.Exit(2) from None
+
+
+@commands.command()
+def serve() -> None:
+    """Serve both listeners until told to stop (settings: environment, HANSE_...; list them with `settings`)."""
+    settings = _settings()
+    from connector.app import serve as run
+
+    try:
+        run_loop(run(settings))
+    except HanseError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(1) from None
+
+
+@commands.command()
+def migrate() -> None:
+    """Bring the database to the schema of this program."""
+    from connector.store.migrate import upgrade
+
+    settings = _settings()
+    try:
+        before, after = upgrade(settings.database)
+    except HanseError as error:
+        typer.echo(error.message, err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"schema {after}" + ("" if before == after else f" (was {before or 'empty'})"))
+
+
+@commands.command("settings")
+def show_settings() -> None:
+    """Every setting with its default and what it is for."""
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        typer.echo(f"HANSE_{name.upper()}={default if default is not None else ''}\n    {field.description}")
+
+
+def run_loop(main: object) -> None:
+    """Run a coroutine on uvloop, which hands buffers to the kernel without copying them."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)  # type: ignore[arg-type]  # a coroutine
+
+
+if __name__ == "__main__":
+    sys.exit(commands())

@@ -1,0 +1,226 @@
+"""Who is calling: self-issued tokens in every wrong way, DID documents, the member register."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from joserfc import jws, jwt
+from joserfc.jwk import ECKey
+
+from connector.errors import Unauthenticated
+from connector.identity import did, keys, sitoken
+from connector.identity.did import Resolver
+from connector.identity.service import Identity
+from connector.identity.sitoken import Replays
+from connector.identity.trust import Trust
+from connector.net import Guard, Reply
+
+US = "did:web:us.example"
+THEM = "did:web:them.example"
+KEY = ECKey.generate_key("P-256")
+OTHER = ECKey.generate_key("P-256")
+
+
+class Web:
+    """A net that answers from a dict of URL to JSON or bytes."""
+
+    def __init__(self, pages: Mapping[str, Any]) -> None:
+        self.pages = dict(pages)
+        self.guard = Guard()
+        self.calls: list[str] = []
+
+    async def call(self, method: str, url: str, **_: Any) -> Reply:
+        self.calls.append(url)
+        page = self.pages.get(url)
+        if page is None:
+            return Reply(404, {}, b"")
+        return Reply(200, {}, page if isinstance(page, bytes) else json.dumps(page).encode())
+
+
+def document(key: ECKey = KEY, identifier: str = THEM) -> dict[str, Any]:
+    return did.document(identifier, jwk=keys.public_jwk(key), root_url="https://them.example")
+
+
+def resolver(pages: Mapping[str, Any] | None = None) -> Resolver:
+    return Resolver(Web({"https://them.example/.well-known/did.json": document()} if pages is None else pages))  # type: ignore[arg-type]  # a fake
+
+
+def token(*, key: ECKey = KEY, header: Mapping[str, Any] | None = None, **claims: Any) -> str:
+    now = time.time()
+    body = {"iss": THEM, "sub": THEM, "aud": US, "jti": f"j{now}", "iat": int(now), "exp": int(now) + 60, **claims}
+    body = {name: value for name, value in body.items() if value is not None}
+    full = {"alg": "ES256", "kid": f"{THEM}#{KEY.thumbprint()}", **(header or {})}
+    return jwt.encode(full, body, key, algorithms=["ES256"])
+
+
+async def verify(text: str, replays: Replays | None = None) -> dict[str, Any]:
+    return await sitoken.verify(text, audience=US, resolver=resolver(), replays=replays or Replays())
+
+
+async def test_a_token_of_a_participant_names_it() -> None:
+    assert (await verify(sitoken.mint(KEY, did=THEM, audience=US, now=time.time())))["iss"] == THEM
+
+
+def unsigned(**header: Any) -> str:
+    parts = token().split(".")
+    parts[0] = urlsafe_b64encode(json.dumps({"kid": f"{THEM}#x", **header}).encode()).rstrip(b"=").decode()
+    return ".".join([*parts[:2], "" if header.get("alg") == "none" else parts[2]])
+
+
+def hmac_with_public_key() -> str:
+    """The classic confusion of algorithms: our public key as the secret of an HMAC."""
+    unsigned_part = unsigned(alg="HS256").rpartition(".")[0]
+    mac = hmac.digest(KEY.as_pem(private=False), unsigned_part.encode(), "sha256")
+    return f"{unsigned_part}.{urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+
+
+WRONG: dict[str, Any] = {
+    "empty": lambda: "",
+    "not a token": lambda: "abc",
+    "two parts": lambda: "a.b",
+    "parts that are not JSON": lambda: "a.b.c",
+    "a header that is a list": lambda: "W10.W10.x",
+    "larger than the limit": lambda: token(padding="x" * 9000),
+    "alg none": lambda: unsigned(alg="none"),
+    "HMAC with the public key": hmac_with_public_key,
+    "an algorithm that is not on the list": lambda: unsigned(alg="RS256"),
+    "no kid": lambda: token(header={"kid": ""}),
+    "a kid of somebody else": lambda: token(header={"kid": f"did:web:evil.example#{KEY.thumbprint()}"}),
+    "a key that the document does not list": lambda: token(header={"kid": f"{THEM}#other"}),
+    "signed by another key": lambda: token(key=OTHER),
+    "an unknown crit": lambda: unsigned(alg="ES256", crit=["x"]),
+    "an embedded key": lambda: token(key=OTHER, header={"jwk": keys.public_jwk(OTHER)}),
+    "no issuer": lambda: token(iss=None),
+    "a subject that is not the issuer": lambda: token(sub="did:web:evil.example"),
+    "another audience": lambda: token(aud="did:web:else.example"),
+    "no audience": lambda: token(aud=None),
+    "no jti": lambda: token(jti=None),
+    "a jti that is a number": lambda: token(jti=7),
+    "a jti without end": lambda: token(jti="x" * 300),
+    "expired": lambda: token(iat=int(time.time()) - 200, exp=int(time.time()) - 100),
+    "from the future": lambda: token(iat=int(time.time()) + 500, exp=int(time.time()) + 560),
+    "a life of a year": lambda: token(exp=int(time.time()) + 31_536_000),
+    "no end": lambda: token(exp=None),
+    "an end that is text": lambda: token(exp="soon"),
+    "not yet valid": lambda: token(nbf=int(time.time()) + 500),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_a_wrong_token_is_refused_without_being_repeated_in_the_message(name: str) -> None:
+    text = WRONG[name]()
+    with pytest.raises(Unauthenticated) as caught:
+        await verify(text)
+    assert not text or len(text) < 8 or text not in caught.value.message
+
+
+async def test_a_token_is_good_once() -> None:
+    replays, text = Replays(), token()
+    await verify(text, replays)
+    with pytest.raises(Unauthenticated, match="before"):
+        await verify(text, replays)
+
+
+async def test_a_document_of_another_participant_is_not_believed() -> None:
+    pages = {"https://them.example/.well-known/did.json": document(identifier="did:web:evil.example")}
+    with pytest.raises(Unauthenticated):
+        await sitoken.verify(token(), audience=US, resolver=resolver(pages), replays=Replays())
+
+
+async def test_documents_are_kept_for_minutes_and_asked_again_for_an_unknown_key_only_seldom() -> None:
+    web = Web({"https://them.example/.well-known/did.json": document()})
+    asked = Resolver(web)  # type: ignore[arg-type]  # a fake
+    for _ in range(5):
+        await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation")
+    for _ in range(5):
+        with pytest.raises(Unauthenticated):
+            await asked.key(THEM, f"{THEM}#unknown", purpose="capabilityInvocation")
+    assert len(web.calls) == 1
+
+
+async def test_a_key_serves_only_the_purpose_it_is_listed_for() -> None:
+    page = {**document(), "capabilityInvocation": []}
+    asked = resolver({"https://them.example/.well-known/did.json": page})
+    with pytest.raises(Unauthenticated, match="capabilityInvocation"):
+        await asked.key(THEM, f"{THEM}#{KEY.thumbprint()}", purpose="capabilityInvocation")
+
+
+ADDRESSES = {
+    "did:web:acme.example": "https://acme.example/.well-known/did.json",
+    "did:web:acme.example%3A8443": "https://acme.example:8443/.well-known/did.json",
+    "did:web:acme.example:units:lab": "https://acme.example/units/lab/did.json",
+}
+
+
+@pytest.mark.parametrize(("identifier", "address"), ADDRESSES.items())
+def test_a_did_web_says_where_its_document_is(identifier: str, address: str) -> None:
+    assert did.address_of(identifier) == address
+
+
+@pytest.mark.parametrize(
+    "identifier",
+    ["", "did:web:", "did:key:z6Mk", "did:web:a.example:..", "did:web:a.example:%2e%2e", "did:web:a.example%2Fb",
+     "did:web:a.example:x%3Fy", "did:web:a.example:x%23y", "did:web:user%40a.example", "did:web:a.example::b", "https://a"],
+)  # fmt: skip
+def test_a_did_that_would_leave_its_place_is_refused(identifier: str) -> None:
+    with pytest.raises(Unauthenticated):
+        did.address_of(identifier)
+
+
+def test_a_did_of_an_address_leads_back_to_it() -> None:
+    assert did.did_of("http://127.0.0.1:8080") == "did:web:127.0.0.1%3A8080"
+    assert did.address_of(did.did_of("https://acme.example/units/lab")) == "https://acme.example/units/lab/did.json"
+
+
+async def test_identity_refuses_nothing_and_other_schemes_and_takes_a_listed_token() -> None:
+    identity = Identity(did=US, key=KEY, resolver=resolver(), static={"s3cret": "did:web:lab.example"})
+    for wrong in (None, "", "Basic dXNlcjpwdw==", "Bearer", "Bearer wrong"):
+        with pytest.raises(Unauthenticated):
+            await identity.authenticate(wrong)
+    assert (await identity.authenticate("Bearer s3cret")).id == "did:web:lab.example"
+
+
+def register(key: ECKey = KEY, *, life: int = 600, issuer: str = THEM, kid: str | None = None) -> bytes:
+    now = int(time.time())
+    members = [{"id": "did:web:m.example", "name": "m", "status": "active", "country": "DE"}]
+    body = {"iss": issuer, "iat": now, "exp": now + life, "members": members}
+    header = {"alg": "ES256", "kid": kid or f"{THEM}#{KEY.thumbprint()}"}
+    return jws.serialize_compact(header, json.dumps(body), key, algorithms=["ES256"]).encode()
+
+
+async def member(page: bytes | None, participant: str = "did:web:m.example") -> Mapping[str, Any] | None:
+    pages: dict[str, Any] = {"https://them.example/.well-known/did.json": document()}
+    if page is not None:
+        pages["https://them.example/members.jws"] = page
+    web = Web(pages)
+    trust = Trust(web, Resolver(web), anchor=THEM, register_url="", max_age=60)  # type: ignore[arg-type]  # a fake
+    return await trust.member(participant)
+
+
+async def test_a_member_is_who_the_operator_lists() -> None:
+    assert (await member(register()) or {})["status"] == "active"
+    assert await member(register(), "did:web:stranger.example") == {}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [None, b"", b"nonsense", register(OTHER), register(life=-1), register(issuer="did:web:evil.example"),
+     register(kid=f"{THEM}#other"), register()[:-4] + b"AAAA"],
+    ids=["none", "empty", "nonsense", "another key", "expired", "another issuer", "unknown key", "changed"],
+)  # fmt: skip
+async def test_membership_is_unknown_where_the_register_cannot_be_believed(page: bytes | None) -> None:
+    assert await member(page) is None
+
+
+def test_keys_are_made_once_and_readable_by_us_only(tmp_path: Any) -> None:
+    first = keys.participant_key(tmp_path / "keys")
+    assert keys.participant_key(tmp_path / "keys").thumbprint() == first.thumbprint()
+    assert (tmp_path / "keys" / "participant.pem").stat().st_mode & 0o077 == 0
+    assert keys.secret(tmp_path / "keys", "mask") == keys.secret(tmp_path / "keys", "mask")
+    assert len(keys.secret(tmp_path / "keys", "mask")) == 32

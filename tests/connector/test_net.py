@@ -1,0 +1,174 @@
+"""The guarded client: which addresses are never called, and what a hostile server cannot do to us."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from connector.errors import AddressRefused, HanseError, PeerNonsense, PeerUnreachable
+from connector.net import Guard, Net, is_public
+
+PRIVATE = [
+    "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.8.8", "169.254.169.254", "172.16.0.1", "192.0.0.1",
+    "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "203.0.113.1", "224.0.0.1", "239.255.255.250",
+    "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
+    "2001:db8::1", "2002:7f00:1::", "fc00::1", "fe80::1", "fec0::1", "ff02::1",
+]  # fmt: skip
+PUBLIC = ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"]
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_addresses_of_nobody_on_the_internet_are_not_public(text: str) -> None:
+    assert not is_public(ipaddress.ip_address(text))
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_addresses_of_the_internet_are_public(text: str) -> None:
+    assert is_public(ipaddress.ip_address(text))
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"]
+)
+async def test_every_spelling_of_loopback_is_refused_before_a_byte_leaves(host: str) -> None:
+    net = Net(Guard(), timeout=2, max_bytes=1000)
+    try:
+        with pytest.raises((AddressRefused, PeerUnreachable)) as caught:
+            await net.call("GET", f"https://{host}:9/")
+        assert isinstance(caught.value, AddressRefused) or "resolve" in caught.value.message
+    finally:
+        await net.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://example.org/", "file:///etc/passwd", "//example.org", "example.org", "http://", "https://user:pw@example.org/",
+     "gopher://127.0.0.1:70/", "javascript:alert(1)"],
+)  # fmt: skip
+async def test_anything_but_a_plain_http_url_is_refused(url: str) -> None:
+    net = Net(Guard(), timeout=2, max_bytes=1000)
+    with pytest.raises(AddressRefused):
+        await net.call("GET", url)
+    await net.close()
+
+
+async def test_plain_http_is_refused_for_public_addresses_even_where_it_is_allowed() -> None:
+    guard = Guard(allow=["127.0.0.0/8"], insecure_http=True)
+    with pytest.raises(AddressRefused, match="https"):
+        await guard.pin("8.8.8.8", 80, secure=False)
+
+
+async def test_a_name_that_resolves_to_one_private_address_among_public_ones_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def resolve(*_: object, **__: object) -> list[object]:
+        kinds = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kinds, ("8.8.8.8", 443)), (*kinds, ("10.0.0.1", 443))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve, raising=False)
+    with pytest.raises(AddressRefused, match=r"10\.0\.0\.1"):
+        await Guard().pin("rebind.example", 443, secure=True)
+
+
+async def test_the_address_that_was_checked_is_the_one_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: the second answer of the resolver is never asked for."""
+    answers = [[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0))]]
+
+    async def resolve(*_: object, **__: object) -> list[object]:
+        return answers.pop(0)  # a second look-up would fail with IndexError
+
+    async with server(reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), host="127.0.0.2") as port:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve, raising=False)
+        net = Net(Guard(allow=["127.0.0.2"], insecure_http=True), timeout=2, max_bytes=1000)
+        assert (await net.call("GET", f"http://peer.example:{port}/")).body == b"ok"
+        await net.close()
+    assert answers == []
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def reply(data: bytes, *, linger: float = 0.0) -> Handler:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(data)
+        await writer.drain()
+        if linger:
+            await asyncio.sleep(linger)
+        writer.close()
+
+    return handle
+
+
+class server:  # noqa: N801  # reads as `async with server(...)`
+    def __init__(self, handler: Handler, host: str = "127.0.0.1") -> None:
+        self._handler, self._host = handler, host
+
+    async def __aenter__(self) -> int:
+        self._server = await asyncio.start_server(self._handler, self._host, 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[Net]:
+    made = Net(Guard(allow=["127.0.0.0/8"], insecure_http=True), timeout=0.5, max_bytes=10_000)
+    yield made
+    await made.close()
+
+
+HOSTILE: dict[str, tuple[bytes, type[HanseError]]] = {
+    "more bytes than the limit": (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 20_000, PeerNonsense),
+    "a length that is not there": (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nshort", PeerUnreachable),
+    "no protocol at all": (b"\x00\x01\x02 hello\r\n\r\n", PeerUnreachable),
+    "endless headers": (b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 50_000, PeerUnreachable),
+    "nothing": (b"", PeerUnreachable),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_answer_is_a_typed_error(net: Net, name: str) -> None:
+    data, expected = HOSTILE[name]
+    async with server(reply(data)) as port:
+        with pytest.raises(expected):
+            await net.call("GET", f"http://127.0.0.1:{port}/")
+
+
+async def test_a_server_that_never_answers_ends_in_the_time_limit(net: Net) -> None:
+    async with server(reply(b"", linger=5)) as port:
+        with pytest.raises(PeerUnreachable):
+            await net.call("GET", f"http://127.0.0.1:{port}/")
+
+
+async def test_a_server_that_drips_bytes_ends_in_the_time_limit_of_the_whole_call(net: Net) -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(40):
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+        writer.close()
+
+    async with server(drip) as port:
+        with pytest.raises(PeerUnreachable, match="within"):
+            await net.call("GET", f"http://127.0.0.1:{port}/")
+
+
+async def test_a_redirect_is_an_answer_and_is_not_followed(net: Net) -> None:
+    data = b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n"
+    async with server(reply(data)) as port:
+        assert (await net.call("GET", f"http://127.0.0.1:{port}/")).status == 302
+
+
+async def test_a_message_names_the_server_and_never_the_path(net: Net) -> None:
+    with pytest.raises(PeerUnreachable) as caught:
+        await net.call("GET", "http://127.0.0.1:9/secret?token=abc")
+    assert "127.0.0.1:9" in caught.value.message
+    assert "secret" not in caught.value.message
