@@ -1,0 +1,87 @@
+"""What a consumer may know of its own access: the contract of an agreement, and a fresh ticket for a transfer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.dataplane.addresses import PATH, Addresses
+from connector.identity.service import Identity
+from connector.usage.grants import Grants, Held
+from policies.contract import DataContract
+
+
+class Renewal(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    transfer: str = Field(max_length=255, description="The provider's pid of a started transfer.")
+
+
+def router(addresses: Addresses, grants: Grants, identity: Identity, *, owner: str) -> APIRouter:
+    routes = APIRouter(prefix=PATH, tags=["data plane"])
+
+    @routes.get("/contract", summary="What the agreement of this ticket allows (bearer: ticket)")
+    async def contract(request: Request) -> dict[str, Any]:
+        ticket = addresses.read(request.headers.get("authorization"))
+        return summary(await grants.hold(ticket.agreement, consumer=ticket.consumer), owner=owner)
+
+    @routes.post("/tickets", summary="A fresh data address for a started transfer (bearer: self-issued token)")
+    async def renewed(asked: Renewal, request: Request) -> dict[str, Any]:
+        caller = await identity.authenticate(request.headers.get("authorization"))
+        return await addresses.renew(asked.transfer, consumer=caller.id)
+
+    return routes
+
+
+def summary(held: Held, *, owner: str) -> dict[str, Any]:
+    """One agreement for its consumer: nothing in it that the policy hides, row counts to two digits."""
+    types = {column["name"]: column["type"] for column in held.version.schema}
+    return {
+        "agreement": held.agreement.id,
+        "dataset": held.dataset.id,
+        "name": held.dataset.name,
+        "owner": owner,
+        "sql_name": f'"{owner}".{held.dataset.name}',
+        "version": held.version.digest,
+        "rows": two_digits(held.version.profile["rows"]),
+        "contracts": [_contract(contract, types) for contract in held.contracts],
+    }
+
+
+def two_digits(count: int) -> int:
+    """A count to two significant digits: enough to plan by, too coarse to tell one person."""
+    magnitude = 10 ** max(0, len(str(count)) - 2)
+    return round(count / magnitude) * magnitude
+
+
+def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
+    grid = contract.grid
+    masked = {mask.column: str(mask.kind) for mask in contract.masks}
+    return {
+        "actions": list(contract.actions),
+        "purposes": list(contract.purposes),
+        "not_before": contract.not_before,
+        "not_after": contract.not_after,
+        "columns": [
+            {"name": name, "type": "VARCHAR" if masked.get(name) == "hash" else types[name], "mask": masked.get(name)}
+            for name in contract.columns
+        ],
+        "aggregate": None
+        if grid is None
+        else {
+            "min_group": grid.min_group,
+            "entity": grid.entity,
+            "dimensions": [{"column": d.column, "width": d.width} for d in grid.dimensions],
+            "measures": [{"column": m.column, "low": m.low, "high": m.high} for m in grid.measures],
+        },
+        "limits": {
+            "rows": contract.limits.rows,
+            "bytes": contract.limits.bytes,
+            "queries": contract.limits.queries,
+            "queries_per_day": contract.limits.queries_per_day,
+            "concurrency": contract.limits.concurrency,
+        },
+        "joins": None if contract.joins is None else list(contract.joins),
+    }

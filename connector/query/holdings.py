@@ -1,0 +1,203 @@
+"""What we hold as a consumer: our agreements, the tickets of their transfers, and the tables a query may name.
+
+What an agreement shows is asked of its provider and kept for a minute; tickets are renewed before they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from connector.errors import HanseError, NotFound, PeerNonsense, Refused
+from connector.identity.service import Identity
+from connector.net import Net, Reply
+from connector.query.federation import Column, GridInfo, TableInfo
+from connector.store import Store, Transaction
+from connector.store.tables import Agreement, Transfer
+
+_KEPT_SECONDS = 60.0
+_KEPT_MAX = 1024
+_RENEW_BEFORE = 60.0
+_AT_ONCE = 8
+_QUERY = "https://w3id.org/hanse/policy/1/query"
+_USE = "http://www.w3.org/ns/odrl/2/use"
+_AGREEMENTS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where a transfer reads from, its ticket, and when the ticket ends (UTC seconds)."""
+
+    endpoint: str
+    ticket: str
+    expires: float
+
+
+class Holdings:
+    """Our side of agreements as a consumer."""
+
+    def __init__(self, store: Store, net: Net, identity: Identity) -> None:
+        self._store = store
+        self._net = net
+        self._identity = identity
+        self._renewed: dict[str, Access] = {}
+        self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def ticket(self, agreement_id: str) -> tuple[str, str]:
+        """(endpoint, ticket) of a started transfer under one of our agreements; NotFound says what is missing."""
+        transfer = await self._store.read(lambda tx: _started(tx, agreement_id))
+        access = await self.access(transfer)
+        return access.endpoint, access.ticket
+
+    async def access(self, transfer: Transfer) -> Access:
+        """The data address of a started transfer of ours, its ticket renewed where it is near its end."""
+        held = address_of(transfer.data_address)
+        newer = self._renewed.get(transfer.id)
+        if newer is not None and newer.expires > held.expires:
+            held = newer
+        if held.expires - time.time() > _RENEW_BEFORE or not transfer.peer_pid:
+            return held
+        lock = self._locks.setdefault(transfer.id, asyncio.Lock())
+        async with lock:
+            newer = self._renewed.get(transfer.id)
+            if newer is not None and newer.expires - time.time() > _RENEW_BEFORE:
+                return newer
+            return await self._renew(transfer, held)
+
+    async def tables(self, names: Collection[tuple[str, str]] | None, purpose: str) -> dict[tuple[str, str], TableInfo]:
+        """The datasets that a query for `purpose` may name, by (owner, dataset). `names` None: all that we hold."""
+        agreements = await self._store.read(_in_force)
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def shown(agreement: Agreement) -> Mapping[str, Any] | None:
+            async with gate:
+                try:
+                    return await self._contract(agreement.id)
+                except HanseError:  # an owner that is down, or an agreement that ended: its tables are not there
+                    return None
+
+        wanted = [agreement for agreement in agreements if names is None or _may_be(agreement.dataset_id, names)]
+        found: dict[tuple[str, str], TableInfo] = {}
+        for agreement, summary in zip(wanted, await asyncio.gather(*map(shown, wanted)), strict=True):
+            if summary is not None:
+                table = table_of(summary, agreement, purpose)
+                if (table.owner, table.dataset) not in found:
+                    found[table.owner, table.dataset] = table
+        return found
+
+    async def _contract(self, agreement_id: str) -> Mapping[str, Any]:
+        asked, summary = self._shown.get(agreement_id, (float("-inf"), {}))
+        if time.monotonic() - asked < _KEPT_SECONDS:
+            return summary
+        endpoint, ticket = await self.ticket(agreement_id)
+        reply = await self._net.call("GET", f"{endpoint}/contract", headers={"authorization": f"Bearer {ticket}"})
+        summary = _json(reply, f"{endpoint}/contract")
+        if len(self._shown) >= _KEPT_MAX:
+            self._shown.clear()
+        self._shown[agreement_id] = (time.monotonic(), summary)
+        return summary
+
+    async def _renew(self, transfer: Transfer, held: Access) -> Access:
+        header = self._identity.mint(transfer.counterparty)
+        reply = await self._net.call(
+            "POST",
+            f"{held.endpoint}/tickets",
+            headers={"authorization": header, "content-type": "application/json"},
+            body=json.dumps({"transfer": transfer.peer_pid}).encode(),
+        )
+        access = address_of(_json(reply, f"{held.endpoint}/tickets"))
+        if len(self._renewed) >= _KEPT_MAX:
+            self._renewed.clear()
+            self._locks.clear()
+        self._renewed[transfer.id] = access
+        return access
+
+
+def address_of(wire: Mapping[str, Any]) -> Access:
+    """A data address as the protocol carries it. PeerNonsense where it is none that we can read from."""
+    try:
+        properties = {entry["name"]: entry["value"] for entry in wire["endpointProperties"]}
+        endpoint, ticket = str(wire["endpoint"]).rstrip("/"), str(properties["authorization"])
+        expires = float(properties.get("expires", "inf"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PeerNonsense("expected a data address with endpoint and authorization, came another form") from error
+    return Access(endpoint, ticket, expires)
+
+
+def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> TableInfo:
+    """A provider's summary of an agreement as the planner sees it: of the contract that serves queries for `purpose`.
+
+    Where none does, the first one is shown: the owner will refuse, and record it, with the rule.
+    """
+    try:
+        contracts = [c for c in summary["contracts"] if {_QUERY, _USE} & set(c["actions"])] or summary["contracts"]
+        fitting = [c for c in contracts if not c["purposes"] or purpose in c["purposes"]]
+        contract = (fitting or contracts)[0]
+        aggregate = contract["aggregate"]
+        return TableInfo(
+            owner=str(summary["owner"]),
+            dataset=str(summary["name"]),
+            columns=tuple(Column(str(c["name"]), str(c["type"])) for c in contract["columns"]),
+            agreement=agreement.id,
+            participant=agreement.provider,
+            dataset_id=agreement.dataset_id,
+            rows=int(summary["rows"]),
+            grid=None
+            if aggregate is None
+            else GridInfo(
+                dimensions=tuple(d["column"] for d in aggregate["dimensions"]),
+                measures=tuple(m["column"] for m in aggregate["measures"]),
+                min_group=int(aggregate["min_group"]),
+                entity=aggregate["entity"],
+            ),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise PeerNonsense(f"{agreement.provider} describes its agreement in a form that is not ours") from error
+
+
+def _in_force(tx: Transaction) -> list[Agreement]:
+    rows = tx.agreements.page(role="consumer", limit=_AGREEMENTS_MAX)
+    return [row for row in rows if row.finalized and row.ended_at is None]
+
+
+def _started(tx: Transaction, agreement_id: str) -> Transfer:
+    agreement = tx.agreements.of(agreement_id, role="consumer")
+    if agreement.ended_at is not None:
+        raise Refused(f"the agreement has ended: {agreement.end_reason or 'by its owner'}", code="agreement_ended")
+    for transfer in tx.transfers.under(agreement_id, role="consumer"):
+        if transfer.state == "STARTED" and transfer.data_address:
+            return transfer
+    raise NotFound(
+        f"no transfer is started under the agreement {agreement_id}; start one with POST /transfers", code="no_transfer"
+    )
+
+
+def _may_be(dataset_id: str, names: Collection[tuple[str, str]]) -> bool:
+    """Whether a dataset id may stand for one of these names; ids of other connectors may stand for any."""
+    prefix, _, rest = dataset_id.partition("urn:hanse:")
+    if prefix or not rest:
+        return True
+    owner, _, dataset = rest.partition(":")
+    return any(name == dataset and asked in (owner, "all") for asked, name in names)
+
+
+def _json(reply: Reply, url: str) -> dict[str, Any]:
+    """A 200 with a JSON object, or the provider's own refusal as ours."""
+    try:
+        body = json.loads(reply.body)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise PeerNonsense(f"expected a JSON object from {url}, came status {reply.status}")
+    if reply.status != 200:
+        raise Refused(
+            str(body.get("detail", f"status {reply.status}"))[:1000],
+            code=str(body.get("code", "refused"))[:100],
+            rule=str(body.get("rule", ""))[:500],
+        )
+    return body
