@@ -52,7 +52,7 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
 
 def two_digits(count: int) -> int:
     """A count to two significant digits: enough to plan by, too coarse to tell one person."""
-    magnitude = 10 ** max(0, len(str(count)) - 2)
+    magnitude: int = 10 ** max(0, len(str(count)) - 2)
     return round(count / magnitude) * magnitude
 
 
