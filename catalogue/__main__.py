@@ -1,0 +1,117 @@
+"""The command line of the catalogue: `hanse catalogue serve | migrate | member ...`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+
+from catalogue.settings import Settings
+from connector.errors import HanseError
+
+commands = typer.Typer(help="The data space's operator: members, search, pages.", no_args_is_help=True)
+member = typer.Typer(help="Admit, list, suspend and remove members.", no_args_is_help=True)
+commands.add_typer(member, name="member")
+
+
+@commands.command()
+def serve() -> None:
+    """Run the catalogue; settings come from the environment (HANSE_...)."""
+    import uvicorn
+
+    from catalogue.app import create_app
+    from connector.telemetry import set_up_logging
+
+    settings = Settings()
+    set_up_logging(level=settings.log_level, as_json=settings.log_json)
+    app = _told(lambda: create_app(settings))
+    uvicorn.run(app, host=settings.public_host, port=settings.public_port, log_level="warning", access_log=False)
+
+
+@commands.command()
+def migrate() -> None:
+    """Bring the database to the schema of this program."""
+    from catalogue.store.migrate import upgrade
+
+    before, after = _told(lambda: upgrade(Settings().database))
+    typer.echo(f"schema {after} (was {before or 'empty'})")
+
+
+@member.command("add")
+def add(
+    did: Annotated[str, typer.Argument(help="The participant's did:web; its document must resolve.")],
+    name: Annotated[str, typer.Argument(help="Short name, e.g. north.")],
+    title: Annotated[str, typer.Option(help="Name for people.")] = "",
+    role: Annotated[str, typer.Option(help="Role in the data space.")] = "participant",
+    country: Annotated[str, typer.Option(help="Two capitals (ISO 3166).")] = "",
+    url: Annotated[str, typer.Option(help="Root of its public listener; empty is the DID's address.")] = "",
+) -> None:
+    """Admit a participant."""
+    from catalogue.members import Application
+
+    wanted = Application(id=did, name=name, title=title, role=role, country=country, url=url)
+    row = _with_members(lambda members: members.join(wanted))
+    typer.echo(f"{row.name} ({row.id}) is a member")
+
+
+@member.command("list")
+def list_members() -> None:
+    """Every member."""
+    for row in _with_members(lambda members: members.list()):
+        typer.echo(f"{row.name:20} {row.status:10} {row.role:15} {row.country:3} {row.id}  {row.url}")
+
+
+@member.command("suspend")
+def suspend(
+    key: Annotated[str, typer.Argument(help="DID or short name.")],
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    lift: Annotated[bool, typer.Option(help="Make the member active again.")] = False,
+) -> None:
+    """Suspend a member, or lift its suspension."""
+    changes = {"status": "active" if lift else "suspended", "reason": reason}
+    row = _with_members(lambda members: members.change(key, changes=changes))
+    typer.echo(f"{row.name} is {row.status}")
+
+
+@member.command("remove")
+def remove(key: Annotated[str, typer.Argument(help="DID or short name.")]) -> None:
+    """End a membership; its datasets leave the search."""
+    _with_members(lambda members: members.remove(key))
+    typer.echo(f"{key} is no longer a member")
+
+
+def _with_members(work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Run `work` on the members of the configured database; a running catalogue follows within seconds."""
+    from catalogue.members import Members
+    from catalogue.store import Store
+    from catalogue.store.migrate import upgrade
+    from connector.net import Guard, Net
+
+    async def run() -> Any:
+        settings = Settings()
+        upgrade(settings.database)
+        store = Store(settings.database)
+        guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+        net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
+        try:
+            return await work(Members(store, net, settings))
+        finally:
+            await net.close()
+            store.close()
+
+    return _told(lambda: asyncio.run(run()))
+
+
+def _told(work: Callable[[], Any]) -> Any:
+    """Run it; an error of ours is a sentence and exit status 1, not a traceback."""
+    try:
+        return work()
+    except HanseError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    commands()

@@ -1,0 +1,148 @@
+"""Who is looking, and what that lets them see; the operator's tokens and sessions.
+
+A viewer is anonymous, a member (proven by a self-issued token) or the operator (token or browser session). What each
+may see is decided here and nowhere else: `Viewer.views` names the renderings of an entry that may be shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import Request
+
+from catalogue.store import Store, Transaction
+from catalogue.store.tables import Token
+from connector.errors import ScopeMissing, Unauthenticated
+from connector.identity.service import Identity
+
+COOKIE = "hanse_catalogue"
+PUBLIC, MEMBERS, OPERATOR = "public", "members", "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Somebody who looks. `id` is a member's DID; `kind` is one of PUBLIC, MEMBERS, OPERATOR."""
+
+    kind: str = PUBLIC
+    id: str = ""
+
+    @property
+    def is_operator(self) -> bool:
+        return self.kind == OPERATOR
+
+    def sees(self, audience: str) -> bool:
+        """Whether something for `audience` (public, members or one member's DID) may be shown."""
+        if self.kind == OPERATOR or audience == PUBLIC:
+            return True
+        return self.kind == MEMBERS and audience in (MEMBERS, self.id)
+
+
+class Access:
+    """Turns a request into a viewer. A proof that does not hold is refused, never taken for none."""
+
+    def __init__(self, store: Store, identity: Identity, *, session_seconds: float) -> None:
+        self._store, self._identity = store, identity
+        self._session_seconds = session_seconds
+
+    async def first_token(self, file: Path | None) -> str | None:
+        """Make the operator's token if there is none; its text, to be printed once and written to `file`."""
+        text = secrets.token_urlsafe(32)
+
+        def work(tx: Transaction) -> bool:
+            if tx.tokens.count():
+                return False
+            tx.tokens.add(Token(digest=_digest(text), name="admin", kind="token", created_at=tx.now, expires_at=None))
+            if file is not None:
+                _write_private(file, text)  # inside the transaction: no token that nobody can read
+            return True
+
+        return text if await self._store.write(work) else None
+
+    async def viewer(self, request: Request) -> Viewer:
+        """Who looks. Unauthenticated for a token that does not hold."""
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        if scheme:
+            return await self._of_token(scheme, text.strip())
+        if (cookie := request.cookies.get(COOKIE)) and await self._operator(cookie):
+            return Viewer(OPERATOR)
+        return Viewer()
+
+    async def _of_token(self, scheme: str, text: str) -> Viewer:
+        if scheme.lower() == "bearer" and await self._operator(text):
+            return Viewer(OPERATOR)
+        principal = await self._identity.authenticate(f"{scheme} {text}")
+        member = await self._store.read(lambda tx: tx.members.find(principal.id))
+        if member is not None and member.id == principal.id and member.status == "active":
+            return Viewer(MEMBERS, principal.id)
+        return Viewer(PUBLIC, principal.id)
+
+    async def _operator(self, text: str) -> bool:
+        digest, now = _digest(text), time.time()
+        row = await self._store.read(lambda tx: tx.tokens.by_digest(digest))
+        return row is not None and (row.expires_at is None or row.expires_at > now)
+
+    def operator(self) -> Callable[[Request], Awaitable[Viewer]]:
+        """A dependency that lets the operator through and nobody else."""
+
+        async def check(request: Request) -> Viewer:
+            viewer = await self.viewer(request)
+            if not viewer.is_operator:
+                raise _refusal(viewer)
+            _same_site(request)
+            return viewer
+
+        return check
+
+    async def log_in(self, text: str) -> str:
+        """A browser session for the operator's token; its cookie value."""
+        if not await self._operator(text):
+            raise Unauthenticated("this token is not the operator's; the first start of the catalogue printed it, once")
+        cookie = secrets.token_urlsafe(32)
+
+        def work(tx: Transaction) -> None:
+            until = tx.now + self._session_seconds
+            tx.tokens.sweep(tx.now)
+            tx.tokens.add(
+                Token(digest=_digest(cookie), name="session", kind="session", created_at=tx.now, expires_at=until)
+            )
+
+        await self._store.write(work)
+        return cookie
+
+    async def log_out(self, cookie: str) -> None:
+        await self._store.write(lambda tx: tx.tokens.remove(_digest(cookie)))
+
+
+def _refusal(viewer: Viewer) -> Unauthenticated | ScopeMissing:
+    if viewer.id:
+        return ScopeMissing("expected the operator's token, came a participant's; ask the operator")
+    return Unauthenticated("expected `Authorization: Bearer <operator's token>`; the first start printed it, once")
+
+
+def _same_site(request: Request) -> None:
+    """A cookie travels by itself, so another site's form could send it: only our own pages may change anything."""
+    by_cookie = "authorization" not in request.headers
+    same = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+    if by_cookie and request.method not in ("GET", "HEAD") and not same:
+        raise ScopeMissing("a change with the session cookie must come from the catalogue's own pages")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write `text` for the owner's eyes only, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,75 @@
+"""The search API: questions, datasets, and what anybody may fetch of the register. Thin: services decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from catalogue import question, shapes
+from catalogue.access import Access, Viewer
+from catalogue.facets import FACETS
+from catalogue.register import Register
+from catalogue.search import Search
+from catalogue.settings import Settings
+
+_Many = Annotated[list[str] | None, Query()]
+
+
+def filters_of(request: Request) -> dict[str, list[str]]:
+    """Facet filters among a request's parameters: each facet's name is one, and may come more than once."""
+    return {name: request.query_params.getlist(name) for name in FACETS if name in request.query_params}
+
+
+def router(
+    search: Search, access: Access, register: Register, settings: Settings, *, clock: Callable[[], float]
+) -> APIRouter:
+    """Routes that need no login; what they show depends on who asks."""
+    routes = APIRouter()
+    looking = Depends(access.viewer)
+
+    @routes.get("/api/v1/search", tags=["search"])
+    async def find(
+        request: Request,
+        response: Response,
+        viewer: Viewer = looking,
+        q: Annotated[str, Query(description="Words, and filters like column:age owner:north theme:HEAL.")] = "",
+        column: Annotated[list[str] | None, Query(description="Names of columns that a dataset must have.")] = None,
+        theme: _Many = None,
+        participant: _Many = None,
+        purpose: _Many = None,
+        policy: _Many = None,
+        keyword: _Many = None,
+        page: int = 1,
+        size: int = question.SIZE,
+    ) -> dict[str, Any]:
+        """Datasets that fit, best first, with facet counts. Every facet's name is also a parameter."""
+        asked = question.read(q, columns=column or (), filters=filters_of(request), page=page, size=size)
+        found = await search.ask(asked, viewer)
+        if page < found.pages:
+            response.headers["link"] = f'<{request.url.include_query_params(page=page + 1)}>; rel="next"'
+        return shapes.results(found, root=settings.root_url, now=clock())
+
+    @routes.get("/api/v1/datasets/{dataset_id:path}", tags=["search"])
+    async def dataset(dataset_id: str, viewer: Viewer = looking) -> dict[str, Any]:
+        """One dataset with its columns, and its offers as ODRL and in plain words."""
+        shown = await search.dataset(dataset_id, viewer)
+        return shapes.dataset(shown.card, root=settings.root_url, now=clock())
+
+    @routes.get("/members.jws", tags=["register"], response_class=Response)
+    async def members(request: Request) -> Response:
+        """The member register, signed by the operator (compact JWS, ES256)."""
+        signed = await register.current()
+        headers = {"etag": signed.etag, "cache-control": "public, max-age=30"}
+        if signed.etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(signed.text, media_type="application/jose", headers=headers)
+
+    @routes.get("/.well-known/did.json", tags=["register"])
+    async def did() -> JSONResponse:
+        """The operator's DID document."""
+        return JSONResponse(register.did_document(), headers={"cache-control": "public, max-age=300"})
+
+    return routes

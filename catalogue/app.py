@@ -1,0 +1,139 @@
+"""Builds every part of the catalogue and mounts every router; knows all, known by none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.staticfiles import StaticFiles
+
+from catalogue import admin, api, health, ingest, pages, problems
+from catalogue.access import Access
+from catalogue.crawler import Crawler
+from catalogue.index import Index
+from catalogue.members import Members
+from catalogue.register import Register
+from catalogue.search import Search
+from catalogue.settings import Settings
+from catalogue.store import Store
+from catalogue.store.migrate import upgrade
+from connector.errors import BadInput
+from connector.identity.did import Resolver
+from connector.identity.keys import participant_key
+from connector.identity.service import Identity
+from connector.net import Guard, Net
+from connector.telemetry import logger
+
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+}
+_DOCS = ("/docs", "/redoc")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Every part of one running catalogue."""
+
+    settings: Settings
+    store: Store
+    net: Net
+    identity: Identity
+    access: Access
+    register: Register
+    index: Index
+    search: Search
+    crawler: Crawler
+    members: Members
+    metrics: health.Metrics
+
+
+def build(settings: Settings, *, clock: Callable[[], float] = time.time) -> Parts:
+    """Open the database and make every part. Migrates the database where that is needed."""
+    upgrade(settings.database)
+    store = Store(settings.database, clock=clock)
+    key = participant_key(settings.data_dir)
+    guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+    net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.crawl_page_bytes)
+    identity = Identity(did=settings.did, key=key, resolver=Resolver(net))
+    access = Access(store, identity, session_seconds=settings.session_seconds)
+    index = Index(settings.data_dir / "index", store)
+
+    async def follow() -> None:
+        await asyncio.to_thread(index.catch_up)
+
+    metrics = health.Metrics()
+    crawler = Crawler(store, net, identity, settings, on_change=follow, count=metrics.visits)
+    members = Members(store, net, settings, on_change=follow, wake=crawler.wake)
+    register = Register(store, key, settings)
+    search = Search(store, index)
+    return Parts(settings, store, net, identity, access, register, index, search, crawler, members, metrics)
+
+
+def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callable[[], float] = time.time) -> FastAPI:
+    """The catalogue as an ASGI application. Its lifespan crawls; without it nothing runs by itself."""
+    built = parts or build(settings, clock=clock)
+    app = FastAPI(
+        title="Hanse catalogue",
+        summary="Members and datasets of a data space.",
+        version="1",
+        lifespan=lambda _: _lifespan(built),
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.middleware("http")(_guarded(settings.body_max_bytes))
+    app.middleware("http")(built.metrics.observe)
+    site = pages.Site(built.search, built.access, built.register, built.store, settings, clock=clock)
+    problems.install(app, page=site.problem)
+    app.include_router(api.router(built.search, built.access, built.register, settings, clock=clock))
+    app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
+    app.include_router(health.router(built.store, built.access, built.metrics))
+    app.include_router(site.router())
+    app.mount("/static", StaticFiles(directory=Path(pages.__file__).parent / "static"), name="static")
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(parts: Parts) -> AsyncIterator[None]:
+    settings, log = parts.settings, logger("catalogue")
+    if (token := await parts.access.first_token(settings.admin_token_file)) is not None:
+        print(f"Operator's token (shown once): {token}", flush=True)  # noqa: T201  # the one place it is ever shown
+    while await parts.store.write(ingest.read_again):
+        continue
+    applied = await asyncio.to_thread(parts.index.catch_up)
+    log.info("started", did=settings.did, url=settings.root_url, indexed=applied)
+    crawling = asyncio.create_task(parts.crawler.run())
+    try:
+        yield
+    finally:
+        crawling.cancel()
+        await asyncio.gather(crawling, return_exceptions=True)
+        await parts.crawler.close()
+        await parts.net.close()
+        parts.store.close()
+
+
+def _guarded(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    """Refuse large bodies before they are read, and give every answer the headers that browsers honour."""
+
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        length = request.headers.get("content-length", "0")
+        chunked = "transfer-encoding" in request.headers
+        if chunked or not length.isdecimal() or int(length) > body_max:
+            return problems.problem_response(
+                BadInput(f"expected a body of at most {body_max} bytes with a Content-Length; send less")
+            )
+        response = await call_next(request)
+        if not request.scope["path"].startswith(_DOCS):
+            for name, value in _HEADERS.items():
+                response.headers.setdefault(name, value)
+        return response
+
+    return guard

@@ -1,0 +1,201 @@
+"""Visits every member's connector in turn and on demand, and keeps the last good copy with its age.
+
+One visit at a time per connector, a few connectors at once. Attempts and states live in the database, so that a
+restart neither forgets a back-off nor hammers anybody. Knows nothing of search.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from prometheus_client import Counter
+
+from catalogue import freshness, ingest
+from catalogue.freshness import Timing
+from catalogue.ingest import Tally
+from catalogue.settings import Settings
+from catalogue.store import Store, Transaction
+from catalogue.store.tables import Member, Run, Source
+from catalogue.visit import Limits, Visit
+from connector.errors import Forbidden, HanseError
+from connector.identity.service import Identity
+from connector.net import Net
+from connector.telemetry import logger
+
+_TICK_SECONDS = 1.0
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How a visit ended."""
+
+    outcome: str  # complete | unchanged | partial | failed
+    problem: str = ""
+    pages: int = 0
+    bytes: int = 0
+    etag: str = ""
+
+
+class Crawler:
+    """`run()` visits who is due; `crawl(member)` visits one now. `on_change` follows every visit."""
+
+    def __init__(
+        self,
+        store: Store,
+        net: Net,
+        identity: Identity,
+        settings: Settings,
+        *,
+        on_change: Callable[[], Awaitable[None]],
+        count: Counter,
+        luck: Callable[[], float] = random.random,
+    ) -> None:
+        self._store, self._net, self._identity, self._settings = store, net, identity, settings
+        self._timing, self._limits = Timing.of(settings), Limits.of(settings)
+        self._on_change, self._count, self._luck = on_change, count, luck
+        self._running: dict[str, asyncio.Task[Run]] = {}
+        self._places = asyncio.Semaphore(settings.crawl_concurrency)
+        self._reading = asyncio.Lock()  # one page in memory as objects, however many visits are under way
+        self._awake = asyncio.Event()
+        self._log = logger("crawler")
+
+    def wake(self) -> None:
+        """Look for due visits now: a member joined or changed."""
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Visit who is due, until cancelled."""
+        swept = 0.0
+        while True:
+            self._awake.clear()
+            try:
+                if time.monotonic() - swept > _HOUR:
+                    swept = time.monotonic()
+                    await self._store.write(self._sweep)
+                for source in await self._store.read(partial(_due, limit=self._settings.crawl_concurrency * 2)):
+                    self.start(source.member_id, why="schedule")
+            except HanseError as error:
+                self._log.error("crawl_round_failed", reason=error.message)
+            try:
+                await asyncio.wait_for(self._awake.wait(), _TICK_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def close(self) -> None:
+        """Stop every visit; what was taken so far stays."""
+        for task in (tasks := list(self._running.values())):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def start(self, member_id: str, *, why: str) -> asyncio.Task[Run]:
+        """The visit of a member that is under way, or a new one."""
+        if (task := self._running.get(member_id)) is None:
+            task = asyncio.create_task(self._crawl(member_id, why))
+            self._running[member_id] = task
+            task.add_done_callback(lambda done: self._finished(member_id, done))
+        return task
+
+    def _finished(self, member_id: str, task: asyncio.Task[Run]) -> None:
+        self._running.pop(member_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("visit_broken", member=member_id, reason=repr(error))
+
+    async def _crawl(self, member_id: str, why: str) -> Run:
+        async with self._places:
+            member, source = await self._store.read(partial(_member_and_source, key=member_id))
+            if member.status != "active":
+                raise Forbidden(f"{member.name} is {member.status}; its connector is not visited")
+            started, tally = self._store.clock(), Tally()
+            outcome = await self._visit(member, source, tally, started)
+            run = await self._store.write(
+                partial(self._conclude, member=member, why=why, started=started, outcome=outcome, tally=tally)
+            )
+        self._count.labels(run.outcome).inc()
+        self._log.info("visited", member=member.name, outcome=run.outcome, problem=run.problem, **run.counts)
+        await self._on_change()
+        return run
+
+    async def _visit(self, member: Member, source: Source, tally: Tally, started: float) -> _Outcome:
+        visit = Visit(self._net, self._identity, self._limits, did=member.id, url=member.url, etag=source.etag)
+        try:
+            async for datasets in visit.pages():
+                async with self._reading:
+                    await self._take(member, datasets, tally)
+        except HanseError as error:
+            kind = "partial" if tally.datasets else "failed"
+            return _Outcome(kind, error.message, visit.page_count, visit.byte_count)
+        kind = "unchanged" if visit.unchanged else "complete" if visit.complete else "partial"
+        etag = visit.etag if visit.complete and not tally.skipped else ""
+        return _Outcome(kind, visit.problem, visit.page_count, visit.byte_count, etag)
+
+    async def _take(self, member: Member, datasets: list[object], tally: Tally) -> None:
+        read = partial(ingest.read_page, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
+        candidates = await asyncio.to_thread(read, datasets, member)
+        most = self._settings.crawl_entries_max
+        await self._store.write(lambda tx: ingest.take(tx, member, candidates, most=most, tally=tally))
+
+    def _conclude(
+        self, tx: Transaction, *, member: Member, why: str, started: float, outcome: _Outcome, tally: Tally
+    ) -> Run:
+        source = tx.members.source(member.id)
+        if outcome.outcome == "complete":
+            ingest.miss(tx, member.id, since=started, tally=tally)
+        if outcome.outcome == "unchanged":
+            tally.datasets = tx.entries.seen_all(member.id, tx.now)
+        run = Run(
+            member_id=member.id,
+            why=why,
+            started_at=started,
+            ended_at=tx.now,
+            outcome=outcome.outcome,
+            problem=outcome.problem,
+            counts={"pages": outcome.pages, "bytes": outcome.bytes, **tally.counts()},
+            skipped=tally.problems,
+        )
+        if source is not None:  # removed while we were there: nobody to note it for
+            self._note(tx, source, outcome)
+            tx.members.add(run)
+            tx.members.forget_old_runs(member.id)
+        return run
+
+    def _note(self, tx: Transaction, source: Source, outcome: _Outcome) -> None:
+        good = outcome.outcome in ("complete", "unchanged", "partial")
+        source.last_try = tx.now
+        source.failures = 0 if good else source.failures + 1
+        source.problem = outcome.problem
+        source.etag = outcome.etag
+        if good:
+            source.last_ok = tx.now
+        source.next_at = tx.now + freshness.pause(self._timing, failures=source.failures, luck=self._luck())
+        self._settle(tx, source)
+
+    def _settle(self, tx: Transaction, source: Source) -> None:
+        """Bring a connector's state up to date; its entries show a change."""
+        state = freshness.state_of(self._timing, failures=source.failures, last_ok=source.last_ok, now=tx.now)
+        if state != source.state:
+            source.state = state
+            tx.entries.touch_all(source.member_id)
+
+    def _sweep(self, tx: Transaction) -> None:
+        """Once an hour: states that change by time alone, and tombstones that are old enough."""
+        for source in tx.members.sources():
+            self._settle(tx, source)
+        tx.entries.forget_tombstones(tx.now - self._settings.tombstone_seconds)
+
+
+def _due(tx: Transaction, *, limit: int) -> list[Source]:
+    return list(tx.members.due(tx.now, limit=limit))
+
+
+def _member_and_source(tx: Transaction, *, key: str) -> tuple[Member, Source]:
+    member = tx.members.of(key)
+    source = tx.members.source(member.id)
+    if source is None:
+        raise HanseError(f"the member {member.name} has no crawl state; remove it and let it join again")
+    return member, source

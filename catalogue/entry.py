@@ -1,0 +1,186 @@
+"""One dataset as we index it: read leniently from what a connector sent, and normalised. Pure.
+
+Knows neither the database nor the network. Everything foreign is cut to size and cleaned of characters that hide or
+reorder text; what is missing is left empty, and only what the protocol demands is demanded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from catalogue import offers
+from catalogue.offers import Offer
+from connector.errors import MessageInvalid
+
+READER = 1  # version of this reading; entries read by another version are read again from their raw text
+
+_TITLE_MAX, _TEXT_MAX, _WORD_MAX = 300, 20_000, 100
+_KEYWORDS_MAX, _THEMES_MAX, _OFFERS_MAX, _COLUMNS_MAX = 50, 20, 100, 10_000
+_ID_BYTES_MAX = 1024
+
+_DCT = "http://purl.org/dc/terms/"
+_DCAT = "http://www.w3.org/ns/dcat#"
+_HANSE = "https://w3id.org/hanse/"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column as its provider describes it."""
+
+    name: str
+    type: str = ""
+    description: str = ""
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One dataset, normalised. `participant` is the provider's DID."""
+
+    id: str
+    participant: str
+    name: str
+    title: str
+    description: str
+    keywords: tuple[str, ...]
+    themes: tuple[str, ...]
+    license: str
+    language: str
+    columns: tuple[Column, ...]
+    offers: tuple[Offer, ...]
+    formats: tuple[str, ...]
+    endpoint: str  # base of the protocol, where negotiations about it go
+    audience: tuple[str, ...]  # who may know of it beyond those whom an offer is open to: public, members, or DIDs
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Entry:
+        """An entry from what `to_json` made of it."""
+        lists = {key: tuple(content[key]) for key in ("keywords", "themes", "formats", "audience")}
+        return cls(
+            **{
+                **content,
+                **lists,
+                "columns": tuple(Column(**column) for column in content["columns"]),
+                "offers": tuple(Offer.from_json(offer) for offer in content["offers"]),
+            }
+        )
+
+    @property
+    def digest(self) -> str:
+        """One digest per content, for noticing a change."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def read_dataset(raw: object, *, participant: str) -> Entry:
+    """A dataset of a Dataspace Protocol catalogue. MessageInvalid says what is missing (DSP 2025-1, section 6)."""
+    if not isinstance(raw, dict):
+        raise MessageInvalid(f"expected a dataset object, came {type(raw).__name__}")
+    dataset_id = checked_id(raw)
+    policies = [policy for policy in _many(raw.get("hasPolicy")) if isinstance(policy, dict)]
+    distributions = [one for one in _many(raw.get("distribution")) if isinstance(one, dict)]
+    if not policies or not distributions:
+        raise MessageInvalid("expected a dataset with at least one hasPolicy and one distribution")
+    name = dataset_id.rpartition(":")[2].rpartition("/")[2]
+    return Entry(
+        id=dataset_id,
+        participant=participant,
+        name=clean(name, _WORD_MAX),
+        title=_text(raw, "title", _TITLE_MAX) or clean(name, _TITLE_MAX),
+        description=_text(raw, "description", _TEXT_MAX),
+        keywords=_words(_values(raw, _DCAT, "keyword"), _KEYWORDS_MAX),
+        themes=_words(_values(raw, _DCAT, "theme"), _THEMES_MAX, size=500),
+        license=_text(raw, "license", 500),
+        language=_text(raw, "language", 200),
+        columns=tuple(_columns(raw)),
+        offers=tuple(offers.read_offer(policy) for policy in policies[:_OFFERS_MAX]),
+        formats=_words((_plain(one.get("format") or one.get("dct:format")) for one in distributions), 20),
+        endpoint=_endpoint(distributions),
+        audience=_words(map(_plain, _many(_first(raw, f"{_HANSE}audience", "hanse:audience"))), 100, size=1024),
+    )
+
+
+def checked_id(raw: Mapping[str, Any]) -> str:
+    """The dataset's id, if it is one that we can keep and link to."""
+    found = raw.get("@id", raw.get("id"))
+    fits = isinstance(found, str) and 0 < len(found.encode("utf-8", "replace")) <= _ID_BYTES_MAX
+    if not isinstance(found, str) or not fits or clean(found, _ID_BYTES_MAX) != found or " " in found:
+        raise MessageInvalid(f"expected an @id without spaces, at most {_ID_BYTES_MAX} bytes, came {str(found)[:80]!r}")
+    return found
+
+
+def clean(text: str, limit: int) -> str:
+    """Text without control, zero-width and direction characters, in NFC, of at most `limit` characters."""
+    kept = (
+        mark for mark in unicodedata.normalize("NFC", text[: 4 * limit])
+        if mark in "\n\t" or unicodedata.category(mark) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+    )  # fmt: skip
+    return "".join(kept).strip()[:limit]
+
+
+def _columns(raw: Mapping[str, Any]) -> Iterable[Column]:
+    found = _first(raw, f"{_HANSE}columns", "hanse:columns", "columns")
+    for column in _many(found)[:_COLUMNS_MAX]:
+        if isinstance(column, str):
+            column = {"name": column}
+        if not isinstance(column, dict):
+            continue
+        fields = {
+            field: clean(_plain(_first(column, field, f"{_HANSE}{field}", f"hanse:{field}")), limit)
+            for field, limit in (("name", 200), ("type", 200), ("description", 1000), ("unit", 60))
+        }
+        if fields["name"]:
+            yield Column(**fields)
+
+
+def _endpoint(distributions: list[dict[str, Any]]) -> str:
+    for one in distributions:
+        for service in _many(one.get("accessService")):
+            address = service.get("endpointURL") if isinstance(service, dict) else None
+            if isinstance(address, str) and address.startswith(("https://", "http://")):
+                return clean(address, 2000)
+    return ""
+
+
+def _text(raw: Mapping[str, Any], term: str, limit: int) -> str:
+    values = _values(raw, _DCT, term)
+    return clean(values[0], limit) if values else ""
+
+
+def _words(values: Iterable[str], most: int, *, size: int = _WORD_MAX) -> tuple[str, ...]:
+    """Cleaned values, each once, in their order."""
+    cleaned = (clean(value, size) for value in values)
+    return tuple(dict.fromkeys(value for value in cleaned if value))[:most]
+
+
+def _values(raw: Mapping[str, Any], namespace: str, term: str) -> list[str]:
+    """The values of a DCAT term, however it is spelled."""
+    prefix = "dct" if namespace == _DCT else "dcat"
+    found = _first(raw, f"{prefix}:{term}", f"{namespace}{term}", f"dcterms:{term}", term)
+    return [text for text in (_plain(value) for value in _many(found)) if text]
+
+
+def _first(node: Mapping[str, Any], *keys: str) -> Any:
+    return next((node[key] for key in keys if key in node), None)
+
+
+def _many(value: Any) -> list[Any]:
+    if isinstance(value, dict) and ("@list" in value or "@set" in value):
+        value = value.get("@list", value.get("@set"))
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _plain(value: Any) -> str:
+    """A JSON-LD value as text."""
+    if isinstance(value, dict):
+        value = value.get("@value", value.get("@id", ""))
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""

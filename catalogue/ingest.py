@@ -1,0 +1,147 @@
+"""Taking what a visit brought into the database: one page at a time, then the end of the visit. Runs in transactions.
+
+A dataset is checked alone: one that is unfit is skipped and named, the others are taken. Rules that keep one member
+from harming another: an id belongs to whoever listed it first, and `urn:hanse:<name>:` to the member of that name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from catalogue.entry import READER, Entry, checked_id, read_dataset
+from catalogue.store import Transaction
+from catalogue.store.tables import Entry as Row
+from catalogue.store.tables import Member
+from connector.errors import Conflict, HanseError, Limited, MessageInvalid
+
+MISSES_MAX = 3  # complete visits in a row that do not list an entry, after which it counts as withdrawn
+_SKIPPED_KEPT = 20
+_NAMESPACE = "urn:hanse:"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a visit brought so far."""
+
+    datasets: int = 0
+    new: int = 0
+    changed: int = 0
+    missing: int = 0
+    withdrawn: int = 0
+    skipped: int = 0
+    problems: list[dict[str, str]] = field(default_factory=list)
+
+    def skip(self, dataset: str, problem: str) -> None:
+        self.skipped += 1
+        if len(self.problems) < _SKIPPED_KEPT:
+            self.problems.append({"dataset": dataset[:200], "problem": problem[:500]})
+
+    def counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("datasets", "new", "changed", "missing", "withdrawn", "skipped")}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A dataset that can be read, with its raw text."""
+
+    entry: Entry
+    raw: str
+
+
+def read_page(datasets: Iterable[object], member: Member, *, entry_bytes: int, tally: Tally) -> list[Candidate]:
+    """The datasets of a page that are fit; the others are tallied. Pure but for the tally."""
+    found: dict[str, Candidate] = {}
+    for raw in datasets:
+        label = str(raw.get("@id", "?")) if isinstance(raw, dict) else type(raw).__name__
+        try:
+            candidate = _candidate(raw, member, entry_bytes)
+            found[candidate.entry.id] = candidate
+        except HanseError as error:
+            tally.skip(label, error.message)
+    return list(found.values())
+
+
+def _candidate(raw: object, member: Member, entry_bytes: int) -> Candidate:
+    if not isinstance(raw, dict):
+        raise MessageInvalid(f"expected a dataset object, came {type(raw).__name__}")
+    text = json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
+    size = len(text.encode("utf-8", "replace"))
+    if size > entry_bytes:
+        raise Limited(f"the description has {size} bytes; at most {entry_bytes} are kept")
+    dataset_id = checked_id(raw)
+    if dataset_id.startswith(_NAMESPACE) and not dataset_id.startswith(f"{_NAMESPACE}{member.name}:"):
+        raise Conflict(f"the id lies in the namespace of another member; {member.name} has {_NAMESPACE}{member.name}:")
+    return Candidate(read_dataset(raw, participant=member.id), text)
+
+
+def take(tx: Transaction, member: Member, candidates: list[Candidate], *, most: int, tally: Tally) -> None:
+    """Store a page. Limited when the member lists more than `most` datasets."""
+    if tally.datasets + len(candidates) > most:
+        raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
+    known = tx.entries.these(candidate.entry.id for candidate in candidates)
+    for candidate in candidates:
+        row = known.get(candidate.entry.id)
+        if row is not None and row.member_id != member.id and _is_held(tx, row):
+            tally.skip(row.id, "another member listed this id first; ids of yours start with your own namespace")
+            continue
+        tally.datasets += 1
+        _store(tx, member, candidate, row, tally)
+
+
+def _is_held(tx: Transaction, row: Row) -> bool:
+    return row.withdrawn_at is None or tx.members.find(row.member_id) is not None
+
+
+def _store(tx: Transaction, member: Member, candidate: Candidate, row: Row | None, tally: Tally) -> None:
+    digest = candidate.entry.digest
+    if row is None:
+        tally.new += 1
+        row = Row(id=candidate.entry.id, first_seen=tx.now, digest="", misses=0)
+    back = row.misses > 0 or row.withdrawn_at is not None or row.member_id != member.id
+    if row.digest != digest:
+        tally.changed += bool(row.digest)
+        row.raw, row.content, row.reader = candidate.raw, candidate.entry.to_json(), READER
+        row.digest, row.modified_at = digest, tx.now
+        back = True
+    row.member_id, row.last_seen, row.misses = member.id, tx.now, 0
+    row.withdrawn_at, row.withdrawn_why = None, ""
+    if back:
+        row.seq = tx.entries.next_seq()
+    tx.entries.add(row)
+
+
+def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None:
+    """After a complete visit that began at `since`: entries that were not in it are stale, the third time withdrawn."""
+    for row in tx.entries.unseen_since(member_id, since):
+        row.misses += 1
+        tally.missing += 1
+        if row.misses >= MISSES_MAX:
+            tally.withdrawn += 1
+            row.withdrawn_at, row.withdrawn_why = tx.now, "its provider no longer lists it"
+        row.seq = tx.entries.next_seq()
+
+
+def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:
+    """The member itself takes back datasets: they leave the search at once. How many there were."""
+    mine = [
+        row for row in tx.entries.these(ids).values() if row.member_id == member_id and row.withdrawn_at is None
+    ]  # fmt: skip
+    for row in mine:
+        row.withdrawn_at, row.withdrawn_why = tx.now, "its provider withdrew it"
+        row.seq = tx.entries.next_seq()
+    return len(mine)
+
+
+def read_again(tx: Transaction, *, limit: int = 500) -> int:
+    """Read entries anew that an older version of the program read. How many there were."""
+    rows = tx.entries.read_before(READER, limit=limit)
+    for row in rows:
+        row.reader = READER
+        try:
+            entry = read_dataset(json.loads(row.raw), participant=row.member_id)
+        except HanseError:
+            continue  # fit for the older reading only: kept as it was read then
+        row.content, row.digest, row.seq = entry.to_json(), entry.digest, tx.entries.next_seq()
+    return len(rows)

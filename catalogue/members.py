@@ -1,0 +1,175 @@
+"""Admitting, listing, suspending and removing members. Knows nothing of how their catalogues are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from catalogue.settings import Settings
+from catalogue.store import Store, Transaction
+from catalogue.store.tables import Member, Source
+from connector.errors import AlreadyExists, BadInput, PeerNonsense, Unauthenticated
+from connector.identity.did import address_of
+from connector.net import Net
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_COUNTRY = re.compile(r"([A-Z]{2})?")
+_STATUS = ("active", "suspended")
+_DOCUMENT_MAX = 64 * 2**10
+_TEXT_MAX = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """What a participant that wants to join says of itself. An empty `url` is the root of its DID's address."""
+
+    id: str
+    name: str
+    title: str = ""
+    role: str = "participant"
+    country: str = ""
+    url: str = ""
+
+
+class Members:
+    """The members of the data space. After every commit `on_change` runs to its end, then `wake` is called."""
+
+    def __init__(
+        self,
+        store: Store,
+        net: Net,
+        settings: Settings,
+        *,
+        on_change: Callable[[], Awaitable[None]] | None = None,
+        wake: Callable[[], None] | None = None,
+    ) -> None:
+        self._store, self._net, self._settings = store, net, settings
+        self._on_change, self._wake = on_change, wake
+
+    async def join(self, application: Application) -> Member:
+        """Admit a participant whose DID document can be read and is its own.
+
+        BadInput for facts that do not fit, AlreadyExists for a DID or name that is taken, PeerNonsense or
+        PeerUnreachable where the DID document is missing or somebody else's.
+        """
+        wanted = self._checked(application)
+        await self._store.read(lambda tx: _refuse_taken(tx, wanted))  # before somebody else's server is asked
+        await self._prove(wanted.id)
+
+        def work(tx: Transaction) -> Member:
+            _refuse_taken(tx, wanted)
+            member = Member(
+                **{field: getattr(wanted, field) for field in ("id", "name", "title", "role", "country", "url")},
+                status="active",
+                reason="",
+                joined_at=tx.now,
+                changed_at=tx.now,
+            )
+            tx.members.add(member)
+            tx.members.add(_fresh_source(member.id, tx.now))
+            return member
+
+        return await self._committed(work)
+
+    async def list(self) -> list[Member]:
+        return list(await self._store.read(lambda tx: tx.members.all()))
+
+    async def change(self, key: str, *, changes: dict[str, str]) -> Member:
+        """Change facts or status of a member; the search follows. NotFound, BadInput."""
+
+        def work(tx: Transaction) -> Member:
+            member = tx.members.of(key)
+            for field, value in changes.items():
+                setattr(member, field, value)
+            _check_facts(member.name, member.country, member.url, member.status)
+            member.changed_at = tx.now
+            source = tx.members.source(member.id)
+            if source is not None:
+                source.next_at = tx.now
+            tx.entries.touch_all(member.id)
+            return member
+
+        return await self._committed(work)
+
+    async def remove(self, key: str) -> None:
+        """End a membership: its entries leave the search at once, and their addresses say why."""
+
+        def work(tx: Transaction) -> None:
+            member = tx.members.of(key)
+            tx.entries.withdraw_all(member.id, now=tx.now, why="the operator ended the membership of its provider")
+            tx.members.remove(member)
+
+        await self._committed(work)
+
+    async def _committed(self, work: Callable[[Transaction], T]) -> T:
+        result = await self._store.write(work)
+        if self._on_change is not None:
+            await self._on_change()
+        if self._wake is not None:
+            self._wake()
+        return result
+
+    def _checked(self, application: Application) -> Application:
+        try:
+            document = address_of(application.id, insecure_http=self._net.guard.insecure_http)
+        except Unauthenticated as error:
+            raise BadInput(error.message) from error
+        url = (application.url or document.removesuffix("/did.json").removesuffix("/.well-known")).rstrip("/")
+        _check_facts(application.name, application.country, url, "active")
+        if application.name == self._settings.name or application.id == self._settings.did:
+            raise AlreadyExists("this is the operator itself, which is a member already")
+        title = (application.title or application.name)[:_TEXT_MAX]
+        return Application(
+            id=application.id,
+            name=application.name,
+            title=title,
+            role=application.role[:_TEXT_MAX],
+            country=application.country,
+            url=url,
+        )
+
+    async def _prove(self, did: str) -> None:
+        """The DID document resolves, and its id is the DID."""
+        url = address_of(did, insecure_http=self._net.guard.insecure_http)
+        reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
+        try:
+            found = json.loads(reply.body) if reply.status == 200 else None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or found.get("id") != did:
+            came = f"status {reply.status}" if reply.status != 200 else "another document"
+            raise PeerNonsense(f"expected the DID document of {did} at {url}, came {came}; start its connector first")
+
+
+def _fresh_source(member_id: str, now: float) -> Source:
+    return Source(
+        member_id=member_id, state="new", next_at=now, failures=0, last_try=None, last_ok=None, problem="", etag=""
+    )
+
+
+def _refuse_taken(tx: Transaction, wanted: Application) -> None:
+    for key in (wanted.id, wanted.name):
+        if (other := tx.members.find(key)) is not None:
+            raise AlreadyExists(f"{key} is a member already ({other.name}, {other.status}); change that one instead")
+
+
+def _check_facts(name: str, country: str, url: str, status: str) -> None:
+    parts = urlsplit(url)
+    checks = (
+        (_NAME.fullmatch(name), f"expected a name like north or clinic-a, came {name[:100]!r}"),
+        (_COUNTRY.fullmatch(country), f"expected a country as two capitals (ISO 3166) or nothing, came {country!r}"),
+        (
+            parts.scheme in ("http", "https") and parts.hostname and not parts.query,
+            f"expected the http(s) URL of the member's public listener, came {url[:200]!r}",
+        ),
+        (status in _STATUS, f"expected the status {' or '.join(_STATUS)}, came {status!r}"),
+    )
+    for fits, message in checks:
+        if not fits:
+            raise BadInput(message)

@@ -1,0 +1,71 @@
+"""The error tree as RFC 9457 problem objects, and as a plain page for people. Knows nothing of what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from connector.errors import BadInput, HanseError, NotFound
+from connector.telemetry import logger
+
+_MEDIA = "application/problem+json"
+_log = logger("http")
+
+Page = Callable[[Request, HanseError], Response]
+
+
+def problem_response(error: HanseError) -> JSONResponse:
+    """An error as its answer. What is private stays in our own log."""
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status in (429, 503):
+        headers["retry-after"] = "1"
+    return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=headers)
+
+
+def install(app: FastAPI, *, page: Page) -> None:
+    """Turn every error that a route lets through into a problem object, or into `page` for a browser."""
+
+    def answer(request: Request, error: HanseError) -> Response:
+        if error.status >= 500:
+            _log.error("failed", code=error.code, reason=error.message, why=error.private)
+        return page(request, error) if _wants_page(request) else problem_response(error)
+
+    @app.exception_handler(HanseError)
+    async def ours(request: Request, error: HanseError) -> Response:
+        return answer(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(request: Request, error: RequestValidationError) -> Response:
+        return answer(request, BadInput(_in_words(error.errors()), fields=_fields(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def of_framework(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return answer(request, NotFound(f"there is nothing at {request.scope['path'][:200]}; see /docs"))
+        body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code, "code": "http"}
+        return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        _log.exception("unforeseen", exc_info=error)
+        return answer(request, HanseError("the catalogue failed; its log says why"))
+
+
+def _wants_page(request: Request) -> bool:
+    path: str = request.scope["path"]
+    return "text/html" in request.headers.get("accept", "") and not path.startswith("/api/")
+
+
+def _in_words(errors: Any) -> str:
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query")) or "the body"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _fields(errors: Any) -> list[dict[str, str]]:
+    return [{"field": ".".join(map(str, entry["loc"])), "problem": entry["msg"]} for entry in errors[:20]]

@@ -1,0 +1,161 @@
+"""Answering a question: the index finds, the database tells, and what is shown is decided per viewer once more.
+
+Knows nothing of HTTP. The second look at the database means that an index that lags behind never shows what was
+withdrawn or closed since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from catalogue import highlight
+from catalogue.access import Viewer
+from catalogue.cards import card_for
+from catalogue.entry import Entry
+from catalogue.facets import FACETS, Card
+from catalogue.highlight import Matches, Segment
+from catalogue.index import Found, Index
+from catalogue.question import Question
+from catalogue.store import Store, Transaction
+from catalogue.store.tables import Entry as Row
+from catalogue.store.tables import Member, Source
+from connector.errors import NotFound
+
+_PART_MIN = 4  # letters of a searched word that may be found inside a longer one
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of a facet, with words for it, how many hits have it, and whether it is chosen."""
+
+    value: str
+    label: str
+    count: int
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result: the rendering for this viewer, and why it fits."""
+
+    card: Card
+    title: list[Segment]
+    excerpt: list[Segment]
+    columns: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One page of an answer."""
+
+    question: Question
+    hits: list[Hit]
+    total: int
+    facets: dict[str, list[Value]]
+    seconds: float
+
+    @property
+    def pages(self) -> int:
+        return max(1, -(-self.total // self.question.size))
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One dataset for one viewer, with its rows for whoever needs more than the card."""
+
+    card: Card
+    row: Row
+    member: Member
+    source: Source
+
+
+class Search:
+    """Questions over one index and its database."""
+
+    def __init__(self, store: Store, index: Index) -> None:
+        self._store, self._index = store, index
+
+    async def ask(self, question: Question, viewer: Viewer) -> Results:
+        """One page of results for a viewer."""
+        started = time.perf_counter()
+        found = await asyncio.to_thread(self._index.search, question, viewer)
+        cards = await self._store.read(partial(_cards, ids=found.ids, viewer=viewer))
+        hits = [self._hit(card, question) for card in cards]
+        titles = {card.owner: card.owner_title for card in cards}
+        facets = _values(found, question, await self._store.read(partial(_titles, known=titles)))
+        return Results(question, hits, found.total, facets, time.perf_counter() - started)
+
+    async def dataset(self, dataset_id: str, viewer: Viewer) -> Shown:
+        """One dataset. NotFound where it is not there or not for this viewer: the two look alike."""
+        return await self._store.read(partial(_shown, dataset_id=dataset_id, viewer=viewer))
+
+    def _hit(self, card: Card, question: Question) -> Hit:
+        entry = card.entry
+        matches = self._matcher(question)
+        names = [column.name for column in entry.columns]
+        asked = {column.lower() for column in question.columns}
+        columns = [name for name in names if name.lower() in asked] or highlight.found(names, matches)
+        return Hit(
+            card,
+            highlight.marked(entry.title, matches),
+            highlight.excerpt(entry.description, matches),
+            columns,
+        )
+
+    def _matcher(self, question: Question) -> Matches:
+        """Whether a word of an entry is one that was searched for: itself, its stem, or with it inside."""
+        words = set(self._index.words_in(" ".join((question.words, *question.columns))))
+        stems = {self._index.stem(word) for word in words}
+        parts = tuple(word for word in words if len(word) >= _PART_MIN)
+
+        def matches(text: str) -> bool:
+            folded = next(iter(self._index.words_in(text)), "")
+            if not folded:
+                return False
+            return folded in words or self._index.stem(folded) in stems or any(part in folded for part in parts)
+
+        return matches
+
+
+def _cards(tx: Transaction, *, ids: Sequence[str], viewer: Viewer) -> list[Card]:
+    rows = tx.entries.with_owner(ids)
+    cards = (card_for(viewer, *rows[one]) for one in ids if one in rows)
+    return [card for card in cards if card is not None]
+
+
+def _titles(tx: Transaction, *, known: dict[str, str]) -> dict[str, str]:
+    return known | {member.name: member.title for member in tx.members.all()}
+
+
+def _values(found: Found, question: Question, owners: dict[str, str]) -> dict[str, list[Value]]:
+    """Facet counts in words; a chosen value is there even where nothing has it."""
+    facets: dict[str, list[Value]] = {}
+    for name, facet in FACETS.items():
+        chosen = question.filters.get(name, ())
+        counts = dict(found.facets[name])
+        counts |= {value: 0 for value in chosen if value not in counts}
+        facets[name] = [
+            Value(value, owners.get(value, value) if name == "participant" else facet.label(value), n, value in chosen)
+            for value, n in counts.items()
+        ]
+    return facets
+
+
+def _shown(tx: Transaction, *, dataset_id: str, viewer: Viewer) -> Shown:
+    rows = tx.entries.with_owner([dataset_id]).get(dataset_id)
+    card = card_for(viewer, *rows) if rows is not None else None
+    if rows is None or card is None:
+        raise NotFound(
+            f"no dataset {dataset_id[:200]!r} is here, or it is for members only; members see it through their own "
+            "connector"
+        )
+    return Shown(card, *rows)
+
+
+def sentences_of(entry: Entry) -> list[str]:
+    """Every sentence of every offer, each once."""
+    return list(dict.fromkeys(sentence for offer in entry.offers for sentence in offer.sentences))

@@ -1,0 +1,105 @@
+"""Everything that an operator of the catalogue can set, each with a type, a default and a line of help.
+
+Read once by `Settings()` from arguments, environment (`HANSE_...`) and an optional env file; nothing else in the
+catalogue reads the environment, and nothing is read at import.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from connector.identity.did import did_of
+
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """One catalogue, which is also the data space's operator. `HANSE_` + a field's name in capitals sets the field."""
+
+    model_config = SettingsConfigDict(env_prefix="HANSE_", extra="ignore", frozen=True)
+
+    name: str = Field("catalogue", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Short name of the operator.")
+    title: str = Field("Hanse data space", description="Name of the data space for people.")
+    data_dir: Path = Field(
+        Path("var/catalogue"), description="Directory for the embedded database, the operator's key and the index."
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db; empty is SQLite in data_dir."
+    )
+    public_host: str = Field("127.0.0.1", description="Address that the catalogue listens on.")
+    public_port: int = Field(8090, ge=0, le=65535, description="Port that the catalogue listens on.")
+    public_url: str = Field(
+        "", description="URL under which others reach the catalogue; empty is http://public_host:public_port."
+    )
+    participant_id: str = Field("", description="The operator's DID; empty is did:web of public_url.")
+    admin_token_file: Path | None = Field(
+        None, description="File that the first start writes the admin token to, readable by its owner only."
+    )
+    session_seconds: int = Field(12 * 3600, ge=60, description="Seconds until an operator must log in again.")
+
+    allow_private: Words = Field(
+        (), description="Private networks (CIDR), addresses or host names that may be called, comma separated."
+    )
+    insecure_http: bool = Field(
+        False, description="Allow http:// to allowed private addresses; for loopback and labs only."
+    )
+    call_timeout: float = Field(10.0, gt=0, description="Seconds for one call to a member's connector.")
+    body_max_bytes: int = Field(64 * 2**10, ge=2**10, description="Largest request body that the API accepts.")
+
+    crawl_seconds: float = Field(300.0, gt=0, description="Seconds between two visits of one connector, with jitter.")
+    crawl_concurrency: int = Field(4, ge=1, le=64, description="Connectors that are visited at once.")
+    crawl_wall_seconds: float = Field(600.0, gt=0, description="Longest time that one visit may take, in seconds.")
+    crawl_pages_max: int = Field(10_000, ge=1, description="Most pages that one visit reads.")
+    crawl_page_bytes: int = Field(8 * 2**20, ge=2**10, description="Largest page, inflated, in bytes.")
+    crawl_entry_bytes: int = Field(256 * 2**10, ge=2**10, description="Largest description of one dataset, in bytes.")
+    crawl_entries_max: int = Field(100_000, ge=1, description="Most datasets that one member may list.")
+    crawl_depth_max: int = Field(3, ge=0, description="How deep catalogues within catalogues are followed.")
+    backoff_first: float = Field(60.0, gt=0, description="Seconds before the first retry of a failed visit; doubles.")
+    backoff_cap: float = Field(6 * 3600.0, gt=0, description="Longest pause before a failed visit is tried again.")
+    stale_misses: int = Field(3, ge=1, description="Failed visits in a row after which entries are marked stale.")
+    unreachable_seconds: float = Field(
+        86_400.0, gt=0, description="Seconds without a good visit after which entries are marked unreachable."
+    )
+    expired_seconds: float = Field(
+        30 * 86_400.0, gt=0, description="Seconds without a good visit after which entries leave the search."
+    )
+    tombstone_seconds: float = Field(
+        90 * 86_400.0, gt=0, description="Seconds that a withdrawn entry is remembered, so that its address says why."
+    )
+
+    register_seconds: int = Field(600, ge=30, description="Lifetime of the signed member register, in seconds.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
+    log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
+
+    @field_validator("allow_private", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Settings:
+        if not self.unreachable_seconds < self.expired_seconds:
+            raise ValueError(
+                "expected HANSE_UNREACHABLE_SECONDS below HANSE_EXPIRED_SECONDS, came "
+                f"{self.unreachable_seconds:g} and {self.expired_seconds:g}"
+            )
+        return self
+
+    @property
+    def root_url(self) -> str:
+        """The public URL without a trailing slash."""
+        return (self.public_url or f"http://{self.public_host}:{self.public_port}").rstrip("/")
+
+    @property
+    def did(self) -> str:
+        """The operator's DID."""
+        return self.participant_id or did_of(self.root_url)
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in use."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'catalogue.db'}"

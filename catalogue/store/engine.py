@@ -1,0 +1,93 @@
+"""Opening the catalogue's database and running transactions on it: SQLite (WAL, FULL) or PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from catalogue.store.transaction import Transaction
+from connector.errors import Busy
+
+T = TypeVar("T")
+Work = Callable[[Transaction], T]
+
+
+class Store:
+    """One database. SQLite has one writing thread, so that writers wait in line instead of for a lock."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 4) -> None:
+        self.clock = clock
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        self.engine = open_engine(url, pool_size=pool_size)
+        self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="catalogue-read")
+        self._writers = ThreadPoolExecutor(1 if self.is_sqlite else pool_size, thread_name_prefix="catalogue-write")
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work(tx)` and commit; what it returns, once that is durable. An exception undoes everything."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers, self.write_now, work)
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work(tx)` on a snapshot; nothing it does is kept."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, work)
+
+    def write_now(self, work: Work[T]) -> T:
+        """As `write`, in the caller's thread (command line, indexer)."""
+        try:
+            with (
+                self.engine.connect().execution_options(writing=True) as connection,
+                Session(connection, expire_on_commit=False) as session,
+            ):
+                result = work(Transaction(session, now=self.clock()))
+                session.commit()
+                return result
+        except OperationalError as error:
+            raise _unavailable(error) from error
+
+    def read_now(self, work: Work[T]) -> T:
+        """As `read`, in the caller's thread."""
+        try:
+            with self.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
+                return work(Transaction(session, now=self.clock()))
+        except OperationalError as error:
+            raise _unavailable(error) from error
+
+    def close(self) -> None:
+        """Finish what was submitted, then close every connection."""
+        self._writers.shutdown()
+        self._readers.shutdown()
+        self.engine.dispose()
+
+
+def open_engine(url: str, *, pool_size: int) -> Engine:
+    """An engine for `url`, set up the way the catalogue needs it."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, pool_size=pool_size, connect_args={"timeout": 10.0, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves: the driver's own is too late for IMMEDIATE
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        mode = "IMMEDIATE" if connection.get_execution_options().get("writing") else "DEFERRED"
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def _unavailable(error: OperationalError) -> Busy:
+    return Busy("the database cannot be used now; try again in a moment", private=repr(error.orig)[:500])

@@ -1,0 +1,72 @@
+"""Queries for members, for what the crawler knows of each, and for its visits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from catalogue.store.tables import Member, Run, Source
+from connector.errors import NotFound
+
+_RUNS_KEPT = 20
+
+
+class Members:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, row: Member | Source | Run) -> None:
+        self._session.add(row)
+        self._session.flush()
+
+    def find(self, key: str) -> Member | None:
+        """By DID or by short name."""
+        return self._session.scalars(select(Member).where(or_(Member.id == key, Member.name == key))).one_or_none()
+
+    def of(self, key: str) -> Member:
+        """By DID or by short name; NotFound names what was asked."""
+        if (found := self.find(key)) is None:
+            raise NotFound(f"no member {key[:200]!r} is registered here; GET /api/v1/members lists them")
+        return found
+
+    def all(self) -> Sequence[Member]:
+        return self._session.scalars(select(Member).order_by(Member.name)).all()
+
+    def remove(self, member: Member) -> None:
+        for table in (Source, Run):
+            self._session.execute(delete(table).where(table.member_id == member.id))
+        self._session.delete(member)
+
+    def changed_at(self) -> tuple[int, float]:
+        """How many members there are and when the last one changed: a cheap fingerprint of the register."""
+        count, last = self._session.execute(select(func.count(), func.max(Member.changed_at))).one()
+        return int(count), float(last or 0.0)
+
+    def source(self, member_id: str) -> Source | None:
+        return self._session.get(Source, member_id)
+
+    def sources(self) -> Sequence[Source]:
+        return self._session.scalars(select(Source)).all()
+
+    def due(self, now: float, *, limit: int) -> Sequence[Source]:
+        """Connectors of active members that are to be visited now, longest due first."""
+        return self._session.scalars(
+            select(Source)
+            .join(Member, Member.id == Source.member_id)
+            .where(Source.next_at <= now, Member.status == "active")
+            .order_by(Source.next_at)
+            .limit(limit)
+        ).all()
+
+    def runs(self, member_id: str, *, limit: int = _RUNS_KEPT) -> Sequence[Run]:
+        """Visits of one connector, newest first."""
+        return self._session.scalars(
+            select(Run).where(Run.member_id == member_id).order_by(Run.id.desc()).limit(limit)
+        ).all()
+
+    def forget_old_runs(self, member_id: str) -> None:
+        """Keep the newest visits only."""
+        kept = select(Run.id).where(Run.member_id == member_id).order_by(Run.id.desc()).limit(_RUNS_KEPT)
+        self._session.execute(delete(Run).where(Run.member_id == member_id, Run.id.not_in(kept)))

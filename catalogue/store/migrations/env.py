@@ -1,0 +1,13 @@
+"""How Alembic runs our migrations: on the connection that `catalogue.store.migrate` hands it, in one transaction."""
+
+from alembic import context
+
+from catalogue.store.tables import Table
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Table.metadata,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

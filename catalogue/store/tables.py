@@ -1,0 +1,107 @@
+"""All tables. Rows are the catalogue's entities. Times are UTC seconds since the epoch.
+
+Rows are detached after their transaction: they can be read anywhere, and changed only inside one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+
+
+class Table(DeclarativeBase):
+    type_annotation_map: ClassVar = {Json: JSON, list[Any]: JSON, str: Text, int: BigInteger, float: Float}
+
+
+_Id = String(1024)  # bytes too: readers refuse longer ids, so that a B-tree page can hold them
+_Key = String(255)
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
+
+
+class Token(Table):
+    """A bearer token of the operator, or a browser session of one; only its SHA-256 is kept."""
+
+    __tablename__ = "token"
+    digest: Mapped[str] = mapped_column(_Key, primary_key=True)
+    name: Mapped[str] = mapped_column(_Key)
+    kind: Mapped[str] = mapped_column(String(16))  # token | session
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+
+
+class Member(Table):
+    """A participant that the operator admitted. `id` is its DID, `url` the root of its public listener."""
+
+    __tablename__ = "member"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(_Key, unique=True)
+    title: Mapped[str]
+    role: Mapped[str]
+    country: Mapped[str] = mapped_column(String(8))
+    url: Mapped[str]
+    status: Mapped[str] = mapped_column(String(16))  # active | suspended
+    reason: Mapped[str]
+    joined_at: Mapped[float]
+    changed_at: Mapped[float]
+
+
+class Source(Table):
+    """What the crawler knows of one member's connector; attempts are counted here, so a restart forgets none."""
+
+    __tablename__ = "source"
+    member_id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))  # new | active | stale | unreachable | expired
+    next_at: Mapped[float] = mapped_column(index=True)
+    failures: Mapped[int]
+    last_try: Mapped[float | None]
+    last_ok: Mapped[float | None]
+    problem: Mapped[str]
+    etag: Mapped[str]
+
+
+class Run(Table):
+    """One visit of one connector, as the health page shows it."""
+
+    __tablename__ = "run"
+    id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
+    member_id: Mapped[str] = mapped_column(_Id, index=True)
+    why: Mapped[str] = mapped_column(String(16))  # schedule | operator | member
+    started_at: Mapped[float]
+    ended_at: Mapped[float]
+    outcome: Mapped[str] = mapped_column(String(16))  # complete | unchanged | partial | failed
+    problem: Mapped[str]
+    counts: Mapped[Json]  # pages, bytes, datasets, new, changed, missing, withdrawn, skipped
+    skipped: Mapped[list[Any]]  # [{dataset, problem}], the first few
+
+
+class Entry(Table):
+    """The last good copy of one dataset's description. `withdrawn_at` makes it a tombstone that says why."""
+
+    __tablename__ = "entry"
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    member_id: Mapped[str] = mapped_column(_Id, index=True)
+    raw: Mapped[str]  # as the provider sent it
+    content: Mapped[Json]  # as catalogue.entry reads it
+    reader: Mapped[int]  # version of the reading
+    digest: Mapped[str] = mapped_column(_Key)
+    first_seen: Mapped[float]
+    modified_at: Mapped[float]
+    last_seen: Mapped[float]
+    misses: Mapped[int]  # complete visits in a row that did not list it
+    withdrawn_at: Mapped[float | None]
+    withdrawn_why: Mapped[str]
+    seq: Mapped[int]
+
+    __table_args__ = (Index("ix_entry_seq", "seq"),)
+
+
+class Counter(Table):
+    """The change number. Its one row is locked until commit, so numbers become visible in order."""
+
+    __tablename__ = "counter"
+    name: Mapped[str] = mapped_column(_Key, primary_key=True)
+    value: Mapped[int]

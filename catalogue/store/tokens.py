@@ -1,0 +1,30 @@
+"""Queries for the operator's tokens and sessions."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from catalogue.store.tables import Token
+
+
+class Tokens:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, token: Token) -> None:
+        self._session.add(token)
+
+    def by_digest(self, digest: str) -> Token | None:
+        return self._session.get(Token, digest)
+
+    def count(self) -> int:
+        """How many tokens there are, sessions not counted."""
+        return self._session.scalar(select(func.count()).select_from(Token).where(Token.kind == "token")) or 0
+
+    def remove(self, digest: str) -> None:
+        self._session.execute(delete(Token).where(Token.digest == digest))
+
+    def sweep(self, now: float) -> None:
+        """Forget what has expired."""
+        self._session.execute(delete(Token).where(Token.expires_at < now))

@@ -1,0 +1,31 @@
+"""One transaction, with the queries of every aggregate at hand."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from sqlalchemy.orm import Session
+
+from catalogue.store.entries import Entries
+from catalogue.store.members import Members
+from catalogue.store.tokens import Tokens
+
+
+class Transaction:
+    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch."""
+
+    def __init__(self, session: Session, *, now: float) -> None:
+        self.session = session
+        self.now = now
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        return Tokens(self.session)
+
+    @cached_property
+    def members(self) -> Members:
+        return Members(self.session)
+
+    @cached_property
+    def entries(self) -> Entries:
+        return Entries(self.session)

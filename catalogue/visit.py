@@ -1,0 +1,226 @@
+"""One visit of one connector: its whole catalogue over the Dataspace Protocol, page by page, within hard limits.
+
+What comes is foreign: every page, link, nested catalogue and identity is checked, nothing is kept here. Knows no
+database. Limits (catalogue limits of the design, each with a test against a hostile provider):
+1. the protocol's version document is read first, and only a version that we speak is used;
+2. addresses pass the outbound guard; a `next` link leads to the same origin and is followed once;
+3. a page has a size limit, also after inflating; pages, depth and time are limited;
+4. `participantId` is the DID that the member is registered with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from catalogue.settings import Settings
+from connector.errors import HanseError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
+from connector.identity.service import Identity
+from connector.net import Net, Reply, origin
+
+VERSION = "2025-1"
+_CONTEXT = "https://w3id.org/dspace/2025/1/context.jsonld"
+_REQUEST = json.dumps({"@context": [_CONTEXT], "@type": "CatalogRequestMessage"}).encode()
+_VERSIONS_MAX = 64 * 2**10
+_NEXT = re.compile(r'<([^<>]{1,4096})>\s*;[^,<]*\brel\s*=\s*"?([a-z ]+)"?', re.IGNORECASE)
+
+Json = dict[str, Any]
+Mint = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of a foreign catalogue is read."""
+
+    pages: int
+    page_bytes: int
+    depth: int
+    seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(
+            pages=settings.crawl_pages_max,
+            page_bytes=settings.crawl_page_bytes,
+            depth=settings.crawl_depth_max,
+            seconds=settings.crawl_wall_seconds,
+        )
+
+
+class Visit:
+    """A visit under way: iterate `pages()`, then read what it came to."""
+
+    def __init__(self, net: Net, identity: Identity, limits: Limits, *, did: str, url: str, etag: str = "") -> None:
+        self._net, self._identity, self._limits = net, identity, limits
+        self._did, self._root, self._known_etag = did, url.rstrip("/"), etag
+        self.page_count = 0
+        self.byte_count = 0
+        self.etag = ""
+        self.unchanged = False
+        self.problem = ""  # why it is not the whole catalogue, where it is not
+
+    @property
+    def complete(self) -> bool:
+        return not self.problem
+
+    async def pages(self) -> AsyncIterator[list[Any]]:
+        """The datasets of each page. Raises where there is no first page; later, `problem` says what is missing."""
+        deadline = asyncio.get_running_loop().time() + self._limits.seconds
+        try:
+            async for datasets in self._walk(deadline):
+                yield datasets
+        except TimeoutError as error:
+            self._broke_off(Limited(f"the visit took longer than {self._limits.seconds:g} s"), error)
+        except HanseError as error:
+            self._broke_off(error, error)
+
+    def _broke_off(self, problem: HanseError, cause: Exception) -> None:
+        if self.page_count == 0:
+            raise problem from cause
+        self.problem = problem.message
+
+    async def _walk(self, deadline: float) -> AsyncIterator[list[Any]]:
+        async with asyncio.timeout_at(deadline):
+            base = await self._base()
+        waiting = deque([(base, 0)])
+        visited = {base}
+        while waiting:
+            address, depth = waiting.popleft()
+            following: str | None = f"{address}/catalog/request"
+            followed: set[str] = set()
+            while following is not None:
+                followed.add(following)
+                async with asyncio.timeout_at(deadline):
+                    catalog, following = await self._page(following, first=self.page_count == 0)
+                if catalog is None:
+                    return
+                if following in followed:
+                    raise PeerNonsense("the pages of the catalogue lead in a circle")
+                yield list(self._datasets(catalog, depth, waiting, visited))
+
+    async def _base(self) -> str:
+        """1. Where the connector speaks our version of the protocol."""
+        reply = await self._net.call("GET", f"{self._root}/.well-known/dspace-version", max_bytes=_VERSIONS_MAX)
+        _check_status(reply, self._root)
+        versions = (await _parsed(reply.body)).get("protocolVersions")
+        for entry in versions if isinstance(versions, list) else ():
+            path = entry.get("path") if isinstance(entry, dict) and entry.get("version") == VERSION else None
+            if isinstance(path, str) and path.startswith("/") and not path.startswith("//"):
+                return f"{self._root}{path}".rstrip("/")
+        raise PeerNonsense(f"{origin(self._root)} does not speak version {VERSION} of the Dataspace Protocol")
+
+    async def _page(self, url: str, *, first: bool) -> tuple[Json | None, str | None]:
+        """One page and the address of the next; None where nothing changed since the known ETag."""
+        if self.page_count >= self._limits.pages:
+            raise Limited(f"the catalogue has more than {self._limits.pages} pages")
+        headers = {"Authorization": self._identity.mint(self._did), "Content-Type": "application/json"}
+        if first and self._known_etag:
+            headers["If-None-Match"] = self._known_etag
+        limit = self._limits.page_bytes
+        reply = await self._net.call("POST", url, headers=headers, body=_REQUEST, max_bytes=limit)
+        self.page_count += 1
+        if reply.status == 304 and "If-None-Match" in headers:
+            self.unchanged, self.etag = True, self._known_etag
+            return None, None
+        body = _inflated(reply, limit)
+        self.byte_count += len(body)
+        try:
+            _check_status(reply, url)
+            catalog = await _parsed(body)
+            self._check_owner(catalog)
+        except HanseError:
+            self.page_count -= 1  # not a page of a catalogue
+            raise
+        if first:
+            self.etag = reply.headers.get("etag", "")[:1000]
+        return catalog, _next_link(reply.headers, url)
+
+    def _check_owner(self, catalog: Json) -> None:
+        """4. The catalogue is that of the member that we asked."""
+        if (came := catalog.get("participantId")) != self._did:
+            raise PeerNonsense(
+                f"expected the catalogue of {self._did}, came one of {str(came)[:200]!r}; "
+                "nothing of it was taken: correct the member's DID or its connector"
+            )
+
+    def _datasets(self, catalog: Json, depth: int, waiting: Any, visited: set[str]) -> Any:
+        """The datasets of a page and of catalogues inside it; addresses of others inside it join `waiting`."""
+        yield from _listed(catalog, "dataset")
+        for inner in _listed(catalog, "catalog"):
+            if not isinstance(inner, dict):
+                continue
+            if inner.get("participantId", self._did) != self._did:
+                continue  # somebody else's: that member is asked itself
+            if depth >= self._limits.depth:
+                raise Limited(f"the catalogue holds catalogues more than {self._limits.depth} deep")
+            if "dataset" in inner or "catalog" in inner:
+                yield from self._datasets(inner, depth + 1, waiting, visited)
+                continue
+            for service in _listed(inner, "service"):
+                address = service.get("endpointURL") if isinstance(service, dict) else None
+                if isinstance(address, str) and address.rstrip("/") not in visited:
+                    visited.add(address.rstrip("/"))
+                    waiting.append((address.rstrip("/"), depth + 1))
+
+
+def _listed(node: Json, key: str) -> list[Any]:
+    value = node.get(key, [])
+    return value if isinstance(value, list) else [value]
+
+
+async def _parsed(body: bytes) -> Json:
+    """A JSON object; parsed beside the event loop, because a page may have megabytes."""
+    try:
+        found = await asyncio.to_thread(json.loads, body)
+    except (ValueError, RecursionError) as error:
+        raise PeerNonsense("expected JSON from the connector, came something else") from error
+    if not isinstance(found, dict):
+        raise PeerNonsense(f"expected a JSON object from the connector, came {type(found).__name__}")
+    return found
+
+
+def _inflated(reply: Reply, limit: int) -> bytes:
+    """The body, inflated where it came compressed although we did not ask for it; never more than `limit`."""
+    encoding = reply.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        return reply.body
+    if encoding not in ("gzip", "x-gzip"):
+        raise PeerNonsense(f"expected an answer without compression or with gzip, came {encoding[:40]!r}")
+    try:
+        inflater = zlib.decompressobj(wbits=31)
+        body = inflater.decompress(reply.body, limit + 1)
+    except zlib.error as error:
+        raise PeerNonsense("the answer says that it is gzip, and is not") from error
+    if len(body) > limit:
+        raise PeerNonsense(f"the answer is larger than {limit} bytes when inflated; not read")
+    return body
+
+
+def _check_status(reply: Reply, url: str) -> None:
+    if reply.status == 200:
+        return
+    if reply.status in (401, 403):
+        raise PeerRefused(
+            f"{origin(url)} refused the catalogue ({reply.status}); check that its HANSE_TRUST_ANCHOR is this operator"
+        )
+    if reply.status >= 500 or reply.status == 429:
+        raise PeerUnreachable(f"{origin(url)} answered {reply.status}; it is tried again later")
+    raise PeerNonsense(f"{origin(url)} answered {reply.status} where a catalogue was expected")
+
+
+def _next_link(headers: Mapping[str, str], url: str) -> str | None:
+    """2. The address of the next page, if there is one at the same origin."""
+    for target, relation in _NEXT.findall(headers.get("link", "")[:16_384]):
+        if "next" in relation.lower().split():
+            found = urljoin(url, str(target))
+            if urlsplit(found)[:2] != urlsplit(url)[:2]:
+                raise PeerNonsense("the next page of the catalogue is on another server; not followed")
+            return found
+    return None
