@@ -97,8 +97,8 @@ class Space:
                         probe.bind(("127.0.0.1", port))
                     except OSError:
                         raise Busy(
-                            f"port {port} is in use, and the demo wants it for {member.name}; stop what uses it, or move "
-                            f"the demo with {PORT_SETTING} (now {self.port}; it takes {2 * len(self.members)} ports)"
+                            f"port {port} is in use, and the demo wants it for {member.name}; stop what uses it, "
+                            f"or move the demo with {PORT_SETTING} (now {self.port}; it takes {2 * len(self.members)} ports)"
                         ) from None
 
     def start(self, name: str) -> None:

@@ -1,0 +1,42 @@
+"""Search over the data space: asked of its catalogue in our participant's name, so that members see what members may."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from connector.errors import NotFound, PeerNonsense, PeerRefused
+from connector.identity.service import Identity
+from connector.management.auth import Caller, Tokens
+from connector.net import Net
+
+_QUERY_MAX = 4096
+
+
+def router(net: Net, identity: Identity, tokens: Tokens, *, catalogue_url: str, operator: str) -> APIRouter:
+    """`catalogue_url` and `operator` (its DID) are the operator's settings; without them there is no search."""
+    routes = APIRouter(tags=["search"])
+    reader = Depends(tokens.require("read"))
+
+    @routes.get("/search", summary="Datasets of the data space; parameters as in the catalogue's own search")
+    async def search(request: Request, _: Caller = reader) -> dict[str, Any]:
+        if not catalogue_url:
+            raise NotFound("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
+        url = f"{catalogue_url.rstrip('/')}/api/v1/search?{request.url.query[:_QUERY_MAX]}"
+        headers = {"authorization": identity.mint(operator)} if operator else {}
+        reply = await net.call("GET", url, headers=headers)
+        try:
+            found = json.loads(reply.body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise PeerNonsense(f"expected JSON from the catalogue, came status {reply.status}")
+        if reply.status != 200:
+            raise PeerRefused(
+                f"the catalogue says: {found.get('detail', reply.status)}", code=str(found.get("code", "refused"))
+            )
+        return found
+
+    return routes
