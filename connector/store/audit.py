@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile
+
+_LOCK = 0x48616E7365  # any number, the same for every connector process on one database
+_EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 
 
 class AuditRows:
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    def lock(self) -> bool:
+        """Whether this transaction is the only one that may number records. SQLite has one writer at a time anyway."""
+        if self._session.get_bind().dialect.name == "sqlite":
+            return True
+        return bool(self._session.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
 
     def pending(self, limit: int) -> Sequence[AuditPending]:
         """The oldest records that are not numbered yet."""
@@ -27,8 +38,9 @@ class AuditRows:
         top = self._session.scalar(select(func.max(AuditEvent.idx)))
         return 0 if top is None else top + 1
 
-    def add(self, row: AuditEvent | AuditTile | AuditCheckpoint) -> None:
-        self._session.add(row)
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add numbered records, each a mapping of the columns of `AuditEvent`."""
+        self._session.execute(insert(AuditEvent), [dict(row) for row in rows])
 
     def put_tile(self, level: int, n: int, data: bytes) -> None:
         self._session.merge(AuditTile(level=level, n=n, data=data))
@@ -37,29 +49,63 @@ class AuditRows:
         row = self._session.get(AuditTile, (level, n))
         return None if row is None else row.data
 
+    def put_checkpoint(self, size: int, note: str, created_at: float) -> None:
+        self._session.add(AuditCheckpoint(size=size, note=note, created_at=created_at))
+
     def checkpoint(self) -> AuditCheckpoint | None:
         """The newest signed tree head."""
         return self._session.scalars(select(AuditCheckpoint).order_by(AuditCheckpoint.size.desc()).limit(1)).first()
 
+    def event(self, idx: int) -> AuditEvent | None:
+        return self._session.get(AuditEvent, idx)
+
     def events(
-        self, *, start: int = 0, stop: int | None = None, newest_first: bool = False, limit: int = 100, **equals: str
+        self,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        newest_first: bool = False,
+        limit: int = 100,
+        equals: Mapping[str, str] = MappingProxyType({}),
     ) -> Sequence[AuditEvent]:
         """Records from `start` to before `stop` whose kind, actor, agreement, dataset, outcome are `equals`."""
-        query = select(AuditEvent).where(AuditEvent.idx >= start)
-        if stop is not None:
-            query = query.where(AuditEvent.idx < stop)
-        for name, value in equals.items():
-            query = query.where(getattr(AuditEvent, name) == value)
+        query = select(AuditEvent).where(*_conditions(start, stop, since, until, equals))
         order = AuditEvent.idx.desc() if newest_first else AuditEvent.idx
         return self._session.scalars(query.order_by(order).limit(limit)).all()
 
-    def walk(self, *, stop: int, batch: int = 1000) -> Iterator[AuditEvent]:
-        """Every record before `stop`, in order, a batch in memory at a time."""
+    def walk(
+        self,
+        *,
+        stop: int,
+        batch: int = 1000,
+        since: float | None = None,
+        until: float | None = None,
+        equals: Mapping[str, str] = MappingProxyType({}),
+    ) -> Iterator[AuditEvent]:
+        """Every such record before `stop`, in order, a batch in memory at a time."""
         start = 0
         while start < stop:
-            rows = self.events(start=start, stop=stop, limit=batch)
+            rows = self.events(start=start, stop=stop, since=since, until=until, limit=batch, equals=equals)
             if not rows:
                 return
             yield from rows
             start = rows[-1].idx + 1
             self._session.expunge_all()
+
+
+def _conditions(
+    start: int, stop: int | None, since: float | None, until: float | None, equals: Mapping[str, str]
+) -> list[ColumnElement[bool]]:
+    unknown = set(equals) - set(_EQUALS)
+    if unknown:
+        raise TypeError(f"expected filters among {', '.join(_EQUALS)}, came {', '.join(sorted(unknown))}")
+    conditions = [AuditEvent.idx >= start]
+    if stop is not None:
+        conditions.append(AuditEvent.idx < stop)
+    if since is not None:
+        conditions.append(AuditEvent.ts >= since)
+    if until is not None:
+        conditions.append(AuditEvent.ts < until)
+    return conditions + [getattr(AuditEvent, name) == value for name, value in equals.items()]

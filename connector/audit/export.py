@@ -1,0 +1,131 @@
+"""Evidence files: the whole log, or the records that answer a question, in one zip that is checked without us.
+
+    manifest.json    what this is: format, kind (whole | extract), filter, counts, the head it stands under; canonical
+    manifest.sig     the log key's signature over manifest.json, as a signed note's signature line
+    log.vkey         the log's verifier key; believe it only where it equals one that you already hold
+    checkpoint       the signed head (C2SP tlog-checkpoint)
+    leaves           whole: the leaf hash of each record, 32 bytes each; extract: empty
+    events.jsonl     a line each, canonical: body, idx, salt, ts, and in an extract the inclusion proof
+
+Members are stored uncompressed under a fixed date, so that a changed byte of the file is a changed byte of one record
+and can be named. Memory is bounded: records go to the file as they are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from connector.audit import merkle, note
+from connector.audit.log import AuditLog, Filter, Unit, record_from
+from connector.audit.record import Record, canonical
+from connector.errors import Busy, NotFound
+
+FORMAT = "hanse-evidence/1"
+_TILES_KEPT = 512  # 4 MB
+_ZIP64_ABOVE = 2**31 - 1
+_LINE_ESTIMATE = 16_384  # far above a line's length: decides only whether the container needs 64-bit sizes
+
+
+async def export(log: AuditLog, *, signer: note.Signer, which: Filter, directory: Path) -> IO[bytes]:
+    """An evidence file under the newest head, open at its start; it has no name, so it goes when it is closed.
+
+    Busy where the directory cannot take it. The caller has recorded who asked.
+    """
+    await log.sequencer.settle()
+
+    def work(tx: Unit) -> IO[bytes]:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed by whoever sends it
+        try:
+            write(file, tx, signer=signer, which=which)
+        except BaseException:
+            file.close()
+            raise
+        file.seek(0)
+        return file
+
+    try:
+        return await log.database.read(work)
+    except OSError as error:
+        raise Busy(
+            "the evidence file cannot be written now: the data directory must have room", private=str(error)
+        ) from error
+
+
+def write(file: IO[bytes], tx: Unit, *, signer: note.Signer, which: Filter) -> None:
+    """Write the evidence file for `which` from one snapshot. NotFound for a log without a record."""
+    newest = tx.audit.checkpoint()
+    if newest is None:
+        raise NotFound("the log has no record yet, so there is nothing to export")
+    origin, size, root = note.head_of(newest.note)
+    whole = not which.terms
+    with ZipFile(file, "w", ZIP_STORED) as container:
+        records = _write_events(container, tx, which=which, size=size, whole=whole)
+        _member(container, "leaves", _leaves(tx, size) if whole else iter(()), large=size * merkle.HASH > _ZIP64_ABOVE)
+        _member(container, "checkpoint", iter([newest.note.encode()]))
+        _member(container, "log.vkey", iter([f"{signer.vkey}\n".encode()]))
+        manifest = canonical(
+            {
+                "format": FORMAT,
+                "kind": "whole" if whole else "extract",
+                "filter": which.terms,
+                "origin": origin,
+                "records": records,
+                "root": base64.b64encode(root).decode(),
+                "size": size,
+            }
+        )
+        _member(container, "manifest.json", iter([f"{manifest}\n".encode()]))
+        _member(container, "manifest.sig", iter([signer.sign(f"{manifest}\n").encode()]))
+
+
+def line(record: Record, path: list[bytes] | None) -> bytes:
+    """A record's line of `events.jsonl`. Its text is canonical already, and the members stand in canonical order."""
+    salt = base64.b64encode(record.salt).decode()
+    proof = "" if path is None else f'"proof":{canonical([base64.b64encode(step).decode() for step in path])},'
+    return f'{{"body":{record.text},"idx":{record.idx},{proof}"salt":"{salt}","ts":{math.floor(record.ts)}}}\n'.encode()
+
+
+def _write_events(container: ZipFile, tx: Unit, *, which: Filter, size: int, whole: bool) -> int:
+    count = 0
+    tile = lru_cache(_TILES_KEPT)(tx.audit.tile)  # proofs of neighbours share almost all of their tiles
+
+    def lines() -> Iterator[bytes]:
+        nonlocal count
+        for row in tx.audit.walk(stop=size, **which.query):
+            path = None if whole else merkle.inclusion_proof(tile, row.idx, size)
+            yield line(record_from(row), path)
+            count += 1
+
+    _member(container, "events.jsonl", lines(), large=size * _LINE_ESTIMATE > _ZIP64_ABOVE)
+    return count
+
+
+def _leaves(tx: Unit, size: int) -> Iterator[bytes]:
+    """The leaf hashes, a tile at a time."""
+    for n in range((size + merkle.WIDTH - 1) // merkle.WIDTH):
+        wide = min(size - n * merkle.WIDTH, merkle.WIDTH)
+        data: bytes = tx.audit.tile(0, n) or b""
+        yield data[: wide * merkle.HASH]
+
+
+def _member(container: ZipFile, name: str, chunks: Iterator[bytes], *, large: bool = False) -> None:
+    info = ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system, info.external_attr = 3, 0o600 << 16
+    with container.open(info, "w", force_zip64=large) as member:
+        for chunk in chunks:
+            member.write(chunk)
+
+
+def blocks(file: IO[bytes], *, size: int = 256 * 1024) -> Iterator[Any]:
+    """The file's bytes, for sending; closes it at the end, however that comes."""
+    with file:
+        while block := file.read(size):
+            yield block

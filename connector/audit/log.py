@@ -1,0 +1,283 @@
+"""Numbering, hashing and signing: from committed events to a log with a signed head, and reading it back.
+
+The database is reached through what `app` passes in (a store); of its rows only the names below are known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from connector.audit import merkle, note
+from connector.audit.record import SALT_BYTES, Record, record_of
+from connector.errors import Busy, HanseError, NotFound
+from connector.events import Bus, Event
+from connector.telemetry import logger
+
+T = TypeVar("T")
+
+ROUND_MAX = 1024  # records in one round: larger ones gain nothing and hold up other writers
+_IDLE_SECONDS = 30.0  # after this long without a wake: records of another process that died before its round
+_RETRY_FIRST, _RETRY_CAP = 0.1, 5.0
+
+_log = logger("audit")
+
+
+class Unit(Protocol):
+    """A transaction, as far as the log needs one."""
+
+    now: float
+
+    @property
+    def audit(self) -> Any: ...
+
+
+class Database(Protocol):
+    bus: Bus
+
+    def write(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
+
+    def read(self, work: Callable[[Any], T], /) -> Awaitable[T]: ...
+
+
+class LogBroken(HanseError):
+    """What is stored is not what was signed. Nothing more is signed until an operator has looked."""
+
+    code = "log_broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A record, and the text of its `.tlog-proof` under the newest signed head."""
+
+    record: Record
+    proof: str
+
+
+class Sequencer:
+    """The one that numbers. Several may run on one database: a round belongs to whoever holds its lock."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        signer: note.Signer,
+        round_seconds: float = 0.05,
+        salt: Callable[[], bytes] = lambda: os.urandom(SALT_BYTES),
+    ) -> None:
+        self._database = database
+        self._signer = signer
+        self._round_seconds = round_seconds
+        self._salt = salt
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._checked = False
+
+    async def run(self) -> None:
+        """Catch up, then a round whenever something was committed. Ends by cancellation, or by LogBroken."""
+        unsubscribe = self._database.bus.subscribe(lambda _: self._wake.set())
+        pause = _RETRY_FIRST
+        try:
+            while True:
+                try:
+                    await self.settle()
+                except Busy as error:
+                    _log.warning("round postponed", reason=error.message, pause=pause)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _RETRY_CAP)
+                    continue
+                pause = _RETRY_FIRST
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), _IDLE_SECONDS)
+                await asyncio.sleep(self._round_seconds)  # what arrives together shares a commit and a signature
+        finally:
+            unsubscribe()
+
+    async def settle(self) -> None:
+        """Number what is committed now; afterwards the newest head covers it. LogBroken where the tree is not ours."""
+        async with self._turn:
+            await self._check_once()
+            self._wake.clear()
+            while (done := await self._database.write(self._round)) != 0:
+                if done is None:  # another process is in a round, and may have looked before our rows were there
+                    await asyncio.sleep(self._round_seconds)
+                elif done < ROUND_MAX:
+                    return
+
+    async def _check_once(self) -> None:
+        if not self._checked:
+            await self._database.read(check_head)
+            self._checked = True
+
+    def _round(self, tx: Unit) -> int | None:
+        """One round in one transaction: how many records it numbered; None where another process has the turn.
+
+        1. take the turn; 2. number pending rows from the log's size on; 3. add their leaves to the tiles;
+        4. sign the new head; 5. remove them from pending. A crash before the commit leaves everything pending.
+        """
+        if not tx.audit.lock():  # 1
+            return None
+        rows = tx.audit.pending(ROUND_MAX)
+        if not rows:
+            return 0
+        size = tx.audit.size()
+        records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 2
+        tx.audit.append([_columns(record, row.body) for record, row in zip(records, rows, strict=True)])
+        changed = merkle.append(tx.audit.tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 3
+        for (level, n), data in changed.items():
+            tx.audit.put_tile(level, n, data)
+        total = size + len(records)
+        head = merkle.root(lambda level, n: changed.get((level, n)) or tx.audit.tile(level, n), total)
+        tx.audit.put_checkpoint(total, note.checkpoint(self._signer, size=total, root=head), tx.now)  # 4
+        tx.audit.settle([row.id for row in rows])  # 5
+        return len(records)
+
+
+def check_head(tx: Unit) -> None:
+    """LogBroken unless the stored tree has the size and root of the newest head."""
+    newest, size = tx.audit.checkpoint(), tx.audit.size()
+    if newest is None:
+        if size:
+            raise LogBroken(f"the audit log holds {size} records and no signed head; restore its database from a copy")
+        return
+    _, signed, root = note.head_of(newest.note)
+    try:
+        sound = signed == size and merkle.root(tx.audit.tile, size) == root
+    except merkle.TreeBroken as error:
+        raise LogBroken(str(error)) from error
+    if not sound:
+        raise LogBroken(
+            f"the audit log's newest head was signed over {signed} records, and what is stored ({size} records) does "
+            "not match it; nothing more will be signed: restore the database from a copy"
+        )
+
+
+def _columns(record: Record, body: dict[str, Any]) -> dict[str, Any]:
+    """The row of a record; the columns beside its text are for searching, cut where a column is short."""
+    short = {name: str(body.get(name, ""))[:255] for name in ("actor", "agreement", "dataset")}
+    return {
+        "idx": record.idx,
+        "ts": record.ts,
+        "kind": record.kind[:64],
+        "outcome": str(body.get("outcome", "ok"))[:16],
+        "body": record.text,
+        "salt": record.salt,
+        **short,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which records: equality on what is indexed, and a span of time in UTC seconds."""
+
+    kind: str = ""
+    actor: str = ""
+    agreement: str = ""
+    dataset: str = ""
+    outcome: str = ""
+    since: float | None = None
+    until: float | None = None
+
+    @property
+    def query(self) -> dict[str, Any]:
+        """As the store's queries take it."""
+        names = ("kind", "actor", "agreement", "dataset", "outcome")
+        equals = {name: value for name in names if (value := getattr(self, name))}
+        return {"equals": equals, "since": self.since, "until": self.until}
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """The terms that were given, for the record of who asked for what."""
+        spans = {name: value for name in ("since", "until") if (value := getattr(self, name)) is not None}
+        return {**self.query["equals"], **spans}
+
+
+class AuditLog:
+    """Reading the log. Who reads is recorded, durably, before anything is handed out."""
+
+    def __init__(self, database: Database, sequencer: Sequencer, *, vkey: str) -> None:
+        self.database = database
+        self.sequencer = sequencer
+        self.vkey = vkey
+
+    async def page(self, which: Filter, *, before: int | None, limit: int) -> Sequence[Record]:
+        """The newest such records whose index is below `before`."""
+
+        def work(tx: Unit) -> list[Record]:
+            rows = tx.audit.events(stop=before, newest_first=True, limit=limit, **which.query)
+            return [record_from(row) for row in rows]
+
+        return await self.database.read(work)
+
+    async def proven(self, idx: int) -> Proven:
+        """One record with its proof. NotFound where the log is shorter."""
+
+        def work(tx: Unit) -> Proven:
+            newest, row = tx.audit.checkpoint(), tx.audit.event(idx)
+            if newest is None or row is None or idx >= newest.size:
+                size = 0 if newest is None else newest.size
+                raise NotFound(f"the log has no record {idx}: expected an index below its size, {size}")
+            path = merkle.inclusion_proof(tx.audit.tile, idx, newest.size)
+            return Proven(record_from(row), note.proof(index=idx, path=path, note=newest.note))
+
+        return await self.database.read(work)
+
+    async def head(self) -> str:
+        """The newest signed head. NotFound before the first record."""
+
+        def work(tx: Unit) -> str:
+            newest = tx.audit.checkpoint()
+            if newest is None:
+                raise NotFound("the log has no signed head yet; it has one as soon as it holds a record")
+            text: str = newest.note
+            return text
+
+        return await self.database.read(work)
+
+    async def tile(self, level: int, n: int, wide: int) -> bytes:
+        """The first `wide` hashes of a tile. NotFound where it is shorter: empty and future tiles are not served."""
+
+        def work(tx: Unit) -> bytes:
+            data: bytes = tx.audit.tile(level, n) or b""
+            return data[: wide * merkle.HASH]
+
+        data = await self.database.read(work)
+        if len(data) != wide * merkle.HASH or not data:
+            raise NotFound(f"the log has no tile {level}/{n} with {wide} hashes; read the checkpoint for its size")
+        return data
+
+    async def entries(self, n: int, wide: int) -> bytes:
+        """The first `wide` entries of a bundle of 256, each after its length (big-endian, two bytes)."""
+
+        def work(tx: Unit) -> list[bytes]:
+            start = n * merkle.WIDTH
+            return [record_from(row).leaf for row in tx.audit.events(start=start, stop=start + wide, limit=wide)]
+
+        leaves = await self.database.read(work)
+        if len(leaves) != wide:
+            raise NotFound(f"the log has no bundle {n} with {wide} entries; read the checkpoint for its size")
+        return b"".join(len(leaf).to_bytes(2, "big") + leaf for leaf in leaves)
+
+    async def consistency(self, old: int, new: int) -> list[bytes]:
+        """The RFC 6962 proof that the first `old` records are still the first of `new`."""
+
+        def work(tx: Unit) -> list[bytes]:
+            size = tx.audit.size()
+            if not 0 < old <= new <= size:
+                raise NotFound(f"expected 0 < old <= new <= {size}, came old={old} and new={new}")
+            return merkle.consistency_proof(tx.audit.tile, old, new)
+
+        return await self.database.read(work)
+
+    async def note_reading(self, event: Event) -> None:
+        """Record who reads, before they do."""
+        await self.database.write(lambda tx: tx.publish(event))
+
+
+def record_from(row: Any) -> Record:
+    """A stored row as the record it is."""
+    return Record(row.idx, row.ts, row.kind, row.body, row.salt)

@@ -1,0 +1,83 @@
+"""Evidence files out of a real store: what they hold, and that memory stays bounded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from hanse.verify import MEMBERS, Report, verify
+
+from connector.audit.log import Filter
+from connector.errors import Busy, NotFound
+from connector.store import Store
+from tests.connector.audit.support import SIGNER, evidence, log_over, story
+
+
+async def report_of(store: Store, directory: Path, count: int, which: Filter | None = None) -> Report:
+    log = log_over(store)
+    await store.write(story(count))
+    path = directory / "evidence.zip"
+    path.write_bytes(await evidence(log, directory, which))  # a test of its own
+    return verify(path, key=SIGNER.vkey)
+
+
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 700])
+async def test_a_whole_export_holds_for_the_verifier(sqlite_store: Store, tmp_path: Path, count: int) -> None:
+    report = await report_of(sqlite_store, tmp_path, count)
+    assert (report.ok, report.problem) == (True, "")
+    assert (report.kind, report.records, report.size, report.key_given) == ("whole", count, count, True)
+
+
+async def test_both_databases_export_what_the_verifier_accepts(store: Store, tmp_path: Path) -> None:
+    assert (await report_of(store, tmp_path, 40)).ok
+
+
+@pytest.mark.parametrize(
+    ("which", "records"),
+    [
+        (Filter(agreement="urn:agreement:1"), 150),
+        (Filter(outcome="refused"), 75),
+        (Filter(kind="ReadEnded", actor="did:web:consumer0.example"), 25),
+        (Filter(dataset="urn:hanse:north:flights", since=1.0), 300),
+        (Filter(until=1.0), 0),
+        (Filter(actor="nobody"), 0),
+    ],
+)
+async def test_an_extract_proves_each_of_its_records(
+    sqlite_store: Store, tmp_path: Path, which: Filter, records: int
+) -> None:
+    report = await report_of(sqlite_store, tmp_path, 300, which)
+    assert (report.ok, report.problem) == (True, "")
+    assert (report.kind, report.records, report.size) == ("extract", records, 300)
+
+
+async def test_the_members_can_be_read_with_ordinary_tools(sqlite_store: Store, tmp_path: Path) -> None:
+    await report_of(sqlite_store, tmp_path, 4, Filter(outcome="refused"))
+    with ZipFile(tmp_path / "evidence.zip") as container:
+        assert tuple(container.namelist()) == MEMBERS
+        assert container.testzip() is None
+        manifest = json.loads(container.read("manifest.json"))
+        record = json.loads(container.read("events.jsonl"))
+    assert manifest["filter"] == {"outcome": "refused"}
+    assert (record["idx"], record["body"]["reason"]) == (3, "Zeilen über dem Limit")
+
+
+async def test_an_empty_log_has_nothing_to_export(sqlite_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no record yet"):
+        await evidence(log_over(sqlite_store), tmp_path)
+
+
+async def test_a_directory_that_cannot_be_written_is_a_clear_refusal(sqlite_store: Store, tmp_path: Path) -> None:
+    await sqlite_store.write(story(1))
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(Busy, match="must have room"):
+        await evidence(log_over(sqlite_store), blocked)
+
+
+async def test_an_export_leaves_nothing_behind(sqlite_store: Store, tmp_path: Path) -> None:
+    await sqlite_store.write(story(3))
+    await evidence(log_over(sqlite_store), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,94 @@
+"""Canonical JSON against the examples of RFC 8785 and against the verifier's own writer; commitments."""
+
+from __future__ import annotations
+
+import base64
+import json
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from hanse import verify
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connector.audit.record import canonical, record_of
+
+NUMBERS = [  # RFC 8785 appendix B, and the borders between its forms
+    (0.0, "0"),
+    (-0.0, "0"),
+    (5e-324, "5e-324"),
+    (1.7976931348623157e308, "1.7976931348623157e+308"),
+    (9007199254740992.0, "9007199254740992"),
+    (295147905179352830000.0, "295147905179352830000"),
+    (1e21, "1e+21"),
+    (999999999999999700000.0, "999999999999999700000"),
+    (1e-6, "0.000001"),
+    (1e-7, "1e-7"),
+    (333333333.33333329, "333333333.3333333"),
+    (1.5, "1.5"),
+    (-1.25e-9, "-1.25e-9"),
+    (100.0, "100"),
+]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(("value", "text"), NUMBERS)
+def test_numbers_are_written_as_rfc_8785_writes_them(value: float, text: str) -> None:
+    assert canonical(value) == text
+    assert verify.canonical(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"\u20ac": 1, "\r": 2, "\ufb33": 3, "1": 4, "\U0001f600": 5, "\x80": 6, "\xf6": 7},
+         '{"\\r":2,"1":4,"\x80":6,"\xf6":7,"\u20ac":1,"\U0001f600":5,"\ufb33":3}'),  # RFC 8785 §3.2.3
+        ("\u20ac$\x0f\nA'B\"\\\\\"/", '"\u20ac$\\u000f\\nA\'B\\"\\\\\\\\\\"/"'),
+        ([True, None, {"b": [], "a": {}}], '[true,null,{"a":{},"b":[]}]'),
+    ],
+)  # fmt: skip
+def test_keys_and_strings_are_written_as_rfc_8785_writes_them(value: Any, text: str) -> None:
+    assert canonical(value) == text
+    assert verify.canonical(value) == text
+
+
+@given(JSON)
+def test_writer_and_verifier_write_the_same_text(value: Any) -> None:
+    text = canonical(value)
+    assert verify.canonical(json.loads(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2**53 + 1, '"9007199254740993"'),
+        (float("nan"), '"nan"'),
+        (float("inf"), '"inf"'),
+        ("\ud800", '"?"'),
+        (b"x", "\"b'x'\""),
+    ],
+)
+def test_what_json_cannot_hold_becomes_text_because_a_log_must_not_stop(value: Any, text: str) -> None:
+    assert canonical(value) == text
+
+
+def test_a_leaf_is_a_salted_commitment_without_any_content() -> None:
+    record = record_of(7, 1_700_000_000.75, {"kind": "ReadStarted", "actor": "did:web:north"}, b"s" * 16)
+    assert json.loads(record.text) == {
+        "actor": "did:web:north",
+        "kind": "ReadStarted",
+        "time": "2023-11-14T22:13:20.750Z",
+    }
+    commitment = base64.b64encode(sha256(b"s" * 16 + record.text.encode()).digest()).decode()
+    assert record.leaf.decode() == f'{{"c":"{commitment}","t":"ReadStarted","ts":1700000000,"v":1}}'

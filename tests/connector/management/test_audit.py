@@ -1,0 +1,149 @@
+"""The auditor's API over HTTP: who may read, what a page holds, proofs, tiles and evidence that hold for outsiders."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from hanse.verify import verify, verify_consistency, verify_proof
+
+from connector.audit import merkle, note
+from connector.audit.log import AuditLog
+from connector.management import audit, problems
+from connector.management.auth import Tokens
+from connector.store import Store
+from tests.connector.audit.support import SIGNER, log_over, story
+
+
+@dataclass
+class Auditor:
+    http: httpx2.AsyncClient
+    log: AuditLog
+    store: Store
+
+
+@pytest.fixture
+async def auditor(sqlite_store: Store, tmp_path: Path) -> AsyncIterator[Auditor]:
+    tokens, log, app = Tokens(sqlite_store), log_over(sqlite_store), FastAPI()
+    problems.install(app)
+    app.include_router(audit.router(log, tokens=tokens, signer=SIGNER, data_dir=tmp_path))
+    token = await tokens.issue("ada", ["audit"], by="test")
+    await sqlite_store.write(story(40))
+    await log.sequencer.settle()
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app), base_url="http://t", headers={"authorization": f"Bearer {token}"}
+    ) as http:
+        yield Auditor(http, log, sqlite_store)
+
+
+async def test_a_page_holds_the_newest_that_fit_and_says_where_the_next_begins(auditor: Auditor) -> None:
+    first = (await auditor.http.get("/audit/events", params={"agreement": "urn:agreement:1", "limit": 15})).json()
+    rest = await auditor.http.get("/audit/events", params={"agreement": "urn:agreement:1", "before": first["next"]})
+    both = first["records"] + rest.json()["records"]
+    assert [record["body"]["detail"]["rows"] for record in both] == [i * 1000 for i in range(39, 0, -2)]
+    assert rest.json()["next"] is None
+
+
+async def test_every_reading_of_what_happened_is_a_record_itself(auditor: Auditor) -> None:
+    for path in ("/audit/events?outcome=refused", "/audit/events/3", "/audit/export"):
+        assert (await auditor.http.get(path)).status_code == 200
+    readings = (await auditor.http.get("/audit/events", params={"kind": "LogRead"})).json()["records"]
+    assert [(r["body"]["actor"], r["body"]["detail"]) for r in reversed(readings)] == [
+        ("ada", {"what": "list", "terms": {"outcome": "refused"}}),
+        ("ada", {"what": "record", "terms": {"idx": 3}}),
+        ("ada", {"what": "export"}),
+        ("ada", {"what": "list", "terms": {"kind": "LogRead"}}),
+    ]
+
+
+async def test_one_record_comes_with_a_proof_that_holds(auditor: Auditor) -> None:
+    record = (await auditor.http.get("/audit/events/17")).json()
+    key = (await auditor.http.get("/audit/key")).text.strip()
+    assert record["key"] == key
+    assert verify_proof(record["proof"], record["leaf"].encode(), key) == 17
+
+
+async def test_an_export_holds_offline(auditor: Auditor, tmp_path: Path) -> None:
+    for terms, kind in (({}, "whole"), ({"outcome": "refused"}, "extract")):
+        answer = await auditor.http.get("/audit/export", params=terms)
+        assert answer.headers["content-type"] == "application/zip"
+        (tmp_path / "evidence.zip").write_bytes(answer.content)  # a test of its own
+        report = verify(tmp_path / "evidence.zip", key=SIGNER.vkey)
+        assert (report.ok, report.kind, report.problem) == (True, kind, "")
+
+
+async def test_an_outside_monitor_rebuilds_the_root_from_tiles_and_entries(auditor: Auditor) -> None:
+    await auditor.store.write(story(300))
+    await auditor.log.sequencer.settle()
+    _, size, root = note.head_of((await auditor.http.get("/audit/checkpoint")).text)
+    rest = size - 256
+    tiles = (await auditor.http.get("/audit/tile/0/000")).content
+    tiles += (await auditor.http.get(f"/audit/tile/0/001.p/{rest}")).content
+    bundles = (await auditor.http.get("/audit/tile/entries/000")).content
+    bundles += (await auditor.http.get(f"/audit/tile/entries/001.p/{rest}")).content
+    hashes = [tiles[at : at + 32] for at in range(0, len(tiles), 32)]
+    entries = []
+    while bundles:
+        length = int.from_bytes(bundles[:2], "big")
+        entries.append(bundles[2 : 2 + length])
+        bundles = bundles[2 + length :]
+    assert [merkle.leaf_hash(entry) for entry in entries] == hashes
+    rebuilt: merkle.Tiles = merkle.append(lambda _, __: None, 0, hashes)
+    assert merkle.root(lambda level, n: rebuilt.get((level, n)), size) == root
+
+
+async def test_a_later_head_is_proven_to_continue_an_earlier_one(auditor: Auditor) -> None:
+    old = (await auditor.http.get("/audit/checkpoint")).text
+    await auditor.store.write(story(30))
+    await auditor.log.sequencer.settle()
+    new = (await auditor.http.get("/audit/checkpoint")).text
+    sizes = {"old": note.head_of(old)[1], "new": note.head_of(new)[1]}
+    answer = (await auditor.http.get("/audit/consistency", params=sizes)).json()
+    verify_consistency(old, new, [base64.b64decode(step) for step in answer["hashes"]], SIGNER.vkey)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/audit/events/60", 404),
+        ("/audit/events/-1", 404),
+        ("/audit/events/99999999999999999999999", 404),
+        ("/audit/events/x", 400),
+        ("/audit/events?since=yesterday", 400),
+        ("/audit/events?since=2026-01-01T00:00:00", 400),
+        ("/audit/events?outcome=perhaps", 400),
+        ("/audit/events?limit=0", 400),
+        ("/audit/events?limit=100000", 400),
+        ("/audit/events?before=-1", 400),
+        ("/audit/tile/0/000", 404),
+        ("/audit/tile/0/000.p/60", 404),
+        ("/audit/tile/0/000.p/0", 404),
+        ("/audit/tile/0/000.p/256", 404),
+        ("/audit/tile/0/x000/000.p/1", 404),
+        ("/audit/tile/0/0.p/1", 404),
+        ("/audit/tile/64/000.p/1", 404),
+        ("/audit/tile/-1/000.p/1", 404),
+        ("/audit/tile/0/x999/x999/x999/x999/x999/x999/x999/x999/999", 404),
+        ("/audit/tile/entries/000.p/99", 404),
+        ("/audit/consistency?old=0&new=1", 400),
+        ("/audit/consistency?old=5&new=4", 404),
+        ("/audit/consistency?old=5&new=4000", 404),
+    ],
+)
+async def test_what_is_not_there_or_not_sensible_is_a_clear_refusal(auditor: Auditor, path: str, status: int) -> None:
+    answer = await auditor.http.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["events", "events/1", "export", "key", "checkpoint", "tile/0/000", "tile/entries/000"]
+)
+async def test_nothing_is_read_without_a_token(auditor: Auditor, path: str) -> None:
+    answer = await auditor.http.get(f"/audit/{path}", headers={"authorization": "Bearer nonsense"})
+    assert answer.status_code == 401
