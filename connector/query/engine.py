@@ -131,14 +131,18 @@ def query(
 
 
 def batches(
-    relation: duckdb.DuckDBPyRelation, *, row_bytes: Mapping[str, float], target: int
+    relation: duckdb.DuckDBPyRelation, *, row_bytes: Mapping[str, float], target: int, most_rows: int | None = None
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema, and batches of about `target` bytes as they are made: never the whole result."""
+    """The schema, and batches of about `target` bytes and at most `most_rows` rows: never the whole result."""
     widths = [
-        row_bytes.get(name) or width_of(kind) for name, kind in zip(relation.columns, relation.types, strict=True)
+        _measured(width_of(kind), row_bytes.get(name))
+        for name, kind in zip(relation.columns, relation.types, strict=True)
     ]
-    reader = relation.to_arrow_reader(rows_for(sum(widths), target))
+    rows = rows_for(sum(widths), target)
+    reader = relation.to_arrow_reader(rows if most_rows is None else max(1, min(rows, most_rows)))
     schema = plain_schema(reader.schema)
+    if most_rows is not None:
+        return schema, (piece for batch in reader for piece in cut(plain(batch, schema), target))
     return schema, gather(
         (piece for batch in reader for piece in cut(plain(batch, schema), target)), at_least=target // 4
     )
@@ -161,6 +165,11 @@ def width_of(kind: Any) -> float:
     if name in ("struct", "union"):
         return float(sum(width_of(child) for _, child in kind.children))
     return float(_WIDTHS.get(name, 16))
+
+
+def _measured(guess: float, known: float | None) -> float:
+    """A guess where the type leaves it open, corrected by what the profile measured (encoded, so rather too small)."""
+    return guess if known is None or guess <= 16 else max(8.0, known)
 
 
 def gather(batches: Iterator[pa.RecordBatch], *, at_least: int) -> Iterator[pa.RecordBatch]:

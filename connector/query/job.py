@@ -68,6 +68,7 @@ class Recheck:
 class Job:
     """One piece of work for a worker. `kind`: query (frames), or report, profile, convert, check_arrow (one value).
 
+    Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
     `consumer` is whom the work is for: free workers go round between consumers.
     """
@@ -79,6 +80,7 @@ class Job:
     recheck: Recheck | None = None
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20
+    batch_rows: int | None = None
     codec: str = "none"  # none, lz4 or zstd
     digest: str = "xxh3"  # xxh3, sha256 or none
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -152,10 +152,14 @@ class Result:
             self.worked += time.monotonic() - begun
         return self._taken(*frame)
 
-    async def stop(self) -> None:
-        """End the work: interrupt, then kill. Safe to call at any time."""
+    def interrupt(self) -> None:
+        """Tell the worker to stop; whoever waits for a frame gets the error `cancelled` soon."""
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
+
+    async def stop(self) -> None:
+        """End the work: interrupt, then kill. Safe to call at any time."""
+        self.interrupt()
         try:
             async with asyncio.timeout(GRACE):
                 await self._drain()

@@ -87,7 +87,7 @@ def query(session: Session, job: Job) -> None:
     recheck(con, job)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
-    schema, batches = engine.batches(relation, row_bytes=widths, target=job.batch_bytes)
+    schema, batches = engine.batches(relation, row_bytes=widths, target=job.batch_bytes, most_rows=job.batch_rows)
     out = Frames(session, job, schema)
     for batch in batches:
         session.check()

@@ -1,0 +1,152 @@
+"""What a consumer asks of the data plane, as values: the read, its limits, and the record at the end of its stream.
+
+Pure. Knows neither HTTP nor the engine; the SQL in here is still the consumer's and has passed no gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connector.dataplane.tickets import Ticket
+from connector.errors import BadInput, QueryInvalid
+from connector.query.job import TRAILER_ROOM
+from policies.model import HANSE
+
+QUERY, STREAM = HANSE + "query", HANSE + "stream"
+ACTIONS: Mapping[str, str] = {"query": QUERY, "stream": STREAM}
+CODECS = ("none", "lz4", "zstd")
+DIGESTS = ("xxh3", "sha256")
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+COMPLETE = "complete"
+REVOKED = "revoked"
+EXPIRED = "lease_expired"
+QUOTA = "quota"
+FAILED = "error"
+
+_WHERE_MAX = 16_384
+_COLUMNS_MAX = 4_096
+_REASON_MAX = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A small table that the consumer brings along to join with: an Arrow stream."""
+
+    name: str
+    columns: tuple[str, ...]
+    arrow: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One read. `tickets` are one per agreement that the SQL draws on; all belong to the same consumer."""
+
+    tickets: tuple[Ticket, ...]
+    sql: str
+    action: str
+    purpose: str = ""
+    plain_scan: bool = False  # rows of one dataset with a condition, nothing else
+    rows: int | None = None
+    nbytes: int | None = None
+    seconds: float | None = None
+    batch_rows: int | None = None
+    codec: str = "none"
+    digest: str = "xxh3"
+    query_id: str = ""
+    fragment: str = ""
+    brought: tuple[Brought, ...] = ()
+
+    def __post_init__(self) -> None:
+        consumers = {ticket.consumer for ticket in self.tickets}
+        if len(consumers) != 1:
+            raise BadInput("expected tickets of one consumer", code="tickets_mixed")
+        for name, value, known in (
+            ("action", self.action, tuple(ACTIONS.values())),
+            ("codec", self.codec, CODECS),
+            ("digest", self.digest, DIGESTS),
+        ):
+            if value not in known:
+                raise BadInput(f"expected {name} to be one of {', '.join(known)}, came {value[:50]!r}")
+        for name, number in (("rows", self.rows), ("bytes", self.nbytes), ("batch_rows", self.batch_rows)):
+            if number is not None and number < 1:
+                raise BadInput(f"expected {name} to be at least 1, came {number}")
+
+    @property
+    def consumer(self) -> str:
+        return self.tickets[0].consumer
+
+
+def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "") -> str:
+    """SQL for the rows of one dataset. QueryInvalid where `where` is more than a condition on rows.
+
+    The condition is read with the gate's own parser, so that it cannot close a bracket of ours; the gate reads the
+    whole again.
+    """
+    if len(columns) > _COLUMNS_MAX or len(where) > _WHERE_MAX:
+        raise QueryInvalid(f"expected at most {_COLUMNS_MAX} columns and {_WHERE_MAX} characters of condition")
+    shown = ", ".join(_quoted(column) for column in columns) or "*"
+    sql = f"SELECT {shown} FROM {_quoted(name[0])}.{_quoted(name[1])}"  # noqa: S608  quoted; the gate reads it anew
+    return f"{sql} WHERE {_condition(where)}" if where.strip() else sql
+
+
+def _condition(where: str) -> str:
+    from sqlglot import exp
+
+    from policies.enforce import statement
+
+    tree = statement.parse(f"SELECT 1 FROM t WHERE ({where})")  # noqa: S608  parsed, never run
+    filled = {name for name, value in tree.args.items() if value}
+    held = tree.args.get("where")
+    if not isinstance(tree, exp.Select) or filled - {"expressions", "from", "from_", "where", "kind"} or held is None:
+        raise QueryInvalid("expected a condition on columns (age > 50 AND sex = 'f'), came more than that")
+    if any(tree.find_all(exp.Subquery, exp.Exists)):
+        raise QueryInvalid(
+            "expected a condition on the dataset's own columns, came a query inside it; send it as a query"
+        )
+    return str(held.this.sql(dialect="duckdb", comments=False))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a stream ended, for its last record and for the log."""
+
+    status: str
+    rows: int
+    batches: int
+    nbytes: int
+    digest: str
+    code: str = ""
+    reason: str = ""
+    rule: str = ""
+    policy: tuple[str, ...] = ()
+    query: str = ""
+
+    def fill(self, trailer: bytes) -> bytes:
+        """The prepared trailer with this record in it, and the end of the stream after it."""
+        text = json.dumps(self.to_json(), ensure_ascii=True, separators=(",", ":"))
+        if len(text) > TRAILER_ROOM:
+            text = json.dumps(self.to_json() | {"policy": [], "reason": "", "rule": ""}, separators=(",", ":"))
+        start = trailer.rindex(b" " * TRAILER_ROOM)
+        room = text.encode().ljust(TRAILER_ROOM)
+        return trailer[:start] + room + trailer[start + TRAILER_ROOM :] + END_OF_STREAM
+
+    def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "status": self.status,
+            "rows": self.rows,
+            "batches": self.batches,
+            "bytes": self.nbytes,
+            "digest": self.digest,
+            "policy": list(self.policy)[:20],
+            "query": self.query[:64],
+        }
+        extra = {"code": self.code, "reason": self.reason[:_REASON_MAX], "rule": self.rule[:200]}
+        return told | {name: value for name, value in extra.items() if value}

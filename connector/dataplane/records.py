@@ -1,0 +1,87 @@
+"""What the log says of a read: its start, its end, its refusal. Facts only; never a value of the data. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
+from connector.errors import HanseError
+from connector.events import ReadEnded, ReadRefused, ReadStarted
+from connector.usage.grants import Grant
+from policies.enforce.sql import Prepared
+from policies.errors import PolicyError
+
+
+def applied(prepared: Prepared) -> tuple[str, ...]:
+    """What of the policies shaped this answer, in words for its reader: effect and rule."""
+    found: list[str] = []
+    for dataset in prepared.datasets:
+        contract = dataset.contract
+        hidden = len(contract.schema.columns) - len(contract.columns)
+        told = [
+            "row filter" if contract.row_filter is not None else "",
+            f"{hidden} columns withheld" if hidden else "",
+            *(f"{mask.column} masked ({mask.kind})" for mask in contract.masks),
+            f"groups of at least {contract.grid.min_group}" if contract.grid is not None else "",
+        ]
+        found += [f"{dataset.name[1]}: {text}" for text in told if text]
+    return tuple(found)
+
+
+def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> ReadStarted:
+    """The record of a start. The SQL is kept as its digest: its literals may be personal data."""
+    detail = {
+        "action": asked.action.rsplit("/", 1)[-1],
+        "columns": list(prepared.columns)[:100],
+        "query_sha256": hashlib.sha256(asked.sql.encode()).hexdigest(),
+        "policy": list(applied(prepared)),
+        **({"fragment": asked.fragment} if asked.fragment else {}),
+    }
+    return ReadStarted(**_common(asked, grants), detail=detail)
+
+
+def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None) -> ReadEnded:
+    """The record of an end, with what left."""
+    if end is None:
+        code = getattr(failure, "code", "cancelled")
+        return ReadEnded(
+            **_common(asked, grants),
+            outcome="failed",
+            code=code,
+            reason=str(failure)[:400] if isinstance(failure, HanseError | PolicyError) else "",
+            rule=getattr(failure, "rule", ""),
+            detail={"rows": 0, "bytes": 0, "batches": 0},
+        )
+    outcome = {COMPLETE: "ok", FAILED: "broken"}.get(end.status, "refused")
+    return ReadEnded(
+        **_common(asked, grants),
+        outcome=outcome,
+        code=end.code,
+        reason=end.reason,
+        rule=end.rule,
+        detail={"rows": end.rows, "bytes": end.nbytes, "batches": end.batches, "digest": end.digest},
+    )
+
+
+def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> ReadRefused:
+    """The record of a read that never started."""
+    common = _common(asked, grants)
+    common["agreement"] = common["agreement"] or asked.tickets[0].agreement
+    return ReadRefused(
+        **common, outcome="refused", code=error.code, reason=str(error)[:400], rule=getattr(error, "rule", "")
+    )
+
+
+def _common(asked: Asked, grants: Sequence[Grant]) -> dict[str, Any]:
+    """The fields that every record of one read shares. A read under several agreements names the first, and all."""
+    first = grants[0] if grants else None
+    return {
+        "actor": asked.consumer,
+        "dataset": first.held.dataset.id if first else "",
+        "version": first.held.version.digest if first else "",
+        "agreement": ",".join(grant.agreement_id for grant in grants),
+        "purpose": (first.purpose if first else "") or asked.purpose,
+        "process": asked.query_id,
+    }

@@ -1,0 +1,447 @@
+"""The one path of every byte that leaves an owner: source, contract, gate, audit, frames. Transports only frame it.
+
+`Reads.open` admits a read and `GovernedStream` delivers it; the numbers stand beside the code:
+1. the grants: each agreement holds, covers action and purpose, and has uses and quota left (`usage.grants`);
+2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
+3. the start of the read is durable in the log before anything leaves;
+4. a worker checks the SQL again with the engine's parser and runs it over the pinned files (`query.pool`);
+5. before each batch the gate looks at every lease: revoked, expired, rows, bytes; a batch is counted, then released;
+6. revocation and expiry also interrupt a worker that gives no batch;
+7. the stream ends with its end record, whatever the reason, and the log has the totals; quota not used goes back.
+What stops a read before its first byte raises; what stops it later is in the end record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from connector.dataplane import records
+from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
+from connector.dataplane.tickets import Ticket
+from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
+from connector.query.job import Job, Limits, Recheck, Relation
+from connector.query.pool import Frame, Pool, Result
+from connector.store import Store
+from connector.telemetry import Metrics
+from connector.usage.grants import Grant, Grants
+from policies import gate
+from policies.contract import DataContract
+from policies.enforce import sql as enforce
+from policies.enforce.sql import Dataset, Keys, Prepared
+from policies.errors import PolicyError
+
+_QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
+_LONGEST = 24 * 3600.0
+_STOPPED = {
+    gate.REVOKED: REVOKED,
+    gate.EXPIRED: EXPIRED,
+    gate.ROWS_SPENT: QUOTA,
+    gate.BYTES_SPENT: QUOTA,
+}
+_REASONS = {
+    EXPIRED: "the ticket or the agreement has ended; renew the ticket and go on from here",
+    QUOTA: "the agreement's rows or bytes are used up",
+}
+
+
+class GovernedStream:
+    """One read under way. `schema` first, then the parts of `frames`; together one Arrow IPC stream."""
+
+    def __init__(self, reads: Reads, asked: Asked, grants: Sequence[Grant], prepared: Prepared, result: Result) -> None:
+        self.id = asked.query_id
+        self.schema = result.schema
+        self.columns = prepared.columns
+        self.end: End | None = None
+        self.rows = self.batches = self.bytes = 0
+        self._reads = reads
+        self._grants = tuple(grants)
+        self._result = result
+        self._asked = asked
+        self._digest = result.digest
+        self._policy = records.applied(prepared)
+        self._first: Frame | None = None
+
+    async def peek(self) -> bool:
+        """Wait for the first batch without releasing it. Whether there is one."""
+        self._first = await anext(self._result, None)
+        return self._first is not None
+
+    async def frames(self) -> AsyncIterator[memoryview | bytes]:
+        """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
+        watch = asyncio.get_running_loop().create_task(self._watch())
+        end: End | None = None
+        try:
+            while end is None:
+                frame = self._first or await anext(self._result, None)
+                self._first = None
+                if frame is None:
+                    end = self._ended(COMPLETE)
+                elif (stop := await self._pass(frame)) is not None:
+                    end = self._ended(stop)
+                else:
+                    yield frame.payload
+        except HanseError as error:
+            end = self._broken(error)
+        finally:
+            watch.cancel()
+        self.end = end
+        yield end.fill(self._result.trailer)
+
+    def abandon(self, code: str, reason: str) -> None:
+        """The client has gone or does not read: the log says so."""
+        if self.end is None:
+            self.end = replace(self._ended(FAILED), code=code, reason=reason)
+
+    def extend(self, seconds: float) -> None:
+        """A renewed ticket: the read may go on this long from now, within the agreement's time."""
+        for grant in self._grants:
+            grant.lease.deadline = time.monotonic() + min(seconds, self._reads.left(grant.contract))
+
+    async def _pass(self, frame: Frame) -> str | None:
+        """None and the batch is counted in every lease (5), or the status that the stream ends with."""
+        for number, grant in enumerate(self._grants):
+            reason = gate.check(grant.lease, frame.rows, frame.nbytes)
+            if reason in (gate.ROWS_SPENT, gate.BYTES_SPENT):
+                await self._reads.grants.refill(grant, rows=frame.rows, nbytes=frame.nbytes)
+                reason = gate.check(grant.lease, frame.rows, frame.nbytes)
+            if reason is not None:
+                for passed in self._grants[:number]:
+                    passed.lease.rows += frame.rows
+                    passed.lease.bytes += frame.nbytes
+                return _STOPPED[reason]
+        self.rows += frame.rows
+        self.batches += 1
+        self.bytes += frame.nbytes
+        self._digest = frame.digest
+        return None
+
+    async def _watch(self) -> None:
+        """Interrupt the worker when a grant ends while no batch comes (6)."""
+        waits = [asyncio.ensure_future(grant.stopped.wait()) for grant in self._grants]
+        try:
+            while (left := self._lease_left()) > 0:
+                done, _ = await asyncio.wait(waits, timeout=min(left, 60), return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    break
+            self._result.interrupt()
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _lease_left(self) -> float:
+        return min(grant.lease.deadline for grant in self._grants) - time.monotonic()
+
+    def _broken(self, error: HanseError) -> End:
+        """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
+        if any(grant.lease.revoked for grant in self._grants):
+            return self._ended(REVOKED)
+        if error.code == "cancelled" and self._lease_left() <= 0:
+            return self._ended(EXPIRED)
+        return replace(self._ended(FAILED), code=error.code, reason=error.message)
+
+    def _ended(self, status: str) -> End:
+        name = self._asked.digest
+        stopped = next((grant for grant in self._grants if grant.lease.revoked), None)
+        reason, rule = _REASONS.get(status, ""), ""
+        if status == REVOKED and stopped is not None:
+            reason, rule = stopped.stop_reason, stopped.contract.permission
+        return End(
+            status=status,
+            rows=self.rows,
+            batches=self.batches,
+            nbytes=self.bytes,
+            digest=f"{name}:{self._digest.hex()}",
+            code="" if status == COMPLETE else status,
+            reason=reason,
+            rule=rule,
+            policy=self._policy,
+            query=self.id,
+        )
+
+
+class Reads:
+    """Every read of one provider's data, over all transports."""
+
+    def __init__(
+        self,
+        store: Store,
+        grants: Grants,
+        pool: Pool,
+        *,
+        name: str,
+        mask_secret: bytes,
+        memory_mb: int = 512,
+        seconds: float = 60.0,
+        streams_max: int = 16,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.grants = grants
+        self._store = store
+        self._pool = pool
+        self._name = name
+        self._mask_secret = mask_secret
+        self._memory_mb = memory_mb
+        self._seconds = seconds
+        self._streams_max = streams_max
+        self._metrics = metrics
+        self._live: dict[str, GovernedStream] = {}
+        self._running: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._draining = False
+        self.clock: Callable[[], float] = time.time
+
+    @property
+    def live(self) -> Mapping[str, GovernedStream]:
+        """Reads under way, by id."""
+        return self._live
+
+    @asynccontextmanager
+    async def open(self, asked: Asked) -> AsyncIterator[GovernedStream]:
+        """Admit a read, or raise HanseError or PolicyError before anything has left; leaving the block ends it."""
+        asked = asked if asked.query_id else replace(asked, query_id=secrets.token_hex(16))
+        begun = time.monotonic()
+        grants: list[Grant] = []
+        prepared: Prepared | None = None
+        keys: list[Keys] = []
+        try:
+            with self._place(asked.consumer):
+                grants = await self._admit(asked)  # 1
+                keys = [Keys(brought.name, _token(), brought.columns) for brought in asked.brought]
+                prepared = await self._prepare(asked, grants, keys)  # 2
+                async with self._running_stream(asked, grants, prepared, keys, begun) as stream:
+                    yield stream
+        except (HanseError, PolicyError) as error:
+            if prepared is None:
+                event = records.refused(asked, error, grants)
+                await self._kept(self._store.write(lambda tx: tx.publish(event)))
+            if prepared is None or prepared.aggregate:
+                await _quantised(begun)
+            raise
+        finally:
+            await self._kept(self._settle(grants))
+
+    async def drain(self, reason: str) -> None:
+        """No new reads; running ones end at their next batch."""
+        self._draining = True
+        for stream in tuple(self._live.values()):
+            for grant in stream._grants:
+                grant.stop(reason)
+
+    def renew(self, query_id: str, ticket: Ticket) -> None:
+        """Let a running read go on with a fresh ticket of the same agreement. NotFound for anybody else's."""
+        stream = self._live.get(query_id)
+        if stream is None or all(grant.agreement_id != ticket.agreement for grant in stream._grants):
+            raise NotFound(f"no read {query_id[:64]!r} of yours is running")
+        stream.extend(ticket.expires - self.clock())
+
+    def left(self, contract: DataContract) -> float:
+        """Seconds until the contract's own end."""
+        return _LONGEST if contract.not_after is None else contract.not_after - self.clock()
+
+    def _place(self, consumer: str) -> _Place:
+        if self._draining:
+            raise Busy("the connector is stopping; try again later", code="shutting_down")
+        total, most = sum(self._running.values()), max(1, self._streams_max // 2)
+        if total >= self._streams_max:
+            raise Limited(f"{total} reads are running, as many as there may be; try again later", code="streams_max")
+        if self._running.get(consumer, 0) >= most:
+            raise Limited(f"{most} of your reads are running, as many as may be; end one", code="streams_of_consumer")
+        return _Place(self._running, consumer)
+
+    async def _admit(self, asked: Asked) -> list[Grant]:
+        """One grant per ticket, or none at all (1)."""
+        grants: list[Grant] = []
+        now = self.clock()
+        try:
+            for ticket in asked.tickets:
+                if ticket.purpose and asked.purpose and ticket.purpose != asked.purpose:
+                    raise Refused(
+                        f"this ticket is for {ticket.purpose}, the request declares {asked.purpose}",
+                        code="purpose_not_agreed",
+                    )
+                grants.append(
+                    await self.grants.open(
+                        ticket.agreement,
+                        consumer=ticket.consumer,
+                        transfer_id=ticket.transfer,
+                        generation=ticket.generation,
+                        action=asked.action,
+                        purpose=ticket.purpose or asked.purpose,
+                        longest=min(ticket.expires - now, asked.seconds or _LONGEST),
+                    )
+                )
+        except BaseException:
+            await self._kept(self._settle(grants))
+            raise
+        return grants
+
+    async def _prepare(self, asked: Asked, grants: Sequence[Grant], keys: Sequence[Keys]) -> Prepared:
+        """The gate, off the event loop: reading hostile text takes its time (2)."""
+        datasets = [
+            Dataset((self._name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id)
+            for grant in grants
+        ]
+        names = [dataset.name for dataset in datasets]
+        if len(set(names)) < len(names):
+            raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
+        purpose = grants[0].purpose or None
+        key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
+        return await asyncio.to_thread(
+            enforce.prepare,
+            asked.sql,
+            datasets,
+            action=asked.action,
+            purpose=purpose,
+            token=_token,
+            mask_key=key,
+            keys=keys,
+        )
+
+    @asynccontextmanager
+    async def _running_stream(
+        self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys], begun: float
+    ) -> AsyncIterator[GovernedStream]:
+        started = self._spawn(self._store.write(lambda tx: tx.publish(records.started(asked, grants, prepared))))  # 3
+        stream: GovernedStream | None = None
+        failure: BaseException | None = None
+        try:
+            async with self._pool.run(self._job(asked, grants, prepared, keys)) as result:  # 4
+                await started
+                stream = GovernedStream(self, asked, grants, prepared, result)
+                self._live[asked.query_id] = stream
+                await _settled_groups(stream, prepared, begun)
+                yield stream
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._live.pop(asked.query_id, None)
+            await self._kept(self._record_end(started, asked, grants, stream, failure, begun))  # 7
+
+    def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
+        relations = {
+            dataset.relation: relation_of(grant)
+            for dataset in prepared.datasets
+            for grant in grants
+            if grant.held.dataset.name == dataset.name[1]
+        }
+        brought = {table.relation: Relation("", blob=number) for number, table in enumerate(keys)}
+        rows = min(grant.lease.rows for grant in grants)
+        spare = min(grant.lease.bytes for grant in grants)
+        return Job(
+            relations=relations | brought,
+            sql=prepared.sql,
+            params=prepared.params,
+            recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
+            limits=Limits(
+                seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
+                memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
+            ),
+            batch_bytes=max(2**16, min(3 * 2**20, spare // 2)),
+            batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
+            codec=asked.codec,
+            digest=asked.digest,
+            blobs=tuple(brought.arrow for brought in asked.brought),
+            consumer=asked.consumer,
+            shared=asked.plain_scan and not prepared.aggregate,
+        )  # fmt: skip
+
+    async def _record_end(
+        self,
+        started: asyncio.Task[Any],
+        asked: Asked,
+        grants: Sequence[Grant],
+        stream: GovernedStream | None,
+        failure: BaseException | None,
+        begun: float,
+    ) -> None:
+        await started
+        if stream is not None and stream.end is None:
+            code = getattr(failure, "code", "client_gone")
+            stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else "the client left")
+        end = stream.end if stream is not None else None
+        await self._store.write(lambda tx: tx.publish(records.ended(asked, grants, end, failure)))
+        if self._metrics is not None and end is not None:
+            self._metrics.rows.inc(end.rows)
+            self._metrics.bytes.inc(end.nbytes)
+            self._metrics.query_seconds.observe(time.monotonic() - begun)
+
+    async def _settle(self, grants: Sequence[Grant]) -> None:
+        for grant in grants:
+            await self.grants.close(grant)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _kept(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do what must be done although our caller may be cancelled: the record of an end is never lost."""
+        return await asyncio.shield(self._spawn(work))
+
+
+class _Place:
+    """A consumer's place among the running reads."""
+
+    def __init__(self, running: dict[str, int], consumer: str) -> None:
+        self._running, self._consumer = running, consumer
+
+    def __enter__(self) -> None:
+        self._running[self._consumer] = self._running.get(self._consumer, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        left = self._running[self._consumer] - 1
+        if left:
+            self._running[self._consumer] = left
+        else:
+            del self._running[self._consumer]
+
+
+def relation_of(grant: Grant) -> Relation:
+    """The pinned files of the version that a grant reads, as the engine takes them."""
+    version = grant.held.version
+    source = version.source
+    files = tuple({key: file[key] for key in _FILE_KEYS} for file in source["files"])
+    return Relation(source["kind"], files, source["options"], row_bytes=_row_bytes(version.profile))
+
+
+_FILE_KEYS = ("path", "dev", "inode", "size", "mtime_ns", "name")
+
+
+def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
+    """Average bytes of a value per column, where the profile knows them."""
+    rows, columns = profile.get("rows") or 0, profile.get("columns") or ()
+    found = columns if not isinstance(columns, Mapping) else [dict(value, name=name) for name, value in columns.items()]
+    return {column["name"]: column["bytes"] / rows for column in found if rows and column.get("bytes")}
+
+
+async def _settled_groups(stream: GovernedStream, prepared: Prepared, begun: float) -> None:
+    """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
+    if not prepared.aggregate:
+        return
+    found = await stream.peek()
+    await _quantised(begun)
+    if not found and prepared.min_group is not None:
+        raise Refused(
+            f"no group of at least {prepared.min_group} fits the question; ask for larger groups",
+            code="min_group_size",
+            rule=next(
+                (path for d in prepared.datasets for name, path in d.contract.reasons if "group" in name.lower()), ""
+            ),
+        )
+
+
+async def _quantised(begun: float) -> None:
+    await asyncio.sleep(-(time.monotonic() - begun) % _QUANTUM)
+
+
+def _token() -> str:
+    return f"r_{secrets.token_hex(8)}"
