@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -34,7 +35,19 @@ class Api:
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path, None)
 
+    def text(self, path: str) -> str:
+        return self._send("GET", path, None).decode()
+
+    def download(self, path: str, target: Path) -> Path:
+        """Write an answer to a file; what is downloaded in the demo fits in memory."""
+        target.write_bytes(self._send("GET", path, None))
+        return target
+
     def _call(self, method: str, path: str, body: object) -> Any:
+        text = self._send(method, path, body)
+        return json.loads(text) if text else None
+
+    def _send(self, method: str, path: str, body: object) -> bytes:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_SECONDS)
         try:
@@ -45,13 +58,17 @@ class Api:
             text = answer.read()
         finally:
             connection.close()
-        found = json.loads(text) if text else None
         if answer.status >= 400:
-            problem = found if isinstance(found, dict) else {}
-            raise Answered(
-                str(problem.get("detail", f"status {answer.status}")), code=str(problem.get("code", "failed"))
-            )
-        return found
+            raise _refusal(answer.status, text)
+        return text
+
+
+def _refusal(status: int, text: bytes) -> Answered:
+    try:
+        problem = json.loads(text)
+        return Answered(str(problem["detail"]), code=str(problem["code"]))
+    except (ValueError, KeyError, TypeError):
+        return Answered(f"status {status}", code="failed")
 
 
 def segment(text: str) -> str:

@@ -98,7 +98,7 @@ class Space:
                     except OSError:
                         raise Busy(
                             f"port {port} is in use, and the demo wants it for {member.name}; stop what uses it, "
-                            f"or move the demo with {PORT_SETTING} (now {self.port}; it takes {2 * len(self.members)} ports)"
+                            f"or move the demo with {PORT_SETTING} (now {self.port}, ten ports from there)"
                         ) from None
 
     def start(self, name: str) -> None:

@@ -1,0 +1,361 @@
+"""The story, told by the people of the data space: owners, operator, gigafactory, auditor. Each chapter is a function.
+
+Every step checks what it shows: a step whose outcome is not what it should be ends the story with an error.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from connector.demo import training
+from connector.demo.api import Api, segment
+from connector.demo.data import Piece, prepare
+from connector.demo.show import Show, size
+from connector.demo.space import COUNTRIES, TITLES, Space, resident
+
+RESEARCH = "dpv:ScientificResearch"
+OFFERS = Path(__file__).parent / "offers"
+ABOUT: dict[str, dict[str, Any]] = {
+    "patients": {
+        "title": "Breast cancer patients (GBSG2)",
+        "description": "Node-positive breast cancer: therapy, tumour, receptors, days without recurrence.",
+        "keywords": ["breast cancer", "oncology", "survival"],
+        "theme": "HEAL",
+        "license": "Schumacher et al. 1994, as shipped in lifelines (MIT)",
+    },
+    "flights": {
+        "title": "Flights from New York, 2013",
+        "description": "336,776 departures from EWR, JFK and LGA with delays, distance and aircraft.",
+        "keywords": ["aviation", "delay", "mobility"],
+        "theme": "TRAN",
+        "license": "CC0-1.0",
+    },
+    "weather": {
+        "title": "Hourly weather at New York's airports, 2013",
+        "description": "Temperature, wind, precipitation and visibility by hour.",
+        "keywords": ["weather", "visibility"],
+        "theme": "ENVI",
+        "license": "CC0-1.0",
+    },
+    "planes": {
+        "title": "Aircraft register",
+        "description": "Year, manufacturer, model, engines and seats by tail number.",
+        "keywords": ["aviation", "register"],
+        "theme": "TRAN",
+        "license": "CC0-1.0",
+    },
+    "airlines": {
+        "title": "Airlines",
+        "description": "Carrier codes and names.",
+        "keywords": ["aviation"],
+        "theme": "TRAN",
+        "license": "CC0-1.0",
+    },
+}
+SURVIVAL = """
+SELECT horTh, menostat, count(*) AS patients, avg(time) AS mean_days, sum(cens) AS recurrences
+FROM "all".patients
+GROUP BY horTh, menostat
+ORDER BY horTh, menostat
+"""
+DELAYS = """
+SELECT p.manufacturer, count(*) AS flights, avg(f.dep_delay) AS mean_delay
+FROM north.flights f
+JOIN south.weather w ON f.origin = w.origin AND f.time_hour = w.time_hour
+JOIN west.planes p ON f.tailnum = p.tailnum
+WHERE w.visib < 2 AND f.dep_delay IS NOT NULL
+GROUP BY p.manufacturer
+HAVING count(*) >= 50
+ORDER BY mean_delay DESC
+LIMIT 8
+"""
+
+
+@dataclass(slots=True)
+class Story:
+    """What the chapters share."""
+
+    space: Space
+    show: Show
+    pieces: list[Piece] = field(default_factory=list)
+    agreed: dict[str, Any] = field(default_factory=dict)  # "north/flights" -> the SDK's dataset
+    forge: Any = None  # the gigafactory's SDK connection
+
+    def api(self, name: str) -> Api:
+        member = self.space.members[name]
+        return Api(member.management, member.token)
+
+    def name_of(self, did: str) -> str:
+        """The short name of a member, by its DID."""
+        return next((member.name for member in self.space.members.values() if member.did == did), did)
+
+    def tell(self) -> None:
+        """Every chapter in order."""
+        for chapter in (data, start, join, register, find, agree, ask, train, refuse, revoke, audit, account):
+            chapter(self)
+
+
+def data(story: Story) -> None:
+    story.show.chapter("Real data, converted once")
+    with story.show.step("Patients of three clinics, New York's flights with planes, weather and airlines") as step:
+        story.pieces = prepare(story.space.directory / "data", tell=lambda _: step.advance())
+        step.say(f"{sum(piece.rows for piece in story.pieces):,} rows in {len(story.pieces)} Parquet files")
+
+
+def start(story: Story) -> None:
+    import hanse
+
+    story.show.chapter("A data space on this machine")
+    with story.show.step("Catalogue, three owners and a gigafactory start, each a process of its own") as step:
+        story.space.check_ports()
+        step.total(len(story.space.members))
+        for name in story.space.members:
+            story.space.start(name)
+        for name in story.space.members:
+            story.space.wait(name)
+            step.advance()
+        step.say(f"ports {story.space.port} to {story.space.port + 2 * len(story.space.members) - 1}")
+    forge = story.space.members["forge"]
+    story.forge = hanse.connect(forge.management, forge.token)
+
+
+def join(story: Story) -> None:
+    with story.show.step("The operator admits four members, each by its DID"):
+        operator = story.api("catalogue")
+        for member in story.space.connectors:
+            operator.post(
+                "/members",
+                {
+                    "id": member.did,
+                    "name": member.name,
+                    "title": TITLES[member.name],
+                    "role": "gigafactory" if member.name == "forge" else "data-owner",
+                    "country": COUNTRIES[member.name],
+                    "url": member.url,
+                },
+            )
+
+
+def register(story: Story) -> None:
+    story.show.chapter("Owners register and offer")
+    with story.show.step("Datasets are registered: schema, statistics, digests. Nobody else sees them yet") as step:
+        step.total(len(story.pieces))
+        for piece in story.pieces:
+            story.api(piece.owner).post("/datasets", {"name": piece.name, "path": str(piece.path), **ABOUT[piece.name]})
+            step.advance()
+    with story.show.step("An offer is attached to each, written in the short form"):
+        for piece in story.pieces:
+            form = (OFFERS / f"{piece.name}-{piece.owner}.yaml").read_text()
+            made = story.api(piece.owner).post("/offers", {"form": form})
+            if piece.name == "patients" and piece.owner == "north":
+                sentences = made["sentences"]
+    for sentence in sentences:
+        story.show.note(sentence["text"])
+
+
+def find(story: Story) -> None:
+    story.show.chapter("The catalogue finds them")
+    with story.show.step("It asks every connector over the Dataspace Protocol") as step:
+        runs = story.api("catalogue").post("/crawl?wait=60")["runs"]
+        step.say(f"{len(runs)} connectors visited")
+    with story.show.step('Search for the words "breast cancer"') as step:
+        found = story.forge.search("breast cancer")
+        step.say(", ".join(sorted(entry.name for entry in found)))
+        story.show.expect(len(found) == 3, "three datasets about breast cancer")
+    with story.show.step("Search for datasets with a column `tailnum`") as step:
+        found = story.forge.search(column="tailnum")
+        step.say(", ".join(sorted(entry.name for entry in found)))
+        story.show.expect(len(found) == 2, "two datasets with a column tailnum")
+
+
+def agree(story: Story) -> None:
+    story.show.chapter("The gigafactory negotiates, connector to connector")
+    with story.show.step("Catalogue request, negotiation to FINALIZED, transfer to STARTED, seven times") as step:
+        step.total(len(story.pieces))
+        for piece in story.pieces:
+            name = f"{piece.owner}/{piece.name}"
+            story.agreed[name] = story.forge.agree(name, purpose=RESEARCH)
+            step.advance()
+        step.say(f"{len(story.agreed)} agreements, stored by both sides")
+
+
+def ask(story: Story) -> None:
+    story.show.chapter("One SQL question over three owners")
+    totals = {f"{piece.owner}.{piece.name}": piece.rows for piece in story.pieces}
+    for title, sql in (
+        ("Survival by therapy: 686 patients of three clinics, who leave no rows", SURVIVAL),
+        ("Delays in bad weather by maker of the aircraft: a join over three owners", DELAYS),
+    ):
+        with story.show.step(title):
+            result = story.forge.query(sql, purpose=RESEARCH)
+            table = result.to_arrow()
+        story.show.expect(table.num_rows > 0, "an answer")
+        story.show.table(table.column_names, [tuple(row.values()) for row in table.to_pylist()])
+        story.show.table(
+            ("owner", "sent rows", "sent bytes", "stayed at home"),
+            [
+                (
+                    f"{part['owner']}.{part['dataset']}",
+                    part["rows"],
+                    part["bytes"],
+                    f"{totals.get(part['owner'] + '.' + part['dataset'], 0) - part['rows']:,} rows"
+                    + (", small groups withheld" if part.get("withheld") else ""),
+                )
+                for part in result.owners
+            ],
+        )
+
+
+def train(story: Story) -> None:
+    story.show.chapter("A training job streams Arrow batches")
+    flights = story.agreed["north/flights"]
+    with story.show.step("A model learns batch by batch which flights arrive late", total=336_776) as step:
+        outcome = training.fit(flights, advance=step.advance)
+        step.say(
+            f"{outcome.rows:,} rows in {outcome.batches} batches, {size(outcome.bytes)}; "
+            f"log loss {outcome.loss:.3f} (always the mean: {outcome.base_loss:.3f}), "
+            f"memory grew {size(outcome.grown)} after the first batches"
+        )
+    story.show.expect(outcome.loss < outcome.base_loss, "a model that is better than the mean")
+    story.show.expect(outcome.grown < 100_000_000, "constant memory")
+
+
+def refuse(story: Story) -> None:
+    story.show.chapter("Three times no, by name of the rule")
+    patients = story.agreed["north/patients"]
+    cases: tuple[tuple[str, Callable[[], object]], ...] = (
+        (
+            "Raw rows of patients",
+            lambda: story.forge.query("SELECT patient, age FROM north.patients", purpose=RESEARCH).to_arrow(),
+        ),
+        (
+            "A purpose that was not agreed",
+            lambda: story.forge.query("SELECT count(*) AS n FROM north.patients", purpose="dpv:Marketing").to_arrow(),
+        ),
+        (
+            "A group that is too small",
+            lambda: story.forge.query(
+                "SELECT count(*) AS n FROM north.patients WHERE horTh = 'yes' AND menostat = 'Pre' AND tgrade = 'I'",
+                purpose=RESEARCH,
+            ).to_arrow(),
+        ),
+    )
+    story.show.expect(patients is not None, "an agreement about patients")
+    for title, attempt in cases:
+        with story.show.step(title) as step:
+            refusal = _refusal(attempt)
+            story.show.expect(refusal is not None, "a refusal")
+            step.say(f"refused: {refusal.code}")
+        story.show.note(f"{refusal}" + (f" [{refusal.rule}]" if getattr(refusal, "rule", "") else ""))
+
+
+def _refusal(attempt: Callable[[], object]) -> Any:
+    import hanse
+
+    try:
+        attempt()
+    except hanse.Refused as refusal:
+        return refusal
+    return None
+
+
+def revoke(story: Story) -> None:
+    import hanse
+
+    story.show.chapter("The owner changes its mind")
+    weather = story.agreed["south/weather"]
+    asked: list[float] = []
+
+    def owner_revokes() -> None:
+        owner = story.api("south")
+        agreement = segment(weather.agreement_id)
+        asked.append(time.monotonic())
+        owner.post(f"/agreements/{agreement}/revoke", {"reason": "the owner needs the station for itself"})
+
+    with story.show.step("An agreement is revoked while its stream runs") as step:
+        stopped = 0.0
+        rows = 0
+        try:
+            for batch in _slowly(weather.stream(batch_rows=100)):
+                rows += batch.num_rows
+                if rows >= 500 and not asked:
+                    owner_revokes()
+        except hanse.AccessRevoked as ended:
+            stopped = time.monotonic()
+            reason = str(ended)
+        story.show.expect(bool(asked) and stopped > 0, "a stream that stops when its agreement is revoked")
+        step.say(
+            f"stopped {(stopped - asked[0]) * 1000:.0f} ms after the owner's word, {rows:,} of 26,115 rows had left"
+        )
+    story.show.note(reason)
+
+
+def _slowly(batches: Iterator[Any]) -> Iterator[Any]:
+    """A reader that computes something between batches, so that the stream is still running when it is stopped."""
+    for batch in batches:
+        yield batch
+        time.sleep(0.01)
+
+
+def audit(story: Story) -> None:
+    from hanse import verify
+
+    story.show.chapter("The auditor asks for nobody's word")
+    owner = story.api("north")
+    with story.show.step("Who read what, under which agreement, at north") as step:
+        listed = owner.get("/audit/events", limit=1000)["records"]
+        reads = [entry for entry in listed if entry["body"]["kind"] in ("ReadEnded", "ReadRefused")]
+        step.say(f"{len(reads)} reads and refusals")
+    story.show.table(
+        ("record", "who", "dataset", "purpose", "outcome", "rows", "why"),
+        [
+            (
+                entry["idx"],
+                story.name_of(entry["body"]["actor"]),
+                entry["body"].get("dataset", "").rpartition(":")[2],
+                entry["body"].get("purpose", "").rpartition("#")[2],
+                entry["body"]["outcome"],
+                entry["body"].get("detail", {}).get("rows"),
+                entry["body"].get("code", ""),
+            )
+            for entry in reads[:8]
+        ],
+    )
+    folder = story.space.directory / "audit"
+    folder.mkdir(exist_ok=True)
+    with story.show.step("The log is exported and verified offline") as step:
+        path = owner.download("/audit/export", folder / "north.zip")
+        report = verify.verify(path, owner.text("/audit/key").strip())
+        story.show.expect(report.ok, "a log that verifies")
+        step.say(f"{report.records} records under the signed root {report.root[:16]}...")
+    with story.show.step("One byte of a copy is changed") as step:
+        report = verify.verify(_tampered(path, folder / "tampered.zip"))
+        story.show.expect(not report.ok and report.first_bad is not None, "a verifier that names the changed record")
+        step.say(f"record {report.first_bad} does not fit: {report.problem}")
+
+
+def _tampered(path: Path, copy: Path) -> Path:
+    """A copy of an evidence file with one bit changed, in the record of a read."""
+    changed = bytearray(path.read_bytes())
+    changed[changed.index(b"ReadEnded") + 4] ^= 1
+    copy.write_bytes(changed)
+    return copy
+
+
+def account(story: Story) -> None:
+    story.show.chapter("What it takes")
+    memory = story.space.memory()
+    story.show.table(
+        ("process", "main process", "with workers"),
+        [(name, size(main), size(whole)) for name, (main, whole) in memory.items()],
+    )
+    whole = sum(tree for _, tree in memory.values())
+    story.show.note(f"everything together {size(whole)}; this story {size(resident(os.getpid()))}")
+    largest = max(main for name, (main, _) in memory.items() if name != "catalogue")
+    story.show.expect(largest <= 250 * 2**20, f"connectors within 250 MB, came {size(largest)}")
+    story.show.expect(whole <= 2.5e9, f"everything within 2.5 GB, came {size(whole)}")
