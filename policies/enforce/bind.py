@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from sqlglot import exp
 
@@ -74,7 +75,7 @@ class _Binder:
             refuse("column_unknown", "the sides of UNION, INTERSECT or EXCEPT differ in columns", "columns")
         order = node.args.get("order")
         if order is not None:
-            self._walk(order, ctes, _Scope(aliases=_folded(columns), outer=outer))
+            self._walk(order, ctes, _Scope(aliases=set(_folded(columns)), outer=outer))
         return columns
 
     def _with(self, node: exp.Expr, ctes: _Ctes, outer: _Scope | None) -> _Ctes:
@@ -228,8 +229,9 @@ class _Binder:
         raise _unknown(alias)
 
 
-def _folded(names: Iterable[str]) -> set[str]:
-    return {name.casefold() for name in names}
+@lru_cache(maxsize=1024)
+def _folded(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name.casefold() for name in names)
 
 
 def _unknown(shown: str) -> QueryRefused:

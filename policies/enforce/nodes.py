@@ -49,8 +49,9 @@ STRUCTURE: dict[type[exp.Expr], frozenset[str]] = {
     exp.Window: frozenset({"this", "partition_by", "order", "spec", "over"}),
     exp.WindowSpec: frozenset({"kind", "start", "start_side", "end", "end_side"}),
     exp.Filter: _TWO,
+    exp.IgnoreNulls: _THIS,
     exp.Exists: _THIS,
-    exp.DataType: frozenset({"this", "expressions", "nested"}),
+    exp.DataType: frozenset({"this", "expressions", "nested", "kind"}),  # judged further in `statement`
     exp.DataTypeParam: _THIS,
     exp.Cast: frozenset({"this", "to"}),
     exp.TryCast: frozenset({"this", "to", "safe"}),
@@ -111,6 +112,9 @@ _TYPES = (
     "BOOLEAN TINYINT SMALLINT INT BIGINT INT128 UTINYINT USMALLINT UINT UBIGINT FLOAT DOUBLE DECIMAL CHAR VARCHAR"
     " TEXT DATE TIME TIMESTAMP TIMESTAMPNTZ TIMESTAMPTZ DATETIME"
 )
+CLAUSES: frozenset[TokenType] = frozenset(
+    TokenType[name] for name in "LATERAL VALUES PIVOT UNPIVOT ANY SOME RENAME".split()
+)  # words that no function is called by
 TYPE_TOKENS: frozenset[TokenType] = frozenset(TokenType[name] for name in _TYPES.split())
 TOKENS: frozenset[TokenType] = (
     frozenset(TokenType[name] for line in (_PUNCTUATION, _WORDS, _NAMES) for name in line.split()) | TYPE_TOKENS

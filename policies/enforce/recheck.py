@@ -17,6 +17,7 @@ RECHECK_SQL = "SELECT json_serialize_sql(?)"
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "CTE_NODE"})
 _MODIFIERS = frozenset({"ORDER_MODIFIER", "LIMIT_MODIFIER", "DISTINCT_MODIFIER"})
 _ORDERS = frozenset({"ORDER_DEFAULT", "ASCENDING", "DESCENDING", "ASC", "DESC"})
+_JOINS = frozenset({"REGULAR", "CROSS"})
 _SOURCES = frozenset({"BASE_TABLE", "SUBQUERY", "JOIN", "EMPTY", "EMPTY_FROM"})
 _EXPRESSIONS = (
     "BETWEEN CASE CAST COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION OPERATOR PARAMETER STAR SUBQUERY TYPE WINDOW"
@@ -27,8 +28,14 @@ _CLASSES = frozenset(_EXPRESSIONS.split())
 def check(text: str, *, names: Iterable[str], functions: frozenset[str]) -> None:
     """Raise QueryRefused (`recheck_failed`) unless `text`, the output of RECHECK_SQL, is one query over `names`
     that calls nothing but `functions`."""
+    known = frozenset(names)
+
+    def judge(part: dict[str, Any]) -> dict[str, Any]:
+        _part(part, known, functions)
+        return part
+
     try:
-        read = json.loads(text)
+        read = json.loads(text, object_hook=judge)  # each object once, while it is read
     except (ValueError, RecursionError):
         raise _failed("its answer cannot be read") from None
     if not isinstance(read, dict) or read.get("error") is not False:
@@ -36,39 +43,51 @@ def check(text: str, *, names: Iterable[str], functions: frozenset[str]) -> None
     statements = read.get("statements")
     if not isinstance(statements, list) or len(statements) != 1:
         raise _failed("it reads more than one statement")
-    _walk(statements[0].get("node"), frozenset(names), functions)
-
-
-def _walk(root: Any, names: frozenset[str], functions: frozenset[str]) -> None:
+    root = statements[0].get("node")
     if not isinstance(root, dict) or root.get("type") not in _NODES:
         raise _failed("it does not take the statement for a query")
-    stack: list[Any] = [root]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, list):
-            stack.extend(part)
-        elif isinstance(part, dict):
-            _part(part, names, functions)
-            stack.extend(value for value in part.values() if isinstance(value, dict | list))
 
 
 def _part(part: dict[str, Any], names: frozenset[str], functions: frozenset[str]) -> None:
-    kind, class_ = part.get("type"), part.get("class")
-    if "table_name" in part and kind == "BASE_TABLE":
-        if part["table_name"] not in names or part.get("schema_name") or part.get("catalog_name"):
-            raise _failed("it finds a relation that is not part of the agreement")
-    elif "table_name" in part and class_ is None:
-        raise _failed("it finds a source that is not a plain relation")
-    if class_ is not None and class_ not in _CLASSES:
+    class_ = part.get("class")
+    if class_ is None:
+        _plain(part, names)
+    elif class_ not in _CLASSES:
         raise _failed(f"it finds {class_}")
-    if class_ is None and isinstance(kind, str) and not _known(kind):
-        raise _failed(f"it finds {kind}")
-    if "function_name" in part and (
-        part["function_name"] not in functions or part.get("schema") or part.get("catalog")
-    ):
-        raise _failed("it finds a function that is not on the list")
-    if class_ == "CAST" and part.get("try_cast") is not True:
+    elif class_ == "CAST" and part.get("try_cast") is not True:
         raise _failed("it finds a cast that can fail")
+    elif class_ == "STAR" and (part.get("columns") or part.get("expr")):
+        raise _failed("it finds columns chosen by a pattern")
+    if "function_name" in part:
+        _function(part, functions)
+
+
+def _function(part: dict[str, Any], functions: frozenset[str]) -> None:
+    if part["function_name"] not in functions or part.get("schema") or part.get("catalog"):
+        raise _failed("it finds a function that is not on the list")
+    if part.get("export_state"):
+        raise _failed("it finds an exported state")
+
+
+def _plain(part: dict[str, Any], names: frozenset[str]) -> None:
+    """What is no expression: queries, sources, orders and limits."""
+    kind = part.get("type")
+    if isinstance(kind, str) and not _known(kind):
+        raise _failed(f"it finds {kind}")
+    if part.get("sample") or part.get("at_clause"):
+        raise _failed("it finds a sample or a version")
+    if "ref_type" in part and part["ref_type"] not in _JOINS:
+        raise _failed(f"it finds a {part['ref_type']} join")
+    if "table_name" in part and not _is_known_table(part, names):
+        raise _failed("it finds a relation that is not part of the agreement")
+
+
+def _is_known_table(part: dict[str, Any], names: frozenset[str]) -> bool:
+    name = part["table_name"]
+    if part.get("type") != "BASE_TABLE" or part.get("schema_name") or part.get("catalog_name"):
+        return False
+    qualified = part.get("qualified_name")
+    return name in names and (qualified is None or qualified.get("path") == [name])
 
 
 def _known(kind: str) -> bool:

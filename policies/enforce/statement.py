@@ -105,12 +105,13 @@ def _measure(tokens: list[Token], caps: Caps) -> None:
     shape = _Shape(caps)
     for index, token in enumerate(tokens):
         following = tokens[index + 1] if index + 1 < len(tokens) else None
-        _allowed(token, following)
-        shape.take(token, following, tokens[index - 1] if index else None)
+        before = tokens[index - 1] if index else None
+        _allowed(token, before, following)
+        shape.take(token, following, before)
     shape.close()
 
 
-def _allowed(token: Token, following: Token | None) -> None:
+def _allowed(token: Token, before: Token | None, following: Token | None) -> None:
     kind = token.token_type
     opens = following is not None and following.token_type is TokenType.L_PAREN
     if kind is TokenType.SEMICOLON:
@@ -118,11 +119,25 @@ def _allowed(token: Token, following: Token | None) -> None:
     if kind is TokenType.STRUCT and token.text.lower() == "row" and not opens:
         return  # CURRENT ROW
     if kind not in nodes.TOKENS:
-        refuse(
-            "syntax_not_allowed",
-            f"{_shown(token.text)} is not allowed here; if it is the name of a column, write it in double quotes",
-            "syntax",
-        )
+        _refuse_token(token.text, before, opens=opens and kind not in nodes.CLAUSES)
+
+
+def _refuse_token(text: str, before: Token | None, *, opens: bool) -> NoReturn:
+    word = text[:1].isalpha()
+    if before is not None and before.token_type is TokenType.DCOLON:
+        _refuse_type(text)
+    if word and opens:
+        refuse("function_not_allowed", f"the function {_shown(text)} is not allowed here", "functions")
+    advice = "; if it is the name of a column, write it in double quotes" if word else ""
+    refuse("syntax_not_allowed", f"{_shown(text)} is not allowed here{advice}", "syntax")
+
+
+def _refuse_type(text: str) -> NoReturn:
+    refuse(
+        "type_not_allowed",
+        f"the type {_shown(text)} is not allowed here; use numbers, texts, days and times",
+        "types",
+    )
 
 
 class _Shape:
@@ -355,13 +370,8 @@ def _limit(node: exp.Expr, caps: Caps) -> None:
 
 
 def _data_type(node: exp.Expr, caps: Caps) -> None:
-    if node.this not in nodes.TYPES or node.args.get("nested"):
-        refuse(
-            "type_not_allowed",
-            f"the type {_shown(str(getattr(node.this, 'value', node.this)))} is not allowed here; use numbers, "
-            "texts, days and times",
-            "types",
-        )
+    if node.this not in nodes.TYPES or node.args.get("nested") or node.args.get("kind"):
+        _refuse_type(str(getattr(node.this, "value", node.this)))
 
 
 def _type_parameter(node: exp.Expr, caps: Caps) -> None:
@@ -419,7 +429,8 @@ def _like(node: exp.Expr, caps: Caps) -> None:
 
 
 def _window_only(node: exp.Expr, caps: Caps) -> None:
-    if not isinstance(node.parent, exp.Window):
+    parent = node.parent.parent if isinstance(node.parent, exp.IgnoreNulls) else node.parent
+    if not isinstance(parent, exp.Window):
         refuse("syntax_not_allowed", f"{_word(node)} needs OVER (...)", "syntax")
 
 
@@ -439,15 +450,24 @@ _BOUNDS = ("", "UNBOUNDED", "CURRENT ROW")
 
 def _window(node: exp.Expr, caps: Caps) -> None:
     inner = node.this
-    function = inner.this if isinstance(inner, exp.Filter) else inner
+    function = _bare(inner.this if isinstance(inner, exp.Filter) else inner)
     if type(function) not in FUNCTIONS or not isinstance(function, exp.AggFunc | exp.Func):
         refuse("syntax_not_allowed", "OVER follows an aggregate or a window function", "syntax")
     if str(node.args.get("over") or "OVER").upper() != "OVER":
         refuse("syntax_not_allowed", "KEEP is not allowed here", "syntax")
 
 
+def _bare(node: exp.Expr) -> exp.Expr:
+    return node.this if isinstance(node, exp.IgnoreNulls) else node
+
+
+def _ignore_nulls(node: exp.Expr, caps: Caps) -> None:
+    if not isinstance(node.this, exp.AnyValue | exp.FirstValue | exp.LastValue | exp.Lag | exp.Lead):
+        refuse("syntax_not_allowed", "IGNORE NULLS is not allowed here", "syntax")
+
+
 def _filter(node: exp.Expr, caps: Caps) -> None:
-    if not isinstance(node.this, exp.AggFunc):
+    if not isinstance(_bare(node.this), exp.AggFunc):
         refuse("syntax_not_allowed", "FILTER follows an aggregate", "syntax")
 
 
@@ -501,6 +521,7 @@ _CHECKS: dict[type[exp.Expr], Callable[[Any, Caps], None]] = {
     exp.Window: _window,
     exp.WindowSpec: _window_spec,
     exp.Filter: _filter,
+    exp.IgnoreNulls: _ignore_nulls,
     exp.CTE: _cte,
     **dict.fromkeys(WINDOW_ONLY, _window_only),
 }

@@ -54,7 +54,9 @@ def plain(row_filter: RowFilter | None) -> bool:
 def rows(contract: DataContract, relation: str, shown: Sequence[str], maker: Maker) -> exp.Select:
     """The rows of `relation` that the contract lets through, with the columns `shown`, masked."""
     source = maker.token()
-    outputs: list[exp.Expr] = [exp.alias_(masked(contract, name, source, maker), name, quoted=True) for name in shown]
+    outputs: list[exp.Expr] = [
+        exp.alias_(masked(contract, name, source, maker), name, quoted=True, copy=False) for name in shown
+    ]
     if not outputs:
         outputs = [exp.alias_(exp.Literal.number(1), source, quoted=True)]
     select = exp.select(*outputs, copy=False).from_(relation_of(relation, source), copy=False)
