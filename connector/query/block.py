@@ -1,0 +1,287 @@
+"""One SELECT block seen by the planner: its sources, where their rows are, and groups of sources that go together.
+
+A source has parts: one at each owner that holds a share of it. A part is a table or derived table to read from,
+what each column of the source is there, and what must hold. A source without parts is made here (local).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from connector.query import tree as trees
+from connector.query.federation import TableInfo
+from connector.query.planning import Planning, Share
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A share of a source at one owner. `columns`: what a column is there, where it is not simply itself."""
+
+    owner: str
+    relation: exp.Expr
+    infos: tuple[TableInfo, ...]
+    columns: dict[str, exp.Expr] = field(default_factory=dict)
+    conditions: tuple[exp.Expr, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """One entry of FROM. `nullable`: an outer join may make its rows NULL after its own conditions."""
+
+    alias: str
+    node: exp.Expr
+    join: exp.Join | None
+    parts: tuple[Part, ...] = ()
+    nullable: bool = False
+
+    @property
+    def local(self) -> bool:
+        return not self.parts
+
+    @property
+    def infos(self) -> tuple[TableInfo, ...]:
+        return tuple({id(info): info for part in self.parts for info in part.infos}.values())
+
+    @property
+    def aggregate_only(self) -> bool:
+        return any(info.grid is not None for info in self.infos)
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Sources whose rows one fragment can join at each owner; `outer` are LEFT, SEMI and ANTI joins it takes along."""
+
+    sources: list[Source]
+    conditions: list[exp.Expr] = field(default_factory=list)
+    outer: list[Source] = field(default_factory=list)
+    node: exp.Expr | None = None  # where the block's FROM names it
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        return tuple(part.owner for part in self.sources[0].parts)
+
+    @property
+    def members(self) -> list[Source]:
+        return [*self.sources, *self.outer]
+
+    @property
+    def aliases(self) -> set[str]:
+        return {source.alias for source in self.members}
+
+    @property
+    def name(self) -> str:
+        return self.sources[0].alias
+
+    @property
+    def infos(self) -> tuple[TableInfo, ...]:
+        return tuple({id(info): info for source in self.members for info in source.infos}.values())
+
+    @property
+    def aggregate_only(self) -> bool:
+        return any(source.aggregate_only for source in self.members)
+
+    @property
+    def rows(self) -> int | None:
+        """The estimate of its largest source."""
+        known = [sum(i.rows or 0 for i in source.infos) for source in self.sources if all(
+            i.rows is not None for i in source.infos)]  # fmt: skip
+        return max(known, default=None)
+
+
+def part_of_table(table: exp.Table, planning: Planning) -> Part:
+    info = planning.info(table)
+    return Part(info.owner, _no_alias(table), (info,))
+
+
+def parts_of(source: exp.Expr, planning: Planning) -> tuple[Part, ...]:
+    """Where a source's rows are: a dataset, a query over one owner, or a UNION ALL of such; () if made here."""
+    if isinstance(source, exp.Table):
+        return (part_of_table(source, planning),) if source.db else ()
+    query = trees.unwrapped(source.this)
+    branches = _branches(query)
+    if len(branches) > 1 and not _same_types(branches, planning):
+        return ()
+    names = [output.alias_or_name for output in branches[0].selects] if isinstance(branches[0], exp.Select) else []
+    found = [_part(branch, names, planning, alone=len(branches) == 1) for branch in branches]
+    parts = tuple(part for part in found if part is not None)
+    return parts if len(parts) == len(found) else ()
+
+
+def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]] | None:
+    """The one owner that can answer all of `node`, and the datasets it reads there; None if there is none.
+
+    Not for anything aggregate-only, which answers one shape of query only.
+    """
+    infos = planning.infos(node)
+    if not infos or any(info.grid is not None for info in infos):
+        return None
+    owners = {info.owner for info in infos}
+    agreements = {info.agreement for info in infos}
+    if len(owners) > 1 or (len(agreements) > 1 and not planning.across_agreements):
+        return None
+    if any(not table.db and not _defined(table, node) for table in node.find_all(exp.Table)):
+        return None
+    return infos[0].owner, infos
+
+
+def statement(
+    group: Group,
+    number: int,
+    outputs: Sequence[tuple[str, exp.Expr]],
+    *,
+    keys: Iterable[exp.Expr] = (),
+    extra: Iterable[exp.Expr] = (),
+) -> exp.Select:
+    """The SELECT that share `number` of a group answers: `outputs`, its sources and conditions, GROUP BY `keys`."""
+    select = exp.Select(expressions=[trees.named(value.copy(), name) for name, value in outputs])
+    conditions = [*group.conditions, *extra]
+    for source in group.sources:
+        relation = _relation(source, source.parts[number])
+        if select.args.get("from_") is None:
+            select.set("from_", exp.From(this=relation))
+        else:
+            select.append("joins", exp.Join(this=relation))
+        conditions += source.parts[number].conditions
+    for source in group.outer:
+        assert source.join is not None
+        join = source.join.copy()
+        join.set("this", _relation(source, source.parts[number]))
+        select.append("joins", join)
+    keys = [key.copy() for key in keys]
+    if keys:
+        select.set("group", exp.Group(expressions=keys))
+    trees.set_where(select, conditions)
+    return _varying_keys(_substituted(select, group, number))
+
+
+def shares(group: Group, statements: Sequence[exp.Expr], planning: Planning) -> list[Share]:
+    """The statements of a group with the datasets that each reads (also in its subqueries)."""
+    return [Share(owner, one, planning.infos(one)) for owner, one in zip(group.owners, statements, strict=True)]
+
+
+def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
+    known = {source.alias: source.parts[number].columns for source in group.members if source.parts[number].columns}
+    if known:
+        for column in [one for one in trees.columns(select) if one.table in known]:
+            value = known[column.table].get(column.name)
+            if value is not None:
+                column.replace(exp.Paren(this=value.copy()) if isinstance(value, exp.Binary) else value.copy())
+    return select
+
+
+def _varying_keys(select: exp.Select) -> exp.Select:
+    """GROUP BY without constants: a share may hold one for a key (its own name), and a number means a position."""
+    clause = select.args.get("group")
+    if clause is not None:
+        varying = [key for key in clause.expressions if key.find(exp.Column) is not None]
+        select.set("group", exp.Group(expressions=varying) if varying else None)
+        if not varying:
+            some = exp.GT(this=exp.Count(this=exp.Star()), expression=exp.Literal.number(0))
+            select.set("having", exp.Having(this=some))
+    return select
+
+
+def _relation(source: Source, part: Part) -> exp.Expr:
+    relation = part.relation.copy()
+    relation.set("alias", exp.TableAlias(this=exp.to_identifier(source.alias)))
+    return relation
+
+
+def _no_alias(table: exp.Table) -> exp.Table:
+    found: exp.Table = table.copy()
+    found.set("alias", None)
+    return found
+
+
+def _branches(query: exp.Expr) -> list[exp.Expr]:
+    """The queries of a UNION ALL, or the one query there is."""
+    found: list[exp.Expr] = []
+    stack = [query]
+    while stack:
+        node = trees.unwrapped(stack.pop())
+        plain = not any(node.args.get(name) for name in ("order", "limit", "offset", "with_"))
+        if isinstance(node, exp.Union) and plain and not node.args.get("distinct"):
+            stack.extend((node.args["expression"], node.this))
+        else:
+            found.append(node)
+    return found
+
+
+def _same_types(branches: Sequence[exp.Expr], planning: Planning) -> bool:
+    """Whether UNION ALL converts nothing, so that what holds for its rows holds for those of each branch."""
+    kinds = []
+    for branch in branches:
+        if not isinstance(branch, exp.Select):
+            return False
+        kinds.append([_type(output.unalias(), branch, planning) for output in branch.selects])
+    return all(one == kinds[0] and None not in one for one in kinds)
+
+
+def _type(value: exp.Expr, branch: exp.Select, planning: Planning) -> str | None:
+    if isinstance(value, exp.Literal):
+        small = str(value.this).isdecimal() and len(str(value.this)) < 10
+        return "VARCHAR" if value.is_string else "INTEGER" if small else None
+    if not isinstance(value, exp.Column):
+        return None
+    for source in trees.sources(branch):
+        if source.alias_or_name != value.table:
+            continue
+        if isinstance(source, exp.Table) and source.db:
+            types = {column.name.lower(): column.type for column in planning.info(source).columns}
+            return types.get(value.name.lower())
+        if isinstance(source, exp.Subquery) and isinstance(inner := trees.unwrapped(source.this), exp.Select):
+            for output in inner.selects:
+                if output.alias_or_name == value.name:
+                    return _type(output.unalias(), inner, planning)
+    return None
+
+
+def _part(query: exp.Expr, names: Sequence[str], planning: Planning, *, alone: bool) -> Part | None:
+    """A branch as a part: read through where it only picks, computes and filters; else as a derived table."""
+    simple = _simple(query, names, planning)
+    if simple is not None:
+        return simple
+    found = home(query, planning)
+    if found is None or trees.free_tables(query) or (alone and not planning.full):
+        return None
+    inner = query.copy()
+    if isinstance(inner, exp.Select) and names:
+        outputs = [trees.named(one.unalias().copy(), name) for one, name in zip(inner.selects, names, strict=True)]
+        inner.set("expressions", outputs)
+    return Part(found[0], exp.Subquery(this=inner), found[1])
+
+
+def _simple(query: exp.Expr, names: Sequence[str], planning: Planning) -> Part | None:
+    if not isinstance(query, exp.Select) or not trees.is_plain(query) or query.args.get("joins"):
+        return None
+    tables = trees.sources(query)
+    if len(tables) != 1 or not isinstance(tables[0], exp.Table) or not tables[0].db or trees.free_tables(query):
+        return None
+    if any(trees.has_query(one) for one in (*query.expressions, *trees.where_of(query))):
+        return None
+    part = part_of_table(tables[0], planning)
+    columns = {name: one.unalias() for name, one in zip(names, query.selects, strict=True)}
+    return Part(part.owner, part.relation, part.infos, columns, tuple(trees.where_of(query)))
+
+
+def rebase(part: Part, alias: str) -> Part:
+    """The part with its columns and conditions in terms of the source's alias."""
+
+    def over(node: exp.Expr) -> exp.Expr:
+        found = node.copy()
+        for column in [found] if isinstance(found, exp.Column) else list(found.find_all(exp.Column)):
+            column.set("table", exp.to_identifier(alias))
+        return found
+
+    columns = {name: over(value) for name, value in part.columns.items()}
+    return Part(part.owner, part.relation, part.infos, columns, tuple(over(one) for one in part.conditions))
+
+
+def _defined(table: exp.Table, node: exp.Expr) -> bool:
+    return any(cte.alias == table.name for cte in node.find_all(exp.CTE))
+
+
+__all__ = ["Group", "Part", "Source", "home", "parts_of", "rebase", "shares", "statement"]

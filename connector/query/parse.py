@@ -1,0 +1,72 @@
+"""From a question's text to a checked tree, and the datasets it names; the other way, from a tree to SQL.
+
+The text passes the same statement gate that owners use (`policies.enforce.statement`) and is never used again:
+whatever runs, here or at an owner, is generated from the tree. Knows no agreements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlglot import exp
+from sqlglot.dialects.duckdb import DuckDB
+
+from connector.errors import QueryInvalid
+from connector.query.federation import ALL
+from policies.enforce import statement
+from policies.errors import QueryRefused
+
+_DIALECT = DuckDB()
+QUERIES = (exp.Select, exp.Union, exp.Intersect, exp.Except)
+SETS = (exp.Union, exp.Intersect, exp.Except)
+
+
+def read(sql: str) -> exp.Expr:
+    """One SELECT as a checked tree (federated-query 3.4, steps 1 and 2), or QueryInvalid with what to write instead."""
+    try:
+        tree = statement.parse(sql)
+    except QueryRefused as error:
+        raise QueryInvalid(str(error), code=error.code, rule=error.rule) from None
+    for cast in list(tree.find_all(exp.Cast)):
+        # At an owner a cast never fails, as its error would quote a value; where it runs must not change the answer.
+        if type(cast) is exp.Cast:
+            cast.replace(exp.TryCast(this=cast.this, to=cast.args["to"], safe=True))
+    return tree
+
+
+def datasets(tree: exp.Expr) -> tuple[tuple[str, str], ...]:
+    """Every (owner, dataset) that the tree names, in order; QueryInvalid for a name without its owner."""
+    found: dict[tuple[str, str], None] = {}
+    for table in tree.find_all(exp.Table):
+        if table.db:
+            found[(table.db.lower(), table.name.lower())] = None
+        elif not any(table.name.lower() == name for name in _with_names(table)):
+            raise QueryInvalid(
+                f"expected a dataset with its owner, came {table.name}; "
+                f'write "<participant>".{table.name}, or "{ALL}".{table.name} for every owner of it',
+                code="owner_missing",
+            )
+    if not found:
+        raise QueryInvalid(
+            'the question names no dataset; write FROM "<participant>".<dataset>', code="dataset_missing"
+        )
+    return tuple(found)
+
+
+def _with_names(node: exp.Expr) -> Iterator[str]:
+    above: exp.Expr | None = node
+    while above is not None:
+        clause = above.args.get("with_")
+        if clause is not None:
+            yield from (cte.alias.lower() for cte in clause.expressions)
+        above = above.parent
+
+
+def write(tree: exp.Expr) -> str:
+    """DuckDB's SQL for a tree: every name quoted, no comments."""
+    return _DIALECT.generate(tree, identify=True, comments=False, copy=True)
+
+
+def shown(tree: exp.Expr) -> str:
+    """A tree for people: names quoted only where they must be."""
+    return tree.sql(dialect="duckdb", comments=False)

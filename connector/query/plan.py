@@ -1,0 +1,137 @@
+"""From a question over several owners to a plan: fragments for the owners, and the residual for here. Pure.
+
+    plan(sql, tables) -> Plan
+
+Every rule keeps the answer: a fragment gives a superset of the rows that are needed, and what it did not take in
+stays in the residual. The owner's own rewrite is the law; this only decides what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sqlglot import exp
+
+from connector.errors import QueryInvalid
+from connector.query import parse
+from connector.query import tree as trees
+from connector.query.federation import Mode, Plan, Tables
+from connector.query.planning import Planning
+from connector.query.rules import RULES, apply
+
+
+def plan(sql: str, tables: Tables, *, mode: Mode = Mode.FULL, across_agreements: bool = False) -> Plan:
+    """The plan for one SELECT over `tables` (federated-query, section 9.1), or QueryInvalid with the reason.
+
+    `across_agreements`: owners take fragments over datasets of several agreements with them.
+    """
+    tree = parse.read(sql)
+    written = _written(tree)
+    planning = Planning(tables, mode, across_agreements)
+    changed = []
+    for name in RULES:
+        before = parse.write(tree)
+        tree = apply(name, tree, planning)
+        if parse.write(tree) != before:
+            changed.append(name)
+        if name == "names":
+            names = _names(tree, written, planning)
+    if not planning.fragments:
+        raise QueryInvalid("the question reads no dataset; name one after FROM", code="dataset_missing")
+    _notes(tree, planning)
+    residual = _named(tree, names)
+    return Plan(
+        sql=sql,
+        mode=mode,
+        fragments=tuple(planning.fragments),
+        residual=parse.write(_plain_intervals(residual)),
+        columns=tuple(names),
+        notes=tuple(planning.notes),
+        rules=tuple(changed),
+    )
+
+
+def merge_sql(found: Plan, *, without: Collection[str] = ()) -> str:
+    """The residual over relations named as fragments, those `without` (which gave nothing) left out."""
+    united = []
+    for table, fragments in found.tables.items():
+        there = [one.id for one in fragments if one.id not in without]
+        if there != [table]:
+            united.append(f'"{table}" AS ({" UNION ALL ".join(_all(one) for one in there)})')
+    if not united:
+        return found.residual
+    start = "WITH " + ", ".join(united)
+    if found.residual.startswith("WITH "):
+        return f"{start}, {found.residual.removeprefix('WITH ')}"
+    return f"{start} {found.residual}"
+
+
+def _all(relation: str) -> str:
+    return f'SELECT * FROM "{relation}"'
+
+
+def _first(tree: exp.Expr) -> exp.Expr:
+    while not isinstance(tree, exp.Select):
+        tree = tree.this
+    return tree
+
+
+def _written(tree: exp.Expr) -> list[str]:
+    """The names of the outputs as they were written; empty for `*`."""
+    found = []
+    for output in _first(tree).expressions:
+        if output.is_star:
+            found.append("")
+        elif isinstance(output, exp.Alias | exp.Column):
+            found.append(output.alias_or_name)
+        elif isinstance(output, exp.Count) and isinstance(output.this, exp.Star):
+            found.append("count_star()")
+        else:
+            found.append(output.sql(dialect="duckdb", comments=False)[:60].lower())
+    return found
+
+
+def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
+    """The outputs' names: as written, and for `*` as the owners spell their columns."""
+    outputs = [output.alias_or_name for output in _first(tree).selects]
+    if len(outputs) == len(written) and all(written):
+        return written
+    spelled = {column.name.lower(): column.name for info in planning.tables.values() for column in info.columns}
+    return [spelled.get(name, name) for name in outputs]
+
+
+def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
+    """The residual with its outputs named as the caller wrote them; ORDER BY follows."""
+    first = _first(tree)
+    new = {output.alias_or_name: name for output, name in zip(first.expressions, names, strict=True)}
+    for output, name in zip(first.expressions, names, strict=True):
+        output.set("alias", exp.to_identifier(name)) if isinstance(output, exp.Alias) else output.replace(
+            trees.named(output.copy(), name)
+        )
+    order = tree.args.get("order")
+    for column in [] if order is None else list(order.find_all(exp.Column)):
+        if not column.table and column.name in new:
+            column.replace(trees.column(new[column.name]))
+    return tree
+
+
+def _notes(tree: exp.Expr, planning: Planning) -> None:
+    """What the residual still does, with the reason that it is not done at an owner."""
+    if planning.mode is not Mode.FULL:
+        planning.note("joins and aggregates", "mode", planning.mode.value)
+        return
+    for select in tree.find_all(exp.Select):
+        if len(trees.sources(select)) > 1:
+            planning.note(" >< ".join(one.alias_or_name for one in trees.sources(select)), "two_owners", "join")
+        if select.args.get("order") is not None and len(planning.fragments) > 1:
+            planning.note("ORDER BY", "two_owners")
+
+
+def _plain_intervals(tree: exp.Expr) -> exp.Expr:
+    """INTERVAL '3' MONTH as to_months(3), which the engine's parser reads without a cast that can fail."""
+    for node in list(tree.find_all(exp.Interval)):
+        unit = str(node.args["unit"].this).lower().rstrip("s")
+        negative = isinstance(node.this, exp.Neg)
+        amount: exp.Expr = exp.Literal.number(str((node.this.this if negative else node.this).this))
+        node.replace(exp.Anonymous(this=f"to_{unit}s", expressions=[exp.Neg(this=amount) if negative else amount]))
+    return tree

@@ -1,0 +1,31 @@
+"""The planner's rules, one per file, in the order in which they run; each loads on first use.
+
+A rule takes the tree of the whole question and gives back a tree with the same answer (`apply(tree, planning)`).
+The last, `place`, cuts it: what goes to owners becomes fragments, what is left reads their tables. Its own parts
+are the rules for one SELECT block: whole blocks, joins at one owner, partial aggregates, top-k.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+    from connector.query.planning import Planning
+
+RULES: dict[str, str] = {
+    "all_owners": 'a dataset of the owner "all" is the union of every owner\'s share',
+    "names": "every column and source has one name, * is written out, EXISTS asks for no column",
+    "inline_ctes": "WITH queries stand where they are used, if that cannot change them",
+    "conjuncts": "conditions of inner joins stand in WHERE, one by one",
+    "place": "what runs at which owner, and what is left to do here",
+}
+
+
+def apply(name: str, tree: exp.Expr, planning: Planning) -> exp.Expr:
+    """Run one rule of the table."""
+    rule: Any = import_module(f"{__name__}.{name}")
+    found: exp.Expr = rule.apply(tree, planning)
+    return found

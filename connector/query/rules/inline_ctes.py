@@ -1,0 +1,65 @@
+"""A WITH query stands where it is used, so that its parts can go to owners together with what reads them.
+
+It stays a WITH query when it is used more than once and two runs might differ (LIMIT, ranks with ties, any_value),
+or when copies would make the question very long. Equal fragments of copies are asked once anyway.
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from connector.query.planning import Planning
+from connector.query.rules import names
+
+_NODES_MAX = 4_000
+_UNSTABLE = (exp.Limit, exp.Offset, exp.AnyValue, exp.Window, exp.ApproxDistinct)
+
+
+def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
+    """The tree with as few WITH queries as may be."""
+    changed = False
+    for clause in reversed(list(tree.find_all(exp.With))):  # innermost first: a name means its nearest definition
+        changed = _inline(clause) or changed
+    return names.rename(tree) if changed else tree
+
+
+def _inline(clause: exp.With) -> bool:
+    owner, kept, changed = clause.parent, [], False
+    assert owner is not None
+    ctes = list(clause.expressions)
+    for number, cte in enumerate(ctes):
+        places = [*(later.this for later in ctes[number + 1 :]), owner]
+        uses = {id(table): table for place in places for table in _uses(place, cte, clause)}
+        if len(uses) > 1 and (_unstable(cte.this) or len(uses) * sum(1 for _ in cte.this.walk()) > _NODES_MAX):
+            kept.append(cte)
+            continue
+        for table in uses.values():
+            table.replace(exp.Subquery(this=cte.this.copy(), alias=table.args["alias"].copy()))
+        changed = True
+    if kept:
+        clause.set("expressions", kept)
+    else:
+        owner.set("with_", None)
+    return changed
+
+
+def _uses(place: exp.Expr, cte: exp.CTE, clause: exp.With) -> list[exp.Table]:
+    found = []
+    for table in place.find_all(exp.Table):
+        if not table.db and table.name == cte.alias and not _inside(table, clause, place):
+            found.append(table)
+    return found
+
+
+def _inside(table: exp.Table, clause: exp.With, place: exp.Expr) -> bool:
+    """Whether the table stands in the clause itself, which is looked through definition by definition."""
+    above: exp.Expr | None = table
+    while above is not None and above is not place:
+        if above is clause:
+            return True
+        above = above.parent
+    return False
+
+
+def _unstable(query: exp.Expr) -> bool:
+    return query.find(*_UNSTABLE) is not None

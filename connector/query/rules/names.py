@@ -1,0 +1,166 @@
+"""Names are bound: every column says its source, every source has an alias of its own, `*` is written out.
+
+Sources are told apart by their alias over the whole tree, so later rules need no scopes. EXISTS is asked for
+nothing first: with `*` written out it would move every column.
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+from sqlglot.optimizer.qualify import qualify
+
+from connector.errors import QueryInvalid
+from connector.query import tree as trees
+from connector.query.parse import QUERIES, SETS
+from connector.query.planning import Planning
+
+
+def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
+    """The bound tree, or QueryInvalid that names what is unknown or ambiguous."""
+    for node in tree.find_all(exp.Exists):
+        _ask_nothing(node.this)
+    for select in list(tree.find_all(exp.Select)):
+        _plain_using(select)
+        for source in trees.sources(select):
+            _written_alias(source)
+    schema: dict[str, object] = {}
+    for table in trees.base_tables(tree):
+        shown = {column.name.lower(): "TEXT" for column in planning.info(table).columns}
+        schema.setdefault(table.db.lower(), {})[table.name.lower()] = shown  # type: ignore[index]  # one of dicts
+    try:
+        bound: exp.Expr = qualify(tree, schema=schema, dialect="duckdb", quote_identifiers=False)
+    except SqlglotError as error:
+        raise QueryInvalid(f"{_words(error)}; see the schema of the datasets", code="column_unknown") from None
+    for select in list(bound.find_all(exp.Select)):
+        _clauses(select)
+    rename(bound)
+    return bound
+
+
+def rename(tree: exp.Expr) -> exp.Expr:
+    """Give every source of the tree an alias that no other has; columns follow."""
+    _Aliases().query(tree, {})
+    return tree
+
+
+def _words(error: SqlglotError) -> str:
+    text = str(error).splitlines()[0].rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _ask_nothing(query: exp.Expr) -> None:
+    query = trees.unwrapped(query)
+    if isinstance(query, exp.Select) and not query.args.get("distinct") and not trees.aggregates(query):
+        query.set("expressions", [trees.named(exp.Literal.number(1), "one")])
+
+
+def _plain_using(select: exp.Select) -> None:
+    joins = select.args.get("joins") or ()
+    if len(joins) > 1 and any(join.args.get("using") for join in joins):
+        if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
+            raise QueryInvalid(
+                "USING beside RIGHT or FULL JOIN in one FROM is not planned; write ON with both columns instead",
+                code="syntax_not_allowed",
+            )
+
+
+def _written_alias(source: exp.Expr) -> None:
+    """`FROM t AS x(a, b)`: the binder takes column names from a subquery only."""
+    alias = source.args.get("alias")
+    if isinstance(source, exp.Table) and alias is not None and alias.args.get("columns"):
+        inner = source.copy()
+        inner.set("alias", None)
+        query = exp.select(exp.Star(), copy=False).from_(inner, copy=False)
+        source.replace(exp.Subquery(this=query, alias=alias.copy()))
+
+
+def _clauses(select: exp.Select) -> None:
+    """GROUP BY ALL, ORDER BY ALL, and outputs named inside expressions of ORDER BY, written out."""
+    group = select.args.get("group")
+    if group is not None and group.args.get("all"):
+        keys = [output.unalias() for output in select.expressions]
+        plain = [key.copy() for key in keys if not any(trees.is_aggregate(node) for node in key.walk())]
+        select.set("group", exp.Group(expressions=plain) if plain else None)
+    order = select.args.get("order")
+    if order is not None:
+        _order(select, order)
+
+
+def _order(select: exp.Select, order: exp.Expr) -> None:
+    outputs = {output.alias_or_name: output.unalias() for output in select.expressions}
+    first = order.expressions[0] if order.expressions else None
+    if len(order.expressions) == 1 and isinstance(first, exp.Ordered) and _is_all(first.this):
+        order.set("expressions", [_like(first, trees.column(name)) for name in outputs])
+    for ordered in order.expressions:
+        for column in list(ordered.find_all(exp.Column)):
+            if not column.table and column.parent is not ordered and column.name in outputs:
+                column.replace(outputs[column.name].copy())
+
+
+def _is_all(node: exp.Expr) -> bool:
+    return isinstance(node, exp.Var) and str(node.this).upper() == "ALL"
+
+
+def _like(ordered: exp.Expr, key: exp.Expr) -> exp.Ordered:
+    return exp.Ordered(this=key, desc=ordered.args.get("desc"), nulls_first=ordered.args.get("nulls_first"))
+
+
+class _Aliases:
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def query(self, node: exp.Expr, outer: dict[str, str]) -> None:
+        clause = node.args.get("with_")
+        for cte in () if clause is None else clause.expressions:
+            self.query(cte.this, outer)
+        if isinstance(node, exp.Subquery):
+            self.query(node.this, outer)
+        elif isinstance(node, SETS):
+            self.query(node.this, outer)
+            self.query(node.args["expression"], outer)
+        elif isinstance(node, exp.Select):
+            self._select(node, outer)
+
+    def _select(self, select: exp.Select, outer: dict[str, str]) -> None:
+        names = dict(outer)
+        for source in trees.sources(select):
+            old = source.alias_or_name
+            names[old] = self._fresh(old)
+            alias = source.args.get("alias") or exp.TableAlias()
+            alias.set("this", exp.to_identifier(names[old]))
+            source.set("alias", alias)
+        for source in trees.sources(select):
+            if isinstance(source, exp.Subquery):
+                self.query(source.this, outer)
+        for part in self._parts(select):
+            self._rename(part, names)
+
+    def _rename(self, part: exp.Expr, names: dict[str, str]) -> None:
+        stack = [part]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, (*QUERIES, exp.Subquery)):
+                self.query(node, names)
+            elif isinstance(node, exp.Column):
+                if node.table:
+                    node.set("table", exp.to_identifier(names.get(node.table, node.table)))
+            else:
+                stack.extend(node.iter_expressions())
+
+    @staticmethod
+    def _parts(select: exp.Select) -> list[exp.Expr]:
+        parts = [join.args["on"] for join in select.args.get("joins") or () if join.args.get("on") is not None]
+        for name, values in select.args.items():
+            if name not in ("from_", "joins", "with_"):
+                parts += [value for value in (values if isinstance(values, list) else [values])
+                          if isinstance(value, exp.Expr)]  # fmt: skip
+        return parts
+
+    def _fresh(self, wanted: str) -> str:
+        name, number = wanted, 1
+        while name in self.taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self.taken.add(name)
+        return name

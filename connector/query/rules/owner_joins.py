@@ -1,0 +1,209 @@
+"""Inner-joined sources of one owner are joined there, and each condition goes to the fragment that it is about.
+
+Also LEFT, SEMI and ANTI joins whose both sides are at one owner. A condition on what an outer join may have made
+NULL stays here, as does everything around RIGHT and FULL joins.
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from connector.query import block as blocks
+from connector.query import tree as trees
+from connector.query.block import Group, Source
+from connector.query.planning import Planning
+
+
+def sources(select: exp.Select, planning: Planning) -> list[Source]:
+    """The block's sources in the order of FROM."""
+    joins = select.args.get("joins") or []
+    found: list[Source] = []
+    for node, join in zip(trees.sources(select), (None, *joins), strict=True):
+        parts = blocks.parts_of(node, planning)
+        alias = node.alias_or_name
+        found.append(Source(alias, node, join, tuple(blocks.rebase(part, alias) for part in parts)))
+        if join is not None and trees.side(join) in ("LEFT", "FULL"):
+            found[-1].nullable = True
+        if join is not None and trees.side(join) in ("RIGHT", "FULL"):
+            for before in found[:-1]:
+                before.nullable = True
+    return found
+
+
+def groups(select: exp.Select, found: list[Source], planning: Planning) -> list[Group]:
+    """Groups of sources for one fragment each, with the conditions they take in (those leave the block)."""
+    made = [Group([source]) for source in found if not source.local]
+    if planning.full:
+        made = _joined(select, made, planning)
+        _take_outer(made, planning)
+    if planning.mode.value != "pull":
+        _absorb(select, made, planning)
+        _absorb_on(made, planning)
+    return made
+
+
+def _joined(select: exp.Select, made: list[Group], planning: Planning) -> list[Group]:
+    """Merge groups of one owner that a condition connects."""
+    conditions = trees.where_of(select)
+    changed = True
+    while changed:
+        changed = False
+        for condition in conditions:
+            tables = trees.column_tables(condition)
+            touched = [group for group in made if group.aliases & tables and not _apart(group)]
+            for one in touched[1:]:
+                if together(touched[0], one, condition, planning):
+                    touched[0].sources += one.sources
+                    made.remove(one)
+                    changed = True
+                    break
+            if changed:
+                break
+    return made
+
+
+def _apart(group: Group) -> bool:
+    """A source that cannot change its place among the joins."""
+    source = group.sources[0]
+    return source.nullable or source.aggregate_only or (source.join is not None and not trees.is_inner(source.join))
+
+
+def together(one: Group, other: Group, condition: exp.Expr, planning: Planning) -> bool:
+    """Whether each owner can join its shares by itself: one share each at one owner, or co-located shares."""
+    agreements = {info.agreement for info in (*one.infos, *other.infos)}
+    if one.owners != other.owners or (len(agreements) > 1 and not planning.across_agreements):
+        return False
+    return len(one.owners) == 1 or _co_located(one, other, condition, planning)
+
+
+def _co_located(one: Group, other: Group, condition: exp.Expr, planning: Planning) -> bool:
+    """Shares of two datasets cut by one rule, joined by equality of what they were cut by."""
+    if not isinstance(condition, exp.EQ) or (len(agreements_by_owner(one, other)) and not planning.across_agreements):
+        return False
+    sides = (condition.this, condition.expression)
+    if not all(isinstance(side, exp.Column) for side in sides):
+        return False
+    schemes = set()
+    for side in sides:
+        source = next((s for group in (one, other) for s in group.sources if s.alias == side.table), None)
+        if source is None or len({group for group in (one, other) if source in group.sources}) != 1:
+            return False
+        for part in source.parts:
+            value = part.columns.get(side.name, side)
+            cut = part.infos[0].partition if len(part.infos) == 1 else None
+            if cut is None or not isinstance(value, exp.Column) or cut.columns != (value.name,):
+                return False
+            schemes.add(cut.scheme)
+    return (
+        len(schemes) == 1
+        and {side.table for side in sides} <= one.aliases | other.aliases
+        and not ({side.table for side in sides} <= one.aliases or {side.table for side in sides} <= other.aliases)
+    )
+
+
+def agreements_by_owner(one: Group, other: Group) -> set[str]:
+    """Owners at which the two read under different agreements."""
+    by: dict[str, set[str]] = {}
+    for info in (*one.infos, *other.infos):
+        by.setdefault(info.owner, set()).add(info.agreement)
+    return {owner for owner, agreements in by.items() if len(agreements) > 1}
+
+
+def _take_outer(made: list[Group], planning: Planning) -> None:
+    """A LEFT, SEMI or ANTI join goes along where ON speaks of one group and the joined source only."""
+    for late in [group for group in made if group.sources[0].join is not None]:
+        source = late.sources[0]
+        join = source.join
+        if join is None or trees.is_inner(join) or trees.side(join) in ("RIGHT", "FULL") or len(late.sources) > 1:
+            continue
+        if source.aggregate_only or len(late.owners) > 1 or join.args.get("on") is None:
+            continue
+        reads = trees.column_tables(join.args["on"]) - {source.alias} - trees.aliases(join.args["on"])
+        target = next((g for g in made if g is not late and reads and reads <= g.aliases and not _apart(g)), None)
+        if target is None or not together(target, late, join.args["on"], planning):
+            continue
+        if trees.has_query(join.args["on"]):
+            continue
+        target.outer.append(source)
+        made.remove(late)
+
+
+def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:
+    """Conditions of WHERE that one group can judge go into its fragment."""
+    kept = []
+    for condition in trees.where_of(select):
+        group = next((one for one in made if _judges(one, condition, planning)), None)
+        if group is None:
+            kept.append(condition)
+        else:
+            group.conditions.append(condition)
+    trees.set_where(select, kept)
+
+
+def _judges(group: Group, condition: exp.Expr, planning: Planning) -> bool:
+    reads = trees.column_tables(condition) - trees.aliases(condition)
+    if not reads or not reads <= group.aliases or any(source.nullable for source in group.sources):
+        return False
+    if group.sources[0].join is not None and not trees.is_inner(group.sources[0].join):
+        return False
+    if group.aggregate_only:
+        return _for_grid(group, condition)
+    if not trees.has_query(condition):
+        return True
+    return _at_home(group, condition, planning)
+
+
+def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
+    """Whether the subqueries of a condition read only what the group's one owner has."""
+    if not planning.full or len(group.owners) != 1:
+        return False
+    infos = planning.infos(condition)
+    agreements = {info.agreement for info in (*infos, *group.infos)}
+    if any(info.grid is not None or info.owner != group.owners[0] for info in infos):
+        return False
+    if any(not table.db for table in condition.find_all(exp.Table)):
+        return False
+    return len(agreements) == 1 or planning.across_agreements
+
+
+def _for_grid(group: Group, condition: exp.Expr) -> bool:
+    """Aggregate-only data takes comparisons of dimensions with literals (federated-query, section 7)."""
+    dimensions = {name.lower() for info in group.infos if info.grid is not None for name in info.grid.dimensions}
+    if isinstance(condition, exp.EQ | exp.NEQ | exp.LT | exp.LTE | exp.GT | exp.GTE):
+        pairs = ((condition.this, condition.expression), (condition.expression, condition.this))
+        return any(_dimension(a, dimensions) and _literal(b) for a, b in pairs)
+    if isinstance(condition, exp.In) and condition.args.get("query") is None:
+        return _dimension(condition.this, dimensions) and all(_literal(one) for one in condition.expressions)
+    if isinstance(condition, exp.Between):
+        bounds = (condition.args["low"], condition.args["high"])
+        return _dimension(condition.this, dimensions) and all(_literal(one) for one in bounds)
+    return False
+
+
+def _dimension(node: exp.Expr, dimensions: set[str]) -> bool:
+    return isinstance(node, exp.Column) and node.name.lower() in dimensions
+
+
+def _literal(node: exp.Expr) -> bool:
+    while isinstance(node, exp.Cast | exp.Neg | exp.Paren):
+        node = node.this
+    return isinstance(node, exp.Literal | exp.Boolean)
+
+
+def _absorb_on(made: list[Group], planning: Planning) -> None:
+    """Conditions in ON of a LEFT, SEMI or ANTI join that speak of the joined source only narrow its scan."""
+    for group in made:
+        source = group.sources[0]
+        join = source.join
+        if join is None or len(group.sources) > 1 or trees.is_inner(join) or trees.side(join) in ("RIGHT", "FULL"):
+            continue
+        if source.aggregate_only or join.args.get("on") is None:
+            continue
+        kept = []
+        for condition in trees.conjuncts(join.args["on"]):
+            only = trees.column_tables(condition) == {source.alias} and not trees.has_query(condition)
+            if only:
+                group.conditions.append(condition)
+            else:
+                kept.append(condition.copy())
+        join.set("on", trees.conjoin(kept) or exp.Boolean(this=True))

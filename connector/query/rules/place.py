@@ -1,0 +1,101 @@
+"""What runs where. Every query below the root is either one owner's (`whole_block`), or cut into blocks.
+
+Soundness: a fragment gives a superset of the rows that its block needs, and whatever it did not take in stays in
+the residual. A block in which nothing fits becomes one filtered scan for each dataset ("mode B").
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from connector.errors import QueryInvalid
+from connector.query import block as blocks
+from connector.query import tree as trees
+from connector.query.block import Group, Source
+from connector.query.parse import QUERIES, SETS
+from connector.query.planning import Planning
+from connector.query.rules import owner_joins, partial_aggregates, scans, top_k, whole_block
+
+
+def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
+    """The residual; the fragments are in `planning`."""
+    return _query(tree, planning, root=True)
+
+
+def _query(node: exp.Expr, planning: Planning, *, root: bool = False, distinct: bool = False) -> exp.Expr:
+    """The residual of one query; `distinct`: the place it stands in asks only which rows there are."""
+    found = whole_block.apply(node, planning, root=root, distinct=distinct) if planning.full else None
+    if found is not None:
+        return found
+    clause = node.args.get("with_")
+    for cte in () if clause is None else clause.expressions:
+        cte.set("this", _query(cte.this, planning))
+    if isinstance(node, exp.Subquery):
+        node.set("this", _query(node.this, planning, distinct=distinct))
+    elif isinstance(node, SETS):
+        only = distinct or bool(node.args.get("distinct"))
+        node.set("this", _query(node.this, planning, distinct=only))
+        node.set("expression", _query(node.args["expression"], planning, distinct=only))
+    elif isinstance(node, exp.Select):
+        _block(node, planning, distinct=distinct)
+    return node
+
+
+def _block(select: exp.Select, planning: Planning, *, distinct: bool) -> None:
+    sources = owner_joins.sources(select, planning)
+    for source in sources:
+        if source.local and isinstance(source.node, exp.Subquery):
+            source.node.set("this", _query(source.node.this, planning))
+    groups = owner_joins.groups(select, sources, planning)
+    _place_nested(select, planning)
+    only = distinct and trees.is_plain(select)
+    if partial_aggregates.apply(select, groups, sources, planning):
+        return
+    _refuse_aggregate_only(groups)
+    top_k_of = top_k.of(select, groups, sources, planning)
+    scans.apply(select, groups, planning, distinct=only or _is_distinct(select), top=top_k_of)
+
+
+def _is_distinct(select: exp.Select) -> bool:
+    """SELECT DISTINCT without anything that counts rows: double rows of a source change nothing."""
+    return bool(select.args.get("distinct")) and not trees.has_window(select) and not (
+        trees.aggregates(select) or select.args.get("group")
+    )  # fmt: skip
+
+
+def _place_nested(select: exp.Select, planning: Planning) -> None:
+    """Subqueries that no fragment took in are questions of their own; correlated ones keep their conditions."""
+    parts = [node for name, values in select.args.items() if name not in ("from_", "with_", "joins")
+             for node in (values if isinstance(values, list) else [values]) if isinstance(node, exp.Expr)]  # fmt: skip
+    parts += [join.args["on"] for join in select.args.get("joins") or () if join.args.get("on") is not None]
+    for part in parts:
+        for query in list(trees.nested_queries(part)):
+            above = query.parent
+            holder = above.parent if isinstance(above, exp.Subquery) else above
+            exists = isinstance(above, exp.Exists) or isinstance(holder, exp.In)
+            new = _query(query, planning, distinct=exists)
+            if new is not query:
+                query.replace(new)
+
+
+def _refuse_aggregate_only(groups: list[Group]) -> None:
+    for group in groups:
+        if group.aggregate_only:
+            raise refusal(group.members)
+
+
+def refusal(sources: list[Source]) -> QueryInvalid:
+    """Why an aggregate-only dataset cannot be used so, and what it answers."""
+    info = next(info for source in sources for info in source.infos if info.grid is not None)
+    assert info.grid is not None
+    units = info.grid.entity or "rows"
+    return QueryInvalid(
+        f"{info.shown} gives aggregates only: COUNT, SUM and AVG of {', '.join(info.grid.measures) or 'nothing'} by "
+        f"{', '.join(info.grid.dimensions) or 'nothing'}, over at least {info.grid.min_group} {units} at each owner; "
+        "it cannot be joined with other datasets, and its rows are not given. Ask for such an aggregate of it alone",
+        code="aggregate_only",
+        dataset=info.shown,
+    )
+
+
+__all__ = ["QUERIES", "apply", "blocks", "refusal"]

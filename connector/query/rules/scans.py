@@ -1,0 +1,132 @@
+"""What no stronger rule took becomes a filtered scan: the columns that the block still needs, and no more.
+
+The residual reads the fragment's table in place of its sources. In a block that asks only which rows there are,
+owners leave out double ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlglot import exp
+
+from connector.query import block as blocks
+from connector.query import tree as trees
+from connector.query.block import Group
+from connector.query.federation import Mode
+from connector.query.planning import Planning
+from connector.query.rules.top_k import Top
+
+_RESTORED = {"HUGEINT": "INT128"}
+
+
+def apply(
+    select: exp.Select, groups: list[Group], planning: Planning, *, distinct: bool = False, top: Top | None = None
+) -> None:
+    """Make a fragment of every group and point the block at their tables."""
+    for group in groups:
+        needed = _needed(select, group, planning)
+        outputs = name_outputs(needed)
+        if not outputs:
+            outputs = [("one", exp.Literal.number(1))]
+        statements = [_statement(group, number, outputs, distinct and planning.full, top)
+                      for number in range(len(group.owners))]  # fmt: skip
+        table = planning.fragment(
+            blocks.shares(group, statements, planning),
+            outputs=[name for name, _ in outputs],
+            kind="join" if len(group.members) > 1 else "scan",
+            pushed=_pushed(group, distinct and planning.full, top),
+            rows=group.rows,
+        )
+        point(select, group, table, {(column.table, column.name): name for name, column in outputs
+                                     if isinstance(column, exp.Column)})  # fmt: skip
+
+
+def _statement(
+    group: Group, number: int, outputs: list[tuple[str, exp.Expr]], distinct: bool, top: Top | None
+) -> exp.Select:
+    statement = blocks.statement(group, number, outputs)
+    if distinct:
+        statement.set("distinct", exp.Distinct())
+    return top.on(statement, group, number) if top is not None else statement
+
+
+def _needed(select: exp.Select, group: Group, planning: Planning) -> list[exp.Column]:
+    """Columns of the group that the block reads outside of what its fragment takes in."""
+    if planning.mode is Mode.PULL:
+        source = group.sources[0]
+        names = [column.name.lower() for info in source.infos[:1] for column in info.columns]
+        if not source.parts[0].columns:
+            return [trees.column(name, source.alias) for name in names]
+    taken = {id(source.join) for source in group.outer}
+    found: dict[tuple[str, str], exp.Column] = {}
+    for column in _columns(select, taken):
+        if column.table in group.aliases:
+            found.setdefault((column.table, column.name), column)
+    return list(found.values())
+
+
+def _columns(select: exp.Select, taken: set[int]) -> Iterable[exp.Column]:
+    for name, values in select.args.items():
+        for node in values if isinstance(values, list) else [values]:
+            if isinstance(node, exp.Expr) and id(node) not in taken and name not in ("from_", "with_"):
+                yield from trees.columns(node)
+
+
+def name_outputs(columns: Iterable[exp.Expr]) -> list[tuple[str, exp.Expr]]:
+    """Each column with a name of its own."""
+    found: list[tuple[str, exp.Expr]] = []
+    names: set[str] = set()
+    for column in columns:
+        name = column.name
+        if name in names:
+            name = f"{column.table}_{column.name}"
+        while name in names:
+            name += "_"
+        names.add(name)
+        found.append((name, column))
+    return found
+
+
+def point(select: exp.Select, group: Group, table: str, names: dict[tuple[str, str], str]) -> None:
+    """Let the block read `table` in place of the group's sources; columns follow, also in correlated subqueries."""
+    _replace_sources(select, group, table)
+    types = _types(group)
+    for column in [one for one in trees.columns(select) if (one.table, one.name) in names]:
+        key = (column.table, column.name)
+        new: exp.Expr = trees.column(names[key], group.name)
+        if types.get(key) in _RESTORED:
+            new = exp.TryCast(this=new, to=exp.DataType.build(_RESTORED[types[key]]), safe=True)
+        column.replace(new)
+
+
+def _types(group: Group) -> dict[tuple[str, str], str]:
+    """Columns whose type Arrow cannot carry; a share's column may have another name there."""
+    found = {}
+    for source in group.members:
+        for info in source.infos:
+            for column in info.columns:
+                if column.type in _RESTORED:
+                    found[(source.alias, column.name.lower())] = column.type
+    return found
+
+
+def _replace_sources(select: exp.Select, group: Group, table: str) -> None:
+    first = group.sources[0]
+    entry = exp.Table(this=exp.to_identifier(table), alias=exp.TableAlias(this=exp.to_identifier(group.name)))
+    first.node.replace(entry)
+    gone = {id(source.node) for source in group.members[1:]}
+    if not gone:
+        return
+    joins = [join for join in select.args.get("joins") or () if id(join.this) not in gone]
+    if id(select.args["from_"].this) in gone:
+        start = next(join for join in joins if join.this is entry)
+        joins.remove(start)
+        select.set("from_", exp.From(this=entry))
+    select.set("joins", joins)
+
+
+def _pushed(group: Group, distinct: bool, top: Top | None) -> tuple[str, ...]:
+    found = [f"filter {condition.sql(dialect='duckdb')}" for condition in group.conditions]
+    found += ["distinct"] if distinct else []
+    return (*found, *(["top-k"] if top is not None else []))

@@ -1,0 +1,237 @@
+"""Small questions about a bound tree, and small changes to it, that several planner rules need.
+
+A bound tree: aliases of sources are unique over the whole tree, so a column's table says where it comes from
+without a look at scopes. Must not know plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from sqlglot import exp
+
+from connector.query.parse import QUERIES
+
+WINDOW_FUNCTIONS = (
+    exp.RowNumber, exp.Rank, exp.DenseRank, exp.PercentRank, exp.CumeDist, exp.Ntile, exp.Lag, exp.Lead,
+    exp.FirstValue, exp.LastValue,
+)  # fmt: skip
+
+
+def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
+    """The members of an AND, outer parentheses taken off."""
+    if condition is None:
+        return []
+    found: list[exp.Expr] = []
+    stack = [condition]
+    while stack:
+        node = stack.pop()
+        while isinstance(node, exp.Paren):
+            node = node.this
+        if isinstance(node, exp.And):
+            stack.extend((node.expression, node.this))
+        else:
+            found.append(node)
+    return found
+
+
+def disjuncts(condition: exp.Expr) -> list[exp.Expr]:
+    """The members of an OR, outer parentheses taken off."""
+    found: list[exp.Expr] = []
+    stack = [condition]
+    while stack:
+        node = stack.pop()
+        while isinstance(node, exp.Paren):
+            node = node.this
+        if isinstance(node, exp.Or):
+            stack.extend((node.expression, node.this))
+        else:
+            found.append(node)
+    return found
+
+
+def conjoin(conditions: Iterable[exp.Expr]) -> exp.Expr | None:
+    """The AND of conditions; None of none."""
+    whole: exp.Expr | None = None
+    for condition in conditions:
+        one = exp.Paren(this=condition) if isinstance(condition, exp.Or) else condition
+        whole = one if whole is None else exp.And(this=whole, expression=one)
+    return whole
+
+
+def disjoin(conditions: Iterable[exp.Expr]) -> exp.Expr:
+    """The OR of at least one condition."""
+    members = [exp.Paren(this=one) if isinstance(one, exp.And | exp.Or) else one for one in conditions]
+    whole = members[0]
+    for one in members[1:]:
+        whole = exp.Or(this=whole, expression=one)
+    return whole
+
+
+def where_of(select: exp.Select) -> list[exp.Expr]:
+    clause = select.args.get("where")
+    return conjuncts(clause.this if clause is not None else None)
+
+
+def set_where(select: exp.Select, conditions: Iterable[exp.Expr]) -> None:
+    whole = conjoin([condition.copy() for condition in conditions])
+    select.set("where", None if whole is None else exp.Where(this=whole))
+
+
+def sources(select: exp.Select) -> list[exp.Expr]:
+    """Tables and derived tables after FROM and JOIN, in order."""
+    first = select.args.get("from_")
+    if first is None:
+        return []
+    return [first.this, *(join.this for join in select.args.get("joins") or ())]
+
+
+def side(join: exp.Expr) -> str:
+    return str(join.args.get("side") or "").upper()
+
+
+def kind(join: exp.Expr) -> str:
+    return str(join.args.get("kind") or "").upper()
+
+
+def is_inner(join: exp.Expr) -> bool:
+    return not side(join) and kind(join) in ("", "INNER", "CROSS")
+
+
+def unwrapped(node: exp.Expr) -> exp.Expr:
+    """The query inside parentheses that say nothing else."""
+    while isinstance(node, exp.Subquery) and not any(node.args.get(name) for name in ("order", "limit", "offset")):
+        node = node.this
+    return node
+
+
+def base_tables(node: exp.Expr) -> list[exp.Table]:
+    """Datasets anywhere below; names of WITH queries and fragments have no owner."""
+    return [table for table in node.find_all(exp.Table) if table.db]
+
+
+def aliases(node: exp.Expr) -> set[str]:
+    """Aliases of all sources anywhere below."""
+    found: set[str] = set()
+    for source in node.find_all(exp.Table, exp.Subquery):
+        if isinstance(source.parent, exp.From | exp.Join):
+            found.add(source.alias_or_name)
+    return found
+
+
+def columns(node: exp.Expr) -> list[exp.Column]:
+    """Columns of sources anywhere below (those without a table name outputs)."""
+    return [column for column in node.find_all(exp.Column) if column.table]
+
+
+def column_tables(node: exp.Expr) -> set[str]:
+    return {column.table for column in columns(node)}
+
+
+def free_tables(node: exp.Expr) -> set[str]:
+    """Sources outside of `node` that it reads from: what makes it correlated."""
+    return column_tables(node) - aliases(node)
+
+
+def has_query(node: exp.Expr) -> bool:
+    return node.find(*QUERIES) is not None
+
+
+def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
+    """The outermost queries below a node that is none itself."""
+    stack = [node]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, QUERIES):
+            yield one
+        else:
+            stack.extend(one.iter_expressions())
+
+
+def in_block(select: exp.Expr) -> Iterator[exp.Expr]:
+    """Nodes of one SELECT, its sources and nested queries left out (the nested query itself is named)."""
+    stack = [value for name, values in select.args.items() if name not in ("from_", "joins", "with_")
+             for value in (values if isinstance(values, list) else [values]) if isinstance(value, exp.Expr)]  # fmt: skip
+    while stack:
+        node = stack.pop()
+        yield node
+        if not isinstance(node, QUERIES):
+            stack.extend(node.iter_expressions())
+
+
+def is_aggregate(node: exp.Expr) -> bool:
+    """An aggregate of its block: not one that stands before OVER, and no window function."""
+    if not isinstance(node, exp.AggFunc) or isinstance(node, WINDOW_FUNCTIONS):
+        return False
+    above = node.parent
+    if isinstance(above, exp.Filter):
+        above = above.parent
+    return not (isinstance(above, exp.Window) and above.this in (node, node.parent))
+
+
+def aggregates(select: exp.Select) -> list[exp.Expr]:
+    """The block's aggregates, with their FILTER where they have one."""
+    found = []
+    for node in in_block(select):
+        if is_aggregate(node):
+            found.append(node.parent if isinstance(node.parent, exp.Filter) and node.parent.this is node else node)
+    return found
+
+
+def has_window(select: exp.Select) -> bool:
+    return select.args.get("qualify") is not None or any(isinstance(node, exp.Window) for node in in_block(select))
+
+
+def is_plain(select: exp.Expr) -> bool:
+    """SELECT of expressions, FROM, WHERE, and nothing else."""
+    if not isinstance(select, exp.Select):
+        return False
+    if any(select.args.get(name) for name in ("with_", "distinct", "group", "having", "qualify", "order", "limit")):
+        return False
+    return not select.args.get("offset") and not aggregates(select) and not has_window(select)
+
+
+def group_keys(select: exp.Select) -> list[exp.Expr]:
+    """The expressions of GROUP BY, also those inside grouping sets."""
+    clause = select.args.get("group")
+    if clause is None:
+        return []
+    found: list[exp.Expr] = list(clause.expressions)
+    for name in ("grouping_sets", "cube", "rollup"):
+        for part in clause.args.get(name) or ():
+            for member in part.expressions:
+                stack = [member]
+                while stack:
+                    one = stack.pop()
+                    if isinstance(one, exp.Tuple | exp.Paren):
+                        stack.extend(one.expressions if isinstance(one, exp.Tuple) else [one.this])
+                    else:
+                        found.append(one)
+    return found
+
+
+def replace_where(root: exp.Expr, change: Callable[[exp.Expr], exp.Expr | None]) -> exp.Expr:
+    """`root` with every topmost node replaced for which `change` gives another; changed parts are not entered."""
+    new = change(root)
+    if new is not None:
+        if root.parent is not None:
+            root.replace(new)
+        return new
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        for child in list(node.iter_expressions()):
+            new = change(child)
+            if new is None:
+                stack.append(child)
+            elif new is not child:
+                child.replace(new)
+    return root
+
+
+def column(name: str, table: str = "") -> exp.Column:
+    return exp.column(exp.to_identifier(name), table=exp.to_identifier(table) if table else None)
+
+
+def named(value: exp.Expr, name: str) -> exp.Alias:
+    return exp.Alias(this=value, alias=exp.to_identifier(name))
