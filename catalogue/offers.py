@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from policies import jsonld, known, vocabulary, words
+from policies import explain, jsonld, known, vocabulary
 from policies.errors import PolicyError
 from policies.model import Atom, Kind, Policy, Rule
 from policies.vocabulary import Phase, compact
@@ -33,22 +33,42 @@ _BY_TERM = {
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """One rule or condition: its path in the policy, a sentence, and what it rests on (technical, attested, ...)."""
+
+    path: str
+    text: str
+    tier: str
+
+    @property
+    def depth(self) -> int:
+        """0 for a rule, 1 for a condition or duty of one."""
+        return 0 if self.path.count("/") <= 2 else 1
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """One offer. `audience` holds public, members, or DIDs; `policy` is the offer as it was sent."""
 
     id: str
     policy: dict[str, Any]
-    sentences: tuple[str, ...]
+    lines: tuple[Line, ...]
     classes: tuple[str, ...]
     purposes: tuple[str, ...]
     actions: tuple[str, ...]
     audience: tuple[str, ...]
+    until: str = ""  # date on which it ends, where it says one
     problem: str = ""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Every rule and condition in plain words."""
+        return tuple(line.text for line in self.lines)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Offer:
-        lists = {key: tuple(content[key]) for key in ("sentences", "classes", "purposes", "actions", "audience")}
-        return cls(**{**content, **lists})
+        lists = {key: tuple(content[key]) for key in ("classes", "purposes", "actions", "audience")}
+        return cls(**{**content, **lists, "lines": tuple(Line(**line) for line in content["lines"])})
 
 
 def read_offer(raw: dict[str, Any]) -> Offer:
@@ -60,33 +80,30 @@ def read_offer(raw: dict[str, Any]) -> Offer:
         policy = jsonld.read(raw, kind=Kind.OFFER)
         unclear = [one.message for one in known.unclear(policy)]
     except (PolicyError, ValueError, RecursionError) as error:
-        return Offer(offer_id, {}, (), ("unreadable",), (), (), ("members",), str(error)[:500])
+        return Offer(offer_id, {}, (), ("unreadable",), (), (), ("members",), "", str(error)[:500])
     return Offer(
         offer_id,
         raw,
-        tuple(_sentences(policy)),
+        tuple(Line(one.path, one.text, one.tier) for one in explain.sentences(policy)),
         tuple(sorted({*_classes(policy), *(["unknown-terms"] if unclear else [])})),
         tuple(sorted(set(_purposes(policy)))),
         tuple(sorted({compact(rule.action) for rule in policy.permissions})),
         _audience(policy),
+        _until(policy),
         unclear[0][:500] if unclear else "",
     )
 
 
-def _sentences(policy: Policy) -> Iterator[str]:
-    for rule in policy.permissions:
-        yield _sentence("May", rule)
-        for duty in rule.duties:
-            yield f"Must {words.duty(duty)}."
-    for rule in policy.prohibitions:
-        yield _sentence("Must not", rule)
-    for duty in policy.obligations:
-        yield f"Must {words.duty(duty)}."
-
-
-def _sentence(modal: str, rule: Rule) -> str:
-    conditions = "; ".join(words.constraint(one) for one in rule.constraints)
-    return f"{modal} {words.action(rule.action)}" + (f" if {conditions}." if conditions else ".")
+def _until(policy: Policy) -> str:
+    """The first day on which some permission ends, if there is one."""
+    ends = (
+        value.text[:10]
+        for rule in policy.permissions
+        for atom in _atoms(rule)
+        if compact(atom.left) == "odrl:dateTime" and atom.operator in ("lt", "lteq")
+        for value in atom.right
+    )
+    return min(ends, default="")
 
 
 def _atoms(rule: Rule) -> Iterator[Atom]:

@@ -15,7 +15,6 @@ from functools import partial
 from catalogue import highlight
 from catalogue.access import Viewer
 from catalogue.cards import card_for
-from catalogue.entry import Entry
 from catalogue.facets import FACETS, Card
 from catalogue.highlight import Matches, Segment
 from catalogue.index import Found, Index
@@ -154,8 +153,3 @@ def _shown(tx: Transaction, *, dataset_id: str, viewer: Viewer) -> Shown:
             "connector"
         )
     return Shown(card, *rows)
-
-
-def sentences_of(entry: Entry) -> list[str]:
-    """Every sentence of every offer, each once."""
-    return list(dict.fromkeys(sentence for offer in entry.offers for sentence in offer.sentences))

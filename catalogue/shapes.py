@@ -94,9 +94,11 @@ def dataset(card: Card, *, root: str, now: float) -> Json:
                 "id": offer.id,
                 "policy": offer.policy,
                 "sentences": list(offer.sentences),
+                "lines": [asdict(line) for line in offer.lines],
                 "classes": list(offer.classes),
                 "purposes": list(offer.purposes),
                 "actions": list(offer.actions),
+                "until": offer.until,
                 "problem": offer.problem,
             }
             for offer in card.offers

@@ -15,24 +15,22 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from catalogue.settings import Settings
+from connector.dsp.messages import CatalogRequestMessage
+from connector.dsp.peer import Peer
 from connector.errors import HanseError, Limited, PeerNonsense, PeerRefused, PeerUnreachable
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
 
-VERSION = "2025-1"
-_CONTEXT = "https://w3id.org/dspace/2025/1/context.jsonld"
-_REQUEST = json.dumps({"@context": [_CONTEXT], "@type": "CatalogRequestMessage"}).encode()
-_VERSIONS_MAX = 64 * 2**10
+_REQUEST = json.dumps(CatalogRequestMessage().to_wire()).encode()
 _NEXT = re.compile(r'<([^<>]{1,4096})>\s*;[^,<]*\brel\s*=\s*"?([a-z ]+)"?', re.IGNORECASE)
 
 Json = dict[str, Any]
-Mint = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class Visit:
 
     async def _walk(self, deadline: float) -> AsyncIterator[list[Any]]:
         async with asyncio.timeout_at(deadline):
-            base = await self._base()
+            base = await Peer(wire=self._net, mint=self._identity.mint).base_of(self._root)  # 1
         waiting = deque([(base, 0)])
         visited = {base}
         while waiting:
@@ -104,17 +102,6 @@ class Visit:
                 if following in followed:
                     raise PeerNonsense("the pages of the catalogue lead in a circle")
                 yield list(self._datasets(catalog, depth, waiting, visited))
-
-    async def _base(self) -> str:
-        """1. Where the connector speaks our version of the protocol."""
-        reply = await self._net.call("GET", f"{self._root}/.well-known/dspace-version", max_bytes=_VERSIONS_MAX)
-        _check_status(reply, self._root)
-        versions = (await _parsed(reply.body)).get("protocolVersions")
-        for entry in versions if isinstance(versions, list) else ():
-            path = entry.get("path") if isinstance(entry, dict) and entry.get("version") == VERSION else None
-            if isinstance(path, str) and path.startswith("/") and not path.startswith("//"):
-                return f"{self._root}{path}".rstrip("/")
-        raise PeerNonsense(f"{origin(self._root)} does not speak version {VERSION} of the Dataspace Protocol")
 
     async def _page(self, url: str, *, first: bool) -> tuple[Json | None, str | None]:
         """One page and the address of the next; None where nothing changed since the known ETag."""
