@@ -17,7 +17,7 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -73,7 +73,7 @@ class GovernedStream:
         self._first = await anext(self._result, None)
         return self._first is not None
 
-    async def frames(self) -> AsyncIterator[memoryview | bytes]:
+    async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
         """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
         watch = asyncio.get_running_loop().create_task(self._watch())
         end: End | None = None
@@ -206,6 +206,8 @@ class Reads:
     async def open(self, asked: Asked) -> AsyncIterator[GovernedStream]:
         """Admit a read, or raise HanseError or PolicyError before anything has left; leaving the block ends it."""
         asked = asked if asked.query_id else replace(asked, query_id=secrets.token_hex(16))
+        if asked.query_id in self._live:
+            raise BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
         begun = time.monotonic()
         grants: list[Grant] = []
         prepared: Prepared | None = None
