@@ -69,6 +69,10 @@ class DecisionNeeded(Event):
     """A negotiation waits for a person: `detail` has role and state."""
 
 
+class DecisionTaken(Event):
+    """Somebody had a protocol message sent: `detail` has command, role, counterparty and the state before."""
+
+
 class AgreementConcluded(Event): ...
 
 

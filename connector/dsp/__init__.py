@@ -2,16 +2,20 @@
 
 How the parts are wired (all arguments by keyword; `connector/app.py` does this):
 
+    sender       = Sender(store=, send_delay=, retry_first=, retry_cap=, retry_deadline=, metrics=)
     peer         = Peer(wire=net, mint=identity.mint)
-    sender       = Sender(store=store, peer=peer, send_delay=, retry_first=, retry_cap=, retry_deadline=)
-    negotiations = Negotiations(store=, sender=, peer=, participant=our id, base=our dsp base, facts_of=)
-    transfers    = Transfers(store=, sender=, peer=, participant=, base=, facts_of=, data_plane=, formats=)
-    agreements   = Agreements(store=, sender=, transfers=, participant=)
+    common       = dict(store=, sender=, peer=, participant=our id, base=our dsp base, facts_of=)
+    negotiations = Negotiations(**common)
+    transfers    = Transfers(negotiations=, data_plane=, formats=FORMATS, **common)
+    agreements   = Agreements(store=, sender=, transfers=)
     catalog      = Catalog(store=, participant=, base=, facts_of=, formats=)
-    webhooks     = Webhooks(store=, sender=, net=)                 # connector.management.events
-    public.include_router(routes.router(...)); await sender.start(); ...; await sender.stop()
+    public.include_router(routes.router(negotiations=, transfers=, catalog=, sender=, authenticate=, body_max_bytes=))
+    public.include_router(routes.version_router())
+    await sender.start() once all is built and the store is migrated; await sender.stop() before the store closes
 
-`facts_of(participant id) -> policies.evaluate.Facts` is async. `data_plane` is a `transfer.DataPlane`. `formats` names
-the distributions on offer. `mint(audience) -> Authorization header` and `authenticate(header) -> Principal` are
-`identity.service.Identity`'s.
+`facts_of(participant id) -> policies.evaluate.Facts` is async (`connector.usage.facts.facts_of` bound to a Trust).
+`data_plane` is a `transfer.DataPlane`: `address(transfer, agreement) -> messages.DataAddress`, `stop(transfer_id,
+reason)`, `push(transfer, data_address)`, all async. `authenticate(header) -> Principal` and `mint(audience) -> header`
+are `identity.service.Identity`'s. The provider's row of a transfer has `state` STARTED only once the consumer has
+acknowledged the start: until then `pending` is TransferStartMessage, and the ticket with the row's `generation` is good.
 """

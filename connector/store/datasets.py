@@ -51,6 +51,27 @@ class Datasets:
             select(Dataset).where(Dataset.id > after, live).order_by(Dataset.id).limit(limit)
         ).all()
 
+    def offered(self, *, start: str, backwards: bool = False, limit: int) -> Sequence[Dataset]:
+        """Datasets with an offer in force, by id from `start` (left out) on, or back from it. Reads `limit` keys."""
+        keys = select(Offer.dataset_id).where(Offer.withdrawn_at.is_(None)).distinct().limit(limit)
+        if backwards:
+            keys = keys.where(Offer.dataset_id < start).order_by(Offer.dataset_id.desc())
+        else:
+            keys = keys.where(Offer.dataset_id > start).order_by(Offer.dataset_id)
+        found = self._session.scalars(keys).all()
+        rows = {row.id: row for row in self._session.scalars(select(Dataset).where(Dataset.id.in_(found)))}
+        return [rows[key] for key in found if key in rows]
+
+    def current_of(self, rows: Sequence[Dataset]) -> dict[str, DatasetVersion]:
+        """The current versions of these datasets, by dataset id."""
+        digests = {row.id: row.version for row in rows}
+        found = self._session.scalars(
+            select(DatasetVersion).where(
+                DatasetVersion.dataset_id.in_(digests), DatasetVersion.digest.in_(set(digests.values()))
+            )
+        )
+        return {version.dataset_id: version for version in found if version.digest == digests[version.dataset_id]}
+
     def count(self) -> int:
         return self._session.scalar(select(func.count()).select_from(Dataset)) or 0
 

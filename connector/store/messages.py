@@ -48,6 +48,10 @@ class Messages:
     def release(self, *, owner: str) -> None:
         self._session.execute(update(Outbox).where(Outbox.lease_owner == owner).values(lease_until=0.0, lease_owner=""))
 
+    def release_all(self) -> None:
+        """End every lease: for the only process on a database, when it starts."""
+        self._session.execute(update(Outbox).values(lease_until=0.0, lease_owner=""))
+
     def next_due(self) -> float | None:
         """The earliest time at which a message may be sent or a lease ends; None when nothing waits."""
         later = case((Outbox.lease_until > Outbox.due_at, Outbox.lease_until), else_=Outbox.due_at)

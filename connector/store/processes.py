@@ -39,6 +39,13 @@ class _Processes(Generic[Row]):
             raise NotFound(f"no {self._noun} {pid!r} between you and this participant")
         return row
 
+    def peek_of(self, pid: str, counterparty: str) -> Row:
+        """As `of`, to be looked at only."""
+        row = self.peek(pid)
+        if row is None or row.counterparty != counterparty:
+            raise NotFound(f"no {self._noun} {pid!r} between you and this participant")
+        return row
+
     def by_peer(self, *, role: str, counterparty: str, peer_pid: str) -> Row | None:
         """For update, by the counterparty's pid: recognises a repeated first request."""
         table = self._table

@@ -184,6 +184,7 @@ class Outbox(Table):
     audience: Mapped[str] = mapped_column(_Key, default="")
     message: Mapped[Json]
     attempts: Mapped[int] = mapped_column(default=0)
+    not_yet: Mapped[int] = mapped_column(default=0)  # attempts that were answered with "not known here", so far
     due_at: Mapped[float] = mapped_column(index=True)
     lease_until: Mapped[float] = mapped_column(default=0.0)
     lease_owner: Mapped[str] = mapped_column(_Key, default="")

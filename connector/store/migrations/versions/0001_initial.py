@@ -172,6 +172,7 @@ def upgrade() -> None:
     sa.Column('audience', sa.String(length=255), nullable=False),
     sa.Column('message', sa.JSON(), nullable=False),
     sa.Column('attempts', sa.BigInteger(), nullable=False),
+    sa.Column('not_yet', sa.BigInteger(), nullable=False),
     sa.Column('due_at', sa.Float(), nullable=False),
     sa.Column('lease_until', sa.Float(), nullable=False),
     sa.Column('lease_owner', sa.String(length=255), nullable=False),

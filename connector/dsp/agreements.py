@@ -1,0 +1,69 @@
+"""Agreements after they are signed: reading them, and ending them. Rules never change; only their end does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from connector.dsp.sender import Sender
+from connector.dsp.states import CONSUMER, PROVIDER
+from connector.dsp.transfer import Transfers
+from connector.errors import Conflict, NotFound
+from connector.events import AgreementRevoked
+from connector.store import Store, Transaction
+from connector.store.tables import Agreement, Grant, Outbox
+
+REVOKED = "agreement_revoked"  # the code of the terminations that follow
+
+
+class Agreements:
+    """Every agreement of this participant, as either side."""
+
+    def __init__(self, *, store: Store, sender: Sender, transfers: Transfers) -> None:
+        self._store = store
+        self._sender = sender
+        self._transfers = transfers
+
+    async def page(self, *, role: str = "", dataset_id: str = "", limit: int = 100) -> Sequence[Agreement]:
+        """The newest first."""
+        return await self._store.read(lambda tx: tx.agreements.page(role=role, dataset_id=dataset_id, limit=limit))
+
+    async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, Grant | None]:
+        """An agreement, and at its provider what has been used under it."""
+        return await self._store.read(lambda tx: _with_grant(tx, agreement_id, role))
+
+    async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
+        """End an agreement now: its grant is void, its transfers are ended, the other side is told why.
+
+        NotFound for an unknown one, Conflict for one that has ended.
+        """
+
+        def work(tx: Transaction) -> tuple[Agreement, list[Outbox]]:
+            row, grant = _with_grant(tx, agreement_id, role)
+            if row.ended_at is not None:
+                raise Conflict(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
+            row.ended_at, row.end_reason = tx.now, reason
+            if grant is not None:
+                grant.revoked_at, grant.reason = tx.now, reason
+                grant.generation += 1
+            tx.publish(
+                AgreementRevoked(
+                    actor=by,
+                    dataset=row.dataset_id,
+                    agreement=row.id,
+                    reason=reason,
+                    detail={"role": row.role, "counterparty": row.consumer if row.role == PROVIDER else row.provider},
+                )
+            )
+            sent = self._transfers.terminate_under(tx, row.id, role=row.role, code=REVOKED, reason=reason, actor=by)
+            return row, sent
+
+        row, sent = await self._store.write(work)
+        self._sender.hand_over(sent)
+        return row
+
+
+def _with_grant(tx: Transaction, agreement_id: str, role: str) -> tuple[Agreement, Grant | None]:
+    for ours in (role,) if role else (PROVIDER, CONSUMER):
+        if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
+            return row, tx.agreements.grant(row.id) if ours == PROVIDER else None
+    raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreement list`")

@@ -1,0 +1,221 @@
+"""The catalogue as one caller may see it, a page at a time. Shows names and types of columns, never statistics.
+
+A page costs what the page holds: datasets are read by key from where the last page ended, and each distinct policy is
+read once and judged once per request.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connector.dsp import jsonld, terms
+from connector.dsp.exchange import FactsOf
+from connector.dsp.jsonld import CONTEXT, Json
+from connector.dsp.messages import CatalogRequestMessage
+from connector.dsp.transfer import FORMATS
+from connector.errors import MessageInvalid, NotFound
+from connector.identity.principal import Principal
+from connector.store import Store, Transaction
+from connector.store.tables import Dataset, DatasetVersion, Offer
+from policies import jsonld as policy_jsonld
+from policies.evaluate import Facts
+from policies.model import Policy
+from policies.vocabulary import Phase
+
+PAGE = 100
+TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, version
+_LOOK_AT_MAX = 1_000  # datasets that one request may look at, so that hidden ones cannot make it slow
+_POLICIES_MAX = 2_048
+_ASKED = frozenset({"offset", "limit", "filterExpression", "sortField", "sortOrder", "range"})
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A catalogue document and its Link header."""
+
+    document: Json
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A dataset with the offers that this caller may see."""
+
+    dataset: Dataset
+    version: DatasetVersion
+    offers: tuple[Offer, ...]
+
+
+class Catalog:
+    """What this participant offers. `base` is our protocol address, `formats` how data can be had."""
+
+    def __init__(
+        self, *, store: Store, participant: str, base: str, facts_of: FactsOf, formats: Iterable[str] = tuple(FORMATS)
+    ) -> None:
+        self._store = store
+        self._us = participant
+        self._facts_of = facts_of
+        self._service = {"@id": f"{participant}#dsp", "@type": "DataService", "endpointURL": base}
+        self._base = base
+        self._formats = tuple(formats)
+        self._policies: OrderedDict[str, tuple[Policy, Json]] = OrderedDict()
+
+    async def page(self, asked: CatalogRequestMessage, caller: Principal, *, after: str, before: str) -> Page:
+        """One page of the catalogue. MessageInvalid for a filter that is not understood, and for a broken cursor."""
+        offset, limit = _query_spec(asked.filter)
+        start, backwards = _cursor(after or before), bool(before) and not after
+        skip = 0 if start else offset  # a page address says where to begin, whatever the repeated filter says
+        facts = await self._facts_of(caller.id)
+
+        def work(tx: Transaction) -> tuple[list[_Listed], str]:
+            return self._collect(tx, facts, start=start, backwards=backwards, skip=skip, limit=limit)
+
+        found, reached = await self._store.read(work)
+        first, last = (found[0].dataset.id, found[-1].dataset.id) if found else ("", "")
+        if backwards:
+            return Page(self._document(found), self._links(next_after=last, previous_before=reached))
+        return Page(self._document(found), self._links(next_after=reached, previous_before=first if start else ""))
+
+    async def dataset(self, dataset_id: str, caller: Principal) -> Json:
+        """One dataset. NotFound for an unknown and for an invisible one alike."""
+        facts = await self._facts_of(caller.id)
+
+        def work(tx: Transaction) -> list[_Listed]:
+            row = tx.datasets.find(dataset_id)
+            return self._visible(tx, [row], facts, {}) if row is not None and row.id == dataset_id else []
+
+        found = await self._store.read(work)
+        if not found:
+            raise NotFound(f"no dataset {dataset_id!r} in this catalogue")
+        return {"@context": [CONTEXT], **self._entry(found[0])}
+
+    def _collect(
+        self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
+    ) -> tuple[list[_Listed], str]:
+        """Up to `limit` visible datasets in order, and the id from where to go on that way; empty at the end."""
+        found: list[_Listed] = []
+        judged: dict[str, bool] = {}
+        reached, looked, more = start, 0, True
+        while more and looked < _LOOK_AT_MAX and len(found) <= limit:
+            rows = tx.datasets.offered(start=reached, backwards=backwards, limit=PAGE)
+            looked, more = looked + PAGE, len(rows) == PAGE
+            visible = self._visible(tx, rows, facts, judged)
+            found.extend(visible[skip:])
+            skip = max(0, skip - len(visible))
+            reached = rows[-1].id if rows else reached
+        if len(found) > limit:
+            found = found[:limit]
+            reached, more = found[-1].dataset.id, True
+        return (found[::-1] if backwards else found), reached if more else ""
+
+    def _visible(
+        self, tx: Transaction, rows: Sequence[Dataset], facts: Facts, judged: dict[str, bool]
+    ) -> list[_Listed]:
+        """Datasets that have an offer for this party, with these offers, in order."""
+        by_dataset: dict[str, list[Offer]] = {}
+        for offer in tx.datasets.offers_of([row.id for row in rows]):
+            if offer.digest not in judged:
+                policy, _ = self._policy(offer)
+                verdict = terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
+                judged[offer.digest] = verdict.permitted
+            if judged[offer.digest]:
+                by_dataset.setdefault(offer.dataset_id, []).append(offer)
+        shown = [row for row in rows if row.id in by_dataset]
+        versions = tx.datasets.current_of(shown)
+        return [_Listed(row, versions[row.id], tuple(by_dataset[row.id])) for row in shown if row.id in versions]
+
+    def _policy(self, offer: Offer) -> tuple[Policy, Json]:
+        """An offer's policy, and its wire form without id: read once for all offers that say the same."""
+        if (known := self._policies.get(offer.digest)) is None:
+            policy = terms.published(offer)
+            wire = policy_jsonld.write(policy, in_catalog=True)
+            known = self._policies[offer.digest] = (policy, {k: v for k, v in wire.items() if k != "@id"})
+            while len(self._policies) > _POLICIES_MAX:
+                self._policies.popitem(last=False)
+        return known
+
+    def _document(self, found: Sequence[_Listed]) -> Json:
+        document: Json = {
+            "@context": [CONTEXT],
+            "@id": f"{self._us}#catalog",
+            "@type": "Catalog",
+            "participantId": self._us,
+            "service": [self._service],
+        }
+        if found:
+            document["dataset"] = [self._entry(entry) for entry in found]
+        return document
+
+    def _entry(self, listed: _Listed) -> Json:
+        row = listed.dataset
+        about = {
+            "dct:title": row.title,
+            "dct:description": row.description,
+            "dcat:keyword": list(row.keywords),
+            "dcat:theme": {"@id": row.theme} if row.theme else "",
+            "dct:license": row.license,
+            f"{TERMS}version": row.version,
+        }
+        columns = [{f"{TERMS}name": c["name"], f"{TERMS}type": c["type"]} for c in listed.version.schema]
+        return {
+            "@id": row.id,
+            "@type": "Dataset",
+            **{term: value for term, value in about.items() if value},
+            f"{TERMS}columns": {"@list": columns},
+            "hasPolicy": [{"@id": offer.id, **self._policy(offer)[1]} for offer in listed.offers],
+            "distribution": [
+                {"@type": "Distribution", "format": name, "accessService": self._service} for name in self._formats
+            ],
+        }
+
+    def _links(self, *, next_after: str, previous_before: str) -> str:
+        links = []
+        if next_after:
+            links.append(f'<{self._base}/catalog/request?after={_encode(next_after)}>; rel="next"')
+        if previous_before:
+            links.append(f'<{self._base}/catalog/request?before={_encode(previous_before)}>; rel="previous"')
+        return ", ".join(links)
+
+
+def _encode(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def _cursor(text: str) -> str:
+    """The dataset id that a page starts after."""
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode() if text else ""
+    except (binascii.Error, ValueError) as error:
+        raise MessageInvalid("expected a page address as it came in a Link header; ask for the first page") from error
+
+
+def _query_spec(given: tuple[Any, ...]) -> tuple[int, int]:
+    """Offset and limit of the one filter that is understood: a QuerySpec with nothing to filter by."""
+    offset, limit = 0, PAGE
+    for entry in given:
+        if not isinstance(entry, Mapping):
+            raise MessageInvalid("filters are not supported here; ask without one, and search the catalogue service")
+        asked = {_short(key): value for key, value in entry.items() if not key.startswith("@")}
+        unknown = sorted(key for key, value in asked.items() if key not in _ASKED and value not in (None, [], ""))
+        if unknown or asked.get("filterExpression") not in (None, []) or asked.get("sortField") not in (None, ""):
+            raise MessageInvalid(f"filters are not supported here ({', '.join(unknown) or 'filterExpression'})")
+        offset, limit = _count(asked.get("offset"), offset), _count(asked.get("limit"), limit)
+    return min(offset, 10_000), max(1, min(limit, PAGE))
+
+
+def _short(key: str) -> str:
+    return key.rpartition("/")[2].rpartition(":")[2]
+
+
+def _count(value: Any, default: int) -> int:
+    value = jsonld.single(value)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MessageInvalid("expected offset and limit of a filter to be whole numbers from 0")
+    return value

@@ -1,0 +1,294 @@
+"""What negotiations and transfers have in common: a message is taken in once, ours is put on its way in the same
+transaction as the change that causes it, and counts as said when the counterparty has acknowledged it.
+
+Subclasses say what each message means. Everything here runs inside one transaction, and nothing here awaits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from connector.dsp import messages, states
+from connector.dsp.jsonld import Json
+from connector.dsp.messages import Message, Numbered
+from connector.dsp.peer import Peer, segment
+from connector.dsp.sender import Outcome, Result, Sender
+from connector.dsp.states import CONSUMER, PROVIDER, Received, Step, Table
+from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, MessageInvalid
+from connector.events import Event, RequestRefused
+from connector.store import Store, Transaction
+from connector.store.tables import Inbox, Negotiation, Outbox, Transfer
+from policies.evaluate import Facts
+
+Row = TypeVar("Row", Negotiation, Transfer)
+T = TypeVar("T")
+FactsOf = Callable[[str], Awaitable[Facts]]
+
+_NOT_YET = frozenset({401, 404, 408, 425})  # a peer that has not stored our pid, or not seen our key yet
+_REASON_MAX = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[Row]):
+    """A process after a change that is committed, and what may leave now. `fresh` is False for a repeat."""
+
+    row: Row
+    send: tuple[Outbox, ...] = ()
+    fresh: bool = True
+
+
+def new_pid() -> str:
+    """A pid, message id or agreement id of ours."""
+    return f"urn:uuid:{uuid.uuid4()}"
+
+
+def step_of(wire: Json) -> str:
+    """The name that a message of ours has in the state tables."""
+    event = wire.get("eventType")
+    return f"{wire['@type']}:{event}" if event else str(wire["@type"])
+
+
+class Exchange(Generic[Row]):
+    """The machinery of one protocol. `participant` is our id, `base` the address that we announce."""
+
+    table: ClassVar[Table]
+    kind: ClassVar[str]
+    termination: ClassVar[type[messages.Reasoned]]
+
+    def __init__(
+        self, *, store: Store, sender: Sender, peer: Peer, participant: str, base: str, facts_of: FactsOf
+    ) -> None:
+        self._store = store
+        self._sender = sender
+        self._peer = peer
+        self._us = participant
+        self._base = base
+        self._facts_of = facts_of
+        sender.register(self.kind, self)
+
+    # What a subclass says.
+
+    def _get(self, tx: Transaction, pid: str) -> Row | None:
+        raise NotImplementedError
+
+    def _advanced(self, row: Row, **about: Any) -> Event:
+        """The event that tells of a change."""
+        raise NotImplementedError
+
+    def _said(self, tx: Transaction, row: Row, step: str) -> list[Outbox]:
+        """What follows from the acknowledgement of a message of ours."""
+        raise NotImplementedError
+
+    def _stuck(self, tx: Transaction, row: Row) -> None:
+        """Our message was refused and the process goes on: somebody has to look."""
+
+    # Taking in.
+
+    async def _refusals_recorded(
+        self, work: Callable[[Transaction], T], *, caller: str, message: Message, pid: str = ""
+    ) -> T:
+        """Run `work`; where it refuses, nothing has changed, and the refusal itself is recorded."""
+        try:
+            try:
+                return await self._store.write(work)
+            except AlreadyExists:  # the same first message was taken in by somebody else at the same time
+                return await self._store.write(work)
+        except HanseError as error:
+            if error.status < 500:
+                await self.record_refusal(error, caller=caller, message=message, pid=pid)
+            raise
+
+    async def record_refusal(self, error: HanseError, *, caller: str, message: Message, pid: str = "") -> None:
+        """Keep in the log that a counterparty's message was refused, and why."""
+        refused = RequestRefused(
+            actor=caller,
+            outcome="refused",
+            code=error.code,
+            reason=error.message[:_REASON_MAX],
+            rule=str(error.facts.get("rule", "")),
+            process=pid,
+            detail={"message": message.step},
+        )
+        await self._store.write(lambda tx: tx.publish(refused))
+
+    def _take(self, tx: Transaction, row: Row, message: Numbered) -> Received | None:
+        """Judge a message for a process that is the caller's. None: it was taken in before."""
+        if row.id not in (message.consumer_pid, message.provider_pid):
+            raise MessageInvalid(f"expected one of the message's pids to be {row.id}, the one of the address")
+        repeated = self._repeated(tx, row.counterparty, message)
+        if repeated and message.id:
+            return None
+        try:
+            judged = states.receive(
+                self.table, state=row.state, pending=row.pending, role=row.role, message=message.step
+            )
+        except IllegalStep:
+            led_to = {after for step, after in self.table.items() if step.message == message.step}
+            if repeated and row.state in led_to:  # no id of its own: told by its content and our state
+                return None
+            raise
+        row.peer_pid = row.peer_pid or (message.provider_pid if row.role == CONSUMER else message.consumer_pid)
+        return judged
+
+    def _repeated(self, tx: Transaction, sender: str, message: Message) -> bool:
+        """Whether this very message was taken in before; remembered from now on."""
+        digest = hashlib.sha256(json.dumps(message.to_wire(), sort_keys=True).encode()).hexdigest()
+        key = message.id or f"sha256:{digest}"
+        if (known := tx.messages.seen(sender, key)) is None:
+            tx.messages.remember(Inbox(sender=sender, message_id=key, digest=digest, received_at=tx.now))
+            return False
+        if known.digest != digest:
+            raise MessageInvalid(f"the message id {key} was used for another message; give each message its own")
+        return True
+
+    def _apply(self, tx: Transaction, row: Row, message: Message, judged: Received) -> list[Outbox]:
+        """Change the state as judged. A message that proves delivery of ours lets that count first."""
+        follow: list[Outbox] = []
+        if row.pending and not judged.pending:
+            tx.messages.drop(row.id)
+        if row.pending and judged.before != row.state:
+            follow = self._count(tx, row, row.pending)
+        row.state, row.pending, row.updated_at = judged.after, judged.pending, tx.now
+        if isinstance(message, messages.Reasoned):
+            row.reason = "; ".join(message.reason) or message.code or row.reason
+        code = getattr(message, "code", "")
+        tx.publish(self._advanced(row, actor=row.counterparty, message=message.step, code=code, reason=row.reason))
+        return follow
+
+    # Sending.
+
+    def _send(self, tx: Transaction, row: Row, message: Message, path: str) -> Outbox:
+        """Put our next message on its way. IllegalStep or Conflict where it is not possible now."""
+        if row.pending:
+            raise Conflict(f"{row.pending} is still on its way to {row.counterparty}; wait until it is acknowledged")
+        states.advance(self.table, Step(row.state, message.step, row.role))
+        return self._put(tx, row, message, path)
+
+    def _put(self, tx: Transaction, row: Row, message: Message, path: str) -> Outbox:
+        row.pending, row.updated_at = message.step, tx.now
+        return self._outbox(tx, row, message, path)
+
+    def _outbox(self, tx: Transaction, row: Row, message: Message, path: str) -> Outbox:
+        return self._sender.queue(
+            tx,
+            Outbox(
+                process=row.id,
+                kind=self.kind,
+                address=row.address,
+                path=path,
+                audience=row.counterparty,
+                message={**message.to_wire(), "@id": new_pid()},
+            ),
+        )
+
+    def _end(self, tx: Transaction, row: Row, *, code: str, reason: str, actor: str) -> list[Outbox]:
+        """Terminate from our side. It counts at once (DSP 2025-1, section 7.1: a failed termination may be ignored)."""
+        if row.state in states.FINAL:
+            raise IllegalStep(f"this {self.kind} is {row.state.lower()}; nothing can end it any more", state=row.state)
+        unanswered = row.state == states.NEW
+        row.state, row.pending, row.updated_at = states.TERMINATED, "", tx.now
+        row.reason = reason or code
+        tx.publish(self._advanced(row, actor=actor, message=self.termination.__name__, code=code, reason=row.reason))
+        if unanswered:  # the counterparty may know of it or not: once it answers, `_learn` sends the termination
+            return []
+        tx.messages.drop(row.id)
+        return [self._termination(tx, row, code=code, reason=reason)]
+
+    def _termination(self, tx: Transaction, row: Row, *, code: str, reason: str) -> Outbox:
+        message = self.termination(**self._pids(row), code=code, reason=(reason,) if reason else ())
+        return self._outbox(tx, row, message, f"/{self.kind}s/{_segment(row)}/termination")
+
+    def _pids(self, row: Row) -> dict[str, Any]:
+        ours, theirs = ("provider_pid", "consumer_pid") if row.role == PROVIDER else ("consumer_pid", "provider_pid")
+        return {ours: row.id, theirs: row.peer_pid}
+
+    # Delivery (a `sender.Courier`).
+
+    async def carry(self, row: Outbox) -> Outcome:
+        """Deliver a message of ours and read the answer."""
+        message = await self._finished(row)
+        if message is None:
+            return Outcome(Result.REFUSED, "nothing to deliver any more")
+        answer = await self._peer.post(row.address + row.path, message, audience=row.audience)
+        if answer.accepted:
+            return Outcome(Result.DELIVERED, document=answer.document)
+        why = f"{row.audience} answered {answer.status}: {answer.reason or 'no reason given'}"
+        if answer.status in _NOT_YET:
+            return Outcome(Result.SOON, why)
+        if answer.status >= 500 or answer.status == 429:
+            return Outcome(Result.AGAIN, why)
+        if row.attempts and await self._was_taken(row, message):
+            return Outcome(Result.DELIVERED)
+        return Outcome(Result.REFUSED, why)
+
+    async def _finished(self, row: Outbox) -> Json | None:
+        """The message as it leaves: what must not be stored, or must be fresh, is added here."""
+        return row.message
+
+    async def _was_taken(self, row: Outbox, message: Json) -> bool:
+        """Whether an earlier attempt got through although we saw no answer: ask the counterparty for its state."""
+        theirs = message["consumerPid"] if message.get("providerPid") == row.process else message.get("providerPid")
+        if not theirs:
+            return False
+        known = await self._peer.get(f"{row.address}/{self.kind}s/{theirs}", audience=row.audience)
+        told = messages.status_of(known.document) if known.accepted else None
+        current = await self._store.read(lambda tx: self._get(tx, row.process))
+        if told is None or current is None:
+            return False
+        wanted = self.table.get(Step(current.state, step_of(message), current.role))
+        return wanted is not None and getattr(told, "state", "") == wanted
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox]:
+        """What follows from an answer, or from giving up."""
+        process = self._get(tx, row.process)
+        if process is None:
+            return []
+        step = step_of(row.message)
+        if outcome.result is Result.DELIVERED:
+            return self._acknowledged(tx, process, step, outcome)
+        if process.pending == step:
+            self._not_said(tx, process, step, outcome)
+        return []
+
+    def _acknowledged(self, tx: Transaction, row: Row, step: str, outcome: Outcome) -> list[Outbox]:
+        told = messages.status_of(outcome.document)
+        if told is not None and not row.peer_pid:
+            row.peer_pid = told.provider_pid if row.role == CONSUMER else told.consumer_pid
+        if row.pending == step:
+            return self._count(tx, row, step)
+        first = Step(states.NEW, step, row.role) in self.table
+        if first and row.state == states.TERMINATED and row.peer_pid:  # ended by us before it was answered
+            return [self._termination(tx, row, code="terminated", reason=row.reason)]
+        return []
+
+    def _count(self, tx: Transaction, row: Row, step: str) -> list[Outbox]:
+        """Our message is known to have arrived: now it counts."""
+        row.state = self.table.get(Step(row.state, step, row.role), row.state)
+        row.pending, row.updated_at = "", tx.now
+        tx.publish(self._advanced(row, actor=self._us, message=step))
+        return self._said(tx, row, step)
+
+    def _not_said(self, tx: Transaction, row: Row, step: str, outcome: Outcome) -> None:
+        """Our message was refused, or could not be delivered in time. A refused first message ends the process."""
+        row.pending, row.updated_at = "", tx.now
+        row.reason = f"{step}: {outcome.why}"[:_REASON_MAX]
+        if row.state == states.NEW or outcome.result is Result.EXPIRED:
+            row.state = states.TERMINATED
+        else:
+            self._stuck(tx, row)
+        code = "refused" if outcome.result is Result.REFUSED else "undeliverable"
+        tx.publish(self._advanced(row, actor=self._us, message=step, outcome="refused", code=code, reason=row.reason))
+
+    def _leave(self, rows: list[Outbox]) -> None:
+        self._sender.hand_over(rows)
+
+
+def _segment(row: Negotiation | Transfer) -> str:
+    if not row.peer_pid:
+        raise Conflict(f"{row.counterparty} has not told its pid yet; wait for its first message")
+    return segment(row.peer_pid)

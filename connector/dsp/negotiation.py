@@ -1,0 +1,494 @@
+"""Contract negotiations, as provider and as consumer: take a message in, carry out a command, answer by ourselves.
+
+Every public call commits before it returns. What it returns names the messages that may leave now: a route hands them
+over once its reply has left, a command at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from connector.dsp import decisions, messages, states, terms
+from connector.dsp.exchange import Exchange, Taken, new_pid
+from connector.dsp.jsonld import Json
+from connector.dsp.messages import (
+    ContractAgreementMessage,
+    ContractAgreementVerificationMessage,
+    ContractNegotiationEventMessage,
+    ContractOfferMessage,
+    ContractRequestMessage,
+    Numbered,
+)
+from connector.dsp.peer import segment
+from connector.dsp.states import CONSUMER, PROVIDER, Received
+from connector.errors import BadInput, Conflict, MessageInvalid, NotFound, Refused
+from connector.events import AgreementConcluded, DecisionNeeded, DecisionTaken, Event, NegotiationAdvanced
+from connector.identity.principal import Principal
+from connector.store import Transaction
+from connector.store.tables import Agreement, Grant, Negotiation, Offer, Outbox
+from policies.evaluate import Facts
+from policies.model import Policy
+from policies.vocabulary import Phase
+
+# Which message a command sends, and who may: the management API's words for the protocol's messages.
+COMMANDS = {
+    "offer": (PROVIDER, states.OFFER),
+    "agree": (PROVIDER, states.AGREEMENT),
+    "finalize": (PROVIDER, states.FINALIZED_EVENT),
+    "accept": (CONSUMER, states.ACCEPTED_EVENT),
+    "counter": (CONSUMER, states.REQUEST),
+    "verify": (CONSUMER, states.VERIFICATION),
+}
+
+
+_APPROVALS = {
+    (PROVIDER, states.REQUESTED): "agree",
+    (PROVIDER, states.ACCEPTED): "agree",
+    (PROVIDER, states.VERIFIED): "finalize",
+    (CONSUMER, states.OFFERED): "accept",
+    (CONSUMER, states.AGREED): "verify",
+}
+_NEEDS_FACTS = frozenset({states.REQUEST, states.ACCEPTED_EVENT})
+
+
+class Negotiations(Exchange[Negotiation]):
+    """Both sides of every contract negotiation of this participant."""
+
+    table = states.NEGOTIATION
+    kind = "negotiation"
+    termination: ClassVar[type[messages.Reasoned]] = messages.ContractNegotiationTerminationMessage
+
+    # First messages.
+
+    async def requested(self, message: ContractRequestMessage, caller: Principal) -> Taken[Negotiation]:
+        """A consumer's first request. Its repeat (same caller, same consumerPid) is answered with the same process.
+
+        MessageInvalid for terms that cannot be read, and for an offer that is not there or not for this caller;
+        Refused where the policy could not be enforced.
+        """
+        address = await self._peer.check(message.callback_address)
+        asked = terms.read_offer(message.offer or {})
+        facts = await self._facts_of(caller.id)
+
+        def work(tx: Transaction) -> Taken[Negotiation]:
+            known = tx.negotiations.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
+            if known is not None:
+                return Taken(known, fresh=False)
+            offer, verdict = _visible(tx, asked, facts)
+            row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, message.offer or {}, offer.decide)
+            row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
+            self._repeated(tx, caller.id, message)
+            tx.negotiations.add(row)
+            tx.publish(self._advanced(row, actor=caller.id, message=message.step))
+            return Taken(row, tuple(self._answer(tx, row, asked=asked, offer=offer, verdict=verdict)))
+
+        return await self._refusals_recorded(work, caller=caller.id, message=message, pid=message.consumer_pid)
+
+    async def offered(self, message: ContractOfferMessage, caller: Principal) -> Taken[Negotiation]:
+        """A provider's unasked offer. It waits for a person, who accepts, counters or ends it."""
+        address = await self._peer.check(message.callback_address)
+        policy = terms.read_offer(message.offer or {})
+        if not policy.target:
+            raise MessageInvalid("expected the offer to have a target, came none")
+
+        def work(tx: Transaction) -> Taken[Negotiation]:
+            known = tx.negotiations.by_peer(role=CONSUMER, counterparty=caller.id, peer_pid=message.provider_pid)
+            if known is not None:
+                return Taken(known, fresh=False)
+            row = self._new(tx, CONSUMER, caller.id, address, policy.target, message.offer or {}, decisions.AUTO)
+            row.peer_pid, row.state, row.offer_id = message.provider_pid, states.OFFERED, policy.id
+            self._repeated(tx, caller.id, message)
+            tx.negotiations.add(row)
+            tx.publish(self._advanced(row, actor=caller.id, message=message.step))
+            self._ask_person(tx, row, "the provider made this offer unasked")
+            return Taken(row)
+
+        return await self._refusals_recorded(work, caller=caller.id, message=message, pid=message.provider_pid)
+
+    # Later messages.
+
+    async def received(self, message: Numbered, caller: Principal, *, pid: str) -> Taken[Negotiation]:
+        """Any later message for the process `pid`. NotFound for unknown and foreign ones alike; IllegalStep and
+        MessageInvalid change nothing."""
+        read = self._read(message)
+        facts = await self._facts_of(caller.id) if message.step in _NEEDS_FACTS else Facts()
+
+        def work(tx: Transaction) -> Taken[Negotiation]:
+            row = tx.negotiations.of(pid, caller.id)
+            judged = self._take(tx, row, message)
+            if judged is None:
+                return Taken(row, fresh=False)
+            return Taken(row, tuple(self._accept(tx, row, message, read, judged, facts)))
+
+        return await self._refusals_recorded(work, caller=caller.id, message=message, pid=pid)
+
+    async def status(self, pid: str, caller: Principal) -> messages.ContractNegotiation:
+        """The state, for the counterparty."""
+        return self.view(await self._store.read(lambda tx: tx.negotiations.peek_of(pid, caller.id)))
+
+    def view(self, row: Negotiation) -> messages.ContractNegotiation:
+        """The process object that tells a negotiation's state. Only the protocol's own states are told."""
+        state = states.published(self.table, row.state, row.pending, row.role)
+        return messages.ContractNegotiation(**self._pids(row), state=state)
+
+    def _read(self, message: Numbered) -> Policy | None:
+        """The terms in a message, read before any lock is held."""
+        if isinstance(message, ContractAgreementMessage):
+            return terms.read_agreement(message.agreement or {})
+        if isinstance(message, ContractRequestMessage | ContractOfferMessage):
+            return terms.read_offer(message.offer or {})
+        return None
+
+    def _accept(
+        self,
+        tx: Transaction,
+        row: Negotiation,
+        message: Numbered,
+        read: Policy | None,
+        judged: Received,
+        facts: Facts,
+    ) -> list[Outbox]:
+        """Check what a legal message says, change the state, and answer."""
+        earlier = row.offer
+        if isinstance(message, ContractRequestMessage | ContractOfferMessage) and read is not None:
+            if read.target and read.target != row.dataset_id:
+                raise MessageInvalid(f"expected an offer for {row.dataset_id}, came one for {read.target}")
+            row.offer = message.offer or {}
+        if isinstance(message, ContractAgreementMessage) and read is not None:
+            self._sign(tx, row, message, read)
+        follow = self._apply(tx, row, message, judged)
+        if message.step == states.FINALIZED_EVENT:
+            self._conclude(tx, row)
+        return [*follow, *self._reply(tx, row, read, earlier, facts)]
+
+    def _sign(self, tx: Transaction, row: Negotiation, message: ContractAgreementMessage, read: Policy) -> None:
+        """Check an agreement against what was agreed on, and keep it."""
+        agreed = terms.read_offer(row.offer)
+        terms.check_agreement(read, terms=agreed, target=row.dataset_id, assigner=row.counterparty, assignee=self._us)
+        if tx.agreements.get(read.id, role=CONSUMER) is not None:
+            raise MessageInvalid(f"an agreement {read.id} exists already; give each agreement its own id")
+        row.agreement_id = read.id
+        self._keep(tx, row, read, message.agreement or {})
+
+    def _keep(self, tx: Transaction, row: Negotiation, policy: Policy, wire: Json) -> None:
+        """Store an agreement, not final yet."""
+        provider = self._us if row.role == PROVIDER else row.counterparty
+        consumer = self._us if row.role == CONSUMER else row.counterparty
+        tx.agreements.add(
+            Agreement(
+                id=policy.id,
+                role=row.role,
+                negotiation_id=row.id,
+                dataset_id=row.dataset_id,
+                offer_id=row.offer_id,
+                provider=provider,
+                consumer=consumer,
+                address=row.address,
+                policy=wire,
+                digest=terms.digest_of(policy),
+                signed_at=terms.signed_at(policy, now=tx.now),
+                ended_at=None,
+            )
+        )
+
+    # What follows by itself.
+
+    def _answer(
+        self, tx: Transaction, row: Negotiation, *, asked: Policy, offer: Offer, verdict: terms.Verdict
+    ) -> list[Outbox]:
+        """A provider's answer to a request, where the offer lets it answer by itself."""
+        published = terms.published(offer)
+        same = terms.same_rules(asked, published)
+        if not verdict.permitted and not (verdict.unknown and row.decide != decisions.AUTO):
+            raise Refused(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
+        case = decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted)
+        move = decisions.next_message(decisions.NEGOTIATION, role=PROVIDER, state=row.state, case=case)
+        if move == states.OFFER:
+            return [self._offer(tx, row, published)]
+        if move == states.AGREEMENT:
+            return [self._agree(tx, row)]
+        why = "other terms than published" if not same else "; ".join(verdict.reasons) if verdict.unknown else ""
+        self._ask_person(tx, row, why)
+        return []
+
+    def _reply(
+        self, tx: Transaction, row: Negotiation, read: Policy | None, earlier: Json, facts: Facts
+    ) -> list[Outbox]:
+        """Our next message after a later message of the counterparty, or the call for a person."""
+        if not decisions.our_turn(decisions.NEGOTIATION, role=row.role, state=row.state):
+            return []
+        if row.role == PROVIDER and row.state in (states.REQUESTED, states.ACCEPTED):
+            offer, verdict = _offer_of(tx, row, facts)
+            if row.state == states.REQUESTED and read is not None:
+                return self._answer(tx, row, asked=read, offer=offer, verdict=verdict)
+            case = decisions.Case(decide=row.decide, permitted=verdict.permitted)
+        else:
+            same = read is None or row.state != states.OFFERED or _as_asked(read, earlier)
+            case = decisions.Case(decide=row.decide, same_terms=same)
+        move = decisions.next_message(decisions.NEGOTIATION, role=row.role, state=row.state, case=case)
+        if not move:
+            self._ask_person(tx, row, "")
+            return []
+        return [self._move(tx, row, move)]
+
+    def _ask_person(self, tx: Transaction, row: Negotiation, why: str) -> None:
+        tx.publish(
+            DecisionNeeded(
+                actor=row.counterparty,
+                process=row.id,
+                dataset=row.dataset_id,
+                reason=why,
+                detail={"role": row.role, "state": row.state, "counterparty": row.counterparty},
+            )
+        )
+
+    def _move(self, tx: Transaction, row: Negotiation, step: str) -> Outbox:
+        """Send the message of that name, with nothing to say beyond the process itself."""
+        if step == states.AGREEMENT:
+            return self._agree(tx, row)
+        pids, to = self._pids(row), f"/negotiations/{segment(row.peer_pid)}"
+        if step == states.VERIFICATION:
+            return self._send(tx, row, ContractAgreementVerificationMessage(**pids), f"{to}/agreement/verification")
+        event = ContractNegotiationEventMessage(**pids, event_type=step.partition(":")[2])
+        return self._send(tx, row, event, f"{to}/events")
+
+    def _offer(self, tx: Transaction, row: Negotiation, policy: Policy) -> Outbox:
+        row.offer = terms.offer_wire(policy, target=row.dataset_id)
+        message = ContractOfferMessage(**self._pids(row), offer=row.offer)
+        return self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/offers")
+
+    def _agree(self, tx: Transaction, row: Negotiation) -> Outbox:
+        """Sign what lies on the table, if all of it can be enforced."""
+        agreed = terms.read_offer(row.offer)
+        terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
+        signed = terms.sign(
+            agreed,
+            agreement_id=new_pid(),
+            target=row.dataset_id,
+            assigner=self._us,
+            assignee=row.counterparty,
+            now=tx.now,
+        )
+        wire = terms.agreement_wire(signed)
+        message = ContractAgreementMessage(**self._pids(row), agreement=wire)
+        sent = self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/agreement")
+        if (refused := tx.agreements.get(row.agreement_id, role=PROVIDER)) is not None:
+            refused.ended_at, refused.end_reason = tx.now, "never concluded; replaced by another one"
+        row.agreement_id = signed.id
+        self._keep(tx, row, signed, wire)
+        return sent
+
+    def _conclude(self, tx: Transaction, row: Negotiation) -> None:
+        """The agreement is final: at the provider it becomes a grant."""
+        agreement = tx.agreements.of(row.agreement_id, role=row.role)
+        agreement.finalized = True
+        if row.role == PROVIDER:
+            tx.agreements.add(Grant(agreement_id=agreement.id, revoked_at=None))
+        tx.publish(
+            AgreementConcluded(
+                actor=self._us,
+                dataset=row.dataset_id,
+                agreement=agreement.id,
+                process=row.id,
+                detail={"role": row.role, "counterparty": row.counterparty, "policy": agreement.digest},
+            )
+        )
+
+    def finalized_at_consumer(self, tx: Transaction, agreement: Agreement) -> None:
+        """A consumer that transfers under an agreement has our FINALIZED, even if its acknowledgement is still out."""
+        row = tx.negotiations.get(agreement.negotiation_id)
+        if row is not None and row.pending == states.FINALIZED_EVENT:
+            tx.messages.drop(row.id)
+            self._count(tx, row, row.pending)
+
+    # Commands.
+
+    async def request(
+        self,
+        *,
+        counterparty: str,
+        address: str,
+        dataset_id: str,
+        offer: Json,
+        decide: str = decisions.AUTO,
+        by: str,
+        correlation: str = "",
+    ) -> Negotiation:
+        """Ask a provider for an agreement on `offer` (an ODRL offer with its @id); the new negotiation."""
+        policy = terms.read_offer({"@type": "Offer", **offer})
+        wire = terms.offer_wire(policy, target=dataset_id)
+        address = await self._checked(address, decide)
+
+        def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
+            row = self._new(tx, CONSUMER, counterparty, address, dataset_id, wire, decide)
+            row.offer_id, row.correlation = policy.id, correlation
+            tx.negotiations.add(row)
+            tx.publish(self._ordered(row, "request", by=by))
+            message = ContractRequestMessage(consumer_pid=row.id, offer=wire, callback_address=self._base)
+            return row, self._send(tx, row, message, "/negotiations/request")
+
+        row, sent = await self._store.write(work)
+        self._leave([sent])
+        return row
+
+    async def propose(self, *, counterparty: str, address: str, offer_id: str, by: str) -> Negotiation:
+        """Make a published offer to a consumer that has not asked; the new negotiation."""
+        address = await self._checked(address, decisions.AUTO)
+
+        def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
+            offer = tx.datasets.offer(offer_id)
+            if offer is None or offer.withdrawn_at is not None:
+                raise NotFound(f"no offer {offer_id!r} is in force; list them with `hanse offer list`")
+            wire = terms.offer_wire(terms.published(offer), target=offer.dataset_id)
+            row = self._new(tx, PROVIDER, counterparty, address, offer.dataset_id, wire, offer.decide)
+            row.offer_id = offer.id
+            tx.negotiations.add(row)
+            tx.publish(self._ordered(row, "offer", by=by))
+            message = ContractOfferMessage(provider_pid=row.id, offer=wire, callback_address=self._base)
+            return row, self._send(tx, row, message, "/negotiations/offers")
+
+        row, sent = await self._store.write(work)
+        self._leave([sent])
+        return row
+
+    async def command(
+        self, pid: str, name: str, *, by: str, offer: Json | None = None, code: str = "", reason: str = ""
+    ) -> Negotiation:
+        """Carry out `offer`, `agree`, `finalize`, `accept`, `counter`, `verify`, `approve` or `terminate`.
+
+        IllegalStep or Conflict where it is not possible now, NotFound for an unknown pid. `approve` sends what the
+        other side waits for and lets the rest of this negotiation, and transfers under it, run by themselves.
+        """
+
+        def work(tx: Transaction) -> tuple[Negotiation, list[Outbox]]:
+            row = tx.negotiations.get(pid)
+            if row is None:
+                raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiation list`")
+            tx.publish(self._ordered(row, name, by=by, reason=reason))
+            if name == "terminate":
+                return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
+            return row, [self._carry_out(tx, row, name, offer)]
+
+        row, sent = await self._store.write(work)
+        self._leave(sent)
+        return row
+
+    def _carry_out(self, tx: Transaction, row: Negotiation, name: str, offer: Json | None) -> Outbox:
+        if name == "approve":
+            row.decide = decisions.AUTO
+            name = _APPROVALS.get((row.role, row.state), name)
+        if name not in COMMANDS:
+            raise BadInput(f"expected one of {', '.join(COMMANDS)}, approve, terminate; came {name!r}")
+        role, step = COMMANDS[name]
+        if role != row.role:
+            raise Conflict(f"{name} is for the {role} of a negotiation, and we are its {row.role}")
+        if name == "offer":
+            return self._offer(tx, row, self._terms_of(tx, row, offer))
+        if name == "counter":
+            row.offer = terms.offer_wire(self._terms_of(tx, row, offer), target=row.dataset_id)
+            message = ContractRequestMessage(**self._pids(row), offer=row.offer)
+            return self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/request")
+        return self._move(tx, row, step)
+
+    def _terms_of(self, tx: Transaction, row: Negotiation, offer: Json | None) -> Policy:
+        """The terms of a command: those given, else the published ones (provider) or those on the table."""
+        if offer:
+            return terms.read_offer({"@type": "Offer", "@id": row.offer_id or new_pid(), **offer})
+        known = tx.datasets.offer(row.offer_id) if row.role == PROVIDER else None
+        return terms.published(known) if known is not None else terms.read_offer(row.offer)
+
+    async def _checked(self, address: str, decide: str) -> str:
+        if decide not in (decisions.AUTO, decisions.MANUAL):
+            raise BadInput(f"expected decide to be auto or manual, came {decide!r}")
+        return await self._peer.check(address)
+
+    # For the machinery.
+
+    def _new(
+        self,
+        tx: Transaction,
+        role: str,
+        counterparty: str,
+        address: str,
+        dataset_id: str,
+        offer: Json,
+        decide: str,
+    ) -> Negotiation:
+        return Negotiation(
+            id=new_pid(),
+            role=role,
+            peer_pid="",
+            counterparty=counterparty,
+            address=address,
+            state=states.NEW,
+            pending="",
+            dataset_id=dataset_id,
+            offer_id="",
+            offer=offer,
+            decide=decide,
+            agreement_id="",
+            reason="",
+            correlation="",
+            created_at=tx.now,
+            updated_at=tx.now,
+        )
+
+    def _get(self, tx: Transaction, pid: str) -> Negotiation | None:
+        return tx.negotiations.get(pid)
+
+    def _advanced(self, row: Negotiation, **about: Any) -> Event:
+        message = about.pop("message")
+        return NegotiationAdvanced(
+            process=row.id,
+            dataset=row.dataset_id,
+            agreement=row.agreement_id,
+            correlation=row.correlation,
+            detail={"role": row.role, "counterparty": row.counterparty, "state": row.state, "message": message},
+            **about,
+        )
+
+    def _ordered(self, row: Negotiation, command: str, *, by: str, reason: str = "") -> Event:
+        return DecisionTaken(
+            actor=by,
+            on_behalf_of=self._us,
+            process=row.id,
+            dataset=row.dataset_id,
+            reason=reason,
+            correlation=row.correlation,
+            detail={"role": row.role, "counterparty": row.counterparty, "state": row.state, "command": command},
+        )
+
+    def _stuck(self, tx: Transaction, row: Negotiation) -> None:
+        self._ask_person(tx, row, row.reason)
+
+    def _said(self, tx: Transaction, row: Negotiation, step: str) -> list[Outbox]:
+        if step == states.FINALIZED_EVENT:
+            self._conclude(tx, row)
+        return []
+
+
+def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms.Verdict]:
+    """The published offer that a request names, if this party may know of it. Otherwise it is as if not there."""
+    offer = tx.datasets.offer(asked.id)
+    verdict = None
+    if offer is not None and offer.withdrawn_at is None:
+        verdict = terms.judge(terms.published(offer), facts, phase=Phase.CATALOGUE, now=tx.now)
+    hidden = verdict is None or not (verdict.permitted or verdict.unknown)
+    if offer is None or verdict is None or hidden or (asked.target and asked.target != offer.dataset_id):
+        raise MessageInvalid(f"expected an offer of the catalogue, came {asked.id!r} for {asked.target!r}")
+    if verdict.permitted:
+        verdict = terms.judge(terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
+    return offer, verdict
+
+
+def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, terms.Verdict]:
+    """The published offer behind a negotiation, and what the facts say now."""
+    offer = tx.datasets.offer(row.offer_id)
+    if offer is None or offer.withdrawn_at is not None:
+        raise Refused(f"the offer {row.offer_id!r} was withdrawn; look into the catalogue again", code="withdrawn")
+    return offer, terms.judge(terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
+
+
+def _as_asked(read: Policy, earlier: Json) -> bool:
+    """Whether an offer has the terms that we asked for."""
+    return bool(earlier) and terms.same_rules(read, terms.read_offer(earlier))

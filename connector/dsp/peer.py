@@ -1,0 +1,149 @@
+"""Calls to a counterparty: posting messages, asking for state, finding the version we both speak.
+
+Replies are read as leniently as can be: any 2xx is an acknowledgement, with or without a body. Knows no state machine
+and no database. The wire is `connector.net.Net`, or anything that calls like it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+from connector.dsp import jsonld, messages
+from connector.dsp.jsonld import Json
+from connector.errors import MessageInvalid, PeerFailed, PeerNonsense, PeerRefused
+from connector.net import Guard, Reply
+
+VERSION = "2025-1"
+_ADDRESS_MAX = 2_000
+_VERSIONS_SECONDS = 300.0
+_VERSIONS_MAX = 1_024
+
+
+class Wire(Protocol):
+    """What a call goes through: the guarded client, or two connectors joined in memory."""
+
+    guard: Guard
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        max_bytes: int | None = None,
+    ) -> Reply: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A counterparty's reply: its status, the body if it is JSON, and the reason it gives where it refuses."""
+
+    status: int
+    document: Any = None
+    reason: str = ""
+    headers: Mapping[str, str] | None = None
+
+    @property
+    def accepted(self) -> bool:
+        return 200 <= self.status < 300
+
+
+class Peer:
+    """Every call of the protocol to somebody else. `mint(audience)` makes the Authorization header of one call."""
+
+    def __init__(self, *, wire: Wire, mint: Callable[[str], str]) -> None:
+        self._wire = wire
+        self._mint = mint
+        self._bases: OrderedDict[str, tuple[float, str]] = OrderedDict()
+
+    async def post(self, url: str, message: Json, *, audience: str) -> Answer:
+        """Deliver one message. PeerFailed where no answer came."""
+        body = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+        return await self._call("POST", url, audience=audience, body=body)
+
+    async def get(self, url: str, *, audience: str) -> Answer:
+        """Ask for a state, a dataset or the like."""
+        return await self._call("GET", url, audience=audience)
+
+    async def fetch(self, method: str, url: str, *, audience: str, message: Json | None = None) -> Answer:
+        """As `get` and `post`, for callers who need the answer: PeerRefused with its reason where it is no."""
+        body = None if message is None else json.dumps(message).encode()
+        answer = await self._call(method, url, audience=audience, body=body)
+        if not answer.accepted:
+            raise PeerRefused(
+                f"{audience} answered {answer.status} to {method} {urlsplit(url).path}: "
+                f"{answer.reason or 'no reason given'}",
+                peer_status=answer.status,
+            )
+        return answer
+
+    async def check(self, address: str) -> str:
+        """A base URL that we could call, without its trailing slash. MessageInvalid says why we could not."""
+        parts = urlsplit(address)
+        if len(address) > _ADDRESS_MAX or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise MessageInvalid(f"expected an absolute http(s) URL as address, came {address[:200]!r}")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise MessageInvalid("expected an address without credentials, query and fragment")
+        secure = parts.scheme == "https"
+        try:
+            await self._wire.guard.pin(parts.hostname, parts.port or (443 if secure else 80), secure=secure)
+        except (PeerFailed, ValueError) as error:
+            raise MessageInvalid(f"the address {address[:200]!r} cannot be called from here: {error}") from error
+        return address.removesuffix("/")
+
+    async def base_of(self, root: str) -> str:
+        """The base of the 2025-1 endpoints under a connector's root URL, from its version document.
+
+        PeerNonsense where it offers no version that we speak: then we must stop (DSP 2025-1, section 2).
+        """
+        root, now = root.removesuffix("/"), time.monotonic()
+        asked, known = self._bases.get(root, (0.0, ""))
+        if known and now - asked < _VERSIONS_SECONDS:
+            return known
+        reply = await self._wire.call("GET", f"{root}/.well-known/dspace-version", max_bytes=64 * 2**10)
+        self._bases[root] = (now, root + _path_of(reply, root))
+        self._bases.move_to_end(root)
+        while len(self._bases) > _VERSIONS_MAX:
+            self._bases.popitem(last=False)
+        return self._bases[root][1]
+
+    async def _call(self, method: str, url: str, *, audience: str, body: bytes | None = None) -> Answer:
+        headers = {"Authorization": self._mint(audience), "Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        return _answer(await self._wire.call(method, url, headers=headers, body=body))
+
+
+def _answer(reply: Reply) -> Answer:
+    if not 200 <= reply.status < 300:
+        return Answer(reply.status, reason=messages.problem_of(reply.body), headers=reply.headers)
+    try:
+        document = jsonld.parse(reply.body) if reply.body.strip() else None
+    except MessageInvalid:
+        document = None  # an acknowledgement need not have a body, and one that we cannot read is none
+    return Answer(reply.status, document, headers=reply.headers)
+
+
+def _path_of(reply: Reply, root: str) -> str:
+    document = _answer(reply).document
+    offered = document.get("protocolVersions") if isinstance(document, dict) else None
+    for entry in offered if isinstance(offered, list) else ():
+        if isinstance(entry, dict) and entry.get("version") == VERSION and entry.get("binding") == "HTTPS":
+            path = str(entry.get("path", "")).removesuffix("/")
+            if not path or path.startswith("/"):
+                return path
+    raise PeerNonsense(
+        f"{root} offers no Dataspace Protocol {VERSION} over HTTPS (status {reply.status}); stopped there"
+    )
+
+
+def segment(identifier: str) -> str:
+    """An identifier as one segment of a path."""
+    return quote(identifier, safe=":@")

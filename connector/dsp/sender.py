@@ -1,0 +1,241 @@
+"""The worker that delivers what is due in the outbox: protocol messages, webhooks, pushes.
+
+A message that this process inserts is leased to it in the same transaction and handed over right after the commit, so
+nothing waits for a tick. What stays behind (a crash, a peer that does not answer) is found in the outbox when its time
+or its lease has come, by this process or another one on the same database. Order holds within a process: only its
+oldest message is ever taken up. Delivery is at least once; receivers recognise repeats.
+
+What a message means, and what follows from its delivery, is the courier's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from connector.errors import AddressRefused, HanseError
+from connector.store import Store, Transaction
+from connector.store.tables import Outbox
+from connector.telemetry import Metrics, logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_LEASE = 15.0  # seconds; renewed while a delivery takes longer
+_SHORTEST = 0.05  # seconds between two attempts
+_LOOK_AGAIN = 5.0  # longest sleep: other processes may have left something behind
+_AT_ONCE = 64
+_AT_ONCE_PER_PEER = 32
+_WAITING_MAX = 2_000
+_FEW = 6  # attempts for replies that usually mean "not yet"
+
+
+class Result(Enum):
+    DELIVERED = "delivered"
+    REFUSED = "refused"  # an answer that another attempt would not change
+    AGAIN = "again"  # no answer, or one that may change
+    SOON = "soon"  # as AGAIN, for a few attempts only: then it is REFUSED
+    EXPIRED = "expired"  # given up: the deadline has passed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a delivery went, why, and what the reply held."""
+
+    result: Result
+    why: str = ""
+    document: Any = None
+
+
+class Courier(Protocol):
+    """Knows what to do with one kind of outbox row."""
+
+    async def carry(self, row: Outbox) -> Outcome:
+        """Deliver it once. A HanseError of ours or the peer's server counts as AGAIN, any other as REFUSED."""
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox]:
+        """Record that it was delivered, refused or given up; what is to be sent next. The row itself is gone."""
+
+
+class Sender:
+    """One per process. `start` it once the couriers are known, `stop` it before the store closes."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        send_delay: float = 0.0,
+        retry_first: float = 0.5,
+        retry_cap: float = 300.0,
+        retry_deadline: float = 72 * 3600.0,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.owner = uuid.uuid4().hex
+        self._store = store
+        self._delay = send_delay
+        self._first, self._cap, self._deadline = retry_first, retry_cap, retry_deadline
+        self._metrics = metrics
+        self._couriers: dict[str, Courier] = {}
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._per_peer: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._loop: asyncio.Task[None] | None = None
+        self._closing = False
+        self._log = logger("sender")
+
+    def register(self, kind: str, courier: Courier) -> None:
+        """Name who carries rows of this kind."""
+        self._couriers[kind] = courier
+
+    async def start(self) -> None:
+        """Begin to deliver. On SQLite we are alone, so what an earlier process had leased is free at once."""
+        if self._store.is_sqlite:
+            await self._store.write(lambda tx: tx.messages.release_all())
+        self._loop = asyncio.create_task(self._look())
+
+    async def stop(self) -> None:
+        """End what is under way and leave the rest in the outbox, free for whoever comes next."""
+        self._closing = True
+        tasks = [*self._tasks, *([self._loop] if self._loop else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(HanseError):
+            await self._store.write(lambda tx: tx.messages.release(owner=self.owner))
+
+    def queue(self, tx: Transaction, row: Outbox) -> Outbox:
+        """Put a row into the outbox, leased to us: it is handed over right after the commit."""
+        row.due_at = row.created_at = tx.now
+        row.lease_owner, row.lease_until = self.owner, tx.now + _LEASE
+        tx.messages.send(row)
+        return row
+
+    def hand_over(self, rows: Iterable[Outbox]) -> None:
+        """Deliver rows that are committed and leased to us, each in a task of its own."""
+        for row in rows:
+            if self._closing or self._loop is None or len(self._tasks) >= _WAITING_MAX:
+                continue  # its lease ends, and it is found in the outbox
+            task = asyncio.create_task(self._deliver(row))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _look(self) -> None:
+        """Take up what is due and not leased, whoever inserted it."""
+        while True:
+            try:
+                pause = await self._take_up()
+            except HanseError as error:
+                self._log.warning("outbox_unreadable", reason=error.message)
+                pause = 1.0
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+            self._wake.clear()
+
+    async def _take_up(self) -> float:
+        """Claim what is due; how long to sleep."""
+        due, waiting = await self._store.read(lambda tx: (tx.messages.next_due(), tx.messages.waiting()))
+        if self._metrics is not None:
+            self._metrics.outbox.set(waiting)
+        now = time.time()
+        if due is None or due > now:
+            return min(_LOOK_AGAIN, _LOOK_AGAIN if due is None else due - now)
+        room = _AT_ONCE - len(self._tasks)
+        if room <= 0:
+            return 0.05
+        rows = await self._store.write(
+            lambda tx: tx.messages.claim(owner=self.owner, now=tx.now, lease=_LEASE, limit=room)
+        )
+        self.hand_over(rows)
+        return 0.0 if rows else 0.2
+
+    async def _deliver(self, row: Outbox) -> None:
+        try:
+            async with self._slot(row):
+                outcome = await self._carry(row)
+                follow = await self._store.write(lambda tx: self._settle(tx, row.id, outcome))
+            if follow is None:
+                self._wake.set()
+            else:
+                self.hand_over(follow)
+        except HanseError as error:  # the database is not there: the lease ends and it is tried again
+            self._log.warning("delivery_not_recorded", process=row.process, reason=error.message)
+        except Exception as error:  # noqa: BLE001  # a fault of ours must not end the worker; the row stays
+            self._log.error("delivery_failed", process=row.process, exc_info=error)
+
+    async def _carry(self, row: Outbox) -> Outcome:
+        if not await self._still_ours(row):
+            return Outcome(Result.AGAIN, "the lease had ended")
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        keeping = asyncio.create_task(self._keep(row))
+        try:
+            return await self._couriers[row.kind].carry(row)
+        except HanseError as error:
+            final = error.status < 500 or isinstance(error, AddressRefused)
+            return Outcome(Result.REFUSED if final else Result.AGAIN, error.message)
+        finally:
+            keeping.cancel()
+
+    async def _still_ours(self, row: Outbox) -> bool:
+        """Whether the lease has enough time left; renewed where we waited long for a slot."""
+        if time.time() < row.lease_until - _LEASE / 2:
+            return True
+        return await self._store.write(lambda tx: self._renew(tx, row.id))
+
+    async def _keep(self, row: Outbox) -> None:
+        """Renew the lease of a delivery that takes long."""
+        while True:
+            await asyncio.sleep(_LEASE / 3)
+            await self._store.write(lambda tx: self._renew(tx, row.id))
+
+    def _renew(self, tx: Transaction, row_id: int) -> bool:
+        row = tx.messages.leased(row_id, owner=self.owner)
+        if row is not None:
+            row.lease_until = tx.now + _LEASE
+        return row is not None
+
+    def _settle(self, tx: Transaction, row_id: int, outcome: Outcome) -> list[Outbox] | None:
+        """Record an outcome, unless somebody else has dealt with the row meanwhile. None: to be tried again."""
+        row = tx.messages.leased(row_id, owner=self.owner)
+        if row is None:
+            return []
+        row.attempts += 1
+        if outcome.result is Result.SOON:
+            row.not_yet += 1
+            outcome = replace(outcome, result=Result.REFUSED if row.not_yet >= _FEW else Result.AGAIN)
+        if outcome.result is Result.AGAIN:
+            if tx.now - row.created_at < self._deadline:
+                self._put_back(tx, row, outcome)
+                return None
+            outcome = replace(outcome, result=Result.EXPIRED)
+        tx.messages.done(row)
+        return self._couriers[row.kind].settle(tx, row, outcome)
+
+    def _put_back(self, tx: Transaction, row: Outbox, outcome: Outcome) -> None:
+        longest = min(self._cap, self._first * 2 ** min(row.attempts - 1, 30))
+        row.due_at = tx.now + max(_SHORTEST, random.uniform(0, longest))  # noqa: S311  # jitter, not a secret
+        row.lease_owner, row.lease_until = "", 0.0
+        self._log.info("delivery_later", process=row.process, attempts=row.attempts, reason=outcome.why)
+
+    @asynccontextmanager
+    async def _slot(self, row: Outbox) -> AsyncIterator[None]:
+        """A bounded number of deliveries at once, and no peer may take them all."""
+        peer = urlsplit(row.address).netloc
+        gate, users = self._per_peer.get(peer, (asyncio.Semaphore(_AT_ONCE_PER_PEER), 0))
+        self._per_peer[peer] = (gate, users + 1)
+        try:
+            async with gate, self._slots:
+                yield
+        finally:
+            gate, users = self._per_peer.pop(peer)
+            if users > 1:
+                self._per_peer[peer] = (gate, users - 1)

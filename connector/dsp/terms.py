@@ -1,0 +1,152 @@
+"""Offers and agreements as the protocol carries them: reading, comparing, signing, and checking what the other side
+signed. Decides on values; knows no state machine. What a policy means is the business of `policies`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from connector.dsp.jsonld import Json
+from connector.errors import MessageInvalid, Refused
+from connector.store import Transaction
+from connector.store.tables import Offer
+from policies import compile as compiler
+from policies import evaluate, jsonld
+from policies.contract import Column, TableSchema
+from policies.errors import PolicyError
+from policies.evaluate import Facts
+from policies.model import Kind, Policy
+from policies.values import instant
+from policies.vocabulary import Phase
+
+_COMPILES_MAX = 1_024
+_compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()
+
+
+def read_offer(wire: Json) -> Policy:
+    """The offer in a message, with its id, at least one rule, and no rule that is not understood as JSON."""
+    return _read(wire, Kind.OFFER)
+
+
+def read_agreement(wire: Json) -> Policy:
+    """The agreement in a message."""
+    return _read(wire, Kind.AGREEMENT)
+
+
+def _read(wire: Json, kind: Kind) -> Policy:
+    try:
+        policy = jsonld.read(wire, kind=kind)
+    except PolicyError as error:
+        raise MessageInvalid(f"the {kind.lower()} cannot be read: {error}", rule=error.rule) from error
+    if not policy.id or len(policy.id) > 255 or len(policy.target) > 255:
+        raise MessageInvalid(f"expected the {kind.lower()} to have an @id and a target of at most 255 characters")
+    if not policy.permissions and not policy.prohibitions:
+        raise MessageInvalid(f"expected the {kind.lower()} to have a permission or prohibition, came none")
+    return policy
+
+
+def offer_wire(policy: Policy, *, target: str) -> Json:
+    """An offer as a message carries it."""
+    return _write(replace(policy, kind=Kind.OFFER, target=target))
+
+
+def _write(policy: Policy) -> Json:
+    try:
+        wire: Json = jsonld.write(policy, in_message=True)
+    except PolicyError as error:
+        raise MessageInvalid(str(error), rule=error.rule) from error
+    return wire
+
+
+def published(row: Offer) -> Policy:
+    """A published offer with its own id and target."""
+    return replace(jsonld.read(row.policy, kind=Kind.OFFER), id=row.id, target=row.dataset_id)
+
+
+def digest_of(policy: Policy) -> str:
+    """The digest of a policy's meaning."""
+    return jsonld.digest(policy)
+
+
+def same_rules(one: Policy, two: Policy) -> bool:
+    """Whether both say the same, however they are spelled."""
+    return jsonld.digest(one) == jsonld.digest(two)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a policy gives its party anything. `unknown` names the facts whose absence alone stands against it."""
+
+    permitted: bool
+    unknown: frozenset[str]
+    reasons: tuple[str, ...]
+
+
+def judge(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Verdict:
+    """What the facts say about `policy` for their party."""
+    decision = evaluate.concludable(policy, facts, phase=phase, now=now)
+    missing = frozenset(finding.left for finding in decision.findings if finding.result == "unknown")
+    only_missing = not decision.permitted and all(one.result != "unsatisfied" for one in decision.findings)
+    return Verdict(decision.permitted, missing if only_missing else frozenset(), decision.reasons)
+
+
+def sign(policy: Policy, *, agreement_id: str, target: str, assigner: str, assignee: str, now: float) -> Policy:
+    """The agreement over an offer's rules, unchanged (DSP 2025-1, section 5)."""
+    return replace(
+        policy,
+        kind=Kind.AGREEMENT,
+        id=agreement_id,
+        target=target,
+        assigner=assigner,
+        assignee=assignee,
+        timestamp=datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    )
+
+
+def agreement_wire(policy: Policy) -> Json:
+    """An agreement as a message carries it."""
+    return _write(policy)
+
+
+def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: str, assignee: str) -> None:
+    """What a consumer demands of an agreement (DSP 2025-1, section 7.4); the numbers stand beside the code.
+
+    1. it is for us, 2. from the party we negotiate with, 3. about what we asked for, 4. with the agreed rules.
+    """
+    expected = (
+        ("assignee", agreement.assignee, assignee),  # 1
+        ("assigner", agreement.assigner, assigner),  # 2
+        ("target", agreement.target, target),  # 3
+    )
+    for name, came, wanted in expected:
+        if came != wanted:
+            raise MessageInvalid(f"expected {name} {wanted} in the agreement, came {came[:255] or 'none'}", rule=name)
+    if not same_rules(agreement, terms):  # 4
+        raise MessageInvalid("the rules of the agreement are not those that were agreed on; send them unchanged")
+
+
+def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
+    """Refused, naming the rule, unless everything in `policy` can be enforced on the dataset as it is now."""
+    dataset = tx.datasets.of(dataset_id)
+    key = (jsonld.digest(policy), dataset.version)
+    if key in _compiles:
+        return
+    version = tx.datasets.current(dataset)
+    schema = TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
+    try:
+        compiler.contracts(policy, schema, concluded=tx.now)
+    except PolicyError as error:
+        raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
+    _compiles[key] = True
+    while len(_compiles) > _COMPILES_MAX:
+        _compiles.popitem(last=False)
+
+
+def signed_at(policy: Policy, *, now: float) -> float:
+    """An agreement's timestamp, read as leniently as peers write it; `now` where it says nothing readable."""
+    try:
+        return instant(policy.timestamp).start / 1e9
+    except ValueError:
+        return now

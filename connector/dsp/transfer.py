@@ -1,0 +1,481 @@
+"""Transfer processes, as provider and as consumer: take a message in, carry out a command, answer by ourselves.
+
+Bytes are not our business: a `DataPlane` gives addresses, stops what runs, and pushes. A start is stored without its
+address; the ticket in it is made when the message leaves, so that none lies in the outbox and none is stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+from connector.dsp import decisions, messages, states, terms
+from connector.dsp.exchange import Exchange, Taken, new_pid
+from connector.dsp.jsonld import Json
+from connector.dsp.messages import (
+    DataAddress,
+    Numbered,
+    TransferCompletionMessage,
+    TransferRequestMessage,
+    TransferStartMessage,
+    TransferSuspensionMessage,
+)
+from connector.dsp.negotiation import Negotiations
+from connector.dsp.peer import segment
+from connector.dsp.sender import Outcome, Result
+from connector.dsp.states import CONSUMER, PROVIDER, Received
+from connector.errors import BadInput, Conflict, HanseError, IllegalStep, MessageInvalid, NotFound, Refused
+from connector.events import DecisionNeeded, DecisionTaken, Event, TransferAdvanced
+from connector.identity.principal import Principal
+from connector.store import Transaction
+from connector.store.tables import Agreement, Outbox, Transfer
+from connector.telemetry import logger
+from connector.usage.facts import counted, requested
+from policies import jsonld
+from policies.evaluate import Facts
+from policies.vocabulary import Phase
+
+PULL, PUSH = "pull", "push"
+FORMATS: Mapping[str, str] = MappingProxyType({"HttpData-PULL": PULL, "HttpData-PUSH": PUSH})
+_DAY = 86_400
+_OVER = frozenset({states.SUSPENDED, states.COMPLETED, states.TERMINATED})
+
+
+class DataPlane(Protocol):
+    """What moves the bytes, at the provider."""
+
+    async def address(self, transfer: Transfer, agreement: Agreement) -> DataAddress:
+        """Where and with which ticket the consumer reads; valid for the transfer's present generation."""
+
+    async def stop(self, transfer_id: str, reason: str) -> None:
+        """End what runs under a transfer, now."""
+
+    async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
+        """Send everything to the consumer's address; back when all of it has arrived."""
+
+
+class Transfers(Exchange[Transfer]):
+    """Both sides of every transfer of this participant. `formats` names what is spoken, and who moves."""
+
+    table = states.TRANSFER
+    kind = "transfer"
+    termination: ClassVar[type[messages.Reasoned]] = messages.TransferTerminationMessage
+
+    def __init__(
+        self,
+        *,
+        negotiations: Negotiations,
+        data_plane: DataPlane,
+        formats: Mapping[str, str] = FORMATS,
+        **parts: Any,
+    ) -> None:
+        super().__init__(**parts)
+        self._negotiations = negotiations
+        self._data_plane = data_plane
+        self._formats = formats
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = logger("transfer")
+        self._sender.register(PUSH, _Pusher(self))
+        self._store.bus.subscribe(self._heard)
+
+    # Messages.
+
+    async def requested(self, message: TransferRequestMessage, caller: Principal) -> Taken[Transfer]:
+        """A consumer's request under an agreement. Its repeat is answered with the same process.
+
+        MessageInvalid where there is no such agreement with this caller or the format is not spoken; Refused where
+        the agreement has ended or does not hold for this party, this purpose or this time any more.
+        """
+        address = await self._peer.check(message.callback_address)
+        facts = requested(await self._facts_of(caller.id), purpose=message.purpose)
+
+        def work(tx: Transaction) -> Taken[Transfer]:
+            known = tx.transfers.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
+            if known is not None:
+                return Taken(known, fresh=False)
+            agreement = self._held(tx, message, caller)
+            self._check_format(message)
+            _check_permitted(tx, agreement, facts)
+            row = self._new(tx, PROVIDER, agreement, message.format, message.purpose)
+            row.address, row.peer_pid, row.state = address, message.consumer_pid, states.REQUESTED
+            row.data_address = message.data_address.to_wire() if message.data_address else {}
+            self._repeated(tx, caller.id, message)
+            tx.transfers.add(row)
+            tx.publish(self._advanced(row, actor=caller.id, message=message.step))
+            return Taken(row, tuple(self._answer(tx, row, agreement)))
+
+        return await self._refusals_recorded(work, caller=caller.id, message=message, pid=message.consumer_pid)
+
+    async def received(self, message: Numbered, caller: Principal, *, pid: str) -> Taken[Transfer]:
+        """Any later message for the process `pid`. NotFound for unknown and foreign ones alike; IllegalStep and
+        MessageInvalid change nothing."""
+        resumes = isinstance(message, TransferStartMessage)
+        facts = await self._facts_of(caller.id) if resumes else Facts()
+
+        def work(tx: Transaction) -> Taken[Transfer]:
+            row = tx.transfers.of(pid, caller.id)
+            judged = self._take(tx, row, message)
+            if judged is None:
+                return Taken(row, fresh=False)
+            return Taken(row, tuple(self._accept(tx, row, message, judged, facts)))
+
+        return await self._refusals_recorded(work, caller=caller.id, message=message, pid=pid)
+
+    async def status(self, pid: str, caller: Principal) -> messages.TransferProcess:
+        """The state, for the counterparty."""
+        return self.view(await self._store.read(lambda tx: tx.transfers.peek_of(pid, caller.id)))
+
+    def view(self, row: Transfer) -> messages.TransferProcess:
+        """The process object that tells a transfer's state."""
+        state = states.published(self.table, row.state, row.pending, row.role)
+        return messages.TransferProcess(**self._pids(row), state=state)
+
+    def _take(self, tx: Transaction, row: Transfer, message: Numbered) -> Received | None:
+        try:
+            return super()._take(tx, row, message)
+        except IllegalStep:
+            # DSP 2025-1 leaves this open: after a consumer's resume the provider's own start brings the address.
+            awaited = row.role == CONSUMER and row.state == states.STARTED and not row.data_address
+            if awaited and isinstance(message, TransferStartMessage) and message.data_address:
+                return Received(row.state, row.state, row.pending)
+            raise
+
+    def _accept(
+        self, tx: Transaction, row: Transfer, message: Numbered, judged: Received, facts: Facts
+    ) -> list[Outbox]:
+        """Check what a legal message asks, change the state, and answer."""
+        if isinstance(message, TransferStartMessage) and row.role == PROVIDER:
+            return self._resumed(tx, row, message, judged, facts)
+        follow = self._apply(tx, row, message, judged)
+        if isinstance(message, TransferStartMessage):
+            row.data_address = message.data_address.to_wire() if message.data_address else {}
+            row.suspended_by = ""
+        elif isinstance(message, TransferSuspensionMessage):
+            row.suspended_by = states.other(row.role)
+        self._close(tx, row)
+        return follow
+
+    def _resumed(
+        self, tx: Transaction, row: Transfer, message: Numbered, judged: Received, facts: Facts
+    ) -> list[Outbox]:
+        """The consumer resumes: allowed where it was not the owner who suspended, and everything still holds."""
+        if row.suspended_by == PROVIDER:
+            raise Refused("the provider suspended this transfer, so only the provider resumes it", code="suspended")
+        agreement = tx.agreements.of(row.agreement_id, role=PROVIDER)
+        _check_holds(tx, agreement)
+        _check_permitted(tx, agreement, requested(facts, purpose=row.purpose))
+        follow = self._apply(tx, row, message, judged)
+        row.suspended_by = ""
+        if row.pending == states.START:
+            return follow
+        return [*follow, self._start(tx, row)]
+
+    def _held(self, tx: Transaction, message: TransferRequestMessage, caller: Principal) -> Agreement:
+        """The agreement that a request names, if it is between exactly us two and in force."""
+        agreement = tx.agreements.get(message.agreement_id, role=PROVIDER)
+        if agreement is None or agreement.consumer != caller.id:
+            raise MessageInvalid(
+                f"expected an agreement between us, came {message.agreement_id!r}", code="no_agreement"
+            )
+        if not agreement.finalized:
+            self._negotiations.finalized_at_consumer(tx, agreement)
+        if not agreement.finalized:
+            raise MessageInvalid("this agreement is not final yet; finish its negotiation", code="not_final")
+        _check_holds(tx, agreement)
+        return agreement
+
+    def _check_format(self, message: TransferRequestMessage) -> None:
+        direction = self._formats.get(message.format)
+        if direction is None:
+            raise MessageInvalid(f"expected format {' or '.join(self._formats)}, came {message.format[:100]!r}")
+        if direction == PUSH and message.data_address is None:
+            raise MessageInvalid(f"expected a dataAddress to send to with format {message.format}, came none")
+
+    # What follows.
+
+    def _answer(self, tx: Transaction, row: Transfer, agreement: Agreement) -> list[Outbox]:
+        negotiation = tx.negotiations.peek(agreement.negotiation_id)
+        case = decisions.Case(decide=negotiation.decide if negotiation is not None else decisions.MANUAL)
+        if decisions.next_message(decisions.TRANSFER, role=PROVIDER, state=row.state, case=case):
+            return [self._start(tx, row)]
+        detail = {"role": row.role, "state": row.state, "counterparty": row.counterparty, "format": row.format}
+        tx.publish(DecisionNeeded(actor=row.counterparty, process=row.id, agreement=row.agreement_id, detail=detail))
+        return []
+
+    def _start(self, tx: Transaction, row: Transfer) -> Outbox:
+        """Our start as provider. In STARTED (after the consumer's resume) it only brings the address."""
+        row.generation += 1
+        message = TransferStartMessage(**self._pids(row))
+        path = f"/transfers/{segment(row.peer_pid)}/start"
+        if row.state == states.STARTED:
+            return self._put(tx, row, message, path)
+        return self._send(tx, row, message, path)
+
+    def _close(self, tx: Transaction, row: Transfer) -> None:
+        """What was handed out for a transfer is void once it does not run any more."""
+        if row.state in _OVER:
+            tx.messages.drop(_push_process(row.id))
+            row.generation += 1
+            if row.role == CONSUMER:
+                row.data_address = {}
+
+    def _end(self, tx: Transaction, row: Transfer, *, code: str, reason: str, actor: str) -> list[Outbox]:
+        sent = super()._end(tx, row, code=code, reason=reason, actor=actor)
+        self._close(tx, row)
+        return sent
+
+    def _said(self, tx: Transaction, row: Transfer, step: str) -> list[Outbox]:
+        if step == states.SUSPENSION:
+            row.suspended_by = row.role
+        if step == states.START:
+            row.suspended_by = ""
+        self._close(tx, row)
+        if step == states.START and row.role == PROVIDER and self._formats.get(row.format) == PUSH:
+            return [self._queue_push(tx, row)]
+        return []
+
+    def _queue_push(self, tx: Transaction, row: Transfer) -> Outbox:
+        return self._sender.queue(
+            tx,
+            Outbox(
+                process=_push_process(row.id),
+                kind=PUSH,
+                address=str(row.data_address.get("endpoint", "")),
+                path="",
+                audience=row.counterparty,
+                message={"transfer": row.id, "generation": row.generation},
+            ),
+        )
+
+    async def _finished(self, row: Outbox) -> Json | None:
+        """A provider's start of a pull transfer gets its address now."""
+        if row.message["@type"] != states.START:
+            return row.message
+        found = await self._store.read(lambda tx: _with_agreement(tx, row.process))
+        if found is None:
+            return None
+        transfer, agreement = found
+        if transfer.role == CONSUMER or self._formats.get(transfer.format) == PUSH or agreement is None:
+            return row.message
+        address = await self._data_plane.address(transfer, agreement)
+        return {**row.message, "dataAddress": address.to_wire()}
+
+    def _heard(self, event: Event) -> None:
+        """Stop the bytes of a transfer that does not run any more, whoever ended it."""
+        over = isinstance(event, TransferAdvanced) and event.detail.get("state") in _OVER
+        if over and event.detail.get("role") == PROVIDER:
+            self._stop(event.process, event.reason or f"the transfer is {event.detail['state'].lower()}")
+
+    def _stop(self, pid: str, reason: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._stopped(pid, reason))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stopped(self, pid: str, reason: str) -> None:
+        try:
+            await self._data_plane.stop(pid, reason)
+        except HanseError as error:
+            self._log.error("stop_failed", transfer=pid, reason=error.message)
+
+    # Commands.
+
+    async def request(
+        self,
+        *,
+        agreement_id: str,
+        format: str = "HttpData-PULL",
+        purpose: str = "",
+        data_address: DataAddress | None = None,
+        address: str = "",
+        by: str,
+        correlation: str = "",
+    ) -> Transfer:
+        """Ask the provider of an agreement for a transfer. `address` where its connector has moved since."""
+        if address:
+            address = await self._peer.check(address)
+
+        def work(tx: Transaction) -> tuple[Transfer, Outbox]:
+            agreement = tx.agreements.of(agreement_id, role=CONSUMER)
+            if not agreement.finalized or agreement.ended_at is not None:
+                raise Conflict(f"this agreement is not in force: {agreement.end_reason or 'it is not final yet'}")
+            row = self._new(tx, CONSUMER, agreement, format, purpose)
+            row.address, row.correlation = address or agreement.address, correlation
+            tx.transfers.add(row)
+            tx.publish(self._ordered(row, "request", by=by))
+            message = TransferRequestMessage(
+                consumer_pid=row.id,
+                agreement_id=agreement_id,
+                format=format,
+                data_address=data_address,
+                callback_address=self._base,
+                purpose=purpose,
+            )
+            return row, self._send(tx, row, message, "/transfers/request")
+
+        row, sent = await self._store.write(work)
+        self._leave([sent])
+        return row
+
+    async def command(self, pid: str, name: str, *, by: str, code: str = "", reason: str = "") -> Transfer:
+        """Carry out `start`, `suspend`, `resume`, `complete` or `terminate`; IllegalStep where it is not possible.
+
+        What a provider suspends, completes or ends stops at once, before the counterparty has the message.
+        """
+
+        def work(tx: Transaction) -> tuple[Transfer, list[Outbox]]:
+            row = tx.transfers.get(pid)
+            if row is None:
+                raise NotFound(f"no transfer {pid!r}; list them with `hanse transfer list`")
+            tx.publish(self._ordered(row, name, by=by, reason=reason))
+            if name == "terminate":
+                return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
+            return row, [self._carry_out(tx, row, name, code, reason)]
+
+        row, sent = await self._store.write(work)
+        if row.role == PROVIDER and name in ("suspend", "complete"):
+            self._stop(pid, reason or f"the owner had the transfer {name}d")
+        self._leave(sent)
+        return row
+
+    def _carry_out(self, tx: Transaction, row: Transfer, name: str, code: str, reason: str) -> Outbox:
+        pids = self._pids(row)
+        to = f"/transfers/{segment(row.peer_pid)}" if row.peer_pid else ""
+        if name == "start" and row.role == CONSUMER:
+            raise Conflict("a transfer is started by its provider; a consumer can resume one that is suspended")
+        if name in ("start", "resume"):
+            states.advance(self.table, states.Step(row.state, states.START, row.role))
+            if row.role == PROVIDER:
+                _check_holds(tx, tx.agreements.of(row.agreement_id, role=PROVIDER))
+                return self._start(tx, row)
+            return self._send(tx, row, TransferStartMessage(**pids), f"{to}/start")
+        if name == "suspend":
+            why = (reason,) if reason else ()
+            sent = self._send(tx, row, TransferSuspensionMessage(**pids, code=code, reason=why), f"{to}/suspension")
+        elif name == "complete":
+            sent = self._send(tx, row, TransferCompletionMessage(**pids), f"{to}/completion")
+        else:
+            raise BadInput(f"expected start, suspend, resume, complete or terminate, came {name!r}")
+        row.generation += row.role == PROVIDER
+        return sent
+
+    def terminate_under(
+        self, tx: Transaction, agreement_id: str, *, role: str, code: str, reason: str, actor: str
+    ) -> list[Outbox]:
+        """End every transfer under an agreement that has ended."""
+        running = (row for row in tx.transfers.under(agreement_id, role=role) if row.state not in states.FINAL)
+        return [one for row in running for one in self._end(tx, row, code=code, reason=reason, actor=actor)]
+
+    # For the machinery.
+
+    def _new(self, tx: Transaction, role: str, agreement: Agreement, format: str, purpose: str) -> Transfer:
+        return Transfer(
+            id=new_pid(),
+            role=role,
+            peer_pid="",
+            counterparty=agreement.consumer if role == PROVIDER else agreement.provider,
+            address="",
+            state=states.NEW,
+            pending="",
+            agreement_id=agreement.id,
+            format=format,
+            purpose=purpose,
+            data_address={},
+            suspended_by="",
+            generation=0,
+            reason="",
+            correlation="",
+            created_at=tx.now,
+            updated_at=tx.now,
+        )
+
+    def _get(self, tx: Transaction, pid: str) -> Transfer | None:
+        return tx.transfers.get(pid)
+
+    def _advanced(self, row: Transfer, **about: Any) -> Event:
+        detail = {"role": row.role, "counterparty": row.counterparty, "state": row.state, "format": row.format}
+        return TransferAdvanced(
+            process=row.id,
+            agreement=row.agreement_id,
+            purpose=row.purpose,
+            correlation=row.correlation,
+            detail={**detail, "message": about.pop("message")},
+            **about,
+        )
+
+    def _ordered(self, row: Transfer, command: str, *, by: str, reason: str = "") -> Event:
+        return DecisionTaken(
+            actor=by,
+            on_behalf_of=self._us,
+            process=row.id,
+            agreement=row.agreement_id,
+            purpose=row.purpose,
+            reason=reason,
+            correlation=row.correlation,
+            detail={"role": row.role, "counterparty": row.counterparty, "state": row.state, "command": command},
+        )
+
+
+class _Pusher:
+    """Carries the pushes that `Transfers` queued: bytes go out after the start was acknowledged."""
+
+    def __init__(self, transfers: Transfers) -> None:
+        self._transfers = transfers
+
+    async def carry(self, row: Outbox) -> Outcome:
+        """Push everything. REFUSED where the transfer does not run any more, or not in this generation."""
+        transfer = await self._transfers._store.read(lambda tx: tx.transfers.peek(row.message["transfer"]))
+        address = messages.address_of(transfer.data_address) if transfer is not None else None
+        if transfer is None or address is None or transfer.generation != row.message["generation"]:
+            return Outcome(Result.REFUSED, "the transfer does not run any more")
+        await self._transfers._data_plane.push(transfer, address)
+        return Outcome(Result.DELIVERED)
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox]:
+        """All has arrived: complete. Otherwise the transfer stays, and its owner is told why."""
+        transfer = tx.transfers.get(row.message["transfer"])
+        if transfer is None or transfer.generation != row.message["generation"]:
+            return []
+        if outcome.result is Result.DELIVERED:
+            return [self._transfers._carry_out(tx, transfer, "complete", "", "")]
+        transfer.reason = f"push: {outcome.why}"[:2_000]
+        about = {"outcome": "failed", "code": outcome.result.value, "reason": transfer.reason}
+        tx.publish(self._transfers._advanced(transfer, actor=self._transfers._us, message="push", **about))
+        return []
+
+
+def _push_process(pid: str) -> str:
+    return f"push:{pid}"
+
+
+def _with_agreement(tx: Transaction, pid: str) -> tuple[Transfer, Agreement | None] | None:
+    """A transfer whose start is on its way, with its agreement."""
+    row = tx.transfers.peek(pid)
+    if row is None or row.pending != states.START:
+        return None
+    return row, tx.agreements.get(row.agreement_id, role=row.role)
+
+
+def _check_holds(tx: Transaction, agreement: Agreement) -> None:
+    grant = tx.agreements.grant(agreement.id)
+    if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
+        reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
+        raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code="agreement_ended")
+
+
+def _check_permitted(tx: Transaction, agreement: Agreement, facts: Facts) -> None:
+    """Evaluate party, purpose and time again: an agreement is not a promise for ever (usage-policies, section 5).
+
+    A purpose that is not declared here has to be declared with each request for data.
+    """
+    grant = tx.agreements.grant(agreement.id)
+    today = grant.queries_today if grant is not None and grant.day == int(tx.now // _DAY) else 0
+    known = counted(facts, uses=grant.queries if grant is not None else 0, uses_today=today, running=0)
+    verdict = terms.judge(jsonld.read(agreement.policy), known, phase=Phase.TRANSFER, now=tx.now)
+    later = verdict.unknown == {"odrl:purpose"} and "odrl:purpose" not in facts
+    if not verdict.permitted and not later:
+        raise Refused(
+            f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",
+            code="not_permitted",
+        )

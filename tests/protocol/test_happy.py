@@ -1,0 +1,28 @@
+"""From a request to an agreement to a started transfer, with nobody in the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support.pair import pair, settled
+
+
+async def test_a_request_on_an_automatic_offer_runs_to_a_final_agreement(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        _, agreement_id = await two.agreed()
+        provided, grant = await two.north.agreements.get(agreement_id)
+        consumed, _ = await two.south.agreements.get(agreement_id)
+        assert provided.finalized
+        assert consumed.finalized
+        assert provided.digest == consumed.digest
+        assert grant is not None
+        assert await two.north.outbox() == await two.south.outbox() == 0
+
+
+async def test_a_transfer_under_it_starts_and_brings_an_address(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        _, agreement_id = await two.agreed()
+        row = await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        started = await settled(two.south, "transfer", row.id, "STARTED")
+        assert started.data_address["endpointProperties"][1]["value"].startswith(f"ticket:{started.peer_pid}:1:")
+        await settled(two.north, "transfer", started.peer_pid, "STARTED")
