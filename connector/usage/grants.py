@@ -37,6 +37,7 @@ _CHUNK_BYTES = 256 * 2**20
 _POLL_SECONDS = 0.5
 _CACHED_MAX = 512
 _DAY = 86_400
+_PENDING = {"TransferStartMessage": "STARTED"}  # our message on its way, and the state that it leads to
 
 FactsOf = Callable[[str], Awaitable["Facts"]]
 
@@ -251,7 +252,9 @@ def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement,
 
 def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, generation: int) -> None:
     transfer = tx.transfers.peek(transfer_id)
-    if transfer is None or transfer.agreement_id != agreement_id or transfer.state != "STARTED":
+    # Whoever holds a ticket has our start, even where its acknowledgement has not been taken in yet.
+    started = transfer is not None and "STARTED" in (transfer.state, _PENDING.get(transfer.pending, ""))
+    if transfer is None or transfer.agreement_id != agreement_id or not started:
         state = "unknown" if transfer is None else transfer.state.lower()
         raise Refused(f"the transfer of this ticket is {state}, expected started", code="transfer_not_started")
     if transfer.generation != generation:
