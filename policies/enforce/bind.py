@@ -73,6 +73,7 @@ class _Binder:
         columns = self.query(node.this, ctes, outer)
         if isinstance(node, nodes.SETS) and len(self.query(node.args["expression"], ctes, outer)) != len(columns):
             refuse("column_unknown", "the sides of UNION, INTERSECT or EXCEPT differ in columns", "columns")
+        _order_all(node, len(columns))
         order = node.args.get("order")
         if order is not None:
             self._walk(order, ctes, _Scope(aliases=set(_folded(columns)), outer=outer))
@@ -104,6 +105,7 @@ class _Binder:
         self._sources(node, ctes, scope)
         scope.aliases = {p.alias.casefold() for p in node.expressions if isinstance(p, exp.Alias)}
         columns = self._outputs(node, ctes, scope)
+        _order_all(node, len(columns))
         for name in ("where", "group", "having", "qualify", "order", "distinct"):
             clause = node.args.get(name)
             if clause is not None:
@@ -282,6 +284,22 @@ def _named(shown: exp.Expr) -> str:
     shown.replace(alias)
     alias.set("this", shown)
     return name
+
+
+def _order_all(node: exp.Expr, count: int) -> None:
+    """ORDER BY ALL as positions: the engine's parser would show it as columns chosen by a pattern."""
+    order = node.args.get("order")
+    if order is None or not any(isinstance(one.this, exp.Var) for one in order.expressions):
+        return
+    if len(order.expressions) != 1:
+        refuse("syntax_not_allowed", "ORDER BY ALL stands alone", "syntax")
+    given = order.expressions[0]
+    positions = []
+    for index in range(count):
+        position = given.copy()
+        position.set("this", exp.Literal.number(index + 1))
+        positions.append(position)
+    order.set("expressions", positions)
 
 
 def _select_one(query: exp.Expr) -> None:

@@ -113,7 +113,7 @@ _TYPES = (
     " TEXT DATE TIME TIMESTAMP TIMESTAMPNTZ TIMESTAMPTZ DATETIME"
 )
 CLAUSES: frozenset[TokenType] = frozenset(
-    TokenType[name] for name in "LATERAL VALUES PIVOT UNPIVOT ANY SOME RENAME".split()
+    TokenType[name] for name in ("LATERAL", "VALUES", "PIVOT", "UNPIVOT", "ANY", "SOME", "RENAME")
 )  # words that no function is called by
 TYPE_TOKENS: frozenset[TokenType] = frozenset(TokenType[name] for name in _TYPES.split())
 TOKENS: frozenset[TokenType] = (

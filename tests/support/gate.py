@@ -90,9 +90,7 @@ class Bench:
         return dataset
 
     def prepare(self, sql: str, *, purpose: str | None = None, keys: Sequence[Keys] = ()) -> Prepared:
-        return prepare(
-            sql, self.datasets, action=QUERY, purpose=purpose, token=self.token, mask_key=KEY, keys=keys
-        )
+        return prepare(sql, self.datasets, action=QUERY, purpose=purpose, token=self.token, mask_key=KEY, keys=keys)
 
     def recheck(self, prepared: Prepared) -> None:
         found = self.connection.execute(recheck.RECHECK_SQL, [prepared.sql]).fetchone()
