@@ -1,1 +1,84 @@
-"""Hanse."""
+"""Hanse: governed Arrow streams and federated queries from a data space.
+
+    import hanse
+
+    space = hanse.connect()  # or hanse.connect(url, token)
+    flights = space.agree("north/flights", purpose="dpv:ScientificResearch")
+    for batch in flights.stream(columns=["distance", "dep_delay"]):
+        ...
+
+Names load when they are first used, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hanse.client import Dataset, Entry, Space
+    from hanse.errors import (
+        AccessExpired,
+        AccessRevoked,
+        BadInput,
+        Broken,
+        Busy,
+        Conflict,
+        HanseError,
+        NegotiationFailed,
+        NegotiationPending,
+        NotFound,
+        QuotaSpent,
+        Refused,
+        StreamFailed,
+        StreamIncomplete,
+        Unauthenticated,
+        Unreachable,
+        Unverified,
+    )
+    from hanse.stream import Stream
+
+_HOMES = {"Dataset": "client", "Entry": "client", "Space": "client", "Stream": "stream"}
+__all__ = [
+    "AccessExpired",
+    "AccessRevoked",
+    "BadInput",
+    "Broken",
+    "Busy",
+    "Conflict",
+    "Dataset",
+    "Entry",
+    "HanseError",
+    "NegotiationFailed",
+    "NegotiationPending",
+    "NotFound",
+    "QuotaSpent",
+    "Refused",
+    "Space",
+    "Stream",
+    "StreamFailed",
+    "StreamIncomplete",
+    "Unauthenticated",
+    "Unreachable",
+    "Unverified",
+    "connect",
+]
+
+
+def connect(url: str = "", token: str = "", *, seconds: float = 30.0) -> Space:
+    """A participant's connector. What is not given comes from HANSE_URL and HANSE_TOKEN, or from `hanse login`."""
+    from hanse.client import Space
+    from hanse.config import found
+
+    where = found(url=url, token=token)
+    return Space(where.url, where.token, seconds=seconds)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"hanse has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"hanse.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

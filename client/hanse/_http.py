@@ -1,0 +1,132 @@
+"""The management API over HTTP: JSON in and out, errors as the client's own, streams by the lean reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from hanse.errors import BadInput, Broken, Unreachable, of_problem
+from hanse.flow import Call
+
+_CONNECT_SECONDS = 5.0
+_ANSWER_MAX = 64 * 2**20
+_BLOCK = 256 * 1024
+
+
+class Api:
+    """One connector's management API, under one token."""
+
+    def __init__(self, url: str, token: str, *, seconds: float = 30.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput(
+                f"expected the address of a connector's management listener, e.g. http://127.0.0.1:8081, came {url!r}"
+            )
+        self.url = url.rstrip("/")
+        self.base = f"{self.url}/api/v1"
+        self._seconds = seconds
+        self.headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx2.Client(headers=self.headers, follow_redirects=False)
+
+    def do(self, call: Call) -> Any:
+        """Carry out a call: its JSON, or None for an empty answer."""
+        with self._answer(call) as answer:
+            text = _read(answer, self.url)
+        if not text:
+            return None
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise Broken(f"expected JSON from {self.url}, came something else; is this a connector?") from None
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self.do(Call("GET", path, query))
+
+    def post(self, path: str, body: Any = None, **query: Any) -> Any:
+        return self.do(Call("POST", path, query, body))
+
+    def delete(self, path: str) -> Any:
+        return self.do(Call("DELETE", path))
+
+    def text(self, path: str) -> str:
+        """A small answer as text."""
+        with self._answer(Call("GET", path)) as answer:
+            return _read(answer, self.url).decode(errors="replace")
+
+    def lines(self, path: str, **query: Any) -> Iterator[str]:
+        """The lines of an answer that does not end by itself (server-sent events)."""
+        with self._answer(Call("GET", path, query), endless=True) as answer:
+            try:
+                yield from answer.iter_lines()
+            except httpx2.HTTPError as error:
+                raise Unreachable(f"{self.url} stopped in the middle: {error}") from error
+
+    def blocks(self, path: str, **query: Any) -> Iterator[tuple[bytes, int]]:
+        """A large answer block by block, each with the whole length (0 where it is not known)."""
+        with self._answer(Call("GET", path, query, seconds=600)) as answer:
+            length = int(answer.headers.get("content-length", "0"))
+            came = 0
+            try:
+                for block in answer.iter_raw(_BLOCK):
+                    came += len(block)
+                    yield block, length
+            except httpx2.HTTPError as error:
+                raise Unreachable(f"{self.url} stopped in the middle: {error}") from error
+            if came < length:
+                raise Unreachable(f"{self.url} stopped after {came} of {length} bytes")
+
+    def close(self) -> None:
+        self._http.close()
+
+    @contextmanager
+    def _answer(self, call: Call, *, endless: bool = False) -> Iterator[httpx2.Response]:
+        """An answer that is no error, its body not read yet."""
+        read = None if endless else self._seconds + call.seconds
+        timeout = httpx2.Timeout(read, connect=_CONNECT_SECONDS, write=self._seconds, pool=self._seconds)
+        try:
+            with self._http.stream(
+                call.method, self.base + call.path, params=_given(call.query), json=call.body, timeout=timeout
+            ) as answer:
+                if answer.status_code >= 300:
+                    raise of_problem(answer.status_code, _problem(answer, self.url), where=self.url)
+                yield answer
+        except httpx2.TimeoutException:
+            raise Unreachable(f"{self.url} did not answer in time; is it overloaded?") from None
+        except httpx2.InvalidURL as error:
+            raise BadInput(f"{self.url} is no address: {error}") from error
+        except httpx2.TransportError as error:
+            raise Unreachable(
+                f"no connector answers at {self.url} ({error}); is it running, and is this its management listener?"
+            ) from error
+
+
+def _given(query: Mapping[str, Any]) -> list[tuple[str, str | int | float | bool | None]]:
+    """Parameters that have a value; lists as one parameter each."""
+    pairs: list[tuple[str, str | int | float | bool | None]] = []
+    for name, value in query.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one not in (None, ""):
+                pairs.append((name, str(one)))
+    return pairs
+
+
+def _read(answer: httpx2.Response, url: str) -> bytes:
+    parts, size = [], 0
+    for part in answer.iter_bytes():
+        parts.append(part)
+        if (size := size + len(part)) > _ANSWER_MAX:
+            raise Broken(f"{url} sent more than {_ANSWER_MAX} bytes where JSON was expected")
+    return b"".join(parts)
+
+
+def _problem(answer: httpx2.Response, url: str) -> dict[str, Any]:
+    try:
+        problem = json.loads(_read(answer, url))
+    except (ValueError, RecursionError):
+        problem = None
+    return problem if isinstance(problem, dict) else {}

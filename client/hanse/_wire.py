@@ -1,0 +1,312 @@
+"""The lean reader: an HTTP/1.1 request on a socket of its own, and its body as a file that Arrow reads without copies.
+
+The kernel writes each chunk straight into memory that Arrow then uses. Knows nothing of tokens or of what is in the
+stream. Chunk borders are no promise: a body that is cut otherwise is only slower.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from hanse.errors import Broken, HanseError, Unreachable, of_problem
+
+ARROW = "application/vnd.apache.arrow.stream"
+_SCRATCH = 64 * 1024
+_HEADERS_MAX = 64 * 1024
+_CHUNK_MAX = 1 << 30  # far above any batch of ours; checked before memory is taken for it
+_PROBLEM_MAX = 1 << 20
+_LINE_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call. `idle_seconds`: the longest silence that is borne, at any point of the exchange."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    idle_seconds: float = 60.0
+
+
+class Wire:
+    """A connected socket with a scratch buffer for what comes before and between payloads."""
+
+    def __init__(self, request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Broken(f"expected an address http(s)://host/..., came {request.url[:200]!r}")
+        self.where = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+        self._scratch = bytearray(_SCRATCH)
+        self._view = memoryview(self._scratch)
+        self._start = self._stop = 0
+        self._socket = self._told(
+            lambda: _connect(parts.scheme, parts.hostname or "", parts.port, request.idle_seconds)
+        )
+
+    def send(self, data: bytes) -> None:
+        self._told(lambda: self._socket.sendall(data))
+
+    def line(self) -> bytes:
+        """A line without its CRLF. Broken where it is longer than a chunk's head may be."""
+        return self._until(b"\r\n", _LINE_MAX)
+
+    def head(self) -> bytes:
+        """Everything up to the empty line."""
+        return self._until(b"\r\n\r\n", _HEADERS_MAX)
+
+    def into(self, view: memoryview) -> int:
+        """At least one byte into `view`, from the scratch buffer or straight from the socket; 0 at the end."""
+        if held := min(self._stop - self._start, len(view)):
+            view[:held] = self._view[self._start : self._start + held]
+            self._start += held
+            return held
+        got: int = self._told(lambda: self._socket.recv_into(view))
+        return got
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _until(self, mark: bytes, most: int) -> bytes:
+        searched = self._start
+        while (at := self._scratch.find(mark, searched, self._stop)) < 0:
+            if self._stop - self._start >= most:
+                raise Broken(f"{self.where} sent a head of more than {most} bytes: that is not our protocol")
+            searched = max(self._start, self._stop - len(mark) + 1)
+            searched -= self._make_room()
+            if not (got := self._told(lambda: self._socket.recv_into(self._view[self._stop :]))):
+                raise Unreachable(f"{self.where} closed the connection in the middle of its answer")
+            self._stop += got
+        data = bytes(self._view[self._start : at])
+        self._start = at + len(mark)
+        return data
+
+    def _make_room(self) -> int:
+        """Move what is held to the front where the buffer is full. By how much it moved."""
+        if self._stop < _SCRATCH:
+            return 0
+        moved = self._start
+        self._scratch[: self._stop - moved] = self._scratch[moved : self._stop]
+        self._start, self._stop = 0, self._stop - moved
+        return moved
+
+    def _told(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except TimeoutError:
+            raise Unreachable(f"{self.where} said nothing for too long; it may be down or overloaded") from None
+        except ssl.SSLError as error:
+            raise Unreachable(f"no trusted connection to {self.where}: {error.reason or error}") from error
+        except OSError as error:
+            raise Unreachable(f"no connection to {self.where}: {error.strerror or error}") from error
+
+
+def _connect(scheme: str, host: str, port: int | None, seconds: float) -> socket.socket:
+    plain = socket.create_connection((host, port or (443 if scheme == "https" else 80)), timeout=seconds)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if scheme == "http":
+        return plain
+    try:
+        return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+    except BaseException:
+        plain.close()
+        raise
+
+
+class Body:
+    """A chunked body as a file for `pa.ipc.open_stream`: `read(n)` gives Arrow memory, filled by the kernel."""
+
+    closed = False
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._left = 0  # of the chunk on the wire
+        self._chunk: pa.Buffer | None = None
+        self._at = 0
+        self._first = True
+        self.ended = False  # the last chunk was seen: the body is whole
+
+    def read(self, size: int = -1) -> Any:
+        """The next `size` bytes, fewer only at the end. Unreachable where the connection ends before the body."""
+        if size < 0:
+            raise ValueError("expected a number of bytes to read")
+        held = 0 if self._chunk is None else self._chunk.size - self._at
+        if held >= size and self._chunk is not None:
+            part = self._chunk.slice(self._at, size)
+            self._at += size
+            return part
+        if held == 0 and self._left == 0 and not self._next_chunk():
+            return b""
+        if held == 0 and size <= self._left:
+            return self._whole_chunk(size)
+        return self._across(size)
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._wire.close()
+        self.closed = True
+
+    def rest(self, most: int) -> bytes:
+        """Everything that is left, for small bodies."""
+        parts: list[bytes] = []
+        while part := bytes(self.read(8192)):
+            parts.append(part)
+            if (most := most - len(part)) < 0:
+                raise Broken(f"{self._wire.where} sent an answer that is too large")
+        return b"".join(parts)
+
+    def _whole_chunk(self, size: int) -> Any:
+        """Take the rest of the chunk in one piece of memory, and answer from it: the message after it is there too."""
+        self._chunk = self._filled(self._left)
+        self._left, self._at = 0, size
+        return self._chunk.slice(0, size)
+
+    def _across(self, size: int) -> Any:
+        """`size` bytes over chunk borders, copied together."""
+        target = pa.allocate_buffer(size, resizable=True)
+        view, done = memoryview(target).cast("B"), 0
+        while done < size:
+            if self._chunk is not None and (held := min(self._chunk.size - self._at, size - done)):
+                view[done : done + held] = memoryview(self._chunk)[self._at : self._at + held].cast("B")
+                self._at, done = self._at + held, done + held
+                continue
+            self._chunk = None
+            if self._left == 0 and not self._next_chunk():
+                break
+            part = min(self._left, size - done)
+            self._fill(view[done : done + part])
+            self._left, done = self._left - part, done + part
+        view.release()
+        if done < size:
+            target.resize(done)
+        return target
+
+    def _filled(self, size: int) -> pa.Buffer:
+        buffer = pa.allocate_buffer(size)
+        self._fill(memoryview(buffer).cast("B"))
+        return buffer
+
+    def _fill(self, view: memoryview) -> None:
+        while len(view):
+            got = self._wire.into(view)
+            if not got:
+                raise Unreachable(f"{self._wire.where} closed the connection in the middle of its stream")
+            view = view[got:]
+
+    def _next_chunk(self) -> bool:
+        """Read the head of the next chunk. False after the last one."""
+        if self.ended:
+            return False
+        if not self._first and self._wire.line():
+            raise Broken(f"{self._wire.where} sent a chunk that is longer than it said")
+        self._first = False
+        text = self._wire.line().split(b";", 1)[0].strip()
+        if not text or len(text) > 8 or text.strip(b"0123456789abcdefABCDEF"):
+            raise Broken(f"{self._wire.where} sent {text[:20]!r} where the size of a chunk was expected")
+        self._left = int(text, 16)
+        if self._left > _CHUNK_MAX:
+            raise Broken(f"{self._wire.where} sent a chunk of {self._left} bytes, more than {_CHUNK_MAX}")
+        if self._left == 0:
+            while self._wire.line():
+                pass  # trailers
+            self.ended = True
+        return not self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers (names in small letters), and the body not read yet."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Body
+
+
+def ask(request: Request) -> Answer:
+    """Send a request and read the head of its answer: an Arrow stream. Any other answer is raised as its error."""
+    wire = Wire(request)
+    try:
+        wire.send(_head_of(request) + request.body)
+        status, headers = _answered(wire)
+        if status != 200:
+            raise _problem(wire, status, headers)
+        _expect_stream(wire, headers)
+    except BaseException:
+        wire.close()
+        raise
+    return Answer(status, headers, Body(wire))
+
+
+def _head_of(request: Request) -> bytes:
+    parts = urlsplit(request.url)
+    target = parts.path or "/"
+    if parts.query:
+        target += f"?{parts.query}"
+    lines = [f"{request.method} {target} HTTP/1.1", f"host: {parts.netloc.rpartition('@')[2]}", f"accept: {ARROW}"]
+    lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    lines += ["connection: close"] + ([f"content-length: {len(request.body)}"] if request.body else [])
+    if any("\r" in line or "\n" in line for line in lines):
+        raise Broken("a header of our own has a line break in it; a token or an address is not what it should be")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+
+def _answered(wire: Wire) -> tuple[int, dict[str, str]]:
+    """Status and headers; informational answers before the real one are passed over."""
+    while True:
+        first, *lines = wire.head().decode("latin-1").split("\r\n")
+        version, _, rest = first.partition(" ")
+        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+            raise Broken(f"{wire.where} does not speak HTTP/1.1: it said {first[:60]!r}")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if (status := int(rest[:3])) >= 200:
+            return status, headers
+
+
+def _expect_stream(wire: Wire, headers: Mapping[str, str]) -> None:
+    media = headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if media != ARROW:
+        raise Broken(f"expected an Arrow stream from {wire.where}, came {media[:60] or 'no media type'}")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise Broken(
+            f"{wire.where} compressed its stream again ({headers['content-encoding'][:30]}); a proxy may do so"
+        )
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        # a body that ends with the connection cannot be told from one that was cut
+        raise Broken(f"expected a chunked stream from {wire.where}; a proxy between may have changed it")
+
+
+def _problem(wire: Wire, status: int, headers: Mapping[str, str]) -> HanseError:
+    if 300 <= status < 400:
+        return Broken(
+            f"{wire.where} answers with a redirect ({status}); expected the stream itself at the address given"
+        )
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        text = Body(wire).rest(_PROBLEM_MAX)
+    else:
+        text = _sized(wire, headers.get("content-length", "0"))
+    try:
+        problem = json.loads(text)
+    except (ValueError, RecursionError):
+        problem = None
+    return of_problem(status, problem if isinstance(problem, dict) else {}, where=wire.where)
+
+
+def _sized(wire: Wire, length: str) -> bytes:
+    size = int(length) if length.isascii() and length.isdigit() and len(length) < 10 else 0
+    if size > _PROBLEM_MAX:
+        raise Broken(f"{wire.where} sent an error of {size} bytes")
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size and (got := wire.into(view[done:])):
+        done += got
+    return bytes(data[:done])

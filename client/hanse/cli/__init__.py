@@ -1,0 +1,114 @@
+"""The command line `hanse`: groups of commands, one file each, and the server's commands where the server is installed.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused by policy or contract; 4 not found; 5 not reachable;
+6 evidence does not hold; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from hanse.cli import access, audit, config, dataset, offer, policy, query, trade
+from hanse.cli.out import EXIT, complain, exit_code
+from hanse.errors import HanseError
+
+_GROUP = "hanse.commands"
+_OF_SERVER = {
+    "connector": "Run a participant's connector: serve, migrate, settings.",
+    "catalogue": "Run a data space's catalogue: serve, migrate, member.",
+    "demo": "A small data space on this machine, and its story.",
+}
+
+
+class Root(TyperGroup):
+    """Lists the server's commands without importing the server; one is loaded when it is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(name for name in _installed() if name not in self.commands)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One of ours, or a placeholder that shows in the help."""
+        if cmd_name in self.commands or cmd_name not in _installed():
+            return super().get_command(ctx, cmd_name)
+        return TyperCommand(cmd_name, help=_OF_SERVER.get(cmd_name, "A command of an installed extension."))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command to run: here the placeholder becomes the real one."""
+        name = args[0]
+        if name in self.commands or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        if (found := _installed().get(name)) is not None:
+            return name, _loaded(found), args[1:]
+        if name in _OF_SERVER:
+            ctx.fail(f"`hanse {name}` comes with the server, which is not installed here: pip install hanse-server")
+        return super().resolve_command(ctx, args)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {found.name: found for found in entry_points(group=_GROUP)}
+
+
+def _loaded(found: EntryPoint) -> Any:
+    """An entry point is a Typer application, or a function that makes one."""
+    made = found.load()
+    if not isinstance(made, typer.Typer):
+        made = made()
+    command = typer.main.get_command(made)
+    command.name = found.name
+    return command
+
+
+app = typer.Typer(
+    cls=Root,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Find, agree on, query and stream the data of a data space; offer your own.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 refused, 4 not found, 5 unreachable, 6 evidence does not hold.",
+)
+
+
+@app.callback()
+def options(
+    url: Annotated[
+        str, typer.Option(help="Your connector's management listener. [HANSE_URL]", show_default=False)
+    ] = "",
+    token: Annotated[str, typer.Option(help="A token of it. [HANSE_TOKEN]", show_default=False)] = "",
+) -> None:
+    """Where to go; without these, the environment and `hanse login` say."""
+    access.GIVEN.url, access.GIVEN.token = url, token
+
+
+app.add_typer(dataset.commands, name="dataset")
+app.add_typer(offer.commands, name="offer")
+app.add_typer(policy.commands, name="policy")
+app.add_typer(audit.commands, name="audit")
+for part in (config, trade, query):
+    part.register(app)
+
+
+def main() -> None:
+    """The console script: runs a command, and turns every error into a sentence and an exit code."""
+    try:
+        app()
+    except HanseError as error:
+        complain(error)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: end quietly
+        sys.exit(EXIT["ok"])
+    except OSError as error:
+        complain(HanseError(f"{error.filename or 'a file'}: {error.strerror or error}", code="file"))
+        sys.exit(EXIT["failed"])
+
+
+if __name__ == "__main__":
+    main()

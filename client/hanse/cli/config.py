@@ -1,0 +1,54 @@
+"""`hanse login`, `hanse logout`, `hanse config`: where the connector is, and the token for it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from hanse.cli import access
+from hanse.cli.out import AsJson, print_one, say
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(login)
+    app.command()(logout)
+    app.command()(config)
+
+
+def login(
+    url: Annotated[str, typer.Argument(help="The management listener, e.g. http://127.0.0.1:8081.")] = "",
+    token: Annotated[str, typer.Option(help="The token; without it you are asked, or it is read from a pipe.")] = "",
+) -> None:
+    """Keep an address and a token for it, after trying them."""
+    from hanse.client import Space
+    from hanse.config import found, keep
+
+    to = found(url=url or access.GIVEN.url, token="")
+    given = token or access.GIVEN.token
+    if not given:
+        given = typer.prompt("Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
+    me = Space(to.url, given).me()
+    file = keep(to.url, given)
+    say(
+        f"logged in at {to.url} as {me.get('caller', '?')} for {me.get('name', '?')}; "
+        f"this token may: {', '.join(me.get('scopes', []))}"
+    )
+    say(f"kept in {file}")
+
+
+def logout() -> None:
+    """Forget what `hanse login` kept."""
+    from hanse.config import forget, path
+
+    say(f"removed {path()}" if forget() else "nothing was kept")
+
+
+def config(as_json: AsJson = False) -> None:
+    """Where commands go, and where that was said. Never shows the token."""
+    from hanse.config import path
+
+    to = access.where()
+    row = {"url": to.url, "token": "set" if to.token else "missing", "token_from": to.source, "file": str(path())}
+    print_one(row, {name: name for name in row}, as_json=as_json)

@@ -1,0 +1,114 @@
+"""`hanse dataset`: what this connector could offer. Nobody else sees a dataset before it has an offer."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, at, print_json, print_one, print_rows, say, size
+from hanse.errors import BadInput
+from hanse.flow import segment
+
+commands = typer.Typer(help="Register, list and remove your datasets.", no_args_is_help=True)
+_FIELDS: dict[str, Any] = {
+    "name": "name",
+    "id": "id",
+    "title": "title",
+    "description": "description",
+    "kind": "kind",
+    "rows": "rows",
+    "size": lambda row: size(row.get("bytes") or 0),
+    "version": "version",
+    "license": "license",
+    "keywords": "keywords",
+    "files": "files",
+    "registered": at("created_at"),
+}
+
+Name = Annotated[str, typer.Argument(help="The dataset's name.", show_default=False)]
+
+
+@commands.command("add")
+def add(
+    name: Name,
+    path: Annotated[str, typer.Argument(help="File or directory, as the connector sees it.", show_default=False)],
+    kind: Annotated[str, typer.Option(help="parquet, hive, arrow_ipc, csv, jsonl; else by the ending.")] = "",
+    title: Annotated[str, typer.Option(help="A title for people.")] = "",
+    description: Annotated[str, typer.Option(help="What is in it.")] = "",
+    keyword: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
+    theme: Annotated[str, typer.Option(help="EU data theme, e.g. HEAL, TRAN, ENVI.")] = "",
+    license: Annotated[str, typer.Option(help="Licence, e.g. CC-BY-4.0.")] = "",  # the option's name
+    option: Annotated[list[str] | None, typer.Option(help="name=value for the source; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a dataset: its schema and statistics are read, its files are pinned by digest."""
+    about = {"title": title, "description": description, "keywords": keyword or [], "theme": theme, "license": license}
+    body = {"name": name, "path": path, "kind": kind, "options": _options(option or []), **about}
+    row = space().api.post("/datasets", {key: value for key, value in body.items() if value})
+    print_one(row, _FIELDS, as_json=as_json)
+    if not as_json:
+        say("nobody else sees it yet: attach an offer with `hanse offer add`")
+
+
+@commands.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Your datasets."""
+    rows = space().api.get("/datasets", limit=1000)
+    shown = {"name": "name", "title": "title", "rows": "rows", "size": _FIELDS["size"], "registered": at("created_at")}
+    print_rows(rows, shown, as_json=as_json)
+
+
+@commands.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """One dataset, with its columns."""
+    row = space().api.get(f"/datasets/{segment(name)}")
+    print_one(row, _FIELDS, as_json=as_json)
+    if not as_json:
+        print_rows(
+            row.get("columns", []), {"column": "name", "type": "type", "statistics": "statistics"}, as_json=False
+        )
+
+
+@commands.command()
+def update(
+    name: Name,
+    path: Annotated[str, typer.Argument(help="The new files, as the connector sees them.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Add a version from new files; agreements go on with it."""
+    row = space().api.post(f"/datasets/{segment(name)}/versions", {"path": path})
+    print_one(row, _FIELDS, as_json=as_json)
+
+
+@commands.command()
+def preview(
+    name: Name,
+    participant: Annotated[str, typer.Option("--as", help="As this participant would see it.", show_default=False)],
+    purpose: Annotated[str, typer.Option(help="For this purpose.")] = "",
+) -> None:
+    """What a partner would see of it, under your offers. Prints JSON."""
+    print_json(space().api.get(f"/datasets/{segment(name)}/preview", **{"as": participant, "purpose": purpose}))
+
+
+@commands.command()
+def remove(name: Name) -> None:
+    """Remove a dataset that has no offers and no agreements. Your files stay."""
+    space().api.delete(f"/datasets/{segment(name)}")
+    say(f"{name} is removed; its files were not touched")
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """`name=value` pairs; a value that is JSON is taken as JSON."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise BadInput(f"expected --option name=value, came {pair!r}")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options

@@ -1,0 +1,84 @@
+"""`hanse offer`: terms under which others may use a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
+from hanse.cli.policy import document, print_problems
+from hanse.flow import segment
+
+commands = typer.Typer(help="Publish, list and withdraw your offers.", no_args_is_help=True)
+
+_FIELDS: dict[str, Any] = {
+    "id": "id",
+    "dataset": "dataset",
+    "decide": "decide",
+    "published": at("created_at"),
+    "withdrawn": at("withdrawn_at"),
+}
+
+OfferId = Annotated[str, typer.Argument(metavar="OFFER", help="The offer's id.", show_default=False)]
+
+
+@commands.command("add")
+def add(
+    file: Annotated[Path, typer.Argument(help="The offer: short YAML form, or ODRL as JSON.", show_default=False)],
+    dataset: Annotated[str, typer.Option(help="The dataset, where the file does not say it.")] = "",
+    decide: Annotated[str, typer.Option(help="Who answers a request: auto, manual or rules.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Publish an offer. From then on others may find the dataset and ask for it."""
+    body = {**document(file), "dataset": dataset, "decide": decide}
+    row = space().api.post("/offers", {key: value for key, value in body.items() if value})
+    if as_json:
+        print_json(row)
+        return
+    print_one(row, _FIELDS, as_json=False)
+    print_sentences(row.get("sentences", []))
+    print_problems(row.get("problems", []))
+
+
+@commands.command("list")
+def list_(
+    dataset: Annotated[str, typer.Option(help="Only of this dataset.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Withdrawn ones too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Your offers."""
+    rows = [row for row in space().api.get("/offers") if everything or row.get("withdrawn_at") is None]
+    rows = [row for row in rows if not dataset or dataset in (row["dataset"], row["dataset"].rpartition(":")[2])]
+    state = {"state": lambda row: f"withdrawn {moment(row['withdrawn_at'])}" if row.get("withdrawn_at") else "open"}
+    print_rows(rows, {"id": "id", "dataset": "dataset", "decide": "decide", **state}, as_json=as_json)
+
+
+@commands.command()
+def show(offer: OfferId, as_json: AsJson = False) -> None:
+    """One offer in plain words, and who enforces what."""
+    row = space().api.get(f"/offers/{segment(offer)}")
+    if as_json:
+        print_json(row)
+        return
+    print_one(row, _FIELDS, as_json=False)
+    print_sentences(row.get("sentences", []))
+
+
+@commands.command()
+def withdraw(offer: OfferId) -> None:
+    """Take an offer back. Agreements that were made under it stay."""
+    space().api.delete(f"/offers/{segment(offer)}")
+    say(f"{offer} is withdrawn; agreements made under it stay until you revoke them (`hanse agreements`)")
+
+
+@commands.command()
+def templates(
+    name: Annotated[str, typer.Argument(help="Print this one, to be edited.")] = "", as_json: AsJson = False
+) -> None:
+    """Ready-made offers to start from."""
+    from hanse.cli.policy import print_template
+
+    print_template(name, as_json=as_json)

@@ -1,0 +1,178 @@
+"""What commands print: tables for people, JSON for scripts, progress on standard error, errors as three sentences."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from hanse.errors import (
+    Conflict,
+    HanseError,
+    NegotiationPending,
+    NotFound,
+    Refused,
+    Unauthenticated,
+    Unreachable,
+    Unverified,
+)
+
+EXIT = {"ok": 0, "failed": 1, "usage": 2, "refused": 3, "not_found": 4, "unreachable": 5, "unverified": 6}
+_BY_KIND: Sequence[tuple[type[HanseError], str]] = (
+    (Refused, "refused"),
+    (Unauthenticated, "refused"),
+    (NotFound, "not_found"),
+    (Unreachable, "unreachable"),
+    (Unverified, "unverified"),
+)
+_HINTS: Mapping[type[HanseError], str] = {
+    NegotiationPending: "look again with `hanse negotiate`, or ask its owner to run `hanse pending`",
+    Conflict: "look at what is there first, with the `list` or `show` of this noun",
+}
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def console(*, err: bool = False) -> Console:
+    """A console on today's streams; it notices by itself whether a person looks at it."""
+    return Console(stderr=err, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def exit_code(error: HanseError) -> int:
+    return EXIT[next((name for kind, name in _BY_KIND if isinstance(error, kind)), "failed")]
+
+
+def complain(error: HanseError) -> None:
+    """An error for people: the sentence, its code and rule, what the server added, what to do."""
+    out = console(err=True)
+    out.print(f"[bold red]error[/]: {escape(str(error))}")
+    if error.code and error.code != type(error).__name__:
+        out.print(f"  code: {escape(error.code)}")
+    if error.rule:
+        out.print(f"  rule: {escape(error.rule)}")
+    for entry in _listed(error.facts.get("problems")) + _listed(error.facts.get("fields")):
+        where = entry.get("path") or entry.get("field") or ""
+        out.print(f"  - {escape(str(where))}: {escape(str(entry.get('message') or entry.get('problem') or ''))}")
+    if hint := next((text for kind, text in _HINTS.items() if isinstance(error, kind)), ""):
+        out.print(f"  {hint}")
+
+
+def _listed(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in value if isinstance(entry, Mapping)][:20] if isinstance(value, list) else []
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def print_rows(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Mapping[str, Any]], Any]], *, as_json: bool
+) -> None:
+    """A list: as JSON whole, as a table the `columns` (heading to key or function)."""
+    rows = list(rows)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        console(err=True).print("[dim]nothing there[/]")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        cells = (pick(row) if callable(pick) else row.get(pick) for pick in columns.values())
+        table.add_row(*(escape(shown(cell)) for cell in cells))
+    console().print(table)
+
+
+def print_one(
+    row: Mapping[str, Any], fields: Mapping[str, str | Callable[[Mapping[str, Any]], Any]], *, as_json: bool
+) -> None:
+    """One thing: as JSON whole, for people a line a field; fields without a value are left out."""
+    if as_json:
+        print_json(row)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for heading, pick in fields.items():
+        value = pick(row) if callable(pick) else row.get(pick)
+        if value not in (None, "", [], {}):
+            table.add_row(heading, escape(shown(value)))
+    console().print(table)
+
+
+def print_sentences(sentences: Iterable[Any]) -> None:
+    """A policy in plain words."""
+    for sentence in sentences:
+        text = sentence.get("text", "") if isinstance(sentence, Mapping) else sentence
+        console().print(f"  - {escape(str(text))}")
+
+
+def say(text: str) -> None:
+    """A word to the person, on standard error so that output stays output."""
+    console(err=True).print(escape(text))
+
+
+def shown(value: Any) -> str:
+    """A value in a table."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(one) for one in value)
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def moment(value: Any) -> str:
+    """UTC seconds for people."""
+    if not isinstance(value, int | float):
+        return ""
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def at(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """Picks a time out of a row."""
+    return lambda row: moment(row.get(key))
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable: the last unit takes everything")
+
+
+@contextmanager
+def progress(text: str, *, total: float | None = None, of: str = "steps") -> Iterator[Callable[[float], None]]:
+    """A progress bar on standard error, where a person looks at it; call what it gives with each advance."""
+    counts = DownloadColumn() if of == "bytes" else MofNCompleteColumn()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), counts, TimeElapsedColumn())
+    out = console(err=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.advance(task, done)

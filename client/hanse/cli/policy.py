@@ -1,0 +1,141 @@
+"""`hanse policy`: write, check, explain and try terms before anybody sees them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from hanse.cli.access import space
+from hanse.cli.out import EXIT, AsJson, console, print_json, print_rows, print_sentences, say
+from hanse.errors import BadInput, NotFound
+
+commands = typer.Typer(help="Write, check, explain and try policies.", no_args_is_help=True)
+_FILE_MAX = 256 * 1024
+
+File = Annotated[Path, typer.Argument(help="Short YAML form, or ODRL as JSON.", show_default=False)]
+ForDataset = Annotated[str, typer.Option(help="Hold it against this dataset's columns.")]
+
+
+@commands.command("new")
+def new(
+    template: Annotated[str, typer.Argument(help="Which one; without it they are listed.")] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this new file.")] = None,
+) -> None:
+    """Start an offer from a template."""
+    if output is None:
+        print_template(template, as_json=False)
+        return
+    text = _template(template)
+    try:
+        with output.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise BadInput(f"{output} is there already; take another name") from None
+    say(f"{output} is written: edit it, then `hanse policy lint {output}` and `hanse offer add {output}`")
+
+
+@commands.command()
+def lint(file: File, dataset: ForDataset = "", as_json: AsJson = False) -> None:
+    """Problems of a policy, and what it says in plain words. Exit 1 where one of them is an error."""
+    found = space().api.post("/policies/lint", {**document(file), **({"dataset": dataset} if dataset else {})})
+    if as_json:
+        print_json(found)
+    else:
+        print_problems(found["problems"])
+        print_sentences(found.get("sentences", []))
+        if not found["problems"]:
+            say("no problems")
+    if any(problem.get("level") == "error" for problem in found["problems"]):
+        raise typer.Exit(EXIT["failed"])
+
+
+@commands.command()
+def explain(file: File, as_json: AsJson = False) -> None:
+    """A policy in plain words, and who enforces each part of it."""
+    found = space().api.post("/policies/explain", document(file))
+    if as_json:
+        print_json(found)
+        return
+    print_sentences(found["sentences"])
+    print_rows(found.get("report", []), {"rule": "path", "enforced": "tier", "how": "how"}, as_json=False)
+
+
+@commands.command("test")
+def try_(
+    participant: Annotated[str, typer.Option("--as", help="DID of the party that would ask.", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="Short YAML form, or ODRL as JSON.")] = None,
+    offer: Annotated[str, typer.Option(help="A published offer instead of a file.")] = "",
+    purpose: Annotated[str, typer.Option(help="What it would be for, e.g. dpv:ScientificResearch.")] = "",
+    action: Annotated[str, typer.Option(help="ds:query or ds:stream.")] = "ds:query",
+    as_json: AsJson = False,
+) -> None:
+    """What would be decided for this party, and by which rule. Exit 3 where it is refused."""
+    if (file is None) == (not offer):
+        raise BadInput("expected either a file or --offer")
+    case = {"participant": participant, "action": action, "purpose": purpose}
+    what = {"offer": offer} if file is None else document(file)
+    found = space().api.post("/policies/test", {**what, **case})
+    if as_json:
+        print_json(found)
+    else:
+        for line in _lines(found.get("explanation")):
+            console().print(escape(line))
+    if not _permits(found.get("decision", {})):
+        raise typer.Exit(EXIT["refused"])
+
+
+def document(file: Path) -> dict[str, Any]:
+    """A policy file as the API takes it: JSON is ODRL, anything else the YAML form."""
+    if file.stat().st_size > _FILE_MAX:
+        raise BadInput(f"expected a policy of at most {_FILE_MAX} bytes, {file} is larger")
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError:
+        raise BadInput(f"expected a text file with a policy, {file} is binary") from None
+    if not text.lstrip().startswith("{"):
+        return {"form": text}
+    try:
+        return {"policy": json.loads(text)}
+    except ValueError as error:
+        raise BadInput(f"{file} starts like JSON, but is not: {error}") from None
+
+
+def print_template(name: str, *, as_json: bool) -> None:
+    """One template's text, or the names of all."""
+    if name:
+        console().out(_template(name), end="")
+        return
+    known = space().api.get("/policies/templates")
+    rows = [
+        {"template": key, "about": text.splitlines()[0].lstrip("# ") if text else ""} for key, text in known.items()
+    ]
+    print_rows(rows, {"template": "template", "about": "about"}, as_json=as_json)
+
+
+def print_problems(problems: list[dict[str, Any]]) -> None:
+    colours = {"error": "red", "warning": "yellow"}
+    for problem in problems:
+        level = str(problem.get("level", ""))
+        head = f"[{colours.get(level, 'cyan')}]{escape(level)}[/] {escape(str(problem.get('path', '')))}"
+        console().print(f"{head}: {escape(str(problem.get('message', '')))}")
+
+
+def _template(name: str) -> str:
+    known = space().api.get("/policies/templates")
+    if name not in known:
+        raise NotFound(f"expected one of {', '.join(known)}, came {name!r}")
+    return str(known[name])
+
+
+def _lines(explanation: Any) -> list[str]:
+    if isinstance(explanation, list):
+        return [str(part.get("text", part)) if isinstance(part, dict) else str(part) for part in explanation]
+    return str(explanation or "").splitlines()
+
+
+def _permits(decision: dict[str, Any]) -> bool:
+    return decision.get("outcome", decision.get("permitted")) in (True, "permit", "permitted")

@@ -1,0 +1,216 @@
+"""`hanse query` and `hanse stream`: rows to the screen, a file or a pipe; what each owner sent to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, console, print_json, print_rows, progress, say, shown, size
+from hanse.errors import BadInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hanse.stream import Stream
+
+FORMATS = ("table", "csv", "json", "parquet", "arrow")
+_SHOWN_MAX = 200  # rows that a table shows
+
+Purpose = Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")]
+Format = Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}; else by the file, or table.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the screen.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(query)
+    app.command()(stream)
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT; - reads it from standard input.", show_default=False)],
+    purpose: Purpose = "",
+    mode: Annotated[str, typer.Option(help="full (default), filter or pull: how much the owners do.")] = "",
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would run where; run nothing.")] = False,
+    analyze: Annotated[
+        bool, typer.Option("--analyze", help="Run it, and say what ran where with real figures.")
+    ] = False,
+    format_: Format = "",
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question over datasets of any owners that you have agreements with, named "owner".dataset."""
+    text = sys.stdin.read() if sql == "-" else sql
+    connected = space()
+    if explain or analyze:
+        plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze)
+        print_json(plan) if as_json else _show_plan(plan)
+        return
+    with progress("asking the owners") as advance:
+        answer = connected.query(text, purpose=purpose, mode=mode)
+        advance(1)
+    _deliver(answer, format_="json" if as_json else format_, output=output, total=None)
+    if answer.end.get("owners"):
+        columns: dict[str, Any] = {
+            "owner": _owner,
+            "sent rows": "rows",
+            "sent": lambda row: size(row.get("bytes") or 0),
+            "ms": "ms",
+        }
+        with _on_stderr():
+            print_rows(answer.owners, {**columns, "withheld": "withheld"}, as_json=False)
+
+
+def stream(
+    dataset: Annotated[str, typer.Argument(help="participant/dataset, e.g. north/flights.", show_default=False)],
+    column: Annotated[list[str] | None, typer.Option("--column", "-c", help="A column; may be repeated.")] = None,
+    where: Annotated[str, typer.Option(help="A condition on its columns, e.g. 'age > 50'.")] = "",
+    purpose: Purpose = "",
+    rows: Annotated[int | None, typer.Option(help="At most this many rows.", min=1)] = None,
+    batch_rows: Annotated[int | None, typer.Option(help="Rows in a batch.", min=1)] = None,
+    format_: Format = "",
+    output: Output = None,
+) -> None:
+    """Stream the rows of a dataset that an agreement allows; agrees first where there is no agreement yet."""
+    got = space().agree(dataset, purpose=purpose)
+    answer = got.stream(columns=column or [], where=where, limit_rows=rows, batch_rows=batch_rows)
+    _deliver(answer, format_=format_, output=output, total=rows)
+
+
+def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | None) -> None:
+    """Write a stream batch by batch. A file is there only when it is whole."""
+    chosen = format_ or (output.suffix.lstrip(".") if output is not None else "table")
+    chosen = {"ndjson": "json", "jsonl": "json", "feather": "arrow", "pq": "parquet"}.get(chosen, chosen)
+    if chosen not in FORMATS:
+        raise BadInput(f"expected a format among {', '.join(FORMATS)}, came {chosen!r}")
+    if chosen in ("parquet", "arrow") and output is None and sys.stdout.isatty():
+        raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
+    with progress("reading", total=total) as advance, answer:
+        batches = _counted(answer, advance)
+        if chosen == "table":
+            _table(answer, batches)
+        else:
+            with _sink(output) as sink:
+                _WRITERS[chosen](answer.schema, batches, sink)
+    if output is not None:
+        say(f"{output}: {answer.rows:,} rows")
+    for rule in answer.end.get("policy", []):
+        say(f"by agreement: {rule}")
+
+
+def _counted(answer: Stream, advance: Callable[[float], None]) -> Iterator[pa.RecordBatch]:
+    for batch in answer:
+        yield batch
+        advance(batch.num_rows)
+
+
+@contextmanager
+def _sink(output: Path | None) -> Iterator[IO[bytes]]:
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    draft = output.with_name(f".{output.name}.part")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+    from pyarrow import csv
+
+    with csv.CSVWriter(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+    import json
+
+    for batch in batches:
+        for row in batch.to_pylist():
+            sink.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+    from pyarrow import parquet
+
+    with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _arrow(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+    import pyarrow as pa
+
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+_WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
+    "csv": _csv,
+    "json": _json,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}
+
+
+def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
+    """The first rows as a table; the rest is counted, as a screen is no place for it."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in answer.schema.names:
+        table.add_column(escape(name), overflow="fold")
+    held = 0
+    for batch in batches:
+        for row in batch.slice(0, max(0, _SHOWN_MAX - held)).to_pylist():
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
+            held += 1
+    console().print(table)
+    if answer.rows > held:
+        say(f"... and {answer.rows - held:,} rows more; use --output to have them all")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else shown(value)
+
+
+def _owner(row: dict[str, Any]) -> str:
+    who = row.get("owner") or row.get("participant") or ""
+    return f"{who}/{row['dataset']}" if row.get("dataset") else str(who)
+
+
+@contextmanager
+def _on_stderr() -> Iterator[None]:
+    """Tables for people beside an answer that may be going into a pipe."""
+    kept, sys.stdout = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = kept
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    """What runs where, what travels, what stays here and why."""
+    out = console()
+    for fragment in plan.get("fragments", []):
+        out.print(
+            f"[bold]{escape(str(fragment.get('owner', '')))}[/] {escape(', '.join(fragment.get('datasets', [])))}"
+        )
+        out.print(f"  {escape(str(fragment.get('sql', '')))}")
+        for name, label in (("rows", "rows sent"), ("rows_estimate", "rows expected"), ("bytes", "bytes sent")):
+            if fragment.get(name) is not None:
+                out.print(f"  {label}: {shown(fragment[name])}")
+    out.print(f"[bold]here[/]\n  {escape(str(plan.get('residual', '')))}")
+    for note in plan.get("stayed", []):
+        out.print(f"  stayed here: {escape(str(note.get('what', '')))} ({escape(str(note.get('reason', '')))})")

@@ -1,0 +1,167 @@
+"""Finding and agreeing: search, negotiate, negotiations, agreements, transfers, revoke, pending, approve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, at, console, print_json, print_one, print_rows, print_sentences, progress, say
+from hanse.flow import segment
+
+Role = Annotated[str, typer.Option(help="Only ours as consumer or provider.")]
+Reason = Annotated[str, typer.Option(help="Why, for the other side and for the log.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (search, negotiate, negotiations, agreements, transfers, revoke, pending, approve, reject):
+        app.command()(command)
+
+
+def search(
+    words: Annotated[list[str] | None, typer.Argument(help="Words to search for.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="A column that it must have; may be repeated.")] = None,
+    theme: Annotated[list[str] | None, typer.Option(help="EU data theme, e.g. HEAL.")] = None,
+    owner: Annotated[list[str] | None, typer.Option(help="Only of this participant.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Find datasets in the whole data space."""
+    filters = {"theme": theme or [], "participant": owner or []}
+    found = space().search(" ".join(words or []), column=column or [], limit=limit, **filters)
+    if as_json:
+        print_json([dict(entry.raw) for entry in found])
+        return
+    rows = [
+        {
+            "dataset": entry.path,
+            "title": entry.title,
+            "columns": len(entry.columns),
+            "terms": "; ".join(entry.sentences),
+        }
+        for entry in found
+    ]
+    print_rows(rows, {name: name for name in ("dataset", "title", "columns", "terms")}, as_json=False)
+
+
+def negotiate(
+    dataset: Annotated[str, typer.Argument(help="participant/dataset, e.g. north/flights.", show_default=False)],
+    purpose: Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")] = "",
+    offer: Annotated[str, typer.Option(help="Which offer, where there are several.")] = "",
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the owner.", min=0)] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Come to an agreement and start the transfer; afterwards the dataset can be queried and streamed."""
+    with progress(f"negotiating for {dataset}") as advance:
+        got = space().agree(dataset, purpose=purpose, offer=offer, timeout=wait)
+        advance(1)
+    row = {"dataset": got.name, "agreement": got.agreement_id, "transfer": got.transfer_id, "sql_name": got.sql_name}
+    print_one(row, {name: name for name in row}, as_json=as_json)
+    if not as_json:
+        print_sentences(got.agreement().get("sentences", []))
+
+
+def negotiations(role: Role = "", state: Annotated[str, typer.Option()] = "", as_json: AsJson = False) -> None:
+    """Negotiations, ours and those of others with us."""
+    rows = space().api.get("/negotiations", role=role, state=state)
+    shown = {
+        "id": "id",
+        "role": "role",
+        "with": "counterparty",
+        "dataset": "dataset",
+        "state": "state",
+        "why": "reason",
+    }
+    print_rows(rows, {**shown, "changed": at("updated_at")}, as_json=as_json)
+
+
+def agreements(
+    agreement: Annotated[str, typer.Argument(help="Show this one.")] = "", role: Role = "", as_json: AsJson = False
+) -> None:
+    """Agreements that were signed, or one of them in plain words."""
+    api = space().api
+    if agreement:
+        row = api.get(f"/agreements/{segment(agreement)}")
+        fields: dict[str, Any] = {"id": "id", "dataset": "dataset", "provider": "provider", "consumer": "consumer"}
+        print_one(row, {**fields, "state": "state", "signed": at("signed_at"), "why": "end_reason"}, as_json=as_json)
+        if not as_json:
+            print_sentences(row.get("sentences", []))
+        return
+    shown: dict[str, Any] = {"id": "id", "role": "role", "dataset": "dataset", "with": _other, "state": "state"}
+    print_rows(api.get("/agreements", role=role), {**shown, "signed": at("signed_at")}, as_json=as_json)
+
+
+def transfers(role: Role = "", as_json: AsJson = False) -> None:
+    """Transfers and how they stand."""
+    shown = {"id": "id", "role": "role", "agreement": "agreement_id", "state": "state", "purpose": "purpose"}
+    rows = space().api.get("/transfers", role=role)
+    print_rows(rows, {**shown, "why": "reason", "changed": at("updated_at")}, as_json=as_json)
+
+
+def revoke(
+    agreement: Annotated[str, typer.Argument(help="The agreement's id.", show_default=False)],
+    reason: Reason = "revoked by its owner",
+    as_json: AsJson = False,
+) -> None:
+    """End an agreement now: running streams stop, no new ones start."""
+    started = time.monotonic()
+    row = space().api.post(f"/agreements/{segment(agreement)}/revoke", {"reason": reason})
+    if as_json:
+        print_json(row or {"id": agreement})
+        return
+    say(f"{agreement} is revoked ({(time.monotonic() - started) * 1000:.0f} ms); both sides have it in their logs")
+
+
+def pending(as_json: AsJson = False) -> None:
+    """Negotiations that wait for a person here."""
+    rows = [row for row in space().api.get("/negotiations") if _waits_for_us(row)]
+    shown = {"id": "id", "with": "counterparty", "dataset": "dataset", "state": "state"}
+    print_rows(rows, {**shown, "since": at("updated_at")}, as_json=as_json)
+    if rows and not as_json:
+        say("answer with `hanse approve ID` or `hanse reject ID --reason ...`")
+
+
+def approve(
+    negotiation: Annotated[str, typer.Argument(help="The negotiation's id.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Say yes: agree as provider, accept an offer or verify an agreement as consumer."""
+    api = space().api
+    row = api.get(f"/negotiations/{segment(negotiation)}")
+    command = _YES.get((row["role"], row["state"]))
+    if command is None:
+        console(err=True).print(f"[yellow]nothing to approve[/]: it is {escape(str(row['state']))}")
+        raise typer.Exit(1)
+    row = api.post(f"/negotiations/{segment(negotiation)}/{command}", {})
+    print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
+
+
+def reject(
+    negotiation: Annotated[str, typer.Argument(help="The negotiation's id.", show_default=False)],
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say no: the negotiation ends, and the other side is told why."""
+    row = space().api.post(f"/negotiations/{segment(negotiation)}/terminate", {"reason": reason} if reason else {})
+    print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
+
+
+_YES: Mapping[tuple[str, str], str] = {
+    ("provider", "REQUESTED"): "agree",
+    ("provider", "ACCEPTED"): "agree",
+    ("provider", "VERIFIED"): "finalize",
+    ("consumer", "OFFERED"): "accept",
+    ("consumer", "AGREED"): "verify",
+}
+
+
+def _waits_for_us(row: Mapping[str, Any]) -> bool:
+    return (row.get("role"), row.get("state")) in _YES and row.get("decide") != "auto"
+
+
+def _other(row: Mapping[str, Any]) -> str:
+    return str(row.get("provider") if row.get("role") == "consumer" else row.get("consumer"))

@@ -1,0 +1,77 @@
+"""Where the connector is and which token to show it: arguments, then environment, then what `hanse login` kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hanse.errors import BadInput
+
+DEFAULT_URL = "http://127.0.0.1:8081"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """An address and a token; `source` says where each came from, for people."""
+
+    url: str
+    token: str
+    source: str
+
+
+def path() -> Path:
+    """The file that `hanse login` keeps: HANSE_CONFIG, or hanse/client.json in the user's configuration directory."""
+    if own := os.environ.get("HANSE_CONFIG"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hanse" / "client.json"
+
+
+def found(*, url: str = "", token: str = "") -> Where:
+    """The address and token in force. A kept token goes only to the address that it was kept for."""
+    kept = _kept()
+    where = url or os.environ.get("HANSE_URL", "") or kept.get("url", "") or DEFAULT_URL
+    where = where.rstrip("/")
+    if token:
+        return Where(where, token, "argument")
+    if given := os.environ.get("HANSE_TOKEN", ""):
+        return Where(where, given, "HANSE_TOKEN")
+    if kept.get("token") and kept.get("url", "").rstrip("/") == where:
+        return Where(where, kept["token"], str(path()))
+    return Where(where, "", "nowhere")
+
+
+def keep(url: str, token: str) -> Path:
+    """Keep an address and its token, readable by the user only."""
+    file = path()
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        json.dump({"url": url.rstrip("/"), "token": token}, out)
+    draft.replace(file)
+    return file
+
+
+def forget() -> bool:
+    """Remove what was kept. Whether there was anything."""
+    file = path()
+    there = file.exists()
+    file.unlink(missing_ok=True)
+    return there
+
+
+def _kept() -> dict[str, str]:
+    file = path()
+    try:
+        text = file.read_text()
+        if file.stat().st_mode & 0o077:
+            raise BadInput(f"{file} can be read by others and holds a token: run `chmod 600 {file}`")
+        kept = json.loads(text)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict):
+        raise BadInput(f"{file} is not what `hanse login` writes: remove it and log in again")
+    return {str(key): str(value) for key, value in kept.items()}

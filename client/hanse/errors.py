@@ -1,0 +1,142 @@
+"""Everything that the client raises, in one tree.
+
+    HanseError
+    ├── BadInput                what was asked cannot be understood: said what was expected and what came
+    ├── Unauthenticated         no token, or one that is not known
+    ├── Refused                 a policy, a contract or a missing scope says no: `code` and `rule` say which
+    │   ├── AccessRevoked       the owner ended the agreement, perhaps while we were reading
+    │   ├── AccessExpired       the ticket or the agreement reached its end
+    │   ├── QuotaSpent          the agreement's rows, bytes or queries are used up
+    │   └── NegotiationFailed   the owner does not agree
+    ├── NegotiationPending      the owner has not answered yet: somebody there decides by hand
+    ├── NotFound
+    ├── Conflict
+    ├── Busy                    no capacity now, or a rate limit: try again
+    ├── Unreachable             no answer in time, or no connection
+    ├── Broken                  an answer that makes no sense, or a failure at the other side
+    │   ├── StreamIncomplete    a stream that stopped without its end record: what came is not all there is
+    │   └── StreamFailed        the owner could not finish, and says so
+    └── Unverified              evidence that does not hold
+
+`str(error)` is the sentence for people; `code` and `rule` are stable; `facts` has whatever else the server said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class HanseError(Exception):
+    """Base of all."""
+
+    def __init__(self, message: str, *, code: str = "", rule: str = "", **facts: Any) -> None:
+        super().__init__(message)
+        self.code = code or type(self).__name__
+        self.rule = rule
+        self.facts = facts
+
+
+class BadInput(HanseError): ...
+
+
+class Unauthenticated(HanseError): ...
+
+
+class Refused(HanseError): ...
+
+
+class AccessRevoked(Refused): ...
+
+
+class AccessExpired(Refused): ...
+
+
+class QuotaSpent(Refused): ...
+
+
+class NegotiationFailed(Refused): ...
+
+
+class NegotiationPending(HanseError): ...
+
+
+class NotFound(HanseError): ...
+
+
+class Conflict(HanseError): ...
+
+
+class Busy(HanseError): ...
+
+
+class Unreachable(HanseError): ...
+
+
+class Broken(HanseError): ...
+
+
+class StreamIncomplete(Broken): ...
+
+
+class StreamFailed(Broken): ...
+
+
+class Unverified(HanseError): ...
+
+
+_BY_STATUS: Mapping[int, type[HanseError]] = {
+    400: BadInput,
+    401: Unauthenticated,
+    403: Refused,
+    404: NotFound,
+    405: BadInput,
+    409: Conflict,
+    413: BadInput,
+    422: BadInput,
+    429: Busy,
+    503: Busy,
+}
+_BY_CODE: Mapping[str, type[HanseError]] = {
+    "revoked": AccessRevoked,
+    "agreement_revoked": AccessRevoked,
+    "agreement_ended": AccessRevoked,
+    "lease_expired": AccessExpired,
+    "expired": AccessExpired,
+    "ticket_expired": AccessExpired,
+    "quota": QuotaSpent,
+    "rows_spent": QuotaSpent,
+    "bytes_spent": QuotaSpent,
+    "queries_spent": QuotaSpent,
+    "peer_unreachable": Unreachable,
+}
+_BY_END: Mapping[str, type[HanseError]] = {
+    "revoked": AccessRevoked,
+    "lease_expired": AccessExpired,
+    "quota": QuotaSpent,
+    "refused": Refused,
+    "error": StreamFailed,
+}
+_SAID = ("type", "title", "status", "code", "detail", "rule")
+
+
+def of_problem(status: int, problem: Mapping[str, Any], *, where: str) -> HanseError:
+    """The error in an RFC 9457 problem object; `where` names who said it."""
+    code, rule = str(problem.get("code", "")), str(problem.get("rule", ""))
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status, Broken)
+    detail = str(problem.get("detail") or problem.get("title") or f"{where} answered with status {status}")
+    facts = {str(key): value for key, value in problem.items() if key not in _SAID}
+    return kind(detail, code=code, rule=rule, **facts)
+
+
+def of_end(end: Mapping[str, Any]) -> HanseError | None:
+    """The error that a stream's end record reports; None where the stream is complete."""
+    status = str(end.get("status", ""))
+    if status == "complete":
+        return None
+    code = str(end.get("code", "")) or status
+    kind = _BY_END.get(status, StreamFailed)
+    if kind is StreamFailed:
+        kind = _BY_CODE.get(code, StreamFailed)
+    reason = str(end.get("reason", "")) or f"the stream ended early: {status}"
+    return kind(reason, code=code, rule=str(end.get("rule", "")), end=dict(end))

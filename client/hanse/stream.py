@@ -1,0 +1,167 @@
+"""Arrow batches from a governed stream, with the record at its end: how it ended, how much came, what was withheld.
+
+A stream is over when its end record has come, and only then: one that stops at a batch border without it raises
+StreamIncomplete. What the stream holds was made elsewhere, so each batch is validated fully before anybody sees it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from hanse._wire import Answer
+from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas  # type: ignore[import-untyped]  # it ships no types
+    import polars
+
+END = b"hanse.end"
+
+
+class Stream:
+    """Batches, once: iterate, or hand the whole to a library. Close it (or leave its `with`) to stop early.
+
+    `schema` is there at once; `end` when the last batch has come. Any library that takes the Arrow C stream interface
+    takes a Stream as it is: `polars.from_arrow(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
+    """
+
+    def __init__(
+        self, answer: Answer, *, validate: bool = True, finished: Callable[[Stream], None] | None = None
+    ) -> None:
+        self._body = answer.body
+        self._validate = validate
+        self._finished = finished
+        self._table: pa.Table | None = None
+        self._started = False
+        self.read_id = answer.headers.get("hanse-read", "")
+        self.rows = 0
+        self.end: Mapping[str, Any] = {}
+        self.error: HanseError | None = None
+        self._reader = self._told(lambda: pa.ipc.open_stream(self._body))
+        self.schema: pa.Schema = self._reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """The batches as they come. Raises what ended the stream, where it did not end by itself."""
+        if self._table is not None:
+            yield from self._table.to_batches()
+            return
+        if self._started:
+            raise BadInput("this stream was read already; open another one, or use to_arrow() to keep its rows")
+        self._started = True
+        try:
+            while (batch := self._next()) is not None:
+                self.rows += batch.num_rows
+                yield batch
+        except HanseError as error:
+            self.error = error
+            raise
+        finally:
+            self.close()
+
+    def _next(self) -> pa.RecordBatch | None:
+        """The next batch that holds rows; None after a proper end."""
+        while True:
+            try:
+                batch, metadata = self._told(self._reader.read_next_batch_with_custom_metadata)
+            except StopIteration:
+                raise StreamIncomplete(
+                    f"the stream stopped after {self.rows} rows without saying that it was complete: what came is not "
+                    "all there is; read it again",
+                    rows=self.rows,
+                ) from None
+            if metadata is not None and END in metadata:
+                self._close_with(_end_record(metadata[END]))
+                return None
+            if self._validate:
+                self._told(lambda: batch.validate(full=True))  # noqa: B023  # called here and now
+            if batch.num_rows:
+                return batch
+
+    def _close_with(self, end: Mapping[str, Any]) -> None:
+        self.end = end
+        if self._finished is not None:
+            self._finished(self)
+        if (error := of_end(end)) is not None:
+            raise error
+        if end.get("rows") not in (None, self.rows):
+            raise StreamIncomplete(
+                f"the stream says that it has {end['rows']} rows, {self.rows} came: read it again", rows=self.rows
+            )
+
+    def _told(self, act: Callable[[], Any]) -> Any:
+        """Arrow's own complaints as ours. What the wire raised comes through Arrow unchanged."""
+        try:
+            return act()
+        except (pa.ArrowException, EOFError, OSError) as error:
+            raise Broken(f"the stream is not Arrow as expected: {str(error).splitlines()[0][:200]}") from error
+
+    @property
+    def owners(self) -> list[dict[str, Any]]:
+        """What each owner sent (a federated query's): participant, dataset, rows, bytes, withheld. Reads to the end."""
+        if not self.end:
+            self.to_arrow()
+        return list(self.end.get("owners", []))
+
+    @property
+    def policy(self) -> list[str]:
+        """Which rules shaped the answer, in words. Reads to the end."""
+        if not self.end:
+            self.to_arrow()
+        return list(self.end.get("policy", []))
+
+    def to_arrow(self) -> pa.Table:
+        """Everything as a table, kept: call it as often as you like."""
+        if self._table is None:
+            self._table = pa.Table.from_batches(list(self), schema=self.schema)
+        return self._table
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """A reader for libraries that take one; constant memory."""
+        return pa.RecordBatchReader.from_batches(self.schema, iter(self))
+
+    def to_pandas(self, **options: Any) -> pandas.DataFrame:
+        """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
+        return self.to_arrow().to_pandas(**options)
+
+    def to_polars(self) -> polars.DataFrame:
+        """A polars frame over the same memory where the types allow it."""
+        import polars
+
+        frame = polars.from_arrow(self.to_arrow())
+        return frame if isinstance(frame, polars.DataFrame) else frame.to_frame()
+
+    def to_duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
+        """A DuckDB relation over the same memory."""
+        import duckdb
+
+        return (connection or duckdb.connect()).from_arrow(self.to_arrow())
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The Arrow PyCapsule interface: whoever takes it reads batch by batch, without copies."""
+        source = self.to_reader() if self._table is None else self._table
+        return source.__arrow_c_stream__(requested_schema)
+
+    def close(self) -> None:
+        """Stop. The owner records that the stream was broken off, unless it was at its end."""
+        self._body.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _end_record(text: bytes) -> Mapping[str, Any]:
+    try:
+        end = json.loads(text)
+    except (ValueError, RecursionError):
+        end = None
+    if not isinstance(end, dict) or "status" not in end:
+        raise Broken("the stream's end record cannot be read")
+    return end
