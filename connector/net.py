@@ -192,12 +192,17 @@ class Net:
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
+        seconds: float | None = None,
     ) -> AsyncIterator[Answer]:
-        """An exchange whose body the caller reads piece by piece; each piece has the time limit, not the whole."""
+        """An exchange whose body the caller reads piece by piece; each piece has the time limit, not the whole.
+
+        `seconds` to wait for a piece, where the other side works for it (a query); connecting keeps the usual limit.
+        """
         parts = urlsplit(url)
         if parts.scheme not in self._pools or not parts.hostname or parts.username or parts.password:
             raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
+        limits["read"] = seconds or self._timeout
         all_headers = {"Host": parts.netloc, "Accept-Encoding": "identity", **(headers or {})}
         try:
             async with self._pools[parts.scheme].stream(

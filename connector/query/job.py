@@ -83,6 +83,7 @@ class Job:
     batch_rows: int | None = None
     codec: str = "none"  # none, lz4 or zstd
     digest: str = "xxh3"  # xxh3, sha256 or none
+    trailer_room: int = TRAILER_ROOM  # bytes kept free for the end record
     arguments: Mapping[str, Any] = field(default_factory=dict)
     blobs: tuple[bytes, ...] = ()
     consumer: str = ""

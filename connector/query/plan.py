@@ -67,10 +67,10 @@ def merge_sql(found: Plan, *, without: Collection[str] = ()) -> str:
 
 
 def _all(relation: str) -> str:
-    return f'SELECT * FROM "{relation}"'
+    return f'SELECT * FROM "{relation}"'  # noqa: S608  a fragment's id, made here
 
 
-def _first(tree: exp.Expr) -> exp.Expr:
+def _first(tree: exp.Expr) -> exp.Select:
     while not isinstance(tree, exp.Select):
         tree = tree.this
     return tree
@@ -93,7 +93,7 @@ def _written(tree: exp.Expr) -> list[str]:
 
 def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
     """The outputs' names: as written, and for `*` as the owners spell their columns."""
-    outputs = [output.alias_or_name for output in _first(tree).selects]
+    outputs = [output.alias_or_name for output in _first(tree).expressions]
     if len(outputs) == len(written) and all(written):
         return written
     spelled = {column.name.lower(): column.name for info in planning.tables.values() for column in info.columns}

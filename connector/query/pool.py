@@ -30,7 +30,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,6 +243,9 @@ class Result:
         _log.info("job ended", code=code, engine_error=kind, consumer=self.job.consumer, task=self.job.kind)
 
 
+Watch = Callable[[Result], Coroutine[Any, Any, None]]
+
+
 class Pool:
     """The workers of one connector."""
 
@@ -293,9 +296,13 @@ class Pool:
         self._busy.clear()
 
     @asynccontextmanager
-    async def run(self, job: Job) -> AsyncIterator[Result]:
-        """A job that gives frames. Raises what the table of errors below holds, and Busy."""
+    async def run(self, job: Job, *, watch: Watch | None = None) -> AsyncIterator[Result]:
+        """A job that gives frames. Raises what the table of errors below holds, and Busy.
+
+        `watch(result)` runs beside the job from its start, before there is a schema; it may `interrupt` it.
+        """
         result = await self._begin(job)
+        watching = None if watch is None else asyncio.ensure_future(watch(result))
         try:
             kind, _, payload, _ = await result.next()
             while kind != wire.TRAILER:
@@ -304,6 +311,8 @@ class Pool:
             result.trailer = bytes(payload)
             yield result
         finally:
+            if watching is not None:
+                watching.cancel()
             self._background(self._end(result))
 
     async def ask(self, job: Job) -> Any:

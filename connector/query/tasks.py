@@ -119,7 +119,7 @@ class Frames:
         self.writer.write_batch(zero)
         again = b"".join(self.sink.take()[0])
         head = first.removesuffix(again)  # the schema is written with the first batch
-        self.writer.write_batch(zero, custom_metadata={wire.TRAILER_KEY: " " * wire.TRAILER_ROOM})
+        self.writer.write_batch(zero, custom_metadata={wire.TRAILER_KEY: " " * self.job.trailer_room})
         trailer = b"".join(self.sink.take()[0])
         self.digest.update(head)
         self.session.send(wire.SCHEMA, head, digest=self.digest.digest())

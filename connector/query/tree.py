@@ -150,8 +150,10 @@ def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
 
 def in_block(select: exp.Expr) -> Iterator[exp.Expr]:
     """Nodes of one SELECT, its sources and nested queries left out (the nested query itself is named)."""
-    stack = [value for name, values in select.args.items() if name not in ("from_", "joins", "with_")
-             for value in (values if isinstance(values, list) else [values]) if isinstance(value, exp.Expr)]  # fmt: skip
+    stack: list[exp.Expr] = []
+    for name, values in select.args.items():
+        if name not in ("from_", "joins", "with_"):
+            stack += [v for v in (values if isinstance(values, list) else [values]) if isinstance(v, exp.Expr)]
     while stack:
         node = stack.pop()
         yield node

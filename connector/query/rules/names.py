@@ -57,12 +57,12 @@ def _ask_nothing(query: exp.Expr) -> None:
 
 def _plain_using(select: exp.Select) -> None:
     joins = select.args.get("joins") or ()
-    if len(joins) > 1 and any(join.args.get("using") for join in joins):
-        if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
-            raise QueryInvalid(
-                "USING beside RIGHT or FULL JOIN in one FROM is not planned; write ON with both columns instead",
-                code="syntax_not_allowed",
-            )
+    merges = len(joins) > 1 and any(join.args.get("using") for join in joins)
+    if merges and any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
+        raise QueryInvalid(
+            "USING beside RIGHT or FULL JOIN in one FROM is not planned; write ON with both columns instead",
+            code="syntax_not_allowed",
+        )
 
 
 def _written_alias(source: exp.Expr) -> None:

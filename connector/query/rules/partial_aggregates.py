@@ -70,7 +70,9 @@ class _Partials:
         found = found or isinstance(function, (exp.Sum, exp.CountIf, *_SELF_MERGING))
         found = found or (isinstance(function, exp.Avg) and self._numeric(function.this))
         if not found:
-            self.planning.note(f"{function.sql_name()} over {self.group.name}", "function", "it has no partial result")
+            self.planning.note(
+                f"{type(function).__name__.lower()} over {self.group.name}", "function", "it has no partial result"
+            )
         return found and trees.column_tables(node) <= self.group.aliases
 
     def _grid_can(self, function: exp.Expr) -> bool:
@@ -152,8 +154,8 @@ class _Partials:
         partials = {name for name, _ in (*self.partials, *self.keys)}
         raw = [column for column in needed if not (column.table == group.name and column.name in partials)]
         names = scans.name_outputs(raw)
-        keys = [*self.keys, *names]
-        outputs = [*keys, *self.partials] or [("one", exp.Literal.number(1))]
+        keys: list[tuple[str, exp.Expr]] = [*self.keys, *names]
+        outputs: list[tuple[str, exp.Expr]] = [*keys, *self.partials] or [("one", exp.Literal.number(1))]
         statements: list[exp.Expr] = []
         for number in range(len(group.owners)):
             one = blocks.statement(group, number, outputs, keys=[value for _, value in keys])
@@ -167,8 +169,7 @@ class _Partials:
             kind="partial",
             pushed=(*scans._pushed(group, False, None), *(self._shown(value) for _, value in self.partials)),
         )
-        scans.point(self.select, group, table, {(column.table, column.name): name for name, column in names
-                                                if isinstance(column, exp.Column)})  # fmt: skip
+        scans.point(self.select, group, table, {(column.table, column.name): name for name, column in names})
 
     def _needed(self) -> list[exp.Column]:
         found: dict[tuple[str, str], exp.Column] = {}

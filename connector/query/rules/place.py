@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from connector.errors import QueryInvalid
-from connector.query import block as blocks
+from connector.errors import Refused
 from connector.query import tree as trees
 from connector.query.block import Group, Source
-from connector.query.parse import QUERIES, SETS
-from connector.query.planning import Planning
+from connector.query.parse import SETS
+from connector.query.planning import Planning, Share
 from connector.query.rules import owner_joins, partial_aggregates, scans, top_k, whole_block
 
 
@@ -46,10 +45,13 @@ def _block(select: exp.Select, planning: Planning, *, distinct: bool) -> None:
     for source in sources:
         if source.local and isinstance(source.node, exp.Subquery):
             source.node.set("this", _query(source.node.this, planning))
+    before = select.copy() if any(source.aggregate_only for source in sources) else None
     groups = owner_joins.groups(select, sources, planning)
     _place_nested(select, planning)
     only = distinct and trees.is_plain(select)
     if partial_aggregates.apply(select, groups, sources, planning):
+        return
+    if before is not None and _as_it_is(select, before, groups, sources, planning):
         return
     _refuse_aggregate_only(groups)
     top_k_of = top_k.of(select, groups, sources, planning)
@@ -65,7 +67,7 @@ def _is_distinct(select: exp.Select) -> bool:
 
 def _place_nested(select: exp.Select, planning: Planning) -> None:
     """Subqueries that no fragment took in are questions of their own; correlated ones keep their conditions."""
-    parts = [node for name, values in select.args.items() if name not in ("from_", "with_", "joins")
+    parts: list[exp.Expr] = [node for name, values in select.args.items() if name not in ("from_", "with_", "joins")
              for node in (values if isinstance(values, list) else [values]) if isinstance(node, exp.Expr)]  # fmt: skip
     parts += [join.args["on"] for join in select.args.get("joins") or () if join.args.get("on") is not None]
     for part in parts:
@@ -78,24 +80,39 @@ def _place_nested(select: exp.Select, planning: Planning) -> None:
                 query.replace(new)
 
 
+def _as_it_is(
+    select: exp.Select, before: exp.Select, groups: list[Group], sources: list[Source], planning: Planning
+) -> bool:
+    """A block over one aggregate-only dataset that we cannot split goes to its one owner, whose rule decides."""
+    alone = len(sources) == 1 and len(groups) == 1 and len(groups[0].owners) == 1
+    if not alone or sources[0].parts[0].columns or trees.free_tables(before) or len(trees.base_tables(before)) > 1:
+        return False
+    outputs = [output.alias_or_name for output in before.selects]
+    table = planning.fragment(
+        [Share(groups[0].owners[0], before, groups[0].infos)], outputs=outputs, kind="whole", pushed=("whole query",)
+    )
+    for name in [name for name in select.args if name not in ("kind", "hint")]:
+        select.set(name, None)
+    select.set("expressions", [trees.named(trees.column(name, table), name) for name in outputs])
+    select.set("from_", exp.From(this=exp.Table(this=exp.to_identifier(table))))
+    return True
+
+
 def _refuse_aggregate_only(groups: list[Group]) -> None:
     for group in groups:
         if group.aggregate_only:
             raise refusal(group.members)
 
 
-def refusal(sources: list[Source]) -> QueryInvalid:
+def refusal(sources: list[Source]) -> Refused:
     """Why an aggregate-only dataset cannot be used so, and what it answers."""
     info = next(info for source in sources for info in source.infos if info.grid is not None)
     assert info.grid is not None
     units = info.grid.entity or "rows"
-    return QueryInvalid(
+    return Refused(
         f"{info.shown} gives aggregates only: COUNT, SUM and AVG of {', '.join(info.grid.measures) or 'nothing'} by "
         f"{', '.join(info.grid.dimensions) or 'nothing'}, over at least {info.grid.min_group} {units} at each owner; "
         "it cannot be joined with other datasets, and its rows are not given. Ask for such an aggregate of it alone",
         code="aggregate_only",
         dataset=info.shown,
     )
-
-
-__all__ = ["QUERIES", "apply", "blocks", "refusal"]

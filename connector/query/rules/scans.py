@@ -25,10 +25,8 @@ def apply(
 ) -> None:
     """Make a fragment of every group and point the block at their tables."""
     for group in groups:
-        needed = _needed(select, group, planning)
-        outputs = name_outputs(needed)
-        if not outputs:
-            outputs = [("one", exp.Literal.number(1))]
+        needed = name_outputs(_needed(select, group, planning))
+        outputs: list[tuple[str, exp.Expr]] = [*needed] or [("one", exp.Literal.number(1))]
         statements = [_statement(group, number, outputs, distinct and planning.full, top)
                       for number in range(len(group.owners))]  # fmt: skip
         table = planning.fragment(
@@ -38,8 +36,7 @@ def apply(
             pushed=_pushed(group, distinct and planning.full, top),
             rows=group.rows,
         )
-        point(select, group, table, {(column.table, column.name): name for name, column in outputs
-                                     if isinstance(column, exp.Column)})  # fmt: skip
+        point(select, group, table, {(column.table, column.name): name for name, column in needed})
 
 
 def _statement(
@@ -73,9 +70,9 @@ def _columns(select: exp.Select, taken: set[int]) -> Iterable[exp.Column]:
                 yield from trees.columns(node)
 
 
-def name_outputs(columns: Iterable[exp.Expr]) -> list[tuple[str, exp.Expr]]:
+def name_outputs(columns: Iterable[exp.Column]) -> list[tuple[str, exp.Column]]:
     """Each column with a name of its own."""
-    found: list[tuple[str, exp.Expr]] = []
+    found: list[tuple[str, exp.Column]] = []
     names: set[str] = set()
     for column in columns:
         name = column.name

@@ -1,0 +1,171 @@
+"""Questions over several owners on the management API: ask, explain, look, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
+
+from connector.errors import HanseError, NotFound
+from connector.management.auth import Caller, Tokens
+from connector.query.coordinate import MEDIA, Answer, Coordinator, Question
+from connector.query.federation import Mode
+from policies.vocabulary.terms import expand
+
+_T = TypeVar("_T")
+
+
+class Bounds(BaseModel):
+    """What the question may take."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seconds: float | None = Field(None, gt=0, le=3600, description="For everything, the answer's last byte excepted.")
+    rows: int | None = Field(None, ge=1, description="Rows of the answer.")
+    bytes: int | None = Field(None, ge=1, description="Bytes that the owners' answers take together.")
+
+
+class Asked(BaseModel):
+    """One SELECT over datasets under our agreements: `"<participant>".<dataset>`, or `"all".<dataset>`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sql: str = Field(min_length=1, max_length=65_536)
+    purpose: str = Field("", max_length=1024, description="IRI or short name (dpv:ScientificResearch).")
+    mode: Mode = Field(Mode.FULL, description="full; filter and pull are for comparison.")
+    explain: bool | Literal["analyze"] = Field(False, description="true: the plan; analyze: run it, give the figures.")
+    limits: Bounds = Bounds()
+    codec: Literal["none", "lz4", "zstd"] = "none"
+
+    def question(self) -> Question:
+        return Question(
+            sql=self.sql,
+            purpose=expand(self.purpose) if self.purpose else "",
+            mode=self.mode,
+            seconds=self.limits.seconds,
+            rows=self.limits.rows,
+            nbytes=self.limits.bytes,
+            codec=self.codec,
+        )
+
+
+def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(prefix="/queries", tags=["queries"])
+    consumes = Annotated[Caller, Depends(tokens.require("consume"))]
+    reads = Annotated[Caller, Depends(tokens.require("read"))]
+
+    @routes.post("", summary="Ask one question over many owners; the answer is an Arrow IPC stream",
+                 responses={200: {"content": {MEDIA: {}, "application/json": {}}}})  # fmt: skip
+    async def ask(asked: Asked, request: Request, caller: consumes) -> Response:
+        if asked.explain is True:
+            return JSONResponse(await _explained(coordinator, asked, caller))
+        answer = await _unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
+        if asked.explain == "analyze":
+            return JSONResponse(await _analyzed(answer))
+        return _Streamed(answer)
+
+    @routes.get("", summary="Running and recent questions")
+    async def listed(_: reads) -> list[dict[str, Any]]:
+        return [progress.to_json() for progress in coordinator.recent()]
+
+    @routes.get("/{query_id}", summary="One running or recent question")
+    async def one(query_id: str, _: reads) -> dict[str, Any]:
+        found = coordinator.progress(query_id)
+        if found is None:
+            raise NotFound(f"no question {query_id[:64]!r} is running or recent; see GET /queries")
+        return found.to_json()
+
+    @routes.delete("/{query_id}", status_code=204, summary="Stop a running question, here and at its owners")
+    async def cancelled(query_id: str, _: consumes) -> None:
+        if not coordinator.cancel(query_id):
+            raise NotFound(f"no question {query_id[:64]!r} is running; see GET /queries")
+
+    return routes
+
+
+async def _explained(coordinator: Coordinator, asked: Asked, caller: Caller) -> dict[str, Any]:
+    from connector.query import explain
+
+    return explain.to_json(await coordinator.plan(asked.question(), by=caller.name))
+
+
+async def _analyzed(answer: Answer) -> dict[str, Any]:
+    """Run to the end, keep nothing but the figures."""
+    from connector.query import explain
+
+    try:
+        async with aclosing(answer.parts()) as parts:
+            async for _ in parts:
+                pass
+        report = answer.report()
+    finally:
+        await answer.close()
+    return explain.to_json(answer.plan, actual=report["owners"]) | {"rows": report["rows"], "ms": report["ms"]}
+
+
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """The work's result, its work cancelled when the client leaves first: owners do not compute for nobody."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+        return await working
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Streamed(Response):
+    """An answer's parts as chunks; closed however it ends."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(media_type=MEDIA)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", MEDIA.encode()),
+            (b"cache-control", b"no-store"),
+            (b"hanse-query", self._answer.query_id.encode()),
+            (b"hanse-read", self._answer.query_id.encode()),
+        ]
+        sending = asyncio.ensure_future(self._send(headers, send))
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                sending.cancel()
+            try:
+                await sending
+            except (asyncio.CancelledError, HanseError, OSError):
+                return  # nobody listens any more; the log has the reason
+        finally:
+            leaving.cancel()
+            sending.cancel()
+            await self._answer.close()
+
+    async def _send(self, headers: list[tuple[bytes, bytes]], send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with aclosing(self._answer.parts()) as parts:
+            async for part in parts:
+                await send({"type": "http.response.body", "body": bytes(part), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

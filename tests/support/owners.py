@@ -1,0 +1,179 @@
+"""Owners in memory for the consumer's side of a federated question: plain DuckDB behind the data plane's wire form.
+
+`Owners` takes the place of `connector.net.Net`: it answers `POST <owner>/query` from each owner's own database, as an
+Arrow stream with an end record, and counts what was sent. `break_` makes an owner fail in a chosen way. It checks
+what a real owner's gate checks first: the statement's syntax, and that each name has its ticket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from connector.errors import PeerUnreachable
+from connector.query.federation import Column, TableInfo, Tables
+from policies.enforce import statement
+
+_PIECE = 16_384
+
+
+class FakeAnswer:
+    """What `Net.stream` yields: a status and pieces."""
+
+    def __init__(self, status: int, pieces: AsyncIterator[bytes]) -> None:
+        self.status = status
+        self.headers: Mapping[str, str] = {}
+        self._pieces = pieces
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
+
+@dataclass(slots=True)
+class Owner:
+    """One owner's database, what was asked of it, and how it fails (`cut`, `no_end`, `down`, `slow`, `refuse`)."""
+
+    name: str
+    database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    failing: str = ""
+    times: int = 1_000_000
+    bytes_sent: int = 0
+    cancelled: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Owners:
+    """The owners of one test, in place of the network."""
+
+    def __init__(self, *names: str) -> None:
+        self.of = {name: Owner(name) for name in names}
+        self.tables: dict[tuple[str, str], TableInfo] = {}
+
+    def add(self, owner: str, dataset: str, sql: str, **more: Any) -> TableInfo:
+        """Give an owner a dataset made by `sql`, and an agreement about it."""
+        base = self.of[owner].database
+        base.execute(f"CREATE OR REPLACE TABLE {dataset} AS {sql}")
+        return self.publish(owner, dataset, **more)
+
+    def publish(self, owner: str, dataset: str, **more: Any) -> TableInfo:
+        """An agreement about a table that is in the owner's database."""
+        base = self.of[owner].database
+        shown = base.sql(f"SELECT * FROM {dataset}")
+        columns = tuple(Column(name, str(kind)) for name, kind in zip(shown.columns, shown.types, strict=True))
+        rows = base.sql(f"SELECT count(*) FROM {dataset}").fetchall()[0][0]
+        info = TableInfo(
+            owner, dataset, columns, agreement=f"{owner}-{dataset}", participant=f"did:web:{owner}", rows=rows,
+            dataset_id=f"urn:hanse:{owner}:{dataset}", **more,
+        )  # fmt: skip
+        self.tables[owner, dataset] = info
+        return info
+
+    async def tables_for(self, names: Any, purpose: str) -> Tables:
+        return self.tables
+
+    async def ticket(self, agreement: str) -> tuple[str, str]:
+        return f"http://{agreement.partition('-')[0]}/data/v1", f"ticket-{agreement}"
+
+    def break_(self, owner: str, how: str, *, times: int = 1_000_000) -> None:
+        self.of[owner].failing, self.of[owner].times = how, times
+
+    @property
+    def bytes_sent(self) -> int:
+        return sum(owner.bytes_sent for owner in self.of.values())
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, url: str, *, headers: Any = None, body: bytes = b"", seconds: float | None = None
+    ) -> AsyncIterator[FakeAnswer]:
+        """One exchange with an owner."""
+        owner = self.of[url.removeprefix("http://").partition("/")[0]]
+        envelope = json.loads(body)
+        owner.asked.append(envelope)
+        failing = owner.failing if owner.times > 0 else ""
+        owner.times -= bool(failing)
+        if failing == "down":
+            raise PeerUnreachable(f"http://{owner.name} cannot be reached")
+        if failing == "slow":
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                owner.cancelled += 1
+                raise
+        if failing.startswith("refuse"):
+            yield FakeAnswer(403, _once(_problem(failing.partition(":")[2] or "not_permitted", owner.name)))
+            return
+        tickets = {headers["authorization"].removeprefix("Bearer "), *envelope["tickets"]}
+        data = await asyncio.to_thread(self._answer, owner, envelope, tickets, failing)
+        if isinstance(data, str):
+            yield FakeAnswer(400, _once(_problem("query_invalid", data)))
+            return
+        yield FakeAnswer(200, _pieces(owner, data))
+
+    def _answer(self, owner: Owner, envelope: Mapping[str, Any], tickets: set[str], failing: str) -> bytes | str:
+        missing = self._unticketed(owner, envelope, tickets)
+        if missing:
+            return missing
+        with owner.lock, owner.database.cursor() as cursor:
+            for table in envelope["keys"]:
+                with pa.ipc.open_stream(base64.b64decode(table["arrow"])) as reader:
+                    cursor.register(table["name"], reader.read_all())
+            try:
+                relation = cursor.sql(envelope["sql"])
+                reader = relation.to_arrow_reader(10_000)
+                return _framed(reader, failing)
+            except duckdb.Error as error:
+                return f"{error} in {envelope['sql']}"
+
+    def _unticketed(self, owner: Owner, envelope: Mapping[str, Any], tickets: set[str]) -> str:
+        from sqlglot import exp
+
+        tree = statement.parse(envelope["sql"])  # what an owner's gate would not read fails here, loudly
+        ctes = {cte.alias for cte in tree.find_all(exp.CTE)} | {table["name"] for table in envelope["keys"]}
+        names = {table.name for table in tree.find_all(exp.Table)} - ctes
+        wanted = {f"ticket-{self.tables[owner.name, name].agreement}" for name in names}
+        return "" if wanted <= tickets else f"no ticket for {sorted(wanted - tickets)}"
+
+
+def _framed(reader: Any, failing: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    rows = 0
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, reader.schema, options=options) as writer:
+        for batch in reader:
+            rows += batch.num_rows
+            writer.write_batch(batch)
+            if failing == "cut":
+                return bytes(sink.getvalue())
+        if failing != "no_end":
+            columns = [pa.nulls(0, field.type) for field in reader.schema]
+            zero = pa.RecordBatch.from_arrays(columns, schema=reader.schema)
+            end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "policy": []}
+            writer.write_batch(zero, custom_metadata={"hanse.end": json.dumps(end)})
+    return bytes(sink.getvalue())
+
+
+async def _pieces(owner: Owner, data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _PIECE):
+        owner.bytes_sent += len(data[start : start + _PIECE])
+        yield data[start : start + _PIECE]
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+def _problem(code: str, detail: str) -> bytes:
+    return json.dumps({"code": code, "detail": f"because of {detail}", "rule": "/permission/0"}).encode()
+
+
+Maker = Callable[..., Owners]
