@@ -8,14 +8,20 @@ How the parts are wired (all arguments by keyword; `connector/app.py` does this)
     negotiations = Negotiations(**common)
     transfers    = Transfers(negotiations=, data_plane=, formats=FORMATS, **common)
     agreements   = Agreements(store=, sender=, transfers=)
+    partners     = Partners(peer=, members=trust.members)
+    webhooks     = Webhooks(store=, sender=, peer=, wire=net)
     catalog      = Catalog(store=, participant=, base=, facts_of=, formats=)
     public.include_router(routes.router(negotiations=, transfers=, catalog=, sender=, authenticate=, body_max_bytes=))
     public.include_router(routes.version_router())
+    api.include_router(management.negotiations.router(negotiations=, partners=, store=, tokens=))
+    api.include_router(management.transfers.router(transfers=, store=, tokens=))
+    api.include_router(management.agreements.router(agreements=, tokens=))
+    api.include_router(management.events.router(feed=Feed(store.bus), webhooks=, tokens=))
     await sender.start() once all is built and the store is migrated; await sender.stop() before the store closes
 
 `facts_of(participant id) -> policies.evaluate.Facts` is async (`connector.usage.facts.facts_of` bound to a Trust).
 `data_plane` is a `transfer.DataPlane`: `address(transfer, agreement) -> messages.DataAddress`, `stop(transfer_id,
 reason)`, `push(transfer, data_address)`, all async. `authenticate(header) -> Principal` and `mint(audience) -> header`
 are `identity.service.Identity`'s. The provider's row of a transfer has `state` STARTED only once the consumer has
-acknowledged the start: until then `pending` is TransferStartMessage, and the ticket with the row's `generation` is good.
+acknowledged the start: until then `pending` is TransferStartMessage, and a ticket of the row's `generation` is good.
 """

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from connector.dsp import terms
 from connector.dsp.sender import Sender
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import Transfers
 from connector.errors import Conflict, NotFound
 from connector.events import AgreementRevoked
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Grant, Outbox
+from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
+from policies.contract import DataContract
 
 REVOKED = "agreement_revoked"  # the code of the terminations that follow
 
@@ -30,6 +32,16 @@ class Agreements:
     async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, Grant | None]:
         """An agreement, and at its provider what has been used under it."""
         return await self._store.read(lambda tx: _with_grant(tx, agreement_id, role))
+
+    async def contracts(self, row: Agreement) -> tuple[DataContract, ...]:
+        """What an agreement of ours as provider means for its dataset as it is now; none where that is undecided."""
+
+        def work(tx: Transaction) -> DatasetVersion | None:
+            dataset = tx.datasets.find(row.dataset_id)
+            return None if dataset is None else tx.datasets.current(dataset)
+
+        version = await self._store.read(work)
+        return terms.contracts_of(row, version) if version is not None else ()
 
     async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
         """End an agreement now: its grant is void, its transfers are ended, the other side is told why.

@@ -154,10 +154,10 @@ class Exchange(Generic[Row]):
         if row.pending and judged.before != row.state:
             follow = self._count(tx, row, row.pending)
         row.state, row.pending, row.updated_at = judged.after, judged.pending, tx.now
+        row.code = row.reason = ""
         if isinstance(message, messages.Reasoned):
-            row.reason = "; ".join(message.reason) or message.code or row.reason
-        code = getattr(message, "code", "")
-        tx.publish(self._advanced(row, actor=row.counterparty, message=message.step, code=code, reason=row.reason))
+            row.code, row.reason = message.code[:255], "; ".join(message.reason)
+        tx.publish(self._advanced(row, actor=row.counterparty, message=message.step))
         return follow
 
     # Sending.
@@ -192,8 +192,8 @@ class Exchange(Generic[Row]):
             raise IllegalStep(f"this {self.kind} is {row.state.lower()}; nothing can end it any more", state=row.state)
         unanswered = row.state == states.NEW
         row.state, row.pending, row.updated_at = states.TERMINATED, "", tx.now
-        row.reason = reason or code
-        tx.publish(self._advanced(row, actor=actor, message=self.termination.__name__, code=code, reason=row.reason))
+        row.code, row.reason = code, reason or code
+        tx.publish(self._advanced(row, actor=actor, message=self.termination.__name__))
         if unanswered:  # the counterparty may know of it or not: once it answers, `_learn` sends the termination
             return []
         tx.messages.drop(row.id)
@@ -224,7 +224,7 @@ class Exchange(Generic[Row]):
             return Outcome(Result.AGAIN, why)
         if row.attempts and await self._was_taken(row, message):
             return Outcome(Result.DELIVERED)
-        return Outcome(Result.REFUSED, why)
+        return Outcome(Result.REFUSED, why, code=answer.code)
 
     async def _finished(self, row: Outbox) -> Json | None:
         """The message as it leaves: what must not be stored, or must be fresh, is added here."""
@@ -270,19 +270,20 @@ class Exchange(Generic[Row]):
         """Our message is known to have arrived: now it counts."""
         row.state = self.table.get(Step(row.state, step, row.role), row.state)
         row.pending, row.updated_at = "", tx.now
+        row.code = row.reason = ""
         tx.publish(self._advanced(row, actor=self._us, message=step))
         return self._said(tx, row, step)
 
     def _not_said(self, tx: Transaction, row: Row, step: str, outcome: Outcome) -> None:
         """Our message was refused, or could not be delivered in time. A refused first message ends the process."""
         row.pending, row.updated_at = "", tx.now
+        row.code = (outcome.code or "refused") if outcome.result is Result.REFUSED else "undeliverable"
         row.reason = f"{step}: {outcome.why}"[:_REASON_MAX]
         if row.state == states.NEW or outcome.result is Result.EXPIRED:
             row.state = states.TERMINATED
         else:
             self._stuck(tx, row)
-        code = "refused" if outcome.result is Result.REFUSED else "undeliverable"
-        tx.publish(self._advanced(row, actor=self._us, message=step, outcome="refused", code=code, reason=row.reason))
+        tx.publish(self._advanced(row, actor=self._us, message=step, outcome="refused"))
 
     def _leave(self, rows: list[Outbox]) -> None:
         self._sender.hand_over(rows)

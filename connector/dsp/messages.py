@@ -336,12 +336,14 @@ def status_of(document: Any) -> Numbered | None:
         return None
 
 
-def problem_of(body: bytes) -> str:
-    """What a counterparty's error reply says, in one short text; empty where it says nothing readable."""
+def problem_of(body: bytes) -> tuple[str, str]:
+    """Code and reason of a counterparty's error reply, as short texts; empty where it says nothing readable."""
     try:
         node = jsonld.node_of(jsonld.parse(body))
         found = jsonld.members(node, jsonld.prefixes_of(node))
     except MessageInvalid:
-        return ""
-    texts = [*(_reasons(found["reason"]) if found.get("reason") else ()), found.get("detail"), found.get("code")]
-    return "; ".join(text for text in texts if isinstance(text, str) and text)[:_TEXT_MAX]
+        return "", ""
+    code = found.get("code")
+    texts = [*(_reasons(found["reason"]) if found.get("reason") else ()), found.get("detail")]
+    reason = "; ".join(text for text in texts if isinstance(text, str) and text)[:_TEXT_MAX]
+    return code[:ID_MAX] if isinstance(code, str) else "", reason

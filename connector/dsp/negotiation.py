@@ -427,6 +427,7 @@ class Negotiations(Exchange[Negotiation]):
             offer=offer,
             decide=decide,
             agreement_id="",
+            code="",
             reason="",
             correlation="",
             created_at=tx.now,
@@ -443,6 +444,8 @@ class Negotiations(Exchange[Negotiation]):
             dataset=row.dataset_id,
             agreement=row.agreement_id,
             correlation=row.correlation,
+            code=row.code,
+            reason=row.reason,
             detail={"role": row.role, "counterparty": row.counterparty, "state": row.state, "message": message},
             **about,
         )

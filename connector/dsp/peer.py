@@ -48,6 +48,7 @@ class Answer:
     status: int
     document: Any = None
     reason: str = ""
+    code: str = ""
     headers: Mapping[str, str] | None = None
 
     @property
@@ -81,6 +82,7 @@ class Peer:
                 f"{audience} answered {answer.status} to {method} {urlsplit(url).path}: "
                 f"{answer.reason or 'no reason given'}",
                 peer_status=answer.status,
+                peer_code=answer.code,
             )
         return answer
 
@@ -123,7 +125,8 @@ class Peer:
 
 def _answer(reply: Reply) -> Answer:
     if not 200 <= reply.status < 300:
-        return Answer(reply.status, reason=messages.problem_of(reply.body), headers=reply.headers)
+        code, reason = messages.problem_of(reply.body)
+        return Answer(reply.status, reason=reason, code=code, headers=reply.headers)
     try:
         document = jsonld.parse(reply.body) if reply.body.strip() else None
     except MessageInvalid:

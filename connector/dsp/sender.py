@@ -53,6 +53,7 @@ class Outcome:
     result: Result
     why: str = ""
     document: Any = None
+    code: str = ""
 
 
 class Courier(Protocol):
@@ -127,6 +128,10 @@ class Sender:
             task = asyncio.create_task(self._deliver(row))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def wake(self) -> None:
+        """Look into the outbox now: something that nobody hands over is there."""
+        self._wake.set()
 
     async def _look(self) -> None:
         """Take up what is due and not leased, whoever inserted it."""

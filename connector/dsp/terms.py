@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
 from connector.store import Transaction
-from connector.store.tables import Offer
+from connector.store.tables import Agreement, DatasetVersion, Offer
 from policies import compile as compiler
 from policies import evaluate, jsonld
-from policies.contract import Column, TableSchema
+from policies.contract import Column, DataContract, TableSchema
 from policies.errors import PolicyError
 from policies.evaluate import Facts
 from policies.model import Kind, Policy
@@ -133,15 +133,26 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
     key = (jsonld.digest(policy), dataset.version)
     if key in _compiles:
         return
-    version = tx.datasets.current(dataset)
-    schema = TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
     try:
-        compiler.contracts(policy, schema, concluded=tx.now)
+        compiler.contracts(policy, _schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
     _compiles[key] = True
     while len(_compiles) > _COMPILES_MAX:
         _compiles.popitem(last=False)
+
+
+def contracts_of(row: Agreement, version: DatasetVersion) -> tuple[DataContract, ...]:
+    """The data contracts of a signed agreement; none where something in it is undecided."""
+    try:
+        found: tuple[DataContract, ...] = compiler.contracts(jsonld.read(row.policy), _schema(version))
+    except PolicyError:
+        return ()
+    return found
+
+
+def _schema(version: DatasetVersion) -> TableSchema:
+    return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
 
 
 def signed_at(policy: Policy, *, now: float) -> float:

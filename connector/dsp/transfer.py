@@ -7,7 +7,9 @@ address; the ticket in it is made when the message leaves, so that none lies in 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
@@ -26,7 +28,16 @@ from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import segment
 from connector.dsp.sender import Outcome, Result
 from connector.dsp.states import CONSUMER, PROVIDER, Received
-from connector.errors import BadInput, Conflict, HanseError, IllegalStep, MessageInvalid, NotFound, Refused
+from connector.errors import (
+    BadInput,
+    Conflict,
+    HanseError,
+    IllegalStep,
+    MessageInvalid,
+    NotFound,
+    PeerNonsense,
+    Refused,
+)
 from connector.events import DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
 from connector.store import Transaction
@@ -40,6 +51,7 @@ from policies.vocabulary import Phase
 PULL, PUSH = "pull", "push"
 FORMATS: Mapping[str, str] = MappingProxyType({"HttpData-PULL": PULL, "HttpData-PUSH": PUSH})
 _DAY = 86_400
+_RENEW_BEFORE = 60.0  # seconds before its end
 _OVER = frozenset({states.SUSPENDED, states.COMPLETED, states.TERMINATED})
 
 
@@ -54,6 +66,15 @@ class DataPlane(Protocol):
 
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
         """Send everything to the consumer's address; back when all of it has arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a consumer needs to read: the address with its ticket, and when that ends (UTC seconds; 0: not said)."""
+
+    address: DataAddress
+    expires: float
+    agreement_id: str
 
 
 class Transfers(Exchange[Transfer]):
@@ -288,11 +309,15 @@ class Transfers(Exchange[Transfer]):
         format: str = "HttpData-PULL",
         purpose: str = "",
         data_address: DataAddress | None = None,
+        counterparty: str = "",
         address: str = "",
         by: str,
         correlation: str = "",
     ) -> Transfer:
-        """Ask the provider of an agreement for a transfer. `address` where its connector has moved since."""
+        """Ask the provider of an agreement for a transfer.
+
+        `counterparty`: refused unless it is the provider. `address`: where its connector has moved since.
+        """
         if address:
             address = await self._peer.check(address)
 
@@ -300,6 +325,8 @@ class Transfers(Exchange[Transfer]):
             agreement = tx.agreements.of(agreement_id, role=CONSUMER)
             if not agreement.finalized or agreement.ended_at is not None:
                 raise Conflict(f"this agreement is not in force: {agreement.end_reason or 'it is not final yet'}")
+            if counterparty not in ("", agreement.provider):
+                raise BadInput(f"this agreement is with {agreement.provider}, not with {counterparty}")
             row = self._new(tx, CONSUMER, agreement, format, purpose)
             row.address, row.correlation = address or agreement.address, correlation
             tx.transfers.add(row)
@@ -360,6 +387,38 @@ class Transfers(Exchange[Transfer]):
         row.generation += row.role == PROVIDER
         return sent
 
+    async def reading(self, pid: str) -> Reading:
+        """Where the consumer of a started transfer reads; the ticket is renewed at the provider when it is near its
+        end. NotFound for a transfer that is not there or not started."""
+        row = await self._store.read(lambda tx: tx.transfers.peek(pid))
+        address = messages.address_of(row.data_address) if row is not None and row.role == CONSUMER else None
+        if row is None or row.state != states.STARTED or address is None:
+            state = "unknown" if row is None else row.state.lower() or "on its way"
+            raise NotFound(f"the transfer {pid!r} is {state}, or has no address; expected one that is started")
+        expires = _ends(address)
+        if expires and expires - time.time() < _RENEW_BEFORE:
+            address = await self._renewed(row, address)
+            expires = _ends(address)
+        return Reading(address, expires, row.agreement_id)
+
+    async def _renewed(self, row: Transfer, old: DataAddress) -> DataAddress:
+        """A fresh address from the provider's data plane, kept for the next who asks."""
+        url = f"{old.endpoint.rstrip('/')}/tickets"
+        answer = await self._peer.fetch(
+            "POST", url, audience=row.counterparty, message={"transfer": row.peer_pid, "agreement": row.agreement_id}
+        )
+        fresh = messages.address_of(answer.document) if isinstance(answer.document, dict) else None
+        if fresh is None or not fresh.get("authorization"):
+            raise PeerNonsense(f"expected a data address with a ticket from {row.counterparty}, came something else")
+
+        def keep(tx: Transaction) -> None:
+            now = tx.transfers.get(row.id)
+            if now is not None and now.state == states.STARTED and now.generation == row.generation:
+                now.data_address = fresh.to_wire()
+
+        await self._store.write(keep)
+        return fresh
+
     def terminate_under(
         self, tx: Transaction, agreement_id: str, *, role: str, code: str, reason: str, actor: str
     ) -> list[Outbox]:
@@ -384,6 +443,7 @@ class Transfers(Exchange[Transfer]):
             data_address={},
             suspended_by="",
             generation=0,
+            code="",
             reason="",
             correlation="",
             created_at=tx.now,
@@ -400,6 +460,8 @@ class Transfers(Exchange[Transfer]):
             agreement=row.agreement_id,
             purpose=row.purpose,
             correlation=row.correlation,
+            code=row.code,
+            reason=row.reason,
             detail={**detail, "message": about.pop("message")},
             **about,
         )
@@ -439,10 +501,17 @@ class _Pusher:
             return []
         if outcome.result is Result.DELIVERED:
             return [self._transfers._carry_out(tx, transfer, "complete", "", "")]
-        transfer.reason = f"push: {outcome.why}"[:2_000]
-        about = {"outcome": "failed", "code": outcome.result.value, "reason": transfer.reason}
-        tx.publish(self._transfers._advanced(transfer, actor=self._transfers._us, message="push", **about))
+        transfer.code, transfer.reason = "push_failed", f"push: {outcome.why}"[:2_000]
+        tx.publish(self._transfers._advanced(transfer, actor=self._transfers._us, message="push", outcome="failed"))
         return []
+
+
+def _ends(address: DataAddress) -> float:
+    """When a ticket ends, as its provider says beside it; 0 where it does not."""
+    try:
+        return float(address.get("expires") or 0)
+    except ValueError:
+        return 0.0
 
 
 def _push_process(pid: str) -> str:

@@ -25,6 +25,7 @@ from connector.store.transaction import Transaction
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
+Outlet = Callable[[Transaction, Event], None]  # stores something more with an event, in the same transaction
 
 _GROUP_MAX = 256  # units of work in one SQLite commit
 _WAITING_MAX = 4096  # units of work that may wait; more is refused, not queued
@@ -36,6 +37,7 @@ class Store:
 
     def __init__(self, url: str, *, bus: Bus | None = None, pool_size: int = 8) -> None:
         self.bus = bus or Bus()
+        self.outlets: list[Outlet] = []
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
         self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="store-read")
@@ -45,10 +47,21 @@ class Store:
 
     async def write(self, work: Work[T]) -> T:
         """Run `work(tx)` and commit; what it returns, once the commit is durable. An exception undoes everything."""
-        outcome: tuple[T, list[Event]] = await asyncio.wrap_future(self._writer.submit(work))
+        whole = self._with_outlets(work) if self.outlets else work
+        outcome: tuple[T, list[Event]] = await asyncio.wrap_future(self._writer.submit(whole))
         for happened in outcome[1]:
             self.bus.deliver(happened)
         return outcome[0]
+
+    def _with_outlets(self, work: Work[T]) -> Work[T]:
+        def whole(tx: Transaction) -> T:
+            result = work(tx)
+            for happened in tuple(tx.published):
+                for outlet in self.outlets:
+                    outlet(tx, happened)
+            return result
+
+        return whole
 
     async def read(self, work: Work[T]) -> T:
         """Run `work(tx)` on a snapshot; nothing it does is kept."""

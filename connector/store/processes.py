@@ -55,15 +55,16 @@ class _Processes(Generic[Row]):
             .with_for_update()
         ).first()
 
-    def page(
-        self, *, role: str = "", state: str = "", counterparty: str = "", limit: int = 100, offset: int = 0
-    ) -> Sequence[Row]:
-        """Newest first."""
+    def page(self, *, limit: int = 100, offset: int = 0, waiting: bool = False, **equals: str) -> Sequence[Row]:
+        """Newest first, those whose columns (role, state, counterparty, ...) are `equals`; empty texts say nothing.
+
+        `waiting`: only those that have no message of ours on its way.
+        """
         table = self._table
-        query = select(table)
-        for column, value in ((table.role, role), (table.state, state), (table.counterparty, counterparty)):
+        query = select(table).where(table.pending == "") if waiting else select(table)
+        for column, value in equals.items():
             if value:
-                query = query.where(column == value)
+                query = query.where(getattr(table, column) == value)
         return self._session.scalars(
             query.order_by(table.created_at.desc(), table.id).limit(limit).offset(offset)
         ).all()

@@ -104,6 +104,7 @@ class Negotiation(Table):
     offer: Mapped[Json] = mapped_column(default=dict)  # the terms on the table, as last sent or received
     decide: Mapped[str] = mapped_column(String(16), default="auto")
     agreement_id: Mapped[str] = mapped_column(_Key, default="")
+    code: Mapped[str] = mapped_column(_Key, default="")  # why it stands or ended as it does, for machines
     reason: Mapped[str] = mapped_column(default="")
     correlation: Mapped[str] = mapped_column(_Key, default="")
     created_at: Mapped[float]
@@ -149,6 +150,7 @@ class Transfer(Table):
     data_address: Mapped[Json] = mapped_column(default=dict)
     suspended_by: Mapped[str] = mapped_column(String(16), default="")
     generation: Mapped[int] = mapped_column(default=0)  # raised at each start and stop: older tickets are void
+    code: Mapped[str] = mapped_column(_Key, default="")
     reason: Mapped[str] = mapped_column(default="")
     correlation: Mapped[str] = mapped_column(_Key, default="")
     created_at: Mapped[float]

@@ -1,0 +1,146 @@
+"""Other participants as we reach them: by name or DID, and what their catalogues hold for us."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from connector.dsp import jsonld
+from connector.dsp.catalog import TERMS
+from connector.dsp.jsonld import Json
+from connector.dsp.messages import CatalogRequestMessage
+from connector.dsp.peer import Answer, Peer, segment
+from connector.errors import NotFound, PeerNonsense
+
+Members = Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
+_PAGES_MAX = 200
+_DCT, _DCAT = "http://purl.org/dc/terms/", "http://www.w3.org/ns/dcat#"
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """A participant and the base of its protocol endpoints. `name` is empty where the register does not list it."""
+
+    id: str
+    base: str
+    name: str = ""
+
+    def dataset_id(self, dataset: str) -> str:
+        """The id of a dataset that is given by id or by its short name."""
+        return dataset if ":" in dataset or not self.name else f"urn:hanse:{self.name}:{dataset}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A dataset in somebody's catalogue, read leniently. `offers` are ODRL offers as they came."""
+
+    id: str
+    title: str = ""
+    description: str = ""
+    keywords: tuple[str, ...] = ()
+    theme: str = ""
+    license: str = ""
+    version: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    offers: tuple[Json, ...] = ()
+    formats: tuple[str, ...] = ()
+
+
+class Partners:
+    """Finding and asking others. `members` is the data space's register (`Trust.members`)."""
+
+    def __init__(self, *, peer: Peer, members: Members) -> None:
+        self._peer = peer
+        self._members = members
+
+    async def find(self, participant: str) -> Partner:
+        """A member by name or DID. NotFound names what to do; PeerNonsense where it speaks no version of ours."""
+        for entry in (await self._members()).values():
+            if participant in (entry.get("name"), entry.get("id")):
+                base = await self._peer.base_of(str(entry.get("url", "")))
+                return Partner(str(entry["id"]), base, str(entry.get("name", "")))
+        raise NotFound(
+            f"no member {participant!r} in the data space's register; "
+            "give counter_party_id and counter_party_address, or list members with `hanse members`"
+        )
+
+    async def dataset(self, partner: Partner, dataset: str) -> Listed:
+        """One dataset of a partner's catalogue, as we may see it."""
+        url = f"{partner.base}/catalog/datasets/{segment(partner.dataset_id(dataset))}"
+        answer = await self._peer.fetch("GET", url, audience=partner.id)
+        node = jsonld.node_of(answer.document)
+        return read_dataset(node, jsonld.prefixes_of(node))
+
+    async def catalog(self, partner: Partner, *, limit: int = 1_000) -> Json:
+        """A partner's catalogue as one document, page after page, up to `limit` datasets, each as it came."""
+        whole: Json = {"@type": "Catalog", "participantId": partner.id}
+        datasets: list[Any] = []
+        url = f"{partner.base}/catalog/request"
+        for _ in range(_PAGES_MAX):
+            answer = await self._peer.fetch("POST", url, audience=partner.id, message=CatalogRequestMessage().to_wire())
+            page = jsonld.node_of(answer.document)
+            whole = {**page, **whole}
+            datasets.extend(jsonld.listed(page.get("dataset")))
+            url = next_page(answer, url)
+            if not url or len(datasets) >= limit:
+                break
+        return {**whole, "dataset": datasets[:limit]}
+
+
+def read_catalog(document: Any) -> list[Listed]:
+    """The datasets of a catalogue document, nested catalogues included."""
+    node = jsonld.node_of(document)
+    prefixes = jsonld.prefixes_of(node)
+    found: list[Listed] = []
+    waiting = [node]
+    while waiting:
+        members = jsonld.members(waiting.pop(), prefixes)
+        for entry in jsonld.listed(members.get("dataset")):
+            if isinstance(entry, dict):
+                found.append(read_dataset(entry, prefixes))
+        waiting.extend(entry for entry in jsonld.listed(members.get("catalog")) if isinstance(entry, dict))
+    return found
+
+
+def read_dataset(node: Json, prefixes: Mapping[str, str]) -> Listed:
+    """One dataset node. PeerNonsense for one without an id."""
+    found = jsonld.members(node, prefixes)
+    identifier = found.get("@id")
+    if not isinstance(identifier, str) or not identifier:
+        raise PeerNonsense("expected every dataset of a catalogue to have an @id, came one without")
+    distributions = [entry for entry in jsonld.listed(found.get("distribution")) if isinstance(entry, dict)]
+    columns = [entry for entry in jsonld.listed(found.get(f"{TERMS}columns")) if isinstance(entry, dict)]
+    return Listed(
+        id=identifier,
+        title=_text(found, f"{_DCT}title", "title"),
+        description=_text(found, f"{_DCT}description", "description"),
+        keywords=tuple(str(word) for word in jsonld.listed(found.get(f"{_DCAT}keyword", found.get("keyword")))),
+        theme=_text(found, f"{_DCAT}theme", "theme"),
+        license=_text(found, f"{_DCT}license", "license"),
+        version=_text(found, f"{TERMS}version"),
+        columns=tuple((_text(entry, f"{TERMS}name"), _text(entry, f"{TERMS}type")) for entry in columns),
+        offers=tuple(entry for entry in jsonld.listed(found.get("hasPolicy")) if isinstance(entry, dict)),
+        formats=tuple(_text(entry, "format") for entry in distributions if _text(entry, "format")),
+    )
+
+
+def next_page(answer: Answer, asked: str) -> str:
+    """The address of the next page, from the Link header; empty where there is none or it leads somewhere else."""
+    for part in (answer.headers or {}).get("link", "").split(","):
+        target, _, parameters = part.strip().partition(">")
+        if target.startswith("<") and 'rel="next"' in parameters.replace("'", '"'):
+            url = target[1:]
+            same = urlsplit(url)[:2] == urlsplit(asked)[:2]  # our token goes to nobody else
+            return url if same and url != asked else ""
+    return ""
+
+
+def _text(found: Json, *names: str) -> str:
+    """The first text among these members."""
+    for name in names:
+        value = jsonld.single(found.get(name))
+        if isinstance(value, str):
+            return value
+    return ""

@@ -1,0 +1,121 @@
+"""Agreements on the management API: what was signed, what it means, what was used of it, and its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.dsp.agreements import Agreements
+from connector.dsp.states import PROVIDER
+from connector.errors import ScopeMissing
+from connector.management.auth import Caller, Tokens
+from connector.store.tables import Agreement, Grant
+from policies import explain, jsonld, report
+from policies.contract import to_json
+
+
+class Revocation(BaseModel):
+    """Why an agreement is ended."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=1, max_length=2_000, description="Told to the other side.")
+
+
+class AgreementView(BaseModel):
+    """An agreement. `state` is pending (not final yet), active or ended."""
+
+    id: str
+    role: str
+    state: str
+    negotiation_id: str
+    dataset: str
+    offer_id: str
+    provider: str
+    consumer: str
+    counterparty: str
+    digest: str
+    signed_at: float
+    ended_at: float | None
+    end_reason: str
+
+
+class AgreementDetail(AgreementView):
+    """With its rules, in words and as they are enforced; `contract` and `used` at the provider only."""
+
+    policy: dict[str, Any]
+    sentences: list[dict[str, str]]
+    report: list[dict[str, Any]]
+    contract: list[dict[str, Any]]
+    used: dict[str, int]
+
+
+def view(row: Agreement) -> AgreementView:
+    return AgreementView(**_fields(row))
+
+
+def _fields(row: Agreement) -> dict[str, Any]:
+    state = "ended" if row.ended_at is not None else "active" if row.finalized else "pending"
+    return {
+        "id": row.id,
+        "role": row.role,
+        "state": state,
+        "negotiation_id": row.negotiation_id,
+        "dataset": row.dataset_id,
+        "offer_id": row.offer_id,
+        "provider": row.provider,
+        "consumer": row.consumer,
+        "counterparty": row.consumer if row.role == PROVIDER else row.provider,
+        "digest": row.digest,
+        "signed_at": row.signed_at,
+        "ended_at": row.ended_at,
+        "end_reason": row.end_reason,
+    }
+
+
+def _used(grant: Grant | None) -> dict[str, int]:
+    names = ("queries", "queries_today", "rows", "bytes")
+    return {} if grant is None else {name: int(getattr(grant, name)) for name in names}
+
+
+def router(*, agreements: Agreements, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(prefix="/agreements", tags=["agreements"])
+    reader = Depends(tokens.require("read"))
+    role = Annotated[str, Query(alias="role", pattern="^(consumer|provider|)$")]
+
+    @routes.get("", summary="Agreements, the newest first")
+    async def listed(
+        as_role: role = "",
+        dataset: Annotated[str, Query(max_length=255)] = "",
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        _: Caller = reader,
+    ) -> list[AgreementView]:
+        return [view(row) for row in await agreements.page(role=as_role, dataset_id=dataset, limit=limit)]
+
+    @routes.get("/{agreement_id}", summary="One agreement and what it means")
+    async def get(agreement_id: str, as_role: role = "", _: Caller = reader) -> AgreementDetail:
+        row, grant = await agreements.get(agreement_id, role=as_role)
+        policy = jsonld.read(row.policy)
+        contracts = await agreements.contracts(row) if row.role == PROVIDER else ()
+        return AgreementDetail(
+            **_fields(row),
+            policy=row.policy,
+            sentences=[{"path": s.path, "text": s.text, "tier": str(s.tier)} for s in explain.sentences(policy)],
+            report=report.to_json(report.enforceability(policy)),
+            contract=[json.loads(to_json(contract)) for contract in contracts],
+            used=_used(grant),
+        )
+
+    @routes.post("/{agreement_id}/revoke", summary="End an agreement now, with everything that runs under it")
+    async def revoke(agreement_id: str, why: Revocation, as_role: role = "", caller: Caller = reader) -> AgreementView:
+        row, _ = await agreements.get(agreement_id, role=as_role)
+        needed = "owner" if row.role == PROVIDER else "consume"
+        if not caller.may(needed):
+            raise ScopeMissing(f"expected a token with the scope {needed!r} to end an agreement as {row.role}")
+        ended = await agreements.revoke(agreement_id, reason=why.reason, by=caller.name, role=row.role)
+        return view(ended)
+
+    return routes

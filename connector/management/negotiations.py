@@ -1,0 +1,242 @@
+"""Negotiations on the management API: ask, look, wait, and every message that a person may have sent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from connector.dsp import decisions, states
+from connector.dsp.negotiation import Negotiations
+from connector.dsp.partners import Partner, Partners
+from connector.dsp.states import PROVIDER
+from connector.errors import BadInput, NotFound, ScopeMissing
+from connector.management import waiting
+from connector.management.auth import Caller, Tokens
+from connector.store import Store
+from connector.store.tables import Negotiation
+from policies import explain, jsonld
+from policies.errors import PolicyError
+
+_OUR_TURN = tuple(decisions.NEGOTIATION)
+Command = Literal["offer", "agree", "finalize", "accept", "counter", "verify", "approve", "terminate"]
+
+
+class NewNegotiation(BaseModel):
+    """Whom to ask for what. Without a policy, the offer is read from the provider's catalogue."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    participant: str = Field("", max_length=255, description="Name or DID of a member; or say how to reach it:")
+    counter_party_id: str = Field("", max_length=255, description="DID of the provider.")
+    counter_party_address: str = Field("", max_length=2_000, description="Base URL of its 2025-1 endpoints.")
+    dataset: str = Field(
+        max_length=255, validation_alias=AliasChoices("dataset", "dataset_id"), description="Id, or a member's name."
+    )
+    offer_id: str = Field("", max_length=255, description="Which offer; empty: the only or the first one.")
+    policy: dict[str, Any] | None = Field(
+        None, validation_alias=AliasChoices("policy", "offer"), description="Terms to ask for, as an ODRL offer."
+    )
+    decide: str = Field("auto", max_length=16, description="auto: accept and verify by itself; manual: nothing.")
+    correlation: str = Field("", max_length=255)
+
+
+class NewProposal(BaseModel):
+    """A published offer for a participant that has not asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    participant: str = Field("", max_length=255)
+    counter_party_id: str = Field("", max_length=255)
+    counter_party_address: str = Field("", max_length=2_000)
+    offer_id: str = Field(max_length=255)
+
+
+class Said(BaseModel):
+    """What a command may carry."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    offer: dict[str, Any] | None = Field(None, description="Terms, for `offer` and `counter`.")
+    code: str = Field("", max_length=255, description="For `terminate`: why, for machines.")
+    reason: str = Field("", max_length=2_000, description="For `terminate`: why, for people.")
+
+
+class NegotiationView(BaseModel):
+    """A negotiation. `pending` is our message that is not acknowledged yet; `waits_for` whose turn it is."""
+
+    id: str
+    role: str
+    peer_pid: str
+    counterparty: str
+    address: str
+    state: str
+    pending: str
+    waits_for: str
+    dataset: str
+    offer_id: str
+    offer: dict[str, Any]
+    sentences: list[str]
+    decide: str
+    agreement_id: str
+    code: str
+    reason: str
+    correlation: str
+    created_at: float
+    updated_at: float
+
+
+def view(row: Negotiation) -> NegotiationView:
+    """A negotiation for people and programs."""
+    return NegotiationView(
+        id=row.id,
+        role=row.role,
+        peer_pid=row.peer_pid,
+        counterparty=row.counterparty,
+        address=row.address,
+        state=states.published(states.NEGOTIATION, row.state, row.pending, row.role),
+        pending=row.pending,
+        waits_for=_whose_turn(row),
+        dataset=row.dataset_id,
+        offer_id=row.offer_id,
+        offer=row.offer,
+        sentences=_sentences(row.offer),
+        decide=row.decide,
+        agreement_id=row.agreement_id,
+        code=row.code,
+        reason=row.reason,
+        correlation=row.correlation,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _whose_turn(row: Negotiation) -> str:
+    if row.state in states.FINAL:
+        return ""
+    ours = (row.role, row.state) in _OUR_TURN and not row.pending
+    return "us" if ours else "counterparty"
+
+
+def _sentences(offer: dict[str, Any]) -> list[str]:
+    try:
+        return [sentence.text for sentence in explain.sentences(jsonld.read({"@type": "Offer", **offer}))]
+    except PolicyError:
+        return []
+
+
+def router(*, negotiations: Negotiations, partners: Partners, store: Store, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(tags=["negotiations"])
+    reader = Depends(tokens.require("read"))
+    consumer = Depends(tokens.require("consume"))
+    owner = Depends(tokens.require("owner"))
+
+    async def partner(new: NewNegotiation | NewProposal) -> Partner:
+        if new.counter_party_id and new.counter_party_address:
+            return Partner(new.counter_party_id, new.counter_party_address)
+        if not new.participant:
+            raise BadInput("expected participant, or counter_party_id and counter_party_address; came neither")
+        return await partners.find(new.participant)
+
+    async def one(pid: str) -> Negotiation:
+        row = await store.read(lambda tx: tx.negotiations.peek(pid))
+        if row is None:
+            raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiation list`")
+        return row
+
+    @routes.get("/catalog", summary="A participant's catalogue, as it shows itself to us")
+    async def catalog(
+        participant: Annotated[str, Query(max_length=255)],
+        address: Annotated[str, Query(max_length=2_000, description="Base URL, for participants in no register.")] = "",
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
+        _: Caller = reader,
+    ) -> dict[str, Any]:
+        found = Partner(participant, address.rstrip("/")) if address else await partners.find(participant)
+        return await partners.catalog(found, limit=limit)
+
+    @routes.post("/negotiations", status_code=201, summary="Ask a provider for an agreement")
+    async def ask(new: NewNegotiation, caller: Caller = consumer) -> NegotiationView:
+        found = await partner(new)
+        dataset_id, offer = found.dataset_id(new.dataset), new.policy
+        if offer is None:
+            listed = await partners.dataset(found, new.dataset)
+            dataset_id, offer = listed.id, _choose(listed.offers, new.offer_id)
+        if new.offer_id:
+            offer = {**offer, "@id": new.offer_id}
+        row = await negotiations.request(
+            counterparty=found.id,
+            address=found.base,
+            dataset_id=dataset_id,
+            offer=offer,
+            decide=new.decide,
+            by=caller.name,
+            correlation=new.correlation,
+        )
+        return view(row)
+
+    @routes.post("/negotiations/offers", status_code=201, summary="Make a published offer to a participant")
+    async def propose(new: NewProposal, caller: Caller = owner) -> NegotiationView:
+        found = await partner(new)
+        row = await negotiations.propose(
+            counterparty=found.id, address=found.base, offer_id=new.offer_id, by=caller.name
+        )
+        return view(row)
+
+    @routes.get("/negotiations", summary="Negotiations, the newest first")
+    async def listed(
+        role: Annotated[str, Query(pattern="^(consumer|provider|)$")] = "",
+        state: Annotated[str, Query(max_length=16)] = "",
+        waiting_for_us: Annotated[bool, Query(description="Only those that wait for a decision of ours.")] = False,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        _: Caller = reader,
+    ) -> list[NegotiationView]:
+        if waiting_for_us:
+            rows = await store.read(
+                lambda tx: [
+                    row
+                    for ours, at in _OUR_TURN
+                    if role in ("", ours) and state in ("", at)
+                    for row in tx.negotiations.page(role=ours, state=at, waiting=True, limit=limit)
+                ]
+            )
+            return [view(row) for row in sorted(rows, key=lambda row: -row.created_at)[:limit]]
+        rows = list(
+            await store.read(lambda tx: tx.negotiations.page(role=role, state=state, limit=limit, offset=offset))
+        )
+        return [view(row) for row in rows]
+
+    @routes.get("/negotiations/{pid}", summary="One negotiation; `wait` for it to get somewhere")
+    async def get(
+        pid: str,
+        wait: Annotated[float, Query(ge=0, le=waiting.LONGEST)] = 0.0,
+        until: Annotated[str, Query(max_length=16)] = "",
+        _: Caller = reader,
+    ) -> NegotiationView:
+        if not wait:
+            return view(await one(pid))
+        return view(await waiting.until(store, pid, lambda: one(pid), state=until, seconds=wait))
+
+    @routes.post("/negotiations/{pid}/{command}", summary="Send the next message of ours, or end it")
+    async def command(pid: str, command: Command, said: Said | None = None, caller: Caller = reader) -> NegotiationView:
+        row = await one(pid)
+        needed = "owner" if row.role == PROVIDER else "consume"
+        if not caller.may(needed):
+            raise ScopeMissing(f"expected a token with the scope {needed!r} for a negotiation as {row.role}")
+        given = said or Said()
+        row = await negotiations.command(
+            pid, command, by=caller.name, offer=given.offer, code=given.code, reason=given.reason
+        )
+        return view(row)
+
+    return routes
+
+
+def _choose(offers: tuple[dict[str, Any], ...], wanted: str) -> dict[str, Any]:
+    """The offer to ask for: the one that is named, else the first."""
+    fitting = [offer for offer in offers if not wanted or offer.get("@id") == wanted]
+    if not fitting:
+        known = ", ".join(str(offer.get("@id")) for offer in offers) or "none"
+        raise NotFound(f"the dataset has no offer {wanted!r} for us; it has {known}")
+    return {key: value for key, value in fitting[0].items() if key != "target"}

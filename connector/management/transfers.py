@@ -1,0 +1,166 @@
+"""Transfers on the management API: ask, look, wait, steer, and where a consumer reads from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.dsp import states
+from connector.dsp.messages import DataAddress
+from connector.dsp.states import PROVIDER
+from connector.dsp.transfer import Transfers
+from connector.errors import NotFound, ScopeMissing
+from connector.management import waiting
+from connector.management.auth import Caller, Tokens
+from connector.store import Store
+from connector.store.tables import Transfer
+
+Command = Literal["start", "suspend", "resume", "complete", "terminate"]
+
+
+class Address(BaseModel):
+    """Where a push is to be sent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    endpoint: str = Field(max_length=2_000)
+    endpoint_type: str = Field("https://w3id.org/idsa/v4.1/HTTP", max_length=255)
+    properties: dict[str, str] = Field(default_factory=dict, max_length=50)
+
+
+class NewTransfer(BaseModel):
+    """A transfer under an agreement of ours as consumer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    agreement_id: str = Field(max_length=255)
+    format: str = Field("HttpData-PULL", max_length=64)
+    purpose: str = Field("", max_length=1_024, description="Declared purpose (IRI) that the ticket is bound to.")
+    data_address: Address | None = Field(None, description="For push formats: where to.")
+    counter_party_id: str = Field("", max_length=255, description="The provider, if it is to be checked.")
+    counter_party_address: str = Field("", max_length=2_000, description="Where it has moved to, if it has.")
+    correlation: str = Field("", max_length=255)
+
+
+class Said(BaseModel):
+    """Why something is suspended or ended."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str = Field("", max_length=255)
+    reason: str = Field("", max_length=2_000)
+
+
+class TransferView(BaseModel):
+    """A transfer. Tickets are never shown here: see `/transfers/{id}/address`."""
+
+    id: str
+    role: str
+    peer_pid: str
+    counterparty: str
+    address: str
+    state: str
+    pending: str
+    agreement_id: str
+    format: str
+    purpose: str
+    suspended_by: str
+    code: str
+    reason: str
+    correlation: str
+    created_at: float
+    updated_at: float
+
+
+class TicketView(BaseModel):
+    """Where to read, with which ticket, and until when (UTC seconds; 0 where the provider does not say)."""
+
+    endpoint: str
+    endpoint_type: str
+    ticket: str
+    expires: float
+    agreement_id: str
+    properties: dict[str, str]
+
+
+def view(row: Transfer) -> TransferView:
+    """A transfer for people and programs."""
+    shown = {name: getattr(row, name) for name in TransferView.model_fields}
+    return TransferView(**{**shown, "state": states.published(states.TRANSFER, row.state, row.pending, row.role)})
+
+
+def router(*, transfers: Transfers, store: Store, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(prefix="/transfers", tags=["transfers"])
+    reader = Depends(tokens.require("read"))
+    consumer = Depends(tokens.require("consume"))
+
+    async def one(pid: str) -> Transfer:
+        row = await store.read(lambda tx: tx.transfers.peek(pid))
+        if row is None:
+            raise NotFound(f"no transfer {pid!r}; list them with `hanse transfer list`")
+        return row
+
+    @routes.post("", status_code=201, summary="Ask for a transfer under an agreement")
+    async def ask(new: NewTransfer, caller: Caller = consumer) -> TransferView:
+        to = new.data_address
+        row = await transfers.request(
+            agreement_id=new.agreement_id,
+            format=new.format,
+            purpose=new.purpose,
+            data_address=DataAddress(to.endpoint_type, to.endpoint, tuple(to.properties.items())) if to else None,
+            counterparty=new.counter_party_id,
+            address=new.counter_party_address,
+            by=caller.name,
+            correlation=new.correlation,
+        )
+        return view(row)
+
+    @routes.get("", summary="Transfers, the newest first")
+    async def listed(
+        role: Annotated[str, Query(pattern="^(consumer|provider|)$")] = "",
+        state: Annotated[str, Query(max_length=16)] = "",
+        agreement: Annotated[str, Query(max_length=255)] = "",
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        _: Caller = reader,
+    ) -> list[TransferView]:
+        wanted: dict[str, Any] = {"role": role, "state": state, "agreement_id": agreement}
+        rows = await store.read(lambda tx: tx.transfers.page(limit=limit, offset=offset, **wanted))
+        return [view(row) for row in rows]
+
+    @routes.get("/{pid}", summary="One transfer; `wait` for it to get somewhere")
+    async def get(
+        pid: str,
+        wait: Annotated[float, Query(ge=0, le=waiting.LONGEST)] = 0.0,
+        until: Annotated[str, Query(max_length=16)] = "",
+        _: Caller = reader,
+    ) -> TransferView:
+        if not wait:
+            return view(await one(pid))
+        return view(await waiting.until(store, pid, lambda: one(pid), state=until, seconds=wait))
+
+    @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")
+    async def address(pid: str, _: Caller = consumer) -> TicketView:
+        found = await transfers.reading(pid)
+        known = dict(found.address.properties)
+        return TicketView(
+            endpoint=found.address.endpoint,
+            endpoint_type=found.address.endpoint_type,
+            ticket=known.pop("authorization", ""),
+            expires=found.expires,
+            agreement_id=found.agreement_id,
+            properties=known,
+        )
+
+    @routes.post("/{pid}/{command}", summary="Start, suspend, resume, complete or end a transfer")
+    async def command(pid: str, command: Command, said: Said | None = None, caller: Caller = reader) -> TransferView:
+        row = await one(pid)
+        needed = "owner" if row.role == PROVIDER else "consume"
+        if not caller.may(needed):
+            raise ScopeMissing(f"expected a token with the scope {needed!r} for a transfer as {row.role}")
+        given = said or Said()
+        return view(await transfers.command(pid, command, by=caller.name, code=given.code, reason=given.reason))
+
+    return routes
