@@ -20,12 +20,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from connector.dataplane import records
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
+from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Frame, Pool, Result
 from connector.store import Store
@@ -75,7 +76,6 @@ class GovernedStream:
 
     async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
         """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
-        watch = asyncio.get_running_loop().create_task(self._watch())
         end: End | None = None
         try:
             while end is None:
@@ -89,8 +89,6 @@ class GovernedStream:
                     yield frame.payload
         except HanseError as error:
             end = self._broken(error)
-        finally:
-            watch.cancel()
         self.end = end
         yield end.fill(self._result.trailer)
 
@@ -109,7 +107,8 @@ class GovernedStream:
         for number, grant in enumerate(self._grants):
             reason = gate.check(grant.lease, frame.rows, frame.nbytes)
             if reason in (gate.ROWS_SPENT, gate.BYTES_SPENT):
-                await self._reads.grants.refill(grant, rows=frame.rows, nbytes=frame.nbytes)
+                short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
+                await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
                 reason = gate.check(grant.lease, frame.rows, frame.nbytes)
             if reason is not None:
                 for passed in self._grants[:number]:
@@ -122,27 +121,11 @@ class GovernedStream:
         self._digest = frame.digest
         return None
 
-    async def _watch(self) -> None:
-        """Interrupt the worker when a grant ends while no batch comes (6)."""
-        waits = [asyncio.ensure_future(grant.stopped.wait()) for grant in self._grants]
-        try:
-            while (left := self._lease_left()) > 0:
-                done, _ = await asyncio.wait(waits, timeout=min(left, 60), return_when=asyncio.FIRST_COMPLETED)
-                if done:
-                    break
-            self._result.interrupt()
-        finally:
-            for wait in waits:
-                wait.cancel()
-
-    def _lease_left(self) -> float:
-        return min(grant.lease.deadline for grant in self._grants) - time.monotonic()
-
     def _broken(self, error: HanseError) -> End:
         """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
         if any(grant.lease.revoked for grant in self._grants):
             return self._ended(REVOKED)
-        if error.code == "cancelled" and self._lease_left() <= 0:
+        if error.code == "cancelled" and lease_left(self._grants) <= 0:
             return self._ended(EXPIRED)
         return replace(self._ended(FAILED), code=error.code, reason=error.message)
 
@@ -314,15 +297,18 @@ class Reads:
         stream: GovernedStream | None = None
         failure: BaseException | None = None
         try:
-            async with self._pool.run(self._job(asked, grants, prepared, keys)) as result:  # 4
+            job = self._job(asked, grants, prepared, keys)
+            async with self._pool.run(job, watch=partial(watch, grants)) as result:  # 4, 6
                 await started
                 stream = GovernedStream(self, asked, grants, prepared, result)
                 self._live[asked.query_id] = stream
                 await _settled_groups(stream, prepared, begun)
                 yield stream
         except BaseException as error:
-            failure = error
-            raise
+            failure = _why(error, grants)
+            if failure is error:
+                raise
+            raise failure from error
         finally:
             self._live.pop(asked.query_id, None)
             await self._kept(self._record_end(started, asked, grants, stream, failure, begun))  # 7
@@ -405,6 +391,35 @@ class _Place:
             self._running[self._consumer] = left
         else:
             del self._running[self._consumer]
+
+
+async def watch(grants: Sequence[Grant], result: Result) -> None:
+    """Interrupt the worker when a grant ends while no batch comes (6)."""
+    stops = [asyncio.ensure_future(grant.stopped.wait()) for grant in grants]
+    try:
+        while (left := lease_left(grants)) > 0:
+            done, _ = await asyncio.wait(stops, timeout=min(left, 60), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
+        result.interrupt()
+    finally:
+        for stop in stops:
+            stop.cancel()
+
+
+def lease_left(grants: Sequence[Grant]) -> float:
+    """Seconds that the shortest lease has left."""
+    return min(grant.lease.deadline for grant in grants) - time.monotonic()
+
+
+def _why(error: BaseException, grants: Sequence[Grant]) -> BaseException:
+    """A read that its grant's end has interrupted before its first byte is refused for that reason."""
+    if not isinstance(error, EngineFailed) or error.code != "cancelled":
+        return error
+    for grant in grants:
+        if grant.lease.revoked:
+            return Refused(grant.stop_reason, code=REVOKED, rule=grant.contract.permission)
+    return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error
 
 
 def relation_of(grant: Grant) -> Relation:

@@ -1,0 +1,398 @@
+"""The data plane as a client meets it: real files, real workers, a real server, plain Arrow readers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pyarrow as pa
+import pytest
+import pytest_asyncio
+import xxhash
+
+from tests.support import data, gate, provider
+from tests.support.gate import atom, mask
+from tests.support.provider import Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ROWS = "/data/v1/datasets/numbers/rows"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
+        yield started
+
+
+def client(running: Provider, ticket: str) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(base_url=running.url, headers={"authorization": f"Bearer {ticket}"}, timeout=20)
+
+
+def parse(body: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows and the end record; a body without one is not an answer."""
+    batches, end = [], None
+    with pa.ipc.open_stream(body) as reader:
+        while True:
+            try:
+                batch, metadata = reader.read_next_batch_with_custom_metadata()
+            except StopIteration:
+                break
+            if metadata is not None and "hanse.end" in metadata:
+                assert end is None
+                end = json.loads(metadata["hanse.end"])
+            else:
+                batches.append(batch)
+        assert end is not None
+        return pa.Table.from_batches(batches, schema=reader.schema), end
+
+
+async def read(running: Provider, ticket: str, path: str = ROWS, **parameters: Any) -> tuple[pa.Table, dict[str, Any]]:
+    async with client(running, ticket) as session:
+        answer = await session.get(path, params=parameters)
+    assert answer.status_code == 200, answer.text
+    return parse(answer.content)
+
+
+async def ask(running: Provider, ticket: str, sql: str, **more: Any) -> httpx2.Response:
+    async with client(running, ticket) as session:
+        return await session.post("/data/v1/query", json={"fq": 1, "sql": sql, **more})
+
+
+async def settled(running: Provider) -> None:
+    """Until no read is running and everything is recorded."""
+    until = time.monotonic() + 5
+    while running.reads.live or running.reads._tasks:
+        await asyncio.sleep(0.01)
+        assert time.monotonic() < until
+
+
+async def test_rows_come_whole_with_an_end_record_and_are_in_the_log(running: Provider) -> None:
+    agreement = await running.agree()
+    async with client(running, running.ticket(agreement)) as session:
+        answer = await session.get(ROWS)
+    table, end = parse(answer.content)
+    assert answer.headers["content-type"] == "application/vnd.apache.arrow.stream"
+    assert table.equals(data.table().cast(table.schema))
+    assert (end["status"], end["rows"], end["query"]) == ("complete", data.ROWS, answer.headers["hanse-read"])
+    await settled(running)
+    started, ended = running.of_kind("ReadStarted")[-1], running.of_kind("ReadEnded")[-1]
+    assert running.events.index(started) < running.events.index(ended)
+    assert ended.detail == {name: end[name] for name in ("rows", "bytes", "batches", "digest")}
+    assert (ended.outcome, ended.actor, ended.agreement) == ("ok", provider.CONSUMER, agreement)
+
+
+async def test_digest_covers_every_byte_before_the_end_record(running: Provider) -> None:
+    async with client(running, running.ticket(await running.agree())) as session:
+        body = (await session.get(ROWS, params={"columns": "id,name"})).content
+    _, end = parse(body)
+    name, value = end["digest"].split(":")
+    tail = body.rindex(b"hanse.end")
+    start = max(at for at in range(0, tail, 8) if body[at : at + 4] == b"\xff\xff\xff\xff" and at < tail)
+    assert (name, value) == ("xxh3", xxhash.xxh3_128_hexdigest(body[:start]))
+
+
+async def test_columns_condition_and_codec_are_honoured(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    for codec in ("none", "lz4", "zstd"):
+        table, _ = await read(running, ticket, columns="name,id", where="id < 200 AND name = 'name-3'", codec=codec)
+        assert table.to_pylist() == [{"name": "name-3", "id": number} for number in (3, 100, 197)]
+
+
+async def test_pull_from_the_endpoint_itself_gives_the_tickets_dataset(running: Provider) -> None:
+    table, _ = await read(running, running.ticket(await running.agree()), "/data/v1", where="id = 7")
+    assert table["id"].to_pylist() == [7]
+
+
+async def test_row_filter_columns_and_masks_of_the_policy_hold_whatever_is_asked(running: Provider) -> None:
+    policy = gate.agreement(
+        atom("ds:row/gap", "eq", "2"),
+        atom("ds:columnDeny", "isNoneOf", "x", "day", "tags"),
+        duties=[mask("null", "name")],
+        action="odrl:use",
+    )
+    ticket = running.ticket(await running.agree(policy))
+    table, end = await read(running, ticket)
+    expected = data.table().filter(pa.compute.equal(data.table()["gap"], 2))
+    assert table["id"].to_pylist() == expected["id"].to_pylist()
+    assert table.schema.names == ["id", "name", "gap"]
+    assert set(table["name"].to_pylist()) == {None}
+    assert end["policy"] == ["numbers: row filter", "numbers: 3 columns withheld", "numbers: name masked (null)"]
+    async with client(running, ticket) as session:
+        assert (await session.get(ROWS, params={"columns": "x"})).status_code == 400
+        assert (await session.get(ROWS, params={"where": "x > 1"})).status_code == 400
+
+
+async def test_query_answers_sql_under_the_contract(running: Provider) -> None:
+    policy = gate.agreement(atom("ds:row/gap", "eq", "2"), action="odrl:use")
+    ticket = running.ticket(await running.agree(policy))
+    answer = await ask(running, ticket, 'SELECT gap, count(*) AS n FROM "clinic".numbers GROUP BY gap')
+    table, _ = parse(answer.content)
+    assert table.to_pylist() == [{"gap": 2, "n": data.table()["gap"].to_pylist().count(2)}]
+
+
+async def test_keys_of_the_consumer_can_be_joined(running: Provider) -> None:
+    sink = pa.BufferOutputStream()
+    keys = pa.table({"k": [5, 9]})
+    with pa.ipc.new_stream(sink, keys.schema) as writer:
+        writer.write_table(keys)
+    brought = {"name": "wanted", "columns": ["k"], "arrow": base64.b64encode(sink.getvalue()).decode()}
+    sql = 'SELECT id FROM "clinic".numbers SEMI JOIN wanted ON numbers.id = wanted.k ORDER BY id'
+    answer = await ask(running, running.ticket(await running.agree()), sql, keys=[brought])
+    assert parse(answer.content)[0]["id"].to_pylist() == [5, 9]
+
+
+BAD_REQUESTS = {
+    "no ticket": ("GET", ROWS, {}, "none", 401, "unauthenticated"),
+    "foreign ticket": ("GET", ROWS, {}, "eyJhbGciOiJub25lIn0.e30.", 401, "unauthenticated"),
+    "another dataset": ("GET", "/data/v1/datasets/secrets/rows", {}, "", 404, "not_found"),
+    "unknown parameter": ("GET", ROWS, {"colums": "id"}, "", 400, "parameter_unknown"),
+    "number that is none": ("GET", ROWS, {"batch_rows": "-3"}, "", 400, "bad_input"),
+    "unknown codec": ("GET", ROWS, {"codec": "brotli"}, "", 400, "bad_input"),
+    "condition closing the bracket": ("GET", ROWS, {"where": "1=1) UNION SELECT 1 WHERE (1=1"}, "", 400, None),
+    "condition with a second statement": ("GET", ROWS, {"where": "1=1); SELECT (1"}, "", 400, None),
+    "condition with grouping": ("GET", ROWS, {"where": "1=1) GROUP BY id HAVING (1=1"}, "", 400, None),
+    "condition with a query": ("GET", ROWS, {"where": "id IN (SELECT id FROM numbers)"}, "", 400, None),
+    "condition reading a file": (
+        "GET",
+        ROWS,
+        {"where": "id = (SELECT 1 FROM read_text('/etc/passwd'))"},
+        "",
+        400,
+        None,
+    ),
+    "hidden function": ("GET", ROWS, {"where": "getenv('HOME') = 'x'"}, "", 400, None),
+    "wrong method": ("POST", ROWS, {}, "", 400, "method_not_allowed"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_REQUESTS))
+async def test_bad_requests_are_refused_before_the_first_byte(running: Provider, name: str) -> None:
+    method, path, parameters, ticket, status, code = BAD_REQUESTS[name]
+    async with client(running, ticket or running.ticket(await running.agree())) as session:
+        answer = await session.request(method, path, params=parameters)
+    problem = answer.json()
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert code is None or problem["code"] == code
+    assert len(problem["detail"]) > 10
+
+
+BAD_ENVELOPES: dict[str, Any] = {
+    "not json": b"{",
+    "a list": [],
+    "no sql": {"fq": 1},
+    "future version": {"fq": 2, "sql": "SELECT 1"},
+    "unknown field": {"fq": 1, "sql": "SELECT 1", "sudo": True},
+    "negative limit": {"fq": 1, "sql": "SELECT 1", "limits": {"rows": -1}},
+    "unknown codec": {"fq": 1, "sql": "SELECT 1", "codec": "br"},
+    "bad base64": {"fq": 1, "sql": "SELECT 1", "keys": [{"name": "k", "columns": ["a"], "arrow": "***"}]},
+    "another agreement": {"fq": 1, "sql": "SELECT 1", "agreement": "urn:agreement:other"},
+    "nested too deep": b"[" * 100_000,
+    "nothing read": {"fq": 1, "sql": "SELECT 1"},
+    "file function": {"fq": 1, "sql": "SELECT * FROM read_csv('/etc/passwd')"},
+    "two statements": {"fq": 1, "sql": 'SELECT id FROM "clinic".numbers; SELECT 2'},
+    "not a query": {"fq": 1, "sql": "DROP TABLE numbers"},
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_ENVELOPES))
+async def test_bad_envelopes_are_refused_by_field(running: Provider, name: str) -> None:
+    content = BAD_ENVELOPES[name]
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    async with client(running, running.ticket(await running.agree())) as session:
+        answer = await session.post("/data/v1/query", content=body)
+    assert answer.status_code in (400, 403)
+    assert answer.json()["code"]
+
+
+async def test_purpose_outside_the_agreement_is_refused_with_its_rule_and_logged(running: Provider) -> None:
+    policy = gate.agreement(atom("odrl:purpose", "eq", "https://w3id.org/dpv#ScientificResearch"), action="odrl:use")
+    agreement = await running.agree(policy)
+    for purpose in ("", "https://w3id.org/dpv#Marketing"):
+        async with client(running, running.ticket(agreement)) as session:
+            answer = await session.get(ROWS, params={"purpose": purpose})
+        assert (answer.status_code, answer.json()["code"]) == (403, "purpose_not_agreed")
+        assert answer.json()["rule"].startswith("/permission/0")
+    refusal = running.of_kind("ReadRefused")[-1]
+    assert (refusal.agreement, refusal.code, refusal.outcome) == (agreement, "purpose_not_agreed", "refused")
+    table, _ = await read(running, running.ticket(agreement), purpose="https://w3id.org/dpv#ScientificResearch")
+    assert table.num_rows == data.ROWS
+
+
+async def test_revocation_ends_a_running_stream_with_its_reason(running: Provider) -> None:
+    agreement = await running.agree()
+    async with (
+        client(running, running.ticket(agreement)) as session,
+        session.stream("GET", ROWS, params={"batch_rows": 1000}) as answer,
+    ):
+        parts = answer.aiter_raw()
+        body = await anext(parts)
+        running.grants.stop(agreement_id=agreement, reason="the owner changed their mind")
+        body += b"".join([part async for part in parts])
+    table, end = parse(body)
+    assert (end["status"], end["reason"]) == ("revoked", "the owner changed their mind")
+    assert table.num_rows == end["rows"] < data.ROWS
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code, ended.detail["rows"]) == ("refused", "revoked", end["rows"])
+
+
+async def test_revocation_interrupts_a_query_that_gives_nothing_yet(running: Provider) -> None:
+    agreement = await running.agree()
+    sql = 'SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b ON a.x < b.x'
+    asking = asyncio.ensure_future(ask(running, running.ticket(agreement), sql))
+    await asyncio.sleep(0.3)
+    begun = time.monotonic()
+    running.grants.stop(agreement_id=agreement, reason="over")
+    answer = await asking
+    assert time.monotonic() - begun < 1
+    if answer.status_code == 200:
+        assert parse(answer.content)[1]["status"] == "revoked"
+    else:
+        assert answer.json()["code"] in ("revoked", "cancelled")
+
+
+async def test_expired_ticket_is_refused_and_a_stream_does_not_outlive_its_own(running: Provider) -> None:
+    agreement = await running.agree()
+    async with client(running, running.ticket(agreement, seconds=-1)) as session:
+        answer = await session.get(ROWS)
+        assert (answer.status_code, answer.json()["code"]) == (401, "ticket_expired")
+    async with (
+        client(running, running.ticket(agreement, seconds=1.5)) as session,
+        session.stream("GET", ROWS, params={"batch_rows": 256}) as answer,
+    ):
+        body = b""
+        async for part in answer.aiter_raw():
+            body += part
+            await asyncio.sleep(0.02)
+    _, end = parse(body)
+    assert end["status"] == "lease_expired"
+
+
+async def test_a_renewed_ticket_lets_a_stream_go_on(running: Provider) -> None:
+    agreement = await running.agree()
+    async with (
+        client(running, running.ticket(agreement, seconds=1.5)) as session,
+        session.stream("GET", ROWS, params={"batch_rows": 2000, "id": "long-one"}) as answer,
+    ):
+        async with client(running, running.ticket(agreement)) as other:
+            renewed = await other.post("/data/v1/reads/long-one/renew")
+            assert renewed.status_code == 200
+        await asyncio.sleep(1.6)
+        body = b"".join([part async for part in answer.aiter_raw()])
+    assert parse(body)[1]["status"] == "complete"
+    async with client(running, running.ticket(await running.agree())) as stranger:
+        assert (await stranger.post("/data/v1/reads/long-one/renew")).status_code == 404
+
+
+async def test_rows_beyond_the_quota_do_not_leave(running: Provider) -> None:
+    agreement = await running.agree(gate.agreement(atom("ds:rowQuota", "lteq", "5000"), action="odrl:use"))
+    table, end = await read(running, running.ticket(agreement), batch_rows=1500)
+    assert end["status"] == "quota"
+    assert table.num_rows == end["rows"] == 4500
+    await settled(running)
+    table, _ = await read(running, running.ticket(agreement), where="id < 500")
+    assert table.num_rows == 500
+    async with client(running, running.ticket(agreement)) as session:
+        answer = await session.get(ROWS)
+    assert answer.status_code == 429
+
+
+async def test_count_of_reads_is_held(running: Provider) -> None:
+    agreement = await running.agree(gate.agreement(atom("odrl:count", "lteq", "1"), action="odrl:use"))
+    await read(running, running.ticket(agreement), where="id = 1")
+    async with client(running, running.ticket(agreement)) as session:
+        assert (await session.get(ROWS)).status_code in (403, 429)
+
+
+async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: Provider) -> None:
+    agreement = await running.agree()
+    async with (
+        client(running, running.ticket(agreement)) as session,
+        session.stream("GET", ROWS, params={"batch_rows": 1000}) as answer,
+    ):
+        await anext(answer.aiter_raw())
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code) == ("broken", "client_gone")
+    assert ended.detail["rows"] < data.ROWS
+    until = time.monotonic() + 2
+    while running.pool._busy:
+        await asyncio.sleep(0.01)
+        assert time.monotonic() < until
+
+
+async def test_a_worker_that_dies_gives_an_end_record_that_says_failed(running: Provider) -> None:
+    agreement = await running.agree()
+    async with (
+        client(running, running.ticket(agreement)) as session,
+        session.stream("GET", ROWS, params={"batch_rows": 256}) as answer,
+    ):
+        parts = answer.aiter_raw()
+        body = await anext(parts)
+        (stream,) = running.reads.live.values()
+        os.kill(stream._result._worker.process.pid, signal.SIGKILL)
+        body += b"".join([part async for part in parts])
+    _, end = parse(body)
+    assert (end["status"], end["code"]) == ("error", "worker_crashed")
+
+
+async def test_aggregate_only_answers_hide_small_groups(running: Provider) -> None:
+    policy = gate.agreement(
+        atom("ds:minGroupSize", "gteq", "3000"), atom("ds:dimension/gap", "eq", "exact"), action="odrl:use"
+    )
+    ticket = running.ticket(await running.agree(policy))
+    answer = await ask(running, ticket, 'SELECT gap, count(*) AS n FROM "clinic".numbers GROUP BY gap')
+    assert {row["gap"] for row in parse(answer.content)[0].to_pylist()} <= {0, 1, 2, 3, 4, None}
+    answer = await ask(running, ticket, 'SELECT gap, count(*) AS n FROM "clinic".numbers WHERE gap = 77 GROUP BY gap')
+    assert (answer.status_code, answer.json()["code"]) == (403, "min_group_size")
+    for sql in ('SELECT id FROM "clinic".numbers', 'SELECT max(x) AS m FROM "clinic".numbers'):
+        assert (await ask(running, ticket, sql)).status_code in (400, 403)
+    async with client(running, ticket) as session:
+        assert (await session.get(ROWS)).status_code in (400, 403)
+
+
+async def test_two_agreements_join_in_one_query(running: Provider, tmp_path: Any) -> None:
+    first = await running.agree()
+    second = await running.agree(name="others", path=data.parquet(tmp_path / "others.parquet", 50))
+    sql = 'SELECT count(*) AS n FROM "clinic".numbers n JOIN "clinic".others o ON n.id = o.id'
+    answer = await ask(running, running.ticket(first), sql, tickets=[running.ticket(second)])
+    assert parse(answer.content)[0]["n"].to_pylist() == [50]
+    answer = await ask(running, running.ticket(first), sql)
+    assert answer.json()["code"] == "dataset_unknown"
+
+
+async def test_concurrent_streams_share_a_worker(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    answers = await asyncio.gather(*(read(running, ticket, columns="id") for _ in range(5)))
+    assert [table.num_rows for table, _ in answers] == [data.ROWS] * 5
+    assert running.pool.processes <= 2
+
+
+async def test_reads_at_once_of_one_consumer_are_bounded(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    async with client(running, ticket) as session:
+        held = [session.stream("GET", ROWS, params={"batch_rows": 256}) for _ in range(8)]
+        for stream in held:
+            await stream.__aenter__()
+        answer = await session.get(ROWS)
+        for stream in held:
+            await stream.__aexit__(None, None, None)
+    assert (answer.status_code, answer.json()["code"]) == (429, "streams_of_consumer")
+
+
+async def test_http_1_0_is_refused(running: Provider) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
+    ticket = running.ticket(await running.agree())
+    writer.write(f"GET {ROWS} HTTP/1.0\r\nauthorization: Bearer {ticket}\r\n\r\n".encode())
+    answer = await reader.read(65_536)
+    writer.close()
+    assert b"http_version" in answer

@@ -1,0 +1,159 @@
+"""A provider with one dataset under one agreement, its data plane served by a real uvicorn on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from joserfc.jwk import ECKey
+
+from connector.dataplane import http, tickets
+from connector.dataplane.addresses import Addresses
+from connector.dataplane.stream import Reads
+from connector.dataplane.tickets import Ticket
+from connector.events import Event
+from connector.query.job import Job, Relation
+from connector.query.pool import Pool
+from connector.store import Store
+from connector.store.migrate import upgrade
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
+from connector.usage.facts import party_facts
+from connector.usage.grants import Grants
+from policies import jsonld
+from policies.model import Policy
+from tests.support import data, gate
+
+PROVIDER, CONSUMER = "did:web:clinic.example", "did:web:lab.example"
+OWNER, DATASET = "clinic", "numbers"
+OPEN = gate.agreement(action="odrl:use")
+
+
+@dataclass
+class Provider:
+    """Handles on a running provider. `events` holds what was published, in order."""
+
+    store: Store
+    grants: Grants
+    reads: Reads
+    pool: Pool
+    addresses: Addresses
+    key: ECKey
+    url: str
+    events: list[Event]
+    path: Path
+
+    async def agree(self, policy: Policy = OPEN, *, name: str = DATASET, path: Path | None = None) -> str:
+        """Register a dataset (once), sign an agreement on it, start a transfer; the agreement's id."""
+        number = os.urandom(4).hex()
+        path = path or self.path
+        profile = await self.profile(path)
+        await self.store.write(lambda tx: _insert(tx, policy, number, name=name, path=path, profile=profile))
+        return f"urn:agreement:{number}"
+
+    async def profile(self, path: Path) -> dict[str, Any]:
+        relation = data.relation("parquet", path, path.parent)
+        found: dict[str, Any] = await self.pool.ask(Job(kind="profile", relations={"t": relation}))
+        return found
+
+    def ticket(self, agreement: str, *, purpose: str = "", seconds: float = 600, consumer: str = CONSUMER) -> str:
+        number = agreement.rsplit(":", 1)[-1]
+        ticket = Ticket(
+            provider=PROVIDER,
+            consumer=consumer,
+            agreement=agreement,
+            transfer=f"urn:transfer:{number}",
+            generation=0,
+            purpose=purpose,
+            expires=time.time() + seconds,
+        )
+        return tickets.issue(ticket, self.key, now=time.time())
+
+    def of_kind(self, kind: str) -> list[Event]:
+        return [event for event in self.events if event.kind == kind]
+
+
+@asynccontextmanager
+async def running(folder: Path, *, rows: int = data.ROWS, stall_seconds: float = 5.0) -> AsyncIterator[Provider]:
+    """A provider with a store on SQLite and a pool of two workers, until the block ends."""
+    path = data.parquet(folder / "numbers.parquet", rows)
+    url = f"sqlite:///{folder / 'provider.db'}"
+    upgrade(url)
+    store = Store(url)
+
+    async def facts(participant: str) -> Any:
+        return party_facts(participant, {"status": "active"})
+
+    grants = Grants(store, facts_of=facts)
+    key = ECKey.generate_key("P-256")
+    events: list[Event] = []
+    store.bus.subscribe(events.append)
+    async with Pool(folder / "work", size=2, warm=1) as pool:
+        reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, seconds=10)
+        addresses = Addresses(
+            store, grants, key=key, participant=PROVIDER, root_url="http://127.0.0.1", ticket_seconds=600
+        )
+        app = FastAPI(routes=http.routes(reads, addresses, owner=OWNER, stall_seconds=stall_seconds))
+        async with _served(app) as address:
+            yield Provider(store, grants, reads, pool, addresses, key, address, events, path)
+    store.close()
+
+
+@asynccontextmanager
+async def _served(app: FastAPI) -> AsyncIterator[str]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", http=http_protocol()))
+    task = asyncio.ensure_future(server.serve(sockets=[listening]))
+    while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+def http_protocol() -> Any:
+    return "httptools"
+
+
+def _insert(tx: Any, policy: Policy, number: str, *, name: str, path: Path, profile: dict[str, Any]) -> None:
+    dataset_id = f"urn:hanse:{OWNER}:{name}"
+    if tx.datasets.find(name) is None:
+        tx.datasets.add(
+            Dataset(id=dataset_id, name=name, title=name, description="", keywords=[], theme="", license="",
+                    version="v1", created_at=tx.now)
+        )  # fmt: skip
+        tx.datasets.add(
+            DatasetVersion(dataset_id=dataset_id, digest="v1", source=_source(path), created_at=tx.now,
+                           schema=[{"name": c["name"], "type": c["type"]} for c in profile["columns"]],
+                           profile={"rows": profile["rows"], "columns": profile["columns"]})
+        )  # fmt: skip
+    tx.agreements.add(
+        Agreement(id=f"urn:agreement:{number}", role="provider", negotiation_id=number, dataset_id=dataset_id,
+                  provider=PROVIDER, consumer=CONSUMER, address="", policy=jsonld.write(policy), digest=number,
+                  signed_at=tx.now, finalized=True, ended_at=None)
+    )  # fmt: skip
+    tx.agreements.add(Grant(agreement_id=f"urn:agreement:{number}", revoked_at=None))
+    tx.transfers.add(
+        Transfer(id=f"urn:transfer:{number}", role="provider", peer_pid=number, counterparty=CONSUMER, address="",
+                 state="STARTED", agreement_id=f"urn:agreement:{number}", format="HttpData-PULL", created_at=tx.now,
+                 updated_at=tx.now)
+    )  # fmt: skip
+
+
+def _source(path: Path) -> dict[str, Any]:
+    relation: Relation = data.relation("parquet", path, path.parent)
+    return {"kind": "parquet", "options": {}, "files": [dict(file) for file in relation.files]}
+
+
+def columns_of(profile: Sequence[dict[str, Any]]) -> list[str]:
+    return [column["name"] for column in profile]
