@@ -1,0 +1,136 @@
+"""The first half of the gate: sizes, nesting and odd shapes are refused before anything slow or deep runs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.enforce import statement
+from policies.enforce.functions import FUNCTIONS
+from policies.enforce.nodes import NODES
+from policies.enforce.statement import Caps
+from policies.errors import QueryRefused
+from tests.support import tpch
+
+N = 3000
+TOO_MUCH: dict[str, tuple[str, str]] = {
+    "long text": ("select 1 from t -- " + "x" * 70_000, "query_too_long"),
+    "many words": ("select " + "a," * 9_000 + "a from t", "query_too_large"),
+    "parentheses": ("select " + "(" * N + "1" + ")" * N, "query_too_deep"),
+    "parentheses within reach": ("select " + "(" * 60 + "1" + ")" * 60, "query_too_deep"),
+    "subqueries": ("select * from " * 200 + "t", "query_too_large"),
+    "nested subqueries": ("select * from (" * 60 + "t" + ")" * 60, "query_too_deep"),
+    "minus": ("select " + "- " * N + "1", "query_too_deep"),
+    "not": ("select " + "not " * N + "true", "query_too_deep"),
+    "mixed prefixes": ("select " + "not - " * 40 + "1", "query_too_deep"),
+    "case": ("select " + "case when " * N + "1", "query_too_deep"),
+    "interval": ("select " + "interval " * N + "'1' day", "query_too_deep"),
+    "functions": ("select " + "abs(" * N + "1" + ")" * N, "query_too_deep"),
+    "types as functions": ("select " + "date(" * 20 + "1" + ")" * 20, "function_not_allowed"),
+    "structs": ("select " + "struct(" * 20 + "1" + ")" * 20, "function_not_allowed"),
+    "joins without on": ("select 1 from a " + "join b " * 40, "syntax_not_allowed"),
+    "joins with on at the end": ("select 1 from a " + "join b " * 3 + "on true " * 3, "syntax_not_allowed"),
+    "joins": ("select 1 from a " + "join b on true " * 65, "query_too_large"),
+    "cross joins": ("select 1 from a " + "cross join b " * 65, "query_too_large"),
+    "unions": (" union all ".join(["select 1 from t"] * 65), "query_too_large"),
+    "chain of and": ("select 1 from t where " + " and ".join(["a"] * 600), "query_too_deep"),
+    "chain of plus": ("select " + "+".join(["1"] * 600) + " from t", "query_too_deep"),
+    "chain of casts": ("select a" + "::int" * 200 + " from t", "query_too_deep"),
+    "chain of powers": ("select " + "**".join(["a"] * 200) + " from t", "syntax_not_allowed"),
+    "chain of divisions": ("select " + "/".join(["a"] * 200) + " from t", "query_too_deep"),
+    "chain of is null": ("select a" + " is null" * 200 + " from t", "query_too_deep"),
+    "dots": ("select a" + ".b" * 200 + " from t", "syntax_not_allowed"),
+    "long list": ("select 1 from t where a in (" + "1," * 5_001 + "1)", "query_too_large"),
+    "long literal": ("select '" + "x" * 5_000 + "' from t", "query_too_large"),
+    "doubling": ("select " + ", ".join(f"a||a||a||a as a{i}" for i in range(8)) + " from t", "query_too_large"),
+    "doubling by level": (
+        "select a||a as a from (" * 15 + "select a from t" + ") x" * 15,
+        "query_too_large",
+    ),
+    "wildcards": ("select 1 from t where a like '" + "%a" * 20 + "'", "query_too_large"),
+    "wildcards with underscore": ("select 1 from t where a like '%a%b%c%d_e%'", "query_too_large"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_what_would_be_slow_or_deep_is_refused_in_a_moment(name: str) -> None:
+    sql, code = TOO_MUCH[name]
+    before = time.process_time()
+    with pytest.raises(QueryRefused) as refused:
+        statement.parse(sql)
+    assert refused.value.code == code, str(refused.value)
+    assert refused.value.rule.startswith("gate/")
+    assert time.process_time() - before < 1.0
+    assert len(str(refused.value)) < 300
+
+
+WITHIN: dict[str, str] = {
+    "nesting": "select " + "(" * 40 + "1" + ")" * 40 + " from t",
+    "joins": "select 1 from a " + "join b on true " * 60,
+    "unions": " union all ".join(["select 1 from t"] * 60),
+    "chain": "select 1 from t where " + " and ".join(["a = 1"] * 500),
+    "list": "select 1 from t where a in (" + "1," * 4_900 + "1)",
+    "texts": "select a || ' ' || b || ' ' || c || ' ' || d from t",
+    "wildcards": "select 1 from t where a like '%x%y%z%'",
+    "parentheses around": "((select 1 from t))",
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_sizes_that_people_write_pass(name: str) -> None:
+    assert statement.parse(WITHIN[name]) is not None
+
+
+@pytest.mark.parametrize("name", tpch.queries())
+def test_tpch_stays_well_within_the_caps(name: str) -> None:
+    half = Caps(characters=8_192, tokens=2_048, nodes=2_000, depth=48, chain=64, nesting=12, prefixes=6, joins=16)
+    assert statement.parse(tpch.queries()[name], half) is not None
+
+
+def test_caps_are_an_argument() -> None:
+    with pytest.raises(QueryRefused, match="more than 3 words"):
+        statement.parse("select a from t", Caps(tokens=3))
+    with pytest.raises(QueryRefused, match="more than 2 parts"):
+        statement.parse("select a from t", Caps(nodes=2))
+
+
+_WORDS = (
+    "select from where group by order limit with as union all except intersect join left on using case when then "
+    "end not and or in exists like between is null distinct having over partition ( ) , . * + - / % || :: = < > ; "
+    "a b t 1 2.5 'x' \"q\" count sum cast date interval day extract substring row_number filter values lateral "
+    "unnest pivot read_csv getenv $p ? @ # [ ] { } -> -- /* */ recursive sample natural asof semi anti struct int "
+    "date( int( struct( cast( decimal("
+).split()
+
+
+@settings(max_examples=300, deadline=2_000)
+@given(st.lists(st.sampled_from(_WORDS), max_size=60).map(" ".join))
+def test_any_sequence_of_words_is_parsed_or_refused_quickly(text: str) -> None:
+    try:
+        tree = statement.parse("select " + text)
+    except QueryRefused as refused:
+        assert refused.code
+        return
+    assert all(type(node) in NODES for node in tree.walk())
+
+
+@settings(max_examples=200, deadline=2_000)
+@given(st.text(max_size=80))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    for whole in (text, "select " + text, f"select '{text}' from t", f'select "{text}" from t'):
+        try:
+            statement.parse(whole)
+        except QueryRefused as refused:
+            assert refused.code
+
+
+def test_no_function_that_builds_reads_or_fails_is_on_the_list() -> None:
+    names = {name for _, engine in FUNCTIONS.values() for name in engine}
+    assert names.isdisjoint(
+        "repeat lpad rpad range generate_series list array_agg string_agg replace regexp_replace concat format printf "
+        "error sleep getenv current_setting getvariable random uuid now strptime read_csv read_parquet query unnest "
+        "list_value sha256 md5 hash first last arg_max quantile_cont histogram to_json".split()
+    )
