@@ -191,7 +191,7 @@ class Net:
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        body: bytes | AsyncIterator[bytes] | None = None,
         seconds: float | None = None,
     ) -> AsyncIterator[Answer]:
         """An exchange whose body the caller reads piece by piece; each piece has the time limit, not the whole.

@@ -32,8 +32,8 @@ class Addresses:
     ) -> None:
         self._store = store
         self._grants = grants
-        self._key = key
-        self._participant = participant
+        self.key = key
+        self.participant = participant
         self._endpoint = root_url + PATH
         self._seconds = ticket_seconds
         self.clock: Callable[[], float] = time.time
@@ -42,7 +42,7 @@ class Addresses:
         """A ticket for a started transfer, and when it ends (UTC seconds)."""
         now = self.clock()
         ticket = Ticket(
-            provider=self._participant,
+            provider=self.participant,
             consumer=transfer.counterparty,
             agreement=transfer.agreement_id,
             transfer=transfer.id,
@@ -50,7 +50,7 @@ class Addresses:
             purpose=transfer.purpose,
             expires=now + self._seconds,
         )
-        return tickets.issue(ticket, self._key, now=now), ticket.expires
+        return tickets.issue(ticket, self.key, now=now), ticket.expires
 
     def address(self, transfer: Transfer) -> dict[str, Any]:
         """The data address of a started transfer as the protocol carries it (DSP 2025-1, DataAddress)."""
@@ -88,4 +88,4 @@ class Addresses:
     def read(self, authorization: str | None) -> Ticket:
         """The ticket in a request's Authorization header. Unauthenticated otherwise."""
         text = (authorization or "").removeprefix("Bearer ").removeprefix("bearer ").strip()
-        return tickets.read(text, self._key, provider=self._participant, now=self.clock())
+        return tickets.read(text, self.key, provider=self.participant, now=self.clock())

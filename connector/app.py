@@ -1,0 +1,496 @@
+"""Builds every part of a connector from its settings, mounts every router, starts every worker.
+
+Knows all, known by none. `Services` is the frozen set of parts; `serve` runs the two listeners in one process until it
+is told to stop, then drains: no new work, running streams end with a reason, what is pending is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import generate_latest
+from starlette.types import ASGIApp
+
+from connector.audit.log import AuditLog, Sequencer
+from connector.audit.note import Signer
+from connector.dataplane import access
+from connector.dataplane import http as data_http
+from connector.dataplane.addresses import Addresses
+from connector.dataplane.pushing import push
+from connector.dataplane.stream import Reads
+from connector.datasets.offers import Offers
+from connector.datasets.registry import Registry
+from connector.dsp import routes as dsp_routes
+from connector.dsp.agreements import Agreements
+from connector.dsp.catalog import Catalog
+from connector.dsp.messages import DataAddress, address_of
+from connector.dsp.negotiation import Negotiations
+from connector.dsp.peer import Peer
+from connector.dsp.sender import Sender
+from connector.dsp.transfer import Transfers
+from connector.errors import Conflict, HanseError
+from connector.events import Bus, ServiceStarted
+from connector.identity import did, keys
+from connector.identity.service import Identity
+from connector.identity.trust import Trust
+from connector.management import audit, datasets, offers, problems, queries, search, system
+from connector.management.auth import Tokens
+from connector.net import Guard, Net
+from connector.query.coordinate import Coordinator
+from connector.query.holdings import Holdings
+from connector.query.job import Job, Limits, Relation
+from connector.query.pool import Pool
+from connector.settings import Settings
+from connector.store import Store
+from connector.store.migrate import upgrade
+from connector.store.tables import Agreement, Transfer
+from connector.telemetry import Metrics, Observed, logger, set_up_logging
+from connector.usage.facts import facts_of
+from connector.usage.grants import Grants
+from policies.evaluate import Facts
+
+VERSION = "0.1.0"
+_CONVERT_TEMP_MB = 4096
+_log = logger("connector")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Every part of one connector."""
+
+    settings: Settings
+    participant: str
+    store: Store
+    metrics: Metrics
+    net: Net
+    identity: Identity
+    trust: Trust
+    tokens: Tokens
+    pool: Pool
+    registry: Registry
+    offers: Offers
+    grants: Grants
+    reads: Reads
+    addresses: Addresses
+    sender: Sender
+    negotiations: Negotiations
+    transfers: Transfers
+    agreements: Agreements
+    catalog: Catalog
+    signer: Signer
+    sequencer: Sequencer
+    log: AuditLog
+    holdings: Holdings
+    coordinator: Coordinator
+
+    async def facts_of(self, participant: str) -> Facts:
+        return await facts_of(participant, trust=self.trust)
+
+
+class _Profiles:
+    """The registry's engine: profiles and conversions in worker processes."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self._pool = pool
+        self._limits = Limits(
+            seconds=600.0, total_seconds=3600.0, memory_mb=settings.worker_memory_mb, temp_mb=_CONVERT_TEMP_MB
+        )
+
+    async def profile(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        found = await self._pool.ask(self._job("profile", kind, files, options, {}))
+        return {
+            "schema": [{"name": column["name"], "type": column["type"]} for column in found["columns"]],
+            "rows": found["rows"],
+            "bytes": found["bytes"],
+            "columns": {
+                column["name"]: {key: value for key, value in column.items() if key not in ("name", "type")}
+                for column in found["columns"]
+            },
+            "digests": [file["sha256"] for file in found["files"]],
+        }
+
+    async def convert(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str
+    ) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await self._pool.ask(self._job("convert", kind, files, options, {"target": target}))
+        return found
+
+    def _job(
+        self,
+        task: str,
+        kind: str,
+        files: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+    ) -> Job:
+        relation = Relation(kind=kind, files=tuple(files), options=options)
+        return Job(kind=task, relations={"t": relation}, limits=self._limits, arguments=arguments, consumer="owner")
+
+
+class _DataPlane:
+    """The data plane as the protocol's transfers see it (`dsp.transfer.DataPlane`)."""
+
+    def __init__(self, addresses: Addresses, reads: Reads, net: Net, *, owner: str) -> None:
+        self._addresses, self._reads, self._net, self._owner = addresses, reads, net, owner
+
+    async def address(self, transfer: Transfer, agreement: Agreement) -> DataAddress:
+        await self._reads.grants.hold(agreement.id, consumer=transfer.counterparty)
+        found = address_of(self._addresses.address(transfer))
+        assert found is not None  # ours are well formed
+        return found
+
+    async def stop(self, transfer_id: str, reason: str) -> None:
+        self._reads.grants.stop(transfer_id=transfer_id, reason=reason)
+
+    async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
+        await push(
+            transfer,
+            endpoint=data_address.endpoint,
+            authorization=data_address.get("authorization"),
+            addresses=self._addresses,
+            reads=self._reads,
+            net=self._net,
+            owner=self._owner,
+        )
+
+
+def build(settings: Settings) -> Services:
+    """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
+    participant = settings.participant_id or did.did_of(settings.root_url)
+    key_dir = settings.data_dir / "keys"
+    key = keys.participant_key(key_dir)
+    metrics = Metrics()
+    store = Store(settings.database, bus=Bus())
+    store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc())
+    guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
+    net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
+    resolver = did.Resolver(net)
+    identity = Identity(
+        did=participant,
+        key=key,
+        resolver=resolver,
+        static=settings.static_tokens,
+        anonymous=settings.anonymous_participant,
+    )
+    trust = Trust(
+        net,
+        resolver,
+        anchor=settings.trust_anchor,
+        register_url=settings.trust_register,
+        max_age=settings.register_max_age,
+    )
+
+    async def known_of(party: str) -> Facts:
+        return await facts_of(party, trust=trust)
+
+    pool = Pool(settings.data_dir / "work", size=settings.workers_max, warm=settings.workers_warm)
+    grants = Grants(store, facts_of=known_of)
+    addresses = Addresses(
+        store,
+        grants,
+        key=key,
+        participant=participant,
+        root_url=settings.root_url,
+        ticket_seconds=settings.ticket_seconds,
+    )
+    reads = Reads(
+        store,
+        grants,
+        pool,
+        name=settings.name,
+        mask_secret=keys.secret(key_dir, "mask"),
+        memory_mb=settings.worker_memory_mb,
+        seconds=settings.query_seconds,
+        streams_max=settings.streams_max,
+        metrics=metrics,
+    )
+    sender = Sender(
+        store=store,
+        send_delay=settings.dsp_send_delay,
+        retry_first=settings.dsp_retry_first,
+        retry_cap=settings.dsp_retry_cap,
+        retry_deadline=settings.dsp_retry_deadline,
+        metrics=metrics,
+    )
+    common: dict[str, Any] = {
+        "store": store,
+        "sender": sender,
+        "peer": Peer(wire=net, mint=identity.mint),
+        "participant": participant,
+        "base": settings.dsp_base,
+        "facts_of": known_of,
+    }
+    negotiations = Negotiations(**common)
+    data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
+    transfers = Transfers(negotiations=negotiations, data_plane=data_plane, **common)
+    host = urlsplit(settings.root_url).netloc
+    signer = Signer(f"{host}/audit/{settings.name}", keys.log_key(key_dir))
+    sequencer = Sequencer(store, signer=signer, round_seconds=settings.audit_round_ms / 1000)
+    holdings = Holdings(store, net, identity)
+    return Services(
+        settings=settings,
+        participant=participant,
+        store=store,
+        metrics=metrics,
+        net=net,
+        identity=identity,
+        trust=trust,
+        tokens=Tokens(store),
+        pool=pool,
+        registry=Registry(
+            store,
+            _Profiles(pool, settings),
+            name=settings.name,
+            roots=settings.source_roots,
+            prepared=settings.data_dir / "prepared",
+        ),
+        offers=Offers(store),
+        grants=grants,
+        reads=reads,
+        addresses=addresses,
+        sender=sender,
+        negotiations=negotiations,
+        transfers=transfers,
+        agreements=Agreements(store=store, sender=sender, transfers=transfers),
+        catalog=Catalog(store=store, participant=participant, base=settings.dsp_base, facts_of=known_of),
+        signer=signer,
+        sequencer=sequencer,
+        log=AuditLog(store, sequencer, vkey=signer.vkey),
+        holdings=holdings,
+        coordinator=Coordinator(
+            store,
+            net,
+            pool,
+            work_dir=settings.data_dir / "queries",
+            tables_for=holdings.tables,
+            ticket=holdings.ticket,
+            seconds=settings.query_seconds,
+            memory_mb=settings.worker_memory_mb,
+        ),
+    )
+
+
+def public_app(parts: Services) -> FastAPI:
+    """What others reach: the protocol, the data plane, the DID document, liveness."""
+    settings = parts.settings
+    app = FastAPI(
+        title="Hanse connector, public",
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        max_body_size=settings.body_max_bytes,
+    )
+    problems.install(app)
+    app.include_router(
+        dsp_routes.router(
+            negotiations=parts.negotiations,
+            transfers=parts.transfers,
+            catalog=parts.catalog,
+            sender=parts.sender,
+            authenticate=parts.identity.authenticate,
+            body_max_bytes=settings.body_max_bytes,
+        )
+    )
+    app.include_router(access.router(parts.addresses, parts.grants, parts.identity, owner=settings.name))
+    app.router.routes.extend(data_http.routes(parts.reads, parts.addresses, owner=settings.name))
+    app.include_router(_well_known(parts))
+    app.include_router(_health(parts))
+    return app
+
+
+def management_app(parts: Services) -> FastAPI:
+    """What the operator, the owner's people and the auditor reach: the API and the console."""
+    settings, tokens = parts.settings, parts.tokens
+    app = FastAPI(
+        title="Hanse connector, management",
+        version=VERSION,
+        description="Datasets, offers, negotiations, transfers, queries and the audit log of one participant.",
+        max_body_size=settings.body_max_bytes,
+    )
+    problems.install(app)
+    api = APIRouter(prefix="/api/v1")
+    api.include_router(system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION))
+    api.include_router(datasets.router(parts.registry, tokens))
+    api.include_router(offers.router(parts.offers, tokens, facts_of=parts.facts_of))
+    api.include_router(
+        search.router(
+            parts.net,
+            parts.identity,
+            tokens,
+            catalogue_url=settings.catalogue_url,
+            operator=settings.trust_anchor,
+        )
+    )
+    api.include_router(audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens))
+    api.include_router(queries.router(parts.coordinator, tokens))
+    app.include_router(api)
+    app.include_router(_health(parts))
+    app.include_router(_metrics(parts))
+    return app
+
+
+def _well_known(parts: Services) -> APIRouter:
+    routes = APIRouter()
+    document = did.document(
+        parts.participant, jwk=keys.public_jwk(parts.identity.key), root_url=parts.settings.root_url
+    )
+
+    @routes.get("/.well-known/did.json", include_in_schema=False)
+    async def did_document() -> JSONResponse:
+        return JSONResponse(document, headers={"cache-control": "max-age=60"})
+
+    return routes
+
+
+def _health(parts: Services) -> APIRouter:
+    routes = APIRouter(prefix="/health", tags=["health"])
+
+    @routes.get("/live", summary="The process answers")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @routes.get("/ready", summary="The database answers and work can be taken")
+    async def ready() -> JSONResponse:
+        try:
+            await asyncio.wait_for(parts.store.read(lambda tx: tx.tokens.count()), timeout=2)
+        except (HanseError, TimeoutError):
+            return JSONResponse({"status": "not ready", "reason": "the database does not answer"}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    return routes
+
+
+def _metrics(parts: Services) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/metrics", tags=["health"], summary="Figures in the Prometheus text format")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(parts.metrics.registry), media_type="text/plain; version=0.0.4")
+
+    return routes
+
+
+@asynccontextmanager
+async def running(parts: Services) -> AsyncIterator[None]:
+    """Every worker of the connector, for as long as the block lasts; then drained and closed."""
+    sequencing = asyncio.create_task(parts.sequencer.run())
+    await parts.pool.start()
+    await parts.sender.start()
+    await parts.store.write(
+        lambda tx: tx.publish(ServiceStarted(actor=parts.participant, detail={"version": VERSION, "pid": os.getpid()}))
+    )
+    await _first_token(parts)
+    try:
+        yield
+    finally:
+        await parts.reads.drain("the connector is shutting down; go on from here in a moment")
+        await parts.sender.stop()
+        await parts.pool.close()
+        with contextlib.suppress(HanseError):
+            await parts.sequencer.settle()
+        sequencing.cancel()
+        await asyncio.gather(sequencing, return_exceptions=True)
+        await parts.net.close()
+        parts.store.close()
+
+
+async def _first_token(parts: Services) -> None:
+    text = await parts.tokens.first()
+    if text is None:
+        return
+    target = parts.settings.admin_token_file
+    if target is None:
+        print(f"admin token, shown this once: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the operator
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text + "\n")
+
+
+async def serve(settings: Settings) -> None:
+    """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use."""
+    set_up_logging(level=settings.log_level, as_json=settings.log_json)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.ExitStack() as bound:
+        public = bound.enter_context(_bind(settings.public_host, settings.public_port, "HANSE_PUBLIC_PORT"))
+        private = bound.enter_context(
+            _bind(settings.management_host, settings.management_port, "HANSE_MANAGEMENT_PORT")
+        )
+        await asyncio.to_thread(upgrade, settings.database)
+        parts = build(settings)
+        servers = [
+            _server(Observed(public_app(parts), listener="public", metrics=parts.metrics)),
+            _server(Observed(management_app(parts), listener="management", metrics=parts.metrics)),
+        ]
+        _stop_on_signals(servers)
+        async with running(parts):
+            _log.info("serving", public=settings.root_url, management_port=settings.management_port)
+            await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to us: there are two of them in the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: ASGIApp) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            loop="uvloop",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=64 * 1024,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=30,
+            backlog=512,
+        )
+    )
+
+
+def _stop_on_signals(servers: Sequence[uvicorn.Server]) -> None:
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def _bind(host: str, port: int, setting: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+        made.listen(512)
+    except OSError as error:
+        made.close()
+        raise Conflict(
+            f"port {port} on {host} cannot be bound ({error.strerror}); set {setting} to another one"
+        ) from None
+    made.setblocking(False)
+    return made
