@@ -38,15 +38,29 @@ from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
 from connector.dsp.messages import DataAddress, address_of
 from connector.dsp.negotiation import Negotiations
+from connector.dsp.partners import Partners
 from connector.dsp.peer import Peer
 from connector.dsp.sender import Sender
 from connector.dsp.transfer import Transfers
+from connector.dsp.webhooks import Webhooks
 from connector.errors import Conflict, HanseError
 from connector.events import Bus, ServiceStarted
 from connector.identity import did, keys
 from connector.identity.service import Identity
 from connector.identity.trust import Trust
-from connector.management import audit, datasets, offers, problems, queries, search, system
+from connector.management import (
+    agreements,
+    audit,
+    datasets,
+    events,
+    negotiations,
+    offers,
+    problems,
+    queries,
+    search,
+    system,
+    transfers,
+)
 from connector.management.auth import Tokens
 from connector.net import Guard, Net
 from connector.query.coordinate import Coordinator
@@ -90,6 +104,8 @@ class Services:
     transfers: Transfers
     agreements: Agreements
     catalog: Catalog
+    partners: Partners
+    webhooks: Webhooks
     signer: Signer
     sequencer: Sequencer
     log: AuditLog
@@ -227,17 +243,18 @@ def build(settings: Settings) -> Services:
         retry_deadline=settings.dsp_retry_deadline,
         metrics=metrics,
     )
+    peer = Peer(wire=net, mint=identity.mint)
     common: dict[str, Any] = {
         "store": store,
         "sender": sender,
-        "peer": Peer(wire=net, mint=identity.mint),
+        "peer": peer,
         "participant": participant,
         "base": settings.dsp_base,
         "facts_of": known_of,
     }
-    negotiations = Negotiations(**common)
+    negotiating = Negotiations(**common)
     data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
-    transfers = Transfers(negotiations=negotiations, data_plane=data_plane, **common)
+    transferring = Transfers(negotiations=negotiating, data_plane=data_plane, **common)
     host = urlsplit(settings.root_url).netloc
     signer = Signer(f"{host}/audit/{settings.name}", keys.log_key(key_dir))
     sequencer = Sequencer(store, signer=signer, round_seconds=settings.audit_round_ms / 1000)
@@ -264,9 +281,11 @@ def build(settings: Settings) -> Services:
         reads=reads,
         addresses=addresses,
         sender=sender,
-        negotiations=negotiations,
-        transfers=transfers,
-        agreements=Agreements(store=store, sender=sender, transfers=transfers),
+        negotiations=negotiating,
+        transfers=transferring,
+        agreements=Agreements(store=store, sender=sender, transfers=transferring),
+        partners=Partners(peer=peer, members=trust.members),
+        webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
         catalog=Catalog(store=store, participant=participant, base=settings.dsp_base, facts_of=known_of),
         signer=signer,
         sequencer=sequencer,
@@ -307,6 +326,7 @@ def public_app(parts: Services) -> FastAPI:
             body_max_bytes=settings.body_max_bytes,
         )
     )
+    app.include_router(dsp_routes.version_router())
     app.include_router(access.router(parts.addresses, parts.grants, parts.identity, owner=settings.name))
     app.router.routes.extend(data_http.routes(parts.reads, parts.addresses, owner=settings.name))
     app.include_router(_well_known(parts))
@@ -338,6 +358,12 @@ def management_app(parts: Services) -> FastAPI:
         )
     )
     api.include_router(audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens))
+    api.include_router(
+        negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens)
+    )
+    api.include_router(transfers.router(transfers=parts.transfers, store=parts.store, tokens=tokens))
+    api.include_router(agreements.router(agreements=parts.agreements, tokens=tokens))
+    api.include_router(events.router(feed=events.Feed(parts.store.bus), webhooks=parts.webhooks, tokens=tokens))
     api.include_router(queries.router(parts.coordinator, tokens))
     app.include_router(api)
     app.include_router(_health(parts))

@@ -17,7 +17,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import NotFound, Refused
 from connector.store import Store, Transaction
 from connector.store.tables import Transfer
-from connector.usage.grants import Grants
+from connector.usage.grants import Grants, is_started
 
 HTTP_PULL = "HttpData-PULL"
 ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
@@ -77,7 +77,7 @@ class Addresses:
             row = tx.transfers.peek(transfer_pid)
             if row is None or row.counterparty != consumer or row.role != "provider":
                 raise NotFound(f"no transfer {transfer_pid!r} between you and this participant")
-            if row.state != "STARTED":
+            if not is_started(row):
                 raise Refused(f"the transfer is {row.state.lower()}, expected started", code="transfer_not_started")
             return row
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from connector.errors import Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.usage.facts import counted, requested
 from policies.contract import Column, DataContract, TableSchema
 from policies.gate import UNLIMITED, Lease
@@ -248,6 +248,11 @@ def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement,
     reason = (agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner") if ended else ""
     dataset = tx.datasets.of(agreement.dataset_id)
     return agreement, dataset, tx.datasets.current(dataset), reason
+
+
+def is_started(transfer: Transfer) -> bool:
+    """Whether tickets of this transfer are good: it is started, or its start message is on the way."""
+    return transfer.state == "STARTED" or transfer.pending == "TransferStartMessage"
 
 
 def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, generation: int) -> None:
