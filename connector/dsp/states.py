@@ -154,9 +154,10 @@ def receive(table: Table, *, state: str, pending: str, role: str, message: str) 
     IllegalStep otherwise; then nothing has changed.
     """
     sender = other(role)
-    after = table.get(Step(state, message, sender))
+    ours = state == NEW and pending != ""  # we began this process, so the other side cannot begin it
+    after = None if ours else table.get(Step(state, message, sender))
     delivered = table.get(Step(state, pending, role)) if pending else None
-    if message in TERMINATIONS and (after or (state == NEW and pending)):  # 1
+    if message in TERMINATIONS and (after or ours):  # 1
         return Received(state or delivered or NEW, TERMINATED, "")
     if after is not None:  # 2
         if pending == COMPLETION and message == SUSPENSION:

@@ -33,10 +33,12 @@ from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Offer, Transfer
 from policies import jsonld
 from policies.evaluate import Facts
+from tests.support import wire_check
 
 Json = dict[str, Any]
 Tamper = Callable[["Call"], Awaitable[Reply | None]]
 USE: Json = {"permission": [{"action": "use"}]}
+_running: set[asyncio.Future[None]] = set()  # answers that go on after their reply, as background tasks do
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Cable:
             lambda: exchange(self.apps[host], method, url, headers or {}, body or b""),
         )
         self.calls.append(call)
+        if call.kind:
+            wire_check.check(call.message)
         answered = await self.tamper(call) if self.tamper else None
         return await call.go() if answered is None else answered
 
@@ -124,10 +128,15 @@ async def exchange(app: FastAPI, method: str, url: str, headers: Mapping[str, st
                 answer.set_result(Reply(started["status"], named, bytes(held)))
 
     task = asyncio.ensure_future(app(scope, receive, send))
+    _running.add(task)
+    task.add_done_callback(_running.discard)
     done, _ = await asyncio.wait({task, answer}, return_when=asyncio.FIRST_COMPLETED)
     if task in done and not answer.done():
         task.result()
-    return await answer
+    reply = await answer
+    if reply.body and reply.headers.get("content-type") == "application/json" and b'"@type"' in reply.body:
+        wire_check.check(json.loads(reply.body))
+    return reply
 
 
 class Plane:
