@@ -24,7 +24,7 @@ from connector.net import Net
 from connector.telemetry import logger
 
 _REGISTER_MAX = 4 * 2**20
-_RETRY_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +51,26 @@ class Trust:
 
     async def member(self, participant: str) -> Mapping[str, Any] | None:
         """The operator's entry for a participant; {} for somebody who is not a member; None where that is unknown."""
-        register = await self._current()
+        register = await self._current(self._max_age)
+        if register is not None and participant not in register.members:  # perhaps it joined a moment ago
+            register = await self._current(_RETRY_SECONDS)
         if register is None or register.expires <= time.time():
             return None
         return register.members.get(participant, {})
 
     async def members(self) -> Mapping[str, Mapping[str, Any]]:
         """Every member that the operator lists now; empty where that is unknown."""
-        register = await self._current()
+        register = await self._current(self._max_age)
         return {} if register is None or register.expires <= time.time() else register.members
 
-    async def _current(self) -> Register | None:
+    async def _current(self, max_age: float) -> Register | None:
+        """The register, fetched anew where it is older than `max_age` seconds and was not just tried."""
         if not self._anchor:
             return None
-        if time.monotonic() - self._fetched > self._max_age:
+        if time.monotonic() - self._fetched > max_age:
             async with self._lock:
                 now = time.monotonic()
-                if now - self._fetched > self._max_age and now - self._tried > _RETRY_SECONDS:
+                if now - self._fetched > max_age and now - self._tried > _RETRY_SECONDS:
                     self._tried = now
                     await self._refresh()
         return self._register
