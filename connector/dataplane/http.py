@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 from connector.dataplane import asked as ask
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
+from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, NotFound, QueryInvalid, Refused
@@ -138,6 +139,20 @@ class Exchange:
         headers = {"content-type": media, "content-length": str(len(body)), "cache-control": "no-store"} | extra
         await self.begin(status, headers)
         await self.send({"type": "http.response.body", "body": body})
+
+    async def part(self, body: bytes | memoryview) -> None:
+        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk."""
+        message: dict[str, object] = {"type": "http.response.body", "more_body": True}
+        await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
+
+    async def abort(self) -> None:
+        """Close the connection now, where the server can; elsewhere it closes when the handler returns."""
+        if self._gathers:
+            await self.send({"type": "http.response.body", ABORT: True})
+
+    @property
+    def _gathers(self) -> bool:
+        return EXTENSION in self.scope.get("extensions", {})
 
     async def gone(self) -> None:
         """Returns when the client has left: `send` says nothing then."""
@@ -262,9 +277,10 @@ class _Transport:
     async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview) -> None:
         try:
             async with asyncio.timeout(self._stall_seconds):
-                await exchange.send({"type": "http.response.body", "body": part, "more_body": True})
+                await exchange.part(part)
         except TimeoutError:
             stream.abandon("client_stalled", f"the client took nothing for {self._stall_seconds:g} s")
+            await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None
 
 

@@ -18,6 +18,7 @@ from joserfc.jwk import ECKey
 
 from connector.dataplane import http, tickets
 from connector.dataplane.addresses import Addresses
+from connector.dataplane.gather import Protocol
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.events import Event
@@ -82,7 +83,9 @@ class Provider:
 
 
 @asynccontextmanager
-async def running(folder: Path, *, rows: int = data.ROWS, stall_seconds: float = 5.0) -> AsyncIterator[Provider]:
+async def running(
+    folder: Path, *, rows: int = data.ROWS, stall_seconds: float = 5.0, protocol: Any = Protocol
+) -> AsyncIterator[Provider]:
     """A provider with a store on SQLite and a pool of two workers, until the block ends."""
     path = data.parquet(folder / "numbers.parquet", rows)
     url = f"sqlite:///{folder / 'provider.db'}"
@@ -102,15 +105,15 @@ async def running(folder: Path, *, rows: int = data.ROWS, stall_seconds: float =
             store, grants, key=key, participant=PROVIDER, root_url="http://127.0.0.1", ticket_seconds=600
         )
         app = FastAPI(routes=http.routes(reads, addresses, owner=OWNER, stall_seconds=stall_seconds))
-        async with _served(app) as address:
+        async with _served(app, protocol) as address:
             yield Provider(store, grants, reads, pool, addresses, key, address, events, path)
     store.close()
 
 
 @asynccontextmanager
-async def _served(app: FastAPI) -> AsyncIterator[str]:
+async def _served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", http=http_protocol()))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", loop="uvloop", http=protocol))
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
         await asyncio.sleep(0.01)
@@ -119,10 +122,6 @@ async def _served(app: FastAPI) -> AsyncIterator[str]:
     finally:
         server.should_exit = server.force_exit = True
         await task
-
-
-def http_protocol() -> Any:
-    return "httptools"
 
 
 def _insert(tx: Any, policy: Policy, number: str, *, name: str, path: Path, profile: dict[str, Any]) -> None:

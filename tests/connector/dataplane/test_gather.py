@@ -1,0 +1,127 @@
+"""The gathered write puts the same bytes on the wire as uvicorn's own path, and refuses what it cannot frame."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, Protocol
+
+PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Sends PIECES: gathered where the server offers it, joined otherwise."""
+    gathers = EXTENSION in scope.get("extensions", {})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-a", b"b")]})
+    for piece in PIECES:
+        if gathers:
+            half = len(piece) // 2
+            await send({"type": "http.response.body", BUFFERS: [piece[:half], piece[half:]], "more_body": True})
+        elif piece:
+            await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def misuse(scope: Any, receive: Any, send: Any) -> None:
+    """Buffers before the start, with a length, and at the end: each must raise."""
+    for message in (
+        {"type": "http.response.body", BUFFERS: [b"x"], "more_body": True},
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]},
+        {"type": "http.response.body", BUFFERS: [b"abc"], "more_body": True},
+    ):
+        try:
+            await send(message)
+        except RuntimeError:
+            scope["state"]["refused"].append(message["type"])
+    await send({"type": "http.response.body", "body": b"abc"})
+
+
+async def stalled(scope: Any, receive: Any, send: Any) -> None:
+    """Fills the socket of a client that does not read, then aborts."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    try:
+        async with asyncio.timeout(0.2):
+            while True:
+                await send({"type": "http.response.body", BUFFERS: [bytes(2**20)], "more_body": True})
+    except TimeoutError:
+        await send({"type": "http.response.body", ABORT: True})
+
+
+@asynccontextmanager
+async def served(app: Any, *, http: Any = Protocol) -> AsyncIterator[int]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=http, log_level="critical", lifespan="off", date_header=False)
+    server = uvicorn.Server(config)
+    task = asyncio.ensure_future(server.serve(sockets=[listening]))
+    while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+async def exchange(port: int, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    answer = await reader.read(-1)
+    writer.close()
+    return answer
+
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+PIPELINED = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" + REQUEST
+
+
+@pytest.mark.parametrize("request_", [REQUEST, PIPELINED], ids=["one", "pipelined"])
+async def test_bytes_on_the_wire_are_those_of_the_stock_path(request_: bytes) -> None:
+    async with served(application, http="httptools") as port:
+        stock = await exchange(port, request_)
+    async with served(application) as port:
+        assert await exchange(port, request_) == stock
+
+
+def test_bytes_are_the_same_on_uvloop() -> None:
+    """In a process of its own: the loop of a test run is asyncio's."""
+    code = (
+        "import uvloop, tests.connector.dataplane.test_gather as t\n"
+        "for request in (t.REQUEST, t.PIPELINED):\n"
+        "    uvloop.run(t.test_bytes_on_the_wire_are_those_of_the_stock_path(request))\n"
+        "print('same')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "same", found.stderr
+
+
+async def test_buffers_outside_a_chunked_body_are_refused() -> None:
+    refused: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope.setdefault("state", {})["refused"] = refused
+        await misuse(scope, receive, send)
+
+    async with served(app) as port:
+        answer = await exchange(port, REQUEST)
+    assert refused == ["http.response.body", "http.response.body"]
+    assert answer.endswith(b"\r\n\r\nabc")
+
+
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
+    async with served(stalled) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
+        writer.write(REQUEST)
+        await asyncio.sleep(0.5)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1 << 30)
+        writer.close()
