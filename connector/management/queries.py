@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -57,12 +57,12 @@ class Asked(BaseModel):
 
 def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/queries", tags=["queries"])
-    consumes = Annotated[Caller, Depends(tokens.require("consume"))]
-    reads = Annotated[Caller, Depends(tokens.require("read"))]
+    consumer = Depends(tokens.require("consume"))
+    reader = Depends(tokens.require("read"))
 
     @routes.post("", summary="Ask one question over many owners; the answer is an Arrow IPC stream",
                  responses={200: {"content": {MEDIA: {}, "application/json": {}}}})  # fmt: skip
-    async def ask(asked: Asked, request: Request, caller: consumes) -> Response:
+    async def ask(asked: Asked, request: Request, caller: Caller = consumer) -> Response:
         if asked.explain is True:
             return JSONResponse(await _explained(coordinator, asked, caller))
         answer = await _unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
@@ -71,18 +71,18 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
         return _Streamed(answer)
 
     @routes.get("", summary="Running and recent questions")
-    async def listed(_: reads) -> list[dict[str, Any]]:
+    async def listed(_: Caller = reader) -> list[dict[str, Any]]:
         return [progress.to_json() for progress in coordinator.recent()]
 
     @routes.get("/{query_id}", summary="One running or recent question")
-    async def one(query_id: str, _: reads) -> dict[str, Any]:
+    async def one(query_id: str, _: Caller = reader) -> dict[str, Any]:
         found = coordinator.progress(query_id)
         if found is None:
             raise NotFound(f"no question {query_id[:64]!r} is running or recent; see GET /queries")
         return found.to_json()
 
     @routes.delete("/{query_id}", status_code=204, summary="Stop a running question, here and at its owners")
-    async def cancelled(query_id: str, _: consumes) -> None:
+    async def cancelled(query_id: str, _: Caller = consumer) -> None:
         if not coordinator.cancel(query_id):
             raise NotFound(f"no question {query_id[:64]!r} is running; see GET /queries")
 
