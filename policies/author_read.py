@@ -14,6 +14,7 @@ from policies.form import (
     KEYS,
     LIMITS,
     MASKS,
+    PERIODS,
     WHO,
     Columns,
     Limits,
@@ -23,6 +24,7 @@ from policies.form import (
     WhoLine,
     action_iri,
     action_words,
+    ordered,
     span,
 )
 from policies.vocabulary import ACTIONS, SAME_ACTION, expand
@@ -198,7 +200,7 @@ def _columns(item: Item) -> Columns:
     twice = sorted({mask.column for mask in masks if [one.column for one in masks].count(mask.column) > 1})
     if twice:
         raise fail(item.line, "one mask per column", f"several for {', '.join(twice)}", "keep one")
-    return Columns(only, hide, tuple(masks))
+    return Columns(only, hide, ordered(masks))
 
 
 def _mask(column: str, how: Item) -> MaskLine:
@@ -216,7 +218,7 @@ def _mask(column: str, how: Item) -> MaskLine:
     if MASKS[method] != bool(text):
         need = f"a number with {method}, such as {{{method}: 2}}" if MASKS[method] else f"{method} alone"
         raise fail(how.line, need, shown(how), "correct it")
-    if text:
+    if text and not (method == "generalise" and text in PERIODS):
         _checked(Item(text, how.line), values.decimal)
     return MaskLine(column, method, text)
 

@@ -18,8 +18,9 @@ from policies.form import (
     OwedLine,
     WhoLine,
     action_word,
+    ordered,
 )
-from policies.model import Atom, Conflict, Connective, Constraint, Duty, Group, Kind, Policy, Rule
+from policies.model import Atom, Conflict, Connective, Constraint, Duty, Group, Policy, Rule
 from policies.values import in_words
 from policies.vocabulary import column_of, ds, odrl
 
@@ -45,7 +46,7 @@ class _Inexpressible(Exception):
 
 def recognise(policy: Policy, *, offer: str, decide: str) -> OfferForm | None:
     """The form in short words, or None where they cannot say the policy."""
-    if policy.kind is Kind.AGREEMENT or policy.conflict is not Conflict.PROHIBIT or known.unclear(policy):
+    if policy.conflict is not Conflict.PROHIBIT or known.unclear(policy):
         return None
     try:
         return _form(policy, offer, decide)
@@ -145,7 +146,7 @@ class _Sorted:
             **self.plain,
             "who": tuple(self.who),
             "rows": rows,
-            "columns": Columns(**self.columns, masks=tuple(self.masks)),
+            "columns": Columns(**self.columns, masks=ordered(self.masks)),
             "limits": Limits(**self.limits),
             "group_by": tuple(self.grid["dimension"]),
             "measure": tuple(self.grid["measure"]),

@@ -6,7 +6,7 @@ Shapes and tables only; `author` reads, writes and translates.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class WhoLine:
 
 @dataclass(frozen=True, slots=True)
 class MaskLine:
-    """One mask: column, method, argument (characters, digits or bin width; empty where there is none)."""
+    """One mask: column, method, argument (characters, digits, bin width or period; empty where there is none)."""
 
     column: str
     method: str
@@ -142,9 +142,15 @@ DETAILS: dict[str, tuple[str, str]] = {
     "registry": (ds("modelRegistry"), "eq"),
 }
 MASKS: dict[str, bool] = {"null": False, "hash": False, "truncate": True, "round": True, "generalise": True}
+PERIODS = ("year", "quarter", "month", "week", "day", "hour")  # what a day or a time is generalised to
 EVENT = ds("event/")
 _SPAN = re.compile(r"(\d{1,6})\s*(h|d|w|mo|y|hours?|days?|weeks?|months?|years?)", re.ASCII)
 _UNITS = {"h": "PT{}H", "d": "P{}D", "w": "P{}W", "m": "P{}M", "y": "P{}Y"}
+
+
+def ordered(masks: Iterable[MaskLine]) -> tuple[MaskLine, ...]:
+    """Masks as the form lists them: hashed columns, emptied ones, then the others as they came."""
+    return tuple(sorted(masks, key=lambda mask: {"hash": 0, "null": 1}.get(mask.method, 2)))
 
 
 def span(text: str) -> str:

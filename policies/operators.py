@@ -175,16 +175,30 @@ def scalar(operator: str, observed: Any, texts: Sequence[str]) -> Verdict:
 
 def _like(observed: Any, text: str) -> Any:
     if isinstance(observed, bool):
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return _truth(text)
     if isinstance(observed, float):
         return float(decimal(text))
     if isinstance(observed, int | Decimal):
         return decimal(text)
     if isinstance(observed, datetime):
-        return datetime.fromisoformat(text)
+        return _like_moment(observed, text)
     if isinstance(observed, date):
         return date.fromisoformat(text)
     return text
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "1", "false", "0"):
+        raise ValueError(f"expected true or false, got {text!r}")
+    return text.lower() in ("true", "1")
+
+
+def _like_moment(observed: datetime, text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    if (found.tzinfo is None) != (observed.tzinfo is None):
+        # Python calls them unequal; whether they are cannot be known.
+        raise ValueError("expected both with a zone or both without")
+    return found
 
 
 _SCALAR: dict[str, Callable[[Any, list[Any]], bool]] = {

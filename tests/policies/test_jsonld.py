@@ -1,0 +1,259 @@
+"""Reading and writing of wire policies: what is refused, what is kept, what one digest means."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from policies import jsonld, known
+from policies.errors import PolicyUnreadable, TermUnknown
+from policies.model import HANSE, Atom, Conflict, Kind, Policy
+from policies.vocabulary import odrl
+
+SPEC = {
+    "@type": "Offer",
+    "@id": "urn:uuid:6f0c3c1e-5b8e-4f63-9a53-0f6f5f9a7c11",
+    "target": "urn:example:dataset:readings",
+    "odrl:conflict": {"@id": "odrl:prohibit"},
+    "permission": [
+        {
+            "action": "ds:query",
+            "constraint": [
+                {"leftOperand": "ds:membership", "operator": "eq", "rightOperand": "active"},
+                {
+                    "leftOperand": "odrl:dateTime",
+                    "operator": "lteq",
+                    "rightOperand": {"@value": "2027-12-31T22:59:59Z", "@type": "xsd:dateTime"},
+                },
+                {
+                    "or": [
+                        {"leftOperand": "ds:row/country", "operator": "isAnyOf", "rightOperand": ["DE", "FR"]},
+                        {"leftOperand": "ds:row/consent", "operator": "eq", "rightOperand": "broad"},
+                    ]
+                },
+            ],
+        }
+    ],
+    "prohibition": [{"action": "odrl:distribute"}],
+}
+USE = {"@type": "Offer", "@id": "urn:x", "permission": [{"action": "use"}]}
+
+
+def offer(**more: Any) -> dict[str, Any]:
+    return {**USE, **more}
+
+
+def constrained(**atom: Any) -> dict[str, Any]:
+    return offer(permission=[{"action": "use", "constraint": [atom]}])
+
+
+def with_rule(**members: Any) -> dict[str, Any]:
+    return offer(permission=[{"action": "use", **members}])
+
+
+def test_the_specifications_example_is_read_and_written_in_strict_form() -> None:
+    policy = jsonld.read(SPEC)
+    written = jsonld.write(policy, in_message=True)
+    assert written["permission"][0]["action"] == HANSE + "query"
+    assert written["permission"][0]["constraint"][0]["leftOperand"] == HANSE + "membership"
+    assert written["permission"][0]["constraint"][1]["rightOperand"]["@type"] == "xsd:dateTime"
+    assert written["odrl:conflict"] == {"@id": "odrl:prohibit"}
+    assert jsonld.read(written) == policy
+    assert jsonld.read(json.dumps(written)) == policy
+
+
+def test_expanded_json_ld_reads_the_same() -> None:
+    expanded = [
+        {
+            "@id": "urn:x",
+            "@type": [odrl("Offer")],
+            odrl("target"): [{"@id": "urn:data"}],
+            odrl("permission"): [
+                {
+                    odrl("action"): [{"@id": odrl("use")}],
+                    odrl("constraint"): [
+                        {
+                            odrl("leftOperand"): [{"@id": odrl("count")}],
+                            odrl("operator"): [{"@id": odrl("lteq")}],
+                            odrl("rightOperand"): [{"@value": "10"}],
+                        }
+                    ],
+                }
+            ],
+        }
+    ]
+    compacted = {
+        **constrained(leftOperand="count", operator="lteq", rightOperand=10),
+        "target": "urn:data",
+    }
+    assert jsonld.digest(jsonld.read(expanded)) == jsonld.digest(jsonld.read(compacted))
+    assert jsonld.read(expanded).target == "urn:data"
+
+
+def test_prefixes_of_an_inline_context_are_used_and_documents_never_fetched() -> None:
+    wire = {
+        "@context": ["https://unreachable.invalid/context.jsonld", {"h": HANSE, "o": {"@id": odrl("")}}],
+        **constrained(leftOperand="h:membership", operator="o:eq", rightOperand="active"),
+    }
+    (atom,) = jsonld.read(wire).permissions[0].constraints
+    assert isinstance(atom, Atom)
+    assert (atom.left, atom.operator) == (HANSE + "membership", "eq")
+
+
+@pytest.mark.parametrize(
+    ("wire", "says"),
+    [
+        ("nonsense", "expected a policy as JSON"),
+        ("[1]", "expected one policy object"),
+        ([USE, USE], "expected one policy object"),
+        ({}, "expected @type"),
+        ({"@type": "Dataset"}, "expected @type"),
+        (offer(permission="use"), "expected objects"),
+        (offer(permission=[{}]), "expected an action"),
+        (offer(target=["a", "b"]), "expected one value, got 2"),
+        (offer(**{"odrl:permission": []}), "given twice"),
+        (offer(inheritFrom="urn:parent"), "inheritFrom is not carried"),
+        (offer(**{"odrl:conflict": {"@id": "odrl:maybe"}}), "expected conflict"),
+        (with_rule(remedy=[{"action": "delete"}]), "remedy is not carried"),
+        (with_rule(duty=[{"action": "odrl:inform", "consequence": []}]), "consequence is not carried"),
+        (with_rule(action={"@id": "use", "refinement": []}), "expected an action as a name"),
+        (with_rule(constraint=[{"leftOperand": "count", "operator": "lteq"}]), "expected leftOperand, operator"),
+        (with_rule(constraint=[{"and": [], "or": []}]), "expected leftOperand, operator"),
+        (with_rule(constraint=[{"and": []}]), "at least one constraint under and"),
+        (constrained(leftOperand="count", operator="lteq", rightOperand=[]), "at least one value"),
+        (constrained(leftOperand="count", operator="lteq", rightOperand=1e300), "expected a plain number"),
+        (constrained(leftOperand="count", operator="lteq", rightOperand=None), "at least one value"),
+        (constrained(leftOperand="count", operator="lteq", rightOperand={"x": 1}), "expected @value or @id"),
+        (constrained(leftOperand="count", operator="lteq", rightOperand="1", unit="x"), "unit is not carried"),
+        (
+            constrained(leftOperand="count", operator="lteq", **{"odrl:rightOperandReference": {"@id": "http://x"}}),
+            "rightOperandReference is not carried",
+        ),
+        (constrained(leftOperand="count", operator="lteq", rightOperand="x" * 20_001), "expected a text of at most"),
+        (constrained(leftOperand="count", operator="lteq", rightOperand=["x"] * 10_001), "at most 10000 values"),
+        (offer(permission=[{"action": "use"}] * 5_001), "at most 5000 rules"),
+        (with_rule(target="urn:other") | {"target": "urn:mine"}, "expected the policy's own target"),
+    ],
+)
+def test_what_would_lose_its_meaning_is_refused_with_a_reason(wire: Any, says: str) -> None:
+    with pytest.raises(PolicyUnreadable, match=says):
+        jsonld.read(wire)
+
+
+def test_nesting_has_an_end() -> None:
+    node: dict[str, Any] = {"leftOperand": "count", "operator": "lteq", "rightOperand": "1"}
+    for _ in range(2_000):
+        node = {"and": [node]}
+    with pytest.raises(PolicyUnreadable, match="nested at most"):
+        jsonld.read(with_rule(constraint=[node]))
+
+
+def test_annotations_of_other_vocabularies_are_ignored() -> None:
+    noted = offer(**{"dct:title": "x", "version": "2", "@context": "https://w3id.org/dspace/2025/1/context.jsonld"})
+    noted["permission"] = [{"action": "use", "rdfs:label": "free", "id": "r1", "@type": "Permission"}]
+    assert jsonld.rules_equal(jsonld.read(noted), jsonld.read(USE))
+
+
+def test_rules_may_name_target_and_parties_in_the_policys_stead() -> None:
+    policy = jsonld.read(with_rule(target="urn:data", assigner={"@id": "did:web:p"}))
+    assert (policy.target, policy.assigner) == ("urn:data", "did:web:p")
+
+
+def test_several_actions_of_a_rule_stand_for_one_rule_each() -> None:
+    policy = jsonld.read(with_rule(action=["use", {"@id": "odrl:read"}]))
+    assert [rule.action for rule in policy.permissions] == [odrl("use"), odrl("read")]
+
+
+@pytest.mark.parametrize(
+    ("wire", "name"),
+    [
+        (constrained(leftOperand="https://x.example/mood", operator="eq", rightOperand="a"), "https://x.example/mood"),
+        (constrained(leftOperand="Membership", operator="eq", rightOperand="a"), "Membership"),
+        (constrained(leftOperand="ds:membership", operator="like", rightOperand="a"), "like"),
+        (with_rule(action="odrl:teleport"), "odrl:teleport"),
+        (offer(profile="https://x.example/profile"), "https://x.example/profile"),
+        (offer(profile=[HANSE, "https://x.example/p2"]), "https://x.example/p2"),
+    ],
+)
+def test_unknown_words_are_kept_written_back_and_refused_by_name(wire: dict[str, Any], name: str) -> None:
+    policy = jsonld.read(wire)
+    assert jsonld.read(jsonld.write(policy)) == policy
+    with pytest.raises(TermUnknown, match=name):
+        known.require(policy)
+
+
+def test_a_foreign_profile_and_a_foreign_value_change_the_digest() -> None:
+    assert jsonld.digest(jsonld.read(offer(profile=HANSE))) == jsonld.digest(jsonld.read(USE))
+    assert jsonld.digest(jsonld.read(offer(profile="https://x.example/p"))) != jsonld.digest(jsonld.read(USE))
+
+
+def test_the_digest_ignores_who_when_and_where_but_not_what() -> None:
+    policy = jsonld.read(SPEC)
+    dressed = replace(
+        policy, id="urn:other", target="urn:t", assigner="a", assignee="b", timestamp="2027-01-01T00:00:00Z"
+    )
+    assert jsonld.digest(dressed) == jsonld.digest(policy)
+    assert jsonld.digest(replace(policy, prohibitions=())) != jsonld.digest(policy)
+    assert jsonld.digest(replace(policy, conflict=Conflict.PERM)) != jsonld.digest(policy)
+    lonely = replace(policy, prohibitions=())
+    assert jsonld.digest(replace(lonely, conflict=Conflict.PERM)) == jsonld.digest(lonely)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"and": [{"and": ["A", "B"]}, "C"]}, {"and": ["C", "B", "A"]}),
+        ({"or": [{"or": ["A", "B"]}, "A"]}, {"or": ["B", "A"]}),
+        ({"xone": ["A"]}, {"and": ["A"]}),
+        ({"andSequence": ["A", "B"]}, {"and": ["B", "A"]}),
+    ],
+)
+def test_logic_that_means_the_same_has_one_digest(one: Any, other: Any) -> None:
+    assert _digest(one) == _digest(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"or": ["A", "B"]}, {"and": ["A", "B"]}),
+        ({"xone": ["A", "B"]}, {"or": ["A", "B"]}),
+        ({"xone": ["A", "A"]}, {"xone": ["A"]}),
+        ({"and": [{"or": ["A", "B"]}, "C"]}, {"or": [{"and": ["A", "C"]}, "B"]}),
+    ],
+)
+def test_logic_that_differs_has_two_digests(one: Any, other: Any) -> None:
+    assert _digest(one) != _digest(other)
+
+
+def _digest(logic: Any) -> str:
+    def spelled(node: Any) -> Any:
+        if isinstance(node, str):
+            return {"leftOperand": "ds:role", "operator": "eq", "rightOperand": node}
+        return {key: [spelled(one) for one in members] for key, members in node.items()}
+
+    return jsonld.digest(jsonld.read(with_rule(constraint=[spelled(logic)])))
+
+
+@pytest.mark.parametrize(
+    ("policy", "arguments", "says"),
+    [
+        (Policy(Kind.OFFER, "", ()), {}, "expected @id"),
+        (Policy(Kind.OFFER, "urn:x", ()), {}, "at least one permission or prohibition"),
+        (jsonld.read(USE), {"in_message": True}, "expected target"),
+        (replace(jsonld.read(USE), kind=Kind.AGREEMENT), {}, "expected target, assigner, assignee, timestamp"),
+    ],
+)
+def test_an_incomplete_policy_is_not_sent(policy: Policy, arguments: dict[str, bool], says: str) -> None:
+    with pytest.raises(PolicyUnreadable, match=says):
+        jsonld.write(policy, **arguments)
+
+
+def test_the_kind_is_assumed_where_missing_and_demanded_where_given() -> None:
+    untyped = {key: value for key, value in USE.items() if key != "@type"}
+    assert jsonld.read(untyped, kind=Kind.OFFER).kind is Kind.OFFER
+    assert jsonld.read({**untyped, "@type": "Policy"}).kind is Kind.SET
+    with pytest.raises(PolicyUnreadable, match="expected @type Agreement"):
+        jsonld.read(USE, kind=Kind.AGREEMENT)

@@ -1,0 +1,191 @@
+"""Properties of usage-policies, section 10, over random policies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policies import author, evaluate, jsonld
+from policies.facts import Facts
+from policies.model import Conflict, Group, Kind, Policy, Rule
+from policies.vocabulary import Phase, ds, odrl
+from tests.support import dsp_schemas
+from tests.support import policy_strategies as random
+
+QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+DEEP = settings(QUICK, max_examples=400)
+PHASES = st.sampled_from([Phase.CATALOGUE, Phase.NEGOTIATION, Phase.TRANSFER, Phase.QUERY, Phase.BATCH])
+FEW = st.sampled_from(random.FEW_USES)
+MOMENTS = st.sampled_from([1.7e9, 1.8e9, 1.83e9, 1.9e9])
+ACTIONS = st.sampled_from([*random.USES, odrl("sell"), ds("mining")])
+CONFLICTS = st.sampled_from(list(Conflict))
+
+
+@st.composite
+def spelled(draw: st.DrawFn) -> tuple[Policy, dict[str, Any]]:
+    policy = draw(random.policies(conflict=CONFLICTS))
+    return policy, random.Spelling(draw).policy(jsonld.write(policy, in_message=True))
+
+
+@QUICK
+@given(spelled())
+def test_every_spelling_of_a_policy_has_one_digest(pair: tuple[Policy, dict[str, Any]]) -> None:
+    policy, wire = pair
+    read = jsonld.read(wire)
+    assert jsonld.digest(read) == jsonld.digest(policy)
+    assert jsonld.rules_equal(read, policy)
+    assert jsonld.read([wire]) == read
+
+
+@QUICK
+@given(random.policies(conflict=CONFLICTS))
+def test_what_is_written_reads_back_and_fits_the_published_schema(policy: Policy) -> None:
+    message = jsonld.write(policy, in_message=True)
+    dsp_schemas.validate("negotiation/contract-offer-message-schema.json", dsp_schemas.offer_message(message))
+    assert jsonld.read(message) == policy
+    catalog = jsonld.write(policy, in_catalog=True)
+    assert "target" not in catalog
+    dsp_schemas.validate_definition("Offer", catalog)
+    agreement = replace(
+        policy,
+        kind=Kind.AGREEMENT,
+        assigner="did:web:p.example",
+        assignee="did:web:c.example",
+        timestamp="2027-01-01T00:00:00Z",
+    )
+    dsp_schemas.validate_definition("Agreement", jsonld.write(agreement))
+    assert jsonld.digest(agreement) == jsonld.digest(policy)
+
+
+@QUICK
+@given(random.policies())
+def test_only_names_that_the_context_expands_are_written(policy: Policy) -> None:
+    for name in _names(jsonld.write(policy, in_message=True)):
+        assert name == "use" or name.startswith("odrl:") or "://" in name
+
+
+def _names(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [name for one in node for name in _names(one)]
+    if not isinstance(node, dict):
+        return []
+    own = [node[key] for key in ("action", "leftOperand") if key in node]
+    return own + [name for key, value in node.items() if key != "rightOperand" for name in _names(value)]
+
+
+@QUICK
+@given(random.policies(conflict=CONFLICTS), st.randoms(use_true_random=False))
+def test_order_never_matters_to_the_digest(policy: Policy, shuffle: Any) -> None:
+    assert jsonld.digest(_shuffled(policy, shuffle)) == jsonld.digest(policy)
+
+
+@DEEP
+@given(random.few_policies(), random.few_facts(), FEW, PHASES, MOMENTS, st.randoms(use_true_random=False))
+def test_order_never_matters_to_a_decision(
+    policy: Policy, given_facts: dict[str, Any], action: str, phase: Phase, now: float, shuffle: Any
+) -> None:
+    facts = Facts.of(given_facts)
+    a, b = (evaluate.as_if_agreed(one) for one in (policy, _shuffled(policy, shuffle)))
+    assert evaluate.permits(a, facts, action=action, phase=phase, now=now) == evaluate.permits(
+        b, facts, action=action, phase=phase, now=now
+    )
+
+
+@QUICK
+@given(random.policies(conflict=CONFLICTS), random.facts(), ACTIONS, PHASES, MOMENTS)
+def test_the_explained_decision_is_the_plain_one(
+    policy: Policy, given_facts: dict[str, Any], action: str, phase: Phase, now: float
+) -> None:
+    facts, tried = Facts.of(given_facts), evaluate.as_if_agreed(policy)
+    decision = evaluate.evaluate(tried, facts, action=action, phase=phase, now=now)
+    assert decision.permitted == evaluate.permits(tried, facts, action=action, phase=phase, now=now)
+    assert (decision.permission is not None) == decision.permitted
+    assert decision.reasons
+    again = evaluate.evaluate(replace(tried), facts, action=action, phase=phase, now=now)
+    assert again.to_json() == decision.to_json()
+
+
+@DEEP
+@given(random.few_policies(), random.few_facts(), FEW, PHASES, MOMENTS)
+def test_leaving_out_a_fact_never_permits(
+    policy: Policy, given_facts: dict[str, Any], action: str, phase: Phase, now: float
+) -> None:
+    tried = evaluate.as_if_agreed(policy)
+    facts = Facts.of(given_facts)
+    if evaluate.permits(tried, facts, action=action, phase=phase, now=now):
+        return
+    for key in facts:
+        assert not evaluate.permits(tried, facts.without(key), action=action, phase=phase, now=now), key
+
+
+@DEEP
+@given(random.few_policies(), random.few_constraints(), random.few_facts(), FEW, PHASES, MOMENTS)
+def test_one_more_constraint_on_a_permission_never_permits(
+    policy: Policy, extra: Any, given_facts: dict[str, Any], action: str, phase: Phase, now: float
+) -> None:
+    facts = Facts.of(given_facts)
+    before = evaluate.permits(evaluate.as_if_agreed(policy), facts, action=action, phase=phase, now=now)
+    for index, rule in enumerate(policy.permissions):
+        narrowed = replace(rule, constraints=(*rule.constraints, extra))
+        permissions = (*policy.permissions[:index], narrowed, *policy.permissions[index + 1 :])
+        tried = evaluate.as_if_agreed(replace(policy, permissions=permissions))
+        assert before or not evaluate.permits(tried, facts, action=action, phase=phase, now=now)
+
+
+@DEEP
+@given(random.few_policies(), random.few_rules(duty=False), random.few_facts(), FEW, MOMENTS)
+def test_one_more_prohibition_never_permits(
+    policy: Policy, extra: Rule, given_facts: dict[str, Any], action: str, now: float
+) -> None:
+    facts = Facts.of(given_facts)
+    more = replace(policy, prohibitions=(*policy.prohibitions, extra))
+    for phase in Phase:
+        before = evaluate.permits(evaluate.as_if_agreed(policy), facts, action=action, phase=phase, now=now)
+        after = evaluate.permits(evaluate.as_if_agreed(more), facts, action=action, phase=phase, now=now)
+        assert before or not after
+
+
+@QUICK
+@given(random.policies(conflict=CONFLICTS))
+def test_a_policy_survives_the_short_form(policy: Policy) -> None:
+    form = author.from_policy(policy)
+    text = author.write_form(form)
+    read = author.read_form(text)
+    assert jsonld.rules_equal(author.to_policy(read), policy), text
+    assert author.to_policy(read).target == policy.target
+    assert author.write_form(author.from_policy(author.to_policy(read))) == text
+
+
+def _shuffled(policy: Policy, shuffle: Any) -> Policy:
+    def mixed(items: tuple[Any, ...]) -> tuple[Any, ...]:
+        listed = [_mixed(one, mixed) for one in items]
+        shuffle.shuffle(listed)
+        return tuple(listed)
+
+    return replace(
+        policy,
+        permissions=mixed(policy.permissions),
+        prohibitions=mixed(policy.prohibitions),
+        obligations=mixed(policy.obligations),
+    )
+
+
+def _mixed(one: Any, mixed: Any) -> Any:
+    if isinstance(one, Group):
+        return replace(one, members=mixed(one.members))
+    if isinstance(one, Rule):
+        return replace(one, constraints=mixed(one.constraints), duties=mixed(one.duties))
+    return replace(one, constraints=mixed(one.constraints)) if hasattr(one, "constraints") else one
+
+
+@pytest.mark.parametrize("name", author.TEMPLATES)
+def test_every_template_survives_both_ways(name: str) -> None:
+    form = author.read_form(author.template(name))
+    policy = author.to_policy(form)
+    assert author.from_policy(policy, decide=form.decide) == form
+    assert author.read_form(author.write_form(form)) == form
+    assert form.odrl is None
