@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
-from catalogue import admin, api, health, ingest, pages, problems
+from catalogue import admin, api, feeds, health, ingest, pages, problems
 from catalogue.access import Access
 from catalogue.crawler import Crawler
 from catalogue.index import Index
@@ -90,11 +90,12 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     )
     app.middleware("http")(_guarded(settings.body_max_bytes))
     app.middleware("http")(built.metrics.observe)
-    site = pages.Site(built.search, built.access, built.register, built.store, settings, clock=clock)
+    site = pages.Site(built.search, built.access, built.members, built.crawler, built.store, settings, clock=clock)
     problems.install(app, page=site.problem)
     app.include_router(api.router(built.search, built.access, built.register, settings, clock=clock))
     app.include_router(admin.router(built.members, built.crawler, built.index, built.store, built.access))
     app.include_router(health.router(built.store, built.access, built.metrics))
+    app.include_router(feeds.router(built.search, built.access, settings))
     app.include_router(site.router())
     app.mount("/static", StaticFiles(directory=Path(pages.__file__).parent / "static"), name="static")
     return app

@@ -42,6 +42,7 @@ def cards_of(row: Row, member: Member | None, source: Source | None) -> list[Car
             owner=member.name,
             owner_title=member.title,
             country=member.country,
+            first_seen=row.first_seen,
             modified_at=row.modified_at,
             last_seen=row.last_seen,
             views=tuple(views),

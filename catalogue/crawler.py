@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from prometheus_client import Counter
 
@@ -60,6 +61,7 @@ class Crawler:
         self._timing, self._limits = Timing.of(settings), Limits.of(settings)
         self._on_change, self._count, self._luck = on_change, count, luck
         self._running: dict[str, asyncio.Task[Run]] = {}
+        self._following: dict[str, asyncio.Task[Run]] = {}
         self._places = asyncio.Semaphore(settings.crawl_concurrency)
         self._reading = asyncio.Lock()  # one page in memory as objects, however many visits are under way
         self._awake = asyncio.Event()
@@ -89,20 +91,39 @@ class Crawler:
 
     async def close(self) -> None:
         """Stop every visit; what was taken so far stays."""
-        for task in (tasks := list(self._running.values())):
+        for task in (tasks := [*self._following.values(), *self._running.values()]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def start(self, member_id: str, *, why: str) -> asyncio.Task[Run]:
-        """The visit of a member that is under way, or a new one."""
-        if (task := self._running.get(member_id)) is None:
-            task = asyncio.create_task(self._crawl(member_id, why))
-            self._running[member_id] = task
-            task.add_done_callback(lambda done: self._finished(member_id, done))
+        """A visit of a member that begins no earlier than now.
+
+        On schedule, the visit under way is good enough. Who asks for one wants to see what has just changed, so theirs
+        follows the one under way; all who ask meanwhile share it.
+        """
+        running = self._running.get(member_id)
+        if running is None:
+            return self._begin(self._running, member_id, self._crawl(member_id, why))
+        if why == "schedule":
+            return running
+        following = self._following.get(member_id)
+        return following or self._begin(self._following, member_id, self._after(running, member_id, why))
+
+    async def _after(self, running: asyncio.Task[Run], member_id: str, why: str) -> Run:
+        await asyncio.wait([running])
+        self._following.pop(member_id, None)
+        return await self.start(member_id, why=why)
+
+    def _begin(
+        self, tasks: dict[str, asyncio.Task[Run]], member_id: str, work: Coroutine[Any, Any, Run]
+    ) -> asyncio.Task[Run]:
+        task = tasks[member_id] = asyncio.create_task(work)
+        task.add_done_callback(lambda done: self._ended(tasks, member_id, done))
         return task
 
-    def _finished(self, member_id: str, task: asyncio.Task[Run]) -> None:
-        self._running.pop(member_id, None)
+    def _ended(self, tasks: dict[str, asyncio.Task[Run]], member_id: str, task: asyncio.Task[Run]) -> None:
+        if tasks.get(member_id) is task:
+            del tasks[member_id]
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("visit_broken", member=member_id, reason=repr(error))
 

@@ -103,7 +103,7 @@ def read_dataset(raw: object, *, participant: str) -> Entry:
         offers=tuple(offers.read_offer(policy) for policy in policies[:_OFFERS_MAX]),
         formats=_words((_plain(one.get("format") or one.get("dct:format")) for one in distributions), 20),
         endpoint=_endpoint(distributions),
-        audience=_words(map(_plain, _many(_first(raw, f"{_HANSE}audience", "hanse:audience"))), 100, size=1024),
+        audience=_words(map(_plain, _many(_ours(raw, "audience"))), 100, size=1024),
     )
 
 
@@ -126,14 +126,14 @@ def clean(text: str, limit: int) -> str:
 
 
 def _columns(raw: Mapping[str, Any]) -> Iterable[Column]:
-    found = _first(raw, f"{_HANSE}columns", "hanse:columns", "columns")
+    found = _ours(raw, "columns")
     for column in _many(found)[:_COLUMNS_MAX]:
         if isinstance(column, str):
             column = {"name": column}
         if not isinstance(column, dict):
             continue
         fields = {
-            field: clean(_plain(_first(column, field, f"{_HANSE}{field}", f"hanse:{field}")), limit)
+            field: clean(_plain(_ours(column, field)), limit)
             for field, limit in (("name", 200), ("type", 200), ("description", 1000), ("unit", 60))
         }
         if fields["name"]:
@@ -169,6 +169,12 @@ def _values(raw: Mapping[str, Any], namespace: str, term: str) -> list[str]:
 
 def _first(node: Mapping[str, Any], *keys: str) -> Any:
     return next((node[key] for key in keys if key in node), None)
+
+
+def _ours(node: Mapping[str, Any], term: str) -> Any:
+    """A member of our own namespace, in any of its versions, prefixed or bare."""
+    spellings = (key for key in node if key.startswith(_HANSE) and key.endswith(f"/{term}"))
+    return _first(node, *spellings, f"hanse:{term}", term)
 
 
 def _many(value: Any) -> list[Any]:

@@ -60,6 +60,7 @@ class Card:
     owner: str  # short name of the member
     owner_title: str
     country: str
+    first_seen: float
     modified_at: float
     last_seen: float
     views: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ from catalogue.store import Store, Transaction
 LAYOUT = 1  # raise it when documents are made differently
 _HEAP = 15_000_000  # the least that tantivy takes; one thread
 _BATCH = 500
+_OWNERS_MAX = 10_000
 _START = (0, "")  # before the first change
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -133,6 +134,12 @@ class Index:
         result: Any = searcher.search(query, question.size, offset=offset, **order)  # its stub leaves `count` out
         ids = tuple(str(searcher.doc(address).get_first("id")) for _, address in result.hits)
         return Found(ids, result.count, self._counts(searcher, question, viewer, query))
+
+    def owners(self, viewer: Viewer) -> dict[str, int]:
+        """How many datasets of each owner the viewer may see."""
+        query = self._query(Question(), viewer)
+        answer: dict[str, Any] = self._index.searcher().aggregate(query, {"owners": _terms("participant", _OWNERS_MAX)})
+        return {str(bucket["key"]): int(bucket["doc_count"]) for bucket in answer["owners"]["buckets"]}
 
     def words_in(self, text: str) -> list[str]:
         """The words of a text as the index knows them."""

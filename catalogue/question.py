@@ -38,6 +38,12 @@ class Question:
         return replace(self, filters={name: values for name, values in self.filters.items() if name != facet})
 
 
+def replaced(question: Question, *, words: str | None = None, column: str = "") -> Question:
+    """The question with other words, or without one of its columns; from its first page on."""
+    columns = tuple(name for name in question.columns if name != column)
+    return replace(question, words=question.words if words is None else words, columns=columns, page=1)
+
+
 def read(
     text: str,
     *,

@@ -24,6 +24,7 @@ from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Member, Source
 from connector.errors import NotFound
 
+_LOOKS = 10  # reads of a page's size that one page may take
 _PART_MIN = 4  # letters of a searched word that may be found inside a longer one
 
 
@@ -92,6 +93,14 @@ class Search:
         """One dataset. NotFound where it is not there or not for this viewer: the two look alike."""
         return await self._store.read(partial(_shown, dataset_id=dataset_id, viewer=viewer))
 
+    async def owners(self, viewer: Viewer) -> dict[str, int]:
+        """How many datasets of each owner (by short name) the viewer may see."""
+        return await asyncio.to_thread(self._index.owners, viewer)
+
+    async def page(self, viewer: Viewer, *, after: str, size: int) -> tuple[list[Card], str]:
+        """Up to `size` datasets in order of id after the id `after`, and where to go on ("" at the end)."""
+        return await self._store.read(partial(_page, viewer=viewer, after=after, size=size))
+
     def _hit(self, card: Card, question: Question) -> Hit:
         entry = card.entry
         matches = self._matcher(question)
@@ -124,6 +133,21 @@ def _cards(tx: Transaction, *, ids: Sequence[str], viewer: Viewer) -> list[Card]
     rows = tx.entries.with_owner(ids)
     cards = (card_for(viewer, *rows[one]) for one in ids if one in rows)
     return [card for card in cards if card is not None]
+
+
+def _page(tx: Transaction, *, viewer: Viewer, after: str, size: int) -> tuple[list[Card], str]:
+    found: list[Card] = []
+    for _ in range(_LOOKS):  # hidden entries must not make one request look at the whole database
+        rows = tx.entries.page(after=after, limit=size)
+        for row, member, source in rows:
+            if len(found) == size:
+                return found, after
+            after = row.id
+            card = card_for(viewer, row, member, source)
+            found += [card] if card is not None else []
+        if len(rows) < size:
+            return found, ""
+    return found, after
 
 
 def _titles(tx: Transaction, *, known: dict[str, str]) -> dict[str, str]:

@@ -1,36 +1,217 @@
-"""Routes and templates of the pages; they show what the services decided for this viewer."""
+"""Routes of the pages. They ask the same services as the API and show what those decided for this viewer."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from catalogue.access import Access
-from catalogue.register import Register
+from catalogue import question as questions
+from catalogue.access import COOKIE, Access, Viewer
+from catalogue.api import filters_of
+from catalogue.crawler import Crawler
+from catalogue.exports import EXPORTS
+from catalogue.facets import FACETS
+from catalogue.members import Application, Members
+from catalogue.pages import words
+from catalogue.question import Question
 from catalogue.search import Search
 from catalogue.settings import Settings
-from catalogue.store import Store
-from connector.errors import HanseError
+from catalogue.store import Store, Transaction
+from catalogue.store.tables import Member, Run, Source
+from catalogue.validation import validate
+from connector.errors import BadInput, HanseError, Unauthenticated
+
+_FIELDS_MAX = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One member on the members page; `datasets` counts what this viewer may see."""
+
+    member: Member
+    source: Source | None
+    datasets: int
+    run: Run | None
+
+    @property
+    def state(self) -> str:
+        if self.member.status != "active":
+            return self.member.status
+        return self.source.state if self.source else "new"
 
 
 class Site:
+    """The pages. `problem` renders an error for a browser."""
+
     def __init__(
         self,
         search: Search,
         access: Access,
-        register: Register,
+        members: Members,
+        crawler: Crawler,
         store: Store,
         settings: Settings,
         *,
         clock: Callable[[], float],
     ) -> None:
-        self._search, self._access, self._register = search, access, register
+        self._search, self._access, self._members, self._crawler = search, access, members, crawler
         self._store, self._settings, self._clock = store, settings, clock
+        templates = FileSystemLoader(Path(__file__).parent / "templates")
+        self._pages = Environment(
+            loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        self._pages.filters.update(words.FILTERS)
+        self._pages.globals.update(
+            settings=settings, search_url=words.search_url, TIERS=words.TIERS, FACETS=FACETS, EXPORTS=EXPORTS
+        )
 
     def problem(self, request: Request, error: HanseError) -> Response:
-        return HTMLResponse(f"<p>{error.status}</p>", status_code=error.status)
+        """An error as a page that says what to do."""
+        return self._page("problem.html", Viewer(), status=error.status, error=error, where="")
 
     def router(self) -> APIRouter:
-        return APIRouter(include_in_schema=False)
+        """Every page, and the forms of the operator."""
+        routes = APIRouter(include_in_schema=False)
+        self._public(routes)
+        self._session(routes)
+        self._operator(routes)
+        return routes
+
+    def _page(self, name: str, viewer: Viewer, *, status: int = 200, **context: Any) -> HTMLResponse:
+        html = self._pages.get_template(name).render(viewer=viewer, now=self._clock(), **context)
+        return HTMLResponse(html, status_code=status, headers={"cache-control": "private, no-cache"})
+
+    # -- what everybody may open
+
+    def _public(self, routes: APIRouter) -> None:
+        looking = Depends(self._access.viewer)
+
+        @routes.get("/", response_class=HTMLResponse)
+        async def search(
+            request: Request,
+            q: str = "",
+            column: Annotated[list[str] | None, Query()] = None,
+            page: int = 1,
+            viewer: Viewer = looking,
+        ) -> Response:
+            asked = questions.read(q, columns=column or (), filters=filters_of(request), page=page)
+            results = await self._search.ask(asked, viewer)
+            spoilers = await self._spoilers(asked, viewer) if not results.total else []
+            return self._page("search.html", viewer, results=results, spoilers=spoilers, where="search")
+
+        @routes.get("/members", response_class=HTMLResponse)
+        async def members(viewer: Viewer = looking) -> Response:
+            counts = await self._search.owners(viewer)
+            lines = await self._store.read(partial(_lines, viewer=viewer, counts=counts))
+            return self._page("members.html", viewer, lines=lines, where="members")
+
+        @routes.get("/datasets/{dataset_id:path}", response_class=HTMLResponse)
+        async def dataset(dataset_id: str, viewer: Viewer = looking) -> Response:
+            shown = await self._search.dataset(dataset_id, viewer)
+            code = words.snippet(shown.card)
+            quality = validate(shown.card)
+            return self._page("dataset.html", viewer, card=shown.card, code=code, quality=quality, where="search")
+
+    async def _spoilers(self, asked: Question, viewer: Viewer) -> list[tuple[str, str, int]]:
+        """Which part of a question without hits to leave out: its words, where they lead, and how many hits then."""
+        tries = [
+            (f"{FACETS[name].title}: {', '.join(values)}", asked.without(name))
+            for name, values in asked.filters.items()
+        ]
+        tries += [(f"column {column}", questions.replaced(asked, column=column)) for column in asked.columns]
+        if asked.words and (asked.filters or asked.columns):
+            tries.append((f"the words “{asked.words}”", questions.replaced(asked, words="")))
+        found = [(label, one, (await self._search.ask(one, viewer)).total) for label, one in tries]
+        return [(label, words.search_url(one), total) for label, one, total in found if total]
+
+    # -- logging in and out
+
+    def _session(self, routes: APIRouter) -> None:
+        looking = Depends(self._access.viewer)
+
+        @routes.get("/login", response_class=HTMLResponse)
+        async def login_page(viewer: Viewer = looking) -> Response:
+            return self._page("login.html", viewer, problem="", where="login")
+
+        @routes.post("/login")
+        async def login(request: Request) -> Response:
+            fields = await _fields(request)
+            try:
+                cookie = await self._access.log_in(fields.get("token", ""))
+            except Unauthenticated as error:
+                return self._page("login.html", Viewer(), status=401, problem=error.message, where="login")
+            response = RedirectResponse("/members", status_code=303)
+            secure = self._settings.root_url.startswith("https:")
+            age = self._settings.session_seconds
+            response.set_cookie(COOKIE, cookie, max_age=age, httponly=True, samesite="strict", secure=secure)
+            return response
+
+        @routes.post("/logout")
+        async def logout(request: Request) -> Response:
+            await self._access.log_out(request.cookies.get(COOKIE, ""))
+            response = RedirectResponse("/", status_code=303)
+            response.delete_cookie(COOKIE)
+            return response
+
+    # -- the operator's forms
+
+    def _operator(self, routes: APIRouter) -> None:
+        operator = Depends(self._access.operator())
+        back = partial(RedirectResponse, "/members", status_code=303)
+
+        @routes.post("/members", dependencies=[operator])
+        async def join(request: Request) -> Response:
+            fields = await _fields(request)
+            known = ("id", "name", "title", "role", "country", "url")
+            await self._members.join(Application(**{name: fields.get(name, "") for name in known}))
+            return back()
+
+        @routes.post("/members/status", dependencies=[operator])
+        async def status(request: Request) -> Response:
+            fields = await _fields(request)
+            changes = {str(name): fields[name] for name in ("status", "reason") if name in fields}
+            await self._members.change(fields.get("member", ""), changes=changes)
+            return back()
+
+        @routes.post("/members/visit", dependencies=[operator])
+        async def visit(request: Request) -> Response:
+            key = (await _fields(request)).get("member", "")
+            member = await self._store.read(lambda tx: tx.members.of(key))
+            if member.status != "active":
+                raise BadInput(f"{member.name} is {member.status}; its connector is not visited")
+            await asyncio.wait([self._crawler.start(member.id, why="operator")], timeout=20.0)
+            return back()
+
+
+async def _fields(request: Request) -> dict[str, str]:
+    """The fields of a form; the last of several."""
+    text = (await request.body()).decode("utf-8", "replace")
+    try:
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=_FIELDS_MAX)
+    except ValueError as error:
+        raise BadInput(f"expected a form with at most {_FIELDS_MAX} fields") from error
+    return {name: values[-1].strip() for name, values in fields.items()}
+
+
+def _lines(tx: Transaction, *, viewer: Viewer, counts: dict[str, int]) -> list[Line]:
+    """Every member, with what the viewer may see of it; suspended ones are shown to the operator only."""
+    sources = {source.member_id: source for source in tx.members.sources()}
+    return [
+        Line(
+            member,
+            sources.get(member.id),
+            counts.get(member.name, 0),
+            next(iter(tx.members.runs(member.id, limit=1)), None) if viewer.is_operator else None,
+        )
+        for member in tx.members.all()
+        if viewer.is_operator or member.status == "active"
+    ]

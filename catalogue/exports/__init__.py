@@ -1,0 +1,25 @@
+"""The catalogue in other people's formats: one line per format in EXPORTS."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from catalogue.exports.graph import Node, flat, jsonld, rdfxml, turtle
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A spelling of the DCAT-AP graph: how it is called, served and written."""
+
+    title: str
+    media_type: str
+    write: Callable[[Iterable[Node]], str]
+
+    def text(self, nodes: Iterable[Node]) -> str:
+        return self.write(flat(nodes))
+
+
+EXPORTS: dict[str, Export] = {
+    "jsonld": Export("DCAT-AP (JSON-LD)", "application/ld+json", jsonld),
+    "ttl": Export("DCAT-AP (Turtle)", "text/turtle", turtle),
+    "rdf": Export("DCAT-AP (RDF/XML)", "application/rdf+xml", rdfxml),
+}

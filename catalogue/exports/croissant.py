@@ -1,0 +1,133 @@
+"""One entry as Croissant 1.1, the description that machine-learning tools read. Pure.
+
+Data is under contract, so a reader cannot fetch it from the address given here: it is the protocol's, and a reader maps
+the file to what it streamed under its agreement. The policy travels in `usageInfo`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from catalogue.entry import Column
+from catalogue.exports.dcat import About, iri_of
+from catalogue.facets import Card
+
+CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
+MEDIA_TYPE = f'application/ld+json; profile="{CONFORMS_TO}"'
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    **{
+        term: f"cr:{term}"
+        for term in (
+            "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract", "field", "fileProperty",
+            "fileObject", "fileSet", "format", "includes", "isArray", "isLiveDataset", "jsonPath", "key", "md5",
+            "parentField", "path", "recordSet", "references", "regex", "repeated", "replace", "samplingRate",
+            "separator", "source", "subField", "transform",
+        )
+    },
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "description": {"@container": "@language"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "name": {"@container": "@language"},
+    "odrl": "http://www.w3.org/ns/odrl/2/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "sc": "https://schema.org/",
+}  # fmt: skip
+
+# A column's type, as engines write it, to Croissant's; the first that fits.
+_TYPES = (
+    (r"u?(tiny|small|big|huge)?int(eger)?\d*|u?int\d+|long|short|byte", "sc:Integer"),
+    (r"(half|bfloat16|float\d*|double|real|numeric|decimal\d*).*", "sc:Float"),
+    (r"bool(ean)?", "sc:Boolean"),
+    (r"date(32|64)?(\[.*\])?", "sc:Date"),
+    (r"(timestamp|datetime).*", "sc:DateTime"),
+)
+
+
+def croissant(card: Card, about: About) -> dict[str, Any]:
+    """The description, with the file object that a reader maps to what it streamed."""
+    entry, here = card.entry, iri_of(card.entry.id, about.root)
+    made: dict[str, Any] = {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "@id": here,
+        "conformsTo": CONFORMS_TO,
+        "name": entry.title,
+        "description": entry.description or entry.title,
+        "url": here,
+        "identifier": entry.id,
+        "license": entry.license or "https://schema.org/usageInfo",
+        "creator": _organisation(entry.participant, card.owner_title),
+        "publisher": _organisation(entry.participant, card.owner_title),
+        "datePublished": _day(card.first_seen),
+        "dateModified": _day(card.modified_at),
+        "keywords": list(entry.keywords),
+        "isLiveDataset": True,
+        "distribution": [_file(card, here)],
+        "usageInfo": [_usage(offer.policy) for offer in card.offers if offer.policy],
+        "recordSet": [_records(card)] if entry.columns else [],
+    }
+    return {key: value for key, value in made.items() if value not in ([], "")}
+
+
+def data_type(text: str) -> tuple[str, bool]:
+    """Croissant's type for a column's, and whether it is a list of them."""
+    plain = text.strip().lower()
+    listed = re.fullmatch(r"(?:large_)?list<(?:\w+: )?(.*)>|(.*)\[\]", plain)
+    if listed:
+        return data_type(listed[1] or listed[2] or "")[0], True
+    return next((kind for pattern, kind in _TYPES if re.fullmatch(pattern, plain)), "sc:Text"), False
+
+
+def _organisation(did: str, name: str) -> dict[str, str]:
+    return {"@type": "sc:Organization", "@id": did, "name": name}
+
+
+def _file(card: Card, here: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": "data",
+        "name": card.entry.name,
+        "description": f"Rows of {card.owner}/{card.entry.name}, had over the Dataspace Protocol under an agreement.",
+        "contentUrl": card.entry.endpoint or here,
+        "encodingFormat": "application/x-parquet",
+        # Data that lives has no digest of its own: what was streamed is proven by the receipts of both sides.
+        "sha256": "",
+    }
+
+
+def _usage(policy: dict[str, Any]) -> dict[str, Any]:
+    return {"@type": "odrl:Offer", **{key: value for key, value in policy.items() if key not in ("@type", "@context")}}
+
+
+def _records(card: Card) -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "rows",
+        "name": "rows",
+        "field": [_field(column) for column in card.entry.columns],
+    }
+
+
+def _field(column: Column) -> dict[str, Any]:
+    kind, is_list = data_type(column.type)
+    made: dict[str, Any] = {
+        "@type": "cr:Field",
+        "@id": f"rows/{column.name}",
+        "name": column.name,
+        "description": column.description or column.name,
+        "dataType": kind,
+        "source": {"fileObject": {"@id": "data"}, "extract": {"column": column.name}},
+    }
+    return {**made, "isArray": True, "arrayShape": "-1"} if is_list else made
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).date().isoformat()

@@ -1,0 +1,235 @@
+"""Entries as DCAT-AP 3: catalogue, datasets, distributions, services, records, agents. Pure.
+
+Where DCAT-AP and the protocol differ (design of the catalogue, section 2.1): licence and policy belong to the
+distribution here, at most one policy each, so there is one distribution per way of access and offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from catalogue.exports.graph import Iri, Literal, Node
+from catalogue.facets import THEME_BASE, THEMES, Card, theme_code
+from catalogue.index import language_of
+from catalogue.offers import Offer
+from policies import jsonld as policy_jsonld
+from policies.errors import PolicyError
+from policies.model import ODRL, Atom, Constraint, Duty, Group, Kind, Rule
+
+_EU = "http://publications.europa.eu/resource/authority/"
+_ARROW = "https://www.iana.org/assignments/media-types/application/vnd.apache.arrow.stream"
+_DSP = "https://w3id.org/dspace/2025/1/"
+_LICENCE = f"{_EU}licence/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What the exports say of the catalogue itself."""
+
+    root: str
+    title: str
+    operator: str  # DID
+    operator_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paging:
+    """One page of a harvest: its address, the first and the next one, and how many datasets there are in all."""
+
+    here: str
+    first: str
+    following: str
+    total: int
+
+
+def catalog(cards: Iterable[Card], about: About, paging: Paging) -> list[Node]:
+    """One page of the whole catalogue, with hydra's links to the others."""
+    home = f"{about.root}/catalog"
+    node = Node(("dcat:Catalog",), home)
+    node.add("dct:title", Literal(about.title, language="en"))
+    node.add("dct:description", Literal(f"Datasets that members of {about.title} offer.", language="en"))
+    node.add("dct:publisher", _agent(about.operator, about.operator_name))
+    node.add("foaf:homepage", Node(("foaf:Document",), f"{about.root}/"))
+    node.add("dcat:themeTaxonomy", Iri(f"{_EU}data-theme"))
+    page = Node(("hydra:PagedCollection",), paging.here)
+    page.add("hydra:totalItems", Literal(str(paging.total), datatype="xsd:integer"))
+    page.add("hydra:first", Iri(paging.first))
+    page.add("hydra:next", Iri(paging.following) if paging.following else None)
+    found = [(card, dataset(card, about)) for card in cards]
+    node.add("dcat:dataset", *(described for _, described in found))
+    node.add("dcat:record", *(_record(card, described) for card, described in found))
+    return [page, node]
+
+
+def dataset(card: Card, about: About) -> Node:
+    """One dataset with its distributions and columns."""
+    entry = card.entry
+    language = language_of(entry.language)
+    node = Node(("dcat:Dataset",), iri_of(entry.id, about.root))
+    node.add("dct:identifier", Literal(entry.id))
+    node.add("dct:title", Literal(entry.title, language=language))
+    node.add("dct:description", Literal(entry.description or entry.title, language=language))
+    node.add("dct:publisher", _agent(entry.participant, card.owner_title))
+    node.add("dcat:contactPoint", _contact(card))
+    node.add("dcat:keyword", *(Literal(word, language=language) for word in entry.keywords))
+    node.add("dcat:theme", *(Iri(theme) for theme in map(_theme, entry.themes) if theme))
+    node.add("dct:issued", _moment(card.first_seen))
+    node.add("dct:modified", _moment(card.modified_at))
+    node.add("dcat:landingPage", Node(("foaf:Document",), f"{iri_of(entry.id, about.root)}#page"))
+    node.add("dct:accessRights", Node(("dct:RightsStatement",), f"{_EU}access-right/{_access_right(card)}"))
+    node.add("dcat:distribution", *_distributions(card, about))
+    node.add("csvw:tableSchema", _schema(card))
+    return node
+
+
+def iri_of(dataset_id: str, root: str) -> str:
+    """The dataset's address in this catalogue, which is its IRI in the exports."""
+    return f"{root}/datasets/{quote(dataset_id, safe=':')}"
+
+
+def _distributions(card: Card, about: About) -> Iterable[Node]:
+    """One per way of access and offer; one per way where this viewer sees no offer."""
+    entry = card.entry
+    for way in entry.formats or ("",):
+        for index, offer in enumerate(card.offers or (None,)):
+            node = Node(("dcat:Distribution",), f"{iri_of(entry.id, about.root)}#{quote(way or 'data')}-{index + 1}")
+            node.add("dct:title", Literal(f"{entry.title} ({way or 'on request'})"))
+            node.add("dct:description", _description(offer))
+            node.add("dcat:accessURL", Iri(entry.endpoint or iri_of(entry.id, about.root)))
+            node.add("dct:license", _licence(entry.license))
+            node.add("dcat:mediaType", Node(("dct:MediaType",), _ARROW))
+            node.add("dcatap:availability", Iri(f"{_EU}planned-availability/AVAILABLE"))
+            node.add("dcat:accessService", _service(card, about))
+            node.add("odrl:hasPolicy", policy(offer) if offer else None)
+            yield node
+
+
+def _description(offer: Offer | None) -> Literal:
+    text = " ".join(offer.sentences) if offer else ""
+    return Literal(text or "Access is negotiated over the Dataspace Protocol.", language="en")
+
+
+def _service(card: Card, about: About) -> Node | None:
+    entry = card.entry
+    if not entry.endpoint:
+        return None
+    node = Node(("dcat:DataService",), f"{entry.endpoint}#{quote(card.owner)}")
+    node.add("dct:title", Literal(f"Connector of {card.owner_title}", language="en"))
+    node.add("dcat:endpointURL", Iri(entry.endpoint))
+    node.add("dct:publisher", _agent(entry.participant, card.owner_title))
+    node.add("dct:conformsTo", Node(("dct:Standard",), _DSP))
+    return node
+
+
+def _record(card: Card, described: Node) -> Node:
+    node = Node(("dcat:CatalogRecord",), f"{described.id}#record")
+    node.add("dct:modified", _moment(card.last_seen))
+    node.add("dct:issued", _moment(card.first_seen))
+    node.add("foaf:primaryTopic", Iri(described.id))
+    return node
+
+
+def _agent(did: str, name: str) -> Node:
+    node = Node(("foaf:Agent",), did)
+    node.add("foaf:name", Literal(name))
+    return node
+
+
+def _contact(card: Card) -> Node:
+    node = Node(("vcard:Kind",))
+    node.add("vcard:fn", Literal(card.owner_title))
+    node.add("vcard:hasURL", Iri(card.entry.endpoint) if card.entry.endpoint else None)
+    return node
+
+
+def _schema(card: Card) -> Node | None:
+    """The columns as CSV on the Web describes them."""
+    if not card.entry.columns:
+        return None
+    table = Node(("csvw:Schema",))
+    for column in card.entry.columns:
+        node = Node(("csvw:Column",))
+        node.add("csvw:name", Literal(column.name))
+        node.add("csvw:datatype", Literal(column.type) if column.type else None)
+        node.add("dct:description", Literal(column.description) if column.description else None)
+        table.add("csvw:column", node)
+    return table
+
+
+def _access_right(card: Card) -> str:
+    return "PUBLIC" if any("open" in offer.classes for offer in card.offers) else "RESTRICTED"
+
+
+def _theme(text: str) -> str:
+    """A theme's IRI; free text is no theme in DCAT-AP."""
+    code = theme_code(text)
+    if code in THEMES:
+        return THEME_BASE + code
+    return text if text.startswith(("https://", "http://")) else ""
+
+
+def _licence(text: str) -> Node | None:
+    if not text:
+        return None
+    if text.startswith(("https://", "http://")):
+        return Node(("dct:LicenseDocument",), text)
+    node = Node(("dct:LicenseDocument",))
+    node.add("dct:title", Literal(text))
+    return node
+
+
+def _moment(at: float) -> Literal:
+    return Literal(datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"), datatype="xsd:dateTime")
+
+
+# -- the offer as ODRL
+
+
+def policy(offer: Offer) -> Node | None:
+    """An offer as an ODRL graph; one that could not be read is described in words only."""
+    node = Node(("odrl:Offer",), offer.id if ":" in offer.id else "")
+    try:
+        found = policy_jsonld.read(offer.policy, kind=Kind.OFFER)
+    except PolicyError:
+        node.add("dct:description", Literal("The offer cannot be read here.", language="en"))
+        return node
+    node.add("odrl:permission", *(_rule("odrl:Permission", rule) for rule in found.permissions))
+    node.add("odrl:prohibition", *(_rule("odrl:Prohibition", rule) for rule in found.prohibitions))
+    node.add("odrl:obligation", *(_duty(duty) for duty in found.obligations))
+    return node
+
+
+def _rule(kind: str, rule: Rule) -> Node:
+    node = Node((kind,))
+    node.add("odrl:action", Iri(rule.action))
+    node.add("odrl:constraint", *map(_constraint, rule.constraints))
+    node.add("odrl:duty", *map(_duty, rule.duties))
+    return node
+
+
+def _duty(duty: Duty) -> Node:
+    node = Node(("odrl:Duty",))
+    node.add("odrl:action", Iri(duty.action))
+    node.add("odrl:constraint", *map(_constraint, duty.constraints))
+    return node
+
+
+def _constraint(constraint: Constraint) -> Node:
+    if isinstance(constraint, Group):
+        node = Node(("odrl:LogicalConstraint",))
+        node.add(f"odrl:{constraint.connective.value}", *map(_constraint, constraint.members))
+        return node
+    return _atom(constraint)
+
+
+def _atom(atom: Atom) -> Node:
+    node = Node(("odrl:Constraint",))
+    node.add("odrl:leftOperand", Iri(atom.left))
+    node.add("odrl:operator", Iri(ODRL + atom.operator))
+    for value in atom.right:
+        is_iri = value.text.startswith(("http://", "https://", "did:", "urn:"))
+        node.add("odrl:rightOperand", Iri(value.text) if is_iri else Literal(value.text))
+    return node
