@@ -72,16 +72,15 @@ class Harness:
         return await self._ask(ask.datasetId, ask.offerId, ask.connectorAddress)
 
     async def _ask(self, dataset: str, offer: str, address: str) -> dict[str, str]:
-        body = {"dataset_id": dataset, "offer_id": offer, "policy": self.table.policy, **self._whom(address)}
-        return {"id": str((await self.product.post("/negotiations", body))["id"])}
+        body = {"dataset_id": dataset, "offer_id": offer, "policy": self.table.policy, "decide": "manual"}
+        return {"id": str((await self.product.post("/negotiations", {**body, **self._whom(address)}))["id"])}
 
     async def _transfer(self, ask: Transfer) -> dict[str, str]:
         body = {"agreement_id": ask.agreementId, "format": ask.format, **self._whom(ask.connectorAddress)}
         return {"id": str((await self.product.post("/transfers", body))["id"])}
 
     def _whom(self, address: str) -> dict[str, str]:
-        who = {"counter_party_id": self.table.participant, "counter_party_address": address}
-        return {**who, "decide": "manual"}
+        return {"counter_party_id": self.table.participant, "counter_party_address": address}
 
     async def _command(self, kind: str, pid: str, command: str) -> None:
         try:

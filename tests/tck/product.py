@@ -54,6 +54,10 @@ class Place:
     def participant(self) -> str:
         return f"did:web:127.0.0.1%3A{self.public_port}"
 
+    @property
+    def token_file(self) -> Path:
+        return self.directory / "admin.token"
+
     def environment(self, tokens: Mapping[str, str]) -> dict[str, str]:
         """Settings for a lab on loopback whose one counterparty authenticates with a fixed token."""
         ours = {
@@ -63,6 +67,7 @@ class Place:
             "PUBLIC_PORT": str(self.public_port),
             "MANAGEMENT_PORT": str(self.management_port),
             "PARTICIPANT_ID": self.participant,
+            "ADMIN_TOKEN_FILE": str(self.token_file),
             "STATIC_TOKENS": json.dumps(dict(tokens)),
             "ALLOW_PRIVATE": "127.0.0.1",
             "INSECURE_HTTP": "true",
@@ -92,9 +97,7 @@ class Product:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Start the process and wait until it answers."""
-        token = await asyncio.to_thread(self._token)
-        self._http.headers["Authorization"] = f"Bearer {token}"
+        """Start the process and wait until it answers. Its first start writes a token for whoever manages it."""
         with (self.place.directory / "connector.log").open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - starting does not block
                 [sys.executable, "-m", "connector", "serve"], env=self._environment, stdout=log, stderr=log
@@ -102,6 +105,7 @@ class Product:
         async with asyncio.timeout(PATIENCE):
             while not await self._answers():  # noqa: ASYNC110 - another process gives no event
                 await asyncio.sleep(0.1)
+        self._http.headers["Authorization"] = f"Bearer {self.place.token_file.read_text().strip()}"
 
     def stop(self) -> None:
         """End the process that `start` began."""
@@ -112,19 +116,6 @@ class Product:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-
-    def _token(self) -> str:
-        """A management token, made on the command line before the connector is started."""
-        made = subprocess.run(
-            [sys.executable, "-m", "connector", "token", "create", "kit", "--scopes", "admin"],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        if made.returncode:
-            raise RuntimeError(f"no management token: {made.stderr or made.stdout}")
-        return made.stdout.split()[-1]
 
     async def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
@@ -154,21 +145,19 @@ class Product:
 
     async def changes(self) -> AsyncIterator[Change]:
         """State changes as they are committed, from the stream of events; joined again when it breaks off."""
-        seen = ""
+        query = {"kind": list(KINDS)}
         while True:
-            headers = {"Last-Event-ID": seen} if seen else {}
             try:
                 async with self._http.stream(
-                    "GET", f"{self.place.management}/events/stream", headers=headers, timeout=None
+                    "GET", f"{self.place.management}/events/stream", params=query, timeout=None
                 ) as reply:
                     reply.raise_for_status()
                     async for line in reply.aiter_lines():
-                        if line.startswith("id:"):
-                            seen = line[3:].strip()
-                        elif line.startswith("data:") and (change := _change(json.loads(line[5:]))):
+                        if line.startswith("data:") and (change := _change(json.loads(line[5:]))):
                             yield change
-            except httpx2.TransportError:
-                await asyncio.sleep(0.2)
+            except httpx2.TransportError as error:
+                print(f"harness: the stream of events broke off: {error}", file=sys.stderr)
+            await asyncio.sleep(0.2)
 
 
 def _change(event: dict[str, Any]) -> Change | None:
