@@ -36,6 +36,7 @@ class Source:
     join: exp.Join | None
     parts: tuple[Part, ...] = ()
     nullable: bool = False
+    copies: dict[str, Part] = field(default_factory=dict)  # owners that have all of its rows
 
     @property
     def local(self) -> bool:
@@ -118,13 +119,17 @@ def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]
     infos = planning.infos(node)
     if not infos or any(info.grid is not None for info in infos):
         return None
-    owners = {info.owner for info in infos}
+    common = set.intersection(*(set(planning.sites(info)) for info in infos))
+    if not common:
+        return None
+    owner = infos[0].owner if infos[0].owner in common else min(common)
+    infos = tuple(planning.sites(info)[owner] for info in infos)
     agreements = {info.agreement for info in infos}
-    if len(owners) > 1 or (len(agreements) > 1 and not planning.across_agreements):
+    if len(agreements) > 1 and not planning.across_agreements:
         return None
     if any(not table.db and not _defined(table, node) for table in node.find_all(exp.Table)):
         return None
-    return infos[0].owner, infos
+    return owner, infos
 
 
 def statement(
@@ -157,9 +162,9 @@ def statement(
     return _varying_keys(_substituted(select, group, number))
 
 
-def shares(group: Group, statements: Sequence[exp.Expr], planning: Planning) -> list[Share]:
-    """The statements of a group with the datasets that each reads (also in its subqueries)."""
-    return [Share(owner, one, planning.infos(one)) for owner, one in zip(group.owners, statements, strict=True)]
+def shares(group: Group, statements: Sequence[exp.Expr]) -> list[Share]:
+    """The statements of a group, each for its owner."""
+    return [Share(owner, one) for owner, one in zip(group.owners, statements, strict=True)]
 
 
 def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:

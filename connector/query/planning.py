@@ -14,11 +14,10 @@ from connector.query.federation import Fragment, Keys, Mode, Note, TableInfo, Ta
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One owner's part of a fragment: the statement for it and the datasets it reads."""
+    """One owner's part of a fragment: the statement for it."""
 
     owner: str
     statement: exp.Expr
-    infos: tuple[TableInfo, ...]
 
 
 @dataclass(slots=True)
@@ -53,6 +52,26 @@ class Planning:
         found = {id(info): info for table in node.find_all(exp.Table) if table.db for info in [self.info(table)]}
         return tuple(found.values())
 
+    def sites(self, info: TableInfo) -> dict[str, TableInfo]:
+        """Owners at which the same rows are: the dataset's own, and those with a copy of it."""
+        found = {info.owner: info}
+        if info.content:
+            for other in self.tables.values():
+                if other.content == info.content:
+                    found.setdefault(other.owner, other)
+        return found
+
+    def moved(self, statement: exp.Expr, owner: str) -> exp.Expr:
+        """A copy of the statement that reads the owner's own copies of what others have too."""
+        found = statement.copy()
+        for table in [one for one in found.find_all(exp.Table) if one.db]:
+            info = self.info(table)
+            if info.owner != owner:
+                there = self.sites(info)[owner]
+                table.set("this", exp.to_identifier(there.dataset))
+                table.set("db", exp.to_identifier(there.owner))
+        return found
+
     def note(self, what: str, reason: str, detail: str = "") -> None:
         one = Note(what, reason, detail)
         if one not in self.notes:
@@ -69,24 +88,26 @@ class Planning:
         rows: int | None = None,
     ) -> str:
         """Add a fragment of one or more shares; the name of its table. Equal questions are asked once."""
-        texts = tuple((share.owner, parse.write(_bare(share.statement))) for share in shares)
+        statements = [self.moved(share.statement, share.owner) for share in shares]
+        read = [self.infos(statement) for statement in statements]
+        texts = tuple((share.owner, parse.write(_bare(one))) for share, one in zip(shares, statements, strict=True))
         if texts in self._known and not keys:
             return self._known[texts]
         table = self._known[texts] = f"f{len(self._known)}"
-        for number, (share, (owner, sql)) in enumerate(zip(shares, texts, strict=True)):
+        for number, (infos, (owner, sql)) in enumerate(zip(read, texts, strict=True)):
             same = sum(one.owner == owner for one in shares) > 1
             self.fragments.append(
                 Fragment(
                     id=table if len(shares) == 1 else f"{table}.{owner}{f'.{number}' if same else ''}",
                     table=table,
                     owner=owner,
-                    participant=share.infos[0].participant,
-                    agreements=tuple(dict.fromkeys(info.agreement for info in share.infos)),
-                    datasets=tuple(info.dataset for info in share.infos),
+                    participant=infos[0].participant,
+                    agreements=tuple(dict.fromkeys(info.agreement for info in infos)),
+                    datasets=tuple(info.dataset for info in infos),
                     sql=sql,
                     outputs=tuple(outputs),
                     kind=kind,
-                    aggregate_only=any(info.grid is not None for info in share.infos),
+                    aggregate_only=any(info.grid is not None for info in infos),
                     keys=tuple(keys),
                     pushed=tuple(pushed),
                     rows=rows,

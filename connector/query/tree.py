@@ -196,19 +196,24 @@ def is_plain(select: exp.Expr) -> bool:
 def group_keys(select: exp.Select) -> list[exp.Expr]:
     """The expressions of GROUP BY, also those inside grouping sets."""
     clause = select.args.get("group")
-    if clause is None:
-        return []
-    found: list[exp.Expr] = list(clause.expressions)
+    found: list[exp.Expr] = []
+    stack = [] if clause is None else grouping_sets(clause) + list(clause.expressions)
+    while stack:
+        one = stack.pop(0)
+        if isinstance(one, exp.Rollup | exp.Cube | exp.GroupingSets | exp.Tuple):
+            stack = [*one.expressions, *stack]
+        elif isinstance(one, exp.Paren):
+            stack.insert(0, one.this)
+        else:
+            found.append(one)
+    return found
+
+
+def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
+    """ROLLUP, CUBE and GROUPING SETS of a GROUP BY."""
+    found = [one for one in clause.expressions if isinstance(one, exp.Rollup | exp.Cube | exp.GroupingSets)]
     for name in ("grouping_sets", "cube", "rollup"):
-        for part in clause.args.get(name) or ():
-            for member in part.expressions:
-                stack = [member]
-                while stack:
-                    one = stack.pop()
-                    if isinstance(one, exp.Tuple | exp.Paren):
-                        stack.extend(one.expressions if isinstance(one, exp.Tuple) else [one.this])
-                    else:
-                        found.append(one)
+        found += clause.args.get(name) or []
     return found
 
 

@@ -10,7 +10,7 @@ from sqlglot import exp
 
 from connector.query import block as blocks
 from connector.query import tree as trees
-from connector.query.block import Group, Source
+from connector.query.block import Group, Part, Source
 from connector.query.planning import Planning
 
 
@@ -21,12 +21,23 @@ def sources(select: exp.Select, planning: Planning) -> list[Source]:
     for node, join in zip(trees.sources(select), (None, *joins), strict=True):
         parts = blocks.parts_of(node, planning)
         alias = node.alias_or_name
-        found.append(Source(alias, node, join, tuple(blocks.rebase(part, alias) for part in parts)))
+        rebased = tuple(blocks.rebase(part, alias) for part in parts)
+        found.append(Source(alias, node, join, rebased, copies=_copies(rebased, planning)))
         if join is not None and trees.side(join) in ("LEFT", "FULL"):
             found[-1].nullable = True
         if join is not None and trees.side(join) in ("RIGHT", "FULL"):
             for before in found[:-1]:
                 before.nullable = True
+    return found
+
+
+def _copies(parts: tuple[Part, ...], planning: Planning) -> dict[str, Part]:
+    if len(parts) != 1 or len(parts[0].infos) != 1 or not isinstance(parts[0].relation, exp.Table):
+        return {}
+    part, found = parts[0], {}
+    for owner, info in planning.sites(part.infos[0]).items():
+        table = exp.Table(this=exp.to_identifier(info.dataset), db=exp.to_identifier(owner))
+        found[owner] = Part(owner, table, (info,), part.columns, part.conditions)
     return found
 
 
@@ -52,7 +63,8 @@ def _joined(select: exp.Select, made: list[Group], planning: Planning) -> list[G
             tables = trees.column_tables(condition)
             touched = [group for group in made if group.aliases & tables and not _apart(group)]
             for one in touched[1:]:
-                if together(touched[0], one, condition, planning):
+                if together(touched[0], one, [condition], planning):
+                    _meet(touched[0], one)
                     touched[0].sources += one.sources
                     made.remove(one)
                     changed = True
@@ -68,17 +80,42 @@ def _apart(group: Group) -> bool:
     return source.nullable or source.aggregate_only or (source.join is not None and not trees.is_inner(source.join))
 
 
-def together(one: Group, other: Group, condition: exp.Expr, planning: Planning) -> bool:
-    """Whether each owner can join its shares by itself: one share each at one owner, or co-located shares."""
+def together(one: Group, other: Group, conditions: list[exp.Expr], planning: Planning, *, fixed: bool = False) -> bool:
+    """Whether each owner can join its shares by itself: one share each at one owner, or co-located shares.
+
+    `fixed`: `one` must stay where it is (each of its rows may be read once only).
+    """
     agreements = {info.agreement for info in (*one.infos, *other.infos)}
-    if one.owners != other.owners or (len(agreements) > 1 and not planning.across_agreements):
+    if len(agreements) > 1 and not planning.across_agreements:
         return False
-    return len(one.owners) == 1 or _co_located(one, other, condition, planning)
+    if one.owners != other.owners:
+        met = _owners_met(one, other)
+        return met is not None and (met == one.owners or not fixed)
+    return len(one.owners) == 1 or any(_co_located(one, other, condition) for condition in conditions)
 
 
-def _co_located(one: Group, other: Group, condition: exp.Expr, planning: Planning) -> bool:
+def _owners_met(one: Group, other: Group) -> tuple[str, ...] | None:
+    """Where both can be read whole or share by share, if the one moves to the other's owners."""
+    for fixed, moving in ((one, other), (other, one)):
+        if all(set(fixed.owners) <= set(source.copies) for source in moving.members):
+            return fixed.owners
+    return None
+
+
+def _meet(one: Group, other: Group) -> None:
+    """Let sources that have copies everywhere be read where the others are."""
+    owners = _owners_met(one, other)
+    if one.owners == other.owners or owners is None:
+        return
+    for group in (one, other):
+        if group.owners != owners:
+            for source in group.members:
+                source.parts = tuple(source.copies[owner] for owner in owners)
+
+
+def _co_located(one: Group, other: Group, condition: exp.Expr) -> bool:
     """Shares of two datasets cut by one rule, joined by equality of what they were cut by."""
-    if not isinstance(condition, exp.EQ) or (len(agreements_by_owner(one, other)) and not planning.across_agreements):
+    if not isinstance(condition, exp.EQ) or len(set(one.owners)) != len(one.owners):
         return False
     sides = (condition.this, condition.expression)
     if not all(isinstance(side, exp.Column) for side in sides):
@@ -101,14 +138,6 @@ def _co_located(one: Group, other: Group, condition: exp.Expr, planning: Plannin
     )
 
 
-def agreements_by_owner(one: Group, other: Group) -> set[str]:
-    """Owners at which the two read under different agreements."""
-    by: dict[str, set[str]] = {}
-    for info in (*one.infos, *other.infos):
-        by.setdefault(info.owner, set()).add(info.agreement)
-    return {owner for owner, agreements in by.items() if len(agreements) > 1}
-
-
 def _take_outer(made: list[Group], planning: Planning) -> None:
     """A LEFT, SEMI or ANTI join goes along where ON speaks of one group and the joined source only."""
     for late in [group for group in made if group.sources[0].join is not None]:
@@ -116,14 +145,16 @@ def _take_outer(made: list[Group], planning: Planning) -> None:
         join = source.join
         if join is None or trees.is_inner(join) or trees.side(join) in ("RIGHT", "FULL") or len(late.sources) > 1:
             continue
-        if source.aggregate_only or len(late.owners) > 1 or join.args.get("on") is None:
+        if source.aggregate_only or join.args.get("on") is None:
             continue
         reads = trees.column_tables(join.args["on"]) - {source.alias} - trees.aliases(join.args["on"])
         target = next((g for g in made if g is not late and reads and reads <= g.aliases and not _apart(g)), None)
-        if target is None or not together(target, late, join.args["on"], planning):
+        on = trees.conjuncts(join.args["on"])
+        if target is None or not together(target, late, on, planning, fixed=True):
             continue
         if trees.has_query(join.args["on"]):
             continue
+        _meet(target, late)
         target.outer.append(source)
         made.remove(late)
 
@@ -155,11 +186,11 @@ def _judges(group: Group, condition: exp.Expr, planning: Planning) -> bool:
 
 def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     """Whether the subqueries of a condition read only what the group's one owner has."""
-    if not planning.full or len(group.owners) != 1:
+    if not planning.full:
         return False
     infos = planning.infos(condition)
     agreements = {info.agreement for info in (*infos, *group.infos)}
-    if any(info.grid is not None or info.owner != group.owners[0] for info in infos):
+    if any(info.grid is not None or not set(group.owners) <= set(planning.sites(info)) for info in infos):
         return False
     if any(not table.db for table in condition.find_all(exp.Table)):
         return False

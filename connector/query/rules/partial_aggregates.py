@@ -97,7 +97,7 @@ class _Partials:
         if not apart:
             self.planning.note("COUNT(DISTINCT unit)", "policy", "the same unit may be at several owners")
         clause = self.select.args.get("group")
-        sets = clause is not None and any(clause.args.get(one) for one in ("grouping_sets", "cube", "rollup"))
+        sets = clause is not None and bool(trees.grouping_sets(clause))
         return apart and not sets and self._reads() <= self._plain_keys()
 
     def _plain_keys(self) -> set[tuple[str, str]]:
@@ -164,7 +164,7 @@ class _Partials:
                 one.set("having", exp.Having(this=some))
             statements.append(one)
         table = planning.fragment(
-            blocks.shares(group, statements, planning),
+            blocks.shares(group, statements),
             outputs=[name for name, _ in outputs],
             kind="partial",
             pushed=(*scans._pushed(group, False, None), *(self._shown(value) for _, value in self.partials)),

@@ -89,7 +89,7 @@ def _as_it_is(
         return False
     outputs = [output.alias_or_name for output in before.selects]
     table = planning.fragment(
-        [Share(groups[0].owners[0], before, groups[0].infos)], outputs=outputs, kind="whole", pushed=("whole query",)
+        [Share(groups[0].owners[0], before)], outputs=outputs, kind="whole", pushed=("whole query",)
     )
     for name in [name for name in select.args if name not in ("kind", "hint")]:
         select.set(name, None)

@@ -30,7 +30,7 @@ def apply(
         statements = [_statement(group, number, outputs, distinct and planning.full, top)
                       for number in range(len(group.owners))]  # fmt: skip
         table = planning.fragment(
-            blocks.shares(group, statements, planning),
+            blocks.shares(group, statements),
             outputs=[name for name, _ in outputs],
             kind="join" if len(group.members) > 1 else "scan",
             pushed=_pushed(group, distinct and planning.full, top),
