@@ -1,0 +1,138 @@
+"""A federation in one process, without network or workers: the planner's plans against one DuckDB with all the data.
+
+Owners are plain DuckDB databases. A fragment's text passes the statement gate and runs in its owner's database only;
+results go through Arrow; the residual passes the re-check of the engine's parser, and runs over the results only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from sqlglot import exp, parse_one
+
+from connector.query.federation import Column, Mode, Plan, TableInfo
+from connector.query.plan import merge_sql, plan
+from policies.enforce import recheck, statement
+from policies.enforce.functions import ENGINE_FUNCTIONS
+
+
+@dataclass(slots=True)
+class Ran:
+    """An answer, its plan, and what travelled."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+    plan: Plan
+    nbytes: int
+    sent: dict[str, int] = field(default_factory=dict)
+
+
+class Federation:
+    """Owners' databases, and one that has everything (`central`)."""
+
+    def __init__(self, *owners: str, across: bool = True) -> None:
+        self.across = across
+        self.owners = {owner: duckdb.connect(":memory:", config={"threads": 1}) for owner in owners}
+        self.central = duckdb.connect(":memory:", config={"threads": 1})
+        self.tables: dict[tuple[str, str], TableInfo] = {}
+
+    def close(self) -> None:
+        for database in (*self.owners.values(), self.central):
+            database.close()
+
+    def add(self, owner: str, dataset: str, table: Any, **more: Any) -> None:
+        """Give an owner a table (anything that DuckDB can read by name), and the central database too."""
+        self.owners[owner].register("given", table)
+        self.owners[owner].execute(f"CREATE TABLE {dataset} AS FROM given")
+        self.owners[owner].unregister("given")
+        self.central.execute(f"CREATE SCHEMA IF NOT EXISTS {owner}")
+        self.central.register("given", table)
+        self.central.execute(f"CREATE TABLE {owner}.{dataset} AS FROM given")
+        shown = self.central.sql(f"SELECT * FROM {owner}.{dataset}")
+        columns = tuple(Column(name, str(kind)) for name, kind in zip(shown.columns, shown.types, strict=True))
+        self.central.unregister("given")
+        rows = self.central.sql(f"SELECT count(*) FROM {owner}.{dataset}").fetchall()[0][0]
+        self.tables[owner, dataset] = TableInfo(
+            owner, dataset, columns, agreement=f"{owner}/{dataset}", rows=rows, **more
+        )
+
+    def unite(self) -> None:
+        """The central meaning of `"all".x`."""
+        self.central.execute('CREATE SCHEMA IF NOT EXISTS "all"')
+        for dataset in {name for _, name in self.tables}:
+            shares = [f"SELECT * FROM {owner}.{name}" for owner, name in self.tables if name == dataset]
+            self.central.execute(f'CREATE OR REPLACE VIEW "all".{dataset} AS {" UNION ALL ".join(shares)}')
+
+    def ask(self, sql: str, *, mode: Mode = Mode.FULL) -> Ran:
+        """The federated answer."""
+        return self.run(plan(sql, self.tables, mode=mode, across_agreements=self.across))
+
+    def run(self, made: Plan) -> Ran:
+        """What a plan gives."""
+        with duckdb.connect(":memory:", config={"threads": 1}) as here:
+            sent: dict[str, int] = {}
+            rows: dict[str, int] = {}
+            for fragment in made.fragments:
+                statement.parse(fragment.sql)
+                table = self.owners[fragment.owner].sql(fragment.sql).to_arrow_table()
+                assert [name.lower() for name in table.column_names] == [name.lower() for name in fragment.outputs]
+                sent[fragment.id], rows[fragment.id] = _wire_size(table), table.num_rows
+                here.register(fragment.id, table)
+            sql = merge_sql(made)
+            told = here.execute(recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
+            recheck.check(told, names=[*sent, *made.tables], functions=ENGINE_FUNCTIONS)
+            found = here.sql(sql)
+            return Ran(list(found.columns), found.fetchall(), made, sum(sent.values()), rows)
+
+    def expected(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """The central answer; a cast that fails is NULL there too."""
+        tree = parse_one(sql, read="duckdb")
+        for cast in list(tree.find_all(exp.Cast)):
+            if type(cast) is exp.Cast:
+                cast.replace(exp.TryCast(this=cast.this, to=cast.args["to"], safe=True))
+        found = self.central.sql(tree.sql(dialect="duckdb"))
+        return list(found.columns), found.fetchall()
+
+
+def _wire_size(table: pa.Table) -> int:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return int(sink.tell())
+
+
+def difference(got: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]], *, ordered: bool = False) -> str:
+    """What differs between two answers, as a sentence; empty where nothing does. Floats: 1e-9 of their size."""
+    if len(got) != len(wanted):
+        return f"{len(got)} rows for {len(wanted)}"
+    left, right = (list(got), list(wanted)) if ordered else (sorted(got, key=_key), sorted(wanted, key=_key))
+    for one, other in zip(left, right, strict=True):
+        if len(one) != len(other) or not all(_same(a, b) for a, b in zip(one, other, strict=True)):
+            return f"{one} for {other}"
+    return ""
+
+
+def _key(row: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(_rank(value) for value in row)
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    if value is None:
+        return (0, 0)
+    if isinstance(value, bool | int | float | Decimal):
+        number = float(value)
+        return (1, float("inf") if math.isnan(number) else float(f"{number:.6g}"))
+    return (2, str(value))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, int | float | Decimal) and isinstance(other, int | float | Decimal):
+        a, b = float(one), float(other)
+        return (math.isnan(a) and math.isnan(b)) or a == b or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+    return bool(one == other)
