@@ -18,6 +18,7 @@ from connector.errors import NotFound, Refused
 from connector.store import Store, Transaction
 from connector.store.tables import Transfer
 from connector.usage.grants import Grants, is_started
+from policies.vocabulary import expand
 
 HTTP_PULL = "HttpData-PULL"
 ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
@@ -47,7 +48,7 @@ class Addresses:
             agreement=transfer.agreement_id,
             transfer=transfer.id,
             generation=transfer.generation,
-            purpose=transfer.purpose,
+            purpose=expand(transfer.purpose),
             expires=now + self._seconds,
         )
         return tickets.issue(ticket, self.key, now=now), ticket.expires

@@ -18,6 +18,7 @@ from connector.net import Net, Reply
 from connector.query.federation import Column, GridInfo, TableInfo
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Transfer
+from policies.vocabulary import expand
 
 _KEPT_SECONDS = 60.0
 _KEPT_MAX = 1024
@@ -136,7 +137,7 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
     """
     try:
         contracts = [c for c in summary["contracts"] if {_QUERY, _USE} & set(c["actions"])] or summary["contracts"]
-        fitting = [c for c in contracts if not c["purposes"] or purpose in c["purposes"]]
+        fitting = [c for c in contracts if not c["purposes"] or expand(purpose) in c["purposes"]]
         contract = (fitting or contracts)[0]
         aggregate = contract["aggregate"]
         return TableInfo(
