@@ -304,6 +304,13 @@ def _on_trust(policy: Policy) -> Iterator[Problem]:
             )
 
 
+def _not_enforced(policy: Policy) -> Iterator[Problem]:
+    """Conditions on the answer that this engine cannot make true: no agreement with them is concluded."""
+    for path, atom, operand in _atoms(policy):
+        if operand is not None and operand.by_engine and not operand.enforced_by:
+            yield _error(path, "not_enforced", f"nobody enforces {compact(atom.left)} here; leave it out")
+
+
 def _strange_purposes(policy: Policy) -> Iterator[Problem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.IRI:
@@ -337,5 +344,6 @@ CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
     _measures,
     _repeated,
     _on_trust,
+    _not_enforced,
     _strange_purposes,
 )

@@ -32,16 +32,17 @@ def _shape(
     *,
     parameter: bool = False,
     where: str = "rule",
+    tier: Tier = Tier.TECHNICAL,
 ) -> Operand:
-    """Everything that the gate and the contract's view make true."""
+    """Everything that the gate and the contract's view make true (all but what says another tier)."""
     return Operand(
         name=ds(name),
         type=type_,
         ops=ops,
         phase=Phase.QUERY,
-        tier=Tier.TECHNICAL,
+        tier=tier,
         fact=f"ds:{name}",
-        enforced_by="gate",
+        enforced_by="gate" if tier is Tier.TECHNICAL else "",
         by_engine=True,
         parameter=parameter,
         where=frozenset({where}),
@@ -128,8 +129,10 @@ OPERANDS: tuple[Operand, ...] = (
         "epsilonBudget",
         ValueType.DECIMAL,
         frozenset({LTEQ}),
-        "Differential privacy: the sum of epsilon over all answers under the agreement.",
+        "Differential privacy: the sum of epsilon over all answers. Nobody here spends it yet, so a contract "
+        "that holds it is refused when it is compiled.",
         "the privacy budget spent (epsilon) {op} {value}",
+        tier=Tier.CONTRACTUAL,
     ),
     _shape(
         "column",

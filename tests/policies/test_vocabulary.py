@@ -1,0 +1,141 @@
+"""The vocabulary as data: each entry whole, the tree of actions, and words that plugins bring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+
+import pytest
+
+from policies import evaluate, jsonld, vocabulary, words
+from policies.facts import Facts
+from policies.model import HANSE, Atom, Kind, Literal
+from policies.vocabulary import ACTIONS, OPERANDS, Action, Operand, Phase, Tier, ValueType, ds, odrl
+
+
+@pytest.fixture
+def plain_vocabulary() -> Iterator[None]:
+    """Whatever a test adds is taken away again."""
+    operands, actions, families = dict(OPERANDS), dict(ACTIONS), dict(vocabulary._FAMILIES)
+    yield
+    for table, before in ((OPERANDS, operands), (ACTIONS, actions), (vocabulary._FAMILIES, families)):
+        table.clear()
+        table.update(before)
+    vocabulary._ABOVE.clear()
+
+
+@pytest.mark.parametrize("operand", OPERANDS.values(), ids=lambda operand: vocabulary.compact(operand.name))
+def test_an_operand_says_all_there_is_to_know(operand: Operand) -> None:
+    assert operand.ops <= vocabulary.OPERATORS
+    assert operand.help.endswith(".")
+    assert operand.enforced_by in vocabulary.ENFORCERS or operand.tier is not Tier.TECHNICAL
+    assert operand.by_engine or operand.fact or operand.counting or operand.phase is Phase.AFTER
+    assert vocabulary.expand(vocabulary.compact(operand.name)) == operand.name
+    name = operand.name + "age" if operand.parameter else operand.name
+    said = words.atom(Atom(name, sorted(operand.ops)[0], (Literal("1"),)))
+    assert "{" not in said
+    assert "unknown" not in said
+
+
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=lambda action: vocabulary.compact(action.name))
+def test_an_action_has_a_root_and_a_phrase(action: Action) -> None:
+    assert vocabulary.action_includes(odrl("use"), action.name) or vocabulary.action_includes(
+        odrl("transfer"), action.name
+    )
+    assert action.phrase
+    assert action.use or action.duty
+    assert not action.parent or action.parent in ACTIONS
+
+
+@pytest.mark.parametrize(
+    ("broad", "narrow", "covers"),
+    [
+        (odrl("use"), odrl("use"), True),
+        (odrl("use"), ds("query"), True),
+        (odrl("use"), ds("trainGenerative"), True),
+        (odrl("use"), odrl("distribute"), True),
+        (odrl("use"), odrl("sell"), False),
+        (odrl("transfer"), odrl("sell"), True),
+        (ds("mining"), ds("train"), True),
+        (ds("train"), ds("trainGenerative"), True),
+        (ds("trainGenerative"), ds("train"), False),
+        (ds("query"), ds("stream"), False),
+        (odrl("reproduce"), odrl("copy"), True),
+        (odrl("copy"), odrl("extract"), True),
+        (odrl("modify"), odrl("write"), True),
+        (odrl("use"), "https://x.example/unheard-of", False),
+        ("https://x.example/unheard-of", "https://x.example/unheard-of", True),
+    ],
+)
+def test_an_action_covers_what_is_below_it(broad: str, narrow: str, covers: bool) -> None:
+    assert vocabulary.action_includes(broad, narrow) is covers
+
+
+@pytest.mark.parametrize("column", ["age", "person id", "größe", "a/b", "100%", "x#y"])
+def test_a_column_stays_itself_inside_an_iri(column: str) -> None:
+    iri = vocabulary.column_term("row", column)
+    assert vocabulary.column_of(iri) == column
+    assert not any(character.isspace() for character in iri)
+    assert vocabulary.operand(iri) is OPERANDS[ds("row/")]
+    assert vocabulary.operand(ds("row/")) is None
+    assert vocabulary.operand(ds("row")) is None
+
+
+def test_a_word_without_enforcement_cannot_claim_to_be_technical() -> None:
+    with pytest.raises(ValueError, match="claims to be technical"):
+        _operand("https://x.example/w", tier=Tier.TECHNICAL, enforced_by="")
+    with pytest.raises(ValueError, match="claims to be technical"):
+        Action(name="https://x.example/w", parent=odrl("use"), help="x", phrase="x", tier=Tier.TECHNICAL)
+
+
+def _operand(name: str, *, tier: Tier = Tier.ATTESTED, enforced_by: str = "identity") -> Operand:
+    return Operand(
+        name=name,
+        type=ValueType.TEXT,
+        ops=frozenset({"eq", "isAnyOf"}),
+        phase=Phase.CATALOGUE,
+        tier=tier,
+        fact=name,
+        enforced_by=enforced_by,
+        help="A word of a plugin.",
+        sentence="the mood of the party {op} {value}",
+    )
+
+
+@pytest.mark.usefixtures("plain_vocabulary")
+def test_a_plugins_word_decides_as_soon_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "https://x.example/mood"
+    policy = jsonld.read(
+        {
+            "@id": "urn:x",
+            "@type": "Set",
+            "permission": [
+                {"action": "use", "constraint": [{"leftOperand": name, "operator": "eq", "rightOperand": "good"}]}
+            ],
+        },
+        kind=Kind.SET,
+    )
+    facts = Facts.of({name: "good"})
+    arguments = {"action": odrl("use"), "phase": Phase.TRANSFER, "now": 1.8e9}
+    assert not evaluate.permits(policy, facts, **arguments)  # type: ignore[arg-type]  # one table for both calls
+    plugin = SimpleNamespace(OPERANDS=(_operand(name),), ACTIONS=())
+    point = EntryPoint("mood", "x", "hanse.policy_terms")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: plugin)
+    monkeypatch.setattr(vocabulary, "entry_points", lambda group: [point] if group == "hanse.policy_terms" else [])
+    assert vocabulary.load_plugins() == ["mood"]
+    assert vocabulary.load_plugins() == ["mood"]
+    assert evaluate.permits(policy, facts, **arguments)  # type: ignore[arg-type]  # one table for both calls
+
+
+@pytest.mark.usefixtures("plain_vocabulary")
+def test_a_word_cannot_be_taken_twice() -> None:
+    with pytest.raises(ValueError, match="registered already"):
+        vocabulary.register(operands=[_operand(ds("membership"))])
+    with pytest.raises(ValueError, match="registered already"):
+        vocabulary.register(new_actions=[Action(name=ds("query"), parent=odrl("use"), help="x", phrase="x")])
+
+
+def test_our_own_words_stand_in_our_own_namespace() -> None:
+    assert HANSE == "https://w3id.org/hanse/policy/1/"
+    assert all(name.startswith((HANSE, odrl(""))) for name in (*OPERANDS, *ACTIONS))
