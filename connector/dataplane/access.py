@@ -11,6 +11,9 @@ from connector.dataplane.addresses import PATH, Addresses
 from connector.identity.service import Identity
 from connector.usage.grants import Grants, Held
 from policies.contract import DataContract
+from policies.model import ODRL
+
+DISTRIBUTE = ODRL + "distribute"
 
 
 class Renewal(BaseModel):
@@ -47,6 +50,10 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
         "version": held.version.digest,
         "rows": two_digits(held.version.profile["rows"]),
         "contracts": [_contract(contract, types) for contract in held.contracts],
+        # Values that a consumer sends on to another owner, to narrow its answer, are distributed: that needs a
+        # permission of its own. Being narrowed so tells nothing that the rows themselves would not.
+        "shares_keys": any(DISTRIBUTE in contract.actions for contract in held.contracts),
+        "takes_keys": all(contract.grid is None for contract in held.contracts),
     }
 
 

@@ -35,6 +35,7 @@ from connector.errors import BadInput, HanseError, NotFound, QueryInvalid, Refus
 from connector.telemetry import logger
 from connector.usage.grants import Grants
 from policies.errors import PolicyError
+from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
 BODY_MAX = 32 * 2**20
@@ -223,7 +224,7 @@ class _Transport:
                 sql=ask.rows_sql((self._owner, held.dataset.name), columns=columns, where=given.get("where", "")),
                 action=ask.STREAM,
                 plain_scan=True,
-                purpose=given.get("purpose", "")[:1024],
+                purpose=expand(given.get("purpose", "")[:1024]),
                 rows=_number(given, "limit_rows"),
                 batch_rows=_number(given, "batch_rows"),
                 codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
@@ -303,7 +304,7 @@ def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
         tickets=tickets,
         sql=envelope.sql,
         action=ask.ACTIONS[envelope.action],
-        purpose=envelope.purpose,
+        purpose=expand(envelope.purpose),
         rows=bounds.rows,
         nbytes=bounds.bytes,
         seconds=None if bounds.deadline_ms is None else bounds.deadline_ms / 1000,

@@ -148,6 +148,8 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
             participant=agreement.provider,
             dataset_id=agreement.dataset_id,
             rows=int(summary["rows"]),
+            shares_keys=bool(summary.get("shares_keys", False)),
+            takes_keys=bool(summary.get("takes_keys", False)),
             grid=None
             if aggregate is None
             else GridInfo(
