@@ -180,8 +180,7 @@ class Dataset:
             "codec": codec,
         }
         query = urlencode({name: value for name, value in wanted.items() if value})
-        path = f"/datasets/{segment(self._access.name.dataset)}/rows"
-        return self._read("GET", f"{path}?{query}", idle_seconds=idle_seconds)
+        return self._read("GET", f"?{query}" if query else "", idle_seconds=idle_seconds)
 
     def query(self, sql: str, *, idle_seconds: float = _IDLE_SECONDS) -> Stream:
         """One SELECT at this owner, under this agreement alone."""

@@ -99,15 +99,12 @@ _BY_STATUS: Mapping[int, type[HanseError]] = {
 }
 _BY_CODE: Mapping[str, type[HanseError]] = {
     "revoked": AccessRevoked,
-    "agreement_revoked": AccessRevoked,
     "agreement_ended": AccessRevoked,
     "lease_expired": AccessExpired,
-    "expired": AccessExpired,
     "ticket_expired": AccessExpired,
     "quota": QuotaSpent,
-    "rows_spent": QuotaSpent,
-    "bytes_spent": QuotaSpent,
-    "queries_spent": QuotaSpent,
+    "quota_spent": QuotaSpent,
+    "count_spent": QuotaSpent,
     "peer_unreachable": Unreachable,
 }
 _BY_END: Mapping[str, type[HanseError]] = {

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from hanse.errors import BadInput, Broken, HanseError, NegotiationFailed, NegotiationPending, NotFound, Refused
 
 FORMAT = "HttpData-PULL"
+DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary, where purposes come from
 _WAIT_SECONDS = 20.0  # of one long poll
 _ENDED = ("TERMINATED", "COMPLETED")
 _OPEN = ("REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED")
@@ -76,7 +77,7 @@ def agree(
     3. otherwise negotiate (or go on with a negotiation that is open) and wait for its end;
     4. start the transfer and wait until it is.
     """
-    deadline = now() + seconds
+    deadline, purpose = now() + seconds, iri(purpose)
     dataset = yield from find(name)  # 1
     dataset_id = str(dataset["@id"])
     refusal: HanseError | None = None
@@ -180,6 +181,11 @@ def awaited(
     if not state.get("state") or not state.get("id"):
         raise Broken(f"expected a process with id and state from {path}, came another form")
     return state
+
+
+def iri(purpose: str) -> str:
+    """A purpose as the wire carries it: `dpv:ScientificResearch` in full, anything else as it is."""
+    return DPV + purpose.removeprefix("dpv:") if purpose.startswith("dpv:") else purpose
 
 
 def segment(text: str) -> str:

@@ -82,10 +82,8 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
 
 
-def print_rows(
-    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Mapping[str, Any]], Any]], *, as_json: bool
-) -> None:
-    """A list: as JSON whole, as a table the `columns` (heading to key or function)."""
+def print_rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], *, as_json: bool) -> None:
+    """A list: as JSON whole, as a table the `columns`: each heading with a key, or a function of the row."""
     rows = list(rows)
     if as_json:
         print_json(rows)
@@ -102,9 +100,7 @@ def print_rows(
     console().print(table)
 
 
-def print_one(
-    row: Mapping[str, Any], fields: Mapping[str, str | Callable[[Mapping[str, Any]], Any]], *, as_json: bool
-) -> None:
+def print_one(row: Mapping[str, Any], fields: Mapping[str, Any], *, as_json: bool) -> None:
     """One thing: as JSON whole, for people a line a field; fields without a value are left out."""
     if as_json:
         print_json(row)

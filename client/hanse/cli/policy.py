@@ -61,7 +61,9 @@ def explain(file: File, as_json: AsJson = False) -> None:
         print_json(found)
         return
     print_sentences(found["sentences"])
-    print_rows(found.get("report", []), {"rule": "path", "enforced": "tier", "how": "how"}, as_json=False)
+    print_rows(
+        found.get("report", []), {"rule": "path", "says": "text", "enforced": "tier", "by": "enforcedBy"}, as_json=False
+    )
 
 
 @commands.command("test")
@@ -82,7 +84,7 @@ def try_(
     if as_json:
         print_json(found)
     else:
-        for line in _lines(found.get("explanation")):
+        for line in found["explanation"]:
             console().print(escape(line))
     if not _permits(found.get("decision", {})):
         raise typer.Exit(EXIT["refused"])
@@ -131,11 +133,5 @@ def _template(name: str) -> str:
     return str(known[name])
 
 
-def _lines(explanation: Any) -> list[str]:
-    if isinstance(explanation, list):
-        return [str(part.get("text", part)) if isinstance(part, dict) else str(part) for part in explanation]
-    return str(explanation or "").splitlines()
-
-
 def _permits(decision: dict[str, Any]) -> bool:
-    return decision.get("outcome", decision.get("permitted")) in (True, "permit", "permitted")
+    return decision.get("permitted") is True

@@ -58,14 +58,8 @@ def query(
         advance(1)
     _deliver(answer, format_="json" if as_json else format_, output=output, total=None)
     if answer.end.get("owners"):
-        columns: dict[str, Any] = {
-            "owner": _owner,
-            "sent rows": "rows",
-            "sent": lambda row: size(row.get("bytes") or 0),
-            "ms": "ms",
-        }
         with _on_stderr():
-            print_rows(answer.owners, {**columns, "withheld": "withheld"}, as_json=False)
+            print_rows(answer.owners, _OWNERS, as_json=False)
 
 
 def stream(
@@ -188,6 +182,15 @@ def _cell(value: Any) -> str:
 def _owner(row: dict[str, Any]) -> str:
     who = row.get("owner") or row.get("participant") or ""
     return f"{who}/{row['dataset']}" if row.get("dataset") else str(who)
+
+
+_OWNERS: dict[str, Any] = {
+    "owner": _owner,
+    "sent rows": "rows",
+    "sent": lambda row: size(row.get("bytes") or 0),
+    "ms": "ms",
+    "withheld": "withheld",
+}
 
 
 @contextmanager

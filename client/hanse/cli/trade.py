@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, console, print_json, print_one, print_rows, print_sentences, progress, say
+from hanse.cli.out import AsJson, at, print_json, print_one, print_rows, print_sentences, progress, say
 from hanse.flow import segment
 
 Role = Annotated[str, typer.Option(help="Only ours as consumer or provider.")]
@@ -68,15 +66,9 @@ def negotiate(
 def negotiations(role: Role = "", state: Annotated[str, typer.Option()] = "", as_json: AsJson = False) -> None:
     """Negotiations, ours and those of others with us."""
     rows = space().api.get("/negotiations", role=role, state=state)
-    shown = {
-        "id": "id",
-        "role": "role",
-        "with": "counterparty",
-        "dataset": "dataset",
-        "state": "state",
-        "why": "reason",
-    }
-    print_rows(rows, {**shown, "changed": at("updated_at")}, as_json=as_json)
+    shown = {"id": "id", "role": "role", "with": "counterparty", "dataset": "dataset", "state": "state"}
+    more = {"waits for": "waits_for", "why": "reason", "changed": at("updated_at")}
+    print_rows(rows, {**shown, **more}, as_json=as_json)
 
 
 def agreements(
@@ -91,7 +83,7 @@ def agreements(
         if not as_json:
             print_sentences(row.get("sentences", []))
         return
-    shown: dict[str, Any] = {"id": "id", "role": "role", "dataset": "dataset", "with": _other, "state": "state"}
+    shown: dict[str, Any] = {"id": "id", "role": "role", "dataset": "dataset", "with": "counterparty", "state": "state"}
     print_rows(api.get("/agreements", role=role), {**shown, "signed": at("signed_at")}, as_json=as_json)
 
 
@@ -118,7 +110,7 @@ def revoke(
 
 def pending(as_json: AsJson = False) -> None:
     """Negotiations that wait for a person here."""
-    rows = [row for row in space().api.get("/negotiations") if _waits_for_us(row)]
+    rows = space().api.get("/negotiations", waiting_for_us="true")
     shown = {"id": "id", "with": "counterparty", "dataset": "dataset", "state": "state"}
     print_rows(rows, {**shown, "since": at("updated_at")}, as_json=as_json)
     if rows and not as_json:
@@ -130,13 +122,7 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Say yes: agree as provider, accept an offer or verify an agreement as consumer."""
-    api = space().api
-    row = api.get(f"/negotiations/{segment(negotiation)}")
-    command = _YES.get((row["role"], row["state"]))
-    if command is None:
-        console(err=True).print(f"[yellow]nothing to approve[/]: it is {escape(str(row['state']))}")
-        raise typer.Exit(1)
-    row = api.post(f"/negotiations/{segment(negotiation)}/{command}", {})
+    row = space().api.post(f"/negotiations/{segment(negotiation)}/approve", {})
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
 
 
@@ -148,20 +134,3 @@ def reject(
     """Say no: the negotiation ends, and the other side is told why."""
     row = space().api.post(f"/negotiations/{segment(negotiation)}/terminate", {"reason": reason} if reason else {})
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
-
-
-_YES: Mapping[tuple[str, str], str] = {
-    ("provider", "REQUESTED"): "agree",
-    ("provider", "ACCEPTED"): "agree",
-    ("provider", "VERIFIED"): "finalize",
-    ("consumer", "OFFERED"): "accept",
-    ("consumer", "AGREED"): "verify",
-}
-
-
-def _waits_for_us(row: Mapping[str, Any]) -> bool:
-    return (row.get("role"), row.get("state")) in _YES and row.get("decide") != "auto"
-
-
-def _other(row: Mapping[str, Any]) -> str:
-    return str(row.get("provider") if row.get("role") == "consumer" else row.get("consumer"))

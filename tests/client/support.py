@@ -1,0 +1,140 @@
+"""A scripted connector on a real socket: JSON routes as a table, Arrow streams whose framing a test decides."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pyarrow as pa
+
+ARROW = "application/vnd.apache.arrow.stream"
+SCHEMA = pa.schema([("age", pa.int64()), ("name", pa.string())])
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as a route sees it."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """An answer byte by byte: what goes out on the connection, which then closes."""
+
+    data: bytes
+
+
+Answer = Any  # JSON with status 200 | (status, JSON) | Raw | None (204)
+Route = Callable[[Asked], Answer]
+
+
+@dataclass
+class Connector:
+    """Its routes, and what it was asked."""
+
+    url: str = ""
+    routes: dict[tuple[str, str], Route | Answer] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+
+    def calls(self) -> list[str]:
+        return [f"{one.method} {one.path}" for one in self.asked]
+
+
+@contextmanager
+def connector(routes: dict[tuple[str, str], Any] | None = None) -> Iterator[Connector]:
+    """Serve until the block ends."""
+    made = Connector(routes=dict(routes or {}))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            text = self.rfile.read(length) if length else b""
+            parts = urlsplit(self.path)
+            path = parts.path.removeprefix("/api/v1")
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            query = dict(parse_qsl(parts.query))
+            asked = Asked(self.command, path, query, headers, json.loads(text) if text else None)
+            made.asked.append(asked)
+            route = made.routes.get((self.command, path))
+            missing = (404, {"code": "not_found", "detail": f"there is nothing at {path}"})
+            self._answer(missing if route is None else route(asked) if callable(route) else route)
+
+        do_GET = do_POST = do_DELETE = _serve  # noqa: N815  # the base class wants these names
+
+        def _answer(self, answer: Answer) -> None:
+            if isinstance(answer, Raw):
+                self.wfile.write(answer.data)
+                self.close_connection = True
+                return
+            status, value = answer if isinstance(answer, tuple) else (204 if answer is None else 200, answer)
+            body = value if isinstance(value, bytes) else b"" if value is None else json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def batch(*ages: int) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(ages, pa.int64()), pa.array([f"n{age}" for age in ages])], schema=SCHEMA)
+
+
+def ipc(batches: Sequence[pa.RecordBatch], end: dict[str, Any] | None, *, schema: pa.Schema = SCHEMA) -> list[bytes]:
+    """A governed stream as the owner sends it: schema, batches, end record; one piece a message."""
+    sink = pa.BufferOutputStream()
+    cuts = []
+    with pa.ipc.new_stream(sink, schema) as writer:
+        cuts.append(sink.tell())
+        for one in batches:
+            writer.write_batch(one)
+            cuts.append(sink.tell())
+        if end is not None:
+            empty = pa.RecordBatch.from_pylist([], schema=schema)
+            writer.write_batch(empty, custom_metadata={b"hanse.end": json.dumps(end).encode()})
+            cuts.append(sink.tell())
+    whole = sink.getvalue().to_pybytes()
+    borders = [0, *cuts, len(whole)]
+    return [whole[a:b] for a, b in pairwise(borders) if b > a]
+
+
+def complete(rows: int, **more: Any) -> dict[str, Any]:
+    return {"status": "complete", "rows": rows, **more}
+
+
+def chunked(pieces: Sequence[bytes], *, media: str = ARROW, last: bool = True, extra: str = "") -> Raw:
+    """An answer in chunks; without `last` the connection closes before the last chunk."""
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {media}\r\ntransfer-encoding: chunked\r\n{extra}\r\n".encode()
+    body = b"".join(f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces if piece)
+    return Raw(head + body + (b"0\r\n\r\n" if last else b""))
+
+
+def recut(pieces: Sequence[bytes], size: int) -> list[bytes]:
+    """The same bytes in pieces of `size`, as a proxy may cut them."""
+    whole = b"".join(pieces)
+    return [whole[at : at + size] for at in range(0, len(whole), size)]

@@ -1,0 +1,206 @@
+"""The SDK against a scripted connector on a real socket: what is called, with which token, and what comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import hanse
+import pytest
+from hanse.client import Dataset, Space
+from hanse.flow import DPV, Access, Name
+
+from tests.client.support import Asked, Connector, batch, chunked, complete, connector, ipc
+
+RESEARCH = DPV + "ScientificResearch"
+STREAM = ipc([batch(1, 2), batch(3)], complete(3, policy=["row filter"]))
+
+
+@pytest.fixture
+def served() -> Iterator[Connector]:
+    with connector() as running:
+        yield running
+
+
+@pytest.fixture
+def space(served: Connector) -> Iterator[Space]:
+    with hanse.connect(served.url, "secret") as connected:
+        yield connected
+
+
+def started(served: Connector, space: Space, **address: Any) -> Dataset:
+    """A dataset whose transfer is started, its data plane on the same server."""
+    served.routes["GET", "/transfers/trf"] = {}
+    served.routes["GET", "/transfers/trf/address"] = {
+        "endpoint": f"{served.url}/data/v1",
+        "ticket": "ticket-1",
+        "expires": time.time() + 900,
+        **address,
+    }
+    served.routes["GET", "/data/v1"] = chunked(STREAM)
+    return Dataset(space, Access(Name("north", "flights"), "urn:hanse:north:flights", "agr", "trf", RESEARCH))
+
+
+def test_every_call_carries_the_token_and_only_given_parameters(served: Connector, space: Space) -> None:
+    served.routes["GET", "/search"] = {"results": []}
+    assert space.search("breast cancer", column=["age", "sex"], theme="HEAL") == []
+    asked = served.asked[0]
+    assert asked.headers["authorization"] == "Bearer secret"
+    assert asked.query == {"q": "breast cancer", "column": "sex", "theme": "HEAL", "size": "20"}
+
+
+def test_search_results_have_what_people_look_for(served: Connector, space: Space) -> None:
+    hit = {"path": "north/patients", "name": "patients", "participant": "north", "title": "T", "columns": ["age"],
+           "offers": [{"id": "o", "sentences": ["members only", "until 2027"]}], "state": "fresh"}  # fmt: skip
+    served.routes["GET", "/search"] = {"results": [hit]}
+    entry = space.search("x")[0]
+    assert (entry.path, entry.name, entry.columns) == ("north/patients", "patients", ("age",))
+    assert entry.sentences == ("members only", "until 2027")
+    assert entry.raw["state"] == "fresh"
+
+
+def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -> None:
+    identifier = "urn:hanse:north:flights"
+    served.routes |= {
+        ("GET", "/catalog"): {"dataset": [{"@id": identifier, "hasPolicy": {"@id": "offer"}}]},
+        ("GET", "/agreements"): [],
+        ("GET", "/negotiations"): [],
+        ("POST", "/negotiations"): (201, {"id": "neg", "state": "REQUESTED"}),
+        ("GET", "/negotiations/neg"): {"id": "neg", "state": "FINALIZED", "agreement_id": "agr"},
+        ("GET", "/transfers"): [],
+        ("POST", "/transfers"): (201, {"id": "trf", "state": "STARTED"}),
+    }
+    dataset = space.agree("north/flights", purpose="dpv:ScientificResearch")
+    assert (dataset.agreement_id, dataset.transfer_id, dataset.name) == ("agr", "trf", "north/flights")
+    assert dataset.sql_name == '"north".flights'
+    bodies = [asked.body for asked in served.asked if asked.method == "POST"]
+    assert bodies == [
+        {"participant": "north", "dataset": identifier, "offer_id": "offer"},
+        {"agreement_id": "agr", "format": "HttpData-PULL", "purpose": RESEARCH},
+    ]
+
+
+def test_a_stream_comes_from_the_owner_with_the_ticket_and_not_with_our_token(served: Connector, space: Space) -> None:
+    stream = started(served, space).stream(columns=["age", "name"], where="age > 1", batch_rows=2)
+    assert [one.num_rows for one in stream] == [2, 1]
+    asked = served.asked[-1]
+    assert (asked.path, asked.headers["authorization"]) == ("/data/v1", "Bearer ticket-1")
+    assert asked.query == {"columns": "age,name", "where": "age > 1", "purpose": RESEARCH, "batch_rows": "2"}
+
+
+def test_a_ticket_is_asked_for_once_while_it_lasts_and_again_near_its_end(served: Connector, space: Space) -> None:
+    dataset = started(served, space)
+    dataset.stream().to_arrow()
+    dataset.stream().to_arrow()
+    assert served.calls().count("GET /transfers/trf/address") == 1
+    soon = started(served, space, expires=time.time() + 5)
+    soon.stream().to_arrow()
+    soon.stream().to_arrow()
+    assert served.calls().count("GET /transfers/trf/address") == 3
+
+
+def test_a_ticket_that_has_just_ended_is_renewed_once(served: Connector, space: Space) -> None:
+    dataset = started(served, space)
+    ended = (401, {"code": "ticket_expired", "detail": "the ticket has ended"})
+    answers = [ended, chunked(STREAM)]
+    served.routes["GET", "/data/v1"] = lambda _: answers.pop(0)
+    assert dataset.stream().to_arrow().num_rows == 3
+    served.routes["GET", "/data/v1"] = ended
+    with pytest.raises(hanse.AccessExpired):
+        dataset.stream()
+
+
+def test_a_transfer_that_is_gone_is_revoked_access(served: Connector, space: Space) -> None:
+    dataset = started(served, space)
+    del served.routes["GET", "/transfers/trf/address"]
+    with pytest.raises(hanse.AccessRevoked, match="agree again"):
+        dataset.stream()
+
+
+def test_columns_are_a_list(served: Connector, space: Space) -> None:
+    with pytest.raises(hanse.BadInput, match="as a list"):
+        started(served, space).stream(columns="age")
+
+
+def test_a_dataset_answers_a_query_of_its_own(served: Connector, space: Space) -> None:
+    dataset = started(served, space)
+    served.routes["POST", "/data/v1/query"] = chunked(STREAM)
+    assert dataset.query("SELECT 1").to_arrow().num_rows == 3
+    assert served.asked[-1].body == {"sql": "SELECT 1", "purpose": RESEARCH, "agreement": "agr"}
+
+
+def test_a_question_to_many_owners_says_what_each_sent(served: Connector, space: Space) -> None:
+    owners = [{"owner": "north", "dataset": "flights", "rows": 2, "bytes": 100}, {"owner": "west", "rows": 1}]
+    served.routes["POST", "/queries"] = chunked(ipc([batch(1, 2), batch(3)], complete(3, owners=owners)))
+    answer = space.query("SELECT 1", purpose="dpv:ScientificResearch", limits={"rows": 5})
+    assert answer.owners == owners
+    assert answer.to_pandas()["age"].tolist() == [1, 2, 3]
+    assert served.asked[0].body == {"sql": "SELECT 1", "purpose": "dpv:ScientificResearch", "limits": {"rows": 5}}
+    assert served.asked[0].headers["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(("analyze", "asked"), [(False, True), (True, "analyze")])
+def test_a_question_is_explained(served: Connector, space: Space, analyze: bool, asked: object) -> None:
+    served.routes["POST", "/queries"] = {"fragments": []}
+    assert space.explain("SELECT 1", analyze=analyze) == {"fragments": []}
+    assert served.asked[0].body == {"sql": "SELECT 1", "explain": asked}
+
+
+def test_a_refusal_names_code_and_rule(served: Connector, space: Space) -> None:
+    problem = {"code": "aggregate_only", "detail": "rows may not leave", "rule": "/permission/0", "column": "age"}
+    served.routes["POST", "/queries"] = (403, problem)
+    with pytest.raises(hanse.Refused, match="rows may not leave") as caught:
+        space.query("SELECT * FROM x.y")
+    assert (caught.value.code, caught.value.rule) == ("aggregate_only", "/permission/0")
+    assert caught.value.facts == {"column": "age"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "text"),
+    [
+        ((200, b"<html>"), hanse.Broken, "is this a connector"),
+        ((500, b"oops"), hanse.Broken, "status 500"),
+        ((302, b""), hanse.Broken, "status 302"),
+        ((401, {"detail": "unknown token", "code": "unauthenticated"}), hanse.Unauthenticated, "unknown token"),
+        ((503, {"detail": "stopping", "code": "busy"}), hanse.Busy, "stopping"),
+        ((400, ["not", "a", "problem"]), hanse.BadInput, "status 400"),
+    ],
+)
+def test_answers_that_are_not_as_expected_are_typed_errors(
+    served: Connector, space: Space, answer: Any, kind: type[Exception], text: str
+) -> None:
+    served.routes["GET", "/self"] = answer
+    with pytest.raises(kind, match=text):
+        space.me()
+
+
+def test_a_slow_connector_is_given_up_on(served: Connector) -> None:
+    def slow(_: Asked) -> dict[str, Any]:
+        time.sleep(0.5)
+        return {}
+
+    served.routes["GET", "/self"] = slow
+    with pytest.raises(hanse.Unreachable, match="in time"):
+        Space(served.url, "t", seconds=0.1).me()
+
+
+def test_nobody_there_is_said_with_what_to_look_at() -> None:
+    with connector() as gone:
+        url = gone.url
+    with pytest.raises(hanse.Unreachable, match="management listener"):
+        Space(url, "t").me()
+
+
+@pytest.mark.parametrize("url", ["localhost:8081", "ftp://x", "", "http://"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(hanse.BadInput, match="expected the address"):
+        Space(url, "t")
+
+
+def test_the_package_names_what_it_has() -> None:
+    assert hanse.Stream.__name__ == "Stream"
+    assert set(hanse.__all__) == set(dir(hanse))
+    assert all(getattr(hanse, name) for name in hanse.__all__)
+    with pytest.raises(AttributeError, match="hanse has no 'nothing'"):
+        hanse.nothing  # noqa: B018  # the access is the test

@@ -1,0 +1,223 @@
+"""From a name to a started transfer, step by step and without I/O: scripted answers, and the calls they bring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hanse import errors, flow
+from hanse.flow import DPV, Access, Call, Name
+
+ID = "urn:hanse:north:flights"
+RESEARCH = DPV + "ScientificResearch"
+CATALOG = {"dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}]}, {"@id": "urn:hanse:north:planes"}]}
+ACTIVE = {"id": "agr:1", "dataset": ID, "state": "active", "signed_at": 5.0}
+STARTED = {"id": "trf:1", "agreement_id": "agr:1", "state": "STARTED", "purpose": RESEARCH}
+FINALIZED = {"id": "neg:1", "state": "FINALIZED", "agreement_id": "agr:1"}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def play(answers: dict[str, Any], **options: Any) -> tuple[Access, list[str]]:
+    """Run `agree` against answers by `METHOD /path`; a list is one answer after the other, an exception is thrown."""
+    clock = Clock()
+    given: dict[str, Any] = {"purpose": RESEARCH, "offer": "", "seconds": 60.0, **options}
+    steps = flow.agree(Name("north", "flights"), now=clock, **given)
+    said: list[str] = []
+    scripts = {
+        key: list(value) if isinstance(value, list) and key.count("/") else [value] for key, value in answers.items()
+    }
+    try:
+        call: Call = next(steps)
+        while True:
+            said.append(f"{call.method} {call.path}")
+            script = scripts.get(said[-1], [[]])
+            answer = script.pop(0) if len(script) > 1 else script[0]
+            clock.time += call.query.get("wait", 0)
+            call = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
+    except StopIteration as done:
+        return done.value, said
+
+
+LISTS: dict[str, Any] = {"GET /agreements": [[]], "GET /negotiations": [[]], "GET /transfers": [[]]}
+FRESH: dict[str, Any] = {
+    "GET /catalog": CATALOG,
+    **LISTS,
+    "POST /negotiations": {"id": "neg:1", "state": "REQUESTED"},
+    "GET /negotiations/neg%3A1": [{"id": "neg:1", "state": "AGREED"}, FINALIZED],
+    "POST /transfers": {"id": "trf:1", "state": "REQUESTED"},
+    "GET /transfers/trf%3A1": STARTED,
+}
+
+
+def test_without_an_agreement_it_negotiates_and_starts() -> None:
+    access, said = play(FRESH)
+    assert access == Access(Name("north", "flights"), ID, "agr:1", "trf:1", RESEARCH)
+    assert said == [
+        "GET /catalog",
+        "GET /agreements",
+        "GET /negotiations",
+        "POST /negotiations",
+        "GET /negotiations/neg%3A1",
+        "GET /negotiations/neg%3A1",
+        "GET /transfers",
+        "POST /transfers",
+        "GET /transfers/trf%3A1",
+    ]
+
+
+def test_a_started_transfer_under_an_agreement_that_holds_is_used_again() -> None:
+    access, said = play({**FRESH, "GET /agreements": [[ACTIVE]], "GET /transfers": [[STARTED]]})
+    assert access.transfer_id == "trf:1"
+    assert not any(call.startswith("POST") for call in said)
+
+
+def test_an_agreement_that_holds_needs_a_transfer_only() -> None:
+    _, said = play({**FRESH, "GET /agreements": [[ACTIVE]]})
+    assert [call for call in said if call.startswith("POST")] == ["POST /transfers"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**ACTIVE, "state": "ended"},
+        {**ACTIVE, "state": "pending"},
+        {**ACTIVE, "dataset": "urn:hanse:north:planes"},
+    ],
+)
+def test_an_agreement_that_ended_or_is_for_something_else_is_not_used(row: dict[str, Any]) -> None:
+    _, said = play({**FRESH, "GET /agreements": [[row]]})
+    assert "POST /negotiations" in said
+
+
+def test_a_transfer_for_another_purpose_is_not_used() -> None:
+    other = {**STARTED, "purpose": DPV + "Marketing"}
+    _, said = play({**FRESH, "GET /agreements": [[ACTIVE]], "GET /transfers": [[other]]})
+    assert "POST /transfers" in said
+
+
+def test_the_newest_agreement_is_tried_first() -> None:
+    newer = {**ACTIVE, "id": "agr:2", "signed_at": 9.0}
+    answers = {**FRESH, "GET /agreements": [[ACTIVE, newer]], "POST /transfers": {"id": "trf:1", "state": "STARTED"}}
+    access, _ = play(answers)
+    assert access.agreement_id == "agr:2"
+
+
+def test_an_agreement_that_the_owner_honours_no_more_leads_to_a_new_negotiation() -> None:
+    answers = {
+        **FRESH,
+        "GET /agreements": [[ACTIVE]],
+        "POST /transfers": [errors.Refused("ended", code="agreement_ended"), {"id": "trf:1", "state": "STARTED"}],
+    }
+    _, said = play(answers)
+    assert said.count("POST /transfers") == 2
+    assert "POST /negotiations" in said
+
+
+def test_an_open_negotiation_is_gone_on_with() -> None:
+    row = {"id": "neg:1", "dataset": ID, "offer_id": "offer:1", "state": "REQUESTED"}
+    _, said = play({**FRESH, "GET /negotiations": [[row]]})
+    assert "POST /negotiations" not in said
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "neg:0", "dataset": ID, "offer_id": "offer:1", "state": "TERMINATED"},
+        {"id": "neg:0", "dataset": ID, "offer_id": "offer:1", "state": "FINALIZED"},
+        {"id": "neg:0", "dataset": ID, "offer_id": "offer:9", "state": "REQUESTED"},
+        {"id": "neg:0", "dataset": "urn:hanse:north:planes", "offer_id": "offer:1", "state": "REQUESTED"},
+    ],
+)
+def test_a_negotiation_that_is_over_or_about_something_else_is_left_alone(row: dict[str, Any]) -> None:
+    _, said = play({**FRESH, "GET /negotiations": [[row]]})
+    assert "POST /negotiations" in said
+
+
+NEGOTIATION, TRANSFER = "GET /negotiations/neg%3A1", "GET /transfers/trf%3A1"
+OTHER = {"dataset": [{"@id": "urn:hanse:north:planes"}]}
+REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], type[errors.HanseError], str]] = [
+    ("an unknown dataset", {"GET /catalog": OTHER}, {}, errors.NotFound, "planes"),
+    ("an empty catalog", {"GET /catalog": {}}, {}, errors.NotFound, "it shows nothing"),
+    ("no offer", {"GET /catalog": {"dataset": {"@id": ID}}}, {}, errors.Refused, "no offer for us"),
+    ("another offer", {}, {"offer": "offer:7"}, errors.NotFound, "it has offer:1"),
+    ("the owner says no", {NEGOTIATION: {"id": "neg:1", "state": "TERMINATED", "reason": "not members"}},
+     {}, errors.NegotiationFailed, "not members"),
+    ("nobody answers", {NEGOTIATION: {"id": "neg:1", "state": "REQUESTED"}}, {},
+     errors.NegotiationPending, "the negotiation stays open"),
+    ("no transfer", {TRANSFER: {"id": "trf:1", "state": "TERMINATED", "code": "purpose_not_agreed"}}, {},
+     errors.Refused, "does not start the transfer"),
+    ("a slow transfer", {TRANSFER: {"id": "trf:1", "state": "REQUESTED"}}, {},
+     errors.NegotiationPending, "not started the transfer yet"),
+    ("nonsense", {"POST /negotiations": {"id": "neg:1"}, NEGOTIATION: {"id": "neg:1"}}, {},
+     errors.Broken, "id and state"),
+    ("an unknown member", {"GET /catalog": errors.NotFound("no member")}, {}, errors.NotFound, "member"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "kind", "text"), [c[1:] for c in REFUSALS], ids=[c[0] for c in REFUSALS]
+)
+def test_what_stands_in_the_way_is_said(
+    answers: dict[str, Any], options: dict[str, Any], kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        play({**FRESH, **answers}, **options)
+
+
+def test_an_agreement_without_an_offer_left_reports_why_it_was_refused() -> None:
+    answers = {
+        "GET /catalog": {"dataset": [{"@id": ID}]},
+        **LISTS,
+        "GET /agreements": [[ACTIVE]],
+        "POST /transfers": errors.Refused("not for this purpose", code="purpose_not_agreed", rule="/permission/0"),
+    }
+    with pytest.raises(errors.Refused, match="not for this purpose") as caught:
+        play(answers)
+    assert caught.value.rule == "/permission/0"
+
+
+def test_waiting_ends_when_the_time_is_up() -> None:
+    clock = Clock()
+    steps = flow.awaited("/negotiations", {"id": "n", "state": "REQUESTED"}, "FINALIZED", deadline=45.0, now=clock)
+    waits, state = [], ""
+    try:
+        call = next(steps)
+        while True:
+            waits.append(call.query["wait"])
+            clock.time += call.query["wait"]
+            call = steps.send({"id": "n", "state": "REQUESTED"})
+    except StopIteration as done:
+        state = done.value["state"]
+    assert state == "REQUESTED"
+    assert waits == [20.0, 20.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("north/flights", Name("north", "flights")),
+        (' "north".flights ', Name("north", "flights")),
+        ('"clinic-a"."patients"', Name("clinic-a", "patients")),
+        ("north.flights", Name("north", "flights")),
+    ],
+)
+def test_names_are_read_as_people_and_as_sql_write_them(text: str, name: Name) -> None:
+    assert flow.name_of(text) == name
+
+
+@pytest.mark.parametrize("text", ["", "flights", "/", "north/", "/flights", '""/x'])
+def test_a_name_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(errors.BadInput, match="north/flights"):
+        flow.name_of(text)
+
+
+@pytest.mark.parametrize(("purpose", "full"), [("dpv:X", DPV + "X"), ("", ""), ("https://x/y", "https://x/y")])
+def test_purposes_travel_in_full(purpose: str, full: str) -> None:
+    assert flow.iri(purpose) == full

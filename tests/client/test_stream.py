@@ -1,0 +1,215 @@
+"""The lean reader and the stream on it: every framing gives the same rows, everything cut or wrong is a typed error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hanse import _wire, errors
+from hanse._wire import Request
+from hanse.stream import Stream
+
+from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, ipc, recut
+
+BATCHES = [batch(1, 2, 3), batch(*range(10, 500)), batch(7)]
+ROWS = sum(one.num_rows for one in BATCHES)
+WHOLE = ipc(BATCHES, complete(ROWS, policy=["row filter"], owners=[{"owner": "north", "rows": ROWS}]))
+
+
+def read(answer: Any, *, idle_seconds: float = 5.0, **options: Any) -> Stream:
+    with connector({("GET", "/rows"): answer}) as served:
+        stream = Stream(_wire.ask(Request("GET", f"{served.url}/rows", idle_seconds=idle_seconds)), **options)
+        stream.to_arrow()
+        return stream
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 64, 1000, 10**6])
+def test_every_framing_gives_the_same_rows(size: int) -> None:
+    assert read(chunked(recut(WHOLE, size))).to_arrow() == pa.Table.from_batches(BATCHES)
+
+
+def test_a_batch_in_one_chunk_is_read_without_a_copy() -> None:
+    big = pa.record_batch([pa.array(range(300_000), pa.int64()), pa.nulls(300_000, pa.string())], schema=SCHEMA)
+    before = pa.total_allocated_bytes()
+    with connector({("GET", "/"): chunked(ipc([big], complete(300_000)))}) as served:
+        stream = Stream(_wire.ask(Request("GET", served.url)))
+        got = next(iter(stream))
+        held = pa.total_allocated_bytes() - before
+        stream.close()
+    assert got == big
+    assert held < 1.2 * big.nbytes
+
+
+def test_the_end_record_says_how_it_was() -> None:
+    stream = read(chunked(WHOLE))
+    assert stream.end["status"] == "complete"
+    assert (stream.rows, stream.policy, stream.owners) == (ROWS, ["row filter"], [{"owner": "north", "rows": ROWS}])
+
+
+def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None:
+    data = chunked(WHOLE).data
+    head, _, body = data.partition(b"\r\n\r\n")
+    size, _, rest = body.partition(b"\r\n")
+    odd = head + b"\r\n\r\n" + size + b";name=value\r\n" + rest[: -len(b"\r\n")] + b"trailer: x\r\n\r\n"
+    assert read(Raw(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + odd)).rows == ROWS
+
+
+CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
+    ("no end record", chunked(ipc(BATCHES, None)), errors.StreamIncomplete, "without saying that it was complete"),
+    ("cut at a batch, cleanly framed", chunked(WHOLE[:1]), errors.StreamIncomplete, "stopped after 3 rows"),
+    ("cut in a batch, cleanly framed", chunked([*WHOLE[:1], WHOLE[1][:100]]), errors.Broken, "not Arrow"),
+    ("connection lost at a chunk", chunked(WHOLE[:2], last=False), errors.Unreachable, "closed the connection"),
+    ("connection lost in a chunk", Raw(chunked(WHOLE).data[:1500]), errors.Unreachable, "closed the connection"),
+    ("fewer rows than the end says", chunked(ipc(BATCHES, complete(9999))), errors.StreamIncomplete, "9999 rows"),
+    ("an end record that is no JSON", chunked([piece.replace(b'{"status"', b'{"status ') for piece in WHOLE]),
+     errors.Broken, "end record"),
+    ("revoked", chunked(ipc(BATCHES[:1], {"status": "revoked", "reason": "no more", "rule": "/permission/0"})),
+     errors.AccessRevoked, "no more"),
+    ("quota", chunked(ipc(BATCHES[:1], {"status": "quota"})), errors.QuotaSpent, "ended early: quota"),
+    ("expired", chunked(ipc([], {"status": "lease_expired"})), errors.AccessExpired, "lease_expired"),
+    ("failed", chunked(ipc([], {"status": "error", "code": "out_of_memory"})), errors.StreamFailed, "ended early"),
+    ("a new status", chunked(ipc([], {"status": "later"})), errors.StreamFailed, "later"),
+    ("not Arrow", chunked([b"hello" * 100]), errors.Broken, "not Arrow"),
+    ("nothing", chunked([]), errors.Broken, "not Arrow"),
+    ("JSON instead", chunked([b"{}"], media="application/json"), errors.Broken, "expected an Arrow stream"),
+    ("packed again", chunked(WHOLE, extra="content-encoding: gzip\r\n"), errors.Broken, "compressed"),
+    ("ends with the connection", Raw(b"HTTP/1.1 200 OK\r\ncontent-type: application/vnd.apache.arrow.stream\r\n\r\n"),
+     errors.Broken, "chunked"),
+    ("redirect", Raw(b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n"), errors.Broken, "redirect"),
+    ("another protocol", Raw(b"SSH-2.0-OpenSSH_9\r\n\r\n"), errors.Broken, "does not speak HTTP"),
+    ("a huge chunk", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"ffffffff\r\n"), errors.Broken, "more than"),
+    ("no chunk size", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"-1\r\n"), errors.Broken, "size of a chunk"),
+    ("a longer chunk than said", Raw(chunked(WHOLE[:1]).data.replace(b"0\r\n\r\n", b"xx")), errors.HanseError, "."),
+    ("an endless head", Raw(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000), errors.Broken, "head of more than"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "kind", "text"), [case[1:] for case in CUT], ids=[case[0] for case in CUT])
+def test_whatever_is_not_a_whole_stream_is_a_typed_error(answer: Raw, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        read(answer)
+
+
+def test_rows_that_came_before_the_end_are_not_lost() -> None:
+    answer = chunked(ipc(BATCHES, {"status": "revoked", "reason": "no more", "rule": "/permission/0", "rows": ROWS}))
+    seen: list[pa.RecordBatch] = []
+    with connector({("GET", "/"): answer}) as served:
+        stream = Stream(_wire.ask(Request("GET", served.url)))
+        with pytest.raises(errors.AccessRevoked) as caught:
+            seen.extend(stream)
+    assert seen == BATCHES
+    assert (caught.value.code, caught.value.rule) == ("revoked", "/permission/0")
+    assert stream.error is caught.value
+
+
+PROBLEMS: list[tuple[int, dict[str, Any], type[errors.HanseError]]] = [
+    (400, {"code": "query_invalid", "detail": "a"}, errors.BadInput),
+    (401, {"code": "ticket_expired", "detail": "b"}, errors.AccessExpired),
+    (401, {"code": "unauthenticated", "detail": "b"}, errors.Unauthenticated),
+    (403, {"code": "purpose_not_agreed", "detail": "c", "rule": "/permission/0/constraint/1"}, errors.Refused),
+    (403, {"code": "revoked", "detail": "c"}, errors.AccessRevoked),
+    (404, {"code": "not_found", "detail": "d"}, errors.NotFound),
+    (409, {"code": "conflict", "detail": "d"}, errors.Conflict),
+    (429, {"code": "streams_max", "detail": "e"}, errors.Busy),
+    (502, {"code": "peer_unreachable", "detail": "f"}, errors.Unreachable),
+    (500, {"code": "internal", "detail": "g"}, errors.Broken),
+]
+
+
+@pytest.mark.parametrize(("status", "problem", "kind"), PROBLEMS)
+def test_a_refusal_before_the_first_byte_comes_with_code_and_rule(
+    status: int, problem: dict[str, Any], kind: type[errors.HanseError]
+) -> None:
+    with pytest.raises(errors.HanseError) as caught:
+        read((status, problem))
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.rule) == (problem["code"], problem.get("rule", ""))
+    assert str(caught.value) == problem["detail"]
+
+
+def test_an_error_that_is_no_problem_object_still_says_where_and_what() -> None:
+    with pytest.raises(errors.Broken, match="answered with status 500"):
+        read((500, b"<html>"))
+
+
+def test_corrupt_values_are_found_before_anybody_uses_them() -> None:
+    whole = b"".join(ipc([pa.record_batch([pa.array([1]), pa.array(["ä"])], schema=SCHEMA)], complete(1)))
+    assert whole.count("ä".encode()) == 1
+    with pytest.raises(errors.Broken, match="UTF8"):
+        read(chunked([whole.replace("ä".encode(), b"\xff\xfe")]))
+
+
+def test_a_silent_owner_is_given_up_on() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(errors.Unreachable, match="said nothing"):
+        _wire.ask(Request("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/", idle_seconds=0.1))
+
+
+def test_nobody_there_is_said_plainly() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(errors.Unreachable, match=f"no connection to 127.0.0.1:{port}"):
+        _wire.ask(Request("GET", f"http://127.0.0.1:{port}/", idle_seconds=1))
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "host/x", "http://", ""])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(errors.Broken, match="expected an address"):
+        _wire.ask(Request("GET", url))
+
+
+def test_a_token_cannot_add_headers() -> None:
+    with connector() as served, pytest.raises(errors.Broken, match="line break"):
+        _wire.ask(Request("GET", served.url, headers={"authorization": "Bearer x\r\nhost: other"}))
+
+
+def test_every_library_takes_the_rows() -> None:
+    import duckdb
+    import pandas  # type: ignore[import-untyped]  # it ships no types
+    import polars
+
+    expected = pa.Table.from_batches(BATCHES)
+    stream = read(chunked(WHOLE))
+    assert isinstance(stream.to_pandas(), pandas.DataFrame)
+    assert stream.to_pandas()["age"].sum() == sum(expected["age"].to_pylist())
+    assert stream.to_polars().equals(polars.DataFrame(expected))
+    assert stream.to_duckdb().aggregate("count(*)").fetchall() == [(ROWS,)]
+    assert duckdb.connect().from_arrow(stream.to_arrow()).fetchall()[0] == (1, "n1")
+    assert pa.table(stream) == expected
+
+
+def test_a_stream_is_taken_batch_by_batch_over_the_c_interface() -> None:
+    with connector({("GET", "/"): chunked(WHOLE)}) as served:
+        reader = pa.RecordBatchReader.from_stream(Stream(_wire.ask(Request("GET", served.url))))
+        assert [one.num_rows for one in reader] == [3, 490, 1]
+
+
+def test_what_ends_a_stream_reaches_whoever_took_it_over_the_c_interface() -> None:
+    with connector({("GET", "/"): chunked(ipc(BATCHES, {"status": "revoked", "reason": "no more"}))}) as served:
+        stream = Stream(_wire.ask(Request("GET", served.url)))
+        with pytest.raises(Exception, match="no more"):
+            pa.RecordBatchReader.from_stream(stream).read_all()
+    assert isinstance(stream.error, errors.AccessRevoked)
+
+
+def test_a_stream_is_read_once() -> None:
+    with connector({("GET", "/"): chunked(WHOLE)}) as served:
+        stream = Stream(_wire.ask(Request("GET", served.url)))
+        assert sum(one.num_rows for one in stream) == ROWS
+        with pytest.raises(errors.BadInput, match="read already"):
+            list(stream)
+
+
+def test_memory_stays_at_a_few_batches_however_long_the_stream() -> None:
+    one = batch(*range(20_000))
+    with connector({("GET", "/"): chunked(ipc([one] * 50, complete(50 * 20_000)))}) as served:
+        stream = Stream(_wire.ask(Request("GET", served.url)))
+        before, most = pa.total_allocated_bytes(), 0
+        for _ in stream:
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert stream.rows == 1_000_000
+    assert most < 4 * one.nbytes
