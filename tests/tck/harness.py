@@ -97,19 +97,21 @@ class Harness:
     async def seed(self) -> None:
         """Register datasets and offers, make the agreements, and assign every script to its subject."""
         ours, theirs = self.table.agreements["provider"], self.table.agreements["consumer"]
-        for case in (ours, *self.table.cases.values()):
-            if case.offer:
-                await self.product.dataset(case.dataset)
-                await self.product.offer(case.offer, case.dataset, self.table.policy)
         for case in (ours, theirs, *self.table.cases.values()):
             if case.dataset:
                 self.player.assign("negotiation", case.dataset, case.play)
-        for case in self.table.cases.values():
-            if case.agreement:
-                make = self._provided if case.agreement == "provider" else self._consumed
-                self.agreements[case.id] = await make(self.table.agreements[case.agreement])
-                self.player.assign("transfer", self.agreements[case.id], case.play)
+        await asyncio.gather(*(self._offered(case) for case in (ours, *self.table.cases.values()) if case.offer))
+        await asyncio.gather(*(self._agreed(case) for case in self.table.cases.values() if case.agreement))
         self.player.after = self.table.after
+
+    async def _offered(self, case: Case) -> None:
+        await self.product.dataset(case.dataset)
+        await self.product.offer(case.offer, case.dataset, self.table.policy)
+
+    async def _agreed(self, case: Case) -> None:
+        make = self._provided if case.agreement == "provider" else self._consumed
+        self.agreements[case.id] = await make(self.table.agreements[case.agreement])
+        self.player.assign("transfer", self.agreements[case.id], case.play)
 
     async def _provided(self, terms: Case) -> str:
         return await self.peer.consume(dataset=terms.dataset, offer=terms.offer, policy=self.table.policy)

@@ -133,10 +133,9 @@ class Product:
         return dict(reply.json()) if reply.content else {}
 
     async def dataset(self, name: str) -> None:
-        """Register one small Parquet file under the id that the kit will ask for."""
-        path = self.place.directory / "table.parquet"
-        if not path.exists():
-            pq.write_table(pa.table({"id": [1, 2, 3], "value": ["a", "b", "c"]}), path)
+        """Register a small Parquet file under the id that the kit will ask for."""
+        path = self.place.directory / f"{name}.parquet"
+        await asyncio.to_thread(pq.write_table, pa.table({"id": [1, 2, 3], "value": ["a", "b", "c"]}), path)
         await self.post("/datasets", {"id": name, "name": name.lower(), "path": str(path)})
 
     async def offer(self, offer: str, dataset: str, policy: dict[str, Any]) -> None:
