@@ -46,7 +46,9 @@ class Line:
     def state(self) -> str:
         if self.member.status != "active":
             return self.member.status
-        return self.source.state if self.source else "new"
+        if self.source is None or (self.source.state == "new" and not self.source.failures):
+            return "new"
+        return "stale" if self.source.state == "new" else self.source.state
 
 
 class Site:

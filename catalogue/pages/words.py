@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -11,7 +12,7 @@ from urllib.parse import quote, urlencode
 from markupsafe import Markup, escape
 
 from catalogue.facets import FACETS, POLICIES, Card
-from catalogue.offers import Offer
+from catalogue.offers import Line, Offer
 from catalogue.question import Question
 
 _UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minutes"))
@@ -77,6 +78,35 @@ def chips(offers: Iterable[Offer]) -> list[Chip]:
     return list(dict.fromkeys(made))
 
 
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """Rules that hold under the same conditions, and these conditions."""
+
+    rules: tuple[Line, ...]
+    conditions: tuple[Line, ...]
+
+
+def clauses(offer: Offer) -> list[Clause]:
+    """An offer's rules with their conditions; neighbours with the same conditions are said once."""
+    made: list[Clause] = []
+    for line in offer.lines:
+        if line.depth == 0 or not made:
+            made.append(Clause((line,), ()))
+        else:
+            made[-1] = replace(made[-1], conditions=(*made[-1].conditions, line))
+    merged: list[Clause] = []
+    for clause in made:
+        if merged and clause.conditions and _said(merged[-1]) == _said(clause):
+            merged[-1] = replace(merged[-1], rules=merged[-1].rules + clause.rules)
+        else:
+            merged.append(clause)
+    return merged
+
+
+def _said(clause: Clause) -> list[str]:
+    return [line.text for line in clause.conditions]
+
+
 def path_of(dataset_id: str) -> str:
     """The page of a dataset."""
     return f"/datasets/{quote(dataset_id, safe=':')}"
@@ -101,19 +131,28 @@ def search_url(question: Question, **changes: Any) -> str:
 def snippet(card: Card) -> str:
     """Python that gets at the data: rows where an offer lets rows leave, else an aggregate."""
     purposes = [purpose for offer in card.offers for purpose in offer.purposes]
-    purpose = f', purpose="{purposes[0]}"' if purposes else ""
+    purpose = f'"{purposes[0]}"' if purposes else '""'
     lines = [
         "import hanse",
         "",
-        'space = hanse.connect("https://your-connector.example", token)',
-        f'data = space.agree("{card.owner}/{card.entry.name}"{purpose})',
+        "# your own connector negotiates",
+        "space = hanse.connect(url, token)",
+        "data = space.agree(",
+        f'    "{card.owner}/{card.entry.name}",',
+        f"    purpose={purpose},",
+        ")",
     ]
     actions = {action for offer in card.offers for action in offer.actions}
     if actions & {"ds:stream", "ds:train", "odrl:read", "odrl:use"}:
-        lines += ["for batch in data.stream():", "    print(batch.num_rows)"]
-    else:
-        sql = f'SELECT count(*) AS n FROM "{card.owner}".{_name(card.entry.name)}'  # noqa: S608  # shown, not run
-        lines += [f"sql = '{sql}'", f"print(space.query(sql{purpose}).to_pandas())"]
+        return "\n".join([*lines, "for batch in data.stream():", "    print(batch.num_rows)"])
+    table = f'"{card.owner}".{_name(card.entry.name)}'
+    lines += [
+        "answer = space.query(",
+        f"    'SELECT count(*) FROM {table}',",  # noqa: S608  # shown, not run
+        f"    purpose={purpose},",
+        ")",
+        "print(answer.to_pandas())",
+    ]
     return "\n".join(lines)
 
 
@@ -121,32 +160,27 @@ def _name(dataset: str) -> str:
     return dataset if dataset.isidentifier() else f'"{dataset}"'
 
 
-_KEYWORDS = ("import", "for", "in", "print")
+_TOKENS = re.compile(r"""(?P<c>\#[^\n]*)|(?P<s>'[^'\n]*'|"[^"\n]*")|(?P<k>\b(?:import|for|in)\b)""")
 
 
 def coloured(code: str) -> Markup:
-    """The snippet with its keywords and texts marked for the stylesheet."""
-    lines = []
-    for line in code.split("\n"):
-        pieces = line.split('"') if "'" not in line else [line]
-        quoted = ('"' + piece + '"' if odd % 2 else piece for odd, piece in enumerate(pieces))
-        lines.append(
-            "".join(
-                f'<span class="s">{escape(piece)}</span>' if piece.startswith('"') else _marked(piece)
-                for piece in quoted
-            )
-        )
-    return Markup("\n".join(lines))  # noqa: S704  # every piece was escaped above
-
-
-def _marked(text: str) -> str:
-    words = text.split(" ")
-    return " ".join(f'<span class="k">{word}</span>' if word in _KEYWORDS else str(escape(word)) for word in words)
+    """The snippet with comments, texts and keywords marked for the stylesheet."""
+    pieces, at = [], 0
+    for token in _TOKENS.finditer(code):
+        pieces.append(str(escape(code[at : token.start()])))
+        pieces.append(f'<span class="{token.lastgroup}">{escape(token[0])}</span>')
+        at = token.end()
+    return Markup("".join([*pieces, str(escape(code[at:]))]))  # noqa: S704  # every piece was escaped
 
 
 def licence_name(text: str) -> str:
-    """A licence's IRI as people say it."""
-    return text.rstrip("/").rpartition("/")[2] if text.startswith("http") else text
+    """A licence's IRI as people say it: `CC BY 4.0`, else its last part."""
+    if not text.startswith(("https://", "http://")):
+        return text
+    parts = [part for part in text.split("/") if part]
+    if "creativecommons.org" in parts[1] and len(parts) >= 5:
+        return f"CC {parts[3].upper()} {parts[4]}"
+    return parts[-1] if len(parts) > 2 else text
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -160,6 +194,7 @@ FILTERS: Mapping[str, Any] = {
     "day": day,
     "instant": instant,
     "chips": chips,
+    "clauses": clauses,
     "path": path_of,
     "coloured": coloured,
     "licence": licence_name,

@@ -60,7 +60,7 @@
 
   const facetFolding = () => {
     if (!matchMedia("(max-width: 60rem)").matches) return;
-    for (const details of document.querySelectorAll(".facets details")) details.open = false;
+    for (const details of document.querySelectorAll(".all-filters")) details.open = false;
   };
 
   const confirmations = () => {
