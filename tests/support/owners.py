@@ -49,6 +49,8 @@ class Owner:
     times: int = 1_000_000
     bytes_sent: int = 0
     cancelled: int = 0
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)  # somebody waits for it
+    crowded: asyncio.Event = field(default_factory=asyncio.Event)  # eight do
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -104,6 +106,9 @@ class Owners:
         if failing == "down":
             raise PeerUnreachable(f"http://{owner.name} cannot be reached")
         if failing == "slow":
+            owner.waiting.set()
+            if len(owner.asked) >= 8:
+                owner.crowded.set()
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
@@ -148,17 +153,17 @@ def _framed(reader: Any, failing: str) -> bytes:
     sink = pa.BufferOutputStream()
     rows = 0
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(sink, reader.schema, options=options) as writer:
-        for batch in reader:
-            rows += batch.num_rows
-            writer.write_batch(batch)
-            if failing == "cut":
-                return bytes(sink.getvalue())
-        if failing != "no_end":
-            columns = [pa.nulls(0, field.type) for field in reader.schema]
-            zero = pa.RecordBatch.from_arrays(columns, schema=reader.schema)
-            end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "policy": []}
-            writer.write_batch(zero, custom_metadata={"hanse.end": json.dumps(end)})
+    writer = pa.ipc.new_stream(sink, reader.schema, options=options)
+    for batch in reader:
+        rows += batch.num_rows
+        writer.write_batch(batch)
+    if failing == "cut":  # at the border of a batch: a shorter table, as far as Arrow can tell
+        return bytes(sink.getvalue())
+    if failing != "no_end":
+        zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
+        end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "policy": []}
+        writer.write_batch(zero, custom_metadata={"hanse.end": json.dumps(end)})
+    writer.close()
     return bytes(sink.getvalue())
 
 

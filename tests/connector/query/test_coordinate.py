@@ -1,0 +1,280 @@
+"""A question over several owners: the answer, its account, and every way in which an owner can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import pytest_asyncio
+
+from connector.errors import (
+    HanseError,
+    Limited,
+    PeerNonsense,
+    PeerUnreachable,
+    QueryInvalid,
+    Refused,
+)
+from connector.events import Event, QueryCoordinated
+from connector.query.coordinate import Coordinator, Question
+from connector.query.federation import GridInfo
+from connector.query.pool import Pool
+from connector.store import Store
+from tests.support.owners import Owners
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+COUNTS = 'SELECT ward, count(*) AS n, avg(age) AS age FROM "all".patients WHERE age >= 10 GROUP BY ward ORDER BY ward'
+
+
+class Asked:
+    """A coordinator with its owners, and what the log was told."""
+
+    def __init__(self, owners: Owners, coordinator: Coordinator, events: list[Event], folder: Path) -> None:
+        self.owners, self.coordinator, self.events, self.folder = owners, coordinator, events, folder
+
+    async def rows(self, sql: str, **more: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The answer's rows and its end record."""
+        answer = await self.coordinator.ask(Question(sql=sql, **more), by="tester")
+        try:
+            data = b"".join([bytes(part) async for part in answer.parts()])
+        finally:
+            await answer.close()
+        return read(data)
+
+    @property
+    def recorded(self) -> list[QueryCoordinated]:
+        return [event for event in self.events if isinstance(event, QueryCoordinated)]
+
+
+def read(data: bytes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with pa.ipc.open_stream(data) as reader:
+        while True:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            if metadata is not None:
+                return rows, json.loads(metadata[b"hanse.end"])
+            rows += batch.to_pylist()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def asked(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterator[Asked]:
+    owners = Owners("north", "south", "west")
+    for number, owner in enumerate(owners.of):
+        owners.add(
+            owner,
+            "patients",
+            f"SELECT range AS id, (range * 7 + {number}) % 90 AS age, 'w' || (range % 3) AS ward "
+            f"FROM range({50 + number})",
+        )
+    owners.add("north", "wards", "SELECT 'w' || range AS ward, range * 10 AS beds FROM range(3)")
+    owners.add("north", "many", "SELECT range AS id FROM range(40000)")
+    owners.add("south", "lonely", "SELECT 1 AS id, 2.5 AS v")
+    events: list[Event] = []
+    unsubscribe = sqlite_store.bus.subscribe(events.append)
+    coordinator = Coordinator(
+        sqlite_store,
+        owners,  # type: ignore[arg-type]  # stands in for the network
+        pool,
+        work_dir=tmp_path / "queries",
+        tables_for=owners.tables_for,
+        ticket=owners.ticket,
+        seconds=20,
+    )
+    yield Asked(owners, coordinator, events, tmp_path / "queries")
+    unsubscribe()
+    for owner in owners.of.values():
+        owner.database.close()
+
+
+async def test_a_question_over_three_owners_is_answered_from_partial_results(asked: Asked) -> None:
+    rows, end = await asked.rows(COUNTS)
+    assert [row["ward"] for row in rows] == ["w0", "w1", "w2"]
+    ages = [(n * 7 + k) % 90 for k in range(3) for n in range(50 + k)]
+    assert sum(row["n"] for row in rows) == sum(age >= 10 for age in ages)
+    assert end["status"] == "complete"
+    assert end["rows"] == 3
+    assert {one["owner"]: one["rows"] for one in end["owners"]} == {"north": 3, "south": 3, "west": 3}
+    assert all(one["bytes"] > 0 and one["agreement"] == f"{one['owner']}-patients" for one in end["owners"])
+
+
+async def test_a_join_over_two_owners_reads_both_sides_and_two_agreements_of_one_owner_travel_together(
+    asked: Asked,
+) -> None:
+    rows, _ = await asked.rows(
+        "SELECT p.ward, sum(w.beds) AS beds FROM south.patients p JOIN north.wards w ON w.ward = p.ward GROUP BY p.ward"
+    )
+    assert {row["ward"]: row["beds"] for row in rows} == {"w0": 0, "w1": 170, "w2": 340}
+    rows, end = await asked.rows("SELECT count(*) AS n FROM north.patients p JOIN north.wards w ON w.ward = p.ward")
+    assert rows == [{"n": 50}]
+    assert [one["agreement"] for one in end["owners"]] == ["north-patients,north-wards"]
+
+
+async def test_the_log_has_one_record_with_totals_and_the_files_are_gone(asked: Asked) -> None:
+    await asked.rows(COUNTS, purpose="https://w3id.org/dpv#ScientificResearch")
+    (event,) = asked.recorded
+    assert (event.outcome, event.actor) == ("ok", "tester")
+    assert event.purpose == "https://w3id.org/dpv#ScientificResearch"
+    assert event.agreement == "north-patients,south-patients,west-patients"
+    assert event.detail["rows"] == 3
+    assert [one["rows"] for one in event.detail["owners"]] == [3, 3, 3]
+    assert list(asked.folder.iterdir()) == []
+
+
+BROKEN = [
+    ("down", PeerUnreachable, "peer_unreachable"),
+    ("cut", PeerNonsense, "peer_nonsense"),
+    ("no_end", PeerNonsense, "peer_nonsense"),
+    ("lie", PeerNonsense, "peer_nonsense"),
+    ("refuse:revoked", Refused, "revoked"),
+]
+
+
+@pytest.mark.parametrize(("how", "kind", "code"), BROKEN, ids=[how for how, _, _ in BROKEN])
+async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_answer(
+    asked: Asked, how: str, kind: type[HanseError], code: str
+) -> None:
+    asked.owners.break_("south", how)
+    with pytest.raises(kind) as failure:
+        await asked.rows(COUNTS)
+    assert failure.value.code == code
+    assert failure.value.facts["owner"] == "south"
+    assert '"south" (f0.south: patients)' in failure.value.message
+    (event,) = asked.recorded
+    assert event.outcome == ("refused" if kind is Refused else "failed")
+    assert list(asked.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["down", "cut", "no_end"])
+async def test_a_fragment_that_broke_off_is_asked_once_more_from_the_start(asked: Asked, how: str) -> None:
+    asked.owners.break_("south", how, times=1)
+    rows, end = await asked.rows(COUNTS)
+    assert sum(row["n"] for row in rows) > 0
+    assert {one["owner"]: one["rows"] for one in end["owners"]}["south"] == 3
+    assert len(asked.owners.of["south"].asked) == 2
+
+
+async def test_a_refusal_is_not_repeated_and_keeps_the_owners_rule(asked: Asked) -> None:
+    asked.owners.break_("west", "refuse:purpose_not_agreed")
+    with pytest.raises(Refused) as refused:
+        await asked.rows(COUNTS)
+    assert (refused.value.code, refused.value.rule) == ("purpose_not_agreed", "/permission/0")
+    assert len(asked.owners.of["west"].asked) == 1
+
+
+async def test_the_first_failure_cancels_what_the_others_still_do(asked: Asked) -> None:
+    asked.owners.break_("north", "slow")
+    asked.owners.break_("south", "refuse:revoked")
+    async with asyncio.timeout(5):
+        with pytest.raises(Refused):
+            await asked.rows(COUNTS)
+    assert asked.owners.of["north"].cancelled == 1
+
+
+async def test_the_deadline_names_the_owner_that_was_waited_for(asked: Asked) -> None:
+    asked.owners.break_("north", "slow")
+    with pytest.raises(Limited) as late:
+        await asked.rows(COUNTS, seconds=0.5)
+    assert late.value.code == "time_limit"
+    assert "waiting for north" in late.value.message
+    assert asked.owners.of["north"].cancelled == 1
+
+
+async def test_a_running_question_can_be_cancelled_and_stops_at_its_owners(asked: Asked) -> None:
+    asked.owners.break_("north", "slow")
+    running = asyncio.ensure_future(asked.rows(COUNTS))
+    await asked.owners.of["north"].waiting.wait()
+    (progress,) = asked.coordinator.recent()
+    assert progress.state == "asking"
+    assert asked.coordinator.cancel(progress.query_id)
+    with pytest.raises(Refused) as cancelled:
+        await running
+    assert cancelled.value.code == "cancelled"
+    assert asked.owners.of["north"].cancelled == 1
+    assert asked.recorded[0].code == "cancelled"
+    assert not asked.coordinator.cancel(progress.query_id)
+
+
+async def test_a_client_that_leaves_in_mid_answer_counts_as_broken_off(asked: Asked) -> None:
+    answer = await asked.coordinator.ask(Question(sql='SELECT id FROM "north".many'), by="tester")
+    async with contextlib.aclosing(answer.parts()) as parts:
+        await anext(parts)
+    await answer.close()
+    assert asked.recorded[0].outcome == "broken"
+    assert list(asked.folder.iterdir()) == []
+
+
+async def test_the_bytes_of_all_owners_together_are_limited(asked: Asked) -> None:
+    with pytest.raises(Limited) as large:
+        await asked.rows("SELECT p.id, m.id FROM north.many m JOIN south.patients p ON p.id = m.id", nbytes=1000)
+    assert large.value.code == "bytes_limit"
+
+
+async def test_the_rows_of_the_answer_are_limited_and_the_end_record_says_so(asked: Asked) -> None:
+    _, end = await asked.rows('SELECT id FROM "north".many', rows=10)
+    assert (end["status"], end["code"]) == ("error", "rows_limit")
+    assert asked.recorded[0].outcome == "failed"
+
+
+WRONG = [
+    ("SELECT 1", "dataset_missing", "names no dataset"),
+    ("SELECT * FROM patients", "owner_missing", '"<participant>".patients'),
+    ('SELECT * FROM "east".patients', "agreement_missing", "negotiate one"),
+    ('SELECT nothing FROM "north".patients', "column_unknown", "nothing"),
+    ("SELECT * FROM read_parquet('/etc/passwd')", "function_not_allowed", "table function"),
+    ('DELETE FROM "north".patients', "syntax_not_allowed", ""),
+    ('SELECT 1 FROM "north".patients; SELECT 2 FROM "north".patients', "one_statement", "exactly one"),
+]
+
+
+@pytest.mark.parametrize(("sql", "code", "words"), WRONG, ids=[code for _, code, _ in WRONG])
+async def test_a_wrong_question_is_refused_with_what_to_do_and_recorded(
+    asked: Asked, sql: str, code: str, words: str
+) -> None:
+    with pytest.raises(QueryInvalid) as wrong:
+        await asked.rows(sql)
+    assert words in wrong.value.message
+    assert wrong.value.code in (code, "statement_not_allowed")
+    assert [(event.outcome, event.code) for event in asked.recorded] == [("refused", wrong.value.code)]
+    assert not any(owner.asked for owner in asked.owners.of.values())
+
+
+def _grids(asked: Asked, *owners: str) -> None:
+    for owner in owners:
+        asked.owners.publish(owner, "patients", grid=GridInfo(("ward",), ("age",), 5, "id"))
+
+
+async def test_groups_that_one_owner_withholds_are_flagged_and_the_rest_is_answered(asked: Asked) -> None:
+    _grids(asked, "north", "south", "west")
+    asked.owners.break_("west", "refuse:min_group_size")
+    rows, end = await asked.rows('SELECT ward, count(*) AS n FROM "all".patients GROUP BY ward')
+    assert sum(row["n"] for row in rows) == 101
+    assert end["withheld"] is True
+    assert {one["owner"]: one["withheld"] for one in end["owners"]} == {"north": False, "south": False, "west": True}
+
+
+async def test_where_every_owner_withholds_its_groups_the_refusal_stands(asked: Asked) -> None:
+    _grids(asked, "north", "south", "west")
+    for owner in asked.owners.of:
+        asked.owners.break_(owner, "refuse:min_group_size")
+    with pytest.raises(Refused) as small:
+        await asked.rows('SELECT ward, count(*) AS n FROM "all".patients GROUP BY ward')
+    assert (small.value.code, small.value.rule) == ("min_group_size", "/permission/0")
+
+
+async def test_a_question_too_many_waits_outside(asked: Asked) -> None:
+    asked.owners.break_("north", "slow")
+    running = [asyncio.ensure_future(asked.rows(COUNTS)) for _ in range(8)]
+    await asked.owners.of["north"].crowded.wait()
+    with pytest.raises(Limited) as full:
+        await asked.rows(COUNTS)
+    assert full.value.code == "queries_max"
+    for one in running:
+        one.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
