@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from catalogue.entry import Column
+from catalogue.exports import dcat, graph
 from catalogue.exports.dcat import About, iri_of
 from catalogue.facets import Card
 
@@ -63,7 +64,7 @@ def croissant(card: Card, about: About) -> dict[str, Any]:
         "description": entry.description or entry.title,
         "url": here,
         "identifier": entry.id,
-        "license": entry.license or "https://schema.org/usageInfo",
+        "license": entry.license or f"{here}#terms",
         "creator": _organisation(entry.participant, card.owner_title),
         "publisher": _organisation(entry.participant, card.owner_title),
         "datePublished": _day(card.first_seen),
@@ -71,7 +72,7 @@ def croissant(card: Card, about: About) -> dict[str, Any]:
         "keywords": list(entry.keywords),
         "isLiveDataset": True,
         "distribution": [_file(card, here)],
-        "usageInfo": [_usage(offer.policy) for offer in card.offers if offer.policy],
+        "usageInfo": [graph.jsonld_node(dcat.policy(offer)) for offer in card.offers],
         "recordSet": [_records(card)] if entry.columns else [],
     }
     return {key: value for key, value in made.items() if value not in ([], "")}
@@ -98,13 +99,7 @@ def _file(card: Card, here: str) -> dict[str, Any]:
         "description": f"Rows of {card.owner}/{card.entry.name}, had over the Dataspace Protocol under an agreement.",
         "contentUrl": card.entry.endpoint or here,
         "encodingFormat": "application/x-parquet",
-        # Data that lives has no digest of its own: what was streamed is proven by the receipts of both sides.
-        "sha256": "",
     }
-
-
-def _usage(policy: dict[str, Any]) -> dict[str, Any]:
-    return {"@type": "odrl:Offer", **{key: value for key, value in policy.items() if key not in ("@type", "@context")}}
 
 
 def _records(card: Card) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from policies.model import ODRL, Atom, Constraint, Duty, Group, Kind, Rule
 _EU = "http://publications.europa.eu/resource/authority/"
 _ARROW = "https://www.iana.org/assignments/media-types/application/vnd.apache.arrow.stream"
 _DSP = "https://w3id.org/dspace/2025/1/"
-_LICENCE = f"{_EU}licence/"
+_PROFILE = "http://data.europa.eu/r5r/"  # DCAT-AP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ def catalog(cards: Iterable[Card], about: About, paging: Paging) -> list[Node]:
     node.add("dct:title", Literal(about.title, language="en"))
     node.add("dct:description", Literal(f"Datasets that members of {about.title} offer.", language="en"))
     node.add("dct:publisher", _agent(about.operator, about.operator_name))
+    node.add("dct:language", Iri(f"{_EU}language/ENG"))
     node.add("foaf:homepage", Node(("foaf:Document",), f"{about.root}/"))
     node.add("dcat:themeTaxonomy", Iri(f"{_EU}data-theme"))
     page = Node(("hydra:PagedCollection",), paging.here)
@@ -121,6 +122,8 @@ def _service(card: Card, about: About) -> Node | None:
     node.add("dcat:endpointURL", Iri(entry.endpoint))
     node.add("dct:publisher", _agent(entry.participant, card.owner_title))
     node.add("dct:conformsTo", Node(("dct:Standard",), _DSP))
+    node.add("dcat:contactPoint", _contact(card))
+    node.add("dcat:servesDataset", Iri(iri_of(entry.id, about.root)))
     return node
 
 
@@ -129,6 +132,7 @@ def _record(card: Card, described: Node) -> Node:
     node.add("dct:modified", _moment(card.last_seen))
     node.add("dct:issued", _moment(card.first_seen))
     node.add("foaf:primaryTopic", Iri(described.id))
+    node.add("dct:conformsTo", Node(("dct:Standard",), _PROFILE))
     return node
 
 
@@ -188,7 +192,7 @@ def _moment(at: float) -> Literal:
 # -- the offer as ODRL
 
 
-def policy(offer: Offer) -> Node | None:
+def policy(offer: Offer) -> Node:
     """An offer as an ODRL graph; one that could not be read is described in words only."""
     node = Node(("odrl:Offer",), offer.id if ":" in offer.id else "")
     try:

@@ -7,7 +7,8 @@ because a graph library costs a second and 35 thousand triples of memory per tho
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from xml.sax.saxutils import escape, quoteattr
@@ -108,11 +109,12 @@ def _turtle_value(value: Value, depth: int) -> str:
 
 def jsonld(nodes: Iterable[Node]) -> str:
     """The graph as JSON-LD, with prefixes as its whole context: nothing has to be fetched to read it."""
-    document = {"@context": PREFIXES, "@graph": [_jsonld_node(node) for node in nodes]}
+    document = {"@context": PREFIXES, "@graph": [jsonld_node(node) for node in nodes]}
     return json.dumps(document, ensure_ascii=False, indent=1)
 
 
-def _jsonld_node(node: Node) -> dict[str, Any]:
+def jsonld_node(node: Node) -> dict[str, Any]:
+    """One node with the blank nodes inside it, in terms of PREFIXES."""
     made: dict[str, Any] = {"@id": Iri(node.id).safe} if node.id else {}
     if node.types:
         made["@type"] = node.types[0] if len(node.types) == 1 else list(node.types)
@@ -125,7 +127,7 @@ def _jsonld_value(value: Value) -> Any:
     if isinstance(value, Iri):
         return {"@id": value.safe}
     if isinstance(value, Node):
-        return {"@id": Iri(value.id).safe} if value.id else _jsonld_node(value)
+        return {"@id": Iri(value.id).safe} if value.id else jsonld_node(value)
     if value.language:
         return {"@value": value.text, "@language": value.language}
     return {"@value": value.text, "@type": value.datatype} if value.datatype else value.text
@@ -162,16 +164,31 @@ def _xml_property(term: str, value: Value, depth: int) -> str:
     return f"{indent}<{term}{kind}>{escape(value.text)}</{term}>\n"
 
 
-def flat(nodes: Iterable[Node]) -> Iterator[Node]:
-    """Every node that has an id, each once, in the order met: those inside others are pulled out."""
-    waiting, seen = list(nodes), set()
+def flat(nodes: Iterable[Node]) -> list[Node]:
+    """Every node that has an id, each once with all that is said of it, in the order met; blank ones stay inside."""
+    waiting, found = deque(nodes), dict[str, Node]()
+    anonymous: list[Node] = []
     while waiting:
-        node = waiting.pop(0)
-        if node.id and node.id in seen:
-            continue
-        seen.add(node.id)
-        yield node
-        waiting += _named(node)
+        node = waiting.popleft()
+        waiting.extend(_named(node))
+        if not node.id:
+            anonymous.append(node)
+        elif (known := found.get(node.id)) is None:
+            found[node.id] = Node(node.types, node.id, list(node.properties))
+        else:
+            known.properties += [one for one in node.properties if not _is_said(known, *one)]
+    return [*found.values(), *anonymous]
+
+
+def _is_said(node: Node, term: str, value: Value) -> bool:
+    """Whether a node has that triple; two blank nodes with the same content count as one."""
+    return any(known == term and _same(kept, value) for known, kept in node.properties)
+
+
+def _same(one: Value, other: Value) -> bool:
+    if isinstance(one, Node) and isinstance(other, Node) and one.id:
+        return one.id == other.id
+    return one == other
 
 
 def _named(node: Node) -> list[Node]:
