@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 class Leaf:
     """One compiled atom or duty: its check, and what an explanation says about it."""
 
-    __slots__ = ("check", "expected", "fact", "left", "op", "path", "personal")
+    __slots__ = ("_waiting", "check", "expected", "fact", "left", "op", "path", "personal")
 
     def __init__(
         self,
@@ -58,18 +58,25 @@ class Leaf:
     ) -> None:
         self.path, self.left, self.op, self.expected = path, left, op, expected
         self.fact, self.check, self.personal = fact, check, personal
+        self._waiting: dict[tuple[str, str], Finding] = {}
 
     def finding(self, moment: Moment, rule: str, phase: str) -> Finding:
         """What was expected, observed and found, from whom."""
         result = self.check(moment)
-        observed, source = self._observed(moment, result)
+        if result == DEFERRED and self.fact != "clock":  # always the same, and most of a policy in early phases
+            found = self._waiting.get((rule, phase))
+            if found is None:
+                found = self._made(rule, phase, result, (), "")
+                self._waiting[rule, phase] = found
+            return found
+        return self._made(rule, phase, result, *self._observed(moment, result))
+
+    def _made(self, rule: str, phase: str, result: int, observed: tuple[str, ...], source: str) -> Finding:
         return Finding(rule, self.path, self.left, self.op, self.expected, observed, RESULTS[result], source, phase)
 
     def _observed(self, moment: Moment, result: int) -> tuple[tuple[str, ...], str]:
         if self.fact == "clock":
             return (values.written(moment.now),), "clock"
-        if result == DEFERRED:
-            return (), ""
         fact = moment.facts.get(self.fact)
         if fact is None:
             return ((), "contract") if result == SATISFIED else ((), "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from policies.model import DPV, HANSE, ODRL, XSD
@@ -166,6 +167,7 @@ def odrl(local: str) -> str:
     return ODRL + local
 
 
+@lru_cache(maxsize=2_048)
 def compact(iri: str) -> str:
     """`http://www.w3.org/ns/odrl/2/purpose` -> `odrl:purpose`; anything unknown stays as it is."""
     for prefix, namespace in PREFIXES.items():
