@@ -37,6 +37,7 @@ from policies.contract import DataContract
 from policies.enforce import sql as enforce
 from policies.enforce.sql import Dataset, Keys, Prepared
 from policies.errors import PolicyError
+from policies.vocabulary import compact
 
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _LONGEST = 24 * 3600.0
@@ -247,8 +248,13 @@ class Reads:
         try:
             for ticket in asked.tickets:
                 if ticket.purpose and asked.purpose and ticket.purpose != asked.purpose:
+                    # The agreement answers first, with its rule; a ticket may only be narrower than that.
+                    await self.grants.covers(
+                        ticket.agreement, consumer=ticket.consumer, action=asked.action, purpose=asked.purpose
+                    )
                     raise Refused(
-                        f"this ticket is for {ticket.purpose}, the request declares {asked.purpose}",
+                        f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
+                        "start a transfer for that purpose",
                         code="purpose_not_agreed",
                     )
                 grants.append(

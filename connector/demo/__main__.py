@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from connector.demo.show import Show
 from connector.demo.space import DEFAULT_PORT, PORT_SETTING, Space, tail
@@ -48,7 +49,7 @@ def play(space: Space, *, once: bool) -> int:
         show.console.print("\n[dim]stopped[/dim]")
         return 130
     except (HanseError, AssertionError) as error:
-        show.console.print(f"\n[red]{error}[/red]", soft_wrap=True)
+        show.console.print(f"\n[red]{escape(str(error))}[/red]", soft_wrap=True)
         return 1
     except Exception:  # noqa: BLE001  # whatever it was, the demo shows it, ends every process and says 1
         show.console.print_exception(max_frames=6)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -72,8 +73,8 @@ class Show:
     def _line(self, mark: str, step: Step, begun: float) -> None:
         took = time.monotonic() - begun
         shown = f"{took * 1000:6.0f} ms" if took < 10 else f"{took:6.1f} s "
-        detail = f"  [dim]{step.said}[/dim]" if step.said else ""
-        self.console.print(f"  {mark} [cyan]{shown}[/cyan]  {step.title}{detail}", soft_wrap=True)
+        detail = f"  [dim]{escape(step.said)}[/dim]" if step.said else ""
+        self.console.print(f"  {mark} [cyan]{shown}[/cyan]  {escape(step.title)}{detail}", soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
         made = Table(
@@ -83,11 +84,11 @@ class Show:
             numeric = bool(rows) and all(isinstance(row[place], (int, float)) or row[place] is None for row in rows)
             made.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            made.add_row(*(cell(value) for value in row))
+            made.add_row(*(escape(cell(value)) for value in row))
         self.console.print(made)
 
     def note(self, text: str) -> None:
-        self.console.print(f"             [dim]{text}[/dim]", soft_wrap=True)
+        self.console.print(f"             [dim]{escape(text)}[/dim]", soft_wrap=True)
 
     def expect(self, holds: bool, what: str) -> None:
         """Something that must be so; where it is not, the demo has failed and says what."""

@@ -231,7 +231,7 @@ def refuse(story: Story) -> None:
     cases: tuple[tuple[str, Callable[[], object]], ...] = (
         (
             "Raw rows of patients",
-            lambda: story.forge.query("SELECT patient, age FROM north.patients", purpose=RESEARCH).to_arrow(),
+            lambda: story.forge.query("SELECT horTh, tgrade, time FROM north.patients", purpose=RESEARCH).to_arrow(),
         ),
         (
             "A purpose that was not agreed",
@@ -251,7 +251,7 @@ def refuse(story: Story) -> None:
             refusal = _refusal(attempt)
             story.show.expect(refusal is not None, "a refusal")
             step.say(f"refused: {refusal.code}")
-        story.show.note(f"{refusal}" + (f" [{refusal.rule}]" if getattr(refusal, "rule", "") else ""))
+        story.show.note(f"{refusal}" + (f" ({rule})" if (rule := getattr(refusal, "rule", "")) else ""))
 
 
 def _refusal(attempt: Callable[[], object]) -> Any:
@@ -268,29 +268,29 @@ def revoke(story: Story) -> None:
     import hanse
 
     story.show.chapter("The owner changes its mind")
-    weather = story.agreed["south/weather"]
+    flights = story.agreed["north/flights"]
     asked: list[float] = []
 
     def owner_revokes() -> None:
-        owner = story.api("south")
-        agreement = segment(weather.agreement_id)
+        owner = story.api("north")
+        agreement = segment(flights.agreement_id)
         asked.append(time.monotonic())
-        owner.post(f"/agreements/{agreement}/revoke", {"reason": "the owner needs the station for itself"})
+        owner.post(f"/agreements/{agreement}/revoke", {"reason": "the data protection officer asked for it"})
 
     with story.show.step("An agreement is revoked while its stream runs") as step:
         stopped = 0.0
         rows = 0
         try:
-            for batch in _slowly(weather.stream(batch_rows=100)):
+            for batch in _slowly(flights.stream(batch_rows=2_000)):
                 rows += batch.num_rows
-                if rows >= 500 and not asked:
+                if rows >= 20_000 and not asked:
                     owner_revokes()
         except hanse.AccessRevoked as ended:
             stopped = time.monotonic()
             reason = str(ended)
         story.show.expect(bool(asked) and stopped > 0, "a stream that stops when its agreement is revoked")
         step.say(
-            f"stopped {(stopped - asked[0]) * 1000:.0f} ms after the owner's word, {rows:,} of 26,115 rows had left"
+            f"stopped {(stopped - asked[0]) * 1000:.0f} ms after the owner's word, {rows:,} of 336,776 rows had left"
         )
     story.show.note(reason)
 

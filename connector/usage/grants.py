@@ -97,6 +97,11 @@ class Grants:
             raise Refused(f"the agreement has ended: {reason}; negotiate a new one", code="agreement_ended")
         return self._compiled(agreement, dataset, version)
 
+    async def covers(self, agreement_id: str, *, consumer: str, action: str, purpose: str) -> DataContract:
+        """The contract that serves this action and purpose now, without opening a read; Refused by its rule."""
+        held = await self.hold(agreement_id, consumer=consumer)
+        return choose(held.contracts, action=action, purpose=purpose, now=time.time())
+
     async def open(
         self,
         agreement_id: str,
