@@ -30,7 +30,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,7 +259,10 @@ class Pool:
         waiting: int = 64,
         wait_seconds: float = 30.0,
         idle_seconds: float = 60.0,
+        readable: Sequence[Path] | None = None,
+        writable: Sequence[Path] = (),
     ) -> None:
+        """`readable` and `writable`: the only directories that a worker can open (None: not confined)."""
         self._work_dir = work_dir
         self._warm = min(warm, size)
         self._streams_per_worker = streams_per_worker
@@ -269,6 +272,14 @@ class Pool:
         self._busy: set[Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._writable = tuple(writable)
+        self._allowed = "null"
+        if readable is not None:
+            paths = {
+                "readable": [os.path.realpath(path) for path in readable],
+                "writable": [os.path.realpath(path) for path in writable],
+            }
+            self._allowed = json.dumps(paths)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -279,7 +290,8 @@ class Pool:
 
     async def start(self) -> None:
         """Start the workers that are kept warm."""
-        self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self._work_dir, *self._writable):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for _ in range(self._warm):
             self._idle.append(await self._spawn())
         self._background(self._reap())
@@ -406,11 +418,11 @@ class Pool:
 
     async def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
-        folder = Path(tempfile.mkdtemp(prefix="worker-", dir=self._work_dir))
+        folder = Path(tempfile.mkdtemp(prefix="worker-", dir=os.path.realpath(self._work_dir)))
         known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder),
+                sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder), self._allowed,
                 pass_fds=(theirs.fileno(),), cwd=folder, stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
                 env=known | {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},

@@ -1,29 +1,37 @@
-"""The process in which queries run: `python -m connector.query.worker <control fd> <private folder>`.
+"""The process in which queries run: `python -m connector.query.worker <control fd> <private folder> <allowed>`.
 
 It holds nothing that is worth stealing and can be killed at any time; `connector.query.session` is its inside.
+`allowed` is JSON: {"readable": [...], "writable": [...]} shuts the process into these paths, null does not.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import socket
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-
-from connector.query.session import Worker
+from connector.query.sandbox import confine
 
 
 def main() -> None:
-    """Start: load the engine and Arrow, then serve until the connector goes."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    """Start: shut ourselves in, load the engine and Arrow, then serve until the connector goes."""
+    descriptor, folder, allowed = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    control = socket.socket(fileno=descriptor)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 16_384)), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if allowed is not None:
+        confine(readable=allowed["readable"], writable=[*allowed["writable"], str(folder)])
+    # After that: the libraries start threads, which must be inside as well.
+    import pyarrow as pa
+
+    from connector.query.session import Worker
+
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    Worker(control, Path(sys.argv[2])).run()
+    Worker(control, folder).run()
 
 
 if __name__ == "__main__":

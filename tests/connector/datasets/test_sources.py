@@ -25,7 +25,8 @@ worker = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
-    async with Pool(tmp_path_factory.mktemp("work"), size=1, warm=1) as started:
+    roots = [tmp_path_factory.getbasetemp()]
+    async with Pool(tmp_path_factory.mktemp("work"), size=1, warm=1, writable=roots, readable=[]) as started:
         yield started
 
 

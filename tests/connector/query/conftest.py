@@ -23,5 +23,7 @@ def numbers(folder: Path) -> Relation:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
-    async with Pool(tmp_path_factory.mktemp("work"), size=2, warm=1) as started:
+    """Confined as in production: to the directory of the test run's files."""
+    roots = [tmp_path_factory.getbasetemp()]
+    async with Pool(tmp_path_factory.mktemp("work"), size=2, warm=1, readable=roots) as started:
         yield started
