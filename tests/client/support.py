@@ -69,9 +69,9 @@ def connector(routes: dict[tuple[str, str], Any] | None = None) -> Iterator[Conn
             query = dict(parse_qsl(parts.query))
             asked = Asked(self.command, path, query, headers, json.loads(text) if text else None)
             made.asked.append(asked)
-            route = made.routes.get((self.command, path))
             missing = (404, {"code": "not_found", "detail": f"there is nothing at {path}"})
-            self._answer(missing if route is None else route(asked) if callable(route) else route)
+            route = made.routes.get((self.command, path), missing)
+            self._answer(route(asked) if callable(route) else route)
 
         do_GET = do_POST = do_DELETE = _serve  # noqa: N815  # the base class wants these names
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
@@ -93,10 +94,10 @@ for part in (config, trade, query):
     part.register(app)
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """The console script: runs a command, and turns every error into a sentence and an exit code."""
     try:
-        app()
+        app(args)
     except HanseError as error:
         complain(error)
         sys.exit(exit_code(error))

@@ -1,0 +1,433 @@
+"""The command line against a scripted connector: what people see, what scripts get, and the exit code of everything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import typer
+from hanse import cli
+from hanse.cli import main
+from pyarrow import csv, parquet
+
+from tests.client.support import Connector, batch, chunked, complete, connector, ipc
+
+CASES = Path(__file__).parents[1] / "cases" / "audit"
+OWNERS = [{"owner": "north", "dataset": "flights", "rows": 2, "bytes": 1500, "ms": 4}]
+ANSWER = ipc([batch(1, 2), batch(3)], complete(3, owners=OWNERS, policy=["row filter"]))
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def served() -> Iterator[Connector]:
+    with connector() as running:
+        yield running
+
+
+@pytest.fixture
+def run(served: Connector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command as the console script does."""
+    for name in ("HANSE_URL", "HANSE_TOKEN", "HANSE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def go(*args: str, token: str = "secret") -> Ran:
+        code = 0
+        try:
+            main([*(["--url", served.url, "--token", token] if token else ["--url", served.url]), *args])
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        out, err = capfd.readouterr()
+        return Ran(code, out, err)
+
+    return go
+
+
+# ---- errors and exit codes
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        ((400, {"code": "bad_input", "detail": "expected a, came b"}), 1, "expected a, came b"),
+        ((401, {"code": "unauthenticated", "detail": "unknown token"}), 3, "unknown token"),
+        ((403, {"code": "purpose_not_agreed", "detail": "no", "rule": "/permission/0"}), 3, "rule: /permission/0"),
+        ((404, {"code": "not_found", "detail": "no such thing"}), 4, "code: not_found"),
+        ((409, {"code": "already_exists", "detail": "taken"}), 1, "taken"),
+        ((502, {"code": "peer_unreachable", "detail": "north is down"}), 5, "north is down"),
+        ((503, {"code": "busy", "detail": "later"}), 1, "later"),
+        ((500, b"<html>[bold]"), 1, "status 500"),
+    ],
+)
+def test_every_error_is_a_sentence_and_an_exit_code(
+    run: Run, served: Connector, answer: Any, code: int, said: str
+) -> None:
+    served.routes["GET", "/datasets"] = answer
+    ran = run("dataset", "list")
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_problems_of_a_form_are_listed_with_their_places(run: Run, served: Connector, tmp_path: Path) -> None:
+    problems = [{"level": "error", "path": "/permission/0", "message": "unknown word [x]"}]
+    served.routes["POST", "/offers"] = (400, {"code": "policy_invalid", "detail": "cannot", "problems": problems})
+    (tmp_path / "o.yaml").write_text("dataset: flights")
+    ran = run("offer", "add", str(tmp_path / "o.yaml"))
+    assert ran.code == 1
+    assert "/permission/0: unknown word [x]" in ran.err
+
+
+def test_nobody_there_is_exit_five(run: Run) -> None:
+    assert main.__doc__
+    ran = run("--url", "http://127.0.0.1:9", "dataset", "list")
+    assert (ran.code, ran.out) == (5, "")
+    assert "no connector answers at http://127.0.0.1:9" in ran.err
+
+
+def test_without_a_token_it_says_how_to_give_one(run: Run) -> None:
+    ran = run("dataset", "list", token="")
+    assert ran.code == 3
+    assert "hanse login" in ran.err
+
+
+@pytest.mark.parametrize("args", [["dataset", "ad"], ["nothing"], ["query"], ["dataset", "list", "--wrong"]])
+def test_wrong_usage_is_exit_two(run: Run, args: list[str]) -> None:
+    ran = run(*args)
+    assert ran.code == 2
+    assert "Usage" in ran.err
+
+
+def test_a_missing_file_is_a_sentence(run: Run) -> None:
+    ran = run("offer", "add", "/nowhere/offer.yaml")
+    assert ran.code == 1
+    assert "/nowhere/offer.yaml: No such file" in ran.err
+
+
+# ---- login
+
+
+def test_login_tries_the_token_keeps_it_and_never_shows_it(run: Run, served: Connector) -> None:
+    served.routes["GET", "/self"] = {"caller": "ada", "name": "north", "scopes": ["read"]}
+    served.routes["GET", "/datasets"] = []
+    assert run("login", served.url, "--token", "hush", token="").code == 0
+    assert run("dataset", "list", token="").code == 0
+    assert served.asked[-1].headers["authorization"] == "Bearer hush"
+    shown = run("config", token="")
+    assert "hush" not in shown.out + shown.err
+    assert "client.json" in shown.out
+    assert run("logout", token="").code == 0
+    assert run("dataset", "list", token="").code == 3
+
+
+def test_a_token_that_is_refused_is_not_kept(run: Run, served: Connector, tmp_path: Path) -> None:
+    served.routes["GET", "/self"] = (401, {"code": "unauthenticated", "detail": "unknown"})
+    assert run("login", served.url, "--token", "bad", token="").code == 3
+    assert not (tmp_path / "config").exists()
+
+
+# ---- what each command asks, and what it prints
+
+DATASET = {"name": "flights", "id": "urn:hanse:north:flights", "rows": 336776, "bytes": 5_000_000, "created_at": 0.0,
+           "columns": [{"name": "age", "type": "BIGINT", "statistics": {}}]}  # fmt: skip
+OFFER = {"id": "urn:o:1", "dataset": "urn:hanse:north:flights", "decide": "auto", "created_at": 0.0,
+         "withdrawn_at": None, "sentences": [{"text": "Members only."}], "problems": []}  # fmt: skip
+AGREEMENT = {"id": "urn:a:1", "role": "consumer", "dataset": "urn:hanse:north:flights", "counterparty": "did:web:n",
+             "state": "active", "signed_at": 0.0, "sentences": [{"text": "Members only."}]}  # fmt: skip
+NEGOTIATION = {"id": "n1", "role": "provider", "counterparty": "did:web:f", "dataset": "d", "state": "REQUESTED",
+               "waits_for": "us", "updated_at": 0.0}  # fmt: skip
+TRANSFER = {"id": "t1", "role": "consumer", "agreement_id": "urn:a:1", "state": "STARTED", "purpose": "p"}
+RECORD = {"idx": 4, "ts": 0.0, "kind": "ReadRefused",
+          "body": {"actor": "did:web:f", "dataset": "urn:d:flights", "outcome": "refused", "code": "k"}}  # fmt: skip
+
+COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
+    (["dataset", "list"], ("GET", "/datasets"), [DATASET], None, "336,776"),
+    (["dataset", "show", "flights"], ("GET", "/datasets/flights"), DATASET, None, "BIGINT"),
+    (["dataset", "add", "flights", "/data/f.parquet", "--keyword", "air", "--option", "skip=3", "--title", "T"],
+     ("POST", "/datasets"), DATASET,
+     {"name": "flights", "path": "/data/f.parquet", "keywords": ["air"], "options": {"skip": 3}, "title": "T"},
+     "5.0 MB"),
+    (["dataset", "update", "flights", "/g"], ("POST", "/datasets/flights/versions"), DATASET, {"path": "/g"}, ""),
+    (["dataset", "remove", "flights"], ("DELETE", "/datasets/flights"), None, None, ""),
+    (["dataset", "preview", "f", "--as", "forge"], ("GET", "/datasets/f/preview"), {"rows": []}, None, "rows"),
+    (["offer", "list"], ("GET", "/offers"), [OFFER], None, "open"),
+    (["offer", "show", "urn:o:1"], ("GET", "/offers/urn%3Ao%3A1"), OFFER, None, "Members only."),
+    (["offer", "withdraw", "urn:o:1"], ("DELETE", "/offers/urn%3Ao%3A1"), None, None, ""),
+    (["offer", "templates"], ("GET", "/policies/templates"), {"r": "# For research\nx: 1"}, None, "For research"),
+    (["offer", "templates", "research"], ("GET", "/policies/templates"), {"research": "x: 1\n"}, None, "x: 1"),
+    (["negotiations"], ("GET", "/negotiations"), [NEGOTIATION], None, "REQUESTED"),
+    (["agreements"], ("GET", "/agreements"), [AGREEMENT], None, "active"),
+    (["agreements", "urn:a:1"], ("GET", "/agreements/urn%3Aa%3A1"), AGREEMENT, None, "Members only."),
+    (["transfers"], ("GET", "/transfers"), [TRANSFER], None, "STARTED"),
+    (["revoke", "urn:a:1", "--reason", "enough"], ("POST", "/agreements/urn%3Aa%3A1/revoke"), AGREEMENT,
+     {"reason": "enough"}, ""),
+    (["pending"], ("GET", "/negotiations"), [NEGOTIATION], None, "n1"),
+    (["approve", "n1"], ("POST", "/negotiations/n1/approve"), {**NEGOTIATION, "state": "AGREED"}, {}, "AGREED"),
+    (["reject", "n1", "--reason", "no"], ("POST", "/negotiations/n1/terminate"), {**NEGOTIATION, "state": "TERMINATED"},
+     {"reason": "no"}, "TERMINATED"),
+    (["search", "breast", "cancer", "--column", "age"], ("GET", "/search"),
+     {"results": [{"path": "north/patients", "title": "Patients"}]}, None, "north/patients"),
+    (["audit", "list", "--outcome", "refused"], ("GET", "/audit/events"), {"records": [RECORD]}, None, "refused"),
+    (["query", "SELECT 1", "--explain"], ("POST", "/queries"),
+     {"fragments": [{"owner": "north", "datasets": ["flights"], "sql": "SELECT 2"}], "residual": "SELECT 3",
+      "stayed": [{"what": "HAVING", "reason": "two_owners"}]}, {"sql": "SELECT 1", "explain": True}, "SELECT 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "route", "answer", "body", "shown"), COMMANDS, ids=[" ".join(c[0][:2]) for c in COMMANDS]
+)
+def test_a_command_asks_for_one_thing_and_shows_it(
+    run: Run, served: Connector, args: list[str], route: tuple[str, str], answer: Any, body: Any, shown: str
+) -> None:
+    from urllib.parse import unquote
+
+    served.routes[route] = served.routes[route[0], unquote(route[1])] = answer
+    ran = run(*args)
+    assert ran.code == 0, ran.err
+    assert shown in ran.out
+    assert (served.asked[-1].method, served.asked[-1].path) == route
+    assert body is None or served.asked[-1].body == body
+
+
+AS_JSON = [case for case in COMMANDS if case[0][0] in ("dataset", "offer", "negotiations", "agreements", "transfers",
+           "pending", "approve", "search", "query") and case[2] is not None
+           and case[0][:2] not in (["dataset", "preview"], ["offer", "templates"])]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "route", "answer"), [c[:3] for c in AS_JSON], ids=[" ".join(c[0][:2]) for c in AS_JSON]
+)
+def test_json_for_scripts_is_what_the_connector_said(
+    run: Run, served: Connector, args: list[str], route: tuple[str, str], answer: Any
+) -> None:
+    served.routes[route] = answer
+    ran = run(*args, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json == (answer.get("results", answer) if isinstance(answer, dict) else answer)
+
+
+def test_withdrawn_offers_are_listed_on_request(run: Run, served: Connector) -> None:
+    served.routes["GET", "/offers"] = [OFFER, {**OFFER, "id": "urn:o:2", "withdrawn_at": 86_400.0}]
+    assert "urn:o:2" not in run("offer", "list").out
+    assert "withdrawn 1970-01-02" in run("offer", "list", "--all").out
+    assert run("offer", "list", "--dataset", "planes", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("text", "body"), [("dataset: f\n", {"form": "dataset: f\n"}), ('{"a": 1}', {"policy": {"a": 1}})]
+)
+def test_an_offer_is_written_in_the_short_form_or_as_odrl(
+    run: Run, served: Connector, tmp_path: Path, text: str, body: dict[str, Any]
+) -> None:
+    served.routes["POST", "/offers"] = (201, OFFER)
+    (tmp_path / "offer").write_text(text)
+    ran = run("offer", "add", str(tmp_path / "offer"), "--decide", "manual")
+    assert ran.code == 0, ran.err
+    assert served.asked[-1].body == {**body, "decide": "manual"}
+    assert "Members only." in ran.out
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "starts like JSON"), ("\xff", "")])
+def test_a_policy_file_that_is_none_is_a_clear_error(run: Run, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "offer").write_bytes(text.encode("latin-1"))
+    ran = run("offer", "add", str(tmp_path / "offer"))
+    assert ran.code == 1
+    assert said in ran.err
+
+
+@pytest.mark.parametrize(("level", "code"), [("error", 1), ("warning", 0)])
+def test_lint_fails_on_errors_only(run: Run, served: Connector, tmp_path: Path, level: str, code: int) -> None:
+    problem = {"level": level, "path": "/x", "message": "m", "code": "c"}
+    served.routes["POST", "/policies/lint"] = {"problems": [problem], "sentences": [{"text": "Members only."}]}
+    (tmp_path / "p.yaml").write_text("x: 1")
+    ran = run("policy", "lint", str(tmp_path / "p.yaml"), "--dataset", "flights")
+    assert ran.code == code
+    assert "/x: m" in ran.out
+    assert served.asked[-1].body == {"form": "x: 1", "dataset": "flights"}
+
+
+@pytest.mark.parametrize(("permitted", "code"), [(True, 0), (False, 3)])
+def test_a_policy_is_tried_as_somebody(run: Run, served: Connector, permitted: bool, code: int) -> None:
+    served.routes["POST", "/policies/test"] = {"decision": {"permitted": permitted}, "explanation": ["Because [so]."]}
+    ran = run("policy", "test", "--as", "did:web:f", "--offer", "urn:o:1", "--purpose", "dpv:X")
+    assert (ran.code, ran.out.strip()) == (code, "Because [so].")
+    assert served.asked[-1].body == {
+        "offer": "urn:o:1",
+        "participant": "did:web:f",
+        "action": "ds:query",
+        "purpose": "dpv:X",
+    }
+
+
+def test_a_new_policy_is_written_once(run: Run, served: Connector, tmp_path: Path) -> None:
+    served.routes["GET", "/policies/templates"] = {"research": "purpose: x\n"}
+    file = tmp_path / "offer.yaml"
+    assert run("policy", "new", "research", "-o", str(file)).code == 0
+    assert file.read_text() == "purpose: x\n"
+    assert run("policy", "new", "research", "-o", str(file)).code == 1
+    assert run("policy", "new", "none", "-o", str(tmp_path / "x")).code == 4
+
+
+def test_negotiating_shows_what_was_agreed(run: Run, served: Connector) -> None:
+    identifier = "urn:hanse:north:flights"
+    served.routes |= {
+        ("GET", "/catalog"): {"dataset": [{"@id": identifier, "hasPolicy": [{"@id": "o"}]}]},
+        ("GET", "/agreements"): [{"id": "a1", "dataset": identifier, "state": "active", "signed_at": 1}],
+        ("GET", "/transfers"): [{"id": "t1", "agreement_id": "a1", "state": "STARTED", "purpose": ""}],
+        ("GET", "/agreements/a1"): {"sentences": [{"text": "Members only."}]},
+    }
+    ran = run("negotiate", "north/flights")
+    assert ran.code == 0, ran.err
+    assert '"north".flights' in ran.out
+    assert "Members only." in ran.out
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize(
+    ("format_", "read"),
+    [
+        ("csv", lambda path: csv.read_csv(path)),
+        ("parquet", lambda path: parquet.read_table(path)),
+        ("arrow", lambda path: pa.ipc.open_stream(path.read_bytes()).read_all()),
+        ("json", lambda path: pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])),
+    ],
+)
+def test_an_answer_is_written_in_every_format(
+    run: Run, served: Connector, tmp_path: Path, format_: str, read: Callable[[Path], pa.Table]
+) -> None:
+    served.routes["POST", "/queries"] = chunked(ANSWER)
+    for extra in (["-o", str(tmp_path / f"a.{format_}")], ["-f", format_, "-o", str(tmp_path / "b")]):
+        ran = run("query", "SELECT 1", *extra)
+        assert ran.code == 0, ran.err
+        assert read(Path(extra[-1]))["age"].to_pylist() == [1, 2, 3]
+        assert "north/flights" in ran.err
+        assert "by agreement: row filter" in ran.err
+        assert ran.out == ""
+
+
+def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run, served: Connector) -> None:
+    served.routes["POST", "/queries"] = chunked(ANSWER)
+    assert "n3" in run("query", "SELECT 1").out
+    assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[0] == '"age","name"'
+    assert json.loads(run("query", "SELECT 1", "--json").out.splitlines()[0]) == {"age": 1, "name": "n1"}
+
+
+def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_path: Path) -> None:
+    served.routes["POST", "/queries"] = chunked(ipc([batch(1, 2)], {"status": "revoked", "reason": "no more"}))
+    ran = run("query", "SELECT 1", "-o", str(tmp_path / "a.parquet"))
+    assert ran.code == 3
+    assert "no more" in ran.err
+    assert list(tmp_path.glob("*a.parquet*")) == []
+
+
+def test_an_unknown_format_is_named(run: Run, served: Connector, tmp_path: Path) -> None:
+    served.routes["POST", "/queries"] = chunked(ANSWER)
+    assert "table, csv, json, parquet, arrow" in run("query", "SELECT 1", "-o", str(tmp_path / "a.xls")).err
+
+
+def test_a_long_answer_shows_its_beginning_and_says_so(run: Run, served: Connector) -> None:
+    served.routes["POST", "/queries"] = chunked(ipc([batch(*range(150)), batch(*range(150, 500))], complete(500)))
+    ran = run("query", "SELECT 1")
+    assert "n199" in ran.out
+    assert "n200" not in ran.out
+    assert "300 rows more" in ran.err
+
+
+# ---- audit
+
+
+def test_an_evidence_file_is_verified_without_a_connector(run: Run, tmp_path: Path) -> None:
+    good = run("audit", "verify", str(CASES / "whole.zip"), "--key", str(CASES / "log.vkey"), token="")
+    assert good.code == 0
+    assert "12 records of north.example/audit/north hold" in good.out
+    changed = bytearray((CASES / "whole.zip").read_bytes())
+    changed[changed.index(b"consumer1")] ^= 1
+    (tmp_path / "bad.zip").write_bytes(changed)
+    bad = run("audit", "verify", str(tmp_path / "bad.zip"), token="")
+    assert bad.code == 6
+    assert "first bad record: 1" in bad.out
+    assert run("audit", "verify", str(tmp_path / "bad.zip"), "--json", token="").json["first_bad"] == 1
+
+
+def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tmp_path: Path) -> None:
+    data = (CASES / "whole.zip").read_bytes()
+    served.routes["GET", "/audit/export"] = (200, data)
+    target = tmp_path / "e.zip"
+    assert run("audit", "export", str(target), "--outcome", "refused").code == 0
+    assert served.asked[-1].query == {"outcome": "refused"}
+    assert target.read_bytes() == data
+    assert run("audit", "export", str(target)).code == 1
+    served.routes["GET", "/audit/export"] = (503, {"code": "busy", "detail": "no room"})
+    assert run("audit", "export", str(tmp_path / "f.zip")).code == 1
+    assert list(tmp_path.glob("*f.zip*")) == []
+
+
+# ---- the server's commands
+
+
+def test_help_lists_the_servers_commands_without_importing_the_server() -> None:
+    code = (
+        "import sys\nfrom hanse.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "bad = {'connector', 'catalogue', 'policies', 'pyarrow', 'httpx2', 'cryptography'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for name in ("connector", "catalogue", "demo", "query"):
+        assert f" {name} " in ran.stdout
+
+
+def test_a_command_of_the_server_is_loaded_when_it_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = typer.Typer(help="Another one.")
+
+    @other.command()
+    def hello(name: str) -> None:
+        print(f"hello {name}")
+
+    @other.command()
+    def bye() -> None: ...
+
+    class Found:
+        name = "other"
+
+        def load(self) -> Any:
+            return lambda: other
+
+    monkeypatch.setattr(cli, "_installed", lambda: {"other": Found()})
+    assert run("other", "hello", "Ada").out == "hello Ada\n"
+    assert "bye" in run("other", "--help").out
+    assert run("other", "nothing").code == 2
+
+
+def test_without_the_server_its_commands_say_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: dict[str, EntryPoint] = {}
+    monkeypatch.setattr(cli, "_installed", lambda: nothing)
+    ran = run("connector", "serve")
+    assert ran.code == 2
+    assert "pip install hanse-server" in ran.err
