@@ -61,6 +61,33 @@ def test_what_is_written_reads_back_and_fits_the_published_schema(policy: Policy
     assert jsonld.digest(agreement) == jsonld.digest(policy)
 
 
+@settings(QUICK, max_examples=40)
+@given(random.policies(conflict=CONFLICTS))
+def test_an_independent_json_ld_reader_finds_the_same_policy_in_a_message(policy: Policy) -> None:
+    message = dsp_schemas.offer_message(jsonld.write(policy, in_message=True))
+    assert jsonld.digest(jsonld.read(dsp_schemas.through_rdf(message, "offer"))) == jsonld.digest(policy)
+
+
+def test_an_independent_json_ld_reader_finds_the_parties_of_an_agreement() -> None:
+    policy = replace(
+        author.to_policy(author.read_form(author.template("health-data-permit"))),
+        kind=Kind.AGREEMENT,
+        assigner="did:web:p.example",
+        assignee="did:web:c.example",
+        timestamp="2027-01-01T00:00:00Z",
+    )
+    message = {
+        "@type": "ContractAgreementMessage",
+        "providerPid": "urn:uuid:1",
+        "consumerPid": "urn:uuid:2",
+        "agreement": jsonld.write(policy),
+    }
+    read = jsonld.read(dsp_schemas.through_rdf(message, "agreement"))
+    assert jsonld.rules_equal(read, policy)
+    for name in ("kind", "id", "target", "assigner", "assignee", "timestamp", "profile"):
+        assert getattr(read, name) == getattr(policy, name)
+
+
 @QUICK
 @given(random.policies())
 def test_only_names_that_the_context_expands_are_written(policy: Policy) -> None:
