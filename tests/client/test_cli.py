@@ -417,9 +417,16 @@ def test_a_command_of_the_server_is_loaded_when_it_is_used(run: Run, monkeypatch
         name = "other"
 
         def load(self) -> Any:
-            return lambda: other
+            return other
 
-    monkeypatch.setattr(cli, "_installed", lambda: {"other": Found()})
+    class Alone:
+        name = "alone"
+
+        def load(self) -> Any:
+            return hello
+
+    monkeypatch.setattr(cli, "_installed", lambda: {"other": Found(), "alone": Alone()})
+    assert run("alone", "Ada").out == "hello Ada\n"
     assert run("other", "hello", "Ada").out == "hello Ada\n"
     assert "bye" in run("other", "--help").out
     assert run("other", "nothing").code == 2

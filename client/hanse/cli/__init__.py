@@ -56,10 +56,12 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def _loaded(found: EntryPoint) -> Any:
-    """An entry point is a Typer application, or a function that makes one."""
+    """An entry point is a Typer application, or a function that is one command by itself."""
     made = found.load()
     if not isinstance(made, typer.Typer):
-        made = made()
+        alone = typer.Typer(pretty_exceptions_enable=False)
+        alone.command()(made)
+        made = alone
     command = typer.main.get_command(made)
     command.name = found.name
     return command
