@@ -29,6 +29,7 @@ from connector.audit.note import Signer
 from connector.dataplane import access
 from connector.dataplane import http as data_http
 from connector.dataplane.addresses import Addresses
+from connector.dataplane.gather import Protocol
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
 from connector.datasets.offers import Offers
@@ -214,7 +215,13 @@ def build(settings: Settings) -> Services:
     async def known_of(party: str) -> Facts:
         return await facts_of(party, trust=trust)
 
-    pool = Pool(settings.data_dir / "work", size=settings.workers_max, warm=settings.workers_warm)
+    pool = Pool(
+        settings.data_dir / "work",
+        size=settings.workers_max,
+        warm=settings.workers_warm,
+        readable=settings.source_roots,
+        writable=(settings.data_dir / "prepared", settings.data_dir / "queries"),
+    )
     grants = Grants(store, facts_of=known_of)
     addresses = Addresses(
         store,
@@ -482,7 +489,7 @@ def _server(app: ASGIApp) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=Protocol,
             loop="uvloop",
             ws="none",
             lifespan="off",

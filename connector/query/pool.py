@@ -263,7 +263,7 @@ class Pool:
         writable: Sequence[Path] = (),
     ) -> None:
         """`readable` and `writable`: the only directories that a worker can open (None: not confined)."""
-        self._work_dir = work_dir
+        self._work_dir = Path(os.path.realpath(work_dir))
         self._warm = min(warm, size)
         self._streams_per_worker = streams_per_worker
         self._idle_seconds = idle_seconds
@@ -418,7 +418,7 @@ class Pool:
 
     async def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
-        folder = Path(tempfile.mkdtemp(prefix="worker-", dir=os.path.realpath(self._work_dir)))
+        folder = Path(tempfile.mkdtemp(prefix="worker-", dir=self._work_dir))
         known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         with theirs:
             process = await asyncio.create_subprocess_exec(

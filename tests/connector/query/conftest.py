@@ -25,5 +25,5 @@ def numbers(folder: Path) -> Relation:
 async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
     """Confined as in production: to the directory of the test run's files."""
     roots = [tmp_path_factory.getbasetemp()]
-    async with Pool(tmp_path_factory.mktemp("work"), size=2, warm=1, readable=roots) as started:
+    async with Pool(tmp_path_factory.mktemp("work"), size=2, warm=1, readable=[], writable=roots) as started:
         yield started
