@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class Step:
 class Show:
     """The running account: chapters, steps, tables, and whether everything did what it should."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False))
+    console: Console = field(default_factory=lambda: Console(highlight=False, width=None if sys.stdout.isatty() else 128))
     failed: int = 0
     began: float = field(default_factory=time.monotonic)
 

@@ -25,6 +25,7 @@ from connector.telemetry import logger
 
 _REGISTER_MAX = 4 * 2**20
 _RETRY_SECONDS = 1.0
+_NEWCOMER_SECONDS = 0.2  # strangers make us ask the operator at most five times a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Trust:
         """The operator's entry for a participant; {} for somebody who is not a member; None where that is unknown."""
         register = await self._current(self._max_age)
         if register is not None and participant not in register.members:  # perhaps it joined a moment ago
-            register = await self._current(_RETRY_SECONDS)
+            register = await self._current(_NEWCOMER_SECONDS)
         if register is None or register.expires <= time.time():
             return None
         return register.members.get(participant, {})
@@ -70,7 +71,7 @@ class Trust:
         if time.monotonic() - self._fetched > max_age:
             async with self._lock:
                 now = time.monotonic()
-                if now - self._fetched > max_age and now - self._tried > _RETRY_SECONDS:
+                if now - self._fetched > max_age and now - self._tried > min(max_age, _RETRY_SECONDS):
                     self._tried = now
                     await self._refresh()
         return self._register
