@@ -52,7 +52,7 @@ audit: setup-dev
 	@$(BIN)/python -m tests.support.audit_dependencies
 
 docs: setup-dev
-	@$(BIN)/python -m connector.openapi --check openapi.yaml
+	@$(BIN)/python -m tests.support.openapi --check openapi.yaml
 
 test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself
 	@$(BIN)/python -m tests.support.postgres || true
@@ -62,7 +62,7 @@ demo: setup ## a data space on this machine: three owners, a catalogue, a gigafa
 	@$(BIN)/hanse demo $(if $(ONCE),--once)
 
 openapi: setup-dev ## write openapi.yaml from the apps
-	@$(BIN)/python -m connector.openapi openapi.yaml
+	@$(BIN)/python -m tests.support.openapi openapi.yaml
 
 tck: setup-dev ## the official Dataspace Protocol conformance kit, against a real connector
 	@$(BIN)/python tests/tck/run.py

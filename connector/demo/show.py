@@ -41,7 +41,7 @@ class Step:
 class Show:
     """The running account: chapters, steps, tables, and whether everything did what it should."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False, width=None if sys.stdout.isatty() else 128))
+    console: Console = field(default_factory=lambda: Console(highlight=False, width=_width()))
     failed: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -114,3 +114,8 @@ def size(nbytes: float) -> str:
             return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:,.2f} GB"
+
+
+def _width() -> int | None:
+    """The terminal's width, or enough for the tables where there is no terminal."""
+    return None if sys.stdout.isatty() else 128

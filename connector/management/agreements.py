@@ -81,14 +81,16 @@ def _used(grant: Grant | None) -> dict[str, int]:
     return {} if grant is None else {name: int(getattr(grant, name)) for name in names}
 
 
+AsRole = Annotated[str, Query(alias="role", pattern="^(consumer|provider|)$")]
+
+
 def router(*, agreements: Agreements, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/agreements", tags=["agreements"])
     reader = Depends(tokens.require("read"))
-    role = Annotated[str, Query(alias="role", pattern="^(consumer|provider|)$")]
 
     @routes.get("", summary="Agreements, the newest first")
     async def listed(
-        as_role: role = "",
+        as_role: AsRole = "",
         dataset: Annotated[str, Query(max_length=255)] = "",
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         _: Caller = reader,
@@ -96,7 +98,7 @@ def router(*, agreements: Agreements, tokens: Tokens) -> APIRouter:
         return [view(row) for row in await agreements.page(role=as_role, dataset_id=dataset, limit=limit)]
 
     @routes.get("/{agreement_id}", summary="One agreement and what it means")
-    async def get(agreement_id: str, as_role: role = "", _: Caller = reader) -> AgreementDetail:
+    async def get(agreement_id: str, as_role: AsRole = "", _: Caller = reader) -> AgreementDetail:
         row, grant = await agreements.get(agreement_id, role=as_role)
         policy = jsonld.read(row.policy)
         contracts = await agreements.contracts(row) if row.role == PROVIDER else ()
@@ -110,7 +112,9 @@ def router(*, agreements: Agreements, tokens: Tokens) -> APIRouter:
         )
 
     @routes.post("/{agreement_id}/revoke", summary="End an agreement now, with everything that runs under it")
-    async def revoke(agreement_id: str, why: Revocation, as_role: role = "", caller: Caller = reader) -> AgreementView:
+    async def revoke(
+        agreement_id: str, why: Revocation, as_role: AsRole = "", caller: Caller = reader
+    ) -> AgreementView:
         row, _ = await agreements.get(agreement_id, role=as_role)
         needed = "owner" if row.role == PROVIDER else "consume"
         if not caller.may(needed):
