@@ -16,6 +16,7 @@ from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNO
 from policies.facts import Fact, Facts, Moment, Observed
 from policies.model import Conflict, Kind, Policy
 from policies.plan import Part, Plan, RulePlan, plan_of
+from policies.values import written
 from policies.vocabulary import Phase, compact, expand
 
 __all__ = [
@@ -155,9 +156,13 @@ def concludable(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> De
     return replace(refusals[-1], reasons=reasons)
 
 
-def as_if_agreed(policy: Policy) -> Policy:
-    """The policy's rules as a Set, which grants without parties: to try an offer before it is published."""
-    return replace(policy, kind=Kind.SET)
+def as_if_agreed(policy: Policy, *, at: float | None = None) -> Policy:
+    """The policy's rules as a Set, which grants without parties: to try an offer before it is published.
+
+    `at` (UTC seconds) is when it would be signed, from where elapsed time runs; without it that is unknown.
+    """
+    timestamp = policy.timestamp if at is None else written(at)
+    return replace(policy, kind=Kind.SET, timestamp=timestamp)
 
 
 def _findings(plan: Plan, moment: Moment, action: str, phase: str) -> Iterator[Finding]:

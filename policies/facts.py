@@ -96,7 +96,7 @@ def shown(value: Observed, *, personal: bool) -> str:
     """A value as an explanation shows it; a personal one as a hash."""
     text = "null" if value is None else str(value)
     if personal:
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+        return "sha256:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
     return compact(text)
 
 

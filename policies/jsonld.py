@@ -1,4 +1,4 @@
-"""Wire form to model and back: read every spelling, write one, and one digest per meaning.
+"""Wire form to model: every spelling is read. (`write` is in `wire`, `digest` in `normal`; all are offered here.)
 
 Reading is lenient about form (usage-policies, section 2, "Accept on input") and strict about meaning:
 a member that would change a rule and is not understood is refused, never skipped. Contexts are never
@@ -7,16 +7,14 @@ fetched. Unknown terms are kept, to be refused later by name. Evaluates nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from policies import values, vocabulary
 from policies.errors import PolicyUnreadable
 from policies.model import (
-    HANSE,
     ODRL,
     XSD,
     Atom,
@@ -30,64 +28,36 @@ from policies.model import (
     Policy,
     Rule,
 )
-from policies.vocabulary import ValueType, compact, expand
+from policies.normal import digest, rules_equal
+from policies.vocabulary import ValueType, expand
+from policies.wire import Json, write
 
-Json: TypeAlias = dict[str, Any]
+__all__ = ["Json", "digest", "read", "rules_equal", "write"]
 
 MAX_DEPTH = 16
 MAX_NODES = 5_000
 MAX_VALUES = 10_000
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Bare names that everybody means as ODRL's, though the protocol's context defines only a few of them.
-_BARE = frozenset(
-    [
-        "absoluteSize",
-        "count",
-        "dateTime",
-        "delayPeriod",
-        "deliveryChannel",
-        "elapsedTime",
-        "event",
-        "fileFormat",
-        "industry",
-        "language",
-        "media",
-        "meteredTime",
-        "payAmount",
-        "percentage",
-        "product",
-        "purpose",
-        "recipient",
-        "relativeSize",
-        "resolution",
-        "spatial",
-        "spatialCoordinates",
-        "system",
-        "systemDevice",
-        "timeInterval",
-        "unitOfCount",
-        "version",
-        "virtualLocation",
-    ]
-) | frozenset(
-    name.removeprefix(ODRL) for name in (*vocabulary.ACTIONS, *vocabulary.SAME_ACTION) if name.startswith(ODRL)
+_BARE = _words(
+    """absoluteSize count dateTime delayPeriod deliveryChannel elapsedTime event fileFormat industry language
+    media meteredTime payAmount percentage product purpose recipient relativeSize resolution spatial
+    spatialCoordinates system systemDevice timeInterval unitOfCount version virtualLocation"""
+) | {name.removeprefix(ODRL) for name in (*vocabulary.ACTIONS, *vocabulary.SAME_ACTION) if name.startswith(ODRL)}
+_POLICY_KEYS = _words("permission prohibition obligation target assigner assignee timestamp profile conflict uid")
+_RULE_KEYS = _words("action constraint duty target assigner assignee uid")
+_CONSTRAINT_KEYS = _words("leftOperand operator rightOperand and or xone andSequence uid")
+# Members that would change what a rule means and have no term in the protocol's context: refused, never skipped.
+_LOST_KEYS = _words(
+    """refinement remedy consequence inheritFrom inheritRelation inheritAllowed unit status dataType
+    rightOperandReference"""
 )
-_POLICY_KEYS = frozenset(
-    [
-        "permission",
-        "prohibition",
-        "obligation",
-        "target",
-        "assigner",
-        "assignee",
-        "timestamp",
-        "profile",
-        "conflict",
-        "uid",
-    ]
-)
-_RULE_KEYS = frozenset(["action", "constraint", "duty", "target", "assigner", "assignee", "uid"])
-_CONSTRAINT_KEYS = frozenset(["leftOperand", "operator", "rightOperand", "and", "or", "xone", "andSequence", "uid"])
+_ODRL_KEYS = _POLICY_KEYS | _RULE_KEYS | _CONSTRAINT_KEYS | _LOST_KEYS
 _LOGIC = {
     "and": Connective.AND,
     "andSequence": Connective.AND,  # the context keeps no order, so neither do we
@@ -114,7 +84,6 @@ _ODRL_KEYS = (
     )
 )
 _TYPES = {kind.value: kind for kind in Kind}
-_OPERATORS = vocabulary.OPERATORS
 
 
 @dataclass(slots=True)
@@ -414,7 +383,7 @@ def _literal(value: object, reader: _Reader, path: str) -> Literal:
         return Literal(str(value))
     if isinstance(value, float):
         return Literal(_float(value, path))
-    if not isinstance(value, str) or len(value) > values.MAX_TEXT:
+    if not values.is_text(value):
         raise PolicyUnreadable(
             f"expected a text of at most {values.MAX_TEXT} characters, got {_shown(value)}", rule=path
         )
@@ -438,7 +407,7 @@ def _text(value: object, path: str) -> str:
     one = parts[0]
     if isinstance(one, Mapping):
         one = one.get("@id", one.get("@value", one.get("uid")))
-    if not isinstance(one, str) or len(one) > values.MAX_TEXT:
+    if not values.is_text(one):
         raise PolicyUnreadable(f"expected a text, got {_shown(one)}", rule=path)
     return one
 
@@ -470,175 +439,3 @@ def _list(value: object) -> list[Any]:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-# --- writing ---------------------------------------------------------------------------------------------
-
-
-def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False) -> Json:
-    """The one form that is emitted: valid against the protocol's schema, right under its context alone.
-
-    Catalog offers carry no target, message offers must; agreements carry target, parties and timestamp
-    (dataspace-protocol, section 5). PolicyUnreadable names the part that is missing.
-    """
-    _complete(policy, in_message=in_message)
-    wire: Json = {"@id": policy.id, "@type": policy.kind.value}
-    profiles = policy.profile.split()
-    if profiles:
-        wire["profile"] = profiles[0] if len(profiles) == 1 else profiles
-    for name in ("target", "assigner", "assignee", "timestamp"):
-        value = getattr(policy, name)
-        if value and not (in_catalog and policy.kind is Kind.OFFER):
-            wire[name] = value
-    if policy.prohibitions or policy.conflict is not Conflict.PROHIBIT:
-        wire["odrl:conflict"] = {"@id": f"odrl:{policy.conflict.value}"}
-    lists: tuple[tuple[str, Iterable[Rule | Duty]], ...] = (
-        ("permission", policy.permissions),
-        ("prohibition", policy.prohibitions),
-        ("obligation", policy.obligations),
-    )
-    for name, rules in lists:
-        written = [_write_rule(rule) for rule in rules]
-        if written:
-            wire[name] = written
-    return wire
-
-
-def _complete(policy: Policy, *, in_message: bool) -> None:
-    needed = {"@id": policy.id}
-    if policy.kind is Kind.AGREEMENT:
-        needed |= {
-            "target": policy.target,
-            "assigner": policy.assigner,
-            "assignee": policy.assignee,
-            "timestamp": policy.timestamp,
-        }
-    elif in_message:
-        needed["target"] = policy.target
-    missing = [name for name, value in needed.items() if not value]
-    if missing:
-        raise PolicyUnreadable(f"expected {', '.join(missing)} in an {policy.kind}, got none; set it before sending")
-    if not policy.permissions and not policy.prohibitions:
-        raise PolicyUnreadable("expected at least one permission or prohibition; a policy without rules says nothing")
-
-
-def _write_rule(rule: Rule | Duty) -> Json:
-    wire: Json = {"action": _write_name(rule.action)}
-    if rule.constraints:
-        wire["constraint"] = [_write_constraint(constraint) for constraint in rule.constraints]
-    if isinstance(rule, Rule) and rule.duties:
-        wire["duty"] = [_write_rule(duty) for duty in rule.duties]
-    return wire
-
-
-def _write_constraint(constraint: Constraint) -> Json:
-    if isinstance(constraint, Group):
-        return {constraint.connective.value: [_write_constraint(member) for member in constraint.members]}
-    right = [_write_literal(literal) for literal in constraint.right]
-    return {
-        "leftOperand": _write_name(constraint.left),
-        "operator": constraint.operator,
-        "rightOperand": right if constraint.many or len(right) != 1 else right[0],
-    }
-
-
-def _write_name(iri: str) -> str:
-    """`use` bare, ODRL prefixed, everything else in full: the only spellings that the context expands."""
-    if iri == ODRL + "use":
-        return "use"
-    return "odrl:" + iri[len(ODRL) :] if iri.startswith(ODRL) else iri
-
-
-def _write_literal(literal: Literal) -> str | Json:
-    if not literal.datatype:
-        return literal.text
-    datatype = literal.datatype
-    return {"@value": literal.text, "@type": "xsd:" + datatype[len(XSD) :] if datatype.startswith(XSD) else datatype}
-
-
-# --- one digest per meaning ------------------------------------------------------------------------------
-
-
-def digest(policy: Policy) -> str:
-    """`sha256:...` over the rules alone: the same for every spelling and order of the same meaning.
-
-    Ids, parties, target, timestamp and our own profile's name are left out (usage-policies, section 5).
-    """
-    return "sha256:" + hashlib.sha256(json.dumps(_normal(policy)).encode()).hexdigest()
-
-
-def rules_equal(a: Policy, b: Policy) -> bool:
-    """Whether two policies mean the same: an agreement and the offer it came from, say."""
-    return bool(_normal(a) == _normal(b))
-
-
-def _normal(policy: Policy) -> list[Any]:
-    foreign = sorted(set(policy.profile.split()) - vocabulary.PROFILES)
-    # Without both kinds of rule no conflict is possible, and the strategy means nothing.
-    conflict = policy.conflict.value if policy.permissions and policy.prohibitions else ""
-    return [
-        "hanse-policy-1",
-        foreign,
-        conflict,
-        _unique(_normal_rule(rule) for rule in policy.permissions),
-        _unique(_normal_rule(rule) for rule in policy.prohibitions),
-        _unique(_normal_rule(rule) for rule in policy.obligations),
-    ]
-
-
-def _normal_rule(rule: Rule | Duty) -> list[Any]:
-    duties = _unique(_normal_rule(duty) for duty in rule.duties) if isinstance(rule, Rule) else []
-    action = vocabulary.SAME_ACTION.get(rule.action, rule.action)
-    return [action, _conjunction(rule.constraints), duties]
-
-
-def _conjunction(constraints: Iterable[Constraint]) -> list[Any]:
-    """Members of an `and`, nested ones lifted out."""
-    found: list[Any] = []
-    for one in map(_normal_constraint, constraints):
-        found.extend(one[1] if one[0] == "and" else [one])
-    return _unique(found)
-
-
-def _normal_constraint(constraint: Constraint) -> list[Any]:
-    if isinstance(constraint, Atom):
-        return _normal_atom(constraint)
-    if constraint.connective is Connective.AND:
-        members = _conjunction(constraint.members)
-        return members[0] if len(members) == 1 else ["and", members]
-    members = [_normal_constraint(member) for member in constraint.members]
-    if constraint.connective is Connective.OR:
-        members = _unique(inner for one in members for inner in (one[1] if one[0] == "or" else [one]))
-    else:
-        members = sorted(members, key=json.dumps)  # xone: saying it twice means something else
-    return members[0] if len(members) == 1 else [constraint.connective.value, members]
-
-
-def _normal_atom(atom: Atom) -> list[Any]:
-    operand = vocabulary.operand(atom.left)
-    return ["atom", atom.left, atom.operator, _unique(_normal_value(literal, operand) for literal in atom.right)]
-
-
-def _normal_value(literal: Literal, operand: vocabulary.Operand | None) -> str:
-    if operand is None:
-        return f"{literal.text}^^{literal.datatype}"
-    try:
-        return values.canonical(operand.type, literal.text, literal.datatype, operand.levels)
-    except ValueError:  # unreadable values are refused elsewhere; here they are only told apart
-        return f"{literal.text}^^{literal.datatype}"
-
-
-def _unique(items: Iterable[Any]) -> list[Any]:
-    """Sorted, each once."""
-    found = {json.dumps(item): item for item in items}
-    return [found[key] for key in sorted(found)]
-
-
-def uses_profile(policy: Policy) -> bool:
-    """Whether any word of this project's own profile occurs."""
-    return HANSE in json.dumps(_normal(policy))
-
-
-def short(policy: Policy) -> str:
-    """Id and digest in one line, for logs."""
-    return f"{policy.id or compact(policy.kind.value)} {digest(policy)[:19]}"

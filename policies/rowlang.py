@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from policies.errors import PolicyUnreadable
 from policies.model import Atom, Connective, Constraint, Group, Literal
+from policies.values import is_text
 from policies.vocabulary import column_of, column_term
 
 MAX_TEXT = 16_000
@@ -46,8 +47,10 @@ class _Token:
 
 def parse(text: str) -> Constraint:
     """The constraint that a row filter means; PolicyUnreadable says at which character it stops making sense."""
-    if len(text) > MAX_TEXT:
-        raise PolicyUnreadable(f"expected a row filter of at most {MAX_TEXT} characters, got {len(text)}")
+    if len(text) > MAX_TEXT or not is_text(text):
+        raise PolicyUnreadable(
+            f"expected a row filter of at most {MAX_TEXT} characters, got {len(text)} or broken ones"
+        )
     parser = _Parser(_tokens(text))
     found = parser.disjunction(0)
     parser.expect_end()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from policies.model import HANSE, XSD
 from policies.vocabulary.terms import ValueType, compact, expand
@@ -47,6 +47,7 @@ class Duration:
 
 Value: TypeAlias = str | int | Decimal | Instant | Duration
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DECIMAL = re.compile(r"[+-]?\d{1,40}(?:\.\d{1,40})?", re.ASCII)
 _INSTANT = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,20}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)(Z|[+-]\d\d:\d\d)?", re.ASCII)
@@ -70,6 +71,13 @@ def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ..
     if type_ is ValueType.INSTANT:
         return instant(text, datatype)
     return _READERS[type_](text)
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a text that can be stored and sent: bounded, and without halves of surrogate pairs."""
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        return False
+    return value.isascii() or not _SURROGATE.search(value)
 
 
 def _level(text: str, levels: tuple[str, ...]) -> int:

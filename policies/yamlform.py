@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from policies import values
 from policies.errors import PolicyUnreadable
 
 MAX_TEXT = 256_000
@@ -89,7 +90,7 @@ def _refuse_events(text: str) -> None:
 def _item(node: yaml.Node) -> Item:
     line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
-        return Item(node.value, line)
+        return Item(_text(node.value, line), line)
     if isinstance(node, yaml.SequenceNode):
         return Item([_item(member) for member in node.value], line)
     found: dict[str, Item] = {}
@@ -97,10 +98,17 @@ def _item(node: yaml.Node) -> Item:
         at = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
             raise fail(at, "a word before the colon", "a list or mapping", "put the word first")
-        if key.value in found:
-            raise fail(at, f"{key.value} once", "a second one", "keep one of them")
-        found[key.value] = _item(value)
+        word = _text(key.value, at)
+        if word in found:
+            raise fail(at, f"{word} once", "a second one", "keep one of them")
+        found[word] = _item(value)
     return Item(found, line)
+
+
+def _text(value: str, line: int) -> str:
+    if not values.is_text(value):
+        raise fail(line, f"a text of at most {values.MAX_TEXT} characters", "something longer or broken", "shorten it")
+    return value
 
 
 def shown(item: Item) -> str:

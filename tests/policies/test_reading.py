@@ -182,6 +182,13 @@ def test_an_offer_for_later_can_be_agreed_now_and_a_past_one_not() -> None:
         assert made.permitted is permitted, line
 
 
+def test_an_offer_is_tried_as_if_it_were_signed_at_a_moment() -> None:
+    offer = form("may: query\nlasts: 30d")
+    for at, permitted in ((None, False), (NOW, True), (NOW - 31 * 86_400, False)):
+        tried = evaluate.as_if_agreed(offer, at=at)
+        assert evaluate.permits(tried, Facts(), action="ds:query", phase=Phase.TRANSFER, now=NOW) is permitted
+
+
 # --- problems --------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,95 @@
+"""A policy as the one wire form that is emitted: valid against the protocol's schema, right under its context.
+
+The context defines few names, so ODRL's travel with their prefix, all others as full IRIs. Reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from policies.errors import PolicyUnreadable
+from policies.model import ODRL, XSD, Conflict, Constraint, Duty, Group, Kind, Literal, Policy, Rule
+
+Json: TypeAlias = dict[str, Any]
+
+
+def write(policy: Policy, *, in_message: bool = False, in_catalog: bool = False) -> Json:
+    """The one form that is emitted: valid against the protocol's schema, right under its context alone.
+
+    Catalog offers carry no target, message offers must; agreements carry target, parties and timestamp
+    (dataspace-protocol, section 5). PolicyUnreadable names the part that is missing.
+    """
+    _complete(policy, in_message=in_message)
+    wire: Json = {"@id": policy.id, "@type": policy.kind.value}
+    profiles = policy.profile.split()
+    if profiles:
+        wire["profile"] = profiles[0] if len(profiles) == 1 else profiles
+    for name in ("target", "assigner", "assignee", "timestamp"):
+        value = getattr(policy, name)
+        if value and not (in_catalog and policy.kind is Kind.OFFER):
+            wire[name] = value
+    if policy.prohibitions or policy.conflict is not Conflict.PROHIBIT:
+        wire["odrl:conflict"] = {"@id": f"odrl:{policy.conflict.value}"}
+    lists: tuple[tuple[str, Iterable[Rule | Duty]], ...] = (
+        ("permission", policy.permissions),
+        ("prohibition", policy.prohibitions),
+        ("obligation", policy.obligations),
+    )
+    for name, rules in lists:
+        written = [_write_rule(rule) for rule in rules]
+        if written:
+            wire[name] = written
+    return wire
+
+
+def _complete(policy: Policy, *, in_message: bool) -> None:
+    needed = {"@id": policy.id}
+    if policy.kind is Kind.AGREEMENT:
+        needed |= {
+            "target": policy.target,
+            "assigner": policy.assigner,
+            "assignee": policy.assignee,
+            "timestamp": policy.timestamp,
+        }
+    elif in_message:
+        needed["target"] = policy.target
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        raise PolicyUnreadable(f"expected {', '.join(missing)} in an {policy.kind}, got none; set it before sending")
+    if not policy.permissions and not policy.prohibitions:
+        raise PolicyUnreadable("expected at least one permission or prohibition; a policy without rules says nothing")
+
+
+def _write_rule(rule: Rule | Duty) -> Json:
+    wire: Json = {"action": _write_name(rule.action)}
+    if rule.constraints:
+        wire["constraint"] = [_write_constraint(constraint) for constraint in rule.constraints]
+    if isinstance(rule, Rule) and rule.duties:
+        wire["duty"] = [_write_rule(duty) for duty in rule.duties]
+    return wire
+
+
+def _write_constraint(constraint: Constraint) -> Json:
+    if isinstance(constraint, Group):
+        return {constraint.connective.value: [_write_constraint(member) for member in constraint.members]}
+    right = [_write_literal(literal) for literal in constraint.right]
+    return {
+        "leftOperand": _write_name(constraint.left),
+        "operator": constraint.operator,
+        "rightOperand": right if constraint.many or len(right) != 1 else right[0],
+    }
+
+
+def _write_name(iri: str) -> str:
+    """`use` bare, ODRL prefixed, everything else in full: the only spellings that the context expands."""
+    if iri == ODRL + "use":
+        return "use"
+    return "odrl:" + iri[len(ODRL) :] if iri.startswith(ODRL) else iri
+
+
+def _write_literal(literal: Literal) -> str | Json:
+    if not literal.datatype:
+        return literal.text
+    datatype = literal.datatype
+    return {"@value": literal.text, "@type": "xsd:" + datatype[len(XSD) :] if datatype.startswith(XSD) else datatype}
