@@ -42,10 +42,12 @@ class Member:
     management_port: int
     directory: Path
     process: subprocess.Popen[bytes] | None = None
+    front_port: int = 0  # where others reach it, if something stands before its public listener
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.public_port}"
+        """Where others reach it."""
+        return f"http://127.0.0.1:{self.front_port or self.public_port}"
 
     @property
     def management(self) -> str:
@@ -53,7 +55,7 @@ class Member:
 
     @property
     def did(self) -> str:
-        return f"did:web:127.0.0.1%3A{self.public_port}"
+        return f"did:web:127.0.0.1%3A{self.front_port or self.public_port}"
 
     @property
     def token(self) -> str:
@@ -164,6 +166,7 @@ class Space:
             "HANSE_DATA_DIR": str(member.directory),
             "HANSE_SOURCE_ROOTS": str(data),
             "HANSE_PUBLIC_PORT": str(member.public_port),
+            "HANSE_PUBLIC_URL": member.url,
             "HANSE_MANAGEMENT_PORT": str(member.management_port),
             "HANSE_TRUST_ANCHOR": self.catalogue.did,
             "HANSE_CATALOGUE_URL": self.catalogue.url,
