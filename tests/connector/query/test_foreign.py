@@ -1,0 +1,85 @@
+"""Arrow that somebody else wrote: valid streams are measured, damaged ones are a coded error, whatever they do to a
+parser. One worker takes them all: a crash would show as another code."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from connector.errors import HanseError
+from connector.query.job import TRAILER_KEY, Job, Limits, Relation
+from connector.query.pool import Pool
+from tests.support import data
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+_DAMAGED = 500
+
+
+def stream(*, end: dict[str, object] | None = None, after: bool = False) -> bytes:
+    """The test table as a stream of several batches, with an end record where asked."""
+    table = data.table(2000)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=500):
+            writer.write_batch(batch)
+        if end is not None:
+            empty = pa.RecordBatch.from_pylist([], schema=table.schema)
+            writer.write_batch(empty, custom_metadata={TRAILER_KEY: json.dumps(end)})
+        if after:
+            writer.write_batch(table.to_batches()[0])
+    return bytes(sink.getvalue().to_pybytes())
+
+
+async def test_a_valid_stream_is_measured_and_can_be_kept_for_the_engine(pool: Pool, folder: Path) -> None:
+    spool, saved = folder / "spool", folder / "saved.arrow"
+    spool.write_bytes(stream(end={"status": "complete", "rows": 2000}))
+    found = await pool.ask(Job(kind="check_arrow", arguments={"path": str(spool), "save": str(saved)}))
+    assert (found["rows"], found["batches"], found["end"]) == (2000, 4, {"status": "complete", "rows": 2000})
+    assert [column["name"] for column in found["columns"]] == data.table(1).column_names
+    relation: Relation = data.relation("arrow_ipc", saved, folder)
+    job = Job(kind="report", relations={"t": relation}, sql="SELECT count(*), sum(id) FROM t WHERE gap = 2")
+    expected = [row["id"] for row in data.table(2000).select(["id", "gap"]).to_pylist() if row["gap"] == 2]
+    assert (await pool.ask(job))["rows"] == [[len(expected), str(sum(expected))]]
+
+
+async def test_a_stream_without_its_end_record_is_told_from_a_whole_one(pool: Pool) -> None:
+    found = await pool.ask(Job(kind="check_arrow", blobs=(stream(),)))
+    assert (found["rows"], found["end"]) == (2000, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not arrow", stream(end={"a": 1}, after=True), stream()[:-1000], b"\xff" * 64],
+    ids=["empty", "text", "rows after the end", "cut in a batch", "ones"],
+)
+async def test_what_is_not_a_whole_stream_is_refused(pool: Pool, body: bytes) -> None:
+    with pytest.raises(HanseError) as raised:
+        await pool.ask(Job(kind="check_arrow", blobs=(body,)))
+    assert raised.value.code == "arrow_invalid"
+
+
+async def test_more_rows_than_allowed_are_not_read(pool: Pool) -> None:
+    with pytest.raises(HanseError) as raised:
+        await pool.ask(Job(kind="check_arrow", blobs=(stream(),), limits=Limits(rows=700)))
+    assert raised.value.code == "rows_limit"
+
+
+async def test_damaged_streams_never_take_the_worker_with_them_unnoticed(pool: Pool) -> None:
+    """Each mutation is read whole or refused; one that crashes or bloats a parser costs a worker and has a code."""
+    whole, chance = stream(end={"status": "complete"}), random.Random(7)
+    codes = set()
+    for _ in range(_DAMAGED):
+        body = bytearray(whole)
+        for _ in range(chance.randint(1, 8)):
+            body[chance.randrange(len(body) if chance.random() < 0.3 else 2000)] = chance.randrange(256)
+        try:
+            await pool.ask(Job(kind="check_arrow", blobs=(bytes(body),), limits=Limits(seconds=10, memory_mb=256)))
+        except HanseError as error:
+            codes.add(error.code)
+    assert "arrow_invalid" in codes
+    assert codes <= {"arrow_invalid", "worker_crashed", "memory_limit", "engine_failed"}
+    assert (await pool.ask(Job(kind="check_arrow", blobs=(whole,))))["rows"] == 2000
