@@ -159,6 +159,8 @@ class _GroupWriter:
         try:
             with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
                 for work, future in group:
+                    if not future.set_running_or_notify_cancel():
+                        continue  # whoever asked has gone away before it began; from here on it cannot be cancelled
                     try:
                         done.append((future, _run(connection, work)))
                     except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
@@ -166,7 +168,7 @@ class _GroupWriter:
         except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
             refusal = _unavailable(error)
             for _, future in group:
-                if not future.done():
+                if future.running() or (not future.done() and future.set_running_or_notify_cancel()):
                     future.set_exception(refusal)
             return
         for future, outcome in done:

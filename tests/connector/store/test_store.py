@@ -154,3 +154,15 @@ def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> Non
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
     engine.dispose()
+
+
+async def test_a_caller_that_goes_away_does_not_harm_the_store(store: Store) -> None:
+    async def leave_at_once(i: int) -> None:
+        asking = asyncio.ensure_future(store.write(lambda tx: tx.tokens.add(token(f"gone{i}"))))
+        await asyncio.sleep(0 if i % 2 else 0.001)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    await asyncio.gather(*(leave_at_once(i) for i in range(50)))
+    await store.write(lambda tx: tx.tokens.add(token("here")))
+    assert (await store.read(lambda tx: tx.tokens.by_name("here"))) is not None
