@@ -192,6 +192,9 @@ class Outbox(Table):
     lease_owner: Mapped[str] = mapped_column(_Key, default="")
     created_at: Mapped[float]
 
+    # An id is never used twice: a delivery that ends late must not settle another message (SQLite would reuse it).
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
 
 class Inbox(Table):
     """A message that was taken in, so that its repeat has no second effect."""

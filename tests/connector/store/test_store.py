@@ -102,6 +102,18 @@ async def test_a_lease_that_ended_can_be_taken_by_somebody_else(store: Store) ->
     assert await store.write(lambda tx: len(tx.messages.claim(owner="b", now=6.0, lease=5.0, limit=1))) == 1
 
 
+async def test_the_id_of_a_message_is_never_given_to_another_one(store: Store) -> None:
+    def put(tx: Transaction) -> int:
+        row = message("p")
+        tx.messages.send(row)
+        tx.session.flush()
+        return row.id
+
+    first = await store.write(put)
+    await store.write(lambda tx: tx.messages.drop("p"))
+    assert await store.write(put) > first
+
+
 @pytest.mark.parametrize(("most", "admitted"), [(None, 40), (7, 7), (0, 0)])
 async def test_uses_are_never_overspent_by_concurrent_callers(store: Store, most: int | None, admitted: int) -> None:
     await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))

@@ -178,7 +178,8 @@ def upgrade() -> None:
     sa.Column('lease_until', sa.Float(), nullable=False),
     sa.Column('lease_owner', sa.String(length=255), nullable=False),
     sa.Column('created_at', sa.Float(), nullable=False),
-    sa.PrimaryKeyConstraint('id')
+    sa.PrimaryKeyConstraint('id'),
+    sqlite_autoincrement=True,
     )
     with op.batch_alter_table('outbox', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_outbox_due_at'), ['due_at'], unique=False)
