@@ -1,0 +1,68 @@
+"""SIGKILL any one process of the running data space: started again, it has lost no agreement, dataset or record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from connector.demo.api import Api
+from connector.demo.story import RESEARCH
+from tests.e2e.conftest import Running
+
+
+def state(api: Api) -> dict[str, Any]:
+    """What a connector must never lose."""
+    agreements = api.get("/agreements", limit=1000)
+    return {
+        "datasets": [(row["id"], row["version"]) for row in api.get("/datasets")],
+        "offers": [row["id"] for row in api.get("/offers")],
+        "agreements": sorted((row["id"], row["role"], row.get("ended_at")) for row in agreements),
+        "negotiations": sorted((row["id"], row["state"]) for row in api.get("/negotiations")),
+        "transfers": sorted((row["id"], row["state"]) for row in api.get("/transfers")),
+    }
+
+
+def records(api: Api) -> list[tuple[int, dict[str, Any]]]:
+    return [(row["idx"], row["body"]) for row in reversed(api.get("/audit/events", limit=1000)["records"])]
+
+
+@pytest.mark.parametrize("name", ["north", "south", "west", "forge"])
+def test_a_killed_connector_comes_back_with_everything(running: Running, name: str) -> None:
+    api = running.story.api(name)
+    before, log = state(api), records(api)
+    running.space.kill(name)
+    running.space.start(name)
+    running.space.wait(name)
+    assert state(api) == before
+    assert records(api)[: len(log)] == log
+    answer = running.forge.query('SELECT count(*) AS n FROM "all".patients', purpose=RESEARCH).to_arrow()
+    assert answer.column("n")[0].as_py() > 600
+
+
+def test_a_killed_catalogue_comes_back_with_members_and_datasets(running: Running) -> None:
+    operator = running.story.api("catalogue")
+    before = {(m["id"], m["name"], m["status"]) for m in operator.get("/members")}
+    found = {entry.name for entry in running.forge.search("patients")}
+    running.space.kill("catalogue")
+    running.space.start("catalogue")
+    running.space.wait("catalogue")
+    assert {(m["id"], m["name"], m["status"]) for m in operator.get("/members")} == before
+    assert {entry.name for entry in running.forge.search("patients")} == found
+
+
+def test_a_connector_killed_in_mid_read_says_so_in_its_log(running: Running) -> None:
+    """The start of the read is durable before its first byte, so the record is there although nobody wrote the end."""
+    owner = running.story.api("north")
+    batches = iter(running.story.agreed["north/flights"].stream(batch_rows=500))
+    next(batches)
+    running.space.kill("north")
+    with pytest.raises(Exception):  # noqa: B017, PT011  # broken or incomplete, by where the kill struck; never a short answer
+        for _ in batches:
+            pass
+    running.space.start("north")
+    running.space.wait("north")
+    kinds = [body["kind"] for _, body in records(owner)]
+    last_start = len(kinds) - 1 - kinds[::-1].index("ReadStarted")
+    assert "ReadStarted" in kinds
+    assert any(kind in ("ReadEnded", "ReadInterrupted") for kind in kinds[last_start:]) or kinds[last_start] == "ReadStarted"
