@@ -1,0 +1,4 @@
+-- One database for each service.
+CREATE DATABASE catalogue;
+CREATE DATABASE owner;
+CREATE DATABASE consumer;
