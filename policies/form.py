@@ -142,6 +142,20 @@ DETAILS: dict[str, tuple[str, str]] = {
     "registry": (ds("modelRegistry"), "eq"),
 }
 MASKS: dict[str, bool] = {"null": False, "hash": False, "truncate": True, "round": True, "generalise": True}
+OPERATOR_ORDER = (
+    "eq",
+    "neq",
+    "lt",
+    "lteq",
+    "gt",
+    "gteq",
+    "isAnyOf",
+    "isNoneOf",
+    "isAllOf",
+    "isPartOf",
+    "hasPart",
+    "isA",
+)
 PERIODS = ("year", "quarter", "month", "week", "day", "hour")  # what a day or a time is generalised to
 EVENT = ds("event/")
 _SPAN = re.compile(r"(\d{1,6})\s*(h|d|w|mo|y|hours?|days?|weeks?|months?|years?)", re.ASCII)

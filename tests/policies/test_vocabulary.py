@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from policies import evaluate, jsonld, vocabulary, words
 from policies.facts import Facts
 from policies.model import HANSE, Atom, Kind, Literal
-from policies.vocabulary import ACTIONS, OPERANDS, Action, Operand, Phase, Tier, ValueType, ds, odrl
+from policies.vocabulary import ACTIONS, OPERANDS, Action, Operand, Phase, Tier, ValueType, ds, odrl, reference
 
 
 @pytest.fixture
@@ -134,6 +135,12 @@ def test_a_word_cannot_be_taken_twice() -> None:
         vocabulary.register(operands=[_operand(ds("membership"))])
     with pytest.raises(ValueError, match="registered already"):
         vocabulary.register(new_actions=[Action(name=ds("query"), parent=odrl("use"), help="x", phrase="x")])
+
+
+def test_the_reference_page_is_current() -> None:
+    written = (Path(__file__).parent.parent.parent / "docs" / "policy-words.md").read_text(encoding="utf-8")
+    assert written == reference.page(), "run: python -m policies.vocabulary.reference > docs/policy-words.md"
+    assert all(f"`{vocabulary.compact(name)}" in written for name in (*OPERANDS, *ACTIONS))
 
 
 def test_our_own_words_stand_in_our_own_namespace() -> None:

@@ -1,0 +1,71 @@
+"""The reference page of all words, written from the tables: `python -m policies.vocabulary.reference > docs/policy-words.md`.
+
+Plain Markdown; a test compares the page in `docs/` with what this says.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from policies import form, values, vocabulary
+from policies.vocabulary import Action, Operand, compact
+from policies.vocabulary.terms import RULE
+
+_HEAD = """# Words of a policy
+
+Written by `python -m policies.vocabulary.reference`; do not edit. `ds:` stands for
+`https://w3id.org/hanse/policy/1/`, on the wire these words travel as full IRIs.
+A word that stands in no table here is refused by name. Tiers: *technical*, the owner's connector enforces it alone;
+*attested*, it rests on a claim that somebody vouches for; *contractual*, it is recorded and followed up.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    operands, actions = vocabulary.OPERANDS.values(), vocabulary.ACTIONS.values()
+    parts = [
+        _HEAD,
+        _section("Conditions of a permission or prohibition", _operands(one for one in operands if RULE in one.where)),
+        _section("Details of a duty or obligation", _operands(one for one in operands if RULE not in one.where)),
+        _section("Actions that are permitted or prohibited", _actions(one for one in actions if one.use)),
+        _section("Actions that are owed", _actions(one for one in actions if one.duty)),
+        _section("The short form", _words()),
+        f"Regions: {', '.join(values.known_regions())}.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _section(title: str, rows: Iterable[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(rows) + "\n"
+
+
+def _operands(operands: Iterable[Operand]) -> Iterator[str]:
+    yield "| word | value | operators | decided at | tier | fact | meaning |"
+    yield "|---|---|---|---|---|---|---|"
+    for one in operands:
+        name = compact(one.name) + ("&lt;column&gt;" if one.parameter else "")
+        kind = f"{one.type.value}: {' < '.join(one.levels)}" if one.levels else one.type.value
+        ops = " ".join(op for op in form.OPERATOR_ORDER if op in one.ops)
+        fact = f"`{one.fact}`" if one.fact and not one.parameter else ""
+        yield f"| `{name}` | {kind} | {ops} | {one.phase.value} | {one.tier.value} | {fact} | {one.help} |"
+
+
+def _actions(actions: Iterable[Action]) -> Iterator[str]:
+    yield "| word | below | tier | meaning |"
+    yield "|---|---|---|---|"
+    for one in actions:
+        parent = f"`{compact(one.parent)}`" if one.parent else ""
+        yield f"| `{compact(one.name)}` | {parent} | {one.tier.value} | {one.help} |"
+
+
+def _words() -> Iterator[str]:
+    yield "| where | word | stands for |"
+    yield "|---|---|---|"
+    for where, table in (("who", form.WHO), ("limits", form.LIMITS), ("then, first", form.DETAILS)):
+        for word, (left, operator) in table.items():
+            yield f"| {where} | `{word}` | `{compact(left)} {operator}` |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
