@@ -161,7 +161,6 @@ class Dataset:
         columns: Sequence[str] = (),
         where: str = "",
         batch_rows: int | None = None,
-        limit_rows: int | None = None,
         codec: str = "",
         idle_seconds: float = _IDLE_SECONDS,
     ) -> Stream:
@@ -176,7 +175,6 @@ class Dataset:
             "where": where,
             "purpose": self.purpose,
             "batch_rows": batch_rows,
-            "limit_rows": limit_rows,
             "codec": codec,
         }
         query = urlencode({name: value for name, value in wanted.items() if value})

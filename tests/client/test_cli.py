@@ -100,6 +100,14 @@ def test_problems_of_a_form_are_listed_with_their_places(run: Run, served: Conne
     assert "/permission/0: unknown word [x]" in ran.err
 
 
+def test_a_defect_is_a_sentence_too(run: Run, served: Connector) -> None:
+    served.routes["GET", "/datasets"] = ["not a dataset"]
+    ran = run("dataset", "list")
+    assert (ran.code, ran.out) == (1, "")
+    assert "HANSE_DEBUG=1" in ran.err
+    assert "Traceback" not in ran.err
+
+
 def test_nobody_there_is_exit_five(run: Run) -> None:
     assert main.__doc__
     ran = run("--url", "http://127.0.0.1:9", "dataset", "list")
@@ -188,11 +196,19 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
     (["reject", "n1", "--reason", "no"], ("POST", "/negotiations/n1/terminate"), {**NEGOTIATION, "state": "TERMINATED"},
      {"reason": "no"}, "TERMINATED"),
     (["search", "breast", "cancer", "--column", "age"], ("GET", "/search"),
-     {"results": [{"path": "north/patients", "title": "Patients"}]}, None, "north/patients"),
+     {"results": [{"path": "north/patients", "title": "Patients", "offers": [{"classes": ["members-only"]}]}]}, None,
+     "members-only"),
+    (["search", "x", "--terms"], ("GET", "/search"),
+     {"results": [{"path": "north/patients", "offers": [{"sentences": ["Only [members]."]}]}]}, None, "[members]"),
     (["audit", "list", "--outcome", "refused"], ("GET", "/audit/events"), {"records": [RECORD]}, None, "refused"),
+    (["members"], ("GET", "/members"), [{"name": "north", "id": "did:web:n"}], None, "did:web:n"),
+    (["token", "list"], ("GET", "/tokens"), [{"name": "ada", "scopes": ["read"], "expires_at": None}], None, "ada"),
+    (["token", "issue", "ada", "--scope", "read"], ("POST", "/tokens"), {"token": "t0k"},
+     {"name": "ada", "scopes": ["read"]}, "t0k"),
+    (["token", "end", "ada"], ("DELETE", "/tokens/ada"), None, None, ""),
     (["query", "SELECT 1", "--explain"], ("POST", "/queries"),
      {"fragments": [{"owner": "north", "datasets": ["flights"], "sql": "SELECT 2"}], "residual": "SELECT 3",
-      "stayed": [{"what": "HAVING", "reason": "two_owners"}]}, {"sql": "SELECT 1", "explain": True}, "SELECT 3"),
+      "text": "here\\n  SELECT 3"}, {"sql": "SELECT 1", "explain": True}, "SELECT 3"),
 ]  # fmt: skip
 
 
@@ -356,6 +372,22 @@ def test_a_long_answer_shows_its_beginning_and_says_so(run: Run, served: Connect
     assert "n199" in ran.out
     assert "n200" not in ran.out
     assert "300 rows more" in ran.err
+
+
+def test_so_many_rows_are_taken_and_no_more(run: Run, served: Connector, tmp_path: Path) -> None:
+    identifier = "urn:hanse:north:flights"
+    served.routes |= {
+        ("GET", "/catalog"): {"dataset": [{"@id": identifier, "hasPolicy": [{"@id": "o"}]}]},
+        ("GET", "/agreements"): [{"id": "a1", "dataset": identifier, "state": "active", "signed_at": 1}],
+        ("GET", "/transfers"): [{"id": "t1", "agreement_id": "a1", "state": "STARTED", "purpose": ""}],
+        ("GET", "/transfers/t1/address"): {"endpoint": f"{served.url}/data/v1", "ticket": "t", "expires": 4e9},
+        ("GET", "/data/v1"): chunked(ipc([batch(1, 2), batch(3, 4), batch(5)], complete(5))),
+    }
+    ran = run("stream", "north/flights", "-c", "age", "--rows", "3", "-o", str(tmp_path / "a.csv"))
+    assert ran.code == 0, ran.err
+    assert csv.read_csv(tmp_path / "a.csv")["age"].to_pylist() == [1, 2, 3]
+    assert served.asked[-1].query == {"columns": "age", "batch_rows": "3"}
+    assert "n5" in run("stream", "north/flights").out
 
 
 # ---- audit

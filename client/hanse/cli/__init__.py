@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hanse.cli import access, audit, config, dataset, offer, policy, query, trade
+from hanse.cli import access, audit, config, dataset, offer, policy, query, token, trade
 from hanse.cli.out import EXIT, complain, exit_code
 from hanse.errors import HanseError
 
@@ -82,16 +82,17 @@ def options(
     url: Annotated[
         str, typer.Option(help="Your connector's management listener. [HANSE_URL]", show_default=False)
     ] = "",
-    token: Annotated[str, typer.Option(help="A token of it. [HANSE_TOKEN]", show_default=False)] = "",
+    secret: Annotated[str, typer.Option("--token", help="A token of it. [HANSE_TOKEN]", show_default=False)] = "",
 ) -> None:
     """Where to go; without these, the environment and `hanse login` say."""
-    access.GIVEN.url, access.GIVEN.token = url, token
+    access.GIVEN.url, access.GIVEN.token = url, secret
 
 
 app.add_typer(dataset.commands, name="dataset")
 app.add_typer(offer.commands, name="offer")
 app.add_typer(policy.commands, name="policy")
 app.add_typer(audit.commands, name="audit")
+app.add_typer(token.commands, name="token")
 for part in (config, trade, query):
     part.register(app)
 
@@ -110,6 +111,12 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(EXIT["ok"])
     except OSError as error:
         complain(HanseError(f"{error.filename or 'a file'}: {error.strerror or error}", code="file"))
+        sys.exit(EXIT["failed"])
+    except Exception as error:
+        if os.environ.get("HANSE_DEBUG"):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        complain(HanseError(f"the command failed unexpectedly ({what}); HANSE_DEBUG=1 shows where", code="defect"))
         sys.exit(EXIT["failed"])
 
 

@@ -47,12 +47,16 @@ _HINTS: Mapping[type[HanseError], str] = {
     Conflict: "look at what is there first, with the `list` or `show` of this noun",
 }
 
+_WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
+_WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def console(*, err: bool = False) -> Console:
-    """A console on today's streams; it notices by itself whether a person looks at it."""
-    return Console(stderr=err, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """A console on today's streams, as wide as its terminal; without one, as wide as it takes."""
+    watched = (sys.stderr if err else sys.stdout).isatty()
+    return Console(stderr=err, highlight=False, width=None if watched else _WIDE, soft_wrap=not watched)
 
 
 def exit_code(error: HanseError) -> int:
@@ -93,7 +97,7 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], *,
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in columns:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in _WHOLE)
     for row in rows:
         cells = (pick(row) if callable(pick) else row.get(pick) for pick in columns.values())
         table.add_row(*(escape(shown(cell)) for cell in cells))

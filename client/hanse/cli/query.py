@@ -51,7 +51,7 @@ def query(
     connected = space()
     if explain or analyze:
         plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze)
-        print_json(plan) if as_json else _show_plan(plan)
+        print_json(plan) if as_json else console().out(plan.get("text", ""))
         return
     with progress("asking the owners") as advance:
         answer = connected.query(text, purpose=purpose, mode=mode)
@@ -74,7 +74,8 @@ def stream(
 ) -> None:
     """Stream the rows of a dataset that an agreement allows; agrees first where there is no agreement yet."""
     got = space().agree(dataset, purpose=purpose)
-    answer = got.stream(columns=column or [], where=where, limit_rows=rows, batch_rows=batch_rows)
+    fewer = min(rows, batch_rows or rows) if rows else batch_rows
+    answer = got.stream(columns=column or [], where=where, batch_rows=fewer)
     _deliver(answer, format_=format_, output=output, total=rows)
 
 
@@ -87,22 +88,27 @@ def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | 
     if chosen in ("parquet", "arrow") and output is None and sys.stdout.isatty():
         raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
     with progress("reading", total=total) as advance, answer:
-        batches = _counted(answer, advance)
+        batches = _counted(answer, advance, most=total)
         if chosen == "table":
             _table(answer, batches)
         else:
             with _sink(output) as sink:
                 _WRITERS[chosen](answer.schema, batches, sink)
     if output is not None:
-        say(f"{output}: {answer.rows:,} rows")
+        say(f"{output}: {answer.rows if total is None else min(answer.rows, total):,} rows")
     for rule in answer.end.get("policy", []):
         say(f"by agreement: {rule}")
 
 
-def _counted(answer: Stream, advance: Callable[[float], None]) -> Iterator[pa.RecordBatch]:
+def _counted(answer: Stream, advance: Callable[[float], None], *, most: int | None) -> Iterator[pa.RecordBatch]:
+    """The batches, up to `most` rows: then the stream is left, and its owner records that we left."""
+    left = most
     for batch in answer:
-        yield batch
-        advance(batch.num_rows)
+        taken = batch if left is None else batch.slice(0, left)
+        yield taken
+        advance(taken.num_rows)
+        if left is not None and (left := left - taken.num_rows) <= 0:
+            return
 
 
 @contextmanager
@@ -165,14 +171,15 @@ def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in answer.schema.names:
         table.add_column(escape(name), overflow="fold")
-    held = 0
+    held = came = 0
     for batch in batches:
+        came += batch.num_rows
         for row in batch.slice(0, max(0, _SHOWN_MAX - held)).to_pylist():
             table.add_row(*(escape(_cell(value)) for value in row.values()))
             held += 1
     console().print(table)
-    if answer.rows > held:
-        say(f"... and {answer.rows - held:,} rows more; use --output to have them all")
+    if came > held:
+        say(f"... and {came - held:,} rows more; use --output to have them all")
 
 
 def _cell(value: Any) -> str:
@@ -201,19 +208,3 @@ def _on_stderr() -> Iterator[None]:
         yield
     finally:
         sys.stdout = kept
-
-
-def _show_plan(plan: dict[str, Any]) -> None:
-    """What runs where, what travels, what stays here and why."""
-    out = console()
-    for fragment in plan.get("fragments", []):
-        out.print(
-            f"[bold]{escape(str(fragment.get('owner', '')))}[/] {escape(', '.join(fragment.get('datasets', [])))}"
-        )
-        out.print(f"  {escape(str(fragment.get('sql', '')))}")
-        for name, label in (("rows", "rows sent"), ("rows_estimate", "rows expected"), ("bytes", "bytes sent")):
-            if fragment.get(name) is not None:
-                out.print(f"  {label}: {shown(fragment[name])}")
-    out.print(f"[bold]here[/]\n  {escape(str(plan.get('residual', '')))}")
-    for note in plan.get("stayed", []):
-        out.print(f"  stayed here: {escape(str(note.get('what', '')))} ({escape(str(note.get('reason', '')))})")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, print_json, print_one, print_rows, print_sentences, progress, say
+from hanse.cli.out import AsJson, at, console, print_json, print_one, print_rows, print_sentences, progress, say
 from hanse.flow import segment
 
 Role = Annotated[str, typer.Option(help="Only ours as consumer or provider.")]
@@ -16,7 +18,7 @@ Reason = Annotated[str, typer.Option(help="Why, for the other side and for the l
 
 
 def register(app: typer.Typer) -> None:
-    for command in (search, negotiate, negotiations, agreements, transfers, revoke, pending, approve, reject):
+    for command in (search, members, negotiate, negotiations, agreements, transfers, revoke, pending, approve, reject):
         app.command()(command)
 
 
@@ -25,6 +27,7 @@ def search(
     column: Annotated[list[str] | None, typer.Option(help="A column that it must have; may be repeated.")] = None,
     theme: Annotated[list[str] | None, typer.Option(help="EU data theme, e.g. HEAL.")] = None,
     owner: Annotated[list[str] | None, typer.Option(help="Only of this participant.")] = None,
+    terms: Annotated[bool, typer.Option("--terms", help="Show the terms of each in plain words.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -34,16 +37,17 @@ def search(
     if as_json:
         print_json([dict(entry.raw) for entry in found])
         return
-    rows = [
-        {
-            "dataset": entry.path,
-            "title": entry.title,
-            "columns": len(entry.columns),
-            "terms": "; ".join(entry.sentences),
-        }
-        for entry in found
-    ]
-    print_rows(rows, {name: name for name in ("dataset", "title", "columns", "terms")}, as_json=False)
+    shown = {"dataset": "path", "title": "title", "columns": "columns", "offers": _classes, "state": "state"}
+    print_rows([entry.raw for entry in found], shown, as_json=False)
+    for entry in found if terms else []:
+        console().print(f"[bold]{escape(entry.path)}[/]")
+        print_sentences(entry.sentences)
+
+
+def members(as_json: AsJson = False) -> None:
+    """The members of the data space, as its operator lists them now."""
+    shown = {"name": "name", "title": "title", "role": "role", "country": "country", "status": "status", "id": "id"}
+    print_rows(space().api.get("/members"), shown, as_json=as_json)
 
 
 def negotiate(
@@ -134,3 +138,9 @@ def reject(
     """Say no: the negotiation ends, and the other side is told why."""
     row = space().api.post(f"/negotiations/{segment(negotiation)}/terminate", {"reason": reason} if reason else {})
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
+
+
+def _classes(row: Mapping[str, Any]) -> str:
+    """What kind of terms there are, over all offers."""
+    offers = [offer for offer in row.get("offers", []) if isinstance(offer, Mapping)]
+    return ", ".join(sorted({str(name) for offer in offers for name in offer.get("classes", [])})) or str(len(offers))

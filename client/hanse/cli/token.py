@@ -1,0 +1,46 @@
+"""`hanse token`: who may use this connector's management API, and for what."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, at, console, print_json, print_rows, say
+from hanse.flow import segment
+
+commands = typer.Typer(help="Issue, list and end tokens of your connector.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Who holds it, as the log names its acts.", show_default=False)]
+
+
+@commands.command()
+def issue(
+    name: Name,
+    scope: Annotated[list[str], typer.Option(help="read, owner, consume, audit or admin; may be repeated.")],
+    days: Annotated[float | None, typer.Option(help="Days until it ends; without it, it does not.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Issue a token. Its text is printed this once."""
+    body = {"name": name, "scopes": scope, **({"days": days} if days is not None else {})}
+    made = space().api.post("/tokens", body)
+    if as_json:
+        print_json(made)
+        return
+    console().out(made["token"])
+    say("this is shown once: keep it where only its holder can read it")
+
+
+@commands.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Tokens that are good now, without their text."""
+    shown = {"name": "name", "scopes": "scopes", "issued": at("created_at"), "ends": at("expires_at")}
+    print_rows(space().api.get("/tokens"), shown, as_json=as_json)
+
+
+@commands.command()
+def end(name: Name) -> None:
+    """End a token at once."""
+    space().api.delete(f"/tokens/{segment(name)}")
+    say(f"the token {name} is ended")
