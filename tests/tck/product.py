@@ -103,7 +103,7 @@ class Product:
                 [sys.executable, "-m", "connector", "serve"], env=self._environment, stdout=log, stderr=log
             )
         async with asyncio.timeout(PATIENCE):
-            while not await self._answers():  # noqa: ASYNC110 - another process gives no event
+            while not await self._answers():
                 await asyncio.sleep(0.1)
         self._http.headers["Authorization"] = f"Bearer {self.place.token_file.read_text().strip()}"
 
