@@ -32,6 +32,7 @@ from connector.dataplane.addresses import Addresses
 from connector.dataplane.gather import Protocol
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
+from connector.dataplane.unfinished import close_left_over
 from connector.datasets.offers import Offers
 from connector.datasets.registry import Registry
 from connector.dsp import routes as dsp_routes
@@ -88,6 +89,7 @@ class Services:
 
     settings: Settings
     participant: str
+    instance: str  # this process, the same at every start
     store: Store
     metrics: Metrics
     net: Net
@@ -191,6 +193,7 @@ def build(settings: Settings) -> Services:
     participant = settings.participant_id or did.did_of(settings.root_url)
     key_dir = settings.data_dir / "keys"
     key = keys.participant_key(key_dir)
+    instance = keys.secret(key_dir, "instance").hex()[:32]
     metrics = Metrics()
     store = Store(settings.database, bus=Bus())
     store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc())
@@ -241,6 +244,7 @@ def build(settings: Settings) -> Services:
         seconds=settings.query_seconds,
         streams_max=settings.streams_max,
         metrics=metrics,
+        instance=instance,
     )
     sender = Sender(
         store=store,
@@ -269,6 +273,7 @@ def build(settings: Settings) -> Services:
     return Services(
         settings=settings,
         participant=participant,
+        instance=instance,
         store=store,
         metrics=metrics,
         net=net,
@@ -425,6 +430,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
     sequencing = asyncio.create_task(parts.sequencer.run())
     await parts.pool.start()
     await parts.sender.start()
+    await close_left_over(parts.store, instance=parts.instance)
     await parts.store.write(
         lambda tx: tx.publish(ServiceStarted(actor=parts.participant, detail={"version": VERSION, "pid": os.getpid()}))
     )

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from connector.dataplane import records
+from connector.dataplane import records, unfinished
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
@@ -41,6 +41,7 @@ from policies.vocabulary import compact
 
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _LONGEST = 24 * 3600.0
+_PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _STOPPED = {
     gate.REVOKED: REVOKED,
     gate.EXPIRED: EXPIRED,
@@ -69,6 +70,7 @@ class GovernedStream:
         self._digest = result.digest
         self._policy = records.applied(prepared)
         self._first: Frame | None = None
+        self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
     async def peek(self) -> bool:
         """Wait for the first batch without releasing it. Whether there is one."""
@@ -120,6 +122,9 @@ class GovernedStream:
         self.batches += 1
         self.bytes += frame.nbytes
         self._digest = frame.digest
+        if time.monotonic() >= self._tell_at:
+            self._tell_at = time.monotonic() + _PROGRESS_SECONDS
+            self._reads.tell_progress(self.id, rows=self.rows, nbytes=self.bytes)
         return None
 
     def _broken(self, error: HanseError) -> End:
@@ -134,7 +139,10 @@ class GovernedStream:
         name = self._asked.digest
         stopped = next((grant for grant in self._grants if grant.lease.revoked), None)
         reason, rule = _REASONS.get(status, ""), ""
-        if status == REVOKED and stopped is not None:
+        code = "" if status == COMPLETE else status
+        if status == REVOKED and self._reads.draining:  # nobody took a right away: go on elsewhere or later
+            status, code, reason = FAILED, "shutting_down", self._reads.draining
+        elif status == REVOKED and stopped is not None:
             reason, rule = stopped.stop_reason, stopped.contract.permission
         return End(
             status=status,
@@ -142,7 +150,7 @@ class GovernedStream:
             batches=self.batches,
             nbytes=self.bytes,
             digest=f"{name}:{self._digest.hex()}",
-            code="" if status == COMPLETE else status,
+            code=code,
             reason=reason,
             rule=rule,
             policy=self._policy,
@@ -165,8 +173,10 @@ class Reads:
         seconds: float = 60.0,
         streams_max: int = 16,
         metrics: Metrics | None = None,
+        instance: str = "",
     ) -> None:
         self.grants = grants
+        self._instance = instance
         self._store = store
         self._pool = pool
         self._name = name
@@ -178,7 +188,7 @@ class Reads:
         self._live: dict[str, GovernedStream] = {}
         self._running: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._draining = False
+        self.draining = ""  # the reason, once no new reads are taken
         self.clock: Callable[[], float] = time.time
 
     @property
@@ -213,12 +223,19 @@ class Reads:
         finally:
             await self._kept(self._settle(grants))
 
-    async def drain(self, reason: str) -> None:
-        """No new reads; running ones end at their next batch."""
-        self._draining = True
+    def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
+        """Note what has left, for the record that a crash would leave behind; nobody waits for it."""
+        self._spawn(self._store.write(lambda tx: tx.reads.progress(read_id, rows=rows, nbytes=nbytes)))
+
+    async def drain(self, reason: str, *, seconds: float = 5.0) -> None:
+        """No new reads; running ones end at their next batch, with a reason. Back when their ends are recorded."""
+        self.draining = self.draining or reason
         for stream in tuple(self._live.values()):
             for grant in stream._grants:
                 grant.stop(reason)
+        until = time.monotonic() + seconds
+        while (self._running or self._tasks) and time.monotonic() < until:
+            await asyncio.sleep(0.02)
 
     def renew(self, query_id: str, ticket: Ticket) -> None:
         """Let a running read go on with a fresh ticket of the same agreement. NotFound for anybody else's."""
@@ -232,7 +249,7 @@ class Reads:
         return _LONGEST if contract.not_after is None else contract.not_after - self.clock()
 
     def _place(self, consumer: str) -> _Place:
-        if self._draining:
+        if self.draining:
             raise Busy("the connector is stopping; try again later", code="shutting_down")
         total, most = sum(self._running.values()), max(1, self._streams_max // 2)
         if total >= self._streams_max:
@@ -299,7 +316,8 @@ class Reads:
     async def _running_stream(
         self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys], begun: float
     ) -> AsyncIterator[GovernedStream]:
-        started = self._spawn(self._store.write(lambda tx: tx.publish(records.started(asked, grants, prepared))))  # 3
+        event = records.started(asked, grants, prepared)
+        started = self._spawn(self._store.write(lambda tx: unfinished.begin(tx, event, instance=self._instance)))  # 3
         stream: GovernedStream | None = None
         failure: BaseException | None = None
         try:
@@ -361,7 +379,7 @@ class Reads:
             code = getattr(failure, "code", "client_gone")
             stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else "the client left")
         end = stream.end if stream is not None else None
-        await self._store.write(lambda tx: tx.publish(records.ended(asked, grants, end, failure)))
+        await self._store.write(lambda tx: unfinished.end(tx, records.ended(asked, grants, end, failure)))
         if self._metrics is not None and end is not None:
             self._metrics.rows.inc(end.rows)
             self._metrics.bytes.inc(end.nbytes)

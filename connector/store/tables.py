@@ -174,6 +174,17 @@ class Grant(Table):
     bytes: Mapped[int] = mapped_column(default=0)
 
 
+class OpenRead(Table):
+    """A read whose start is in the log and whose end is not; what a crash leaves is closed at the next start."""
+
+    __tablename__ = "open_read"
+    id: Mapped[str] = mapped_column(_Key, primary_key=True)  # the read's id
+    instance: Mapped[str] = mapped_column(_Key, index=True)  # the process that serves it, the same at every start
+    body: Mapped[Json]  # the fields of its start that its end repeats
+    rows: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(default=0)
+
+
 class Outbox(Table):
     """A message to be delivered, at least once, in order of `id` within its process."""
 

@@ -12,6 +12,7 @@ from connector.store.audit import AuditRows
 from connector.store.datasets import Datasets
 from connector.store.messages import Messages
 from connector.store.processes import Negotiations, Transfers
+from connector.store.reads import OpenReads
 from connector.store.tables import AuditPending
 from connector.store.tokens import Tokens
 
@@ -52,6 +53,10 @@ class Transaction:
     @cached_property
     def messages(self) -> Messages:
         return Messages(self.session)
+
+    @cached_property
+    def reads(self) -> OpenReads:
+        return OpenReads(self.session)
 
     @cached_property
     def audit(self) -> AuditRows:

@@ -164,6 +164,17 @@ def upgrade() -> None:
     with op.batch_alter_table('offer', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_offer_dataset_id'), ['dataset_id'], unique=False)
 
+    op.create_table('open_read',
+    sa.Column('id', sa.String(length=255), nullable=False),
+    sa.Column('instance', sa.String(length=255), nullable=False),
+    sa.Column('body', sa.JSON(), nullable=False),
+    sa.Column('rows', sa.BigInteger(), nullable=False),
+    sa.Column('bytes', sa.BigInteger(), nullable=False),
+    sa.PrimaryKeyConstraint('id')
+    )
+    with op.batch_alter_table('open_read', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_open_read_instance'), ['instance'], unique=False)
+
     op.create_table('outbox',
     sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), autoincrement=True, nullable=False),
     sa.Column('process', sa.String(length=255), nullable=False),
@@ -242,6 +253,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_outbox_process'))
         batch_op.drop_index(batch_op.f('ix_outbox_due_at'))
 
+    with op.batch_alter_table('open_read', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_open_read_instance'))
+
+    op.drop_table('open_read')
     op.drop_table('outbox')
     with op.batch_alter_table('offer', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_offer_dataset_id'))

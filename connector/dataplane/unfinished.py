@@ -1,0 +1,45 @@
+"""Reads under way, in the database: what a crash leaves open is closed, with what had left, at the next start.
+
+from __future__ import annotations
+
+from typing import Any
+
+from connector.events import ReadEnded, ReadStarted
+from connector.store import Store, Transaction
+from connector.store.tables import OpenRead
+
+_REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "correlation")
+
+
+def begin(tx: Transaction, event: ReadStarted, *, instance: str) -> None:
+    """Record the start of a read, and that its end is owed."""
+    tx.publish(event)
+    tx.reads.add(OpenRead(id=event.process, instance=instance, body={name: getattr(event, name) for name in _REPEATED}))
+
+
+def end(tx: Transaction, event: ReadEnded) -> None:
+    """Record the end of a read."""
+    tx.reads.close(event.process)
+    tx.publish(event)
+
+
+async def close_left_over(store: Store, *, instance: str) -> int:
+    """Record an end for every read that an earlier run of this process did not end; how many there were."""
+
+    def work(tx: Transaction) -> int:
+        rows = tx.reads.left_by(instance)
+        for row in rows:
+            end(tx, _interrupted(row.body, rows=row.rows, nbytes=row.bytes))
+        return len(rows)
+
+    return await store.write(work)
+
+
+def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> ReadEnded:
+    return ReadEnded(
+        **body,
+        outcome="broken",
+        code="interrupted",
+        reason="the connector ended in mid-read; at least this much had left",
+        detail={"rows": rows, "bytes": nbytes},
+    )
