@@ -1,4 +1,4 @@
-"""Reads under way, in the database: what a crash leaves open is closed, with what had left, at the next start.
+"""Reads under way, in the database: what a crash leaves open gets its end, with what had left, at the next start."""
 
 from __future__ import annotations
 
