@@ -304,7 +304,7 @@ class _Work:
             Job(
                 relations=relations,
                 sql=sql,
-                recheck=Recheck((*relations, *plan.tables), functions),
+                recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
                 limits=Limits(
                     seconds=self._left(),
                     rows=self.question.rows,

@@ -85,12 +85,16 @@ Tables = Mapping[tuple[str, str], TableInfo]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Values of `output` of the tables `source` that narrow `column` of a fragment; `sql` holds `marker` for them."""
+    """Values of one output of the table `source` (f0) that narrow a fragment: its SQL tests `condition`.
 
-    source: str  # a table of the plan, e.g. f0
+    `name` is the table of keys that the condition reads. Where no keys are sent, the condition is TRUE.
+    """
+
+    source: str
     output: str
-    column: str
-    marker: str
+    column: str  # as people read it
+    name: str
+    condition: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +130,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Fragments, the residual over their tables, and what stayed here with reasons.
-
-    `merge(without)` is the residual's SQL when the fragments in `without` gave nothing (withheld groups).
-    `passes`: the residual does nothing but name columns, so that fragment's rows go straight through.
-    """
+    """Fragments, the residual over their tables, and what stayed here with reasons."""
 
     sql: str
     mode: Mode
@@ -139,6 +139,7 @@ class Plan:
     columns: tuple[str, ...]
     notes: tuple[Note, ...] = ()
     rules: tuple[str, ...] = ()  # those that changed something, in order
+    ctes: tuple[str, ...] = ()  # WITH queries that the residual kept
 
     @property
     def tables(self) -> dict[str, tuple[Fragment, ...]]:

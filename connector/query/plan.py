@@ -36,18 +36,19 @@ def plan(sql: str, tables: Tables, *, mode: Mode = Mode.FULL, across_agreements:
             changed.append(name)
         if name == "names":
             names = _names(tree, written, planning)
-    if not planning.fragments:
+    if not planning.drafts:
         raise QueryInvalid("the question reads no dataset; name one after FROM", code="dataset_missing")
     _notes(tree, planning)
     residual = _named(tree, names)
     return Plan(
         sql=sql,
         mode=mode,
-        fragments=tuple(planning.fragments),
+        fragments=planning.fragments(),
         residual=parse.write(_plain_intervals(residual)),
         columns=tuple(names),
         notes=tuple(planning.notes),
         rules=tuple(changed),
+        ctes=tuple(cte.alias for cte in residual.find_all(exp.CTE)),
     )
 
 
@@ -123,7 +124,7 @@ def _notes(tree: exp.Expr, planning: Planning) -> None:
     for select in tree.find_all(exp.Select):
         if len(trees.sources(select)) > 1:
             planning.note(" >< ".join(one.alias_or_name for one in trees.sources(select)), "two_owners", "join")
-        if select.args.get("order") is not None and len(planning.fragments) > 1:
+        if select.args.get("order") is not None and len(planning.drafts) > 1:
             planning.note("ORDER BY", "two_owners")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sqlglot import exp
@@ -21,6 +21,19 @@ class Share:
 
 
 @dataclass(slots=True)
+class Draft:
+    """A fragment in the making: its table, and the statement of each share; rules may still narrow it by keys."""
+
+    table: str
+    shares: list[Share]
+    outputs: tuple[str, ...]
+    kind: str
+    pushed: list[str]
+    rows: int | None
+    keys: list[Keys] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Planning:
     """One question on its way to a plan."""
 
@@ -28,7 +41,7 @@ class Planning:
     mode: Mode = Mode.FULL
     # Whether one fragment may read datasets of several agreements with its owner.
     across_agreements: bool = False
-    fragments: list[Fragment] = field(default_factory=list)
+    drafts: dict[str, Draft] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     _known: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)
 
@@ -77,43 +90,47 @@ class Planning:
         if one not in self.notes:
             self.notes.append(one)
 
-    def fragment(
+    def draft(
         self,
         shares: Sequence[Share],
         *,
         outputs: Sequence[str],
         kind: str,
         pushed: Sequence[str] = (),
-        keys: Sequence[Keys] = (),
         rows: int | None = None,
     ) -> str:
         """Add a fragment of one or more shares; the name of its table. Equal questions are asked once."""
-        statements = [self.moved(share.statement, share.owner) for share in shares]
-        read = [self.infos(statement) for statement in statements]
-        texts = tuple((share.owner, parse.write(_bare(one))) for share, one in zip(shares, statements, strict=True))
-        if texts in self._known and not keys:
-            return self._known[texts]
-        table = self._known[texts] = f"f{len(self._known)}"
-        for number, (infos, (owner, sql)) in enumerate(zip(read, texts, strict=True)):
-            same = sum(one.owner == owner for one in shares) > 1
-            self.fragments.append(
-                Fragment(
-                    id=table if len(shares) == 1 else f"{table}.{owner}{f'.{number}' if same else ''}",
-                    table=table,
-                    owner=owner,
-                    participant=infos[0].participant,
-                    agreements=tuple(dict.fromkeys(info.agreement for info in infos)),
-                    datasets=tuple(info.dataset for info in infos),
-                    sql=sql,
-                    outputs=tuple(outputs),
-                    kind=kind,
-                    aggregate_only=any(info.grid is not None for info in infos),
-                    keys=tuple(keys),
-                    pushed=tuple(pushed),
-                    rows=rows,
-                )
+        found = [Share(share.owner, self.moved(share.statement, share.owner)) for share in shares]
+        texts = tuple((share.owner, parse.write(share.statement)) for share in found)
+        if texts not in self._known:
+            table = self._known[texts] = f"f{len(self._known)}"
+            self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed), rows)
+        return self._known[texts]
+
+    def fragments(self) -> tuple[Fragment, ...]:
+        """The drafts as fragments, one for each share."""
+        return tuple(one for draft in self.drafts.values() for one in self._fragments(draft))
+
+    def _fragments(self, draft: Draft) -> Iterator[Fragment]:
+        owners = [share.owner for share in draft.shares]
+        for number, share in enumerate(draft.shares):
+            infos = self.infos(share.statement)
+            part = f".{share.owner}" + (f".{number}" if owners.count(share.owner) > 1 else "")
+            yield Fragment(
+                id=draft.table + (part if len(owners) > 1 else ""),
+                table=draft.table,
+                owner=share.owner,
+                participant=infos[0].participant,
+                agreements=tuple(dict.fromkeys(info.agreement for info in infos)),
+                datasets=tuple(info.dataset for info in infos),
+                sql=parse.write(_bare(share.statement)),
+                outputs=draft.outputs,
+                kind=draft.kind,
+                aggregate_only=any(info.grid is not None for info in infos),
+                keys=tuple(draft.keys),
+                pushed=tuple(draft.pushed),
+                rows=draft.rows,
             )
-        return table
 
 
 def _bare(statement: exp.Expr) -> exp.Expr:

@@ -86,7 +86,7 @@ class Federation:
                 here.register(fragment.id, table)
             sql = merge_sql(made)
             told = here.execute(recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
-            recheck.check(told, names=[*sent, *made.tables], functions=ENGINE_FUNCTIONS)
+            recheck.check(told, names=[*sent, *made.tables, *made.ctes], functions=ENGINE_FUNCTIONS)
             found = here.sql(sql)
             return Ran(list(found.columns), found.fetchall(), made, sum(sent.values()), rows)
 

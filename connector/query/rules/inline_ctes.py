@@ -31,7 +31,9 @@ def _inline(clause: exp.With) -> bool:
         places = [*(later.this for later in ctes[number + 1 :]), owner]
         uses = {id(table): table for place in places for table in _uses(place, cte, clause)}
         if len(uses) > 1 and (_unstable(cte.this) or len(uses) * sum(1 for _ in cte.this.walk()) > _NODES_MAX):
+            _rename(cte, f"w{number}_{cte.alias}", list(uses.values()))
             kept.append(cte)
+            changed = True
             continue
         for table in uses.values():
             table.replace(exp.Subquery(this=cte.this.copy(), alias=table.args["alias"].copy()))
@@ -41,6 +43,13 @@ def _inline(clause: exp.With) -> bool:
     else:
         owner.set("with_", None)
     return changed
+
+
+def _rename(cte: exp.CTE, name: str, uses: list[exp.Table]) -> None:
+    """A name that no fragment's table has."""
+    cte.args["alias"].set("this", exp.to_identifier(name))
+    for table in uses:
+        table.set("this", exp.to_identifier(name))
 
 
 def _uses(place: exp.Expr, cte: exp.CTE, clause: exp.With) -> list[exp.Table]:

@@ -163,7 +163,7 @@ class _Partials:
                 some = exp.GT(this=exp.Count(this=exp.Star()), expression=exp.Literal.number(0))
                 one.set("having", exp.Having(this=some))
             statements.append(one)
-        table = planning.fragment(
+        table = planning.draft(
             blocks.shares(group, statements),
             outputs=[name for name, _ in outputs],
             kind="partial",

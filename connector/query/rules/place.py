@@ -88,9 +88,7 @@ def _as_it_is(
     if not alone or sources[0].parts[0].columns or trees.free_tables(before) or len(trees.base_tables(before)) > 1:
         return False
     outputs = [output.alias_or_name for output in before.selects]
-    table = planning.fragment(
-        [Share(groups[0].owners[0], before)], outputs=outputs, kind="whole", pushed=("whole query",)
-    )
+    table = planning.draft([Share(groups[0].owners[0], before)], outputs=outputs, kind="whole", pushed=("whole query",))
     for name in [name for name in select.args if name not in ("kind", "hint")]:
         select.set(name, None)
     select.set("expressions", [trees.named(trees.column(name, table), name) for name in outputs])

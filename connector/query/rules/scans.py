@@ -29,7 +29,7 @@ def apply(
         outputs: list[tuple[str, exp.Expr]] = [*needed] or [("one", exp.Literal.number(1))]
         statements = [_statement(group, number, outputs, distinct and planning.full, top)
                       for number in range(len(group.owners))]  # fmt: skip
-        table = planning.fragment(
+        table = planning.draft(
             blocks.shares(group, statements),
             outputs=[name for name, _ in outputs],
             kind="join" if len(group.members) > 1 else "scan",
