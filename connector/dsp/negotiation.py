@@ -363,7 +363,7 @@ class Negotiations(Exchange[Negotiation]):
         def work(tx: Transaction) -> tuple[Negotiation, list[Outbox]]:
             row = tx.negotiations.get(pid)
             if row is None:
-                raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiation list`")
+                raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiations`")
             tx.publish(self._ordered(row, name, by=by, reason=reason))
             if name == "terminate":
                 return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)

@@ -354,7 +354,7 @@ class Transfers(Exchange[Transfer]):
         def work(tx: Transaction) -> tuple[Transfer, list[Outbox]]:
             row = tx.transfers.get(pid)
             if row is None:
-                raise NotFound(f"no transfer {pid!r}; list them with `hanse transfer list`")
+                raise NotFound(f"no transfer {pid!r}; list them with `hanse transfers`")
             tx.publish(self._ordered(row, name, by=by, reason=reason))
             if name == "terminate":
                 return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)

@@ -142,7 +142,7 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
     async def one(pid: str) -> Negotiation:
         row = await store.read(lambda tx: tx.negotiations.peek(pid))
         if row is None:
-            raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiation list`")
+            raise NotFound(f"no negotiation {pid!r}; list them with `hanse negotiations`")
         return row
 
     @routes.get("/catalog", summary="A participant's catalogue, as it shows itself to us")

@@ -99,7 +99,7 @@ def router(*, transfers: Transfers, store: Store, tokens: Tokens) -> APIRouter:
     async def one(pid: str) -> Transfer:
         row = await store.read(lambda tx: tx.transfers.peek(pid))
         if row is None:
-            raise NotFound(f"no transfer {pid!r}; list them with `hanse transfer list`")
+            raise NotFound(f"no transfer {pid!r}; list them with `hanse transfers`")
         return row
 
     @routes.post("", status_code=201, summary="Ask for a transfer under an agreement")
