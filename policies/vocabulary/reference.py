@@ -1,4 +1,4 @@
-"""The reference page of all words, written from the tables: `python -m policies.vocabulary.reference > docs/policy-words.md`.
+"""The reference page of all words, from the tables: `python -m policies.vocabulary.reference > docs/policy-words.md`.
 
 Plain Markdown; a test compares the page in `docs/` with what this says.
 """
