@@ -14,7 +14,8 @@ from functools import partial
 
 from catalogue import highlight
 from catalogue.access import Viewer
-from catalogue.cards import card_for
+from catalogue.cards import card_for, visible
+from catalogue.entry import Entry
 from catalogue.facets import FACETS, Card
 from catalogue.highlight import Matches, Segment
 from catalogue.index import Found, Index
@@ -26,6 +27,13 @@ from connector.errors import NotFound
 
 _LOOKS = 10  # reads of a page's size that one page may take
 _PART_MIN = 4  # letters of a searched word that may be found inside a longer one
+
+
+class Gone(NotFound):
+    """A dataset that was here; its tombstone says since when and why."""
+
+    status = 410
+    code = "gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +179,20 @@ def _values(found: Found, question: Question, owners: dict[str, str]) -> dict[st
 def _shown(tx: Transaction, *, dataset_id: str, viewer: Viewer) -> Shown:
     rows = tx.entries.with_owner([dataset_id]).get(dataset_id)
     card = card_for(viewer, *rows) if rows is not None else None
-    if rows is None or card is None:
-        raise NotFound(
-            f"no dataset {dataset_id[:200]!r} is here, or it is for members only; members see it through their own "
-            "connector"
-        )
-    return Shown(card, *rows)
+    if rows is not None and card is not None:
+        return Shown(card, *rows)
+    _refuse_gone(tx.entries.find(dataset_id), viewer)
+    raise NotFound(
+        f"no dataset {dataset_id[:200]!r} is here, or it is for members only; members see it through their connector"
+    )
+
+
+def _refuse_gone(row: Row | None, viewer: Viewer) -> None:
+    """Gone for a tombstone, to those who saw the dataset while it was listed."""
+    if row is None or row.withdrawn_at is None or visible(Entry.from_json(row.content), viewer) is None:
+        return
+    raise Gone(
+        f"the dataset {row.id!r} was withdrawn: {row.withdrawn_why}",
+        withdrawn_at=row.withdrawn_at,
+        reason=row.withdrawn_why,
+    )

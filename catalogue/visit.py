@@ -52,6 +52,14 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One page as it came."""
+
+    catalog: Json
+    headers: Mapping[str, str]
+
+
 class Visit:
     """A visit under way: iterate `pages()`, then read what it came to."""
 
@@ -96,41 +104,39 @@ class Visit:
             while following is not None:
                 followed.add(following)
                 async with asyncio.timeout_at(deadline):
-                    catalog, following = await self._page(following, first=self.page_count == 0)
-                if catalog is None:
+                    page = await self._page(following)
+                if page is None:
                     return
+                yield list(self._datasets(page.catalog, depth, waiting, visited))
+                following = _next_link(page.headers, following)  # 2, after what is good was taken
                 if following in followed:
                     raise PeerNonsense("the pages of the catalogue lead in a circle")
-                yield list(self._datasets(catalog, depth, waiting, visited))
 
-    async def _page(self, url: str, *, first: bool) -> tuple[Json | None, str | None]:
-        """One page and the address of the next; None where nothing changed since the known ETag."""
+    async def _page(self, url: str) -> _Page | None:
+        """One page; None where nothing changed since the known ETag."""
         if self.page_count >= self._limits.pages:
             raise Limited(f"the catalogue has more than {self._limits.pages} pages")
+        first = self.page_count == 0
         headers = {"Authorization": self._identity.mint(self._did), "Content-Type": "application/json"}
         if first and self._known_etag:
             headers["If-None-Match"] = self._known_etag
         limit = self._limits.page_bytes
         reply = await self._net.call("POST", url, headers=headers, body=_REQUEST, max_bytes=limit)
-        self.page_count += 1
         if reply.status == 304 and "If-None-Match" in headers:
-            self.unchanged, self.etag = True, self._known_etag
-            return None, None
-        body = _inflated(reply, limit)
+            self.page_count, self.unchanged, self.etag = 1, True, self._known_etag
+            return None
+        _check_status(reply, url)
+        body = _inflated(reply, limit)  # 3
+        catalog = await _parsed(body)
+        self._check_owner(catalog)  # 4
+        self.page_count += 1
         self.byte_count += len(body)
-        try:
-            _check_status(reply, url)
-            catalog = await _parsed(body)
-            self._check_owner(catalog)
-        except HanseError:
-            self.page_count -= 1  # not a page of a catalogue
-            raise
         if first:
             self.etag = reply.headers.get("etag", "")[:1000]
-        return catalog, _next_link(reply.headers, url)
+        return _Page(catalog, reply.headers)
 
     def _check_owner(self, catalog: Json) -> None:
-        """4. The catalogue is that of the member that we asked."""
+        """The catalogue is that of the member that we asked."""
         if (came := catalog.get("participantId")) != self._did:
             raise PeerNonsense(
                 f"expected the catalogue of {self._did}, came one of {str(came)[:200]!r}; "
@@ -146,7 +152,8 @@ class Visit:
             if inner.get("participantId", self._did) != self._did:
                 continue  # somebody else's: that member is asked itself
             if depth >= self._limits.depth:
-                raise Limited(f"the catalogue holds catalogues more than {self._limits.depth} deep")
+                self.problem = f"the catalogue holds catalogues more than {self._limits.depth} deep; left out"
+                continue
             if "dataset" in inner or "catalog" in inner:
                 yield from self._datasets(inner, depth + 1, waiting, visited)
                 continue
@@ -185,6 +192,8 @@ def _inflated(reply: Reply, limit: int) -> bytes:
         body = inflater.decompress(reply.body, limit + 1)
     except zlib.error as error:
         raise PeerNonsense("the answer says that it is gzip, and is not") from error
+    if len(body) <= limit and not inflater.eof:
+        raise PeerNonsense("the answer says that it is gzip, and is cut short")
     if len(body) > limit:
         raise PeerNonsense(f"the answer is larger than {limit} bytes when inflated; not read")
     return body
@@ -203,7 +212,7 @@ def _check_status(reply: Reply, url: str) -> None:
 
 
 def _next_link(headers: Mapping[str, str], url: str) -> str | None:
-    """2. The address of the next page, if there is one at the same origin."""
+    """The address of the next page, if there is one at the same origin."""
     for target, relation in _NEXT.findall(headers.get("link", "")[:16_384]):
         if "next" in relation.lower().split():
             found = urljoin(url, str(target))

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from catalogue import ingest
+from catalogue.store import Transaction
+from catalogue.store.tables import Source
+from connector.identity import sitoken
+from connector.identity.did import Resolver
+from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
-from tests.catalogue.provider import Provider, dataset
+from tests.catalogue.provider import Provider, Reply, Request, dataset
+
+DAY = 86_400.0
+
+
+def source_of(tx: Transaction, *, member: str) -> Source:
+    found = tx.members.source(member)
+    assert found is not None
+    return found
 
 
 async def test_datasets_of_a_member_are_found_by_word_and_by_column(catalogue: Catalogue, north: Provider) -> None:
-    columns = [{"name": "age", "type": "INTEGER"}, {"name": "tumor_size", "type": "DOUBLE"}]
-    described = {"dct:title": "Breast cancer", "https://w3id.org/hanse/columns": columns}
+    columns = {"@list": [{"https://w3id.org/hanse/catalog/1/name": "tumor_size"}, {"name": "age", "type": "INTEGER"}]}
+    described = {"dct:title": "Breast cancer", "https://w3id.org/hanse/catalog/1/columns": columns}
     north.datasets = [dataset("urn:hanse:north:patients", **described), dataset("urn:hanse:north:weather")]
     await catalogue.admit(north, "north")
     run = await catalogue.crawl("north")
@@ -16,3 +37,246 @@ async def test_datasets_of_a_member_are_found_by_word_and_by_column(catalogue: C
     assert await catalogue.ids("cancer") == ["urn:hanse:north:patients"]
     assert await catalogue.ids(column="tumor_size") == ["urn:hanse:north:patients"]
     assert await catalogue.ids("size") == ["urn:hanse:north:patients"]
+
+
+async def test_the_request_is_the_protocols_and_carries_a_token_for_this_member(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    asked = north.requests[-1]
+    assert (asked.method, asked.path) == ("POST", "/dsp/2025-1/catalog/request")
+    assert json.loads(asked.body)["@type"] == "CatalogRequestMessage"
+    token = asked.headers["authorization"].removeprefix("Bearer ")
+    parts = catalogue.parts
+    resolver = Resolver(parts.net)
+    resolver._kept[parts.settings.did] = (float("inf"), parts.register.did_document())
+    claims = await sitoken.verify(token, audience=north.did, resolver=resolver, replays=sitoken.Replays())
+    assert claims["iss"] == parts.settings.did
+
+
+def pages(count: int, provider: Provider, request: Request) -> Reply:
+    """A catalogue of one dataset a page, linked by `Link: rel=next`."""
+    if not request.path.startswith("/dsp/2025-1/catalog/request"):
+        return providers.good(provider, request)
+    number = int(request.path.partition("page=")[2] or 1)
+    made = provider.catalog([dataset(f"urn:hanse:north:d{number}")])
+    link = f'</dsp/2025-1/catalog/request?page={number + 1}>; rel="next"' if number < count else ""
+    before = f'</dsp/2025-1/catalog/request?page={number - 1}>; rel="prev"' if number > 1 else ""
+    return Reply.of(made, link=", ".join(filter(None, (before, link))))
+
+
+async def test_every_page_is_followed(catalogue: Catalogue, north: Provider) -> None:
+    north.answer = partial(pages, 7)
+    await catalogue.admit(north, "north")
+    run = await catalogue.crawl("north")
+    assert (run["outcome"], run["pages"], run["datasets"]) == ("complete", 7, 7)
+
+
+async def test_catalogues_within_the_catalogue_are_read_inline_and_by_address(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    def nested(provider: Provider, request: Request) -> Reply:
+        if request.path == "/inner/catalog/request":
+            return Reply.of(provider.catalog([dataset("urn:hanse:north:by-address")]))
+        if request.path != "/dsp/2025-1/catalog/request":
+            return providers.good(provider, request)
+        inline = {"@id": "urn:c1", "@type": "Catalog", "dataset": [dataset("urn:hanse:north:inline")]}
+        service = {"@id": "urn:s", "@type": "DataService", "endpointURL": f"{provider.url}/inner"}
+        of_another = {"@id": "urn:c3", "participantId": "did:web:other.test", "dataset": [dataset("urn:x:theirs")]}
+        linked = {"@id": "urn:c2", "@type": "Catalog", "service": [service]}
+        return Reply.of(provider.catalog([], catalog=[inline, linked, of_another]))
+
+    north.answer = nested
+    await catalogue.admit(north, "north")
+    assert (await catalogue.crawl("north"))["outcome"] == "complete"
+    assert sorted(await catalogue.ids()) == ["urn:hanse:north:by-address", "urn:hanse:north:inline"]
+
+
+async def test_an_unchanged_catalogue_costs_one_request_without_a_body(catalogue: Catalogue, north: Provider) -> None:
+    def tagged(provider: Provider, request: Request) -> Reply:
+        if request.headers.get("if-none-match") == '"v1"':
+            return Reply(304)
+        answer = providers.good(provider, request)
+        answer.headers["etag"] = '"v1"'
+        return answer
+
+    north.answer, north.datasets = tagged, [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    catalogue.clock.advance(400)
+    run = await catalogue.crawl("north")
+    assert (run["outcome"], run["bytes"], run["datasets"], run["missing"]) == ("unchanged", 0, 2, 0)
+    assert {hit["age_seconds"] for hit in (await catalogue.search())["results"]} == {0}
+
+
+async def test_a_changed_description_replaces_the_old_one(catalogue: Catalogue, north: Provider) -> None:
+    north.datasets = [dataset("urn:hanse:north:a", **{"dct:title": "Herring prices"})]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    north.datasets = [dataset("urn:hanse:north:a", **{"dct:title": "Salt tariffs"})]
+    assert (await catalogue.crawl("north"))["changed"] == 1
+    assert await catalogue.ids("herring") == []
+    assert await catalogue.ids("tariffs") == ["urn:hanse:north:a"]
+
+
+async def test_silence_never_deletes_but_shows(catalogue: Catalogue, north: Provider) -> None:
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    north.answer = lambda *_: Reply(503)
+    states = []
+    for pause in (0, 60, 60, DAY, 28 * DAY, 2 * DAY):
+        catalogue.clock.advance(pause)
+        assert (await catalogue.crawl("north"))["outcome"] == "failed"
+        states += [hit["state"] for hit in (await catalogue.search())["results"]] or ["gone"]
+    assert states == ["active", "active", "stale", "unreachable", "unreachable", "gone"]
+    north.answer = providers.good
+    await catalogue.crawl("north")
+    assert [hit["state"] for hit in (await catalogue.search())["results"]] == ["active"]
+
+
+async def test_a_dataset_that_three_whole_catalogues_leave_out_is_withdrawn(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    north.datasets = [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    north.datasets = north.datasets[1:]
+    seen = []
+    for _ in range(ingest.MISSES_MAX):
+        catalogue.clock.advance(300)
+        await catalogue.crawl("north")
+        seen.append({hit["id"][-1]: hit["state"] for hit in (await catalogue.search())["results"]})
+    assert seen == [{"a": "stale", "b": "active"}, {"a": "stale", "b": "active"}, {"b": "active"}]
+    gone = await catalogue.http.get("/api/v1/datasets/urn:hanse:north:a", headers=catalogue.operator)
+    assert gone.status_code == 410
+    assert "no longer lists it" in gone.json()["detail"]
+
+
+async def test_a_visit_that_breaks_off_takes_what_it_got_and_misses_nothing(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    north.answer = partial(pages, 3)
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+
+    def broken(provider: Provider, request: Request) -> Reply:
+        return Reply(500) if "page=3" in request.path else pages(3, provider, request)
+
+    north.answer = broken
+    for _ in range(4):
+        catalogue.clock.advance(300)
+        run = await catalogue.crawl("north")
+        assert (run["outcome"], run["datasets"], run["missing"]) == ("partial", 2, 0)
+    assert len(await catalogue.ids()) == 3
+
+
+async def test_attempts_and_pauses_outlive_a_restart(catalogue: Catalogue, north: Provider) -> None:
+    north.answer = lambda *_: Reply(503)
+    await catalogue.admit(north, "north")
+    for expected in (60, 120, 240):
+        await catalogue.crawl("north")
+        source = await catalogue.parts.store.read(partial(source_of, member=north.did))
+        assert 0.9 * expected <= source.next_at - catalogue.clock() <= 1.1 * expected
+    assert source.failures == 3
+    assert not await catalogue.parts.store.read(lambda tx: list(tx.members.due(catalogue.clock(), limit=9)))
+
+
+async def test_whoever_asks_for_a_visit_sees_what_has_changed_by_then(catalogue: Catalogue, north: Provider) -> None:
+    """A visit under way may have passed the change already, so another one follows it."""
+    entered, released = asyncio.Event(), asyncio.Event()
+
+    async def slow(provider: Provider, request: Request) -> Reply:
+        answer = providers.good(provider, request)
+        if request.method == "POST" and not released.is_set():
+            entered.set()
+            await released.wait()
+        return answer
+
+    north.answer = slow
+    await catalogue.admit(north, "north")
+    first = catalogue.parts.crawler.start(north.did, why="schedule")
+    await asyncio.wait_for(entered.wait(), 5)
+    north.datasets = [dataset("urn:hanse:north:new")]
+    assert catalogue.parts.crawler.start(north.did, why="schedule") is first
+    asked = [catalogue.parts.crawler.start(north.did, why="operator") for _ in range(3)]
+    assert len(set(asked)) == 1
+    released.set()
+    assert (await first).counts["datasets"] == 0
+    assert (await asked[0]).counts["datasets"] == 1
+
+
+async def test_the_schedule_visits_members_who_are_due(catalogue: Catalogue, north: Provider) -> None:
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    running = asyncio.create_task(catalogue.parts.crawler.run())
+    try:
+        await until(lambda: len(north.requests) > 2)
+        for _ in range(100):
+            if await catalogue.ids():
+                break
+            await asyncio.sleep(0.02)
+    finally:
+        running.cancel()
+    assert await catalogue.ids() == ["urn:hanse:north:a"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(250):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come about within 5 s")
+
+
+async def test_a_member_may_ask_for_its_own_connector_only(
+    catalogue: Catalogue, north: Provider, south: Provider
+) -> None:
+    operator = catalogue.parts.settings.did
+    await catalogue.admit(north, "north")
+    await catalogue.admit(south, "south")
+    own = await catalogue.http.post("/api/v1/crawl", headers={"authorization": north.token(operator)})
+    assert [run["member"] for run in own.json()["runs"]] == ["north"]
+    other = await catalogue.http.post("/api/v1/crawl?member=south", headers={"authorization": north.token(operator)})
+    assert (other.status_code, other.json()["code"]) == (403, "forbidden")
+    nobody = await catalogue.http.post("/api/v1/crawl")
+    assert nobody.status_code == 401
+
+
+async def test_a_member_withdraws_its_own_datasets_at_once_and_nobody_elses(
+    catalogue: Catalogue, north: Provider, south: Provider
+) -> None:
+    north.datasets, south.datasets = [dataset("urn:hanse:north:a")], [dataset("urn:hanse:south:b")]
+    for member, name in ((north, "north"), (south, "south")):
+        await catalogue.admit(member, name)
+        await catalogue.crawl(name)
+    north.datasets = []
+    body = {"withdrawn": ["urn:hanse:north:a", "urn:hanse:south:b"]}
+    header = {"authorization": north.token(catalogue.parts.settings.did)}
+    assert (await catalogue.http.post("/api/v1/crawl", json=body, headers=header)).status_code == 200
+    assert await catalogue.ids() == ["urn:hanse:south:b"]
+    refused = await catalogue.http.post("/api/v1/crawl", json=body, headers=catalogue.operator)
+    assert refused.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "problem"),
+    [
+        ("urn:hanse:south:mine-now", "namespace of another member"),
+        ("urn:shared:one", "another member listed this id first"),
+    ],
+)
+async def test_an_id_of_somebody_else_is_skipped_and_named(
+    catalogue: Catalogue, north: Provider, south: Provider, dataset_id: str, problem: str
+) -> None:
+    south.datasets = [dataset("urn:shared:one", **{"dct:title": "The first"})]
+    north.datasets = [dataset(dataset_id, **{"dct:title": "The thief"}), dataset("urn:hanse:north:good")]
+    await catalogue.admit(south, "south")
+    await catalogue.crawl("south")
+    await catalogue.admit(north, "north")
+    run = await catalogue.crawl("north")
+    assert (run["outcome"], run["datasets"], run["skipped"]) == ("complete", 1, 1)
+    assert problem in run["skipped_datasets"][0]["problem"]
+    assert await catalogue.ids("thief") == []
+    assert await catalogue.ids("first") == ["urn:shared:one"]

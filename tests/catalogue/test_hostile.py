@@ -1,0 +1,239 @@
+"""Connectors that lie, flood, stall and point elsewhere: every limit of a visit, over real HTTP.
+
+Each case says how the visit ends, what the operator reads, and how many datasets were taken.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.catalogue import provider as providers
+from tests.catalogue.conftest import Catalogue
+from tests.catalogue.provider import Answer, Provider, Reply, Request, dataset
+
+CATALOG = "/dsp/2025-1/catalog/request"
+
+
+def instead(answer: Callable[[Provider, Request], Reply]) -> Answer:
+    """`answer` for the catalogue, good manners for the rest."""
+
+    def combined(provider: Provider, request: Request) -> Reply:
+        return answer(provider, request) if request.path.startswith(CATALOG) else providers.good(provider, request)
+
+    return combined
+
+
+def page_of(provider: Provider, request: Request, number: int) -> Reply:
+    """One page of a catalogue without an end."""
+    return Reply.of(
+        provider.catalog([dataset(f"urn:hanse:north:d{number}")]), link=f'<{CATALOG}?page={number + 1}>; rel="next"'
+    )
+
+
+def endless(provider: Provider, request: Request) -> Reply:
+    return page_of(provider, request, int(request.path.partition("page=")[2] or 1))
+
+
+def circle(provider: Provider, request: Request) -> Reply:
+    return Reply.of(provider.catalog([dataset("urn:hanse:north:a")]), link=f'<{CATALOG}>; rel="next"')
+
+
+def elsewhere(provider: Provider, _: Request) -> Reply:
+    return Reply.of(provider.catalog([dataset("urn:hanse:north:a")]), link='<http://10.0.0.1/c>; rel="next"')
+
+
+def bomb(provider: Provider, _: Request) -> Reply:
+    padding = {"x": "a" * 2_000_000}
+    return Reply(200, {"content-encoding": "gzip"}, gzip.compress(json.dumps(provider.catalog([], **padding)).encode()))
+
+
+def modest_gzip(provider: Provider, _: Request) -> Reply:
+    body = json.dumps(provider.catalog([dataset("urn:hanse:north:a")])).encode()
+    return Reply(200, {"content-encoding": "gzip"}, gzip.compress(body))
+
+
+def large(provider: Provider, _: Request) -> Reply:
+    return Reply.of(provider.catalog([], padding="a" * 200_000))
+
+
+def deep(_: Provider, __: Request) -> Reply:
+    return Reply(200, {}, b'{"a":' * 20_000 + b"1" + b"}" * 20_000)
+
+
+def trickle(provider: Provider, _: Request) -> Reply:
+    return Reply(200, {}, json.dumps(provider.catalog()).encode(), trickle=0.05)
+
+
+def nested(levels: int) -> Answer:
+    def answer(provider: Provider, _: Request) -> Reply:
+        inner: dict[str, Any] = {"@id": "urn:c", "@type": "Catalog", "dataset": [dataset("urn:hanse:north:deep")]}
+        for _level in range(levels - 1):
+            inner = {"@id": "urn:c", "@type": "Catalog", "catalog": [inner]}
+        return Reply.of(provider.catalog([dataset("urn:hanse:north:a")], catalog=[inner]))
+
+    return instead(answer)
+
+
+def pointing(*addresses: str) -> Answer:
+    """Catalogues within the catalogue, at these addresses ({url}: our own)."""
+
+    def answer(provider: Provider, request: Request) -> Reply:
+        if request.path.startswith("/.well-known"):
+            return providers.good(provider, request)
+        services = [{"@type": "DataService", "endpointURL": one.format(url=provider.url)} for one in addresses]
+        inner = {"@id": "urn:c", "@type": "Catalog", "service": services}
+        return Reply.of(provider.catalog([dataset("urn:hanse:north:a")], catalog=[inner]))
+
+    return answer
+
+
+def status(code: int, **headers: str) -> Answer:
+    return instead(lambda *_: Reply(code, headers))
+
+
+def body(text: bytes) -> Answer:
+    return instead(lambda *_: Reply(200, {}, text))
+
+
+def listing(*datasets: object) -> Answer:
+    return instead(lambda provider, _: Reply.of(provider.catalog(list(datasets))))  # type: ignore[arg-type]  # unfit
+
+
+def impostor(participant: object) -> Answer:
+    found = [dataset("urn:hanse:north:a")]
+    return instead(lambda provider, _: Reply.of({**provider.catalog(found), "participantId": participant}))
+
+
+def versions(document: object, code: int = 200) -> Answer:
+    return lambda *_: Reply.of(document, status=code)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a visit to a hostile connector goes."""
+
+    name: str
+    answer: Answer
+    outcome: str
+    says: str
+    datasets: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+GOOD = dataset("urn:hanse:north:good")
+HUGE = dataset("urn:hanse:north:huge", **{"dct:description": "a" * 5_000})
+CASES = (
+    Case("pages without an end", instead(endless), "partial", "more than 5 pages", 5, {"crawl_pages_max": 5}),
+    Case("pages in a circle", instead(circle), "partial", "lead in a circle", 1),
+    Case("a next page at another server", instead(elsewhere), "partial", "another server", 1),
+    Case("a gzip bomb", instead(bomb), "failed", "when inflated", 0, {"crawl_page_bytes": 100_000}),
+    Case("gzip that was not asked for", instead(modest_gzip), "complete", "", 1),
+    Case("something that says it is gzip", status(200, **{"content-encoding": "gzip"}), "failed", "gzip, and is"),
+    Case("an unknown compression", status(200, **{"content-encoding": "br"}), "failed", "without compression"),
+    Case("a page over the limit", instead(large), "failed", "larger than", 0, {"crawl_page_bytes": 100_000}),
+    Case("bytes that trickle", instead(trickle), "failed", "no whole answer", 0, {"call_timeout": 0.3}),
+    Case("JSON nested twenty thousand deep", instead(deep), "failed", "expected JSON"),
+    Case("no JSON", body(b"<html>welcome</html>"), "failed", "expected JSON"),
+    Case("a number of five thousand digits", body(b'{"a":' + b"9" * 5_000 + b"}"), "failed", "expected JSON"),
+    Case("a list instead of a catalogue", body(b"[]"), "failed", "JSON object"),
+    Case("another participant's catalogue", impostor("did:web:victim.test"), "failed", "nothing of it was taken"),
+    Case("a catalogue of nobody", impostor(None), "failed", "nothing of it was taken"),
+    Case("catalogues three deep", nested(3), "complete", "", 2),
+    Case("catalogues four deep", nested(4), "partial", "more than 3 deep", 1),
+    Case("a catalogue that holds itself", pointing("{url}/dsp/2025-1"), "complete", "", 1),
+    Case("two catalogues that hold each other", pointing("{url}/a", "{url}/b"), "complete", "", 1),
+    Case("a catalogue in the cloud's metadata service", pointing("http://169.254.169.254"), "partial", "private", 1),
+    Case("a catalogue in our own network", pointing("http://10.0.0.1:22"), "partial", "private", 1),
+    Case("a catalogue in a file", pointing("file:///etc/passwd"), "partial", "absolute http(s) URL", 1),
+    Case("a redirect to somewhere else", status(302, location="http://10.0.0.1/"), "failed", "answered 302"),
+    Case("nobody lets us in", status(401), "failed", "HANSE_TRUST_ANCHOR"),
+    Case("an outage", status(500), "failed", "tried again later"),
+    Case(
+        "another version of the protocol", versions({"protocolVersions": [{"version": "2024-1"}]}), "failed", "2025-1"
+    ),
+    Case("no version document", versions({}, 404), "failed", "stopped there"),
+    Case("a description over the limit", listing(HUGE, GOOD), "complete", "", 1, {"crawl_entry_bytes": 4_000}),
+    Case("datasets that are none", listing(7, None, [], {"@id": ""}, {"@id": "urn:x"}, GOOD), "complete", "", 1),
+    Case(
+        "more datasets than a member may list",
+        listing(*(dataset(f"urn:hanse:north:{n}") for n in range(9))),
+        "failed",
+        "more than 8 datasets",
+        0,
+        {"crawl_entries_max": 8},
+    ),
+    Case("one id many times", listing(*[GOOD] * 50), "complete", "", 1),
+)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, catalogue_settings: dict[str, Any]) -> Case:
+    found: Case = request.param
+    catalogue_settings |= found.settings
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True, ids=lambda case: case.name)
+async def test_a_hostile_connector_harms_only_itself(case: Case, catalogue: Catalogue, north: Provider) -> None:
+    north.answer = case.answer
+    await catalogue.admit(north, "north")
+    run = await catalogue.crawl("north")
+    assert run["outcome"] == case.outcome, run
+    assert case.says in run["problem"]
+    assert len(await catalogue.ids()) == case.datasets
+    assert len(north.requests) <= 12
+
+
+@pytest.fixture
+def hurry(catalogue_settings: dict[str, Any]) -> None:
+    catalogue_settings["crawl_wall_seconds"] = 0.5
+
+
+@pytest.mark.usefixtures("hurry")
+async def test_a_visit_ends_when_its_time_is_over(catalogue: Catalogue, north: Provider) -> None:
+    north.answer = instead(endless)
+    await catalogue.admit(north, "north")
+    started = time.monotonic()
+    run = await catalogue.crawl("north")
+    assert (run["outcome"], run["problem"]) == ("partial", "the visit took longer than 0.5 s")
+    assert time.monotonic() - started < 3
+    assert run["datasets"] >= 1
+
+
+async def test_text_that_hides_or_reorders_itself_is_cleaned(catalogue: Catalogue, north: Provider) -> None:
+    title = "Safe\u202e\u2066 data\u200b set\x00\x1b[31m"
+    north.datasets = [dataset("urn:hanse:north:a", **{"dct:title": title, "dcat:keyword": ["k\u200dey"] * 80})]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    hit = (await catalogue.search())["results"][0]
+    assert (hit["title"], hit["keywords"]) == ("Safe data set[31m", ["key"])
+
+
+async def test_a_hostile_offer_is_shown_as_unreadable_and_to_members_only(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    deep: dict[str, Any] = {"leftOperand": "odrl:purpose", "operator": "eq", "rightOperand": "x"}
+    for _ in range(200):
+        deep = {"and": [deep]}
+    unknown = {"permission": [{"action": "use", "constraint": [
+        {"leftOperand": "https://evil.test/term", "operator": "eq", "rightOperand": "x"}]}]}  # fmt: skip
+    policies = {"deep": {"permission": [{"action": "use", "constraint": [deep]}]}, "none": {"permission": 7},
+                "unknown": unknown, "large": {"permission": [{"action": "use" * 30_000}]}}  # fmt: skip
+    north.datasets = [dataset(f"urn:hanse:north:{name}", policy=policy) for name, policy in policies.items()]
+    await catalogue.admit(north, "north")
+    assert (await catalogue.crawl("north"))["datasets"] == 4
+    assert await catalogue.ids(headers={"accept": "application/json"}) == []
+    classes = {hit["name"]: hit["offers"][0]["classes"] for hit in (await catalogue.search())["results"]}
+    assert classes == {
+        "deep": ["unreadable"],
+        "none": ["unreadable"],
+        "large": ["unreadable"],
+        "unknown": ["unknown-terms"],
+    }
