@@ -1,0 +1,68 @@
+"""The README's blocks run: Python and commands against a running data space, the offer through the linter."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from connector.demo import story
+from policies import author, lint
+from tests.e2e.conftest import Running
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_the_python_of_the_readme_runs(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    forge = running.space.members["forge"]
+    names = {"url": forge.management, "token": forge.token}
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["table"].num_rows == 2  # type: ignore[attr-defined]  # a pyarrow table
+    assert "patients" in capsys.readouterr().out
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hanse ")]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_readme_run(running: Running, line: str) -> None:
+    forge = running.space.members["forge"]
+    program = str(Path(sys.executable).with_name("hanse"))
+    environment = {
+        "HANSE_URL": forge.management,
+        "HANSE_TOKEN": forge.token,
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nowhere",
+    }
+    done = subprocess.run(
+        [program, *shlex.split(line)[1:]], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr[-2000:]) == (0, done.stderr[-2000:])
+    assert done.stdout.strip()
+
+
+def test_the_readme_names_commands_to_run() -> None:
+    assert len(COMMANDS) >= 5
+
+
+def test_the_offer_of_the_readme_is_one() -> None:
+    (form,) = blocks("yaml")
+    policy = author.to_policy(author.read_form(form))
+    assert [problem for problem in lint.lint(policy) if problem.level == "error"] == []
+
+
+def test_the_story_in_the_readme_is_the_one_that_is_told() -> None:
+    source = Path(story.__file__).read_text()
+    shown = re.findall(r"^  ✓ +[\d.]+ m?s +(.+?)(?:  |$)", README, re.M)
+    assert len(shown) >= 15
+    for title in shown:
+        assert title in source, title
