@@ -80,6 +80,7 @@ from policies.evaluate import Facts
 
 VERSION = "0.1.0"
 _CONVERT_TEMP_MB = 4096
+_STOPPING = "the connector is shutting down; go on from here in a moment"
 _log = logger("connector")
 
 
@@ -438,7 +439,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await parts.reads.drain("the connector is shutting down; go on from here in a moment")
+        await parts.reads.drain(_STOPPING)
         await parts.sender.stop()
         await parts.pool.close()
         with contextlib.suppress(HanseError):
@@ -477,7 +478,7 @@ async def serve(settings: Settings) -> None:
             _server(Observed(public_app(parts), listener="public", metrics=parts.metrics)),
             _server(Observed(management_app(parts), listener="management", metrics=parts.metrics)),
         ]
-        _stop_on_signals(servers)
+        _stop_on_signals(servers, parts.reads)
         async with running(parts):
             _log.info("serving", public=settings.root_url, management_port=settings.management_port)
             await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
@@ -510,8 +511,12 @@ def _server(app: ASGIApp) -> _Server:
     )
 
 
-def _stop_on_signals(servers: Sequence[uvicorn.Server]) -> None:
+def _stop_on_signals(servers: Sequence[uvicorn.Server], reads: Reads) -> None:
+    drained: list[asyncio.Task[None]] = []
+
     def stop() -> None:
+        # At once: the servers wait for their connections, and those for the ends of their streams.
+        drained.append(asyncio.ensure_future(reads.drain(_STOPPING)))
         for server in servers:
             server.should_exit = True
 

@@ -18,7 +18,7 @@ import hmac
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -188,6 +188,8 @@ class Reads:
         self._live: dict[str, GovernedStream] = {}
         self._running: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self.draining = ""  # the reason, once no new reads are taken
         self.clock: Callable[[], float] = time.time
 
@@ -233,9 +235,9 @@ class Reads:
         for stream in tuple(self._live.values()):
             for grant in stream._grants:
                 grant.stop(reason)
-        until = time.monotonic() + seconds
-        while (self._running or self._tasks) and time.monotonic() < until:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._quiet.wait()
 
     def renew(self, query_id: str, ticket: Ticket) -> None:
         """Let a running read go on with a fresh ticket of the same agreement. NotFound for anybody else's."""
@@ -256,7 +258,7 @@ class Reads:
             raise Limited(f"{total} reads are running, as many as there may be; try again later", code="streams_max")
         if self._running.get(consumer, 0) >= most:
             raise Limited(f"{most} of your reads are running, as many as may be; end one", code="streams_of_consumer")
-        return _Place(self._running, consumer)
+        return _Place(self._running, consumer, self._quiet)
 
     async def _admit(self, asked: Asked) -> list[Grant]:
         """One grant per ticket, or none at all (1)."""
@@ -403,10 +405,11 @@ class Reads:
 class _Place:
     """A consumer's place among the running reads."""
 
-    def __init__(self, running: dict[str, int], consumer: str) -> None:
-        self._running, self._consumer = running, consumer
+    def __init__(self, running: dict[str, int], consumer: str, quiet: asyncio.Event) -> None:
+        self._running, self._consumer, self._quiet = running, consumer, quiet
 
     def __enter__(self) -> None:
+        self._quiet.clear()
         self._running[self._consumer] = self._running.get(self._consumer, 0) + 1
 
     def __exit__(self, *_: object) -> None:
@@ -415,6 +418,8 @@ class _Place:
             self._running[self._consumer] = left
         else:
             del self._running[self._consumer]
+        if not self._running:
+            self._quiet.set()
 
 
 async def watch(grants: Sequence[Grant], result: Result) -> None:

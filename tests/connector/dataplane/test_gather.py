@@ -63,7 +63,7 @@ async def served(app: Any, *, http: Any = Protocol) -> AsyncIterator[int]:
     config = uvicorn.Config(app, http=http, log_level="critical", lifespan="off", date_header=False)
     server = uvicorn.Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
-    while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+    while not server.started:
         await asyncio.sleep(0.01)
     try:
         yield listening.getsockname()[1]

@@ -390,3 +390,17 @@ async def test_http_1_0_is_refused(running: Provider) -> None:
     answer = await reader.read(65_536)
     writer.close()
     assert b"http_version" in answer
+
+
+async def test_shutting_down_ends_streams_with_that_reason_and_records_them(tmp_path: Any) -> None:
+    async with provider.running(tmp_path, rows=20_000) as leaving:
+        agreement = await leaving.agree()
+        endless = 'SELECT a.id FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
+        asking = asyncio.ensure_future(ask(leaving, leaving.ticket(agreement), endless))
+        while not leaving.reads.live:
+            await asyncio.sleep(0.01)
+        await leaving.reads.drain("the connector is shutting down")
+        _, end = parse((await asking).content)
+        assert (end["status"], end["code"]) == ("error", "shutting_down")
+        assert leaving.of_kind("ReadEnded")[-1].code == "shutting_down"
+        assert (await ask(leaving, leaving.ticket(agreement), endless)).status_code == 503
