@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +346,14 @@ class Pair:
         )
 
 
+@cache
+def empty_database() -> bytes:
+    """A migrated SQLite file; migrating takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        upgrade(f"sqlite:///{directory}/empty.db")
+        return (Path(directory) / "empty.db").read_bytes()
+
+
 @asynccontextmanager
 async def pair(directory: Path, *, urls: tuple[str, str] | None = None, **timing: float) -> AsyncIterator[Pair]:
     """Two running connectors, on SQLite files in `directory` or on the databases given."""
@@ -351,7 +361,10 @@ async def pair(directory: Path, *, urls: tuple[str, str] | None = None, **timing
     sides = []
     for index, name in enumerate(("north", "south")):
         url = urls[index] if urls else f"sqlite:///{directory / name}.db"
-        upgrade(url)
+        if urls or (directory / f"{name}.db").exists():
+            upgrade(url)
+        else:
+            (directory / f"{name}.db").write_bytes(empty_database())
         sides.append(side(name, f"203.0.113.{index + 1}", cable, url, **timing))
     for one in sides:
         await one.sender.start()
@@ -376,3 +389,10 @@ async def settled(where: Side, kind: str, pid: str, state: str, *, pending: str 
     except TimeoutError:
         now = "nowhere" if row is None else f"in {row.state!r}, pending {row.pending!r}, reason {row.reason!r}"
         raise AssertionError(f"expected {kind} {pid} at {where.name} to be in {state}, it is {now}") from None
+
+
+async def emptied(two: Pair, within: float = 10.0) -> None:
+    """Wait until nothing is to be delivered any more, at either side."""
+    async with asyncio.timeout(within):
+        while await two.north.outbox() or await two.south.outbox():
+            await asyncio.sleep(0.005)

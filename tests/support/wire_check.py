@@ -1,4 +1,4 @@
-"""Every message and reply of the protocol against the published schema of its type: a second opinion on what we send."""
+"""Messages and replies of the protocol against the published schemas of their types: a second opinion."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_no_json_whatsoever_makes_reading_fail_in_another_way(document: Any) -> 
 
 def test_reasons_of_every_shape_become_texts() -> None:
     read = messages.of(
-        {"@type": "TransferTerminationMessage", **{"consumerPid": C, "providerPid": P},
+        {"@type": "TransferTerminationMessage", "consumerPid": C, "providerPid": P,
          "reason": [{"@value": "a", "@language": "en"}, {"detail": 1}, "b"]},
         TransferTerminationMessage,
     )  # fmt: skip
