@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from hanse._tls import TlsSocket
 from hanse.errors import Broken, HanseError, Unreachable, of_problem
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -109,13 +110,13 @@ class Wire:
             raise Unreachable(f"no connection to {self.where}: {error.strerror or error}") from error
 
 
-def _connect(scheme: str, host: str, port: int | None, seconds: float) -> socket.socket:
+def _connect(scheme: str, host: str, port: int | None, seconds: float) -> socket.socket | TlsSocket:
     plain = socket.create_connection((host, port or (443 if scheme == "https" else 80)), timeout=seconds)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if scheme == "http":
         return plain
     try:
-        return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+        return TlsSocket(plain, host)
     except BaseException:
         plain.close()
         raise

@@ -1,0 +1,106 @@
+"""Streams over TLS: a trusted owner is read whole, a stranger or a cut connection is refused."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hanse import _wire, errors
+from hanse._wire import Request
+from hanse.stream import Stream
+
+from tests.client.support import batch, chunked, complete, ipc
+
+BATCHES = [batch(*range(50_000)), batch(1)]
+ANSWER = chunked(ipc(BATCHES, complete(50_001))).data
+
+
+def certificate(directory: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "owner")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = directory / "owner.pem"
+    file.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@contextmanager
+def owner(file: Path, speak: Callable[[ssl.SSLSocket], None]) -> Iterator[str]:
+    """One TLS connection on a real socket: after the request, `speak` says what goes out."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            accepted, _ = listener.accept()
+            with accepted, context.wrap_socket(accepted, server_side=True) as tls:
+                tls.recv(65_536)
+                speak(tls)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        thread.join(5)
+
+
+def whole(tls: ssl.SSLSocket) -> None:
+    tls.sendall(ANSWER)
+    tls.unwrap()
+
+
+def cut(tls: ssl.SSLSocket) -> None:
+    tls.sendall(ANSWER[: len(ANSWER) // 2])
+
+
+def test_a_trusted_owner_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with owner(file, whole) as url:
+        table = Stream(_wire.ask(Request("GET", url, idle_seconds=5))).to_arrow()
+    assert table == pa.Table.from_batches(BATCHES)
+
+
+def test_an_owner_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    with owner(certificate(tmp_path), whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
+        _wire.ask(Request("GET", url, idle_seconds=5))
+
+
+def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with owner(file, whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
+        _wire.ask(Request("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=5))
+
+
+def test_a_cut_connection_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with owner(file, cut) as url, pytest.raises(errors.Unreachable):
+        Stream(_wire.ask(Request("GET", url, idle_seconds=5))).to_arrow()
