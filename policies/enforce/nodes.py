@@ -115,6 +115,9 @@ _TYPES = (
 CLAUSES: frozenset[TokenType] = frozenset(
     TokenType[name] for name in ("LATERAL", "VALUES", "PIVOT", "UNPIVOT", "ANY", "SOME", "RENAME")
 )  # words that no function is called by
+NAME_TOKENS: frozenset[TokenType] = frozenset(
+    TokenType[name] for name in (*_NAMES.split(), *_TYPES.split(), "FIRST", "LEFT", "RIGHT")
+) - {TokenType.STRING, TokenType.NUMBER}  # what may stand before a parenthesis as a function
 TYPE_TOKENS: frozenset[TokenType] = frozenset(TokenType[name] for name in _TYPES.split())
 TOKENS: frozenset[TokenType] = (
     frozenset(TokenType[name] for line in (_PUNCTUATION, _WORDS, _NAMES) for name in line.split()) | TYPE_TOKENS

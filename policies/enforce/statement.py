@@ -31,7 +31,7 @@ class Caps:
     nodes: int = 20_000
     depth: int = 96  # of the tree; chains of AND, OR, +, || and UNION count once
     chain: int = 512  # operands of one such chain
-    nesting: int = 48  # parentheses and CASE
+    nesting: int = 32  # parentheses and CASE
     prefixes: int = 12  # operators and keywords in a row without an operand
     joins: int = 64
     queries: int = 64  # SELECTs in one statement
@@ -107,6 +107,8 @@ def _measure(tokens: list[Token], caps: Caps) -> None:
         following = tokens[index + 1] if index + 1 < len(tokens) else None
         before = tokens[index - 1] if index else None
         _allowed(token, before, following)
+        if token.token_type is TokenType.L_PAREN:
+            _opening(tokens, index)
         shape.take(token, following, before)
     shape.close()
 
@@ -120,6 +122,29 @@ def _allowed(token: Token, before: Token | None, following: Token | None) -> Non
         return  # CURRENT ROW
     if kind not in nodes.TOKENS:
         _refuse_token(token.text, before, opens=opens and kind not in nodes.CLAUSES)
+
+
+def _opening(tokens: list[Token], index: int) -> None:
+    """What stands before a parenthesis: an operator, a keyword, or a function's name where an operand may stand.
+
+    Otherwise the parser tries each word as an alias, a join and a function in turn, twice over per level.
+    """
+    before = tokens[index - 1].token_type if index else None
+    earlier = tokens[index - 2].token_type if index > 1 else None
+    if before in _CLOSED:
+        refuse("query_unreadable", "a parenthesis follows a value; a comma or an operator is missing", "tokens")
+    if before in nodes.NAME_TOKENS and earlier is TokenType.JOIN:
+        refuse("function_not_allowed", "a table function is not allowed here; name a dataset", "functions")
+    if before in nodes.NAME_TOKENS and (earlier in _CLOSED or earlier in nodes.NAME_TOKENS):
+        _only_names(tokens, index + 1)
+
+
+def _only_names(tokens: list[Token], index: int) -> None:
+    """After an alias, parentheses hold the names of columns and nothing else."""
+    while index < len(tokens) and tokens[index].token_type is not TokenType.R_PAREN:
+        if tokens[index].token_type not in (TokenType.VAR, TokenType.IDENTIFIER, TokenType.COMMA):
+            refuse("query_unreadable", "a parenthesis after an alias holds names of columns only", "tokens")
+        index += 1
 
 
 def _refuse_token(text: str, before: Token | None, *, opens: bool) -> NoReturn:
@@ -146,11 +171,14 @@ class _Shape:
     def __init__(self, caps: Caps) -> None:
         self.caps = caps
         self.open: list[bool] = [False]  # per level of parentheses: a join still waits for its ON
+        self.query: list[bool] = [True]  # per level: it may hold the clauses of a SELECT
         self.cases = self.joins = self.queries = self.run = 0
 
     def take(self, token: Token, following: Token | None, before: Token | None) -> None:
         kind = token.token_type
-        self._level(kind)
+        self._level(kind, following)
+        if kind in _CLAUSES and not self.query[-1]:
+            refuse("query_unreadable", f"{_shown(token.text)} can only stand in a SELECT", "tokens")
         self._joins(kind, before)
         self._run(kind)
         if kind is TokenType.SELECT:
@@ -170,11 +198,13 @@ class _Shape:
         if len(self.open) != 1:
             refuse("query_unreadable", "a parenthesis is not closed", "tokens")
 
-    def _level(self, kind: TokenType) -> None:
+    def _level(self, kind: TokenType, following: Token | None) -> None:
         if kind is TokenType.L_PAREN:
             self.open.append(False)
+            self.query.append(following is not None and following.token_type in _STARTS)
         elif kind is TokenType.R_PAREN:
             self.open.pop()
+            self.query.pop()
             if not self.open:
                 refuse("query_unreadable", "a parenthesis is closed that was never opened", "tokens")
         elif kind is TokenType.CASE:
@@ -207,6 +237,15 @@ class _Shape:
             )
 
 
+_STARTS = frozenset({TokenType.SELECT, TokenType.WITH, TokenType.L_PAREN})
+_CLAUSES = frozenset(
+    {TokenType.JOIN, TokenType.CROSS, TokenType.ON, TokenType.USING, TokenType.GROUP_BY, TokenType.HAVING}
+    | {TokenType.LIMIT, TokenType.QUALIFY, TokenType.UNION, TokenType.EXCEPT, TokenType.INTERSECT}
+)  # these belong to a SELECT, never to an expression in parentheses
+_CLOSED = frozenset(
+    {TokenType.R_PAREN, TokenType.NUMBER, TokenType.STRING, TokenType.END, TokenType.NULL}
+    | {TokenType.TRUE, TokenType.FALSE}
+)  # after these an operand is complete
 _OPERANDS = frozenset(
     {
         TokenType.VAR,
