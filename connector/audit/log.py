@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from connector.audit import merkle, note
 from connector.audit.record import SALT_BYTES, Record, record_of
-from connector.errors import Busy, HanseError, NotFound
+from connector.errors import HanseError, NotFound
 from connector.events import Bus, Event
 from connector.telemetry import logger
 
@@ -76,21 +76,29 @@ class Sequencer:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._checked = False
+        self.problem = ""  # why nothing is numbered now; empty while all is well
 
     async def run(self) -> None:
-        """Catch up, then a round whenever something was committed. Ends by cancellation, or by LogBroken."""
+        """Catch up, then a round whenever something was committed, until cancelled.
+
+        Nothing ends it by itself: what fails is said in `problem` and in our own log, and tried again, more slowly
+        each time. A broken log is looked at again too, so that a restored database is taken up without a restart.
+        """
         unsubscribe = self._database.bus.subscribe(lambda _: self._wake.set())
         pause = _RETRY_FIRST
         try:
             while True:
                 try:
                     await self.settle()
-                except Busy as error:
-                    _log.warning("round postponed", reason=error.message, pause=pause)
+                except Exception as error:  # noqa: BLE001  # a sequencer that stops is a log that stops
+                    self.problem = error.message if isinstance(error, HanseError) else type(error).__name__
+                    _log.error(
+                        "round failed", reason=self.problem, pause=pause, exc_info=not isinstance(error, HanseError)
+                    )
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _RETRY_CAP)
                     continue
-                pause = _RETRY_FIRST
+                self.problem, pause = "", _RETRY_FIRST
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), _IDLE_SECONDS)
                 await asyncio.sleep(self._round_seconds)  # what arrives together shares a commit and a signature

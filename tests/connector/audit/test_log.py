@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ async def stored(store: Store) -> tuple[list[int], int, int]:
 
 async def until_settled(store: Store) -> None:
     async with asyncio.timeout(20):
-        while (await stored(store))[1]:  # noqa: ASYNC110  # the other side is a database
+        while (await stored(store))[1]:  # the other side is a database
             await asyncio.sleep(0.01)
 
 
@@ -65,6 +66,32 @@ async def test_a_running_sequencer_catches_up_at_start_and_is_woken_by_commits(s
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
+
+
+async def test_a_sequencer_outlives_what_fails_and_says_what_it_is(store: Store) -> None:
+    log = log_over(store)
+    await store.write(story(3))
+    await log.sequencer.settle()
+    tile = await store.read(lambda tx: tx.audit.tile(0, 0))
+    assert tile is not None
+    await store.write(lambda tx: tx.audit.put_tile(0, 0, bytes(32) + tile[32:]))
+    again = log_over(store).sequencer
+    running = asyncio.create_task(again.run())
+    try:
+        await _until(lambda: "does not match" in again.problem)
+        await store.write(lambda tx: tx.audit.put_tile(0, 0, tile))  # restored from a copy
+        await store.write(story(1))
+        await until_settled(store)
+        await _until(lambda: again.problem == "")
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # the other side tells nobody
+            await asyncio.sleep(0.01)
 
 
 async def test_a_crash_between_commit_and_round_loses_nothing(store: Store) -> None:
