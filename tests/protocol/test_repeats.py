@@ -1,0 +1,321 @@
+"""What is said twice has one effect; what comes early, late or from the wrong side has none, or the right one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from connector.dsp import states
+from connector.dsp.states import CONSUMER, PROVIDER
+from connector.net import Reply
+from tests.support.counterparty import DATASET, OFFER_ID, PATHS, Counterparty, snapshot
+from tests.support.pair import Call, Pair, emptied, pair, settled
+
+
+async def arranged(two: Pair, decide: str = "manual") -> Counterparty:
+    await two.north.publish(DATASET, offer=OFFER_ID, decide=decide)
+    return Counterparty(two.north)
+
+
+async def test_a_first_request_said_again_is_answered_with_the_same_process(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        first = await peer.post("/negotiations/request", peer.request())
+        before = await snapshot(two.north)
+        again = await peer.post("/negotiations/request", peer.request())
+        with_id = await peer.post("/negotiations/request", peer.request(**{"@id": "urn:uuid:another"}))
+        assert (first.status, again.status, with_id.status) == (201, 201, 201)
+        assert first.body == again.body == with_id.body
+        assert await snapshot(two.north) == before
+
+
+async def test_first_requests_that_arrive_together_begin_one_process(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        replies = await asyncio.gather(*(peer.post("/negotiations/request", peer.request()) for _ in range(8)))
+        assert {reply.status for reply in replies} == {201}
+        assert len({reply.body for reply in replies}) == 1
+        assert len((await snapshot(two.north))["rows"]) == 1
+
+
+async def test_the_same_consumer_pid_of_somebody_else_is_another_process(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        other = Counterparty(two.north, participant="did:web:third.example")
+        first = await peer.post("/negotiations/request", peer.request())
+        second = await other.post("/negotiations/request", other.request())
+        assert json.loads(first.body)["providerPid"] != json.loads(second.body)["providerPid"]
+
+
+LATER = [
+    (PROVIDER, "negotiation", "OFFERED", states.ACCEPTED_EVENT),
+    (PROVIDER, "negotiation", "OFFERED", states.REQUEST),
+    (PROVIDER, "negotiation", "AGREED", states.VERIFICATION),
+    (PROVIDER, "negotiation", "REQUESTED", states.NEGOTIATION_TERMINATION),
+    (CONSUMER, "negotiation", "REQUESTED", states.OFFER),
+    (CONSUMER, "negotiation", "REQUESTED", states.AGREEMENT),
+    (CONSUMER, "negotiation", "VERIFIED", states.FINALIZED_EVENT),
+    (CONSUMER, "transfer", "REQUESTED", states.START),
+    (PROVIDER, "transfer", "STARTED", states.SUSPENSION),
+    (CONSUMER, "transfer", "STARTED", states.COMPLETION),
+    (PROVIDER, "transfer", "STARTED", states.TRANSFER_TERMINATION),
+]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with an id", "without an id"])
+@pytest.mark.parametrize(("role", "kind", "state", "step"), LATER)
+async def test_a_later_message_said_again_changes_nothing(
+    tmp_path: Path, role: str, kind: str, state: str, step: str, named: bool
+) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        row = await getattr(peer, kind)(role=role, state=state)
+        message = peer.message(step, row)
+        if not named:
+            del message["@id"]
+        area = f"/{kind}s/{row.id}/{PATHS[step]}"
+        first = await peer.post(area, message)
+        before = await snapshot(two.north)
+        again = await peer.post(area, message)
+        assert (first.status, again.status) == (200, 200), again.body
+        assert await snapshot(two.north) == before
+
+
+async def test_the_same_wish_in_a_new_message_is_not_a_repeat(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        row = await peer.negotiation(role=PROVIDER, state="OFFERED")
+        assert (await peer.say(states.REQUEST, row)).status == 200
+        before = await snapshot(two.north)
+        assert (await peer.say(states.REQUEST, row)).status == 400
+        assert await snapshot(two.north) == before
+
+
+async def test_a_message_id_cannot_be_used_for_another_message(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        one, two_ = [await peer.negotiation(role=PROVIDER, state="AGREED") for _ in range(2)]
+        await peer.say(states.VERIFICATION, one, **{"@id": "urn:uuid:same"})
+        assert (await peer.say(states.VERIFICATION, two_, **{"@id": "urn:uuid:same"})).status == 400
+        now = await two.north.negotiation(two_.id)
+        assert now.state == "AGREED"
+
+
+async def test_a_suspension_said_long_ago_does_not_suspend_again(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        row = await peer.transfer(role=CONSUMER, state="STARTED")
+        old = peer.message(states.SUSPENSION, row)
+        assert (await peer.post(f"/transfers/{row.id}/suspension", old)).status == 200
+        assert (await peer.say(states.START, row)).status == 200
+        assert (await peer.post(f"/transfers/{row.id}/suspension", old)).status == 200
+        assert (await two.north.transfer(row.id)).state == "STARTED"
+
+
+async def test_a_message_with_neither_pid_of_the_process_is_refused(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        row = await peer.negotiation(role=PROVIDER, state="AGREED")
+        before = await snapshot(two.north)
+        assert (await peer.say(states.VERIFICATION, row, providerPid="another")).status == 400
+        assert await snapshot(two.north) == before
+
+
+async def test_an_agreement_that_overtakes_the_answer_to_the_request_is_taken_in(tmp_path: Path) -> None:
+    """The 201 is held back until the agreement has come; it must not set the state back."""
+    async with pair(tmp_path) as two:
+        await arranged(two, "auto")
+        seen = asyncio.Event()
+
+        async def hold(call: Call) -> Reply | None:
+            if call.kind == "ContractAgreementMessage":
+                reply = await call.go()
+                seen.set()
+                return reply
+            if call.kind == "ContractRequestMessage":
+                reply = await call.go()
+                await asyncio.wait_for(seen.wait(), 5)
+                return reply
+            return None
+
+        two.cable.tamper = hold
+        row = await two.ask(OFFER_ID)
+        await settled(two.south, "negotiation", row.id, "FINALIZED")
+        told = [event.detail["state"] for event in two.south.events if event.kind == "NegotiationAdvanced"]
+        assert told == ["REQUESTED", "AGREED", "VERIFIED", "FINALIZED"]
+
+
+async def test_a_transfer_asked_for_before_the_acknowledgement_of_finalized_is_started(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await arranged(two, "auto")
+        go_on = asyncio.Event()
+
+        async def hold(call: Call) -> Reply | None:
+            if call.message.get("eventType") != "FINALIZED":
+                return None
+            reply = await call.go()
+            await asyncio.wait_for(go_on.wait(), 5)
+            return reply
+
+        two.cable.tamper = hold
+        row = await two.ask(OFFER_ID)
+        done = await settled(two.south, "negotiation", row.id, "FINALIZED")
+        transfer = await two.south.transfers.request(agreement_id=done.agreement_id, by="test")
+        await settled(two.south, "transfer", transfer.id, "STARTED")
+        go_on.set()
+        await emptied(two)
+        kinds = [event.kind for event in two.north.events]
+        assert kinds.count("AgreementConcluded") == 1
+        (provided,) = await two.north.store.read(lambda tx: tx.agreements.page(role=PROVIDER))
+        assert provided.finalized
+
+
+LOST = [
+    "ContractRequestMessage",
+    "ContractAgreementMessage",
+    "ContractAgreementVerificationMessage",
+    "ContractNegotiationEventMessage",
+    "TransferRequestMessage",
+    "TransferStartMessage",
+]
+
+
+@pytest.mark.parametrize("kind", LOST)
+async def test_an_answer_that_is_lost_has_the_message_said_again_to_no_further_effect(
+    tmp_path: Path, kind: str
+) -> None:
+    """Every first delivery of one message arrives, and its answer does not."""
+    async with pair(tmp_path) as two:
+        await arranged(two, "auto")
+        lost: list[str] = []
+
+        async def lose(call: Call) -> Reply | None:
+            if call.kind == kind and not lost:
+                lost.append(kind)
+                await call.go()
+                return Reply(503, {}, b"")
+            return None
+
+        two.cable.tamper = lose
+        row = await two.ask(OFFER_ID)
+        done = await settled(two.south, "negotiation", row.id, "FINALIZED")
+        transfer = await two.south.transfers.request(agreement_id=done.agreement_id, by="test")
+        started = await settled(two.south, "transfer", transfer.id, "STARTED")
+        await settled(two.north, "transfer", started.peer_pid, "STARTED")
+        await emptied(two)
+        assert lost == [kind]
+        for side in (two.north, two.south):
+            counted = [
+                (event.kind, event.process, event.detail.get("state"))
+                for event in side.events
+                if event.kind in ("NegotiationAdvanced", "TransferAdvanced", "AgreementConcluded")
+            ]
+            assert len(counted) == len(set(counted)), "an effect came twice"
+
+
+async def test_a_peer_that_forgets_ids_but_tells_its_state_is_believed(tmp_path: Path) -> None:
+    """It took the message in, its answer was lost, and to the repeat it says 400: then its state is asked for."""
+    async with pair(tmp_path) as two:
+        await arranged(two, "auto")
+        tries: list[int] = []
+
+        async def forgetful(call: Call) -> Reply | None:
+            if call.kind != "ContractAgreementVerificationMessage":
+                return None
+            tries.append(1)
+            if len(tries) == 1:
+                await call.go()
+                await asyncio.sleep(0)
+                return Reply(502, {}, b"")
+            return Reply(400, {}, b"")
+
+        two.cable.tamper = forgetful
+        row = await two.ask(OFFER_ID)
+        await settled(two.south, "negotiation", row.id, "FINALIZED")
+
+
+async def test_a_reply_of_404_is_tried_a_few_times_and_then_counts_as_no(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await arranged(two, "auto")
+        tries: list[int] = []
+
+        async def nowhere(call: Call) -> Reply | None:
+            if call.kind != "ContractAgreementMessage":
+                return None
+            tries.append(1)
+            return Reply(404, {}, b"")
+
+        two.cable.tamper = nowhere
+        row = await two.ask(OFFER_ID)
+        await settled(two.south, "negotiation", row.id, "REQUESTED")
+        await emptied(two)
+        (provided,) = await two.north.store.read(lambda tx: tx.negotiations.page())
+        assert len(tries) == 6
+        assert (provided.state, provided.pending, provided.code) == ("REQUESTED", "", "refused")
+        assert two.north.events[-2].kind == "DecisionNeeded"
+
+
+async def test_a_first_request_that_is_refused_ends_the_negotiation_with_the_reason(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        row = await two.ask("offer:unknown")
+        ended = await settled(two.south, "negotiation", row.id, "TERMINATED")
+        assert "expected an offer of the catalogue" in ended.reason
+        assert ended.code == "message_invalid"
+
+
+async def test_a_peer_that_never_answers_ends_the_process_at_the_deadline(tmp_path: Path) -> None:
+    async with pair(tmp_path, retry_deadline=0.3) as two:
+        del two.cable.apps[two.north.host]
+        row = await two.ask("offer:any")
+        ended = await settled(two.south, "negotiation", row.id, "TERMINATED")
+        assert ended.code == "undeliverable"
+        assert await two.south.outbox() == 0
+
+
+async def test_a_negotiation_ended_before_its_request_was_answered_is_ended_at_the_peer_too(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await arranged(two)
+        come, go_on = asyncio.Event(), asyncio.Event()
+
+        async def hold(call: Call) -> Reply | None:
+            if call.kind != "ContractRequestMessage":
+                return None
+            reply = await call.go()
+            come.set()
+            await go_on.wait()
+            return reply
+
+        two.cable.tamper = hold
+        row = await two.ask(OFFER_ID)
+        await asyncio.wait_for(come.wait(), 5)
+        await two.south.negotiations.command(row.id, "terminate", by="test", reason="changed our mind")
+        go_on.set()
+        await settled(two.south, "negotiation", row.id, "TERMINATED")
+        (provided,) = await two.north.store.read(lambda tx: tx.negotiations.page())
+        ended = await settled(two.north, "negotiation", provided.id, "TERMINATED")
+        assert ended.reason == "changed our mind"
+
+
+async def test_suspension_and_completion_that_cross_end_in_one_state_on_both_sides(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        _, agreement_id = await two.agreed()
+        transfer = await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        here = await settled(two.south, "transfer", transfer.id, "STARTED")
+        await settled(two.north, "transfer", here.peer_pid, "STARTED")
+        both = asyncio.Barrier(2)
+
+        async def meet(call: Call) -> Reply | None:
+            if call.kind in ("TransferCompletionMessage", "TransferSuspensionMessage") and len(two.cable.calls) < 100:
+                async with asyncio.timeout(5):
+                    await both.wait()
+            return None
+
+        two.cable.tamper = meet
+        await two.south.transfers.command(transfer.id, "complete", by="test")
+        await two.north.transfers.command(here.peer_pid, "suspend", by="test")
+        await settled(two.south, "transfer", transfer.id, "COMPLETED")
+        await settled(two.north, "transfer", here.peer_pid, "COMPLETED")
+        await emptied(two)
