@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from connector.datasets.sources import guess, read_options, source
 from connector.datasets.sources.files import FileRef
-from connector.errors import AlreadyExists, BadInput, Conflict, HanseError
+from connector.errors import AlreadyExists, BadInput, Conflict, EngineFailed, HanseError, SourceUnreadable
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion
@@ -162,7 +162,12 @@ class Registry:
         report = None
         if form.CONVERTED:
             kind, options, files, report = await self._converted(kind, options, files)
-        profile = await self._engine.profile(kind, [file.to_json() for file in files], options)
+        try:
+            profile = await self._engine.profile(kind, [file.to_json() for file in files], options)
+        except EngineFailed as error:
+            raise SourceUnreadable(
+                f"expected {kind} data that can be read to its end, came a damaged file: {asked.path!r}; write it again"
+            ) from error
         return _Read(kind, options, files, profile, report)
 
     async def _converted(

@@ -17,6 +17,7 @@ class Relay:
         self._lock = threading.Lock()
         self._left = bytearray()
         self._closed = False
+        self._refused = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -24,6 +25,10 @@ class Relay:
         """Every byte that has left the listener so far."""
         with self._lock:
             return bytes(self._left)
+
+    def refuse(self, refused: bool) -> None:
+        """Break every new connection at once, as a machine that is down would."""
+        self._refused = refused
 
     def close(self) -> None:
         self._closed = True
@@ -35,6 +40,9 @@ class Relay:
                 inward, _ = self._listener.accept()
             except OSError:
                 return
+            if self._refused:
+                inward.close()
+                continue
             try:
                 outward = socket.create_connection(("127.0.0.1", self._target), timeout=5)
             except OSError:
