@@ -31,7 +31,7 @@ from connector.net import Net
 from connector.query.federation import Fragment, Mode, Plan, TableInfo, Tables
 from connector.query.job import TRAILER_KEY, Job, Limits, Recheck, Relation
 from connector.query.pool import Pool, Result
-from connector.query.remote import Answered, Budget, Remote, Request, Ticket
+from connector.query.remote import Answered, Budget, KeyTable, Remote, Request, Ticket
 from connector.store import Store
 
 TablesFor = Callable[[Collection[tuple[str, str]] | None, str], Awaitable[Mapping[tuple[str, str], TableInfo]]]
@@ -39,6 +39,8 @@ TablesFor = Callable[[Collection[tuple[str, str]] | None, str], Awaitable[Mappin
 MEDIA = "application/vnd.apache.arrow.stream"
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
+_KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
+_KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
 _KEPT = 200
 
 
@@ -221,6 +223,7 @@ class _Work:
         self.run: AbstractAsyncContextManager[Result] | None = None
         self.result: Result | None = None
         self.done = False
+        self._key_tables: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
 
     async def begin(self) -> Answer:
         home, progress = self.home, self.progress
@@ -246,21 +249,62 @@ class _Work:
     async def _fragments(self, plan: Plan) -> list[Answered]:
         """Every fragment's answer, in the plan's order; the first failure ends the rest."""
         gate, budget = asyncio.Semaphore(_AT_ONCE), Budget(self.question.nbytes or self.home._bytes_max)
+        tasks: dict[str, asyncio.Task[Answered]] = {}
 
         async def one(fragment: Fragment) -> Answered:
+            sources = {key.source for key in fragment.keys}
+            shares = {source: [await tasks[share.id] for share in plan.tables[source]] for source in sources}
             async with gate:
-                answered = await self._ask(fragment, fragment.sql, budget)
-                self.progress.owners.append(_told(answered))
-                return answered
+                sql, keys = await self._keys(fragment, shares)
+                answered = await self._ask(fragment, sql, keys, budget)
+            self.progress.owners.append(_told(answered))
+            return answered
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(fragment)) for fragment in plan.fragments]
+                for fragment in plan.fragments:
+                    tasks[fragment.id] = group.create_task(one(fragment))
         except BaseExceptionGroup as failed:
             raise _first(failed) from None
-        return [task.result() for task in tasks]
+        return [tasks[fragment.id].result() for fragment in plan.fragments]
 
-    async def _ask(self, fragment: Fragment, sql: str, budget: Budget) -> Answered:
+    async def _keys(self, fragment: Fragment, shares: Mapping[str, list[Answered]]) -> tuple[str, tuple[KeyTable, ...]]:
+        """The fragment's SQL and the tables of keys that it reads; too many keys are not sent, and not tested."""
+        sql: str = fragment.sql
+        tables: list[KeyTable] = []
+        for key in fragment.keys:
+            known = (key.source, key.output)
+            if known not in self._key_tables:
+                self._key_tables[known] = asyncio.ensure_future(self._distinct(key.output, shares[key.source]))
+            arrow = await asyncio.shield(self._key_tables[known])
+            if arrow is None:
+                sql = sql.replace(key.condition, "TRUE")
+            elif all(table.name != key.name for table in tables):
+                tables.append(KeyTable(key.name, ("k",), arrow))
+        return sql, tuple(tables)
+
+    async def _distinct(self, output: str, answers: Sequence[Answered]) -> bytes | None:
+        """The distinct values of an output over its shares, sorted, as an Arrow stream; None where too many."""
+        relations = self._relations(answers)
+        parts = " UNION ALL ".join(f'SELECT "{output}" AS k FROM "{name}"' for name in relations)  # noqa: S608
+        job = Job(
+            relations=relations,
+            sql=f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k",  # noqa: S608  names of the plan
+            limits=Limits(seconds=self._left(), memory_mb=self.home._memory_mb, temp_mb=4 * self.home._memory_mb),
+            codec="zstd",
+            consumer="coordinator",
+        )
+        held, rows = bytearray(), 0
+        async with self.home._pool.run(job) as result:
+            held += result.schema
+            async for frame in result:
+                rows += frame.rows
+                held += frame.payload
+                if rows > _KEYS_MAX or len(held) > _KEY_BYTES_MAX:
+                    return None
+        return bytes(held) + END_OF_STREAM
+
+    async def _ask(self, fragment: Fragment, sql: str, keys: tuple[KeyTable, ...], budget: Budget) -> Answered:
         assert self.folder is not None
         request = Request(
             query_id=self.progress.query_id,
@@ -268,6 +312,7 @@ class _Work:
             sql=sql,
             purpose=self.question.purpose,
             seconds=self._left(),
+            keys=keys,
         )
         return await self.home._remote.ask(request, self.folder, budget)
 
@@ -291,12 +336,7 @@ class _Work:
 
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers' files and nothing else."""
-        files = {answer.fragment.id: answer.file for answer in self.answers if answer.file is not None}
-        assert self.folder is not None
-        relations = {
-            name: Relation("arrow_ipc", (file_ref(str(file), roots=[self.folder]).to_json(),))
-            for name, file in files.items()
-        }
+        relations = self._relations(self.answers)
         without = {answer.fragment.id for answer in self.answers if answer.file is None}
         sql, functions = await asyncio.to_thread(_residual, plan, without)
         report = json.dumps(self.report("complete"))
@@ -318,6 +358,14 @@ class _Work:
         )
         self.result = await self.run.__aenter__()
         return Answer(self, self.result)
+
+    def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
+        assert self.folder is not None
+        return {
+            answer.fragment.id: Relation("arrow_ipc", (file_ref(str(answer.file), roots=[self.folder]).to_json(),))
+            for answer in answers
+            if answer.file is not None
+        }
 
     def owners(self) -> list[dict[str, Any]]:
         return [_told(answer) for answer in self.answers]
@@ -343,6 +391,8 @@ class _Work:
         self.progress.ms = int((time.monotonic() - self.begun) * 1000)
         self.home._running.discard(self.progress.query_id)
         self.progress.task = None
+        for table in self._key_tables.values():
+            table.cancel()
         if self.run is not None and self.result is not None:
             with suppress(HanseError):
                 await self.run.__aexit__(None, None, None)

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp, parse_one
 
-from connector.query.federation import Column, Mode, Plan, TableInfo
+from connector.query.federation import Column, Fragment, Mode, Plan, TableInfo
 from connector.query.plan import merge_sql, plan
 from policies.enforce import recheck, statement
 from policies.enforce.functions import ENGINE_FUNCTIONS
@@ -78,9 +78,11 @@ class Federation:
         with duckdb.connect(":memory:", config={"threads": 1}) as here:
             sent: dict[str, int] = {}
             rows: dict[str, int] = {}
-            for fragment in made.fragments:
+            keys_sent = 0
+            for fragment in ordered(made.fragments):
                 statement.parse(fragment.sql)
-                table = self.owners[fragment.owner].sql(fragment.sql).to_arrow_table()
+                table, nbytes = self._at_owner(fragment, here, made)
+                keys_sent += nbytes
                 assert [name.lower() for name in table.column_names] == [name.lower() for name in fragment.outputs]
                 sent[fragment.id], rows[fragment.id] = _wire_size(table), table.num_rows
                 here.register(fragment.id, table)
@@ -88,7 +90,20 @@ class Federation:
             told = here.execute(recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
             recheck.check(told, names=[*sent, *made.tables, *made.ctes], functions=ENGINE_FUNCTIONS)
             found = here.sql(sql)
-            return Ran(list(found.columns), found.fetchall(), made, sum(sent.values()), rows)
+            return Ran(list(found.columns), found.fetchall(), made, sum(sent.values()) + keys_sent, rows)
+
+    def _at_owner(self, fragment: Fragment, here: duckdb.DuckDBPyConnection, made: Plan) -> tuple[pa.Table, int]:
+        """One fragment's rows, and the bytes of the keys that were sent for it."""
+        with self.owners[fragment.owner].cursor() as cursor:
+            sent = 0
+            for key in fragment.keys:
+                parts = " UNION ALL ".join(
+                    f'SELECT "{key.output}" AS k FROM "{one.id}"' for one in made.tables[key.source]
+                )
+                keys = here.sql(f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k").to_arrow_table()
+                cursor.register(key.name, keys)
+                sent += _wire_size(keys)
+            return cursor.sql(fragment.sql).to_arrow_table(), sent
 
     def expected(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """The central answer; a cast that fails is NULL there too."""
@@ -98,6 +113,19 @@ class Federation:
                 cast.replace(exp.TryCast(this=cast.this, to=cast.args["to"], safe=True))
         found = self.central.sql(tree.sql(dialect="duckdb"))
         return list(found.columns), found.fetchall()
+
+
+def ordered(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """The fragments so that each comes after those whose keys it takes."""
+    found: list[Fragment] = []
+    left = list(fragments)
+    while left:
+        waiting = {one.table for one in left}
+        ready = [one for one in left if not any(key.source in waiting for key in one.keys)]
+        assert ready, "fragments wait for each other"
+        found += ready
+        left = [one for one in left if one not in ready]
+    return found
 
 
 def _wire_size(table: pa.Table) -> int:

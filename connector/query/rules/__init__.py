@@ -20,7 +20,9 @@ RULES: dict[str, str] = {
     "names": "every column and source has one name, * is written out, EXISTS asks for no column",
     "inline_ctes": "WITH queries stand where they are used, if that cannot change them",
     "conjuncts": "conditions of inner joins stand in WHERE, one by one",
+    "implied": "what WHERE implies is written down where it lets an owner do more",
     "place": "what runs at which owner, and what is left to do here",
+    "semi_joins": "fragments are narrowed by keys of others, where the agreements allow it",
 }
 
 

@@ -116,6 +116,26 @@ async def test_a_join_over_two_owners_reads_both_sides_and_two_agreements_of_one
     assert [one["agreement"] for one in end["owners"]] == ["north-patients,north-wards"]
 
 
+async def test_keys_of_one_owner_narrow_what_another_sends(asked: Asked) -> None:
+    asked.owners.publish("north", "many", shares_keys=True, takes_keys=True)
+    asked.owners.add("south", "few", "SELECT range * 1000 AS id FROM range(5)", shares_keys=True, takes_keys=True)
+    rows, end = await asked.rows("SELECT count(*) AS n FROM south.few f JOIN north.many m ON m.id = f.id")
+    assert rows == [{"n": 5}]
+    assert {one["owner"]: one["rows"] for one in end["owners"]} == {"south": 5, "north": 5}
+    (envelope,) = asked.owners.of["north"].asked
+    assert [table["columns"] for table in envelope["keys"]] == [["k"]]
+
+
+async def test_keys_are_not_sent_where_an_agreement_does_not_allow_it(asked: Asked) -> None:
+    asked.owners.publish("north", "many", takes_keys=True)
+    asked.owners.add("south", "few", "SELECT range * 1000 AS id FROM range(5)")
+    rows, end = await asked.rows("SELECT count(*) AS n FROM south.few f JOIN north.many m ON m.id = f.id")
+    assert rows == [{"n": 5}]
+    assert {one["owner"]: one["rows"] for one in end["owners"]} == {"south": 5, "north": 40000}
+    assert asked.owners.of["north"].asked[0]["keys"] == []
+    assert any("policy" in line for line in end["stayed"])
+
+
 async def test_the_log_has_one_record_with_totals_and_the_files_are_gone(asked: Asked) -> None:
     await asked.rows(COUNTS, purpose="https://w3id.org/dpv#ScientificResearch")
     (event,) = asked.recorded

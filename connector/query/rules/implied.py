@@ -1,0 +1,164 @@
+"""What WHERE implies is written down where it lets an owner do more. Nothing is taken away.
+
+- Equal columns: what holds for one by comparison with a literal holds for the other; two columns of one owner that
+  are equal through a third are equal (they can be joined there).
+- An OR whose every branch says something about one owner's sources implies the OR of those parts (q7, q19).
+- A subquery that reads another source's column reads the equal column of its own owner's source instead (q17).
+
+Columns count as equal only where their types are the same: a comparison across types converts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+from sqlglot import exp
+
+from connector.query import block as blocks
+from connector.query import tree as trees
+from connector.query.planning import Planning
+
+Key = tuple[str, str]
+_COMPARISONS = (exp.EQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
+_ADDED_MAX = 64
+
+
+def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
+    """The tree with implied conditions added to each WHERE."""
+    types = _types(tree, planning)
+    for select in list(tree.find_all(exp.Select)):
+        if trees.sources(select) and select.args.get("where") is not None:
+            _Implied(select, types, planning).add()
+    return tree
+
+
+def _types(tree: exp.Expr, planning: Planning) -> dict[Key, str]:
+    """The types of all columns of datasets; aliases are unique over the tree."""
+    found: dict[Key, str] = {}
+    for table in trees.base_tables(tree):
+        for column in planning.info(table).columns:
+            found[table.alias_or_name, column.name.lower()] = column.type
+    return found
+
+
+class _Implied:
+    def __init__(self, select: exp.Select, types: dict[Key, str], planning: Planning) -> None:
+        self.select, self.types, self.planning = select, types, planning
+        self.conditions = trees.where_of(select)
+        self.known = {condition.sql() for condition in self.conditions}
+        self.owners = {source.alias_or_name: _owners(source, planning) for source in trees.sources(select)}
+        self.classes = _classes(self.conditions, types)
+
+    def add(self) -> None:
+        """Extend WHERE."""
+        added = [*self.equalities(), *self.comparisons(), *self.parts_of_or()]
+        added = [one for one in {one.sql(): one for one in added}.values() if one.sql() not in self.known]
+        moved = [self.own_columns(condition) for condition in self.conditions]
+        if added or any(new is not old for new, old in zip(moved, self.conditions, strict=True)):
+            trees.set_where(self.select, [*moved, *added[:_ADDED_MAX]])
+
+    def equalities(self) -> Iterator[exp.Expr]:
+        for members in self.classes:
+            if len(members) < 3:
+                continue
+            for one, other in combinations(members, 2):
+                if one[0] != other[0] and self.owners.get(one[0], set()) & self.owners.get(other[0], set()):
+                    pair = (_column(one), _column(other))
+                    same = [exp.EQ(this=a, expression=b).sql() for a, b in (pair, pair[::-1])]
+                    if not self.known & set(same):
+                        yield exp.EQ(this=pair[0], expression=pair[1])
+
+    def comparisons(self) -> Iterator[exp.Expr]:
+        for condition in self.conditions:
+            column = _compared(condition)
+            if column is None:
+                continue
+            key = (column.table, column.name)
+            for other in next((members for members in self.classes if key in members), ()):
+                if other != key and other[0] in self.owners:
+                    new = condition.copy()
+                    for one in list(new.find_all(exp.Column)):
+                        one.replace(_column(other))
+                    yield new
+
+    def parts_of_or(self) -> Iterator[exp.Expr]:
+        places = [{alias} for alias in self.owners]
+        for owner in sorted({owner for owners in self.owners.values() if len(owners) == 1 for owner in owners}):
+            here = {alias for alias, owners in self.owners.items() if owners == {owner}}
+            if len(here) > 1:
+                places.append(here)
+        for condition in self.conditions:
+            if not isinstance(condition, exp.Or) or trees.has_query(condition):
+                continue
+            branches = [trees.conjuncts(branch) for branch in trees.disjuncts(condition)]
+            for place in places:
+                parts = [[one for one in branch if trees.column_tables(one) and trees.column_tables(one) <= place]
+                         for branch in branches]  # fmt: skip
+                if all(parts):
+                    whole = [trees.conjoin([one.copy() for one in part]) for part in parts]
+                    yield trees.disjoin([one for one in whole if one is not None])
+
+    def own_columns(self, condition: exp.Expr) -> exp.Expr:
+        """The condition with columns of other owners' sources replaced by equal ones at its subquery's owner."""
+        if not trees.has_query(condition):
+            return condition
+        found = blocks.home(condition, self.planning)
+        if found is None:
+            return condition
+        owner, changed = found[0], condition.copy()
+        for column in trees.columns(changed):
+            if owner in self.owners.get(column.table, {owner}):
+                continue
+            key = (column.table, column.name)
+            members = next((one for one in self.classes if key in one), ())
+            equal = next((one for one in members if owner in self.owners.get(one[0], set())), None)
+            if equal is None:
+                return condition
+            column.replace(_column(equal))
+        return changed if changed.sql() != condition.sql() else condition
+
+
+def _owners(source: exp.Expr, planning: Planning) -> set[str]:
+    """Owners that can read the source alone."""
+    if isinstance(source, exp.Table):
+        return set(planning.sites(planning.info(source))) if source.db else set()
+    parts = blocks.parts_of(source, planning)
+    return {parts[0].owner} if len(parts) == 1 else set()
+
+
+def _classes(conditions: list[exp.Expr], types: dict[Key, str]) -> list[list[Key]]:
+    """Columns that WHERE makes equal, each class in order of mention."""
+    classes: list[list[Key]] = []
+    for condition in conditions:
+        if not isinstance(condition, exp.EQ):
+            continue
+        sides = [(side.table, side.name) for side in (condition.this, condition.expression)
+                 if isinstance(side, exp.Column) and side.table]  # fmt: skip
+        if len(sides) < 2 or types.get(sides[0]) is None or types.get(sides[0]) != types.get(sides[1]):
+            continue
+        touched = [members for members in classes if sides[0] in members or sides[1] in members]
+        merged = list(dict.fromkeys([key for members in touched for key in members] + sides))
+        classes = [members for members in classes if members not in touched] + [merged]
+    return classes
+
+
+def _compared(condition: exp.Expr) -> exp.Column | None:
+    """The one column of `column <op> literal`, BETWEEN or IN."""
+    sides: list[exp.Expr]
+    if isinstance(condition, _COMPARISONS):
+        sides = [condition.this, condition.expression]
+    elif isinstance(condition, exp.Between):
+        sides = [condition.this, condition.args["low"], condition.args["high"]]
+    elif isinstance(condition, exp.In) and condition.args.get("query") is None:
+        sides = [condition.this, *condition.expressions]
+    else:
+        return None
+    columns = [side for side in sides if isinstance(side, exp.Column) and side.table]
+    rest = [side for side in sides if side not in columns]
+    literal = all(side.find(exp.Column) is None and not trees.has_query(side) for side in rest)
+    return columns[0] if len(columns) == 1 and rest and literal else None
+
+
+def _column(key: Key) -> exp.Column:
+    return trees.column(key[1], key[0])

@@ -1,0 +1,287 @@
+"""Fragments are narrowed by keys of others: rows that cannot find a partner need not travel.
+
+Runs over the residual, when all fragments are drafts: where a block compares a column of one fragment's table with
+one of another's by =, the smaller may send its values to the larger. Directions that change nothing:
+
+- between inner-joined tables, both;
+- to the joined side of LEFT, ANTI and SEMI joins; from it only for SEMI;
+- from an outer block into a correlated subquery, always; out of it only for a positive EXISTS or IN.
+
+A key list is egress of one owner's column and a question to another: only where the agreements of both allow it.
+A fragment that two places read is not narrowed, and none by values that (through others) came from itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+from connector.query import parse, stats
+from connector.query import tree as trees
+from connector.query.federation import Keys, Mode
+from connector.query.planning import Draft, Planning, Share
+
+_GAIN = 0.75  # send keys only from a fragment that is estimated smaller than this share of the other
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """`source.output` may narrow `target.column` (tables of drafts, outputs of theirs)."""
+
+    source: str
+    output: str
+    target: str
+    column: str
+
+
+def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
+    """The residual as it is; drafts have keys where that pays."""
+    if planning.mode is not Mode.FULL or len(planning.drafts) < 2:
+        return tree
+    uses = _uses(tree)
+    size = {name: stats.rows(draft, planning) for name, draft in planning.drafts.items()}
+    share = {name: stats.share(draft, planning) for name, draft in planning.drafts.items()}
+    edges = {edge for select in tree.find_all(exp.Select) for edge in _edges(select, planning)}
+    left = [edge for edge in edges if uses[edge.target] == 1]
+    while left:
+        # The smallest first: what it narrows may then narrow others.
+        edge = min(left, key=lambda e: (size[e.source], e.source, e.output, e.target, e.column))
+        left.remove(edge)
+        if size[edge.source] > _GAIN * size[edge.target] or _depends(planning, edge.source, edge.target):
+            continue
+        if _agreed(edge, planning) and _narrow(edge, planning):
+            size[edge.target] *= share[edge.source]
+            share[edge.target] *= share[edge.source]
+    return tree
+
+
+def _uses(tree: exp.Expr) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for table in tree.find_all(exp.Table):
+        found[table.name] = found.get(table.name, 0) + 1
+    return found
+
+
+# which columns meet
+
+
+def _edges(select: exp.Select, planning: Planning) -> Iterator[Edge]:
+    here = {source.alias_or_name: source.name for source in trees.sources(select)
+            if isinstance(source, exp.Table) and source.name in planning.drafts}  # fmt: skip
+    joins = {join.this.alias_or_name: join for join in select.args.get("joins") or ()}
+    turned = any(trees.side(join) in ("RIGHT", "FULL") for join in joins.values())
+    for condition in trees.where_of(select):
+        for one, other in _pairs(condition):
+            inner = [side for side in (one, other) if side.table in here and not _joined(joins.get(side.table))]
+            if len(inner) == 2 and not turned:
+                yield Edge(here[one.table], one.name, here[other.table], other.name)
+        if not turned:
+            yield from _from_subquery(condition, select, here, joins, planning)
+    if turned:
+        return
+    for alias, join in joins.items():
+        if alias in here and _joined(join) and join.args.get("on") is not None:
+            yield from _of_join(alias, join, here, joins)
+
+
+def _of_join(alias: str, join: exp.Expr, here: dict[str, str], joins: dict[str, exp.Expr]) -> Iterator[Edge]:
+    for condition in trees.conjuncts(join.args["on"]):
+        for one, other in _pairs(condition):
+            if other.table != alias or one.table not in here or one.table == alias:
+                continue
+            yield Edge(here[one.table], one.name, here[alias], other.name)
+            if trees.kind(join) == "SEMI" and not _joined(joins.get(one.table)):
+                yield Edge(here[alias], other.name, here[one.table], one.name)
+
+
+def _joined(join: exp.Expr | None) -> bool:
+    """Whether a source comes in by anything but an inner join."""
+    return join is not None and not trees.is_inner(join)
+
+
+def _pairs(condition: exp.Expr) -> Iterator[tuple[exp.Column, exp.Column]]:
+    """Both orders of `a = b` for two columns."""
+    if isinstance(condition, exp.EQ):
+        one, other = _bare(condition.this), _bare(condition.expression)
+        if isinstance(one, exp.Column) and isinstance(other, exp.Column) and one.table != other.table:
+            yield one, other
+            yield other, one
+
+
+def _bare(side: exp.Expr) -> exp.Expr:
+    while isinstance(side, exp.Paren):
+        side = side.this
+    return side
+
+
+def _from_subquery(
+    condition: exp.Expr, select: exp.Select, here: dict[str, str], joins: dict[str, exp.Expr], planning: Planning
+) -> Iterator[Edge]:
+    """Edges between the block and the subqueries of one of its conditions."""
+    for query in trees.nested_queries(condition):
+        if not isinstance(query, exp.Select):
+            continue
+        inside = {source.alias_or_name: source.name for source in trees.sources(query)
+                  if isinstance(source, exp.Table) and source.name in planning.drafts}  # fmt: skip
+        turned = any(trees.side(join) in ("RIGHT", "FULL") for join in query.args.get("joins") or ())
+        inner_joins = {join.this.alias_or_name: join for join in query.args.get("joins") or ()}
+        positive = isinstance(condition, exp.Exists) and trees.is_plain(query)
+        for inner in trees.where_of(query):
+            for mine, theirs in _pairs(inner):
+                if theirs.table not in inside or mine.table not in here or turned:
+                    continue
+                if _joined(inner_joins.get(theirs.table)):
+                    continue
+                # Every row that the subquery may count has the value of some row of the block.
+                yield Edge(here[mine.table], mine.name, inside[theirs.table], theirs.name)
+                if positive and not _joined(joins.get(mine.table)):
+                    yield Edge(inside[theirs.table], theirs.name, here[mine.table], mine.name)
+        yield from _of_in(condition, query, here, inside, joins)
+
+
+def _of_in(
+    condition: exp.Expr, query: exp.Select, here: dict[str, str], inside: dict[str, str], joins: dict[str, exp.Expr]
+) -> Iterator[Edge]:
+    """`x IN (SELECT y ...)`: the block's rows have one of the subquery's values."""
+    if not isinstance(condition, exp.In) or not isinstance(condition.this, exp.Column):
+        return
+    holder = condition.args.get("query")
+    if holder is None or trees.unwrapped(holder) is not query or len(query.selects) != 1:
+        return
+    mine, theirs = condition.this, query.selects[0].unalias()
+    if mine.table not in here or _joined(joins.get(mine.table)) or not isinstance(theirs, exp.Column):
+        return
+    if theirs.table in inside:
+        yield Edge(inside[theirs.table], theirs.name, here[mine.table], mine.name)
+
+
+# whether they may, and how
+
+
+def _depends(planning: Planning, name: str, on: str) -> bool:
+    """Whether a draft waits for another, by keys of keys."""
+    return name == on or any(_depends(planning, key.source, on) for key in planning.drafts[name].keys)
+
+
+def _agreed(edge: Edge, planning: Planning) -> bool:
+    source, target = planning.drafts[edge.source], planning.drafts[edge.target]
+    infos = [info for share in source.shares for info in planning.infos(share.statement)]
+    others = [info for share in target.shares for info in planning.infos(share.statement)]
+    if any(info.grid is not None for info in (*infos, *others)):
+        return False
+    if {info.owner for info in infos} == {info.owner for info in others} and len({i.owner for i in infos}) == 1:
+        return True  # its own values, back to where they came from
+    agreed = all(info.shares_keys for info in infos) and all(info.takes_keys for info in others)
+    if not agreed:
+        planning.note(
+            f"keys {edge.output} of {edge.source} for {edge.target}", "policy", "an agreement does not allow it"
+        )
+    return agreed
+
+
+def _narrow(edge: Edge, planning: Planning) -> bool:
+    """Put the test into every share's statement, if its column can be tested before anything is counted."""
+    draft, source = planning.drafts[edge.target], planning.drafts[edge.source]
+    name = f"keys_{edge.source}_{source.outputs.index(edge.output)}"
+    values = [value for share in draft.shares if (value := _tested(share.statement, edge.column)) is not None]
+    if not _comparable(_kinds(source, edge.output, planning) | _kinds(draft, edge.column, planning)):
+        return False
+    conditions = [_condition(value, name) for value in values]
+    texts = {parse.write(condition) for condition in conditions}
+    if len(values) < len(draft.shares) or len(texts) != 1:  # or shares call the column differently
+        return False
+    draft.shares = [
+        Share(share.owner, _with(share.statement, condition))
+        for share, condition in zip(draft.shares, conditions, strict=True)
+    ]
+    draft.keys.append(Keys(edge.source, edge.output, edge.column, name, texts.pop()))
+    return True
+
+
+_WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
+
+
+def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
+    """The types of an output in each share; empty text where it is computed."""
+    found = set()
+    for share in draft.shares:
+        value = _value(share.statement, output)
+        table = _source_of(share.statement, value) if isinstance(value, exp.Column) else None
+        types = {} if table is None else {c.name.lower(): c.type for c in planning.info(table).columns}
+        found.add(types.get(value.name.lower(), "") if isinstance(value, exp.Column) else "")
+    return found
+
+
+def _source_of(statement: exp.Expr, value: exp.Column) -> exp.Table | None:
+    for table in statement.find_all(exp.Table):
+        if table.db and table.alias_or_name == value.table:
+            return table
+    return None
+
+
+def _comparable(kinds: set[str]) -> bool:
+    """Whether = between them converts nothing that could fail or lose digits."""
+    return "" not in kinds and (len(kinds) == 1 or kinds <= _WHOLE)
+
+
+def _value(statement: exp.Expr, output: str) -> exp.Expr | None:
+    if not isinstance(statement, exp.Select):
+        return None
+    return next((one.unalias() for one in statement.selects if one.alias_or_name == output), None)
+
+
+def _condition(value: exp.Expr, name: str) -> exp.Expr:
+    table = exp.Table(this=exp.to_identifier(name), alias=exp.TableAlias(this=exp.to_identifier(name)))
+    keys = exp.select(trees.column("k", name), copy=False).from_(table, copy=False)
+    return exp.In(this=value.copy(), query=exp.Subquery(this=keys))
+
+
+def _tested(statement: exp.Expr, column: str) -> exp.Expr | None:
+    """What an output is in the statement, if a WHERE on it gives the same as a test of the output afterwards."""
+    if not isinstance(statement, exp.Select) or trees.has_window(statement):
+        return None
+    if statement.args.get("limit") is not None or statement.args.get("offset") is not None:
+        return None
+    value = _value(statement, column)
+    if not isinstance(value, exp.Column):
+        return None
+    sources = {source.alias_or_name: source for source in trees.sources(statement)}
+    joins = {join.this.alias_or_name: join for join in statement.args.get("joins") or ()}
+    if value.table not in sources or _joined(joins.get(value.table)):
+        return None
+    if any(trees.side(join) in ("RIGHT", "FULL") for join in joins.values()):
+        return None
+    grouped = statement.args.get("group") is not None or bool(trees.aggregates(statement))
+    clause = statement.args.get("group")
+    if grouped and (clause is None or trees.grouping_sets(clause) or value not in trees.group_keys(statement)):
+        return None
+    return value
+
+
+def _with(statement: exp.Expr, condition: exp.Expr) -> exp.Expr:
+    """The statement with the test; beside subqueries it stands under the base table, before they run."""
+    found = statement.copy()
+    assert isinstance(found, exp.Select)
+    value = condition.this
+    table = next(one for one in trees.sources(found) if one.alias_or_name == value.table)
+    beside = [one for one in trees.where_of(found) if trees.has_query(one) and not _is_keys(one)]
+    if beside and isinstance(table, exp.Table):
+        inner = exp.select(exp.Star(), copy=False).from_(table.copy(), copy=False)
+        inner.set("where", exp.Where(this=condition))
+        table.replace(exp.Subquery(this=inner, alias=table.args["alias"].copy()))
+    elif beside and isinstance(table, exp.Subquery) and isinstance(table.this, exp.Select) and _only_keys(table.this):
+        trees.set_where(table.this, [*trees.where_of(table.this), condition])
+    else:
+        trees.set_where(found, [*trees.where_of(found), condition])
+    return found
+
+
+def _is_keys(condition: exp.Expr) -> bool:
+    tables = list(condition.find_all(exp.Table))
+    return isinstance(condition, exp.In) and len(tables) == 1 and tables[0].name.startswith("keys_f")
+
+
+def _only_keys(select: exp.Select) -> bool:
+    return bool(trees.where_of(select)) and all(_is_keys(one) for one in trees.where_of(select))
