@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,22 @@ def test_a_plugins_word_decides_as_soon_as_it_is_loaded(monkeypatch: pytest.Monk
     assert vocabulary.load_plugins() == ["mood"]
     assert vocabulary.load_plugins() == ["mood"]
     assert evaluate.permits(policy, facts, **arguments)  # type: ignore[arg-type]  # one table for both calls
+
+
+@pytest.mark.usefixtures("plain_vocabulary")
+@pytest.mark.parametrize("place", ["permission", "prohibition"])
+def test_what_is_still_deferred_in_the_last_phase_denies(place: str) -> None:
+    name = "https://x.example/afterthought"
+    vocabulary.register(operands=[replace(_operand(name), phase=Phase.AFTER)])
+    atom = {"leftOperand": name, "operator": "eq", "rightOperand": "good"}
+    wire = {"@id": "urn:x", "@type": "Set", "permission": [{"action": "use"}]}
+    wire[place] = [{"action": "use", "constraint": [atom]}]
+    policy, facts = jsonld.read(wire), Facts.of({name: "good"})
+    for phase, permitted in ((Phase.QUERY, True), (Phase.BATCH, False)):
+        made = evaluate.evaluate(policy, facts, action=odrl("use"), phase=phase, now=1.8e9)
+        assert made.permitted is permitted
+        assert evaluate.permits(policy, facts, action=odrl("use"), phase=phase, now=1.8e9) is permitted
+        assert made.reasons
 
 
 @pytest.mark.usefixtures("plain_vocabulary")
