@@ -19,7 +19,7 @@ from policies.errors import ContractUndecided
 from policies.lowering import Draft, undecided
 from policies.model import HANSE, ODRL, Atom, Connective, Constraint, Duty, Group, Policy, Rule
 from policies.values import DAY, SECOND, decimal, duration, instant
-from policies.vocabulary import ACTIONS, SAME_ACTION, Phase, action_includes, column_of, compact, operand
+from policies.vocabulary import ACTIONS, SAME_ACTION, Phase, action_includes, column_of, compact, expand, operand
 
 _MASK = HANSE + "mask"
 _FACTS = frozenset({Phase.CATALOGUE, Phase.NEGOTIATION, Phase.AGREEMENT, Phase.TRANSFER})
@@ -110,9 +110,9 @@ class _Pass:
     def _atom(self, atom: Atom, path: str) -> None:
         if lowering.lower(self.draft, atom, path):
             return
-        if _decided_by_facts(atom):
+        if _decided_by_facts(atom) and atom.left not in lowering.LOWER:
             self.requires.append(path)
-        else:
+        else:  # a word that is lowered, in a form that is not, would be checked at the start only
             self.residual.append(f"{path} {compact(atom.left)} {atom.operator}")
 
     def _alternative(self, group: Group, path: str) -> None:
@@ -374,7 +374,7 @@ def _owed(duty: Duty, index: int) -> Owed:
         if constraint.left == ODRL + "delayPeriod":
             within = _span(text, index)
         elif constraint.left == ODRL + "event":
-            event = text
+            event = expand(text)
         else:
             details.append((compact(constraint.left), ", ".join(literal.text for literal in constraint.right)))
     return Owed(duty.action, within, event, tuple(details))

@@ -273,7 +273,11 @@ def _measure(draft: Draft, atom: Atom, path: str) -> bool:
     low, dots, high = text.partition("..")
     if text != "free" and (not dots or decimal(low) > decimal(high)):
         raise undecided(path, f"expected free or low..high such as 0..3000, got {text!r}")
-    bounds = (None, None) if text == "free" else (float(decimal(low)), float(decimal(high)))
+    if text == "free":
+        return _once(draft.measures, Measure(found.name), path)
+    for bound in (low, high):
+        columns.read(found, bound)  # whole where the column is whole: a clamped sum keeps its type
+    bounds = float(decimal(low)), float(decimal(high))
     return _once(draft.measures, Measure(found.name, *bounds), path)
 
 
@@ -298,6 +302,9 @@ def _templates(draft: Draft, atom: Atom, path: str) -> bool:
     if atom.operator not in ("isAnyOf", "eq"):
         return False
     named = _texts(atom)
+    for text in named:
+        if not text.upper().startswith(("SELECT ", "WITH ")):
+            raise undecided(path, f"the template {text!r} is no SQL; write the query, with ? for the values")
     draft.templates = named if draft.templates is None else tuple(o for o in draft.templates if o in named)
     if not draft.templates:
         raise undecided(path, "two ds:template rules share no query; nothing could run")

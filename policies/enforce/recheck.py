@@ -36,14 +36,14 @@ def check(text: str, *, names: Iterable[str], functions: frozenset[str]) -> None
 
     try:
         read = json.loads(text, object_hook=judge)  # each object once, while it is read
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise _failed("its answer cannot be read") from None
     if not isinstance(read, dict) or read.get("error") is not False:
         raise _failed("it does not take the statement for one query")
     statements = read.get("statements")
     if not isinstance(statements, list) or len(statements) != 1:
         raise _failed("it reads more than one statement")
-    root = statements[0].get("node")
+    root = statements[0].get("node") if isinstance(statements[0], dict) else None
     if not isinstance(root, dict) or root.get("type") not in _NODES:
         raise _failed("it does not take the statement for a query")
 

@@ -1,0 +1,228 @@
+"""What `prepare` hands out besides rows: names, columns, joins, templates, keys; and what it refuses by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from policies.enforce.sql import DEFAULT, Dataset, Keys, prepare
+from policies.errors import QueryRefused
+from policies.vocabulary.terms import expand
+from tests.support import clinic, gate
+from tests.support.gate import atom
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[gate.Bench]:
+    made = clinic.bench()
+    yield made
+    made.connection.close()
+
+
+def _one(*constraints: object, **extra: object) -> gate.Bench:
+    made = gate.Bench()
+    made.connection.execute("CREATE TABLE src_t AS SELECT i AS id, i % 3 AS g FROM range(9) r(i)")
+    made.connection.execute("CREATE TABLE src_u AS SELECT i AS id FROM range(4) r(i)")
+    contract = gate.contract(gate.schema_of(made.connection, "src_t"), *constraints)  # type: ignore[arg-type]  # rows of a table
+    made.add("clinic", "t", "src_t", replace(contract, **extra))  # type: ignore[arg-type]  # the same
+    made.add("clinic", "u", "src_u", gate.contract(gate.schema_of(made.connection, "src_u")))
+    return made
+
+
+def test_only_the_datasets_that_are_read_are_reported(bench: gate.Bench) -> None:
+    prepared = bench.prepare("select p.id from people p, people q where p.id = q.id")
+    assert [dataset.name for dataset in prepared.datasets] == [("clinic", "people")]
+    assert prepared.names == ("src_people",)
+    assert not prepared.aggregate
+    assert prepared.min_group is None
+
+
+def test_a_barrier_stands_once_however_often_the_dataset_is_read(bench: gate.Bench) -> None:
+    prepared = bench.prepare(
+        "select a.id from visits a join visits b using (id) where a.ward in (select ward from visits)"
+    )
+    assert prepared.barrier
+    assert prepared.sql.count("src_visits") == 1
+    assert prepared.sql.count("AS MATERIALIZED") == 1
+    assert len(prepared.names) == 2
+
+
+def test_random_names_differ_from_query_to_query(bench: gate.Bench) -> None:
+    first, second = (bench.prepare("with w as (select * from visits) select id from w") for _ in range(2))
+    assert set(first.names).isdisjoint(set(second.names) - {"src_visits"})
+
+
+def test_only_asked_columns_are_read(bench: gate.Bench) -> None:
+    prepared = bench.prepare("select age from people where country = 'DE'")
+    assert '"name"' not in prepared.sql
+    assert "SHA256" not in prepared.sql
+    assert prepared.params == {"p0": "DE", "p1": "FR"}
+
+
+PEOPLE = ("id", "name", "phone", "country", "age", "salary", "joined", "note")
+VISITS = ("id", "person_id", "ward", "remark", "code")
+
+
+@pytest.mark.parametrize(
+    ("sql", "columns"),
+    [
+        ("select * from people", PEOPLE),
+        ("select p.*, 1 as one from people p", (*PEOPLE, "one")),
+        ("select id, count(*), sum(age) s, age + 1 from people group by id, age", ("id", "COUNT(*)", "s", "age + 1")),
+        ("select * from visits a join visits b using (id)", (*VISITS, *VISITS[1:])),
+        ("select * from visits v semi join people p on p.id = v.id", VISITS),
+        ("select id as x from people union select id from visits", ("x",)),
+        ("with w(a, b) as (select id, age from people) select * from w", ("a", "b")),
+        ("select * from (select id, age from people) x(k)", ("k", "age")),
+    ],
+)  # fmt: skip
+def test_the_columns_of_the_answer_are_known_before_it_runs(
+    bench: gate.Bench, sql: str, columns: tuple[str, ...]
+) -> None:
+    prepared = bench.prepare(sql)
+    assert prepared.columns == columns
+    described = bench.connection.execute(prepared.sql, prepared.params).description
+    assert len(described) == len(columns)
+
+
+@pytest.mark.parametrize("mode", ["purpose", "action", "residual"])
+def test_the_contract_is_asked_before_the_query_runs(mode: str) -> None:
+    made = _one(atom("odrl:purpose", "eq", "dpv:Marketing"))
+    if mode == "residual":
+        made.datasets[0] = replace(made.datasets[0], contract=replace(made.datasets[0].contract, residual=("/x y",)))
+    codes = {"purpose": "purpose_not_agreed", "action": "action_not_agreed", "residual": "contract_undecided"}
+    with pytest.raises(QueryRefused) as refused:
+        prepare(
+            "select id from t",
+            made.datasets,
+            action=expand("ds:stream") if mode == "action" else gate.QUERY,
+            purpose=None,
+            token=made.token,
+            mask_key=gate.KEY,
+        )
+    assert refused.value.code == codes[mode]
+
+
+def test_a_dataset_that_is_not_read_does_not_need_to_agree() -> None:
+    made = _one(atom("odrl:purpose", "eq", "dpv:Marketing"))
+    assert made.ask("select count(*) from u") == [(4,)]
+
+
+JOINS = [
+    ((), "select * from t, u", "join_not_agreed"),
+    ((), "select * from t a, t b", "join_not_agreed"),
+    ((), "select * from t where id in (select id from u)", "join_not_agreed"),
+    ((), "select id from t union select id from u", "join_not_agreed"),
+    ((), "select id from t", None),
+    (("urn:clinic:u",), "select count(*) from t, u", None),
+    (("clinic.u",), "select count(*) from t, u", None),
+    (("u",), "select count(*) from t, u", None),
+    (("urn:clinic:u",), "select count(*) from t a, t b, u", "join_not_agreed"),
+    (("urn:clinic:u", "urn:clinic:t"), "select count(*) from t a, t b, u", None),
+    (("urn:other",), "select count(*) from t, u", "join_not_agreed"),
+]
+
+
+@pytest.mark.parametrize(("allowed", "sql", "code"), JOINS)
+def test_a_dataset_is_joined_only_with_those_agreed(allowed: tuple[str, ...], sql: str, code: str | None) -> None:
+    made = _one(joins=allowed)
+    if code is None:
+        assert made.ask(sql)
+        return
+    with pytest.raises(QueryRefused) as refused:
+        made.ask(sql)
+    assert refused.value.code == code
+
+
+def test_keys_of_the_caller_can_be_joined_and_are_no_dataset() -> None:
+    made = _one()
+    made.connection.execute("CREATE TABLE keys_1 AS SELECT 2 AS k UNION ALL SELECT 5")
+    keys = [Keys("keys", "keys_1", ("k",))]
+    assert made.ask("select id from t where id in (select k from keys) order by id", keys=keys) == [(2,), (5,)]
+    assert made.ask("select t.id from t semi join keys on t.id = keys.k order by 1", keys=keys) == [(2,), (5,)]
+    with pytest.raises(QueryRefused) as refused:
+        made.ask("select k from keys", keys=keys)
+    assert refused.value.code == "dataset_missing"
+    with pytest.raises(QueryRefused) as refused:
+        _one(joins=()).ask("select t.id from t join keys on t.id = keys.k", keys=keys)
+    assert refused.value.code == "join_not_agreed"
+
+
+TEMPLATES = (
+    "SELECT g, count(*) AS n FROM t WHERE id > ? GROUP BY g ORDER BY g",
+    "select max(id) from t where g in (?, ?)",
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "runs"),
+    [
+        ("select g, count(*) as n from t where id > 3 group by g order by g", True),
+        ('SELECT "g", COUNT(*) AS N FROM T WHERE ID > -3 GROUP BY g ORDER BY g; -- mine', True),
+        ("select max(id) from t where g in (1, 2)", True),
+        ("select g, count(*) as n from t where id > 3 group by g order by g limit 5", False),
+        ("select g, count(*) as n from t where id >= 3 group by g order by g", False),
+        ("select g, count(*) as n from t where id > g group by g order by g", False),
+        ("select g, count(*) as n from t where id > (select 3) group by g order by g", False),
+        ("select max(id) from t where g in (1, 2, 3)", False),
+        ("select * from t", False),
+    ],
+)
+def test_only_approved_templates_run_where_any_are_named(sql: str, runs: bool) -> None:
+    made = _one(templates=TEMPLATES)
+    if runs:
+        assert made.ask(sql) is not None
+        return
+    with pytest.raises(QueryRefused) as refused:
+        made.ask(sql)
+    assert refused.value.code == "template_not_agreed"
+    assert TEMPLATES[0] in str(refused.value)
+
+
+def test_an_unreadable_template_matches_nothing() -> None:
+    made = _one(templates=("select ((",))
+    with pytest.raises(QueryRefused, match="only approved queries"):
+        made.ask("select * from t")
+
+
+def test_caps_reach_the_parser(bench: gate.Bench) -> None:
+    with pytest.raises(QueryRefused) as refused:
+        prepare(
+            "select id from people",
+            bench.datasets,
+            action=gate.QUERY,
+            purpose=None,
+            token=bench.token,
+            mask_key=gate.KEY,
+            caps=replace(DEFAULT, characters=5),
+        )
+    assert refused.value.code == "query_too_long"
+
+
+def test_names_that_need_quotes_stay_names() -> None:
+    made = gate.Bench()
+    odd = 'a"b; drop'
+    quoted = odd.replace('"', '""')
+    made.connection.execute(f'CREATE TABLE "src_{quoted}" AS SELECT 1 AS "{quoted}", \'x\' AS "select", 2 AS "Größe"')
+    contract = gate.contract(
+        gate.schema_of(made.connection, f"src_{quoted}"),
+        gate.Atom(gate.expand("ds:row/") + "select", "eq", (gate.Literal("x"),)),
+    )
+    made.datasets.append(Dataset(("an owner", odd), f"src_{odd}", contract))
+    assert made.ask(f'select * from "an owner"."{quoted}"') == [(1, "x", 2)]
+    assert made.ask(f'select "{quoted}" as k, größe from "{quoted}" where "select" = \'x\'') == [(1, 2)]
+
+
+def test_dates_times_and_decimals_of_a_policy_are_bound_not_written(bench: gate.Bench) -> None:
+    made = gate.Bench()
+    made.connection.execute("CREATE TABLE src_t AS SELECT DATE '2026-01-01' AS d, 1.10::DECIMAL(9,2) AS p")
+    contract = gate.contract(
+        gate.schema_of(made.connection, "src_t"), atom("ds:row/d", "lteq", "2026-01-01"), atom("ds:row/p", "eq", "1.1")
+    )
+    made.add("clinic", "t", "src_t", contract)
+    prepared = made.prepare("select p from t")
+    assert "2026" not in prepared.sql
+    assert prepared.params == {"p0": "2026-01-01", "p1": "1.1"}
+    assert len(made.run(prepared)) == 1

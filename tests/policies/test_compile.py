@@ -1,0 +1,207 @@
+"""What an agreement compiles to, from tests/cases/contracts.yaml; and that nothing is passed over."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies import compile as compiler
+from policies.contract import Column, TableSchema, from_json, to_json
+from policies.errors import ContractUndecided
+from policies.model import Atom, Connective, Constraint, Duty, Group, Kind, Policy, Rule
+from policies.vocabulary.terms import expand
+from tests.support import gate
+
+SCHEMA = TableSchema(
+    tuple(
+        Column(name, type_)
+        for name, type_ in {
+            "id": "BIGINT",
+            "name": "VARCHAR",
+            "country": "VARCHAR",
+            "age": "INTEGER",
+            "price": "DECIMAL(9,2)",
+            "score": "DOUBLE",
+            "joined": "DATE",
+            "seen": "TIMESTAMP",
+            "open": "BOOLEAN",
+            "tags": "VARCHAR[]",
+        }.items()
+    )
+)
+CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parents[1] / "cases" / "contracts.yaml").read_text())
+
+
+def _constraint(raw: Any) -> Constraint:
+    if isinstance(raw, list):
+        return gate.atom(*raw)
+    ((word, members),) = raw.items()
+    return Group(Connective(word), tuple(_constraint(member) for member in members))
+
+
+def _policy(case: dict[str, Any]) -> Policy:
+    duties = [
+        gate.mask(mask["method"], *mask["columns"], argument=mask.get("argument")) for mask in case.get("duties", ())
+    ]
+    duties += [Duty(expand(action)) for action in case.get("other_duties", ())]
+    return gate.agreement(
+        *(_constraint(raw) for raw in case.get("constraints", ())),
+        duties=duties,
+        prohibitions=[
+            Rule(expand(raw["action"]), tuple(_constraint(one) for one in raw.get("constraints", ())))
+            for raw in case.get("prohibitions", ())
+        ],
+        obligations=[
+            Duty(expand(raw["action"]), tuple(_constraint(one) for one in raw.get("constraints", ())))
+            for raw in case.get("obligations", ())
+        ],
+        action=case.get("action", "ds:query"),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists and prefixed names as IRIs, to compare with YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(member) for member in value]
+    return expand(value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "gives" in c], ids=lambda case: case["name"])
+def test_agreement_compiles_to(case: dict[str, Any]) -> None:
+    made = compiler.compile_contract(_policy(case), SCHEMA, permission=0)
+    found = _plain(asdict(made))
+    for name, wanted in case["gives"].items():
+        if name == "not_after_below":
+            assert made.not_after == math.nextafter(wanted, -math.inf)
+        elif name == "covers":
+            assert set(_plain(wanted)) <= set(made.actions)
+        elif name == "covers_not":
+            assert set(_plain(wanted)).isdisjoint(made.actions)
+        elif name == "contractual":
+            assert list(made.contractual) == wanted
+        else:
+            assert found[name] == _plain(wanted), name
+    assert made.residual == ()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "refused" in c], ids=lambda case: case["name"])
+def test_agreement_is_refused_by_name(case: dict[str, Any]) -> None:
+    with pytest.raises(ContractUndecided) as refused:
+        compiler.compile_contract(_policy(case), SCHEMA, permission=0)
+    assert refused.value.rule == case["refused"]["rule"], str(refused.value)
+    assert case["refused"]["says"] in str(refused.value)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "gives" in c], ids=lambda case: case["name"])
+def test_contract_survives_json_unchanged(case: dict[str, Any]) -> None:
+    made = compiler.compile_contract(_policy(case), SCHEMA, permission=0)
+    text = to_json(made)
+    assert from_json(text) == made
+    assert to_json(from_json(text)) == text
+    assert hash(from_json(text)) == hash(made)
+
+
+def test_each_permission_becomes_its_own_contract() -> None:
+    one = gate.agreement(gate.atom("ds:columnAllow", "eq", "id"))
+    both = replace(
+        one, permissions=(*one.permissions, Rule(expand("ds:stream"), (gate.atom("ds:columnDeny", "isNoneOf", "id"),)))
+    )
+    first, second = compiler.contracts(both, SCHEMA)
+    assert (first.columns, first.permission) == (("id",), "/permission/0")
+    assert "id" not in second.columns
+    assert second.permission == "/permission/1"
+    assert (first.actions, second.actions) == ((expand("ds:query"),), (expand("ds:stream"),))
+
+
+def test_one_undecided_permission_refuses_them_all() -> None:
+    one = gate.agreement()
+    both = replace(
+        one, permissions=(*one.permissions, Rule(expand("ds:stream"), (gate.atom("ds:moonPhase", "eq", "1"),)))
+    )
+    with pytest.raises(ContractUndecided, match="/permission/1/constraint/0 ds:moonPhase"):
+        compiler.contracts(both, SCHEMA)
+    partial = compiler.compile_contract(both, SCHEMA, permission=1, partial=True)
+    assert partial.residual == ("/permission/1/constraint/0 ds:moonPhase eq",)
+
+
+def test_a_policy_without_permissions_gives_nothing() -> None:
+    with pytest.raises(ContractUndecided, match="permits nothing"):
+        compiler.contracts(replace(gate.agreement(), permissions=()), SCHEMA)
+
+
+def test_elapsed_time_of_an_offer_needs_a_moment_of_conclusion() -> None:
+    offer = replace(gate.agreement(gate.atom("odrl:elapsedTime", "lteq", "P1D")), kind=Kind.OFFER, timestamp="")
+    with pytest.raises(ContractUndecided, match="agreement's timestamp"):
+        compiler.contracts(offer, SCHEMA)
+    (made,) = compiler.contracts(offer, SCHEMA, concluded=1000.0)
+    assert made.not_after == 1000.0 + 86_400
+
+
+def test_a_timestamp_without_a_zone_is_refused() -> None:
+    with pytest.raises(ContractUndecided, match="with its zone"):
+        compiler.contracts(replace(gate.agreement(), timestamp="2026-01-01T00:00:00"), SCHEMA)
+
+
+def test_the_fingerprint_follows_names_types_and_order() -> None:
+    def with_columns(*pairs: tuple[str, str]) -> str:
+        return compiler.fingerprint(TableSchema(tuple(Column(*pair) for pair in pairs)))
+
+    a, b = ("a", "INTEGER"), ("b", "VARCHAR")
+    prints = [
+        with_columns(a, b),
+        with_columns(b, a),
+        with_columns(a),
+        with_columns(a, ("b", "BIGINT")),
+        with_columns(a, ("c", "VARCHAR")),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert with_columns(a, b) == with_columns(a, b)
+
+
+NAMED: list[Constraint] = [
+    gate.atom("ds:row/country", "eq", "DE"),
+    gate.atom("ds:columnDeny", "isNoneOf", "name"),
+    gate.atom("ds:rowQuota", "lteq", "10"),
+    gate.atom("odrl:purpose", "isAnyOf", "https://w3id.org/dpv#Marketing"),
+    gate.atom("odrl:dateTime", "lteq", "2027-01-01T00:00:00Z"),
+    gate.atom("ds:minGroupSize", "gteq", "10"),
+    gate.atom("ds:dimension/country", "eq", "exact"),
+    gate.atom("ds:membership", "eq", "active"),
+    gate.atom("ds:joinWith", "isAnyOf", "urn:a"),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(NAMED), unique=True), st.sampled_from(NAMED))
+def test_one_more_constraint_never_widens_a_contract(constraints: list[Atom], more: Atom) -> None:
+    try:
+        less_said = compiler.compile_contract(gate.agreement(*constraints), SCHEMA, permission=0)
+        more_said = compiler.compile_contract(gate.agreement(*constraints, more), SCHEMA, permission=0)
+    except ContractUndecided:
+        return
+    if less_said.grid is None:  # a further dimension of a grid is the one thing that adds a view
+        assert set(more_said.columns) <= set(less_said.columns)
+    assert (more_said.not_after or math.inf) <= (less_said.not_after or math.inf)
+    assert (more_said.limits.rows or math.inf) <= (less_said.limits.rows or math.inf)
+    assert not (less_said.grid and not more_said.grid)
+    assert not (less_said.row_filter and not more_said.row_filter)
+    assert not (less_said.purposes and not set(more_said.purposes) <= set(less_said.purposes))
+    assert set(less_said.requires) <= set(more_said.requires)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(NAMED[:5]))
+def test_the_order_of_constraints_does_not_matter(constraints: list[Atom]) -> None:
+    made = compiler.compile_contract(gate.agreement(*constraints), SCHEMA, permission=0)
+    again = compiler.compile_contract(gate.agreement(*NAMED[:5]), SCHEMA, permission=0)
+    unnamed = {"reasons": (), "requires": ()}
+    assert replace(made, **unnamed) == replace(again, **unnamed)
