@@ -23,7 +23,7 @@ from catalogue.facets import FACETS, THEMES, Card
 from catalogue.question import Question
 from catalogue.store import Store, Transaction
 
-LAYOUT = 1  # raise it when documents are made differently
+LAYOUT = 2  # raise it when documents are made differently
 _HEAP = 15_000_000  # the least that tantivy takes; one thread
 _BATCH = 500
 _OWNERS_MAX = 10_000
@@ -32,6 +32,7 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # How much a word found in a field counts.
 _BOOSTS = {"title": 8.0, "keywords": 4.0, "columns": 3.0, "owner": 3.0, "labels": 2.0, "description": 1.0}
+_STEMS = {"title_stems": 6.0, "stems": 0.8}
 _FUZZY = ("title", "keywords", "columns")
 _WEIGHT = {"active": 1.0, "new": 1.0, "stale": 0.6, "unreachable": 0.3}
 
@@ -149,6 +150,10 @@ class Index:
         """A word's stem, for highlighting."""
         return next(iter(self._analyzers[f"stem_{language}"].analyze(word)), word)
 
+    def _stems(self, text: str, language: str) -> str:
+        """The stems of a text, in its own language; one field holds those of all languages."""
+        return " ".join(self._analyzers[f"stem_{language_of(language)}"].analyze(text))
+
     def _counts(
         self, searcher: tantivy.Searcher, question: Question, viewer: Viewer, query: tantivy.Query
     ) -> dict[str, list[tuple[str, int]]]:
@@ -209,9 +214,8 @@ class Index:
         """A word anywhere: as it is, by its stem, as a part of a longer word, or with one letter wrong."""
         query = tantivy.Query
         found = [query.boost_query(self._term(field, word), boost) for field, boost in _BOOSTS.items()]
-        for language in LANGUAGES:
-            stem = self.stem(word, language)
-            found.append(query.boost_query(self._term(f"stem_{language}", stem), 0.8))
+        for stem in sorted({self.stem(word, language) for language in LANGUAGES}):
+            found += [query.boost_query(self._term(field, stem), boost) for field, boost in _STEMS.items()]
         if len(word) >= 4:
             grams = [word[start : start + 3] for start in range(len(word) - 2)]
             parts = query.boolean_query([(tantivy.Occur.Must, self._term("grams", gram)) for gram in grams])
@@ -237,7 +241,8 @@ class Index:
             "owner": f"{card.owner} {card.owner_title}",
             "labels": " ".join(THEMES.get(value, value) for value in FACETS["theme"].values(card)),
             "grams": f"{entry.title} {keywords} {columns}"[:20_000],
-            f"stem_{language_of(entry.language)}": f"{entry.title} {keywords} {columns} {entry.description}",
+            "title_stems": self._stems(entry.title, entry.language),
+            "stems": self._stems(f"{keywords} {columns} {entry.description}", entry.language),
         }
         for field, text in texts.items():
             document.add_text(field, text)
@@ -306,8 +311,8 @@ def _schema() -> tantivy.Schema:
         builder.add_text_field(f"facet_{name}", fast=True, tokenizer_name="raw", index_option="basic")
     for field in _BOOSTS:
         builder.add_text_field(field, tokenizer_name="folded", index_option="freq")
-    for language in LANGUAGES:
-        builder.add_text_field(f"stem_{language}", tokenizer_name=f"stem_{language}", index_option="freq")
+    for field in _STEMS:
+        builder.add_text_field(field, tokenizer_name="words", index_option="freq")
     builder.add_text_field("grams", tokenizer_name="grams", index_option="basic")
     builder.add_float_field("weight", fast=True)
     builder.add_integer_field("modified", fast=True)
@@ -322,6 +327,7 @@ def _analyzers() -> Iterator[tuple[str, Any]]:
         return analyzer.filter(filters.lowercase()).filter(filters.ascii_fold())
 
     yield "folded", folded(tantivy.Tokenizer.simple()).build()
+    yield "words", tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()
     yield "grams", folded(tantivy.Tokenizer.ngram(3, 3)).build()
     for code, language in LANGUAGES.items():
         yield f"stem_{code}", folded(tantivy.Tokenizer.simple()).filter(filters.stemmer(language)).build()

@@ -73,6 +73,7 @@ class Members:
             )
             tx.members.add(member)
             tx.members.add(_fresh_source(member.id, tx.now))
+            tx.members.changed()
             return member
 
         return await self._committed(work)
@@ -89,6 +90,7 @@ class Members:
                 setattr(member, field, value)
             _check_facts(member.name, member.country, member.url, member.status)
             member.changed_at = tx.now
+            tx.members.changed()
             source = tx.members.source(member.id)
             if source is not None:
                 source.next_at = tx.now
@@ -104,6 +106,7 @@ class Members:
             member = tx.members.of(key)
             tx.entries.withdraw_all(member.id, now=tx.now, why="the operator ended the membership of its provider")
             tx.members.remove(member)
+            tx.members.changed()
 
         await self._committed(work)
 

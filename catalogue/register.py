@@ -30,7 +30,7 @@ class Signed:
     text: str
     etag: str
     signed_at: float
-    fingerprint: tuple[int, float]
+    revision: int
 
 
 def facts_of(member: Member) -> dict[str, Any]:
@@ -51,14 +51,14 @@ class Register:
         return await self._store.read(self._current)
 
     def _current(self, tx: Transaction) -> Signed:
-        fingerprint, kept = tx.members.changed_at(), self._signed
+        revision, kept = tx.members.revision(), self._signed
         fresh_until = kept.signed_at + self._settings.register_seconds * _FRESH_PART if kept else 0.0
-        if kept is None or kept.fingerprint != fingerprint or tx.now >= fresh_until:
-            kept = self._sign([facts_of(member) for member in tx.members.all()], fingerprint, tx.now)
+        if kept is None or kept.revision != revision or tx.now >= fresh_until:
+            kept = self._sign([facts_of(member) for member in tx.members.all()], revision, tx.now)
             self._signed = kept
         return kept
 
-    def _sign(self, members: list[dict[str, Any]], fingerprint: tuple[int, float], now: float) -> Signed:
+    def _sign(self, members: list[dict[str, Any]], revision: int, now: float) -> Signed:
         settings = self._settings
         body = {
             "iss": settings.did,
@@ -68,7 +68,7 @@ class Register:
         }
         header = {"alg": "ES256", "kid": f"{settings.did}#{self._key.thumbprint()}", "typ": "hanse-members+jwt"}
         text = jws.serialize_compact(header, json.dumps(body).encode(), self._key, algorithms=["ES256"])
-        return Signed(text, f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"', now, fingerprint)
+        return Signed(text, f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"', now, revision)
 
     def operator(self) -> dict[str, Any]:
         """What the register says of the operator itself."""

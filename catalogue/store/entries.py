@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from catalogue.store.tables import Counter, Entry, Member, Source
+from catalogue.store import counters
+from catalogue.store.tables import Entry, Member, Source
 from connector.errors import NotFound
 
 _SEQ = "entry"
@@ -23,17 +24,11 @@ class Entries:
         self._session = session
 
     def next_seq(self) -> int:
-        """A new change number. The row stays locked until commit, so a reader never skips a number."""
-        bumped = update(Counter).where(Counter.name == _SEQ).values(value=Counter.value + 1).returning(Counter.value)
-        value = self._session.scalar(bumped)
-        if value is None:
-            self._session.add(Counter(name=_SEQ, value=1))
-            self._session.flush()
-            return 1
-        return int(value)
+        """A new change number."""
+        return counters.bump(self._session, _SEQ)
 
     def last_seq(self) -> int:
-        return self._session.scalar(select(Counter.value).where(Counter.name == _SEQ)) or 0
+        return counters.current(self._session, _SEQ)
 
     def add(self, entry: Entry) -> None:
         self._session.add(entry)

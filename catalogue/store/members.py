@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
+from catalogue.store import counters
 from catalogue.store.tables import Member, Run, Source
 from connector.errors import NotFound
 
 _RUNS_KEPT = 20
+_REVISION = "member"
 
 
 class Members:
@@ -39,10 +41,13 @@ class Members:
             self._session.execute(delete(table).where(table.member_id == member.id))
         self._session.delete(member)
 
-    def changed_at(self) -> tuple[int, float]:
-        """How many members there are and when the last one changed: a cheap fingerprint of the register."""
-        count, last = self._session.execute(select(func.count(), func.max(Member.changed_at))).one()
-        return int(count), float(last or 0.0)
+    def changed(self) -> None:
+        """Note that the register says something else from now on."""
+        counters.bump(self._session, _REVISION)
+
+    def revision(self) -> int:
+        """Which register it is: a number that every change of a member raises."""
+        return counters.current(self._session, _REVISION)
 
     def source(self, member_id: str) -> Source | None:
         return self._session.get(Source, member_id)

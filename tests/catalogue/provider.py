@@ -58,6 +58,7 @@ class Provider:
         self.requests: list[Request] = []
         self.participant: str = ""  # what the catalogue says that it is; empty is the truth
         self.url = ""
+        self.document: Callable[[], Reply] = self._own_document
 
     @property
     def did(self) -> str:
@@ -94,9 +95,10 @@ class Provider:
             writer.close()
 
     def _fixed(self, request: Request) -> Reply | None:
-        if request.path == "/.well-known/did.json":
-            return Reply.of(document(self.did, jwk=public_jwk(self.key), root_url=self.url))
-        return None
+        return self.document() if request.path == "/.well-known/did.json" else None
+
+    def _own_document(self) -> Reply:
+        return Reply.of(document(self.did, jwk=public_jwk(self.key), root_url=self.url))
 
 
 def good(provider: Provider, request: Request) -> Reply:

@@ -1,0 +1,107 @@
+"""Joining, suspending and leaving: what is asked of a member, and what everybody sees afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.catalogue import provider as providers
+from tests.catalogue.conftest import Catalogue
+from tests.catalogue.provider import Provider, Reply, dataset
+
+
+async def joining(catalogue: Catalogue, **facts: Any) -> tuple[int, str]:
+    answer = await catalogue.http.post("/api/v1/members", json=facts, headers=catalogue.operator)
+    return answer.status_code, answer.json().get("detail", "")
+
+
+@pytest.mark.parametrize(
+    ("facts", "status", "says"),
+    [
+        ({"id": "did:key:z6Mk"}, 400, "did:web"),
+        ({"id": "did:web:a%2F..%2Fb"}, 400, "segment"),
+        ({"name": "North"}, 400, "name"),
+        ({"country": "Germany"}, 400, "country"),
+        ({"url": "ftp://x"}, 400, "http(s) URL"),
+        ({"surprise": 1}, 400, "surprise"),
+        ({"id": "did:web:127.0.0.1%3A1"}, 502, "cannot be reached"),
+        ({"id": "did:web:10.0.0.1"}, 502, "private address"),
+        ({"name": "catalogue"}, 409, "operator itself"),
+    ],
+)
+async def test_an_application_that_does_not_fit_is_refused_with_the_reason(
+    catalogue: Catalogue, north: Provider, facts: dict[str, Any], status: int, says: str
+) -> None:
+    found = await joining(catalogue, **{"id": north.did, "name": "north", **facts})
+    assert found[0] == status, found
+    assert says in found[1]
+    listed = await catalogue.http.get("/api/v1/members", headers=catalogue.operator)
+    assert listed.json() == []
+
+
+@pytest.mark.parametrize("document", [{}, [], {"id": "did:web:victim.test"}, None])
+async def test_a_did_document_of_somebody_else_is_refused(
+    catalogue: Catalogue, north: Provider, document: object
+) -> None:
+    north.document = (lambda: Reply(404)) if document is None else (lambda: Reply.of(document))
+    status, says = await joining(catalogue, id=north.did, name="north", url=north.url)
+    assert status == 502
+    assert "expected the DID document" in says
+
+
+async def test_a_did_and_a_name_are_taken_once(catalogue: Catalogue, north: Provider, south: Provider) -> None:
+    await catalogue.admit(north, "north")
+    assert (await joining(catalogue, id=north.did, name="other"))[0] == 409
+    assert (await joining(catalogue, id=south.did, name="north"))[0] == 409
+
+
+async def test_without_a_url_the_dids_own_address_is_taken(catalogue: Catalogue, north: Provider) -> None:
+    status, _ = await joining(catalogue, id=north.did, name="north")
+    member = (await catalogue.http.get("/api/v1/members/north", headers=catalogue.operator)).json()
+    assert (status, member["url"]) == (201, north.url)
+
+
+async def test_a_suspended_members_datasets_are_hidden_until_it_is_restored(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    for status, ids in (("suspended", []), ("active", ["urn:hanse:north:a"])):
+        change = {"status": status, "reason": "audit"}
+        answer = await catalogue.http.patch("/api/v1/members/north", json=change, headers=catalogue.operator)
+        assert answer.json()["status"] == status
+        assert await catalogue.ids() == ids
+    visits = len(north.requests)
+    await catalogue.http.patch("/api/v1/members/north", json={"status": "suspended"}, headers=catalogue.operator)
+    refused = await catalogue.http.post("/api/v1/crawl?member=north", headers=catalogue.operator)
+    assert (refused.status_code, len(north.requests)) == (400, visits)
+
+
+async def test_who_leaves_takes_its_datasets_along_and_may_come_back(catalogue: Catalogue, north: Provider) -> None:
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    await catalogue.http.delete("/api/v1/members/north", headers=catalogue.operator)
+    assert await catalogue.ids() == []
+    gone = await catalogue.http.get("/api/v1/datasets/urn:hanse:north:a")
+    assert (gone.status_code, gone.json()["code"]) == (410, "gone")
+    assert "ended the membership" in gone.json()["detail"]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    assert await catalogue.ids() == ["urn:hanse:north:a"]
+
+
+async def test_the_operator_sees_why_a_connector_fails(catalogue: Catalogue, north: Provider) -> None:
+    north.answer = lambda *_: Reply(401)
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    member = (await catalogue.http.get("/api/v1/members/north", headers=catalogue.operator)).json()
+    assert member["source"]["failures"] == 1
+    assert member["runs"][0]["outcome"] == "failed"
+    north.answer = providers.good
+    await catalogue.crawl("north")
+    member = (await catalogue.http.get("/api/v1/members/north", headers=catalogue.operator)).json()
+    assert (member["source"]["failures"], member["source"]["problem"]) == (0, "")
+    assert [run["outcome"] for run in member["runs"]] == ["complete", "failed"]
