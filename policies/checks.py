@@ -63,25 +63,24 @@ class Leaf:
     def finding(self, moment: Moment, rule: str, phase: str) -> Finding:
         """What was expected, observed and found, from whom."""
         result = self.check(moment)
-        if result == DEFERRED and self.fact != "clock":  # always the same, and most of a policy in early phases
-            found = self._waiting.get((rule, phase))
-            if found is None:
-                found = self._made(rule, phase, result, (), "")
-                self._waiting[rule, phase] = found
-            return found
-        return self._made(rule, phase, result, *self._observed(moment, result))
-
-    def _made(self, rule: str, phase: str, result: int, observed: tuple[str, ...], source: str) -> Finding:
+        observed: tuple[str, ...]
+        if self.fact == "clock":
+            observed, source = (values.written(moment.now),), "clock"
+        elif result == DEFERRED:  # always the same, and most of a policy in early phases
+            return self._deferred(rule, phase)
+        elif (fact := moment.facts.get(self.fact)) is None:
+            observed, source = (), "contract" if result == SATISFIED else ""
+        else:
+            personal = self.personal or fact.personal
+            observed, source = tuple([shown(value, personal=personal) for value in fact.values]), fact.source
         return Finding(rule, self.path, self.left, self.op, self.expected, observed, RESULTS[result], source, phase)
 
-    def _observed(self, moment: Moment, result: int) -> tuple[tuple[str, ...], str]:
-        if self.fact == "clock":
-            return (values.written(moment.now),), "clock"
-        fact = moment.facts.get(self.fact)
-        if fact is None:
-            return ((), "contract") if result == SATISFIED else ((), "")
-        personal = self.personal or fact.personal
-        return tuple([shown(value, personal=personal) for value in fact.values]), fact.source
+    def _deferred(self, rule: str, phase: str) -> Finding:
+        found = self._waiting.get((rule, phase))
+        if found is None:
+            found = Finding(rule, self.path, self.left, self.op, self.expected, (), RESULTS[DEFERRED], "", phase)
+            self._waiting[rule, phase] = found
+        return found
 
 
 def atom_leaf(atom: Atom, path: str) -> Leaf:

@@ -134,7 +134,7 @@ def evaluate(
     outcome = _decide(plan, moment, action)
     findings = tuple(_findings(plan, moment, action, phase.value))
     permission = outcome.active.path if outcome.active else None
-    reasons = tuple(_reasons(outcome, plan, moment, action))
+    reasons = tuple(_reasons(outcome, plan, moment, action, findings))
     carried = _carried(outcome, findings)
     return Decision(outcome.permitted, permission, findings, reasons, carried, action, phase)
 
@@ -180,7 +180,9 @@ def _carried(outcome: _Outcome, findings: tuple[Finding, ...]) -> tuple[str, ...
     return tuple([found.constraint for found in findings if found.result == "deferred" and found.rule in waiting])
 
 
-def _reasons(outcome: _Outcome, plan: Plan, moment: Moment, action: str) -> Iterator[str]:
+def _reasons(
+    outcome: _Outcome, plan: Plan, moment: Moment, action: str, findings: tuple[Finding, ...]
+) -> Iterator[str]:
     """Why, in plain words: the permission that permits, the prohibition that forbids, or all that is missing."""
     if outcome.active is not None:
         yield f"{outcome.active.path} permits to {words.action(outcome.active.action)}"
@@ -190,9 +192,11 @@ def _reasons(outcome: _Outcome, plan: Plan, moment: Moment, action: str) -> Iter
         permissions = plan.covering(action)[0]
         if not permissions:
             yield f"no permission covers {compact(action)}; what is not permitted is denied"
+        fine = {found.constraint for found in findings if found.result == "satisfied"}
         for rule in permissions:
             for part in rule.parts:
-                yield from _missing(part, moment)
+                if part.path not in fine:
+                    yield from _missing(part, moment)
 
 
 def _forbids(rule: RulePlan, moment: Moment) -> str:
