@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 ONCE ?=
+BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
 .PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-stream bench-federated tck crash clean
@@ -59,7 +60,7 @@ test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts
 	@$(BIN)/pytest tests
 
 demo: setup ## a data space on this machine: three owners, a catalogue, a gigafactory (ONCE=1: play and end)
-	@$(BIN)/hanse demo $(if $(ONCE),--once)
+	@HANSE_DEMO_BEGAN=$(BEGAN) $(BIN)/hanse demo $(if $(ONCE),--once)
 
 openapi: setup-dev ## write openapi.yaml from the apps
 	@$(BIN)/python -m tests.support.openapi openapi.yaml
