@@ -1,0 +1,62 @@
+-- The smaller side's keys narrow the larger.
+SELECT d.name, t.dose FROM north.drugs d JOIN south.trials t ON t.drug = d.drug WHERE d.name LIKE 'a%';
+-- here
+SELECT d.name, t.dose FROM f0 AS d CROSS JOIN f1 AS t WHERE t.drug = d.drug;
+-- f0
+SELECT d.name, d.drug FROM drugs AS d WHERE d.name LIKE 'a%';
+-- f1
+SELECT t.dose, t.drug FROM trials AS t WHERE t.drug IN (SELECT keys_f0_1.k FROM keys_f0_1);
+
+-- Nothing narrows the preserved side of a LEFT join.
+SELECT d.name, t.dose FROM south.trials t LEFT JOIN north.drugs d ON d.drug = t.drug;
+-- here
+SELECT d.name, t.dose FROM f0 AS t LEFT JOIN f1 AS d ON d.drug = t.drug;
+-- f0
+SELECT t.dose, t.drug FROM trials AS t;
+-- f1
+SELECT d.name, d.drug FROM drugs AS d;
+
+-- NOT EXISTS is narrowed by the block's keys.
+SELECT d.name FROM north.drugs d WHERE d.price > 9 AND NOT EXISTS (SELECT * FROM south.trials t WHERE t.drug = d.drug);
+-- here
+SELECT d.name FROM f1 AS d WHERE NOT EXISTS(SELECT 1 AS one FROM f0 AS t WHERE t.drug = d.drug);
+-- f0
+SELECT DISTINCT t.drug FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1);
+-- f1
+SELECT d.name, d.drug FROM drugs AS d WHERE d.price > 9;
+
+-- A positive IN narrows the block.
+SELECT t.dose FROM south.trials t WHERE t.drug IN (SELECT d.drug FROM north.drugs d WHERE d.price > 9);
+-- here
+SELECT t.dose FROM f1 AS t WHERE t.drug IN (SELECT f0.drug FROM f0);
+-- f0
+SELECT DISTINCT d.drug FROM drugs AS d WHERE d.price > 9;
+-- f1
+SELECT t.dose, t.drug FROM trials AS t WHERE t.drug IN (SELECT keys_f0_0.k FROM keys_f0_0);
+
+-- NOT IN does not.
+SELECT t.dose FROM south.trials t WHERE t.drug NOT IN (SELECT d.drug FROM north.drugs d WHERE d.price > 9);
+-- here
+SELECT t.dose FROM f1 AS t WHERE NOT t.drug IN (SELECT f0.drug FROM f0);
+-- f0
+SELECT DISTINCT d.drug FROM drugs AS d WHERE d.price > 9;
+-- f1
+SELECT t.dose, t.drug FROM trials AS t;
+
+-- An agreement that does not allow it keeps its keys.
+SELECT p.note, t.dose FROM west.private p JOIN south.trials t ON t.drug = p.drug;
+-- here
+SELECT p.note, t.dose FROM f0 AS p CROSS JOIN f1 AS t WHERE t.drug = p.drug;
+-- f0
+SELECT p.note, p.drug FROM private AS p;
+-- f1
+SELECT t.dose, t.drug FROM trials AS t;
+
+-- Keys stand under the dataset where a subquery would run over all of it.
+SELECT d.name FROM north.drugs d, south.trials t WHERE t.drug = d.drug AND d.price > 9 AND t.dose > (SELECT avg(i.dose) FROM south.trials i WHERE i.drug = t.drug);
+-- here
+SELECT d.name FROM f0 AS d CROSS JOIN f1 AS t WHERE t.drug = d.drug;
+-- f0
+SELECT d.name, d.drug FROM drugs AS d WHERE d.price > 9;
+-- f1
+SELECT t.drug FROM (SELECT * FROM trials AS t WHERE t.drug IN (SELECT keys_f0_1.k FROM keys_f0_1)) AS t WHERE t.dose > (SELECT AVG(i.dose) AS _col_0 FROM trials AS i WHERE i.drug = t.drug);
