@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, print_json, print_one, print_rows, say, size
+from hanse.cli.out import AsJson, at, print_one, print_rows, say, size
 from hanse.errors import BadInput
 from hanse.flow import segment
 
@@ -81,16 +81,6 @@ def update(
     """Add a version from new files; agreements go on with it."""
     row = space().api.post(f"/datasets/{segment(name)}/versions", {"path": path})
     print_one(row, _FIELDS, as_json=as_json)
-
-
-@commands.command()
-def preview(
-    name: Name,
-    participant: Annotated[str, typer.Option("--as", help="As this participant would see it.", show_default=False)],
-    purpose: Annotated[str, typer.Option(help="For this purpose.")] = "",
-) -> None:
-    """What a partner would see of it, under your offers. Prints JSON."""
-    print_json(space().api.get(f"/datasets/{segment(name)}/preview", **{"as": participant, "purpose": purpose}))
 
 
 @commands.command()
