@@ -142,14 +142,14 @@ def statement(
 ) -> exp.Select:
     """The SELECT that share `number` of a group answers: `outputs`, its sources and conditions, GROUP BY `keys`."""
     select = exp.Select(expressions=[trees.named(value.copy(), name) for name, value in outputs])
-    conditions = [*group.conditions, *extra]
+    conditions = [condition.copy() for condition in (*group.conditions, *extra)]
     for source in group.sources:
         relation = _relation(source, source.parts[number])
         if select.args.get("from_") is None:
             select.set("from_", exp.From(this=relation))
         else:
             select.append("joins", exp.Join(this=relation))
-        conditions += source.parts[number].conditions
+        conditions += [condition.copy() for condition in source.parts[number].conditions]
     for source in group.outer:
         assert source.join is not None
         join = source.join.copy()

@@ -131,21 +131,19 @@ def query(
 
 
 def batches(
-    relation: duckdb.DuckDBPyRelation, *, row_bytes: Mapping[str, float], target: int, most_rows: int | None = None
+    relation: duckdb.DuckDBPyRelation, *, rows: int, target: int, exact: bool = False
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema, and batches of about `target` bytes and at most `most_rows` rows: never the whole result."""
-    widths = [
-        _measured(width_of(kind), row_bytes.get(name))
-        for name, kind in zip(relation.columns, relation.types, strict=True)
-    ]
-    rows = rows_for(sum(widths), target)
-    reader = relation.to_arrow_reader(rows if most_rows is None else max(1, min(rows, most_rows)))
+    """The schema, and batches of `rows` rows, cut near `target` bytes (joined too unless `exact`), as they come."""
+    reader = relation.to_arrow_reader(rows)
     schema = plain_schema(reader.schema)
-    if most_rows is not None:
-        return schema, (piece for batch in reader for piece in cut(plain(batch, schema), target))
-    return schema, gather(
-        (piece for batch in reader for piece in cut(plain(batch, schema), target)), at_least=target // 4
-    )
+    pieces = (piece for batch in reader for piece in cut(plain(batch, schema), target))
+    return schema, pieces if exact else gather(pieces, at_least=target // 4)
+
+
+def rows_of(relation: duckdb.DuckDBPyRelation, row_bytes: Mapping[str, float], *, target: int) -> int:
+    """Rows of this relation that make about `target` bytes; `row_bytes` is what is known of its columns' widths."""
+    columns = zip(relation.columns, relation.types, strict=True)
+    return rows_for(sum(_measured(width_of(kind), row_bytes.get(name)) for name, kind in columns), target)
 
 
 def rows_for(width: float, target: int) -> int:

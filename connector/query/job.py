@@ -68,7 +68,8 @@ class Recheck:
 class Job:
     """One piece of work for a worker. `kind`: query (frames), or report, profile, convert, check_arrow (one value).
 
-    Batches have about `batch_bytes` and at most `batch_rows`.
+    `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
+    than the engine. Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
     `consumer` is whom the work is for: free workers go round between consumers.
     """
@@ -78,6 +79,7 @@ class Job:
     sql: str = ""
     params: Sequence[Any] | Mapping[str, Any] = ()
     recheck: Recheck | None = None
+    scan: str = ""
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20
     batch_rows: int | None = None

@@ -62,9 +62,9 @@ def _with_names(node: exp.Expr) -> Iterator[str]:
         above = above.parent
 
 
-def write(tree: exp.Expr) -> str:
-    """DuckDB's SQL for a tree: every name quoted, no comments."""
-    return _DIALECT.generate(tree, identify=True, comments=False, copy=True)
+def write(tree: exp.Expr, *, spend: bool = False) -> str:
+    """DuckDB's SQL for a tree: every name quoted, no comments. `spend`: the tree is not used again."""
+    return _DIALECT.generate(tree, identify=True, comments=False, copy=not spend)
 
 
 def shown(tree: exp.Expr) -> str:

@@ -20,35 +20,39 @@ from connector.query.planning import Planning
 from connector.query.rules import RULES, apply
 
 
-def plan(sql: str, tables: Tables, *, mode: Mode = Mode.FULL, across_agreements: bool = False) -> Plan:
+def plan(
+    sql: str, tables: Tables, *, mode: Mode = Mode.FULL, across_agreements: bool = False, trace: bool = False
+) -> Plan:
     """The plan for one SELECT over `tables` (federated-query, section 9.1), or QueryInvalid with the reason.
 
-    `across_agreements`: owners take fragments over datasets of several agreements with them.
+    `across_agreements`: owners take fragments over datasets of several agreements with them. `trace`: name the rules
+    that changed something, which costs as much as planning.
     """
     tree = parse.read(sql)
     written = _written(tree)
     planning = Planning(tables, mode, across_agreements)
-    changed = []
+    changed, before = [], tree.copy() if trace else tree
     for name in RULES:
-        before = parse.write(tree)
         tree = apply(name, tree, planning)
-        if parse.write(tree) != before:
+        if trace and tree != before:
             changed.append(name)
+            before = tree.copy()
         if name == "names":
             names = _names(tree, written, planning)
     if not planning.drafts:
         raise QueryInvalid("the question reads no dataset; name one after FROM", code="dataset_missing")
     _notes(tree, planning)
     residual = _named(tree, names)
+    ctes = tuple(cte.alias for cte in residual.find_all(exp.CTE))
     return Plan(
         sql=sql,
         mode=mode,
         fragments=planning.fragments(),
-        residual=parse.write(_plain_intervals(residual)),
+        residual=parse.write(_plain_intervals(residual), spend=True),
         columns=tuple(names),
         notes=tuple(planning.notes),
         rules=tuple(changed),
-        ctes=tuple(cte.alias for cte in residual.find_all(exp.CTE)),
+        ctes=ctes,
     )
 
 

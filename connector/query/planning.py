@@ -43,7 +43,7 @@ class Planning:
     across_agreements: bool = False
     drafts: dict[str, Draft] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-    _known: dict[tuple[tuple[str, str], ...], str] = field(default_factory=dict)
+    _known: dict[tuple[tuple[str, exp.Expr], ...], str] = field(default_factory=dict)
 
     @property
     def full(self) -> bool:
@@ -75,15 +75,14 @@ class Planning:
         return found
 
     def moved(self, statement: exp.Expr, owner: str) -> exp.Expr:
-        """A copy of the statement that reads the owner's own copies of what others have too."""
-        found = statement.copy()
-        for table in [one for one in found.find_all(exp.Table) if one.db]:
+        """The statement, reading the owner's own copies of what others have too."""
+        for table in [one for one in statement.find_all(exp.Table) if one.db]:
             info = self.info(table)
             if info.owner != owner:
                 there = self.sites(info)[owner]
                 table.set("this", exp.to_identifier(there.dataset))
                 table.set("db", exp.to_identifier(there.owner))
-        return found
+        return statement
 
     def note(self, what: str, reason: str, detail: str = "") -> None:
         one = Note(what, reason, detail)
@@ -99,13 +98,16 @@ class Planning:
         pushed: Sequence[str] = (),
         rows: int | None = None,
     ) -> str:
-        """Add a fragment of one or more shares; the name of its table. Equal questions are asked once."""
+        """Add a fragment of one or more shares; the name of its table. Equal questions are asked once.
+
+        The statements are the draft's from now on: nobody changes them.
+        """
         found = [Share(share.owner, self.moved(share.statement, share.owner)) for share in shares]
-        texts = tuple((share.owner, parse.write(share.statement)) for share in found)
-        if texts not in self._known:
-            table = self._known[texts] = f"f{len(self._known)}"
+        same = tuple((share.owner, share.statement) for share in found)  # trees compare by what they say
+        if same not in self._known:
+            table = self._known[same] = f"f{len(self._known)}"
             self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed), rows)
-        return self._known[texts]
+        return self._known[same]
 
     def fragments(self) -> tuple[Fragment, ...]:
         """The drafts as fragments, one for each share."""
@@ -123,7 +125,7 @@ class Planning:
                 participant=infos[0].participant,
                 agreements=tuple(dict.fromkeys(info.agreement for info in infos)),
                 datasets=tuple(info.dataset for info in infos),
-                sql=parse.write(_bare(share.statement)),
+                sql=_bare(share.statement),
                 outputs=draft.outputs,
                 kind=draft.kind,
                 aggregate_only=any(info.grid is not None for info in infos),
@@ -133,9 +135,8 @@ class Planning:
             )
 
 
-def _bare(statement: exp.Expr) -> exp.Expr:
-    """The statement as its owner knows it: datasets by their names there."""
-    found = statement.copy()
-    for table in found.find_all(exp.Table):
+def _bare(statement: exp.Expr) -> str:
+    """The statement's text as its owner knows it: datasets by their names there. The tree is spent."""
+    for table in statement.find_all(exp.Table):
         table.set("db", None)
-    return found
+    return parse.write(statement, spend=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from connector.datasets.sources import source
-from connector.query import engine, foreign, profiling
+from connector.query import engine, foreign, profiling, scan
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
@@ -87,7 +87,13 @@ def query(session: Session, job: Job) -> None:
     recheck(con, job)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
-    schema, batches = engine.batches(relation, row_bytes=widths, target=job.batch_bytes, most_rows=job.batch_rows)
+    rows = engine.rows_of(relation, widths, target=job.batch_bytes)
+    rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
+    schema, batches = engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None)
+    if job.scan and job.batch_rows is None:
+        paths = session.files[list(job.relations).index(job.scan)].paths
+        if scan.faster(schema, paths, job.relations[job.scan].kind):
+            batches = scan.batches(paths, schema, rows=rows, target=job.batch_bytes)
     out = Frames(session, job, schema)
     for batch in batches:
         session.check()
@@ -208,15 +214,13 @@ def report(session: Session, job: Job) -> None:
     con = opened(session, job)
     recheck(con, job)
     relation = engine.query(con, job.sql, job.params)
-    schema, batches = engine.batches(relation, row_bytes={}, target=job.batch_bytes)
-    rows = [[_plain(cell) for cell in row] for batch in batches for row in _rows(batch)]
+    schema, batches = engine.batches(relation, rows=_VALUE_ROWS_MAX + 1, target=1 << 30)
+    rows: list[list[Any]] = []
+    for batch in batches:
+        if len(rows) + batch.num_rows > _VALUE_ROWS_MAX:
+            raise Coded("rows_limit")
+        rows += [[_plain(cell) for cell in row] for row in zip(*(c.to_pylist() for c in batch.columns), strict=True)]
     value(session, {"columns": schema.names, "rows": rows})
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
-    if batch.num_rows > _VALUE_ROWS_MAX:
-        raise Coded("rows_limit")
-    return zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _plain(cell: Any) -> Any:

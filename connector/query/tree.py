@@ -74,7 +74,8 @@ def where_of(select: exp.Select) -> list[exp.Expr]:
 
 
 def set_where(select: exp.Select, conditions: Iterable[exp.Expr]) -> None:
-    whole = conjoin([condition.copy() for condition in conditions])
+    """Put these conditions in WHERE; they are taken as they are, so they must stand nowhere else any more."""
+    whole = conjoin(conditions)
     select.set("where", None if whole is None else exp.Where(this=whole))
 
 

@@ -46,14 +46,14 @@ class _Implied:
     def __init__(self, select: exp.Select, types: dict[Key, str], planning: Planning) -> None:
         self.select, self.types, self.planning = select, types, planning
         self.conditions = trees.where_of(select)
-        self.known = {condition.sql() for condition in self.conditions}
+        self.known = set(self.conditions)  # trees compare by what they say
         self.owners = {source.alias_or_name: _owners(source, planning) for source in trees.sources(select)}
         self.classes = _classes(self.conditions, types)
 
     def add(self) -> None:
         """Extend WHERE."""
         added = [*self.equalities(), *self.comparisons(), *self.parts_of_or()]
-        added = [one for one in {one.sql(): one for one in added}.values() if one.sql() not in self.known]
+        added = [one for one in dict.fromkeys(added) if one not in self.known]
         moved = [self.own_columns(condition) for condition in self.conditions]
         if added or any(new is not old for new, old in zip(moved, self.conditions, strict=True)):
             trees.set_where(self.select, [*moved, *added[:_ADDED_MAX]])
@@ -65,8 +65,8 @@ class _Implied:
             for one, other in combinations(members, 2):
                 if one[0] != other[0] and self.owners.get(one[0], set()) & self.owners.get(other[0], set()):
                     pair = (_column(one), _column(other))
-                    same = [exp.EQ(this=a, expression=b).sql() for a, b in (pair, pair[::-1])]
-                    if not self.known & set(same):
+                    turned = exp.EQ(this=_column(other), expression=_column(one))
+                    if turned not in self.known:
                         yield exp.EQ(this=pair[0], expression=pair[1])
 
     def comparisons(self) -> Iterator[exp.Expr]:
@@ -116,13 +116,15 @@ class _Implied:
             if equal is None:
                 return condition
             column.replace(_column(equal))
-        return changed if changed.sql() != condition.sql() else condition
+        return changed if changed != condition else condition
 
 
 def _owners(source: exp.Expr, planning: Planning) -> set[str]:
     """Owners that can read the source alone."""
     if isinstance(source, exp.Table):
         return set(planning.sites(planning.info(source))) if source.db else set()
+    if isinstance(trees.unwrapped(source.this), exp.Union):
+        return set()
     parts = blocks.parts_of(source, planning)
     return {parts[0].owner} if len(parts) == 1 else set()
 
