@@ -50,6 +50,7 @@ class Asked:
     action: str
     purpose: str = ""
     plain_scan: bool = False  # rows of one dataset with a condition, nothing else
+    unfiltered: bool = False  # and without the condition
     rows: int | None = None
     nbytes: int | None = None
     seconds: float | None = None

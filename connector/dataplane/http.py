@@ -224,6 +224,7 @@ class _Transport:
                 sql=ask.rows_sql((self._owner, held.dataset.name), columns=columns, where=given.get("where", "")),
                 action=ask.STREAM,
                 plain_scan=True,
+                unfiltered=not given.get("where", "").strip(),
                 purpose=expand(given.get("purpose", "")[:1024]),
                 rows=_number(given, "limit_rows"),
                 batch_rows=_number(given, "batch_rows"),

@@ -40,6 +40,7 @@ from policies.errors import PolicyError
 from policies.vocabulary import compact
 
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
+_IN_FLIGHT = 32 * 2**20
 _LONGEST = 24 * 3600.0
 _PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _STOPPED = {
@@ -353,12 +354,13 @@ class Reads:
             relations=relations | brought,
             sql=prepared.sql,
             params=prepared.params,
+            scan=untouched(asked, prepared),
             recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
             limits=Limits(
                 seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
                 memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
             ),
-            batch_bytes=max(2**16, min(3 * 2**20, spare // 2)),
+            batch_bytes=max(2**16, min(self._batch_bytes(), spare // 2)),
             batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
             codec=asked.codec,
             digest=asked.digest,
@@ -366,6 +368,10 @@ class Reads:
             consumer=asked.consumer,
             shared=asked.plain_scan and not prepared.aggregate,
         )  # fmt: skip
+
+    def _batch_bytes(self) -> int:
+        """Smaller batches where many read: what is in flight for all of them together stays bounded."""
+        return max(2**19, min(3 * 2**20, _IN_FLIGHT // max(1, sum(self._running.values()))))
 
     async def _record_end(
         self,
@@ -449,6 +455,16 @@ def _why(error: BaseException, grants: Sequence[Grant]) -> BaseException:
         if grant.lease.revoked:
             return Refused(grant.stop_reason, code=REVOKED, rule=grant.contract.permission)
     return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error
+
+
+def untouched(asked: Asked, prepared: Prepared) -> str:
+    """The relation whose rows leave as they are, some columns of them; empty where anything is done to them."""
+    if not asked.unfiltered or not asked.plain_scan or len(prepared.datasets) != 1:
+        return ""
+    contract = prepared.datasets[0].contract
+    touched = contract.row_filter is not None or contract.grid is not None or prepared.barrier
+    shown = {name for name in contract.columns if all(name.casefold() != m.column.casefold() for m in contract.masks)}
+    return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
 
 
 def relation_of(grant: Grant) -> Relation:
