@@ -368,10 +368,11 @@ async def pair(directory: Path, *, urls: tuple[str, str] | None = None, **timing
         sides.append(side(name, f"203.0.113.{index + 1}", cable, url, **timing))
     for one in sides:
         await one.sender.start()
+    made = Pair(sides[0], sides[1], cable)
     try:
-        yield Pair(sides[0], sides[1], cable)
+        yield made
     finally:
-        for one in sides:
+        for one in (made.north, made.south):
             await one.sender.stop()
             one.store.close()
 
