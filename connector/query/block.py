@@ -6,8 +6,9 @@ what each column of the source is there, and what must hold. A source without pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from sqlglot import exp
 
@@ -138,11 +139,14 @@ def statement(
     outputs: Sequence[tuple[str, exp.Expr]],
     *,
     keys: Iterable[exp.Expr] = (),
-    extra: Iterable[exp.Expr] = (),
+    clauses: Mapping[str, exp.Expr | None] = MappingProxyType({}),
 ) -> exp.Select:
-    """The SELECT that share `number` of a group answers: `outputs`, its sources and conditions, GROUP BY `keys`."""
+    """The SELECT that share `number` of a group answers: `outputs`, its sources and conditions, GROUP BY `keys`.
+
+    `clauses` are further parts of the SELECT (having, qualify, distinct), in terms of the group's sources.
+    """
     select = exp.Select(expressions=[trees.named(value.copy(), name) for name, value in outputs])
-    conditions = [condition.copy() for condition in (*group.conditions, *extra)]
+    conditions = [condition.copy() for condition in group.conditions]
     for source in group.sources:
         relation = _relation(source, source.parts[number])
         if select.args.get("from_") is None:
@@ -158,6 +162,8 @@ def statement(
     keys = [key.copy() for key in keys]
     if keys:
         select.set("group", exp.Group(expressions=keys))
+    for name, clause in clauses.items():
+        select.set(name, clause.copy() if clause is not None else None)
     trees.set_where(select, conditions)
     return _varying_keys(_substituted(select, group, number))
 
@@ -183,7 +189,7 @@ def _varying_keys(select: exp.Select) -> exp.Select:
     if clause is not None:
         varying = [key for key in clause.expressions if key.find(exp.Column) is not None]
         select.set("group", exp.Group(expressions=varying) if varying else None)
-        if not varying:
+        if not varying and select.args.get("having") is None:
             some = exp.GT(this=exp.Count(this=exp.Star()), expression=exp.Literal.number(0))
             select.set("having", exp.Having(this=some))
     return select

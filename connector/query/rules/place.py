@@ -13,7 +13,7 @@ from connector.query import tree as trees
 from connector.query.block import Group, Source
 from connector.query.parse import SETS
 from connector.query.planning import Planning, Share
-from connector.query.rules import owner_joins, partial_aggregates, scans, top_k, whole_block
+from connector.query.rules import owner_joins, partial_aggregates, scans, top_k, whole_block, whole_shares
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
@@ -49,6 +49,8 @@ def _block(select: exp.Select, planning: Planning, *, distinct: bool) -> None:
     groups = owner_joins.groups(select, sources, planning)
     _place_nested(select, planning)
     only = distinct and trees.is_plain(select)
+    if whole_shares.apply(select, groups, sources, planning):
+        return
     if partial_aggregates.apply(select, groups, sources, planning):
         return
     if before is not None and _as_it_is(select, before, groups, sources, planning):
