@@ -86,6 +86,6 @@ def _encoded(dataset_id: str) -> str:
 
 def _cursor(text: str) -> str:
     try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode() if text else ""
+        return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True).decode() if text else ""
     except (binascii.Error, ValueError) as error:
         raise BadInput("expected a page address as hydra:next gave it; start at the first page") from error

@@ -1,0 +1,180 @@
+"""The catalogue as a process: its settings, its command line, its health, its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from catalogue.__main__ import commands
+from catalogue.settings import Settings
+from tests.catalogue.conftest import Catalogue
+from tests.catalogue.provider import Provider, dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_setting_has_a_line_of_help() -> None:
+    for name, field in Settings.model_fields.items():
+        assert (field.description or "").endswith("."), name
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "Big"},
+        {"public_port": 70_000},
+        {"unreachable_seconds": 9.0, "expired_seconds": 8.0},
+        {"log_level": "x"},
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**given)
+
+
+def test_the_operators_did_follows_from_its_address() -> None:
+    assert Settings(public_port=8700).did == "did:web:127.0.0.1%3A8700"
+    assert Settings(public_url="https://space.test/").did == "did:web:space.test"
+    assert Settings(participant_id="did:web:other.test").did == "did:web:other.test"
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "DATA_DIR": str(tmp_path / "data"),
+        "ALLOW_PRIVATE": "127.0.0.0/8",
+        "INSECURE_HTTP": "true",
+        "LOG_LEVEL": "error",
+    }.items():
+        monkeypatch.setenv(f"HANSE_{name}", value)
+
+
+@pytest.mark.usefixtures("environment")
+async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
+    async def run(*words: str) -> tuple[int, str]:
+        result = await asyncio.to_thread(CliRunner().invoke, commands, words)
+        return result.exit_code, result.output
+
+    assert await run("migrate") == (0, "schema 0001 (was empty)\n")
+    assert await run("member", "add", north.did, "north", "--country", "DE", "--url", north.url) == (
+        0,
+        f"north ({north.did}) is a member\n",
+    )
+    again = await run("member", "add", north.did, "north")
+    assert again[0] == 1
+    assert "member already" in again[1]
+    assert "active" in (await run("member", "list"))[1]
+    assert await run("member", "suspend", "north") == (0, "north is suspended\n")
+    assert await run("member", "suspend", "north", "--lift") == (0, "north is active\n")
+    assert (await run("member", "remove", "north"))[0] == 0
+    assert await run("member", "list") == (0, "")
+    assert (await run("member", "remove", "north"))[0] == 1
+
+
+async def test_health_is_open_and_figures_are_the_operators(catalogue: Catalogue, north: Provider) -> None:
+    north.datasets = [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    assert (await catalogue.http.get("/health/live")).json() == {"status": "ok"}
+    assert (await catalogue.http.get("/health/ready")).json() == {"status": "ok"}
+    figures = (await catalogue.http.get("/metrics", headers=catalogue.operator)).text
+    for line in (
+        "hanse_entries 2.0",
+        'hanse_members{state="active"} 1.0',
+        'hanse_visits_total{outcome="complete"} 1.0',
+    ):
+        assert line in figures
+
+
+async def test_a_body_that_is_too_large_or_without_length_is_refused(catalogue: Catalogue) -> None:
+    async def endless() -> Any:
+        yield b"{}"
+
+    large = await catalogue.http.post("/api/v1/members", content=b"a" * 70_000, headers=catalogue.operator)
+    chunked = await catalogue.http.post("/api/v1/members", content=endless(), headers=catalogue.operator)
+    for answer in (large, chunked):
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad_input")
+        assert "at most 65536 bytes" in answer.json()["detail"]
+
+
+async def test_the_api_describes_itself(catalogue: Catalogue) -> None:
+    paths = (await catalogue.http.get("/openapi.json")).json()["paths"]
+    assert {"/api/v1/search", "/api/v1/members", "/api/v1/crawl", "/members.jws"} <= set(paths)
+    assert "/login" not in paths
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            assert operation.get("description"), (method, path)
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """`python -m catalogue serve` as an operator starts it, until it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = tmp_path / "admin.token"
+    mine = {"DATA_DIR": str(tmp_path / "data"), "PUBLIC_PORT": str(port), "ADMIN_TOKEN_FILE": str(token)}
+    env = {**os.environ, **{f"HANSE_{name}": value for name, value in mine.items()}, "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "catalogue", "serve"], env=env, cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        for _ in range(600):
+            if _ready(f"http://127.0.0.1:{port}"):
+                break
+            assert started.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        yield started, f"http://127.0.0.1:{port}", token
+    finally:
+        started.kill()
+        started.wait()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.mark.e2e
+def test_the_process_idles_small_writes_its_token_and_ends_when_told(
+    process: tuple[subprocess.Popen[bytes], str, Path], tmp_path: Path
+) -> None:
+    running, url, token = process
+    with urllib.request.urlopen(f"{url}/?q=herring", timeout=10) as answer:
+        assert b"<h1>" in answer.read()
+    status = Path(f"/proc/{running.pid}/status").read_text()
+    resident = int(status.partition("VmRSS:")[2].split()[0]) // 1024
+    assert resident <= 200, f"{resident} MB"
+    asked = urllib.request.Request(
+        f"{url}/api/v1/members", headers={"authorization": f"Bearer {token.read_text().strip()}"}
+    )
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        assert answer.read() == b"[]"
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(15) in (0, -signal.SIGTERM)
+    log = (tmp_path / "log").read_text()
+    assert log.count(token.read_text().strip()) == 1
+    assert "Traceback" not in log
+
+
+def test_the_heavy_libraries_are_not_loaded_at_start() -> None:
+    code = "import sys, catalogue.app; print([m for m in ('duckdb','pyarrow','rdflib','sqlglot') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

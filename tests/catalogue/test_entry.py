@@ -1,0 +1,144 @@
+"""Reading a dataset as leniently as can be, and its offers as what they are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from catalogue.entry import Column, Entry, read_dataset
+from connector.errors import MessageInvalid
+from tests.catalogue.provider import MEMBERS_ONLY, dataset
+
+DCT, DCAT, OURS = "http://purl.org/dc/terms/", "http://www.w3.org/ns/dcat#", "https://w3id.org/hanse/catalog/1/"
+
+
+def read(**about: Any) -> Entry:
+    untitled = {key: value for key, value in dataset("urn:hanse:north:a").items() if key != "dct:title"}
+    return read_dataset({**untitled, **about}, participant="did:web:north")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"dct:title": "T", "dcat:keyword": ["k"], "dcat:theme": {"@id": "HEAL"}},
+        {f"{DCT}title": [{"@value": "T", "@language": "en"}], f"{DCAT}keyword": "k", f"{DCAT}theme": [{"@id": "HEAL"}]},
+        {"title": "T", "keyword": {"@value": "k"}, "theme": "HEAL"},
+        {"dcterms:title": "T", "dcat:keyword": {"@set": ["k", "k", ""]}, "dcat:theme": {"@list": ["HEAL"]}},
+    ],
+)
+def test_every_spelling_of_a_term_is_read_alike(about: dict[str, Any]) -> None:
+    entry = read(**about)
+    assert (entry.title, entry.keywords, entry.themes) == ("T", ("k",), ("HEAL",))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {f"{OURS}columns": {"@list": [{f"{OURS}name": "age", f"{OURS}type": "int32"}]}},
+        {"https://w3id.org/hanse/columns": [{"name": "age", "type": "int32"}]},
+        {"hanse:columns": {"hanse:name": "age", "hanse:type": {"@value": "int32"}}},
+        {"columns": [{"name": "age", "type": "int32"}, {"name": ""}, 7, {"type": "x"}]},
+    ],
+)
+def test_columns_are_read_in_every_form(about: dict[str, Any]) -> None:
+    assert read(**about).columns == (Column("age", "int32"),)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ("x", "dataset object"),
+        ({}, "@id"),
+        ({"@id": "a b"}, "@id"),
+        ({"@id": "a" * 1025}, "@id"),
+        ({"@id": "ä" * 513}, "@id"),
+        ({"@id": "urn:\u200bx"}, "@id"),
+        ({"@id": 7}, "@id"),
+        ({"@id": "urn:x"}, "hasPolicy"),
+        ({"@id": "urn:x", "hasPolicy": [], "distribution": [{}]}, "hasPolicy"),
+        ({"@id": "urn:x", "hasPolicy": [{}]}, "distribution"),
+    ],
+)
+def test_what_the_protocol_demands_is_demanded(raw: Any, says: str) -> None:
+    with pytest.raises(MessageInvalid, match=says):
+        read_dataset(raw, participant="did:web:north")
+
+
+def test_what_is_too_much_is_cut() -> None:
+    entry = read(**{
+        "dct:title": "t" * 1_000, "dct:description": "d" * 100_000, "dcat:keyword": [f"k{n}" for n in range(99)],
+        "columns": [{"name": f"c{n}"} for n in range(10_050)],
+    })  # fmt: skip
+    assert (len(entry.title), len(entry.description), len(entry.keywords), len(entry.columns)) == (
+        300,
+        20_000,
+        50,
+        10_000,
+    )
+
+
+def test_an_entry_survives_its_json() -> None:
+    entry = read(**{"dct:title": "T", "columns": ["a"], "hanse:audience": "public"})
+    assert Entry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+
+
+def test_the_digest_changes_with_the_content_only() -> None:
+    assert read(**{"dct:title": "T"}).digest == read(**{f"{DCT}title": [{"@value": "T"}]}).digest
+    assert read(**{"dct:title": "T"}).digest != read(**{"dct:title": "U"}).digest
+
+
+def constraint(left: str, right: Any, operator: str = "eq") -> dict[str, Any]:
+    return {"leftOperand": left, "operator": operator, "rightOperand": right}
+
+
+MEMBER = constraint("ds:membership", "active")
+
+
+@pytest.mark.parametrize(
+    ("policy", "audience"),
+    [
+        ({"permission": [{"action": "use"}]}, ("public",)),
+        ({"permission": [{"action": "use", "constraint": [constraint("odrl:purpose", "dpv:Marketing")]}]}, ("public",)),
+        (MEMBERS_ONLY, ("members",)),
+        ({"permission": [*MEMBERS_ONLY["permission"], {"action": "use"}]}, ("public",)),
+        ({"permission": [{"action": "use", "constraint": [{"or": [MEMBER, MEMBER]}]}]}, ("members",)),
+        ({"permission": [{"action": "use", "constraint": [constraint("ds:role", "research")]}]}, ("members",)),
+        (
+            {"permission": [{"action": "use", "constraint": [constraint("ds:participant", "did:web:a")]}]},
+            ("did:web:a",),
+        ),
+        ({"permission": [{"action": "use", "constraint": [constraint("odrl:unheard", "x")]}]}, ("members",)),
+        ({"prohibition": [{"action": "use"}]}, ("members",)),
+        ({"permission": "nonsense"}, ("members",)),
+    ],
+)
+def test_an_offer_is_for_everybody_only_where_a_permission_asks_nothing_of_the_party(
+    policy: dict[str, Any], audience: tuple[str, ...]
+) -> None:
+    entry = read_dataset(dataset("urn:x", policy=policy), participant="did:web:north")
+    assert entry.offers[0].audience == audience
+
+
+def test_an_offer_is_said_in_words_classes_purposes_and_its_end() -> None:
+    policy = {
+        "permission": [{
+            "action": "ds:query",
+            "constraint": [
+                MEMBER,
+                constraint("odrl:purpose", ["https://w3id.org/dpv#ScientificResearch"], "isAnyOf"),
+                constraint("ds:resultKind", "aggregate"),
+                constraint("ds:minGroupSize", "5", "gteq"),
+                constraint("odrl:dateTime", {"@value": "2027-12-31T23:59:59Z", "@type": "xsd:dateTime"}, "lteq"),
+            ],
+        }],
+        "prohibition": [{"action": "odrl:distribute"}],
+    }  # fmt: skip
+    offer = read_dataset(dataset("urn:x", policy=policy), participant="did:web:north").offers[0]
+    assert offer.classes == (
+        "aggregates-only", "members-only", "minimum-group", "no-redistribution", "purpose-bound", "time-limited",
+    )  # fmt: skip
+    assert (offer.purposes, offer.actions, offer.until) == (("dpv:ScientificResearch",), ("ds:query",), "2027-12-31")
+    assert offer.sentences[0] == "The party may query the data."
+    assert [line.depth for line in offer.lines] == [0, 1, 1, 1, 1, 1, 0]

@@ -1,0 +1,176 @@
+"""The catalogue's database, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import inspect, text
+
+from catalogue import ingest
+from catalogue.access import Viewer
+from catalogue.app import build
+from catalogue.entry import READER
+from catalogue.ingest import Tally
+from catalogue.question import Question
+from catalogue.settings import Settings
+from catalogue.store import Store, Transaction
+from catalogue.store.migrate import upgrade
+from catalogue.store.tables import Entry, Member, Run, Source, Table
+from connector.errors import Conflict
+from tests.catalogue.provider import dataset
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    upgrade(database_url)
+    opened = Store(database_url)
+    yield opened
+    opened.close()
+
+
+def member(name: str) -> Member:
+    return Member(
+        id=f"did:web:{name}", name=name, title=name, role="", country="", url="http://x", status="active", reason="",
+        joined_at=0, changed_at=0,
+    )  # fmt: skip
+
+
+def join(tx: Transaction, name: str, *, next_at: float = 0.0) -> Member:
+    made = member(name)
+    tx.members.add(made)
+    tx.members.add(Source(member_id=made.id, state="new", next_at=next_at, failures=0, problem="", etag=""))
+    tx.members.changed()
+    return made
+
+
+def take(store: Store, owner: Member, names: list[str]) -> Tally:
+    tally = Tally()
+    raw = [dataset(f"urn:hanse:{owner.name}:{name}") for name in names]
+    found = ingest.read_page(raw, owner, entry_bytes=10_000, tally=tally)
+    store.write_now(lambda tx: ingest.take(tx, owner, found, most=10**6, tally=tally))
+    return tally
+
+
+def test_the_migration_makes_the_tables_of_the_program(database_url: str) -> None:
+    assert upgrade(database_url) == ("", "0001")
+    assert upgrade(database_url) == ("0001", "0001")
+    store = Store(database_url)
+    found = inspect(store.engine)
+    for name, table in Table.metadata.tables.items():
+        assert {column["name"] for column in found.get_columns(name)} == set(table.columns.keys()), name
+    store.close()
+
+
+def test_a_database_of_a_newer_program_is_refused(store: Store, database_url: str) -> None:
+    store.write_now(lambda tx: tx.session.execute(text("UPDATE alembic_version SET version_num = '9999'")) and None)
+    with pytest.raises(Conflict, match="newer Hanse"):
+        upgrade(database_url)
+
+
+def test_changes_are_read_in_order_from_any_position(store: Store) -> None:
+    owner = store.write_now(lambda tx: join(tx, "north"))
+    take(store, owner, ["a", "b", "c"])
+    store.write_now(lambda tx: tx.entries.touch_all(owner.id))  # all three under one number
+    take(store, owner, ["d"])
+    at, met = (0, ""), []
+    while rows := store.read_now(lambda tx: list(tx.entries.changed_after(*at, limit=2))):  # noqa: B023  # run at once
+        met += [row.id[-1] for row, _, _ in rows]
+        at = (rows[-1][0].seq, rows[-1][0].id)
+    assert met == ["a", "b", "c", "d"]
+    assert at[0] == store.read_now(lambda tx: tx.entries.last_seq())
+
+
+def test_numbers_of_writers_at_once_are_never_the_same_and_never_late(store: Store) -> None:
+    barrier = threading.Barrier(4)
+
+    def bump(_: int) -> list[int]:
+        barrier.wait(10)
+        return [store.write_now(lambda tx: tx.entries.next_seq()) for _ in range(8)]
+
+    store.write_now(lambda tx: tx.entries.next_seq())
+    with ThreadPoolExecutor(4) as threads:
+        numbers = [number for found in threads.map(bump, range(4)) for number in found]
+    assert sorted(numbers) == list(range(2, 34))
+
+
+def test_a_failed_change_leaves_nothing(store: Store) -> None:
+    def fail(tx: Transaction) -> None:
+        join(tx, "north")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        store.write_now(fail)
+    assert store.read_now(lambda tx: list(tx.members.all())) == []
+
+
+def test_who_is_due_is_asked_longest_due_first_and_suspended_members_never(store: Store) -> None:
+    for name, at in (("a", 30.0), ("b", 10.0), ("c", 99.0), ("d", 5.0)):
+        store.write_now(lambda tx, name=name, at=at: join(tx, name, next_at=at))  # type: ignore[misc]  # bound now
+
+    def suspend(tx: Transaction) -> None:
+        tx.members.of("d").status = "suspended"
+
+    store.write_now(suspend)
+    assert [one.member_id for one in store.read_now(lambda tx: list(tx.members.due(50, limit=9)))] == [
+        "did:web:b",
+        "did:web:a",
+    ]
+    assert len(store.read_now(lambda tx: list(tx.members.due(50, limit=1)))) == 1
+
+
+def test_only_the_newest_visits_are_kept(store: Store) -> None:
+    owner = store.write_now(lambda tx: join(tx, "north"))
+    for number in range(25):
+
+        def visit(tx: Transaction, number: int = number) -> None:
+            tx.members.add(Run(
+                member_id=owner.id, why="schedule", started_at=number, ended_at=number, outcome="complete", problem="",
+                counts={}, skipped=[],
+            ))  # fmt: skip
+            tx.members.forget_old_runs(owner.id)
+
+        store.write_now(visit)
+    kept = store.read_now(lambda tx: [run.started_at for run in tx.members.runs(owner.id)])
+    assert kept == list(range(24, 4, -1))
+
+
+def test_a_removed_member_leaves_tombstones_that_are_swept_in_time(store: Store) -> None:
+    owner = store.write_now(lambda tx: join(tx, "north"))
+    take(store, owner, ["a"])
+    store.write_now(lambda tx: tx.entries.withdraw_all(owner.id, now=100.0, why="left"))
+    store.write_now(lambda tx: tx.members.remove(tx.members.of("north")))
+    assert store.read_now(lambda tx: tx.entries.of("urn:hanse:north:a").withdrawn_why) == "left"
+    store.write_now(lambda tx: tx.entries.forget_tombstones(100.0))
+    assert store.read_now(lambda tx: tx.entries.find("urn:hanse:north:a")) is not None
+    store.write_now(lambda tx: tx.entries.forget_tombstones(101.0))
+    assert store.read_now(lambda tx: tx.entries.find("urn:hanse:north:a")) is None
+
+
+def test_entries_that_an_older_program_read_are_read_again(store: Store) -> None:
+    owner = store.write_now(lambda tx: join(tx, "north"))
+    take(store, owner, ["a", "b"])
+
+    def age(tx: Transaction) -> None:
+        for row in tx.session.query(Entry):
+            row.reader, row.content = 0, {}
+
+    store.write_now(age)
+    assert store.write_now(ingest.read_again) == 2
+    assert store.write_now(ingest.read_again) == 0
+    row = store.read_now(lambda tx: tx.entries.of("urn:hanse:north:a"))
+    assert (row.reader, row.content["title"]) == (READER, "a")
+
+
+def test_the_whole_catalogue_runs_on_it(database_url: str, tmp_path: Path) -> None:
+    parts = build(Settings(data_dir=tmp_path / "catalogue", database_url=database_url))
+    owner = parts.store.write_now(lambda tx: join(tx, "north"))
+    assert take(parts.store, owner, ["herring", "salt"]).new == 2
+    assert take(parts.store, owner, ["herring"]).datasets == 1
+    parts.index.catch_up()
+    assert parts.index.search(Question(words="herring"), Viewer()).ids == ("urn:hanse:north:herring",)
+    assert parts.index.owners(Viewer()) == {"north": 2}
+    parts.store.close()
