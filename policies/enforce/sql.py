@@ -14,7 +14,7 @@ from sqlglot.dialects.duckdb import DuckDB
 
 from policies.admission import check_action, check_purpose, check_time, reason
 from policies.contract import DataContract, Scalar
-from policies.enforce import aggregate, bind, statement, template, wrap
+from policies.enforce import aggregate, bind, rewrite, statement, template, wrap
 from policies.enforce.bind import Bound, Entry
 from policies.enforce.functions import ENGINE_FUNCTIONS
 from policies.enforce.statement import DEFAULT, Caps, refuse
@@ -166,9 +166,7 @@ class _Wrapper:
         self.barrier = False
         self.grid: DataContract | None = None
         self.shared: dict[tuple[str, str], str] = {}
-        self.asked = _asked_names(tree)
-        _safe_casts(tree)
-        _plain_intervals(tree)
+        self.asked = rewrite.safe(tree)
 
     def dataset(self, node: exp.Table, dataset: Dataset) -> None:
         contract = dataset.contract
@@ -226,43 +224,10 @@ class _Wrapper:
         self.ctes.append(exp.CTE(this=query, alias=alias, materialized=materialised or None))
 
 
-def _asked_names(tree: exp.Expr) -> set[str] | None:
-    """Folded names of all columns that the query mentions; None when it asks for all by `*`."""
-    names: set[str] = set()
-    for node in tree.walk():
-        if isinstance(node, exp.Star) and not isinstance(node.parent, exp.Count):
-            return None
-        if isinstance(node, exp.Column):
-            names.add(node.name.casefold())
-        elif isinstance(node, exp.Join):
-            names.update(column.name.casefold() for column in node.args.get("using") or ())
-    return names
-
-
-def _safe_casts(tree: exp.Expr) -> None:
-    """CAST to TRY_CAST: an error would quote the value, and tell of a row that the answer hides."""
-    for node in list(tree.find_all(exp.Cast)):
-        if type(node) is exp.Cast:
-            node.replace(exp.TryCast(this=node.this, to=node.args["to"], safe=True))
-
-
-def _plain_intervals(tree: exp.Expr) -> None:
-    """INTERVAL '3' MONTH as to_months(3): the engine's parser would read the former through plain casts."""
-    for node in list(tree.find_all(exp.Interval)):
-        unit = str(node.args["unit"].this).lower().rstrip("s")
-        amount = node.this
-        if isinstance(amount, exp.Literal):
-            amount = exp.Literal.number(str(amount.this))
-        elif isinstance(amount.this, exp.Literal):  # a minus before it
-            amount = exp.Neg(this=exp.Literal.number(str(amount.this.this)))
-        node.replace(exp.Anonymous(this=f"to_{unit}s", expressions=[amount]))
-
-
 def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Dataset, ...]) -> Prepared:
-    own = {str(node.this).lower() for node in tree.find_all(exp.Anonymous)}  # only the wrap writes these
     grid = wrapper.grid.grid if wrapper.grid is not None else None
     names = tuple(dict.fromkeys((*wrapper.names, *bound.names)))
-    _only(tree, names)
+    own = rewrite.relations(tree, names)
     return Prepared(
         sql=generate(tree),
         params=dict(wrapper.maker.parameters.values),
@@ -274,13 +239,6 @@ def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Datas
         aggregate=grid is not None,
         min_group=None if grid is None else grid.min_group,
     )
-
-
-def _only(tree: exp.Expr, names: Sequence[str]) -> None:
-    """Every relation in the finished tree is one that the policy put there, or a WITH query."""
-    for node in tree.find_all(exp.Table):
-        if node.args.get("db") or node.name not in names:
-            refuse("dataset_unknown", "the query reads something that is not part of the agreement", "wrap")
 
 
 _DIALECT = DuckDB()
@@ -302,11 +260,12 @@ def withheld(dataset: Dataset, *, token: Callable[[], str], mask_key: bytes) -> 
     """
     maker = Maker(Parameters(), token, mask_key)
     tree, names = aggregate.report(dataset.contract, dataset.relation, maker)
-    own = {str(node.this).lower() for node in tree.find_all(exp.Anonymous)}
+    names = (dataset.relation, *names)
+    own = rewrite.relations(tree, names)
     return Prepared(
         sql=generate(tree),
         params=dict(maker.parameters.values),
-        names=(dataset.relation, *names),
+        names=names,
         functions=ENGINE_FUNCTIONS | own,
         columns=tuple(output.alias for output in tree.expressions),
         datasets=(dataset,),

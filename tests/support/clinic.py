@@ -9,7 +9,7 @@ SECRET = "SECRET"  # in every text that is hidden: masked, denied, filtered away
 SECRET_NUMBER = 987_654_321  # the same for numbers
 ROWS = 600
 
-_TABLES = f"""
+TABLES = f"""
 CREATE TABLE src_people AS SELECT
     i AS id, 'name-{SECRET}-' || i AS name, '{SECRET}-' || i AS ssn, '+49-{SECRET}-' || i AS phone,
     CASE WHEN i % 3 = 0 THEN 'DE' WHEN i % 3 = 1 THEN 'FR' ELSE 'XX' END AS country,
@@ -37,7 +37,7 @@ def bench() -> gate.Bench:
     """people: two countries, ssn hidden, name hashed, phone nulled, salary rounded. visits: behind a barrier.
     outcomes: aggregates over at least 10 persons. shared: the same name at two owners."""
     made = gate.Bench()
-    made.connection.execute(_TABLES)
+    made.connection.execute(TABLES)
 
     def add(owner: str, table: str, relation: str, *constraints: object, duties: tuple[object, ...] = ()) -> None:
         schema = gate.schema_of(made.connection, relation)

@@ -1,0 +1,88 @@
+"""What a checked query is changed into before the policy stands in it: casts that cannot fail, plain words.
+
+One pass over the tree. Afterwards the engine's parser sees the same functions as the gate, and no cast but
+TRY_CAST. Must not know contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlglot import exp
+
+from policies.enforce.statement import refuse
+
+
+def safe(tree: exp.Expr) -> set[str] | None:
+    """Rewrite `tree` in place; folded names of the columns that it mentions, None when it asks for all by `*`."""
+    names: set[str] = set()
+    everything = False
+    for node in list(tree.walk()):
+        kind = type(node)
+        if kind is exp.Column:
+            names.add(node.name.casefold())
+        elif kind is exp.Star:
+            everything = everything or not isinstance(node.parent, exp.Count)
+        elif kind is exp.Join:
+            names.update(column.name.casefold() for column in node.args.get("using") or ())
+        else:
+            change = _CHANGES.get(kind)
+            if change is not None:
+                change(node)
+    return None if everything else names
+
+
+def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
+    """The functions that the wrap wrote into the finished tree by name.
+
+    Raises QueryRefused unless every relation in it is one of `names`: what the policy put there, or a WITH query.
+    """
+    written: set[str] = set()
+    for node in tree.walk():
+        kind = type(node)
+        if kind is exp.Anonymous:
+            written.add(str(node.this).lower())
+        elif kind is exp.Table and (node.args.get("db") or node.name not in names):
+            refuse("dataset_unknown", "the query reads something that is not part of the agreement", "wrap")
+    return frozenset(written)
+
+
+def _cast(node: exp.Expr) -> None:
+    """An error would quote the value, and tell of a row that the answer hides."""
+    node.replace(exp.TryCast(this=node.this, to=node.args["to"], safe=True))
+
+
+def _interval(node: exp.Expr) -> None:
+    """INTERVAL '3' MONTH as to_months(3): the engine's parser would read the former through plain casts."""
+    unit = str(node.args["unit"].this).lower().rstrip("s")
+    amount = node.this
+    if isinstance(amount, exp.Literal):
+        amount = exp.Literal.number(str(amount.this))
+    elif isinstance(amount.this, exp.Literal):  # a minus before it
+        amount = exp.Neg(this=exp.Literal.number(str(amount.this.this)))
+    node.replace(exp.Anonymous(this=f"to_{unit}s", expressions=[amount]))
+
+
+def _is(node: exp.Expr) -> None:
+    """`x IS TRUE` without the cast that the engine's parser puts in."""
+    if isinstance(node.expression, exp.Boolean):
+        value = exp.TryCast(this=node.this, to=exp.DataType.build("boolean"), safe=True)
+        node.replace(exp.Paren(this=exp.NullSafeEQ(this=value, expression=node.expression)))
+
+
+def _named(name: str) -> Callable[[exp.Expr], None]:
+    """The function by its own name, without the cast that the generator puts in."""
+
+    def change(node: exp.Expr) -> None:
+        node.replace(exp.Anonymous(this=name, expressions=[node.this]))
+
+    return change
+
+
+_CHANGES: dict[type[exp.Expr], Callable[[exp.Expr], None]] = {
+    exp.Cast: _cast,
+    exp.Interval: _interval,
+    exp.Is: _is,
+    exp.LogicalAnd: _named("bool_and"),
+    exp.LogicalOr: _named("bool_or"),
+}
