@@ -57,6 +57,7 @@ from connector.management import (
     events,
     negotiations,
     offers,
+    pages,
     problems,
     queries,
     search,
@@ -381,7 +382,38 @@ def management_app(parts: Services) -> FastAPI:
     app.include_router(api)
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
+    app.include_router(_console(parts))
     return app
+
+
+def _console(parts: Services) -> APIRouter:
+    """The pages, over the same services as the API."""
+    settings = parts.settings
+
+    async def asked(query: str) -> dict[str, Any]:
+        about = {"catalogue_url": settings.catalogue_url, "operator": settings.trust_anchor}
+        return await search.ask(parts.net, parts.identity, query, **about)
+
+    return pages.router(
+        settings=settings,
+        participant=parts.participant,
+        version=VERSION,
+        tokens=parts.tokens,
+        trust=parts.trust,
+        store=parts.store,
+        registry=parts.registry,
+        offers=parts.offers,
+        facts_of=parts.facts_of,
+        negotiations=parts.negotiations,
+        transfers=parts.transfers,
+        agreements=parts.agreements,
+        partners=parts.partners,
+        search=asked,
+        coordinator=parts.coordinator,
+        holdings=parts.holdings,
+        log=parts.log,
+        signer=parts.signer,
+    )
 
 
 def _well_known(parts: Services) -> APIRouter:

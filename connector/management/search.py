@@ -1,4 +1,4 @@
-"""Search over the data space: asked of its catalogue in our participant's name, so that members see what members may."""
+"""Search over the data space: asked of its catalogue in our own name, so that members see what members may."""
 
 from __future__ import annotations
 
@@ -15,6 +15,26 @@ from connector.net import Net
 _QUERY_MAX = 4096
 
 
+async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, operator: str) -> dict[str, Any]:
+    """The catalogue's answer to a query string. NotFound without a catalogue, PeerRefused where it says no."""
+    if not catalogue_url:
+        raise NotFound("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
+    url = f"{catalogue_url.rstrip('/')}/api/v1/search?{query[:_QUERY_MAX]}"
+    headers = {"authorization": identity.mint(operator)} if operator else {}
+    reply = await net.call("GET", url, headers=headers)
+    try:
+        found = json.loads(reply.body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PeerNonsense(f"expected JSON from the catalogue, came status {reply.status}")
+    if reply.status != 200:
+        raise PeerRefused(
+            f"the catalogue says: {found.get('detail', reply.status)}", code=str(found.get("code", "refused"))
+        )
+    return found
+
+
 def router(net: Net, identity: Identity, tokens: Tokens, *, catalogue_url: str, operator: str) -> APIRouter:
     """`catalogue_url` and `operator` (its DID) are the operator's settings; without them there is no search."""
     routes = APIRouter(tags=["search"])
@@ -22,21 +42,6 @@ def router(net: Net, identity: Identity, tokens: Tokens, *, catalogue_url: str, 
 
     @routes.get("/search", summary="Datasets of the data space; parameters as in the catalogue's own search")
     async def search(request: Request, _: Caller = reader) -> dict[str, Any]:
-        if not catalogue_url:
-            raise NotFound("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
-        url = f"{catalogue_url.rstrip('/')}/api/v1/search?{request.url.query[:_QUERY_MAX]}"
-        headers = {"authorization": identity.mint(operator)} if operator else {}
-        reply = await net.call("GET", url, headers=headers)
-        try:
-            found = json.loads(reply.body)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise PeerNonsense(f"expected JSON from the catalogue, came status {reply.status}")
-        if reply.status != 200:
-            raise PeerRefused(
-                f"the catalogue says: {found.get('detail', reply.status)}", code=str(found.get("code", "refused"))
-            )
-        return found
+        return await ask(net, identity, request.url.query, catalogue_url=catalogue_url, operator=operator)
 
     return routes

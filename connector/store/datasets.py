@@ -40,6 +40,14 @@ class Datasets:
             raise NotFound(f"dataset {dataset.name!r} has no version {dataset.version!r}")
         return found
 
+    def versions(self, dataset_id: str) -> Sequence[DatasetVersion]:
+        """Every version of a dataset, the newest first."""
+        return self._session.scalars(
+            select(DatasetVersion)
+            .where(DatasetVersion.dataset_id == dataset_id)
+            .order_by(DatasetVersion.created_at.desc(), DatasetVersion.digest)
+        ).all()
+
     def page(self, *, after: str = "", limit: int = 100) -> Sequence[Dataset]:
         """Datasets in order of their id, after the id `after` (keyset paging: no skipped rows are read)."""
         return self._session.scalars(select(Dataset).where(Dataset.id > after).order_by(Dataset.id).limit(limit)).all()

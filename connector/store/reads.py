@@ -27,3 +27,7 @@ class OpenReads:
     def left_by(self, instance: str) -> Sequence[OpenRead]:
         """Reads that an earlier run of this process began and did not end."""
         return self._session.scalars(select(OpenRead).where(OpenRead.instance == instance)).all()
+
+    def under_way(self, *, limit: int) -> Sequence[OpenRead]:
+        """Reads that were begun and have not ended, in no order of note."""
+        return self._session.scalars(select(OpenRead).limit(limit)).all()

@@ -1,0 +1,86 @@
+"""The connector's console: pages for the data owner, the model builder, the operator and the auditor.
+
+Server-rendered; they ask the same services as the API beside them and work without JavaScript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter
+
+from connector.audit.log import AuditLog
+from connector.audit.note import Signer
+from connector.datasets.offers import Offers
+from connector.datasets.registry import Registry
+from connector.dsp.agreements import Agreements
+from connector.dsp.negotiation import Negotiations
+from connector.dsp.partners import Partners
+from connector.dsp.transfer import Transfers
+from connector.identity.trust import Trust
+from connector.management.auth import Tokens
+from connector.management.pages import (
+    agreements as agreement_pages,
+)
+from connector.management.pages import (
+    audit,
+    datasets,
+    finding,
+    overview,
+    processes,
+    query,
+    session,
+    system,
+)
+from connector.management.pages import (
+    offers as offer_pages,
+)
+from connector.management.pages.desk import Desk
+from connector.query.coordinate import Coordinator
+from connector.query.holdings import Holdings
+from connector.settings import Settings
+from connector.store import Store
+from policies.evaluate import Facts
+
+
+def router(
+    *,
+    settings: Settings,
+    participant: str,
+    version: str,
+    tokens: Tokens,
+    trust: Trust,
+    store: Store,
+    registry: Registry,
+    offers: Offers,
+    facts_of: Callable[[str], Awaitable[Facts]],
+    negotiations: Negotiations,
+    transfers: Transfers,
+    agreements: Agreements,
+    partners: Partners,
+    search: finding.Search,
+    coordinator: Coordinator,
+    holdings: Holdings,
+    log: AuditLog,
+    signer: Signer,
+) -> APIRouter:
+    """Every page, for the root of the management listener."""
+    desk = Desk(
+        tokens, name=settings.name, title=settings.title, participant=participant, version=version,
+        members=trust.members,
+    )  # fmt: skip
+    routes = APIRouter(include_in_schema=False)
+    for one in (
+        session.router(desk, secure=settings.root_url.startswith("https:")),
+        overview.router(desk, store=store, log=log, settings=settings),
+        datasets.router(desk, registry=registry, store=store, settings=settings),
+        offer_pages.router(desk, offers=offers, registry=registry, facts_of=facts_of),
+        processes.router(desk, negotiations=negotiations, transfers=transfers, store=store),
+        agreement_pages.router(desk, agreements=agreements, store=store),
+        finding.router(desk, search=search, partners=partners, negotiations=negotiations),
+        query.router(desk, coordinator=coordinator, holdings=holdings),
+        audit.router(desk, log=log, signer=signer),
+        system.router(desk, tokens=tokens, settings=settings),
+    ):
+        routes.include_router(one)
+    return routes

@@ -1,0 +1,93 @@
+"""Agreements: what was signed in plain words, what was used of it, and its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from connector.dsp.agreements import Agreements
+from connector.dsp.states import PROVIDER
+from connector.errors import BadInput, HanseError, ScopeMissing
+from connector.management import agreements as agreements_api
+from connector.management.auth import Caller
+from connector.management.pages.desk import Desk, form_of
+from connector.management.pages.words import path_of
+from connector.store import Store
+from policies import jsonld, report
+from policies.contract import DataContract, to_json
+
+_LIMITS = (
+    ("queries", "Queries", "queries"),
+    ("queries_today", "Queries today", "queries_per_day"),
+    ("rows", "Rows", "rows"),
+    ("bytes", "Bytes", "bytes"),
+)
+
+
+def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
+    routes = desk.router()
+
+    @routes.get("/agreements")
+    async def listed(request: Request, role: str = "", caller: Caller = desk.may("read")) -> Response:
+        rows = await agreements.page(role=role if role in ("provider", "consumer") else "", limit=200)
+        found = [agreements_api.view(row) for row in rows]
+        return await desk.page(request, "agreements.html", where="agreements", agreements=found, role=role)
+
+    async def _one(
+        request: Request, agreement_id: str, role: str, *, confirm: str = "", error: HanseError | None = None
+    ) -> Response:
+        row, grant = await agreements.get(agreement_id, role=role)
+        policy = jsonld.read(row.policy)
+        contracts = tuple(await agreements.contracts(row)) if row.role == PROVIDER else ()
+        transfers = await store.read(lambda tx: list(tx.transfers.page(agreement_id=row.id, role=row.role, limit=20)))
+        return await desk.page(
+            request,
+            "agreement.html",
+            status=error.status if error else 200,
+            where="agreements",
+            agreement=agreements_api.view(row),
+            policy=row.policy,
+            report=report.to_json(report.enforceability(policy)),
+            contracts=[json.loads(to_json(contract)) for contract in contracts],
+            usage=_usage(grant, contracts) if grant is not None else [],
+            transfers=transfers,
+            confirm=confirm,
+            error=error,
+        )
+
+    @routes.get("/agreements/{agreement_id}")
+    async def one(request: Request, agreement_id: str, role: str = "", caller: Caller = desk.may("read")) -> Response:
+        return await _one(request, agreement_id, role)
+
+    @routes.post("/agreements/{agreement_id}/revoke")
+    async def revoke(
+        request: Request, agreement_id: str, role: str = "", caller: Caller = desk.may("read")
+    ) -> Response:
+        """In two steps: the reason first, then the reason once more with what will happen."""
+        said = await form_of(request)
+        row, _ = await agreements.get(agreement_id, role=role)
+        needed = "owner" if row.role == PROVIDER else "consume"
+        if not caller.may(needed):
+            raise ScopeMissing(f"expected a token with the scope {needed!r} to end an agreement as {row.role}")
+        reason = said.get("reason")[:2000]
+        if not reason:
+            missing = BadInput("expected a reason, came none; the other side and the log are told it")
+            return await _one(request, agreement_id, row.role, error=missing)
+        if said.get("sure") != "yes":
+            return await _one(request, agreement_id, row.role, confirm=reason)
+        await agreements.revoke(agreement_id, reason=reason, by=caller.name, role=row.role)
+        return RedirectResponse(f"{path_of('/agreements', agreement_id)}?role={row.role}", status_code=303)
+
+    return routes
+
+
+def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:
+    """Each counter with the least limit that a contract sets on it."""
+    found = []
+    for counter, title, limit in _LIMITS:
+        limits = [most for one in contracts if (most := getattr(one.limits, limit)) is not None]
+        found.append({"title": title, "used": int(getattr(grant, counter)), "most": min(limits, default=None)})
+    return found

@@ -1,0 +1,107 @@
+"""The auditor's pages: records with filters, one record with its proof checked here, and the way to evidence."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request, Response
+
+from connector.audit.log import AuditLog, Filter
+from connector.audit.note import Signer, head_of
+from connector.audit.record import Record
+from connector.errors import BadInput, NotFound
+from connector.events import LogRead
+from connector.management.auth import Caller
+from connector.management.pages import proving
+from connector.management.pages.desk import Desk
+from connector.management.pages.words import KINDS
+
+_LISTED = 50
+_EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
+_OUTCOMES = ("ok", "refused", "failed", "broken")
+
+
+def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
+    routes = desk.router()
+
+    @routes.get("/audit")
+    async def listed(request: Request, before: str = "", caller: Caller = desk.may("audit")) -> Response:
+        asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, "since", "until")}
+        which = _filter(asked)
+        await log.note_reading(_reading(caller, "list", which.terms))
+        await log.sequencer.settle()
+        records = await log.page(which, before=int(before) if before.isdecimal() else None, limit=_LISTED)
+        more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
+        given = {name: value for name, value in asked.items() if value}
+        return await desk.page(
+            request,
+            "audit.html",
+            where="audit",
+            records=[shown(record) for record in records],
+            asked=asked,
+            given=given,
+            more=more,
+            before=before,
+            head=head_of(await log.head()),
+            vkey=log.vkey,
+            kinds=KINDS,
+            outcomes=_OUTCOMES,
+            link=lambda **changes: _link(given, changes),
+        )
+
+    @routes.get("/audit/{idx}")
+    async def one(request: Request, idx: int, caller: Caller = desk.may("audit")) -> Response:
+        if not 0 <= idx < 2**62:
+            raise NotFound(f"the log has no record {idx}")
+        await log.note_reading(_reading(caller, "record", {"idx": idx}))
+        await log.sequencer.settle()
+        proven = await log.proven(idx)
+        return await desk.page(
+            request,
+            "record.html",
+            where="audit",
+            record=shown(proven.record),
+            text=json.dumps(json.loads(proven.record.text), indent=2, ensure_ascii=False),
+            proof=proven.proof,
+            leaf=proven.record.leaf.decode(),
+            checks=proving.check(proven.record, proven.proof, signer=signer),
+            vkey=log.vkey,
+        )
+
+    return routes
+
+
+def shown(record: Record) -> dict[str, Any]:
+    """A record as pages show it."""
+    return {"idx": record.idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text)}
+
+
+def _filter(asked: dict[str, str]) -> Filter:
+    if asked["outcome"] not in ("", *_OUTCOMES):
+        raise BadInput(f"outcome: expected one of {', '.join(_OUTCOMES)}, came {asked['outcome'][:40]!r}")
+    equals = {name: asked[name] for name in _EQUALS}
+    return Filter(**equals, since=_moment("since", asked["since"]), until=_moment("until", asked["until"]))
+
+
+def _moment(name: str, text: str) -> float | None:
+    """A time as the form gives it (no zone: UTC) or as a link gives it."""
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadInput(f"{name}: expected a time such as 2026-11-24T12:00, came {text[:40]!r}") from None
+    return (found if found.tzinfo else datetime.fromisoformat(f"{text}+00:00")).timestamp()
+
+
+def _link(given: dict[str, str], changes: dict[str, Any]) -> str:
+    """The list with some filters changed; an empty value takes one out."""
+    wanted = {name: str(value) for name, value in {**given, **changes}.items() if value not in ("", None)}
+    return f"/audit?{urlencode(wanted)}" if wanted else "/audit"
+
+
+def _reading(caller: Caller, what: str, terms: dict[str, Any]) -> LogRead:
+    return LogRead(actor=caller.name, detail={"what": what, **({"terms": terms} if terms else {})})

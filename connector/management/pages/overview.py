@@ -1,0 +1,94 @@
+"""The first page: who we are, whether all is well, what waits for a person, what runs, what was refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from connector.audit import note
+from connector.audit.log import AuditLog, Filter
+from connector.dsp import decisions
+from connector.errors import NotFound
+from connector.events import LogRead
+from connector.management import negotiations as negotiations_api
+from connector.management.auth import Caller
+from connector.management.pages.audit import shown
+from connector.management.pages.desk import Desk
+from connector.settings import Settings
+from connector.store import Store, Transaction
+
+_REFUSALS = 6
+_WAITING = 20
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One look at the database."""
+
+    datasets: int
+    offers: int
+    agreements: dict[str, int]
+    waiting: list[Any]
+    transfers: list[Any]
+    reads: list[Any]
+
+
+def router(desk: Desk, *, store: Store, log: AuditLog, settings: Settings) -> APIRouter:
+    routes = desk.router()
+
+    @routes.get("/")
+    async def overview(request: Request, caller: Caller = desk.may("")) -> Response:
+        if not caller.may("read"):
+            return RedirectResponse("/audit" if caller.may("audit") else "/query", status_code=303)
+        state = await store.read(_state)
+        return await desk.page(
+            request,
+            "overview.html",
+            where="overview",
+            state=state,
+            waiting=[negotiations_api.view(row) for row in state.waiting],
+            head=await _head(log),
+            log_problem=log.sequencer.problem,
+            refusals=await _refusals(log, caller) if caller.may("audit") else None,
+            has_members=bool(await desk.names()),
+            settings=settings,
+        )
+
+    return routes
+
+
+def _state(tx: Transaction) -> State:
+    agreements = tx.agreements.page(limit=1000)
+    waiting = [
+        row
+        for role, state in decisions.NEGOTIATION
+        for row in tx.negotiations.page(role=role, state=state, waiting=True, limit=_WAITING)
+    ]
+    return State(
+        datasets=tx.datasets.count(),
+        offers=sum(offer.withdrawn_at is None for offer in tx.datasets.offers()),
+        agreements={
+            role: sum(row.role == role and row.finalized and row.ended_at is None for row in agreements)
+            for role in ("provider", "consumer")
+        },
+        waiting=sorted(waiting, key=lambda row: row.created_at),
+        transfers=list(tx.transfers.page(state="STARTED", limit=10)),
+        reads=list(tx.reads.under_way(limit=20)),
+    )
+
+
+async def _head(log: AuditLog) -> tuple[int, str] | None:
+    """Size and root of the newest signed head."""
+    try:
+        _, size, root = note.head_of(await log.head())
+    except NotFound:
+        return None
+    return size, root.hex()
+
+
+async def _refusals(log: AuditLog, caller: Caller) -> list[dict[str, Any]]:
+    await log.note_reading(LogRead(actor=caller.name, detail={"what": "overview", "terms": {"outcome": "refused"}}))
+    return [shown(record) for record in await log.page(Filter(outcome="refused"), before=None, limit=_REFUSALS)]

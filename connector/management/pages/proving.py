@@ -1,0 +1,81 @@
+"""Checks a record's proof step by step and says what each step found. Pure; for the page beside the record.
+
+A check that the log's own server makes shows how it is done and finds damage. Whoever does not trust the server
+checks an export with a copy of the key from elsewhere: `hanse audit verify`.
+1. the text and salt give the commitment in the leaf; 2. the leaf and the path give the head's root;
+3. the head's signature is by the log's key.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from hashlib import sha256
+
+from cryptography.exceptions import InvalidSignature
+
+from connector.audit import merkle
+from connector.audit.note import Signer, head_of
+from connector.audit.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One step: what was checked, against what, and whether it held."""
+
+    what: str
+    found: str
+    held: bool
+
+
+def check(record: Record, proof: str, *, signer: Signer) -> list[Check]:
+    """The three steps for a record and the text of its proof."""
+    head, index, path, note = _parts(proof)
+    _, size, root = head_of(note)
+    commitment = base64.b64encode(sha256(record.salt + record.text.encode()).digest()).decode()
+    reached = root_from(merkle.leaf_hash(record.leaf), index, size, path)
+    held = head == "c2sp.org/tlog-proof@v1" and index == record.idx
+    return [
+        Check("The text is the one that was logged", f"SHA-256 of salt and text: {commitment}",
+              commitment in record.leaf.decode()),
+        Check(f"The record is number {index} of {size}", f"{len(path)} hashes lead to the root {root.hex()}",
+              held and reached == root),
+        Check("The head is signed by the log's key", f"Ed25519, {signer.vkey}", _signed(note, signer)),
+    ]  # fmt: skip
+
+
+def root_from(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes | None:
+    """The root that a leaf and its path lead to (RFC 9162 §2.1.3.2); None for a path of the wrong length."""
+    if not 0 <= index < size:
+        return None
+    at, last, found = index, size - 1, leaf
+    for step in path:
+        if last == 0:
+            return None
+        if at & 1 or at == last:
+            found = merkle.node_hash(step, found)
+            while not at & 1 and at:
+                at, last = at >> 1, last >> 1
+        else:
+            found = merkle.node_hash(found, step)
+        at, last = at >> 1, last >> 1
+    return found if last == 0 else None
+
+
+def _parts(proof: str) -> tuple[str, int, list[bytes], str]:
+    above, _, note = proof.partition("\n\n")
+    head, index, *hashes = above.split("\n")
+    return head, int(index.removeprefix("index ")), [base64.b64decode(step) for step in hashes], note
+
+
+def _signed(note: str, signer: Signer) -> bool:
+    text, _, lines = note.partition("\n\n")
+    for line in lines.splitlines():
+        _, name, signature = [*line.split(" ", 2), "", ""][:3]
+        if name == signer.name:
+            try:
+                signer.key.public_key().verify(base64.b64decode(signature)[4:], f"{text}\n".encode())
+            except (InvalidSignature, ValueError):
+                return False
+            return True
+    return False

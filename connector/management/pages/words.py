@@ -1,0 +1,198 @@
+"""Words and small helpers of the console's pages: ages, sizes, names, rules in order, bars. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from policies.errors import PolicyError
+from policies.vocabulary import compact
+
+_UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minutes"))
+_CONSTRAINT = re.compile(r"^(?P<rule>.*?)/constraint(/.*)?$")
+
+TIERS = {
+    "technical": "enforced by the owner",
+    "attested": "rests on a verified claim",
+    "contractual": "rests on the contract",
+    "refused": "not understood",
+}
+KINDS = {
+    "DatasetRegistered": "Dataset registered",
+    "DatasetVersioned": "New version",
+    "DatasetRemoved": "Dataset removed",
+    "OfferPublished": "Offer published",
+    "OfferWithdrawn": "Offer withdrawn",
+    "RequestRefused": "Request refused",
+    "NegotiationAdvanced": "Negotiation moved on",
+    "DecisionNeeded": "Decision needed",
+    "DecisionTaken": "Decision taken",
+    "AgreementConcluded": "Agreement concluded",
+    "AgreementRevoked": "Agreement revoked",
+    "TransferAdvanced": "Transfer moved on",
+    "ReadStarted": "Read started",
+    "ReadEnded": "Read ended",
+    "ReadRefused": "Read refused",
+    "QueryCoordinated": "Query over owners",
+    "StreamConsumed": "Stream received",
+    "LogRead": "Log read",
+    "TokenIssued": "Token issued",
+    "TokenRevoked": "Token revoked",
+    "WebhookChanged": "Webhook changed",
+    "ServiceStarted": "Connector started",
+}
+_GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete")
+_BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
+
+
+def ago(seconds: float) -> str:
+    """`just now`, `5 minutes ago`, `3 days ago`."""
+    for least, size, unit in _UNITS:
+        if seconds >= least:
+            return f"{int(seconds // size)} {unit} ago"
+    return "just now" if seconds < 60 else "a minute ago"
+
+
+def moment(at: float) -> str:
+    """`24 Nov 2026, 17:05:09 UTC`."""
+    found = datetime.fromtimestamp(at, UTC)
+    return f"{found.day} {found:%b %Y, %H:%M:%S} UTC"
+
+
+def day(at: float) -> str:
+    found = datetime.fromtimestamp(at, UTC)
+    return f"{found.day} {found:%B %Y}"
+
+
+def instant(at: float) -> str:
+    """For `<time datetime>` and for questions about a span of time."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 dataset`, `1,204 datasets`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def size(nbytes: float) -> str:
+    """`812 B`, `5.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def lasting(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+def short(identifier: str) -> str:
+    """The telling part of an identifier: `north/patients`, the first digits of a UUID, a digest's start."""
+    if identifier.startswith("urn:hanse:offer:"):
+        return identifier.removeprefix("urn:hanse:offer:")
+    if identifier.startswith("urn:hanse:"):
+        return identifier.removeprefix("urn:hanse:").replace(":", "/", 1)
+    if identifier.startswith(("urn:uuid:", "sha256:")):
+        return identifier.rpartition(":")[2][:8]
+    return identifier
+
+
+def party(did: str, names: Mapping[str, Mapping[str, Any]]) -> str:
+    """A participant's short name where the register has one, else its DID without the method."""
+    entry = names.get(did)
+    return str(entry.get("name") or did) if entry else did.removeprefix("did:web:")
+
+
+def term(iri: str) -> str:
+    """An IRI as policies write it: `dpv:ScientificResearch`; what is no IRI stays as it is."""
+    try:
+        return compact(iri)
+    except PolicyError:
+        return iri
+
+
+def tone(state: str) -> str:
+    """The colour class of a state."""
+    return "active" if state in _GOOD else "unreachable" if state in _BAD else "stale"
+
+
+def readable(state: str) -> str:
+    return state.replace("_", " ").capitalize()
+
+
+def path_of(prefix: str, identifier: str) -> str:
+    return f"{prefix}/{quote(identifier, safe=':')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """Rules that hold under the same conditions, and these conditions; each line has text, tier and enforcer."""
+
+    rules: tuple[Mapping[str, Any], ...]
+    conditions: tuple[Mapping[str, Any], ...]
+
+
+def clauses(lines: Iterable[Mapping[str, Any]]) -> list[Clause]:
+    """A policy's sentences as rules with their conditions; neighbours with the same conditions are said once."""
+    made: list[Clause] = []
+    for line in lines:
+        if made and _CONSTRAINT.match(str(line["path"])):
+            made[-1] = Clause(made[-1].rules, (*made[-1].conditions, line))
+        else:
+            made.append(Clause((line,), ()))
+    merged: list[Clause] = []
+    for clause in made:
+        if merged and clause.conditions and _said(merged[-1]) == _said(clause):
+            merged[-1] = Clause(merged[-1].rules + clause.rules, clause.conditions)
+        else:
+            merged.append(clause)
+    return merged
+
+
+def _said(clause: Clause) -> list[str]:
+    return [str(line["text"]) for line in clause.conditions]
+
+
+def share(part: float | None, whole: float | None, *, width: float = 100.0) -> str:
+    """How long a bar is, for SVG: at least a sliver for what is not nothing."""
+    if not part or not whole or part <= 0:
+        return "0"
+    return f"{max(1.0, min(width, width * part / whole)):.1f}"
+
+
+def of_validation(errors: Sequence[Any]) -> str:
+    """The first problem of a request's parameters, in words."""
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def sentence(text: str) -> str:
+    """A message as a sentence: a capital first, one full stop at the end."""
+    text = text.strip()
+    return text if not text else text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+FILTERS: Mapping[str, Any] = {
+    "ago": ago,
+    "moment": moment,
+    "day": day,
+    "instant": instant,
+    "counted": counted,
+    "size": size,
+    "lasting": lasting,
+    "short": short,
+    "party": party,
+    "term": term,
+    "tone": tone,
+    "readable": readable,
+    "clauses": clauses,
+    "share": share,
+    "sentence": sentence,
+    "at": lambda identifier, prefix: path_of(prefix, identifier),
+}
