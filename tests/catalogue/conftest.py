@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from catalogue.app import Parts, build, create_app
 from catalogue.settings import Settings
+from catalogue.store.migrate import upgrade
 from tests.catalogue import provider as providers
 from tests.catalogue.provider import Provider
 
@@ -72,9 +74,19 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database to copy: making one takes longer than most tests."""
+    path = tmp_path_factory.mktemp("migrated") / "catalogue.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
-def catalogue_settings(tmp_path: Path) -> dict[str, Any]:
+def catalogue_settings(tmp_path: Path, migrated: Path) -> dict[str, Any]:
     """Settings that a test may change before it asks for the catalogue."""
+    (tmp_path / "catalogue").mkdir()
+    shutil.copyfile(migrated, tmp_path / "catalogue" / "catalogue.db")
     return {
         "data_dir": tmp_path / "catalogue",
         "public_url": ROOT,
