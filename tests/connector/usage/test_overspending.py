@@ -1,0 +1,65 @@
+"""Eight processes that hammer one grant, on each kind of database: counts, rows and bytes are never overspent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+from connector.store import Store
+from connector.store.tables import Grant
+
+PROCESSES, TRIES = 8, 48
+USES, TODAY, ROWS = 100, 37, 500
+CHILD = """
+import asyncio, json, random, sys
+from connector.store import Store
+
+USES, TODAY, ROWS = 100, 37, 500
+
+async def main(url, tries, seed):
+    store, rng = Store(url, pool_size=2), random.Random(seed)
+    spent = {"uses": 0, "today": 0, "rows": 0}
+
+    async def once(amount):
+        used = await store.write(lambda tx: tx.agreements.count_use("uses", day=1, most=USES, most_today=None))
+        today = await store.write(lambda tx: tx.agreements.count_use("today", day=1, most=None, most_today=TODAY))
+        taken = await store.write(lambda tx: tx.agreements.reserve(
+            "rows", rows=amount, nbytes=amount * 8, most_rows=ROWS, most_bytes=ROWS * 8 + 4))
+        spent["uses"] += used
+        spent["today"] += today
+        spent["rows"] += taken * amount
+
+    for start in range(0, tries, 6):
+        await asyncio.gather(*(once(rng.randint(1, 9)) for _ in range(6)))
+    store.close()
+    print(json.dumps(spent))
+
+url, tries, seed = sys.argv[1:]
+asyncio.run(main(url, int(tries), int(seed)))
+"""
+
+
+async def test_eight_processes_never_overspend(store: Store, database_url: str) -> None:
+    for name in ("uses", "today", "rows"):
+        await store.write(lambda tx, name=name: tx.agreements.add(Grant(agreement_id=name, revoked_at=None)))  # type: ignore[misc]  # bound for this round
+    children = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CHILD, database_url, str(TRIES), str(seed), stdout=subprocess.PIPE
+        )
+        for seed in range(PROCESSES)
+    ]
+    reports = [json.loads(out) for out, _ in await asyncio.gather(*(child.communicate() for child in children))]
+    spent = {name: sum(report[name] for report in reports) for name in ("uses", "today", "rows")}
+    uses, today, rows = [
+        await store.read(lambda tx, name=name: tx.agreements.grant(name))  # type: ignore[misc]  # bound for this round
+        for name in ("uses", "today", "rows")
+    ]
+    assert uses is not None
+    assert today is not None
+    assert rows is not None
+    assert uses.queries == spent["uses"] == USES
+    assert today.queries_today == spent["today"] == TODAY
+    assert (rows.rows, rows.bytes) == (spent["rows"], spent["rows"] * 8)
+    assert ROWS - 9 < rows.rows <= ROWS  # what is left is smaller than anybody asked for
