@@ -140,6 +140,11 @@ def batches(
     return schema, pieces if exact else gather(pieces, at_least=target // 4)
 
 
+def schema_of(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
+    """The schema of an answer, without its rows."""
+    return plain_schema(relation.limit(0).to_arrow_table().schema)
+
+
 def rows_of(relation: duckdb.DuckDBPyRelation, row_bytes: Mapping[str, float], *, target: int) -> int:
     """Rows of this relation that make about `target` bytes; `row_bytes` is what is known of its columns' widths."""
     columns = zip(relation.columns, relation.types, strict=True)

@@ -117,7 +117,7 @@ class Worker:
         self.count = 0
         self.spare: Any = None
         self.wake_in, self.wake_out = socket.socketpair()
-        self.resting = _address_space()
+        self.resting = 0  # address space before the jobs that run now
 
     def run(self) -> None:
         """Until the control socket closes."""
@@ -149,8 +149,6 @@ class Worker:
         """Open the next engine while nobody waits for it."""
         if self.spare is None:
             self.spare = engine.connect()
-            if not self.sessions:
-                self.resting = max(self.resting, _address_space())
 
     def engine(self) -> Any:
         """An engine that nobody has used."""
@@ -184,8 +182,15 @@ class Worker:
             self.prepare()
 
     def _limit_memory(self) -> None:
-        wanted = self.resting + sum(s.memory_mb for s in tuple(self.sessions.values())) * 2**20 + _SLACK
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        """As much address space as there was before, and what the jobs may take; no limit while there is none.
+
+        A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
+        so the limit is lifted for each start, and set again when the job is known.
+        """
+        asked = [session.memory_mb for session in tuple(self.sessions.values())]
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        wanted = self.resting + sum(asked) * 2**20 + _SLACK if asked and all(asked) else hard
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
 
     def _take(self) -> None:
         try:
@@ -199,7 +204,10 @@ class Worker:
         self.count += 1
         session = Session(channel, self.folder / f"job-{self.count}", self)
         with self.lock:
+            if not self.sessions:
+                self.resting = _address_space()
             self.sessions[channel.fileno()] = session
+        self._limit_memory()
         session.thread.start()
 
 

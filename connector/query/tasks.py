@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +89,7 @@ def query(session: Session, job: Job) -> None:
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
-    schema, batches = engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None)
-    if job.scan and job.batch_rows is None:
-        paths = session.files[list(job.relations).index(job.scan)].paths
-        if scan.faster(schema, paths, job.relations[job.scan].kind):
-            batches = scan.batches(paths, schema, rows=rows, target=job.batch_bytes)
+    schema, batches = _batches(session, job, relation, rows)
     out = Frames(session, job, schema)
     for batch in batches:
         session.check()
@@ -102,6 +98,16 @@ def query(session: Session, job: Job) -> None:
     for found in session.files:
         found.check_unchanged()
     out.end()
+
+
+def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The rows by the engine, or straight from the pages where nothing is done to them and that is faster."""
+    if job.scan and job.batch_rows is None:
+        schema = engine.schema_of(relation)
+        paths = session.files[list(job.relations).index(job.scan)].paths
+        if scan.faster(schema, paths, job.relations[job.scan].kind):
+            return schema, scan.batches(paths, schema, rows=rows, target=job.batch_bytes)
+    return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None)
 
 
 class Frames:

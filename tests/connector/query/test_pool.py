@@ -314,3 +314,19 @@ async def test_unknown_kinds_of_job_are_refused(pool: Pool) -> None:
 def cpu_ticks(pid: int) -> int:
     fields: list[Any] = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return int(fields[11]) + int(fields[12])
+
+
+async def test_a_worker_that_has_grown_takes_the_next_small_job(pool: Pool, numbers: Relation) -> None:
+    """The limit on address space counts from where the worker stands, or its next thread would never start."""
+    large = Job(
+        relations={"t": numbers},
+        sql="SELECT a.*, b.name AS other FROM t a, (SELECT * FROM t LIMIT 6) b ORDER BY a.x, b.id DESC, a.id",
+        limits=Limits(memory_mb=512),
+    )
+    small = Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t", limits=Limits(seconds=5, memory_mb=64))
+    for _ in range(4):
+        async with pool.run(large) as result:
+            await anext(result)
+        for _ in range(3):
+            table, _ = await read(pool, small)
+            assert table["n"].to_pylist() == [data.ROWS]
