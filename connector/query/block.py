@@ -156,8 +156,11 @@ def statement(
         conditions += [condition.copy() for condition in source.parts[number].conditions]
     for source in group.outer:
         assert source.join is not None
-        join = source.join.copy()
-        join.set("this", _relation(source, source.parts[number]))
+        join, part = source.join.copy(), source.parts[number]
+        join.set("this", _relation(source, part))
+        # What the joined source itself keeps out must not find a partner: it belongs to ON, not to WHERE.
+        on = [*trees.conjuncts(join.args["on"]), *(condition.copy() for condition in part.conditions)]
+        join.set("on", trees.conjoin(on))
         select.append("joins", join)
     keys = [key.copy() for key in keys]
     if keys:

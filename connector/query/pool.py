@@ -289,12 +289,20 @@ class Pool:
         await self.close()
 
     async def start(self) -> None:
-        """Start the workers that are kept warm."""
+        """Make ready; the workers that are kept warm start beside us, and one that does not is only logged."""
         for directory in (self._work_dir, *self._writable):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for _ in range(self._warm):
-            self._idle.append(await self._spawn())
+        self._background(self._warm_up())
         self._background(self._reap())
+
+    async def _warm_up(self) -> None:
+        for _ in range(self._warm):
+            try:
+                worker = await self._spawn()
+            except Busy as error:
+                _log.warning("no warm worker", reason=error.message)
+                return
+            self._idle.append(worker)
 
     async def close(self) -> None:
         """Stop every worker; running jobs end with an error."""

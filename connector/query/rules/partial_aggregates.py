@@ -19,7 +19,7 @@ from connector.query import block as blocks
 from connector.query import tree as trees
 from connector.query.block import Group, Source
 from connector.query.planning import Planning
-from connector.query.rules import scans
+from connector.query.rules import eager, scans
 
 _SELF_MERGING = (
     exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg, exp.BitwiseOrAgg, exp.BitwiseXorAgg,
@@ -29,23 +29,28 @@ _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "US
           "BOOLEAN")  # fmt: skip
 
 
-def apply(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> bool:
-    """Whether the block was answered by partial aggregates; it is unchanged if not."""
+def apply(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> list[Group]:
+    """The groups that were answered by partial aggregates; the block is unchanged if there are none."""
     grid = next((group for group in groups if group.aggregate_only), None)
     if not trees.aggregates(select) and select.args.get("group") is None:
-        return False
-    if len(groups) != 1 or len(groups[0].members) != len(sources) or not (planning.full or grid):
-        return False
-    work = _Partials(select, groups[0], planning)
+        return []
+    if not (planning.full or grid):
+        return []
+    if len(groups) == 1 and len(groups[0].members) == len(sources):
+        work = _Partials(select, groups[0], planning)
+    elif grid is None and (group := eager.choose(select, groups, sources, planning)) is not None:
+        work = _Partials(select, group, planning, others=True)
+    else:
+        return []
     if not all(work.can(node) for node in trees.aggregates(select)) or not work.fits_grid():
-        return False
+        return []
     work.split()
-    return True
+    return [work.group]
 
 
 class _Partials:
-    def __init__(self, select: exp.Select, group: Group, planning: Planning) -> None:
-        self.select, self.group, self.planning = select, group, planning
+    def __init__(self, select: exp.Select, group: Group, planning: Planning, *, others: bool = False) -> None:
+        self.select, self.group, self.planning, self.others = select, group, planning, others
         self.types = {(source.alias, column.name.lower()): column.type
                       for source in group.members for info in source.infos for column in info.columns}  # fmt: skip
         self.partials: list[tuple[str, exp.Expr]] = []
@@ -65,6 +70,8 @@ class _Partials:
             return False
         if self.grid is not None:
             return self._grid_can(function)
+        if self.others and not trees.column_tables(node) & self.group.aliases:
+            return True  # of another source: `eager.choose` has looked at it
         found = _is_distinct(function) or isinstance(function, exp.ApproxDistinct)
         found = found or (isinstance(function, exp.Count) and not function.expressions)
         found = found or isinstance(function, (exp.Sum, exp.CountIf, *_SELF_MERGING))
@@ -159,7 +166,7 @@ class _Partials:
         statements: list[exp.Expr] = []
         for number in range(len(group.owners)):
             one = blocks.statement(group, number, outputs, keys=[value for _, value in keys])
-            if not keys and self.grid is None and self.select.args.get("group") is not None:
+            if not keys and self.grid is None and (self.others or self.select.args.get("group") is not None):
                 some = exp.GT(this=exp.Count(this=exp.Star()), expression=exp.Literal.number(0))
                 one.set("having", exp.Having(this=some))
             statements.append(one)
@@ -184,6 +191,8 @@ class _Partials:
     def _merged(self, node: exp.Expr) -> exp.Expr | None:
         """What replaces an aggregate in the residual; None where it stays and its columns become keys."""
         function, condition = _function(node)
+        if self.others and not trees.column_tables(node) & self.group.aliases:
+            return eager.weighed(function, condition, self._weight)
         if self.grid is None and (_is_distinct(function) or isinstance(function, exp.ApproxDistinct)):
             return None
         # An aggregate-only owner takes no FILTER: its columns are dimensions, so it is applied to the groups here.
@@ -196,6 +205,13 @@ class _Partials:
             return _filtered(kind(this=value), outer)
 
         return _MERGES.get(type(function), _itself)(self, function, partial, merged)
+
+    def _weight(self) -> exp.Expr:
+        """How many rows a row of the fragment stands for; one where an outer join found none."""
+        count = self._add(exp.Count(this=exp.Star()))
+        if not self.group.sources[0].nullable:
+            return count
+        return exp.Coalesce(this=count, expressions=[exp.Literal.number(1)])
 
     def _add(self, value: exp.Expr) -> exp.Column:
         for name, known in self.partials:

@@ -51,7 +51,10 @@ def _block(select: exp.Select, planning: Planning, *, distinct: bool) -> None:
     only = distinct and trees.is_plain(select)
     if whole_shares.apply(select, groups, sources, planning):
         return
-    if partial_aggregates.apply(select, groups, sources, planning):
+    done = partial_aggregates.apply(select, groups, sources, planning)
+    groups = [group for group in groups if group not in done]
+    if done:
+        scans.apply(select, groups, planning)
         return
     if before is not None and _as_it_is(select, before, groups, sources, planning):
         return

@@ -1,0 +1,140 @@
+"""Aggregating before a join: which fragment of a block may be grouped first, and what that means for the others.
+
+A fragment that is grouped by all of its columns that the block still needs joins like its rows did, only that each
+row now stands for many: counts and sums of other sources are weighed with that number, extremes need nothing.
+It pays where there are fewer groups than rows; a column that is compared with another table's key has at most as
+many values as that table has rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlglot import exp
+
+from connector.query import stats
+from connector.query import tree as trees
+from connector.query.block import Group, Source
+from connector.query.planning import Planning
+
+_GAIN = 0.7
+_CARELESS = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg, exp.BitwiseOrAgg, exp.ApproxDistinct)
+_WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+
+
+def choose(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> Group | None:
+    """The group that is worth aggregating first; None where nothing may be or is."""
+    joins = select.args.get("joins") or ()
+    if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
+        return None
+    fitting = [group for group in groups if _may(select, group, sources) and _pays(select, group, sources)]
+    return max(fitting, key=lambda group: (group.rows or stats.UNKNOWN, group.name), default=None)
+
+
+def weighed(function: exp.Expr, condition: exp.Expr | None, weight: Callable[[], exp.Expr]) -> exp.Expr | None:
+    """An aggregate of another source when each row stands for `weight()` rows; None where that changes nothing."""
+    if isinstance(function, _CARELESS) or isinstance(function.this, exp.Distinct):
+        return None
+
+    def summed(value: exp.Expr) -> exp.Expr:
+        total: exp.Expr = exp.Sum(this=value)
+        return total if condition is None else exp.Filter(this=total, expression=exp.Where(this=condition.copy()))
+
+    inner = function.this
+    if isinstance(inner, exp.Star):
+        return _counted(summed(weight()))
+    there = exp.Case(
+        ifs=[exp.If(this=exp.Is(this=inner.copy(), expression=exp.Null()), true=exp.Literal.number(0))],
+        default=weight(),
+    )
+    if isinstance(function, exp.Count):
+        return _counted(summed(there))
+    product = exp.Mul(this=_wide(inner.copy(), function), expression=weight())
+    if isinstance(function, exp.Sum):
+        return summed(product)
+    divisor = exp.Nullif(this=summed(there), expression=exp.Literal.number(0))
+    total = exp.TryCast(this=summed(product), to=exp.DataType.build("DOUBLE"), safe=True)
+    return exp.Paren(this=exp.Div(this=total, expression=divisor, typed=False, safe=False))
+
+
+def _counted(total: exp.Expr) -> exp.Expr:
+    some = exp.Coalesce(this=total, expressions=[exp.Literal.number(0)])
+    return exp.TryCast(this=some, to=exp.DataType.build("BIGINT"), safe=True)
+
+
+def _wide(value: exp.Expr, function: exp.Expr) -> exp.Expr:
+    """Whole numbers as HUGEINT, which is what their sum is: a product must not overflow before it."""
+    return exp.TryCast(this=value, to=exp.DataType.build("INT128"), safe=True) if function.meta.get("whole") else value
+
+
+def _may(select: exp.Select, group: Group, sources: list[Source]) -> bool:
+    """Whether every aggregate of the block is of this group, or of others in a form that can be weighed."""
+    first = group.sources[0]
+    if group.aggregate_only or (first.join is not None and trees.kind(first.join) in ("SEMI", "ANTI")):
+        return False
+    types = {(source.alias, column.name.lower()): column.type
+             for source in sources for info in source.infos for column in info.columns}  # fmt: skip
+    mine = False
+    for node in trees.aggregates(select):
+        tables = trees.column_tables(node)
+        if trees.has_query(node) or (tables & group.aliases and not tables <= group.aliases):
+            return False
+        function = node.this if isinstance(node, exp.Filter) else node
+        if tables & group.aliases:
+            mine = True
+            if first.nullable and not (node is function and isinstance(function.this, exp.Column)):
+                return False  # it might count a row that an outer join made of nothing
+        elif not _can_be_weighed(function, types):
+            return False
+    return mine
+
+
+def _can_be_weighed(function: exp.Expr, types: dict[tuple[str, str], str]) -> bool:
+    inner = function.this
+    if isinstance(function, _CARELESS) or isinstance(inner, exp.Distinct):
+        return True
+    if isinstance(function, exp.Count):
+        return not function.expressions
+    if not isinstance(function, exp.Sum | exp.Avg) or not isinstance(inner, exp.Column):
+        return False
+    kind = types.get((inner.table, inner.name), "")
+    function.meta["whole"] = kind in _WHOLE
+    return kind in (*_WHOLE, "DOUBLE") or (kind.startswith("DECIMAL(") and int(kind[8:].split(",")[0]) <= 18)
+
+
+def _pays(select: exp.Select, group: Group, sources: list[Source]) -> bool:
+    """Whether there are far fewer groups than rows, as far as that is known."""
+    rows, groups = float(group.rows or stats.UNKNOWN), 1.0
+    for key in _kept(select, group):
+        bound = _values(key, select, group, sources)
+        if bound is None:
+            return False
+        groups *= bound
+    return groups < _GAIN * rows
+
+
+def _kept(select: exp.Select, group: Group) -> set[tuple[str, str]]:
+    """Columns of the group that are read outside of its own aggregates."""
+    inside = {id(column) for node in trees.aggregates(select) for column in node.find_all(exp.Column)}
+    return {(column.table, column.name) for column in trees.columns(select)
+            if id(column) not in inside and column.table in group.aliases}  # fmt: skip
+
+
+def _values(key: tuple[str, str], select: exp.Select, group: Group, sources: list[Source]) -> float | None:
+    """A bound of a column's distinct values: what its owners say, or the rows of a table that it is compared with."""
+    source = next(source for source in group.members if source.alias == key[0])
+    known = stats.distinct(source.infos, key[1])
+    if known is not None:
+        return float(known)
+    others = {source.alias: source for source in sources if source not in group.members and source.infos}
+    conditions = trees.where_of(select)
+    for join in select.args.get("joins") or ():
+        conditions += trees.conjuncts(join.args.get("on"))
+    for condition in conditions:
+        if not isinstance(condition, exp.EQ):
+            continue
+        sides = [side for side in (condition.this, condition.expression) if isinstance(side, exp.Column)]
+        met = [others[side.table] for side in sides if side.table in others]
+        if len(sides) == 2 and len(met) == 1 and key in [(side.table, side.name) for side in sides]:
+            return float(sum(stats.size(info) for info in met[0].infos))
+    return None
