@@ -7,7 +7,7 @@ change and handed to subscribers after the commit. Events hold facts, never secr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 
@@ -36,10 +36,8 @@ class Event:
 
     def body(self) -> dict[str, Any]:
         """The event as the log keeps it: its kind and every field that says something."""
-        return {
-            "kind": self.kind,
-            **{key: value for key, value in asdict(self).items() if value not in ("", {})},
-        }
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        return {"kind": self.kind, **{name: value for name, value in values if value not in ("", {})}}
 
 
 class DatasetRegistered(Event): ...

@@ -22,7 +22,7 @@ from connector.dsp.states import CONSUMER, PROVIDER, Received, Step, Table
 from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, MessageInvalid
 from connector.events import Event, RequestRefused
 from connector.store import Store, Transaction
-from connector.store.tables import Inbox, Negotiation, Outbox, Transfer
+from connector.store.tables import Negotiation, Outbox, Transfer
 from policies.evaluate import Facts
 
 Row = TypeVar("Row", Negotiation, Transfer)
@@ -139,10 +139,10 @@ class Exchange(Generic[Row]):
         """Whether this very message was taken in before; remembered from now on."""
         digest = hashlib.sha256(json.dumps(message.to_wire(), sort_keys=True).encode()).hexdigest()
         key = message.id or f"sha256:{digest}"
-        if (known := tx.messages.seen(sender, key)) is None:
-            tx.messages.remember(Inbox(sender=sender, message_id=key, digest=digest, received_at=tx.now))
+        if tx.messages.remember(sender=sender, message_id=key, digest=digest, now=tx.now):
             return False
-        if known.digest != digest:
+        known = tx.messages.seen(sender, key)
+        if known is not None and known.digest != digest:
             raise MessageInvalid(f"the message id {key} was used for another message; give each message its own")
         return True
 

@@ -78,9 +78,10 @@ class Negotiations(Exchange[Negotiation]):
             row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, message.offer or {}, offer.decide)
             row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
             self._repeated(tx, caller.id, message)
-            tx.negotiations.add(row)
             tx.publish(self._advanced(row, actor=caller.id, message=message.step))
-            return Taken(row, tuple(self._answer(tx, row, asked=asked, offer=offer, verdict=verdict)))
+            sent = self._answer(tx, row, asked=asked, offer=offer, verdict=verdict)
+            tx.negotiations.add(row)
+            return Taken(row, tuple(sent))
 
         return await self._refusals_recorded(work, caller=caller.id, message=message, pid=message.consumer_pid)
 
@@ -165,9 +166,7 @@ class Negotiations(Exchange[Negotiation]):
         """Check an agreement against what was agreed on, and keep it."""
         agreed = terms.read_offer(row.offer)
         terms.check_agreement(read, terms=agreed, target=row.dataset_id, assigner=row.counterparty, assignee=self._us)
-        if tx.agreements.get(read.id, role=CONSUMER) is not None:
-            raise MessageInvalid(f"an agreement {read.id} exists already; give each agreement its own id")
-        row.agreement_id = read.id
+        row.agreement_id = read.id  # an id that is taken is refused by the table's key
         self._keep(tx, row, read, message.agreement or {})
 
     def _keep(self, tx: Transaction, row: Negotiation, policy: Policy, wire: Json) -> None:
@@ -272,7 +271,8 @@ class Negotiations(Exchange[Negotiation]):
         wire = terms.agreement_wire(signed)
         message = ContractAgreementMessage(**self._pids(row), agreement=wire)
         sent = self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/agreement")
-        if (refused := tx.agreements.get(row.agreement_id, role=PROVIDER)) is not None:
+        refused = tx.agreements.get(row.agreement_id, role=PROVIDER) if row.agreement_id else None
+        if refused is not None:
             refused.ended_at, refused.end_reason = tx.now, "never concluded; replaced by another one"
         row.agreement_id = signed.id
         self._keep(tx, row, signed, wire)

@@ -48,14 +48,19 @@ class BodyTooLarge(BadInput):
 
 
 class _Route(APIRoute):
-    """Turns every error of an endpoint into the protocol's error object."""
+    """Turns every error of an endpoint into the protocol's error object.
+
+    Endpoints take the request and what the path names, nothing else: they are called directly, which saves a third of
+    what the framework costs per message.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        endpoint = self.endpoint
 
         async def guarded(request: Request) -> Response:
             try:
-                return await handle(request)
+                answer: Response = await endpoint(request=request, **request.path_params)
+                return answer
             except HanseError as error:
                 return _error(request, error)
             except Exception as error:  # noqa: BLE001  # a fault of ours is a 500 of the protocol, and in our log

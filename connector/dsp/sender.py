@@ -166,7 +166,7 @@ class Sender:
         try:
             async with self._slot(row):
                 outcome = await self._carry(row)
-                follow = await self._store.write(lambda tx: self._settle(tx, row.id, outcome))
+                follow = await self._store.write(lambda tx: self._settle(tx, row, outcome))
             if follow is None:
                 self._wake.set()
             else:
@@ -208,21 +208,20 @@ class Sender:
             row.lease_until = tx.now + _LEASE
         return row is not None
 
-    def _settle(self, tx: Transaction, row_id: int, outcome: Outcome) -> list[Outbox] | None:
+    def _settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox] | None:
         """Record an outcome, unless somebody else has dealt with the row meanwhile. None: to be tried again."""
-        row = tx.messages.leased(row_id, owner=self.owner)
-        if row is None:
-            return []
-        row.attempts += 1
-        if outcome.result is Result.SOON:
-            row.not_yet += 1
-            outcome = replace(outcome, result=Result.REFUSED if row.not_yet >= _FEW else Result.AGAIN)
-        if outcome.result is Result.AGAIN:
-            if tx.now - row.created_at < self._deadline:
-                self._put_back(tx, row, outcome)
+        if outcome.result in (Result.AGAIN, Result.SOON):
+            kept = tx.messages.leased(row.id, owner=self.owner)
+            if kept is None:
+                return []
+            kept.attempts += 1
+            kept.not_yet += outcome.result is Result.SOON
+            if kept.not_yet < _FEW and tx.now - kept.created_at < self._deadline:
+                self._put_back(tx, kept, outcome)
                 return None
-            outcome = replace(outcome, result=Result.EXPIRED)
-        tx.messages.done(row)
+            outcome = replace(outcome, result=Result.REFUSED if kept.not_yet >= _FEW else Result.EXPIRED)
+        if not tx.messages.done(row.id, owner=self.owner):
+            return []
         return self._couriers[row.kind].settle(tx, row, outcome)
 
     def _put_back(self, tx: Transaction, row: Outbox, outcome: Outcome) -> None:

@@ -41,7 +41,7 @@ from connector.errors import (
 from connector.events import DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
 from connector.store import Transaction
-from connector.store.tables import Agreement, Outbox, Transfer
+from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.facts import counted, requested
 from policies import jsonld
@@ -116,16 +116,17 @@ class Transfers(Exchange[Transfer]):
             known = tx.transfers.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
             if known is not None:
                 return Taken(known, fresh=False)
-            agreement = self._held(tx, message, caller)
+            agreement, grant = self._held(tx, message, caller)
             self._check_format(message)
-            _check_permitted(tx, agreement, facts)
+            _check_permitted(tx, agreement, grant, facts)
             row = self._new(tx, PROVIDER, agreement, message.format, message.purpose)
             row.address, row.peer_pid, row.state = address, message.consumer_pid, states.REQUESTED
             row.data_address = message.data_address.to_wire() if message.data_address else {}
             self._repeated(tx, caller.id, message)
-            tx.transfers.add(row)
             tx.publish(self._advanced(row, actor=caller.id, message=message.step))
-            return Taken(row, tuple(self._answer(tx, row, agreement)))
+            sent = self._answer(tx, row, agreement)
+            tx.transfers.add(row)
+            return Taken(row, tuple(sent))
 
         return await self._refusals_recorded(work, caller=caller.id, message=message, pid=message.consumer_pid)
 
@@ -185,16 +186,15 @@ class Transfers(Exchange[Transfer]):
         if row.suspended_by == PROVIDER:
             raise Refused("the provider suspended this transfer, so only the provider resumes it", code="suspended")
         agreement = tx.agreements.of(row.agreement_id, role=PROVIDER)
-        _check_holds(tx, agreement)
-        _check_permitted(tx, agreement, requested(facts, purpose=row.purpose))
+        _check_permitted(tx, agreement, _check_holds(tx, agreement), requested(facts, purpose=row.purpose))
         follow = self._apply(tx, row, message, judged)
         row.suspended_by = ""
         if row.pending == states.START:
             return follow
         return [*follow, self._start(tx, row)]
 
-    def _held(self, tx: Transaction, message: TransferRequestMessage, caller: Principal) -> Agreement:
-        """The agreement that a request names, if it is between exactly us two and in force."""
+    def _held(self, tx: Transaction, message: TransferRequestMessage, caller: Principal) -> tuple[Agreement, Grant]:
+        """The agreement that a request names and its grant, if it is between exactly us two and in force."""
         agreement = tx.agreements.get(message.agreement_id, role=PROVIDER)
         if agreement is None or agreement.consumer != caller.id:
             raise MessageInvalid(
@@ -204,8 +204,7 @@ class Transfers(Exchange[Transfer]):
             self._negotiations.finalized_at_consumer(tx, agreement)
         if not agreement.finalized:
             raise MessageInvalid("this agreement is not final yet; finish its negotiation", code="not_final")
-        _check_holds(tx, agreement)
-        return agreement
+        return agreement, _check_holds(tx, agreement)
 
     def _check_format(self, message: TransferRequestMessage) -> None:
         direction = self._formats.get(message.format)
@@ -526,21 +525,21 @@ def _with_agreement(tx: Transaction, pid: str) -> tuple[Transfer, Agreement | No
     return row, tx.agreements.get(row.agreement_id, role=row.role)
 
 
-def _check_holds(tx: Transaction, agreement: Agreement) -> None:
+def _check_holds(tx: Transaction, agreement: Agreement) -> Grant:
     grant = tx.agreements.grant(agreement.id)
     if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
         raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code="agreement_ended")
+    return grant
 
 
-def _check_permitted(tx: Transaction, agreement: Agreement, facts: Facts) -> None:
+def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts: Facts) -> None:
     """Evaluate party, purpose and time again: an agreement is not a promise for ever (usage-policies, section 5).
 
     A purpose that is not declared here has to be declared with each request for data.
     """
-    grant = tx.agreements.grant(agreement.id)
-    today = grant.queries_today if grant is not None and grant.day == int(tx.now // _DAY) else 0
-    known = counted(facts, uses=grant.queries if grant is not None else 0, uses_today=today, running=0)
+    today = grant.queries_today if grant.day == int(tx.now // _DAY) else 0
+    known = counted(facts, uses=grant.queries, uses_today=today, running=0)
     verdict = terms.judge(jsonld.read(agreement.policy), known, phase=Phase.TRANSFER, now=tx.now)
     later = verdict.unknown == {"odrl:purpose"} and "odrl:purpose" not in facts
     if not verdict.permitted and not later:

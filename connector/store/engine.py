@@ -102,12 +102,14 @@ def open_engine(url: str, *, pool_size: int) -> Engine:
     return engine
 
 
-def _run(connection: Connection, work: Work[T]) -> tuple[T, list[Event]]:
-    """One unit of work in a savepoint of an open transaction."""
-    with Session(connection, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
+def _run(connection: Connection, work: Work[T], *, alone: bool) -> tuple[T, list[Event]]:
+    """One unit of work in an open transaction: in a savepoint of its own, unless it is `alone` in there."""
+    mode: Any = "rollback_only" if alone else "create_savepoint"
+    with Session(connection, expire_on_commit=False, join_transaction_mode=mode) as session:
         tx = Transaction(session, now=time.time())
         try:
             result = work(tx)
+            tx.store_events()
             session.commit()
         except IntegrityError as error:
             raise AlreadyExists("the same was stored by somebody else a moment ago; read it again") from error
@@ -155,6 +157,9 @@ class _GroupWriter:
                 return
 
     def _commit(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
+        if len(group) == 1:
+            self._commit_alone(*group[0])
+            return
         done: list[tuple[Future[Any], Any]] = []
         try:
             with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
@@ -162,7 +167,7 @@ class _GroupWriter:
                     if not future.set_running_or_notify_cancel():
                         continue  # whoever asked has gone away before it began; from here on it cannot be cancelled
                     try:
-                        done.append((future, _run(connection, work)))
+                        done.append((future, _run(connection, work, alone=False)))
                     except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
                         future.set_exception(error)
         except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
@@ -172,6 +177,18 @@ class _GroupWriter:
                     future.set_exception(refusal)
             return
         for future, outcome in done:
+            future.set_result(outcome)
+
+
+    def _commit_alone(self, work: Work[Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
+                outcome = _run(connection, work, alone=True)
+        except Exception as error:  # noqa: BLE001  # the unit's own failure, or the database's
+            future.set_exception(_unavailable(error))
+        else:
             future.set_result(outcome)
 
 
@@ -192,7 +209,7 @@ class _PooledWriter:
         for attempt in range(_RETRIES):
             try:
                 with self._engine.connect() as connection, connection.begin():
-                    return _run(connection, work)
+                    return _run(connection, work, alone=True)
             except OperationalError as error:
                 collided = getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
                 if not collided:

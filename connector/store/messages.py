@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import case, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from connector.store.tables import Inbox, Outbox, Webhook
@@ -38,8 +39,13 @@ class Messages:
         row = self._session.get(Outbox, message_id, with_for_update=True)
         return row if row is not None and row.lease_owner == owner else None
 
-    def done(self, row: Outbox) -> None:
-        self._session.delete(row)
+    def done(self, message_id: int, *, owner: str) -> bool:
+        """Remove a message that is dealt with. False where it was not leased to `owner` any more."""
+        table = Outbox.__table__
+        removed = self._session.execute(
+            table.delete().where(table.c.id == message_id, table.c.lease_owner == owner).returning(table.c.id)  # type: ignore[attr-defined]  # it is a Table
+        )
+        return removed.first() is not None
 
     def drop(self, process: str) -> None:
         """Forget everything that was still to be sent in a process."""
@@ -64,8 +70,14 @@ class Messages:
     def seen(self, sender: str, message_id: str) -> Inbox | None:
         return self._session.get(Inbox, (sender, message_id))
 
-    def remember(self, row: Inbox) -> None:
-        self._session.add(row)
+    def remember(self, *, sender: str, message_id: str, digest: str, now: float) -> bool:
+        """Note a message as taken in. False where it was noted before; then nothing changes."""
+        build = sqlite.insert if self._session.get_bind().dialect.name == "sqlite" else postgresql.insert
+        values = {"sender": sender, "message_id": message_id, "digest": digest, "received_at": now}
+        noted = self._session.execute(
+            build(Inbox.__table__).values(values).on_conflict_do_nothing().returning(Inbox.__table__.c.digest)  # type: ignore[arg-type]  # it is a Table
+        )
+        return noted.first() is not None
 
     def forget_older(self, than: float) -> None:
         self._session.execute(delete(Inbox).where(Inbox.received_at < than))

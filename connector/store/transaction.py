@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from connector.events import Event
@@ -27,8 +28,13 @@ class Transaction:
 
     def publish(self, event: Event) -> None:
         """Store the event with the change; it is delivered to subscribers after the commit."""
-        self.session.add(AuditPending(ts=self.now, body=event.body()))
         self.published.append(event)
+
+    def store_events(self) -> None:
+        """Write what was published; the store calls this at the end of a unit of work."""
+        if self.published:
+            rows = [{"ts": self.now, "body": event.body()} for event in self.published]
+            self.session.execute(insert(AuditPending.__table__), rows)  # type: ignore[arg-type]  # it is a Table
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -1,0 +1,174 @@
+"""Connectors as real processes on loopback, and a lean client for their APIs. For benchmarks and crash tests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.support.ports import free_range
+
+PATIENCE = 60.0
+POLICY = {"permission": [{"action": "use"}]}
+
+
+class Failed(Exception):
+    """An answer that is not a success."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"{status}: {body[:300]!r}")
+        self.status = status
+
+
+class Client:
+    """JSON over one kept connection. Lean, so that it does not measure itself."""
+
+    def __init__(self, port: int, *, token: str = "", prefix: str = "", timeout: float = 60.0) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._prefix = prefix
+
+    def call(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> bytes:
+        """The body of a successful answer, whole."""
+        return self.start(method, path, body, headers).read()
+
+    def start(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> http.client.HTTPResponse:
+        """An answer whose body is still to be read."""
+        sent = {**self._headers, **(headers or {})}
+        text = None if body is None else json.dumps(body)
+        if text is not None:
+            sent["Content-Type"] = "application/json"
+        try:
+            self._connection.request(method, self._prefix + path, text, sent)
+            reply = self._connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            raise
+        if not 200 <= reply.status < 300:
+            raise Failed(reply.status, reply.read())
+        return reply
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.call("GET", path))
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return json.loads(self.call("POST", path, body or {}))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass
+class Process:
+    """One connector. `start`, `kill` and `start` again as often as you like: its directory keeps everything."""
+
+    name: str
+    directory: Path
+    public_port: int
+    management_port: int
+    database_url: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def participant(self) -> str:
+        return f"did:web:127.0.0.1%3A{self.public_port}"
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.public_port}/dsp/2025-1"
+
+    @property
+    def token(self) -> str:
+        return (self.directory / "admin.token").read_text().strip()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        log = (self.directory / "log").open("ab")
+        self.running = subprocess.Popen(
+            [sys.executable, "-m", "connector", "serve"], env=self._environment(), stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        log.close()
+        self.wait()
+
+    def wait(self) -> None:
+        ends = time.monotonic() + PATIENCE
+        while time.monotonic() < ends:
+            if self.running is None or self.running.poll() is not None:
+                raise RuntimeError(f"{self.name} ended by itself: {(self.directory / 'log').read_text()[-2000:]}")
+            try:
+                Client(self.public_port, timeout=2).call("GET", "/.well-known/dspace-version")
+            except (OSError, http.client.HTTPException, Failed):
+                time.sleep(0.05)
+            else:
+                return
+        raise RuntimeError(f"{self.name} does not answer after {PATIENCE:g} s")
+
+    def kill(self) -> None:
+        """SIGKILL it and its workers, now."""
+        if self.running is not None:
+            os.killpg(self.running.pid, signal.SIGKILL)
+            self.running.wait()
+            self.running = None
+
+    def api(self) -> Client:
+        """The management API as its administrator."""
+        return Client(self.management_port, token=self.token, prefix="/api/v1")
+
+    def publish(self, dataset: str, *, rows: int = 1_000, decide: str = "auto") -> tuple[str, str]:
+        """A small dataset with an offer; their ids."""
+        path = self.directory / f"{dataset}.parquet"
+        pq.write_table(pa.table({"id": list(range(rows)), "value": [i * 0.5 for i in range(rows)]}), path)
+        api = self.api()
+        made = api.post("/datasets", {"name": dataset, "path": str(path)})
+        offer = api.post("/offers", {"dataset": dataset, "policy": POLICY, "decide": decide})
+        api.close()
+        return str(made["id"]), str(offer["id"])
+
+    def _environment(self) -> dict[str, str]:
+        ours = {
+            "NAME": self.name,
+            "DATA_DIR": str(self.directory),
+            "SOURCE_ROOTS": str(self.directory),
+            "PUBLIC_PORT": str(self.public_port),
+            "MANAGEMENT_PORT": str(self.management_port),
+            "ADMIN_TOKEN_FILE": str(self.directory / "admin.token"),
+            "DATABASE_URL": self.database_url,
+            "ALLOW_PRIVATE": "127.0.0.1",
+            "INSECURE_HTTP": "true",
+            "LOG_LEVEL": "warning",
+            **self.settings,
+        }
+        rest = {key: value for key, value in os.environ.items() if not key.startswith("HANSE_")}
+        return rest | {f"HANSE_{key}": value for key, value in ours.items() if value}
+
+
+@contextmanager
+def two(directory: Path, *, urls: tuple[str, str] = ("", ""), **settings: str) -> Iterator[tuple[Process, Process]]:
+    """A provider `north` and a consumer `south`, running; killed at the end."""
+    first = free_range(4)
+    north = Process("north", directory / "north", first, first + 1, urls[0], dict(settings))
+    south = Process("south", directory / "south", first + 2, first + 3, urls[1], dict(settings))
+    try:
+        north.start()
+        south.start()
+        yield north, south
+    finally:
+        north.kill()
+        south.kill()
