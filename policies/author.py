@@ -93,12 +93,20 @@ def from_policy(policy: Policy, *, decide: str = "manual") -> OfferForm:
     name = policy.id.removeprefix(OFFER_URN)
     offer = name if name and ":" not in name else policy.id
     form = recognise(policy, offer=offer, decide=decide)
-    if form is not None and jsonld.rules_equal(to_policy(form), policy):
+    if form is not None and _survives(form, policy):
         return form
     wire = jsonld.write(replace(policy, kind=Kind.OFFER, target="", id=policy.id or "urn:hanse:offer"))
     rules = {key: value for key, value in wire.items() if key not in ("@id", "@type", "target", "assigner", "assignee")}
     rules.pop("timestamp", None)
     return OfferForm(offer=offer, dataset=policy.target, decide=decide, odrl=rules)
+
+
+def _survives(form: OfferForm, policy: Policy) -> bool:
+    """Whether the form, written and read again, still means the policy."""
+    try:
+        return jsonld.rules_equal(to_policy(read_form(write_form(form))), policy)
+    except PolicyUnreadable:
+        return False
 
 
 def _constraints(form: OfferForm) -> Iterable[Constraint]:

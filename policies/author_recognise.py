@@ -171,4 +171,5 @@ def _owed(duty: Duty) -> OwedLine:
         if word is None or any(word == seen for seen, _ in details):
             raise _Inexpressible
         details.append((word, tuple(literal.text.removeprefix(EVENT) for literal in constraint.right)))
-    return OwedLine(action_word(duty.action), tuple(details))
+    order = list(DETAILS)
+    return OwedLine(action_word(duty.action), tuple(sorted(details, key=lambda detail: order.index(detail[0]))))

@@ -83,10 +83,14 @@ class Leaf:
         return found
 
 
-def atom_leaf(atom: Atom, path: str) -> Leaf:
-    """The check of one atom. What cannot be read is unknown; such a policy is refused as a whole before."""
+def atom_leaf(atom: Atom, path: str, *, claimable: bool = False) -> Leaf:
+    """The check of one atom. What cannot be read is unknown; such a policy is refused as a whole before.
+
+    `claimable`: the contract's word (`ds:enforced`) stands for an observation. Only where satisfied is the
+    best that can happen: not in a prohibition, and not under `xone`, where one more yes can be a no.
+    """
     operand = vocabulary.operand(atom.left)
-    check, key = _check(operand, atom, path) if operand else (constant(UNKNOWN), "")
+    check, key = _check(operand, atom, path, claimable) if operand else (constant(UNKNOWN), "")
     return Leaf(
         path,
         left=compact(atom.left),
@@ -139,7 +143,7 @@ def constant(code: int) -> Check:
     return lambda moment: code
 
 
-def _check(operand: Operand, atom: Atom, path: str) -> tuple[Check, str]:
+def _check(operand: Operand, atom: Atom, path: str, claimable: bool) -> tuple[Check, str]:
     """The check of one atom, and the key under which its fact is found."""
     try:
         if operand.counting is Counting.CLOCK:
@@ -147,7 +151,8 @@ def _check(operand: Operand, atom: Atom, path: str) -> tuple[Check, str]:
         if operand.counting is Counting.ELAPSED:
             return _elapsed_check(operand, atom), "clock"
         key = compact(atom.left) if operand.parameter else operand.fact
-        return _fact_check(operand, atom, key, path), key
+        claims = frozenset((path, atom.left, operand.name)) if claimable and operand.by_engine else frozenset()
+        return _fact_check(operand, atom, key, claims), key
     except (ValueError, KeyError, IndexError):
         return constant(UNKNOWN), operand.fact
 
@@ -195,15 +200,14 @@ def _elapsed_check(operand: Operand, atom: Atom) -> Check:
     return check
 
 
-def _fact_check(operand: Operand, atom: Atom, key: str, path: str) -> Check:
+def _fact_check(operand: Operand, atom: Atom, key: str, claims: frozenset[str]) -> Check:
     compare = _comparison(operand, atom)
     at = BATCH if operand.by_engine else operand.phase.order
-    by_engine, names = operand.by_engine, frozenset((path, atom.left, operand.name))
 
     def check(moment: Moment) -> int:
         if moment.phase < at:
             return DEFERRED
-        if by_engine and not names.isdisjoint(moment.enforced):
+        if claims and not claims.isdisjoint(moment.enforced):
             return SATISFIED
         fact = moment.fresh(key)
         return UNKNOWN if fact is None else _verdict(compare(fact))

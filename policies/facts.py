@@ -32,7 +32,7 @@ class Facts(Mapping[str, Fact]):
     """A frozen snapshot of facts by short key (`ds:membership`, `odrl:purpose`). What is absent is unknown.
 
     Beside the operands' own keys: `ds:fulfilled` and `ds:violated` hold paths or actions of duties,
-    `ds:enforced` holds paths or operands that a compiled contract makes true, `ds:start` the start of
+    `ds:enforced` holds paths or operands that a compiled contract makes true (in permissions), `ds:start` the start of
     elapsed time where the policy has no timestamp, `ds:miningReserved` whether the asset reserves mining.
     Counting facts (`odrl:count`, `ds:queriesPerDay`, `ds:concurrency`) state what went before.
     """

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from policies import known, vocabulary, words
 from policies.checks import (
+    BATCH,
     DEFERRED,
     SATISFIED,
     UNKNOWN,
@@ -50,21 +51,23 @@ class RulePlan:
 
 def _part(constraint: Constraint, path: str, *, strict: bool) -> Part:
     leaves: list[Leaf] = []
-    check = _node(constraint, path, leaves, strict=strict)
+    check = _node(constraint, path, leaves, strict=strict, claimable=not strict)
     return Part(path, words.constraint(constraint), check, tuple(leaves))
 
 
-def _node(constraint: Constraint, path: str, leaves: list[Leaf], *, strict: bool) -> Check:
+def _node(constraint: Constraint, path: str, leaves: list[Leaf], *, strict: bool, claimable: bool) -> Check:
     if isinstance(constraint, Atom):
-        leaf = atom_leaf(constraint, path)
+        leaf = atom_leaf(constraint, path, claimable=claimable)
         leaves.append(leaf)
         return leaf.check
-    return _group(constraint, path, leaves, strict=strict)
+    check = _group(constraint, path, leaves, strict=strict, claimable=claimable)
+    return _claimed(check, path) if claimable and _of_the_answer(constraint) else check
 
 
-def _group(group: Group, path: str, leaves: list[Leaf], *, strict: bool) -> Check:
+def _group(group: Group, path: str, leaves: list[Leaf], *, strict: bool, claimable: bool) -> Check:
+    claimable = claimable and group.connective is not Connective.XONE
     checks = tuple(
-        _node(member, f"{path}/{group.connective.value}/{index}", leaves, strict=strict)
+        _node(member, f"{path}/{group.connective.value}/{index}", leaves, strict=strict, claimable=claimable)
         for index, member in enumerate(group.members)
     )
     if group.connective is Connective.AND:
@@ -72,6 +75,21 @@ def _group(group: Group, path: str, leaves: list[Leaf], *, strict: bool) -> Chec
     if group.connective is Connective.XONE:
         return _exactly_one(checks)
     return _any(checks, (SATISFIED, UNKNOWN, DEFERRED) if strict else (SATISFIED, DEFERRED, UNKNOWN))
+
+
+def _of_the_answer(group: Group) -> bool:
+    """Whether a group speaks of the answer only, so that the contract can make it true as a whole."""
+    found = (vocabulary.operand(atom.left) for _, atom in known.atoms_of(group, ""))
+    return all(operand is not None and operand.by_engine for operand in found)
+
+
+def _claimed(check: Check, path: str) -> Check:
+    def claimed(moment: Moment) -> int:
+        if path in moment.enforced and moment.phase >= BATCH:
+            return SATISFIED
+        return check(moment)
+
+    return claimed
 
 
 def _all(checks: tuple[Check, ...]) -> Check:

@@ -176,7 +176,7 @@ def test_one_more_prohibition_never_permits(
         assert before or not after
 
 
-@QUICK
+@DEEP
 @given(random.policies(conflict=CONFLICTS))
 def test_a_policy_survives_the_short_form(policy: Policy) -> None:
     form = author.from_policy(policy)
