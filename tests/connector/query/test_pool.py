@@ -324,7 +324,7 @@ async def test_a_worker_that_has_grown_takes_the_next_small_job(pool: Pool, numb
         limits=Limits(memory_mb=512),
     )
     small = Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t", limits=Limits(seconds=5, memory_mb=64))
-    for _ in range(4):
+    for _ in range(2):
         async with pool.run(large) as result:
             await anext(result)
         for _ in range(3):
