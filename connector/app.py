@@ -442,6 +442,9 @@ def _health(parts: Services) -> APIRouter:
             await asyncio.wait_for(parts.store.read(lambda tx: tx.tokens.count()), timeout=2)
         except (HanseError, TimeoutError):
             return JSONResponse({"status": "not ready", "reason": "the database does not answer"}, status_code=503)
+        if parts.sequencer.problem:
+            reason = f"the audit log cannot be written: {parts.sequencer.problem}"
+            return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         return JSONResponse({"status": "ready"})
 
     return routes

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.datasets.offers import Offers, problem_json
-from connector.errors import PolicyInvalid
+from connector.errors import NotFound, PolicyInvalid
 from connector.management.auth import Caller, Tokens
 from connector.store.tables import Offer
-from connector.usage.facts import requested
+from connector.usage.facts import counted, requested
 from policies import author, evaluate, explain, jsonld, lint, report, vocabulary
 from policies.errors import PolicyError
 from policies.model import Policy
@@ -117,6 +117,8 @@ def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitabl
                     problem_json(p)
                     for p in (await offers.check(form=text.form, policy=text.policy, dataset=text.dataset)).problems
                 ]
+            except NotFound as error:
+                problems.append({"level": "warning", "path": "/target", "code": error.code, "message": error.message})
             except PolicyInvalid as error:
                 problems = error.facts.get("problems") or [
                     {
@@ -141,7 +143,8 @@ def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitabl
     @routes.post("/policies/test", summary="What would be decided for this party, now or then, for this purpose")
     async def tested(case: Case, _: Caller = reader) -> dict[str, Any]:
         policy = jsonld.read((await offers.get(case.offer)).policy) if case.offer else _policy(case)
-        facts = requested(await facts_of(case.participant), purpose=vocabulary.expand(case.purpose))
+        fresh = counted(await facts_of(case.participant), uses=0, uses_today=0, running=0)
+        facts = requested(fresh, purpose=vocabulary.expand(case.purpose))
         decision = evaluate.evaluate(
             evaluate.as_if_agreed(policy),
             facts,
