@@ -73,7 +73,7 @@ async def test_profile_counts_rows_and_digests_files(pool: Pool, tmp_path: Path,
 async def test_changed_file_is_refused(pool: Pool, tmp_path: Path, case: suite.Case) -> None:
     relation = await registered(pool, case.kind, case.write(tmp_path), tmp_path, **case.options)
     path = Path(relation.files[-1]["path"])
-    path.write_bytes(path.read_bytes() + b"more")
+    _append(path, b"more")
     with pytest.raises(VersionChanged) as raised:
         await rows_of(pool, relation)
     assert str(tmp_path) not in str(raised.value.problem())
@@ -130,6 +130,10 @@ async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: P
     report = await pool.ask(job)
     assert (report["rows"], report["left_out_count"]) == (50, 1)
     assert report["left_out"][0]["line"] == 52
+
+
+def _append(path: Path, more: bytes) -> None:
+    path.write_bytes(path.read_bytes() + more)
 
 
 def _overwrite(path: Path, start: int, size: int) -> None:

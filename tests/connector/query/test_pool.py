@@ -202,7 +202,7 @@ async def test_crash_of_a_worker_costs_its_own_job_only(pool: Pool, numbers: Rel
     async with pool.run(Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_bytes=2**18)) as safe:
         first = await anext(safe)
         runaway = asyncio.ensure_future(read(pool, Job(relations={"t": numbers}, sql=RUNAWAY)))
-        while len(pool._busy) < 2:  # noqa: ASYNC110  the pool has no event for it
+        while len(pool._busy) < 2:
             await asyncio.sleep(0.01)
         (other,) = pool._busy - {safe._worker}
         os.kill(other.process.pid, signal.SIGSEGV)
