@@ -81,7 +81,7 @@ def condition_of(contract: DataContract, source: str, maker: Maker) -> exp.Expr 
 
 def stored(name: str, source: str) -> exp.Expr:
     """The raw column of the relation."""
-    return exp.column(exp.to_identifier(name, quoted=True), exp.to_identifier(source, quoted=True))
+    return exp.Column(this=exp.to_identifier(name, quoted=True), table=exp.to_identifier(source, quoted=True))
 
 
 def masked(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:

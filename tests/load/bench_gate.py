@@ -43,8 +43,8 @@ def gate_cost(bench: gate.Bench) -> None:
     run = bench.connection.execute
     for name, text in tpch.queries().items():
         prepared = bench.prepare(text)
-        first = best(lambda text=text: bench.prepare(text), times=15)  # type: ignore[misc]  # bound at once
-        second = best(lambda prepared=prepared: bench.recheck(prepared), times=15)  # type: ignore[misc]  # the same
+        first = best(lambda text=text: bench.prepare(text), times=40)  # type: ignore[misc]  # bound at once
+        second = best(lambda prepared=prepared: bench.recheck(prepared), times=40)  # type: ignore[misc]  # the same
         # Side by side, in turns: the machine is shared.
         ours = best(lambda p=prepared: run(p.sql, p.params).fetchall(), times=5, clock=time.perf_counter)  # type: ignore[misc]  # the same
         plain = best(lambda text=text: run(text).fetchall(), times=5, clock=time.perf_counter)  # type: ignore[misc]  # the same
