@@ -116,7 +116,7 @@ class Desk:
 
     async def page(self, request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
         """A page for the caller of this request."""
-        shown = {"caller": self._caller(request), "now": time.time(), "where": "", "names": await self.names()}
+        shown = {"me": self._caller(request), "now": time.time(), "where": "", "names": await self.names()}
         html = self._pages.get_template(template).render(**(shown | context))
         return HTMLResponse(html, status_code=status)
 

@@ -88,10 +88,12 @@ def router(
         said = await form_of(request)
         text, dataset = said.get("form")[:_FORM_MAX], said.get("dataset")
         draft = await _draft(offers, text, dataset)
-        if said.get("do") == "try" and not draft.report:
+        if said.get("do") in ("try", "publish") and not (draft.report and text):
             return await _editor(request, text, dataset, draft, said, 400)
         if said.get("do") == "try":
-            draft.verdict = await _verdict(text, said, facts_of)
+            draft.verdict = await _verdict(text, said, facts_of) | {"columns": []}
+            if draft.verdict["permitted"] and draft.checked is not None:
+                draft.verdict["columns"] = _columns(draft.checked, said.get("action"))
         if said.get("do") != "publish":
             return await _editor(request, text, dataset, draft, said)
         try:
@@ -165,6 +167,12 @@ async def _verdict(text: str, said: Form, facts_of: Callable[[str], Awaitable[ev
         now=_when(said.get("at")),
     )
     return {"permitted": decision.permitted, "lines": explain.decision(decision), "partner": partner}
+
+
+def _columns(checked: Checked, action: str) -> list[str]:
+    """The columns that the action's contract shows, in the table's order."""
+    wanted = vocabulary.expand(action or _ACTIONS[0])
+    return list(next((one.columns for one in checked.contracts if wanted in one.actions), ()))
 
 
 def _when(text: str) -> float:

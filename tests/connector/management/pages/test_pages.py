@@ -1,0 +1,298 @@
+"""Every page with nothing and with one of everything; who may open it; what forms refuse; what no page shows."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from itertools import product
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from connector.audit.log import Filter
+from connector.management.auth import COOKIE
+from tests.connector.management.pages.support import (
+    AGREEMENT,
+    ALICE,
+    FORM,
+    NEGOTIATION,
+    OFFER,
+    SECRET,
+    TRANSFER,
+    Console,
+    Reader,
+    console,
+    fill,
+)
+
+# Page, the scope that opens it, and whether it is there in an empty connector.
+PAGES = [
+    ("/", "read", True),
+    ("/datasets", "read", True),
+    ("/datasets/new", "owner", True),
+    ("/datasets/patients", "read", False),
+    ("/offers", "read", True),
+    ("/offers/new", "owner", True),
+    ("/offers/new?template=clean-room&dataset=patients", "owner", True),
+    (f"/offers/new?based={OFFER}&dataset=urn:hanse:north:patients", "owner", False),
+    (f"/offers/{OFFER}", "read", False),
+    ("/negotiations", "read", True),
+    (f"/negotiations/{NEGOTIATION}", "read", False),
+    ("/agreements", "read", True),
+    ("/agreements?role=consumer", "read", True),
+    (f"/agreements/{AGREEMENT}?role=provider", "read", False),
+    (f"/agreements/{AGREEMENT}?role=consumer", "read", False),
+    ("/transfers", "read", True),
+    ("/search", "read", True),
+    ("/query", "consume", True),
+    ("/audit", "audit", True),
+    ("/audit?outcome=refused&since=2020-01-01T00:00", "audit", True),
+    ("/audit/0", "audit", True),
+    ("/tokens", "admin", True),
+    ("/settings", "admin", True),
+]
+SCOPES = ("read", "owner", "consume", "audit", "admin")
+
+
+@pytest.fixture
+async def empty(tmp_path: Path) -> AsyncIterator[Console]:
+    made = console(tmp_path)
+    yield made
+    await made.parts.net.close()
+    made.parts.store.close()
+
+
+@pytest.fixture
+async def full(empty: Console) -> Console:
+    await fill(empty.parts)
+    return empty
+
+
+async def refusals(of: Console) -> list[str]:
+    await of.parts.sequencer.settle()
+    return [record.text for record in await of.parts.log.page(Filter(outcome="refused"), before=None, limit=50)]
+
+
+@pytest.mark.parametrize("state", ["empty", "full"])
+async def test_every_page_is_well_formed_and_says_nothing_secret(
+    state: str, request: pytest.FixtureRequest, empty: Console
+) -> None:
+    if state == "full":
+        await fill(empty.parts)
+    token = await empty.token("admin")
+    for path, _, always in PAGES:
+        answer = await empty.get(path)
+        if state == "empty" and not always:
+            assert answer.status_code == 404, path
+        elif path == "/search":  # no catalogue is set: said in place
+            assert (answer.status_code, "HANSE_CATALOGUE_URL" in answer.text) == (200, True)
+        else:
+            assert answer.status_code == 200, (path, answer.text[-2000:])
+        read = Reader(answer.text)
+        assert (read.problems, read.headings) == ([], 1), path
+        assert "script-src 'self'" in answer.headers["content-security-policy"], path
+        for secret in (token, SECRET, hashlib.sha256(token.encode()).hexdigest(), "<b>rows", "<all>"):
+            assert secret not in answer.text, path
+
+
+async def test_without_login_every_page_leads_to_the_login(full: Console) -> None:
+    for path, _, _ in PAGES:
+        answer = await full.http.get(path)
+        assert answer.status_code == 303, path
+        assert answer.headers["location"] == f"/login?to={quote(path, safe='/')}", path
+    assert not any("log in first" in text for text in await refusals(full))  # nobody guessed: nothing to record
+
+
+async def test_a_token_opens_the_pages_of_its_scope_and_no_other(full: Console) -> None:
+    for scope, (path, needed, _) in product(SCOPES, PAGES):
+        answer = await full.get(path, scope)
+        if path == "/" and scope not in ("read", "admin"):
+            assert answer.status_code == 303, path
+        elif scope in (needed, "admin"):
+            assert answer.status_code == 200, path
+        else:
+            assert (answer.status_code, "scope" in answer.text) == (403, True), path
+
+
+async def test_an_auditor_sees_the_log_and_no_way_elsewhere(full: Console) -> None:
+    page = (await full.get("/audit", "audit")).text
+    links = set(re.findall(r"<nav.*?</nav>", page, re.S)[0].split('href="')[1:])
+    assert {link.split('"')[0] for link in links} == {"/audit"}
+    assert (await full.get("/", "audit")).headers["location"] == "/audit"
+
+
+FOREIGN = [
+    {"sec_fetch_site": "cross-site"},
+    {"sec_fetch_site": "same-site"},
+    {"sec_fetch_site": "none"},
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"sec_fetch_site": "same-origin", "origin": "https://evil.example"},
+    {"x_nothing": "says where it came from"},
+]
+
+
+async def test_a_form_from_elsewhere_changes_nothing(full: Console) -> None:
+    forms = [
+        ("/offers/withdraw", {"offer": OFFER}),
+        (f"/agreements/{AGREEMENT}/revoke?role=provider", {"reason": "r", "sure": "yes"}),
+        ("/tokens", {"name": "eve", "scope": "admin"}),
+        (f"/negotiations/{NEGOTIATION}", {"command": "approve"}),
+        (f"/transfers/{TRANSFER}", {"command": "terminate"}),
+    ]
+    for headers in FOREIGN:
+        for path, data in forms:
+            assert (await full.post(path, data, "admin", **headers)).status_code == 403, (path, headers)
+    assert (await full.parts.offers.get(OFFER)).withdrawn_at is None
+    assert (await full.parts.agreements.get(AGREEMENT))[0].ended_at is None
+    assert "eve" not in {row.name for row in await full.parts.tokens.list()}
+
+
+async def test_a_form_of_our_own_goes_by_its_origin_where_the_browser_says_no_more(full: Console) -> None:
+    answer = await full.post("/offers/withdraw", {"offer": OFFER}, "owner", origin="http://console.test")
+    assert answer.status_code == 303
+    assert (await full.parts.offers.get(OFFER)).withdrawn_at is not None
+
+
+@pytest.mark.parametrize(("url", "secure"), [("https://north.example", True), ("", False)])
+async def test_logging_in_sets_a_cookie_that_scripts_and_other_sites_never_have(
+    url: str, secure: bool, tmp_path: Path
+) -> None:
+    made = console(tmp_path, public_url=url)
+    token = await made.token("read")
+    same = {"sec-fetch-site": "same-origin"}
+    answer = await made.http.post("/login", data={"token": token, "to": "/offers"}, headers=same)
+    cookie = answer.headers["set-cookie"]
+    assert (answer.status_code, answer.headers["location"]) == (303, "/offers")
+    assert ("HttpOnly" in cookie, "SameSite=strict" in cookie, "Secure" in cookie) == (True, True, secure)
+    out = await made.http.post("/logout", headers={**same, "cookie": f"{COOKIE}={token}"})
+    assert 'hanse_session=""' in out.headers["set-cookie"]
+    made.parts.store.close()
+
+
+async def test_a_wrong_token_is_refused_in_place_and_recorded_without_its_text(empty: Console) -> None:
+    same = {"sec-fetch-site": "same-origin"}
+    answer = await empty.http.post("/login", data={"token": "guess-no-1"}, headers=same)
+    assert (answer.status_code, "not known here" in answer.text) == (401, True)
+    assert "set-cookie" not in answer.headers
+    recorded = await refusals(empty)
+    assert len(recorded) == 1
+    assert "guess-no-1" not in recorded[0]
+
+
+async def test_the_login_leads_nowhere_else(empty: Console) -> None:
+    same = {"sec-fetch-site": "same-origin"}
+    for to in ("//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "/login", ""):
+        data = {"token": await empty.token("admin"), "to": to}
+        answer = await empty.http.post("/login", data=data, headers=same)
+        assert answer.headers["location"] == "/", to
+
+
+async def test_a_token_that_ended_is_forgotten_by_the_browser(empty: Console) -> None:
+    await empty.token("admin")
+    token = await empty.token("read")
+    await empty.parts.tokens.revoke("read", by="test")
+    answer = await empty.http.get("/datasets", headers={"cookie": f"{COOKIE}={token}"})
+    assert (answer.status_code, 'hanse_session=""' in answer.headers["set-cookie"]) == (303, True)
+
+
+async def test_an_offer_is_checked_tried_and_published_from_one_form(full: Console) -> None:
+    data = {"form": FORM.replace("small-groups", "second"), "dataset": "patients"}
+    checked = await full.post("/offers/check", data, "owner")
+    assert "It fits <b>Patients" in checked.text
+    tried = await full.post("/offers/new", {**data, "do": "try", "partner": ALICE, "purpose": "dpv:Marketing"}, "owner")
+    assert "<b>Refused</b>" in tried.text
+    assert len(await full.parts.offers.all()) == 1  # nothing published yet
+    published = await full.post("/offers/new", {**data, "do": "publish"}, "owner")
+    assert published.headers["location"] == "/offers/urn:hanse:offer:second"
+
+
+UNPUBLISHABLE = [
+    ("offer: x\nmay: [fly]\n", "fly"),
+    ("offer: [\n", "YAML"),
+    (FORM.replace("region", "country").replace("small-groups", "other"), "country"),
+    ("", "form is empty"),
+    (FORM, "exists"),
+]
+
+
+async def test_an_offer_that_cannot_be_published_says_why_beside_its_text(full: Console) -> None:
+    for form, said in UNPUBLISHABLE:
+        answer = await full.post("/offers/new", {"form": form, "dataset": "patients", "do": "publish"}, "owner")
+        assert answer.status_code in (400, 409), said
+        assert said in answer.text
+        assert Reader(answer.text).problems == []
+    assert len(await full.parts.offers.all()) == 1
+
+
+async def test_an_agreement_ends_in_two_steps_and_with_a_reason(full: Console) -> None:
+    path = f"/agreements/{AGREEMENT}/revoke?role=provider"
+    assert (await full.post(path, {"reason": ""}, "read", "owner")).status_code == 400
+    asked = await full.post(path, {"reason": "the study is over"}, "read", "owner")
+    assert (asked.status_code, "End this agreement?" in asked.text) == (200, True)
+    assert (await full.parts.agreements.get(AGREEMENT, role="provider"))[0].ended_at is None
+    assert (await full.post(path, {"reason": "x", "sure": "yes"}, "read")).status_code == 403
+    done = await full.post(path, {"reason": "the study is over", "sure": "yes"}, "read", "owner")
+    assert done.status_code == 303
+    assert (await full.parts.agreements.get(AGREEMENT, role="provider"))[0].end_reason == "the study is over"
+
+
+async def test_a_request_is_approved_or_rejected_from_the_queue(full: Console) -> None:
+    path = f"/negotiations/{NEGOTIATION}"
+    assert (await full.post(path, {"command": "approve"}, "read", "consume")).status_code == 403
+    assert (await full.post(path, {"command": "terminate"}, "read", "owner")).status_code == 400
+    assert (await full.post(path, {"command": "agree please"}, "read", "owner")).status_code == 400
+    done = await full.post(path, {"command": "approve", "back": "/negotiations"}, "read", "owner")
+    assert (done.status_code, done.headers["location"]) == (303, "/negotiations")
+    row = await full.parts.store.read(lambda tx: tx.negotiations.peek(NEGOTIATION))
+    assert row is not None
+    assert row.pending == "ContractAgreementMessage"
+
+
+async def test_a_new_token_is_shown_once(empty: Console) -> None:
+    made = await empty.post("/tokens", {"name": "ada", "scope": "audit", "days": "30"})
+    found = re.search(r"data-token>([^<]+)<", made.text)
+    assert found is not None
+    assert (await empty.parts.tokens.caller(found[1])).scopes == {"audit"}
+    assert found[1] not in (await empty.get("/tokens")).text
+    assert (await empty.post("/tokens", {"name": "no spaces", "scope": "audit"})).status_code == 400
+    assert (await empty.post("/tokens", {"name": "bob", "days": "x", "scope": "read"})).status_code == 400
+
+
+async def test_the_last_administrator_stays(empty: Console) -> None:
+    answer = await empty.post("/tokens/revoke", {"name": "admin"})
+    assert (answer.status_code, "last token" in answer.text) == (400, True)
+
+
+async def test_a_dataset_outside_the_roots_is_refused_in_place(empty: Console) -> None:
+    data = {"name": "passwords", "path": "/etc/passwd", "kind": "csv", "title": "Kept as typed"}
+    answer = await empty.post("/datasets/new", data, "owner")
+    assert (answer.status_code, "Kept as typed" in answer.text) == (400, True)
+    assert Reader(answer.text).problems == []
+
+
+async def test_a_question_that_is_none_is_refused_in_place(full: Console) -> None:
+    for do in ("explain", "run"):
+        answer = await full.post("/query", {"sql": "DROP TABLE patients", "do": do}, "consume")
+        assert (answer.status_code, "DROP TABLE patients" in answer.text) == (400, True)
+        assert 'role="alert"' in answer.text
+
+
+def test_the_console_loads_neither_engine_nor_arrow() -> None:
+    code = (
+        "import sys, connector.management.pages; print([m for m in ('duckdb','pyarrow','sqlglot') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_catalogue_and_the_console_share_their_look() -> None:
+    root = Path(__file__).parents[4]
+    ours = root / "connector/management/pages/static/hanse.css"
+    theirs = root / "catalogue/pages/static/hanse.css"
+    tokens = [path.read_text().partition("/* ---- ground ---- */")[0] for path in (ours, theirs)]
+    assert tokens[0] == tokens[1]
