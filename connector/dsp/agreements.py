@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from connector.dsp import terms
 from connector.dsp.sender import Sender
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.dsp.transfer import Transfers
+from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers
 from connector.errors import Conflict, NotFound
 from connector.events import AgreementRevoked
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
 from policies.contract import DataContract
-
-REVOKED = "agreement_revoked"  # the code of the terminations that follow
 
 
 class Agreements:
@@ -50,7 +48,7 @@ class Agreements:
         """
 
         def work(tx: Transaction) -> tuple[Agreement, list[Outbox]]:
-            row, grant = _with_grant(tx, agreement_id, role)
+            row, grant = _with_grant(tx, agreement_id, role, to_change=True)
             if row.ended_at is not None:
                 raise Conflict(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
             row.ended_at, row.end_reason = tx.now, reason
@@ -66,7 +64,9 @@ class Agreements:
                     detail={"role": row.role, "counterparty": row.consumer if row.role == PROVIDER else row.provider},
                 )
             )
-            sent = self._transfers.terminate_under(tx, row.id, role=row.role, code=REVOKED, reason=reason, actor=by)
+            sent = self._transfers.terminate_under(
+                tx, row.id, role=row.role, code=AGREEMENT_REVOKED, reason=reason, actor=by
+            )
             return row, sent
 
         row, sent = await self._store.write(work)
@@ -74,8 +74,13 @@ class Agreements:
         return row
 
 
-def _with_grant(tx: Transaction, agreement_id: str, role: str) -> tuple[Agreement, Grant | None]:
+def _with_grant(
+    tx: Transaction, agreement_id: str, role: str, *, to_change: bool = False
+) -> tuple[Agreement, Grant | None]:
     for ours in (role,) if role else (PROVIDER, CONSUMER):
         if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
-            return row, tx.agreements.grant(row.id) if ours == PROVIDER else None
+            if ours == CONSUMER:
+                return row, None
+            held = tx.agreements.grant_held(row.id, to_change=True) if to_change else tx.agreements.grant(row.id)
+            return row, held
     raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreement list`")

@@ -55,6 +55,9 @@ _RENEW_BEFORE = 60.0  # seconds before its end
 _OVER = frozenset({states.SUSPENDED, states.COMPLETED, states.TERMINATED})
 
 
+AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that follow a revocation
+
+
 class DataPlane(Protocol):
     """What moves the bytes, at the provider."""
 
@@ -176,8 +179,16 @@ class Transfers(Exchange[Transfer]):
             row.suspended_by = ""
         elif isinstance(message, TransferSuspensionMessage):
             row.suspended_by = states.other(row.role)
+        elif row.role == CONSUMER and row.state == states.TERMINATED and row.code == AGREEMENT_REVOKED:
+            self._agreement_ended(tx, row)
         self._close(tx, row)
         return follow
+
+    def _agreement_ended(self, tx: Transaction, row: Transfer) -> None:
+        """Our provider revoked the agreement itself, not only this transfer: it is nothing to hold on to any more."""
+        agreement = tx.agreements.get(row.agreement_id, role=CONSUMER)
+        if agreement is not None and agreement.ended_at is None:
+            agreement.ended_at, agreement.end_reason = tx.now, row.reason or "revoked by its provider"
 
     def _resumed(
         self, tx: Transaction, row: Transfer, message: Numbered, judged: Received, facts: Facts
@@ -202,6 +213,7 @@ class Transfers(Exchange[Transfer]):
             )
         if not agreement.finalized:
             self._negotiations.finalized_at_consumer(tx, agreement)
+            agreement = tx.agreements.fresh(agreement)  # its acknowledgement may have been taken in while we waited
         if not agreement.finalized:
             raise MessageInvalid("this agreement is not final yet; finish its negotiation", code="not_final")
         return agreement, _check_holds(tx, agreement)
@@ -493,9 +505,12 @@ class _Pusher:
         await self._transfers._data_plane.push(transfer, address)
         return Outcome(Result.DELIVERED)
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox]:
+    def hold(self, tx: Transaction, row: Outbox) -> Transfer | None:
+        return tx.transfers.get(row.message["transfer"])
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Transfer | None) -> list[Outbox]:
         """All has arrived: complete. Otherwise the transfer stays, and its owner is told why."""
-        transfer = tx.transfers.get(row.message["transfer"])
+        transfer = held
         if transfer is None or transfer.generation != row.message["generation"]:
             return []
         if outcome.result is Result.DELIVERED:
@@ -526,7 +541,7 @@ def _with_agreement(tx: Transaction, pid: str) -> tuple[Transfer, Agreement | No
 
 
 def _check_holds(tx: Transaction, agreement: Agreement) -> Grant:
-    grant = tx.agreements.grant(agreement.id)
+    grant = tx.agreements.grant_held(agreement.id)
     if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
         raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code="agreement_ended")
