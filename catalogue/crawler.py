@@ -156,10 +156,13 @@ class Crawler:
         return _Outcome(kind, visit.problem, visit.page_count, visit.byte_count, etag)
 
     async def _take(self, member: Member, datasets: list[object], tally: Tally) -> None:
-        read = partial(ingest.read_page, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
-        candidates = await asyncio.to_thread(read, datasets, member)
+        """Store a page. Its texts are read beside the event loop and outside the transaction that stores them."""
+        sift = partial(ingest.sift, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
+        candidates = await asyncio.to_thread(sift, datasets, member)
+        known = await self._store.read(lambda tx: ingest.known_texts(tx, member, candidates))
+        page = await asyncio.to_thread(partial(ingest.read, tally=tally), candidates, known, member)
         most = self._settings.crawl_entries_max
-        await self._store.write(lambda tx: ingest.take(tx, member, candidates, most=most, tally=tally))
+        await self._store.write(lambda tx: ingest.take(tx, member, page, most=most, tally=tally))
 
     def _conclude(
         self, tx: Transaction, *, member: Member, why: str, started: float, outcome: _Outcome, tally: Tally

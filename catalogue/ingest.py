@@ -7,10 +7,11 @@ from harming another: an id belongs to whoever listed it first, and `urn:hanse:<
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from catalogue.entry import READER, Entry, checked_id, read_dataset
+from catalogue.entry import READER, checked_id, digest_of, read_dataset
 from catalogue.store import Transaction
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Member
@@ -44,20 +45,38 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A dataset that can be read, with its raw text."""
+    """A dataset that may be kept, as its provider sent it."""
 
-    entry: Entry
-    raw: str
+    id: str
+    raw: Mapping[str, Any]
+    text: str
 
 
-def read_page(datasets: Iterable[object], member: Member, *, entry_bytes: int, tally: Tally) -> list[Candidate]:
-    """The datasets of a page that are fit; the others are tallied. Pure but for the tally."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A candidate whose content had to be read, because it is new or its text has changed."""
+
+    candidate: Candidate
+    content: dict[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is to be stored of one page: entries whose text is the same as before, and those that were read."""
+
+    same: list[str]
+    readings: list[Reading]
+
+
+def sift(datasets: Iterable[object], member: Member, *, entry_bytes: int, tally: Tally) -> list[Candidate]:
+    """The datasets of a page that may be kept, each id once; the others are tallied. Pure but for the tally."""
     found: dict[str, Candidate] = {}
     for raw in datasets:
         label = str(raw.get("@id", "?")) if isinstance(raw, dict) else type(raw).__name__
         try:
             candidate = _candidate(raw, member, entry_bytes)
-            found[candidate.entry.id] = candidate
+            found[candidate.id] = candidate
         except HanseError as error:
             tally.skip(label, error.message)
     return list(found.values())
@@ -73,43 +92,67 @@ def _candidate(raw: object, member: Member, entry_bytes: int) -> Candidate:
     dataset_id = checked_id(raw)
     if dataset_id.startswith(_NAMESPACE) and not dataset_id.startswith(f"{_NAMESPACE}{member.name}:"):
         raise Conflict(f"the id lies in the namespace of another member; {member.name} has {_NAMESPACE}{member.name}:")
-    return Candidate(read_dataset(raw, participant=member.id), text)
+    return Candidate(dataset_id, raw, text)
 
 
-def take(tx: Transaction, member: Member, candidates: list[Candidate], *, most: int, tally: Tally) -> None:
-    """Store a page. Limited when the member lists more than `most` datasets."""
-    if tally.datasets + len(candidates) > most:
-        raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
-    known = tx.entries.these(candidate.entry.id for candidate in candidates)
+def known_texts(tx: Transaction, member: Member, candidates: list[Candidate]) -> dict[str, str]:
+    """The texts of those that are listed now, by id, where this program read them."""
+    return tx.entries.texts(member.id, (candidate.id for candidate in candidates), reader=READER)
+
+
+def read(candidates: list[Candidate], known: Mapping[str, str], member: Member, *, tally: Tally) -> Page:
+    """Read what is new or changed; what cannot be read is tallied. Pure but for the tally."""
+    page = Page([], [])
     for candidate in candidates:
-        row = known.get(candidate.entry.id)
+        if known.get(candidate.id) == candidate.text:
+            page.same.append(candidate.id)
+            continue
+        try:
+            content = read_dataset(candidate.raw, participant=member.id).to_json()
+            page.readings.append(Reading(candidate, content, digest_of(content)))
+        except HanseError as error:
+            tally.skip(candidate.id, error.message)
+    return page
+
+
+def take(tx: Transaction, member: Member, page: Page, *, most: int, tally: Tally) -> None:
+    """Store a page. Limited when the member lists more than `most` datasets."""
+    if tally.datasets + len(page.same) + len(page.readings) > most:
+        raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
+    tally.datasets += tx.entries.seen(member.id, page.same, tx.now)
+    rows = tx.entries.these(reading.candidate.id for reading in page.readings)
+    changed: list[Row] = []
+    for reading in page.readings:
+        row = rows.get(reading.candidate.id)
         if row is not None and row.member_id != member.id and _is_held(tx, row):
             tally.skip(row.id, "another member listed this id first; ids of yours start with your own namespace")
             continue
         tally.datasets += 1
-        _store(tx, member, candidate, row, tally)
+        row = row or Row(id=reading.candidate.id, first_seen=tx.now, digest="", misses=0)
+        if _store(row, reading, member, tx.now, tally):
+            changed.append(row)
+    seq = tx.entries.next_seq() if changed else 0  # one number for the page: it becomes visible as one
+    for row in changed:
+        row.seq = seq
+        tx.entries.add(row)
 
 
 def _is_held(tx: Transaction, row: Row) -> bool:
     return row.withdrawn_at is None or tx.members.find(row.member_id) is not None
 
 
-def _store(tx: Transaction, member: Member, candidate: Candidate, row: Row | None, tally: Tally) -> None:
-    digest = candidate.entry.digest
-    if row is None:
-        tally.new += 1
-        row = Row(id=candidate.entry.id, first_seen=tx.now, digest="", misses=0)
-    back = row.misses > 0 or row.withdrawn_at is not None or row.member_id != member.id
-    if row.digest != digest:
+def _store(row: Row, reading: Reading, member: Member, now: float, tally: Tally) -> bool:
+    """Put a reading into its row; whether anybody who looks would see a difference."""
+    differs = row.misses > 0 or row.withdrawn_at is not None or row.member_id != member.id
+    if row.digest != reading.digest:
+        tally.new += not row.digest
         tally.changed += bool(row.digest)
-        row.raw, row.content, row.reader = candidate.raw, candidate.entry.to_json(), READER
-        row.digest, row.modified_at = digest, tx.now
-        back = True
-    row.member_id, row.last_seen, row.misses = member.id, tx.now, 0
+        row.content, row.digest, row.modified_at = reading.content, reading.digest, now
+        differs = True
+    row.raw, row.reader = reading.candidate.text, READER
+    row.member_id, row.last_seen, row.misses = member.id, now, 0
     row.withdrawn_at, row.withdrawn_why = None, ""
-    if back:
-        row.seq = tx.entries.next_seq()
-    tx.entries.add(row)
+    return differs
 
 
 def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None:
@@ -143,5 +186,6 @@ def read_again(tx: Transaction, *, limit: int = 500) -> int:
             entry = read_dataset(json.loads(row.raw), participant=row.member_id)
         except HanseError:
             continue  # fit for the older reading only: kept as it was read then
-        row.content, row.digest, row.seq = entry.to_json(), entry.digest, tx.entries.next_seq()
+        row.content = entry.to_json()
+        row.digest, row.seq = digest_of(row.content), tx.entries.next_seq()
     return len(rows)

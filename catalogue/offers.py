@@ -65,6 +65,13 @@ class Offer:
         """Every rule and condition in plain words."""
         return tuple(line.text for line in self.lines)
 
+    def to_json(self) -> dict[str, Any]:
+        """The offer as JSON values."""
+        content = {name: getattr(self, name) for name in self.__slots__}
+        for name in ("classes", "purposes", "actions", "audience"):
+            content[name] = list(content[name])
+        return {**content, "lines": [{"path": o.path, "text": o.text, "tier": o.tier} for o in self.lines]}
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Offer:
         lists = {key: tuple(content[key]) for key in ("classes", "purposes", "actions", "audience")}

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from catalogue import highlight
 from catalogue.access import Viewer
@@ -128,6 +128,7 @@ class Search:
         stems = {self._index.stem(word) for word in words}
         parts = tuple(word for word in words if len(word) >= _PART_MIN)
 
+        @cache
         def matches(text: str) -> bool:
             folded = next(iter(self._index.words_in(text)), "")
             if not folded:

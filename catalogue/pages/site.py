@@ -151,7 +151,7 @@ class Site:
                 cookie = await self._access.log_in(fields.get("token", ""))
             except Unauthenticated as error:
                 return self._page("login.html", Viewer(), status=401, problem=error.message, where="login")
-            response = RedirectResponse("/members", status_code=303)
+            response = RedirectResponse("/", status_code=303)
             secure = self._settings.root_url.startswith("https:")
             age = self._settings.session_seconds
             response.set_cookie(COOKIE, cookie, max_age=age, httponly=True, samesite="strict", secure=secure)

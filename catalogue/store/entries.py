@@ -47,6 +47,27 @@ class Entries:
         found = self._session.scalars(select(Entry).where(Entry.id.in_(list(ids)))).all()
         return {entry.id: entry for entry in found}
 
+    def texts(self, member_id: str, ids: Iterable[str], *, reader: int) -> dict[str, str]:
+        """The raw texts of a member's entries that were listed by its last visit and read by this reader."""
+        found = select(Entry.id, Entry.raw).where(
+            Entry.id.in_(list(ids)),
+            Entry.member_id == member_id,
+            Entry.reader == reader,
+            Entry.misses == 0,
+            Entry.withdrawn_at.is_(None),
+        )
+        return {row.id: row.raw for row in self._session.execute(found)}
+
+    def seen(self, member_id: str, ids: Sequence[str], now: float) -> int:
+        """These entries of a member were listed again, unchanged; how many there are."""
+        touched = self._session.execute(
+            update(Entry)
+            .where(Entry.id.in_(list(ids)), Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
+            .values(last_seen=now)
+            .returning(Entry.id)
+        )
+        return len(touched.all()) if ids else 0
+
     def with_owner(self, ids: Sequence[str]) -> dict[str, tuple[Entry, Member, Source]]:
         """Entries, each with its member and what the crawler knows of it."""
         rows = self._session.execute(

@@ -98,7 +98,7 @@ async def test_a_session_opens_with_the_token_and_ends_at_logout(catalogue: Cata
     http = catalogue.http
     assert (await http.post("/login", data={"token": "wrong"})).status_code == 401
     answer = await http.post("/login", data={"token": catalogue.token})
-    assert (answer.status_code, answer.headers["location"]) == (303, "/members")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
     assert "HttpOnly" in answer.headers["set-cookie"]
     assert "samesite=strict" in answer.headers["set-cookie"].lower()
     assert catalogue.token not in answer.headers["set-cookie"]

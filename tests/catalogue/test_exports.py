@@ -19,6 +19,8 @@ from catalogue.exports.graph import Iri, Literal, Node
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, dataset
 
+pytestmark = pytest.mark.filterwarnings("ignore:ConjunctiveGraph:DeprecationWarning")  # inside rdflib's own reader
+
 SHAPES = Path(__file__).parents[1] / "cases" / "dcat-ap"
 FORMATS = {"jsonld": "json-ld", "ttl": "turtle", "rdf": "xml"}
 DCAT = rdflib.Namespace("http://www.w3.org/ns/dcat#")

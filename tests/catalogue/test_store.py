@@ -50,8 +50,10 @@ def join(tx: Transaction, name: str, *, next_at: float = 0.0) -> Member:
 def take(store: Store, owner: Member, names: list[str]) -> Tally:
     tally = Tally()
     raw = [dataset(f"urn:hanse:{owner.name}:{name}") for name in names]
-    found = ingest.read_page(raw, owner, entry_bytes=10_000, tally=tally)
-    store.write_now(lambda tx: ingest.take(tx, owner, found, most=10**6, tally=tally))
+    found = ingest.sift(raw, owner, entry_bytes=10_000, tally=tally)
+    known = store.read_now(lambda tx: ingest.known_texts(tx, owner, found))
+    page = ingest.read(found, known, owner, tally=tally)
+    store.write_now(lambda tx: ingest.take(tx, owner, page, most=10**6, tally=tally))
     return tally
 
 
