@@ -31,6 +31,7 @@ async def push(
         action=asked.STREAM,
         purpose=transfer.purpose,
         plain_scan=True,
+        unfiltered=True,
     )
     headers = {"content-type": MEDIA, **({"authorization": authorization} if authorization else {})}
     async with reads.open(wanted) as stream:
@@ -45,4 +46,3 @@ async def _body(stream: GovernedStream) -> AsyncIterator[bytes]:
     yield bytes(stream.schema)
     async for part in stream.frames():
         yield bytes(part)
-    yield asked.END_OF_STREAM
