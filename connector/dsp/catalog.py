@@ -176,13 +176,14 @@ class Catalog:
     def _links(self, *, next_after: str, previous_before: str) -> str:
         links = []
         if next_after:
-            links.append(f'<{self._base}/catalog/request?after={_encode(next_after)}>; rel="next"')
+            links.append(f'<{self._base}/catalog/request?after={encode_cursor(next_after)}>; rel="next"')
         if previous_before:
-            links.append(f'<{self._base}/catalog/request?before={_encode(previous_before)}>; rel="previous"')
+            links.append(f'<{self._base}/catalog/request?before={encode_cursor(previous_before)}>; rel="previous"')
         return ", ".join(links)
 
 
-def _encode(key: str) -> str:
+def encode_cursor(key: str) -> str:
+    """A dataset id as a page address carries it."""
     return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 

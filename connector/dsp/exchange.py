@@ -243,9 +243,13 @@ class Exchange(Generic[Row]):
         wanted = self.table.get(Step(current.state, step_of(message), current.role))
         return wanted is not None and getattr(told, "state", "") == wanted
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox]:
+    def hold(self, tx: Transaction, row: Outbox) -> Row | None:
+        """The process that a message belongs to, locked."""
+        return self._get(tx, row.process)
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Row | None) -> list[Outbox]:
         """What follows from an answer, or from giving up."""
-        process = self._get(tx, row.process)
+        process = held
         if process is None:
             return []
         step = step_of(row.message)

@@ -29,7 +29,6 @@ from connector.telemetry import Metrics, logger
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_LEASE = 15.0  # seconds; renewed while a delivery takes longer
 _SHORTEST = 0.05  # seconds between two attempts
 _LOOK_AGAIN = 5.0  # longest sleep: other processes may have left something behind
 _AT_ONCE = 64
@@ -62,7 +61,10 @@ class Courier(Protocol):
     async def carry(self, row: Outbox) -> Outcome:
         """Deliver it once. A HanseError of ours or the peer's server counts as AGAIN, any other as REFUSED."""
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox]:
+    def hold(self, tx: Transaction, row: Outbox) -> Any:
+        """Lock what the row is about. Everybody locks that first and the row after it, so nobody waits in a circle."""
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
         """Record that it was delivered, refused or given up; what is to be sent next. The row itself is gone."""
 
 
@@ -77,12 +79,14 @@ class Sender:
         retry_first: float = 0.5,
         retry_cap: float = 300.0,
         retry_deadline: float = 72 * 3600.0,
+        lease: float = 15.0,
         metrics: Metrics | None = None,
     ) -> None:
         self.owner = uuid.uuid4().hex
         self._store = store
         self._delay = send_delay
         self._first, self._cap, self._deadline = retry_first, retry_cap, retry_deadline
+        self._lease = lease  # seconds that a message is ours; renewed while a delivery takes longer
         self._metrics = metrics
         self._couriers: dict[str, Courier] = {}
         self._wake = asyncio.Event()
@@ -116,7 +120,7 @@ class Sender:
     def queue(self, tx: Transaction, row: Outbox) -> Outbox:
         """Put a row into the outbox, leased to us: it is handed over right after the commit."""
         row.due_at = row.created_at = tx.now
-        row.lease_owner, row.lease_until = self.owner, tx.now + _LEASE
+        row.lease_owner, row.lease_until = self.owner, tx.now + self._lease
         tx.messages.send(row)
         return row
 
@@ -152,12 +156,12 @@ class Sender:
             self._metrics.outbox.set(waiting)
         now = time.time()
         if due is None or due > now:
-            return min(_LOOK_AGAIN, _LOOK_AGAIN if due is None else due - now)
+            return min(_LOOK_AGAIN, self._lease, _LOOK_AGAIN if due is None else due - now)
         room = _AT_ONCE - len(self._tasks)
         if room <= 0:
             return 0.05
         rows = await self._store.write(
-            lambda tx: tx.messages.claim(owner=self.owner, now=tx.now, lease=_LEASE, limit=room)
+            lambda tx: tx.messages.claim(owner=self.owner, now=tx.now, lease=self._lease, limit=room)
         )
         self.hand_over(rows)
         return 0.0 if rows else 0.2
@@ -192,24 +196,26 @@ class Sender:
 
     async def _still_ours(self, row: Outbox) -> bool:
         """Whether the lease has enough time left; renewed where we waited long for a slot."""
-        if time.time() < row.lease_until - _LEASE / 2:
+        if time.time() < row.lease_until - self._lease / 2:
             return True
         return await self._store.write(lambda tx: self._renew(tx, row.id))
 
     async def _keep(self, row: Outbox) -> None:
         """Renew the lease of a delivery that takes long."""
         while True:
-            await asyncio.sleep(_LEASE / 3)
+            await asyncio.sleep(self._lease / 3)
             await self._store.write(lambda tx: self._renew(tx, row.id))
 
     def _renew(self, tx: Transaction, row_id: int) -> bool:
         row = tx.messages.leased(row_id, owner=self.owner)
         if row is not None:
-            row.lease_until = tx.now + _LEASE
+            row.lease_until = tx.now + self._lease
         return row is not None
 
     def _settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox] | None:
         """Record an outcome, unless somebody else has dealt with the row meanwhile. None: to be tried again."""
+        courier = self._couriers[row.kind]
+        held = courier.hold(tx, row)
         if outcome.result in (Result.AGAIN, Result.SOON):
             kept = tx.messages.leased(row.id, owner=self.owner)
             if kept is None:
@@ -222,7 +228,7 @@ class Sender:
             outcome = replace(outcome, result=Result.REFUSED if kept.not_yet >= _FEW else Result.EXPIRED)
         if not tx.messages.done(row.id, owner=self.owner):
             return []
-        return self._couriers[row.kind].settle(tx, row, outcome)
+        return courier.settle(tx, row, outcome, held)
 
     def _put_back(self, tx: Transaction, row: Outbox, outcome: Outcome) -> None:
         longest = min(self._cap, self._first * 2 ** min(row.attempts - 1, 30))

@@ -102,7 +102,10 @@ class Webhooks:
         result = Result.REFUSED if reply.status == _GONE else Result.AGAIN
         return Outcome(result, f"{hook.url} answered {reply.status}")
 
-    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome) -> list[Outbox]:
+    def hold(self, tx: Transaction, row: Outbox) -> None:
+        """A delivery is about nothing that could change."""
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: None) -> list[Outbox]:
         """Nothing follows from a delivery."""
         return []
 

@@ -34,8 +34,17 @@ class Agreements:
             query = query.where(Agreement.dataset_id == dataset_id)
         return self._session.scalars(query).all()
 
+    def fresh(self, row: Agreement) -> Agreement:
+        """The row as it is now: for whoever has just waited for a lock."""
+        self._session.refresh(row)
+        return row
+
     def grant(self, agreement_id: str) -> Grant | None:
         return self._session.get(Grant, agreement_id)
+
+    def grant_held(self, agreement_id: str, *, to_change: bool = False) -> Grant | None:
+        """The grant, which nobody revokes before this transaction ends."""
+        return self._session.get(Grant, agreement_id, with_for_update=True if to_change else {"read": True})
 
     def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
         """Count one more query, if the grant holds and has room. Whether it did."""

@@ -56,8 +56,8 @@ def _as_server_user(directory: Path) -> list[str]:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Start a server; stop it and remove everything afterwards."""
+def cluster(*, fsync: bool = False) -> Iterator[Cluster]:
+    """Start a server; stop it and remove everything afterwards. `fsync` where durability is what is measured."""
     bin_dir = binaries()
     if bin_dir is None:
         raise RuntimeError("no PostgreSQL here: install Debian's `postgresql`")
@@ -66,7 +66,7 @@ def cluster() -> Iterator[Cluster]:
     data, sockets = directory / "data", directory
     init = [*become, str(bin_dir / "initdb"), "-D", str(data), "-U", "hanse", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(init, check=True, stdout=subprocess.DEVNULL, cwd="/")
-    options = f"-c listen_addresses='' -c fsync=off -c max_connections=200 -k {sockets}"
+    options = f"-c listen_addresses='' -c fsync={'on' if fsync else 'off'} -c max_connections=200 -k {sockets}"
     control = [*become, str(bin_dir / "pg_ctl"), "-D", str(data), "-l", str(directory / "log"), "-w", "-t", "60"]
     subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/")
     try:
@@ -89,6 +89,11 @@ class Cluster:
             yield self.url(name)
         finally:
             self._admin(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def create(self, name: str) -> str:
+        """A new database that lives as long as the server; its SQLAlchemy URL."""
+        self._admin(f'CREATE DATABASE "{name}"')
+        return self.url(name)
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://hanse@/{database}?host={self._sockets}"
