@@ -104,7 +104,7 @@ def parts_of(source: exp.Expr, planning: Planning) -> tuple[Part, ...]:
         return (part_of_table(source, planning),) if source.db else ()
     query = trees.unwrapped(source.this)
     branches = _branches(query)
-    if len(branches) > 1 and not _same_types(branches, planning):
+    if len(branches) > 1 and not same_types(branches, planning):
         return ()
     names = [output.alias_or_name for output in branches[0].selects] if isinstance(branches[0], exp.Select) else []
     found = [_part(branch, names, planning, alone=len(branches) == 1) for branch in branches]
@@ -167,7 +167,7 @@ def statement(
         select.set("group", exp.Group(expressions=keys))
     for name, clause in clauses.items():
         select.set(name, clause.copy() if clause is not None else None)
-    trees.set_where(select, conditions)
+    trees.set_where(select, dict.fromkeys(conditions))
     return _varying_keys(_substituted(select, group, number))
 
 
@@ -224,7 +224,7 @@ def _branches(query: exp.Expr) -> list[exp.Expr]:
     return found
 
 
-def _same_types(branches: Sequence[exp.Expr], planning: Planning) -> bool:
+def same_types(branches: Sequence[exp.Expr], planning: Planning) -> bool:
     """Whether UNION ALL converts nothing, so that what holds for its rows holds for those of each branch."""
     kinds = []
     for branch in branches:

@@ -62,7 +62,16 @@ def read(rule: str, text: str) -> Iterator[Case]:
 def outcome(case: Case) -> dict[str, str]:
     """What the planner makes of a case, in the same form."""
     tables = schema()
-    if case.rule in ("all_owners", "names", "inline_ctes", "conjuncts", "implied"):
+    if case.rule in (
+        "all_owners",
+        "names",
+        "inline_ctes",
+        "conjuncts",
+        "implied",
+        "outer_to_inner",
+        "merge_derived",
+        "push_filters",
+    ):
         planning, tree = Planning(tables, across_agreements=True), parse.read(case.before)
         for rule in RULES:
             tree = apply(rule, tree, planning)

@@ -77,7 +77,10 @@ def _joined(select: exp.Select, made: list[Group], planning: Planning) -> list[G
 def _apart(group: Group) -> bool:
     """A source that cannot change its place among the joins."""
     source = group.sources[0]
-    return source.nullable or source.aggregate_only or (source.join is not None and not trees.is_inner(source.join))
+    join = source.join
+    if join is not None and (not trees.is_inner(join) or join.args.get("on") is not None):
+        return True  # a condition in ON belongs to its place
+    return source.nullable or source.aggregate_only
 
 
 def together(one: Group, other: Group, conditions: list[exp.Expr], planning: Planning, *, fixed: bool = False) -> bool:
@@ -145,7 +148,7 @@ def _take_outer(made: list[Group], planning: Planning) -> None:
         join = source.join
         if join is None or trees.is_inner(join) or trees.side(join) in ("RIGHT", "FULL") or len(late.sources) > 1:
             continue
-        if source.aggregate_only or join.args.get("on") is None:
+        if source.aggregate_only or join.args.get("on") is None or not _nulls_stay(source):
             continue
         reads = trees.column_tables(join.args["on"]) - {source.alias} - trees.aliases(join.args["on"])
         target = next((g for g in made if g is not late and reads and reads <= g.aliases and not _apart(g)), None)
@@ -157,6 +160,12 @@ def _take_outer(made: list[Group], planning: Planning) -> None:
         _meet(target, late)
         target.outer.append(source)
         made.remove(late)
+
+
+def _nulls_stay(source: Source) -> bool:
+    """Whether a row that a LEFT join did not find is NULL in every column, also in those read through a query."""
+    values = [value for part in source.parts for value in part.columns.values()]
+    return all(isinstance(value, exp.Column) for value in values)
 
 
 def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:

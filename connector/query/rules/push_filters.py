@@ -1,0 +1,84 @@
+"""A condition on what a derived table groups by, or on any output of DISTINCT and set operations, holds inside, too.
+
+It stays outside as well: nothing depends on it being taken away.
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from connector.query import block as blocks
+from connector.query import tree as trees
+from connector.query.parse import SETS
+from connector.query.planning import Planning
+
+
+def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
+    """The tree with conditions repeated inside derived tables, outermost first."""
+    for select in list(tree.find_all(exp.Select)):
+        joins = select.args.get("joins") or []
+        if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
+            continue
+        for source, join in zip(trees.sources(select), (None, *joins), strict=True):
+            if isinstance(source, exp.Subquery) and (join is None or trees.is_inner(join)):
+                if blocks.parts_of(source, planning):
+                    continue  # its owners take the condition as it is
+                for condition in trees.where_of(select):
+                    if trees.column_tables(condition) == {source.alias_or_name} and not trees.has_query(condition):
+                        _push(trees.unwrapped(source.this), condition, planning, None)
+    return tree
+
+
+def _push(query: exp.Expr, condition: exp.Expr, planning: Planning, names: list[str] | None) -> None:
+    """Repeat a condition inside; `names` are the outputs by position where a set operation renames them."""
+    if any(query.args.get(name) for name in ("limit", "offset", "with_")):
+        return
+    if isinstance(query, SETS):
+        sides = [trees.unwrapped(query.this), trees.unwrapped(query.args["expression"])]
+        if blocks.same_types(_leaves(query), planning):
+            names = names or [output.alias_or_name for output in _leaves(query)[0].selects]
+            for side in sides:
+                _push(side, condition, planning, names)
+    elif isinstance(query, exp.Select):
+        _push_select(query, condition, names)
+
+
+def _leaves(query: exp.Expr) -> list[exp.Select]:
+    query = trees.unwrapped(query)
+    if isinstance(query, SETS):
+        return [*_leaves(query.this), *_leaves(query.args["expression"])]
+    return [query] if isinstance(query, exp.Select) else []
+
+
+def _push_select(query: exp.Select, condition: exp.Expr, names: list[str] | None) -> None:
+    own = names or [output.alias_or_name for output in query.selects]
+    values = {name: output.unalias() for name, output in zip(own, query.selects, strict=True)}
+    used = [values.get(column.name) for column in trees.columns(condition)]
+    if trees.is_plain(query) and not names:
+        return  # merged or read through elsewhere
+    if any(value is None or value.find(exp.Column) is None or trees.has_query(value) for value in used):
+        return
+    if not all(value is not None and _fixed(value, query) for value in used):
+        return
+    inside = condition.copy()
+    for column in trees.columns(inside):
+        value = values[column.name].copy()
+        new = exp.Paren(this=value) if isinstance(value, exp.Binary | exp.Unary) else value
+        if column is inside:
+            inside = new
+        else:
+            column.replace(new)
+    trees.set_where(query, [*trees.where_of(query), inside])
+
+
+def _fixed(value: exp.Expr, query: exp.Select) -> bool:
+    """Whether all rows that make one row of the query agree in the value, and windows keep to it."""
+    clause = query.args.get("group")
+    if any(trees.is_aggregate(node) or isinstance(node, exp.Window) for node in value.walk()):
+        return False
+    if clause is None and trees.aggregates(query):
+        return False
+    if clause is not None and (trees.grouping_sets(clause) or value not in trees.group_keys(query)):
+        return False
+    windows = [node for node in trees.in_block(query) if isinstance(node, exp.Window)]
+    return all(value in (window.args.get("partition_by") or []) for window in windows)
