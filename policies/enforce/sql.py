@@ -14,7 +14,7 @@ from sqlglot.dialects.duckdb import DuckDB
 
 from policies.admission import check_action, check_purpose, check_time, reason
 from policies.contract import DataContract, Scalar
-from policies.enforce import aggregate, bind, rewrite, statement, template, wrap
+from policies.enforce import aggregate, bind, grid, rewrite, statement, template, wrap
 from policies.enforce.bind import Bound, Entry
 from policies.enforce.functions import ENGINE_FUNCTIONS
 from policies.enforce.statement import DEFAULT, Caps, refuse
@@ -108,7 +108,7 @@ def _entry(dataset: Dataset) -> Entry:
     contract = dataset.contract
     shown = contract.columns
     if contract.grid is not None:
-        shown = aggregate.asked_columns(shown, contract.grid)
+        shown = grid.asked_columns(shown, contract.grid)
     return Entry(*dataset.name, shown)
 
 
@@ -191,7 +191,7 @@ class _Wrapper:
         """Put the WITH queries of the policy before those of the user; guard an aggregate-only answer."""
         if self.grid is not None:
             assert isinstance(self.tree, exp.Select)
-            aggregate.guard(self.tree, self.grid)
+            grid.guard(self.tree, self.grid)
         if self.ctes:
             clause = self.tree.args.get("with_")
             theirs = [] if clause is None else clause.expressions
@@ -211,7 +211,7 @@ class _Wrapper:
         return known
 
     def _grid(self, dataset: Dataset) -> str:
-        layers = aggregate.layers(dataset.contract, dataset.relation, self.maker)
+        layers = grid.layers(dataset.contract, dataset.relation, self.maker)
         for name, query, materialised in layers.ctes:
             self.barrier = self.barrier or materialised
             self._with(name, query, materialised=materialised)
@@ -225,7 +225,7 @@ class _Wrapper:
 
 
 def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Dataset, ...]) -> Prepared:
-    grid = wrapper.grid.grid if wrapper.grid is not None else None
+    coarse = wrapper.grid.grid if wrapper.grid is not None else None
     names = tuple(dict.fromkeys((*wrapper.names, *bound.names)))
     own = rewrite.relations(tree, names)
     return Prepared(
@@ -236,8 +236,8 @@ def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Datas
         columns=bound.columns,
         datasets=used,
         barrier=wrapper.barrier,
-        aggregate=grid is not None,
-        min_group=None if grid is None else grid.min_group,
+        aggregate=coarse is not None,
+        min_group=None if coarse is None else coarse.min_group,
     )
 
 
@@ -259,7 +259,7 @@ def withheld(dataset: Dataset, *, token: Callable[[], str], mask_key: bytes) -> 
     Raises ValueError for a contract without a grid. Never served to a consumer.
     """
     maker = Maker(Parameters(), token, mask_key)
-    tree, names = aggregate.report(dataset.contract, dataset.relation, maker)
+    tree, names = grid.report(dataset.contract, dataset.relation, maker)
     names = (dataset.relation, *names)
     own = rewrite.relations(tree, names)
     return Prepared(

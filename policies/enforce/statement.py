@@ -1,57 +1,27 @@
 """The SQL gate's first half: text to a checked tree (federated-query, section 3.4, steps 1 and 2).
 
-Nothing recursive runs before the text has been measured: the parser's time and stack grow with nesting, and
-for some shapes (joins without ON, types used as functions) exponentially. What comes out holds only syntax
-of the allow-lists. Must not know contracts or names.
+Nothing recursive runs before the text has been measured (`tokens`). What comes out holds only syntax of the
+allow-lists. Must not know contracts or names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
-from sqlglot.tokenizer_core import Token, TokenType
+from sqlglot.tokenizer_core import Token
 
-from policies.enforce import nodes
+from policies.enforce import nodes, tokens
+from policies.enforce.caps import DEFAULT, Caps, refuse, refuse_type, refused, shown
 from policies.enforce.functions import FUNCTIONS, WINDOW_ONLY
-from policies.errors import QueryRefused
 
+__all__ = ["DEFAULT", "Caps", "parse", "refuse", "refused"]
 
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """Sizes that a query must stay within; the defaults take every TPC-H query with room to spare."""
-
-    characters: int = 65_536
-    tokens: int = 16_384
-    nodes: int = 20_000
-    depth: int = 96  # of the tree; chains of AND, OR, +, || and UNION count once
-    chain: int = 512  # operands of one such chain
-    nesting: int = 32  # parentheses and CASE
-    prefixes: int = 12  # operators and keywords in a row without an operand
-    joins: int = 64
-    queries: int = 64  # SELECTs in one statement
-    list_items: int = 5_000  # values of one IN list
-    literal: int = 4_096  # characters of one text
-    growth: int = 16_384  # how many times longer than its inputs || may make a text, over all levels
-
-
-DEFAULT = Caps()
-GATE = "gate/"
-
-
-def refuse(code: str, sentence: str, rule: str) -> NoReturn:
-    """Raise QueryRefused; `rule` is the gate's step when no policy rule is the reason."""
-    raise refused(code, sentence, rule)
-
-
-def refused(code: str, sentence: str, rule: str) -> QueryRefused:
-    """The refusal itself, where it must be raised in sight."""
-    return QueryRefused(sentence, rule=rule if rule.startswith("/") else GATE + rule, code=code)
+_DIALECT = DuckDB()
 
 
 def parse(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
@@ -61,218 +31,16 @@ def parse(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
     2. Every node class, its filled arguments, types, units and literals are on the allow-lists.
     Raises QueryRefused with the code, the step, and what to write instead. Not yet bound to any name.
     """
-    tokens = _tokens(sql, caps)
-    _measure(tokens, caps)
-    tree = _tree(tokens, sql)
+    words = tokens.read(sql, caps)
+    tokens.measure(words, caps)
+    tree = _tree(words, sql)
     _check(tree, caps)
     return tree
 
 
-# 1. text and tokens
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-_DIALECT = DuckDB()
-
-
-def _tokens(sql: str, caps: Caps) -> list[Token]:
-    if len(sql) > caps.characters:
-        refuse(
-            "query_too_long",
-            f"the query has {len(sql)} characters, at most {caps.characters} are read; send long lists of keys "
-            "as a table, not as text",
-            "length",
-        )
-    if _CONTROL.search(sql):
-        refuse("query_unreadable", "the query holds control characters; remove them", "characters")
+def _tree(words: list[Token], sql: str) -> exp.Expr:
     try:
-        tokens = _DIALECT.tokenize(sql)
-    except (SqlglotError, RecursionError, ValueError):
-        refuse("query_unreadable", "the query cannot be read; a text or a name is not closed", "tokens")
-    while tokens and tokens[-1].token_type is TokenType.SEMICOLON:
-        tokens.pop()
-    if not tokens:
-        refuse("query_unreadable", "the query is empty; write a SELECT", "tokens")
-    if len(tokens) > caps.tokens:
-        refuse("query_too_large", f"the query has more than {caps.tokens} words; make it smaller", "length")
-    return tokens
-
-
-def _measure(tokens: list[Token], caps: Caps) -> None:
-    """Refuse by tokens alone what the parser must not see: other statements, odd syntax, deep nesting."""
-    if tokens[0].token_type not in (TokenType.SELECT, TokenType.WITH, TokenType.L_PAREN):
-        refuse("statement_not_allowed", "only SELECT can be asked here; start with SELECT or WITH", "statement")
-    shape = _Shape(caps)
-    for index, token in enumerate(tokens):
-        if token.token_type in _SIMPLE:  # most words of a query: names, values, commas
-            shape.run = 0
-            continue
-        following = tokens[index + 1] if index + 1 < len(tokens) else None
-        before = tokens[index - 1] if index else None
-        _allowed(token, before, following)
-        if token.token_type is TokenType.L_PAREN:
-            _opening(tokens, index)
-        shape.take(token, following, before)
-    shape.close()
-
-
-def _allowed(token: Token, before: Token | None, following: Token | None) -> None:
-    kind = token.token_type
-    opens = following is not None and following.token_type is TokenType.L_PAREN
-    if kind is TokenType.SEMICOLON:
-        refuse("one_statement", "exactly one statement is read; remove what follows the semicolon", "statement")
-    if kind is TokenType.STRUCT and token.text.lower() == "row" and not opens:
-        return  # CURRENT ROW
-    if kind not in nodes.TOKENS:
-        _refuse_token(token.text, before, opens=opens and kind not in nodes.CLAUSES)
-
-
-def _opening(tokens: list[Token], index: int) -> None:
-    """What stands before a parenthesis: an operator, a keyword, or a function's name where an operand may stand.
-
-    Otherwise the parser tries each word as an alias, a join and a function in turn, twice over per level.
-    """
-    before = tokens[index - 1].token_type if index else None
-    earlier = tokens[index - 2].token_type if index > 1 else None
-    if before in _CLOSED:
-        refuse("query_unreadable", "a parenthesis follows a value; a comma or an operator is missing", "tokens")
-    if before in nodes.NAME_TOKENS and earlier is TokenType.JOIN:
-        refuse("function_not_allowed", "a table function is not allowed here; name a dataset", "functions")
-    if before in nodes.NAME_TOKENS and (earlier in _CLOSED or earlier in nodes.NAME_TOKENS):
-        _only_names(tokens, index + 1)
-
-
-def _only_names(tokens: list[Token], index: int) -> None:
-    """After an alias, parentheses hold the names of columns and nothing else."""
-    while index < len(tokens) and tokens[index].token_type is not TokenType.R_PAREN:
-        if tokens[index].token_type not in (TokenType.VAR, TokenType.IDENTIFIER, TokenType.COMMA):
-            refuse("query_unreadable", "a parenthesis after an alias holds names of columns only", "tokens")
-        index += 1
-
-
-def _refuse_token(text: str, before: Token | None, *, opens: bool) -> NoReturn:
-    word = text[:1].isalpha()
-    if before is not None and before.token_type is TokenType.DCOLON:
-        _refuse_type(text)
-    if word and opens:
-        refuse("function_not_allowed", f"the function {_shown(text)} is not allowed here", "functions")
-    advice = "; if it is the name of a column, write it in double quotes" if word else ""
-    refuse("syntax_not_allowed", f"{_shown(text)} is not allowed here{advice}", "syntax")
-
-
-def _refuse_type(text: str) -> NoReturn:
-    refuse(
-        "type_not_allowed",
-        f"the type {_shown(text)} is not allowed here; use numbers, texts, days and times",
-        "types",
-    )
-
-
-class _Shape:
-    """Counts what makes a parser slow or deep, token by token."""
-
-    def __init__(self, caps: Caps) -> None:
-        self.caps = caps
-        self.open: list[bool] = [False]  # per level of parentheses: a join still waits for its ON
-        self.query: list[bool] = [True]  # per level: it may hold the clauses of a SELECT
-        self.cases = self.joins = self.queries = self.run = 0
-
-    def take(self, token: Token, following: Token | None, before: Token | None) -> None:
-        kind = token.token_type
-        self._level(kind, following)
-        if kind in _CLAUSES and not self.query[-1]:
-            refuse("query_unreadable", f"{_shown(token.text)} can only stand in a SELECT", "tokens")
-        self._joins(kind, before)
-        self._run(kind)
-        if kind is TokenType.SELECT:
-            self.queries += 1
-        if kind in nodes.TYPE_TOKENS and following is not None and following.token_type is TokenType.L_PAREN:
-            self._type(token, before)
-        if max(len(self.open) - 1, self.cases) > self.caps.nesting or self.run > self.caps.prefixes:
-            refuse("query_too_deep", f"the query is nested more than {self.caps.nesting} deep; flatten it", "depth")
-        if self.joins > self.caps.joins or self.queries > self.caps.queries:
-            refuse(
-                "query_too_large",
-                f"at most {self.caps.joins} joins and {self.caps.queries} SELECTs are read; split the query",
-                "length",
-            )
-
-    def close(self) -> None:
-        if len(self.open) != 1:
-            refuse("query_unreadable", "a parenthesis is not closed", "tokens")
-
-    def _level(self, kind: TokenType, following: Token | None) -> None:
-        if kind is TokenType.L_PAREN:
-            self.open.append(False)
-            self.query.append(following is not None and following.token_type in _STARTS)
-        elif kind is TokenType.R_PAREN:
-            self.open.pop()
-            self.query.pop()
-            if not self.open:
-                refuse("query_unreadable", "a parenthesis is closed that was never opened", "tokens")
-        elif kind is TokenType.CASE:
-            self.cases += 1
-        elif kind is TokenType.END and self.cases:
-            self.cases -= 1
-
-    def _joins(self, kind: TokenType, before: Token | None) -> None:
-        """A join without ON makes the parser try every way of nesting: each join names its condition first."""
-        if kind is TokenType.JOIN:
-            self.joins += 1
-            crossed = before is not None and before.token_type is TokenType.CROSS
-            if self.open[-1] and not crossed:
-                refuse("syntax_not_allowed", "a JOIN has no ON or USING; write it right after the table", "syntax")
-            self.open[-1] = not crossed
-        elif kind in (TokenType.ON, TokenType.USING):
-            self.open[-1] = False
-
-    def _run(self, kind: TokenType) -> None:
-        """Prefix operators in a row recurse in the parser; an operand or a closing bracket ends the run."""
-        self.run = 0 if kind in _OPERANDS else self.run + 1
-
-    @staticmethod
-    def _type(token: Token, before: Token | None) -> None:
-        if before is None or before.token_type not in (TokenType.DCOLON, TokenType.ALIAS):
-            refuse(
-                "function_not_allowed",
-                f"{_shown(token.text)}(...) is not allowed as a function; write CAST(value AS {token.text.upper()})",
-                "functions",
-            )
-
-
-_SIMPLE = frozenset(
-    {TokenType.VAR, TokenType.IDENTIFIER, TokenType.STRING, TokenType.NUMBER, TokenType.COMMA, TokenType.NULL}
-)
-_STARTS = frozenset({TokenType.SELECT, TokenType.WITH, TokenType.L_PAREN})
-_CLAUSES = frozenset(
-    {TokenType.JOIN, TokenType.CROSS, TokenType.ON, TokenType.USING, TokenType.GROUP_BY, TokenType.HAVING}
-    | {TokenType.LIMIT, TokenType.QUALIFY, TokenType.UNION, TokenType.EXCEPT, TokenType.INTERSECT}
-)  # these belong to a SELECT, never to an expression in parentheses
-_CLOSED = frozenset(
-    {TokenType.R_PAREN, TokenType.NUMBER, TokenType.STRING, TokenType.END, TokenType.NULL}
-    | {TokenType.TRUE, TokenType.FALSE}
-)  # after these an operand is complete
-_OPERANDS = frozenset(
-    {
-        TokenType.VAR,
-        TokenType.IDENTIFIER,
-        TokenType.STRING,
-        TokenType.NUMBER,
-        TokenType.R_PAREN,
-        TokenType.L_PAREN,  # bounded by nesting
-        TokenType.NULL,
-        TokenType.TRUE,
-        TokenType.FALSE,
-        TokenType.STAR,
-        TokenType.COMMA,
-        TokenType.END,
-    }
-)
-
-
-def _tree(tokens: list[Token], sql: str) -> exp.Expr:
-    try:
-        parsed = _DIALECT.parser().parse(tokens, sql)
+        parsed = _DIALECT.parser().parse(words, sql)
     except RecursionError:
         refuse("query_too_deep", "the query is nested too deeply; flatten it", "depth")
     except (SqlglotError, ValueError, TypeError, AttributeError, KeyError, IndexError):
@@ -338,7 +106,7 @@ def _node(node: exp.Expr) -> None:
 
 def _refuse_node(node: exp.Expr) -> NoReturn:
     if isinstance(node, exp.Anonymous | exp.AnonymousAggFunc):
-        refuse("function_not_allowed", f"the function {_shown(str(node.this))} is not allowed here", "functions")
+        refuse("function_not_allowed", f"the function {shown(str(node.this))} is not allowed here", "functions")
     if isinstance(node, exp.Func) and not isinstance(node, exp.Connector):
         refuse("function_not_allowed", f"the function {_word(node)} is not allowed here", "functions")
     if isinstance(node, exp.Command | exp.DDL | exp.DML):
@@ -352,10 +120,6 @@ def _word(node: exp.Expr) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).upper()
 
 
-def _shown(text: str) -> str:
-    return text if len(text) <= 40 else text[:40] + "..."
-
-
 _NUMBER = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -365,7 +129,7 @@ def _literal(node: exp.Expr, caps: Caps) -> None:
         if len(text) > caps.literal:
             refuse("query_too_large", f"a text has more than {caps.literal} characters; shorten it", "length")
     elif not _NUMBER.fullmatch(text) or len(text) > 60:
-        refuse("syntax_not_allowed", f"{_shown(text)} is not a plain number", "syntax")
+        refuse("syntax_not_allowed", f"{shown(text)} is not a plain number", "syntax")
 
 
 def _identifier(node: exp.Expr, caps: Caps) -> None:
@@ -419,7 +183,7 @@ def _limit(node: exp.Expr, caps: Caps) -> None:
 
 def _data_type(node: exp.Expr, caps: Caps) -> None:
     if node.this not in nodes.TYPES or node.args.get("nested") or node.args.get("kind"):
-        _refuse_type(str(getattr(node.this, "value", node.this)))
+        refuse_type(str(getattr(node.this, "value", node.this)))
 
 
 def _type_parameter(node: exp.Expr, caps: Caps) -> None:
@@ -434,7 +198,7 @@ def _var(node: exp.Expr, caps: Caps) -> None:
     if text not in nodes.UNITS or not isinstance(
         parent, exp.Interval | exp.Extract | exp.DateTrunc | exp.TimestampTrunc | exp.DateDiff
     ):
-        refuse("syntax_not_allowed", f"{_shown(text)} is not a unit of time that is known here", "syntax")
+        refuse("syntax_not_allowed", f"{shown(text)} is not a unit of time that is known here", "syntax")
 
 
 def _interval(node: exp.Expr, caps: Caps) -> None:

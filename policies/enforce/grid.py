@@ -1,0 +1,281 @@
+"""The pre-binned grid that aggregate-only queries read (federated-query, section 7): whole cells of at least k units.
+
+A threshold on the answer alone is beaten by differencing, padding and encoding; the grid holds no smaller cell
+to begin with. `layers` builds it as WITH queries over the relation, `guard` is a second fence behind it, and
+`report` tells the owner what it keeps back. The shapes of query that may read it are in `aggregate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+from policies import columns
+from policies.contract import DataContract, Dimension, Grid, Measure
+from policies.enforce import wrap
+from policies.enforce.wrap import Maker
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The WITH queries of one grid, in order, and the name of the last, which queries read."""
+
+    ctes: tuple[tuple[str, exp.Select, bool], ...]  # name, query, materialised
+    name: str
+    base: str
+    cells: str
+
+
+def layers(contract: DataContract, relation: str, maker: Maker) -> Layers:
+    """Rows of whole cells with at least `min_group` units, none of which dominates; binned and clamped.
+
+    base: rows through the filter, binned and clamped, without rows of unknown units.
+    cells: the cells that may be shown. grid: the rows of base that lie in them.
+    """
+    base, units, cells, grid = (maker.token() for _ in range(4))
+    barrier = not wrap.plain(contract.row_filter)
+    asked = of(contract)
+    made = [(base, _base(contract, relation, maker), barrier)]
+    if asked.entity is not None:
+        made.append((units, _units(asked, base), False))
+    source = units if asked.entity is not None else base
+    made.append((cells, _cells(asked, source, maker), False))
+    made.append((grid, _rows(asked, base, cells), False))
+    return Layers(tuple(made), grid, base, cells)
+
+
+def of(contract: DataContract) -> Grid:
+    """The contract's grid; ValueError when it gives rows."""
+    if contract.grid is None:
+        raise ValueError("this contract is not aggregate-only; there is no grid")
+    return contract.grid
+
+
+def _base(contract: DataContract, relation: str, maker: Maker) -> exp.Select:
+    grid, source = of(contract), maker.token()
+    shown = [_as(_binned(contract, one, source, maker), one.column) for one in grid.dimensions]
+    shown += [_as(_clamped(contract, one, source, maker), one.column) for one in grid.measures]
+    if grid.entity is not None:
+        shown.append(_as(wrap.stored(grid.entity, source), grid.entity))
+    if not shown:
+        shown = [_as(exp.Literal.number(1), source)]
+    query = exp.select(*shown, copy=False).from_(wrap.relation_of(relation, source), copy=False)
+    condition = wrap.condition_of(contract, source, maker)
+    if condition is not None:
+        query.where(condition, copy=False)
+    if grid.entity is not None:
+        query.where(exp.Not(this=_is_null(wrap.stored(grid.entity, source))), copy=False)
+    return query
+
+
+def _binned(contract: DataContract, one: Dimension, source: str, maker: Maker) -> exp.Expr:
+    value = wrap.masked(contract, one.column, source, maker)
+    if one.width is None:
+        return value
+    edge = wrap.binned(value, one.width, maker)
+    type_ = wrap.type_of(contract, one.column)
+    whole = columns.family(type_) == columns.INTEGER and float(one.width).is_integer()
+    return wrap.try_cast(edge, "BIGINT") if whole else edge
+
+
+def _clamped(contract: DataContract, one: Measure, source: str, maker: Maker) -> exp.Expr:
+    """The measure within its bounds; NULL stays NULL (the engine's least and greatest would not keep it)."""
+    type_ = wrap.type_of(contract, one.column)
+    value = wrap.stored(one.column, source)
+    ifs = []
+    if columns.family(type_) == columns.FLOAT:
+        ifs.append(exp.If(this=exp.Anonymous(this="isnan", expressions=[value.copy()]), true=exp.Null()))
+    for bound, node in ((one.low, exp.LT), (one.high, exp.GT)):
+        if bound is not None:
+            edge = _bound(bound, type_, maker)
+            ifs.append(exp.If(this=node(this=value.copy(), expression=edge), true=edge.copy()))
+    return exp.Case(ifs=ifs, default=value) if ifs else value
+
+
+def _bound(bound: float, type_: str, maker: Maker) -> exp.Expr:
+    if columns.family(type_) == columns.FLOAT:
+        return maker.parameters.add(bound)
+    # Bounds are whole where the type is: a sum of whole numbers must stay one.
+    return wrap.try_cast(maker.parameters.add(int(bound) if bound.is_integer() else bound), type_)
+
+
+def _units(grid: Grid, base: str) -> exp.Select:
+    """One row for each unit and cell: how many rows, and how much of each measure."""
+    assert grid.entity is not None
+    keys: list[exp.Expr] = [_column(one.column) for one in grid.dimensions]
+    shown: list[exp.Expr] = [*keys, _column(grid.entity), _as(_count_star(), _N)]
+    for index, one in enumerate(grid.measures):
+        shown.append(_as(exp.Sum(this=_size(one)), f"{_A}{index}"))
+        shown.append(_as(exp.Count(this=_column(one.column)), f"{_C}{index}"))
+    query = exp.select(*(node.copy() for node in shown), copy=False).from_(_named(base), copy=False)
+    return query.group_by(*(node.copy() for node in (*keys, _column(grid.entity))), copy=False)
+
+
+def _cells(grid: Grid, source: str, maker: Maker) -> exp.Select:
+    keys: list[exp.Expr] = [_column(one.column) for one in grid.dimensions]
+    shown = keys or [_as(exp.Literal.number(1), _N)]
+    query = exp.select(*(node.copy() for node in shown), copy=False).from_(_named(source), copy=False)
+    if keys:
+        query.group_by(*(node.copy() for node in keys), copy=False)
+    return query.having(exp.and_(*shown_if(grid, maker), copy=False), copy=False)
+
+
+def shown_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
+    """What a cell must fulfil, in terms of `_units` (or of base rows, where each row is a unit).
+
+    1. At least k units. 2. No unit makes more than its share of the rows or of a measure.
+    3. The units that have a measure, and those that lack it, are none or at least k: COUNT(x) beside
+       COUNT(*) would otherwise tell of fewer.
+    """
+    conditions: list[exp.Expr] = [_at_least(_count_star(), grid.min_group)]  # 1
+    if grid.entity is not None:
+        conditions.append(_share(_column(_N), grid.dominance, maker))  # 2
+    for index, one in enumerate(grid.measures):
+        size = _size(one) if grid.entity is None else _column(f"{_A}{index}")
+        conditions.append(_share(size, grid.dominance, maker))  # 2
+        for units in _holding(grid, index, one):  # 3
+            none = exp.EQ(this=units, expression=exp.Literal.number(0))
+            conditions.append(exp.Paren(this=exp.Or(this=none, expression=_at_least(units.copy(), grid.min_group))))
+    return conditions
+
+
+def _holding(grid: Grid, index: int, one: Measure) -> tuple[exp.Expr, exp.Expr]:
+    """How many units have a value of the measure, and how many have a row without one."""
+    if grid.entity is None:
+        with_value: exp.Expr = exp.Count(this=_column(one.column))
+        return with_value, exp.Paren(this=exp.Sub(this=_count_star(), expression=with_value.copy()))
+    counted = _column(f"{_C}{index}")
+    has = exp.GT(this=counted, expression=exp.Literal.number(0))
+    lacks = exp.LT(this=counted.copy(), expression=_column(_N))
+    return exp.CountIf(this=has), exp.CountIf(this=lacks)
+
+
+def _share(size: exp.Expr, dominance: float, maker: Maker) -> exp.Expr:
+    """The largest contribution is at most `dominance` of the sum; with nothing to sum there is no doubt."""
+    part = exp.Mul(this=maker.parameters.add(dominance), expression=exp.Sum(this=size.copy()))
+    within = exp.LTE(this=exp.Max(this=size), expression=part)
+    return exp.Coalesce(this=within, expressions=[exp.Boolean(this=True)])
+
+
+def _rows(grid: Grid, base: str, cells: str) -> exp.Select:
+    left, right = f"{base}b", f"{base}c"
+    names = [one.column for one in grid.dimensions] + [one.column for one in grid.measures]
+    names += [grid.entity] if grid.entity is not None else []
+    shown = [_as(wrap.stored(name, left), name) for name in names] or [_as(exp.Literal.number(1), _N)]
+    query = exp.select(*shown, copy=False).from_(wrap.relation_of(base, left), copy=False)
+    same: list[exp.Expr] = [
+        exp.NullSafeEQ(this=wrap.stored(one.column, left), expression=wrap.stored(one.column, right))
+        for one in grid.dimensions
+    ]
+    join = exp.Join(this=wrap.relation_of(cells, right))
+    if same:
+        join.set("on", exp.and_(*same, copy=False))
+    else:
+        join.set("kind", "CROSS")
+    query.append("joins", join)
+    return query
+
+
+def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Select, tuple[str, ...]]:
+    """One row of figures about what the grid keeps back, and the names of its WITH queries."""
+    grid, made = of(contract), layers(contract, relation, maker)
+    # In the report rows without a unit count too; in the grid they are left out.
+    everything = maker.token()
+    unit = _count_star() if grid.entity is None else _distinct(_column(grid.entity))
+    filtered = exp.select(_as(exp.Literal.number(1), _N), copy=False).from_(
+        wrap.relation_of(relation, everything), copy=False
+    )
+    condition = wrap.condition_of(contract, everything, maker)
+    if condition is not None:
+        filtered.where(condition, copy=False)
+    total = maker.token()
+    ctes = [*made.ctes, (total, filtered, False)]
+    figures = {
+        "cells": _scalar(_count_star(), _distinct_cells(grid, made.base, maker)),
+        "cells_shown": _scalar(_count_star(), _named(made.cells)),
+        "units": _scalar(unit, _named(made.base)),
+        "units_shown": _scalar(unit, _named(made.name)),
+        "rows": _scalar(_count_star(), _named(total)),
+        "rows_shown": _scalar(_count_star(), _named(made.name)),
+        "rows_with_unit": _scalar(_count_star(), _named(made.base)),
+    }
+    query = exp.select(*(_as(value, name) for name, value in figures.items()), copy=False)
+    query.set("with_", exp.With(expressions=[_cte(*one) for one in ctes]))
+    return query, tuple(name for name, _, _ in ctes)
+
+
+def _scalar(value: exp.Expr, source: exp.Expr) -> exp.Subquery:
+    return exp.Subquery(this=exp.select(value.copy(), copy=False).from_(source, copy=False))
+
+
+def _distinct_cells(grid: Grid, base: str, maker: Maker) -> exp.Expr:
+    columns_: list[exp.Expr] = [_column(one.column) for one in grid.dimensions]
+    keys = columns_ or [_as(exp.Literal.number(1), _N)]
+    query = exp.select(*keys, copy=False).from_(_named(base), copy=False)
+    query.set("distinct", exp.Distinct())
+    return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True)))
+
+
+def _cte(name: str, query: exp.Select, materialised: bool) -> exp.CTE:
+    alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
+    return exp.CTE(this=query, alias=alias, materialized=materialised or None)
+
+
+_N, _A, _C = "rows of unit", "size of measure ", "count of measure "  # no column of a table is called that
+
+
+def _as(value: exp.Expr, name: str) -> exp.Expr:
+    return exp.alias_(value, name, quoted=True, copy=False)
+
+
+def _column(name: str) -> exp.Column:
+    return exp.column(exp.to_identifier(name, quoted=True))
+
+
+def _named(cte: str) -> exp.Table:
+    return exp.Table(this=exp.to_identifier(cte, quoted=True))
+
+
+def _count_star() -> exp.Count:
+    return exp.Count(this=exp.Star(), big_int=True)
+
+
+def _is_null(value: exp.Expr) -> exp.Is:
+    return exp.Is(this=value, expression=exp.Null())
+
+
+def _at_least(value: exp.Expr, number: int) -> exp.GTE:
+    return exp.GTE(this=value, expression=exp.Literal.number(number))
+
+
+def _size(one: Measure) -> exp.Expr:
+    """The absolute value as DOUBLE: the smallest whole number of a type has no positive one."""
+    return exp.Abs(this=wrap.try_cast(_column(one.column), "DOUBLE"))
+
+
+def guard(tree: exp.Select, contract: DataContract) -> None:
+    """A second fence behind the grid: groups under k are dropped after aggregation, in place.
+
+    Where units lie in several cells, COUNT(DISTINCT unit) over a union tells how many lie in more than one;
+    that number, too, is none or at least k.
+    """
+    grid = of(contract)
+    unit = _count_star() if grid.entity is None else _distinct(_column(grid.entity))
+    conditions: list[exp.Expr] = [_at_least(unit, grid.min_group)]
+    if grid.entity is not None and grid.dimensions and any(one.find(exp.Distinct) for one in tree.expressions):
+        cells = exp.Tuple(expressions=[_column(one.column) for one in grid.dimensions] + [_column(grid.entity)])
+        several = exp.Paren(this=exp.Sub(this=_distinct(cells), expression=unit.copy()))
+        none = exp.EQ(this=several, expression=exp.Literal.number(0))
+        conditions.append(exp.Paren(this=exp.Or(this=none, expression=_at_least(several.copy(), grid.min_group))))
+    tree.set("having", exp.Having(this=exp.and_(*conditions, copy=False)))
+
+
+def _distinct(value: exp.Expr) -> exp.Count:
+    return exp.Count(this=exp.Distinct(expressions=[value]), big_int=True)
+
+
+def asked_columns(names: Sequence[str], grid: Grid) -> tuple[str, ...]:
+    """The columns that a query may name at all: what is visible, and the unit, which may be counted."""
+    return tuple(names) if grid.entity is None else (*names, grid.entity)
