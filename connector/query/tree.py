@@ -212,7 +212,8 @@ def group_keys(select: exp.Select) -> list[exp.Expr]:
 
 def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
     """ROLLUP, CUBE and GROUPING SETS of a GROUP BY."""
-    found = [one for one in clause.expressions if isinstance(one, exp.Rollup | exp.Cube | exp.GroupingSets)]
+    kinds = (exp.Rollup, exp.Cube, exp.GroupingSets)
+    found: list[exp.Expr] = [one for one in clause.expressions if isinstance(one, kinds)]
     for name in ("grouping_sets", "cube", "rollup"):
         found += clause.args.get(name) or []
     return found

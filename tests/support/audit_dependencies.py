@@ -15,7 +15,14 @@ _SECONDS = 180
 
 
 def main() -> int:
-    command = [str(Path(sys.executable).with_name("pip-audit")), "--format", "json", "--progress-spinner", "off", "--local"]
+    command = [
+        str(Path(sys.executable).with_name("pip-audit")),
+        "--format",
+        "json",
+        "--progress-spinner",
+        "off",
+        "--local",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         packages = json.loads(done.stdout)["dependencies"]

@@ -115,7 +115,7 @@ async def _served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", loop="uvloop", http=protocol))
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
-    while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+    while not server.started:
         await asyncio.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
