@@ -36,6 +36,7 @@ class Agreements:
 
     def fresh(self, row: Agreement) -> Agreement:
         """The row as it is now: for whoever has just waited for a lock."""
+        self._session.flush()  # what this transaction changed stays
         self._session.refresh(row)
         return row
 
