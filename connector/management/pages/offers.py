@@ -18,7 +18,7 @@ from connector.management import offers as offers_api
 from connector.management.auth import Caller
 from connector.management.pages.desk import Desk, Form, form_of
 from connector.management.pages.words import path_of
-from connector.usage.facts import requested
+from connector.usage.facts import counted, requested
 from policies import author, evaluate, explain, jsonld, lint, report, vocabulary
 from policies.errors import PolicyError
 from policies.model import Policy
@@ -158,6 +158,7 @@ async def _verdict(text: str, said: Form, facts_of: Callable[[str], Awaitable[ev
     policy: Policy = jsonld.read(jsonld.write(author.to_policy(author.read_form(text)), in_catalog=True))
     partner, purpose = said.get("partner"), said.get("purpose")
     facts = requested(await facts_of(partner), purpose=vocabulary.expand(purpose))
+    facts = counted(facts, uses=0, uses_today=0, running=0)  # as for its first use
     action = said.get("action") or _ACTIONS[0]
     decision = evaluate.evaluate(
         evaluate.as_if_agreed(policy),

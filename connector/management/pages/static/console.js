@@ -75,6 +75,7 @@
   const liveMeaning = () => {
     const form = document.querySelector("form[data-checks]");
     if (!form) return;
+    const checks = form.getAttribute("data-checks"); /* `form.dataset` is the field of that name */
     const text = form.querySelector("[data-form]");
     const target = form.querySelector("[data-meaning]");
     const publish = form.querySelector("[data-publish]");
@@ -84,7 +85,7 @@
       const mine = ++number;
       const said = new URLSearchParams({ form: text.value, dataset: form.elements.dataset.value });
       try {
-        const answer = await fetch(form.dataset.checks, { method: "POST", body: said });
+        const answer = await fetch(checks, { method: "POST", body: said });
         if (!answer.ok || answer.redirected || mine !== number) return;
         target.innerHTML = await answer.text(); /* our own page, escaped by its template */
         publish.disabled = !target.querySelector(".notice.good");

@@ -206,6 +206,11 @@ async def test_an_offer_is_checked_tried_and_published_from_one_form(full: Conso
     assert "It fits <b>Patients" in checked.text
     tried = await full.post("/offers/new", {**data, "do": "try", "partner": ALICE, "purpose": "dpv:Marketing"}, "owner")
     assert "<b>Refused</b>" in tried.text
+    limited = FORM.replace("{membership: active}", f"{{participant: ['{ALICE}']}}")
+    asked = {"form": limited, "dataset": "patients", "do": "try", "partner": ALICE, "purpose": "dpv:ScientificResearch"}
+    first = await full.post("/offers/new", asked, "owner")  # a limit on uses does not stand in the way of the first
+    assert "<b>Permitted</b>" in first.text
+    assert '<span class="chip column">region</span>' in first.text
     assert len(await full.parts.offers.all()) == 1  # nothing published yet
     published = await full.post("/offers/new", {**data, "do": "publish"}, "owner")
     assert published.headers["location"] == "/offers/urn:hanse:offer:second"
