@@ -79,7 +79,7 @@ class Sender:
         retry_first: float = 0.5,
         retry_cap: float = 300.0,
         retry_deadline: float = 72 * 3600.0,
-        lease: float = 15.0,
+        lease: float = 6.0,
         metrics: Metrics | None = None,
     ) -> None:
         self.owner = uuid.uuid4().hex

@@ -188,6 +188,7 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
         role: Annotated[str, Query(pattern="^(consumer|provider|)$")] = "",
         state: Annotated[str, Query(max_length=16)] = "",
         waiting_for_us: Annotated[bool, Query(description="Only those that wait for a decision of ours.")] = False,
+        correlation: Annotated[str, Query(max_length=255, description="As given when it was asked for.")] = "",
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         _: Caller = reader,
@@ -203,7 +204,11 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
             )
             return [view(row) for row in sorted(rows, key=lambda row: -row.created_at)[:limit]]
         rows = list(
-            await store.read(lambda tx: tx.negotiations.page(role=role, state=state, limit=limit, offset=offset))
+            await store.read(
+                lambda tx: tx.negotiations.page(
+                    role=role, state=state, correlation=correlation, limit=limit, offset=offset
+                )
+            )
         )
         return [view(row) for row in rows]
 

@@ -122,11 +122,12 @@ def router(*, transfers: Transfers, store: Store, tokens: Tokens) -> APIRouter:
         role: Annotated[str, Query(pattern="^(consumer|provider|)$")] = "",
         state: Annotated[str, Query(max_length=16)] = "",
         agreement: Annotated[str, Query(max_length=255)] = "",
+        correlation: Annotated[str, Query(max_length=255, description="As given when it was asked for.")] = "",
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         _: Caller = reader,
     ) -> list[TransferView]:
-        wanted: dict[str, Any] = {"role": role, "state": state, "agreement_id": agreement}
+        wanted: dict[str, Any] = {"role": role, "state": state, "agreement_id": agreement, "correlation": correlation}
         rows = await store.read(lambda tx: tx.transfers.page(limit=limit, offset=offset, **wanted))
         return [view(row) for row in rows]
 

@@ -96,8 +96,8 @@ class Process:
     def token(self) -> str:
         return (self.directory / "admin.token").read_text().strip()
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, *, wait: bool = True) -> None:
+        """Start it and, unless told otherwise, wait until it answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
         log = (self.directory / "log").open("ab")
         self.running = subprocess.Popen(
@@ -105,7 +105,8 @@ class Process:
             start_new_session=True,
         )  # fmt: skip
         log.close()
-        self.wait()
+        if wait:
+            self.wait()
 
     def wait(self) -> None:
         ends = time.monotonic() + PATIENCE
