@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from connector.errors import HanseError, NotFound
 from connector.management.auth import Caller, Tokens
 from connector.query.coordinate import MEDIA, Answer, Coordinator, Question
-from connector.query.federation import Mode
+from connector.query.federation import Layout, Mode
 from policies.vocabulary.terms import expand
 
 _T = TypeVar("_T")
@@ -31,6 +31,24 @@ class Bounds(BaseModel):
     bytes: int | None = Field(None, ge=1, description="Bytes that the owners' answers take together.")
 
 
+class Shares(BaseModel):
+    """What you know of how datasets lie at their owners. A wrong statement gives a wrong answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cut: list[dict[str, str]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Groups of datasets cut by one rule, each with its column: rows that agree in it are at one owner.",
+    )
+    copies: list[str] = Field(
+        default_factory=list, max_length=64, description="Datasets of which every owner has all rows."
+    )
+
+    def layout(self) -> Layout:
+        return Layout(tuple(tuple(one.items()) for one in self.cut), tuple(self.copies))
+
+
 class Asked(BaseModel):
     """One SELECT over datasets under our agreements: `"<participant>".<dataset>`, or `"all".<dataset>`."""
 
@@ -42,6 +60,7 @@ class Asked(BaseModel):
     explain: bool | Literal["analyze"] = Field(False, description="true: the plan; analyze: run it, give the figures.")
     limits: Bounds = Bounds()
     codec: Literal["none", "lz4", "zstd"] = "none"
+    shares: Shares = Shares()
 
     def question(self) -> Question:
         return Question(
@@ -52,6 +71,7 @@ class Asked(BaseModel):
             rows=self.limits.rows,
             nbytes=self.limits.bytes,
             codec=self.codec,
+            layout=self.shares.layout(),
         )
 
 

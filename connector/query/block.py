@@ -125,8 +125,7 @@ def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]
         return None
     owner = infos[0].owner if infos[0].owner in common else min(common)
     infos = tuple(planning.sites(info)[owner] for info in infos)
-    agreements = {info.agreement for info in infos}
-    if len(agreements) > 1 and not planning.across_agreements:
+    if not planning.may_join(infos, tables=len(trees.base_tables(node))):
         return None
     if any(not table.db and not _defined(table, node) for table in node.find_all(exp.Table)):
         return None

@@ -28,7 +28,7 @@ from connector.datasets.sources.files import file_ref
 from connector.errors import HanseError, Limited, QueryInvalid, Refused
 from connector.events import QueryCoordinated
 from connector.net import Net
-from connector.query.federation import Fragment, Mode, Plan, TableInfo, Tables
+from connector.query.federation import Fragment, Layout, Mode, Plan, TableInfo, Tables
 from connector.query.job import TRAILER_KEY, Job, Limits, Recheck, Relation
 from connector.query.pool import Pool, Result
 from connector.query.remote import Answered, Budget, KeyTable, Remote, Request, Ticket
@@ -55,6 +55,7 @@ class Question:
     rows: int | None = None
     nbytes: int | None = None
     codec: str = "none"
+    layout: Layout = field(default_factory=Layout)
 
 
 @dataclass(slots=True)
@@ -170,7 +171,8 @@ class Coordinator:
 
     async def _plan(self, question: Question) -> Plan:
         names = await asyncio.to_thread(_named, question.sql)
-        known = await self._tables_for(names, question.purpose)
+        copies = [("all", name) for name in question.layout.copies]
+        known = question.layout.over(await self._tables_for((*names, *copies), question.purpose))
         return await asyncio.to_thread(_planned, question, known)
 
     async def _record(

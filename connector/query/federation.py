@@ -7,9 +7,9 @@ parts of one `table` (`f0`) are united: datasets that several owners hold a shar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
 
@@ -72,6 +72,7 @@ class TableInfo:
     content: str = ""
     shares_keys: bool = False
     takes_keys: bool = False
+    joins: tuple[str, ...] | None = None  # datasets it may be joined with at its owner; None: any
     ndv: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -80,7 +81,31 @@ class TableInfo:
         return f'"{self.owner}".{self.dataset}'
 
 
-Tables = Mapping[tuple[str, str], TableInfo]
+Tables: TypeAlias = "Mapping[tuple[str, str], TableInfo]"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the asker knows of how datasets lie at their owners; a wrong statement gives a wrong answer.
+
+    `cut`: groups of datasets whose shares were cut by one rule, each with the column it was cut by: rows that agree
+    in it (NULL included) are at one owner. `copies`: datasets of which every owner has all rows.
+    """
+
+    cut: tuple[tuple[tuple[str, str], ...], ...] = ()
+    copies: tuple[str, ...] = ()
+
+    def over(self, tables: Tables) -> Tables:
+        """The tables with this known of them."""
+        by = {dataset: (f"cut {number}", column) for number, one in enumerate(self.cut) for dataset, column in one}
+        found = dict(tables)
+        for key, info in tables.items():
+            if info.dataset in by:
+                scheme, column = by[info.dataset]
+                found[key] = replace(info, partition=Partition(scheme, (column.lower(),)))
+            elif info.dataset in self.copies:
+                found[key] = replace(info, content=f"copy {info.dataset}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,8 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
             dataset_id=agreement.dataset_id,
             rows=int(summary["rows"]),
             shares_keys=bool(summary.get("shares_keys", False)),
-            takes_keys=bool(summary.get("takes_keys", False)),
+            takes_keys=bool(summary.get("takes_keys", False)) and contract["joins"] is None,
+            joins=None if contract["joins"] is None else tuple(contract["joins"]),
             grid=None
             if aggregate is None
             else GridInfo(

@@ -74,6 +74,19 @@ class Planning:
                     found.setdefault(other.owner, other)
         return found
 
+    def may_join(self, infos: Sequence[TableInfo], *, tables: int) -> bool:
+        """Whether one fragment over `tables` uses of these datasets is agreed: one agreement, or owners that take
+        several, and no dataset that names others it may be joined with."""
+        if len({info.agreement for info in infos}) > 1 and not self.across_agreements:
+            return False
+        if tables < 2:
+            return True
+        for info in infos:
+            others = [one for one in infos if one.owner == info.owner and one is not info] or [info]
+            if info.joins is not None and not all(_named_in(one, info.joins) for one in others):
+                return False
+        return True
+
     def moved(self, statement: exp.Expr, owner: str) -> exp.Expr:
         """The statement, reading the owner's own copies of what others have too."""
         for table in [one for one in statement.find_all(exp.Table) if one.db]:
@@ -133,6 +146,10 @@ class Planning:
                 pushed=tuple(draft.pushed),
                 rows=draft.rows,
             )
+
+
+def _named_in(info: TableInfo, names: tuple[str, ...]) -> bool:
+    return not {info.dataset, f"{info.owner}.{info.dataset}", info.dataset_id}.isdisjoint(names)
 
 
 def _bare(statement: exp.Expr) -> str:

@@ -88,8 +88,9 @@ def together(one: Group, other: Group, conditions: list[exp.Expr], planning: Pla
 
     `fixed`: `one` must stay where it is (each of its rows may be read once only).
     """
-    agreements = {info.agreement for info in (*one.infos, *other.infos)}
-    if len(agreements) > 1 and not planning.across_agreements:
+    if not planning.across_agreements and len({info.agreement for info in (*one.infos, *other.infos)}) > 1:
+        return False
+    if not planning.may_join((*one.infos, *other.infos), tables=2):
         return False
     if one.owners != other.owners:
         met = _owners_met(one, other)
@@ -198,12 +199,11 @@ def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     if not planning.full:
         return False
     infos = planning.infos(condition)
-    agreements = {info.agreement for info in (*infos, *group.infos)}
     if any(info.grid is not None or not set(group.owners) <= set(planning.sites(info)) for info in infos):
         return False
     if any(not table.db for table in condition.find_all(exp.Table)):
         return False
-    return len(agreements) == 1 or planning.across_agreements
+    return planning.may_join(tuple({id(info): info for info in (*infos, *group.infos)}.values()), tables=2)
 
 
 def _for_grid(group: Group, condition: exp.Expr) -> bool:

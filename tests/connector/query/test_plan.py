@@ -13,7 +13,7 @@ import pytest
 
 from connector.errors import HanseError, QueryInvalid, Refused
 from connector.query import explain
-from connector.query.federation import Mode
+from connector.query.federation import Layout, Mode
 from connector.query.plan import plan
 from connector.query.rules import RULES
 from tests.support import plan_cases, random_queries, tpch
@@ -176,6 +176,22 @@ def test_without_fragments_of_several_agreements_the_answer_is_the_same() -> Non
         _, wanted = federation.expected(sql)
         assert not difference(federation.ask(sql).rows, wanted), sql
     federation.close()
+
+
+def test_a_dataset_that_names_its_partners_is_joined_at_its_owner_with_no_other() -> None:
+    sql = "SELECT d.name, m.country FROM north.drugs d JOIN north.makers m ON m.maker = d.maker"
+    tables = dict(plan_cases.schema())
+    for joins, expected in ((("makers",), 1), (("north.makers",), 1), (("other",), 2), ((), 2)):
+        tables["north", "drugs"] = replace(plan_cases.schema()["north", "drugs"], joins=joins)
+        assert len(plan(sql, tables, across_agreements=True).fragments) == expected, joins
+
+
+def test_what_the_asker_knows_of_the_cut_lets_owners_join_their_shares() -> None:
+    sql = 'SELECT p.ward, v.cost FROM "all".patients p JOIN "all".visits v ON v.patient = p.id'
+    plain = {key: replace(info, partition=None) for key, info in plan_cases.schema().items()}
+    assert {one.kind for one in plan(sql, plain, across_agreements=True).fragments} == {"scan"}
+    known = Layout(cut=((("patients", "id"), ("visits", "patient")),)).over(plain)
+    assert {one.kind for one in plan(sql, known, across_agreements=True).fragments} == {"join"}
 
 
 NAMES = [
