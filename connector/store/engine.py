@@ -179,7 +179,6 @@ class _GroupWriter:
         for future, outcome in done:
             future.set_result(outcome)
 
-
     def _commit_alone(self, work: Work[Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
