@@ -473,15 +473,20 @@ class Negotiations(Exchange[Negotiation]):
 def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms.Verdict]:
     """The published offer that a request names, if this party may know of it. Otherwise it is as if not there."""
     offer = tx.datasets.offer(asked.id)
-    verdict = None
-    if offer is not None and offer.withdrawn_at is None:
-        verdict = terms.judge(terms.published(offer), facts, phase=Phase.CATALOGUE, now=tx.now)
-    hidden = verdict is None or not (verdict.permitted or verdict.unknown)
-    if offer is None or verdict is None or hidden or (asked.target and asked.target != offer.dataset_id):
-        raise MessageInvalid(f"expected an offer of the catalogue, came {asked.id!r} for {asked.target!r}")
+    if offer is None or offer.withdrawn_at is not None or asked.target not in ("", offer.dataset_id):
+        raise _not_offered(asked)
+    policy = terms.published(offer)
+    verdict = terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
     if verdict.permitted:
-        verdict = terms.judge(terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
+        return offer, terms.judge(policy, facts, phase=Phase.NEGOTIATION, now=tx.now)
+    # Where only a fact is missing, a person may know it: an offer that a person decides on is not hidden by that.
+    if not verdict.unknown or offer.decide == decisions.AUTO:
+        raise _not_offered(asked)
     return offer, verdict
+
+
+def _not_offered(asked: Policy) -> MessageInvalid:
+    return MessageInvalid(f"expected an offer of the catalogue, came {asked.id!r} for {asked.target!r}")
 
 
 def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, terms.Verdict]:
