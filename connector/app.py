@@ -77,6 +77,7 @@ from connector.store.tables import Agreement, Transfer
 from connector.telemetry import Metrics, Observed, logger, set_up_logging
 from connector.usage.facts import facts_of
 from connector.usage.grants import Grants
+from policies import vocabulary
 from policies.evaluate import Facts
 
 VERSION = "0.1.0"
@@ -192,6 +193,7 @@ class _DataPlane:
 
 def build(settings: Settings) -> Services:
     """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
+    vocabulary.load_plugins()
     participant = settings.participant_id or did.did_of(settings.root_url)
     key_dir = settings.data_dir / "keys"
     key = keys.participant_key(key_dir)

@@ -145,12 +145,13 @@ def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitabl
         policy = jsonld.read((await offers.get(case.offer)).policy) if case.offer else _policy(case)
         fresh = counted(await facts_of(case.participant), uses=0, uses_today=0, running=0)
         facts = requested(fresh, purpose=vocabulary.expand(case.purpose))
+        now = time.time() if case.at is None else case.at
         decision = evaluate.evaluate(
-            evaluate.as_if_agreed(policy),
+            evaluate.as_if_agreed(policy, at=now),
             facts,
             action=vocabulary.expand(case.action),
             phase=vocabulary.Phase.QUERY,
-            now=time.time() if case.at is None else case.at,
+            now=now,
         )
         return {"decision": decision.to_json(), "explanation": explain.decision(decision)}
 
