@@ -10,7 +10,7 @@ ONCE ?=
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-stream bench-federated tck crash clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-catalogue tck crash random-queries clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ setup-dev: $(VENV)/.dev ## the same, with the tools for tests and checks
 fmt: setup-dev ## format the code
 	@$(BIN)/ruff check --quiet --fix --select I $(PACKAGES) || true
 	@$(BIN)/ruff format $(PACKAGES)
+
+random-queries: setup-dev ## 10,000 generated queries against planted secrets
+	@$(BIN)/python -m tests.load.random_checker 10000 7
 
 check: lint types imports audit docs ## format, lint, types, imports, dependencies, docs
 
@@ -71,7 +74,7 @@ tck: setup-dev ## the official Dataspace Protocol conformance kit, against a rea
 crash: setup-dev ## kill connectors at random points of negotiations and transfers, on both databases
 	@$(BIN)/python -m tests.load.crash_dsp
 
-bench: bench-policies bench-dsp bench-federated bench-stream ## every benchmark, each side by side with what it is compared to
+bench: bench-policies bench-dsp bench-catalogue ## every benchmark, each side by side with what it is compared to
 
 bench-dsp: setup-dev
 	@$(BIN)/python -m tests.load.bench_dsp
@@ -80,11 +83,8 @@ bench-policies: setup-dev
 	@$(BIN)/python -m tests.load.bench_policies
 	@$(BIN)/python -m tests.load.bench_gate
 
-bench-stream: setup-dev
-	@$(BIN)/python -m tests.load.bench_stream
-
-bench-federated: setup-dev
-	@$(BIN)/python -m tests.load.bench_federated
+bench-catalogue: setup-dev
+	@$(BIN)/python -m tests.load.bench_catalogue 10000
 
 clean: ## remove what was built and what the demo wrote
 	@rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis
