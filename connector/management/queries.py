@@ -59,7 +59,8 @@ class Asked(BaseModel):
     mode: Mode = Field(Mode.FULL, description="full; filter and pull are for comparison.")
     explain: bool | Literal["analyze"] = Field(False, description="true: the plan; analyze: run it, give the figures.")
     limits: Bounds = Bounds()
-    codec: Literal["none", "lz4", "zstd"] = "none"
+    codec: Literal["none", "lz4", "zstd"] = Field("none", description="Compression of the answer.")
+    wire: Literal["none", "lz4", "zstd"] = Field("zstd", description="Compression of what the owners send.")
     shares: Shares = Shares()
 
     def question(self) -> Question:
@@ -71,6 +72,7 @@ class Asked(BaseModel):
             rows=self.limits.rows,
             nbytes=self.limits.bytes,
             codec=self.codec,
+            wire=self.wire,
             layout=self.shares.layout(),
         )
 

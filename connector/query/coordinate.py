@@ -54,7 +54,8 @@ class Question:
     seconds: float | None = None
     rows: int | None = None
     nbytes: int | None = None
-    codec: str = "none"
+    codec: str = "none"  # of the answer
+    wire: str = "zstd"  # of what owners send
     layout: Layout = field(default_factory=Layout)
 
 
@@ -315,6 +316,7 @@ class _Work:
             purpose=self.question.purpose,
             seconds=self._left(),
             keys=keys,
+            codec=self.question.wire,
         )
         return await self.home._remote.ask(request, self.folder, budget)
 
@@ -468,6 +470,7 @@ def _told(answer: Answered) -> dict[str, Any]:
         "sql": fragment.sql,
         "rows": answer.rows,
         "bytes": answer.nbytes,
+        "keys_bytes": answer.keys_sent,
         "ms": answer.ms,
         "withheld": answer.withheld,
         "policy": list(answer.end.get("policy", ())) if answer.file is not None else [],

@@ -95,6 +95,7 @@ class Answered:
     end: Mapping[str, Any] = field(default_factory=dict)
     withheld: bool = False
     columns: Sequence[Mapping[str, Any]] = ()
+    keys_sent: int = 0  # bytes of keys that went to the owner
 
 
 class Remote:
@@ -177,7 +178,7 @@ class Remote:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return Answered(
             request.fragment, saved, found["rows"], size, _ms(begun), end, bool(end.get("suppressed")),
-            tuple(found["columns"]),
+            tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
         )  # fmt: skip
 
 
