@@ -1,0 +1,351 @@
+"""What a transfer rests on and what ends it: agreement, party, purpose, time, pushes, resumption, revocation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connector.dsp import states
+from connector.dsp.messages import DataAddress
+from connector.dsp.states import CONSUMER, PROVIDER
+from connector.errors import Conflict, IllegalStep, NotFound, PeerUnreachable
+from connector.net import Reply
+from connector.store import Transaction
+from policies.evaluate import Facts
+from tests.support.counterparty import ADDRESS, CONTEXT, DATASET, OFFER_ID, Counterparty, snapshot
+from tests.support.pair import Call, Json, Pair, Side, emptied, pair, settled
+
+RESEARCH, MARKETING = "https://w3id.org/dpv#ScientificResearch", "https://w3id.org/dpv#Marketing"
+SINK = DataAddress("https://w3id.org/idsa/v4.1/HTTP", "http://203.0.113.2/sink", (("authorization", "token"),))
+
+
+def constrained(left: str, operator: str, right: Any) -> Json:
+    return {
+        "permission": [
+            {"action": "use", "constraint": [{"leftOperand": left, "operator": operator, "rightOperand": right}]}
+        ]
+    }
+
+
+async def agreed(two: Pair, **offer: Any) -> str:
+    """An agreement on a policy that `south` asked for as it was published."""
+    offer_id = await two.north.publish(DATASET, offer=OFFER_ID, **offer)
+    row = await two.ask(offer_id, dataset=DATASET, policy=offer.get("policy") or {"permission": [{"action": "use"}]})
+    done = await settled(two.south, "negotiation", row.id, "FINALIZED")
+    await settled(two.north, "negotiation", done.peer_pid, "FINALIZED")
+    return str(done.agreement_id)
+
+
+async def started(two: Pair, agreement_id: str, **more: Any) -> tuple[Any, Any]:
+    """A started transfer, as its consumer and as its provider hold it."""
+    row = await two.south.transfers.request(agreement_id=agreement_id, by="test", **more)
+    here = await settled(two.south, "transfer", row.id, "STARTED")
+    return here, await settled(two.north, "transfer", here.peer_pid, "STARTED")
+
+
+def asking(peer: Counterparty, agreement_id: str, **more: Any) -> Json:
+    return {
+        "@context": CONTEXT,
+        "@type": "TransferRequestMessage",
+        "consumerPid": "their-pid",
+        "agreementId": agreement_id,
+        "format": "HttpData-PULL",
+        "callbackAddress": peer.address,
+        **more,
+    }
+
+
+async def test_a_request_said_again_does_not_start_a_second_transfer(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        first = await peer.post("/transfers/request", asking(peer, agreement_id))
+        before = await snapshot(two.north)
+        again = await peer.post("/transfers/request", asking(peer, agreement_id))
+        assert (first.status, again.status) == (201, 201)
+        assert first.body == again.body
+        assert await snapshot(two.north) == before
+
+
+async def test_only_an_agreement_between_exactly_these_two_is_good_for_a_transfer(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        other = Counterparty(two.north, participant="did:web:third.example")
+        mine = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        as_consumer = (await peer.transfer(role=CONSUMER, state="COMPLETED")).agreement_id
+        open_one = (await peer.negotiation(role=PROVIDER, state="VERIFIED")).agreement_id
+        before = await snapshot(two.north)
+        answers = []
+        for who, agreement_id in ((other, mine), (peer, "urn:uuid:none"), (peer, as_consumer), (peer, open_one)):
+            reply = await who.post("/transfers/request", asking(who, agreement_id))
+            error = json.loads(reply.body)
+            assert (reply.status, error["@type"]) == (400, "TransferError")
+            answers.append((error["code"], error["reason"][0].replace(agreement_id, "X")))
+        assert answers[0] == answers[1] == answers[2], "a foreign agreement looks like none"
+        assert answers[3][0] == "not_final"
+        assert await snapshot(two.north) == before
+
+
+BAD: dict[str, Json] = {
+    "a format that nobody speaks": {"format": "Carrier-Pigeon"},
+    "a push without an address": {"format": "HttpData-PUSH"},
+    "an unusable callback": {"callbackAddress": "ftp://203.0.113.9"},
+    "no format": {"format": ""},
+}
+
+
+@pytest.mark.parametrize("change", BAD.values(), ids=BAD.keys())
+async def test_a_request_that_is_wrong_is_refused_and_leaves_nothing(tmp_path: Path, change: Json) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        agreement_id = (await peer.transfer(role=PROVIDER, state="COMPLETED")).agreement_id
+        before = await snapshot(two.north)
+        assert (await peer.post("/transfers/request", asking(peer, agreement_id, **change))).status == 400
+        assert await snapshot(two.north) == before
+
+
+async def test_the_party_is_looked_at_again_when_a_transfer_is_asked_for(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        membership = "https://w3id.org/hanse/policy/1/membership"
+        two.north.facts[two.south.participant] = facts(two.south, membership="active")
+        agreement_id = await agreed(two, policy=constrained(membership, "eq", "active"))
+        await started(two, agreement_id)
+        two.north.facts[two.south.participant] = facts(two.south, membership="suspended")
+        row = await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        refused = await settled(two.south, "transfer", row.id, "TERMINATED")
+        assert refused.code == "not_permitted"
+        assert "membership" in refused.reason
+
+
+def facts(side: Side, **more: str) -> Facts:
+    known = {f"ds:{name}": value for name, value in more.items()}
+    return Facts.of({"ds:participant": side.participant, **known}, source="register")
+
+
+async def test_a_purpose_is_declared_with_the_transfer_or_with_each_read_but_never_another_one(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two, policy=constrained("odrl:purpose", "isAnyOf", [RESEARCH]))
+        await started(two, agreement_id)
+        here, there = await started(two, agreement_id, purpose=RESEARCH)
+        assert here.purpose == there.purpose == RESEARCH
+        row = await two.south.transfers.request(agreement_id=agreement_id, purpose=MARKETING, by="test")
+        assert "purpose" in (await settled(two.south, "transfer", row.id, "TERMINATED")).reason
+
+
+async def test_an_agreement_whose_time_is_over_starts_nothing_more(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        right = {"@value": "2020-01-01T00:00:00Z", "@type": "xsd:dateTime"}
+        policy = constrained("odrl:dateTime", "lt", right)
+        agreement_id = await agreed(two)
+
+        def expire(tx: Transaction) -> None:
+            row = tx.agreements.of(agreement_id, role=PROVIDER)
+            row.policy = {**row.policy, **policy}
+
+        await two.north.store.write(expire)
+        row = await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        assert (await settled(two.south, "transfer", row.id, "TERMINATED")).code == "not_permitted"
+
+
+async def test_a_push_sends_everything_and_completes(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+        row = await two.south.transfers.request(
+            agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        done = await settled(two.south, "transfer", row.id, "COMPLETED")
+        await settled(two.north, "transfer", done.peer_pid, "COMPLETED")
+        assert two.north.plane.pushed == [(done.peer_pid, SINK)]
+        assert "dataAddress" not in two.cable.sent("TransferStartMessage")[0]
+
+
+async def test_a_push_that_fails_for_good_is_told_and_ends_nothing_by_itself(tmp_path: Path) -> None:
+    async with pair(tmp_path, retry_deadline=0.3) as two:
+        two.north.plane.push_fails = PeerUnreachable("the sink is gone")
+        agreement_id = await agreed(two)
+        row = await two.south.transfers.request(
+            agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        here = await settled(two.south, "transfer", row.id, "STARTED")
+        await emptied(two)
+        there = await settled(two.north, "transfer", here.peer_pid, "STARTED")
+        assert (there.code, there.reason) == ("push_failed", "push: the sink is gone")
+        assert two.north.events[-1].outcome == "failed"
+
+
+async def test_a_push_that_was_suspended_is_not_completed_when_it_ends(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+
+        async def suspend_first(transfer: Any, data_address: DataAddress) -> None:
+            await two.north.transfers.command(transfer.id, "suspend", by="test")
+            await settled(two.north, "transfer", transfer.id, "SUSPENDED")
+
+        two.north.plane.push = suspend_first  # type: ignore[method-assign]
+        row = await two.south.transfers.request(
+            agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        await settled(two.south, "transfer", row.id, "SUSPENDED")
+        await emptied(two)
+        assert two.cable.sent("TransferCompletionMessage") == []
+
+
+async def test_a_consumer_that_resumes_is_acknowledged_and_then_sent_a_new_address(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        here, there = await started(two, await agreed(two))
+        await two.south.transfers.command(here.id, "suspend", by="test")
+        suspended = await settled(two.south, "transfer", here.id, "SUSPENDED")
+        assert suspended.data_address == {}
+        await two.south.transfers.command(here.id, "resume", by="test")
+        await settled(two.north, "transfer", there.id, "STARTED")
+        await emptied(two)
+        again = await settled(two.south, "transfer", here.id, "STARTED")
+        assert again.data_address["endpointProperties"] != here.data_address["endpointProperties"]
+        assert [side["@type"] for side in two.cable.sent("TransferStartMessage")] == ["TransferStartMessage"] * 3
+
+
+async def test_what_the_provider_suspended_only_the_provider_resumes(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        here, there = await started(two, await agreed(two))
+        await two.north.transfers.command(there.id, "suspend", by="test", code="maintenance", reason="back at 18:00")
+        told = await settled(two.south, "transfer", here.id, "SUSPENDED")
+        assert (told.code, told.reason, told.suspended_by) == ("maintenance", "back at 18:00", PROVIDER)
+        await two.south.transfers.command(here.id, "resume", by="test")
+        await emptied(two)
+        assert (await two.south.transfer(here.id)).state == "SUSPENDED"
+        assert (await two.north.transfer(there.id)).state == "SUSPENDED"
+        await two.north.transfers.command(there.id, "resume", by="test")
+        await settled(two.south, "transfer", here.id, "STARTED")
+
+
+async def test_a_second_start_is_refused_where_no_address_is_awaited(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        row = await peer.transfer(role=CONSUMER, state="STARTED")
+        assert (await peer.say(states.START, row)).status == 400
+        assert (await two.north.transfer(row.id)).data_address == ADDRESS
+
+
+async def test_what_a_provider_stops_stops_before_the_consumer_has_the_message(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        _, there = await started(two, await agreed(two))
+        seen: list[int] = []
+
+        async def late(call: Call) -> Reply | None:
+            if call.kind == "TransferSuspensionMessage":
+                seen.append(len(two.north.plane.stopped))
+            return None
+
+        two.cable.tamper = late
+        await two.north.transfers.command(there.id, "suspend", by="test", reason="pause")
+        now = await settled(two.north, "transfer", there.id, "SUSPENDED")
+        assert now.generation > there.generation, "older tickets are void"
+        assert (there.id, "pause") in two.north.plane.stopped
+
+
+@pytest.mark.parametrize("ending", ["complete", "terminate"])
+async def test_bytes_stop_whoever_ends_a_transfer(tmp_path: Path, ending: str) -> None:
+    async with pair(tmp_path) as two:
+        here, there = await started(two, await agreed(two))
+        await two.south.transfers.command(here.id, ending, by="test")
+        await settled(two.north, "transfer", there.id, "COMPLETED" if ending == "complete" else "TERMINATED")
+        assert [pid for pid, _ in two.north.plane.stopped] == [there.id]
+
+
+async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_sides(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+        here, there = await started(two, agreement_id)
+        await two.north.agreements.revoke(agreement_id, reason="the study is over", by="owner")
+        ended = await settled(two.south, "transfer", here.id, "TERMINATED")
+        assert (ended.code, ended.reason) == ("agreement_revoked", "the study is over")
+        row, grant = await two.north.agreements.get(agreement_id)
+        assert grant is not None
+        assert (row.end_reason, grant.reason) == ("the study is over", "the study is over")
+        assert grant.revoked_at == row.ended_at is not None
+        assert (there.id, "the study is over") in two.north.plane.stopped
+        assert [event.actor for event in two.north.events if event.kind == "AgreementRevoked"] == ["owner"]
+        mine, _ = await two.south.agreements.get(agreement_id, role=CONSUMER)
+        assert mine.end_reason == "the study is over", "the consumer knows that there is nothing to ask for any more"
+        with pytest.raises(Conflict):
+            await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        with pytest.raises(Conflict):
+            await two.north.agreements.revoke(agreement_id, reason="again", by="owner")
+
+
+async def test_nothing_starts_under_a_revoked_agreement(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        old = await peer.transfer(role=PROVIDER, state="REQUESTED")
+        await two.north.agreements.revoke(old.agreement_id, reason="no more", by="owner")
+        reply = await peer.post("/transfers/request", asking(peer, old.agreement_id))
+        assert (reply.status, json.loads(reply.body)["code"]) == (400, "agreement_ended")
+        with pytest.raises(IllegalStep):
+            await two.north.transfers.command(old.id, "start", by="test")
+
+
+async def test_a_ticket_near_its_end_is_renewed_at_the_provider(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        here, _ = await started(two, await agreed(two))
+
+        def near_its_end(tx: Transaction) -> None:
+            row = tx.transfers.get(here.id)
+            assert row is not None
+            properties = [*row.data_address["endpointProperties"], {"name": "expires", "value": "1"}]
+            row.data_address = {**row.data_address, "endpointProperties": properties}
+
+        await two.south.store.write(near_its_end)
+        fresh = {**ADDRESS, "endpointProperties": [
+            {"@type": "EndpointProperty", "name": "authorization", "value": "fresh"},
+            {"@type": "EndpointProperty", "name": "expires", "value": "99999999999"}]}  # fmt: skip
+        asked: list[Json] = []
+
+        async def renew(call: Call) -> Reply | None:
+            if not call.url.endswith("/tickets"):
+                return None
+            asked.append(call.message)
+            return Reply(200, {}, json.dumps(fresh).encode())
+
+        two.cable.tamper = renew
+        for _ in range(2):
+            reading = await two.south.transfers.reading(here.id)
+            assert reading.address.get("authorization") == "fresh"
+        assert asked == [{"transfer": here.peer_pid, "agreement": here.agreement_id}], "kept for the next who asks"
+
+
+async def test_only_a_started_transfer_of_ours_as_consumer_has_an_address_to_read_from(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        for role, state in ((CONSUMER, "REQUESTED"), (CONSUMER, "SUSPENDED"), (PROVIDER, "STARTED")):
+            row = await peer.transfer(role=role, state=state)
+            with pytest.raises(NotFound):
+                await two.north.transfers.reading(row.id)
+        with pytest.raises(NotFound):
+            await two.north.transfers.reading("urn:uuid:nowhere")
+
+
+async def test_no_ticket_lies_in_the_outbox(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+
+        async def away(call: Call) -> Reply | None:
+            if call.kind == "TransferStartMessage":
+                raise PeerUnreachable("away")
+            return None
+
+        two.cable.tamper = away
+        await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        while not two.cable.sent("TransferStartMessage"):
+            await settled(two.south, "negotiation", (await two.south.only("negotiations")).id, "FINALIZED")
+        kept = await two.north.store.read(lambda tx: str([vars(row) for row in outbox(tx)]))
+        assert "TransferStartMessage" in kept
+        assert "ticket:" not in kept
+
+
+def outbox(tx: Transaction) -> list[Any]:
+    from connector.store.tables import Outbox
+
+    return list(tx.session.query(Outbox))
