@@ -34,6 +34,8 @@ _LOOK_AGAIN = 5.0  # longest sleep: other processes may have left something behi
 _AT_ONCE = 64
 _AT_ONCE_PER_PEER = 32
 _WAITING_MAX = 2_000
+_REMEMBER = 30 * 86_400.0  # seconds that a message taken in is remembered: repeats come within days
+_FORGET_EVERY = 3_600.0
 _FEW = 6  # attempts for replies that usually mean "not yet"
 
 
@@ -95,6 +97,7 @@ class Sender:
         self._per_peer: dict[str, tuple[asyncio.Semaphore, int]] = {}
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
+        self._forgot = float("-inf")
         self._log = logger("sender")
 
     def register(self, kind: str, courier: Courier) -> None:
@@ -151,6 +154,9 @@ class Sender:
 
     async def _take_up(self) -> float:
         """Claim what is due; how long to sleep."""
+        if time.monotonic() - self._forgot > _FORGET_EVERY:
+            self._forgot = time.monotonic()
+            await self._store.write(lambda tx: tx.messages.forget_older(tx.now - _REMEMBER))
         due, waiting = await self._store.read(lambda tx: (tx.messages.next_due(), tx.messages.waiting()))
         if self._metrics is not None:
             self._metrics.outbox.set(waiting)

@@ -1,0 +1,259 @@
+"""The catalogue: per caller, a page at a time, valid, without statistics; and read back as others read it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connector.dsp import jsonld
+from connector.dsp.messages import CatalogRequestMessage
+from connector.dsp.partners import Partner, Partners, next_page, read_catalog, read_dataset
+from connector.dsp.peer import Answer
+from connector.errors import NotFound, PeerNonsense, PeerRefused
+from connector.store import Transaction
+from policies.evaluate import Facts
+from tests.support.counterparty import Counterparty
+from tests.support.pair import USE, Json, Side, add_dataset, offer_row, pair
+
+DS = "https://w3id.org/hanse/policy/1/"
+MEMBERS: Json = {
+    "permission": [
+        {
+            "action": "use",
+            "constraint": [{"leftOperand": f"{DS}membership", "operator": "eq", "rightOperand": "active"}],
+        }
+    ]
+}
+REQUEST = CatalogRequestMessage().to_wire()
+
+
+async def seeded(north: Side, count: int, *, hidden: int = 0) -> list[str]:
+    """Datasets with an offer each; their ids. With `hidden`, all but each `hidden`-th are for members only."""
+    ids = [f"urn:hanse:north:d{i:03d}" for i in range(count)]
+
+    def work(tx: Transaction) -> None:
+        for i, dataset in enumerate(ids):
+            add_dataset(tx, dataset)
+            policy = MEMBERS if hidden and i % hidden else USE
+            tx.datasets.add(offer_row(f"offer:{i}", dataset, policy, decide="auto", now=tx.now))
+        add_dataset(tx, "urn:hanse:north:without_offer")
+
+    await north.store.write(work)
+    return ids
+
+
+async def page(peer: Counterparty, path: str = "/catalog/request", **body: Any) -> tuple[list[str], dict[str, str]]:
+    """Dataset ids of a page, and the paths that its Link header leads to."""
+    reply = await peer.post(path, {**REQUEST, **body})
+    assert reply.status == 200, reply.body
+    document = json.loads(reply.body)
+    links = re.findall(r'<([^>]+)>; rel="(\w+)"', reply.headers.get("link", ""))
+    assert "dataset" not in document or document["dataset"], "an empty list is left out"
+    return (
+        [entry["@id"] for entry in document.get("dataset", [])],
+        {name: url.removeprefix(peer.to.base) for url, name in links},
+    )
+
+
+async def test_pages_lead_through_the_whole_catalogue_and_back(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        ids = await seeded(two.north, 250)
+        peer = Counterparty(two.north)
+        forward: list[list[str]] = []
+        path, links = "/catalog/request", {"next": ""}
+        while path:
+            found, links = await page(peer, path)
+            forward.append(found)
+            path = links.get("next", "")
+        assert [len(part) for part in forward] == [100, 100, 50]
+        assert [one for part in forward for one in part] == ids
+        back, links = await page(peer, links["previous"])
+        assert back == forward[1]
+        first, links = await page(peer, links["previous"])
+        assert first == forward[0]
+        assert set(links) == {"next"}
+        again, _ = await page(peer, links["next"])
+        assert again == forward[1]
+
+
+@pytest.mark.parametrize("hidden", [2, 30])
+async def test_hidden_datasets_are_on_no_page_and_pages_stay_full(tmp_path: Path, hidden: int) -> None:
+    async with pair(tmp_path) as two:
+        ids = await seeded(two.north, 300, hidden=hidden)
+        peer, member = Counterparty(two.north), Counterparty(two.north, participant="did:web:member.example")
+        two.north.facts[member.participant] = Facts.of({"ds:membership": "active"}, source="register")
+        seen: list[str] = []
+        path = "/catalog/request"
+        while path:
+            found, links = await page(peer, path)
+            seen += found
+            path = links.get("next", "")
+        assert seen == ids[::hidden]
+        assert len((await page(member))[0]) == 100
+
+
+async def test_an_empty_catalogue_is_valid(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        assert await page(Counterparty(two.north)) == ([], {})
+
+
+async def test_withdrawn_offers_are_not_shown(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish()
+
+        def withdraw(tx: Transaction) -> None:
+            offer = tx.datasets.offer("offer:urn:hanse:north:air")
+            assert offer is not None
+            offer.withdrawn_at = tx.now
+
+        await two.north.store.write(withdraw)
+        peer = Counterparty(two.north)
+        assert await page(peer) == ([], {})
+        assert (await peer.get("/catalog/datasets/urn:hanse:north:air")).status == 404
+
+
+async def test_a_dataset_shows_its_columns_and_offers_but_no_statistics(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(policy={**USE, "prohibition": [{"action": "odrl:distribute"}]})
+        reply = await Counterparty(two.north).get("/catalog/datasets/urn:hanse:north:air")
+        assert reply.status == 200
+        assert b"SECRET-STATISTIC" not in reply.body
+        node = json.loads(reply.body)
+        assert all("target" not in offer for offer in node["hasPolicy"])
+        assert [one["format"] for one in node["distribution"]] == ["HttpData-PULL", "HttpData-PUSH"]
+        assert all(one["accessService"]["endpointURL"] == two.north.base for one in node["distribution"])
+        read = read_dataset(node, jsonld.prefixes_of(node))
+        assert read.columns == (("station", "VARCHAR"), ("value", "DOUBLE"))
+        assert (read.title, read.keywords, read.version) == ("Title of air", ("air", "noise"), "sha256:air")
+
+
+async def test_unknown_and_invisible_datasets_answer_alike(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(policy=MEMBERS)
+        peer = Counterparty(two.north)
+        answers = []
+        for dataset in ("urn:hanse:north:air", "urn:hanse:north:nothing"):
+            reply = await peer.get(f"/catalog/datasets/{dataset}")
+            error = json.loads(reply.body)
+            assert (reply.status, error["@type"]) == (404, "CatalogError")
+            answers.append(str(error).replace(dataset, "X"))
+        assert answers[0] == answers[1]
+        assert (await peer.get("/catalog/datasets/air")).status == 404, "a name is not an id"
+
+
+async def test_nobody_sees_the_catalogue_without_saying_who(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        peer.headers = dict  # type: ignore[method-assign]  # no Authorization
+        for reply in (await peer.post("/catalog/request", REQUEST), await peer.get("/catalog/datasets/x")):
+            assert (reply.status, json.loads(reply.body)["@type"]) == (401, "CatalogError")
+            assert reply.headers["www-authenticate"] == "Bearer"
+
+
+QUERY_SPECS: list[tuple[Any, int | None]] = [
+    ([{"@type": "QuerySpec", "offset": 0, "limit": 5}], 5),
+    ({"offset": 20, "limit": 50}, 10),
+    ([{"https://w3id.org/edc/v0.0.1/ns/limit": 7, "filterExpression": [], "sortField": None, "sortOrder": "ASC"}], 7),
+    ([{"edc:limit": 10_000}], 30),
+    ([], 30),
+    ([{"limit": "5"}], None),
+    ([{"limit": -1}], None),
+    ([{"offset": True}], None),
+    ([{"filterExpression": [{"operandLeft": "id", "operator": "=", "operandRight": "x"}]}], None),
+    ([{"theme": "air"}], None),
+    (["theme = air"], None),
+    ("theme = air", None),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), QUERY_SPECS)
+async def test_only_a_filter_that_asks_for_a_piece_is_understood(
+    tmp_path: Path, given: Any, expected: int | None
+) -> None:
+    async with pair(tmp_path) as two:
+        await seeded(two.north, 30)
+        reply = await Counterparty(two.north).post("/catalog/request", {**REQUEST, "filter": given})
+        if expected is None:
+            assert (reply.status, json.loads(reply.body)["@type"]) == (400, "CatalogError")
+        else:
+            assert len(json.loads(reply.body)["dataset"]) == expected
+
+
+@pytest.mark.parametrize("cursor", ["after=%FF", "after=%C3%A9%C3%A9", "before=!!!"])
+async def test_a_broken_page_address_is_refused_or_leads_nowhere(tmp_path: Path, cursor: str) -> None:
+    async with pair(tmp_path) as two:
+        await seeded(two.north, 3)
+        reply = await Counterparty(two.north).post(f"/catalog/request?{cursor}", REQUEST)
+        assert reply.status in (200, 400)
+        assert json.loads(reply.body)["@type"] in ("Catalog", "CatalogError")
+
+
+async def test_a_body_beyond_the_limit_and_a_wrong_message_are_refused(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        assert (await peer.post("/catalog/request", b" " * 70_000)).status == 413
+        assert (await peer.post("/catalog/request", {"@type": "ContractRequestMessage"})).status == 400
+        assert (await peer.post("/catalog/request", b"")).status == 400
+
+
+async def test_the_version_document_is_open_and_leads_to_the_endpoints(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        assert await two.south.peer.base_of(f"http://{two.north.host}/") == two.north.base
+
+
+async def test_partners_read_the_whole_catalogue_and_single_datasets(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        ids = await seeded(two.north, 230)
+        members = {"x": {"id": two.north.participant, "name": "north", "url": f"http://{two.north.host}"}}
+
+        async def known() -> dict[str, dict[str, str]]:
+            return members
+
+        partners = Partners(peer=two.south.peer, members=known)
+        found = await partners.find("north")
+        assert found == Partner(two.north.participant, two.north.base, "north")
+        assert await partners.find(two.north.participant) == found
+        assert [one.id for one in read_catalog(await partners.catalog(found))] == ids
+        assert len((await partners.catalog(found, limit=120))["dataset"]) == 120
+        assert (await partners.dataset(found, "d007")).offers[0]["@id"] == "offer:7"
+        with pytest.raises(NotFound, match="no member 'west'"):
+            await partners.find("west")
+        with pytest.raises(PeerRefused, match="no dataset"):
+            await partners.dataset(found, "nothing")
+
+
+def test_catalogues_of_others_are_read_in_prefixed_and_nested_form() -> None:
+    dataset = {
+        "@type": "dcat:Dataset",
+        "@id": "urn:d",
+        "dct:title": {"@value": "Air", "@language": "en"},
+        "dcat:keyword": "air",
+        "odrl:hasPolicy": {"@id": "offer:1", "@type": "odrl:Offer"},
+        "dcat:distribution": {"dct:format": {"@id": "HttpData-PULL"}},
+    }
+    nested = {"@type": "dcat:Catalog", "@id": "urn:c", "dcat:catalog": {"@id": "urn:n", "dcat:dataset": [dataset]}}
+    (read,) = read_catalog(nested)
+    assert (read.id, read.title, read.keywords, read.formats) == ("urn:d", "Air", ("air",), ("HttpData-PULL",))
+    assert read.offers == ({"@id": "offer:1", "@type": "odrl:Offer"},)
+    with pytest.raises(PeerNonsense):
+        read_catalog({"@type": "Catalog", "dataset": [{"title": "no id"}]})
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ('<https://a.example/p?after=x>; rel="next"', "https://a.example/p?after=x"),
+        ("<https://a.example/p?before=x>; rel=\"previous\", <https://a.example/2>; rel='next'", "https://a.example/2"),
+        ('<https://evil.example/p>; rel="next"', ""),
+        ('<https://a.example/asked>; rel="next"', ""),
+        ("garbage", ""),
+        ("", ""),
+    ],
+)
+def test_a_next_page_is_followed_only_on_the_same_server(link: str, expected: str) -> None:
+    answer = Answer(200, {}, headers={"link": link} if link else {})
+    assert next_page(answer, "https://a.example/asked") == expected

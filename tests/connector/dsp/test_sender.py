@@ -1,0 +1,242 @@
+"""The outbox worker: order, retries, leases and limits, with a courier that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connector.dsp.sender import Courier, Outcome, Result, Sender
+from connector.errors import AddressRefused, PeerUnreachable, Refused
+from connector.store import Store, Transaction
+from connector.store.tables import Outbox
+
+Carry = Callable[[Outbox], Awaitable[Outcome]]
+DELIVERED = Outcome(Result.DELIVERED)
+
+
+class Script(Courier):
+    """Carries as the test says, and notes what was settled how."""
+
+    def __init__(self, carry: Carry) -> None:
+        self._carry = carry
+        self.carried: list[str] = []
+        self.settled: list[tuple[str, Result]] = []
+        self.changed = asyncio.Event()
+
+    async def carry(self, row: Outbox) -> Outcome:
+        self.carried.append(row.path)
+        return await self._carry(row)
+
+    def hold(self, tx: Transaction, row: Outbox) -> None: ...
+
+    def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
+        self.settled.append((row.path, outcome.result))
+        return []
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.settled) < count:
+                await asyncio.sleep(0.002)
+
+
+def message(path: str, process: str = "p", address: str = "http://peer") -> Outbox:
+    return Outbox(process=process, kind="test", address=address, path=path, message={})
+
+
+def sender(store: Store, courier: Courier, **timing: Any) -> Sender:
+    made = Sender(store=store, **{"retry_first": 0.005, "retry_cap": 0.02, "retry_deadline": 5.0, **timing})
+    made.register("test", courier)
+    return made
+
+
+async def send(made: Sender, store: Store, *rows: Outbox) -> None:
+    queued = await store.write(lambda tx: [made.queue(tx, row) for row in rows])
+    made.hand_over(queued)
+
+
+async def test_a_message_leaves_right_after_its_commit_without_a_tick(sqlite_store: Store) -> None:
+    async def carry(_: Outbox) -> Outcome:
+        return DELIVERED
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier)
+    await made.start()
+    await asyncio.sleep(0.05)  # it has looked once, and found nothing
+    looks: list[float] = []
+    made._take_up = lambda: looks.append(1.0)  # type: ignore[method-assign,assignment,return-value]  # nobody may look
+    await send(made, sqlite_store, message("one"))
+    await courier.until(1)
+    await made.stop()
+    assert (courier.settled, looks) == ([("one", Result.DELIVERED)], [])
+
+
+async def test_what_was_left_behind_is_delivered_oldest_first_in_each_process(sqlite_store: Store) -> None:
+    async def carry(_: Outbox) -> Outcome:
+        await asyncio.sleep(0.01)
+        return DELIVERED
+
+    courier = Script(carry)
+    old = sender(sqlite_store, courier)
+    await sqlite_store.write(lambda tx: [old.queue(tx, message(f"{i}", process=f"p{i % 2}")) for i in range(10)])
+    made = sender(sqlite_store, courier)
+    await made.start()
+    await courier.until(10)
+    await made.stop()
+    for parity in (0, 1):
+        mine = [int(path) for path in courier.carried if int(path) % 2 == parity]
+        assert mine == sorted(mine)
+
+
+FATES: list[tuple[list[Any], int, Result]] = [
+    ([Outcome(Result.AGAIN), Outcome(Result.AGAIN), DELIVERED], 3, Result.DELIVERED),
+    ([Outcome(Result.REFUSED)], 1, Result.REFUSED),
+    ([Outcome(Result.SOON)] * 10, 6, Result.REFUSED),
+    ([Outcome(Result.AGAIN)] * 4 + [Outcome(Result.SOON)] * 2 + [DELIVERED], 7, Result.DELIVERED),
+    ([PeerUnreachable("no answer"), DELIVERED], 2, Result.DELIVERED),
+    ([AddressRefused("private")], 1, Result.REFUSED),
+    ([Refused("the agreement has ended")], 1, Result.REFUSED),
+]
+
+
+@pytest.mark.parametrize(("answers", "attempts", "end"), FATES)
+async def test_how_answers_are_taken(sqlite_store: Store, answers: list[Any], attempts: int, end: Result) -> None:
+    left = list(answers)
+
+    async def carry(_: Outbox) -> Outcome:
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]  # an Outcome
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier)
+    await made.start()
+    await send(made, sqlite_store, message("one"))
+    await courier.until(1)
+    await made.stop()
+    assert (len(courier.carried), courier.settled) == (attempts, [("one", end)])
+    assert await sqlite_store.read(lambda tx: tx.messages.waiting()) == 0
+
+
+async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqlite_store: Store) -> None:
+    tries: list[int] = []
+
+    async def carry(row: Outbox) -> Outcome:
+        tries.append(1)
+        if row.path == "bad" and len(tries) == 1:
+            raise RuntimeError("a fault")
+        return DELIVERED
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier, lease=0.1)
+    await made.start()
+    await send(made, sqlite_store, message("bad", process="a"), message("good", process="b"))
+    await courier.until(2)
+    await made.stop()
+    assert sorted(courier.settled) == [("bad", Result.DELIVERED), ("good", Result.DELIVERED)]
+
+
+async def test_a_message_that_cannot_be_delivered_in_time_is_given_up(sqlite_store: Store) -> None:
+    async def carry(_: Outbox) -> Outcome:
+        return Outcome(Result.AGAIN, "nobody there")
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier, retry_deadline=0.1)
+    await made.start()
+    await send(made, sqlite_store, message("one"))
+    await courier.until(1)
+    await made.stop()
+    assert courier.settled == [("one", Result.EXPIRED)]
+
+
+async def test_a_peer_that_hangs_does_not_keep_others_from_being_served(sqlite_store: Store) -> None:
+    hanging = asyncio.Event()
+
+    async def carry(row: Outbox) -> Outcome:
+        if row.address == "http://slow":
+            await hanging.wait()
+        return DELIVERED
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier)
+    await made.start()
+    await send(made, sqlite_store, *(message(f"s{i}", f"s{i}", "http://slow") for i in range(100)))
+    await send(made, sqlite_store, *(message(f"f{i}", f"f{i}", "http://fast") for i in range(20)))
+    await courier.until(20)
+    assert {path[0] for path, _ in courier.settled} == {"f"}
+    hanging.set()
+    await courier.until(120)
+    await made.stop()
+
+
+async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(sqlite_store: Store) -> None:
+    async def carry(_: Outbox) -> Outcome:
+        await asyncio.sleep(0.5)
+        return DELIVERED
+
+    courier = Script(carry)
+    first, second = (sender(sqlite_store, courier, lease=0.15) for _ in range(2))
+    await first.start()
+    await second.start()
+    await send(first, sqlite_store, message("long"))
+    await courier.until(1)
+    await first.stop()
+    await second.stop()
+    assert courier.carried == ["long"]
+
+
+async def test_stopping_gives_back_what_is_under_way(sqlite_store: Store) -> None:
+    async def never(_: Outbox) -> Outcome:
+        await asyncio.Event().wait()
+        return DELIVERED
+
+    courier = Script(never)
+    made = sender(sqlite_store, courier)
+    await made.start()
+    await send(made, sqlite_store, message("one"))
+    while not courier.carried:
+        await asyncio.sleep(0.002)
+    await made.stop()
+    await send(made, sqlite_store, message("two"))
+    claimed = await sqlite_store.write(
+        lambda tx: [row.path for row in tx.messages.claim(owner="other", now=tx.now, lease=1.0, limit=10)]
+    )
+    assert claimed == ["one"], "the second one waits for the first of its process"
+
+
+async def test_a_configured_delay_comes_before_every_message(sqlite_store: Store) -> None:
+    async def carry(_: Outbox) -> Outcome:
+        return DELIVERED
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier, send_delay=0.15)
+    await made.start()
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await send(made, sqlite_store, message("one"))
+    await courier.until(1)
+    await made.stop()
+    assert loop.time() - start >= 0.15
+
+
+async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqlite_store: Store) -> None:
+    def note(tx: Transaction) -> None:
+        tx.messages.remember(sender="a", message_id="old", digest="", now=tx.now - 40 * 86_400)
+        tx.messages.remember(sender="a", message_id="new", digest="", now=tx.now)
+
+    await sqlite_store.write(note)
+
+    async def carry(_: Outbox) -> Outcome:
+        return DELIVERED
+
+    made = sender(sqlite_store, Script(carry))
+    await made.start()
+    async with asyncio.timeout(5):
+        while await sqlite_store.read(lambda tx: tx.messages.seen("a", "old")):
+            await asyncio.sleep(0.005)
+    await made.stop()
+    assert await sqlite_store.read(lambda tx: tx.messages.seen("a", "new")) is not None
