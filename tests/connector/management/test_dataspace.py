@@ -1,0 +1,267 @@
+"""Negotiations, transfers, agreements and events on the management API, between two connectors joined in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from connector.dsp.partners import Partners
+from connector.dsp.webhooks import Webhooks
+from connector.events import DecisionNeeded, ServiceStarted
+from connector.management import agreements, events, negotiations, problems, transfers
+from connector.management.auth import Tokens
+from connector.management.events import Feed, frames
+from tests.support.counterparty import DATASET, OFFER_ID
+from tests.support.pair import USE, Pair, Side, pair, settled
+
+
+@dataclass
+class Desk:
+    """One side's management API."""
+
+    side: Side
+    tokens: Tokens
+    feed: Feed
+    http: httpx2.AsyncClient
+
+    async def get(self, path: str, status: int = 200) -> Any:
+        return self._read(await self.http.get(path), status)
+
+    async def post(self, path: str, body: Any = None, status: int = 200) -> Any:
+        return self._read(await self.http.post(path, json=body or {}), status)
+
+    async def as_somebody_with(self, *scopes: str) -> None:
+        token = await self.tokens.issue("-".join(scopes), list(scopes), by="test")
+        self.http.headers["authorization"] = f"Bearer {token}"
+
+    def _read(self, reply: httpx2.Response, status: int) -> Any:
+        assert reply.status_code == status, reply.text
+        return reply.json()
+
+
+@asynccontextmanager
+async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
+    async def members() -> dict[str, dict[str, str]]:
+        known = (two.north, two.south)
+        return {one.name: {"id": one.participant, "name": one.name, "url": f"http://{one.host}"} for one in known}
+
+    tokens, feed, app = Tokens(side.store), Feed(side.store.bus), FastAPI()
+    problems.install(app)
+    partners = Partners(peer=side.peer, members=members)
+    hooks = Webhooks(store=side.store, sender=side.sender, peer=side.peer, wire=two.cable)
+    app.include_router(
+        negotiations.router(negotiations=side.negotiations, partners=partners, store=side.store, tokens=tokens)
+    )
+    app.include_router(transfers.router(transfers=side.transfers, store=side.store, tokens=tokens))
+    app.include_router(agreements.router(agreements=side.agreements, tokens=tokens))
+    app.include_router(events.router(feed=feed, webhooks=hooks, tokens=tokens))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://t") as http:
+        made = Desk(side, tokens, feed, http)
+        await made.as_somebody_with("admin")
+        yield made
+
+
+@asynccontextmanager
+async def desks(tmp_path: Path, decide: str = "auto") -> AsyncIterator[tuple[Desk, Desk]]:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID, decide=decide)
+        async with desk(two.north, two) as north, desk(two.south, two) as south:
+            yield north, south
+
+
+async def agree(south: Desk) -> Any:
+    begun = await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 201)
+    return await south.get(f"/negotiations/{begun['id']}?wait=10&until=FINALIZED")
+
+
+async def test_a_name_and_a_dataset_are_enough_to_agree_and_read(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        done = await agree(south)
+        assert (done["state"], done["dataset"], done["offer_id"], done["waits_for"]) == (
+            "FINALIZED", DATASET, OFFER_ID, "")  # fmt: skip
+        assert done["sentences"]
+        (row,) = await south.get(f"/agreements?role=consumer&dataset={DATASET}")
+        assert (row["id"], row["state"]) == (done["agreement_id"], "active")
+        begun = await south.post("/transfers", {"agreement_id": row["id"], "correlation": "job-7"}, 201)
+        started = await south.get(f"/transfers/{begun['id']}?wait=10&until=STARTED")
+        assert started["state"] == "STARTED"
+        assert "ticket:" not in json.dumps(started)
+        address = await south.get(f"/transfers/{begun['id']}/address")
+        assert address["ticket"].startswith("ticket:")
+        assert (await south.get("/transfers?correlation=job-7"))[0]["id"] == begun["id"]
+        assert await south.get("/transfers?correlation=job-8") == []
+        there = await north.get(f"/agreements/{row['id']}")
+        assert (there["role"], there["used"]["queries"], len(there["contract"])) == ("provider", 0, 1)
+        assert there["report"]
+        await north.get(f"/transfers/{started['peer_pid']}/address", 404)
+
+
+async def test_whoever_is_in_no_register_is_reached_by_id_and_address(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        whom = {
+            "counter_party_id": north.side.participant,
+            "counter_party_address": north.side.base,
+            "dataset_id": DATASET,
+        }
+        for terms in ({"offer_id": OFFER_ID, "policy": USE}, {"offer_id": OFFER_ID}, {}):
+            begun = await south.post("/negotiations", {**whom, **terms}, 201)
+            done = await south.get(f"/negotiations/{begun['id']}?wait=10&until=FINALIZED")
+            assert done["state"] == "FINALIZED"
+        catalog = await south.get(f"/catalog?participant={north.side.participant}&address={north.side.base}")
+        assert [entry["@id"] for entry in catalog["dataset"]] == [DATASET]
+
+
+WRONG = [
+    ({"participant": "west", "dataset": "air"}, 404),
+    ({"participant": "north", "dataset": "nothing"}, 502),
+    ({"participant": "north", "dataset": "air", "offer_id": "offer:none"}, 404),
+    ({"dataset": "air"}, 400),
+    ({"participant": "north"}, 400),
+    ({"participant": "north", "dataset": "air", "decide": "rules"}, 400),
+    ({"participant": "north", "dataset": "air", "policy": {"permission": "x"}}, 400),
+    ({"participant": "north", "dataset": "air", "unknown": 1}, 400),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), WRONG)
+async def test_what_cannot_be_asked_for_is_refused_with_a_reason(
+    tmp_path: Path, body: dict[str, Any], status: int
+) -> None:
+    async with desks(tmp_path) as (_, south):
+        problem = await south.post("/negotiations", body, status)
+        assert problem["detail"]
+        assert await south.get("/negotiations") == []
+
+
+async def test_the_queue_of_what_waits_for_us_is_worked_off_by_approving(tmp_path: Path) -> None:
+    async with desks(tmp_path, "manual") as (north, south):
+        begun = await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 201)
+        await settled(south.side, "negotiation", begun["id"], "REQUESTED")
+        (waiting,) = await north.get("/negotiations?waiting_for_us=true")
+        assert (waiting["state"], waiting["waits_for"]) == ("REQUESTED", "us")
+        assert await south.get("/negotiations?waiting_for_us=true&role=consumer") == []
+        problem = await north.post(f"/negotiations/{waiting['id']}/finalize", {}, 409)
+        assert problem["code"] == "illegal_step"
+        await north.post(f"/negotiations/{waiting['id']}/approve")
+        done = await north.get(f"/negotiations/{waiting['id']}?wait=10&until=FINALIZED")
+        assert done["state"] == "FINALIZED"
+        assert await north.get("/negotiations?waiting_for_us=true") == []
+
+
+async def test_a_negotiation_is_ended_with_a_reason_and_an_unasked_offer_is_made(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        made = await north.post("/negotiations/offers", {"participant": "south", "offer_id": OFFER_ID}, 201)
+        await settled(north.side, "negotiation", made["id"], "OFFERED")
+        (offered,) = await south.get("/negotiations?waiting_for_us=true")
+        ended = await south.post(f"/negotiations/{offered['id']}/terminate", {"code": "no_need", "reason": "thanks"})
+        assert (ended["state"], ended["code"], ended["reason"]) == ("TERMINATED", "no_need", "thanks")
+        told = await settled(north.side, "negotiation", made["id"], "TERMINATED")
+        assert (told.code, told.reason) == ("no_need", "thanks")
+
+
+async def test_revoking_needs_a_reason_and_ends_everything(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        agreement_id = (await agree(south))["agreement_id"]
+        begun = await south.post("/transfers", {"agreement_id": agreement_id}, 201)
+        await south.get(f"/transfers/{begun['id']}?wait=10&until=STARTED")
+        await north.post(f"/agreements/{agreement_id}/revoke", {}, 400)
+        ended = await north.post(f"/agreements/{agreement_id}/revoke", {"reason": "over"})
+        assert (ended["state"], ended["end_reason"]) == ("ended", "over")
+        gone = await south.get(f"/transfers/{begun['id']}?wait=10&until=TERMINATED")
+        assert (gone["code"], gone["reason"]) == ("agreement_revoked", "over")
+        await south.get(f"/transfers/{begun['id']}/address", 404)
+        await north.post("/agreements/urn:uuid:none/revoke", {"reason": "x"}, 404)
+
+
+async def test_each_side_of_a_process_has_a_scope_of_its_own(tmp_path: Path) -> None:
+    async with desks(tmp_path, "manual") as (north, south):
+        await south.as_somebody_with("owner", "read")
+        await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 403)
+        await south.as_somebody_with("consume", "read")
+        begun = await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 201)
+        await settled(south.side, "negotiation", begun["id"], "REQUESTED")
+        provided = await north.side.only("negotiations")
+        await north.as_somebody_with("consume", "read")
+        await north.post(f"/negotiations/{provided.id}/approve", {}, 403)
+        await north.post("/negotiations/offers", {"participant": "south", "offer_id": OFFER_ID}, 403)
+        await north.as_somebody_with("owner", "read")
+        await north.post(f"/negotiations/{provided.id}/approve")
+        await north.get("/webhooks", 403)
+
+
+async def test_a_long_poll_ends_with_the_time_with_the_goal_or_with_the_end(tmp_path: Path) -> None:
+    async with desks(tmp_path, "manual") as (_, south):
+        begun = await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 201)
+        await settled(south.side, "negotiation", begun["id"], "REQUESTED")
+        still = await south.get(f"/negotiations/{begun['id']}?wait=0.05&until=FINALIZED")
+        assert still["state"] == "REQUESTED"
+        waiting = asyncio.ensure_future(south.get(f"/negotiations/{begun['id']}?wait=20&until=FINALIZED"))
+        await asyncio.sleep(0.05)
+        await south.post(f"/negotiations/{begun['id']}/terminate")
+        assert (await asyncio.wait_for(waiting, 5))["state"] == "TERMINATED"
+        await south.get("/negotiations/urn:uuid:none?wait=1", 404)
+        await south.get("/transfers/urn:uuid:none", 404)
+
+
+async def test_transfers_are_steered(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        begun = await south.post("/transfers", {"agreement_id": (await agree(south))["agreement_id"]}, 201)
+        started = await south.get(f"/transfers/{begun['id']}?wait=10&until=STARTED")
+        pid = started["peer_pid"]
+        await settled(north.side, "transfer", pid, "STARTED")
+        for command, state in (("suspend", "SUSPENDED"), ("resume", "STARTED"), ("complete", "COMPLETED")):
+            await north.post(f"/transfers/{pid}/{command}", {"reason": "because"})
+            await settled(south.side, "transfer", begun["id"], state)
+            await settled(north.side, "transfer", pid, state)
+        await north.post(f"/transfers/{pid}/terminate", {}, 409)
+        await north.post(f"/transfers/{pid}/dance", {}, 400)
+
+
+async def test_the_event_stream_tells_committed_events_of_the_wanted_kinds(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, _):
+        reader = north.feed.join()
+        lines = frames(north.feed, reader, frozenset({"DecisionNeeded"}))
+        assert await anext(lines) == ": joined\n\n"
+        await north.side.store.write(lambda tx: tx.publish(ServiceStarted(actor="x")))
+        await north.side.store.write(lambda tx: tx.publish(DecisionNeeded(actor="x", process="p")))
+        number, kind, data = (await asyncio.wait_for(anext(lines), 5)).split("\n")[:3]
+        assert (number, kind) == ("id: 1", "event: DecisionNeeded")
+        assert json.loads(data.removeprefix("data: "))["process"] == "p"
+        north.feed.close()
+        assert (await anext(lines)).startswith("event: end")
+        assert [line async for line in lines] == []
+        await north.get("/events/stream?kind=Nothing", 400)
+        await north.get("/events/stream", 429)  # closed: it is shutting down
+
+
+async def test_a_reader_that_does_not_read_is_cut_off_and_holds_nothing_up(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, _):
+        reader = north.feed.join()
+        for _i in range(1_500):
+            north.feed._heard(ServiceStarted(actor="x"))
+        assert reader.qsize() <= 1_000
+        last = None
+        while not reader.empty():
+            last = reader.get_nowait()
+        assert last is None
+
+
+async def test_webhooks_are_made_listed_and_removed(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        made = await north.post("/webhooks", {"url": f"http://{south.side.host}/hook"}, 201)
+        assert len(made["secret"]) >= 32
+        (listed,) = await north.get("/webhooks")
+        assert "secret" not in listed
+        await north.post("/webhooks", {"url": f"http://{south.side.host}/hook", "kinds": ["Nonsense"]}, 400)
+        await north.post("/webhooks", {"url": "http://10.0.0.1/hook"}, 400)
+        assert (await north.http.delete(f"/webhooks/{made['id']}")).status_code == 204
+        assert await north.get("/webhooks") == []
