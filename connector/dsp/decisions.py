@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeAlias
 
 from connector.dsp import states
 from connector.dsp.states import CONSUMER, PROVIDER
@@ -36,7 +37,9 @@ def _asked(case: Case) -> str:
     return states.AGREEMENT if case.permitted else WAIT
 
 
-NEGOTIATION: Mapping[tuple[str, str], Callable[[Case], str]] = MappingProxyType(
+Table: TypeAlias = Mapping[tuple[str, str], Callable[[Case], str]]  # (our role, state) to the message, or WAIT
+
+NEGOTIATION: Table = MappingProxyType(
     {
         (PROVIDER, states.REQUESTED): _asked,
         (PROVIDER, states.ACCEPTED): lambda case: states.AGREEMENT if case.permitted else WAIT,
@@ -45,17 +48,17 @@ NEGOTIATION: Mapping[tuple[str, str], Callable[[Case], str]] = MappingProxyType(
         (CONSUMER, states.AGREED): lambda case: states.VERIFICATION,
     }
 )
-TRANSFER: Mapping[tuple[str, str], Callable[[Case], str]] = MappingProxyType(
+TRANSFER: Table = MappingProxyType(
     {(PROVIDER, states.REQUESTED): lambda case: states.START if case.permitted else WAIT}
 )
 
 
-def our_turn(table: Mapping[tuple[str, str], Callable[[Case], str]], *, role: str, state: str) -> bool:
+def our_turn(table: Table, *, role: str, state: str) -> bool:
     """Whether the next message is ours: if nothing decides it, a person has to."""
     return (role, state) in table
 
 
-def next_message(table: Mapping[tuple[str, str], Callable[[Case], str]], *, role: str, state: str, case: Case) -> str:
+def next_message(table: Table, *, role: str, state: str, case: Case) -> str:
     """The message that we send by ourselves, by its name in the state tables; WAIT for none."""
     decide = table.get((role, state))
     return WAIT if decide is None or case.decide == MANUAL else decide(case)
