@@ -2,7 +2,8 @@
 
 - Equal columns: what holds for one by comparison with a literal holds for the other; two columns of one owner that
   are equal through a third are equal (they can be joined there).
-- An OR whose every branch says something about one owner's sources implies the OR of those parts (q7, q19).
+- An OR implies what all of its branches say (q19), and, where every branch says something about one owner's
+  sources, the OR of those parts (q7).
 - A subquery that reads another source's column reads the equal column of its own owner's source instead (q17).
 
 Columns count as equal only where their types are the same: a comparison across types converts.
@@ -48,6 +49,7 @@ class _Implied:
         self.conditions = trees.where_of(select)
         self.known = set(self.conditions)  # trees compare by what they say
         self.owners = {source.alias_or_name: _owners(source, planning) for source in trees.sources(select)}
+        self.conditions += self._common()
         self.classes = _classes(self.conditions, types)
 
     def add(self) -> None:
@@ -55,7 +57,8 @@ class _Implied:
         added = [*self.equalities(), *self.comparisons(), *self.parts_of_or()]
         added = [one for one in dict.fromkeys(added) if one not in self.known]
         moved = [self.own_columns(condition) for condition in self.conditions]
-        if added or any(new is not old for new, old in zip(moved, self.conditions, strict=True)):
+        known = len(trees.where_of(self.select))
+        if added or len(moved) > known or any(a is not b for a, b in zip(moved, self.conditions, strict=True)):
             trees.set_where(self.select, [*moved, *added[:_ADDED_MAX]])
 
     def equalities(self) -> Iterator[exp.Expr]:
@@ -81,6 +84,15 @@ class _Implied:
                     for one in list(new.find_all(exp.Column)):
                         one.replace(_column(other))
                     yield new
+
+    def _common(self) -> list[exp.Expr]:
+        """What all branches of an OR say."""
+        found = []
+        for condition in self.conditions:
+            if isinstance(condition, exp.Or) and not trees.has_query(condition):
+                first, *others = [trees.conjuncts(branch) for branch in trees.disjuncts(condition)]
+                found += [one.copy() for one in first if all(one in branch for branch in others)]
+        return [one for one in dict.fromkeys(found) if one not in self.known]
 
     def parts_of_or(self) -> Iterator[exp.Expr]:
         places = [{alias} for alias in self.owners]

@@ -15,6 +15,7 @@ from connector.query import tree as trees
 from connector.query.block import Group
 from connector.query.federation import Mode
 from connector.query.planning import Planning
+from connector.query.rules import computed
 from connector.query.rules.top_k import Top
 
 _RESTORED = {"HUGEINT": "INT128"}
@@ -25,8 +26,11 @@ def apply(
 ) -> None:
     """Make a fragment of every group and point the block at their tables."""
     for group in groups:
-        needed = name_outputs(_needed(select, group, planning))
-        outputs: list[tuple[str, exp.Expr]] = [*needed] or [("one", exp.Literal.number(1))]
+        values = computed.apply(select, group) if planning.full else []
+        made = {name for name, _ in values}
+        plain = [c for c in _needed(select, group, planning) if not (c.table == group.name and c.name in made)]
+        needed = name_outputs(plain)
+        outputs: list[tuple[str, exp.Expr]] = [*needed, *values] or [("one", exp.Literal.number(1))]
         statements = [_statement(group, number, outputs, distinct and planning.full, top)
                       for number in range(len(group.owners))]  # fmt: skip
         table = planning.draft(
@@ -52,9 +56,8 @@ def _needed(select: exp.Select, group: Group, planning: Planning) -> list[exp.Co
     """Columns of the group that the block reads outside of what its fragment takes in."""
     if planning.mode is Mode.PULL:
         source = group.sources[0]
-        names = [column.name.lower() for info in source.infos[:1] for column in info.columns]
-        if not source.parts[0].columns:
-            return [trees.column(name, source.alias) for name in names]
+        names = list(source.parts[0].columns) or [c.name.lower() for info in source.infos[:1] for c in info.columns]
+        return [trees.column(name, source.alias) for name in names]
     taken = {id(source.join) for source in group.outer}
     found: dict[tuple[str, str], exp.Column] = {}
     for column in _columns(select, taken):

@@ -27,3 +27,8 @@ SELECT d.name FROM north.drugs AS d CROSS JOIN south.trials AS t WHERE t.drug = 
 SELECT d.name FROM north.drugs d, south.trials t WHERE t.drug = d.drug AND t.dose > (SELECT avg(i.dose) FROM south.trials i WHERE i.drug = d.drug);
 -- here
 SELECT d.name FROM north.drugs AS d CROSS JOIN south.trials AS t WHERE t.drug = d.drug AND t.dose > (SELECT AVG(i.dose) AS _col_0 FROM south.trials AS i WHERE i.drug = t.drug);
+
+-- What all branches of an OR say holds by itself.
+SELECT d.name FROM north.drugs d, south.trials t WHERE t.drug = d.drug AND d.price > 1 AND t.dose > 1 OR t.drug = d.drug AND t.dose < 9;
+-- here
+SELECT d.name FROM north.drugs AS d CROSS JOIN south.trials AS t WHERE (t.drug = d.drug AND d.price > 1 AND t.dose > 1 OR t.drug = d.drug AND t.dose < 9) AND t.drug = d.drug AND (t.dose > 1 OR t.dose < 9);
