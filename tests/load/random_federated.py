@@ -31,7 +31,7 @@ def daring(on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    with mock.patch.object(eager, "_pays", return_value=True), mock.patch.object(semi_joins, "_GAIN", 1e9):
+    with mock.patch.object(eager, "_pays", return_value=True), mock.patch.object(semi_joins, "_MUCH", 1e9):
         yield
 
 

@@ -23,7 +23,8 @@ from connector.query import tree as trees
 from connector.query.federation import Keys, Mode
 from connector.query.planning import Draft, Planning, Share
 
-_GAIN = 0.75  # send keys only from a fragment that is estimated smaller than this share of the other
+_GAIN = 2.0  # keys that one row saved may cost
+_MUCH = 0.1  # an unfiltered fragment narrows another only if it is this much smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         # The smallest first: what it narrows may then narrow others.
         edge = min(left, key=lambda e: (size[e.source], e.source, e.output, e.target, e.column))
         left.remove(edge)
-        if size[edge.source] > _GAIN * size[edge.target] or _depends(planning, edge.source, edge.target):
+        saved = size[edge.target] * (1 - share[edge.source])
+        pays = size[edge.source] <= _GAIN * saved or size[edge.source] <= _MUCH * size[edge.target]
+        if not pays or _depends(planning, edge.source, edge.target):
             continue
         if _agreed(edge, planning) and _narrow(edge, planning):
             size[edge.target] *= share[edge.source]

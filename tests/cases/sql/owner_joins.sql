@@ -65,8 +65,8 @@ SELECT p.ward, p.age FROM patients AS p;
 -- f0.west
 SELECT p.ward, p.age FROM patients AS p;
 -- f1.north
-SELECT v.cost, v.drug FROM visits AS v WHERE v.drug IN (SELECT keys_f0_1.k FROM keys_f0_1);
+SELECT v.cost, v.drug FROM visits AS v;
 -- f1.south
-SELECT v.cost, v.drug FROM visits AS v WHERE v.drug IN (SELECT keys_f0_1.k FROM keys_f0_1);
+SELECT v.cost, v.drug FROM visits AS v;
 -- f1.west
-SELECT v.cost, v.drug FROM visits AS v WHERE v.drug IN (SELECT keys_f0_1.k FROM keys_f0_1);
+SELECT v.cost, v.drug FROM visits AS v;
