@@ -17,9 +17,7 @@ CASES = {"whole.zip": Filter(), "extract.zip": Filter(agreement="urn:agreement:1
 
 
 def frozen(tx: Transaction) -> None:
-    """Twelve events at fixed times."""
-    story(12)(tx)
-    tx.session.flush()
+    """What was published, at fixed times."""
     for row in tx.session.query(AuditPending):
         row.ts = 1_790_000_000.0 + row.id / 4
 
@@ -31,6 +29,7 @@ async def make() -> dict[str, bytes]:
         upgrade(url)
         store = Store(url)
         log = log_over(store)
+        await store.write(story(12))
         await store.write(frozen)
         made = {file: await evidence(log, Path(name), which) for file, which in CASES.items()}
         store.close()
