@@ -13,6 +13,9 @@ def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> str:
     figures = {str(one["fragment"]): one for one in actual}
     owners = plan.owners()
     lines = [f"query over {', '.join(owners)}; {len(plan.fragments)} fragments; mode {plan.mode.value}"]
+    known = [fragment.nbytes for fragment in plan.fragments if fragment.nbytes is not None]
+    if len(known) == len(plan.fragments):
+        lines[0] += f"; {_size(sum(known))} expected to travel"
     for fragment in plan.fragments:
         lines += _fragment(fragment, figures.get(fragment.id))
     lines.append("here")
@@ -27,7 +30,7 @@ def _fragment(fragment: Fragment, actual: Mapping[str, Any] | None) -> list[str]
     shown = ", ".join(fragment.datasets)
     head = f"{fragment.id} at {fragment.owner}: {fragment.kind} of {shown}, {len(fragment.outputs)} columns"
     if fragment.rows is not None:
-        head += f", at most {_count(fragment.rows)} rows read"
+        head += f", about {_rounded(fragment.rows):,} rows expected"
     if actual is not None:
         head += f"; came {actual['rows']:,} rows, {actual['bytes']:,} bytes in {actual['ms']} ms"
         head += ", groups withheld" if actual.get("withheld") else ""
@@ -38,8 +41,18 @@ def _fragment(fragment: Fragment, actual: Mapping[str, Any] | None) -> list[str]
     return lines
 
 
-def _count(rows: int) -> str:
-    return f"about {rows:,}"
+def _rounded(rows: int) -> int:
+    """Two digits: an estimate is no more than that."""
+    magnitude: int = 10 ** max(0, len(str(rows)) - 2)
+    return round(rows / magnitude) * magnitude
+
+
+def _size(nbytes: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"about {nbytes:.0f} {unit}"
+        nbytes = round(nbytes / 1000)
+    raise AssertionError("the last unit takes everything")
 
 
 def to_json(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class Fragment:
     aggregate_only: bool = False
     keys: tuple[Keys, ...] = ()
     pushed: tuple[str, ...] = ()
-    rows: int | None = None  # estimate
+    rows: int | None = None  # estimates; None where an owner does not tell how large its dataset is
+    nbytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,7 @@ class Plan:
                     "outputs": list(one.outputs),
                     "pushed": list(one.pushed),
                     "rows_estimate": one.rows,
+                    "bytes_estimate": one.nbytes,
                     "keys": [{"from": f"{key.source}.{key.output}", "column": key.column} for key in one.keys],
                     "aggregate_only": one.aggregate_only,
                 }

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
-from connector.query import parse
+from connector.query import parse, stats
 from connector.query import tree as trees
 from connector.query.federation import Mode, Plan, Tables
 from connector.query.planning import Planning
@@ -47,7 +47,7 @@ def plan(
     return Plan(
         sql=sql,
         mode=mode,
-        fragments=planning.fragments(),
+        fragments=planning.fragments(lambda statement: stats.expected(statement, planning)),
         residual=parse.write(_plain_intervals(residual), spend=True),
         columns=tuple(names),
         notes=tuple(planning.notes),

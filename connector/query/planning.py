@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sqlglot import exp
@@ -29,7 +29,6 @@ class Draft:
     outputs: tuple[str, ...]
     kind: str
     pushed: list[str]
-    rows: int | None
     keys: list[Keys] = field(default_factory=list)
 
 
@@ -109,7 +108,6 @@ class Planning:
         outputs: Sequence[str],
         kind: str,
         pushed: Sequence[str] = (),
-        rows: int | None = None,
     ) -> str:
         """Add a fragment of one or more shares; the name of its table. Equal questions are asked once.
 
@@ -119,17 +117,18 @@ class Planning:
         same = tuple((share.owner, share.statement) for share in found)  # trees compare by what they say
         if same not in self._known:
             table = self._known[same] = f"f{len(self._known)}"
-            self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed), rows)
+            self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed))
         return self._known[same]
 
-    def fragments(self) -> tuple[Fragment, ...]:
-        """The drafts as fragments, one for each share."""
-        return tuple(one for draft in self.drafts.values() for one in self._fragments(draft))
+    def fragments(self, estimate: Callable[[exp.Expr], tuple[int, int] | None]) -> tuple[Fragment, ...]:
+        """The drafts as fragments, one for each share; `estimate` gives rows and bytes of a statement."""
+        return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate))
 
-    def _fragments(self, draft: Draft) -> Iterator[Fragment]:
+    def _fragments(self, draft: Draft, estimate: Callable[[exp.Expr], tuple[int, int] | None]) -> Iterator[Fragment]:
         owners = [share.owner for share in draft.shares]
         for number, share in enumerate(draft.shares):
             infos = self.infos(share.statement)
+            expected = estimate(share.statement)
             part = f".{share.owner}" + (f".{number}" if owners.count(share.owner) > 1 else "")
             yield Fragment(
                 id=draft.table + (part if len(owners) > 1 else ""),
@@ -144,7 +143,8 @@ class Planning:
                 aggregate_only=any(info.grid is not None for info in infos),
                 keys=tuple(draft.keys),
                 pushed=tuple(draft.pushed),
-                rows=draft.rows,
+                rows=None if expected is None else expected[0],
+                nbytes=None if expected is None else expected[1],
             )
 
 

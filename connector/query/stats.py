@@ -14,6 +14,7 @@ from connector.query import tree as trees
 from connector.query.federation import TableInfo
 from connector.query.planning import Draft, Planning
 
+_WIDTHS = {"VARCHAR": 24, "INTEGER": 4, "DATE": 4, "BOOLEAN": 1, "SMALLINT": 2, "TINYINT": 1, "FLOAT": 4}
 UNKNOWN = 1_000_000
 _SHARE, _EQUAL, _SUBQUERY, _MOST = 0.25, 0.1, 0.05, 0.9
 
@@ -21,6 +22,27 @@ _SHARE, _EQUAL, _SUBQUERY, _MOST = 0.25, 0.1, 0.05, 0.9
 def rows(draft: Draft, planning: Planning) -> float:
     """How many rows a draft may give, over all its shares."""
     return sum(_of_statement(one.statement, planning) for one in draft.shares)
+
+
+def expected(statement: exp.Expr, planning: Planning) -> tuple[int, int] | None:
+    """Rows and bytes that a statement may give; None where a dataset's size is not known."""
+    if any(info.rows is None for info in planning.infos(statement)):
+        return None
+    found = _of_statement(statement, planning)
+    types = {(table.alias_or_name, column.name.lower()): column.type
+             for table in trees.base_tables(statement) for column in planning.info(table).columns}  # fmt: skip
+    first = statement
+    while not isinstance(first, exp.Select):
+        first = first.this
+    width = sum(_width(output.unalias(), types) for output in first.selects)
+    return round(found), round(found * width)
+
+
+def _width(value: exp.Expr, types: dict[tuple[str, str], str]) -> int:
+    kind = types.get((value.table, value.name), "") if isinstance(value, exp.Column) else ""
+    if kind.startswith("DECIMAL"):
+        return 16
+    return _WIDTHS.get(kind, 8)
 
 
 def share(draft: Draft, planning: Planning) -> float:

@@ -38,7 +38,6 @@ def apply(
             outputs=[name for name, _ in outputs],
             kind="join" if len(group.members) > 1 else "scan",
             pushed=_pushed(group, distinct and planning.full, top),
-            rows=group.rows,
         )
         point(select, group, table, {(column.table, column.name): name for name, column in needed})
 

@@ -81,7 +81,6 @@ def _split(select: exp.Select, group: Group, planning: Planning) -> None:
         outputs=[name for name, _ in shown],
         kind="whole",
         pushed=("whole query",),
-        rows=group.rows,
     )
     names = [output.alias_or_name for output in select.expressions]
     for name in ("joins", "group", "having", "qualify"):
