@@ -42,7 +42,12 @@ def _add_correlation(_: Any, __: str, event: MutableMapping[str, Any]) -> Mappin
 def set_up_logging(*, level: str, as_json: bool) -> None:
     """Send structured lines to standard error: text for people, or JSON lines for machines."""
     renderer: Any = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # never the values of locals: they hold secrets
+        )
     )
     structlog.configure(
         processors=[

@@ -107,7 +107,10 @@ class Exchange:
 
     def query(self, known: Sequence[str]) -> dict[str, str]:
         """The query string; BadInput for a parameter nobody knows or one given twice."""
-        pairs = parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=32)
+        try:
+            pairs = parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=32)
+        except ValueError:
+            raise BadInput("expected at most 32 parameters in the query string, came more") from None
         if unknown := [name for name, _ in pairs if name not in known]:
             raise BadInput(
                 f"expected parameters {', '.join(known)}, came {unknown[0][:50]!r}", code="parameter_unknown"

@@ -151,7 +151,9 @@ def _presented(request: Request) -> str:
         return token.strip()
     if cookie := request.cookies.get(COOKIE):
         # A cookie travels by itself, so another site's form could send it: only our own pages may change anything.
-        same = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+        site = request.headers.get("sec-fetch-site", "")
+        origin = request.headers.get("origin", "")
+        same = site == "same-origin" or (not site and origin == f"{request.url.scheme}://{request.url.netloc}")
         if request.method in ("GET", "HEAD") or same:
             return cookie
     raise Unauthenticated("expected `Authorization: Bearer <token>`; the first start printed a token, once")
