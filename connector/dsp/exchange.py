@@ -156,7 +156,7 @@ class Exchange(Generic[Row]):
         row.state, row.pending, row.updated_at = judged.after, judged.pending, tx.now
         row.code = row.reason = ""
         if isinstance(message, messages.Reasoned):
-            row.code, row.reason = message.code[:255], "; ".join(message.reason)
+            row.code, row.reason = message.code[:255], "; ".join(message.reason)[:_REASON_MAX]
         tx.publish(self._advanced(row, actor=row.counterparty, message=message.step))
         return follow
 

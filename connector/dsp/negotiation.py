@@ -75,7 +75,8 @@ class Negotiations(Exchange[Negotiation]):
             if known is not None:
                 return Taken(known, fresh=False)
             offer, verdict = _visible(tx, asked, facts)
-            row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, message.offer or {}, offer.decide)
+            wire = terms.offer_wire(asked, target=offer.dataset_id)
+            row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, wire, offer.decide)
             row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
             self._repeated(tx, caller.id, message)
             tx.publish(self._advanced(row, actor=caller.id, message=message.step))
@@ -96,7 +97,8 @@ class Negotiations(Exchange[Negotiation]):
             known = tx.negotiations.by_peer(role=CONSUMER, counterparty=caller.id, peer_pid=message.provider_pid)
             if known is not None:
                 return Taken(known, fresh=False)
-            row = self._new(tx, CONSUMER, caller.id, address, policy.target, message.offer or {}, decisions.AUTO)
+            wire = terms.offer_wire(policy, target=policy.target)
+            row = self._new(tx, CONSUMER, caller.id, address, policy.target, wire, decisions.AUTO)
             row.peer_pid, row.state, row.offer_id = message.provider_pid, states.OFFERED, policy.id
             self._repeated(tx, caller.id, message)
             tx.negotiations.add(row)
@@ -154,7 +156,7 @@ class Negotiations(Exchange[Negotiation]):
         if isinstance(message, ContractRequestMessage | ContractOfferMessage) and read is not None:
             if read.target and read.target != row.dataset_id:
                 raise MessageInvalid(f"expected an offer for {row.dataset_id}, came one for {read.target}")
-            row.offer = message.offer or {}
+            row.offer = terms.offer_wire(read, target=row.dataset_id)
         if isinstance(message, ContractAgreementMessage) and read is not None:
             self._sign(tx, row, message, read)
         follow = self._apply(tx, row, message, judged)

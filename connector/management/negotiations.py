@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
@@ -120,10 +122,18 @@ def _whose_turn(row: Negotiation) -> str:
 
 
 def _sentences(offer: dict[str, Any]) -> list[str]:
+    return list(_explained(json.dumps({key: value for key, value in offer.items() if key not in ("@id", "target")})))
+
+
+@lru_cache(maxsize=512)
+def _explained(rules: str) -> tuple[str, ...]:
+    """A policy in plain words. Kept, because a process is looked at far more often than its terms change."""
     try:
-        return [sentence.text for sentence in explain.sentences(jsonld.read({"@type": "Offer", **offer}))]
+        return tuple(
+            sentence.text for sentence in explain.sentences(jsonld.read({"@type": "Offer", **json.loads(rules)}))
+        )
     except PolicyError:
-        return []
+        return ()
 
 
 def router(*, negotiations: Negotiations, partners: Partners, store: Store, tokens: Tokens) -> APIRouter:

@@ -101,7 +101,7 @@ class Negotiation(Table):
     pending: Mapped[str] = mapped_column(String(64), default="")  # our message that is not acknowledged yet
     dataset_id: Mapped[str] = mapped_column(_Key, default="")
     offer_id: Mapped[str] = mapped_column(_Key, default="")
-    offer: Mapped[Json] = mapped_column(default=dict)  # the terms on the table, as last sent or received
+    offer: Mapped[Json] = mapped_column(default=dict)  # the terms on the table, last sent or received, as we write them
     decide: Mapped[str] = mapped_column(String(16), default="auto")
     agreement_id: Mapped[str] = mapped_column(_Key, default="")
     code: Mapped[str] = mapped_column(_Key, default="")  # why it stands or ended as it does, for machines

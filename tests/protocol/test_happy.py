@@ -26,3 +26,20 @@ async def test_a_transfer_under_it_starts_and_brings_an_address(tmp_path: Path) 
         started = await settled(two.south, "transfer", row.id, "STARTED")
         assert started.data_address["endpointProperties"][1]["value"].startswith(f"ticket:{started.peer_pid}:1:")
         await settled(two.north, "transfer", started.peer_pid, "STARTED")
+
+
+async def test_a_connector_can_agree_with_itself(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        offer_id = await two.north.publish()
+        begun = await two.north.negotiations.request(
+            counterparty=two.north.participant,
+            address=two.north.base,
+            dataset_id="urn:hanse:north:air",
+            offer={"@id": offer_id, "permission": [{"action": "use"}]},
+            by="test",
+        )
+        done = await settled(two.north, "negotiation", begun.id, "FINALIZED")
+        await settled(two.north, "negotiation", done.peer_pid, "FINALIZED")
+        transfer = await two.north.transfers.request(agreement_id=done.agreement_id, by="test")
+        here = await settled(two.north, "transfer", transfer.id, "STARTED")
+        await settled(two.north, "transfer", here.peer_pid, "STARTED")
