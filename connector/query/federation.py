@@ -140,6 +140,8 @@ class Fragment:
     pushed: tuple[str, ...] = ()
     rows: int | None = None  # estimates; None where an owner does not tell how large its dataset is
     nbytes: int | None = None
+    # Each output with the type that it gets back here, empty for those that came as they were; () if all did.
+    restored: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

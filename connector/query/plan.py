@@ -13,9 +13,9 @@ from collections.abc import Collection, Sequence
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
-from connector.query import parse, stats
+from connector.query import kinds, parse, stats
 from connector.query import tree as trees
-from connector.query.federation import Mode, Plan, Tables
+from connector.query.federation import Fragment, Mode, Plan, Tables
 from connector.query.planning import Planning
 from connector.query.rules import RULES, apply
 
@@ -47,7 +47,9 @@ def plan(
     return Plan(
         sql=sql,
         mode=mode,
-        fragments=planning.fragments(lambda statement: stats.expected(statement, planning)),
+        fragments=planning.fragments(
+            lambda statement: stats.expected(statement, planning), lambda statement: kinds.restored(statement, planning)
+        ),
         residual=parse.write(_plain_intervals(residual), spend=True),
         columns=tuple(names),
         notes=tuple(planning.notes),
@@ -60,8 +62,8 @@ def merge_sql(found: Plan, *, without: Collection[str] = ()) -> str:
     """The residual over relations named as fragments, those `without` (which gave nothing) left out."""
     united = []
     for table, fragments in found.tables.items():
-        there = [one.id for one in fragments if one.id not in without]
-        if there != [table]:
+        there = [one for one in fragments if one.id not in without]
+        if [one.id for one in there] != [table]:
             united.append(f'"{table}" AS ({" UNION ALL ".join(_all(one) for one in there)})')
     if not united:
         return found.residual
@@ -71,8 +73,17 @@ def merge_sql(found: Plan, *, without: Collection[str] = ()) -> str:
     return f"{start} {found.residual}"
 
 
-def _all(relation: str) -> str:
-    return f'SELECT * FROM "{relation}"'  # noqa: S608  a fragment's id, made here
+def _all(fragment: Fragment) -> str:
+    """What came of a fragment, types that Arrow does not carry restored."""
+    outputs = [
+        f"TRY_CAST({_quoted(name)} AS {kind}) AS {_quoted(name)}" if kind else _quoted(name)
+        for name, kind in fragment.restored
+    ]
+    return f'SELECT {", ".join(outputs) or "*"} FROM "{fragment.id}"'  # noqa: S608  names of the plan, quoted
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _first(tree: exp.Expr) -> exp.Select:

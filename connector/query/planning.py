@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlglot import exp
@@ -120,18 +120,33 @@ class Planning:
             self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed))
         return self._known[same]
 
-    def fragments(self, estimate: Callable[[exp.Expr], tuple[int, int] | None]) -> tuple[Fragment, ...]:
-        """The drafts as fragments, one for each share; `estimate` gives rows and bytes of a statement."""
-        return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate))
+    def fragments(
+        self,
+        estimate: Callable[[exp.Expr], tuple[int, int] | None],
+        restored: Callable[[exp.Expr], Mapping[str, str]],
+    ) -> tuple[Fragment, ...]:
+        """The drafts as fragments, one for each share.
 
-    def _fragments(self, draft: Draft, estimate: Callable[[exp.Expr], tuple[int, int] | None]) -> Iterator[Fragment]:
+        `estimate` gives rows and bytes of a statement, `restored` its outputs whose type Arrow does not carry.
+        """
+        return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate, restored))
+
+    def _fragments(
+        self,
+        draft: Draft,
+        estimate: Callable[[exp.Expr], tuple[int, int] | None],
+        restored: Callable[[exp.Expr], Mapping[str, str]],
+    ) -> Iterator[Fragment]:
         owners = [share.owner for share in draft.shares]
+        back = [restored(share.statement) for share in draft.shares]
         for number, share in enumerate(draft.shares):
             infos = self.infos(share.statement)
             expected = estimate(share.statement)
+            # A table that is more than one answer as it came has another name than its answers.
+            named = len(owners) > 1 or bool(back[number])
             part = f".{share.owner}" + (f".{number}" if owners.count(share.owner) > 1 else "")
             yield Fragment(
-                id=draft.table + (part if len(owners) > 1 else ""),
+                id=draft.table + (part if named else ""),
                 table=draft.table,
                 owner=share.owner,
                 participant=infos[0].participant,
@@ -145,6 +160,7 @@ class Planning:
                 pushed=tuple(draft.pushed),
                 rows=None if expected is None else expected[0],
                 nbytes=None if expected is None else expected[1],
+                restored=tuple((name, back[number].get(name, "")) for name in draft.outputs) if back[number] else (),
             )
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TypeVar
 
 import pyarrow as pa
 
 from connector.query.federation import Partition
 from tests.support.federation import Federation
 
+T = TypeVar("T")
 INTEGER, DOUBLE, DECIMAL, TEXT, DATE, BOOL = "int", "double", "decimal", "text", "date", "bool"
 NUMBERS = (INTEGER, DOUBLE, DECIMAL)
 _COLUMNS = {"id": INTEGER, "k": INTEGER, "x": DOUBLE, "m": DECIMAL, "s": TEXT, "d": DATE, "f": BOOL}
@@ -251,7 +254,7 @@ class Questions:
     def plain(self, outs: list[Out]) -> str:
         one = self.pick(outs)
         same = [other for other in outs if other.kind == one.kind]
-        shapes = [
+        shapes: list[Callable[[], str]] = [
             lambda: f"{one.sql} {self.pick(['=', '<>', '<', '>', '<=', '>='])} {self.literal(one.kind)}",
             lambda: f"{one.sql} {self.pick(['=', '<>', '<', '>='])} {self.pick(same).sql}",
             lambda: f"{one.sql} IS {self.pick(['', 'NOT '])}NULL",
@@ -343,7 +346,7 @@ class Questions:
             return f"'{value}'"
         return f"DATE '{value}'" if kind == DATE else str(value).lower() if kind == BOOL else str(value)
 
-    def pick(self, values: list) -> object:  # type: ignore[type-arg]  # of anything
+    def pick(self, values: Sequence[T]) -> T:
         return self.rng.choice(values)
 
     def chance(self, share: float) -> bool:

@@ -25,8 +25,6 @@ _SELF_MERGING = (
     exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg, exp.BitwiseOrAgg, exp.BitwiseXorAgg,
 )  # fmt: skip
 _TEMPORAL = ("DATE", "TIME", "INTERVAL")
-_WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
-          "BOOLEAN")  # fmt: skip
 
 
 def apply(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> list[Group]:
@@ -272,10 +270,7 @@ def _count_if(work: _Partials, function: exp.Expr, partial: Partial, merged: Mer
 
 
 def _sum(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
-    total = merged(exp.Sum, partial(function))
-    inner = function.this
-    kind = work.types.get((inner.table, inner.name), "") if isinstance(inner, exp.Column) else ""
-    return _cast(total, "INT128") if kind in _WHOLE else total  # Arrow carries the engine's sums as DECIMAL(38, 0)
+    return merged(exp.Sum, partial(function))
 
 
 def _avg(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:

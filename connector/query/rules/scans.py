@@ -18,8 +18,6 @@ from connector.query.planning import Planning
 from connector.query.rules import computed
 from connector.query.rules.top_k import Top
 
-_RESTORED = {"HUGEINT": "INT128"}
-
 
 def apply(
     select: exp.Select, groups: list[Group], planning: Planning, *, distinct: bool = False, top: Top | None = None
@@ -90,24 +88,8 @@ def name_outputs(columns: Iterable[exp.Column]) -> list[tuple[str, exp.Column]]:
 def point(select: exp.Select, group: Group, table: str, names: dict[tuple[str, str], str]) -> None:
     """Let the block read `table` in place of the group's sources; columns follow, also in correlated subqueries."""
     _replace_sources(select, group, table)
-    types = _types(group)
     for column in [one for one in trees.columns(select) if (one.table, one.name) in names]:
-        key = (column.table, column.name)
-        new: exp.Expr = trees.column(names[key], group.name)
-        if types.get(key) in _RESTORED:
-            new = exp.TryCast(this=new, to=exp.DataType.build(_RESTORED[types[key]]), safe=True)
-        column.replace(new)
-
-
-def _types(group: Group) -> dict[tuple[str, str], str]:
-    """Columns whose type Arrow cannot carry; a share's column may have another name there."""
-    found = {}
-    for source in group.members:
-        for info in source.infos:
-            for column in info.columns:
-                if column.type in _RESTORED:
-                    found[(source.alias, column.name.lower())] = column.type
-    return found
+        column.replace(trees.column(names[column.table, column.name], group.name))
 
 
 def _replace_sources(select: exp.Select, group: Group, table: str) -> None:

@@ -1,7 +1,7 @@
 -- Counts, sums and averages over a union are merged from each owner's part.
 SELECT ward, count(*) AS n, sum(age) AS s, avg(weight) AS w, max(age) AS m FROM "all".patients WHERE age > 50 GROUP BY ward HAVING count(*) > 2 ORDER BY n DESC;
 -- here
-SELECT patients.ward, TRY_CAST(COALESCE(SUM(patients.p0), 0) AS BIGINT) AS n, TRY_CAST(SUM(patients.p4) AS INT128) AS s, (TRY_CAST(SUM(patients.p2) AS DOUBLE) / NULLIF(SUM(patients.p3), 0)) AS w, MAX(patients.p1) AS m FROM f0 AS patients GROUP BY patients.ward HAVING TRY_CAST(COALESCE(SUM(patients.p0), 0) AS BIGINT) > 2 ORDER BY n DESC;
+SELECT patients.ward, TRY_CAST(COALESCE(SUM(patients.p0), 0) AS BIGINT) AS n, SUM(patients.p4) AS s, (TRY_CAST(SUM(patients.p2) AS DOUBLE) / NULLIF(SUM(patients.p3), 0)) AS w, MAX(patients.p1) AS m FROM f0 AS patients GROUP BY patients.ward HAVING TRY_CAST(COALESCE(SUM(patients.p0), 0) AS BIGINT) > 2 ORDER BY n DESC;
 -- f0.north
 SELECT patients.ward, COUNT(*) AS p0, MAX(patients.age) AS p1, SUM(patients.weight) AS p2, COUNT(patients.weight) AS p3, SUM(patients.age) AS p4 FROM patients WHERE patients.age > 50 GROUP BY patients.ward;
 -- f0.south
