@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
@@ -22,6 +21,7 @@ from catalogue.search import Search
 from catalogue.settings import Settings
 from catalogue.store import Store
 from catalogue.store.migrate import upgrade
+from connector import look
 from connector.errors import BadInput
 from connector.identity.did import Resolver
 from connector.identity.keys import participant_key
@@ -97,7 +97,7 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     app.include_router(health.router(built.store, built.access, built.metrics))
     app.include_router(feeds.router(built.search, built.access, settings))
     app.include_router(site.router())
-    app.mount("/static", StaticFiles(directory=Path(pages.__file__).parent / "static"), name="static")
+    app.mount("/static", StaticFiles(directory=look.FOLDER), name="static")
     return app
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import gzip
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import catalogue.pages
 from catalogue.entry import read_dataset
 from catalogue.facets import Card
 from catalogue.pages import words
 from catalogue.question import Question
+from connector import look
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, Reply, dataset
 
@@ -108,18 +107,16 @@ async def test_every_link_of_a_page_leads_somewhere(filled: Catalogue) -> None:
 
 
 async def test_each_page_is_small(filled: Catalogue) -> None:
-    static = Path(catalogue.pages.__file__).parent / "static"
-    assets = sum(len(gzip.compress((static / name).read_bytes())) for name in ("hanse.css", "hanse.js"))
+    assets = sum(len(gzip.compress((look.FOLDER / name).read_bytes())) for name in ("hanse.css", "hanse.js"))
     for path in ("/", "/datasets/urn:hanse:north:evil", "/members"):
         text, _ = await page(filled, path)
         assert len(gzip.compress(text.encode())) + assets < 60_000
 
 
 async def test_nothing_is_loaded_from_elsewhere() -> None:
-    static = Path(catalogue.pages.__file__).parent / "static"
-    for file in static.iterdir():
-        text = file.read_text().replace("http://www.w3.org/2000/svg", "")
-        assert not re.search(r"https?://|@import|url\(", text), file.name
+    for name in look.FILES:
+        text = (look.FOLDER / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|@import|url\(", text), name
 
 
 async def test_pages_name_their_controls_for_screen_readers(filled: Catalogue) -> None:

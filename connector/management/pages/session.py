@@ -7,18 +7,18 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
+from connector import look
 from connector.errors import NotFound, Unauthenticated
 from connector.management.auth import COOKIE
 from connector.management.pages.desk import Desk, form_of, here_only
 
 SESSION_SECONDS = 12 * 3600
+_OWN = Path(__file__).parent / "static"
 _FILES = {
-    "hanse.css": "text/css",
-    "console.css": "text/css",
-    "console.js": "text/javascript",
-    "mark.svg": "image/svg+xml",
+    **{name: (look.FOLDER / name, media) for name, media in look.FILES.items()},
+    "console.css": (_OWN / "console.css", "text/css"),
+    "console.js": (_OWN / "console.js", "text/javascript"),
 }
-_FOLDER = Path(__file__).parent / "static"
 
 
 def router(desk: Desk, *, secure: bool) -> APIRouter:
@@ -30,7 +30,8 @@ def router(desk: Desk, *, secure: bool) -> APIRouter:
         if name not in _FILES:
             raise NotFound(f"no file {name[:60]!r} belongs to the console")
         headers = {"cache-control": "public, max-age=300"}
-        return FileResponse(_FOLDER / name, media_type=_FILES[name], headers=headers)
+        file, media = _FILES[name]
+        return FileResponse(file, media_type=media, headers=headers)
 
     @routes.get("/login")
     async def login_page(request: Request, to: str = "/") -> Response:

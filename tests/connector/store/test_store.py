@@ -158,7 +158,7 @@ def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> Non
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
-    from connector.store.engine import open_engine
+    from connector.database import open_engine
     from connector.store.tables import Table
 
     upgrade(database_url)

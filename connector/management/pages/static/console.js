@@ -1,75 +1,6 @@
-/* Conveniences only: every page works without this file. */
+/* Conveniences of the console only; hanse.js has those of every page. Every page works without this file. */
 (() => {
   "use strict";
-  const root = document.documentElement;
-  const kept = (() => { try { return localStorage.getItem("hanse-theme"); } catch { return null; } })();
-  if (kept === "light" || kept === "dark") root.dataset.theme = kept;
-
-  const isDark = () =>
-    root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-
-  const themeSwitch = () => {
-    const button = document.querySelector("[data-switch-theme]");
-    if (!button) return;
-    button.hidden = false;
-    button.addEventListener("click", () => {
-      root.dataset.theme = isDark() ? "light" : "dark";
-      try { localStorage.setItem("hanse-theme", root.dataset.theme); } catch { /* private mode: for this page only */ }
-    });
-  };
-
-  const copyButtons = () => {
-    if (!navigator.clipboard) return;
-    for (const snippet of document.querySelectorAll(".snippet")) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.className = "copy";
-      button.textContent = "Copy";
-      button.addEventListener("click", async () => {
-        await navigator.clipboard.writeText(snippet.querySelector("pre").textContent);
-        button.textContent = "Copied";
-        setTimeout(() => { button.textContent = "Copy"; }, 1500);
-      });
-      snippet.append(button);
-    }
-  };
-
-  const rowFilters = () => {
-    for (const input of document.querySelectorAll("input[data-filters]")) {
-      const rows = [...document.querySelectorAll(`#${input.dataset.filters} tbody tr`)];
-      input.hidden = rows.length < 8;
-      input.addEventListener("input", () => {
-        const wanted = input.value.trim().toLowerCase();
-        for (const row of rows) row.hidden = wanted !== "" && !row.textContent.toLowerCase().includes(wanted);
-      });
-    }
-  };
-
-  const searchKey = () => {
-    const box = document.querySelector("input[type=search][name=q]");
-    if (!box) return;
-    document.addEventListener("keydown", (event) => {
-      const typing = /^(input|textarea|select)$/i.test(event.target.tagName);
-      if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
-        event.preventDefault();
-        box.focus();
-        box.select();
-      }
-    });
-  };
-
-  const facetFolding = () => {
-    if (!matchMedia("(max-width: 60rem)").matches) return;
-    for (const details of document.querySelectorAll(".all-filters")) details.open = false;
-  };
-
-  const confirmations = () => {
-    for (const form of document.querySelectorAll("form[data-confirm]")) {
-      form.addEventListener("submit", (event) => {
-        if (!confirm(form.dataset.confirm)) event.preventDefault();
-      });
-    }
-  };
 
   /* What an offer means, while it is being written. */
   const liveMeaning = () => {
@@ -128,11 +59,5 @@
     insertions();
     busyForms();
     refreshing();
-    themeSwitch();
-    copyButtons();
-    rowFilters();
-    searchKey();
-    facetFolding();
-    confirmations();
   });
 })();

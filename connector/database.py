@@ -1,0 +1,80 @@
+"""How a service's own database is opened and migrated: what the connector's store and the catalogue's have in common.
+
+Only stores import this. SQLite: WAL with synchronous=FULL, and BEGIN said by us. PostgreSQL: a pool that checks its
+connections. A schema that this program does not know is refused, so that an old program never writes into a new one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+
+from connector.errors import Conflict
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+
+def open_engine(url: str, *, pool_size: int) -> Engine:
+    """An engine for `url`, set up the way our stores need it."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, pool_size=pool_size, connect_args={"timeout": 10.0, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves: the driver's own is too late for IMMEDIATE
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        mode = "IMMEDIATE" if connection.get_execution_options().get("writing") else "DEFERRED"
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def config(folder: Path, connection: Connection | None = None) -> Config:
+    """Alembic's configuration for the migrations in `folder`, on `connection`."""
+    from alembic.config import Config
+
+    made = Config()
+    made.set_main_option("script_location", str(folder))
+    made.attributes["connection"] = connection
+    return made
+
+
+def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
+    """Bring a database to the newest schema in one transaction: the revisions before and after ("" for an empty one).
+
+    `lock` lets one process at a time migrate a PostgreSQL that several share. Conflict for a schema nobody here knows.
+    """
+    from alembic import command
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    engine = open_engine(url, pool_size=1)
+    try:
+        with engine.connect().execution_options(writing=True) as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock})
+            before = MigrationContext.configure(connection).get_current_revision() or ""
+            script = ScriptDirectory.from_config(config(folder))
+            head = script.get_current_head() or ""
+            known = {revision.revision for revision in script.walk_revisions()}
+            if before and before not in known:
+                raise Conflict(
+                    f"the database has schema {before!r}, which this program does not know; it was written by a newer "
+                    "Hanse: start that one, or restore a backup"
+                )
+            if before != head:
+                command.upgrade(config(folder, connection), "head")
+            return before, head
+    finally:
+        engine.dispose()
