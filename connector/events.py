@@ -97,10 +97,6 @@ class QueryCoordinated(Event):
     """A federated query as its consumer saw it. `detail`: owners, rows, bytes per fragment."""
 
 
-class StreamConsumed(Event):
-    """The consumer's own count of what it received, against which the owner's record is matched."""
-
-
 class LogRead(Event):
     """Somebody listed, exported or verified the log."""
 

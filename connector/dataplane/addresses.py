@@ -20,7 +20,6 @@ from connector.store.tables import Transfer
 from connector.usage.grants import Grants, is_started
 from policies.vocabulary import expand
 
-HTTP_PULL = "HttpData-PULL"
 ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
 PATH = "/data/v1"
 

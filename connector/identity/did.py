@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from connector.errors import PeerFailed, PeerNonsense, Unauthenticated
+from connector.errors import PeerFailed, Unauthenticated
 from connector.net import Net
 
 _CACHE_SECONDS = 300.0
@@ -118,11 +118,3 @@ def _listed(document: dict[str, Any], did: str, key_id: str, purpose: str) -> di
             jwk = method.get("publicKeyJwk")
             return jwk if isinstance(jwk, dict) else None
     return None
-
-
-async def service_of(net: Net, did: str, *, kind: str) -> str:
-    """The address of the first service of a type in a DID document."""
-    for service in (await Resolver(net)._fetch(did)).get("service", ()):
-        if isinstance(service, dict) and service.get("type") == kind:
-            return str(service.get("serviceEndpoint", ""))
-    raise PeerNonsense(f"the DID document of {did} lists no service of type {kind}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import ECKey
 
 
@@ -27,10 +27,6 @@ def log_key(directory: Path) -> ed25519.Ed25519PrivateKey:
     made = ed25519.Ed25519PrivateKey.generate
     raw = _kept(directory / "log.key", lambda: made().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()))
     return ed25519.Ed25519PrivateKey.from_private_bytes(raw)
-
-
-def log_public(key: ed25519.Ed25519PrivateKey) -> bytes:
-    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def secret(directory: Path, name: str) -> bytes:

@@ -6,7 +6,7 @@ without a look at scopes. Must not know plans.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from sqlglot import exp
 
@@ -217,25 +217,6 @@ def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
     for name in ("grouping_sets", "cube", "rollup"):
         found += clause.args.get(name) or []
     return found
-
-
-def replace_where(root: exp.Expr, change: Callable[[exp.Expr], exp.Expr | None]) -> exp.Expr:
-    """`root` with every topmost node replaced for which `change` gives another; changed parts are not entered."""
-    new = change(root)
-    if new is not None:
-        if root.parent is not None:
-            root.replace(new)
-        return new
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        for child in list(node.iter_expressions()):
-            new = change(child)
-            if new is None:
-                stack.append(child)
-            elif new is not child:
-                child.replace(new)
-    return root
 
 
 def column(name: str, table: str = "") -> exp.Column:

@@ -52,13 +52,6 @@ class Datasets:
         """Datasets in order of their id, after the id `after` (keyset paging: no skipped rows are read)."""
         return self._session.scalars(select(Dataset).where(Dataset.id > after).order_by(Dataset.id).limit(limit)).all()
 
-    def offered_page(self, *, after: str = "", limit: int = 100) -> Sequence[Dataset]:
-        """As `page`, only datasets with an offer that is not withdrawn."""
-        live = select(Offer.id).where(Offer.dataset_id == Dataset.id, Offer.withdrawn_at.is_(None)).exists()
-        return self._session.scalars(
-            select(Dataset).where(Dataset.id > after, live).order_by(Dataset.id).limit(limit)
-        ).all()
-
     def offered(self, *, start: str, backwards: bool = False, limit: int) -> Sequence[Dataset]:
         """Datasets with an offer in force, by id from `start` (left out) on, or back from it. Reads `limit` keys."""
         keys = select(Offer.dataset_id).where(Offer.withdrawn_at.is_(None)).distinct().limit(limit)

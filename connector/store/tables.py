@@ -274,11 +274,3 @@ class AuditCheckpoint(Table):
     size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     note: Mapped[str]
     created_at: Mapped[float]
-
-
-class SharedValue(Table):
-    """A small value that several processes of one connector share, e.g. a lease of the sequencer."""
-
-    __tablename__ = "shared_value"
-    key: Mapped[str] = mapped_column(_Key, primary_key=True)
-    value: Mapped[Json]

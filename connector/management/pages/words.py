@@ -38,7 +38,6 @@ KINDS = {
     "ReadEnded": "Read ended",
     "ReadRefused": "Read refused",
     "QueryCoordinated": "Query over owners",
-    "StreamConsumed": "Stream received",
     "LogRead": "Log read",
     "TokenIssued": "Token issued",
     "TokenRevoked": "Token revoked",

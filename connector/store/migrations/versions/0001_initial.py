@@ -196,11 +196,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f('ix_outbox_due_at'), ['due_at'], unique=False)
         batch_op.create_index(batch_op.f('ix_outbox_process'), ['process'], unique=False)
 
-    op.create_table('shared_value',
-    sa.Column('key', sa.String(length=255), nullable=False),
-    sa.Column('value', sa.JSON(), nullable=False),
-    sa.PrimaryKeyConstraint('key')
-    )
     op.create_table('transfer',
     sa.Column('id', sa.String(length=255), nullable=False),
     sa.Column('role', sa.String(length=16), nullable=False),
@@ -248,7 +243,6 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_transfer_agreement_id'))
 
     op.drop_table('transfer')
-    op.drop_table('shared_value')
     with op.batch_alter_table('outbox', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_outbox_process'))
         batch_op.drop_index(batch_op.f('ix_outbox_due_at'))
