@@ -21,10 +21,7 @@ Page = Callable[[Request, HanseError], Response]
 
 def problem_response(error: HanseError) -> JSONResponse:
     """An error as its answer. What is private stays in our own log."""
-    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-    if error.status in (429, 503):
-        headers["retry-after"] = "1"
-    return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=headers)
+    return JSONResponse(error.problem(), status_code=error.status, media_type=_MEDIA, headers=error.headers)
 
 
 def install(app: FastAPI, *, page: Page) -> None:

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
@@ -25,7 +24,7 @@ from prometheus_client import generate_latest
 from starlette.types import ASGIApp
 
 from connector.audit.log import AuditLog, Sequencer
-from connector.audit.note import Signer
+from connector.audit.note import Signer, origin_of
 from connector.dataplane import access
 from connector.dataplane import http as data_http
 from connector.dataplane.addresses import Addresses
@@ -270,8 +269,7 @@ def build(settings: Settings) -> Services:
     negotiating = Negotiations(**common)
     data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
     transferring = Transfers(negotiations=negotiating, data_plane=data_plane, **common)
-    host = urlsplit(settings.root_url).netloc
-    signer = Signer(f"{host}/audit/{settings.name}", keys.log_key(key_dir))
+    signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir))
     sequencer = Sequencer(store, signer=signer, round_seconds=settings.audit_round_ms / 1000)
     holdings = Holdings(store, net, identity)
     return Services(

@@ -51,6 +51,13 @@ class HanseError(Exception):
     def message(self) -> str:
         return str(self.args[0])
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an HTTP answer says beside the body: how to authenticate, when to come back."""
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
+        return {"retry-after": "1"} if self.status in (429, 503) else {}
+
     def problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem object."""
         return {

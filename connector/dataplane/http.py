@@ -337,13 +337,10 @@ def as_error(error: HanseError | PolicyError) -> HanseError:
 
 
 async def _refuse(exchange: Exchange, error: HanseError) -> None:
-    extra = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-    if error.status in (429, 503):
-        extra["retry-after"] = "1"
     if error.status >= 500:
         _log.error("failed", code=error.code, reason=error.message, why=error.private)
     body = json.dumps(error.problem(), ensure_ascii=False, default=str).encode()
-    await exchange.answer(error.status, body, "application/problem+json", **extra)
+    await exchange.answer(error.status, body, "application/problem+json", **error.headers)
 
 
 def _arrow(table: Table) -> bytes:

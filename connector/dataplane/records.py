@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
 from connector.errors import HanseError
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.grants import Grant
-from policies.enforce.sql import Prepared
 from policies.errors import PolicyError
+
+if TYPE_CHECKING:
+    from policies.enforce.sql import Prepared
 
 
 def applied(prepared: Prepared) -> tuple[str, ...]:

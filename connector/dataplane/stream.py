@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector.dataplane import records, unfinished
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
@@ -34,10 +34,11 @@ from connector.telemetry import Metrics
 from connector.usage.grants import Grant, Grants
 from policies import gate
 from policies.contract import DataContract
-from policies.enforce import sql as enforce
-from policies.enforce.sql import Dataset, Keys, Prepared
 from policies.errors import PolicyError
 from policies.vocabulary import compact
+
+if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
+    from policies.enforce.sql import Keys, Prepared
 
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _IN_FLIGHT = 32 * 2**20
@@ -187,6 +188,8 @@ class Reads:
         self._streams_max = streams_max
         self._metrics = metrics
         self._live: dict[str, GovernedStream] = {}
+        if metrics is not None:
+            metrics.streams.set_function(lambda: len(self._live))
         self._running: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._quiet = asyncio.Event()
@@ -208,13 +211,13 @@ class Reads:
         begun = time.monotonic()
         grants: list[Grant] = []
         prepared: Prepared | None = None
-        keys: list[Keys] = []
         try:
             with self._place(asked.consumer):
                 grants = await self._admit(asked)  # 1
-                keys = [Keys(brought.name, _token(), brought.columns) for brought in asked.brought]
-                prepared = await self._prepare(asked, grants, keys)  # 2
-                async with self._running_stream(asked, grants, prepared, keys, begun) as stream:
+                mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
+                passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
+                prepared = passed[0]
+                async with self._running_stream(asked, grants, *passed, begun) as stream:
                     yield stream
         except (HanseError, PolicyError) as error:
             if prepared is None:
@@ -292,28 +295,6 @@ class Reads:
             await self._kept(self._settle(grants))
             raise
         return grants
-
-    async def _prepare(self, asked: Asked, grants: Sequence[Grant], keys: Sequence[Keys]) -> Prepared:
-        """The gate, off the event loop: reading hostile text takes its time (2)."""
-        datasets = [
-            Dataset((self._name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id)
-            for grant in grants
-        ]
-        names = [dataset.name for dataset in datasets]
-        if len(set(names)) < len(names):
-            raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
-        purpose = grants[0].purpose or None
-        key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
-        return await asyncio.to_thread(
-            enforce.prepare,
-            asked.sql,
-            datasets,
-            action=asked.action,
-            purpose=purpose,
-            token=_token,
-            mask_key=key,
-            keys=keys,
-        )
 
     @asynccontextmanager
     async def _running_stream(
@@ -455,6 +436,24 @@ def _why(error: BaseException, grants: Sequence[Grant]) -> BaseException:
         if grant.lease.revoked:
             return Refused(grant.stop_reason, code=REVOKED, rule=grant.contract.permission)
     return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error
+
+
+def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) -> tuple[Prepared, list[Keys]]:
+    """The gate over the grants' datasets, and the tables brought along. In a thread: hostile text takes its time."""
+    from policies.enforce.sql import Dataset, Keys, prepare
+
+    datasets = [
+        Dataset((name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id) for grant in grants
+    ]
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
+    keys = [Keys(brought.name, _token(), brought.columns) for brought in asked.brought]
+    purpose = grants[0].purpose or None
+    prepared = prepare(
+        asked.sql, datasets, action=asked.action, purpose=purpose, token=_token, mask_key=mask_key, keys=keys
+    )
+    return prepared, keys
 
 
 def untouched(asked: Asked, prepared: Prepared) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from connector.datasets.registry import published_schema
 from connector.errors import AlreadyExists, HanseError, NotFound, PolicyInvalid
 from connector.events import OfferPublished, OfferWithdrawn, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
 from policies import author, compile, explain, jsonld, lint, report
-from policies.contract import Column, DataContract, TableSchema
+from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.model import Kind, Policy
 
@@ -58,7 +59,7 @@ class Offers:
         try:
             read, target, chosen = _read(form, policy, dataset, decide)
             row, version = await self._store.read(lambda tx: _with_version(tx, target))
-            schema = TableSchema(tuple(Column(c["name"], c["type"]) for c in version.schema))
+            schema = published_schema(version)
             read = replace(read, target=row.id)
             problems = tuple(lint.lint(read, schema))
             if errors := [problem for problem in problems if problem.level == "error"]:

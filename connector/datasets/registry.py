@@ -20,6 +20,7 @@ from connector.errors import AlreadyExists, BadInput, Conflict, EngineFailed, Ha
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion
+from policies.contract import Column, TableSchema
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _WORDS_MAX = 10_000
@@ -228,6 +229,11 @@ class Registry:
             detail={"request": "register dataset", "name": name[:100]},
         )
         await self._store.write(lambda tx: tx.publish(refused))
+
+
+def published_schema(version: DatasetVersion) -> TableSchema:
+    """The schema of a version as policies see it."""
+    return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
 
 
 def _version(tx: Transaction, dataset_id: str, asked: Registration, read: _Read) -> DatasetVersion:

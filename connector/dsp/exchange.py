@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -53,7 +54,7 @@ def step_of(wire: Json) -> str:
     return f"{wire['@type']}:{event}" if event else str(wire["@type"])
 
 
-class Exchange(Generic[Row]):
+class Exchange(ABC, Generic[Row]):
     """The machinery of one protocol. `participant` is our id, `base` the address that we announce."""
 
     table: ClassVar[Table]
@@ -73,16 +74,17 @@ class Exchange(Generic[Row]):
 
     # What a subclass says.
 
+    @abstractmethod
     def _get(self, tx: Transaction, pid: str) -> Row | None:
-        raise NotImplementedError
+        """For update, by our own pid."""
 
+    @abstractmethod
     def _advanced(self, row: Row, **about: Any) -> Event:
         """The event that tells of a change."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _said(self, tx: Transaction, row: Row, step: str) -> list[Outbox]:
         """What follows from the acknowledgement of a message of ours."""
-        raise NotImplementedError
 
     def _stuck(self, tx: Transaction, row: Row) -> None:
         """Our message was refused and the process goes on: somebody has to look."""

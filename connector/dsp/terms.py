@@ -8,13 +8,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
 from connector.store import Transaction
 from connector.store.tables import Agreement, DatasetVersion, Offer
 from policies import compile as compiler
 from policies import evaluate, jsonld
-from policies.contract import Column, DataContract, TableSchema
+from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.evaluate import Facts
 from policies.model import Kind, Policy
@@ -134,7 +135,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
     if key in _compiles:
         return
     try:
-        compiler.contracts(policy, _schema(tx.datasets.current(dataset)), concluded=tx.now)
+        compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
     _compiles[key] = True
@@ -145,14 +146,10 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
 def contracts_of(row: Agreement, version: DatasetVersion) -> tuple[DataContract, ...]:
     """The data contracts of a signed agreement; none where something in it is undecided."""
     try:
-        found: tuple[DataContract, ...] = compiler.contracts(jsonld.read(row.policy), _schema(version))
+        found: tuple[DataContract, ...] = compiler.contracts(jsonld.read(row.policy), published_schema(version))
     except PolicyError:
         return ()
     return found
-
-
-def _schema(version: DatasetVersion) -> TableSchema:
-    return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
 
 
 def signed_at(policy: Policy, *, now: float) -> float:

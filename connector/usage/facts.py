@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from connector.identity.trust import Trust
-from policies.evaluate import Fact, Facts
+from policies.evaluate import Facts
 
 # Entries of the member register that are facts, and the keys the vocabulary knows them by.
 _REGISTERED = {
@@ -46,9 +46,5 @@ def requested(facts: Facts, *, purpose: str) -> Facts:
 
 def counted(facts: Facts, *, uses: int, uses_today: int, running: int) -> Facts:
     """`facts` with the counters of a grant, as they stood before the read that asks."""
-    counters: dict[str, Fact] = dict(
-        Facts.of(
-            {"odrl:count": uses, "ds:queriesPerDay": uses_today, "ds:concurrency": running}, source="counter"
-        ).items()
-    )
-    return facts.adding(counters)
+    counters = {"odrl:count": uses, "ds:queriesPerDay": uses_today, "ds:concurrency": running}
+    return facts.adding(Facts.of(counters, source="counter"))

@@ -18,28 +18,29 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from connector.datasets.registry import published_schema
 from connector.errors import Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.usage.facts import counted, requested
-from policies.contract import Column, DataContract, TableSchema
+from policies import admission, jsonld
+from policies import compile as compiler
+from policies.contract import DataContract
+from policies.errors import QueryRefused
+from policies.evaluate import Facts, evaluate
 from policies.gate import UNLIMITED, Lease
-
-if TYPE_CHECKING:
-    from policies.evaluate import Facts
-    from policies.model import Policy
+from policies.model import Policy
+from policies.vocabulary import Phase
 
 _CHUNK_ROWS = 1_000_000
 _CHUNK_BYTES = 256 * 2**20
 _POLL_SECONDS = 0.5
 _CACHED_MAX = 512
 _DAY = 86_400
-_PENDING = {"TransferStartMessage": "STARTED"}  # our message on its way, and the state that it leads to
 
-FactsOf = Callable[[str], Awaitable["Facts"]]
+FactsOf = Callable[[str], Awaitable[Facts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,7 @@ class Grants:
 
     async def hold(self, agreement_id: str, *, consumer: str) -> Held:
         """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
-        agreement, dataset, version, reason = await self._store.read(lambda tx: _rows(tx, agreement_id, consumer))
-        if reason:
-            raise Refused(f"the agreement has ended: {reason}; negotiate a new one", code="agreement_ended")
-        return self._compiled(agreement, dataset, version)
+        return self._compiled(*await self._store.read(lambda tx: _rows(tx, agreement_id, consumer)))
 
     async def covers(self, agreement_id: str, *, consumer: str, action: str, purpose: str) -> DataContract:
         """The contract that serves this action and purpose now, without opening a read; Refused by its rule."""
@@ -114,12 +112,18 @@ class Grants:
         longest: float,
     ) -> Grant:
         """Admit one read of at most `longest` seconds, or raise Refused, Limited or NotFound with the reason."""
-        held = await self.hold(agreement_id, consumer=consumer)  # 1
-        await self._store.read(lambda tx: _check_transfer(tx, transfer_id, agreement_id, generation))
         now = time.time()
+
+        def look(tx: Transaction) -> tuple[tuple[Agreement, Dataset, DatasetVersion], tuple[int, int]]:
+            rows = _rows(tx, agreement_id, consumer)
+            _check_transfer(tx, transfer_id, agreement_id, generation)
+            return rows, _used(tx, agreement_id, now)
+
+        rows, used = await self._store.read(look)  # 1
+        held = self._compiled(*rows)
         contract = choose(held.contracts, action=action, purpose=purpose, now=now)  # 2, 3
         self._check_concurrency(held, contract)  # 4
-        await self._check_party(held, contract, consumer, action=action, purpose=purpose, now=now)  # 5
+        await self._check_party(held, contract, consumer, used, action=action, purpose=purpose, now=now)  # 5
         ends = min(longest, (contract.not_after or float("inf")) - now)
         grant = Grant(held, contract, consumer, transfer_id, purpose, Lease(deadline=time.monotonic() + ends))
         self._live.setdefault(agreement_id, []).append(grant)
@@ -186,18 +190,22 @@ class Grants:
             raise Limited(
                 f"the agreement allows {most} reads at once and {running} are running; end one or wait",
                 code="concurrency",
-                rule=rule_of(contract, "concurrency"),
+                rule=admission.reason(contract, "concurrency"),
             )
 
     async def _check_party(
-        self, held: Held, contract: DataContract, consumer: str, *, action: str, purpose: str, now: float
+        self,
+        held: Held,
+        contract: DataContract,
+        consumer: str,
+        used: tuple[int, int],
+        *,
+        action: str,
+        purpose: str,
+        now: float,
     ) -> None:
-        from policies.evaluate import evaluate
-        from policies.vocabulary import Phase
-
-        uses, today = await self._store.read(lambda tx: _used(tx, held.agreement.id, now))
         running = self.running(held.agreement.id)
-        known = counted(await self._facts_of(consumer), uses=uses, uses_today=today, running=running)
+        known = counted(await self._facts_of(consumer), uses=used[0], uses_today=used[1], running=running)
         facts = requested(known, purpose=purpose)
         decision = evaluate(held.policy, facts, action=action, phase=Phase.TRANSFER, now=now)
         if not decision.permitted:
@@ -212,59 +220,42 @@ class Grants:
     def _compiled(self, agreement: Agreement, dataset: Dataset, version: DatasetVersion) -> Held:
         key = (agreement.id, version.digest)
         if (held := self._cached.get(key)) is None:
-            from policies import compile as compiler
-            from policies import jsonld
-
             policy = jsonld.read(agreement.policy)
-            contracts = compiler.contracts(policy, schema_of(version))
+            contracts = compiler.contracts(policy, published_schema(version))
             held = self._cached[key] = Held(agreement, dataset, version, policy, contracts)
             while len(self._cached) > _CACHED_MAX:
                 self._cached.popitem(last=False)
         return held
 
 
-def schema_of(version: DatasetVersion) -> TableSchema:
-    """The published schema of a version as policies see it."""
-    return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
-
-
 def choose(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> DataContract:
     """The one contract that serves this action, purpose and time; two permissions are never merged. Else Refused."""
-    from policies import admission
-    from policies.errors import QueryRefused
-
     try:
         return admission.choose(contracts, action=action, purpose=purpose or None, now=now)
     except QueryRefused as refusal:
         raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
 
 
-def rule_of(contract: DataContract, effect: str) -> str:
-    """The policy path of the rule behind an effect; the permission itself where none is more precise."""
-    return next((path for name, path in contract.reasons if name == effect), contract.permission)
-
-
-def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement, Dataset, DatasetVersion, str]:
+def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement, Dataset, DatasetVersion]:
     agreement = tx.agreements.get(agreement_id, role="provider")
     if agreement is None or agreement.consumer != consumer or not agreement.finalized:
         raise NotFound(f"no final agreement {agreement_id!r} with you; negotiate one first", code="no_agreement")
     grant = tx.agreements.grant(agreement_id)
-    ended = agreement.ended_at is not None or grant is None or grant.revoked_at is not None
-    reason = (agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner") if ended else ""
+    if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
+        why = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
+        raise Refused(f"the agreement has ended: {why}; negotiate a new one", code="agreement_ended")
     dataset = tx.datasets.of(agreement.dataset_id)
-    return agreement, dataset, tx.datasets.current(dataset), reason
+    return agreement, dataset, tx.datasets.current(dataset)
 
 
 def is_started(transfer: Transfer) -> bool:
-    """Whether tickets of this transfer are good: it is started, or its start message is on the way."""
+    """Whether tickets of this transfer are good: whoever holds one has our start, acknowledged already or not."""
     return transfer.state == "STARTED" or transfer.pending == "TransferStartMessage"
 
 
 def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, generation: int) -> None:
     transfer = tx.transfers.peek(transfer_id)
-    # Whoever holds a ticket has our start, even where its acknowledgement has not been taken in yet.
-    started = transfer is not None and "STARTED" in (transfer.state, _PENDING.get(transfer.pending, ""))
-    if transfer is None or transfer.agreement_id != agreement_id or not started:
+    if transfer is None or transfer.agreement_id != agreement_id or not is_started(transfer):
         state = "unknown" if transfer is None else transfer.state.lower()
         raise Refused(f"the transfer of this ticket is {state}, expected started", code="transfer_not_started")
     if transfer.generation != generation:
@@ -285,12 +276,10 @@ def _admit(tx: Transaction, grant: Grant, now: float) -> None:
         raise Limited(
             f"the agreement allows {what} and they are used up",
             code="count_spent",
-            rule=rule_of(grant.contract, "queries" if spent else "queries_per_day"),
+            rule=admission.reason(grant.contract, "count" if spent else "queriesPerDay"),
         )
     if not _reserve(tx, grant, rows=0, nbytes=0):
-        raise Limited(
-            "the agreement's rows or bytes are used up", code="quota_spent", rule=rule_of(grant.contract, "rows")
-        )
+        raise Limited("the agreement's rows or bytes are used up", code="quota_spent", rule=_quota_rule(grant.contract))
 
 
 def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> bool:
@@ -313,6 +302,11 @@ def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> bool:
             grant.reserved_bytes += more_bytes
             return True
     return False
+
+
+def _quota_rule(contract: DataContract) -> str:
+    """The rule behind the quota: rows where they are limited, else bytes."""
+    return admission.reason(contract, "byteQuota" if contract.limits.rows is None else "rowQuota")
 
 
 def _used(tx: Transaction, agreement_id: str, now: float) -> tuple[int, int]:
