@@ -28,7 +28,7 @@ def _settings() -> Settings:
 def serve() -> None:
     """Serve both listeners until told to stop (settings: environment, HANSE_...; list them with `settings`)."""
     settings = _settings()
-    from connector.app import serve as run
+    from connector.serve import serve as run
 
     try:
         run_loop(run(settings))

@@ -1,37 +1,26 @@
-"""Builds every part of a connector from its settings, mounts every router, starts every worker.
+"""Builds every part of a connector from its settings, and mounts every router.
 
-Knows all, known by none. `Services` is the frozen set of parts; `serve` runs the two listeners in one process until it
-is told to stop, then drains: no new work, running streams end with a reason, what is pending is written.
+Knows all; known only by `serve`, which runs the two listeners. `Services` is the frozen set of parts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
-from starlette.types import ASGIApp
 
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.note import Signer, origin_of
 from connector.dataplane import access
 from connector.dataplane import http as data_http
 from connector.dataplane.addresses import Addresses
-from connector.dataplane.gather import Protocol
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
-from connector.dataplane.unfinished import close_left_over
 from connector.datasets.offers import Offers
 from connector.datasets.registry import Registry
 from connector.dsp import routes as dsp_routes
@@ -44,8 +33,8 @@ from connector.dsp.peer import Peer
 from connector.dsp.sender import Sender
 from connector.dsp.transfer import Transfers
 from connector.dsp.webhooks import Webhooks
-from connector.errors import Conflict, HanseError
-from connector.events import Bus, ServiceStarted
+from connector.errors import HanseError
+from connector.events import Bus
 from connector.identity import did, keys
 from connector.identity.service import Identity
 from connector.identity.trust import Trust
@@ -71,9 +60,8 @@ from connector.query.job import Job, Limits, Relation
 from connector.query.pool import Pool
 from connector.settings import Settings
 from connector.store import Store
-from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Transfer
-from connector.telemetry import Metrics, Observed, logger, set_up_logging
+from connector.telemetry import Metrics
 from connector.usage.facts import facts_of
 from connector.usage.grants import Grants
 from policies import vocabulary
@@ -81,8 +69,6 @@ from policies.evaluate import Facts
 
 VERSION = "0.1.0"
 _CONVERT_TEMP_MB = 4096
-_STOPPING = "the connector is shutting down; go on from here in a moment"
-_log = logger("connector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,118 +444,3 @@ def _metrics(parts: Services) -> APIRouter:
         return PlainTextResponse(generate_latest(parts.metrics.registry), media_type="text/plain; version=0.0.4")
 
     return routes
-
-
-@asynccontextmanager
-async def running(parts: Services) -> AsyncIterator[None]:
-    """Every worker of the connector, for as long as the block lasts; then drained and closed."""
-    sequencing = asyncio.create_task(parts.sequencer.run())
-    await parts.pool.start()
-    await parts.sender.start()
-    await close_left_over(parts.store, instance=parts.instance)
-    await parts.store.write(
-        lambda tx: tx.publish(ServiceStarted(actor=parts.participant, detail={"version": VERSION, "pid": os.getpid()}))
-    )
-    await _first_token(parts)
-    try:
-        yield
-    finally:
-        await parts.reads.drain(_STOPPING)
-        await parts.sender.stop()
-        await parts.pool.close()
-        with contextlib.suppress(HanseError):
-            await parts.sequencer.settle()
-        sequencing.cancel()
-        await asyncio.gather(sequencing, return_exceptions=True)
-        await parts.net.close()
-        parts.store.close()
-
-
-async def _first_token(parts: Services) -> None:
-    text = await parts.tokens.first()
-    if text is None:
-        return
-    target = parts.settings.admin_token_file
-    if target is None:
-        print(f"admin token, shown this once: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the operator
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text + "\n")
-
-
-async def serve(settings: Settings) -> None:
-    """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use."""
-    set_up_logging(level=settings.log_level, as_json=settings.log_json)
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.ExitStack() as bound:
-        public = bound.enter_context(_bind(settings.public_host, settings.public_port, "HANSE_PUBLIC_PORT"))
-        private = bound.enter_context(
-            _bind(settings.management_host, settings.management_port, "HANSE_MANAGEMENT_PORT")
-        )
-        await asyncio.to_thread(upgrade, settings.database)
-        parts = build(settings)
-        servers = [
-            _server(Observed(public_app(parts), listener="public", metrics=parts.metrics)),
-            _server(Observed(management_app(parts), listener="management", metrics=parts.metrics)),
-        ]
-        _stop_on_signals(servers, parts.reads)
-        async with running(parts):
-            _log.info("serving", public=settings.root_url, management_port=settings.management_port)
-            await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to us: there are two of them in the process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(app: ASGIApp) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,
-            http=Protocol,
-            loop="uvloop",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=64 * 1024,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=30,
-            backlog=512,
-        )
-    )
-
-
-def _stop_on_signals(servers: Sequence[uvicorn.Server], reads: Reads) -> None:
-    drained: list[asyncio.Task[None]] = []
-
-    def stop() -> None:
-        # At once: the servers wait for their connections, and those for the ends of their streams.
-        drained.append(asyncio.ensure_future(reads.drain(_STOPPING)))
-        for server in servers:
-            server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-
-
-def _bind(host: str, port: int, setting: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((host, port))
-        made.listen(512)
-    except OSError as error:
-        made.close()
-        raise Conflict(
-            f"port {port} on {host} cannot be bound ({error.strerror}); set {setting} to another one"
-        ) from None
-    made.setblocking(False)
-    return made

@@ -10,14 +10,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import hanse
+from hanse import verify
+from hanse.flow import segment
 
 from connector.demo import training
-from connector.demo.api import Api, segment
 from connector.demo.data import Piece, prepare
 from connector.demo.show import Show, size
 from connector.demo.space import COUNTRIES, TITLES, Space, resident
 
+if TYPE_CHECKING:
+    from hanse._http import Api
+
+_SECONDS = 60.0
 RESEARCH = "dpv:ScientificResearch"
 OFFERS = Path(__file__).parent / "offers"
 ABOUT: dict[str, dict[str, Any]] = {
@@ -88,7 +95,7 @@ class Story:
 
     def api(self, name: str) -> Api:
         member = self.space.members[name]
-        return Api(member.management, member.token)
+        return hanse.connect(member.management, member.token, seconds=_SECONDS).api
 
     def name_of(self, did: str) -> str:
         """The short name of a member, by its DID."""
@@ -108,8 +115,6 @@ def data(story: Story) -> None:
 
 
 def start(story: Story) -> None:
-    import hanse
-
     story.show.chapter("A data space on this machine")
     with story.show.step("Catalogue, three owners and a gigafactory start, each a process of its own") as step:
         story.space.check_ports()
@@ -161,7 +166,7 @@ def register(story: Story) -> None:
 def find(story: Story) -> None:
     story.show.chapter("The catalogue finds them")
     with story.show.step("It asks every connector over the Dataspace Protocol") as step:
-        runs = story.api("catalogue").post("/crawl?wait=60")["runs"]
+        runs = story.api("catalogue").post("/crawl", wait=60)["runs"]
         step.say(f"{len(runs)} connectors visited")
     with story.show.step('Search for the words "breast cancer"') as step:
         found = story.forge.search("breast cancer")
@@ -255,8 +260,6 @@ def refuse(story: Story) -> None:
 
 
 def _refusal(attempt: Callable[[], object]) -> Any:
-    import hanse
-
     try:
         attempt()
     except hanse.Refused as refusal:
@@ -265,8 +268,6 @@ def _refusal(attempt: Callable[[], object]) -> Any:
 
 
 def revoke(story: Story) -> None:
-    import hanse
-
     story.show.chapter("The owner changes its mind")
     flights = story.agreed["north/flights"]
     asked: list[float] = []
@@ -303,8 +304,6 @@ def _slowly(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def audit(story: Story) -> None:
-    from hanse import verify
-
     story.show.chapter("The auditor asks for nobody's word")
     owner = story.api("north")
     with story.show.step("Who read what, under which agreement, at north") as step:
@@ -329,7 +328,8 @@ def audit(story: Story) -> None:
     folder = story.space.directory / "audit"
     folder.mkdir(exist_ok=True)
     with story.show.step("The log is exported and verified offline") as step:
-        path = owner.download("/audit/export", folder / "north.zip")
+        path = folder / "north.zip"
+        path.write_bytes(b"".join(block for block, _ in owner.blocks("/audit/export")))
         report = verify.verify(path, owner.text("/audit/key").strip())
         story.show.expect(report.ok, "a log that verifies")
         step.say(f"{report.records} records under the signed root {report.root[:16]}...")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hanse._http import Api
 
-from connector.demo.api import Api
 from connector.demo.story import RESEARCH
 from tests.e2e.conftest import Running
 
