@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from connector.dsp import jsonld, terms
-from connector.dsp.exchange import FactsOf
 from connector.dsp.jsonld import CONTEXT, Json
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.transfer import FORMATS
@@ -22,6 +21,7 @@ from connector.errors import MessageInvalid, NotFound
 from connector.identity.principal import Principal
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
+from connector.usage.facts import FactsOf
 from policies import jsonld as policy_jsonld
 from policies.evaluate import Facts
 from policies.model import Policy

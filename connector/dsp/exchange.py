@@ -10,7 +10,7 @@ import hashlib
 import json
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -24,11 +24,10 @@ from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, M
 from connector.events import Event, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Outbox, Transfer
-from policies.evaluate import Facts
+from connector.usage.facts import FactsOf
 
 Row = TypeVar("Row", Negotiation, Transfer)
 T = TypeVar("T")
-FactsOf = Callable[[str], Awaitable[Facts]]
 
 _NOT_YET = frozenset({401, 404, 408, 425})  # a peer that has not stored our pid, or not seen our key yet
 _REASON_MAX = 2_000

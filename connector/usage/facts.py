@@ -6,7 +6,7 @@ register), `request` (what the caller declares), `clock` and `counter` (our own)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from connector.identity.trust import Trust
@@ -21,6 +21,8 @@ _REGISTERED = {
     "framework_agreements": "ds:frameworkAgreement",
     "security_level": "ds:securityLevel",
 }
+
+FactsOf = Callable[[str], Awaitable[Facts]]  # what is known of a participant now
 
 
 def party_facts(participant: str, member: Mapping[str, Any] | None) -> Facts:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from connector.datasets.registry import published_schema
@@ -24,12 +24,12 @@ from connector.errors import Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
-from connector.usage.facts import counted, requested
+from connector.usage.facts import FactsOf, counted, requested
 from policies import admission, jsonld
 from policies import compile as compiler
 from policies.contract import DataContract
 from policies.errors import QueryRefused
-from policies.evaluate import Facts, evaluate
+from policies.evaluate import evaluate
 from policies.gate import UNLIMITED, Lease
 from policies.model import Policy
 from policies.vocabulary import Phase
@@ -39,8 +39,6 @@ _CHUNK_BYTES = 256 * 2**20
 _POLL_SECONDS = 0.5
 _CACHED_MAX = 512
 _DAY = 86_400
-
-FactsOf = Callable[[str], Awaitable[Facts]]
 
 
 @dataclass(frozen=True, slots=True)
