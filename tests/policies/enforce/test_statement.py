@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import pytest
@@ -64,12 +65,17 @@ TOO_MUCH: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_what_would_be_slow_or_deep_is_refused_in_a_moment(name: str) -> None:
     sql, code = TOO_MUCH[name]
-    before = time.process_time()
-    with pytest.raises(QueryRefused) as refused:
-        statement.parse(sql)
+    gc.disable()  # a collection over what thousands of other tests have left is not the parser's work
+    try:
+        before = time.thread_time()  # nor is what other threads of the suite do meanwhile
+        with pytest.raises(QueryRefused) as refused:
+            statement.parse(sql)
+        spent = time.thread_time() - before
+    finally:
+        gc.enable()
     assert refused.value.code == code, str(refused.value)
     assert refused.value.rule.startswith("gate/")
-    assert time.process_time() - before < 1.0
+    assert spent < 1.0
     assert len(str(refused.value)) < 300
 
 
