@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sqlglot import exp
+from sqlglot.dialects.duckdb import DuckDB
 
 from policies.enforce import nodes
 from policies.enforce.statement import refuse, refused
@@ -47,6 +48,9 @@ class _Scope:
     outer: _Scope | None = None
 
 
+_DIALECT = DuckDB()
+_NESTED = frozenset({*nodes.QUERIES, exp.Subquery})
+_LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # no column stands below these
 _Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
 
 
@@ -197,27 +201,29 @@ class _Binder:
         stack = [root]
         while stack:
             node = stack.pop()
-            if isinstance(node, exp.Exists):
-                _select_one(node.this)
-            if isinstance(node, (*nodes.QUERIES, exp.Subquery)):
+            kind = type(node)
+            if kind is exp.Column:
+                self._column(node, scope, on=on)  # type: ignore[arg-type]  # its kind says so
+            elif kind in _NESTED:
                 self.query(node, ctes, scope)
-            elif isinstance(node, exp.Column):
-                self._column(node, scope, on=on)
-            else:
+            elif kind not in _LEAVES:
+                if kind is exp.Exists:
+                    _select_one(node.this)
                 stack.extend(node.iter_expressions())
 
     def _column(self, node: exp.Column, scope: _Scope, *, on: bool) -> None:
         name, table = node.name, node.table
+        folded = name.casefold()
         if table:
-            if name.casefold() not in _folded(self._source(table, scope, on=on)):
+            if folded not in _folded(self._source(table, scope, on=on)):
                 raise _unknown(f"{table}.{name}")
             return
         level: _Scope | None = scope
         while level is not None:
-            found = _holders(name.casefold(), level, on=on)
-            if found > 1 and name.casefold() not in level.merged:
+            found = _holders(folded, level, on=on)
+            if found > 1 and folded not in level.merged:
                 refuse("column_ambiguous", f"{name} stands in several sources; write table.{name}", "columns")
-            if found or name.casefold() in level.aliases:
+            if found or folded in level.aliases:
                 return
             level = level.outer
         raise _unknown(name)
@@ -241,7 +247,11 @@ def _unknown(shown: str) -> QueryRefused:
 
 
 def _holders(name: str, scope: _Scope, *, on: bool) -> int:
-    return sum(name in _folded(columns) for alias, columns in scope.sources.items() if on or alias not in scope.hidden)
+    found = 0
+    for alias, columns in scope.sources.items():
+        if (on or alias not in scope.hidden) and name in _folded(columns):
+            found += 1
+    return found
 
 
 def _star(scope: _Scope) -> list[str]:
@@ -279,7 +289,7 @@ def _named(shown: exp.Expr) -> str:
     """The output's name: its alias, its column, or the text that the caller wrote, which becomes its alias."""
     if isinstance(shown, exp.Alias | exp.Column):
         return shown.alias_or_name
-    name = shown.sql(dialect="duckdb", comments=False)[:60]
+    name = _DIALECT.generate(shown, comments=False)[:60]
     alias = exp.Alias(alias=exp.to_identifier(name, quoted=True))
     shown.replace(alias)
     alias.set("this", shown)

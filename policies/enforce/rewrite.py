@@ -12,12 +12,28 @@ from sqlglot import exp
 
 from policies.enforce.statement import refuse
 
+_LEAVES = frozenset({exp.Identifier, exp.Literal, exp.Placeholder, exp.Star})
+
+
+def every(tree: exp.Expr) -> list[exp.Expr]:
+    """The nodes of a tree, parents first; plain loops, as each query is walked for each of its checks."""
+    found = [tree]
+    for node in found:  # grows as it goes
+        if type(node) in _LEAVES:
+            continue
+        for value in node.args.values():
+            if isinstance(value, exp.Expr):
+                found.append(value)
+            elif type(value) is list:
+                found.extend([one for one in value if isinstance(one, exp.Expr)])
+    return found
+
 
 def safe(tree: exp.Expr) -> set[str] | None:
     """Rewrite `tree` in place; folded names of the columns that it mentions, None when it asks for all by `*`."""
     names: set[str] = set()
     everything = False
-    for node in list(tree.walk()):
+    for node in every(tree):
         kind = type(node)
         if kind is exp.Column:
             names.add(node.name.casefold())
@@ -38,7 +54,7 @@ def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
     Raises QueryRefused unless every relation in it is one of `names`: what the policy put there, or a WITH query.
     """
     written: set[str] = set()
-    for node in tree.walk():
+    for node in every(tree):
         kind = type(node)
         if kind is exp.Anonymous:
             written.add(str(node.this).lower())
@@ -66,7 +82,7 @@ def _interval(node: exp.Expr) -> None:
 def _is(node: exp.Expr) -> None:
     """`x IS TRUE` without the cast that the engine's parser puts in."""
     if isinstance(node.expression, exp.Boolean):
-        value = exp.TryCast(this=node.this, to=exp.DataType.build("boolean"), safe=True)
+        value = exp.TryCast(this=node.this, to=exp.DataType(this=exp.DType.BOOLEAN), safe=True)
         node.replace(exp.Paren(this=exp.NullSafeEQ(this=value, expression=node.expression)))
 
 

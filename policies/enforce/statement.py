@@ -7,7 +7,7 @@ allow-lists. Must not know contracts or names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sqlglot import exp
@@ -63,45 +63,48 @@ def _tree(words: list[Token], sql: str) -> exp.Expr:
 
 def _check(tree: exp.Expr, caps: Caps) -> None:
     budget = _Growth(caps.growth)
-    for count, (node, depth, chain) in enumerate(_walk(tree)):
-        if count >= caps.nodes:
+    count = 0
+    stack: list[tuple[exp.Expr, int, int]] = [(tree, 0, 0)]  # a node, its depth, its place in a chain of one operator
+    while stack:
+        node, depth, chain = stack.pop()
+        count += 1
+        if count > caps.nodes:
             refuse("query_too_large", f"the query has more than {caps.nodes} parts; make it smaller", "length")
         if depth > caps.depth or chain > caps.chain:
             refuse("query_too_deep", f"the query is nested more than {caps.depth} deep; flatten it", "depth")
-        _node(node)
         kind = type(node)
+        children = _node(node)
         if kind is exp.DPipe:
             budget.take(node)
         check = _CHECKS.get(kind)
         if check is not None:
             check(node, caps)
-
-
-def _walk(tree: exp.Expr) -> Iterator[tuple[exp.Expr, int, int]]:
-    """Every node with its depth and its place in a chain of one operator; without recursion."""
-    stack = [(tree, 0, 0)]
-    while stack:
-        node, depth, chain = stack.pop()
-        yield node, depth, chain
-        kind = type(node)
         chained = kind in nodes.CHAINS
-        for child in node.iter_expressions():
+        for child in children:
             linked = chained and type(child) is kind
             stack.append((child, depth if linked else depth + 1, chain + 1 if linked else 0))
 
 
-def _node(node: exp.Expr) -> None:
-    kind = type(node)
-    allowed = nodes.NODES.get(kind)
+def _node(node: exp.Expr) -> list[exp.Expr]:
+    """The node's children, all of them in arguments that its class may fill."""
+    allowed = nodes.NODES.get(type(node))
     if allowed is None:
         _refuse_node(node)
+    children: list[exp.Expr] = []
     for name, value in node.args.items():
-        if name not in allowed and value is not None and value is not False and value != []:
+        if value is None or value is False or value == []:
+            continue
+        if name not in allowed:
             refuse(
                 "syntax_not_allowed",
                 f"{_word(node)} with {name.rstrip('_').replace('_', ' ').upper()} is not allowed here",
                 "syntax",
             )
+        if isinstance(value, exp.Expr):
+            children.append(value)
+        elif type(value) is list:
+            children.extend([one for one in value if isinstance(one, exp.Expr)])
+    return children
 
 
 def _refuse_node(node: exp.Expr) -> NoReturn:

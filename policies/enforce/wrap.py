@@ -10,6 +10,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from sqlglot import exp
 
@@ -54,21 +55,30 @@ def plain(row_filter: RowFilter | None) -> bool:
 def rows(contract: DataContract, relation: str, shown: Sequence[str], maker: Maker) -> exp.Select:
     """The rows of `relation` that the contract lets through, with the columns `shown`, masked."""
     source = maker.token()
-    outputs: list[exp.Expr] = [
-        exp.alias_(masked(contract, name, source, maker), name, quoted=True, copy=False) for name in shown
-    ]
-    if not outputs:
-        outputs = [exp.alias_(exp.Literal.number(1), source, quoted=True)]
-    select = exp.select(*outputs, copy=False).from_(relation_of(relation, source), copy=False)
+    outputs = [_output(masked(contract, name, source, maker), name) for name in shown]
+    select = exp.Select(
+        expressions=outputs or [_output(exp.Literal.number(1), source)],
+        from_=exp.From(this=relation_of(relation, source)),
+    )
     condition = condition_of(contract, source, maker)
-    return select if condition is None else select.where(condition, copy=False)
+    if condition is not None:
+        select.set("where", exp.Where(this=condition))
+    return select
+
+
+def _output(value: exp.Expr, name: str) -> exp.Expr:
+    return exp.Alias(this=value, alias=_name(name))
+
+
+def _name(name: str) -> exp.Identifier:
+    return exp.Identifier(this=name, quoted=True)
 
 
 def relation_of(relation: str, alias: str) -> exp.Table:
     """The physical relation under a random alias, so that no column can be taken for it."""
     return exp.Table(
-        this=exp.to_identifier(relation, quoted=True),
-        alias=exp.TableAlias(this=exp.to_identifier(alias, quoted=True)),
+        this=_name(relation),
+        alias=exp.TableAlias(this=_name(alias)),
     )
 
 
@@ -81,7 +91,7 @@ def condition_of(contract: DataContract, source: str, maker: Maker) -> exp.Expr 
 
 def stored(name: str, source: str) -> exp.Expr:
     """The raw column of the relation."""
-    return exp.Column(this=exp.to_identifier(name, quoted=True), table=exp.to_identifier(source, quoted=True))
+    return exp.Column(this=_name(name), table=_name(source))
 
 
 def masked(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:
@@ -158,7 +168,13 @@ _MASKS = {
 
 def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
     """TRY_CAST: a value that does not fit becomes NULL, never an error that quotes it."""
-    return exp.TryCast(this=value, to=exp.DataType.build(type_, dialect="duckdb"), safe=True)
+    return exp.TryCast(this=value, to=_type_node(type_).copy(), safe=True)
+
+
+@lru_cache(maxsize=1024)
+def _type_node(type_: str) -> exp.DataType:
+    """Types are parsed, and the same few come with every query."""
+    return exp.DataType.build(type_, dialect="duckdb")
 
 
 # row filters
