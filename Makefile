@@ -10,7 +10,7 @@ ONCE ?=
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-catalogue tck crash random-queries clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-catalogue bench-federated tck crash random-queries random-federated clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ fmt: setup-dev ## format the code
 
 random-queries: setup-dev ## 10,000 generated queries against planted secrets
 	@$(BIN)/python -m tests.load.random_checker 10000 7
+
+random-federated: setup-dev ## N=10000 generated questions over three owners against one database (FIRST=0: the first seed)
+	@$(BIN)/python -m tests.load.random_federated --count $(or $(N),10000) --first $(or $(FIRST),0)
 
 check: lint types imports audit docs ## format, lint, types, imports, dependencies, docs
 
@@ -85,6 +88,9 @@ bench-policies: setup-dev
 
 bench-catalogue: setup-dev
 	@$(BIN)/python -m tests.load.bench_catalogue 10000
+
+bench-federated: setup-dev ## TPC-H over three connectors against one DuckDB (SF=1: the scale factor, ARGS: see the module)
+	@$(BIN)/python -m tests.load.bench_federated --scale $(or $(SF),1) $(ARGS)
 
 clean: ## remove what was built and what the demo wrote
 	@rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis

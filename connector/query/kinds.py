@@ -17,6 +17,7 @@ from connector.query.parse import SETS
 from connector.query.planning import Planning
 
 HUGE, WHOLE, OTHER = "INT128", "whole", ""
+ANY = "any"  # a text as it is written, or NULL: takes the type of what it stands with
 _OF_TYPE = {
     **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"), WHOLE),
     **dict.fromkeys(("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"), WHOLE),
@@ -66,7 +67,9 @@ class _Kinds:
         if isinstance(value, exp.Column):
             return self._column(value)
         if isinstance(value, exp.Literal):
-            return OTHER if value.is_string or not str(value.this).isdecimal() else _number(int(value.this))
+            return ANY if value.is_string else _number(str(value.this))
+        if isinstance(value, exp.Null):
+            return ANY
         if isinstance(value, exp.Cast):
             return _OF_TYPE.get(value.args["to"].sql(dialect="duckdb").upper().replace("INT128", "HUGEINT"), OTHER)
         if isinstance(value, exp.Subquery):
@@ -97,7 +100,7 @@ class _Kinds:
         return OTHER
 
     def _branches(self, values: Iterable[exp.Expr | None]) -> str:
-        return _widest([self.of(one) for one in values if one is not None and not isinstance(one, exp.Null)])
+        return _widest([self.of(one) for one in values if one is not None])
 
     def _column(self, column: exp.Column) -> str:
         info = self.tables.get(column.table)
@@ -108,13 +111,14 @@ class _Kinds:
         return self.outputs(query).get(column.name, OTHER) if query is not None else OTHER
 
 
-def _number(value: int) -> str:
-    return WHOLE if value < 2**63 else HUGE
+def _number(text: str) -> str:
+    return OTHER if not text.isdecimal() else WHOLE if int(text) < 2**63 else HUGE
 
 
 def _widest(kinds: Iterable[str]) -> str:
     """The kind of what takes one of several values; nothing known where they do not go together."""
     found = set(kinds)
+    found = found - {ANY} or found
     if len(found) == 1:
         return found.pop()
     return HUGE if found == {HUGE, WHOLE} else OTHER

@@ -18,6 +18,7 @@ from connector.query import tree as trees
 from connector.query.federation import Fragment, Mode, Plan, Tables
 from connector.query.planning import Planning
 from connector.query.rules import RULES, apply
+from policies.enforce import rewrite
 
 
 def plan(
@@ -50,7 +51,7 @@ def plan(
         fragments=planning.fragments(
             lambda statement: stats.expected(statement, planning), lambda statement: kinds.restored(statement, planning)
         ),
-        residual=parse.write(_plain_intervals(residual), spend=True),
+        residual=_text(residual),
         columns=tuple(names),
         notes=tuple(planning.notes),
         rules=tuple(changed),
@@ -143,11 +144,7 @@ def _notes(tree: exp.Expr, planning: Planning) -> None:
             planning.note("ORDER BY", "two_owners")
 
 
-def _plain_intervals(tree: exp.Expr) -> exp.Expr:
-    """INTERVAL '3' MONTH as to_months(3), which the engine's parser reads without a cast that can fail."""
-    for node in list(tree.find_all(exp.Interval)):
-        unit = str(node.args["unit"].this).lower().rstrip("s")
-        negative = isinstance(node.this, exp.Neg)
-        amount: exp.Expr = exp.Literal.number(str((node.this.this if negative else node.this).this))
-        node.replace(exp.Anonymous(this=f"to_{unit}s", expressions=[exp.Neg(this=amount) if negative else amount]))
-    return tree
+def _text(residual: exp.Expr) -> str:
+    """The residual in the words of the engine's parser, which then reads nothing that the gate did not."""
+    rewrite.safe(residual)
+    return parse.write(residual, spend=True)

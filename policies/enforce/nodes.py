@@ -98,7 +98,7 @@ UNITS: frozenset[str] = frozenset(
     name + plural
     for name in ["YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND"]
     for plural in ("", "S")
-) | {"EPOCH", "DOY", "DOW", "ISODOW", "DECADE", "CENTURY"}
+) | {"EPOCH", "DOY", "DAYOFYEAR", "DOW", "DAYOFWEEK", "ISODOW", "DECADE", "CENTURY"}
 
 _PUNCTUATION = "L_PAREN R_PAREN COMMA DOT DASH PLUS STAR SLASH MOD DIV LT LTE GT GTE EQ NEQ DPIPE DCOLON SEMICOLON"
 _WORDS = (

@@ -27,6 +27,7 @@ class Ran:
     """An answer, its plan, and what travelled."""
 
     columns: list[str]
+    types: list[str]
     rows: list[tuple[Any, ...]]
     plan: Plan
     nbytes: int
@@ -46,16 +47,19 @@ class Federation:
         for database in (*self.owners.values(), self.central):
             database.close()
 
-    def add(self, owner: str, dataset: str, table: Any, **more: Any) -> None:
-        """Give an owner a table (anything that DuckDB can read by name), and the central database too."""
+    def add(self, owner: str, dataset: str, table: Any, *, shown: str = "*", **more: Any) -> None:
+        """Give an owner a table (anything that DuckDB can read by name), and the central database too.
+
+        `shown`: what of it, for types that the table cannot have.
+        """
         self.owners[owner].register("given", table)
-        self.owners[owner].execute(f"CREATE TABLE {dataset} AS FROM given")
+        self.owners[owner].execute(f"CREATE TABLE {dataset} AS SELECT {shown} FROM given")
         self.owners[owner].unregister("given")
         self.central.execute(f"CREATE SCHEMA IF NOT EXISTS {owner}")
         self.central.register("given", table)
-        self.central.execute(f"CREATE TABLE {owner}.{dataset} AS FROM given")
-        shown = self.central.sql(f"SELECT * FROM {owner}.{dataset}")
-        columns = tuple(Column(name, str(kind)) for name, kind in zip(shown.columns, shown.types, strict=True))
+        self.central.execute(f"CREATE TABLE {owner}.{dataset} AS SELECT {shown} FROM given")
+        made = self.central.sql(f"SELECT * FROM {owner}.{dataset}")
+        columns = tuple(Column(name, str(kind)) for name, kind in zip(made.columns, made.types, strict=True))
         self.central.unregister("given")
         rows = self.central.sql(f"SELECT count(*) FROM {owner}.{dataset}").fetchall()[0][0]
         self.tables[owner, dataset] = TableInfo(
@@ -90,7 +94,14 @@ class Federation:
             told = here.execute(recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
             recheck.check(told, names=[*sent, *made.tables, *made.ctes], functions=ENGINE_FUNCTIONS)
             found = here.sql(sql)
-            return Ran(list(found.columns), found.fetchall(), made, sum(sent.values()) + keys_sent, rows)
+            return Ran(
+                list(found.columns),
+                list(map(str, found.types)),
+                found.fetchall(),
+                made,
+                sum(sent.values()) + keys_sent,
+                rows,
+            )
 
     def _at_owner(self, fragment: Fragment, here: duckdb.DuckDBPyConnection, made: Plan) -> tuple[pa.Table, int]:
         """One fragment's rows, and the bytes of the keys that were sent for it."""
@@ -106,13 +117,13 @@ class Federation:
             return cursor.sql(fragment.sql).to_arrow_table(), sent
 
     def expected(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """The central answer; a cast that fails is NULL there too."""
+        """The types and rows of the central answer; a cast that fails is NULL there too."""
         tree = parse_one(sql, read="duckdb")
         for cast in list(tree.find_all(exp.Cast)):
             if type(cast) is exp.Cast:
                 cast.replace(exp.TryCast(this=cast.this, to=cast.args["to"], safe=True))
         found = self.central.sql(tree.sql(dialect="duckdb"))
-        return list(found.columns), found.fetchall()
+        return list(map(str, found.types)), found.fetchall()
 
 
 def ordered(fragments: Sequence[Fragment]) -> list[Fragment]:

@@ -1,76 +1,42 @@
 """Random questions over a small federation, for the planner's second opinion: one DuckDB with all the data.
 
-What is random in an answer is left out: LIMIT stands only behind an ORDER BY of every output, and DOUBLE values are
-quarters, so that no order of addition shows. Nulls, double keys, empty results and ties are wanted and frequent.
+What is random in an answer is left out: LIMIT stands only behind an ORDER BY of every output, windows order by every
+column, and what depends on an order of addition is not asked for.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TypeVar
 
-import pyarrow as pa
-
-from connector.query.federation import Partition
-from tests.support.federation import Federation
+from tests.support import random_data
+from tests.support.random_data import (
+    BLOB,
+    BOOL,
+    DATE,
+    DECIMAL,
+    DOUBLE,
+    FIRST,
+    INTEGER,
+    KINDS,
+    LIST,
+    NUMBERS,
+    OWNED,
+    OWNERS,
+    SHARED,
+    STAMP,
+    TEXT,
+    TIME,
+    UUID,
+    ZONED,
+)  # fmt: skip
 
 T = TypeVar("T")
-INTEGER, DOUBLE, DECIMAL, TEXT, DATE, BOOL = "int", "double", "decimal", "text", "date", "bool"
-NUMBERS = (INTEGER, DOUBLE, DECIMAL)
-_COLUMNS = {"id": INTEGER, "k": INTEGER, "x": DOUBLE, "m": DECIMAL, "s": TEXT, "d": DATE, "f": BOOL}
-_ARROW = {
-    INTEGER: pa.int32(), DOUBLE: pa.float64(), DECIMAL: pa.decimal128(8, 2), TEXT: pa.string(), DATE: pa.date32(),
-    BOOL: pa.bool_(),
-}  # fmt: skip
-OWNED = {"orders": "north", "items": "south", "people": "north", "places": "west"}
-SHARED = ("visits", "cases")
-
-
-def federation(seed: int = 7, *, keys: bool = True, across: bool = True) -> Federation:
-    """Four datasets of one owner each, two that all three owners hold shares of, and one that all have whole."""
-    rng = random.Random(seed)
-    found = Federation("north", "south", "west", across=across)
-    policy = {"shares_keys": keys, "takes_keys": keys}
-    for name, owner in OWNED.items():
-        found.add(owner, name, _table(rng, 24), **policy)
-    for name in SHARED:
-        whole = _table(rng, 60)
-        for number, owner in enumerate(found.owners):
-            mine = [value is not None and value % 3 == number for value in whole["k"].to_pylist()]
-            nulls = [value is None and number == 2 for value in whole["k"].to_pylist()]
-            share = whole.filter(pa.array([one or other for one, other in zip(mine, nulls, strict=True)]))
-            found.add(owner, name, share, partition=Partition("k", ("k",)), **policy)
-    words = _table(rng, 12)
-    for owner in found.owners:
-        found.add(owner, "words", words, content="words", **policy)
-    found.unite()
-    return found
-
-
-def _table(rng: random.Random, rows: int) -> pa.Table:
-    return pa.table(
-        {name: pa.array([_value(rng, kind) for _ in range(rows)], _ARROW[kind]) for name, kind in _COLUMNS.items()}
-    )
-
-
-def _value(rng: random.Random, kind: str) -> object:
-    if rng.random() < 0.15:
-        return None
-    if kind == INTEGER:
-        return rng.randint(0, 9)
-    if kind == DOUBLE:
-        return rng.randint(-20, 20) / 4
-    if kind == DECIMAL:
-        return Decimal(rng.randint(-500, 500)) / 100
-    if kind == TEXT:
-        return rng.choice(("ab", "abc", "b", "Ba", "", "c d"))
-    if kind == DATE:
-        return dt.date(2020, 1, 1) + dt.timedelta(days=rng.randint(0, 500))
-    return rng.random() < 0.5
+_COMMON = [KINDS[name] for name in FIRST]
+_JOINED = (INTEGER, INTEGER, INTEGER, TEXT, DECIMAL, DATE, UUID, STAMP)
+_UNORDERED = (LIST,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +67,10 @@ class Questions:
     # queries
 
     def set_operation(self) -> str:
-        kinds = [self.pick(list(_ARROW)) for _ in range(self.rng.randint(1, 3))]
-        word = self.pick(["UNION", "UNION ALL", "INTERSECT", "EXCEPT", "UNION ALL"])
-        sides = [self.of_kinds(kinds) for _ in range(2)]
-        sql = f"{sides[0]} {word} {sides[1]}"
+        kinds = [self.pick([*_COMMON, STAMP, UUID, TIME]) for _ in range(self.rng.randint(1, 3))]
+        sql = self.of_kinds(kinds)
+        for _ in range(self.pick([1, 1, 1, 2])):
+            sql += f" {self.pick(['UNION', 'UNION ALL', 'INTERSECT', 'EXCEPT', 'UNION ALL'])} {self.of_kinds(kinds)}"
         if self.chance(0.3):
             names = ", ".join(f"c{number}" for number in range(len(kinds)))
             sql += f" ORDER BY {names} LIMIT {self.rng.randint(1, 8)}"
@@ -121,6 +87,9 @@ class Questions:
     def with_query(self) -> str:
         inner, kinds = self.select(depth=1)
         outs = [Out(f"w.c{number}", kind) for number, kind in enumerate(kinds)]
+        if self.chance(0.15):
+            again = f"SELECT count(*) AS n, {self.aggregate(outs).sql} AS a FROM w"
+            return f"WITH w AS ({inner}), u AS ({again}) SELECT u.n AS c0, u.a AS c1, {outs[0].sql} AS c2 FROM w, u"
         if self.chance(0.4):
             other = [Out(f"v.c{number}", kind) for number, kind in enumerate(kinds)]
             pair = self.join_condition(outs, other)
@@ -155,13 +124,26 @@ class Questions:
         shown = [self.scalar(outs) for _ in range(self.rng.randint(1, 4))]
         if depth == 0 and self.chance(0.12):
             shown.append(Out(self.scalar_query(outs), INTEGER))
-        if self.chance(0.12):
-            keys = self.pick(outs).sql
-            everything = ", ".join(one.sql for one in outs[:7])
-            shown.append(Out(f"{self.pick(['rank', 'dense_rank'])}() OVER (PARTITION BY {keys} ORDER BY {everything})",
-                             INTEGER))  # fmt: skip
+        if self.chance(0.15):
+            shown.append(self.window(outs))
         distinct = "DISTINCT " if self.chance(0.2) else ""
+        if not distinct and self.chance(0.05):
+            where += f" QUALIFY rank() OVER ({self.over(outs)}) <= {self.rng.randint(1, 3)}"
         return self.finished(f"{distinct}{_listed(shown)} FROM {source}{where}", [one.kind for one in shown], ordered)
+
+    def over(self, outs: list[Out]) -> str:
+        everything = ", ".join(one.sql for one in outs if one.kind not in _UNORDERED)
+        return f"PARTITION BY {self.pick(outs).sql} ORDER BY {everything}"
+
+    def window(self, outs: list[Out]) -> Out:
+        """Equal rows get equal values, so that it does not matter which of them comes first."""
+        roll, whole = self.rng.random(), [one for one in outs if one.kind in (INTEGER, DECIMAL)]
+        if roll < 0.5 or not whole:
+            return Out(f"{self.pick(['rank', 'dense_rank'])}() OVER ({self.over(outs)})", INTEGER)
+        if roll < 0.8:
+            word = self.pick(["sum", "max", "min", "count", "avg"])
+            return Out(f"{word}({self.pick(whole).sql}) OVER (PARTITION BY {self.pick(outs).sql})", DOUBLE)
+        return Out(f"sum({self.pick(whole).sql}) OVER ({self.over(outs)} RANGE UNBOUNDED PRECEDING)", DOUBLE)
 
     def grouped(self, source: str, outs: list[Out], where: str, depth: int, *, ordered: bool) -> tuple[str, list[str]]:
         keys = [self.key(outs) for _ in range(self.pick([0, 1, 1, 1, 2]))]
@@ -169,10 +151,15 @@ class Questions:
         group = ""
         if keys:
             text = ", ".join(one.sql for one in keys)
-            group = f" GROUP BY {self.pick([text, text, text, f'ROLLUP ({text})'])}"
+            sets = f"GROUPING SETS (({text}), ({keys[0].sql}), ())"
+            group = (
+                f" GROUP BY {self.pick([text, text, text, text, 'ALL', f'ROLLUP ({text})', f'CUBE ({text})', sets])}"
+            )
         if self.chance(0.2):
             compared = f"{self.pick(['>', '<', '<>'])} {self.rng.randint(0, 6)}"
             group += f" HAVING {self.aggregate(outs, numbers=True).sql} {compared}"
+        elif keys and self.chance(0.05):
+            group += f" HAVING count(*) >= (SELECT min(k) FROM {self.base_name()})"
         return self.finished(f"{_listed(shown)} FROM {source}{where}{group}", [one.kind for one in shown], ordered)
 
     def finished(self, body: str, kinds: list[str], ordered: bool) -> tuple[str, list[str]]:
@@ -194,42 +181,46 @@ class Questions:
     def source(self, depth: int) -> tuple[str, list[Out]]:
         alias = self.alias()
         roll = self.rng.random()
-        if roll < 0.5:
-            name = self.pick(list(OWNED))
-            return self.base(f'"{OWNED[name]}".{name}', alias)
-        if roll < 0.72:
-            return self.base(f'"all".{self.pick(list(SHARED))}', alias)
         if roll < 0.78:
-            return self.base(f'"{self.pick(["north", "south", "west"])}".words', alias)
+            return self.base(self.base_name(), alias)
         if roll < 0.88 or depth > 1:
             return self.union(alias)
-        inner, kinds = self.select(depth + 2)
+        inner, kinds = self.select(depth + 2, ordered=self.chance(0.15))
         return f"({inner}) AS {alias}", [Out(f"{alias}.c{number}", kind) for number, kind in enumerate(kinds)]
 
+    def base_name(self) -> str:
+        roll = self.rng.random()
+        if roll < 0.64:
+            name = self.pick(list(OWNED))
+            return f'"{OWNED[name]}".{name}'
+        if roll < 0.92:
+            return f'"all".{self.pick(list(SHARED))}'
+        return f'"{self.pick(OWNERS)}".words'
+
     def base(self, name: str, alias: str) -> tuple[str, list[Out]]:
-        return f"{name} AS {alias}", [Out(f"{alias}.{column}", kind) for column, kind in _COLUMNS.items()]
+        """The common columns, and some of the others."""
+        more = [column for column in KINDS if column not in FIRST and self.chance(0.15)]
+        return f"{name} AS {alias}", [Out(f"{alias}.{column}", KINDS[column]) for column in (*FIRST, *more)]
 
     def union(self, alias: str) -> tuple[str, list[Out]]:
-        columns = self.rng.sample(list(_COLUMNS), self.rng.randint(2, 5))
+        columns = self.rng.sample([*FIRST, self.pick(list(KINDS)[len(FIRST) :])], self.rng.randint(2, 5))
         branches = []
         for name in self.rng.sample([*OWNED, *SHARED], self.rng.randint(2, 3)):
-            owner = OWNED.get(name) or self.pick(["north", "south", "west"])
+            owner = OWNED.get(name) or self.pick(OWNERS)
             where = (
-                f" WHERE {self.plain([Out(column, _COLUMNS[column]) for column in columns])}"
-                if self.chance(0.4)
-                else ""
+                f" WHERE {self.plain([Out(column, KINDS[column]) for column in columns])}" if self.chance(0.4) else ""
             )
             branches.append(f'SELECT {", ".join(columns)} FROM "{owner}".{name}{where}')
-        return f"({' UNION ALL '.join(branches)}) AS {alias}", [Out(f"{alias}.{one}", _COLUMNS[one]) for one in columns]
+        return f"({' UNION ALL '.join(branches)}) AS {alias}", [Out(f"{alias}.{one}", KINDS[one]) for one in columns]
 
     def alias(self) -> str:
         self.count += 1
-        return f"t{self.count}"
+        return f"{'f' if self.chance(0.1) else 't'}{self.count}"  # fragments are called f0, f1, ..., too
 
     # conditions
 
     def join_condition(self, left: list[Out], right: list[Out]) -> str:
-        kinds = [kind for kind in (INTEGER, INTEGER, TEXT, DECIMAL) if any(one.kind == kind for one in left)
+        kinds = [kind for kind in _JOINED if any(one.kind == kind for one in left)
                  and any(one.kind == kind for one in right)]  # fmt: skip
         if not kinds:
             return "1 = 1"
@@ -261,8 +252,10 @@ class Questions:
             lambda: f"{one.sql} {self.pick(['', 'NOT '])}IN ({', '.join(self.literal(one.kind) for _ in range(3))})",
             lambda: f"{one.sql} BETWEEN {self.literal(one.kind)} AND {self.literal(one.kind)}",
             lambda: f"NOT ({one.sql} = {self.literal(one.kind)})",
-            lambda: f"{one.sql} IS NOT DISTINCT FROM {self.pick(same).sql}",
+            lambda: f"{one.sql} IS {self.pick(['', 'NOT '])}DISTINCT FROM {self.pick(same).sql}",
         ]
+        if one.kind in (BLOB, LIST):
+            shapes = shapes[2:3]
         if one.kind == BOOL:
             shapes = [lambda: one.sql, lambda: f"NOT {one.sql}", *shapes[2:3]]
         if one.kind == TEXT:
@@ -271,7 +264,7 @@ class Questions:
 
     def query_condition(self, outs: list[Out], depth: int) -> str:
         source, inner = self.source(2)
-        kinds = [kind for kind in (INTEGER, TEXT, DECIMAL) if any(one.kind == kind for one in outs)
+        kinds = [kind for kind in (INTEGER, TEXT, DECIMAL, DATE) if any(one.kind == kind for one in outs)
                  and any(one.kind == kind for one in inner)]  # fmt: skip
         if not kinds:
             return self.plain(outs)
@@ -307,8 +300,13 @@ class Questions:
 
     def scalar(self, outs: list[Out]) -> Out:
         one = self.pick(outs)
-        if one.kind in NUMBERS and self.chance(0.3):
+        if one.kind in (BLOB, LIST):
+            return one
+        if one.kind in NUMBERS and self.chance(0.25):
             return Out(f"{one.sql} {self.pick(['+', '-', '*'])} {self.literal(one.kind)}", one.kind)
+        if one.kind in _FUNCTIONS and self.chance(0.25):
+            sql, kind = self.pick(_FUNCTIONS[one.kind])
+            return Out(sql.format(one.sql), kind)
         if self.chance(0.15):
             return Out(f"coalesce({one.sql}, {self.literal(one.kind)})", one.kind)
         if self.chance(0.1):
@@ -321,6 +319,8 @@ class Questions:
             return Out(f"year({one.sql})", INTEGER)
         if one.kind == TEXT and self.chance(0.3):
             return Out(f"upper({one.sql})", TEXT)
+        if one.kind in NUMBERS and self.chance(0.1):
+            return Out(f"({one.sql} > {self.literal(one.kind)})", BOOL)
         return one
 
     def aggregate(self, outs: list[Out], *, numbers: bool = False) -> Out:
@@ -328,29 +328,63 @@ class Questions:
         where = f" FILTER (WHERE {self.plain(outs)})" if self.chance(0.2) else ""
         if names is None or self.chance(0.25):
             return Out(f"count(*){where}", INTEGER)
+        if not numbers and self.chance(0.2):
+            return self.rarer(outs, where)
         one = self.pick(names)
         value = one.sql if self.chance(0.8) else f"{one.sql} * {self.pick(names).sql}"
         word = self.pick(["count", "sum", "avg", "min", "max", "sum", "count(DISTINCT", "sum(DISTINCT", "stddev"])
         if not numbers and word in ("min", "max") and self.chance(0.5):
             other = self.pick(outs)
-            kind = other.kind if other.kind != BOOL else BOOL
-            return Out(f"{word}({other.sql}){where}", kind)
+            return Out(f"{word}({other.sql}){where}", other.kind)
         opened = word if "(" in word else f"{word}("
         return Out(f"{opened} {value}){where}", INTEGER if word.startswith("count") else DOUBLE)
 
+    def rarer(self, outs: list[Out], where: str) -> Out:
+        """Aggregates that few questions have."""
+        by = {kind: [one.sql for one in outs if one.kind == kind] for kind in (INTEGER, BOOL, TEXT, DECIMAL)}
+        shapes = [f"count({self.pick(outs).sql})"]
+        if by[BOOL]:
+            shapes += [f"{word}({self.pick(by[BOOL])})" for word in ("bool_and", "bool_or", "count_if")]
+        if by[INTEGER]:
+            shapes += [f"{word}({self.pick(by[INTEGER])} % 8)" for word in ("bit_and", "bit_or", "bit_xor")]
+            shapes += [
+                f"{word}({self.pick(by[INTEGER])} % 8)" for word in ("median", "var_pop", "approx_count_distinct")
+            ]
+        if by[DECIMAL] and by[INTEGER]:
+            shapes.append(f"sum(CASE WHEN {self.plain(outs)} THEN {self.pick(by[DECIMAL])} ELSE 0 END)")
+        text = self.pick(shapes)
+        kind = BOOL if text.startswith("bool") else INTEGER if text.startswith(("count", "bit", "approx")) else DOUBLE
+        return Out(text + where, kind)
+
     def literal(self, kind: str) -> str:
-        value = None
-        while value is None:
-            value = _value(self.rng, kind)
-        if kind == TEXT:
-            return f"'{value}'"
-        return f"DATE '{value}'" if kind == DATE else str(value).lower() if kind == BOOL else str(value)
+        return random_data.literal(self.rng, kind)
 
     def pick(self, values: Sequence[T]) -> T:
         return self.rng.choice(values)
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
+
+
+_FUNCTIONS: dict[str, list[tuple[str, str]]] = {
+    INTEGER: [("abs({})", INTEGER), ("{} // 2", INTEGER), ("{} % 3", INTEGER), ("{} / 4", DOUBLE), ("-{}", INTEGER),
+              ("nullif({}, 3)", INTEGER), ("CAST({} AS VARCHAR)", TEXT), ("greatest({}, 2)", INTEGER),
+              ("CAST({} AS DOUBLE)", DOUBLE)],
+    DOUBLE: [("floor({})", DOUBLE), ("round({}, 1)", DOUBLE), ("sign({})", INTEGER), ("CAST({} AS INTEGER)", INTEGER)],
+    DECIMAL: [("abs({})", DECIMAL), ("round({}, 1)", DECIMAL), ("CAST({} AS DECIMAL(12, 1))", DECIMAL),
+              ("CAST({} AS BIGINT)", INTEGER)],
+    TEXT: [("length({})", INTEGER), ("lower({})", TEXT), ("substring({}, 1, 2)", TEXT), ("{} || '-'", TEXT),
+           ("CAST({} AS INTEGER)", INTEGER), ("left({}, 1)", TEXT), ("strpos({}, 'b')", INTEGER)],
+    DATE: [("year({})", INTEGER), ("date_trunc('month', {})", DATE), ("{} + INTERVAL 3 DAY", STAMP),
+           ("extract(dow FROM {})", INTEGER), ("date_diff('day', {}, DATE '2020-06-01')", INTEGER),
+           ("CAST({} AS VARCHAR)", TEXT)],
+    STAMP: [("hour({})", INTEGER), ("date_trunc('day', {})", STAMP), ("CAST({} AS DATE)", DATE),
+            ("{} - INTERVAL 90 MINUTE", STAMP)],
+    ZONED: [("hour({})", INTEGER), ("CAST({} AS DATE)", DATE), ("CAST({} AS VARCHAR)", TEXT)],
+    TIME: [("hour({})", INTEGER), ("CAST({} AS VARCHAR)", TEXT)],
+    UUID: [("CAST({} AS VARCHAR)", TEXT)],
+    BOOL: [("NOT {}", BOOL), ("CAST({} AS INTEGER)", INTEGER)],
+}  # fmt: skip
 
 
 def _listed(shown: list[Out]) -> str:

@@ -6,6 +6,8 @@ nothing first: with `*` written out it would move every column.
 
 from __future__ import annotations
 
+import re
+
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.optimizer.qualify import qualify
@@ -14,6 +16,8 @@ from connector.errors import QueryInvalid
 from connector.query import tree as trees
 from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
+
+_FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
@@ -159,7 +163,7 @@ class _Aliases:
 
     def _fresh(self, wanted: str) -> str:
         name, number = wanted, 1
-        while name in self.taken:
+        while name in self.taken or _FRAGMENT.fullmatch(name):
             number += 1
             name = f"{wanted}_{number}"
         self.taken.add(name)
