@@ -12,7 +12,7 @@ from typing import Any
 
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, QueryInvalid
-from connector.query.job import TRAILER_ROOM
+from connector.query.job import TRAILER_ROOM, Ranges
 from policies.model import HANSE
 
 QUERY, STREAM = HANSE + "query", HANSE + "stream"
@@ -41,6 +41,14 @@ class Brought:
     arrow: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Some rows of one version, by their place. Made by `plans` under the reader's ticket, never by the reader."""
+
+    snapshot: str
+    only: Ranges
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """One read. `tickets` are one per agreement that the SQL draws on; all belong to the same consumer."""
@@ -60,6 +68,7 @@ class Asked:
     query_id: str = ""
     fragment: str = ""
     brought: tuple[Brought, ...] = ()
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         consumers = {ticket.consumer for ticket in self.tickets}
@@ -80,8 +89,13 @@ class Asked:
     def consumer(self) -> str:
         return self.tickets[0].consumer
 
+    @property
+    def position(self) -> str:
+        """The column of positions that is read and does not leave; empty where there is none."""
+        return self.split.only.position if self.split else ""
 
-def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "") -> str:
+
+def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str = "", position: str = "") -> str:
     """SQL for the rows of one dataset. QueryInvalid where `where` is more than a condition on rows.
 
     The condition is read with the gate's own parser, so that it cannot close a bracket of ours; the gate reads the
@@ -89,7 +103,8 @@ def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str =
     """
     if len(columns) > _COLUMNS_MAX or len(where) > _WHERE_MAX:
         raise QueryInvalid(f"expected at most {_COLUMNS_MAX} columns and {_WHERE_MAX} characters of condition")
-    shown = ", ".join(_quoted(column) for column in columns) or "*"
+    named = [*columns, position] if position and columns else columns  # all of them by * have the position too
+    shown = ", ".join(_quoted(column) for column in named) or "*"
     sql = f"SELECT {shown} FROM {_quoted(name[0])}.{_quoted(name[1])}"  # noqa: S608  quoted; the gate reads it anew
     return f"{sql} WHERE {_condition(where)}" if where.strip() else sql
 

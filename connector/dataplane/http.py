@@ -3,6 +3,7 @@
     POST /data/v1/query                        a JSON envelope (`Envelope`), one SELECT
     GET  /data/v1/datasets/{dataset}/rows      ?columns=a,b&where=a > 3&purpose=...&batch_rows=...&codec=zstd
     GET  /data/v1                              the same for the ticket's own dataset (HttpData-PULL)
+    POST /data/v1/streams                      a plan: the blocks of those rows, to be read with &blocks=3,0,7
     POST /data/v1/reads/{id}/renew             a fresh ticket for a running read
 
 All with `Authorization: Bearer <ticket>`. Before the first byte an error is a problem object with `code` and `rule`;
@@ -19,6 +20,8 @@ import binascii
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,9 +29,11 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane import asked as ask
+from connector.dataplane import plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION
+from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, NotFound, QueryInvalid, Refused
@@ -40,6 +45,9 @@ from policies.vocabulary import expand
 MEDIA = "application/vnd.apache.arrow.stream"
 BODY_MAX = 32 * 2**20
 _COLUMN_MAX = 255
+_ROWS_PARAMETERS = (
+    "columns", "where", "purpose", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks", "snapshot", "after"
+)  # fmt: skip
 
 _log = logger("dataplane")
 
@@ -62,6 +70,16 @@ class Table(BaseModel):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     columns: list[str] = Field(min_length=1, max_length=64)
     arrow: str
+
+
+class PlanForm(BaseModel):
+    """`POST /data/v1/streams`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    columns: list[str] = Field(default_factory=list, max_length=4096)
+    where: str = Field("", max_length=16_384)
+    purpose: str = Field("", max_length=1024)
 
 
 class Envelope(BaseModel):
@@ -89,6 +107,7 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
     return [
         Route(f"{PATH}/query", _Endpoint(part.query, "POST")),
         Route(f"{PATH}/datasets/{{dataset:path}}/rows", _Endpoint(part.rows, "GET")),
+        Route(f"{PATH}/streams", _Endpoint(part.plan, "POST")),
         Route(f"{PATH}/reads/{{read}}/renew", _Endpoint(part.renew, "POST")),
         Route(PATH, _Endpoint(part.rows, "GET")),
     ]
@@ -214,27 +233,44 @@ class _Transport:
     async def rows(self, exchange: Exchange) -> None:
         """The rows of the ticket's dataset, with a condition and a choice of columns."""
         ticket = self._ticket(exchange.headers.get("authorization"))
-        given = exchange.query(("columns", "where", "purpose", "batch_rows", "codec", "digest", "limit_rows", "id"))
+        given = exchange.query(_ROWS_PARAMETERS)
         held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
         if name not in (held.dataset.name, held.dataset.id):
             raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
-        columns = [column.strip() for column in given.get("columns", "").split(",") if column.strip()]
+        wanted = Wanted(
+            columns=tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip()),
+            where=given.get("where", ""),
+            purpose=expand(given.get("purpose", "")[:1024]),
+        )
+        split = await self._split(ticket, wanted, given)
         await self._deliver(
             exchange,
-            Asked(
-                tickets=(ticket,),
-                sql=ask.rows_sql((self._owner, held.dataset.name), columns=columns, where=given.get("where", "")),
-                action=ask.STREAM,
-                plain_scan=True,
-                unfiltered=not given.get("where", "").strip(),
-                purpose=expand(given.get("purpose", "")[:1024]),
+            replace(
+                plans.asked_of(ticket, held, wanted, owner=self._owner, split=split),
                 rows=_number(given, "limit_rows"),
                 batch_rows=_number(given, "batch_rows"),
                 codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
                 digest=given.get("digest", "xxh3"),
                 query_id=_identifier(given.get("id", "")),
             ),
+        )
+
+    async def plan(self, exchange: Exchange) -> None:
+        """The blocks of the ticket's dataset, without a row of it."""
+        ticket = self._ticket(exchange.headers.get("authorization"))
+        form = _parsed(PlanForm, await exchange.body())
+        wanted = Wanted(columns=tuple(form.columns), where=form.where, purpose=expand(form.purpose))
+        found = await self._reads.plan(ticket, wanted)
+        await exchange.answer(200, json.dumps(found).encode(), "application/json")
+
+    async def _split(self, ticket: Ticket, wanted: Wanted, given: Mapping[str, str]) -> ask.Split | None:
+        if not given.get("blocks"):
+            if given.get("after") or given.get("snapshot"):
+                raise BadInput("expected blocks beside after or snapshot: the list they belong to, or all")
+            return None
+        return await self._reads.plans.split(
+            ticket, wanted, snapshot=given.get("snapshot", ""), blocks=given["blocks"], after=given.get("after", "")
         )
 
     async def renew(self, exchange: Exchange) -> None:
@@ -271,6 +307,7 @@ class _Transport:
                     "cache-control": "no-store",
                     "x-content-type-options": "nosniff",
                     "hanse-read": stream.id,
+                    **({"hanse-snapshot": asked.split.snapshot} if asked.split else {}),
                 },
             )
             await self._part(exchange, stream, stream.schema)
@@ -291,8 +328,15 @@ class _Transport:
 
 def parse_envelope(body: bytes) -> Envelope:
     """The envelope in a body; QueryInvalid or BadInput says which field does not fit."""
+    return _parsed(Envelope, body)
+
+
+_Form = TypeVar("_Form", bound=BaseModel)
+
+
+def _parsed(form: type[_Form], body: bytes) -> _Form:
     try:
-        return Envelope.model_validate(json.loads(body))
+        return form.model_validate(json.loads(body))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"

@@ -36,12 +36,18 @@ def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> ReadSt
     """The record of a start. The SQL is kept as its digest: its literals may be personal data."""
     detail = {
         "action": asked.action.rsplit("/", 1)[-1],
-        "columns": list(prepared.columns)[:100],
-        "query_sha256": hashlib.sha256(asked.sql.encode()).hexdigest(),
+        "columns": [name for name in prepared.columns if name != asked.position][:100],
+        "query_sha256": hashlib.sha256(_told(asked).encode()).hexdigest(),
         "policy": list(applied(prepared)),
         **({"fragment": asked.fragment} if asked.fragment else {}),
+        **({"blocks": [one.block for one in asked.split.only.ranges][:100]} if asked.split else {}),
     }
     return ReadStarted(**_common(asked, grants), detail=detail)
+
+
+def _told(asked: Asked) -> str:
+    """The SQL with the random name of the positions written as what it stands for."""
+    return asked.sql.replace(asked.position, "file_row_number") if asked.position else asked.sql
 
 
 def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None) -> ReadEnded:

@@ -23,13 +23,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from connector.dataplane import records, unfinished
-from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
+from connector.dataplane import plans, records, unfinished
+from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Frame, Pool, Result
 from connector.store import Store
+from connector.store.tables import DatasetVersion
 from connector.telemetry import Metrics
 from connector.usage.grants import Grant, Grants
 from policies import gate
@@ -183,6 +184,7 @@ class Reads:
         self._pool = pool
         self._name = name
         self._mask_secret = mask_secret
+        self.plans = plans.Plans(grants, pool, name=name, secret=mask_secret, relation_of=version_relation)
         self._memory_mb = memory_mb
         self._seconds = seconds
         self._streams_max = streams_max
@@ -214,6 +216,8 @@ class Reads:
         try:
             with self._place(asked.consumer):
                 grants = await self._admit(asked)  # 1
+                if asked.split is not None:
+                    plans.check_snapshot(asked.split.snapshot, grants[0].held)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
                 passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
                 prepared = passed[0]
@@ -228,6 +232,18 @@ class Reads:
             raise
         finally:
             await self._kept(self._settle(grants))
+
+    async def plan(self, ticket: Ticket, wanted: plans.Wanted) -> dict[str, Any]:
+        """The blocks of a read that may come; a refusal is in the log as one of the read."""
+        if self.draining:
+            raise Busy("the connector is stopping; try again later", code="shutting_down")
+        try:
+            return await self.plans.plan(ticket, wanted)
+        except (HanseError, PolicyError) as error:
+            asked = Asked(tickets=(ticket,), sql="", action=STREAM, purpose=wanted.purpose)
+            event = records.refused(asked, error, ())
+            await self._kept(self._store.write(lambda tx: tx.publish(event)))
+            raise
 
     def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
         """Note what has left, for the record that a crash would leave behind; nobody waits for it."""
@@ -336,6 +352,7 @@ class Reads:
             sql=prepared.sql,
             params=prepared.params,
             scan=untouched(asked, prepared),
+            only=asked.split.only if asked.split else None,
             recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
             limits=Limits(
                 seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
@@ -443,7 +460,8 @@ def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) 
     from policies.enforce.sql import Dataset, Keys, prepare
 
     datasets = [
-        Dataset((name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id) for grant in grants
+        Dataset((name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id, asked.position)
+        for grant in grants
     ]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
@@ -468,7 +486,11 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
 
 def relation_of(grant: Grant) -> Relation:
     """The pinned files of the version that a grant reads, as the engine takes them."""
-    version = grant.held.version
+    return version_relation(grant.held.version)
+
+
+def version_relation(version: DatasetVersion) -> Relation:
+    """The pinned files of a version, as the engine takes them."""
     source = version.source
     files = tuple({key: file[key] for key in _FILE_KEYS} for file in source["files"])
     return Relation(source["kind"], files, source["options"], row_bytes=_row_bytes(version.profile))

@@ -27,6 +27,7 @@ JOB_MAX: Final = 16 * 2**20
 # The end record stands in this many bytes of the trailer's metadata, padded with spaces.
 TRAILER_ROOM: Final = 2048
 TRAILER_KEY: Final = "hanse.end"
+AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after its last row
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,32 @@ class Recheck:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """Rows `first` to `stop` of file number `file`, told to the reader as block `block` where it is not negative."""
+
+    block: int
+    file: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Read only these rows of the job's first relation, in this order, and say after each batch where it ended.
+
+    The place goes into the batch's metadata (`AT_KEY`) as a cursor sealed with `key` (hexadecimal). `position` names
+    the last column of the answer, which holds each row's number and does not leave; empty where no row is left out.
+    """
+
+    ranges: Sequence[Range]
+    key: str
+    position: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work for a worker. `kind`: query (frames), or report, profile, convert, check_arrow (one value).
+    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow (one
+    value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
     than the engine. Batches have about `batch_bytes` and at most `batch_rows`.
@@ -80,6 +105,7 @@ class Job:
     params: Sequence[Any] | Mapping[str, Any] = ()
     recheck: Recheck | None = None
     scan: str = ""
+    only: Ranges | None = None
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20
     batch_rows: int | None = None
@@ -104,7 +130,7 @@ def decode(text: bytes) -> tuple[Job, list[int]]:
     """The job in its JSON, without its blobs, and the blobs' sizes."""
     plain = json.loads(text)
     sizes: list[int] = plain.pop("blobs")
-    recheck = plain.pop("recheck")
+    recheck, only = plain.pop("recheck"), plain.pop("only")
     return (
         Job(
             **plain
@@ -112,6 +138,7 @@ def decode(text: bytes) -> tuple[Job, list[int]]:
                 "relations": {name: Relation(**value) for name, value in plain["relations"].items()},
                 "limits": Limits(**plain["limits"]),
                 "recheck": Recheck(tuple(recheck["names"]), tuple(recheck["functions"])) if recheck else None,
+                "only": Ranges(**only | {"ranges": [Range(**one) for one in only["ranges"]]}) if only else None,
             }
         ),
         sizes,

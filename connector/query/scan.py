@@ -34,6 +34,30 @@ def batches(paths: Sequence[str], schema: pa.Schema, *, rows: int, target: int) 
     return gather(_cut_all(paths, schema, rows, target), at_least=target // 4)
 
 
+def rows_between(
+    path: str, schema: pa.Schema, first: int, stop: int, *, rows: int, target: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows `first` to `stop` of one file; groups that hold none of them are passed over."""
+    return gather(_cut_between(path, schema, first, stop, rows, target), at_least=target // 4)
+
+
+def _cut_between(
+    path: str, schema: pa.Schema, first: int, stop: int, rows: int, target: int
+) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            if start < stop and first < end:
+                for batch in file.iter_batches(rows, row_groups=[group], columns=schema.names, use_threads=False):
+                    skip, most = max(0, first - start), min(batch.num_rows, stop - start)
+                    if skip < most:
+                        part = batch.slice(skip, most - skip).select(schema.names)
+                        yield from cut(plain(part, schema), target)
+                    start += batch.num_rows
+            start = end
+
+
 def _cut_all(paths: Sequence[str], schema: pa.Schema, rows: int, target: int) -> Iterator[pa.RecordBatch]:
     for path in paths:
         with ExitStack() as stack:

@@ -6,6 +6,7 @@ beyond the re-check it is told to make.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import xxhash
 
-from connector.datasets.sources import source
-from connector.query import engine, foreign, profiling, scan
+from connector.datasets.sources import divisible, source
+from connector.query import engine, foreign, profiling, ranges, scan
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
@@ -85,19 +86,27 @@ def query(session: Session, job: Job) -> None:
     """Stream the rows of one SELECT: schema, trailer, batches, end."""
     con = opened(session, job)
     recheck(con, job)
+    schema, parts = _parts(session, job, con)
+    out = Frames(session, job, schema)
+    for batch, at in parts:
+        session.check()
+        if batch.num_rows:
+            out.write(batch, at=at)
+    for found in session.files:
+        found.check_unchanged()
+    out.end()
+
+
+def _parts(session: Session, job: Job, con: Any) -> tuple[pa.Schema, Iterator[ranges.Part]]:
+    """The batches of a query, with their places where it is one of ranges."""
+    if job.only is not None:
+        return ranges.read(con, job, job.only, session.files[0].paths)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     schema, batches = _batches(session, job, relation, rows)
-    out = Frames(session, job, schema)
-    for batch in batches:
-        session.check()
-        if batch.num_rows:
-            out.write(batch)
-    for found in session.files:
-        found.check_unchanged()
-    out.end()
+    return schema, ((batch, "") for batch in batches)
 
 
 def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -137,9 +146,9 @@ class Frames:
         self.session.send(wire.SCHEMA, head, digest=self.digest.digest())
         self.session.send(wire.TRAILER, trailer)
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """One batch out, or the error of the limit it would break."""
-        self.writer.write_batch(batch)
+    def write(self, batch: pa.RecordBatch, *, at: str = "") -> None:
+        """One batch out, with its place where it has one; or the error of the limit it would break."""
+        self.writer.write_batch(batch, custom_metadata={wire.AT_KEY: at} if at else None)
         parts, size = self.sink.take()
         limits = self.job.limits
         if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
@@ -233,6 +242,16 @@ def _plain(cell: Any) -> Any:
     return cell if cell is None or isinstance(cell, (bool, int, float, str)) else str(cell)
 
 
+def plan(session: Session, job: Job) -> None:
+    """What a read of these rows would give, without them: the schema (Arrow, base64) and the groups of each file."""
+    con = opened(session, job)
+    recheck(con, job)
+    relation = next(iter(job.relations.values()))
+    groups = divisible(relation.kind).groups(session.files[0].paths) if job.arguments.get("groups") else None
+    schema = engine.schema_of(engine.query(con, job.sql, job.params))
+    value(session, {"groups": groups, "schema": base64.b64encode(schema.serialize()).decode()})
+
+
 def value(session: Session, found: Any) -> None:
     """A JSON answer."""
     session.send(wire.VALUE, json.dumps(found, ensure_ascii=False, allow_nan=False, default=str).encode())
@@ -271,6 +290,7 @@ def check_arrow(session: Session, job: Job) -> None:
 TASKS: dict[str, Callable[[Session, Job], None]] = {
     "query": query,
     "report": report,
+    "plan": plan,
     "profile": profile,
     "convert": convert,
     "check_arrow": check_arrow,

@@ -93,9 +93,16 @@ class Grants:
         """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
         return self._compiled(*await self._store.read(lambda tx: _rows(tx, agreement_id, consumer)))
 
-    async def covers(self, agreement_id: str, *, consumer: str, action: str, purpose: str) -> DataContract:
-        """The contract that serves this action and purpose now, without opening a read; Refused by its rule."""
+    async def covers(
+        self, agreement_id: str, *, consumer: str, action: str, purpose: str, transfer: tuple[str, int] | None = None
+    ) -> DataContract:
+        """The contract that serves this action and purpose now, without opening a read; Refused by its rule.
+
+        `transfer`: id and generation of the transfer that must still be started.
+        """
         held = await self.hold(agreement_id, consumer=consumer)
+        if transfer is not None:
+            await self._store.read(lambda tx: _check_transfer(tx, transfer[0], agreement_id, transfer[1]))
         return choose(held.contracts, action=action, purpose=purpose, now=time.time())
 
     async def open(

@@ -27,13 +27,15 @@ __all__ = ["DEFAULT", "Caps", "Dataset", "Keys", "Prepared", "check_time", "prep
 class Dataset:
     """One dataset of the caller: (owner, table) as queries name it, the engine's relation, its contract.
 
-    `id`: the dataset's IRI, by which `ds:joinWith` may name it.
+    `id`: the dataset's IRI, by which `ds:joinWith` may name it. `position`: a column of the relation, under a random
+    name, that holds each row's place and passes the policy as it is; the caller takes it out of the answer.
     """
 
     name: tuple[str, str]
     relation: str
     contract: DataContract
     id: str = ""
+    position: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ def _entry(dataset: Dataset) -> Entry:
     shown = contract.columns
     if contract.grid is not None:
         shown = grid.asked_columns(shown, contract.grid)
+    elif dataset.position:
+        shown = (*shown, dataset.position)
     return Entry(*dataset.name, shown)
 
 
@@ -175,7 +179,8 @@ class _Wrapper:
             self.grid = contract
             self._point(node, self._grid(dataset))
             return
-        shown = [name for name in contract.columns if self.asked is None or name.casefold() in self.asked]
+        placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
+        shown = [name for name in placed if self.asked is None or name.casefold() in self.asked]
         if wrap.plain(contract.row_filter):
             query = wrap.rows(contract, dataset.relation, shown, self.maker)
             node.replace(exp.Subquery(this=query, alias=node.args["alias"]))

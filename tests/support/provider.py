@@ -52,16 +52,18 @@ class Provider:
     events: list[Event]
     path: Path
 
-    async def agree(self, policy: Policy = OPEN, *, name: str = DATASET, path: Path | None = None) -> str:
+    async def agree(
+        self, policy: Policy = OPEN, *, name: str = DATASET, path: Path | None = None, kind: str = "parquet"
+    ) -> str:
         """Register a dataset (once), sign an agreement on it, start a transfer; the agreement's id."""
         number = os.urandom(4).hex()
         path = path or self.path
-        profile = await self.profile(path)
-        await self.store.write(lambda tx: _insert(tx, policy, number, name=name, path=path, profile=profile))
+        relation = data.relation(kind, path, path.parent)
+        profile = await self.profile(relation)
+        await self.store.write(lambda tx: _insert(tx, policy, number, name=name, relation=relation, profile=profile))
         return f"urn:agreement:{number}"
 
-    async def profile(self, path: Path) -> dict[str, Any]:
-        relation = data.relation("parquet", path, path.parent)
+    async def profile(self, relation: Relation) -> dict[str, Any]:
         found: dict[str, Any] = await self.pool.ask(Job(kind="profile", relations={"t": relation}))
         return found
 
@@ -124,7 +126,7 @@ async def _served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
         await task
 
 
-def _insert(tx: Any, policy: Policy, number: str, *, name: str, path: Path, profile: dict[str, Any]) -> None:
+def _insert(tx: Any, policy: Policy, number: str, *, name: str, relation: Relation, profile: dict[str, Any]) -> None:
     dataset_id = f"urn:hanse:{OWNER}:{name}"
     if tx.datasets.find(name) is None:
         tx.datasets.add(
@@ -132,7 +134,7 @@ def _insert(tx: Any, policy: Policy, number: str, *, name: str, path: Path, prof
                     version="v1", created_at=tx.now)
         )  # fmt: skip
         tx.datasets.add(
-            DatasetVersion(dataset_id=dataset_id, digest="v1", source=_source(path), created_at=tx.now,
+            DatasetVersion(dataset_id=dataset_id, digest="v1", source=_source(relation), created_at=tx.now,
                            schema=[{"name": c["name"], "type": c["type"]} for c in profile["columns"]],
                            profile={"rows": profile["rows"], "columns": profile["columns"]})
         )  # fmt: skip
@@ -149,9 +151,8 @@ def _insert(tx: Any, policy: Policy, number: str, *, name: str, path: Path, prof
     )  # fmt: skip
 
 
-def _source(path: Path) -> dict[str, Any]:
-    relation: Relation = data.relation("parquet", path, path.parent)
-    return {"kind": "parquet", "options": {}, "files": [dict(file) for file in relation.files]}
+def _source(relation: Relation) -> dict[str, Any]:
+    return {"kind": relation.kind, "options": dict(relation.options), "files": [dict(file) for file in relation.files]}
 
 
 def columns_of(profile: Sequence[dict[str, Any]]) -> list[str]:

@@ -56,6 +56,36 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows `first` to `stop` of file number `file`; `position` names a further column with each row's number."""
+
+    file: int
+    first: int
+    stop: int
+    position: str = ""
+
+
+class Divisible(Protocol):
+    """A kind whose rows have a fixed place, so that some of them can be read by their number."""
+
+    def groups(self, paths: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Rows and bytes of each group of each file (worker only)."""
+        ...
+
+    def attach_rows(self, con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
+        """As `attach`, with nothing but these rows, in place of what had the name before (worker only)."""
+        ...
+
+
+def divisible(kind: str) -> Divisible:
+    """The module of a kind that can be read by row number; BadInput for the others."""
+    found = source(kind)
+    if not hasattr(found, "attach_rows"):
+        raise BadInput(f"a {kind} dataset has no fixed order of rows; read it as one stream", code="not_divisible")
+    return cast(Divisible, found)
+
+
 def source(kind: str) -> Source:
     """The module of a kind; BadInput that names the known ones otherwise."""
     if kind not in SOURCES:

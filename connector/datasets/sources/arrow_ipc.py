@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option
+from connector.datasets.sources import Option, Rows
 from connector.datasets.sources.files import FileRef, file_ref, files_under, resolve
 from connector.errors import SourceUnreadable
 
@@ -33,6 +33,44 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
     import pyarrow.dataset as ds
 
     con.register(name, ds.dataset(list(paths), format="ipc"))
+
+
+def groups(paths: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """One group a record batch; its rows by its first column, its bytes as a share of the file's."""
+    import pyarrow as pa
+
+    found = []
+    for path in paths:
+        with pa.memory_map(path) as mapped:
+            first = pa.ipc.IpcReadOptions(included_fields=[0])
+            reader = pa.ipc.open_file(mapped, options=first)
+            counts = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
+            width = mapped.size() / max(1, sum(counts))
+            found.append([(count, int(count * width)) for count in counts])
+    return found
+
+
+def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
+    """A reader that opens the batches with these rows only. It can be read once, as one scan does."""
+    import pyarrow as pa
+
+    reader = pa.ipc.open_file(pa.memory_map(paths[rows.file]))
+    schema = reader.schema.append(pa.field(rows.position, pa.int64())) if rows.position else reader.schema
+    counts = [count for count, _ in groups([paths[rows.file]])[0]]
+    con.register(name, pa.RecordBatchReader.from_batches(schema, _within(reader, counts, rows)))
+
+
+def _within(reader: Any, counts: Sequence[int], rows: Rows) -> Iterator[Any]:
+    import numpy as np
+    import pyarrow as pa
+
+    start = 0
+    for number, count in enumerate(counts):
+        first, stop = max(rows.first, start), min(rows.stop, start + count)
+        if first < stop:
+            part = reader.get_batch(number).slice(first - start, stop - first)
+            yield part.append_column(rows.position, pa.array(np.arange(first, stop))) if rows.position else part
+        start += count
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option
+from connector.datasets.sources import Option, Rows
 from connector.datasets.sources.files import FileRef, files_under, quote_list, quote_name
+from connector.datasets.sources.parquet import groups, view_of_rows
 from connector.errors import SourceUnreadable
+
+__all__ = ["attach", "attach_rows", "convert", "find", "groups"]
 
 TITLE = "Directory of Parquet files with partitions"
 SUFFIXES = (".parquet", ".pq")
@@ -36,9 +39,17 @@ def partitions(name: str) -> tuple[str, ...]:
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
     """A view; a filter on a partition column skips whole files."""
+    con.execute(f"CREATE VIEW {quote_name(name)} AS SELECT * FROM {_table(paths, options)}")  # noqa: S608  quoted
+
+
+def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
+    """A view; files and row groups that hold none of these rows are passed over."""
+    view_of_rows(con, name, _table(paths, options), rows, files=len(paths))
+
+
+def _table(paths: Sequence[str], options: Mapping[str, Any]) -> str:
     guess, union = bool(options.get("guess_types", True)), bool(options.get("union_by_name", False))
-    con.execute(
-        f"CREATE VIEW {quote_name(name)} AS SELECT * FROM "  # noqa: S608  names and paths are quoted, ours
+    return (
         f"read_parquet({quote_list(paths)}, hive_partitioning = true, "
         f"hive_types_autocast = {guess}, union_by_name = {union})"
     )

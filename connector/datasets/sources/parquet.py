@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option
+from connector.datasets.sources import Option, Rows
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, resolve
 from connector.errors import SourceUnreadable
 
@@ -28,6 +28,33 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
     con.execute(
         f"CREATE VIEW {quote_name(name)} AS SELECT * FROM "  # noqa: S608  names and paths are quoted, ours
         f"read_parquet({quote_list(paths)}, hive_partitioning = false)"
+    )
+
+
+def groups(paths: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """By the footers."""
+    import pyarrow.parquet as pq
+
+    found = []
+    for path in paths:
+        footer = pq.read_metadata(path)
+        shown = (footer.row_group(number) for number in range(footer.num_row_groups))
+        found.append([(group.num_rows, group.total_byte_size) for group in shown])
+    return found
+
+
+def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
+    """A view; the engine passes over the row groups that hold none of these rows."""
+    view_of_rows(con, name, f"read_parquet({quote_list(paths)}, hive_partitioning = false)", rows, files=len(paths))
+
+
+def view_of_rows(con: Any, name: str, table: str, rows: Rows, *, files: int) -> None:
+    """A view of some rows of a `read_parquet`. All files stay in it, so that types are what they are for the whole."""
+    number = f", file_row_number AS {quote_name(rows.position)}" if rows.position else ""
+    where = f"file_row_number >= {rows.first:d} AND file_row_number < {rows.stop:d}"
+    where += f" AND file_index = {rows.file:d}" if files > 1 else ""
+    con.execute(
+        f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT *{number} FROM {table} WHERE {where}"  # noqa: S608  ours
     )
 
 

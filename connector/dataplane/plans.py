@@ -1,0 +1,234 @@
+"""What can be read of a dataset block by block, and the ranges behind a choice of blocks. No byte leaves here.
+
+A plan is made under the same ticket as a read and shows no more than the contract does: where a policy hides rows,
+counts are rounded, so that nobody learns how many. It holds nothing: the server remembers no plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connector.dataplane import asked as ask
+from connector.dataplane.asked import Asked, Split
+from connector.dataplane.tickets import Ticket
+from connector.datasets import splits
+from connector.datasets.sources import divisible
+from connector.datasets.splits import Block, Place
+from connector.errors import BadInput, EngineFailed, Refused, VersionChanged
+from connector.query.job import Job, Range, Ranges, Recheck, Relation
+from connector.query.pool import Pool
+from connector.store.tables import DatasetVersion
+from connector.usage.grants import Grants, Held
+from policies.contract import DataContract
+
+BLOCKS_MAX = 1024  # in one read: a longer list is asked for in parts
+_CACHED_MAX = 64
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which rows: columns (none: all that the contract shows), a condition, the declared purpose."""
+
+    columns: tuple[str, ...] = ()
+    where: str = ""
+    purpose: str = ""
+
+
+class Plans:
+    """The plans of one provider. `relation_of` gives the engine's view of a version."""
+
+    def __init__(
+        self, grants: Grants, pool: Pool, *, name: str, secret: bytes, relation_of: Callable[[DatasetVersion], Relation]
+    ) -> None:
+        self._grants = grants
+        self._pool = pool
+        self._name = name
+        self._secret = secret
+        self._relation_of = relation_of
+        self._cached: OrderedDict[tuple[str, str], tuple[Block, ...]] = OrderedDict()
+
+    async def plan(self, ticket: Ticket, wanted: Wanted) -> dict[str, Any]:
+        """Snapshot, schema and blocks of a read, or the reason why there may be none."""
+        held, contract = await self._admitted(ticket, wanted)
+        found = await self._look(held, contract, ticket, wanted, groups=not self._known(held))
+        blocks = self._blocks_of(held, found["groups"])
+        exact = contract.row_filter is None and not wanted.where.strip()
+        shown = _rounded if contract.row_filter is not None else int
+        snapshot = splits.snapshot_of(held.version.digest)
+        return {
+            "snapshot": snapshot,
+            "plan": _digest(snapshot, held.dataset.id, wanted),
+            "dataset": held.dataset.id,
+            "name": held.dataset.name,
+            "schema": found["schema"],
+            "exact": exact,
+            "rows": shown(sum(block.rows for block in blocks)),
+            "expires": int(ticket.expires),
+            "blocks": [{"rows": shown(block.rows), "bytes": shown(block.nbytes)} for block in blocks],
+        }
+
+    async def split(self, ticket: Ticket, wanted: Wanted, *, snapshot: str, blocks: str, after: str) -> Split:
+        """The ranges of some blocks (`all`, or their numbers), in the order given, after a cursor.
+
+        VersionChanged where `snapshot` is no longer what the agreement reads: never other rows in its place.
+        """
+        held, contract = await self._admitted(ticket, wanted)
+        current = splits.snapshot_of(held.version.digest)
+        check_snapshot(snapshot or current, held)
+        if not self._known(held):
+            self._blocks_of(held, (await self._look(held, contract, ticket, wanted, groups=True))["groups"])
+        found = self._blocks_of(held, None)
+        key = splits.cursor_key(self._secret, consumer=ticket.consumer, snapshot=current)
+        ranges = _whole(found) if blocks == ALL else _chosen(found, blocks)
+        if after:
+            ranges = _after(ranges, splits.unseal(after, key))
+        hides = bool(wanted.where.strip()) or any(one.row_filter is not None for one in held.contracts)
+        position = f"r_{secrets.token_hex(8)}" if hides else ""
+        return Split(snapshot=current, only=Ranges(ranges or (Range(-1, 0, 0, 0),), key.hex(), position))
+
+    async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
+        """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""
+        held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
+        contract = await self._grants.covers(
+            ticket.agreement,
+            consumer=ticket.consumer,
+            action=ask.STREAM,
+            purpose=ticket.purpose or wanted.purpose,
+            transfer=(ticket.transfer, ticket.generation),
+        )
+        if contract.grid is not None:
+            raise Refused(
+                f"{held.dataset.name!r} may only be asked for aggregates of groups, so it has no rows to stream; "
+                "send a query",
+                code="aggregate_only",
+                rule=contract.permission,
+            )
+        divisible(held.version.source["kind"])
+        taken = {column["name"].casefold() for column in held.version.schema}
+        if found := [name for name in splits.RESERVED if name in taken]:
+            raise BadInput(
+                f"{held.dataset.name!r} has a column {found[0]}, which is the engine's name for a row's place; "
+                "read it as one stream",
+                code="not_divisible",
+            )
+        return held, contract
+
+    async def _look(
+        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
+    ) -> dict[str, Any]:
+        from policies.enforce.sql import Dataset, prepare
+
+        name = (self._name, held.dataset.name)
+        relation = _token()
+        prepared = prepare(
+            ask.rows_sql(name, columns=wanted.columns, where=wanted.where),
+            [Dataset(name, relation, contract, held.dataset.id)],
+            action=ask.STREAM,
+            purpose=ticket.purpose or wanted.purpose or None,
+            token=_token,
+            mask_key=bytes(32),  # of no value that leaves
+        )
+        job = Job(
+            kind="plan",
+            relations={relation: self._relation_of(held.version)},
+            sql=prepared.sql,
+            params=prepared.params,
+            recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
+            arguments={"groups": groups},
+            consumer=ticket.consumer,
+            shared=True,
+        )
+        found: dict[str, Any] = await self._pool.ask(job)
+        return found
+
+    def _known(self, held: Held) -> bool:
+        return _key(held) in self._cached
+
+    def _blocks_of(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]] | None) -> tuple[Block, ...]:
+        if groups is not None:
+            self._cached[_key(held)] = splits.cut(groups)
+            while len(self._cached) > _CACHED_MAX:
+                self._cached.popitem(last=False)
+        if (found := self._cached.get(_key(held))) is None:
+            raise EngineFailed("the blocks of this version are not known; ask again", code="engine_failed")
+        return found
+
+
+def _key(held: Held) -> tuple[str, str]:
+    return held.dataset.id, held.version.digest
+
+
+def check_snapshot(snapshot: str, held: Held) -> None:
+    """VersionChanged unless a read of this agreement gives the rows of `snapshot`."""
+    if snapshot != splits.snapshot_of(held.version.digest):
+        raise VersionChanged(
+            f"{held.dataset.name!r} has another version than the one that this plan is for; a position in it means "
+            "nothing now. Make a new plan and begin anew",
+            code="snapshot_changed",
+        )
+
+
+def asked_of(ticket: Ticket, held: Held, wanted: Wanted, *, owner: str, split: Split | None = None) -> Asked:
+    """The read of these rows, with the column of positions where the split has one."""
+    position = split.only.position if split else ""
+    return Asked(
+        tickets=(ticket,),
+        sql=ask.rows_sql((owner, held.dataset.name), columns=wanted.columns, where=wanted.where, position=position),
+        action=ask.STREAM,
+        plain_scan=True,
+        unfiltered=not wanted.where.strip(),
+        purpose=wanted.purpose,
+        split=split,
+    )
+
+
+def _whole(blocks: Sequence[Block]) -> tuple[Range, ...]:
+    """Every row in order, one range a file: fewer and longer scans than block by block."""
+    files: dict[int, int] = {}
+    for block in blocks:
+        files[block.file] = block.first + block.rows
+    return tuple(Range(-1, file, 0, stop) for file, stop in files.items())
+
+
+def _chosen(blocks: Sequence[Block], text: str) -> tuple[Range, ...]:
+    numbers = text.split(",")
+    if len(numbers) > BLOCKS_MAX or not all(one.isascii() and one.isdigit() and len(one) < 10 for one in numbers):
+        raise BadInput(f"expected blocks as {ALL} or at most {BLOCKS_MAX} numbers such as 3,0,7, came {text[:40]!r}")
+    chosen = [int(one) for one in numbers]
+    if len(set(chosen)) < len(chosen) or max(chosen) >= len(blocks):
+        raise BadInput(f"expected each block once, from 0 to {len(blocks) - 1}, came {text[:40]!r}")
+    return tuple(
+        Range(number, one.file, one.first, one.first + one.rows) for number, one in ((n, blocks[n]) for n in chosen)
+    )
+
+
+def _after(ranges: Sequence[Range], place: Place) -> tuple[Range, ...]:
+    for number, one in enumerate(ranges):
+        if one.file == place.file and one.first <= place.row < one.stop:
+            rest = Range(one.block, one.file, place.row + 1, one.stop)
+            return (rest, *ranges[number + 1 :])
+    raise BadInput(
+        "the cursor is of a block that is not in the list; give the list it came from", code="cursor_invalid"
+    )
+
+
+def _digest(snapshot: str, dataset: str, wanted: Wanted) -> str:
+    parts = [snapshot, dataset, list(wanted.columns), wanted.where]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _rounded(count: int) -> int:
+    from connector.dataplane.access import two_digits
+
+    return two_digits(count)
+
+
+def _token() -> str:
+    return f"r_{secrets.token_hex(8)}"

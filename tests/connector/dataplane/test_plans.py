@@ -1,0 +1,241 @@
+"""Plans, blocks and cursors as a client meets them: real files and workers, plain Arrow readers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+
+from connector.datasets import splits
+from policies.model import Policy
+from tests.support import data, gate, provider
+from tests.support.gate import atom, mask
+from tests.support.provider import OPEN, Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TOTAL = 210_000
+FILTERED = gate.agreement(atom("ds:row/gap", "eq", "2"), duties=[mask("null", "name")], action="odrl:use")
+NOT_PLAIN = gate.agreement(gate.either(atom("ds:row/gap", "eq", "2"), atom("ds:row/gap", "eq", "3")), action="odrl:use")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("plans"), rows=TOTAL) as started:
+        yield started
+
+
+class Reader:
+    """The requests of one consumer under one agreement."""
+
+    def __init__(self, running: Provider, agreement: str, name: str = provider.DATASET) -> None:
+        self.url, self.ticket, self.name = running.url, running.ticket(agreement), name
+
+    async def plan(self, **form: Any) -> httpx2.Response:
+        async with self.client() as session:
+            return await session.post("/data/v1/streams", json=form)
+
+    async def rows(self, **parameters: Any) -> httpx2.Response:
+        async with self.client() as session:
+            return await session.get(f"/data/v1/datasets/{self.name}/rows", params=parameters)
+
+    async def parts(self, **parameters: Any) -> list[tuple[pa.RecordBatch, dict[str, Any]]]:
+        answer = await self.rows(**parameters)
+        assert answer.status_code == 200, answer.text
+        return placed(answer.content)
+
+    def client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {self.ticket}"}, timeout=30)
+
+
+def placed(body: bytes) -> list[tuple[pa.RecordBatch, dict[str, Any]]]:
+    """Batches with what their metadata says of their place; the end must be there and complete."""
+    found, end = [], None
+    with pa.ipc.open_stream(body) as reader:
+        while end is None:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            if "hanse.end" in metadata:
+                end = json.loads(metadata["hanse.end"])
+            else:
+                found.append((batch, json.loads(metadata["hanse.at"])))
+    assert end["status"] == "complete"
+    assert end["rows"] == sum(batch.num_rows for batch, _ in found)
+    return found
+
+
+def ids(parts: list[tuple[pa.RecordBatch, dict[str, Any]]]) -> list[int]:
+    return [number for batch, _ in parts for number in batch.column("id").to_numpy().tolist()]
+
+
+def expected(policy: Policy, blocks: list[tuple[int, int]]) -> list[int]:
+    shown = {id(FILTERED): {2}, id(NOT_PLAIN): {2, 3}}.get(id(policy))
+    return [n for first, stop in blocks for n in range(first, stop) if shown is None or (n % 10 and n % 5 in shown)]
+
+
+async def test_a_plan_names_snapshot_schema_and_blocks(running: Provider) -> None:
+    reader = Reader(running, await running.agree())
+    plan = (await reader.plan(columns=["name", "id"])).json()
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(plan["schema"])))
+    assert schema.names == ["name", "id"]
+    assert [block["rows"] for block in plan["blocks"]] == [100_000, 100_000, 10_000]
+    assert (plan["rows"], plan["exact"], plan["snapshot"]) == (TOTAL, True, splits.snapshot_of("v1"))
+    other = (await reader.plan(columns=["id"])).json()
+    assert other["plan"] != plan["plan"]
+    assert (await reader.plan(columns=["name", "id"])).json()["plan"] == plan["plan"]
+
+
+@pytest.mark.parametrize("policy", [OPEN, FILTERED, NOT_PLAIN], ids=["open", "filtered", "behind a barrier"])
+async def test_blocks_come_in_the_order_asked_in_one_response(running: Provider, policy: Policy) -> None:
+    reader = Reader(running, await running.agree(policy))
+    parts = await reader.parts(blocks="2,0", columns="id,name")
+    assert ids(parts) == expected(policy, [(200_000, 210_000), (0, 100_000)])
+    assert list(dict.fromkeys(at["block"] for _, at in parts)) == [2, 0]
+    assert {tuple(batch.schema.names) for batch, _ in parts} == {("id", "name")}
+    everything = await reader.parts(blocks="all")
+    assert ids(everything) == expected(policy, [(0, TOTAL)])
+    assert everything[0][0].schema.names == ["id", "x", "name", "day", "gap", "tags"]
+
+
+@pytest.mark.parametrize("policy", [OPEN, FILTERED], ids=["open", "filtered"])
+@pytest.mark.parametrize("blocks", ["all", "1,2,0"])
+async def test_reading_after_any_cursor_gives_exactly_the_rest(running: Provider, policy: Policy, blocks: str) -> None:
+    reader = Reader(running, await running.agree(policy))
+    rest = {"columns": "id", "where": "x > 50", "batch_rows": "7000"}
+    whole = await reader.parts(blocks=blocks, **rest)
+    every = ids(whole)
+    snapshot = splits.snapshot_of("v1")
+    for number in random.Random(4).sample(range(len(whole)), 4):
+        after = whole[number][1]["cursor"]
+        found = ids(await reader.parts(blocks=blocks, snapshot=snapshot, after=after, **rest))
+        assert found == every[sum(batch.num_rows for batch, _ in whole[: number + 1]) :]
+
+
+async def test_a_cursor_after_the_last_row_gives_an_empty_complete_stream(running: Provider) -> None:
+    reader = Reader(running, await running.agree())
+    last = (await reader.parts(blocks="2", columns="id"))[-1][1]["cursor"]
+    assert await reader.parts(blocks="2", columns="id", after=last) == []
+
+
+async def test_batches_under_a_filter_tell_nothing_of_the_rows_that_it_hides(running: Provider) -> None:
+    reader = Reader(running, await running.agree(FILTERED))
+    plan = (await reader.plan()).json()
+    assert plan["exact"] is False
+    assert [block["rows"] for block in plan["blocks"]] == [100_000, 100_000, 10_000]
+    assert plan["rows"] == 210_000  # two digits: no count of single persons
+    _, at = (await reader.parts(blocks="0"))[0]
+    assert set(at) == {"block", "cursor"}
+    assert len(at["cursor"]) == 80
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "code"),
+    [
+        ({"blocks": "0", "snapshot": "sha256:old/1"}, 409, "snapshot_changed"),
+        ({"blocks": "0", "after": "ab" * 40}, 400, "cursor_invalid"),
+        ({"blocks": "3"}, 400, "bad_input"),
+        ({"blocks": "0,0"}, 400, "bad_input"),
+        ({"blocks": "1;2"}, 400, "bad_input"),
+        ({"blocks": ",".join(map(str, range(1025)))}, 400, "bad_input"),
+        ({"after": "ab" * 40}, 400, "bad_input"),
+        ({"blocks": "0", "where": "file_row_number < 5"}, 400, "column_unknown"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_a_range_that_makes_no_sense_is_refused(
+    running: Provider, parameters: dict[str, str], status: int, code: str
+) -> None:
+    answer = await Reader(running, await running.agree()).rows(**parameters)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_a_cursor_of_another_block_is_refused(running: Provider) -> None:
+    reader = Reader(running, await running.agree())
+    cursor = (await reader.parts(blocks="0", columns="id"))[0][1]["cursor"]
+    answer = await reader.rows(blocks="1,2", after=cursor)
+    assert (answer.status_code, answer.json()["code"]) == (400, "cursor_invalid")
+
+
+async def test_only_an_agreement_that_lets_rows_be_streamed_has_a_plan(running: Provider) -> None:
+    query_only = Reader(running, await running.agree(gate.agreement(action="ds:query")))
+    aggregate = Reader(
+        running, await running.agree(gate.agreement(atom("ds:minGroupSize", "gteq", "5"), action="odrl:use"))
+    )
+    for reader in (query_only, aggregate):
+        for answer in (await reader.plan(), await reader.rows(blocks="0")):
+            assert answer.status_code == 403, answer.text
+            assert answer.json()["code"] in ("action_not_agreed", "aggregate_only")
+            assert answer.json()["rule"]
+    assert running.of_kind("ReadRefused")
+
+
+async def test_every_range_is_a_read_in_the_log_with_its_blocks_and_totals(running: Provider) -> None:
+    reader = Reader(running, await running.agree(FILTERED))
+    parts = await reader.parts(blocks="2,1", columns="id")
+    started = running.of_kind("ReadStarted")[-1]
+    assert (started.detail["blocks"], started.detail["columns"]) == ([2, 1], ["id"])
+    ended = next(event for event in reversed(running.events) if event.kind == "ReadEnded")
+    assert ended.detail["rows"] == sum(batch.num_rows for batch, _ in parts)
+
+
+def _many(folder: Path) -> Path:
+    table = data.table(75_000)
+    for number, (start, count) in enumerate([(0, 66_000), (66_000, 10), (66_010, 8_990)]):
+        pq.write_table(table.slice(start, count), folder / f"part-{number}.parquet", row_group_size=20_000)
+    return folder
+
+
+def _hive(folder: Path) -> Path:
+    table = data.table(75_000)
+    for number in range(3):
+        (folder / f"year={2020 + number}").mkdir()
+        pq.write_table(table.slice(number * 25_000, 25_000), folder / f"year={2020 + number}" / "p.parquet")
+    return folder
+
+
+def _arrow(folder: Path) -> Path:
+    pyarrow.feather.write_feather(data.table(75_000), folder / "t.arrow", compression="zstd", chunksize=20_000)
+    return folder / "t.arrow"
+
+
+def _images(folder: Path) -> Path:
+    count = 75_000
+    table = data.table(count).append_column("image", pa.array([b"%d" % n for n in range(count)]))
+    pq.write_table(table, folder / "t.parquet", row_group_size=30_000)
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [("parquet", _many), ("hive", _hive), ("arrow_ipc", _arrow), ("parquet", _images)],
+    ids=["many files", "hive", "arrow", "blobs"],
+)
+async def test_every_divisible_kind_of_source_gives_its_rows_by_block_and_after_a_cursor(
+    running: Provider, tmp_path: Path, kind: str, make: Any
+) -> None:
+    name = f"t_{tmp_path.name[-8:].strip('_').lower().replace('-', '_')}"
+    (tmp_path / "files").mkdir()
+    agreement = await running.agree(name=name, path=make(tmp_path / "files"), kind=kind)
+    reader = Reader(running, agreement, name)
+    plan = (await reader.plan()).json()
+    assert plan["rows"] == 75_000
+    order = list(range(len(plan["blocks"])))
+    random.Random(1).shuffle(order)
+    parts = await reader.parts(blocks=",".join(map(str, order)), batch_rows="9000")
+    assert sorted(ids(parts)) == list(range(75_000))
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(plan["schema"])))
+    assert all(batch.schema == schema for batch, _ in parts)
+    middle = len(parts) // 2
+    after = parts[middle][1]["cursor"]
+    rest = await reader.parts(blocks=",".join(map(str, order)), after=after)
+    assert ids(rest) == ids(parts[middle + 1 :])
+    assert ids(await reader.parts(blocks="all")) == list(range(75_000))

@@ -1,0 +1,73 @@
+"""Blocks of a version, and cursors: pure, so by tables and properties."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connector.datasets import splits
+from connector.datasets.splits import Block, Place
+from connector.errors import BadInput
+
+KEY = splits.cursor_key(b"s" * 32, consumer="did:web:lab.example", snapshot="sha256:aa/1")
+GROUPS = st.lists(st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 10**9)), max_size=8), max_size=6)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], []),
+        ([[(10, 100)]], [Block(0, 0, 10, 100)]),
+        ([[(50_000, 5), (50_000, 5), (50_000, 5)]], [Block(0, 0, 100_000, 10), Block(0, 100_000, 50_000, 5)]),
+        ([[(122_880, 9)], [(122_880, 9)]], [Block(0, 0, 122_880, 9), Block(1, 0, 122_880, 9)]),
+        ([[(1_500_000, 30)]], [Block(0, 0, 750_000, 15), Block(0, 750_000, 750_000, 15)]),
+        ([[], [(7, 7)]], [Block(1, 0, 7, 7)]),
+    ],
+    ids=["nothing", "one small", "small groups are joined", "files stay apart", "a huge group is cut", "an empty file"],
+)
+def test_row_groups_become_blocks(files: list[list[tuple[int, int]]], expected: list[Block]) -> None:
+    assert list(splits.cut(files)) == expected
+
+
+@given(GROUPS)
+def test_blocks_hold_every_row_once_and_are_never_huge(files: list[list[tuple[int, int]]]) -> None:
+    blocks = splits.cut(files)
+    for number, groups in enumerate(files):
+        own = [block for block in blocks if block.file == number]
+        at = 0
+        for block in own:
+            assert block.first == at
+            assert 0 < block.rows <= splits.ROWS_MAX
+            at += block.rows
+        assert at == sum(rows for rows, _ in groups)
+        assert all(block.rows >= splits.ROWS_MIN for block in own[:-1])
+
+
+@given(st.integers(0, 4095), st.integers(0, 2**48))
+def test_a_cursor_gives_its_place_back_and_never_looks_the_same_twice(file: int, row: int) -> None:
+    text = splits.seal(Place(file, row), KEY)
+    assert splits.unseal(text, KEY) == Place(file, row)
+    assert splits.seal(Place(file, row), KEY) != text
+
+
+@pytest.mark.parametrize("changed", [0, 25, 60, -1])
+def test_a_changed_cursor_is_refused(changed: int) -> None:
+    text = splits.seal(Place(3, 77), KEY)
+    letters = list(text)
+    letters[changed] = "0" if letters[changed] != "0" else "1"
+    with pytest.raises(BadInput):
+        splits.unseal("".join(letters), KEY)
+
+
+@pytest.mark.parametrize("text", ["", "00", "zz" * 40, "0" * 80, "é" * 80])
+def test_what_is_no_cursor_is_refused(text: str) -> None:
+    with pytest.raises(BadInput):
+        splits.unseal(text, KEY)
+
+
+@pytest.mark.parametrize(("consumer", "snapshot"), [("did:web:other", "sha256:aa/1"), ("did:web:lab.example", "b/1")])
+def test_a_cursor_is_good_for_its_consumer_and_snapshot_only(consumer: str, snapshot: str) -> None:
+    other = splits.cursor_key(b"s" * 32, consumer=consumer, snapshot=snapshot)
+    with pytest.raises(BadInput):
+        splits.unseal(splits.seal(Place(1, 2), KEY), other)
