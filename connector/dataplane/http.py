@@ -269,7 +269,7 @@ class _Transport:
             if given.get("after") or given.get("snapshot"):
                 raise BadInput("expected blocks beside after or snapshot: the list they belong to, or all")
             return None
-        return await self._reads.plans.split(
+        return await self._reads.split(
             ticket, wanted, snapshot=given.get("snapshot", ""), blocks=given["blocks"], after=given.get("after", "")
         )
 

@@ -74,12 +74,18 @@ class Plans:
             "blocks": [{"rows": shown(block.rows), "bytes": shown(block.nbytes)} for block in blocks],
         }
 
-    async def split(self, ticket: Ticket, wanted: Wanted, *, snapshot: str, blocks: str, after: str) -> Split:
+    async def split(self, ticket: Ticket, wanted: Wanted, *, snapshot: str, blocks: str, after: str) -> Split | None:
         """The ranges of some blocks (`all`, or their numbers), in the order given, after a cursor.
 
+        None where all are asked of a kind that has no places: then it is one stream, which cannot be gone on with.
         VersionChanged where `snapshot` is no longer what the agreement reads: never other rows in its place.
         """
-        held, contract = await self._admitted(ticket, wanted)
+        try:
+            held, contract = await self._admitted(ticket, wanted)
+        except BadInput as error:
+            if error.code == "not_divisible" and blocks == ALL and not after:
+                return None
+            raise
         current = splits.snapshot_of(held.version.digest)
         check_snapshot(snapshot or current, held)
         if not self._known(held):

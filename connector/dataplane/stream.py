@@ -21,10 +21,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, records, unfinished
-from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End
+from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
 from connector.query.job import Job, Limits, Recheck, Relation
@@ -41,6 +41,7 @@ from policies.vocabulary import compact
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
     from policies.enforce.sql import Keys, Prepared
 
+_T = TypeVar("_T")
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _IN_FLIGHT = 32 * 2**20
 _LONGEST = 24 * 3600.0
@@ -235,10 +236,18 @@ class Reads:
 
     async def plan(self, ticket: Ticket, wanted: plans.Wanted) -> dict[str, Any]:
         """The blocks of a read that may come; a refusal is in the log as one of the read."""
-        if self.draining:
-            raise Busy("the connector is stopping; try again later", code="shutting_down")
+        return await self._planned(ticket, wanted, self.plans.plan(ticket, wanted))
+
+    async def split(
+        self, ticket: Ticket, wanted: plans.Wanted, *, snapshot: str, blocks: str, after: str
+    ) -> Split | None:
+        """The ranges of a read of blocks, for `Asked.split`; a refusal is in the log as one of the read."""
+        found = self.plans.split(ticket, wanted, snapshot=snapshot, blocks=blocks, after=after)
+        return await self._planned(ticket, wanted, found)
+
+    async def _planned(self, ticket: Ticket, wanted: plans.Wanted, work: Coroutine[Any, Any, _T]) -> _T:
         try:
-            return await self.plans.plan(ticket, wanted)
+            return await work
         except (HanseError, PolicyError) as error:
             asked = Asked(tickets=(ticket,), sql="", action=STREAM, purpose=wanted.purpose)
             event = records.refused(asked, error, ())
