@@ -54,11 +54,15 @@ class Source:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Sources whose rows one fragment can join at each owner; `outer` are LEFT, SEMI and ANTI joins it takes along."""
+    """Sources whose rows one fragment can join at each owner; `outer` are LEFT, SEMI and ANTI joins it takes along.
+
+    `nested` are sources in subqueries of its conditions, of which each owner reads its own share.
+    """
 
     sources: list[Source]
     conditions: list[exp.Expr] = field(default_factory=list)
     outer: list[Source] = field(default_factory=list)
+    nested: list[Source] = field(default_factory=list)
     node: exp.Expr | None = None  # where the block's FROM names it
 
     @property
@@ -79,7 +83,8 @@ class Group:
 
     @property
     def infos(self) -> tuple[TableInfo, ...]:
-        return tuple({id(info): info for source in self.members for info in source.infos}.values())
+        read = [*self.members, *self.nested]
+        return tuple({id(info): info for source in read for info in source.infos}.values())
 
     @property
     def aggregate_only(self) -> bool:
@@ -145,7 +150,7 @@ def statement(
     `clauses` are further parts of the SELECT (having, qualify, distinct), in terms of the group's sources.
     """
     select = exp.Select(expressions=[trees.named(value.copy(), name) for name, value in outputs])
-    conditions = [condition.copy() for condition in group.conditions]
+    conditions = [_nested(condition.copy(), group, number) for condition in group.conditions]
     for source in group.sources:
         relation = _relation(source, source.parts[number])
         if select.args.get("from_") is None:
@@ -176,13 +181,26 @@ def shares(group: Group, statements: Sequence[exp.Expr]) -> list[Share]:
 
 
 def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
-    known = {source.alias: source.parts[number].columns for source in group.members if source.parts[number].columns}
+    read = [*group.members, *group.nested]
+    known = {source.alias: source.parts[number].columns for source in read if source.parts[number].columns}
     if known:
         for column in [one for one in trees.columns(select) if one.table in known]:
             value = known[column.table].get(column.name)
             if value is not None:
                 column.replace(exp.Paren(this=value.copy()) if isinstance(value, exp.Binary) else value.copy())
     return select
+
+
+def _nested(condition: exp.Expr, group: Group, number: int) -> exp.Expr:
+    """The condition with the share of each nested source in place of all of its rows."""
+    for source in group.nested:
+        for node in list(condition.find_all(exp.Table, exp.Subquery)):
+            if node.alias_or_name == source.alias and isinstance(node.parent, exp.From):
+                select, part = node.find_ancestor(exp.Select), source.parts[number]
+                assert isinstance(select, exp.Select)
+                node.replace(_relation(source, part))
+                trees.set_where(select, [*trees.where_of(select), *(one.copy() for one in part.conditions)])
+    return condition
 
 
 def _varying_keys(select: exp.Select) -> exp.Select:

@@ -19,7 +19,7 @@ from connector.query.planning import Planning
 HUGE, WHOLE, OTHER = "INT128", "whole", ""
 ANY = "any"  # a text as it is written, or NULL: takes the type of what it stands with
 _OF_TYPE = {
-    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"), WHOLE),
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INT", "INTEGER", "BIGINT"), WHOLE),
     **dict.fromkeys(("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"), WHOLE),
     "HUGEINT": HUGE,
     "UUID": "UUID",

@@ -29,13 +29,17 @@ def expected(statement: exp.Expr, planning: Planning) -> tuple[int, int] | None:
     if any(info.rows is None for info in planning.infos(statement)):
         return None
     found = _of_statement(statement, planning)
+    return round(found), round(found * width(statement, planning))
+
+
+def width(statement: exp.Expr, planning: Planning) -> int:
+    """Bytes of a row that a statement gives."""
     types = {(table.alias_or_name, column.name.lower()): column.type
              for table in trees.base_tables(statement) for column in planning.info(table).columns}  # fmt: skip
     first = statement
     while not isinstance(first, exp.Select):
         first = first.this
-    width = sum(_width(output.unalias(), types) for output in first.selects)
-    return round(found), round(found * width)
+    return sum(_width(output.unalias(), types) for output in first.selects)
 
 
 def _width(value: exp.Expr, types: dict[tuple[str, str], str]) -> int:
@@ -64,9 +68,8 @@ def _of_statement(statement: exp.Expr, planning: Planning) -> float:
 
 
 def _left(statement: exp.Select) -> float:
-    found = 1.0
-    for condition in trees.where_of(statement):
-        found *= _selectivity(condition)
+    clause = statement.args.get("where")
+    found = 1.0 if clause is None else _all(clause.this)
     return found * (_SUBQUERY if statement.args.get("having") is not None else 1.0)
 
 
@@ -80,6 +83,18 @@ def _selectivity(condition: exp.Expr) -> float:
     if isinstance(condition, exp.Not | exp.NEQ):
         return _MOST
     return _SHARE
+
+
+def _all(condition: exp.Expr, known: frozenset[exp.Expr] = frozenset()) -> float:
+    """Of an AND; what is `known` to hold around it takes nothing away any more."""
+    found, here = 1.0, [one for one in trees.conjuncts(condition) if one not in known]
+    for one in here:
+        if isinstance(one, exp.Or):
+            around = known.union(other for other in here if other is not one)
+            found *= min(_MOST, sum(_all(branch, around) for branch in trees.disjuncts(one)))
+        else:
+            found *= _selectivity(one)
+    return found
 
 
 def size(info: TableInfo) -> int:

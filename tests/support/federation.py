@@ -35,16 +35,17 @@ class Ran:
 
 
 class Federation:
-    """Owners' databases, and one that has everything (`central`)."""
+    """Owners' databases, one that has everything (`central`), and the asker's own, in which nothing stays (`here`)."""
 
     def __init__(self, *owners: str, across: bool = True) -> None:
         self.across = across
         self.owners = {owner: duckdb.connect(":memory:", config={"threads": 1}) for owner in owners}
         self.central = duckdb.connect(":memory:", config={"threads": 1})
+        self.here = duckdb.connect(":memory:", config={"threads": 1})
         self.tables: dict[tuple[str, str], TableInfo] = {}
 
     def close(self) -> None:
-        for database in (*self.owners.values(), self.central):
+        for database in (*self.owners.values(), self.central, self.here):
             database.close()
 
     def add(self, owner: str, dataset: str, table: Any, *, shown: str = "*", **more: Any) -> None:
@@ -79,7 +80,7 @@ class Federation:
 
     def run(self, made: Plan) -> Ran:
         """What a plan gives."""
-        with duckdb.connect(":memory:", config={"threads": 1}) as here:
+        with self.here.cursor() as here:  # a connection of its own, which costs far less than a database
             sent: dict[str, int] = {}
             rows: dict[str, int] = {}
             keys_sent = 0

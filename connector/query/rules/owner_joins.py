@@ -12,6 +12,7 @@ from connector.query import block as blocks
 from connector.query import tree as trees
 from connector.query.block import Group, Part, Source
 from connector.query.planning import Planning
+from connector.query.rules import exists_at_shares
 
 
 def sources(select: exp.Select, planning: Planning) -> list[Source]:
@@ -19,16 +20,20 @@ def sources(select: exp.Select, planning: Planning) -> list[Source]:
     joins = select.args.get("joins") or []
     found: list[Source] = []
     for node, join in zip(trees.sources(select), (None, *joins), strict=True):
-        parts = blocks.parts_of(node, planning)
-        alias = node.alias_or_name
-        rebased = tuple(blocks.rebase(part, alias) for part in parts)
-        found.append(Source(alias, node, join, rebased, copies=_copies(rebased, planning)))
+        found.append(source_of(node, join, planning))
         if join is not None and trees.side(join) in ("LEFT", "FULL"):
             found[-1].nullable = True
         if join is not None and trees.side(join) in ("RIGHT", "FULL"):
             for before in found[:-1]:
                 before.nullable = True
     return found
+
+
+def source_of(node: exp.Expr, join: exp.Join | None, planning: Planning) -> Source:
+    """One entry of FROM, with the owners that have its rows."""
+    alias = node.alias_or_name
+    parts = tuple(blocks.rebase(part, alias) for part in blocks.parts_of(node, planning))
+    return Source(alias, node, join, parts, copies=_copies(parts, planning))
 
 
 def _copies(parts: tuple[Part, ...], planning: Planning) -> dict[str, Part]:
@@ -95,7 +100,7 @@ def together(one: Group, other: Group, conditions: list[exp.Expr], planning: Pla
     if one.owners != other.owners:
         met = _owners_met(one, other)
         return met is not None and (met == one.owners or not fixed)
-    return len(one.owners) == 1 or any(_co_located(one, other, condition) for condition in conditions)
+    return len(one.owners) == 1 or any(co_located(one, other, condition) for condition in conditions)
 
 
 def _owners_met(one: Group, other: Group) -> tuple[str, ...] | None:
@@ -117,7 +122,7 @@ def _meet(one: Group, other: Group) -> None:
                 source.parts = tuple(source.copies[owner] for owner in owners)
 
 
-def _co_located(one: Group, other: Group, condition: exp.Expr) -> bool:
+def co_located(one: Group, other: Group, condition: exp.Expr) -> bool:
     """Shares of two datasets cut by one rule, joined by equality of what they were cut by."""
     if not isinstance(condition, exp.EQ) or len(set(one.owners)) != len(one.owners):
         return False
@@ -174,6 +179,7 @@ def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:
     kept = []
     for condition in trees.where_of(select):
         group = next((one for one in made if _judges(one, condition, planning)), None)
+        group = group or next((one for one in made if exists_at_shares.take(one, condition, planning)), None)
         if group is None:
             kept.append(condition)
         else:
@@ -182,16 +188,21 @@ def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:
 
 
 def _judges(group: Group, condition: exp.Expr, planning: Planning) -> bool:
-    reads = trees.column_tables(condition) - trees.aliases(condition)
-    if not reads or not reads <= group.aliases or any(source.nullable for source in group.sources):
-        return False
-    if group.sources[0].join is not None and not trees.is_inner(group.sources[0].join):
+    if not about(group, condition):
         return False
     if group.aggregate_only:
         return _for_grid(group, condition)
     if not trees.has_query(condition):
         return True
     return _at_home(group, condition, planning)
+
+
+def about(group: Group, condition: exp.Expr) -> bool:
+    """Whether a condition of WHERE reads this group alone, before an outer join has touched its rows."""
+    reads = trees.column_tables(condition) - trees.aliases(condition)
+    if not reads or not reads <= group.aliases or any(source.nullable for source in group.sources):
+        return False
+    return group.sources[0].join is None or trees.is_inner(group.sources[0].join)
 
 
 def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:

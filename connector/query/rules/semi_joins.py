@@ -23,7 +23,8 @@ from connector.query import tree as trees
 from connector.query.federation import Keys, Mode
 from connector.query.planning import Draft, Planning, Share
 
-_GAIN = 2.0  # keys that one row saved may cost
+_GAIN = 2.0  # keys that one row saved may cost, however narrow it is
+_KEY_BYTES = 8
 _MUCH = 0.1  # an unfiltered fragment narrows another only if it is this much smaller
 
 
@@ -44,14 +45,16 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     uses = _uses(tree)
     size = {name: stats.rows(draft, planning) for name, draft in planning.drafts.items()}
     share = {name: stats.share(draft, planning) for name, draft in planning.drafts.items()}
+    worth = {name: max(_GAIN, stats.width(draft.shares[0].statement, planning) / _KEY_BYTES)
+             for name, draft in planning.drafts.items()}  # fmt: skip
     edges = {edge for select in tree.find_all(exp.Select) for edge in _edges(select, planning)}
     left = [edge for edge in edges if uses[edge.target] == 1]
     while left:
-        # The smallest first: what it narrows may then narrow others.
-        edge = min(left, key=lambda e: (size[e.source], e.source, e.output, e.target, e.column))
+        # Of those with conditions the smallest first: what it narrows may then narrow others, also the whole tables.
+        edge = min(left, key=lambda e: (share[e.source] == 1, size[e.source], e.source, e.output, e.target, e.column))
         left.remove(edge)
         saved = size[edge.target] * (1 - share[edge.source])
-        pays = size[edge.source] <= _GAIN * saved or size[edge.source] <= _MUCH * size[edge.target]
+        pays = size[edge.source] <= worth[edge.target] * saved or size[edge.source] <= _MUCH * size[edge.target]
         if not pays or _depends(planning, edge.source, edge.target):
             continue
         if _agreed(edge, planning) and _narrow(edge, planning):
@@ -189,9 +192,10 @@ def _narrow(edge: Edge, planning: Planning) -> bool:
     draft, source = planning.drafts[edge.target], planning.drafts[edge.source]
     name = f"keys_{edge.source}_{source.outputs.index(edge.output)}"
     values = [value for share in draft.shares if (value := _tested(share.statement, edge.column)) is not None]
-    if not _comparable(_kinds(source, edge.output, planning) | _kinds(draft, edge.column, planning)):
+    kinds = _kinds(source, edge.output, planning) | _kinds(draft, edge.column, planning)
+    if not _comparable(kinds):
         return False
-    conditions = [_condition(value, name) for value in values]
+    conditions = [_condition(value, name, as_text=kinds == {"UUID"}) for value in values]
     texts = {parse.write(condition) for condition in conditions}
     if len(values) < len(draft.shares) or len(texts) != 1:  # or shares call the column differently
         return False
@@ -225,8 +229,8 @@ def _source_of(statement: exp.Expr, value: exp.Column) -> exp.Table | None:
 
 
 def _comparable(kinds: set[str]) -> bool:
-    """Whether = between them converts nothing that could fail or lose digits."""
-    return "" not in kinds and (len(kinds) == 1 or kinds <= _WHOLE)
+    """Whether = between them converts nothing that could fail or lose digits, here and after Arrow."""
+    return "" not in kinds and "HUGEINT" not in kinds and (len(kinds) == 1 or kinds <= _WHOLE)
 
 
 def _value(statement: exp.Expr, output: str) -> exp.Expr | None:
@@ -235,10 +239,14 @@ def _value(statement: exp.Expr, output: str) -> exp.Expr | None:
     return next((one.unalias() for one in statement.selects if one.alias_or_name == output), None)
 
 
-def _condition(value: exp.Expr, name: str) -> exp.Expr:
+def _condition(value: exp.Expr, name: str, *, as_text: bool) -> exp.Expr:
+    """`as_text`: what Arrow carries as text, and so the keys are."""
     table = exp.Table(this=exp.to_identifier(name), alias=exp.TableAlias(this=exp.to_identifier(name)))
     keys = exp.select(trees.column("k", name), copy=False).from_(table, copy=False)
-    return exp.In(this=value.copy(), query=exp.Subquery(this=keys))
+    tested: exp.Expr = value.copy()
+    if as_text:
+        tested = exp.TryCast(this=tested, to=exp.DataType.build("VARCHAR"), safe=True)
+    return exp.In(this=tested, query=exp.Subquery(this=keys))
 
 
 def _tested(statement: exp.Expr, column: str) -> exp.Expr | None:
@@ -267,7 +275,7 @@ def _with(statement: exp.Expr, condition: exp.Expr) -> exp.Expr:
     """The statement with the test; beside subqueries it stands under the base table, before they run."""
     found = statement.copy()
     assert isinstance(found, exp.Select)
-    value = condition.this
+    value = condition.this if isinstance(condition.this, exp.Column) else condition.this.this
     table = next(one for one in trees.sources(found) if one.alias_or_name == value.table)
     beside = [one for one in trees.where_of(found) if trees.has_query(one) and not _is_keys(one)]
     if beside and isinstance(table, exp.Table):

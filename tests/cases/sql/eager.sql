@@ -3,7 +3,7 @@ SELECT d.name, sum(t.dose) AS s, count(*) AS n FROM north.drugs d JOIN south.tri
 -- here
 SELECT d.name, SUM(t.p1) AS s, TRY_CAST(COALESCE(SUM(t.p0), 0) AS BIGINT) AS n FROM f1 AS d CROSS JOIN f0 AS t WHERE t.drug = d.drug GROUP BY d.name;
 -- f0
-SELECT t.drug, COUNT(*) AS p0, SUM(t.dose) AS p1 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug;
+SELECT t.drug, COUNT(*) AS p0, SUM(t.dose) AS p1 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug ORDER BY t.drug;
 -- f1
 SELECT d.name, d.drug FROM drugs AS d;
 
@@ -12,7 +12,7 @@ SELECT m.country, sum(t.dose) AS s, avg(m.maker) AS a, max(m.maker) AS m FROM no
 -- here
 SELECT m.country, SUM(t.p1) AS s, (TRY_CAST(SUM(TRY_CAST(m.maker AS INT128) * t.p0) AS DOUBLE) / NULLIF(SUM(CASE WHEN m.maker IS NULL THEN 0 ELSE t.p0 END), 0)) AS a, MAX(m.maker) AS m FROM f1 AS m CROSS JOIN f0 AS t WHERE t.drug = m.maker GROUP BY m.country;
 -- f0
-SELECT t.drug, COUNT(*) AS p0, SUM(t.dose) AS p1 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug;
+SELECT t.drug, COUNT(*) AS p0, SUM(t.dose) AS p1 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug ORDER BY t.drug;
 -- f1
 SELECT m.country, m.maker FROM makers AS m;
 
@@ -21,7 +21,7 @@ SELECT d.name, count(t.dose) AS n, count(*) AS r FROM north.drugs d LEFT JOIN so
 -- here
 SELECT d.name, TRY_CAST(COALESCE(SUM(t.p1), 0) AS BIGINT) AS n, TRY_CAST(COALESCE(SUM(COALESCE(t.p0, 1)), 0) AS BIGINT) AS r FROM f1 AS d LEFT JOIN f0 AS t ON t.drug = d.drug GROUP BY d.name;
 -- f0
-SELECT t.drug, COUNT(*) AS p0, COUNT(t.dose) AS p1 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug;
+SELECT t.drug, COUNT(*) AS p0, COUNT(t.dose) AS p1 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug ORDER BY t.drug;
 -- f1
 SELECT d.name, d.drug FROM drugs AS d;
 

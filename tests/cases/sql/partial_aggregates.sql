@@ -3,20 +3,20 @@ SELECT ward, count(*) AS n, sum(age) AS s, avg(weight) AS w, max(age) AS m FROM 
 -- here
 SELECT patients.ward, TRY_CAST(COALESCE(SUM(patients.p0), 0) AS BIGINT) AS n, SUM(patients.p4) AS s, (TRY_CAST(SUM(patients.p2) AS DOUBLE) / NULLIF(SUM(patients.p3), 0)) AS w, MAX(patients.p1) AS m FROM f0 AS patients GROUP BY patients.ward HAVING TRY_CAST(COALESCE(SUM(patients.p0), 0) AS BIGINT) > 2 ORDER BY n DESC;
 -- f0.north
-SELECT patients.ward, COUNT(*) AS p0, MAX(patients.age) AS p1, SUM(patients.weight) AS p2, COUNT(patients.weight) AS p3, SUM(patients.age) AS p4 FROM patients WHERE patients.age > 50 GROUP BY patients.ward;
+SELECT patients.ward, COUNT(*) AS p0, MAX(patients.age) AS p1, SUM(patients.weight) AS p2, COUNT(patients.weight) AS p3, SUM(patients.age) AS p4 FROM patients WHERE patients.age > 50 GROUP BY patients.ward ORDER BY patients.ward;
 -- f0.south
-SELECT patients.ward, COUNT(*) AS p0, MAX(patients.age) AS p1, SUM(patients.weight) AS p2, COUNT(patients.weight) AS p3, SUM(patients.age) AS p4 FROM patients WHERE patients.age > 50 GROUP BY patients.ward;
+SELECT patients.ward, COUNT(*) AS p0, MAX(patients.age) AS p1, SUM(patients.weight) AS p2, COUNT(patients.weight) AS p3, SUM(patients.age) AS p4 FROM patients WHERE patients.age > 50 GROUP BY patients.ward ORDER BY patients.ward;
 -- f0.west
-SELECT patients.ward, COUNT(*) AS p0, MAX(patients.age) AS p1, SUM(patients.weight) AS p2, COUNT(patients.weight) AS p3, SUM(patients.age) AS p4 FROM patients WHERE patients.age > 50 GROUP BY patients.ward;
+SELECT patients.ward, COUNT(*) AS p0, MAX(patients.age) AS p1, SUM(patients.weight) AS p2, COUNT(patients.weight) AS p3, SUM(patients.age) AS p4 FROM patients WHERE patients.age > 50 GROUP BY patients.ward ORDER BY patients.ward;
 
 -- A union that the question writes itself is the same.
 SELECT p.ward, count(*) AS n FROM (SELECT * FROM north.patients UNION ALL SELECT * FROM south.patients) AS p GROUP BY p.ward;
 -- here
 SELECT p.ward, TRY_CAST(COALESCE(SUM(p.p0), 0) AS BIGINT) AS n FROM f0 AS p GROUP BY p.ward;
 -- f0.north
-SELECT p.ward, COUNT(*) AS p0 FROM patients AS p GROUP BY p.ward;
+SELECT p.ward, COUNT(*) AS p0 FROM patients AS p GROUP BY p.ward ORDER BY p.ward;
 -- f0.south
-SELECT p.ward, COUNT(*) AS p0 FROM patients AS p GROUP BY p.ward;
+SELECT p.ward, COUNT(*) AS p0 FROM patients AS p GROUP BY p.ward ORDER BY p.ward;
 
 -- Without GROUP BY every owner gives one row.
 SELECT sum(weight) AS w FROM "all".patients;
@@ -34,11 +34,11 @@ SELECT ward, count(DISTINCT age) AS ages, sum(weight) AS w FROM "all".patients G
 -- here
 SELECT patients.ward, COUNT(DISTINCT patients.age) AS ages, SUM(patients.p0) AS w FROM f0 AS patients GROUP BY patients.ward;
 -- f0.north
-SELECT patients.ward, patients.age, SUM(patients.weight) AS p0 FROM patients GROUP BY patients.ward, patients.age;
+SELECT patients.ward, patients.age, SUM(patients.weight) AS p0 FROM patients GROUP BY patients.ward, patients.age ORDER BY patients.ward;
 -- f0.south
-SELECT patients.ward, patients.age, SUM(patients.weight) AS p0 FROM patients GROUP BY patients.ward, patients.age;
+SELECT patients.ward, patients.age, SUM(patients.weight) AS p0 FROM patients GROUP BY patients.ward, patients.age ORDER BY patients.ward;
 -- f0.west
-SELECT patients.ward, patients.age, SUM(patients.weight) AS p0 FROM patients GROUP BY patients.ward, patients.age;
+SELECT patients.ward, patients.age, SUM(patients.weight) AS p0 FROM patients GROUP BY patients.ward, patients.age ORDER BY patients.ward;
 
 -- FILTER goes along.
 SELECT count(*) FILTER (WHERE age > 60) AS old FROM "all".patients;
@@ -87,18 +87,18 @@ SELECT ward, count(*) AS n FROM "all".patients GROUP BY ROLLUP (ward);
 -- here
 SELECT patients.ward, TRY_CAST(COALESCE(SUM(patients.p0), 0) AS BIGINT) AS n FROM f0 AS patients GROUP BY ROLLUP (patients.ward);
 -- f0.north
-SELECT patients.ward, COUNT(*) AS p0 FROM patients GROUP BY patients.ward;
+SELECT patients.ward, COUNT(*) AS p0 FROM patients GROUP BY patients.ward ORDER BY patients.ward;
 -- f0.south
-SELECT patients.ward, COUNT(*) AS p0 FROM patients GROUP BY patients.ward;
+SELECT patients.ward, COUNT(*) AS p0 FROM patients GROUP BY patients.ward ORDER BY patients.ward;
 -- f0.west
-SELECT patients.ward, COUNT(*) AS p0 FROM patients GROUP BY patients.ward;
+SELECT patients.ward, COUNT(*) AS p0 FROM patients GROUP BY patients.ward ORDER BY patients.ward;
 
 -- A correlated subquery is counted at the other owner by its key.
 SELECT d.name FROM north.drugs d WHERE 5 < (SELECT count(*) FROM south.trials t WHERE t.drug = d.drug);
 -- here
 SELECT d.name FROM f1 AS d WHERE 5 < (SELECT TRY_CAST(COALESCE(SUM(t.p0), 0) AS BIGINT) AS _col_0 FROM f0 AS t WHERE t.drug = d.drug);
 -- f0
-SELECT t.drug, COUNT(*) AS p0 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug;
+SELECT t.drug, COUNT(*) AS p0 FROM trials AS t WHERE t.drug IN (SELECT keys_f1_1.k FROM keys_f1_1) GROUP BY t.drug ORDER BY t.drug;
 -- f1
 SELECT d.name, d.drug FROM drugs AS d;
 

@@ -25,11 +25,11 @@ SELECT drug, count(*) AS n FROM "all".visits GROUP BY drug;
 -- here
 SELECT visits.drug, TRY_CAST(COALESCE(SUM(visits.p0), 0) AS BIGINT) AS n FROM f0 AS visits GROUP BY visits.drug;
 -- f0.north
-SELECT visits.drug, COUNT(*) AS p0 FROM visits GROUP BY visits.drug;
+SELECT visits.drug, COUNT(*) AS p0 FROM visits GROUP BY visits.drug ORDER BY visits.drug;
 -- f0.south
-SELECT visits.drug, COUNT(*) AS p0 FROM visits GROUP BY visits.drug;
+SELECT visits.drug, COUNT(*) AS p0 FROM visits GROUP BY visits.drug ORDER BY visits.drug;
 -- f0.west
-SELECT visits.drug, COUNT(*) AS p0 FROM visits GROUP BY visits.drug;
+SELECT visits.drug, COUNT(*) AS p0 FROM visits GROUP BY visits.drug ORDER BY visits.drug;
 
 -- Nor where a window may.
 SELECT patient, rank() OVER (ORDER BY cost) AS place FROM "all".visits;
