@@ -22,6 +22,7 @@ from connector.dataplane.addresses import Addresses
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
 from connector.datasets.offers import Offers
+from connector.datasets.outside import Outside
 from connector.datasets.registry import Registry
 from connector.dsp import routes as dsp_routes
 from connector.dsp.agreements import Agreements
@@ -85,6 +86,7 @@ class Services:
     trust: Trust
     tokens: Tokens
     pool: Pool
+    outside: Outside
     registry: Registry
     offers: Offers
     grants: Grants
@@ -107,7 +109,7 @@ class Services:
         return await facts_of(participant, trust=self.trust)
 
 
-class _Profiles:
+class Profiles:
     """The registry's engine: profiles and conversions in worker processes."""
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
@@ -207,12 +209,14 @@ def build(settings: Settings) -> Services:
     async def known_of(party: str) -> Facts:
         return await facts_of(party, trust=trust)
 
+    outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
     pool = Pool(
         settings.data_dir / "work",
         size=settings.workers_max,
         warm=settings.workers_warm,
         readable=settings.source_roots,
         writable=(settings.data_dir / "prepared", settings.data_dir / "queries"),
+        library=outside,
     )
     grants = Grants(store, facts_of=known_of)
     addresses = Addresses(
@@ -269,12 +273,14 @@ def build(settings: Settings) -> Services:
         trust=trust,
         tokens=Tokens(store),
         pool=pool,
+        outside=outside,
         registry=Registry(
             store,
-            _Profiles(pool, settings),
+            Profiles(pool, settings),
             name=settings.name,
             roots=settings.source_roots,
             prepared=settings.data_dir / "prepared",
+            outside=outside,
         ),
         offers=Offers(store),
         grants=grants,

@@ -45,6 +45,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
         await parts.reads.drain(_STOPPING)
         await parts.sender.stop()
         await parts.pool.close()
+        parts.outside.close()
         with contextlib.suppress(HanseError):
             await parts.sequencer.settle()
         sequencing.cancel()

@@ -39,6 +39,13 @@ class Settings(BaseSettings):
     source_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Directories that datasets may be registered from, comma separated."
     )
+    connections: Path | None = Field(
+        None,
+        description="YAML file (mode 0600) with the object stores and databases that datasets may be registered from.",
+    )
+    object_cache_mb: int = Field(
+        2048, ge=64, description="Disk that blocks read from object stores may take in data_dir, in MB."
+    )
 
     public_host: str = Field(
         "127.0.0.1", description="Address that the public listener (protocol, data plane, did.json) binds to."

@@ -501,11 +501,7 @@ def relation_of(grant: Grant) -> Relation:
 def version_relation(version: DatasetVersion) -> Relation:
     """The pinned files of a version, as the engine takes them."""
     source = version.source
-    files = tuple({key: file[key] for key in _FILE_KEYS} for file in source["files"])
-    return Relation(source["kind"], files, source["options"], row_bytes=_row_bytes(version.profile))
-
-
-_FILE_KEYS = ("path", "dev", "inode", "size", "mtime_ns", "name")
+    return Relation(source["kind"], tuple(source["files"]), source["options"], row_bytes=_row_bytes(version.profile))
 
 
 def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:

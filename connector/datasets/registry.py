@@ -6,16 +6,19 @@ transaction at the end: a refusal leaves nothing behind but its record in the lo
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from connector.datasets.sources import guess, read_options, source
-from connector.datasets.sources.files import FileRef
+from connector.datasets.outside import Outside
+from connector.datasets.sources import guess, read_options, remote, source
+from connector.datasets.sources.files import FileRef, fresh
 from connector.errors import AlreadyExists, BadInput, Conflict, EngineFailed, HanseError, SourceUnreadable
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
 from connector.store import Store, Transaction
@@ -23,7 +26,7 @@ from connector.store.tables import Dataset, DatasetVersion
 from policies.contract import Column, TableSchema
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
-_WORDS_MAX = 10_000
+_LOOKS, _LOOK_SECONDS = 100, 0.03
 
 
 class Engine(Protocol):
@@ -85,12 +88,22 @@ class _Read:
 class Registry:
     """The datasets of one owner. `roots` are the directories that files may come from."""
 
-    def __init__(self, store: Store, engine: Engine, *, name: str, roots: Sequence[Path], prepared: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        *,
+        name: str,
+        roots: Sequence[Path],
+        prepared: Path,
+        outside: Outside | None = None,
+    ) -> None:
         self._store = store
         self._engine = engine
         self._owner = name
         self._roots = tuple(roots)
         self._prepared = prepared  # where converted files are kept
+        self._outside = outside  # object stores and databases
 
     async def register(self, asked: Registration, *, by: str) -> tuple[Dataset, DatasetVersion]:
         """Register a dataset and its first version. What is refused is in the log and nowhere else."""
@@ -157,11 +170,9 @@ class Registry:
 
     async def _read(self, asked: Registration) -> _Read:
         kind = asked.kind or guess(asked.path)
-        form = source(kind)
-        options = read_options(kind, asked.options)
-        files = form.find(asked.path, roots=self._roots, options=options)
+        options, files = await self._found(kind, asked)
         report = None
-        if form.CONVERTED:
+        if source(kind).CONVERTED:
             kind, options, files, report = await self._converted(kind, options, files)
         try:
             profile = await self._engine.profile(kind, [file.to_json() for file in files], options)
@@ -170,6 +181,23 @@ class Registry:
                 f"expected {kind} data that can be read to its end, came a damaged file: {asked.path!r}; write it again"
             ) from error
         return _Read(kind, options, files, profile, report)
+
+    async def _found(self, kind: str, asked: Registration) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
+        """The options with all values, and the files, at rest for at least a step of the clock that dates them."""
+        options = read_options(kind, asked.options)
+        if (elsewhere := remote(kind)) is not None:
+            if self._outside is None:
+                raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
+            return await elsewhere.bring(asked.path, options=options, from_=self._outside)
+        for _ in range(_LOOKS):
+            files = await asyncio.to_thread(source(kind).find, asked.path, roots=self._roots, options=options)
+            if not fresh(files, now_ns=time.time_ns()):
+                return options, files
+            await asyncio.sleep(_LOOK_SECONDS)
+        raise SourceUnreadable(
+            f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
+            code="source_busy",
+        )
 
     async def _converted(
         self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...]

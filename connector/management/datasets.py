@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.datasets.registry import Description, Registration, Registry
+from connector.datasets.sources import SOURCES
 from connector.management.auth import Caller, Tokens
 from connector.store.tables import Dataset, DatasetVersion
 
@@ -18,8 +19,10 @@ class NewDataset(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=63, description="Name in SQL and addresses: small letters, digits and _.")
-    path: str = Field(max_length=4096, description="File or directory, under one of HANSE_SOURCE_ROOTS.")
-    kind: str = Field("", max_length=32, description="parquet, hive, arrow_ipc, csv or jsonl; empty: by the ending.")
+    path: str = Field(
+        max_length=4096, description="File or directory under one of HANSE_SOURCE_ROOTS; s3://bucket/prefix."
+    )
+    kind: str = Field("", max_length=32, description=f"{', '.join(SOURCES)}; empty: by the path.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the kind of source.")
     id: str = Field("", max_length=255, description="Identifier (IRI); empty: urn:hanse:<participant>:<name>.")
     title: str = Field("", max_length=300)

@@ -7,18 +7,31 @@ third the process it runs in, which can be killed. Knows nothing of agreements, 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import duckdb
 import pyarrow as pa
 
 from connector.datasets.sources import source
-from connector.datasets.sources.files import FileRef, check_unchanged, open_pinned, quote_list, quote_name, quote_text
-from connector.errors import VersionChanged
+from connector.datasets.sources.files import (
+    FileRef,
+    check_unchanged,
+    engine_name,
+    open_pinned,
+    quote_list,
+    quote_name,
+    quote_text,
+    sha256,
+)
+from connector.errors import SourceUnreadable, VersionChanged
 from connector.query.job import Limits, Relation
+
+if TYPE_CHECKING:  # loads what only readers of object stores need
+    from connector.query.borrowed import Borrowed
 
 _ROWS_MIN, _ROWS_MAX = 256, 262_144
 _VECTOR = 2048
@@ -42,6 +55,14 @@ class Opened:
     def check_unchanged(self) -> None:
         for descriptor, ref in zip(self.descriptors, self.refs, strict=True):
             check_unchanged(descriptor, ref)
+
+    def digest(self, number: int) -> str:
+        """SHA-256 of a file."""
+        return sha256(self.descriptors[number])
+
+    def open(self, number: int) -> Any:
+        """What Arrow reads a file from."""
+        return self.paths[number]
 
     def close(self) -> None:
         for descriptor in self.descriptors:
@@ -89,13 +110,24 @@ def fence(con: duckdb.DuckDBPyConnection, *, paths: Sequence[str], limits: Limit
         con.execute(f"SET {setting} = {value}")
 
 
-def open_files(relation: Relation, folder: Path) -> Opened:
+Files: TypeAlias = "Opened | Borrowed"
+
+
+def open_files(relation: Relation, folder: Path, *, number: int = 0, desk: socket.socket | None = None) -> Files:
     """Open a relation's files and give the engine names for the opened ones, or VersionChanged.
+
+    Objects in a store are not opened: their blocks are borrowed over `desk`, under the relation's `number`.
 
     The names are links in a private folder to our descriptors: a file that is replaced after this line is not read,
     and the engine never sees the owner's path. Partition folders keep their names.
     """
     refs = tuple(FileRef.from_json(dict(file)) for file in relation.files)
+    if any(ref.etag for ref in refs):
+        from connector.query.borrowed import Borrowed
+
+        if desk is None:
+            raise SourceUnreadable("the connector has no object store to read this dataset from")
+        return Borrowed(desk, number, refs)
     descriptors: list[int] = []
     try:
         descriptors.extend(open_pinned(ref) for ref in refs)
@@ -110,7 +142,15 @@ def open_files(relation: Relation, folder: Path) -> Opened:
     return Opened(refs, tuple(descriptors), tuple(paths))
 
 
-def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Opened) -> None:
+def lend(con: duckdb.DuckDBPyConnection, files: Sequence[Files]) -> None:
+    """Let the engine read the objects among these files, by the names that they have."""
+    if objects := [one for one in files if not isinstance(one, Opened)]:
+        from connector.query.borrowed import FileSystem
+
+        con.register_filesystem(FileSystem(objects))
+
+
+def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Files) -> None:
     """Make a relation's rows readable under its name."""
     source(relation.kind).attach(con, name, opened.paths, relation.options)
 
@@ -231,10 +271,8 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def _link(folder: Path, number: int, ref: FileRef, descriptor: int) -> str:
-    partitions = [part for part in Path(ref.name).parts[:-1] if "=" in part]
-    place = folder.joinpath(*partitions)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    link = place / f"{number}{Path(ref.name).suffix}"
+    link = folder / engine_name(ref.name, number)
+    link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     link.symlink_to(f"/proc/self/fd/{descriptor}")
     return str(link)
 

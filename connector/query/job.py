@@ -21,6 +21,10 @@ VALUE: Final = 6
 
 HEADER: Final = struct.Struct("<BB2xIQ32s")  # kind, digest length, rows, payload length, digest so far
 LENGTH: Final = struct.Struct("<I")
+# A worker's request for blocks of an object: what, relation, file, first block, how many.
+LOAN: Final = struct.Struct("<cIIII")
+READ: Final = b"r"
+CHECK: Final = b"c"
 PAYLOAD_MAX: Final = 1 << 31
 JOB_MAX: Final = 16 * 2**20
 

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -48,7 +48,9 @@ from connector.errors import (
     VersionChanged,
 )
 from connector.query import job as wire
+from connector.query import lending
 from connector.query.job import Job
+from connector.query.lending import Library
 from connector.query.turns import Turns
 from connector.telemetry import logger
 
@@ -117,6 +119,7 @@ class Result:
         self.totals: dict[str, int] = {}
         self.ended = False
         self.worked = 0.0  # seconds that we waited for the worker
+        self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
         self._worker = worker
         self._channel = channel
         self._loop = asyncio.get_running_loop()
@@ -156,6 +159,9 @@ class Result:
         """Tell the worker to stop; whoever waits for a frame gets the error `cancelled` soon."""
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
+        if self.desk is not None:  # a worker that waits for a block does not hear of it otherwise
+            with suppress(OSError):
+                self.desk.shutdown(socket.SHUT_RDWR)
 
     async def stop(self) -> None:
         """End the work: interrupt, then kill. Safe to call at any time."""
@@ -261,8 +267,12 @@ class Pool:
         idle_seconds: float = 60.0,
         readable: Sequence[Path] | None = None,
         writable: Sequence[Path] = (),
+        library: Library | None = None,
     ) -> None:
-        """`readable` and `writable`: the only directories that a worker can open (None: not confined)."""
+        """`library` lends blocks of objects in stores.
+
+        `readable` and `writable`: the only directories that a worker can open (None: not confined).
+        """
         self._work_dir = Path(os.path.realpath(work_dir))
         self._warm = min(warm, size)
         self._streams_per_worker = streams_per_worker
@@ -272,6 +282,7 @@ class Pool:
         self._busy: set[Worker] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._library = library
         self._writable = tuple(writable)
         self._allowed = "null"
         if readable is not None:
@@ -367,8 +378,9 @@ class Pool:
         result = Result(worker, job, ours)
         worker.results.add(result)
         try:
-            with theirs:
-                socket.send_fds(worker.control, [b"j"], [theirs.fileno()])
+            with theirs, ExitStack() as stack:
+                ends = [theirs, *self._desk(result, stack)]
+                socket.send_fds(worker.control, [b"j"], [end.fileno() for end in ends])
             await result.start()
         except BaseException as error:
             self._background(self._end(result))
@@ -378,6 +390,15 @@ class Pool:
         if worker.watch is None:
             worker.watch = asyncio.get_running_loop().create_task(self._watch(worker))
         return result
+
+    def _desk(self, result: Result, stack: ExitStack) -> list[socket.socket]:
+        """For a job that reads objects: the worker's end of the socket over which it borrows their blocks."""
+        loans = lending.loans_of(result.job)
+        if not loans or self._library is None:
+            return []
+        result.desk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._background(lending.lend(result.desk, loans, self._library))
+        return [stack.enter_context(theirs)]
 
     def _sharing(self, job: Job) -> Worker | None:
         """A worker that streams already and has room for one more, for a job that may share."""
@@ -505,6 +526,8 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "codec_refused": (SourceUnreadable, "expected Parquet with zstd, snappy, lz4, gzip or no compression"),
     "lines_unreadable": (SourceUnreadable, "the file has lines that cannot be read; correct them or the options"),
     "path_refused": (PathRefused, "the file is not one that may be read"),
+    "store_refused": (SourceUnreadable, "the object store does not let the connector read there"),
+    "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
     "job_invalid": (BadInput, "expected a job that a worker knows"),

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connector.datasets.sources.files import quote_name, sha256
+from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
-from connector.query.engine import Opened
+from connector.query.engine import Files
 
 _COLUMNS_AT_ONCE = 16
 _TEXT_MAX = 128
@@ -22,7 +22,7 @@ _ORDERED = ("INT", "DECIMAL", "FLOAT", "DOUBLE", "DATE", "TIME", "VARCHAR", "BOO
 
 
 def profile(
-    con: Any, name: str, files: Opened, *, widths: Mapping[str, float], check: Callable[[], None]
+    con: Any, name: str, files: Files, *, widths: Mapping[str, float], check: Callable[[], None]
 ) -> dict[str, Any]:
     """Columns with types and figures, row count, bytes, and the digest of each file."""
     described = con.sql(f"DESCRIBE SELECT * FROM {quote_name(name)}").fetchall()  # noqa: S608  quoted
@@ -39,28 +39,28 @@ def profile(
     return {"rows": rows, "columns": figures, "files": found, "bytes": sum(file["size"] for file in found)}
 
 
-def digests(files: Opened, *, check: Callable[[], None]) -> list[dict[str, Any]]:
+def digests(files: Files, *, check: Callable[[], None]) -> list[dict[str, Any]]:
     """Every file with its SHA-256, in order."""
     found = []
-    for ref, descriptor in zip(files.refs, files.descriptors, strict=True):
+    for number, ref in enumerate(files.refs):
         check()
-        found.append(ref.to_json() | {"sha256": sha256(descriptor)})
+        found.append(ref.to_json() | {"sha256": files.digest(number)})
     return found
 
 
-def parquet_widths(files: Opened) -> dict[str, float]:
+def parquet_widths(files: Files) -> dict[str, float]:
     """Average bytes of a value per top-level column by the footers; SourceUnreadable for what we do not read.
 
     The codec is looked at before anything is decoded: Brotli makes a bomb of a small file.
     """
     sizes: dict[str, int] = {}
     rows = 0
-    for ref, path in zip(files.refs, files.paths, strict=True):
-        footer = _footer(path, ref.name)
+    for number, ref in enumerate(files.refs):
+        footer = _footer(files.open(number), ref.name)
         rows += footer.num_rows
         for group in range(footer.num_row_groups):
-            for number in range(footer.num_columns):
-                chunk = footer.row_group(group).column(number)
+            for column in range(footer.num_columns):
+                chunk = footer.row_group(group).column(column)
                 if chunk.compression.upper() not in ("UNCOMPRESSED", "SNAPPY", "ZSTD", "LZ4", "LZ4_RAW", "GZIP"):
                     raise SourceUnreadable(
                         f"expected Parquet with zstd, snappy, lz4, gzip or no compression, came {chunk.compression} "
@@ -73,9 +73,9 @@ def parquet_widths(files: Opened) -> dict[str, float]:
     return {name: size / max(rows, 1) for name, size in sizes.items()}
 
 
-def _footer(path: str, name: str) -> pq.FileMetaData:
+def _footer(opened: Any, name: str) -> pq.FileMetaData:
     try:
-        return pq.read_metadata(path)
+        return pq.read_metadata(opened)
     except (pa.ArrowException, OSError) as error:
         raise SourceUnreadable(
             f"expected a Parquet file, came something else or a damaged one: {name!r}; write it again",

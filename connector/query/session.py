@@ -34,8 +34,9 @@ _CPU_SLACK = 30
 class Session:
     """One job on its socket, in a thread of its own."""
 
-    def __init__(self, channel: socket.socket, folder: Path, worker: Worker) -> None:
+    def __init__(self, channel: socket.socket, desk: socket.socket | None, folder: Path, worker: Worker) -> None:
         self.channel = channel
+        self.desk = desk  # where blocks of objects are borrowed
         self.folder = folder
         self.worker = worker
         self.cancelled = False
@@ -82,7 +83,20 @@ class Session:
         except HanseError as error:
             self._fail(error.code, type(error).__name__, facts=error.facts, message=error.message)
         except BaseException as error:  # noqa: BLE001  whatever the engine raises becomes a code; its text stays here
-            self._fail(engine.code_of(error), type(error).__name__)
+            self._fail_because(error)
+
+    def _fail_because(self, error: BaseException) -> None:
+        """A file that changed while it was read is the reason, whatever the engine makes of it."""
+        for found in self.files:
+            try:
+                found.check_unchanged()
+            except HanseError as changed:
+                self._fail(changed.code, type(changed).__name__, facts=changed.facts, message=changed.message)
+                return
+            except Coded as end:
+                self._fail(end.code, type(end).__name__, facts=end.facts)
+                return
+        self._fail(engine.code_of(error), type(error).__name__)
 
     def _fail(self, code: str, kind: str, *, facts: dict[str, Any] | None = None, message: str = "") -> None:
         """Tell a code; `message` only where the sentence is ours."""
@@ -102,6 +116,8 @@ class Session:
         if con is not None:
             with suppress(Exception):
                 con.close()
+        if self.desk is not None:
+            self.desk.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.worker.ended(self)
 
@@ -194,7 +210,7 @@ class Worker:
 
     def _take(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.control, 1, 1)
+            data, descriptors, _, _ = socket.recv_fds(self.control, 1, 2)
         except OSError:
             data, descriptors = b"", []
         if not data:
@@ -202,7 +218,8 @@ class Worker:
         channel = socket.socket(fileno=descriptors[0])
         channel.setblocking(True)
         self.count += 1
-        session = Session(channel, self.folder / f"job-{self.count}", self)
+        desk = socket.socket(fileno=descriptors[1]) if len(descriptors) > 1 else None
+        session = Session(channel, desk, self.folder / f"job-{self.count}", self)
         with self.lock:
             if not self.sessions:
                 self.resting = _address_space()

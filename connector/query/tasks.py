@@ -39,7 +39,7 @@ def run(session: Session, job: Job) -> None:
 def opened(session: Session, job: Job) -> Any:
     """A fenced engine with the job's relations in it."""
     files = {
-        name: _open(session, relation, session.folder / str(number))
+        name: _open(session, relation, number)
         for number, (name, relation) in enumerate(job.relations.items())
         if relation.blob is None
     }
@@ -53,15 +53,17 @@ def opened(session: Session, job: Job) -> Any:
     return con
 
 
-def _open(session: Session, relation: wire.Relation, folder: Path) -> engine.Opened:
-    found = engine.open_files(relation, folder)
+def _open(session: Session, relation: wire.Relation, number: int = 0) -> engine.Files:
+    found = engine.open_files(relation, session.folder / str(number), number=number, desk=session.desk)
     session.cleanup.callback(found.close)
     session.files.append(found)
+    found.check_unchanged()
     return found
 
 
 def _fenced(session: Session, job: Job, paths: list[str]) -> Any:
     con = session.con = session.worker.engine()
+    engine.lend(con, session.files)
     temp = session.folder / "temp" if job.limits.temp_mb else None
     if temp is not None:
         temp.mkdir(mode=0o700, parents=True)
@@ -242,12 +244,16 @@ def _plain(cell: Any) -> Any:
     return cell if cell is None or isinstance(cell, (bool, int, float, str)) else str(cell)
 
 
+def _opened(files: engine.Files) -> list[Any]:
+    return [files.open(number) for number in range(len(files.refs))]
+
+
 def plan(session: Session, job: Job) -> None:
     """What a read of these rows would give, without them: the schema (Arrow, base64) and the groups of each file."""
     con = opened(session, job)
     recheck(con, job)
     relation = next(iter(job.relations.values()))
-    groups = divisible(relation.kind).groups(session.files[0].paths) if job.arguments.get("groups") else None
+    groups = divisible(relation.kind).groups(_opened(session.files[0])) if job.arguments.get("groups") else None
     schema = engine.schema_of(engine.query(con, job.sql, job.params))
     value(session, {"groups": groups, "schema": base64.b64encode(schema.serialize()).decode()})
 
@@ -260,8 +266,8 @@ def value(session: Session, found: Any) -> None:
 def profile(session: Session, job: Job) -> None:
     """What the owner sees of a version: schema, rows, figures per column, digests of the files."""
     name, relation = next(iter(job.relations.items()))
-    files = _open(session, relation, session.folder / "0")
-    widths = profiling.parquet_widths(files) if relation.kind in ("parquet", "hive") else {}
+    files = _open(session, relation)
+    widths = profiling.parquet_widths(files) if relation.kind in ("parquet", "hive", "s3") else {}
     con = _fenced(session, job, list(files.paths))
     engine.attach(con, name, relation, files)
     value(session, profiling.profile(con, name, files, widths=widths, check=session.check))
@@ -270,7 +276,7 @@ def profile(session: Session, job: Job) -> None:
 def convert(session: Session, job: Job) -> None:
     """Text to Parquet, into `arguments.target` (a new file in a folder of the connector's own); gone after an error."""
     relation = job.relations[next(iter(job.relations))]
-    files = _open(session, relation, session.folder / "0")
+    files = _open(session, relation)
     target = str(job.arguments["target"])
     con = _fenced(session, job, [*files.paths, target])
     try:

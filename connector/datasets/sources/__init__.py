@@ -11,10 +11,13 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from connector.datasets.sources.files import FileRef
 from connector.errors import BadInput
+
+if TYPE_CHECKING:
+    from connector.datasets.outside import Outside
 
 SOURCES: Mapping[str, str] = {
     "parquet": "connector.datasets.sources.parquet",
@@ -22,6 +25,7 @@ SOURCES: Mapping[str, str] = {
     "arrow_ipc": "connector.datasets.sources.arrow_ipc",
     "csv": "connector.datasets.sources.csv",
     "jsonl": "connector.datasets.sources.jsonl",
+    "s3": "connector.datasets.sources.s3",
 }
 
 
@@ -69,8 +73,8 @@ class Rows:
 class Divisible(Protocol):
     """A kind whose rows have a fixed place, so that some of them can be read by their number."""
 
-    def groups(self, paths: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Rows and bytes of each group of each file (worker only)."""
+    def groups(self, files: Sequence[Any]) -> list[list[tuple[int, int]]]:
+        """Rows and bytes of each group of each file: paths, or files that are open (worker only)."""
         ...
 
     def attach_rows(self, con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
@@ -86,6 +90,22 @@ def divisible(kind: str) -> Divisible:
     return cast(Divisible, found)
 
 
+class Remote(Protocol):
+    """A kind whose data is not on this machine. Its path begins with the kind's name and `://`."""
+
+    async def bring(
+        self, path: str, *, options: Mapping[str, Any], from_: Outside
+    ) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
+        """The options as they are kept, and the files: pinned objects, or a draft that `convert` reads."""
+        ...
+
+
+def remote(kind: str) -> Remote | None:
+    """The module of a kind whose data is elsewhere; None for a kind of files."""
+    found = source(kind)
+    return cast(Remote, found) if hasattr(found, "bring") else None
+
+
 def source(kind: str) -> Source:
     """The module of a kind; BadInput that names the known ones otherwise."""
     if kind not in SOURCES:
@@ -95,6 +115,9 @@ def source(kind: str) -> Source:
 
 def guess(path: str) -> str:
     """The kind that fits a path by its ending: what a form or command proposes, never a check."""
+    scheme, found, _ = path.partition("://")
+    if found and scheme in SOURCES:
+        return scheme
     if Path(path).is_dir():
         return "hive"
     fitting = [kind for kind in SOURCES if path.lower().endswith(source(kind).SUFFIXES)]

@@ -35,12 +35,12 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
     con.register(name, ds.dataset(list(paths), format="ipc"))
 
 
-def groups(paths: Sequence[str]) -> list[list[tuple[int, int]]]:
+def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
     """One group a record batch; its rows by its first column, its bytes as a share of the file's."""
     import pyarrow as pa
 
     found = []
-    for path in paths:
+    for path in files:
         with pa.memory_map(path) as mapped:
             first = pa.ipc.IpcReadOptions(included_fields=[0])
             reader = pa.ipc.open_file(mapped, options=first)

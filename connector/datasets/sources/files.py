@@ -1,7 +1,8 @@
 """Which files a source may consist of, and whether they are still the ones that were registered.
 
-A file is pinned by device, inode, size and time of change when it is registered; it is opened first and compared
-then, so that what was checked is what is read. Knows nothing of formats and imports only the standard library:
+A file is pinned by device, inode, size and both times of change when it is registered; it is opened first and compared
+then, so that what was checked is what is read. The time of change of the inode cannot be set back by whoever writes.
+Knows nothing of formats and imports only the standard library:
 the worker process loads it too.
 """
 
@@ -9,21 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from connector.errors import PathRefused, SourceUnreadable, VersionChanged
 
-FILES_MAX = 4096
+FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
+_PATTERN = re.compile(r"[*?\[\]{}]")
+_CLOCK_STEP_NS = 20_000_000  # file times move on by a tick of the kernel's clock, at most 10 ms
 
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
-    """One registered file. `name` is its place under the dataset's directory (`year=2024/part-0.parquet`)."""
+    """One registered file. `name` is its place under the dataset's directory (`year=2024/part-0.parquet`).
+
+    An object in a store has a path with a scheme, and an ETag (and version, where its bucket keeps them) instead of
+    device, inode and time of change.
+    """
 
     path: str
     dev: int
@@ -31,6 +40,9 @@ class FileRef:
     size: int
     mtime_ns: int
     name: str = ""
+    ctime_ns: int = 0  # 0: registered before it was kept
+    etag: str = ""
+    version: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,6 +60,7 @@ def file_ref(path: str, *, roots: Sequence[Path], name: str = "") -> FileRef:
     real = resolve(path, roots=roots)  # 1-3
     descriptor = _open(real, path)
     try:
+        _settle(descriptor)
         found = os.fstat(descriptor)
     finally:
         os.close(descriptor)
@@ -105,8 +118,14 @@ def open_pinned(ref: FileRef) -> int:
 
 def check_unchanged(descriptor: int, ref: FileRef) -> None:
     """VersionChanged unless the opened file is still byte for byte of the time when it was registered."""
-    if _ref(ref.path, os.fstat(descriptor), ref.name) != ref:
+    found = _ref(ref.path, os.fstat(descriptor), ref.name)
+    if found != ref and replace(found, ctime_ns=0) != ref:
         raise VersionChanged("a file of this version has changed since it was registered; register a new version")
+
+
+def fresh(refs: Sequence[FileRef], *, now_ns: int) -> bool:
+    """Whether one was written a moment ago: a further write within the clock's step would not show in its times."""
+    return any(now_ns - max(ref.mtime_ns, ref.ctime_ns) < _CLOCK_STEP_NS for ref in refs)
 
 
 def sha256(descriptor: int) -> str:
@@ -116,6 +135,16 @@ def sha256(descriptor: int) -> str:
         digest.update(piece)
         offset += len(piece)
     return digest.hexdigest()
+
+
+def engine_name(name: str, number: int) -> str:
+    """Where the engine sees file `number`: under its partition folders, which keep their names.
+
+    What the engine would take for a pattern is written as it reads it back from a folder's name (`%2A` for `*`).
+    """
+    parts = PurePosixPath(name).parts[:-1]
+    folders = [_PATTERN.sub(lambda found: f"%{ord(found[0]):02X}", part) for part in parts if "=" in part]
+    return "/".join((*folders, f"{number}{PurePosixPath(name).suffix}"))
 
 
 def quote_text(value: str) -> str:
@@ -138,7 +167,13 @@ def quote_list(values: Sequence[str]) -> str:
 
 
 def _ref(path: str, found: os.stat_result, name: str) -> FileRef:
-    return FileRef(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, name)
+    return FileRef(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, name, found.st_ctime_ns)
+
+
+def _settle(descriptor: int) -> None:
+    """Pages that somebody has mapped and written go to disk now, so that the next write to them shows in the times."""
+    with suppress(OSError):  # a file system that cannot
+        os.fsync(descriptor)
 
 
 def _open(real: Path, asked: str) -> int:

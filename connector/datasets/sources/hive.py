@@ -25,11 +25,18 @@ CONVERTED = False
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
     """Every Parquet file below the directory, all of them with the same partition columns."""
     files = files_under(path, roots=roots, suffixes=SUFFIXES)
-    kinds = {partitions(file.name) for file in files}
-    if len(kinds) > 1:
-        shown = "; ".join(sorted("/".join(kind) or "none" for kind in kinds))
-        raise SourceUnreadable(f"expected the same partition columns in every file under {path!r}, came {shown}")
+    check_partitions(files, path)
     return files
+
+
+def check_partitions(files: Sequence[FileRef], path: str) -> None:
+    """SourceUnreadable unless all files have the same partition columns."""
+    kinds = {partitions(file.name): file.name for file in files}
+    if len(kinds) > 1:
+        shown = "; ".join(f"{'/'.join(kind) or 'none'} in {name!r}" for kind, name in sorted(kinds.items())[:5])
+        raise SourceUnreadable(
+            f"expected the same partition columns in every file under {path!r}, came {shown}", code="partitions_differ"
+        )
 
 
 def partitions(name: str) -> tuple[str, ...]:

@@ -31,13 +31,13 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
     )
 
 
-def groups(paths: Sequence[str]) -> list[list[tuple[int, int]]]:
+def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
     """By the footers."""
     import pyarrow.parquet as pq
 
     found = []
-    for path in paths:
-        footer = pq.read_metadata(path)
+    for file in files:
+        footer = pq.read_metadata(file)
         shown = (footer.row_group(number) for number in range(footer.num_row_groups))
         found.append([(group.num_rows, group.total_byte_size) for group in shown])
     return found

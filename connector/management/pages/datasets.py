@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from connector.datasets.registry import Description, Registration, Registry
+from connector.datasets.sources import SOURCES
 from connector.errors import HanseError
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
@@ -18,7 +19,7 @@ from connector.settings import Settings
 from connector.store import Store
 
 _FIELDS = ("name", "path", "kind", "title", "description", "keywords", "theme", "license")
-_KINDS = ("", "parquet", "hive", "arrow_ipc", "csv", "jsonl")
+_KINDS = ("", *SOURCES)
 _LISTED = 200
 
 

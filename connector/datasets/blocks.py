@@ -1,0 +1,180 @@
+"""A bounded cache of blocks of remote objects on the local disk, lent out as open descriptors.
+
+A block's place is named by the object's ETag, so it is never older or newer than its version; a file is 0600 in a
+folder of this process's own, complete when it has its name, and gone with the process. The least recently used go
+first when the quota is reached; a descriptor that was lent stays good. Knows nothing of stores, jobs or formats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from connector.datasets.sources.files import FileRef
+
+BLOCK = 2**20
+_TOGETHER = 8  # blocks that one request to the store brings at most
+_AHEAD = 2  # requests under way for one reader beside the one it waits for
+_AT_ONCE = 8  # requests under way at all: bounds the memory
+
+Fetch = Callable[[FileRef, str, int, int], Awaitable["bytes | memoryview"]]  # object, store, start, stop
+
+
+class Blocks:
+    """Blocks of objects. `fetch(ref, store, start, stop)` brings bytes that are not here."""
+
+    def __init__(self, folder: Path, fetch: Fetch, *, quota: int) -> None:
+        self._parent = folder
+        self._fetch = fetch
+        self._quota = max(quota, 2 * _TOGETHER * BLOCK)
+        self._kept: OrderedDict[str, int] = OrderedDict()  # a block's file and its size, the latest used last
+        self._total = 0
+        self._fetching: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._folder: Path | None = None
+        self._lock = -1
+        self.hits = self.misses = 0
+
+    async def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
+        """A descriptor for each of `count` blocks from number `first` on, in order; whoever takes one closes it."""
+        label = _label(ref, store)
+        runs = _runs(first, count)
+        tasks: list[asyncio.Task[None]] = []
+        for number, run in enumerate(runs):
+            while len(tasks) <= min(number + _AHEAD, len(runs) - 1):
+                tasks.append(self._start(label, ref, store, runs[len(tasks)]))
+            await asyncio.shield(tasks[number])
+            for block in run:
+                yield await self._opened(label, ref, store, block)
+
+    @property
+    def used(self) -> int:
+        """Bytes that the cache takes."""
+        return self._total
+
+    def close(self) -> None:
+        """Remove everything."""
+        for task in self._fetching.values():
+            task.cancel()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os.close(self._lock)
+            self._folder = None
+
+    def _start(self, label: str, ref: FileRef, store: str, run: range) -> asyncio.Task[None]:
+        """Bring what of a run is missing; two readers of one run share the work."""
+        key = (label, run.start // _TOGETHER)
+        before = self._fetching.get(key)
+        task = asyncio.get_running_loop().create_task(self._bring(label, ref, store, run, before))
+        self._fetching[key] = task
+        task.add_done_callback(lambda done: self._done(key, done))
+        return task
+
+    def _done(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        if self._fetching.get(key) is task:
+            del self._fetching[key]
+        if not task.cancelled():
+            task.exception()  # whoever waits has it; nobody waits where a reader has gone
+
+    async def _bring(self, label: str, ref: FileRef, store: str, run: range, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        missing = [block for block in run if self._path(label, block) not in self._kept]
+        self.hits += len(run) - len(missing)
+        self.misses += len(missing)
+        if not missing:
+            return
+        start, stop = missing[0] * BLOCK, min((missing[-1] + 1) * BLOCK, ref.size)
+        async with self._gate:
+            body = memoryview(await self._fetch(ref, store, start, stop))
+            pieces = {block: body[block * BLOCK - start : (block + 1) * BLOCK - start] for block in missing}
+            paths = {self._path(label, block): piece for block, piece in pieces.items()}
+            await asyncio.to_thread(_write, paths)
+        for path, piece in paths.items():
+            self._keep(path, len(piece))
+
+    def _keep(self, path: str, size: int) -> None:
+        self._total += size - self._kept.pop(path, 0)
+        self._kept[path] = size
+        while self._total > self._quota:
+            oldest, freed = self._kept.popitem(last=False)
+            self._total -= freed
+            with suppress(OSError):
+                os.unlink(oldest)
+
+    async def _opened(self, label: str, ref: FileRef, store: str, block: int) -> int:
+        path = self._path(label, block)
+        while True:  # a quota that is smaller than what all read at once may have taken it again
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                break
+            except FileNotFoundError:
+                self._total -= self._kept.pop(path, 0)
+                await self._start(label, ref, store, range(block, block + 1))
+        with suppress(KeyError):
+            self._kept.move_to_end(path)
+        return descriptor
+
+    def _path(self, label: str, block: int) -> str:
+        if self._folder is None:
+            self._folder, self._lock = _own_folder(self._parent)
+        return f"{self._folder}/{label}-{block}"
+
+
+def _write(pieces: Mapping[str, memoryview]) -> None:
+    for path, piece in pieces.items():
+        draft = f"{path}.new"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(piece)
+        os.replace(draft, path)
+
+
+def _runs(first: int, count: int) -> list[range]:
+    """The blocks in runs that one request brings, cut at the same places for everybody."""
+    stop, found = first + count, []
+    while first < stop:
+        end = min(stop, (first // _TOGETHER + 1) * _TOGETHER)
+        found.append(range(first, end))
+        first = end
+    return found
+
+
+def _label(ref: FileRef, store: str) -> str:
+    parts = "\x00".join((store, ref.path, ref.etag, ref.version, str(ref.size)))
+    return hashlib.sha256(parts.encode()).hexdigest()[:40]
+
+
+def _own_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder with a lock on it, after removing those whose process has gone."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(parent / ".lock", "wb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # a folder that is made by somebody else has its lock by now
+        for old in parent.glob("cache-*"):
+            if (lock := _locked(old)) >= 0:
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(lock)
+        folder = Path(tempfile.mkdtemp(prefix="cache-", dir=parent))
+        return folder, _locked(folder)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the folder's lock; -1 where another process has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return -1
+    return descriptor

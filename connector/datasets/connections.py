@@ -1,0 +1,149 @@
+"""Where datasets may come from besides files: the object stores and databases that the operator has named.
+
+They stand in one YAML file with their credentials (HANSE_CONNECTIONS), which nobody but the connector may read. A
+dataset holds the name of a connection, never what is behind it; the file is read anew at each use, so that a rotated
+key works at once. Nothing of it is logged, shown or put into an error.
+
+    stores:
+      archive: {endpoint: "https://s3.example.org", region: eu-central-1, access_key_id: ..., secret_access_key: ...,
+                buckets: [research]}
+    databases:
+      registry: {url: "postgresql://reader:...@db.example.org/registry", schemas: [public]}
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from connector.errors import BadInput, HanseError, SourceUnreadable
+
+_FILE_MAX = 2**20
+
+
+class Store(BaseModel):
+    """An S3-compatible object store and the buckets of it that may be registered from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    endpoint: str = Field(pattern=r"^https?://[^/@\s]+/?$")
+    region: str = "us-east-1"
+    access_key_id: SecretStr = SecretStr("")
+    secret_access_key: SecretStr = SecretStr("")
+    session_token: SecretStr = SecretStr("")
+    buckets: tuple[str, ...] = Field(min_length=1)
+    bucket_in_host: bool = False  # https://bucket.endpoint instead of https://endpoint/bucket
+    insecure_http: bool = False
+
+    @model_validator(mode="after")
+    def _secure(self) -> Store:
+        if self.endpoint.startswith("http://") and not self.insecure_http:
+            raise ValueError("an endpoint over http:// needs insecure_http: true; it is for loopback and labs")
+        return self
+
+
+class Database(BaseModel):
+    """A PostgreSQL database and the schemas of it that may be registered from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    url: SecretStr
+    schemas: tuple[str, ...] = Field(("public",), min_length=1)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    stores: dict[str, Store] = {}
+    databases: dict[str, Database] = {}
+
+
+class Connections:
+    """The connections by name. `path` None: there are none."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+
+    @property
+    def names(self) -> list[str]:
+        """What may be written into a path, for a form: `s3://bucket` and `postgres://database`."""
+        try:
+            found = self._read()
+        except HanseError:
+            return []
+        buckets = [f"s3://{bucket}" for store in found.stores.values() for bucket in store.buckets]
+        return sorted({*buckets, *(f"postgres://{name}" for name in found.databases)})
+
+    def store(self, name: str, *, bucket: str) -> tuple[str, Store]:
+        """The object store `name` (empty: the only one that has the bucket) with its name; BadInput for any other."""
+        stores = self._read().stores
+        if name:
+            found = {name: _one(stores, name, "store")}
+        else:
+            found = {key: store for key, store in stores.items() if bucket in store.buckets}
+        if len(found) > 1:
+            raise BadInput(
+                f"{len(found)} stores have a bucket {bucket!r} ({', '.join(sorted(found))}); say which with the option "
+                "store",
+                code="store_ambiguous",
+            )
+        if not found or any(bucket not in store.buckets for store in found.values()):
+            raise BadInput(
+                f"no store that may be registered from has a bucket {bucket!r}; let the operator add it in the file of "
+                "HANSE_CONNECTIONS",
+                code="bucket_not_allowed",
+            )
+        return next(iter(found.items()))
+
+    def database(self, name: str) -> Database:
+        """The database `name`; BadInput names the known ones."""
+        return _one(self._read().databases, name, "database")
+
+    def _read(self) -> _File:
+        if self._path is None:
+            return _File()
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceUnreadable("the file of HANSE_CONNECTIONS cannot be read; check its path") from error
+        with os.fdopen(descriptor, "rb") as opened:
+            _check_private(os.fstat(opened.fileno()))
+            text = opened.read(_FILE_MAX)
+        return _parsed(text)
+
+
+def _check_private(found: os.stat_result) -> None:
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SourceUnreadable(
+            "the file of HANSE_CONNECTIONS holds credentials and is open to other users; run chmod 600 on it"
+        )
+
+
+def _parsed(text: bytes) -> _File:
+    # What does not fit is told by its place: the text around it may be a secret.
+    try:
+        return _File.model_validate(yaml.safe_load(text) or {})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top"
+        raise SourceUnreadable(f"the file of HANSE_CONNECTIONS at {where}: {first['msg']}") from None
+    except yaml.YAMLError:
+        raise SourceUnreadable("the file of HANSE_CONNECTIONS is not YAML; correct it") from None
+
+
+_Kind = TypeVar("_Kind", Store, Database)
+
+
+def _one(known: dict[str, _Kind], name: str, kind: str) -> _Kind:
+    if name not in known:
+        raise BadInput(
+            f"expected the name of a {kind} ({', '.join(sorted(known)) or 'none is configured'}), came {name[:100]!r}; "
+            "the operator adds one in the file of HANSE_CONNECTIONS",
+            code=f"{kind}_unknown",
+        )
+    return known[name]

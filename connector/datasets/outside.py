@@ -1,0 +1,39 @@
+"""What datasets need of the world outside the machine: object stores, databases, and a cache of what was read there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from connector.datasets.blocks import Blocks
+from connector.datasets.connections import Connections
+from connector.datasets.objects import Objects
+from connector.datasets.sources.files import FileRef
+
+
+class Outside:
+    """The operator's connections, opened when they are used first.
+
+    `folder` takes the cache of blocks (at most `cache_bytes`) and what is on its way from a database.
+    """
+
+    def __init__(self, connections: Path | None, folder: Path, *, cache_bytes: int = 2**31) -> None:
+        self.connections = Connections(connections)
+        self.folder = folder
+        self.objects = Objects(self.connections)
+        self.blocks = Blocks(folder, self._fetch, quota=cache_bytes)
+
+    def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
+        """Descriptors of blocks of an object, in order; see `Blocks.read`."""
+        return self.blocks.read(ref, store=store, first=first, count=count)
+
+    async def check(self, refs: Sequence[FileRef], *, store: str) -> None:
+        """VersionChanged unless all these objects are as they were pinned."""
+        await self.objects.check(refs, store=store)
+
+    def close(self) -> None:
+        """Remove the cache."""
+        self.blocks.close()
+
+    async def _fetch(self, ref: FileRef, store: str, start: int, stop: int) -> bytes | memoryview:
+        return await self.objects.read(ref, store=store, start=start, stop=stop)

@@ -1,0 +1,45 @@
+"""Parquet objects in an S3-compatible store: one, or all below a prefix, whose folders may carry columns.
+
+Nothing is copied at registration. A worker borrows the blocks that it reads (`connector/query/lending.py`); each is
+asked of the store on the condition that the object is still the one that was registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from connector.datasets.sources import Option, hive
+from connector.datasets.sources.files import FileRef
+from connector.errors import SourceUnreadable
+
+TITLE = "Parquet in an object store (S3)"
+SUFFIXES = (".parquet", ".pq")
+OPTIONS: tuple[Option, ...] = (
+    Option("store", str, "", "The store's name in the file of HANSE_CONNECTIONS; empty: the one with the bucket."),
+    *hive.OPTIONS,
+)
+CONVERTED = False
+
+
+def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
+    """Objects are not found in a directory."""
+    raise SourceUnreadable("an object is found over the network; no directory holds it")
+
+
+async def bring(path: str, *, options: Mapping[str, Any], from_: Any) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
+    """The options with the store's name in them, and the objects, pinned by ETag and size."""
+    name, refs = await from_.objects.find(path, store=str(options["store"]), suffixes=SUFFIXES)
+    hive.check_partitions(refs, path)
+    return {**options, "store": name}, refs
+
+
+attach = hive.attach
+attach_rows = hive.attach_rows
+groups = hive.groups
+
+
+def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Parquet stays as it is."""
+    raise SourceUnreadable("a Parquet object is read in place and is never converted")
