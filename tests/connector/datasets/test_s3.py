@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
+from connector.dataplane.stream import version_relation
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
-from connector.query.job import Limits
+from connector.query.job import Job, Limits, Range, Ranges
 from tests.support import data, objectstore
 from tests.support.owner import Owner, owning
 
@@ -250,3 +251,18 @@ async def test_a_worker_stays_within_its_memory_while_it_borrows(s3: objectstore
     limits = Limits(memory_mb=64)
     table = await archive.rows(version, "SELECT count(*) AS n FROM t WHERE id % 2 = 0", limits=limits)
     assert table["n"].to_pylist() == [150_000]
+
+
+@module
+async def test_any_rows_of_any_object_can_be_read_by_their_place(s3: objectstore.Server, archive: Owner) -> None:
+    for number in range(2):
+        put(s3, f"placed/p={number}/t.parquet", data.table(1000), row_group_size=300)
+    version = await archive.add("placed", f"s3://{objectstore.BUCKET}/placed")
+    plan = await archive.pool.ask(
+        Job(kind="plan", relations={"t": version_relation(version)}, sql="SELECT * FROM t", arguments={"groups": True})
+    )
+    assert [[rows for rows, _ in file] for file in plan["groups"]] == [[300, 300, 300, 100]] * 2
+    only = Ranges((Range(0, 1, 250, 650),), key="00" * 32)
+    table = await archive.rows(version, "SELECT * FROM t", only=only)
+    assert table["id"].to_pylist() == list(range(250, 650))
+    assert set(table["p"].to_pylist()) == {1}
