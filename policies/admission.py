@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from policies.contract import DataContract
 from policies.errors import QueryRefused
+from policies.values import is_below
 from policies.vocabulary import SAME_ACTION, compact
 
 
@@ -36,14 +37,20 @@ def check_action(contract: DataContract, action: str) -> None:
 
 
 def check_purpose(contract: DataContract, purpose: str | None) -> None:
-    """Refuse (`purpose_not_agreed`) a purpose outside the agreed ones, or none where the contract names any."""
+    """Refuse (`purpose_not_agreed`) a purpose outside the agreed ones, or none where the contract names any.
+
+    A purpose that is a kind of an agreed one is covered, and one that is a kind of a refused one is refused. A broader
+    one than agreed is not covered; one broader than a refused one might mean it, and is refused too.
+    """
     named, refused = contract.purposes, contract.purposes_refused
     if not named and not refused:
         return
     agreed = f"agreed: {_listed(named)}" if named else f"any but {_listed(refused)}"
     if purpose is None:
         problem = "the request names no purpose"
-    elif (named and purpose not in named) or purpose in refused:
+    elif (named and not any(is_below(purpose, one) for one in named)) or any(
+        is_below(purpose, one) or is_below(one, purpose) for one in refused
+    ):
         problem = f"purpose {compact(purpose)} is not agreed"
     else:
         return

@@ -221,7 +221,7 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], bool | None]:
         texts = [literal.text for literal in atom.right]
         return lambda fact: operators.scalar(atom.operator, fact.values[0], texts) if len(fact.values) == 1 else None
     right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in atom.right]
-    test = operators.test_for(atom.operator, right)
+    test = operators.comparing(atom.operator, right, kinds=operand.kinds)
     type_, levels, one_more = operand.type, operand.levels, operand.counting is Counting.BEFORE
 
     def compare(fact: Fact) -> bool | None:

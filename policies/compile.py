@@ -18,7 +18,7 @@ from policies.contract import Connected, DataContract, Grid, Mask, MaskKind, Owe
 from policies.errors import ContractUndecided
 from policies.lowering import Draft, undecided
 from policies.model import HANSE, ODRL, Atom, Connective, Constraint, Duty, Group, Policy, Rule
-from policies.values import DAY, SECOND, decimal, duration, instant
+from policies.values import DAY, SECOND, decimal, duration, instant, is_below
 from policies.vocabulary import ACTIONS, SAME_ACTION, Phase, action_includes, column_of, compact, expand, operand
 
 _MASK = HANSE + "mask"
@@ -315,7 +315,9 @@ def _contract(policy: Policy, pass_: _Pass, actions: tuple[str, ...]) -> DataCon
 
 def _contradictions(draft: Draft, path: str) -> None:
     if draft.purposes is not None:
-        draft.purposes = tuple(one for one in draft.purposes if one not in draft.purposes_refused)
+        draft.purposes = tuple(
+            one for one in draft.purposes if not any(is_below(one, bad) for bad in draft.purposes_refused)
+        )
         if not draft.purposes:
             raise undecided(path, "no purpose is left that all rules allow; nothing could be asked")
     if draft.not_before > draft.not_after:

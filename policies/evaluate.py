@@ -7,11 +7,11 @@ deferred whatever facts lie there, so that leaving one out never helps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from policies import words
+from policies import vocabulary, words
 from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, UNSATISFIED, Finding
 from policies.facts import Fact, Facts, Moment, Observed
 from policies.model import Conflict, Kind, Policy
@@ -205,14 +205,22 @@ def _forbids(rule: RulePlan, moment: Moment) -> str:
     return f"{rule.path} forbids to {words.action(rule.action)}{why}"
 
 
+def _askable(names: Iterable[str]) -> str:
+    """Who can supply what is missing, for the person who reads the refusal."""
+    found = dict.fromkeys(who for name in names if (who := vocabulary.suppliers(expand(name))))
+    return f"; it can come from {' or '.join(found)}" if found else ""
+
+
 def _missing(part: Part, moment: Moment) -> Iterator[str]:
     code = part.check(moment)
     needed = f"{part.path}: needed: {part.said}"
-    if code == UNSATISFIED:
+    if code == UNSATISFIED and part.leaves and all(leaf.op == "duty" for leaf in part.leaves):
+        yield f"{needed}; no evidence of it is recorded{_askable(['ds:fulfilled'])}"
+    elif code == UNSATISFIED:
         seen = [text for leaf in part.leaves for text in leaf.finding(moment, "", "").observed]
         yield f"{needed}; observed {', '.join(seen)}" if seen else f"{needed}; it is not so"
     elif code == UNKNOWN:
         names = dict.fromkeys(leaf.left for leaf in part.leaves if leaf.check(moment) == UNKNOWN)
-        yield f"{needed}; nobody has vouched for {', '.join(names)}"
+        yield f"{needed}; nobody has vouched for {', '.join(names)}{_askable(names)}"
     elif code == DEFERRED and moment.phase >= BATCH:
         yield f"{needed}; nothing decided it in time"

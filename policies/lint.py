@@ -16,7 +16,8 @@ from policies import known, values, vocabulary
 from policies.contract import TableSchema
 from policies.errors import ContractUndecided, PolicyUnreadable
 from policies.model import Atom, Conflict, Connective, Constraint, Duty, Group, Policy, Rule
-from policies.vocabulary import Operand, Tier, ValueType, action_includes, compact, ds, odrl
+from policies.vocabulary import Operand, Phase, Tier, ValueType, action_includes, compact, ds, odrl
+from policies.vocabulary.terms import RULE
 
 SMALLEST_GROUP = 5  # federated-query, section 6: never below
 _AFTER_USE = frozenset(
@@ -311,6 +312,21 @@ def _not_enforced(policy: Policy) -> Iterator[Problem]:
             yield _error(path, "not_enforced", f"nobody enforces {compact(atom.left)} here; leave it out")
 
 
+def _no_source(policy: Policy) -> Iterator[Problem]:
+    """Conditions on facts that nobody could ever supply: no request would pass them."""
+    for path, atom, operand in _atoms(policy):
+        if operand is None or operand.by_engine or RULE not in operand.where or operand.phase is Phase.BATCH:
+            continue
+        if not vocabulary.suppliers(atom.left):
+            named = f" ({', '.join(operand.sources)})" if operand.sources else ""
+            yield _error(
+                path,
+                "no_source",
+                f"nobody here can supply {compact(atom.left)}{named}: it would stay unknown and refuse everybody; "
+                "leave it out, or install a source for it",
+            )
+
+
 def _strange_purposes(policy: Policy) -> Iterator[Problem]:
     for path, atom, operand in _atoms(policy):
         if operand is None or operand.type is not ValueType.IRI:
@@ -345,5 +361,6 @@ CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
     _repeated,
     _on_trust,
     _not_enforced,
+    _no_source,
     _strange_purposes,
 )

@@ -16,7 +16,8 @@ from policies import columns
 from policies.contract import Column, Comparison, Dimension, Limits, Mask, Measure, RowFilter, TableSchema
 from policies.errors import ContractUndecided
 from policies.model import HANSE, ODRL, Atom
-from policies.values import FOREVER, SECOND, Instant, decimal, duration, instant, iri, later
+from policies.operators import ONE_VALUE
+from policies.values import FOREVER, SECOND, Instant, decimal, duration, instant, iri, later, meeting
 from policies.vocabulary.terms import column_of, compact
 
 SMALLEST_GROUP = 5  # below that a group hides nobody (federated-query, section 7)
@@ -105,7 +106,7 @@ def _effect(left: str) -> str:
 
 
 def _readable(atom: Atom) -> bool:
-    return len(atom.right) == 1 or atom.operator in ("isAnyOf", "isNoneOf")
+    return len(atom.right) == 1 or atom.operator not in ONE_VALUE
 
 
 def _texts(atom: Atom) -> tuple[str, ...]:
@@ -176,11 +177,16 @@ def _purpose(draft: Draft, atom: Atom, path: str) -> bool:
     if atom.operator in ("isNoneOf", "neq"):
         draft.purposes_refused = tuple(dict.fromkeys(draft.purposes_refused + named))
         return True
-    if atom.operator not in ("isAnyOf", "eq"):
+    if atom.operator not in ("isAnyOf", "eq", "isPartOf", "isA", "isAllOf"):
         return False
-    earlier = draft.purposes
-    draft.purposes = named if earlier is None else tuple(one for one in earlier if one in named)
+    for group in ((one,) for one in named) if atom.operator == "isAllOf" else (named,):
+        draft.purposes = group if draft.purposes is None else _both(draft.purposes, group)
     return True
+
+
+def _both(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """The purposes that lie below one of each: of two, the narrower, or what is a kind of both."""
+    return tuple(dict.fromkeys(low for left in one for right in other for low in meeting(left, right)))
 
 
 def _limit(name: str) -> Lower:

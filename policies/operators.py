@@ -26,9 +26,57 @@ _STARTS = (
 )
 
 
-def test_for(operator: str, expected: Sequence[Value]) -> Test:
-    """The comparison with `expected`, prepared once: a function of the observed values."""
-    return _MAKERS[operator](tuple(expected))
+def comparing(operator: str, expected: Sequence[Value], *, kinds: bool = False) -> Test:
+    """The comparison with `expected`, prepared once: a function of the observed values.
+
+    `kinds`: an observed value also counts as everything that it is a kind of, so that scientific research is research.
+    Never the other way round: where a broad value might mean an excluded one below it, the answer is not known.
+    """
+    made = _MAKERS[operator]
+    if not kinds or operator in _BY_TREE:
+        return made(tuple(expected))
+    return _NARROWING[operator](tuple(str(value) for value in expected))
+
+
+def _among_kinds(expected: tuple[str, ...]) -> Test:
+    right = frozenset(expected)
+    return lambda left: any(not right.isdisjoint(above(str(value))) for value in left)
+
+
+def _one_kind(expected: tuple[str, ...]) -> Test:
+    return lambda left: expected[0] in above(str(left[0])) if len(left) == 1 else None
+
+
+def _all_kinds(expected: tuple[str, ...]) -> Test:
+    right = frozenset(expected)
+    return lambda left: right.issubset(frozenset[str]().union(*(above(str(value)) for value in left)))
+
+
+def _no_kind(expected: tuple[str, ...]) -> Test:
+    right = frozenset(expected)
+    broader = frozenset[str]().union(*(above(value) for value in expected)) - right
+
+    def check(left: Sequence[Value]) -> Verdict:
+        if any(not right.isdisjoint(above(str(value))) for value in left):
+            return False
+        return None if any(str(value) in broader for value in left) else True
+
+    return check
+
+
+def _not_that_kind(expected: tuple[str, ...]) -> Test:
+    check = _no_kind(expected)
+    return lambda left: check(left) if len(left) == 1 else None
+
+
+_BY_TREE = frozenset({"isPartOf", "hasPart", "isA"})  # look into the hierarchy by themselves
+_NARROWING: dict[str, Callable[[tuple[str, ...]], Test]] = {
+    "eq": _one_kind,
+    "neq": _not_that_kind,
+    "isAnyOf": _among_kinds,
+    "isNoneOf": _no_kind,
+    "isAllOf": _all_kinds,
+}
 
 
 def _single(check: Callable[[Value, Value], Verdict]) -> Callable[[tuple[Value, ...]], Test]:

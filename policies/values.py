@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import calendar
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
-from policies.model import HANSE, XSD
+from policies.model import DPV, HANSE, XSD
 from policies.vocabulary.terms import ValueType, compact, expand
 
 SECOND = 1_000_000_000  # instants are whole nanoseconds since the epoch: peers send nine digits
@@ -258,6 +259,14 @@ def is_below(low: str, high: str) -> bool:
     return high in above(low)
 
 
+def meeting(one: str, other: str) -> tuple[str, ...]:
+    """The broadest values that are the same as or below both; empty where nothing is both."""
+    if is_below(one, other) or is_below(other, one):
+        return (one,) if is_below(one, other) else (other,)
+    both = sorted(low for low, above_it in _ANCESTORS.items() if one in above_it and other in above_it)
+    return tuple(low for low in both if not any(low != high and is_below(low, high) for high in both))
+
+
 def known_regions() -> list[str]:
     """Short names of the shipped regions."""
     return sorted(region.removeprefix(REGION) for region in REGIONS)
@@ -280,16 +289,14 @@ _MEMBERS: dict[str, str] = {
     "NORDIC": "DK FI IS NO SE",
 }
 REGIONS: frozenset[str] = frozenset(REGION + name for name in _MEMBERS)
-# Parents in the Data Privacy Vocabulary's purposes, as far as research and health use them.
-_PURPOSES: dict[str, str] = {
-    "dpv:AcademicResearch": "dpv:ResearchAndDevelopment",
-    "dpv:CommercialResearch": "dpv:ResearchAndDevelopment",
-    "dpv:NonCommercialResearch": "dpv:ResearchAndDevelopment",
-    "dpv:DirectMarketing": "dpv:Marketing",
-    "dpv:Advertising": "dpv:Marketing",
-    "dpv:PersonalisedAdvertising": "dpv:Advertising",
-    "dpv:TargetedAdvertising": "dpv:PersonalisedAdvertising",
-}
+
+
+def _kinds(text: str) -> Iterator[tuple[str, str]]:
+    """Lines of a shipped hierarchy as pairs: a purpose, and what it is a kind of."""
+    for line in text.splitlines():
+        broad, colon, narrow = line.partition(":")
+        if colon and not line.startswith("#"):
+            yield from ((DPV + name, DPV + broad) for name in narrow.split())
 
 
 def _parents() -> dict[str, set[str]]:
@@ -298,8 +305,9 @@ def _parents() -> dict[str, set[str]]:
         for member in members.split():
             child = REGION + member if member in _MEMBERS else member
             found.setdefault(child, set()).add(REGION + region)
-    for child, parent in _PURPOSES.items():
-        found.setdefault(expand(child), set()).add(expand(parent))
+    shipped = Path(__file__).parent / "vocabulary" / "purposes.txt"
+    for child, parent in _kinds(shipped.read_text(encoding="utf-8")):
+        found.setdefault(child, set()).add(parent)
     return found
 
 

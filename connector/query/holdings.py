@@ -18,6 +18,7 @@ from connector.net import Net, Reply
 from connector.query.federation import Column, GridInfo, TableInfo
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Transfer
+from policies.values import is_below
 from policies.vocabulary import expand
 
 _KEPT_SECONDS = 60.0
@@ -137,7 +138,8 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
     """
     try:
         contracts = [c for c in summary["contracts"] if {_QUERY, _USE} & set(c["actions"])] or summary["contracts"]
-        fitting = [c for c in contracts if not c["purposes"] or expand(purpose) in c["purposes"]]
+        wanted = expand(purpose)
+        fitting = [c for c in contracts if not c["purposes"] or any(is_below(wanted, one) for one in c["purposes"])]
         contract = (fitting or contracts)[0]
         aggregate = contract["aggregate"]
         return TableInfo(

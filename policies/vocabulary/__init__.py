@@ -6,14 +6,17 @@ nothing here evaluates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
+from types import MappingProxyType
 
 from policies.model import HANSE, ODRL
 from policies.vocabulary import actions, after_use, party, quantity, shape, time, training
 from policies.vocabulary.terms import (
     ENFORCERS,
+    OTHER_FACTS,
     PREFIXES,
+    SOURCES,
     Action,
     Counting,
     Operand,
@@ -35,6 +38,7 @@ __all__ = [
     "OPERATORS",
     "PREFIXES",
     "PROFILES",
+    "SOURCES",
     "Action",
     "Counting",
     "Operand",
@@ -51,6 +55,7 @@ __all__ = [
     "odrl",
     "operand",
     "register",
+    "suppliers",
 ]
 
 OPERANDS: dict[str, Operand] = {}
@@ -75,6 +80,13 @@ def operand(iri: str) -> Operand | None:
     return _FAMILIES.get(f"{HANSE}{head}/") if slash and column else None
 
 
+def suppliers(iri: str) -> str:
+    """Who can supply the fact of that operand, in words; empty where nobody here can."""
+    word = operand(iri)
+    names = word.sources if word is not None else OTHER_FACTS.get(compact(iri), ())
+    return " or ".join(SOURCES[name] for name in names if name in SOURCES)
+
+
 def action_includes(broad: str, narrow: str) -> bool:
     """Whether a rule on `broad` covers `narrow` (IRIs): the same action, or one above it in the tree."""
     return actions.SAME.get(broad, broad) in _above(narrow)
@@ -94,11 +106,19 @@ def _above(action: str) -> frozenset[str]:
     return known
 
 
-def register(*, operands: Iterable[Operand] = (), new_actions: Iterable[Action] = ()) -> None:
-    """Add words to the vocabulary; a name that exists already is refused (ValueError).
+def register(
+    *,
+    operands: Iterable[Operand] = (),
+    new_actions: Iterable[Action] = (),
+    sources: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Add words, actions and sources of facts; a name that exists already is refused (ValueError).
 
     A word that claims to be technical without naming what enforces it is refused when it is made.
     """
+    for name, who in sources.items():
+        if SOURCES.setdefault(name, who) != who:
+            raise ValueError(f"a source of facts {name!r} is registered already; choose another name")
     for entry in operands:
         if entry.name in OPERANDS:
             raise ValueError(f"operand {compact(entry.name)} is registered already; choose another name")

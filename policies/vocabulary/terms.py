@@ -84,7 +84,8 @@ class Operand:
     `fact` is the key under which its observed value is looked up; `enforced_by` names the part of the
     system that makes it true (see `ENFORCERS`), empty when nobody does. `by_engine`: a condition about
     the answer, which the compiled contract makes true. `parameter`: the operand is a family,
-    `name` + one column. `sentence` is how `explain` says it, with {op} and {value}.
+    `name` + one column. `sentence` is how `explain` says it, with {op} and {value}. `sources` names who can supply
+    the fact (see `SOURCES`). `kinds`: an observed value counts as everything that it is a kind of.
     """
 
     name: str
@@ -101,6 +102,8 @@ class Operand:
     personal: bool = False
     counting: Counting = Counting.PLAIN
     levels: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    kinds: bool = False
     where: frozenset[str] = field(default_factory=lambda: frozenset({RULE}))
 
     def __post_init__(self) -> None:
@@ -135,7 +138,7 @@ class Action:
 
 # Which part of the system answers for a rule; the enforceability report prints the sentence.
 ENFORCERS: dict[str, str] = {
-    "identity": "the caller's verified credentials, checked at each renewal",
+    "identity": "what the member register and the owner's own records say of the caller, asked at each read",
     "request": "the declaration that comes with each request, bound into its token and logged",
     "clock": "the owner's clock, at transfer start and before each batch",
     "grant": "the grant's counters, moved before the data leaves",
@@ -144,6 +147,19 @@ ENFORCERS: dict[str, str] = {
     "ledger": "the ledger of duties, with reminders and evidence",
     "negotiation": "the negotiation, which refuses what it does not understand",
 }
+
+# Who can supply a fact: what a refusal says where it is missing. Plugins add theirs (`vocabulary.register`).
+SOURCES: dict[str, str] = {
+    "signature": "the party itself, by proving its DID",
+    "register": "the operator of the data space, in the signed member register",
+    "owner": "the owner, who records it (hanse fact add)",
+    "request": "whoever asks, by declaring it with the request",
+    "clock": "the owner's clock",
+    "counter": "the grant's counters",
+    "ledger": "the owner's ledger of duties, from evidence (hanse duty done)",
+}
+# Facts that are no operands of their own.
+OTHER_FACTS: dict[str, tuple[str, ...]] = {"ds:miningReserved": ("owner",), "ds:fulfilled": ("ledger",)}
 
 PREFIXES: dict[str, str] = {
     "odrl": ODRL,

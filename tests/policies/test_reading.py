@@ -98,7 +98,7 @@ def test_a_group_is_as_weak_as_its_weakest_member() -> None:
     lines = report.enforceability(raw(permission=[{"action": "use", "constraint": [mixed]}]))
     assert lines[1].tier == "attested"
     assert "clock" in lines[1].enforced_by
-    assert "credentials" in lines[1].enforced_by
+    assert "member register" in lines[1].enforced_by
 
 
 def test_what_nobody_understands_is_reported_as_refused() -> None:

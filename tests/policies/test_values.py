@@ -190,7 +190,7 @@ SETS: list[tuple[str, list[Any], list[Any], bool | None]] = [
 def test_an_operator_means_what_the_table_says(
     operator: str, left: list[Any], right: list[Any], expected: bool | None
 ) -> None:
-    assert operators.test_for(operator, right)(left) is expected
+    assert operators.comparing(operator, right)(left) is expected
 
 
 def test_every_operator_of_the_protocol_has_a_meaning() -> None:
