@@ -27,6 +27,7 @@ from connector.datasets.registry import Registry
 from connector.dsp import routes as dsp_routes
 from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
+from connector.dsp.ledger import Ledger, Upkeep
 from connector.dsp.messages import DataAddress, address_of
 from connector.dsp.negotiation import Negotiations
 from connector.dsp.partners import Partners
@@ -43,7 +44,9 @@ from connector.management import (
     agreements,
     audit,
     datasets,
+    duties,
     events,
+    facts,
     negotiations,
     offers,
     pages,
@@ -63,7 +66,8 @@ from connector.settings import Settings
 from connector.store import Store
 from connector.store.tables import Agreement, Transfer
 from connector.telemetry import Metrics
-from connector.usage.facts import facts_of
+from connector.usage import sources
+from connector.usage.facts import Known
 from connector.usage.grants import Grants
 from policies import vocabulary
 from policies.evaluate import Facts
@@ -84,6 +88,7 @@ class Services:
     net: Net
     identity: Identity
     trust: Trust
+    known: Known
     tokens: Tokens
     pool: Pool
     outside: Outside
@@ -96,6 +101,8 @@ class Services:
     negotiations: Negotiations
     transfers: Transfers
     agreements: Agreements
+    ledger: Ledger
+    upkeep: Upkeep
     catalog: Catalog
     partners: Partners
     webhooks: Webhooks
@@ -106,7 +113,7 @@ class Services:
     coordinator: Coordinator
 
     async def facts_of(self, participant: str) -> Facts:
-        return await facts_of(participant, trust=self.trust)
+        return await self.known.of(participant)
 
 
 class Profiles:
@@ -206,10 +213,8 @@ def build(settings: Settings) -> Services:
         max_age=settings.register_max_age,
     )
 
-    async def known_of(party: str) -> Facts:
-        return await facts_of(party, trust=trust)
-
     outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
+    known = Known(store, trust, more=sources.load())
     pool = Pool(
         settings.data_dir / "work",
         size=settings.workers_max,
@@ -218,7 +223,7 @@ def build(settings: Settings) -> Services:
         writable=(settings.data_dir / "prepared", settings.data_dir / "queries"),
         library=outside,
     )
-    grants = Grants(store, facts_of=known_of)
+    grants = Grants(store, facts_of=known.of)
     addresses = Addresses(
         store,
         grants,
@@ -254,11 +259,12 @@ def build(settings: Settings) -> Services:
         "peer": peer,
         "participant": participant,
         "base": settings.dsp_base,
-        "facts_of": known_of,
+        "facts_of": known.of,
     }
     negotiating = Negotiations(**common)
     data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
     transferring = Transfers(negotiations=negotiating, data_plane=data_plane, **common)
+    agreed = Agreements(store=store, sender=sender, transfers=transferring)
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir))
     sequencer = Sequencer(store, signer=signer, round_seconds=settings.audit_round_ms / 1000)
     holdings = Holdings(store, net, identity)
@@ -271,6 +277,7 @@ def build(settings: Settings) -> Services:
         net=net,
         identity=identity,
         trust=trust,
+        known=known,
         tokens=Tokens(store),
         pool=pool,
         outside=outside,
@@ -289,10 +296,18 @@ def build(settings: Settings) -> Services:
         sender=sender,
         negotiations=negotiating,
         transfers=transferring,
-        agreements=Agreements(store=store, sender=sender, transfers=transferring),
+        agreements=agreed,
+        ledger=Ledger(store, net, identity.mint),
+        upkeep=Upkeep(
+            store,
+            agreements=agreed,
+            transfers=transferring,
+            facts_of=known.of,
+            seconds=settings.upkeep_seconds,
+        ),
         partners=Partners(peer=peer, members=trust.members),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
-        catalog=Catalog(store=store, participant=participant, base=settings.dsp_base, facts_of=known_of),
+        catalog=Catalog(store=store, participant=participant, base=settings.dsp_base, facts_of=known.of),
         signer=signer,
         sequencer=sequencer,
         log=AuditLog(store, sequencer, vkey=signer.vkey),
@@ -334,6 +349,7 @@ def public_app(parts: Services) -> FastAPI:
     )
     app.include_router(dsp_routes.version_router())
     app.include_router(access.router(parts.addresses, parts.grants, parts.identity, owner=settings.name))
+    app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
     app.router.routes.extend(data_http.routes(parts.reads, parts.addresses, owner=settings.name))
     app.include_router(_well_known(parts))
     app.include_router(_health(parts))
@@ -369,6 +385,8 @@ def management_app(parts: Services) -> FastAPI:
     )
     api.include_router(transfers.router(transfers=parts.transfers, store=parts.store, tokens=tokens))
     api.include_router(agreements.router(agreements=parts.agreements, tokens=tokens))
+    api.include_router(duties.router(parts.ledger, tokens))
+    api.include_router(facts.router(parts.known, tokens))
     api.include_router(events.router(feed=events.Feed(parts.store.bus), webhooks=parts.webhooks, tokens=tokens))
     api.include_router(queries.router(parts.coordinator, tokens))
     app.include_router(api)

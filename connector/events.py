@@ -59,6 +59,22 @@ class RequestRefused(Event):
     """A registration, offer, message or login that was refused before it changed anything."""
 
 
+class FactRecorded(Event):
+    """The owner vouches for something. `detail`: subject, fact, values, valid_until, evidence."""
+
+
+class FactWithdrawn(Event):
+    """`detail`: subject, fact, values."""
+
+
+class DutyReported(Event):
+    """Evidence that a duty was fulfilled. `detail`: path, duty, given_by, counterparty; reason is the evidence."""
+
+
+class DutyChanged(Event):
+    """A reminder: a duty has fallen due, is overdue or is done. `detail`: path, duty, state, role, counterparty."""
+
+
 class NegotiationAdvanced(Event):
     """`detail`: role, counterparty, state, message."""
 

@@ -32,6 +32,7 @@ _log = logger("connector")
 async def running(parts: Services) -> AsyncIterator[None]:
     """Every worker of the connector, for as long as the block lasts; then drained and closed."""
     sequencing = asyncio.create_task(parts.sequencer.run())
+    upkeep = asyncio.create_task(parts.upkeep.run())
     await parts.pool.start()
     await parts.sender.start()
     await close_left_over(parts.store, instance=parts.instance)
@@ -43,13 +44,14 @@ async def running(parts: Services) -> AsyncIterator[None]:
         yield
     finally:
         await parts.reads.drain(_STOPPING)
+        upkeep.cancel()
         await parts.sender.stop()
         await parts.pool.close()
         parts.outside.close()
         with contextlib.suppress(HanseError):
             await parts.sequencer.settle()
         sequencing.cancel()
-        await asyncio.gather(sequencing, return_exceptions=True)
+        await asyncio.gather(sequencing, upkeep, return_exceptions=True)
         await parts.net.close()
         parts.store.close()
 

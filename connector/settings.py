@@ -132,6 +132,11 @@ class Settings(BaseSettings):
     ticket_seconds: int = Field(900, ge=10, description="Lifetime of a data-plane ticket, in seconds.")
     streams_max: int = Field(16, ge=1, description="Reads at once over all consumers.")
 
+    upkeep_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds between two looks at agreements: duties that fall due, ends, facts that are gone.",
+    )
     audit_round_ms: int = Field(
         50,
         ge=1,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from policies import values
-from policies.model import Atom, Duty
+from policies.model import Atom, Connective, Duty, Group, Policy, Rule
 from policies.vocabulary import ds, expand, odrl
 
 END = ds("event/end")
@@ -71,6 +71,31 @@ def state(duty: Duty, *, events: Mapping[str, float], fulfilled_at: float | None
     if found.closes is not None and now > found.closes:
         return DutyState.VIOLATED
     return DutyState.NOT_DUE if found.opens is None or now < found.opens else DutyState.DUE
+
+
+def ends(policy: Policy) -> float | None:
+    """When an agreement ends by its own terms (UTC seconds): when its last permission does; None where one has no end.
+
+    ValueError when a time cannot be read.
+    """
+    started = values.instant(policy.timestamp).start if policy.timestamp else None
+    closing = [_closes(rule, started) for rule in policy.permissions]
+    return None if not closing or None in closing else max(end for end in closing if end is not None)
+
+
+def _closes(rule: Rule, started: int | None) -> float | None:
+    found: list[float] = []
+    members = list(rule.constraints)
+    while members:
+        one = members.pop()
+        if isinstance(one, Group):
+            members += one.members if one.connective is Connective.AND else ()
+        elif one.left == odrl("dateTime") and one.operator in ("lt", "lteq"):
+            end = values.instant(one.right[0].text, one.right[0].datatype)
+            found.append((end.start if one.operator == "lt" or end.loose else end.end) / values.SECOND)
+        elif one.left == odrl("elapsedTime") and one.operator in ("lt", "lteq", "eq") and started is not None:
+            found.append(values.later(started, values.duration(one.right[0].text)) / values.SECOND)
+    return min(found, default=None)
 
 
 def _again(every: Atom, fulfilled_at: float, now: float) -> DutyState:

@@ -50,8 +50,8 @@ class Api:
     def post(self, path: str, body: Any = None, **query: Any) -> Any:
         return self.do(Call("POST", path, query, body))
 
-    def delete(self, path: str) -> Any:
-        return self.do(Call("DELETE", path))
+    def delete(self, path: str, **query: Any) -> Any:
+        return self.do(Call("DELETE", path, query))
 
     def text(self, path: str) -> str:
         """A small answer as text."""

@@ -82,7 +82,7 @@ class Addresses:
             return row
 
         row = await self._store.read(work)
-        await self._grants.hold(row.agreement_id, consumer=consumer)
+        await self._grants.still(row.agreement_id, consumer=consumer, purpose=expand(row.purpose))
         return self.address(row)
 
     def read(self, authorization: str | None) -> Ticket:

@@ -57,6 +57,7 @@ class Asked:
     sql: str
     action: str
     purpose: str = ""
+    application: str = ""  # what asks, as it declares itself
     plain_scan: bool = False  # rows of one dataset with a condition, nothing else
     unfiltered: bool = False  # and without the condition
     rows: int | None = None

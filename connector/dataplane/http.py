@@ -46,7 +46,8 @@ MEDIA = "application/vnd.apache.arrow.stream"
 BODY_MAX = 32 * 2**20
 _COLUMN_MAX = 255
 _ROWS_PARAMETERS = (
-    "columns", "where", "purpose", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks", "snapshot", "after"
+    "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks", "snapshot",
+    "after",
 )  # fmt: skip
 
 _log = logger("dataplane")
@@ -92,6 +93,7 @@ class Envelope(BaseModel):
     agreement: str = Field("", max_length=255)
     action: str = Field("query", pattern="^(query|stream)$")
     purpose: str = Field("", max_length=1024)
+    application: str = Field("", max_length=1024)
     tickets: list[str] = Field(default_factory=list, max_length=16)
     limits: Bounds = Bounds()
     codec: str = Field("none", pattern="^(none|lz4|zstd)$")
@@ -248,6 +250,7 @@ class _Transport:
             exchange,
             replace(
                 plans.asked_of(ticket, held, wanted, owner=self._owner, split=split),
+                application=given.get("application", "")[:1024],
                 rows=_number(given, "limit_rows"),
                 batch_rows=_number(given, "batch_rows"),
                 codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
@@ -277,7 +280,7 @@ class _Transport:
         """Let a running read go on with the fresh ticket in the header."""
         ticket = self._ticket(exchange.headers.get("authorization"))
         await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
-        self._reads.renew(exchange.path("read"), ticket)
+        await self._reads.renew(exchange.path("read"), ticket)
         await exchange.answer(200, b"{}", "application/json")
 
     def _ticket(self, text: str | None) -> Ticket:
@@ -353,6 +356,7 @@ def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
         sql=envelope.sql,
         action=ask.ACTIONS[envelope.action],
         purpose=expand(envelope.purpose),
+        application=envelope.application,
         rows=bounds.rows,
         nbytes=bounds.bytes,
         seconds=None if bounds.deadline_ms is None else bounds.deadline_ms / 1000,

@@ -41,6 +41,7 @@ def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> ReadSt
         "policy": list(applied(prepared)),
         **({"fragment": asked.fragment} if asked.fragment else {}),
         **({"blocks": [one.block for one in asked.split.only.ranges][:100]} if asked.split else {}),
+        **({"application": asked.application} if asked.application else {}),
     }
     return ReadStarted(**_common(asked, grants), detail=detail)
 

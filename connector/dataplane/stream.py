@@ -76,6 +76,10 @@ class GovernedStream:
         self._first: Frame | None = None
         self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
+    @property
+    def grants(self) -> tuple[Grant, ...]:
+        return self._grants
+
     async def peek(self) -> bool:
         """Wait for the first batch without releasing it. Whether there is one."""
         self._first = await anext(self._result, None)
@@ -262,18 +266,20 @@ class Reads:
         """No new reads; running ones end at their next batch, with a reason. Back when their ends are recorded."""
         self.draining = self.draining or reason
         for stream in tuple(self._live.values()):
-            for grant in stream._grants:
+            for grant in stream.grants:
                 grant.stop(reason)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
 
-    def renew(self, query_id: str, ticket: Ticket) -> None:
-        """Let a running read go on with a fresh ticket of the same agreement. NotFound for anybody else's."""
+    async def renew(self, query_id: str, ticket: Ticket) -> None:
+        """Let a running read go on with a fresh ticket of the same agreement. NotFound for anybody else's, Refused
+        where the party's facts do not permit it any more."""
         stream = self._live.get(query_id)
-        if stream is None or all(grant.agreement_id != ticket.agreement for grant in stream._grants):
+        if stream is None or all(grant.agreement_id != ticket.agreement for grant in stream.grants):
             raise NotFound(f"no read {query_id[:64]!r} of yours is running")
-        stream.extend(ticket.expires - self.clock())
+        known = [await self.grants.recheck(grant) for grant in stream.grants]
+        stream.extend(min(ticket.expires - self.clock(), *known))
 
     def left(self, contract: DataContract) -> float:
         """Seconds until the contract's own end."""
@@ -313,6 +319,7 @@ class Reads:
                         generation=ticket.generation,
                         action=asked.action,
                         purpose=ticket.purpose or asked.purpose,
+                        application=asked.application,
                         longest=min(ticket.expires - now, asked.seconds or _LONGEST),
                     )
                 )

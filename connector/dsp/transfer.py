@@ -43,13 +43,15 @@ from connector.identity.principal import Principal
 from connector.store import Transaction
 from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
-from connector.usage.facts import counted, requested
+from connector.usage.duties import fulfilled
+from connector.usage.facts import DECLARED, counted, requested
 from policies import jsonld
 from policies.evaluate import Facts
 from policies.vocabulary import Phase
 
 PULL, PUSH = "pull", "push"
 FORMATS: Mapping[str, str] = MappingProxyType({"HttpData-PULL": PULL, "HttpData-PUSH": PUSH})
+FACTS_ENDED, FACTS = "facts_ended", "facts"  # suspended as long as the party's facts do not permit it
 _DAY = 86_400
 _RENEW_BEFORE = 60.0  # seconds before its end
 _OVER = frozenset({states.SUSPENDED, states.COMPLETED, states.TERMINATED})
@@ -260,7 +262,7 @@ class Transfers(Exchange[Transfer]):
 
     def _said(self, tx: Transaction, row: Transfer, step: str) -> list[Outbox]:
         if step == states.SUSPENSION:
-            row.suspended_by = row.role
+            row.suspended_by = row.suspended_by or row.role
         if step == states.START:
             row.suspended_by = ""
         self._close(tx, row)
@@ -391,6 +393,7 @@ class Transfers(Exchange[Transfer]):
         if name == "suspend":
             why = (reason,) if reason else ()
             sent = self._send(tx, row, TransferSuspensionMessage(**pids, code=code, reason=why), f"{to}/suspension")
+            row.suspended_by = FACTS if code == FACTS_ENDED else ""
         elif name == "complete":
             sent = self._send(tx, row, TransferCompletionMessage(**pids), f"{to}/completion")
         else:
@@ -551,12 +554,13 @@ def _check_holds(tx: Transaction, agreement: Agreement) -> Grant:
 def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts: Facts) -> None:
     """Evaluate party, purpose and time again: an agreement is not a promise for ever (usage-policies, section 5).
 
-    A purpose that is not declared here has to be declared with each request for data.
+    A purpose or an application that is not declared here has to be declared with each request for data.
     """
     today = grant.queries_today if grant.day == int(tx.now // _DAY) else 0
     known = counted(facts, uses=grant.queries, uses_today=today, running=0)
+    known = known.adding(fulfilled(tx, agreement, now=tx.now))
     verdict = terms.judge(jsonld.read(agreement.policy), known, phase=Phase.TRANSFER, now=tx.now)
-    later = verdict.unknown == {"odrl:purpose"} and "odrl:purpose" not in facts
+    later = verdict.unknown and verdict.unknown <= DECLARED - set(facts)
     if not verdict.permitted and not later:
         raise Refused(
             f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",

@@ -59,6 +59,10 @@ class Trust:
             return None
         return register.members.get(participant, {})
 
+    def believed_until(self) -> float | None:
+        """When the register that we hold ends (UTC seconds); None where we hold none."""
+        return None if self._register is None else self._register.expires
+
     async def members(self) -> Mapping[str, Mapping[str, Any]]:
         """Every member that the operator lists now; empty where that is unknown."""
         register = await self._current(self._max_age)

@@ -34,6 +34,14 @@ class Agreements:
             query = query.where(Agreement.dataset_id == dataset_id)
         return self._session.scalars(query).all()
 
+    def after(self, agreement_id: str, *, limit: int) -> Sequence[Agreement]:
+        """Final agreements in order of their id, after that one; both sides of one with oneself come together."""
+        query = select(Agreement).where(Agreement.finalized.is_(True), Agreement.id > agreement_id)
+        ids = select(Agreement.id).where(Agreement.finalized.is_(True), Agreement.id > agreement_id).distinct()
+        return self._session.scalars(
+            query.where(Agreement.id.in_(ids.order_by(Agreement.id).limit(limit))).order_by(Agreement.id)
+        ).all()
+
     def fresh(self, row: Agreement) -> Agreement:
         """The row as it is now: for whoever has just waited for a lock."""
         self._session.flush()  # what this transaction changed stays

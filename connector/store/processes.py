@@ -79,6 +79,15 @@ class Transfers(_Processes[Transfer]):
     _table = Transfer
     _noun = "transfer"
 
+    def moments(self, agreement_id: str, *, role: str) -> dict[str, float]:
+        """When a transfer under an agreement first started and was first completed, as far as one was."""
+        rows = self._session.scalars(
+            select(Transfer).where(Transfer.agreement_id == agreement_id, Transfer.role == role)
+        ).all()
+        started = [row.created_at for row in rows if row.generation > 0 or row.state in ("STARTED", "COMPLETED")]
+        completed = [row.updated_at for row in rows if row.state == "COMPLETED"]
+        return {name: min(at) for name, at in (("Started", started), ("Completed", completed)) if at}
+
     def under(self, agreement_id: str, *, role: str) -> Sequence[Transfer]:
         """For update, every transfer under one agreement."""
         return self._session.scalars(

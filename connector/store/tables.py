@@ -185,6 +185,44 @@ class OpenRead(Table):
     bytes: Mapped[int] = mapped_column(default=0)
 
 
+class Attestation(Table):
+    """What the owner knows and vouches for: one value of one fact about a participant, or about a dataset."""
+
+    __tablename__ = "attestation"
+    subject: Mapped[str] = mapped_column(_Key, primary_key=True)  # a DID, or a dataset's id
+    fact: Mapped[str] = mapped_column(_Key, primary_key=True)  # short key: ds:permit
+    value: Mapped[str] = mapped_column(_Key, primary_key=True)
+    valid_until: Mapped[float | None]
+    evidence: Mapped[str]  # where the owner has it from
+    recorded_by: Mapped[str] = mapped_column(_Key)
+    recorded_at: Mapped[float]
+
+
+class DutyEvidence(Table):
+    """Somebody says that a duty of an agreement was fulfilled, and what shows it."""
+
+    __tablename__ = "duty_evidence"
+    id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
+    agreement_id: Mapped[str] = mapped_column(_Key, index=True)
+    role: Mapped[str] = mapped_column(String(16))  # ours under the agreement
+    path: Mapped[str] = mapped_column(_Key)  # /obligation/0 or /permission/0/duty/0
+    given_by: Mapped[str] = mapped_column(String(16))  # provider | consumer: whose word it is
+    actor: Mapped[str] = mapped_column(_Key)
+    fulfilled_at: Mapped[float]
+    evidence: Mapped[str]
+
+
+class DutyWatch(Table):
+    """Where a duty stood when it was last looked at: a change is told once."""
+
+    __tablename__ = "duty_watch"
+    agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    role: Mapped[str] = mapped_column(String(16), primary_key=True)
+    path: Mapped[str] = mapped_column(_Key, primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    told_at: Mapped[float]
+
+
 class Outbox(Table):
     """A message to be delivered, at least once, in order of `id` within its process."""
 

@@ -16,6 +16,7 @@ from connector.store.processes import Negotiations, Transfers
 from connector.store.reads import OpenReads
 from connector.store.tables import AuditPending
 from connector.store.tokens import Tokens
+from connector.store.usage import Attestations, Duties
 
 
 class Transaction:
@@ -63,6 +64,14 @@ class Transaction:
     @cached_property
     def reads(self) -> OpenReads:
         return OpenReads(self.session)
+
+    @cached_property
+    def facts(self) -> Attestations:
+        return Attestations(self.session)
+
+    @cached_property
+    def duties(self) -> Duties:
+        return Duties(self.session)
 
     @cached_property
     def audit(self) -> AuditRows:

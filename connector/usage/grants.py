@@ -17,19 +17,21 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from connector.datasets.registry import published_schema
-from connector.errors import Limited, NotFound, Refused
+from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
-from connector.usage.facts import FactsOf, counted, requested
+from connector.usage.duties import fulfilled
+from connector.usage.facts import DECLARED, FactsOf, counted, requested
 from policies import admission, jsonld
 from policies import compile as compiler
 from policies.contract import DataContract
 from policies.errors import QueryRefused
-from policies.evaluate import evaluate
+from policies.evaluate import Decision, Facts, concludable, evaluate
 from policies.gate import UNLIMITED, Lease
 from policies.model import Policy
 from policies.vocabulary import Phase
@@ -37,6 +39,7 @@ from policies.vocabulary import Phase
 _CHUNK_ROWS = 1_000_000
 _CHUNK_BYTES = 256 * 2**20
 _POLL_SECONDS = 0.5
+_RECHECK_SECONDS = 5.0  # how often the party's facts are asked again while a read runs
 _CACHED_MAX = 512
 _DAY = 86_400
 
@@ -60,7 +63,9 @@ class Grant:
     contract: DataContract
     consumer: str
     transfer_id: str
+    action: str
     purpose: str
+    application: str
     lease: Lease
     reserved_rows: int = 0
     reserved_bytes: int = 0
@@ -115,22 +120,26 @@ class Grants:
         action: str,
         purpose: str,
         longest: float,
+        application: str = "",
     ) -> Grant:
         """Admit one read of at most `longest` seconds, or raise Refused, Limited or NotFound with the reason."""
         now = time.time()
 
-        def look(tx: Transaction) -> tuple[tuple[Agreement, Dataset, DatasetVersion], tuple[int, int]]:
+        def look(tx: Transaction) -> tuple[tuple[Agreement, Dataset, DatasetVersion], Facts]:
             rows = _rows(tx, agreement_id, consumer)
             _check_transfer(tx, transfer_id, agreement_id, generation)
-            return rows, _used(tx, agreement_id, now)
+            return rows, _own(tx, rows[0], now)
 
-        rows, used = await self._store.read(look)  # 1
+        rows, own = await self._store.read(look)  # 1
         held = self._compiled(*rows)
         contract = choose(held.contracts, action=action, purpose=purpose, now=now)  # 2, 3
         self._check_concurrency(held, contract)  # 4
-        await self._check_party(held, contract, consumer, used, action=action, purpose=purpose, now=now)  # 5
-        ends = min(longest, (contract.not_after or float("inf")) - now)
-        grant = Grant(held, contract, consumer, transfer_id, purpose, Lease(deadline=time.monotonic() + ends))
+        running = Facts.of({"ds:concurrency": self.running(agreement_id)}, source="counter")
+        facts = requested(own.adding(running), purpose=purpose, application=application)
+        known = await self._check_party(held, contract, consumer, facts, action=action, now=now)  # 5
+        ends = min(longest, (contract.not_after or float("inf")) - now, known - now)
+        lease = Lease(deadline=time.monotonic() + ends)
+        grant = Grant(held, contract, consumer, transfer_id, action, purpose, application, lease)
         self._live.setdefault(agreement_id, []).append(grant)
         try:
             await self._store.write(lambda tx: _admit(tx, grant, now))  # 6
@@ -139,6 +148,38 @@ class Grants:
             raise
         self._watch()
         return grant
+
+    async def still(self, agreement_id: str, *, consumer: str, purpose: str) -> None:
+        """For a fresh ticket: the agreement holds, and the party's facts still make a permission active. Refused else.
+
+        What a request declares may be missing, and counters are asked when something is read.
+        """
+        held, now = await self.hold(agreement_id, consumer=consumer), time.time()
+        own = await self._store.read(lambda tx: _own(tx, held.agreement, now, counters=False))
+        facts = requested((await self._facts_of(consumer)).adding(own), purpose=purpose)
+        decision = concludable(held.policy, facts, phase=Phase.TRANSFER, now=now)
+        open_ = {finding.left for finding in decision.findings if finding.result in ("unknown", "unsatisfied")}
+        if not decision.permitted and not open_ <= DECLARED - set(facts):
+            raise Refused(
+                f"the agreement does not permit this now: {'; '.join(decision.reasons)}",
+                code="not_permitted",
+                decision=decision.to_json(),
+            )
+
+    async def recheck(self, grant: Grant) -> float:
+        """Ask again whether the party may: the seconds that this is sure to hold. Refused, and the read stops, if not.
+
+        Uses were counted when the read was admitted, so they are not asked again.
+        """
+        now = time.time()
+        try:
+            own = await self._store.read(lambda tx: _own(tx, grant.held.agreement, now, counters=False))
+            facts = requested(own, purpose=grant.purpose, application=grant.application)
+            args = (grant.held, grant.contract, grant.consumer, facts)
+            return await self._check_party(*args, action=grant.action, now=now) - now
+        except Refused as refused:
+            grant.stop(refused.message)
+            raise
 
     async def refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
         """Reserve another chunk, at least `rows` and `nbytes` for the batch that waits. Whether there was room."""
@@ -176,11 +217,21 @@ class Grants:
 
     async def _poll_revoked(self) -> None:
         """While reads run, ask the database what other processes have ended."""
+        asked = time.monotonic()
         while self._live:
             await asyncio.sleep(_POLL_SECONDS)
             ended = await self._store.read(lambda tx: _ended(tx, tuple(self._live)))
             for agreement_id, reason in ended:
                 self.stop(agreement_id=agreement_id, reason=reason)
+            if time.monotonic() - asked >= _RECHECK_SECONDS:
+                await self._recheck_all()
+                asked = time.monotonic()
+
+    async def _recheck_all(self) -> None:
+        """Membership may end while a read runs, and so may any fact about its party."""
+        for grant in [grant for grants in self._live.values() for grant in grants]:
+            with suppress(HanseError):  # stopped with its reason; where the database does not answer, the lease ends it
+                await self.recheck(grant)
 
     def _forget(self, grant: Grant) -> None:
         left = [other for other in self._live.get(grant.agreement_id, ()) if other is not grant]
@@ -203,15 +254,13 @@ class Grants:
         held: Held,
         contract: DataContract,
         consumer: str,
-        used: tuple[int, int],
+        facts: Facts,
         *,
         action: str,
-        purpose: str,
         now: float,
-    ) -> None:
-        running = self.running(held.agreement.id)
-        known = counted(await self._facts_of(consumer), uses=used[0], uses_today=used[1], running=running)
-        facts = requested(known, purpose=purpose)
+    ) -> float:
+        """Until when (UTC seconds) the party surely may: the first end of a fact that the decision rests on."""
+        facts = (await self._facts_of(consumer)).adding(facts)
         decision = evaluate(held.policy, facts, action=action, phase=Phase.TRANSFER, now=now)
         if not decision.permitted:
             reason = "; ".join(decision.reasons) or "no permission is active"
@@ -221,6 +270,7 @@ class Grants:
                 rule=contract.permission,
                 decision=decision.to_json(),
             )
+        return _sure_until(decision, facts)
 
     def _compiled(self, agreement: Agreement, dataset: Dataset, version: DatasetVersion) -> Held:
         key = (agreement.id, version.digest)
@@ -314,11 +364,19 @@ def _quota_rule(contract: DataContract) -> str:
     return admission.reason(contract, "byteQuota" if contract.limits.rows is None else "rowQuota")
 
 
-def _used(tx: Transaction, agreement_id: str, now: float) -> tuple[int, int]:
-    row = tx.agreements.grant(agreement_id)
-    if row is None:
-        return 0, 0
-    return row.queries, row.queries_today if row.day == int(now // _DAY) else 0
+def _sure_until(decision: Decision, facts: Facts) -> float:
+    """The first end (UTC seconds) of a fact that the decision looked at; infinite where none ends."""
+    seen = {finding.left for finding in decision.findings}
+    ends = [fact.valid_until for key, fact in facts.items() if fact.valid_until is not None and key in seen]
+    return min(ends, default=float("inf"))
+
+
+def _own(tx: Transaction, agreement: Agreement, now: float, *, counters: bool = True) -> Facts:
+    """What we know ourselves: what was used, and which duties before use are fulfilled."""
+    row = tx.agreements.grant(agreement.id) if counters else None
+    today = 0 if row is None or row.day != int(now // _DAY) else row.queries_today
+    facts = counted(Facts(), uses=0 if row is None else row.queries, uses_today=today, running=0)
+    return facts.adding(fulfilled(tx, agreement, now=now))
 
 
 def _ended(tx: Transaction, agreement_ids: Sequence[str]) -> list[tuple[str, str]]:

@@ -36,6 +36,7 @@ __all__ = [
     "ENFORCERS",
     "OPERANDS",
     "OPERATORS",
+    "OTHER_FACTS",
     "PREFIXES",
     "PROFILES",
     "SOURCES",

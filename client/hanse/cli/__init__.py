@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hanse.cli import access, audit, config, dataset, offer, policy, query, token, trade
+from hanse.cli import access, audit, config, dataset, duty, fact, offer, policy, query, token, trade
 from hanse.cli.out import EXIT, complain, exit_code
 from hanse.errors import HanseError
 
@@ -91,6 +91,8 @@ def options(
 app.add_typer(dataset.commands, name="dataset")
 app.add_typer(offer.commands, name="offer")
 app.add_typer(policy.commands, name="policy")
+app.add_typer(fact.commands, name="fact")
+app.add_typer(duty.commands, name="duty")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(token.commands, name="token")
 for part in (config, trade, query):

@@ -1,0 +1,51 @@
+"""`hanse duty`: what agreements ask to be done (pay, delete, inform, register), where it stands, and the evidence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, at, print_json, print_rows, say
+from hanse.flow import segment
+
+commands = typer.Typer(help="What is owed under agreements, and evidence that it was done.", no_args_is_help=True)
+
+_COLUMNS: dict[str, Any] = {"path": "path", "state": "state", "duty": "says", "until": at("closes")}
+
+
+@commands.command("list")
+def list_(
+    agreement: Annotated[str, typer.Argument(help="Only of this agreement, done ones too.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What is due or overdue; with an agreement, everything that it asks."""
+    if agreement:
+        rows = space().api.get(f"/agreements/{segment(agreement)}/duties")
+        print_rows(rows, {**_COLUMNS, "evidence": _evidence}, as_json=as_json)
+        return
+    print_rows(space().api.get("/duties"), {"agreement": "agreement", "as": "role", **_COLUMNS}, as_json=as_json)
+
+
+@commands.command()
+def done(
+    agreement: Annotated[str, typer.Argument(show_default=False)],
+    path: Annotated[str, typer.Argument(help="Which one: its path in the list.", show_default=False)],
+    evidence: Annotated[str, typer.Option("--evidence", "-e", help="What was done, and where that can be seen.")],
+    as_json: AsJson = False,
+) -> None:
+    """Record that a duty was fulfilled. A consumer's record is told to the provider, whose word unlocks data."""
+    made = space().api.post(f"/agreements/{segment(agreement)}/duties", {"path": path, "evidence": evidence})
+    if as_json:
+        print_json(made)
+        return
+    say(f"{made['path']}: {made['says']}: {made['state']}")
+    if not made["told"]:
+        say(f"the provider does not have it yet: {made.get('why', '')}")
+    elif made["state"] != "fulfilled":
+        say("it counts once the provider records it: this duty is one before use")
+
+
+def _evidence(row: Any) -> str:
+    return "; ".join(f"{one['given_by']}: {one['evidence']}" for one in row.get("evidence", []))

@@ -1,0 +1,74 @@
+"""`hanse fact`: what you know of participants (permits, environments, roles) and of your datasets, and vouch for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, at, moment, print_json, print_rows, say
+
+commands = typer.Typer(help="What you know of participants, and vouch for.", no_args_is_help=True)
+
+Subject = Annotated[str, typer.Argument(help="A participant's DID, or the name of a dataset.", show_default=False)]
+Word = Annotated[str, typer.Argument(metavar="FACT", help="A word of policies, e.g. ds:permit.", show_default=False)]
+
+
+@commands.command("add")
+def add(
+    subject: Subject,
+    fact: Word,
+    value: Annotated[list[str], typer.Argument(metavar="VALUE...", help="One value or several.", show_default=False)],
+    until: Annotated[str, typer.Option(help="Valid until: 2027-12-31, or a time with its zone.")] = "",
+    evidence: Annotated[str, typer.Option(help="Where you know it from: a certificate, a letter.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Vouch for a fact: policies that ask for it are decided by it from now on."""
+    body = {"subject": subject, "fact": fact, "values": value, "valid_until": until, "evidence": evidence}
+    rows = space().api.post("/facts", body)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        ends = f" until {moment(row['valid_until'])}" if row.get("valid_until") else ""
+        say(f"you vouch that {row['fact']} of {row['subject']} is {row['value']}{ends}")
+
+
+@commands.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """What you vouch for."""
+    columns = {"subject": "subject", "fact": "fact", "value": "value", "until": at("valid_until")}
+    print_rows(
+        space().api.get("/facts", limit=1000), {**columns, "evidence": "evidence", "by": "recorded_by"}, as_json=as_json
+    )
+
+
+@commands.command()
+def remove(
+    subject: Subject,
+    fact: Word,
+    value: Annotated[str, typer.Argument(help="Only this value; else all of the fact.")] = "",
+) -> None:
+    """Vouch for it no longer; reads that rest on it end within seconds."""
+    chosen = {"subject": subject, "fact": fact, **({"value": value} if value else {})}
+    space().api.delete("/facts", **chosen)
+    say(f"you no longer vouch for {fact} of {subject}")
+
+
+@commands.command()
+def known(
+    participant: Annotated[str, typer.Argument(help="A participant's DID.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """All that is known of a participant now, from whom, and who could supply the rest."""
+    found = space().api.get("/facts/known", participant=participant)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        {"fact": fact, "value": entry["values"], "from": entry["source"], "until": moment(entry.get("validUntil"))}
+        for fact, entry in found["known"].items()
+    ]
+    rows += [{"fact": fact, "value": "(unknown)", "from": f"could be: {who}"} for fact, who in found["unknown"].items()]
+    print_rows(rows, {"fact": "fact", "value": "value", "from": "from", "until": "until"}, as_json=False)

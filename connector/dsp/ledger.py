@@ -1,0 +1,209 @@
+"""Duties at work: evidence is kept and told to the other side, and what time brings is carried out.
+
+`Ledger.report` keeps evidence; a consumer's goes to its provider too, whose ledger counts it for duties after use.
+`Upkeep` looks at every agreement now and then: reminders where a duty has fallen due or is overdue; an agreement whose
+time has ended is ended over the protocol; transfers of a party whose facts permit it no longer are suspended, and
+resumed when they do again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from connector.dsp import terms
+from connector.dsp.agreements import Agreements
+from connector.dsp.peer import Wire
+from connector.dsp.states import CONSUMER, PROVIDER
+from connector.dsp.transfer import FACTS, FACTS_ENDED, Transfers
+from connector.errors import Conflict, HanseError, NotFound, PeerRefused
+from connector.store import Store, Transaction
+from connector.store.tables import Agreement, Transfer
+from connector.telemetry import logger
+from connector.usage import duties
+from connector.usage.duties import Standing
+from connector.usage.facts import DECLARED, FactsOf, requested
+from policies import duties as rules
+from policies import jsonld
+from policies.vocabulary import Phase, expand
+
+_PROTOCOL = "/dsp/2025-1"
+_TIME_ENDED = "the time that was agreed has ended"
+_PAGE = 500
+_SECONDS = 30.0
+_log = logger("upkeep")
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A duty after its evidence was kept. `told`: the other side has it; `why` says what stood in the way."""
+
+    standing: Standing
+    told: bool
+    why: str = ""
+
+
+class Ledger:
+    """The duties of every agreement of this participant, as either side."""
+
+    def __init__(self, store: Store, wire: Wire, mint: Callable[[str], str]) -> None:
+        self._store, self._wire, self._mint = store, wire, mint
+
+    async def of(self, agreement_id: str, *, role: str = "") -> list[Standing]:
+        """Every duty of one agreement, as it stands now."""
+
+        def work(tx: Transaction) -> list[Standing]:
+            return duties.standings(tx, _agreement(tx, agreement_id, role), now=tx.now)
+
+        return await self._store.read(work)
+
+    async def open(self, *, limit: int = 1_000) -> list[tuple[Agreement, Standing]]:
+        """Duties that are due or overdue, over the newest agreements."""
+
+        def work(tx: Transaction) -> list[tuple[Agreement, Standing]]:
+            rows = (row for row in tx.agreements.page(limit=limit) if row.finalized)
+            found = ((row, one) for row in rows for one in duties.standings(tx, row, now=tx.now))
+            return [(row, one) for row, one in found if one.state in ("due", "violated")]
+
+        return await self._store.read(work)
+
+    async def report(self, agreement_id: str, path: str, *, evidence: str, by: str, role: str = "") -> Reported:
+        """Keep evidence that we (or, as provider, the other side) did what is owed; as consumer, tell the provider."""
+
+        def work(tx: Transaction) -> tuple[Agreement, Standing, str]:
+            row = _agreement(tx, agreement_id, role)
+            try:
+                done = duties.report(tx, row, path, given_by=row.role, actor=by, evidence=evidence)
+            except Conflict:
+                if row.role == PROVIDER:
+                    raise
+                done = next(one for one in duties.standings(tx, row, now=tx.now) if one.path == path)
+                if not done.evidence:
+                    raise
+            return row, done, _endpoint(tx, row)
+
+        row, done, endpoint = await self._store.write(work)
+        if row.role == PROVIDER:
+            return Reported(done, told=True)
+        if not endpoint:
+            return Reported(done, told=False, why="it is not known where the provider takes reports: tell its people")
+        try:
+            await self._tell(row, endpoint, path, evidence)
+        except HanseError as error:
+            return Reported(done, told=False, why=error.message)
+        return Reported(done, told=True)
+
+    async def received(self, agreement_id: str, path: str, *, evidence: str, consumer: str) -> Standing:
+        """A consumer's report, at its provider. NotFound for anybody else's agreement."""
+
+        def work(tx: Transaction) -> Standing:
+            row = tx.agreements.get(agreement_id, role=PROVIDER)
+            if row is None or row.consumer != consumer:
+                raise NotFound(f"no agreement {agreement_id!r} with you")
+            return duties.report(tx, row, path, given_by=CONSUMER, actor=consumer, evidence=evidence)
+
+        return await self._store.write(work)
+
+    async def _tell(self, row: Agreement, endpoint: str, path: str, evidence: str) -> None:
+        body = json.dumps({"agreement": row.id, "path": path, "evidence": evidence}).encode()
+        headers = {"content-type": "application/json", "authorization": self._mint(row.provider)}
+        reply = await self._wire.call("POST", f"{endpoint}/duties", headers=headers, body=body, max_bytes=64 * 2**10)
+        if reply.status >= 300 and reply.status != 409:  # 409: it has this evidence already
+            raise PeerRefused(f"the provider answered {reply.status} to the report; try again, or tell its people")
+
+
+class Upkeep:
+    """What time brings. `look` does it once; `run` does it every `seconds` until cancelled."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        agreements: Agreements,
+        transfers: Transfers,
+        facts_of: FactsOf,
+        seconds: float = _SECONDS,
+    ) -> None:
+        self._store, self._agreements, self._transfers = store, agreements, transfers
+        self._facts_of, self._seconds = facts_of, seconds
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                await self.look()
+            except HanseError as error:  # the database may be away for a while
+                _log.warning("upkeep_failed", code=error.code, reason=error.message)
+
+    async def look(self) -> None:
+        """Every agreement once: reminders, ends, suspensions."""
+        after = ""
+        while rows := await self._store.read(partial(_page, after=after)):
+            for row in rows:
+                await self._one(row)
+            after = rows[-1].id
+
+    async def _one(self, row: Agreement) -> None:
+        policy = jsonld.read(row.policy)
+        if policy.obligations or any(rule.duties for rule in policy.permissions):
+            await self._store.write(lambda tx: duties.look(tx, row, now=tx.now))
+        if row.role != PROVIDER or row.ended_at is not None:
+            return
+        if (end := rules.ends(policy)) is not None and end <= time.time():
+            with suppress(Conflict):  # somebody ended it a moment ago
+                await self._agreements.revoke(row.id, reason=_TIME_ENDED, by="clock", role=PROVIDER)
+            return
+        await self._hold_transfers(row)
+
+    async def _hold_transfers(self, row: Agreement) -> None:
+        """Suspend what the party's facts rule out now; what is merely unknown is refused at the next read anyway."""
+        running = await self._store.read(lambda tx: list(tx.transfers.page(agreement_id=row.id, role=PROVIDER)))
+        held = [one for one in running if one.state in ("STARTED", "SUSPENDED") and not one.pending]
+        if not held:
+            return
+        known = await self._facts_of(row.consumer)
+        own = await self._store.read(lambda tx: duties.fulfilled(tx, row, now=tx.now))
+        for transfer in held:
+            facts = requested(known.adding(own), purpose=expand(transfer.purpose))
+            verdict = terms.judge(jsonld.read(row.policy), facts, phase=Phase.TRANSFER, now=time.time())
+            await self._hold(transfer, verdict, missing=DECLARED - set(facts))
+
+    async def _hold(self, transfer: Transfer, verdict: terms.Verdict, *, missing: frozenset[str]) -> None:
+        ruled_out = not verdict.permitted and not verdict.unknown
+        fine = verdict.permitted or (bool(verdict.unknown) and verdict.unknown <= missing | _COUNTERS)
+        with suppress(HanseError):  # the other side moved meanwhile: the next look sees it
+            if transfer.state == "STARTED" and ruled_out:
+                why = "; ".join(verdict.reasons)[:1_000]
+                await self._transfers.command(transfer.id, "suspend", by="clock", code=FACTS_ENDED, reason=why)
+            elif transfer.state == "SUSPENDED" and fine and transfer.suspended_by == FACTS:
+                await self._transfers.command(transfer.id, "resume", by="clock")
+
+
+def _page(tx: Transaction, *, after: str) -> Sequence[Agreement]:
+    return tx.agreements.after(after, limit=_PAGE)
+
+
+_COUNTERS = frozenset({"odrl:count", "ds:queriesPerDay", "ds:concurrency"})
+
+
+def _agreement(tx: Transaction, agreement_id: str, role: str) -> Agreement:
+    for ours in (role,) if role else (PROVIDER, CONSUMER):
+        if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
+            return row
+    raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreements`")
+
+
+def _endpoint(tx: Transaction, row: Agreement) -> str:
+    """Where the provider's data plane is: as a running transfer says, else beside the protocol as connectors like ours
+    have it; empty where neither tells."""
+    if row.role == PROVIDER:
+        return ""
+    rows: Sequence[Transfer] = tx.transfers.page(agreement_id=row.id, role=CONSUMER)
+    told = next((str(one.data_address["endpoint"]) for one in rows if one.data_address.get("endpoint")), "")
+    root, found, _ = row.address.rpartition(_PROTOCOL)
+    return told or (f"{root}/data/v1" if found else "")

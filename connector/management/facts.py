@@ -1,0 +1,112 @@
+"""Facts on the management API: what is known of a participant and from whom, and what the owner vouches for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from connector.errors import BadInput
+from connector.management.auth import Caller, Tokens
+from connector.store.tables import Attestation
+from connector.usage.facts import Known
+from policies import vocabulary
+from policies.evaluate import Facts
+from policies.values import instant
+from policies.vocabulary import Counting, Phase
+from policies.vocabulary.terms import RULE
+
+_FACTS = (Phase.CATALOGUE, Phase.NEGOTIATION, Phase.TRANSFER)
+
+
+class NewFact(BaseModel):
+    """Something that the owner knows of a participant or of a dataset, and answers for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    subject: str = Field(max_length=255, description="DID of a participant; name or id of a dataset for what it says.")
+    fact: str = Field(max_length=255, description="The word of the policy vocabulary, e.g. ds:permit.")
+    values: list[Annotated[str, Field(min_length=1, max_length=255)]] = Field(min_length=1, max_length=100)
+    valid_until: str = Field("", max_length=40, description="Until when: a time with its zone, or a day; empty: open.")
+    evidence: str = Field("", max_length=2_000, description="Where it is known from: a certificate, a letter, a file.")
+
+
+class FactView(BaseModel):
+    subject: str
+    fact: str
+    value: str
+    valid_until: float | None
+    evidence: str
+    recorded_by: str
+    recorded_at: float
+
+
+def view(row: Attestation) -> FactView:
+    return FactView(**{name: getattr(row, name) for name in FactView.model_fields})
+
+
+def until_of(text: str) -> float | None:
+    """The end in UTC seconds of a time or a day; BadInput for one without a zone."""
+    if not text:
+        return None
+    try:
+        found = instant(text, "")
+    except ValueError as error:
+        raise BadInput(f"valid_until: {error}") from None
+    if found.loose:
+        raise BadInput(f"valid_until: expected a time with its zone (2027-12-31T00:00:00Z) or a day, came {text!r}")
+    return found.end / 1e9
+
+
+def known_json(facts: Facts) -> dict[str, Any]:
+    """What is known, each with its source and end, and what is not, each with who could supply it."""
+    return {"known": facts.to_json(), "unknown": dict(_unknown(facts))}
+
+
+def _unknown(facts: Facts) -> list[tuple[str, str]]:
+    words = (one for one in vocabulary.OPERANDS.values() if RULE in one.where and one.phase in _FACTS and one.fact)
+    asked = (one for one in words if one.counting is Counting.PLAIN and one.fact not in facts)
+    return [(one.fact, vocabulary.suppliers(one.name) or "nobody here") for one in asked]
+
+
+def router(known: Known, tokens: Tokens) -> APIRouter:
+    routes = APIRouter(prefix="/facts", tags=["facts"])
+    owner = Depends(tokens.require("owner"))
+    reader = Depends(tokens.require("read"))
+
+    @routes.get("", summary="What you vouch for, in order of subject, fact and value")
+    async def listed(
+        after: Annotated[list[str] | None, Query(max_length=3, description="The last one's three keys.")] = None,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        _: Caller = reader,
+    ) -> list[FactView]:
+        keys = [*(after or []), "", "", ""]
+        return [view(row) for row in await known.recorded(after=(keys[0], keys[1], keys[2]), limit=limit)]
+
+    @routes.get("/known", summary="All that is known of a participant now, and who could supply what is not")
+    async def of(participant: Annotated[str, Query(max_length=255)], _: Caller = reader) -> dict[str, Any]:
+        return {"participant": participant, **known_json(await known.of(participant))}
+
+    @routes.post("", status_code=201, summary="Vouch for a fact")
+    async def record(new: NewFact, caller: Caller = owner) -> list[FactView]:
+        rows = await known.record(
+            new.subject,
+            new.fact,
+            new.values,
+            evidence=new.evidence,
+            until=until_of(new.valid_until),
+            by=caller.name,
+        )
+        return [view(row) for row in rows]
+
+    @routes.delete("", status_code=204, summary="Vouch for it no longer")
+    async def withdraw(
+        subject: Annotated[str, Query(max_length=255)],
+        fact: Annotated[str, Query(max_length=255)],
+        value: Annotated[str, Query(max_length=255, description="Empty: all values of the fact.")] = "",
+        caller: Caller = owner,
+    ) -> None:
+        await known.withdraw(subject, fact, value, by=caller.name)
+
+    return routes
