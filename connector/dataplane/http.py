@@ -46,8 +46,8 @@ MEDIA = "application/vnd.apache.arrow.stream"
 BODY_MAX = 32 * 2**20
 _COLUMN_MAX = 255
 _ROWS_PARAMETERS = (
-    "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks", "snapshot",
-    "after",
+    "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks",
+    "snapshot", "after",
 )  # fmt: skip
 
 _log = logger("dataplane")
