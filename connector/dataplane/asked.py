@@ -105,8 +105,8 @@ def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str =
     if len(columns) > _COLUMNS_MAX or len(where) > _WHERE_MAX:
         raise QueryInvalid(f"expected at most {_COLUMNS_MAX} columns and {_WHERE_MAX} characters of condition")
     named = [*columns, position] if position and columns else columns  # all of them by * have the position too
-    shown = ", ".join(_quoted(column) for column in named) or "*"
-    sql = f"SELECT {shown} FROM {_quoted(name[0])}.{_quoted(name[1])}"  # noqa: S608  quoted; the gate reads it anew
+    shown = ", ".join(quoted(column) for column in named) or "*"
+    sql = f"SELECT {shown} FROM {quoted(name[0])}.{quoted(name[1])}"  # noqa: S608  quoted; the gate reads it anew
     return f"{sql} WHERE {_condition(where)}" if where.strip() else sql
 
 
@@ -127,7 +127,8 @@ def _condition(where: str) -> str:
     return str(held.this.sql(dialect="duckdb", comments=False))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
 
 

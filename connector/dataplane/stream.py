@@ -14,6 +14,7 @@ What stops a read before its first byte raises; what stops it later is in the en
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import secrets
 import time
@@ -24,15 +25,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, records, unfinished
-from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split
+from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split, quoted
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Frame, Pool, Result
 from connector.store import Store
 from connector.store.tables import DatasetVersion
-from connector.telemetry import Metrics
-from connector.usage.grants import Grant, Grants
+from connector.telemetry import Metrics, logger
+from connector.usage.grants import Grant, Grants, Held
 from policies import gate
 from policies.contract import DataContract
 from policies.errors import PolicyError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not
     from policies.enforce.sql import Keys, Prepared
 
 _T = TypeVar("_T")
+_log = logger("dataplane")
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _IN_FLIGHT = 32 * 2**20
 _LONGEST = 24 * 3600.0
@@ -258,6 +260,58 @@ class Reads:
             await self._kept(self._store.write(lambda tx: tx.publish(event)))
             raise
 
+    async def describe(self, asked: Asked) -> bytes:
+        """The schema message of what a read would give; the gate's refusal is raised and recorded as `open` would.
+
+        Nothing is counted or reserved and no row is read. Empty where only the read itself can tell, with its reason.
+        """
+        grants: list[Grant] = []
+        begun = time.monotonic()
+        try:
+            with self._place(asked.consumer):
+                grants = [await self._looked_at(ticket, asked) for ticket in asked.tickets]
+                prepared, keys = await asyncio.to_thread(
+                    gated, asked, grants, name=self._name, mask_key=bytes(32)
+                )  # the key is of no value that leaves
+                job = replace(self._job(asked, grants, prepared, keys), kind="describe")
+                return await self._described(job)
+        except (HanseError, PolicyError) as error:
+            event = records.refused(asked, error, grants)
+            await self._kept(self._store.write(lambda tx: tx.publish(event)))
+            await _quantised(begun)
+            raise
+
+    async def columns(self, held: Held, contract: DataContract, *, consumer: str) -> bytes:
+        """The schema message of a dataset as a contract shows it, aggregate-only or not. No row is read."""
+        masked = {mask.column for mask in contract.masks if str(mask.kind) == "hash"}
+        shown = [f"CAST({quoted(one)} AS VARCHAR) AS {quoted(one)}" if one in masked else quoted(one)
+                 for one in contract.columns]  # fmt: skip
+        sql = f"SELECT {', '.join(shown)} FROM t"  # noqa: S608  names of the contract, quoted
+        relation = version_relation(held.version)
+        return await self._described(Job(kind="describe", relations={"t": relation}, sql=sql, consumer=consumer))
+
+    async def _described(self, job: Job) -> bytes:
+        try:
+            return base64.b64decode((await self._pool.ask(job))["schema"])
+        except HanseError as error:
+            _log.info("not described", code=error.code)
+            return b""
+
+    async def _looked_at(self, ticket: Ticket, asked: Asked) -> Grant:
+        """What a grant would be, without its place and its uses."""
+        await self._narrow(ticket, asked)
+        purpose = ticket.purpose or asked.purpose
+        held = await self.grants.hold(ticket.agreement, consumer=ticket.consumer)
+        contract = await self.grants.covers(
+            ticket.agreement,
+            consumer=ticket.consumer,
+            action=asked.action,
+            purpose=purpose,
+            transfer=(ticket.transfer, ticket.generation),
+        )
+        lease = gate.Lease(deadline=time.monotonic() + _LONGEST)
+        return Grant(held, contract, ticket.consumer, ticket.transfer, purpose, lease)
+
     def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
         """Note what has left, for the record that a crash would leave behind; nobody waits for it."""
         self._spawn(self._store.write(lambda tx: tx.reads.progress(read_id, rows=rows, nbytes=nbytes)))
@@ -301,16 +355,7 @@ class Reads:
         now = self.clock()
         try:
             for ticket in asked.tickets:
-                if ticket.purpose and asked.purpose and ticket.purpose != asked.purpose:
-                    # The agreement answers first, with its rule; a ticket may only be narrower than that.
-                    await self.grants.covers(
-                        ticket.agreement, consumer=ticket.consumer, action=asked.action, purpose=asked.purpose
-                    )
-                    raise Refused(
-                        f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
-                        "start a transfer for that purpose",
-                        code="purpose_not_agreed",
-                    )
+                await self._narrow(ticket, asked)
                 grants.append(
                     await self.grants.open(
                         ticket.agreement,
@@ -327,6 +372,17 @@ class Reads:
             await self._kept(self._settle(grants))
             raise
         return grants
+
+    async def _narrow(self, ticket: Ticket, asked: Asked) -> None:
+        """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
+        if not ticket.purpose or not asked.purpose or ticket.purpose == asked.purpose:
+            return
+        await self.grants.covers(ticket.agreement, consumer=ticket.consumer, action=asked.action, purpose=asked.purpose)
+        raise Refused(
+            f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
+            "start a transfer for that purpose",
+            code="purpose_not_agreed",
+        )
 
     @asynccontextmanager
     async def _running_stream(

@@ -347,7 +347,7 @@ class Pool:
             self._background(self._end(result))
 
     async def ask(self, job: Job) -> Any:
-        """A job that gives one JSON value (report, profile, convert, check_arrow)."""
+        """A job that gives one JSON value (report, describe, profile, convert, check_arrow)."""
         result = await self._begin(job)
         try:
             _, _, payload, _ = await result.next()

@@ -240,6 +240,14 @@ def report(session: Session, job: Job) -> None:
     value(session, {"columns": schema.names, "rows": rows})
 
 
+def describe(session: Session, job: Job) -> None:
+    """The schema of an answer, as its IPC message in base64, without reading a row of it."""
+    con = opened(session, job)
+    recheck(con, job)
+    schema = engine.schema_of(engine.query(con, job.sql, job.params))
+    value(session, {"schema": base64.b64encode(schema.serialize().to_pybytes()).decode()})
+
+
 def _plain(cell: Any) -> Any:
     return cell if cell is None or isinstance(cell, (bool, int, float, str)) else str(cell)
 
@@ -297,6 +305,7 @@ TASKS: dict[str, Callable[[Session, Job], None]] = {
     "query": query,
     "report": report,
     "plan": plan,
+    "describe": describe,
     "profile": profile,
     "convert": convert,
     "check_arrow": check_arrow,

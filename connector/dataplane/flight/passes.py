@@ -1,0 +1,57 @@
+"""What a FlightInfo hands out and a DoGet brings back: one read, sealed by the provider. Pure.
+
+A Flight ticket of ours says which read was described, for whom and until when, with a keyed hash over it. It opens
+nothing by itself: whoever brings it also shows a data-plane ticket, of the same consumer and the same agreements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from connector.errors import Refused, Unauthenticated
+
+_MARK = b"hanse1."
+_SEAL = 64
+SIZE_MAX = 256 * 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One read that was described. `wanted` is the desk's own form of it."""
+
+    id: str
+    consumer: str
+    agreements: tuple[str, ...]
+    expires: float
+    wanted: Mapping[str, Any]
+
+
+def seal(one: Pass, key: bytes) -> bytes:
+    """The pass as bytes that only we can have made."""
+    told = {"i": one.id, "c": one.consumer, "a": one.agreements, "x": one.expires, "w": one.wanted}
+    text = json.dumps(told, separators=(",", ":")).encode()
+    return _MARK + _hash(text, key) + text
+
+
+def unseal(raw: bytes, key: bytes, *, now: float) -> Pass:
+    """The pass in these bytes. Refused where they are not ours, whole and unchanged; Unauthenticated once it ended."""
+    text = raw[len(_MARK) + _SEAL :]
+    ours = raw.startswith(_MARK) and len(raw) <= SIZE_MAX
+    if not ours or not hmac.compare_digest(raw[len(_MARK) : len(_MARK) + _SEAL], _hash(text, key)):
+        raise Refused(
+            "expected a Flight ticket as this provider gave it out; ask for the flight info again",
+            code="flight_ticket_invalid",
+        )
+    told = json.loads(text)
+    if told["x"] <= now:
+        raise Unauthenticated("the Flight ticket has ended; ask for the flight info again", code="ticket_expired")
+    return Pass(told["i"], told["c"], tuple(told["a"]), told["x"], told["w"])
+
+
+def _hash(text: bytes, key: bytes) -> bytes:
+    return hmac.new(key, text, hashlib.sha256).hexdigest().encode()
