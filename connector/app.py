@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -18,7 +19,9 @@ from connector.audit.log import AuditLog, Sequencer
 from connector.audit.note import Signer, origin_of
 from connector.dataplane import access
 from connector.dataplane import http as data_http
-from connector.dataplane.addresses import Addresses
+from connector.dataplane.addresses import FLIGHT_FORMAT, Addresses
+from connector.dataplane.flight.desk import Desk
+from connector.dataplane.flight.front import Front, Listen
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
 from connector.datasets.offers import Offers
@@ -33,7 +36,7 @@ from connector.dsp.negotiation import Negotiations
 from connector.dsp.partners import Partners
 from connector.dsp.peer import Peer
 from connector.dsp.sender import Sender
-from connector.dsp.transfer import Transfers
+from connector.dsp.transfer import FORMATS, PULL, Transfers
 from connector.dsp.webhooks import Webhooks
 from connector.errors import HanseError
 from connector.events import Bus
@@ -97,6 +100,7 @@ class Services:
     grants: Grants
     reads: Reads
     addresses: Addresses
+    flight: Front | None
     sender: Sender
     negotiations: Negotiations
     transfers: Transfers
@@ -231,6 +235,7 @@ def build(settings: Settings) -> Services:
         participant=participant,
         root_url=settings.root_url,
         ticket_seconds=settings.ticket_seconds,
+        flight=_location(settings),
     )
     reads = Reads(
         store,
@@ -263,7 +268,8 @@ def build(settings: Settings) -> Services:
     }
     negotiating = Negotiations(**common)
     data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
-    transferring = Transfers(negotiations=negotiating, data_plane=data_plane, **common)
+    formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
+    transferring = Transfers(negotiations=negotiating, data_plane=data_plane, formats=formats, **common)
     agreed = Agreements(store=store, sender=sender, transfers=transferring)
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir))
     sequencer = Sequencer(store, signer=signer, round_seconds=settings.audit_round_ms / 1000)
@@ -293,6 +299,7 @@ def build(settings: Settings) -> Services:
         grants=grants,
         reads=reads,
         addresses=addresses,
+        flight=_flight(settings, reads, addresses, key_dir),
         sender=sender,
         negotiations=negotiating,
         transfers=transferring,
@@ -307,7 +314,9 @@ def build(settings: Settings) -> Services:
         ),
         partners=Partners(peer=peer, members=trust.members),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
-        catalog=Catalog(store=store, participant=participant, base=settings.dsp_base, facts_of=known.of),
+        catalog=Catalog(
+            store=store, participant=participant, base=settings.dsp_base, facts_of=known.of, formats=formats
+        ),
         signer=signer,
         sequencer=sequencer,
         log=AuditLog(store, sequencer, vkey=signer.vkey),
@@ -323,6 +332,26 @@ def build(settings: Settings) -> Services:
             memory_mb=settings.worker_memory_mb,
         ),
     )
+
+
+def _location(settings: Settings) -> str:
+    """Where others reach Flight, empty where it is not spoken."""
+    if settings.flight_port is None:
+        return ""
+    scheme = "grpc+tls" if settings.tls_certificate else "grpc+tcp"
+    return settings.flight_url or f"{scheme}://{settings.flight_host}:{settings.flight_port}"
+
+
+def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Path) -> Front | None:
+    if settings.flight_port is None:
+        return None
+    listen = Listen(
+        host=settings.flight_host,
+        port=settings.flight_port,
+        certificate=str(settings.tls_certificate or ""),
+        key=str(settings.tls_key or ""),
+    )
+    return Front(Desk(reads, addresses, owner=settings.name, key=keys.secret(key_dir, "flight")), listen)
 
 
 def public_app(parts: Services) -> FastAPI:

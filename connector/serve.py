@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -41,10 +42,15 @@ async def running(parts: Services) -> AsyncIterator[None]:
     )
     await _first_token(parts)
     try:
+        if parts.flight is not None:
+            await parts.flight.start()
+            _log.info("flight", location=parts.addresses.flight)
         yield
     finally:
         await parts.reads.drain(_STOPPING)
         upkeep.cancel()
+        if parts.flight is not None:
+            await parts.flight.stop()
         await parts.sender.stop()
         await parts.pool.close()
         parts.outside.close()
@@ -81,7 +87,11 @@ async def serve(settings: Settings) -> None:
         await asyncio.to_thread(upgrade, settings.database)
         parts = build(settings)
         servers = [
-            _server(Observed(public_app(parts), listener="public", metrics=parts.metrics)),
+            _server(
+                Observed(public_app(parts), listener="public", metrics=parts.metrics),
+                certificate=settings.tls_certificate,
+                key=settings.tls_key,
+            ),
             _server(Observed(management_app(parts), listener="management", metrics=parts.metrics)),
         ]
         _stop_on_signals(servers, parts.reads)
@@ -98,10 +108,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: ASGIApp) -> _Server:
+def _server(app: ASGIApp, *, certificate: Path | None = None, key: Path | None = None) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
             http=Protocol,
             loop="uvloop",
             ws="none",

@@ -53,7 +53,24 @@ class Settings(BaseSettings):
     public_port: int = Field(8080, ge=0, le=65535, description="Port of the public listener.")
     public_url: str = Field(
         "",
-        description="URL under which others reach the public listener; empty is http://public_host:public_port.",
+        description="URL under which others reach the public listener; empty is http(s)://public_host:public_port.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the public listener's certificate chain; empty: a proxy in front does TLS."
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file with the certificate's private key; empty: it is in the certificate's file."
+    )
+    flight_host: str = Field("127.0.0.1", description="Address that Arrow Flight binds to.")
+    flight_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of Arrow Flight and Flight SQL; empty: neither is spoken."
+    )
+    flight_url: str = Field(
+        "",
+        description="Location under which others reach Flight; empty is grpc+tls or grpc+tcp://flight_host:flight_port.",
+    )
+    flight_plaintext: bool = Field(
+        False, description="Let Flight speak without TLS beyond loopback, where something else protects the way."
     )
     management_host: str = Field(
         "127.0.0.1", description="Address that the management listener (API, console) binds to."
@@ -157,12 +174,25 @@ class Settings(BaseSettings):
                 "HANSE_ANONYMOUS_PARTICIPANT is for labs on loopback: expected HANSE_PUBLIC_HOST=127.0.0.1, "
                 f"came {self.public_host}; unset one of the two"
             )
+        if self.tls_key and not self.tls_certificate:
+            raise ValueError("expected HANSE_TLS_CERTIFICATE beside HANSE_TLS_KEY, came the key alone; set both")
+        if self.flight_port is not None and not (self.flight_safe or self.flight_plaintext):
+            raise ValueError(
+                f"Flight on {self.flight_host} would speak without TLS: set HANSE_TLS_CERTIFICATE, or "
+                "HANSE_FLIGHT_PLAINTEXT=true where something else protects the way, or unset HANSE_FLIGHT_PORT"
+            )
         return self
 
     @property
     def root_url(self) -> str:
         """The public URL without a trailing slash."""
-        return (self.public_url or f"http://{self.public_host}:{self.public_port}").rstrip("/")
+        scheme = "https" if self.tls_certificate else "http"
+        return (self.public_url or f"{scheme}://{self.public_host}:{self.public_port}").rstrip("/")
+
+    @property
+    def flight_safe(self) -> bool:
+        """Whether nobody can listen in on Flight."""
+        return self.tls_certificate is not None or self.flight_host in ("127.0.0.1", "::1", "localhost")
 
     @property
     def dsp_base(self) -> str:

@@ -21,15 +21,26 @@ from connector.usage.grants import Grants, is_started
 from policies.vocabulary import expand
 
 ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
+FLIGHT_TYPE = "https://w3id.org/hanse/endpoint/ArrowFlight"
+FLIGHT_FORMAT = "ArrowFlight-PULL"
 PATH = "/data/v1"
 
 
 class Addresses:
-    """Data addresses and tickets of one provider."""
+    """Data addresses and tickets of one provider. `flight` is where Flight is spoken, empty where it is not."""
 
     def __init__(
-        self, store: Store, grants: Grants, *, key: ECKey, participant: str, root_url: str, ticket_seconds: int
+        self,
+        store: Store,
+        grants: Grants,
+        *,
+        key: ECKey,
+        participant: str,
+        root_url: str,
+        ticket_seconds: int,
+        flight: str = "",
     ) -> None:
+        self.flight = flight
         self._store = store
         self._grants = grants
         self.key = key
@@ -53,7 +64,10 @@ class Addresses:
         return tickets.issue(ticket, self.key, now=now), ticket.expires
 
     def address(self, transfer: Transfer) -> dict[str, Any]:
-        """The data address of a started transfer as the protocol carries it (DSP 2025-1, DataAddress)."""
+        """The data address of a started transfer as the protocol carries it (DSP 2025-1, DataAddress).
+
+        The ticket is good over both transports: the format says which one the address is of, and the other is named.
+        """
         text, expires = self.issue(transfer)
         properties = {
             "authType": "bearer",
@@ -61,10 +75,13 @@ class Addresses:
             "expires": str(int(expires)),
             "agreement": transfer.agreement_id,
         }
+        over_flight = bool(self.flight) and transfer.format == FLIGHT_FORMAT
+        if self.flight:
+            properties |= {"http": self._endpoint} if over_flight else {"flight": self.flight}
         return {
             "@type": "DataAddress",
-            "endpointType": ENDPOINT_TYPE,
-            "endpoint": self._endpoint,
+            "endpointType": FLIGHT_TYPE if over_flight else ENDPOINT_TYPE,
+            "endpoint": self.flight if over_flight else self._endpoint,
             "endpointProperties": [
                 {"@type": "EndpointProperty", "name": name, "value": value} for name, value in properties.items()
             ],

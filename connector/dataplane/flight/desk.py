@@ -122,7 +122,8 @@ class Desk:
         wanted = _wanted(call.question)
         asked = await self._asked(wanted, call.tickets)
         schema = await self._reads.describe(asked)
-        return {"schema": _text(schema), **self._pass(wanted, asked.tickets)}
+        shown = [ticket for ticket in call.tickets if ticket in asked.tickets]  # the others are in the envelope
+        return {"schema": _text(schema), **self._pass(wanted, shown)}
 
     async def _prepare(self, call: _Call) -> dict[str, Any]:
         """How many parameters a statement has, and its schema where it has none."""
@@ -145,10 +146,8 @@ class Desk:
 
     async def _stop(self, call: _Call) -> dict[str, Any]:
         """End the running reads of these Flight tickets."""
-        found = [one for raw in call.question.tickets for one in self._running.get(self._unseal(raw, call).id, ())]
-        for running in found:
-            running.cancel()
-        return {"stopped": len(found)}
+        opened = [self._running.get(self._unseal(raw, call).id, set()) for raw in call.question.tickets]
+        return {"stopped": sum(one.cancel() for running in opened for one in running)}
 
     async def _renew(self, call: _Call) -> dict[str, Any]:
         """A new Flight ticket for an old one; its running reads go on under the data-plane ticket of this call."""

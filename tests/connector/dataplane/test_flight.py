@@ -1,0 +1,311 @@
+"""Arrow Flight as a plain pyarrow.flight client meets it: real files, real workers, a real server over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as fl
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.flight import protobuf
+from connector.dataplane.flight.front import Front
+from tests.support import data, flying, gate, provider
+from tests.support.flying import flyer, whole
+from tests.support.gate import atom, mask
+from tests.support.provider import Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATH = ("clinic", "numbers")
+ENDLESS = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def front(running: Provider) -> AsyncIterator[Front]:
+    async with flying.flying(running, stall_seconds=1.5) as started:
+        yield started
+
+
+async def settled(running: Provider) -> None:
+    """Until no read is running and everything is recorded."""
+    until = time.monotonic() + 5
+    while running.reads.live or running.reads._tasks:
+        await asyncio.sleep(0.01)
+        assert time.monotonic() < until
+
+
+async def test_a_dataset_is_listed_described_and_read_with_its_end_record(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+
+    def go() -> tuple[Any, Any, pa.Table, dict[str, Any]]:
+        with flyer(front, running.ticket(agreement)) as client:
+            (listed,) = client.client.list_flights(options=client.options)
+            return listed, client.info(*PATH), *client.read(*PATH)
+
+    listed, info, table, end = await asyncio.to_thread(go)
+    assert listed.descriptor.path == [b"clinic", b"numbers"]
+    assert listed.schema == info.schema == table.schema
+    assert all(one.expiration_time.as_py().timestamp() > time.time() for one in info.endpoints)
+    assert table.equals(data.table().cast(table.schema))
+    assert (end["status"], end["rows"]) == ("complete", end["rows"])
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.actor, ended.agreement) == ("ok", provider.CONSUMER, agreement)
+
+
+async def test_policy_holds_whatever_is_asked(running: Provider, front: Front) -> None:
+    policy = gate.agreement(
+        atom("ds:row/gap", "eq", "2"),
+        atom("ds:columnDeny", "isNoneOf", "x", "day", "tags"),
+        duties=[mask("null", "name")],
+        action="odrl:use",
+    )
+    ticket = running.ticket(await running.agree(policy))
+
+    def go() -> tuple[Any, pa.Table]:
+        with flyer(front, ticket) as client:
+            (listed,) = client.client.list_flights(options=client.options)
+            return listed, client.read(*PATH)[0]
+
+    listed, table = await asyncio.to_thread(go)
+    assert listed.schema.names == table.schema.names == ["id", "name", "gap"]
+    assert set(table["gap"].to_pylist()) == {2}
+    assert set(table["name"].to_pylist()) == {None}
+
+
+async def test_several_agreements_are_read_together(running: Provider, front: Front, tmp_path: Path) -> None:
+    first = running.ticket(await running.agree())
+    second = running.ticket(await running.agree(name="others", path=data.parquet(tmp_path / "others.parquet", 50)))
+    sql = 'SELECT count(*) AS n FROM "clinic".numbers n JOIN "clinic".others o ON n.id = o.id'
+
+    def go() -> tuple[list[bytes], pa.Table, pa.Table]:
+        with flyer(front, first, headers=[(b"hanse-ticket", second.encode())]) as client:
+            listed = [one.descriptor.path[-1] for one in client.client.list_flights(options=client.options)]
+            together = client.read(sql=sql)[0]
+        with flyer(front, first) as client:
+            return listed, together, client.read(sql=sql, tickets=[second])[0]
+
+    listed, *tables = await asyncio.to_thread(go)
+    assert sorted(listed) == [b"numbers", b"others"]
+    assert [table["n"].to_pylist() for table in tables] == [[50], [50]]
+
+
+REFUSED = {
+    "a column that is not there": ({"sql": 'SELECT nope FROM "clinic".numbers'}, pa.ArrowInvalid, "column_unknown"),
+    "no dataset of ours": ({"sql": "SELECT * FROM secret"}, pa.ArrowInvalid, "dataset_unknown"),
+    "no SELECT": ({"sql": 'DELETE FROM "clinic".numbers'}, pa.ArrowInvalid, "statement_not_allowed"),
+    "an unknown field": ({"sql": "SELECT 1", "how": 1}, pa.ArrowInvalid, "envelope_invalid"),
+    "another agreement": ({"sql": "SELECT 1", "agreement": "urn:x"}, fl.FlightUnauthorizedError, "ticket_mismatch"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_refusals_come_with_their_code_and_no_trace_of_ours(running: Provider, front: Front, name: str) -> None:
+    envelope, kind, code = REFUSED[name]
+    ticket = running.ticket(await running.agree())
+
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            client.info(**envelope)
+
+    with pytest.raises(kind) as caught:
+        await asyncio.to_thread(go)
+    assert code in str(caught.value)
+    assert ".py" not in str(caught.value)
+
+
+async def test_a_purpose_that_is_not_agreed_is_refused_with_its_rule(running: Provider, front: Front) -> None:
+    research, ads = "https://w3id.org/dpv#ScientificResearch", "https://w3id.org/dpv#Advertising"
+    policy = gate.agreement(atom("odrl:purpose", "eq", research), action="odrl:use")
+    agreement = await running.agree(policy)
+
+    def go(purpose: str) -> int:
+        with flyer(front, running.ticket(agreement), headers=[(b"hanse-purpose", purpose.encode())]) as client:
+            return int(client.read(*PATH)[0].num_rows)
+
+    assert await asyncio.to_thread(go, research) == data.ROWS
+    with pytest.raises(fl.FlightUnauthorizedError) as caught:
+        await asyncio.to_thread(go, ads)
+    assert json.loads(caught.value.extra_info)["rule"].startswith("/permission/0")
+    assert "[rule /permission/0" in str(caught.value)
+
+
+async def test_revocation_ends_a_stream_within_a_second_with_its_reason(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+    begun: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    def go() -> None:
+        with flyer(front, running.ticket(agreement)) as client:
+            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader.read_chunk()
+            begun.append(time.monotonic())
+            loop.call_soon_threadsafe(lambda: running.grants.stop(agreement_id=agreement, reason="consent withdrawn"))
+            for _ in reader:
+                pass
+
+    with pytest.raises(fl.FlightUnauthorizedError, match="revoked: consent withdrawn") as caught:
+        await asyncio.to_thread(go)
+    assert time.monotonic() - begun[0] < 1
+    told = json.loads(caught.value.extra_info)
+    assert (told["end"], told["rule"]) == ("revoked", "/permission/0")
+    await settled(running)
+    assert running.of_kind("ReadEnded")[-1].code == "revoked"
+
+
+async def test_an_ended_ticket_is_refused_and_a_stream_does_not_outlive_its_own(
+    running: Provider, front: Front
+) -> None:
+    agreement = await running.agree()
+
+    def go(seconds: float) -> None:
+        with flyer(front, running.ticket(agreement, seconds=seconds)) as client:
+            client.read(sql=ENDLESS, action="stream")
+
+    with pytest.raises(fl.FlightUnauthenticatedError, match="ticket_expired"):
+        await asyncio.to_thread(go, -1)
+    with pytest.raises(fl.FlightUnauthenticatedError, match="lease_expired"):
+        await asyncio.to_thread(go, 2.0)
+
+
+async def test_a_renewed_endpoint_lets_its_stream_go_on(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+
+    def go() -> int:
+        with flyer(front, running.ticket(agreement, seconds=2.0)) as client:
+            endpoint = client.info(*PATH).endpoints[0]
+            reader = client.get(endpoint.ticket)
+            rows = reader.read_chunk().data.num_rows
+            with flyer(front, running.ticket(agreement)) as fresh:
+                (answer,) = fresh.act("RenewFlightEndpoint", protobuf.write([(1, endpoint.serialize())]))
+            renewed = fl.FlightEndpoint.deserialize(answer)
+            assert renewed.expiration_time.as_py() > endpoint.expiration_time.as_py()
+            time.sleep(2.1)
+            return int(rows + whole(reader)[0].num_rows)
+
+    assert await asyncio.to_thread(go) > 0
+
+
+async def test_cancelling_ends_the_running_read(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+
+    def go() -> list[bytes]:
+        with flyer(front, running.ticket(agreement)) as client:
+            info = client.info(sql=ENDLESS, action="stream")
+            reader = client.get(info.endpoints[0].ticket)
+            reader.read_chunk()
+            answer = client.act("CancelFlightInfo", protobuf.write([(1, info.serialize())]))
+            with pytest.raises(fl.FlightCancelledError, match="cancelled"):
+                for _ in reader:
+                    pass
+            return answer + client.act("CancelFlightInfo", protobuf.write([(1, info.serialize())]))
+
+    assert await asyncio.to_thread(go) == [b"\x08\x01", b"\x08\x03"]  # cancelled; nothing left to cancel
+    await settled(running)
+    assert running.of_kind("ReadEnded")[-1].outcome == "broken"
+
+
+async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+
+    def go() -> None:
+        with flyer(front, running.ticket(agreement)) as client:
+            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader.read_chunk()
+            reader.cancel()
+
+    await asyncio.to_thread(go)
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code) == ("broken", "client_gone")
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+    before = _rss_mb(front.pid)
+
+    def go() -> tuple[int, str]:
+        with flyer(front, running.ticket(agreement)) as client:
+            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader.read_chunk()
+            time.sleep(2.5)
+            held = _rss_mb(front.pid) - before
+            with pytest.raises(fl.FlightError) as caught:
+                for _ in reader:
+                    pass
+            return held, str(caught.value)
+
+    held, said = await asyncio.to_thread(go)
+    assert held < 64
+    assert "client_stalled" in said
+    await settled(running)
+    assert running.of_kind("ReadEnded")[-1].code == "client_stalled"
+
+
+async def test_clients_in_parallel_each_get_their_rows(running: Provider, front: Front) -> None:
+    ticket = running.ticket(await running.agree())
+
+    def go(number: int) -> list[int]:
+        with flyer(front, ticket) as client:
+            return list(
+                client.read(sql=f'SELECT id FROM "clinic".numbers WHERE id % 4 = {number}')[0]["id"].to_pylist()
+            )
+
+    found = await asyncio.gather(*(asyncio.to_thread(go, number) for number in range(4)))
+    assert sorted(one for ids in found for one in ids) == list(range(data.ROWS))
+
+
+async def test_reads_at_once_of_one_consumer_are_bounded(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.reads, "_streams_max", 2)
+    ticket = running.ticket(await running.agree())
+
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            first, second = (client.info(sql=ENDLESS, action="stream").endpoints[0].ticket for _ in range(2))
+            reader = client.get(first)
+            reader.read_chunk()
+            client.get(second)
+
+    with pytest.raises(fl.FlightUnavailableError, match="streams_of_consumer"):
+        await asyncio.to_thread(go)
+    await settled(running)
+
+
+async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> None:
+    async with provider.running(tmp_path, rows=20_000) as leaving, flying.flying(leaving) as front:
+        agreement = await leaving.agree()
+
+        def go() -> None:
+            with flyer(front, leaving.ticket(agreement)) as client:
+                client.read(sql=ENDLESS, action="stream")
+
+        asking = asyncio.ensure_future(asyncio.to_thread(go))
+        while not leaving.reads.live:
+            await asyncio.sleep(0.01)
+        await leaving.reads.drain("the connector is shutting down")
+        begun = time.monotonic()
+        await front.stop()
+        assert time.monotonic() - begun < 4
+        with pytest.raises(fl.FlightUnavailableError):
+            await asking
+        assert leaving.of_kind("ReadEnded")[-1].code == "shutting_down"
+
+
+def _rss_mb(pid: int) -> int:
+    with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * 4096 // 2**20
