@@ -224,7 +224,7 @@ def build(settings: Settings) -> Services:
         size=settings.workers_max,
         warm=settings.workers_warm,
         readable=settings.source_roots,
-        writable=(settings.data_dir / "prepared", settings.data_dir / "queries"),
+        writable=(settings.data_dir / "prepared", settings.data_dir / "queries", outside.drafts),
         library=outside,
     )
     grants = Grants(store, facts_of=known.of)

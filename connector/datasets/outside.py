@@ -19,9 +19,9 @@ class Outside:
 
     def __init__(self, connections: Path | None, folder: Path, *, cache_bytes: int = 2**31) -> None:
         self.connections = Connections(connections)
-        self.folder = folder
+        self.drafts = folder / "drafts"
         self.objects = Objects(self.connections)
-        self.blocks = Blocks(folder, self._fetch, quota=cache_bytes)
+        self.blocks = Blocks(folder / "blocks", self._fetch, quota=cache_bytes)
 
     def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
         """Descriptors of blocks of an object, in order; see `Blocks.read`."""

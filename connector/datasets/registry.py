@@ -27,6 +27,7 @@ from policies.contract import Column, TableSchema
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _LOOKS, _LOOK_SECONDS = 100, 0.03
+_TOLD_MAX = 10
 
 
 class Engine(Protocol):
@@ -117,19 +118,27 @@ class Registry:
             raise
 
     async def renew(self, name: str, path: str, *, by: str) -> tuple[Dataset, DatasetVersion]:
-        """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept."""
+        """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept.
+
+        `path` empty: from where it came the last time.
+        """
         row, old = await self.get(name)
         asked = Registration(
-            name=row.name, path=path, kind=old.source["asked_kind"], options=old.source["asked_options"]
+            name=row.name,
+            path=path or old.source["asked_path"],
+            kind=old.source["asked_kind"],
+            options=old.source["asked_options"],
         )
         try:
             read = await self._read(asked)
             if read.profile["schema"] != old.schema:
                 raise Conflict(
-                    f"the schema of {name!r} changed: expected {_columns(old.schema)}, came "
-                    f"{_columns(read.profile['schema'])}; register it under a new name"
+                    f"the schema of {name!r} changed: {_difference(old.schema, read.profile['schema'])}; register it "
+                    "under a new name",
+                    code="schema_changed",
                 )
-            return await self._store.write(lambda tx: self._renewed(tx, row.id, asked, read, by))
+            changes = _changes(old.profile, read.profile)
+            return await self._store.write(lambda tx: self._renewed(tx, row.id, asked, read, changes, by))
         except HanseError as error:
             await self._refused(name, error, by)
             raise
@@ -205,7 +214,11 @@ class Registry:
         self._prepared.mkdir(parents=True, exist_ok=True)
         label = hashlib.sha256(repr((kind, sorted(options.items()), files)).encode()).hexdigest()[:32]
         target = self._prepared / f"{label}.parquet"
-        report = await self._engine.convert(kind, [file.to_json() for file in files], options, str(target))
+        try:
+            report = await self._engine.convert(kind, [file.to_json() for file in files], options, str(target))
+        finally:
+            if remote(kind) is not None:  # a draft of ours
+                await asyncio.to_thread(_remove, files)
         plain = read_options("parquet", {})
         return "parquet", plain, source("parquet").find(str(target), roots=(self._prepared,), options=plain), report
 
@@ -235,7 +248,7 @@ class Registry:
         return row, version
 
     def _renewed(
-        self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, by: str
+        self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, changes: dict[str, Any], by: str
     ) -> tuple[Dataset, DatasetVersion]:
         row = tx.datasets.of(dataset_id)
         version = tx.datasets.version(row.id, read.digest)
@@ -244,8 +257,10 @@ class Registry:
             tx.datasets.add(version)
         else:  # the same bytes, in other files
             version.source = _version(tx, row.id, asked, read).source
+        version.source = version.source | {"changes": changes}
         before, row.version = row.version, read.digest
-        tx.publish(DatasetVersioned(actor=by, dataset=row.id, version=row.version, detail={"before": before}))
+        detail = {"before": before, "rows": read.profile["rows"]}
+        tx.publish(DatasetVersioned(actor=by, dataset=row.id, version=row.version, detail=detail))
         return row, version
 
     async def _refused(self, name: str, error: HanseError, by: str) -> None:
@@ -262,6 +277,11 @@ class Registry:
 def published_schema(version: DatasetVersion) -> TableSchema:
     """The schema of a version as policies see it."""
     return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
+
+
+def _remove(files: Sequence[FileRef]) -> None:
+    for file in files:
+        Path(file.path).unlink(missing_ok=True)
 
 
 def _version(tx: Transaction, dataset_id: str, asked: Registration, read: _Read) -> DatasetVersion:
@@ -294,6 +314,29 @@ def _check_name(name: str) -> None:
         )
 
 
-def _columns(schema: Sequence[Mapping[str, Any]]) -> str:
-    text = ", ".join(f"{column['name']} {column['type']}" for column in schema)
-    return text if len(text) <= 500 else f"{text[:500]} ..."
+def _difference(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
+    """What of a schema is another, in words."""
+    before = {column["name"]: column["type"] for column in old}
+    after = {column["name"]: column["type"] for column in new}
+    told = [f"{name} is {after[name]} and was {kind}" for name, kind in before.items() if after.get(name, kind) != kind]
+    told += [f"{name} is gone" for name in before if name not in after]
+    told += [f"{name} ({kind}) is new" for name, kind in after.items() if name not in before]
+    return "; ".join(told[:_TOLD_MAX] + [f"and {len(told) - _TOLD_MAX} more"] * (len(told) > _TOLD_MAX)) or (
+        "the order of its columns"
+    )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows, bytes and the figures of columns that are others than before."""
+
+    def pair(before: Any, after: Any) -> dict[str, Any]:
+        return {"before": before, "after": after}
+
+    found: dict[str, Any] = {key: pair(old[key], new[key]) for key in ("rows", "bytes") if old[key] != new[key]}
+    columns = {}
+    for name, after in new["columns"].items():
+        before = old["columns"].get(name, {})
+        keys = [key for key in ("null_share", "distinct", "min", "max") if before.get(key) != after.get(key)]
+        if keys:
+            columns[name] = {key: pair(before.get(key), after.get(key)) for key in keys}
+    return found | ({"columns": columns} if columns else {})

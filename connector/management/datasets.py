@@ -37,7 +37,7 @@ class NewVersion(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(max_length=4096)
+    path: str = Field("", max_length=4096, description="Empty: from where it came the last time.")
 
 
 class DatasetView(BaseModel):
@@ -57,6 +57,7 @@ class DatasetView(BaseModel):
     kind: str
     files: list[str]
     report: dict[str, Any] | None
+    changes: dict[str, Any] | None = Field(None, description="What is another than in the version before.")
     created_at: float
 
 
@@ -77,6 +78,7 @@ def view(row: Dataset, version: DatasetVersion) -> DatasetView:
         kind=version.source["kind"],
         files=[file["path"] for file in version.source["files"]],
         report=version.source["report"],
+        changes=version.source.get("changes"),
         created_at=row.created_at,
     )
 

@@ -55,7 +55,7 @@ async def owning(folder: Path, connections: Path | None, *, cache_mb: int = 64) 
     store, outside = Store(url), Outside(connections, folder / "outside", cache_bytes=cache_mb * 2**20)
     prepared = folder / "prepared"
     async with Pool(
-        folder / "work", size=2, warm=1, readable=[folder / "data"], writable=[prepared, outside.folder],
+        folder / "work", size=2, warm=1, readable=[folder / "data"], writable=[prepared, outside.drafts],
         library=outside,
     ) as pool:  # fmt: skip
         profiles = Profiles(pool, Settings(data_dir=folder))

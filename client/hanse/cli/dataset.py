@@ -34,8 +34,13 @@ Name = Annotated[str, typer.Argument(help="The dataset's name.", show_default=Fa
 @commands.command("add")
 def add(
     name: Name,
-    path: Annotated[str, typer.Argument(help="File or directory, as the connector sees it.", show_default=False)],
-    kind: Annotated[str, typer.Option(help="parquet, hive, arrow_ipc, csv, jsonl; else by the ending.")] = "",
+    path: Annotated[
+        str,
+        typer.Argument(help="File or directory as the connector sees it, s3:// or postgres://.", show_default=False),
+    ],
+    kind: Annotated[
+        str, typer.Option(help="parquet, hive, arrow_ipc, csv, jsonl, s3, postgres; else by the path.")
+    ] = "",
     title: Annotated[str, typer.Option(help="A title for people.")] = "",
     description: Annotated[str, typer.Option(help="What is in it.")] = "",
     keyword: Annotated[list[str] | None, typer.Option(help="A word to find it by; may be repeated.")] = None,
@@ -75,7 +80,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
 @commands.command()
 def update(
     name: Name,
-    path: Annotated[str, typer.Argument(help="The new files, as the connector sees them.", show_default=False)],
+    path: Annotated[str, typer.Argument(help="The new files, as the connector sees them; else where it was.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Add a version from new files; agreements go on with it."""

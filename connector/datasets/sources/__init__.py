@@ -26,6 +26,7 @@ SOURCES: Mapping[str, str] = {
     "csv": "connector.datasets.sources.csv",
     "jsonl": "connector.datasets.sources.jsonl",
     "s3": "connector.datasets.sources.s3",
+    "postgres": "connector.datasets.sources.postgres",
 }
 
 
@@ -120,7 +121,7 @@ def guess(path: str) -> str:
         return scheme
     if Path(path).is_dir():
         return "hive"
-    fitting = [kind for kind in SOURCES if path.lower().endswith(source(kind).SUFFIXES)]
+    fitting = [kind for kind in SOURCES if source(kind).SUFFIXES and path.lower().endswith(source(kind).SUFFIXES)]
     return fitting[0] if fitting else "parquet"
 
 

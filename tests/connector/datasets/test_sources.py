@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.datasets.sources import SOURCES, files, guess, read_options, source
+from connector.datasets.sources import SOURCES, files, guess, read_options, remote, source
 from connector.errors import BadInput, HanseError, PathRefused, SourceUnreadable, VersionChanged
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
@@ -225,10 +225,11 @@ def test_every_kind_has_a_title_endings_and_helped_options(tmp_path: Path) -> No
     for kind in SOURCES:
         found = source(kind)
         assert found.TITLE
-        assert found.SUFFIXES
+        assert found.SUFFIXES or remote(kind)
         assert all(option.help.endswith(".") for option in found.OPTIONS)
     assert guess("x.arrow") == "arrow_ipc"
     assert guess(str(tmp_path)) == "hive"
+    assert (guess("s3://bucket/some/prefix"), guess("postgres://registry/t")) == ("s3", "postgres")
 
 
 def _link(link: Path, target: str) -> Path:

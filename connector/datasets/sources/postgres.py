@@ -1,0 +1,319 @@
+"""A table or view of a PostgreSQL database, taken as a snapshot into Parquet at registration and at each new version.
+
+The connector's own process lets the server write the rows as CSV, in one read-only transaction, into a draft on disk;
+it looks into none of them. A worker without network or credentials turns the draft into Parquet with the types that
+the server said. A value that has no exact form there refuses the table and names its column.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from connector.datasets.sources import Option
+from connector.datasets.sources.convert import write_parquet
+from connector.datasets.sources.files import FileRef, file_ref, quote_list, quote_name, quote_text
+from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from connector.datasets.connections import Database
+    from connector.datasets.outside import Outside
+
+TITLE = "PostgreSQL table or view"
+SUFFIXES: tuple[str, ...] = ()
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "numeric_scale", int, -1,
+        "Digits after the point for numeric columns that set none; a value with more is refused. -1 keeps them text.",
+    ),
+)  # fmt: skip
+CONVERTED = True
+
+_NULL = "\\N"
+_LINE_MAX = 32 * 2**20
+_DRAFT_MAX = 2**40
+_CONNECT_SECONDS = 10
+_STATEMENT_SECONDS = 4 * 3600
+_PIECE = 2**20
+_PLAIN = {
+    "bool": "BOOLEAN", "int2": "SMALLINT", "int4": "INTEGER", "int8": "BIGINT", "oid": "UINTEGER", "float4": "FLOAT",
+    "float8": "DOUBLE", "text": "VARCHAR", "varchar": "VARCHAR", "bpchar": "VARCHAR", "char": "VARCHAR",
+    "name": "VARCHAR", "citext": "VARCHAR", "uuid": "UUID", "bytea": "BLOB", "date": "DATE", "time": "TIME",
+    "timestamp": "TIMESTAMP", "timestamptz": "TIMESTAMPTZ",
+}  # fmt: skip
+_TYPES = """
+    SELECT t.oid, t.typname, t.typtype::text, t.typcategory::text, t.typelem, t.typbasetype, t.typtypmod
+    FROM pg_catalog.pg_type t WHERE t.oid = ANY(%s)"""
+_COLUMNS = """
+    SELECT a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod)
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relname = %s AND c.relkind = ANY('{r,p,v,m,f}') AND a.attnum > 0
+      AND NOT a.attisdropped ORDER BY a.attnum"""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table: its type there (`was`), and what it becomes. `element`: that of an array, else empty."""
+
+    name: str
+    was: str
+    type: str
+    element: str = ""
+    note: str = ""
+
+
+def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
+    """Tables are not found in a directory."""
+    raise SourceUnreadable("a table is found over the network; no directory holds it")
+
+
+async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
+    """The options with the table's columns in them, and the draft that holds its rows. The draft is the caller's.
+
+    NotFound where there is no such table, SourceUnreadable where the server does not let us.
+    """
+    name, schema, table = split(path)
+    database = from_.connections.database(name)
+    if schema not in database.schemas:
+        raise BadInput(
+            f"the schema {schema!r} may not be registered from (allowed: {', '.join(database.schemas)}); let the "
+            "operator add it in the file of HANSE_CONNECTIONS",
+            code="schema_not_allowed",
+        )
+    from_.drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft, leave = from_.drafts / f"{secrets.token_hex(16)}.csv", _Leave()
+    work = asyncio.ensure_future(
+        asyncio.to_thread(_snapshot, database, schema, table, draft, int(options["numeric_scale"]), leave)
+    )
+    try:
+        columns = await asyncio.shield(work)
+    except BaseException:
+        await asyncio.to_thread(leave.now)
+        draft.unlink(missing_ok=True)
+        raise
+    kept = {**options, "columns": [[c.name, c.was, c.type, c.element, c.note] for c in columns]}
+    return kept, (file_ref(str(draft), roots=(from_.drafts,)),)
+
+
+def split(path: str) -> tuple[str, str, str]:
+    """Database, schema and table of `postgres://database/schema/table` (or without the schema: public)."""
+    parts = path.removeprefix("postgres://").split("/", 2)
+    if len(parts) == 2:
+        parts.insert(1, "public")
+    if not path.startswith("postgres://") or len(parts) != 3 or not all(parts) or len(path) > 1000 or "\x00" in path:
+        raise BadInput(f"expected postgres://database/schema/table, came {path[:200]!r}")
+    return parts[0], parts[1], parts[2]
+
+
+def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Never read in place: a table changes while it is read."""
+    raise SourceUnreadable("a table is taken as a snapshot when it is registered; read its Parquet file")
+
+
+def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """The draft's rows with their types, as Parquet; the report says what each column became."""
+    columns = [Column(*column) for column in options["columns"]]
+    text = _text_table(paths, len(columns))
+    values = ", ".join(
+        f"{_value(column, number)} AS {quote_name(column.name)}" for number, column in enumerate(columns)
+    )
+    try:
+        report = write_parquet(con, f"(SELECT {values} FROM {text})", target, bad_lines_max=0)  # noqa: S608  quoted
+    except Exception:
+        if found := _unmappable(con, text, columns):
+            raise SourceUnreadable(
+                f"expected values that have an exact form, came others in {', '.join(found)} (infinity, NaN in a "
+                "numeric, dates before Christ, arrays of several dimensions); register a view that leaves them out",
+                code="value_unmappable",
+                columns=found,
+            ) from None
+        raise
+    told = [{"name": c.name, "was": c.was, "type": c.type, "note": c.note} for c in columns]
+    return report | {"columns": told}
+
+
+def _text_table(paths: Sequence[str], count: int) -> str:
+    names = ", ".join(f"'c{number}': 'VARCHAR'" for number in range(count))
+    return (
+        f"read_csv({quote_list(paths)}, auto_detect = false, header = false, new_line = '\\n', delim = ',', "
+        f"quote = '\"', escape = '\"', nullstr = {quote_text(_NULL)}, allow_quoted_nulls = false, "
+        f"columns = {{{names}}}, max_line_size = {_LINE_MAX}, buffer_size = {2 * _LINE_MAX})"
+    )
+
+
+def _value(column: Column, number: int) -> str:
+    """The text of a column as its value; an error for one that would not be the same."""
+    if column.element:
+        items = f"from_json(c{number}, '[\"VARCHAR\"]')"
+        return f"list_transform({items}, lambda x: {_exact('x', column.element)})"
+    return _exact(f"c{number}", column.type)
+
+
+def _exact(text: str, kind: str) -> str:
+    if kind == "VARCHAR":
+        return text
+    if kind == "BLOB":
+        return f"unhex(substr({text}, 3))"
+    if kind.startswith(("DATE", "TIMESTAMP")):
+        strange = f"{text} LIKE '%infinity' OR {text} LIKE '%BC'"
+        return f"CAST(CASE WHEN {strange} THEN error('no exact form') ELSE {text} END AS {kind})"
+    if kind.startswith("DECIMAL"):
+        scale = int(kind[:-1].split(",")[1])
+        digits = f"length(rtrim(nullif(split_part({text}, '.', 2), ''), '0'))"
+        return f"CAST(CASE WHEN {digits} > {scale} THEN error('no exact form') ELSE {text} END AS {kind})"
+    return f"CAST({text} AS {kind})"
+
+
+def _unmappable(con: Any, text: str, columns: Sequence[Column]) -> list[str]:
+    """The columns with a value that cannot be told exactly."""
+    found = []
+    for number, column in enumerate(columns):
+        try:
+            con.sql(f"SELECT count({_value(column, number)}) FROM {text}").fetchall()  # noqa: S608  quoted, ours
+        except Exception:  # noqa: BLE001  whatever it is, it is this column's
+            found.append(column.name)
+    return found
+
+
+def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: int, leave: _Leave) -> list[Column]:
+    """Write the table into the draft, in one transaction of one moment; its columns."""
+    with _connected(database) as con:
+        leave.connection = con
+        columns = _columns_of(con, schema, table, scale)
+        shown = ", ".join(_shown(column) for column in columns)
+        source = f"{quote_name(schema)}.{quote_name(table)}"
+        form = f"FORMAT csv, NULL {quote_text(_NULL)}, FORCE_QUOTE *, ENCODING 'UTF8'"
+        statement = f"COPY (SELECT {shown} FROM {source}) TO STDOUT ({form})".encode()  # noqa: S608  quoted
+        with draft.open("xb", buffering=_PIECE) as file, con.cursor() as cursor, cursor.copy(statement) as copy:
+            draft.chmod(0o600)
+            for row in copy:
+                if leave.asked:
+                    raise SourceUnreadable("the registration was cancelled", code="cancelled")
+                file.write(row)
+                if file.tell() > _DRAFT_MAX:
+                    raise SourceUnreadable(f"expected a table of at most {_DRAFT_MAX} bytes; register a view of a part")
+    return columns
+
+
+class _Leave:
+    """How the thread that copies is told to stop, also while the server gives it nothing."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.connection: psycopg.Connection[Any] | None = None
+
+    def now(self) -> None:
+        import psycopg
+
+        self.asked = True
+        if self.connection is not None:
+            with suppress(psycopg.Error):
+                self.connection.cancel_safe(timeout=5)
+
+
+@contextmanager
+def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    """A read-only transaction of one moment. The server's words stay here: they may hold hosts and names."""
+    import psycopg
+
+    options = (
+        "-c default_transaction_isolation=repeatable\\ read -c default_transaction_read_only=on "
+        f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout=30s -c timezone=UTC -c datestyle=ISO,YMD "
+        "-c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=3 -c client_encoding=UTF8 "
+        "-c search_path=pg_catalog"
+    )
+    try:
+        with psycopg.connect(
+            database.url.get_secret_value(), connect_timeout=_CONNECT_SECONDS, options=options,
+            application_name="hanse",
+        ) as con:  # fmt: skip
+            yield con
+    except HanseError:
+        raise
+    except psycopg.errors.InsufficientPrivilege:
+        raise SourceUnreadable(
+            "the database does not let the connector read this table; grant it SELECT", code="database_refused"
+        ) from None
+    except psycopg.Error as error:
+        raise SourceUnreadable(
+            "the database does not answer as expected; try again, or let the operator check its address",
+            code="database_unreachable",
+            private=f"{type(error).__name__} {error.sqlstate or ''}".strip(),
+        ) from None
+
+
+def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[Column]:
+    rows = con.execute(_COLUMNS, (schema, table)).fetchall()
+    if not rows:
+        raise NotFound(f"no table or view {schema}.{table} that the connector can see, or none of its columns")
+    types = _types_of(con, {row[1] for row in rows})
+    found = [_column(name, was, oid, modifier, types, scale) for name, oid, modifier, was in rows]
+    folded = [column.name.casefold() for column in found]
+    if twice := sorted({column.name for column in found if folded.count(column.name.casefold()) > 1}):
+        raise SourceUnreadable(
+            f"expected column names that differ in more than case, came {', '.join(twice)}; register a view",
+            code="columns_repeated",
+        )
+    return found
+
+
+def _types_of(con: psycopg.Connection[Any], oids: set[int]) -> dict[int, tuple[Any, ...]]:
+    """The types and those that they are made of."""
+    known: dict[int, tuple[Any, ...]] = {}
+    while oids := oids - known.keys() - {0}:
+        rows = con.execute(_TYPES, (list(oids),)).fetchall()
+        known |= {row[0]: row for row in rows}
+        oids = {oid for row in rows for oid in (row[4], row[5])}
+    return known
+
+
+def _column(name: str, was: str, oid: int, modifier: int, types: Mapping[int, tuple[Any, ...]], scale: int) -> Column:
+    _, _, kind, category, element, base, base_modifier = types[oid]
+    if kind == "d":  # a domain
+        found = _column(name, was, base, base_modifier if modifier < 0 else modifier, types, scale)
+        return Column(name, was, found.type, found.element, found.note)
+    if category == "A" and element:
+        of = _column(name, was, element, modifier, types, scale)
+        if not of.element:
+            return Column(name, was, f"{of.type}[]", of.type, of.note)
+    return Column(name, was, *_scalar(types[oid], modifier, scale))
+
+
+def _scalar(kind: tuple[Any, ...], modifier: int, scale: int) -> tuple[str, str, str]:
+    """Type, element ("") and note of a type that is no array."""
+    name = str(kind[1])
+    if name == "numeric":
+        return _numeric(modifier, scale)
+    if name in ("json", "jsonb"):
+        return "VARCHAR", "", "JSON as its text"
+    if kind[2] == "e":
+        return "VARCHAR", "", "an enum as its labels"
+    if name in _PLAIN and (kind[2] == "b"):
+        return _PLAIN[name], "", ""
+    return "VARCHAR", "", "kept as its text"
+
+
+def _numeric(modifier: int, scale: int) -> tuple[str, str, str]:
+    if modifier >= 4:
+        precision, digits = (modifier - 4) >> 16, ((modifier - 4) & 0x7FF ^ 1024) - 1024
+        if precision <= 38 and 0 <= digits <= precision:
+            return f"DECIMAL({precision},{digits})", "", ""
+    if 0 <= scale <= 38:
+        return f"DECIMAL(38,{scale})", "", "a numeric without a fixed scale, by the option numeric_scale"
+    return "VARCHAR", "", "a numeric without a fixed scale, kept as its text; see the option numeric_scale"
+
+
+def _shown(column: Column) -> str:
+    name = quote_name(column.name)
+    if column.element:  # more dimensions than one are no list: the mark makes the conversion refuse them
+        return f"CASE WHEN array_ndims({name}) > 1 THEN '!' ELSE array_to_json({name}::text[])::text END"
+    return name if column.note != "kept as its text" else f"{name}::text"

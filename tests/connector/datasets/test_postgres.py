@@ -1,0 +1,243 @@
+"""Tables of a real PostgreSQL as datasets: every type comes over exactly, or the column is refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_asyncio
+import yaml
+
+from connector.errors import Conflict, HanseError, NotFound, SourceUnreadable
+from tests.support import postgres
+from tests.support.owner import Owner, owning
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SECRET = "canary-of-the-database"
+UTC = dt.UTC
+ROW: dict[str, tuple[str, str, str, Any]] = {  # column: type, a literal, the type it becomes, its value
+    "b": ("boolean", "true", "BOOLEAN", True),
+    "i2": ("smallint", "-32768", "SMALLINT", -32768),
+    "i4": ("integer", "2147483647", "INTEGER", 2147483647),
+    "i8": ("bigint", "9223372036854775807", "BIGINT", 2**63 - 1),
+    "f4": ("real", "0.1", "FLOAT", pytest.approx(0.1, rel=1e-7)),
+    "f8": ("double precision", "0.1", "DOUBLE", 0.1),
+    "nan": ("double precision", "'Infinity'", "DOUBLE", float("inf")),
+    "n": ("numeric(38,10)", "1234567890123456789012345678.0123456789", "DECIMAL(38,10)",
+          Decimal("1234567890123456789012345678.0123456789")),
+    "n2": ("numeric(5,2)", "-0.10", "DECIMAL(5,2)", Decimal("-0.10")),
+    "free": ("numeric", "1e-20", "VARCHAR", "0.00000000000000000001"),
+    "t": ("text", "E'a \"quoted\", line\\r\\nand \\\\N ü 😀'", "VARCHAR", 'a "quoted", line\r\nand \\N ü 😀'),
+    "empty": ("text", "''", "VARCHAR", ""),
+    "marker": ("text", "E'\\\\N'", "VARCHAR", "\\N"),
+    "v": ("varchar(10)", "'x'", "VARCHAR", "x"),
+    "c": ("char(3)", "'x'", "VARCHAR", "x  "),
+    "u": ("uuid", "'00000000-0000-0000-0000-0000000000ff'", "UUID", str(uuid.UUID(int=255))),
+    "by": ("bytea", "'\\x00ff22'", "BLOB", b"\x00\xff\x22"),
+    "d": ("date", "'1969-02-28'", "DATE", dt.date(1969, 2, 28)),
+    "tm": ("time", "'23:59:59.999999'", "TIME", dt.time(23, 59, 59, 999999)),
+    "ts": ("timestamp", "'2024-02-29 12:00:00.000001'", "TIMESTAMP", dt.datetime(2024, 2, 29, 12, 0, 0, 1)),
+    "tz": ("timestamptz", "'2024-07-01 12:00:00+02'", "TIMESTAMP WITH TIME ZONE",
+           dt.datetime(2024, 7, 1, 10, tzinfo=UTC)),
+    "j": ("jsonb", "'{\"a\": [1, null]}'", "VARCHAR", '{"a": [1, null]}'),
+    "e": ("mood", "'so, so'", "VARCHAR", "so, so"),
+    "dom": ("positive", "7", "INTEGER", 7),
+    "ai": ("integer[]", "'{1,NULL,3}'", "INTEGER[]", [1, None, 3]),
+    "at": ("text[]", "ARRAY['a,b', NULL, '', '\"', 'ü']", "VARCHAR[]", ["a,b", None, "", '"', "ü"]),
+    "an": ("numeric(4,2)[]", "'{1.10,2.00}'", "DECIMAL(4,2)[]", [Decimal("1.10"), Decimal("2.00")]),
+    "az": ("timestamptz[]", "ARRAY['2024-07-01 12:00:00+02'::timestamptz]", "TIMESTAMP WITH TIME ZONE[]",
+           [dt.datetime(2024, 7, 1, 10, tzinfo=UTC)]),
+    "ab": ("bytea[]", "ARRAY['\\x00ff'::bytea]", "BLOB[]", [b"\x00\xff"]),
+    "none": ("integer[]", "'{}'", "INTEGER[]", []),
+    "iv": ("interval", "'1 year 2 days 3.5 seconds'", "VARCHAR", "P1Y2DT3.5S"),
+    "ip": ("inet", "'10.0.0.1/8'", "VARCHAR", "10.0.0.1/8"),
+    "r": ("int4range", "'[1,5)'", "VARCHAR", "[1,5)"),
+    'we"ird größe': ("integer", "1", "INTEGER", 1),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def url(postgres_cluster: postgres.Cluster) -> Iterator[str]:
+    with postgres_cluster.database() as made:
+        plain = made.replace("postgresql+psycopg", "postgresql")
+        run(plain, *PREPARED)
+        yield plain
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def owner(url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Owner]:
+    folder = tmp_path_factory.mktemp("registry")
+    path = folder / "connections.yaml"
+    path.touch(mode=0o600)
+    databases = {
+        "registry": {"url": url, "schemas": ["public", "other"]},
+        "limited": {"url": url.replace("hanse@", "reader@")},
+        "gone": {"url": f"postgresql://reader:{SECRET}@127.0.0.1:9/none"},
+    }
+    path.write_text(yaml.safe_dump({"databases": databases}))
+    async with owning(folder, path) as running:
+        yield running
+
+
+def run(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as con:
+        for statement in statements:
+            con.execute(statement.encode())
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+async def test_every_type_comes_over_exactly(url: str, owner: Owner) -> None:
+    columns = ", ".join(f"{quoted(name)} {kind}" for name, (kind, _, _, _) in ROW.items())
+    values = ", ".join(literal for _, literal, _, _ in ROW.values())
+    run(
+        url,
+        f"CREATE TABLE every ({columns})",
+        f"INSERT INTO every VALUES ({values})",
+        "INSERT INTO every DEFAULT VALUES",
+    )
+    version = await owner.add("every", "postgres://registry/every")
+    whole, nulls = (await owner.rows(version)).to_pylist()
+    assert {column["name"]: column["type"] for column in version.schema} == {n: v[2] for n, v in ROW.items()}
+    assert whole == {name: value for name, (_, _, _, value) in ROW.items()}
+    assert nulls == dict.fromkeys(ROW)
+    report = {column["name"]: column for column in version.source["report"]["columns"]}
+    assert report["free"]["note"].startswith("a numeric without a fixed scale")
+    assert report["tz"]["was"] == "timestamp with time zone"
+    assert not list(owner.outside.drafts.iterdir())
+
+
+PREPARED = (
+    "CREATE TYPE mood AS ENUM ('good', 'so, so')",
+    "CREATE DOMAIN positive AS integer CHECK (VALUE > 0)",
+    "CREATE SCHEMA other",
+    "CREATE TABLE private (id integer)",
+    'CREATE TABLE twice (id integer, "ID" integer)',
+    "DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+)
+UNMAPPABLE = {
+    "infinite date": ("date", "'infinity'"),
+    "infinite moment": ("timestamptz", "'-infinity'"),
+    "before Christ": ("date", "'0044-03-15 BC'"),
+    "a matrix": ("integer[]", "'{{1,2},{3,4}}'"),
+    "a matrix of text": ("text[]", "'{{a,b},{c,d}}'"),
+    "not a number": ("numeric(5,2)", "'NaN'"),
+}
+
+
+@pytest.mark.parametrize("name", list(UNMAPPABLE))
+async def test_a_value_without_an_exact_form_names_its_column(url: str, owner: Owner, name: str) -> None:
+    kind, literal = UNMAPPABLE[name]
+    table = "odd_" + name.replace(" ", "_").lower()
+    run(url, f"CREATE TABLE {table} (fine integer, odd {kind})", f"INSERT INTO {table} VALUES (1, {literal})")
+    with pytest.raises(SourceUnreadable) as raised:
+        await owner.add(table, f"postgres://registry/public/{table}")
+    assert (raised.value.code, raised.value.facts["columns"]) == ("value_unmappable", ["odd"])
+    assert not list(owner.outside.drafts.iterdir())
+
+
+async def test_a_free_numeric_gets_the_scale_that_its_owner_says_and_is_never_rounded(url: str, owner: Owner) -> None:
+    run(url, "CREATE TABLE free (n numeric)", "INSERT INTO free VALUES (1.5), (2), (3.1400)")
+    version = await owner.add("free", "postgres://registry/free", numeric_scale=2)
+    assert (await owner.rows(version))["n"].to_pylist() == [Decimal("1.50"), Decimal("2.00"), Decimal("3.14")]
+    with pytest.raises(SourceUnreadable) as raised:
+        await owner.add("free1", "postgres://registry/free", numeric_scale=1)
+    assert raised.value.facts["columns"] == ["n"]
+
+
+async def test_a_new_version_is_a_new_snapshot_with_what_changed(url: str, owner: Owner) -> None:
+    run(
+        url, "CREATE TABLE t (id integer, x double precision)", "INSERT INTO t SELECT i, i FROM generate_series(1, 9) i"
+    )
+    first = await owner.add("t", "postgres://registry/t")
+    run(url, "UPDATE t SET x = NULL WHERE id = 3", "INSERT INTO t VALUES (10, 10)")
+    assert (await owner.rows(first)).num_rows == 9
+    _, second = await owner.registry.renew("t", "", by="test")
+    assert (await owner.rows(second)).num_rows == 10
+    changes = second.source["changes"]
+    assert changes["rows"] == {"before": 9, "after": 10}
+    assert changes["columns"]["x"]["null_share"] == {"before": 0.0, "after": 0.1}
+    run(url, "ALTER TABLE t ADD COLUMN y text, ALTER COLUMN id TYPE bigint")
+    with pytest.raises(Conflict, match=r"id is BIGINT and was INTEGER; y \(VARCHAR\) is new"):
+        await owner.registry.renew("t", "", by="test")
+
+
+async def test_a_view_an_empty_table_and_one_of_200_columns_are_tables_too(url: str, owner: Owner) -> None:
+    wide = ", ".join(f"c{number} integer" for number in range(200))
+    run(
+        url,
+        "CREATE VIEW other.seen AS SELECT i AS id FROM generate_series(1, 5) i",
+        "CREATE TABLE none (id integer, name text)",
+        f"CREATE TABLE wide ({wide})",
+        "INSERT INTO wide (c7) VALUES (7)",
+    )
+    seen = await owner.add("seen", "postgres://registry/other/seen")
+    assert (await owner.rows(seen))["id"].to_pylist() == [1, 2, 3, 4, 5]
+    none = await owner.add("none", "postgres://registry/none")
+    assert (none.profile["rows"], [c["type"] for c in none.schema]) == (0, ["INTEGER", "VARCHAR"])
+    wide_version = await owner.add("wide", "postgres://registry/wide")
+    assert (await owner.rows(wide_version, "SELECT c7 FROM t"))["c7"].to_pylist() == [7]
+
+
+REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
+    "no such table": ("postgres://registry/nothing", NotFound, "not_found"),
+    "a schema that nobody allowed": ("postgres://registry/pg_catalog/pg_authid", HanseError, "schema_not_allowed"),
+    "a database that nobody knows": ("postgres://other/t", HanseError, "database_unknown"),
+    "no table": ("postgres://registry/", HanseError, "bad_input"),
+    "nobody there": ("postgres://gone/t", SourceUnreadable, "database_unreachable"),
+    "not readable": ("postgres://limited/private", SourceUnreadable, "database_refused"),
+    "names that differ in case": ("postgres://registry/twice", SourceUnreadable, "columns_repeated"),
+    "a name that would be SQL": ('postgres://registry/t"; DROP TABLE private; --', NotFound, "not_found"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+async def test_what_cannot_be_taken_is_refused_by_code_without_a_secret(
+    owner: Owner, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    path, kind, code = REFUSED[name]
+    with pytest.raises(kind) as raised:
+        await owner.add("refused", path)
+    kept = b"".join(part.read_bytes() for part in _database(owner.folder))
+    assert raised.value.code == code
+    told = f"{raised.value!r} {raised.value.problem()} {raised.value.private} {caplog.text}"
+    assert SECRET not in told
+    assert "127.0.0.1" not in told
+    assert SECRET.encode() not in kept
+
+
+def _database(folder: Path) -> list[Path]:
+    return list(folder.glob("owner.db*"))
+
+
+async def test_a_cancelled_snapshot_leaves_nothing(url: str, owner: Owner) -> None:
+    run(url, "CREATE VIEW endless AS SELECT generate_series(1, 1000000000) AS i")
+    work = asyncio.ensure_future(owner.add("endless", "postgres://registry/endless"))
+    async with asyncio.timeout(60):
+        while not any(part.stat().st_size for part in _drafts(owner)):
+            await asyncio.sleep(0.02)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert not _drafts(owner)
+    with psycopg.connect(url) as con:
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hanse' AND state <> 'idle'"
+        async with asyncio.timeout(10):
+            while (con.execute(asked).fetchone() or (1,))[0]:
+                await asyncio.sleep(0.05)
+
+
+def _drafts(owner: Owner) -> list[Path]:
+    return list(owner.outside.drafts.glob("*"))
