@@ -105,6 +105,26 @@ class Api:
             ) from error
 
 
+def ask_at(url: str, ticket: str, body: Mapping[str, Any], *, seconds: float) -> Any:
+    """The JSON answer of an owner's data plane to a small request under a ticket."""
+    headers = {"authorization": f"Bearer {ticket}"}
+    where = urlsplit(url).netloc.rpartition("@")[2]
+    try:
+        with (
+            httpx2.Client(follow_redirects=False, timeout=httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)) as client,
+            client.stream("POST", url, headers=headers, json=body) as answer,
+        ):
+            if answer.status_code >= 300:
+                raise of_problem(answer.status_code, _problem(answer, where), where=where)
+            return json.loads(_read(answer, where))
+    except httpx2.InvalidURL as error:
+        raise BadInput(f"{url} is no address: {error}") from error
+    except httpx2.TransportError as error:
+        raise Unreachable(f"no answer from {where}: {error}") from error
+    except (ValueError, RecursionError):
+        raise Broken(f"expected JSON from {where}, came something else") from None
+
+
 def _given(query: Mapping[str, Any]) -> list[tuple[str, str | int | float | bool | None]]:
     """Parameters that have a value; lists as one parameter each."""
     pairs: list[tuple[str, str | int | float | bool | None]] = []

@@ -12,18 +12,25 @@ space.query('SELECT count(*) AS n FROM "north".flights', purpose="dpv:Scientific
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from hanse import _wire, flow
-from hanse._http import Api
-from hanse._wire import Request
-from hanse.errors import AccessExpired, AccessRevoked, BadInput, Broken, HanseError, NotFound
+from hanse._http import Api, ask_at
+from hanse._wire import Answer, Request
+from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
 from hanse.flow import Access, Call, segment
+from hanse.patience import Patience
+from hanse.plan import Plan
 from hanse.stream import Stream
+
+if TYPE_CHECKING:
+    from hanse.loaders import Loader
 
 T = TypeVar("T")
 
@@ -49,7 +56,19 @@ class Space:
     """A connection to one participant's connector."""
 
     def __init__(self, url: str, token: str, *, seconds: float = 30.0) -> None:
-        self.api = Api(url, token, seconds=seconds)
+        self._made = partial(Api, url, token, seconds=seconds)
+        self._api, self._process = self._made(), os.getpid()
+
+    @property
+    def api(self) -> Api:
+        """The management API. A forked process gets connections of its own."""
+        if self._process != os.getpid():
+            self._api, self._process = self._made(), os.getpid()
+        return self._api
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a worker elsewhere makes it anew. What is pickled holds the token: keep it as you keep that."""
+        return partial(Space, *self._made.args, **self._made.keywords), ()
 
     def me(self) -> dict[str, Any]:
         """Who the connector speaks for, and what this token may do."""
@@ -163,38 +182,139 @@ class Dataset:
         batch_rows: int | None = None,
         codec: str = "",
         idle_seconds: float = _IDLE_SECONDS,
+        patience: float = 120.0,
     ) -> Stream:
         """The rows that the agreement shows, straight from the owner, batch by batch, in constant memory.
 
-        Refused before the first batch, or in the middle of the stream (AccessRevoked, QuotaSpent, AccessExpired).
+        A lost connection, a restart of the owner and an expired ticket are borne: reading goes on after the last row
+        that came, for as long as `patience` seconds without one. Refused before the first batch, or in the middle of
+        the stream (AccessRevoked, QuotaSpent, AccessExpired); Conflict where the owner has another version by then.
         """
-        if isinstance(columns, str):
-            raise BadInput(f"expected columns as a list such as [{columns!r}], came a single text")
         wanted = {
-            "columns": ",".join(columns),
+            "columns": ",".join(_named(columns)),
             "where": where,
             "purpose": self.purpose,
             "batch_rows": batch_rows,
             "codec": codec,
         }
-        query = urlencode({name: value for name, value in wanted.items() if value})
-        return self._read("GET", f"?{query}" if query else "", idle_seconds=idle_seconds)
+        return self._going_on(lambda _: {**wanted, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience)
+
+    def plan(self, *, columns: Sequence[str] = (), where: str = "") -> Plan:
+        """The blocks that these rows come in, to be shared out between readers. No row leaves for it."""
+        body = {"columns": list(_named(columns)), "where": where, "purpose": self.purpose}
+        found = self._ticketed(lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=60.0))
+        return Plan.read(found, columns=columns, where=where)
+
+    def read(
+        self,
+        plan: Plan,
+        blocks: Sequence[int],
+        *,
+        after: str = "",
+        batch_rows: int | None = None,
+        codec: str = "",
+        idle_seconds: float = _IDLE_SECONDS,
+        patience: float = 120.0,
+    ) -> Stream:
+        """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`)."""
+        wanted = {
+            "columns": ",".join(plan.columns),
+            "where": plan.where,
+            "purpose": self.purpose,
+            "batch_rows": batch_rows,
+            "codec": codec,
+            "snapshot": plan.snapshot,
+        }
+
+        def asked(place: Mapping[str, Any] | None) -> dict[str, Any]:
+            left = list(blocks) if place is None else list(blocks)[list(blocks).index(place["block"]) :]
+            return {**wanted, "blocks": ",".join(map(str, left)), "after": after if place is None else ""}
+
+        return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, wait=True)
+
+    def loader(self, **options: Any) -> Loader:
+        """Batches for training, in a fixed order, shared between readers, with a state to go on from: `Loader`."""
+        from hanse.loaders import Loader
+
+        return Loader(self, **options)
+
+    def to_torch(self, **options: Any) -> Any:
+        """A PyTorch IterableDataset: `hanse.loaders.torch.dataset`."""
+        from hanse.loaders import torch
+
+        return torch.dataset(self, **options)
+
+    def to_hf(self, **options: Any) -> Any:
+        """A streaming Hugging Face dataset: `hanse.loaders.hf.dataset`."""
+        from hanse.loaders import hf
+
+        return hf.dataset(self, **options)
+
+    def to_ray(self, **options: Any) -> Any:
+        """A Ray dataset: `hanse.loaders.ray.dataset`."""
+        from hanse.loaders import ray
+
+        return ray.dataset(self, **options)
+
+    def to_spark(self, session: Any, **options: Any) -> Any:
+        """A Spark data frame: `hanse.loaders.spark.frame`."""
+        from hanse.loaders import spark
+
+        return spark.frame(session, self, **options)
+
+    def _going_on(
+        self,
+        asked: Callable[[Mapping[str, Any] | None], Mapping[str, Any]],
+        *,
+        idle_seconds: float,
+        patience: float,
+        wait: bool = False,
+    ) -> Stream:
+        """A stream that reads on after its last place. `asked` gives the parameters of a request from a place on.
+
+        `wait`: also before its first row.
+        """
+        kept: dict[str, str] = {}
+
+        def opened(place: Mapping[str, Any] | None) -> Answer:
+            given = dict(asked(place))
+            if place is not None:
+                given |= {"after": place["cursor"], "snapshot": given.get("snapshot") or kept.get("snapshot", "")}
+            query = urlencode({name: value for name, value in given.items() if value})
+            answer = self._asked("GET", f"?{query}", idle_seconds=idle_seconds)
+            kept.setdefault("snapshot", answer.headers.get("hanse-snapshot", ""))
+            return answer
+
+        waiting = Patience(patience)
+        while True:
+            try:
+                return Stream(opened(None), reopen=opened, patience=waiting)
+            except HanseError as error:
+                if not wait:
+                    raise
+                waiting.bear(error)
 
     def query(self, sql: str, *, idle_seconds: float = _IDLE_SECONDS) -> Stream:
         """One SELECT at this owner, under this agreement alone."""
         body = {"sql": sql, "purpose": self.purpose, "agreement": self.agreement_id}
-        return self._read("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds)
+        return Stream(self._asked("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds))
 
-    def _read(self, method: str, path: str, *, body: bytes = b"", idle_seconds: float) -> Stream:
-        """Ask the owner's data plane; a ticket that has just ended is renewed once."""
-        for fresh in (False, True):
-            endpoint, ticket = self._ticket(fresh=fresh)
+    def _asked(self, method: str, path: str, *, body: bytes = b"", idle_seconds: float) -> Answer:
+        """Ask the owner's data plane for a stream."""
+
+        def act(endpoint: str, ticket: str) -> Answer:
             headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": "application/json"} if body else {})
-            request = Request(method, f"{endpoint}{path}", headers, body, idle_seconds)
+            return _wire.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds))
+
+        return self._ticketed(act)
+
+    def _ticketed(self, act: Callable[[str, str], T]) -> T:
+        """Do something with a ticket; one that has just ended or was replaced is renewed once."""
+        for fresh in (False, True):
             try:
-                return Stream(_wire.ask(request))
-            except AccessExpired as error:
-                if fresh or error.code != "ticket_expired":
+                return act(*self._ticket(fresh=fresh))
+            except HanseError as error:
+                if fresh or error.code not in ("ticket_expired", "ticket_replaced", "lease_expired"):
                     raise
         raise AssertionError("unreachable: the second attempt returns or raises")
 
@@ -209,6 +329,12 @@ class Dataset:
             return str(self._address["endpoint"]).rstrip("/"), str(self._address["ticket"])
         except KeyError:
             raise Broken("expected endpoint and ticket in a data address, came another form") from None
+
+
+def _named(columns: Sequence[str]) -> Sequence[str]:
+    if isinstance(columns, str):
+        raise BadInput(f"expected columns as a list such as [{columns!r}], came a single text")
+    return columns
 
 
 def _entry(hit: Mapping[str, Any]) -> Entry:

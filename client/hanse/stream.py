@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from hanse._wire import Answer
 from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
+from hanse.patience import Patience
 
 if TYPE_CHECKING:
     import duckdb
@@ -21,29 +22,49 @@ if TYPE_CHECKING:
     import polars
 
 END = b"hanse.end"
+AT = b"hanse.at"
+
+Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
 
 
 class Stream:
     """Batches, once: iterate, or hand the whole to a library. Close it (or leave its `with`) to stop early.
 
     `schema` is there at once; `end` when the last batch has come. Any library that takes the Arrow C stream interface
-    takes a Stream as it is: `polars.from_arrow(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
+    takes a Stream as it is: `polars.DataFrame(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
+
+    With `reopen` a lost connection, a restart of the owner or an expired ticket is no end: reading goes on after the
+    last batch, as long as `patience` lasts. `place` is what the owner says of the place of the batch given last.
     """
 
     def __init__(
-        self, answer: Answer, *, validate: bool = True, finished: Callable[[Stream], None] | None = None
+        self,
+        answer: Answer,
+        *,
+        validate: bool = True,
+        reopen: Reopen | None = None,
+        patience: Patience | None = None,
     ) -> None:
-        self._body = answer.body
         self._validate = validate
-        self._finished = finished
+        self._reopen = reopen
+        self._patience = patience or Patience()
         self._table: pa.Table | None = None
         self._started = False
-        self.read_id = answer.headers.get("hanse-read", "")
         self.rows = 0
+        self.place: Mapping[str, Any] | None = None
+        self.snapshot = answer.headers.get("hanse-snapshot", "")
+        self.reopened = 0
         self.end: Mapping[str, Any] = {}
         self.error: HanseError | None = None
-        self._reader = self._told(lambda: pa.ipc.open_stream(self._body))
+        self._take(answer)
         self.schema: pa.Schema = self._reader.schema
+
+    def _take(self, answer: Answer) -> None:
+        """Read from this answer on."""
+        self._body = answer.body
+        self.read_id = answer.headers.get("hanse-read", "")
+        self._rows_before = self.rows
+        self._reader = self._told(lambda: pa.ipc.open_stream(self._body))
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The batches as they come. Raises what ended the stream, where it did not end by itself."""
@@ -54,7 +75,7 @@ class Stream:
             raise BadInput("this stream was read already; open another one, or use to_arrow() to keep its rows")
         self._started = True
         try:
-            while (batch := self._next()) is not None:
+            while (batch := self._next_or_again()) is not None:
                 self.rows += batch.num_rows
                 yield batch
         except HanseError as error:
@@ -62,6 +83,32 @@ class Stream:
             raise
         finally:
             self.close()
+
+    def _next_or_again(self) -> pa.RecordBatch | None:
+        while True:
+            try:
+                batch = self._next()
+            except HanseError as error:
+                self._go_on(error)
+            else:
+                self._patience.rest()
+                return batch
+
+    def _go_on(self, error: HanseError) -> None:
+        """Connect anew and read on after the last batch, or raise what does not pass by waiting."""
+        if self._reopen is None or (self.place is None and self.rows):
+            raise error
+        while True:
+            self._body.close()
+            self._patience.bear(error)
+            try:
+                answer = self._reopen(self.place)
+                self._take(answer)
+            except HanseError as again:
+                error = again
+            else:
+                self.reopened += 1
+                return
 
     def _next(self) -> pa.RecordBatch | None:
         """The next batch that holds rows; None after a proper end."""
@@ -80,17 +127,17 @@ class Stream:
             if self._validate:
                 self._told(lambda: batch.validate(full=True))  # noqa: B023  # called here and now
             if batch.num_rows:
+                self.place = _place(metadata)
                 return batch
 
     def _close_with(self, end: Mapping[str, Any]) -> None:
         self.end = end
-        if self._finished is not None:
-            self._finished(self)
         if (error := of_end(end)) is not None:
             raise error
-        if end.get("rows") not in (None, self.rows):
+        came = self.rows - self._rows_before
+        if end.get("rows") not in (None, came):
             raise StreamIncomplete(
-                f"the stream says that it has {end['rows']} rows, {self.rows} came: read it again", rows=self.rows
+                f"the stream says that it has {end['rows']} rows, {came} came: read it again", rows=self.rows
             )
 
     def _told(self, act: Callable[[], Any]) -> Any:
@@ -155,6 +202,19 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _place(metadata: Any) -> Mapping[str, Any] | None:
+    text = None if metadata is None else metadata.get(AT)
+    if text is None:
+        return None
+    try:
+        place = json.loads(text)
+    except (ValueError, RecursionError):
+        place = None
+    if not isinstance(place, dict) or not isinstance(place.get("cursor"), str):
+        raise Broken("the place of a batch cannot be read")
+    return place
 
 
 def _end_record(text: bytes) -> Mapping[str, Any]:

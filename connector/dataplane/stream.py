@@ -310,7 +310,7 @@ class Reads:
             transfer=(ticket.transfer, ticket.generation),
         )
         lease = gate.Lease(deadline=time.monotonic() + _LONGEST)
-        return Grant(held, contract, ticket.consumer, ticket.transfer, purpose, lease)
+        return Grant(held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease)
 
     def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
         """Note what has left, for the record that a crash would leave behind; nobody waits for it."""

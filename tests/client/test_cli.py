@@ -385,7 +385,7 @@ def test_so_many_rows_are_taken_and_no_more(run: Run, served: Connector, tmp_pat
     ran = run("stream", "north/flights", "-c", "age", "--rows", "3", "-o", str(tmp_path / "a.csv"))
     assert ran.code == 0, ran.err
     assert csv.read_csv(tmp_path / "a.csv")["age"].to_pylist() == [1, 2, 3]
-    assert served.asked[-1].query == {"columns": "age", "batch_rows": "3"}
+    assert served.asked[-1].query == {"columns": "age", "batch_rows": "3", "blocks": "all"}
     assert "n5" in run("stream", "north/flights").out
 
 

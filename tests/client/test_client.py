@@ -86,7 +86,13 @@ def test_a_stream_comes_from_the_owner_with_the_ticket_and_not_with_our_token(se
     assert [one.num_rows for one in stream] == [2, 1]
     asked = served.asked[-1]
     assert (asked.path, asked.headers["authorization"]) == ("/data/v1", "Bearer ticket-1")
-    assert asked.query == {"columns": "age,name", "where": "age > 1", "purpose": RESEARCH, "batch_rows": "2"}
+    assert asked.query == {
+        "columns": "age,name",
+        "where": "age > 1",
+        "purpose": RESEARCH,
+        "batch_rows": "2",
+        "blocks": "all",
+    }
 
 
 def test_a_ticket_is_asked_for_once_while_it_lasts_and_again_near_its_end(served: Connector, space: Space) -> None:

@@ -38,6 +38,7 @@ class Caller(fl.ServerMiddleware):  # type: ignore[misc]  # untyped library
             "authorization": self._bearer(_one(headers, "authorization")),
             "further": [text for value in headers.get("hanse-ticket", ()) for text in _listed(value)],
             "purpose": _one(headers, "hanse-purpose"),
+            "application": _one(headers, "hanse-application"),
             "action": _one(headers, "hanse-action") or "query",
         }
 

@@ -48,6 +48,7 @@ class Question(BaseModel):
     authorization: str = ""
     further: list[str] = Field(default_factory=list, max_length=16)
     purpose: str = Field("", max_length=1024)
+    application: str = Field("", max_length=1024)
     action: str = Field("query", pattern="^(query|stream)$")
     path: list[str] = Field(default_factory=list, max_length=2)
     envelope: str = ""
@@ -158,7 +159,7 @@ class Desk:
             await self._held(ticket)
         for stream in tuple(self._reads.live.values()):
             if stream.id.startswith(known.id + "."):
-                self._reads.renew(stream.id, call.tickets[0])
+                await self._reads.renew(stream.id, call.tickets[0])
         return self._pass(known.wanted, call.tickets, id=known.id)
 
     async def _read(self, call: _Call) -> None:
@@ -265,7 +266,7 @@ class Desk:
             tickets=tickets,
             sql=parameters.bound(wanted["sql"], wanted["values"]),
             action=ask.ACTIONS[wanted["action"]],
-            purpose=expand(wanted["purpose"]),
+            **_declared(wanted),
         )
 
     async def _rows(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
@@ -280,7 +281,7 @@ class Desk:
                     action=ask.STREAM,
                     plain_scan=True,
                     unfiltered=True,
-                    purpose=expand(wanted["purpose"]),
+                    **_declared(wanted),
                 )
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
@@ -323,11 +324,16 @@ class _Cancelled(HanseError):
 
 def _wanted(question: Question) -> dict[str, Any]:
     """What a question asks to read, in the form that a pass keeps."""
-    if question.path:
-        return {"path": question.path, "purpose": question.purpose}
     if question.envelope:
         return {"envelope": question.envelope}
-    return {"sql": question.sql, "values": question.values, "action": question.action, "purpose": question.purpose}
+    declared = {"purpose": question.purpose, "application": question.application}
+    if question.path:
+        return {"path": question.path, **declared}
+    return {"sql": question.sql, "values": question.values, "action": question.action, **declared}
+
+
+def _declared(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {"purpose": expand(wanted["purpose"]), "application": wanted["application"]}
 
 
 async def _question(channel: socket.socket) -> Question:

@@ -1,0 +1,370 @@
+"""`Loader`: batches of one or several datasets in the order of an epoch, for one of several readers, with a state.
+
+The order and the arithmetic of who is where stand in `order.py`; here are the streams that carry it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from hanse.client import Dataset
+from hanse.errors import BadInput
+from hanse.loaders import order as orders
+from hanse.loaders.order import Mark, Order, Progress, Share
+from hanse.loaders.prefetch import ahead
+from hanse.plan import PER_READ, Plan
+
+_PREFETCH_BYTES = 32 * 2**20
+
+
+@dataclass(slots=True)
+class Throughput:
+    """What has come so far in this iteration."""
+
+    rows: int = 0
+    nbytes: int = 0
+    batches: int = 0
+    reopened: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def __str__(self) -> str:
+        seconds = max(self.seconds, 1e-9)
+        rate = f"{self.rows / seconds:,.0f} rows/s, {self.nbytes / seconds / 1e6:,.1f} MB/s"
+        return f"{self.rows:,} rows, {rate}" + (f", {self.reopened} times reconnected" if self.reopened else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows, and the place after `k` of them: `done` places of the share are behind, `mark(k)` is in the next."""
+
+    batch: pa.RecordBatch
+    done: int
+    mark: Callable[[int], Mark]
+
+
+class Loader:
+    """Arrow record batches of `batch_size` rows (the last may have fewer), for reader `part` of `parts`.
+
+    `datasets`: one, or several with the same columns, which are mixed block by block. `seed`: None keeps the stored
+    order; `window`: rows within a block are permuted too, in runs of that many, which are held in memory. `epoch`
+    changes the order. `patience`: seconds without a row before a failure that could pass is raised. Prefetching holds
+    at most about `prefetch_bytes`. Reading again without `set_epoch` gives the same rows in the same order.
+    """
+
+    def __init__(
+        self,
+        datasets: Dataset | Sequence[Dataset],
+        *,
+        columns: Sequence[str] = (),
+        where: str = "",
+        batch_size: int | None = None,
+        drop_last: bool = False,
+        seed: int | None = None,
+        window: int = 0,
+        epoch: int = 0,
+        part: int = 0,
+        parts: int = 1,
+        prefetch_bytes: int = _PREFETCH_BYTES,
+        patience: float = 120.0,
+        codec: str = "",
+        progress: bool = False,
+    ) -> None:
+        if not 0 <= part < parts:
+            raise BadInput(f"expected part to be from 0 to {parts - 1}, came {part}")
+        if window and seed is None:
+            raise BadInput("expected a seed beside window: without one nothing is permuted")
+        self.datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
+        self.plans = tuple(one.plan(columns=columns, where=where) for one in self.datasets)
+        self.schema = _one_schema(self.plans)
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.throughput = Throughput()
+        self._order = Order(_identity(self.plans), sum(len(plan.blocks) for plan in self.plans), seed, epoch, window)
+        self._part, self._parts = part, parts
+        self._share: Share | None = None  # where the last batch that was given ended
+        self._base = Progress()
+        self._pending: Share | None = None  # a loaded state that the next iteration begins with
+        self._options: dict[str, Any] = {"patience": patience, "codec": codec}
+        self._prefetch_bytes = prefetch_bytes
+        self._progress = progress
+
+    @property
+    def epoch(self) -> int:
+        return self._order.epoch
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch, over all readers: exact only where the plans are."""
+        return sum(plan.rows for plan in self.plans)
+
+    def permutation(self) -> list[int]:
+        """The blocks in the order of the epoch, by number."""
+        return self._order.permutation()
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration gives that epoch from its beginning; a state that was loaded for it stays."""
+        if epoch != self._order.epoch:
+            self._order = _at_epoch(self._order, epoch)
+            self._base, self._pending, self._share = Progress(), None, None
+
+    def divide(self, part: int, parts: int) -> None:
+        """Be reader `part` of `parts` from the next iteration on."""
+        if (part, parts) != (self._part, self._parts):
+            if self._pending is not None:
+                raise BadInput(
+                    f"the state that was loaded is of reader {self._pending.part} of {self._pending.parts}, this is "
+                    f"reader {part} of {parts}; merge the states of all of them with hanse.loaders.merge first"
+                )
+            self._part, self._parts, self._share = part, parts, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the row that was given last stands, as JSON values. Rows that were only prefetched do not count."""
+        return orders.to_state(self._order, self._share or self._pending or self._fresh())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of this reader, or from a merged one with any number of readers.
+
+        BadInput where it is of other rows, another seed or another reader: never other data silently.
+        """
+        order, where = orders.of_state(state)
+        if order != _at_epoch(self._order, order.epoch):
+            raise BadInput(
+                "the state is of another snapshot, plan, seed or window than this loader; open it with the same ones, "
+                "or begin the epoch anew"
+            )
+        self._order, self._share = order, None
+        if isinstance(where, Progress):
+            self._base, self._pending = where, None
+        elif (where.part, where.parts) != (self._part, self._parts):
+            raise BadInput(
+                f"the state is of reader {where.part} of {where.parts}, this is reader {self._part} of {self._parts}; "
+                "merge the states of all of them with hanse.loaders.merge first"
+            )
+        else:
+            self._base, self._pending = where.base, where
+
+    def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
+        """The batches from the loaded state, or from the beginning of the epoch."""
+        share = self._pending or self._fresh()
+        self._share, self._pending = share, None
+        self.throughput = Throughput()
+        pieces = ahead(self._pieces(share), nbytes=self._prefetch_bytes, size=lambda piece: piece.batch.nbytes)
+        told = _Told(self.throughput, self.rows) if self._progress else None
+        try:
+            for batch, after in self._joined(pieces, share):
+                self._share = after
+                self._count(batch)
+                if told is not None:
+                    told.tell()
+                yield batch
+            self._base = Progress()  # the next iteration is a whole epoch
+        finally:
+            pieces.close()
+            if told is not None:
+                told.close()
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """One iteration as a reader, for libraries that take one; constant memory."""
+        return pa.RecordBatchReader.from_batches(self.schema, iter(self))
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """One iteration by the Arrow PyCapsule interface: polars, DuckDB, pandas take a loader as it is."""
+        return self.to_reader().__arrow_c_stream__(requested_schema)
+
+    def _fresh(self) -> Share:
+        return Share(self._base, self._part, self._parts)
+
+    def _count(self, batch: pa.RecordBatch) -> None:
+        seen = self.throughput
+        seen.rows, seen.nbytes, seen.batches = seen.rows + batch.num_rows, seen.nbytes + batch.nbytes, seen.batches + 1
+
+    def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[pa.RecordBatch, Share], None, None]:
+        """Pieces as batches of the size asked for, each with the share after its last row."""
+        size = self.batch_size
+        kept: list[pa.RecordBatch] = []
+        held = 0
+        after = share
+        for piece in pieces:
+            start = 0
+            while start < piece.batch.num_rows:
+                end = piece.batch.num_rows if size is None else min(piece.batch.num_rows, start + size - held)
+                kept.append(piece.batch.slice(start, end - start))
+                held, start = held + end - start, end
+                after = share.at(piece.done, piece.mark(end))
+                if size is None or held == size:
+                    yield _one(kept), after
+                    kept, held = [], 0
+        if kept and not self.drop_last:
+            yield _one(kept), after
+
+    def _pieces(self, share: Share) -> Generator[_Piece, None, None]:
+        """The rows of a share in their order, in the pieces that they come in."""
+        order, permutation = self._order, self._order.permutation()
+        todo = [(self._locate(permutation[place]), mark) for place, mark in share.places(order.blocks)]
+        feeds = [
+            _Feed(dataset, plan, [(one[1], mark.cursor) for one, mark in todo if one[0] == number], self)
+            for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
+        ]
+        try:
+            for done, ((source, block), mark) in enumerate(todo):
+                offset = sum(len(plan.blocks) for plan in self.plans[:source])
+                yield from self._block(feeds[source], block, offset + block, done, mark)
+        finally:
+            for feed in feeds:
+                feed.close()
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        for source, plan in enumerate(self.plans):
+            if number < len(plan.blocks):
+                return source, number
+            number -= len(plan.blocks)
+        raise AssertionError("unreachable: the permutation is of the blocks of all plans")
+
+    def _block(self, feed: _Feed, block: int, name: int, done: int, mark: Mark) -> Generator[_Piece, None, None]:
+        placed = _from_mark(feed.of(block), mark)
+        if not self._order.window:
+            for batch, row, cursor, cursor_row in placed:
+                yield _Piece(batch, done, _counting(row, cursor, cursor_row))
+            return
+        emitted = mark.emitted
+        for batch, row, cursor, cursor_row in _windows(placed, self._order.window):
+            shown = self._order.within(name, row // self._order.window, batch.num_rows)
+            batch = batch if shown is None else batch.take(pa.array(shown, pa.int64()))
+            yield _Piece(batch.slice(emitted), done, _emitting(row, emitted, cursor, cursor_row))
+            emitted = 0
+
+
+_Placed = tuple[pa.RecordBatch, int, str, int]  # rows, the row they begin at, the cursor before them and its row
+
+
+def _from_mark(batches: Iterator[tuple[pa.RecordBatch, str]], mark: Mark) -> Iterator[_Placed]:
+    """What comes from the mark on: the rows between its cursor and itself have been given already."""
+    before, row = mark.cursor, mark.cursor_row
+    for batch, cursor in batches:
+        skip = min(batch.num_rows, max(0, mark.row - row))
+        if skip < batch.num_rows:
+            yield batch.slice(skip), row + skip, before, row
+        before, row = cursor, row + batch.num_rows
+
+
+def _counting(row: int, cursor: str, cursor_row: int) -> Callable[[int], Mark]:
+    return lambda given: Mark(row + given, 0, cursor, cursor_row)
+
+
+def _emitting(row: int, emitted: int, cursor: str, cursor_row: int) -> Callable[[int], Mark]:
+    return lambda given: Mark(row, emitted + given, cursor, cursor_row)
+
+
+def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
+    """The same rows in runs of `window`, each with a cursor at or before its beginning."""
+    kept: list[pa.RecordBatch] = []
+    held, first, cursor, cursor_row = 0, 0, "", 0
+    for batch, row, before, before_row in placed:
+        start = 0
+        while start < batch.num_rows:
+            if not held:
+                first, cursor, cursor_row = row + start, before, before_row
+            end = min(batch.num_rows, start + window - held)
+            kept.append(batch.slice(start, end - start))
+            held, start = held + end - start, end
+            if held == window:
+                yield _one(kept), first, cursor, cursor_row
+                kept, held = [], 0
+    if kept:
+        yield _one(kept), first, cursor, cursor_row
+
+
+class _Feed:
+    """The batches of a dataset's own list of blocks, in order, over as few streams as can be."""
+
+    def __init__(self, dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, str]], loader: Loader) -> None:
+        self._source = self._batches(dataset, plan, blocks, loader)
+        self._next: tuple[int, pa.RecordBatch, str] | None = None
+
+    def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str]]:
+        """The batches of the next block of the list; there may be none."""
+        while True:
+            if self._next is None:
+                self._next = next(self._source, None)
+            if self._next is None or self._next[0] != block:
+                return
+            _, batch, cursor = self._next
+            self._next = None
+            yield batch, cursor
+
+    def close(self) -> None:
+        self._source.close()
+
+    @staticmethod
+    def _batches(
+        dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, str]], loader: Loader
+    ) -> Generator[tuple[int, pa.RecordBatch, str], None, None]:
+        for run in _runs(blocks):
+            with dataset.read(plan, [block for block, _ in run], after=run[0][1], **loader._options) as stream:
+                for batch in stream:
+                    assert stream.place is not None
+                    yield int(stream.place["block"]), batch, str(stream.place["cursor"])
+                loader.throughput.reopened += stream.reopened
+
+
+def _runs(blocks: Sequence[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+    """Lists that one request can ask for: a cursor only before the first of each."""
+    found: list[list[tuple[int, str]]] = []
+    for one in blocks:
+        if not found or one[1] or len(found[-1]) == PER_READ:
+            found.append([])
+        found[-1].append(one)
+    return found
+
+
+def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def _one_schema(plans: Sequence[Plan]) -> pa.Schema:
+    if not plans:
+        raise BadInput("expected at least one dataset")
+    first = plans[0].schema
+    for plan in plans[1:]:
+        if not plan.schema.equals(first):
+            raise BadInput(
+                f"expected datasets with the same columns, came {first.names} and {plan.schema.names}, or other types; "
+                "name the columns that they share"
+            )
+    return first
+
+
+def _identity(plans: Sequence[Plan]) -> str:
+    return hashlib.sha256("\n".join(f"{plan.snapshot} {plan.digest}" for plan in plans).encode()).hexdigest()[:32]
+
+
+def _at_epoch(order: Order, epoch: int) -> Order:
+    return Order(order.identity, order.blocks, order.seed, epoch, order.window)
+
+
+class _Told:
+    """A progress bar with the throughput, on standard error."""
+
+    def __init__(self, seen: Throughput, rows: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._seen = seen
+        self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
+        self._task = self._bar.add_task("", total=rows)
+        self._bar.start()
+
+    def tell(self) -> None:
+        self._bar.update(self._task, completed=self._seen.rows, description=str(self._seen))
+
+    def close(self) -> None:
+        self._bar.stop()

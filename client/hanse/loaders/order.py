@@ -1,0 +1,195 @@
+"""The order of an epoch, who gets which part of it, and where everybody is. Pure: no clock, no network.
+
+The **global sequence** of an epoch is a function of snapshot, seed, epoch and window alone:
+1. the blocks of all datasets, one dataset after the other, are permuted by (seed, epoch);
+2. within a block the rows stand as they are stored, or, with a window of n, each run of n rows of the block is
+   permuted by (seed, epoch, block, number of the run).
+How many read it does not matter. With `parts` readers, the blocks that are left are dealt out in turn, so each reader
+has a part of the sequence, in its order; together they have all of it, each row once.
+
+**Where everybody is**: a `Share` is one reader's place (blocks done, and a `Mark` in the next one). The shares of all
+readers make a `Progress`: everything below a place is done except what is `open`. A progress can be dealt out again to
+any number of readers, and that is how their number changes in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hanse.errors import BadInput
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What fixes the sequence. `identity` stands for snapshots and plans. No seed: the blocks as they are stored."""
+
+    identity: str
+    blocks: int
+    seed: int | None = None
+    epoch: int = 0
+    window: int = 0
+
+    def permutation(self) -> list[int]:
+        """The number of the block at each place of the epoch."""
+        if self.seed is None:
+            return list(range(self.blocks))
+        return _shuffled(self.blocks, f"{self.seed}/{self.epoch}")
+
+    def within(self, block: int, run: int, rows: int) -> list[int] | None:
+        """The order of the rows of one run; None where they stay as they are."""
+        if not self.window or self.seed is None:
+            return None
+        return _shuffled(rows, f"{self.seed}/{self.epoch}/{block}/{run}")
+
+
+def _shuffled(count: int, key: str) -> list[int]:
+    """A permutation that is the same in every version of Python: only `random()` is promised to stay as it is."""
+    draw = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")).random  # noqa: S311
+    drawn = [draw() for _ in range(count)]
+    return sorted(range(count), key=drawn.__getitem__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a block: `row` rows are done, and `emitted` of the run that begins there.
+
+    `cursor` (the owner's) stands for the place after `cursor_row` rows, at or before `row`: reading goes on from it.
+    """
+
+    row: int = 0
+    emitted: int = 0
+    cursor: str = ""
+    cursor_row: int = 0
+
+
+START = Mark()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Every place below `below` is done, except those in `open`, which are done up to their mark."""
+
+    below: int = 0
+    open: Mapping[int, Mark] = field(default_factory=dict)
+
+    def left(self, blocks: int) -> list[int]:
+        """The places that are not done, in order."""
+        return [*sorted(self.open), *range(self.below, blocks)]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One reader's part: each `parts`-th of the places that `base` leaves, from `part` on; `done` of them, and `mark`
+    in the next."""
+
+    base: Progress = Progress()
+    part: int = 0
+    parts: int = 1
+    done: int = 0
+    mark: Mark | None = None
+
+    def places(self, blocks: int) -> list[tuple[int, Mark]]:
+        """The places of this share that are still to be read, each with where to begin."""
+        own = self.base.left(blocks)[self.part :: self.parts]
+        rest = [(place, self.base.open.get(place, START)) for place in own[self.done :]]
+        if rest and self.mark is not None:
+            rest[0] = (rest[0][0], self.mark)
+        return rest
+
+    def at(self, done: int, mark: Mark | None) -> Share:
+        """The same share further on."""
+        return replace(self, done=self.done + done, mark=mark)
+
+
+def merged(order: Order, shares: Sequence[Share]) -> Progress:
+    """The progress of an epoch from the shares of all its readers. BadInput unless they are all, and of one dealing."""
+    first = shares[0]
+    given = sorted(share.part for share in shares)
+    if any((share.base, share.parts) != (first.base, first.parts) for share in shares):
+        raise BadInput("expected states of one run, taken with the same number of readers, came a mixture")
+    if given != list(range(first.parts)):
+        missing = sorted(set(range(first.parts)) - set(given))
+        raise BadInput(f"expected the states of all {first.parts} readers, each once; missing: {missing or 'none'}")
+    left: dict[int, Mark] = {}
+    for share in shares:
+        left |= dict(share.places(order.blocks))
+    untouched = set(left)
+    below = order.blocks
+    while below > 0 and below - 1 in untouched and left[below - 1] == START and below > first.base.below:
+        below -= 1
+    return Progress(below, {place: mark for place, mark in left.items() if place < below})
+
+
+def to_state(order: Order, where: Share | Progress) -> dict[str, Any]:
+    """A state as JSON values."""
+    said = {"hanse": _VERSION, **asdict(order)}
+    if isinstance(where, Progress):
+        return said | {"kind": "epoch", "base": _of_progress(where)}
+    return said | {
+        "kind": "share",
+        "base": _of_progress(where.base),
+        "part": where.part,
+        "parts": where.parts,
+        "done": where.done,
+        "mark": None if where.mark is None else asdict(where.mark),
+    }
+
+
+def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
+    """What `to_state` wrote; BadInput for anything else."""
+    try:
+        if state["hanse"] != _VERSION:
+            raise ValueError(f"version {state['hanse']}")
+        order = Order(**{name: state[name] for name in ("identity", "blocks", "seed", "epoch", "window")})
+        base = _to_progress(state["base"])
+        if state["kind"] == "epoch":
+            return order, base
+        mark = None if state["mark"] is None else Mark(**state["mark"])
+        return order, Share(base, int(state["part"]), int(state["parts"]), int(state["done"]), mark)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"expected a state that state_dict() gave, came another form: {error}") from None
+
+
+def merge(states: Any) -> dict[str, Any]:
+    """One state of an epoch out of those of all its readers, for any number of readers to go on from.
+
+    `states` may be a list of what `state_dict()` gave at each rank, also of torchdata's StatefulDataLoader: the
+    readers' own states are found inside.
+    """
+    found = [of_state(state) for state in _inside(states)]
+    if not found:
+        raise BadInput("expected states that state_dict() gave, came none")
+    order = found[0][0]
+    if any(other != order for other, _ in found):
+        raise BadInput("expected states of one epoch of one plan, with one seed; came different ones")
+    if len(found) == 1 and isinstance(found[0][1], Progress):
+        return to_state(order, found[0][1])
+    shares = [where for _, where in found if isinstance(where, Share)]
+    if len(shares) < len(found):
+        raise BadInput("expected the states of readers, came one that is merged already beside others")
+    return to_state(order, merged(order, shares))
+
+
+def _inside(value: Any) -> Iterable[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        if "hanse" in value and "kind" in value:
+            yield value
+            return
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _inside(one)
+
+
+def _of_progress(progress: Progress) -> dict[str, Any]:
+    return {"below": progress.below, "open": {str(place): asdict(mark) for place, mark in progress.open.items()}}
+
+
+def _to_progress(value: Mapping[str, Any]) -> Progress:
+    return Progress(int(value["below"]), {int(place): Mark(**mark) for place, mark in value["open"].items()})

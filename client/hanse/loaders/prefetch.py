@@ -1,0 +1,75 @@
+"""Read ahead in a thread, at most so many bytes. Knows nothing of what it reads."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(source: Iterator[T], *, nbytes: int, size: Callable[[T], int]) -> Generator[T, None, None]:
+    """The items of `source` in order, read in a thread until `nbytes` are waiting. Closing stops the thread.
+
+    An item that is larger than `nbytes` waits alone. What `source` raises is raised after the items before it.
+    """
+    queue = _Queue(nbytes)
+    thread = threading.Thread(target=_fill, args=(source, queue, size), daemon=True, name="hanse-prefetch")
+    thread.start()
+    try:
+        while (found := queue.take()) is not None:
+            item, error = found
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        queue.close()
+        thread.join(timeout=5)
+
+
+def _fill(source: Iterator[Any], queue: _Queue, size: Callable[[Any], int]) -> None:
+    try:
+        for item in source:
+            if not queue.put((item, None), size(item)):
+                break
+        else:
+            queue.put(None, 0)
+    except BaseException as error:  # noqa: BLE001  it belongs to the reader, on the other side
+        queue.put((None, error), 0)
+    finally:
+        if (close := getattr(source, "close", None)) is not None:
+            with suppress(Exception):
+                close()
+
+
+class _Queue:
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._closed = most, 0, False
+        self._items: deque[tuple[Any, int]] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, item: Any, nbytes: int) -> bool:
+        """Wait for room; False where nobody takes any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._items or self._held + nbytes <= self._most)
+            if not self._closed:
+                self._items.append((item, nbytes))
+                self._held += nbytes
+                self._changed.notify_all()
+            return not self._closed
+
+    def take(self) -> Any:
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._items))
+            item, nbytes = self._items.popleft()
+            self._held -= nbytes
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

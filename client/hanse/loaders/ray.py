@@ -1,0 +1,57 @@
+"""Ray Data: a datasource whose read tasks are runs of blocks. Every task reads under the agreement, by itself.
+
+space.agree("north/trips", purpose="...").to_ray(tasks=12).map_batches(...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from hanse.client import Dataset
+from hanse.plan import Plan, parted
+
+
+class Source(Datasource):  # type: ignore[misc]  # ray is not there when types are checked
+    """Blocks of one plan as read tasks, at most `tasks` or as many as Ray asks for."""
+
+    def __init__(self, of: Dataset, plan: Plan, *, tasks: int = 0) -> None:
+        super().__init__()
+        self._of, self._plan, self._tasks = of, plan, tasks
+
+    def get_name(self) -> str:
+        return "Hanse"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return sum(block.nbytes for block in self._plan.blocks)
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """One task a part; Ray may run it again after a failure, and gets the same rows."""
+        return [self._task(blocks) for blocks in parted(len(self._plan.blocks), self._tasks or parallelism)]
+
+    def _task(self, blocks: Sequence[int]) -> ReadTask:
+        rows = sum(self._plan.blocks[number].rows for number in blocks)
+        nbytes = sum(self._plan.blocks[number].nbytes for number in blocks)
+        metadata = BlockMetadata(num_rows=rows if self._plan.exact else None, size_bytes=nbytes, input_files=None,
+                                 exec_stats=None)  # fmt: skip
+        return ReadTask(_reading(self._of, self._plan, blocks), metadata)
+
+
+def _reading(of: Dataset, plan: Plan, blocks: Sequence[int]) -> Callable[[], Iterable[pa.Table]]:
+    def tables() -> Iterable[pa.Table]:
+        with of.read(plan, blocks) as stream:
+            for batch in stream:
+                yield pa.Table.from_batches([batch])
+
+    return tables
+
+
+def dataset(of: Dataset, *, columns: Sequence[str] = (), where: str = "", tasks: int = 0) -> ray.data.Dataset:
+    """The rows as a Ray dataset; conditions and columns are the owner's work and do not travel."""
+    source = Source(of, of.plan(columns=columns, where=where), tasks=tasks)
+    return ray.data.read_datasource(source)

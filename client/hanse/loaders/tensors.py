@@ -1,0 +1,60 @@
+"""Arrow batches as tensors: the same memory where the type allows it, Python values where no tensor fits.
+
+| Arrow | becomes |
+|---|---|
+| integers, floats | a tensor over the batch's own memory; with nulls: floats get NaN, integers are refused |
+| booleans | a tensor, unpacked |
+| fixed-size lists and fixed-shape tensors of numbers | a tensor of rows x shape, over the batch's own memory |
+| dates, times, timestamps, durations | a tensor of their whole numbers |
+| anything else (text, bytes, nested lists, decimals) | a list of Python values |
+
+Memory of a batch is shared: write to a tensor only after `clone()`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pyarrow as pa
+
+from hanse.errors import BadInput
+
+
+def tensors(batch: pa.RecordBatch) -> dict[str, Any]:
+    """Each column of a batch by its name."""
+    return {field.name: _column(field.name, column) for field, column in zip(batch.schema, batch.columns, strict=True)}
+
+
+def _column(name: str, column: pa.Array) -> Any:
+    shape: tuple[int, ...] = (len(column),)
+    if isinstance(column, pa.FixedShapeTensorArray):
+        shape = (len(column), *column.type.shape)
+        column = column.storage
+    if pa.types.is_fixed_size_list(column.type) and _is_number(column.type.value_type) and not column.null_count:
+        shape = shape if len(shape) > 1 else (len(column), column.type.list_size)
+        return _numbers(name, column.flatten()).reshape(shape)
+    if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
+        column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    if _is_number(column.type) or pa.types.is_boolean(column.type):
+        return _numbers(name, column)
+    return column.to_pylist()
+
+
+def _numbers(name: str, column: pa.Array) -> Any:
+    import torch
+
+    if column.null_count and not pa.types.is_floating(column.type):
+        raise BadInput(
+            f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
+            "not null, or leave it out"
+        )
+    plain = column.null_count == 0 and not pa.types.is_boolean(column.type)
+    values = column.to_numpy(zero_copy_only=plain)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -1,0 +1,95 @@
+"""PyTorch: an IterableDataset of batches that knows DataLoader workers and distributed ranks, and keeps its place.
+
+    dataset = space.agree("north/images", purpose="...").to_torch(batch_size=256, seed=7)
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=4)      # torchdata; a plain DataLoader works too
+
+Give `batch_size` to the dataset and None to the DataLoader: rows are put together where they are Arrow still.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from hanse.client import Dataset
+from hanse.errors import BadInput
+from hanse.loaders.loader import Loader
+from hanse.loaders.tensors import tensors
+
+
+class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
+    """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch."""
+
+    def __init__(self, loader: Loader, *, form: Callable[[pa.RecordBatch], Any], rank: int, world: int) -> None:
+        super().__init__()
+        self._loader = loader
+        self._form = form
+        self._rank, self._world = rank, world
+        # Shared with the workers, so that `set_epoch` reaches those that live on between epochs.
+        self._epoch = torch.tensor(loader.epoch, dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._place()
+        for batch in self._loader:
+            yield self._form(batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
+        self._epoch.fill_(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place after the last batch that was given, in this process."""
+        self._place()
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
+        self._place()
+        self._loader.load_state_dict(state)
+        self._epoch.fill_(self._loader.epoch)
+
+    def _place(self) -> None:
+        """Who we are is known only where we run: in a worker of a rank."""
+        info = get_worker_info()
+        workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
+        self._loader.set_epoch(int(self._epoch))
+        self._loader.divide(self._rank * workers + worker, self._world * workers)
+
+
+def dataset(
+    datasets: Dataset | Sequence[Dataset],
+    *,
+    batch_size: int = 256,
+    form: Callable[[pa.RecordBatch], Any] = tensors,
+    rank: int | None = None,
+    world: int | None = None,
+    state: dict[str, Any] | None = None,
+    **options: Any,
+) -> Batches:
+    """The batches of one or several datasets with the same columns; `options` are those of `Loader`.
+
+    `form` makes of an Arrow batch what the loop gets (`tensors`: a dict by column). `rank` and `world` are those of
+    `torch.distributed` or of torchrun's environment where they are not given. `state`: a merged one to go on from.
+    """
+    if "part" in options or "parts" in options:
+        raise BadInput("expected rank and world; the parts follow from them and from the workers")
+    loader = Loader(datasets, batch_size=batch_size, **options)
+    if state is not None:
+        loader.load_state_dict(state)
+    found = _ranks() if rank is None or world is None else (rank, world)
+    return Batches(loader, form=form, rank=found[0], world=found[1])
+
+
+def _ranks() -> tuple[int, int]:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+__all__ = ["Batches", "dataset"]

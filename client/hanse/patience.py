@@ -1,0 +1,56 @@
+"""Which failures pass by themselves, and how long to wait for that. Knows no sockets."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hanse.errors import (
+    AccessExpired,
+    Busy,
+    HanseError,
+    StreamFailed,
+    StreamIncomplete,
+    Unreachable,
+)
+
+_PASSING = (Unreachable, StreamIncomplete, Busy, AccessExpired)
+# An owner that says it could not finish, for a reason that a second attempt does not have.
+_PASSING_CODES = ("shutting_down", "worker_crashed", "client_stalled", "cancelled", "interrupted", "client_gone")
+_LASTING_CODES = ("count_spent", "quota_spent", "rows_limit", "bytes_limit", "agreement_ended")
+_FIRST, _MOST = 0.05, 5.0
+
+
+def passes(error: HanseError) -> bool:
+    """Whether the same request may succeed a little later. A no by policy never does."""
+    if error.code in _LASTING_CODES:
+        return False
+    if isinstance(error, StreamFailed):
+        return error.code in _PASSING_CODES
+    return isinstance(error, _PASSING) or error.code in ("ticket_expired", "ticket_replaced")
+
+
+@dataclass(slots=True)
+class Patience:
+    """Waits between attempts, longer each time, until `seconds` have gone without a row."""
+
+    seconds: float = 120.0
+    sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], float] = time.monotonic
+    _since: float | None = field(default=None, init=False)
+    _pause: float = field(default=_FIRST, init=False)
+
+    def bear(self, error: HanseError) -> None:
+        """Wait before the next attempt, or raise `error` where waiting is of no use or has lasted too long."""
+        now = self.now()
+        self._since = now if self._since is None else self._since
+        if not passes(error) or now - self._since >= self.seconds:
+            raise error
+        self.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311  so that many do not come back at once
+        self._pause = min(2 * self._pause, _MOST)
+
+    def rest(self) -> None:
+        """A row came: begin anew with the next failure."""
+        self._since, self._pause = None, _FIRST

@@ -1,0 +1,273 @@
+"""The loader over real owners: order, shares, states, broken connections, tickets that end, revocation."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import hanse
+import hanse.plan
+import polars
+import pyarrow as pa
+import pytest
+from hanse.client import Dataset
+from hanse.errors import AccessRevoked, BadInput, Conflict
+from hanse.loaders import Loader, merge
+from hanse.loaders.order import Order
+
+from tests.support import gate, served
+from tests.support.gate import atom
+from tests.support.served import Owner
+
+ROWS = 210_000
+BORDERS = [(0, 100_000), (100_000, 200_000), (200_000, 210_000)]
+FILTERED = gate.agreement(atom("ds:row/gap", "eq", "2"), action="odrl:use")
+
+
+@pytest.fixture(scope="module")
+def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owner]:
+    with served.owner(tmp_path_factory.mktemp("owner"), rows=ROWS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def numbers(owner: Owner) -> Dataset:
+    return owner.dataset()
+
+
+@pytest.fixture
+def link(owner: Owner) -> Iterator[served.Link]:
+    yield owner.link
+    owner.link.cut_after = None
+
+
+def ids(batches: Any) -> list[int]:
+    return [number for batch in batches for number in batch.column("id").to_numpy().tolist()]
+
+
+def sequence(seed: int | None, epoch: int = 0, *, window: int = 0, shown: Any = None) -> list[int]:
+    """The global sequence as the documentation defines it, from the data alone."""
+    order = Order("", 3, seed, epoch, window)
+    found: list[int] = []
+    for block in order.permutation():
+        rows = [row for row in range(*BORDERS[block]) if shown is None or shown(row)]
+        for number, start in enumerate(range(0, len(rows), window or ROWS)):
+            run = rows[start : start + (window or ROWS)]
+            found += [run[at] for at in order.within(block, number, len(run)) or range(len(run))]
+    return found
+
+
+def two(row: int) -> bool:
+    return row % 10 != 0 and row % 5 == 2
+
+
+OPTIONS = [
+    {"seed": None},
+    {"seed": 5},
+    {"seed": 5, "epoch": 3},
+    {"seed": 5, "window": 1000},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_epoch_is_the_sequence_that_the_seed_says(numbers: Dataset, options: dict[str, Any]) -> None:
+    loader = numbers.loader(columns=["id"], batch_size=7001, **options)
+    batches = list(loader)
+    assert ids(batches) == sequence(**options)
+    assert [batch.num_rows for batch in batches] == [7001] * 29 + [ROWS - 29 * 7001]
+    assert loader.throughput.rows == ROWS
+
+
+def test_a_row_filter_of_the_owner_leaves_the_order_as_it_is(owner: Owner) -> None:
+    loader = owner.dataset(FILTERED).loader(columns=["id"], batch_size=999, seed=2, window=500)
+    assert ids(loader) == sequence(2, window=500, shown=two)
+
+
+@pytest.mark.parametrize("options", [{"seed": 5}, {"seed": 5, "window": 1000}], ids=str)
+@pytest.mark.parametrize("policy", [None, FILTERED], ids=["open", "filtered"])
+def test_a_state_taken_after_any_batch_gives_exactly_the_rest(
+    owner: Owner, numbers: Dataset, options: dict[str, Any], policy: Any
+) -> None:
+    dataset = numbers if policy is None else owner.dataset(policy)
+    made = {"columns": ["id"], "batch_size": 1234, **options}
+    expected = sequence(**options, shown=None if policy is None else two)
+    seen: list[int] = []
+    state: dict[str, Any] | None = None
+    for pause in (1, 17, 0, 9):  # the second, third and fourth resume go on, none begins anew
+        loader = dataset.loader(**made)
+        if state is not None:
+            loader.load_state_dict(state)
+        batches = iter(loader)
+        for _ in range(pause):
+            seen += ids([next(batches)])
+        state = pickle.loads(pickle.dumps(loader.state_dict()))
+        batches.close()
+    last = dataset.loader(**made)
+    last.load_state_dict(state)
+    assert seen + ids(last) == expected
+
+
+def test_rows_that_were_only_prefetched_are_not_in_the_state(numbers: Dataset) -> None:
+    loader = numbers.loader(columns=["id"], batch_size=100, prefetch_bytes=2**24)
+    batches = iter(loader)
+    first = ids([next(batches)])
+    state = loader.state_dict()
+    batches.close()
+    assert state["mark"]["row"] == len(first) == 100
+
+
+def _end_of_last_read(owner: Owner) -> Any:
+    """The record of the end of the read that started last; it is written a moment after the last byte."""
+    last = owner.provider.of_kind("ReadStarted")[-1]
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        for event in owner.provider.of_kind("ReadEnded"):
+            if event.process == last.process:
+                return event
+        time.sleep(0.02)
+    raise AssertionError("the read has no end in the log")
+
+
+def test_going_on_reads_no_more_than_the_batch_that_the_state_was_in(owner: Owner, numbers: Dataset) -> None:
+    loader = numbers.loader(batch_size=1000, prefetch_bytes=1)
+    batches = iter(loader)
+    for _ in range(190):
+        next(batches)
+    state = loader.state_dict()
+    batches.close()
+    resumed = numbers.loader(batch_size=1000)
+    resumed.load_state_dict(state)
+    found = sum(batch.num_rows for batch in resumed)
+    ended = _end_of_last_read(owner)
+    assert found == ROWS - 190_000
+    assert found <= ended.detail["rows"] < found + 60_000
+
+
+def test_every_later_epoch_is_whole(numbers: Dataset) -> None:
+    loader = numbers.loader(columns=["id"], seed=1)
+    batches = iter(loader)
+    next(batches)
+    loader.load_state_dict(loader.state_dict())
+    batches.close()
+    assert len(ids(loader)) < ROWS
+    for epoch in (1, 2):
+        loader.set_epoch(epoch)
+        assert ids(loader) == sequence(1, epoch)
+    assert ids(loader) == sequence(1, 2)  # again, without set_epoch
+
+
+def test_readers_share_an_epoch_and_their_number_may_change_in_it(numbers: Dataset) -> None:
+    made = {"columns": ["id"], "batch_size": 4000, "seed": 8}
+    seen: list[int] = []
+    states = []
+    for part, pause in ((0, 11), (1, 3)):
+        loader = numbers.loader(**made, part=part, parts=2)
+        batches = iter(loader)
+        for _ in range(pause):
+            seen += ids([next(batches)])
+        states.append(loader.state_dict())
+        batches.close()
+    merged = merge(states)
+    for part in range(5):
+        loader = numbers.loader(**made, part=part, parts=5)
+        loader.load_state_dict(merged)
+        seen += ids(loader)
+    assert sorted(seen) == list(range(ROWS))
+
+
+def test_a_state_of_another_reader_seed_or_condition_is_refused(numbers: Dataset) -> None:
+    state = numbers.loader(columns=["id"], seed=1, part=1, parts=2).state_dict()
+    for other, said in (
+        ({"seed": 1, "part": 0, "parts": 2}, "merge"),
+        ({"seed": 2, "part": 1, "parts": 2}, "another"),
+        ({"seed": 1, "part": 1, "parts": 2, "where": "id > 5"}, "another"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            numbers.loader(columns=["id"], **other).load_state_dict(state)
+
+
+def test_lost_connections_cost_no_row_and_double_none(numbers: Dataset, link: served.Link) -> None:
+    loader = numbers.loader(batch_size=10_000, seed=4, window=3000)
+    link.cut_after = 5_000_000
+    before = link.cuts
+    assert ids(loader) == sequence(4, window=3000)
+    assert link.cuts > before
+    assert loader.throughput.reopened >= 1
+
+
+def test_a_plain_stream_bears_lost_connections_too(numbers: Dataset, link: served.Link) -> None:
+    link.cut_after = 3_000_000
+    with numbers.stream(batch_rows=20_000) as stream:
+        assert ids(stream) == list(range(ROWS))
+        assert stream.reopened >= 2
+        assert stream.end["status"] == "complete"
+
+
+def test_a_ticket_that_ends_in_the_middle_is_renewed(owner: Owner) -> None:
+    dataset = owner.dataset(seconds=1.5)
+    with dataset.stream(columns=["id", "name"], batch_rows=2000) as stream:
+        found = []
+        for number, batch in enumerate(stream):
+            found.append(batch)
+            if number == 3:
+                for grant in (grant for one in owner.provider.reads.live.values() for grant in one._grants):
+                    grant.lease.deadline = 0.0
+    assert ids(found) == list(range(ROWS))
+    assert stream.reopened >= 1
+
+
+def test_revocation_raises_its_own_exception_with_the_reason(owner: Owner) -> None:
+    dataset = owner.dataset()
+    agreement = dataset.agreement_id
+    with pytest.raises(AccessRevoked, match="study was closed"):  # noqa: PT012  it is raised in mid-iteration
+        for number, _ in enumerate(dataset.loader(columns=["id", "name"], batch_size=100, prefetch_bytes=1)):
+            if number == 0:
+                owner.loop.call_soon_threadsafe(
+                    lambda: owner.provider.grants.stop(agreement_id=agreement, reason="the study was closed")
+                )
+
+
+def test_another_version_is_a_conflict_and_never_other_rows(owner: Owner, numbers: Dataset) -> None:
+    plan = numbers.plan(columns=["id"])
+    stale = hanse.plan.Plan("sha256:old/1", plan.digest, plan.schema, plan.blocks, plan.rows, plan.exact, ("id",))
+    with pytest.raises(Conflict, match="another version"):
+        numbers.read(stale, [0])
+
+
+def test_datasets_of_two_owners_are_mixed_block_by_block(
+    owner: Owner, numbers: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with served.owner(tmp_path_factory.mktemp("second"), rows=120_000) as other:
+        loader = Loader([numbers, other.dataset()], columns=["id"], batch_size=5000, seed=9)
+        batches = iter(loader)
+        found = [next(batches) for _ in range(30)]
+        state = loader.state_dict()
+        batches.close()
+        again = Loader([numbers, other.dataset()], columns=["id"], batch_size=5000, seed=9)
+        again.load_state_dict(state)
+        found += list(again)
+    borders = [*BORDERS, (0, 100_000), (100_000, 120_000)]
+    assert ids(found) == [row for block in Order("", 5, 9).permutation() for row in range(*borders[block])]
+
+
+@pytest.mark.parametrize("make", ["stream", "loader"])
+def test_streams_and_loaders_go_to_plain_libraries_as_they_are(numbers: Dataset, make: str) -> None:
+    def opened() -> Any:
+        return getattr(numbers, make)(columns=["id", "x"], where="id < 50")
+
+    expected = list(range(50))
+    frame = polars.DataFrame(opened())
+    assert frame["id"].to_list() == expected
+    assert pa.table(opened())["id"].to_pylist() == expected
+    assert opened().to_reader().read_pandas()["id"].tolist() == expected
+    rows = opened()
+    assert duckdb.sql("SELECT sum(id), count(*) FROM rows").fetchall() == [(sum(expected), 50)]
+    assert rows is not None
+
+
+def test_a_dataset_and_its_plan_can_be_sent_to_a_worker(numbers: Dataset) -> None:
+    dataset, plan = pickle.loads(pickle.dumps((numbers, numbers.plan(columns=["id"], where="id % 2 = 0"))))
+    assert ids(dataset.read(plan, [2])) == list(range(200_000, 210_000, 2))

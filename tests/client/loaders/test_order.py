@@ -1,0 +1,108 @@
+"""Order, shares and states: pure, so by tables and properties."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hanse.errors import BadInput
+from hanse.loaders.order import Mark, Order, Progress, Share, merge, merged, of_state, to_state
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROWS = 5  # of a block, in the model below
+
+
+def test_the_permutation_of_a_seed_is_the_same_for_ever() -> None:
+    # Another result here would make every checkpoint that exists worthless: raise the version of states instead.
+    assert Order("i", 8, 7, 0).permutation() == [0, 5, 3, 7, 4, 6, 1, 2]
+    assert Order("i", 8, 7, 1).permutation() == [1, 3, 7, 6, 5, 4, 0, 2]
+    assert Order("i", 8).permutation() == list(range(8))
+    assert Order("i", 8, 7, 0, 4).within(3, 0, 4) == [2, 3, 1, 0]
+    assert Order("i", 8, 7, 0).within(3, 0, 4) is None
+
+
+@given(st.integers(0, 300), st.integers(0, 2**32), st.integers(0, 100))
+def test_every_block_stands_once_in_every_epoch(blocks: int, seed: int, epoch: int) -> None:
+    assert sorted(Order("i", blocks, seed, epoch).permutation()) == list(range(blocks))
+
+
+@given(st.integers(0, 60), st.integers(1, 12))
+def test_any_number_of_readers_share_an_epoch_without_gap_or_overlap(blocks: int, parts: int) -> None:
+    shares = [Share(part=part, parts=parts).places(blocks) for part in range(parts)]
+    assert sorted(place for share in shares for place, _ in share) == list(range(blocks))
+    assert all([place for place, _ in share] == sorted(place for place, _ in share) for share in shares)
+
+
+def read(share: Share, blocks: int, rows: int) -> tuple[list[tuple[int, int]], Share]:
+    """A model reader: takes `rows` rows of its share, and where it is then."""
+    taken: list[tuple[int, int]] = []
+    after = share
+    for done, (place, mark) in enumerate(share.places(blocks)):
+        for row in range(mark.row, ROWS):
+            if len(taken) == rows:
+                return taken, after
+            taken.append((place, row))
+            after = share.at(done, Mark(row + 1))
+    return taken, after
+
+
+@given(st.integers(0, 2**32), st.integers(1, 25), st.lists(st.integers(1, 6), min_size=1, max_size=5))
+def test_changing_the_number_of_readers_again_and_again_gives_every_row_once_in_order(
+    seed: int, blocks: int, phases: list[int]
+) -> None:
+    chance = random.Random(seed)
+    order, base = Order("i", blocks, seed), Progress()
+    taken: list[tuple[int, int]] = []
+    for number, parts in enumerate(phases):
+        last = number == len(phases) - 1
+        states = []
+        for part in range(parts):
+            found, after = read(Share(base, part, parts), blocks, 10**9 if last else chance.randrange(3 * ROWS))
+            assert found == sorted(found)  # a part of the sequence, in its order
+            taken += found
+            states.append(json.loads(json.dumps(to_state(order, after))))
+        state = merge({"ranks": states})
+        base = of_state(state)[1]  # type: ignore[assignment]  # merged states are of an epoch
+    assert sorted(taken) == [(place, row) for place in range(blocks) for row in range(ROWS)]
+
+
+def test_a_second_resume_goes_on_where_the_first_ended() -> None:
+    order, share = Order("i", 6, 1), Share(part=1, parts=2)
+    taken: list[tuple[int, int]] = []
+    while found := read(share, 6, 4)[0]:
+        taken += found
+        share = read(share, 6, 4)[1]
+        restored = of_state(json.loads(json.dumps(to_state(order, share))))[1]
+        assert restored == share
+    assert taken == [(place, row) for place in (1, 3, 5) for row in range(ROWS)]
+
+
+def test_states_that_do_not_belong_together_are_not_merged() -> None:
+    order = Order("i", 6, 1)
+    one, two = (to_state(order, Share(part=part, parts=2)) for part in (0, 1))
+    other = to_state(Order("i", 6, 2), Share(part=1, parts=2))
+    for states, said in (
+        ([one], "missing: [1]"),
+        ([one, one], "missing: [1]"),
+        ([one, other], "different"),
+        ([], "none"),
+    ):
+        with pytest.raises(BadInput, match=said.replace("[", r"\[")):
+            merge(states)
+    assert merge([two, one]) == merge({"a": {"deep": (one, two)}})
+
+
+@pytest.mark.parametrize("state", [{}, {"hanse": 2}, {"hanse": 1, "identity": "i"}], ids=["empty", "newer", "cut"])
+def test_what_is_no_state_is_refused(state: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        of_state(state)
+
+
+def test_merging_keeps_only_what_is_open() -> None:
+    order = Order("i", 1000, 3)
+    shares = [Share(part=part, parts=4, done=100, mark=Mark(3, 0, "c", 2)) for part in range(4)]
+    progress = merged(order, shares)
+    assert progress.below == 404
+    assert set(progress.open) == {400, 401, 402, 403}

@@ -1,0 +1,99 @@
+"""Reading ahead: bounded, in order, and stopped when nobody wants more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hanse.errors import AccessRevoked, Busy, HanseError, QuotaSpent, StreamFailed, Unreachable
+from hanse.loaders.prefetch import ahead
+from hanse.patience import Patience, passes
+
+
+class Source:
+    """Numbers from 0, and how many were taken."""
+
+    def __init__(self, count: int, *, error: Exception | None = None) -> None:
+        self.count, self.error, self.taken, self.closed = count, error, 0, threading.Event()
+
+    def __call__(self) -> Iterator[int]:
+        try:
+            for number in range(self.count):
+                self.taken += 1
+                yield number
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed.set()
+
+
+def settled(value: Callable[[], int]) -> int:
+    """The value once it stays as it is."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < 0.15:
+        time.sleep(0.01)
+        if value() != last:
+            last, since = value(), time.monotonic()
+    return last
+
+
+@pytest.mark.parametrize(("nbytes", "waiting"), [(1, 2), (25, 3), (100, 11)], ids=["one at a time", "two", "ten"])
+def test_no_more_than_the_bound_waits(nbytes: int, waiting: int) -> None:
+    source = Source(1000)
+    found = ahead(source(), nbytes=nbytes, size=lambda _: 10)
+    assert next(found) == 0
+    assert settled(lambda: source.taken) == waiting + 1
+    found.close()
+    assert source.closed.wait(5)
+
+
+def test_items_come_in_order_and_the_error_after_them() -> None:
+    found = ahead(Source(50, error=Busy("full"))(), nbytes=30, size=lambda _: 10)
+    assert [next(found) for _ in range(50)] == list(range(50))
+    with pytest.raises(Busy):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (Unreachable("x"), True),
+        (Busy("x", code="streams_max"), True),
+        (Busy("x", code="quota_spent"), False),
+        (QuotaSpent("x"), False),
+        (AccessRevoked("x"), False),
+        (StreamFailed("x", code="worker_crashed"), True),
+        (StreamFailed("x", code="engine_failed"), False),
+    ],
+    ids=str,
+)
+def test_only_what_passes_by_itself_is_waited_for(error: HanseError, expected: bool) -> None:
+    assert passes(error) is expected
+
+
+def test_patience_ends_when_nothing_came_for_its_time_and_begins_anew_with_a_row() -> None:
+    clock = [0.0]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    patience = Patience(10, sleep=sleep, now=lambda: clock[0])
+    for _ in range(3):
+        patience.bear(Unreachable("down"))
+    patience.rest()
+    began = clock[0]
+    with pytest.raises(Unreachable):
+        _bear_for_ever(patience)
+    assert 10 <= clock[0] - began < 16
+    assert slept[3] < 0.06
+    with pytest.raises(AccessRevoked):
+        Patience(10, sleep=sleep).bear(AccessRevoked("over"))
+
+
+def _bear_for_ever(patience: Patience) -> None:
+    while True:
+        patience.bear(Unreachable("down"))
