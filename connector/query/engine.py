@@ -250,11 +250,34 @@ def cut(batch: pa.RecordBatch, target: int) -> Iterator[pa.RecordBatch]:
         yield batch.slice(start, step)
 
 
-def code_of(error: BaseException) -> str:
-    """The code that stands for an engine's error; its text quotes values and never leaves the process."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), "engine_failed")
+def code_of(error: BaseException, *, asked: bool) -> str:
+    """The code that stands for an engine's error; its text quotes values and never leaves the process.
+
+    `asked`: the SQL is somebody's question, so a number that grows too large is their mistake and not ours. One code
+    for all of these, and only for what visible rows do: the gate's barrier keeps hidden ones away from the question.
+    """
+    text = str(error)
+    if asked and text.startswith(_MISTAKES):
+        return "computation_failed"
+    named = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+    if named is not None:
+        return named
+    # What comes up while Arrow reads is an OSError with the engine's words in it.
+    return next((code for start, code in _STARTS.items() if text.startswith(start)), "engine_failed")
 
 
+_MISTAKES = (
+    "Out of Range Error:",
+    "Conversion Error:",
+    "Invalid Input Error: More than one row returned by a subquery",
+    "Invalid Input Error: Division by zero",
+    "Invalid Input Error: Argument for ntile",
+)
+_STARTS = {
+    "Out of Memory Error:": "memory_limit",
+    "INTERRUPT Error:": "cancelled",
+    "IO Error:": "source_unreadable",
+}
 _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (duckdb.OutOfMemoryException, "memory_limit"),
     (MemoryError, "memory_limit"),

@@ -510,6 +510,12 @@ def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:
 _Made = Callable[..., HanseError]
 _ERRORS: dict[str, tuple[_Made, str]] = {
     "query_invalid": (QueryInvalid, "the query does not fit the tables it names; check columns and types"),
+    "computation_failed": (
+        QueryInvalid,
+        "the query cannot be computed: a number grows too large, something is divided by zero, a text is taken for a "
+        "number, or a subquery gives several rows where one value stands; use smaller numbers, NULLIF, TRY_CAST, or "
+        "an aggregate in the subquery",
+    ),
     "query_refused": (QueryInvalid, "the query holds something that is not allowed"),
     "recheck_failed": (QueryInvalid, "the query holds something that is not allowed"),
     "memory_limit": (Limited, "the query needs more memory than it may take; ask for less at once"),

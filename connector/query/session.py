@@ -74,6 +74,7 @@ class Session:
             self._close()
 
     def _work(self) -> None:
+        job: Job | None = None
         try:
             job = read_job(self.channel)
             self.worker.admit(self, job)
@@ -83,9 +84,9 @@ class Session:
         except HanseError as error:
             self._fail(error.code, type(error).__name__, facts=error.facts, message=error.message)
         except BaseException as error:  # noqa: BLE001  whatever the engine raises becomes a code; its text stays here
-            self._fail_because(error)
+            self._fail_because(error, asked=job is not None and job.kind in ("query", "report"))
 
-    def _fail_because(self, error: BaseException) -> None:
+    def _fail_because(self, error: BaseException, *, asked: bool) -> None:
         """A file that changed while it was read is the reason, whatever the engine makes of it."""
         for found in self.files:
             try:
@@ -96,7 +97,7 @@ class Session:
             except Coded as end:
                 self._fail(end.code, type(end).__name__, facts=end.facts)
                 return
-        self._fail(engine.code_of(error), type(error).__name__)
+        self._fail(engine.code_of(error, asked=asked), type(error).__name__)
 
     def _fail(self, code: str, kind: str, *, facts: dict[str, Any] | None = None, message: str = "") -> None:
         """Tell a code; `message` only where the sentence is ours."""

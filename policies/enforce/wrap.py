@@ -138,15 +138,19 @@ def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
 
 
 def _round(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
-    """Rounded in the column's own type; what would not fit becomes NULL rather than an error."""
+    """Rounded in the column's own type; what would not fit becomes NULL rather than an error, which would tell of it."""
     digits = exp.Literal.number(int(mask.argument or 0))  # a parameter would hide the type's new scale
-    return try_cast(exp.Round(this=raw, decimals=digits), type_)
+    return try_cast(_never_fails(exp.Round(this=raw, decimals=digits)), type_)
+
+
+def _never_fails(value: exp.Expr) -> exp.Expr:
+    return exp.Anonymous(this="try", expressions=[value])
 
 
 def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
     if isinstance(mask.argument, str):
         period = exp.Literal.string(mask.argument)
-        return try_cast(exp.Anonymous(this="date_trunc", expressions=[period, raw]), type_)
+        return try_cast(_never_fails(exp.Anonymous(this="date_trunc", expressions=[period, raw])), type_)
     return try_cast(binned(raw, float(mask.argument or 1), maker), type_)
 
 
