@@ -10,7 +10,7 @@ ONCE ?=
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-catalogue bench-federated tck crash random-queries random-federated clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated tck crash random-queries random-federated clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -77,7 +77,7 @@ tck: setup-dev ## the official Dataspace Protocol conformance kit, against a rea
 crash: setup-dev ## kill connectors at random points of negotiations and transfers, on both databases
 	@$(BIN)/python -m tests.load.crash_dsp
 
-bench: bench-policies bench-dsp bench-catalogue ## every benchmark, each side by side with what it is compared to
+bench: bench-policies bench-revocation bench-dsp bench-catalogue ## every benchmark, each side by side with what it is compared to
 
 bench-dsp: setup-dev
 	@$(BIN)/python -m tests.load.bench_dsp
@@ -85,6 +85,10 @@ bench-dsp: setup-dev
 bench-policies: setup-dev
 	@$(BIN)/python -m tests.load.bench_policies
 	@$(BIN)/python -m tests.load.bench_gate
+	@$(BIN)/python -m tests.load.bench_worker
+
+bench-revocation: setup-dev ## how long a running stream outlives its agreement, 200 times between processes
+	@$(BIN)/python -m tests.load.bench_revocation
 
 bench-catalogue: setup-dev
 	@$(BIN)/python -m tests.load.bench_catalogue 10000

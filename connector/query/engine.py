@@ -70,8 +70,10 @@ class Opened:
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """An empty engine in memory. It is not fenced yet: `fence` before anything is read."""
-    return duckdb.connect(":memory:")
+    """An empty engine in memory, with what is the same for every job. `fence` it before anything is read."""
+    con = duckdb.connect(":memory:")
+    _set(con, _ALWAYS)
+    return con
 
 
 def warm_up() -> None:
@@ -87,26 +89,41 @@ def fence(con: duckdb.DuckDBPyConnection, *, paths: Sequence[str], limits: Limit
     Without `temp` nothing spills: the engine lets queries read its temporary directory, so there is none unless the
     caller gives a private, empty one.
     """
-    for setting, value in {
-        "threads": str(limits.threads),
-        "memory_limit": quote_text(f"{limits.memory_mb}MB"),
-        "temp_directory": quote_text(str(temp) if temp else ""),
-        "max_temp_directory_size": quote_text(f"{limits.temp_mb}MB"),
-        "TimeZone": "'UTC'",
-        "python_enable_replacements": "false",
-        "python_scan_all_frames": "false",
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "allow_community_extensions": "false",
-        "allow_persistent_secrets": "false",
-        "enable_external_file_cache": "false",
-        "arrow_large_buffer_size": "false",
-        "preserve_insertion_order": "true",
-        "allowed_directories": "[]",
-        "allowed_paths": quote_list(paths),
-        "enable_external_access": "false",
-        "lock_configuration": "true",
-    }.items():
+    threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}
+    spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
+    _set(
+        con,
+        {
+            **threads,
+            **spill,
+            "memory_limit": quote_text(f"{limits.memory_mb}MB"),
+            "max_temp_directory_size": quote_text(f"{limits.temp_mb}MB"),
+            "allowed_paths": quote_list(paths),
+            "enable_external_access": "false",
+            "lock_configuration": "true",
+        },
+    )
+
+
+_ALWAYS = {
+    "threads": "1",
+    "temp_directory": "''",
+    "TimeZone": "'UTC'",
+    "python_enable_replacements": "false",
+    "python_scan_all_frames": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "allow_persistent_secrets": "false",
+    "enable_external_file_cache": "false",
+    "arrow_large_buffer_size": "false",
+    "preserve_insertion_order": "true",
+    "allowed_directories": "[]",
+}
+
+
+def _set(con: duckdb.DuckDBPyConnection, settings: Mapping[str, str]) -> None:
+    for setting, value in settings.items():
         con.execute(f"SET {setting} = {value}")
 
 

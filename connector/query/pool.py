@@ -55,6 +55,7 @@ from connector.query.turns import Turns
 from connector.telemetry import logger
 
 GRACE = 1.5
+_REST = 0.1
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
 _RECYCLE_MB = 400
@@ -409,7 +410,7 @@ class Pool:
 
     async def _take_worker(self) -> Worker:
         while self._idle:
-            worker = self._idle.pop()
+            worker = self._idle.pop(self._rested())
             if worker.alive():
                 self._busy.add(worker)
                 return worker
@@ -417,6 +418,11 @@ class Pool:
         worker = await self._spawn()
         self._busy.add(worker)
         return worker
+
+    def _rested(self) -> int:
+        """The place of the worker used last of those that have had time to open their next engine; else the oldest."""
+        cut = time.monotonic() - _REST
+        return max((place for place, worker in enumerate(self._idle) if worker.idle_since <= cut), default=0)
 
     async def _end(self, result: Result) -> None:
         """After a job: clean up, and let the worker rest, or bury and replace it."""

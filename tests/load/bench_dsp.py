@@ -46,9 +46,9 @@ def timed(repeat: int, act: Callable[[], Any]) -> Times:
 class Bench:
     """Two running connectors and what is done with them."""
 
-    def __init__(self, north: Process, south: Process) -> None:
+    def __init__(self, north: Process, south: Process, *, rows: int = 1_000) -> None:
         self.north, self.south = north, south
-        self.dataset, self.offer = north.publish("air")
+        self.dataset, self.offer = north.publish("air", rows=rows)
         self.queue, self.manual = north.publish("queue", decide="manual")
         self.api = south.api()
         self.public = Client(north.public_port)

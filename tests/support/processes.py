@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tests.support.ports import free_range
@@ -135,7 +136,7 @@ class Process:
     def publish(self, dataset: str, *, rows: int = 1_000, decide: str = "auto") -> tuple[str, str]:
         """A small dataset with an offer; their ids."""
         path = self.directory / f"{dataset}.parquet"
-        pq.write_table(pa.table({"id": list(range(rows)), "value": [i * 0.5 for i in range(rows)]}), path)
+        pq.write_table(pa.table({"id": (ids := pa.array(range(rows))), "value": pc.multiply(ids, 0.5)}), path)
         api = self.api()
         made = api.post("/datasets", {"name": dataset, "path": str(path)})
         offer = api.post("/offers", {"dataset": dataset, "policy": POLICY, "decide": decide})
