@@ -138,7 +138,7 @@ def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
 
 
 def _round(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
-    """Rounded in the column's own type; what would not fit becomes NULL rather than an error, which would tell of it."""
+    """Rounded in the column's own type; what does not fit becomes NULL: an error would tell of it."""
     digits = exp.Literal.number(int(mask.argument or 0))  # a parameter would hide the type's new scale
     return try_cast(_never_fails(exp.Round(this=raw, decimals=digits)), type_)
 
