@@ -22,6 +22,7 @@ from connector.dataplane import http as data_http
 from connector.dataplane.addresses import FLIGHT_FORMAT, Addresses
 from connector.dataplane.flight.desk import Desk
 from connector.dataplane.flight.front import Front, Listen
+from connector.dataplane.owner import OwnersView
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
 from connector.datasets.offers import Offers
@@ -99,6 +100,7 @@ class Services:
     offers: Offers
     grants: Grants
     reads: Reads
+    owners_view: OwnersView
     addresses: Addresses
     flight: Front | None
     sender: Sender
@@ -298,6 +300,14 @@ def build(settings: Settings) -> Services:
         offers=Offers(store),
         grants=grants,
         reads=reads,
+        owners_view=OwnersView(
+            store,
+            pool,
+            known,
+            name=settings.name,
+            mask_secret=keys.secret(key_dir, "mask"),
+            memory_mb=settings.worker_memory_mb,
+        ),
         addresses=addresses,
         flight=_flight(settings, reads, addresses, key_dir),
         sender=sender,
@@ -397,8 +407,8 @@ def management_app(parts: Services) -> FastAPI:
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
     api.include_router(system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION))
-    api.include_router(datasets.router(parts.registry, tokens))
-    api.include_router(offers.router(parts.offers, tokens, facts_of=parts.facts_of))
+    api.include_router(datasets.router(parts.registry, parts.owners_view, tokens))
+    api.include_router(offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view))
     api.include_router(
         search.router(
             parts.net,
@@ -442,6 +452,7 @@ def _console(parts: Services) -> APIRouter:
         store=parts.store,
         registry=parts.registry,
         offers=parts.offers,
+        owners_view=parts.owners_view,
         facts_of=parts.facts_of,
         negotiations=parts.negotiations,
         transfers=parts.transfers,

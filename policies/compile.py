@@ -308,6 +308,7 @@ def _contract(policy: Policy, pass_: _Pass, actions: tuple[str, ...]) -> DataCon
         obligations=tuple(_owed(duty, index) for index, duty in enumerate(policy.obligations)),
         contractual=tuple(dict.fromkeys(pass_.contractual)),
         requires=tuple(pass_.requires),
+        together=tuple(draft.together),
         residual=tuple(pass_.residual),
         reasons=tuple(draft.reasons),
     )

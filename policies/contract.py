@@ -104,6 +104,7 @@ class Limits:
     queries: int | None = None
     queries_per_day: int | None = None
     concurrency: int | None = None
+    share: float | None = None  # per cent of the dataset's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ class DataContract:
     obligations: tuple[Owed, ...] = ()
     contractual: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
+    together: tuple[tuple[str, ...], ...] = ()  # columns of which no query may use all
     residual: tuple[str, ...] = ()
     reasons: tuple[tuple[str, str], ...] = ()  # (effect, policy path): which rule to name when it refuses
 

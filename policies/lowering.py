@@ -43,6 +43,7 @@ class Draft:
     kind: str | None = None
     dimensions: dict[str, Dimension] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)
+    together: list[tuple[str, ...]] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
     joins: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
@@ -202,6 +203,27 @@ def _limit(name: str) -> Lower:
     return lower_limit
 
 
+def _share(draft: Draft, atom: Atom, path: str) -> bool:
+    share = float(decimal(atom.right[0].text))
+    if atom.operator != "lteq":
+        return False
+    if not 0 < share <= 100:
+        raise ValueError(f"expected a share above 0 and at most 100 per cent, got {atom.right[0].text!r}")
+    before = draft.limits.share
+    draft.limits = replace(draft.limits, share=share if before is None else min(before, share))
+    return True
+
+
+def _together(draft: Draft, atom: Atom, path: str) -> bool:
+    if atom.operator != "isNoneOf":
+        return False
+    named = tuple(column(draft, name, path).name for name in _texts(atom))
+    if len(named) < 2:
+        raise undecided(path, "a combination has at least two columns; to withhold one use ds:columnDeny")
+    draft.together.append(named)
+    return True
+
+
 def _whole(atom: Atom) -> int:
     number = decimal(atom.right[0].text)
     if number != number.to_integral_value():
@@ -330,6 +352,8 @@ LOWER: dict[str, Lower] = {
     HANSE + "concurrency": _limit("concurrency"),
     HANSE + "columnAllow": _column_allow,
     HANSE + "columnDeny": _column_deny,
+    HANSE + "notTogether": _together,
+    ODRL + "percentage": _share,
     HANSE + "resultKind": _result_kind,
     HANSE + "minGroupSize": _min_group,
     HANSE + "entityKey": _entity,

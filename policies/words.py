@@ -33,7 +33,7 @@ _TIME = {
     "gteq": "is no earlier than",
 }
 _VALUES = {"aggregate": "figures about groups only, never single rows", "rows": "single rows"}
-_LISTS = frozenset({ds("columnAllow"), ds("columnDeny"), ds("template")})
+_LISTS = frozenset({ds("columnAllow"), ds("columnDeny"), ds("notTogether"), ds("template")})
 _EVENTS = {
     "end": "the agreement ends",
     "revoked": "access is revoked",

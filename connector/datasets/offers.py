@@ -110,6 +110,11 @@ class Offers:
             raise NotFound(f"no offer {offer_id!r}; list them with `hanse offer list`")
         return row
 
+    async def dataset_id(self, key: str) -> str:
+        """The id of a dataset of ours by name or id; empty for none."""
+        row = await self._store.read(lambda tx: tx.datasets.find(key)) if key else None
+        return "" if row is None else row.id
+
     async def all(self) -> list[Offer]:
         return list(await self._store.read(lambda tx: tx.datasets.offers()))
 

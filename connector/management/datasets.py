@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from connector.dataplane.owner import Asked, OwnersView
 from connector.datasets.registry import Description, Registration, Registry
 from connector.datasets.sources import SOURCES
 from connector.management.auth import Caller, Tokens
@@ -83,7 +84,7 @@ def view(row: Dataset, version: DatasetVersion) -> DatasetView:
     )
 
 
-def router(registry: Registry, tokens: Tokens) -> APIRouter:
+def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/datasets", tags=["datasets"])
     owner = Depends(tokens.require("owner"))
     reader = Depends(tokens.require("read"))
@@ -105,6 +106,19 @@ def router(registry: Registry, tokens: Tokens) -> APIRouter:
         after: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100, _: Caller = reader
     ) -> list[DatasetView]:
         return [view(*pair) for pair in await registry.page(after=after, limit=limit)]
+
+    @routes.get("/{name}/preview", summary="What a participant would see of it, through the real gate")
+    async def preview(
+        name: str,
+        participant: Annotated[str, Query(alias="as", max_length=2_048, description="DID of the participant.")],
+        offer: Annotated[str, Query(max_length=255, description="Empty: the first that is for it.")] = "",
+        action: Annotated[str, Query(max_length=200)] = "ds:query",
+        purpose: Annotated[str, Query(max_length=1_024)] = "",
+        application: Annotated[str, Query(max_length=1_024)] = "",
+        caller: Caller = owner,
+    ) -> dict[str, Any]:
+        said = {"participant": participant, "offer": offer, "action": action, "purpose": purpose}
+        return await owners_view.preview(name, Asked(**said, application=application), by=caller.name)
 
     @routes.get("/{name:path}", summary="One dataset, by name or id")
     async def one(name: str, _: Caller = reader) -> DatasetView:

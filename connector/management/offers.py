@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from connector.dataplane.owner import OwnersView
 from connector.datasets.offers import Offers, problem_json
 from connector.errors import NotFound, PolicyInvalid
 from connector.management.auth import Caller, Tokens
 from connector.store.tables import Offer
-from connector.usage.facts import counted, requested
+from connector.usage.facts import Known, counted, requested
 from policies import author, evaluate, explain, jsonld, lint, report, vocabulary
 from policies.errors import PolicyError
 from policies.model import Policy
@@ -43,6 +43,7 @@ class Case(PolicyText):
     participant: str = Field(max_length=2048, description="DID of the party that would ask.")
     action: str = Field("ds:query", max_length=200)
     purpose: str = Field("", max_length=200)
+    application: str = Field("", max_length=1_024)
     at: float | None = Field(None, description="UTC seconds since the epoch; empty: now.")
 
 
@@ -79,7 +80,7 @@ def sentences(policy: Policy) -> list[dict[str, str]]:
     return [{"path": s.path, "text": s.text, "tier": str(s.tier)} for s in explain.sentences(policy)]
 
 
-def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitable[evaluate.Facts]]) -> APIRouter:
+def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView) -> APIRouter:
     routes = APIRouter(tags=["offers"])
     owner = Depends(tokens.require("owner"))
     reader = Depends(tokens.require("read"))
@@ -130,6 +131,11 @@ def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitabl
                 ]
         return {"problems": problems, "sentences": sentences(policy)}
 
+    @routes.post("/policies/withheld", summary="What the groups of an aggregate-only offer would leave out, before it")
+    async def withheld(text: PolicyText, _: Caller = reader) -> list[dict[str, Any]]:
+        checked = await offers.check(form=text.form, policy=text.policy, dataset=text.dataset)
+        return await view_of.withheld(checked.version, checked.contracts)
+
     @routes.post("/policies/explain", summary="A policy in plain words, with who enforces what")
     async def explained(text: PolicyText, _: Caller = reader) -> dict[str, Any]:
         policy = _policy(text)
@@ -142,9 +148,11 @@ def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitabl
 
     @routes.post("/policies/test", summary="What would be decided for this party, now or then, for this purpose")
     async def tested(case: Case, _: Caller = reader) -> dict[str, Any]:
-        policy = jsonld.read((await offers.get(case.offer)).policy) if case.offer else _policy(case)
-        fresh = counted(await facts_of(case.participant), uses=0, uses_today=0, running=0)
-        facts = requested(fresh, purpose=vocabulary.expand(case.purpose))
+        policy, dataset = await _tried(offers, case)
+        fresh = counted(await known.of(case.participant), uses=0, uses_today=0, running=0)
+        if dataset:
+            fresh = fresh.adding(await known.of_dataset(dataset))
+        facts = requested(fresh, purpose=vocabulary.expand(case.purpose), application=case.application)
         now = time.time() if case.at is None else case.at
         decision = evaluate.evaluate(
             evaluate.as_if_agreed(policy, at=now),
@@ -160,6 +168,15 @@ def router(offers: Offers, tokens: Tokens, *, facts_of: Callable[[str], Awaitabl
         return {name: author.template(name) for name in author.TEMPLATES}
 
     return routes
+
+
+async def _tried(offers: Offers, case: Case) -> tuple[Policy, str]:
+    """The policy of a case, and the id of its dataset where there is one here."""
+    if case.offer:
+        row = await offers.get(case.offer)
+        return jsonld.read(row.policy), row.dataset_id
+    policy = _policy(case)
+    return policy, await offers.dataset_id(case.dataset or policy.target)
 
 
 def _policy(text: PolicyText) -> Policy:

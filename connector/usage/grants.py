@@ -340,16 +340,17 @@ def _admit(tx: Transaction, grant: Grant, now: float) -> None:
 def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> bool:
     """Move quota from the grant to the lease: a whole chunk, else a smaller one, else what the next batch needs."""
     limits, lease = grant.contract.limits, grant.lease
-    if limits.rows is None and limits.bytes is None:
+    most_rows = _most_rows(grant)
+    if most_rows is None and limits.bytes is None:
         return True
     for share in (1, 8, 64, 512, 0):
-        more_rows = 0 if limits.rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
+        more_rows = 0 if most_rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
         more_bytes = 0 if limits.bytes is None else max(nbytes, 1, _CHUNK_BYTES // share if share else 0)
         taken = tx.agreements.reserve(
-            grant.agreement_id, rows=more_rows, nbytes=more_bytes, most_rows=limits.rows, most_bytes=limits.bytes
+            grant.agreement_id, rows=more_rows, nbytes=more_bytes, most_rows=most_rows, most_bytes=limits.bytes
         )
         if taken:
-            lease.rows = UNLIMITED if limits.rows is None else (lease.rows if grant.reserved_rows else 0) + more_rows
+            lease.rows = UNLIMITED if most_rows is None else (lease.rows if grant.reserved_rows else 0) + more_rows
             lease.bytes = (
                 UNLIMITED if limits.bytes is None else (lease.bytes if grant.reserved_bytes else 0) + more_bytes
             )
@@ -361,7 +362,18 @@ def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> bool:
 
 def _quota_rule(contract: DataContract) -> str:
     """The rule behind the quota: rows where they are limited, else bytes."""
-    return admission.reason(contract, "byteQuota" if contract.limits.rows is None else "rowQuota")
+    limits = contract.limits
+    spent = "rowQuota" if limits.rows is not None else "percentage" if limits.share is not None else "byteQuota"
+    return admission.reason(contract, spent)
+
+
+def _most_rows(grant: Grant) -> int | None:
+    """Rows that may leave under the agreement: the quota, or the share of the version that is read."""
+    limits = grant.contract.limits
+    if limits.share is None:
+        return limits.rows
+    share = int(grant.held.version.profile["rows"] * limits.share / 100)
+    return share if limits.rows is None else min(share, limits.rows)
 
 
 def _sure_until(decision: Decision, facts: Facts) -> float:

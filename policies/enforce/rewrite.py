@@ -30,13 +30,16 @@ def every(tree: exp.Expr) -> list[exp.Expr]:
 
 
 def safe(tree: exp.Expr) -> set[str] | None:
-    """Rewrite `tree` in place; folded names of the columns that it mentions, None when it asks for all by `*`."""
+    """Rewrite `tree` in place; folded names of the columns that it mentions, None when it asks for all by `*`,
+    or renames a table's columns by their places."""
     names: set[str] = set()
     everything = False
     for node in every(tree):
         kind = type(node)
         if kind is exp.Column:
             names.add(node.name.casefold())
+        elif kind is exp.Table and (alias := node.args.get("alias")) is not None and alias.args.get("columns"):
+            everything = True
         elif kind is exp.Star:
             everything = everything or not isinstance(node.parent, exp.Count)
         elif kind is exp.Join:

@@ -159,6 +159,17 @@ def _shown(dataset: Dataset) -> str:
     return f'"{dataset.name[0]}".{dataset.name[1]}'
 
 
+def _apart(contract: DataContract, asked: set[str] | None) -> None:
+    """`ds:notTogether`: a statement does not use all of these columns, wherever they stand in it."""
+    for columns in contract.together:
+        if asked is None or all(name.casefold() in asked for name in columns):
+            refuse(
+                "columns_together",
+                f"{', '.join(columns)} may not be used together; ask for some of them, by name",
+                reason(contract, "notTogether"),
+            )
+
+
 class _Wrapper:
     """Puts the policy in place of each dataset, and makes every cast one that cannot fail."""
 
@@ -174,6 +185,7 @@ class _Wrapper:
 
     def dataset(self, node: exp.Table, dataset: Dataset) -> None:
         contract = dataset.contract
+        _apart(contract, self.asked)
         if contract.grid is not None:
             aggregate.check(self.tree, contract, _shown(dataset))
             self.grid = contract

@@ -48,6 +48,18 @@ OPERANDS: tuple[Operand, ...] = (
         sentence="the number of bytes that leave the owner {op} {value}",
     ),
     Operand(
+        name=odrl("percentage"),
+        type=ValueType.DECIMAL,
+        ops=frozenset({LTEQ}),
+        phase=Phase.BATCH,
+        tier=Tier.TECHNICAL,
+        fact="odrl:percentage",
+        sources=("counter",),
+        enforced_by="batch",
+        help="Share of the dataset's rows that may leave under one agreement, in per cent.",
+        sentence="the share of the dataset's rows that leave, in per cent, {op} {value}",
+    ),
+    Operand(
         name=ds("queriesPerDay"),
         type=ValueType.INTEGER,
         ops=AT_MOST,

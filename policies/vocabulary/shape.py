@@ -75,6 +75,13 @@ OPERANDS: tuple[Operand, ...] = (
         "these columns cannot be read: {value}",
     ),
     _shape(
+        "notTogether",
+        ValueType.TEXT,
+        frozenset({NONE}),
+        "A combination of columns that no query may use all of, be it shown, filtered by or grouped by.",
+        "no query uses these columns together: {value}",
+    ),
+    _shape(
         "resultKind",
         ValueType.TEXT,
         frozenset({EQ}),

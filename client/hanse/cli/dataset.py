@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, print_one, print_rows, say, size
+from hanse.cli.out import EXIT, AsJson, at, print_json, print_one, print_rows, print_sentences, say, size
 from hanse.errors import BadInput
 from hanse.flow import segment
 
@@ -86,6 +86,42 @@ def update(
     """Add a version from new files; agreements go on with it."""
     row = space().api.post(f"/datasets/{segment(name)}/versions", {"path": path})
     print_one(row, _FIELDS, as_json=as_json)
+
+
+@commands.command()
+def preview(
+    name: Name,
+    participant: Annotated[str, typer.Option("--as", help="DID of the participant.", show_default=False)],
+    offer: Annotated[str, typer.Option(help="Through which offer; else the first that is for it.")] = "",
+    purpose: Annotated[str, typer.Option(help="What it would be for, e.g. dpv:ScientificResearch.")] = "",
+    action: Annotated[str, typer.Option(help="ds:query or ds:stream.")] = "ds:query",
+    as_json: AsJson = False,
+) -> None:
+    """What a participant would see through an offer: each rule's verdict, the columns, the first rows. Exit 3: nothing.
+
+    The rows pass the same gate as its own reads would, and the look is recorded as a read of yours.
+    """
+    asked = {"as": participant, "offer": offer, "purpose": purpose, "action": action}
+    found = space().api.get(f"/datasets/{segment(name)}/preview", **asked)
+    if as_json:
+        print_json(found)
+    else:
+        _print_preview(found)
+    if not found["permitted"]:
+        raise typer.Exit(EXIT["refused"])
+
+
+def _print_preview(found: dict[str, Any]) -> None:
+    print_sentences(found["explanation"])
+    print_rows(found["rules"], {"rule": "path", "stands": "result", "says": "text"}, as_json=False)
+    if not found["columns"]:
+        return
+    print_rows(found["columns"], {"column": "name", "type": "type", "masked": "mask"}, as_json=False)
+    if found["hidden"]:
+        say(f"hidden: {', '.join(found['hidden'])}")
+    names = found["columns_shown"]
+    rows = [dict(zip(names, row, strict=True)) for row in found["rows"]]
+    print_rows(rows, {name: name for name in names}, as_json=False)
 
 
 @commands.command()

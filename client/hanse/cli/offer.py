@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
-from hanse.cli.policy import document, print_problems
+from hanse.cli.out import EXIT, AsJson, at, moment, print_json, print_one, print_rows, print_sentences, say
+from hanse.cli.policy import document, print_problems, print_withheld
 from hanse.flow import segment
 
 commands = typer.Typer(help="Publish, list and withdraw your offers.", no_args_is_help=True)
@@ -30,10 +31,21 @@ def add(
     file: Annotated[Path, typer.Argument(help="The offer: short YAML form, or ODRL as JSON.", show_default=False)],
     dataset: Annotated[str, typer.Option(help="The dataset, where the file does not say it.")] = "",
     decide: Annotated[str, typer.Option(help="Who answers a request: auto, manual or rules.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask where groups are left out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish an offer. From then on others may find the dataset and ask for it."""
-    body = {**document(file), "dataset": dataset, "decide": decide}
+    """Publish an offer. From then on others may find the dataset and ask for it.
+
+    Of an offer of figures about groups it first says what its groups leave out.
+    """
+    text = {key: value for key, value in {**document(file), "dataset": dataset}.items() if value}
+    lost = space().api.post("/policies/withheld", text)
+    if not as_json:
+        print_withheld(lost)
+        watched = sys.stdin.isatty() and not yes
+        if watched and any(one["rows_lost"] for one in lost) and not typer.confirm("Publish it all the same?"):
+            raise typer.Exit(EXIT["failed"])
+    body = {**text, "decide": decide}
     row = space().api.post("/offers", {key: value for key, value in body.items() if value})
     if as_json:
         print_json(row)

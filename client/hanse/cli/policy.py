@@ -118,6 +118,24 @@ def print_template(name: str, *, as_json: bool) -> None:
     print_rows(rows, {"template": "template", "about": "about"}, as_json=as_json)
 
 
+def print_withheld(found: list[dict[str, Any]]) -> None:
+    """What the groups of aggregate-only answers leave out: in all, and what each dimension costs."""
+    for one in found:
+        console().print(escape(f"{one['permission']}: {one['says']}"))
+        rows = [
+            {"dimension": d["column"], "by itself": _lost(d["alone"]), "without it": _lost(d["without"])}
+            for d in one["dimensions"]
+        ]
+        if rows:
+            print_rows(rows, {name: name for name in rows[0]}, as_json=False)
+
+
+def _lost(figures: dict[str, int]) -> str:
+    return (
+        f"{figures['groups_lost']} of {figures['groups']} groups, {figures['rows_lost']} of {figures['rows']} rows lost"
+    )
+
+
 def print_problems(problems: list[dict[str, Any]]) -> None:
     colours = {"error": "red", "warning": "yellow"}
     for problem in problems:

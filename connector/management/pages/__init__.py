@@ -11,6 +11,7 @@ from fastapi import APIRouter
 
 from connector.audit.log import AuditLog
 from connector.audit.note import Signer
+from connector.dataplane.owner import OwnersView
 from connector.datasets.offers import Offers
 from connector.datasets.registry import Registry
 from connector.dsp.agreements import Agreements
@@ -53,6 +54,7 @@ def router(
     store: Store,
     registry: Registry,
     offers: Offers,
+    owners_view: OwnersView,
     facts_of: Callable[[str], Awaitable[Facts]],
     negotiations: Negotiations,
     transfers: Transfers,
@@ -74,7 +76,7 @@ def router(
         session.router(desk, secure=settings.root_url.startswith("https:")),
         overview.router(desk, store=store, log=log, settings=settings),
         datasets.router(desk, registry=registry, store=store, settings=settings),
-        offer_pages.router(desk, offers=offers, registry=registry, facts_of=facts_of),
+        offer_pages.router(desk, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
         processes.router(desk, negotiations=negotiations, transfers=transfers, store=store),
         agreement_pages.router(desk, agreements=agreements, store=store),
         finding.router(desk, search=search, partners=partners, negotiations=negotiations),

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from connector.dataplane.owner import Asked, OwnersView
 from connector.datasets.offers import DECIDE, Checked, Offers, problem_json
 from connector.datasets.registry import Registry
 from connector.errors import BadInput, HanseError, PolicyInvalid
@@ -35,6 +36,7 @@ class Draft:
     report: list[dict[str, Any]] = field(default_factory=list)
     checked: Checked | None = None
     verdict: dict[str, Any] | None = None
+    withheld: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def can_publish(self) -> bool:
@@ -42,7 +44,12 @@ class Draft:
 
 
 def router(
-    desk: Desk, *, offers: Offers, registry: Registry, facts_of: Callable[[str], Awaitable[evaluate.Facts]]
+    desk: Desk,
+    *,
+    offers: Offers,
+    registry: Registry,
+    owners_view: OwnersView,
+    facts_of: Callable[[str], Awaitable[evaluate.Facts]],
 ) -> APIRouter:
     routes = desk.router()
 
@@ -88,6 +95,8 @@ def router(
         said = await form_of(request)
         text, dataset = said.get("form")[:_FORM_MAX], said.get("dataset")
         draft = await _draft(offers, text, dataset)
+        if said.get("do") == "check" and draft.checked is not None:
+            draft.withheld = await owners_view.withheld(draft.checked.version, draft.checked.contracts)
         if said.get("do") in ("try", "publish") and not (draft.report and text):
             return await _editor(request, text, dataset, draft, said, 400)
         if said.get("do") == "try":
@@ -114,8 +123,21 @@ def router(
     async def one(request: Request, offer_id: str, caller: Caller = desk.may("read")) -> Response:
         row = await offers.get(offer_id)
         dataset = await registry.get(row.dataset_id) if row.withdrawn_at is None else None
+        partner, purpose = request.query_params.get("as", ""), request.query_params.get("purpose", "")
+        action = request.query_params.get("action", "ds:query")
+        seen = None
+        if partner and dataset and caller.may("owner"):
+            asked = Asked(participant=partner, offer=row.id, purpose=purpose, action=action)
+            seen = await owners_view.preview(row.dataset_id, asked, by=caller.name)
         return await desk.page(
-            request, "offer.html", where="offers", offer=offers_api.view(row), dataset=dataset[0] if dataset else None
+            request,
+            "offer.html",
+            where="offers",
+            offer=offers_api.view(row),
+            dataset=dataset[0] if dataset else None,
+            seen=seen,
+            actions=_ACTIONS[:2],
+            asked={"as": partner, "purpose": purpose, "action": action},
         )
 
     @routes.post("/offers/withdraw")

@@ -1,0 +1,284 @@
+"""What an owner can look at without being a consumer: what a grid would withhold, and what a partner would see.
+
+Both run in the same workers over the same pinned files, behind the same gate as anybody's read. A preview is recorded
+as a read of the owner's own: who looked, as whom, through which offer, and how many rows were shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from connector.dataplane.stream import version_relation
+from connector.datasets.registry import published_schema
+from connector.errors import HanseError, NotFound, Refused
+from connector.events import ReadEnded, ReadStarted
+from connector.query.job import Job, Limits, Recheck
+from connector.query.pool import Pool
+from connector.store import Store, Transaction
+from connector.store.tables import Dataset, DatasetVersion, Offer
+from connector.usage.facts import Known, counted, requested
+from policies import admission, explain, jsonld, report
+from policies import compile as compiler
+from policies.contract import DataContract, Grid
+from policies.errors import PolicyError
+from policies.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate
+from policies.model import Policy
+from policies.vocabulary import Phase, expand
+
+ROWS = 20
+_DIMENSIONS_MAX = 8
+_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Whom to look as, through which offer (empty: the first that is for that party), and what it would declare."""
+
+    participant: str
+    offer: str = ""
+    action: str = "ds:query"
+    purpose: str = ""
+    application: str = ""
+
+
+class OwnersView:
+    """The owner's own looks at its datasets."""
+
+    def __init__(
+        self, store: Store, pool: Pool, known: Known, *, name: str, mask_secret: bytes, memory_mb: int
+    ) -> None:
+        self._store, self._pool, self._known = store, pool, known
+        self._name, self._mask_secret, self._memory_mb = name, mask_secret, memory_mb
+
+    async def withheld(self, version: DatasetVersion, contracts: Sequence[DataContract]) -> list[dict[str, Any]]:
+        """What each aggregate-only contract keeps back of this version, in all and for each dimension by itself."""
+        return [await self._withheld(version, one) for one in contracts if one.grid is not None]
+
+    async def _withheld(self, version: DatasetVersion, contract: DataContract) -> dict[str, Any]:
+        grid = contract.grid
+        assert grid is not None  # the caller chose
+        figures = await self._figures(version, contract)
+        dimensions = []
+        for one in grid.dimensions[:_DIMENSIONS_MAX]:
+            alone = replace(grid, dimensions=(one,))
+            without = replace(grid, dimensions=tuple(other for other in grid.dimensions if other != one))
+            dimensions.append(
+                {
+                    "column": one.column,
+                    "width": one.width,
+                    "alone": await self._of(version, contract, alone),
+                    "without": await self._of(version, contract, without),
+                }
+            )
+        return {
+            "permission": contract.permission,
+            "min_group": grid.min_group,
+            "unit": grid.entity,
+            **figures,
+            "dimensions": dimensions,
+            "says": _loss(figures, grid),
+        }
+
+    async def _of(self, version: DatasetVersion, contract: DataContract, grid: Grid) -> dict[str, int]:
+        return await self._figures(version, replace(contract, grid=grid))
+
+    async def _figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
+        from policies.enforce.sql import Dataset as Gated
+        from policies.enforce.sql import withheld
+
+        prepared = withheld(Gated((self._name, "t"), _token(), contract), token=_token, mask_key=b"owner")
+        found = await self._pool.ask(self._job(prepared, version))
+        seen = dict(zip(found["columns"], found["rows"][0], strict=True))
+        return {
+            "rows": seen["rows"],
+            "rows_lost": seen["rows"] - seen["rows_shown"],
+            "groups": seen["cells"],
+            "groups_lost": seen["cells"] - seen["cells_shown"],
+            "units": seen["units"],
+            "units_lost": seen["units"] - seen["units_shown"],
+        }
+
+    async def preview(self, key: str, asked: Asked, *, by: str) -> dict[str, Any]:
+        """What that party would see: the verdict of each rule, the columns after masks, the first rows."""
+        dataset, version, offers = await self._store.read(lambda tx: _rows(tx, key))
+        if not offers:
+            raise NotFound(f"{dataset.name!r} has no offer in force, so nobody sees anything of it; publish one first")
+        facts, now = await self._facts(asked, dataset), time.time()
+        offer, policy = _chosen(offers, asked.offer, facts, now=now)
+        found = _judged(policy, facts, asked, now=now)
+        shown: dict[str, Any] = {"columns": [], "hidden": [], "rows": [], "sql": ""}
+        if found["permitted"]:
+            try:
+                shown = await self._shown(dataset, version, policy, asked, offer.id, by=by, now=now)
+            except (HanseError, PolicyError) as error:
+                found["permitted"] = False
+                found["explanation"].append(f"Refused by the gate ({error.code}): {error}.")
+        about = {"dataset": dataset.id, "offer": offer.id, "participant": asked.participant}
+        return {**about, "action": asked.action, "purpose": asked.purpose, **found, **shown}
+
+    async def _facts(self, asked: Asked, dataset: Dataset) -> Facts:
+        known = (await self._known.of(asked.participant)).adding(await self._known.of_dataset(dataset.id))
+        first_use = counted(known, uses=0, uses_today=0, running=0)
+        return requested(first_use, purpose=expand(asked.purpose), application=asked.application)
+
+    async def _shown(
+        self,
+        dataset: Dataset,
+        version: DatasetVersion,
+        policy: Policy,
+        asked: Asked,
+        offer: str,
+        *,
+        by: str,
+        now: float,
+    ) -> dict[str, Any]:
+        from policies.enforce.sql import Dataset as Gated
+        from policies.enforce.sql import prepare
+
+        contracts = compiler.contracts(policy, published_schema(version), concluded=now)
+        action, purpose = expand(asked.action), expand(asked.purpose) or None
+        contract = admission.choose(contracts, action=action, purpose=purpose, now=now)
+        sql = _first_rows(self._name, dataset.name, contract)
+        prepared = prepare(
+            sql,
+            [Gated((self._name, dataset.name), _token(), contract, dataset.id)],
+            action=action,
+            purpose=purpose,
+            token=_token,
+            mask_key=hmac.digest(self._mask_secret, asked.participant.encode(), "sha256"),
+        )
+        read = f"preview:{secrets.token_hex(8)}"
+        common: dict[str, Any] = {
+            "actor": by,
+            "dataset": dataset.id,
+            "version": version.digest,
+            "purpose": expand(asked.purpose),
+        }
+        detail = {
+            "action": "preview",
+            "as": asked.participant,
+            "offer": offer,
+            "columns": list(prepared.columns)[:100],
+            "query_sha256": hashlib.sha256(sql.encode()).hexdigest(),
+        }
+        await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))
+        try:
+            answer = await self._pool.ask(self._job(prepared, version))
+        except HanseError as error:
+            await self._ended(ReadEnded(**common, process=read, outcome="failed", code=error.code))
+            raise
+        told = {"rows": len(answer["rows"]), "action": "preview"}
+        await self._ended(ReadEnded(**common, process=read, detail=told))
+        return {**_columns(contract), "columns_shown": answer["columns"], "rows": answer["rows"], "sql": sql}
+
+    async def _ended(self, event: ReadEnded) -> None:
+        await self._store.write(lambda tx: tx.publish(event))
+
+    def _job(self, prepared: Any, version: DatasetVersion) -> Job:
+        return Job(
+            kind="report",
+            relations={dataset.relation: version_relation(version) for dataset in prepared.datasets},
+            sql=prepared.sql,
+            params=prepared.params,
+            recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
+            limits=Limits(seconds=_SECONDS, memory_mb=self._memory_mb),
+            consumer="owner",
+        )
+
+
+def _rows(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion, list[Offer]]:
+    row = tx.datasets.of(key)
+    return row, tx.datasets.current(row), list(tx.datasets.offers_of([row.id]))
+
+
+def _chosen(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -> tuple[Offer, Policy]:
+    """The offer that is asked for; else the first that this party could conclude; else the first."""
+    read = [(offer, jsonld.read(offer.policy)) for offer in offers]
+    if wanted:
+        found = next((pair for pair in read if pair[0].id == wanted), None)
+        if found is None:
+            raise NotFound(
+                f"no offer {wanted!r} is in force for this dataset; it has {', '.join(o.id for o in offers)}"
+            )
+        return found
+    fitting = (pair for pair in read if concludable(pair[1], facts, phase=Phase.NEGOTIATION, now=now).permitted)
+    return next(fitting, read[0])
+
+
+def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[str, Any]:
+    """Whether it could agree, and then read; each rule with how it stands."""
+    agree = concludable(policy, facts, phase=Phase.NEGOTIATION, now=now)
+    read = evaluate(as_if_agreed(policy, at=now), facts, action=expand(asked.action), phase=Phase.QUERY, now=now)
+    return {
+        "permitted": agree.permitted and read.permitted,
+        "could_agree": agree.permitted,
+        "could_read": read.permitted,
+        "explanation": [*explain.decision(agree), *explain.decision(read)],
+        "rules": _verdicts(policy, read),
+        "decision": read.to_json(),
+    }
+
+
+def _verdicts(policy: Policy, decision: Decision) -> list[dict[str, Any]]:
+    results = {finding.constraint: finding for finding in decision.findings}
+    said = []
+    for line in report.enforceability(policy):
+        found = results.get(line.path)
+        result = found.result if found is not None else "made true" if line.tier == "technical" else "follows up"
+        said.append({**line.to_json(), "result": result, "observed": list(found.observed) if found is not None else []})
+    return said
+
+
+def _columns(contract: DataContract) -> dict[str, Any]:
+    types = {column.name: column.type for column in contract.schema.columns}
+    masks = {mask.column: str(mask.kind) for mask in contract.masks}
+    shown = [
+        {"name": name, "type": "VARCHAR" if masks.get(name) == "hash" else types[name], "mask": masks.get(name)}
+        for name in contract.columns
+    ]
+    hidden = [name for name in types if name not in contract.columns]
+    return {"columns": shown, "hidden": hidden, "aggregate": contract.grid is not None}
+
+
+def _first_rows(owner: str, dataset: str, contract: DataContract) -> str:
+    """The plainest question that the contract answers: its first rows, or its groups where there are only those."""
+    source = f"{_quoted(owner)}.{_quoted(dataset)}"
+    if contract.templates:
+        raise Refused(
+            "only approved queries run under this offer; nothing can be shown without their values",
+            code="template_only",
+        )
+    if contract.grid is None:
+        together = {name for columns in contract.together for name in columns[1:]}
+        named = ", ".join(_quoted(name) for name in contract.columns if name not in together)
+        return f"SELECT {named} FROM {source} LIMIT {ROWS}"  # noqa: S608  quoted, and the gate reads it
+    keys = [_quoted(one.column) for one in contract.grid.dimensions]
+    unit = "count(*)" if contract.grid.entity is None else f"count(DISTINCT {_quoted(contract.grid.entity)})"
+    figures = [
+        f"{unit} AS units",
+        *(f"avg({_quoted(m.column)}) AS {_quoted('avg_' + m.column)}" for m in contract.grid.measures),
+    ]
+    grouped = f" GROUP BY {', '.join(keys)}" if keys else ""
+    return f"SELECT {', '.join([*keys, *figures])} FROM {source}{grouped} LIMIT {ROWS}"  # noqa: S608  as above
+
+
+def _loss(figures: Mapping[str, int], grid: Grid) -> str:
+    units = f", {figures['units_lost']:,} of {figures['units']:,} different {grid.entity}" if grid.entity else ""
+    return (
+        f"with groups of at least {grid.min_group}, answers leave out {figures['groups_lost']:,} of "
+        f"{figures['groups']:,} groups, {figures['rows_lost']:,} of {figures['rows']:,} rows{units}"
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _token() -> str:
+    return f"r_{secrets.token_hex(8)}"
