@@ -24,6 +24,7 @@ from hanse import _wire, flow
 from hanse._http import Api, ask_at
 from hanse._wire import Answer, Request
 from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
+from hanse.explained import Explained
 from hanse.flow import Access, Call, segment
 from hanse.patience import Patience
 from hanse.plan import Plan
@@ -100,21 +101,27 @@ class Space:
         mode: str = "",
         limits: Mapping[str, Any] | None = None,
         idle_seconds: float = _IDLE_SECONDS,
+        query_id: str = "",
     ) -> Stream:
         """One SQL question over datasets of any owners that we have agreements with, named `"owner".dataset`.
 
-        Each owner answers its part under its own agreement. `Stream.owners` says what each sent.
+        Each owner answers its part under its own agreement. `Stream.owners` says what each sent. `query_id`: sixteen
+        hex digits of your choice, to call `progress` with from another thread meanwhile.
         """
-        body = _query_body(sql, purpose=purpose, mode=mode, limits=limits)
+        body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, query_id=query_id)
         headers = {**self.api.headers, "content-type": "application/json"}
         request = Request("POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds)
         return Stream(_wire.ask(request))
 
-    def explain(self, sql: str, *, purpose: str = "", mode: str = "", analyze: bool = False) -> dict[str, Any]:
+    def progress(self, query_id: str) -> dict[str, Any]:
+        """How a running or recent question fares: its state, the owners that answered, and those it waits for."""
+        return dict(self.api.get(f"/queries/{segment(query_id)}"))
+
+    def explain(self, sql: str, *, purpose: str = "", mode: str = "", analyze: bool = False) -> Explained:
         """What would run where and what would travel; with `analyze` it runs, and the figures are real."""
         body = _query_body(sql, purpose=purpose, mode=mode, limits=None)
         call = Call("POST", "/queries", body={**body, "explain": "analyze" if analyze else True}, seconds=_IDLE_SECONDS)
-        return dict(self.api.do(call))
+        return Explained(self.api.do(call))
 
     def drive(self, steps: Any) -> Any:
         """Carry out a flow's calls, one after the other; its result."""
@@ -353,6 +360,8 @@ def _entry(hit: Mapping[str, Any]) -> Entry:
     )
 
 
-def _query_body(sql: str, *, purpose: str, mode: str, limits: Mapping[str, Any] | None) -> dict[str, Any]:
-    body = {"sql": sql, "purpose": purpose, "mode": mode, "limits": dict(limits) if limits else None}
+def _query_body(
+    sql: str, *, purpose: str, mode: str, limits: Mapping[str, Any] | None, query_id: str = ""
+) -> dict[str, Any]:
+    body = {"sql": sql, "purpose": purpose, "mode": mode, "limits": dict(limits) if limits else None, "id": query_id}
     return {name: value for name, value in body.items() if value}

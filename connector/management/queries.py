@@ -62,6 +62,11 @@ class Asked(BaseModel):
     codec: Literal["none", "lz4", "zstd"] = Field("none", description="Compression of the answer.")
     wire: Literal["none", "lz4", "zstd"] = Field("zstd", description="Compression of what the owners send.")
     shares: Shares = Shares()
+    id: str = Field(
+        "",
+        pattern="^([0-9a-f]{16})?$",
+        description="An id of your choice, to look on with GET /queries/{id} meanwhile.",
+    )
 
     def question(self) -> Question:
         return Question(
@@ -74,6 +79,7 @@ class Asked(BaseModel):
             codec=self.codec,
             wire=self.wire,
             layout=self.shares.layout(),
+            query_id=self.id,
         )
 
 

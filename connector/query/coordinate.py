@@ -57,6 +57,7 @@ class Question:
     codec: str = "none"  # of the answer
     wire: str = "zstd"  # of what owners send
     layout: Layout = field(default_factory=Layout)
+    query_id: str = ""  # chosen by who asks, to look on meanwhile; else one is made
 
 
 @dataclass(slots=True)
@@ -70,8 +71,10 @@ class Progress:
     started_at: float
     state: str = "planning"
     owners: list[dict[str, Any]] = field(default_factory=list)
+    fragments: tuple[Fragment, ...] = ()
     rows: int = 0
     ms: int = 0
+    planning_ms: float = 0.0  # of processor time
     code: str = ""
     reason: str = ""
     task: asyncio.Task[Any] | None = None
@@ -85,6 +88,11 @@ class Progress:
             "started_at": self.started_at,
             "state": self.state,
             "owners": self.owners,
+            "waiting": [
+                {"owner": one.owner, "fragment": one.id, "dataset": ",".join(one.datasets)}
+                for one in self.fragments
+                if all(told["fragment"] != one.id for told in self.owners)
+            ],
             "rows": self.rows,
             "ms": self.ms,
             "code": self.code,
@@ -143,7 +151,7 @@ class Coordinator:
     async def plan(self, question: Question, *, by: str) -> Plan:
         """The plan alone; nothing is asked of an owner but what its agreement shows. Refusals are recorded."""
         try:
-            return await self._plan(question)
+            return await self._plan(question, self._progress(question, by))
         except HanseError as error:
             await self._record(self._progress(question, by), None, (), "refused", error)
             raise
@@ -152,6 +160,8 @@ class Coordinator:
         """Plan, ask, and start merging. Raises before the first byte whatever stands in the way."""
         if len(self._running) >= self._queries_max:
             raise Limited(f"{len(self._running)} questions are running, as many as may be; wait", code="queries_max")
+        if question.query_id in self._known:
+            raise QueryInvalid("a question with this id is running or recent; choose another", code="id_taken")
         progress = self._progress(question, by)
         self._known[progress.query_id] = progress
         while len(self._known) > _KEPT:
@@ -168,13 +178,15 @@ class Coordinator:
             raise
 
     def _progress(self, question: Question, by: str) -> Progress:
-        return Progress(secrets.token_hex(8), by, question.sql[:10_000], question.purpose, time.time())
+        query_id = question.query_id or secrets.token_hex(8)
+        return Progress(query_id, by, question.sql[:10_000], question.purpose, time.time())
 
-    async def _plan(self, question: Question) -> Plan:
+    async def _plan(self, question: Question, progress: Progress) -> Plan:
         names = await asyncio.to_thread(_named, question.sql)
         copies = [("all", name) for name in question.layout.copies]
         known = question.layout.over(await self._tables_for((*names, *copies), question.purpose))
-        return await asyncio.to_thread(_planned, question, known)
+        found, progress.planning_ms = await asyncio.to_thread(_planned, question, known)
+        return found
 
     async def _record(
         self,
@@ -232,7 +244,8 @@ class _Work:
         home, progress = self.home, self.progress
         try:
             async with asyncio.timeout(self.seconds):
-                self.plan = plan = await home._plan(self.question)
+                self.plan = plan = await home._plan(self.question, progress)
+                progress.fragments = plan.fragments
                 self.folder = Path(tempfile.mkdtemp(prefix="query-", dir=home._work_dir))
                 progress.state, self.asked = "asking", True
                 self.answers = await self._fragments(plan)
@@ -381,6 +394,7 @@ class _Work:
             "query_id": self.progress.query_id,
             "rows": self.progress.rows,
             "ms": self.progress.ms,
+            "planning_ms": self.progress.planning_ms,
             "withheld": any(answer.withheld for answer in self.answers),
             "owners": self.owners(),
             "stayed": [note.text() for note in self.plan.notes][:20] if self.plan else [],
@@ -483,10 +497,13 @@ def _named(sql: str) -> tuple[tuple[str, str], ...]:
     return parse.datasets(parse.read(sql))
 
 
-def _planned(question: Question, tables: Tables) -> Plan:
+def _planned(question: Question, tables: Tables) -> tuple[Plan, float]:
+    """The plan, and the milliseconds of processor time that it took."""
     from connector.query.plan import plan
 
-    return plan(question.sql, tables, mode=question.mode, across_agreements=True)
+    begun = time.thread_time()
+    found = plan(question.sql, tables, mode=question.mode, across_agreements=True)
+    return found, round((time.thread_time() - begun) * 1000, 1)
 
 
 def _residual(plan: Plan, without: Collection[str]) -> tuple[str, tuple[str, ...]]:

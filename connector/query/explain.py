@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from connector.query import picture
 from connector.query.federation import Fragment, Plan
 
 
@@ -15,7 +16,7 @@ def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> str:
     lines = [f"query over {', '.join(owners)}; {len(plan.fragments)} fragments; mode {plan.mode.value}"]
     known = [fragment.nbytes for fragment in plan.fragments if fragment.nbytes is not None]
     if len(known) == len(plan.fragments):
-        lines[0] += f"; {_size(sum(known))} expected to travel"
+        lines[0] += f"; about {picture.size(sum(known))} expected to travel"
     for fragment in plan.fragments:
         lines += _fragment(fragment, figures.get(fragment.id))
     lines.append("here")
@@ -47,14 +48,12 @@ def _rounded(rows: int) -> int:
     return round(rows / magnitude) * magnitude
 
 
-def _size(nbytes: int) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if nbytes < 1000 or unit == "GB":
-            return f"about {nbytes:.0f} {unit}"
-        nbytes = round(nbytes / 1000)
-    raise AssertionError("the last unit takes everything")
-
-
 def to_json(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """The plan for machines, with its text."""
-    return plan.to_json() | {"text": text(plan, actual=actual), "actual": [dict(one) for one in actual]}
+    """The plan for machines, with its text, its picture, and what is expected to travel (None: not all owners say)."""
+    known = [fragment.nbytes for fragment in plan.fragments]
+    return plan.to_json() | {
+        "text": text(plan, actual=actual),
+        "svg": picture.svg(plan, actual=actual),
+        "bytes_estimate": None if None in known else sum(one or 0 for one in known),
+        "actual": [dict(one) for one in actual],
+    }

@@ -16,6 +16,7 @@ import pytest
 import typer
 from hanse import cli
 from hanse.cli import main
+from hanse.cli.query import told
 from pyarrow import csv, parquet
 
 from tests.client.support import Connector, batch, chunked, complete, connector, ipc
@@ -350,6 +351,20 @@ def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run
     assert "n3" in run("query", "SELECT 1").out
     assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[0] == '"age","name"'
     assert json.loads(run("query", "SELECT 1", "--json").out.splitlines()[0]) == {"age": 1, "name": "n1"}
+
+
+TOLD = [
+    ({"state": "planning"}, "planning"),
+    ({"state": "asking", "waiting": [{"owner": "north"}, {"owner": "west"}, {"owner": "north"}]},
+     "asking: north ... · west ..."),
+    ({"state": "asking", "owners": [{"owner": "north", "rows": 1200, "bytes": 5000}], "waiting": [{"owner": "west"}]},
+     "asking: north 1,200 rows, 5.0 kB · west ..."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("progress", "line"), TOLD, ids=[line for _, line in TOLD])
+def test_a_running_question_says_what_each_owner_does(progress: dict[str, Any], line: str) -> None:
+    assert told(progress) == line
 
 
 def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_path: Path) -> None:

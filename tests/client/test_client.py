@@ -210,3 +210,21 @@ def test_the_package_names_what_it_has() -> None:
     assert all(getattr(hanse, name) for name in hanse.__all__)
     with pytest.raises(AttributeError, match="hanse has no 'nothing'"):
         hanse.nothing  # noqa: B018  # the access is the test
+
+
+def test_an_explained_question_shows_itself_in_a_notebook(served: Connector, space: Space) -> None:
+    told = {"fragments": [], "text": "f0 at <north>", "svg": "<svg></svg>"}
+    served.routes["POST", "/queries"] = told
+    plan = space.explain("SELECT 1")
+    assert str(plan) == "f0 at <north>"
+    assert plan._repr_svg_() == "<svg></svg>"
+    assert "<svg></svg>" in plan._repr_html_()
+    assert "&lt;north&gt;" in plan._repr_html_()
+
+
+def test_a_question_with_an_id_can_be_looked_at_while_it_runs(served: Connector, space: Space) -> None:
+    served.routes["POST", "/queries"] = chunked(STREAM)
+    served.routes["GET", "/queries/0123456789abcdef"] = {"state": "asking", "waiting": [{"owner": "north"}]}
+    space.query("SELECT 1", query_id="0123456789abcdef")
+    assert served.asked[0].body == {"sql": "SELECT 1", "id": "0123456789abcdef"}
+    assert space.progress("0123456789abcdef")["waiting"] == [{"owner": "north"}]

@@ -21,7 +21,9 @@ def queries() -> dict[str, str]:
 def generate(folder: Path, *, scale: float = 0.01) -> Path:
     """Write the eight tables as Parquet into `folder`."""
     tool = Path(sysconfig.get_path("scripts")) / ("tpchgen-cli.exe" if sys.platform == "win32" else "tpchgen-cli")
-    subprocess.run([tool, "parquet", "-s", str(scale), "-o", str(folder)], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [tool, "parquet", "-s", str(scale), "-o", str(folder)], check=True, capture_output=True, timeout=1200
+    )
     return folder
 
 

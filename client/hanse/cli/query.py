@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +16,17 @@ from rich.table import Table
 
 from hanse.cli.access import space
 from hanse.cli.out import AsJson, console, print_json, print_rows, progress, say, shown, size
-from hanse.errors import BadInput
+from hanse.errors import BadInput, HanseError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from hanse.client import Space
     from hanse.stream import Stream
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 _SHOWN_MAX = 200  # rows that a table shows
+_LOOK_SECONDS = 0.3
 
 Purpose = Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")]
 Format = Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}; else by the file, or table.")]
@@ -53,13 +57,41 @@ def query(
         plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze)
         print_json(plan) if as_json else console().out(plan.get("text", ""))
         return
-    with progress("asking the owners") as advance:
-        answer = connected.query(text, purpose=purpose, mode=mode)
-        advance(1)
+    answer = _asked(connected, text, purpose=purpose, mode=mode)
     _deliver(answer, format_="json" if as_json else format_, output=output, total=None)
     if answer.end.get("owners"):
         with _on_stderr():
             print_rows(answer.owners, _OWNERS, as_json=False)
+
+
+def _asked(connected: Space, sql: str, *, purpose: str, mode: str) -> Stream:
+    """Ask; where a person looks on, say meanwhile what each owner does."""
+    out = console(err=True)
+    if not out.is_terminal:
+        return connected.query(sql, purpose=purpose, mode=mode)
+    query_id, done = secrets.token_hex(8), threading.Event()
+    with out.status("planning") as status:
+
+        def look() -> None:
+            while not done.wait(_LOOK_SECONDS):
+                with suppress(HanseError):  # it may not be known yet, or not any more
+                    status.update(escape(told(connected.progress(query_id))))
+
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
+        try:
+            return connected.query(sql, purpose=purpose, mode=mode, query_id=query_id)
+        finally:
+            done.set()
+            looking.join()
+
+
+def told(progress: Mapping[str, Any]) -> str:
+    """How a question fares, owner by owner, in one line."""
+    parts = [f"{one['owner']} {one['rows']:,} rows, {size(one['bytes'])}" for one in progress.get("owners", [])]
+    waiting = dict.fromkeys(str(one["owner"]) for one in progress.get("waiting", []))
+    parts += [f"{owner} ..." for owner in waiting]
+    return ": ".join(part for part in (str(progress.get("state", "")), " · ".join(parts)) if part)
 
 
 def stream(

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from connector.errors import Busy, HanseError
 from connector.management.auth import Caller
+from connector.management.pages import download
+from connector.management.pages.chart import chart
 from connector.management.pages.desk import Desk, Form, form_of
 from connector.query.coordinate import END_OF_STREAM, Answer, Coordinator, Question
 from connector.query.federation import TableInfo
@@ -35,6 +37,7 @@ class Asked:
 
     plan: dict[str, Any] | None = None
     table: dict[str, Any] | None = None
+    chart: str = ""
     report: dict[str, Any] | None = None
     error: HanseError | None = None
 
@@ -72,6 +75,8 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
         try:
             if said.get("do") == "explain":
                 asked.plan = await _explained(coordinator, _question(said), caller)
+            elif said.get("do") == "export":
+                return await _exported(coordinator, _question(said), caller, download.known(said.get("format")))
             else:
                 await _answered(coordinator, _question(said), caller, asked)
         except HanseError as failed:
@@ -109,21 +114,28 @@ async def _explained(coordinator: Coordinator, question: Question, caller: Calle
     return explain.to_json(await coordinator.plan(question, by=caller.name))
 
 
+async def _exported(coordinator: Coordinator, question: Question, caller: Caller, kind: str) -> Response:
+    answer = await coordinator.ask(question, by=caller.name)
+    headers = {"content-disposition": f'attachment; filename="answer.{kind}"', "cache-control": "no-store"}
+    return StreamingResponse(download.pieces(answer, kind), media_type=download.FORMATS[kind], headers=headers)
+
+
 async def _answered(coordinator: Coordinator, question: Question, caller: Caller, asked: Asked) -> None:
     answer = await coordinator.ask(question, by=caller.name)
     try:
         beginning = await _beginning(answer)
         asked.report = answer.report()
-        asked.plan = await asyncio.to_thread(_plan_of, answer)
+        asked.plan = await asyncio.to_thread(_plan_of, answer, asked.report)
     finally:
         await answer.close()
     asked.table = await _cells(beginning)
+    asked.chart = chart(asked.table)
 
 
-def _plan_of(answer: Answer) -> dict[str, Any]:
+def _plan_of(answer: Answer, report: dict[str, Any]) -> dict[str, Any]:
     from connector.query import explain
 
-    return explain.to_json(answer.plan)
+    return explain.to_json(answer.plan, actual=report["owners"])
 
 
 async def _beginning(answer: Answer) -> bytes:

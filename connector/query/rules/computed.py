@@ -47,7 +47,8 @@ def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
         if isinstance(node, QUERIES):
             continue
         tables = trees.column_tables(node)
-        whole = bool(tables) and tables <= group.aliases and not isinstance(node, _NEVER)
+        branch = isinstance(node, exp.If) and isinstance(node.parent, exp.Case)  # no value by itself
+        whole = bool(tables) and tables <= group.aliases and not branch and not isinstance(node, _NEVER)
         if whole and not _mixed(node):
             found.append(node)
         else:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -245,6 +246,22 @@ def test_the_plan_in_words_says_what_runs_where_and_what_stays() -> None:
         assert words in told
     machine = explain.to_json(made)
     assert [one["owner"] for one in machine["fragments"]] == ["south", "north"]
+
+
+def test_the_plan_is_a_picture_of_owners_keys_and_figures() -> None:
+    made = plan(
+        "SELECT d.name, sum(t.dose) AS s FROM north.drugs d JOIN south.trials t ON t.drug = d.drug "
+        "WHERE d.price > 2 GROUP BY d.name",
+        plan_cases.schema(),
+    )
+    told = explain.to_json(made)
+    drawn = ElementTree.fromstring(told["svg"])
+    words = " ".join(text for text in drawn.itertext())
+    for word in ("north · drugs", "south · trials", "partial sums", "keys", "expected", "here: one answer"):
+        assert word in words
+    assert told["bytes_estimate"] > 0
+    ran = explain.to_json(made, actual=[{"fragment": "f0", "rows": 3, "bytes": 4000, "ms": 5}])
+    assert "came 3 rows, 4 kB, 5 ms" in ran["svg"]
 
 
 def test_planning_loads_neither_the_engine_nor_arrow() -> None:

@@ -43,6 +43,69 @@
     });
   };
 
+  /* Names of the agreed tables and columns, and SQL's own words, offered for the word before the caret. */
+  const completion = () => {
+    const text = document.querySelector("[data-sql]");
+    if (!text) return;
+    const words = "SELECT FROM WHERE GROUP BY ORDER BY HAVING LIMIT JOIN LEFT JOIN ON AND OR NOT IN EXISTS BETWEEN LIKE DISTINCT count sum avg min max".split(" ");
+    const names = new Set([...document.querySelectorAll("[data-insert]")].map((one) => one.dataset.insert));
+    const list = document.createElement("ul");
+    list.className = "completions";
+    list.id = "completions";
+    list.hidden = true;
+    list.setAttribute("role", "listbox");
+    list.setAttribute("aria-label", "Completions; Tab takes one, the arrow keys choose");
+    text.setAttribute("aria-controls", list.id);
+    text.after(list);
+    let found = [];
+    let chosen = 0;
+    const wordBefore = () => /[\w".]+$/.exec(text.value.slice(0, text.selectionStart))?.[0] ?? "";
+    const fits = (name, typed) => [name, name.replaceAll('"', ""), name.split(".").pop()]
+      .some((one) => one.toLowerCase().startsWith(typed.toLowerCase()));
+    const draw = () => {
+      list.replaceChildren(...found.map((name, number) => {
+        const item = document.createElement("li");
+        item.textContent = name;
+        item.setAttribute("role", "option");
+        item.setAttribute("aria-selected", String(number === chosen));
+        item.addEventListener("mousedown", (event) => { event.preventDefault(); take(name); });
+        return item;
+      }));
+      list.hidden = found.length === 0;
+    };
+    const look = () => {
+      const typed = wordBefore();
+      const column = /\w\.(\w*)$/.exec(typed); /* after an alias: columns only */
+      const part = column ? column[1] : typed;
+      found = typed === "" || (!column && typed.length < 2) ? [] : [...names, ...words]
+        .filter((name) => fits(name, part) && name !== part && !(column && name.includes(".")))
+        .slice(0, 12);
+      chosen = 0;
+      draw();
+    };
+    const take = (name) => {
+      const typed = wordBefore();
+      const column = /\w\.(\w*)$/.exec(typed);
+      const start = text.selectionStart - (column ? column[1] : typed).length;
+      text.setRangeText(name, start, text.selectionStart, "end");
+      found = [];
+      draw();
+      text.focus();
+    };
+    text.addEventListener("input", look);
+    text.addEventListener("blur", () => { found = []; draw(); });
+    text.addEventListener("keydown", (event) => {
+      if (found.length === 0 || event.ctrlKey || event.metaKey) return;
+      if (event.key === "Tab") take(found[chosen]);
+      else if (event.key === "Escape") { found = []; draw(); }
+      else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+        chosen = (chosen + (event.key === "ArrowDown" ? 1 : found.length - 1)) % found.length;
+        draw();
+      } else return;
+      event.preventDefault();
+    });
+  };
+
   const busyForms = () => {
     for (const form of document.querySelectorAll("form[data-busy]")) {
       form.addEventListener("submit", () => form.classList.add("working"));
@@ -57,6 +120,7 @@
   document.addEventListener("DOMContentLoaded", () => {
     liveMeaning();
     insertions();
+    completion();
     busyForms();
     refreshing();
   });

@@ -1,0 +1,24 @@
+"""What a question would do, as `Space.explain` gives it: a dictionary that notebooks show as a picture."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+
+class Explained(dict[str, Any]):
+    """`fragments`, `residual`, `stayed`, `bytes_estimate`, `text`, `svg`; after a run `actual` with real figures.
+
+    A notebook shows the picture and the text; `print` the text alone.
+    """
+
+    def __str__(self) -> str:
+        return str(self.get("text", ""))
+
+    def _repr_svg_(self) -> str:
+        return str(self.get("svg", ""))
+
+    def _repr_html_(self) -> str:
+        """The picture, which the participant's own connector drew, and the text beneath."""
+        text = escape(str(self))
+        return f"{self._repr_svg_()}<details><summary>what is asked of whom</summary><pre>{text}</pre></details>"
