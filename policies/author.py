@@ -150,7 +150,7 @@ def _limits(limits: Limits) -> Iterable[Constraint]:
         value = getattr(limits, word)
         if value:
             yield _atom(left, operator, (value,))
-        if word == "min_group" and limits.per:
+        if word == ("min_group" if limits.min_group else "epsilon") and limits.per:
             yield _atom(ds("entityKey"), "eq", (limits.per,))
 
 

@@ -231,6 +231,8 @@ def _limits(item: Item) -> Limits:
         if word == "min_group":
             found |= _min_group(value)
         elif word == "epsilon":
+            found |= _epsilon(value)
+        elif word == "delta":
             found[word] = _checked(value, values.decimal)
         else:
             found[word] = _size(value)
@@ -243,6 +245,12 @@ def _min_group(item: Item) -> dict[str, str]:
         raise fail(item.line, "a number, or a number per column such as 25 per person_id", shown(item), "correct it")
     found = {"min_group": str(int(match[1].replace("_", "")))}
     return found | ({"per": match[2]} if match[2] else {})
+
+
+def _epsilon(item: Item) -> dict[str, str]:
+    number, per, column = item.text().strip().partition(" per ")
+    found = {"epsilon": _checked(Item(number.strip(), item.line), values.decimal)}
+    return found | ({"per": column.strip()} if per else {})
 
 
 def _size(item: Item) -> str:

@@ -63,8 +63,9 @@ def _columns(columns: Columns) -> dict[str, Any]:
 
 def _limits(limits: Limits) -> dict[str, str]:
     found = {word: getattr(limits, word) for word in LIMITS}
-    if limits.min_group and limits.per:
-        found["min_group"] = f"{limits.min_group} per {limits.per}"
+    if limits.per:
+        word = "min_group" if limits.min_group else "epsilon"
+        found[word] = f"{found[word]} per {limits.per}"
     return _some(found)
 
 

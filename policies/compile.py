@@ -14,13 +14,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from policies import columns, lowering
-from policies.contract import Connected, DataContract, Grid, Mask, MaskKind, Owed, RowFilter, Scalar, TableSchema
+from policies.contract import (
+    Connected,
+    DataContract,
+    Grid,
+    Mask,
+    MaskKind,
+    Owed,
+    Privacy,
+    RowFilter,
+    Scalar,
+    TableSchema,
+)
 from policies.errors import ContractUndecided
 from policies.lowering import Draft, undecided
 from policies.model import HANSE, ODRL, Atom, Connective, Constraint, Duty, Group, Policy, Rule
 from policies.values import DAY, SECOND, decimal, duration, instant, is_below
 from policies.vocabulary import ACTIONS, SAME_ACTION, Phase, action_includes, column_of, compact, expand, operand
 
+_EXACT = 2**53  # whole numbers that a float holds
 _MASK = HANSE + "mask"
 _FACTS = frozenset({Phase.CATALOGUE, Phase.NEGOTIATION, Phase.AGREEMENT, Phase.TRANSFER})
 
@@ -332,7 +344,8 @@ def _conjunction(filters: list[RowFilter]) -> RowFilter | None:
 
 
 def _grid(draft: Draft, path: str) -> Grid | None:
-    coarse = draft.min_group is not None or draft.dimensions or draft.measures
+    privacy = _privacy(draft, path)
+    coarse = draft.min_group is not None or draft.dimensions or draft.measures or privacy
     if not coarse and draft.kind != "aggregate":
         if draft.entity is not None:
             raise undecided(path, "ds:entityKey says whom to count, but no ds:minGroupSize says how many")
@@ -342,11 +355,34 @@ def _grid(draft: Draft, path: str) -> Grid | None:
     for column in {draft.entity, *draft.measures} & set(draft.masks):
         raise undecided(path, f"{column} is masked and at the same time counted or summed; keep one of the two")
     return Grid(
-        min_group=draft.min_group or lowering.USUAL_GROUP,
+        min_group=1 if privacy else draft.min_group or lowering.USUAL_GROUP,
         entity=draft.entity,
         dimensions=tuple(draft.dimensions.values()),
         measures=tuple(draft.measures.values()),
+        privacy=privacy,
     )
+
+
+def _privacy(draft: Draft, path: str) -> Privacy | None:
+    """The budget, where there is one: noise in place of cells. What is withheld by true counts would tell of them."""
+    if draft.epsilon is None:
+        if draft.delta is not None or draft.rows_per_entity is not None:
+            raise undecided(path, "ds:deltaBudget and ds:rowsPerEntity need ds:epsilonBudget; add it")
+        return None
+    if draft.min_group is not None:
+        raise undecided(
+            path, "ds:epsilonBudget and ds:minGroupSize are two ways to hide one person; groups withheld by their true "
+            "size would give away what the noise hides. Keep one of the two",
+        )  # fmt: skip
+    if unbounded := [one.column for one in draft.measures.values() if one.low is None]:
+        raise undecided(path, f"noise is as large as one unit's share of {unbounded[0]}; give it bounds low..high")
+    rows = draft.rows_per_entity or 1
+    for one in draft.measures.values():
+        if max(abs(one.low or 0), abs(one.high or 0)) * rows > _EXACT:
+            raise undecided(path, f"the bounds of {one.column} are so wide that noise could not be exact; narrow them")
+    if draft.rows_per_entity is not None and draft.entity is None:
+        raise undecided(path, "ds:rowsPerEntity needs ds:entityKey, which says whose rows they are")
+    return Privacy(draft.epsilon, draft.delta or lowering.USUAL_DELTA, rows)
 
 
 def _visible(draft: Draft, grid: Grid | None, path: str) -> tuple[str, ...]:

@@ -81,11 +81,25 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Aggregate-only answers are unions of whole cells over `dimensions`, each of at least `min_group` units.
+class Privacy:
+    """Differential privacy: what all answers under one agreement may tell of one unit, together.
 
+    `epsilon`, `delta`: the whole budget; an answer that spends a share of epsilon spends the same share of delta.
+    `rows`: how many rows of one unit count in one answer, chosen at random where it has more.
+    """
+
+    epsilon: float
+    delta: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Aggregate-only answers, in one of two ways: over whole cells, or with noise where `privacy` is given.
+
+    Cells: answers are unions of whole cells over `dimensions`, each of at least `min_group` units, and none in which
+    one unit makes more than `dominance` of a measure. With `privacy` there are no cells, and `min_group` is 1.
     `entity` names the column that identifies a unit (a person); None counts rows.
-    `dominance`: a cell is withheld where one unit makes more than this share of a measure.
     """
 
     min_group: int
@@ -93,6 +107,7 @@ class Grid:
     dimensions: tuple[Dimension, ...]
     measures: tuple[Measure, ...]
     dominance: float = 0.5
+    privacy: Privacy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,4 +204,5 @@ def _grid(raw: dict[str, Any]) -> Grid:
         dimensions=tuple(Dimension(**dimension) for dimension in raw["dimensions"]),
         measures=tuple(Measure(**measure) for measure in raw["measures"]),
         dominance=raw["dominance"],
+        privacy=None if raw["privacy"] is None else Privacy(**raw["privacy"]),
     )

@@ -45,7 +45,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Quantities as written; `per` is the column that identifies a unit for `min_group`."""
+    """Quantities as written; `per` is the column that identifies a unit for `min_group` or `epsilon`."""
 
     min_group: str = ""
     per: str = ""
@@ -55,6 +55,8 @@ class Limits:
     queries_per_day: str = ""
     concurrency: str = ""
     epsilon: str = ""
+    delta: str = ""
+    rows_per_entity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ LIMITS: dict[str, tuple[str, str]] = {
     "queries_per_day": (ds("queriesPerDay"), "lteq"),
     "concurrency": (ds("concurrency"), "lteq"),
     "epsilon": (ds("epsilonBudget"), "lteq"),
+    "delta": (ds("deltaBudget"), "lteq"),
+    "rows_per_entity": (ds("rowsPerEntity"), "lteq"),
 }
 DETAILS: dict[str, tuple[str, str]] = {
     "within": (odrl("delayPeriod"), "lteq"),

@@ -259,6 +259,11 @@ def _groups(policy: Policy) -> Iterator[Problem]:
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}"
         found = {atom.left: (here, atom) for here, atom in known.atoms(rule.constraints, path)}
+        if ds("epsilonBudget") in found and ds("entityKey") not in found:
+            here, _ = found[ds("epsilonBudget")]
+            yield _warning(
+                here, "budget_of_rows", "without ds:entityKey each row is hidden by itself: one person may have many"
+            )
         if ds("minGroupSize") not in found:
             continue
         here, atom = found[ds("minGroupSize")]

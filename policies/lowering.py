@@ -22,6 +22,10 @@ from policies.vocabulary.terms import column_of, compact
 
 SMALLEST_GROUP = 5  # below that a group hides nobody (federated-query, section 7)
 USUAL_GROUP = 10
+MOST_EPSILON = 10  # beyond that the noise hides nobody
+MOST_DELTA = 0.001
+USUAL_DELTA = 1e-6
+MOST_ROWS_PER_ENTITY = 10_000
 
 
 @dataclass(slots=True)
@@ -39,6 +43,9 @@ class Draft:
     allowed: tuple[str, ...] | None = None
     denied: set[str] = field(default_factory=set)
     min_group: int | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    rows_per_entity: int | None = None
     entity: str | None = None
     kind: str | None = None
     dimensions: dict[str, Dimension] = field(default_factory=dict)
@@ -266,6 +273,38 @@ def _min_group(draft: Draft, atom: Atom, path: str) -> bool:
     return True
 
 
+def _epsilon(draft: Draft, atom: Atom, path: str) -> bool:
+    number = decimal(atom.right[0].text)
+    if atom.operator != "lteq":
+        return False
+    if not 0 < number <= MOST_EPSILON or number * 1_000_000 % 1:
+        raise undecided(
+            path, f"ds:epsilonBudget {number}: expected more than 0 and at most {MOST_EPSILON}, to six digits"
+        )
+    draft.epsilon = min(draft.epsilon or MOST_EPSILON, float(number))
+    return True
+
+
+def _delta(draft: Draft, atom: Atom, path: str) -> bool:
+    number = decimal(atom.right[0].text)
+    if atom.operator != "lteq":
+        return False
+    if not 0 < number <= MOST_DELTA:
+        raise undecided(path, f"ds:deltaBudget {number}: expected more than 0 and at most {MOST_DELTA}")
+    draft.delta = min(draft.delta or 1.0, float(number))
+    return True
+
+
+def _rows_per_entity(draft: Draft, atom: Atom, path: str) -> bool:
+    number = _whole(atom)
+    if atom.operator != "lteq":
+        return False
+    if not 1 <= number <= MOST_ROWS_PER_ENTITY:
+        raise undecided(path, f"ds:rowsPerEntity {number}: expected 1 to {MOST_ROWS_PER_ENTITY}")
+    draft.rows_per_entity = min(draft.rows_per_entity or number, number)
+    return True
+
+
 def _entity(draft: Draft, atom: Atom, path: str) -> bool:
     if atom.operator != "eq":
         return False
@@ -356,6 +395,9 @@ LOWER: dict[str, Lower] = {
     ODRL + "percentage": _share,
     HANSE + "resultKind": _result_kind,
     HANSE + "minGroupSize": _min_group,
+    HANSE + "epsilonBudget": _epsilon,
+    HANSE + "deltaBudget": _delta,
+    HANSE + "rowsPerEntity": _rows_per_entity,
     HANSE + "entityKey": _entity,
     HANSE + "joinWith": _joins,
     HANSE + "template": _templates,

@@ -301,9 +301,15 @@ class Dataset:
                     raise
                 waiting.bear(error)
 
-    def query(self, sql: str, *, idle_seconds: float = _IDLE_SECONDS) -> Stream:
-        """One SELECT at this owner, under this agreement alone."""
-        body = {"sql": sql, "purpose": self.purpose, "agreement": self.agreement_id}
+    def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = _IDLE_SECONDS) -> Stream:
+        """One SELECT at this owner, under this agreement alone.
+
+        `epsilon`: where answers carry noise, what this one may cost of the agreement's privacy budget; a tenth of it
+        where it is not given. The more it costs, the less noise. The end record says what was spent.
+        """
+        body: dict[str, Any] = {"sql": sql, "purpose": self.purpose, "agreement": self.agreement_id}
+        if epsilon is not None:
+            body["epsilon"] = epsilon
         return Stream(self._asked("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds))
 
     def _asked(self, method: str, path: str, *, body: bytes = b"", idle_seconds: float) -> Answer:

@@ -79,6 +79,7 @@ def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
         if grid is None
         else {
             "min_group": grid.min_group,
+            "epsilon": None if grid.privacy is None else grid.privacy.epsilon,
             "entity": grid.entity,
             "dimensions": [{"column": d.column, "width": d.width} for d in grid.dimensions],
             "measures": [{"column": m.column, "low": m.low, "high": m.high} for m in grid.measures],

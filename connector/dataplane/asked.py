@@ -70,6 +70,7 @@ class Asked:
     fragment: str = ""
     brought: tuple[Brought, ...] = ()
     split: Split | None = None
+    epsilon: float | None = None  # where answers carry noise: what this one may cost of the budget
 
     def __post_init__(self) -> None:
         consumers = {ticket.consumer for ticket in self.tickets}

@@ -100,6 +100,7 @@ class Envelope(BaseModel):
     digest: str = Field("xxh3", pattern="^(xxh3|sha256)$")
     query_id: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
     fragment: str = Field("", max_length=64)
+    epsilon: float | None = Field(None, gt=0, le=1000)
     keys: list[Table] = Field(default_factory=list, max_length=8)
 
 
@@ -364,6 +365,7 @@ def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
         digest=envelope.digest,
         query_id=envelope.query_id,
         fragment=envelope.fragment,
+        epsilon=envelope.epsilon,
         brought=tuple(Brought(table.name, tuple(table.columns), _arrow(table)) for table in envelope.keys),
     )
 

@@ -10,13 +10,15 @@ from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
 from connector.errors import HanseError
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.grants import Grant
+from policies.contract import DataContract
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
+    from connector.dataplane.private import Charged
     from policies.enforce.sql import Prepared
 
 
-def applied(prepared: Prepared) -> tuple[str, ...]:
+def applied(prepared: Prepared, charged: Charged | None = None) -> tuple[str, ...]:
     """What of the policies shaped this answer, in words for its reader: effect and rule."""
     found: list[str] = []
     for dataset in prepared.datasets:
@@ -26,19 +28,25 @@ def applied(prepared: Prepared) -> tuple[str, ...]:
             "row filter" if contract.row_filter is not None else "",
             f"{hidden} columns withheld" if hidden else "",
             *(f"{mask.column} masked ({mask.kind})" for mask in contract.masks),
-            f"groups of at least {contract.grid.min_group}" if contract.grid is not None else "",
+            _figures(contract, charged),
         ]
         found += [f"{dataset.name[1]}: {text}" for text in told if text]
     return tuple(found)
 
 
-def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> ReadStarted:
+def _figures(contract: DataContract, charged: Charged | None) -> str:
+    if contract.grid is None:
+        return ""
+    return charged.note() if charged is not None else f"groups of at least {contract.grid.min_group}"
+
+
+def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared, policy: tuple[str, ...]) -> ReadStarted:
     """The record of a start. The SQL is kept as its digest: its literals may be personal data."""
     detail = {
         "action": asked.action.rsplit("/", 1)[-1],
         "columns": [name for name in prepared.columns if name != asked.position][:100],
         "query_sha256": hashlib.sha256(_told(asked).encode()).hexdigest(),
-        "policy": list(applied(prepared)),
+        "policy": list(policy),
         **({"fragment": asked.fragment} if asked.fragment else {}),
         **({"blocks": [one.block for one in asked.split.only.ranges][:100]} if asked.split else {}),
         **({"application": asked.application} if asked.application else {}),

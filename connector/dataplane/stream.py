@@ -24,8 +24,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from connector.dataplane import plans, records, unfinished
+from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split, quoted
+from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
 from connector.query.job import Job, Limits, Recheck, Relation
@@ -63,7 +64,15 @@ _REASONS = {
 class GovernedStream:
     """One read under way. `schema` first, then the parts of `frames`; together one Arrow IPC stream."""
 
-    def __init__(self, reads: Reads, asked: Asked, grants: Sequence[Grant], prepared: Prepared, result: Result) -> None:
+    def __init__(
+        self,
+        reads: Reads,
+        asked: Asked,
+        grants: Sequence[Grant],
+        prepared: Prepared,
+        result: Result,
+        policy: tuple[str, ...],
+    ) -> None:
         self.id = asked.query_id
         self.schema = result.schema
         self.columns = prepared.columns
@@ -74,7 +83,7 @@ class GovernedStream:
         self._result = result
         self._asked = asked
         self._digest = result.digest
-        self._policy = records.applied(prepared)
+        self._policy = policy
         self._first: Frame | None = None
         self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
@@ -227,8 +236,9 @@ class Reads:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
                 passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
+                charged = await self._charge(asked, grants, passed[0])
                 prepared = passed[0]
-                async with self._running_stream(asked, grants, *passed, begun) as stream:
+                async with self._running_stream(asked, grants, *passed, charged, begun) as stream:
                     yield stream
         except (HanseError, PolicyError) as error:
             if prepared is None:
@@ -386,17 +396,27 @@ class Reads:
 
     @asynccontextmanager
     async def _running_stream(
-        self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys], begun: float
+        self,
+        asked: Asked,
+        grants: Sequence[Grant],
+        prepared: Prepared,
+        keys: Sequence[Keys],
+        charged: Charged | None,
+        begun: float,
     ) -> AsyncIterator[GovernedStream]:
-        event = records.started(asked, grants, prepared)
+        policy = records.applied(prepared, charged)
+        event = records.started(asked, grants, prepared, policy)
         started = self._spawn(self._store.write(lambda tx: unfinished.begin(tx, event, instance=self._instance)))  # 3
         stream: GovernedStream | None = None
         failure: BaseException | None = None
         try:
             job = self._job(asked, grants, prepared, keys)
+            if charged is not None:
+                await started
+                job = await self._noised(job, grants, prepared, charged)
             async with self._pool.run(job, watch=partial(watch, grants)) as result:  # 4, 6
                 await started
-                stream = GovernedStream(self, asked, grants, prepared, result)
+                stream = GovernedStream(self, asked, grants, prepared, result, policy)
                 self._live[asked.query_id] = stream
                 await _settled_groups(stream, prepared, begun)
                 yield stream
@@ -408,6 +428,31 @@ class Reads:
         finally:
             self._live.pop(asked.query_id, None)
             await self._kept(self._record_end(started, asked, grants, stream, failure, begun))  # 7
+
+    async def _charge(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> Charged | None:
+        """What an answer with noise costs, taken from the budget before anything runs."""
+        if prepared.private is None:
+            return None
+        return await private.charge(self._store, asked, grants[0], prepared.private)
+
+    async def _noised(self, job: Job, grants: Sequence[Grant], prepared: Prepared, charged: Charged) -> Job:
+        """The public statement over the noised table, which a worker makes now or the same question has left."""
+        asked = prepared.private
+        assert asked is not None
+        inner = replace(
+            job,
+            sql=asked.sql,
+            params=asked.params,
+            recheck=Recheck(asked.names, tuple(sorted(asked.functions))),
+            noise=private.plan(asked, charged),
+            limits=replace(job.limits, rows=None, bytes=None),
+            batch_rows=None,
+            codec="none",
+        )
+        answer = await private.answered(
+            self._store, self._pool, inner, grants[0], charged, watch=partial(watch, grants)
+        )
+        return replace(job, relations={asked.relation: Relation("", blob=0)}, blobs=(answer,))
 
     def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
         relations = {

@@ -6,8 +6,9 @@ What is not understood, or could not be enforced or decided, is refused by name 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from connector.datasets.registry import published_schema
@@ -15,7 +16,7 @@ from connector.errors import AlreadyExists, HanseError, NotFound, PolicyInvalid
 from connector.events import OfferPublished, OfferWithdrawn, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
-from policies import author, compile, explain, jsonld, lint, report
+from policies import admission, author, compile, explain, jsonld, lint, report
 from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.model import Kind, Policy
@@ -68,6 +69,7 @@ class Offers:
                     problems=[problem_json(problem) for problem in problems],
                 )
             contracts = compile.contracts(read, schema, concluded=version.created_at)
+            _can_draw_noise(contracts)
         except PolicyError as error:
             raise PolicyInvalid(str(error), code=error.code, rule=error.rule) from error
         return Checked(row, version, read, chosen, form, contracts, problems)
@@ -137,6 +139,17 @@ def problem_json(problem: lint.Problem) -> dict[str, str]:
         "code": problem.code,
         "message": problem.message,
     }
+
+
+def _can_draw_noise(contracts: Sequence[DataContract]) -> None:
+    """A privacy budget needs its library here: better said when the offer is made than when somebody asks."""
+    for contract in contracts:
+        if contract.grid is not None and contract.grid.privacy is not None and find_spec("opendp") is None:
+            raise PolicyInvalid(
+                "a privacy budget needs noise, and this connector cannot draw it; install hanse-server[privacy]",
+                code="noise_unavailable",
+                rule=admission.reason(contract, "epsilonBudget"),
+            )
 
 
 def _read(form: str, policy: Mapping[str, Any] | None, dataset: str, decide: str) -> tuple[Policy, str, str]:

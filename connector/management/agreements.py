@@ -50,7 +50,7 @@ class AgreementDetail(AgreementView):
     sentences: list[dict[str, str]]
     report: list[dict[str, Any]]
     contract: list[dict[str, Any]]
-    used: dict[str, int]
+    used: dict[str, float]  # epsilon may be a fraction, the rest are whole
 
 
 def view(row: Agreement) -> AgreementView:
@@ -76,9 +76,11 @@ def _fields(row: Agreement) -> dict[str, Any]:
     }
 
 
-def _used(grant: Grant | None) -> dict[str, int]:
+def _used(grant: Grant | None) -> dict[str, float]:
     names = ("queries", "queries_today", "rows", "bytes")
-    return {} if grant is None else {name: int(getattr(grant, name)) for name in names}
+    if grant is None:
+        return {}
+    return {name: int(getattr(grant, name)) for name in names} | {"epsilon": grant.epsilon_micro / 1_000_000}
 
 
 AsRole = Annotated[str, Query(alias="role", pattern="^(consumer|provider|)$")]

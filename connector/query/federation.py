@@ -38,6 +38,11 @@ class GridInfo:
     measures: tuple[str, ...]
     min_group: int
     entity: str | None = None
+    epsilon: float | None = None  # answers carry noise that spends this budget
+
+    def least(self) -> str:
+        """What its figures are over, in words."""
+        return "with noise" if self.epsilon else f"over at least {self.min_group} {self.entity or 'rows'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,7 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
                 measures=tuple(m["column"] for m in aggregate["measures"]),
                 min_group=int(aggregate["min_group"]),
                 entity=aggregate["entity"],
+                epsilon=aggregate.get("epsilon"),
             ),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -113,6 +113,7 @@ class Job:
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20
     batch_rows: int | None = None
+    noise: Mapping[str, Any] | None = None  # `query.noise.add` changes the answer by it, before anything leaves
     codec: str = "none"  # none, lz4 or zstd
     digest: str = "xxh3"  # xxh3, sha256 or none
     trailer_room: int = TRAILER_ROOM  # bytes kept free for the end record

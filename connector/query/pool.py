@@ -545,5 +545,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
+    "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),
+    "noise_unavailable": (Busy, "this connector cannot draw noise; its owner must install hanse-server[privacy]"),
     "job_invalid": (BadInput, "expected a job that a worker knows"),
 }

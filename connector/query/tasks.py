@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +107,15 @@ def _parts(session: Session, job: Job, con: Any) -> tuple[pa.Schema, Iterator[ra
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
-    schema, batches = _batches(session, job, relation, rows)
+    schema, batches = _noisy(relation, job.noise) if job.noise else _batches(session, job, relation, rows)
     return schema, ((batch, "") for batch in batches)
+
+
+def _noisy(relation: Any, plan: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    from connector.query import noise  # here: only answers with noise need its library
+
+    table = noise.add(relation.limit(noise.GROUPS_MAX + 1).to_arrow_table(), plan)
+    return table.schema, iter(table.to_batches())
 
 
 def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

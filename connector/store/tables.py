@@ -172,6 +172,18 @@ class Grant(Table):
     queries_today: Mapped[int] = mapped_column(default=0)
     rows: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(default=0)
+    epsilon_micro: Mapped[int] = mapped_column(default=0)  # of the privacy budget, in millionths
+
+
+class PrivateAnswer(Table):
+    """An answer with noise, which the same question gets again: a second draw would cost a second time."""
+
+    __tablename__ = "private_answer"
+    agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    question: Mapped[str] = mapped_column(_Key, primary_key=True)  # of version, permission and what is asked
+    epsilon_micro: Mapped[int]
+    answer: Mapped[bytes]  # Arrow stream of the noised table
+    answered_at: Mapped[float]
 
 
 class OpenRead(Table):

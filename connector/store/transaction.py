@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from connector.events import Event
 from connector.store.agreements import Agreements
+from connector.store.answers import PrivateAnswers
 from connector.store.audit import AuditRows
 from connector.store.datasets import Datasets
 from connector.store.messages import Messages
@@ -60,6 +61,10 @@ class Transaction:
     @cached_property
     def messages(self) -> Messages:
         return Messages(self.session)
+
+    @cached_property
+    def answers(self) -> PrivateAnswers:
+        return PrivateAnswers(self.session)
 
     @cached_property
     def reads(self) -> OpenReads:

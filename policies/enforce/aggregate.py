@@ -29,13 +29,16 @@ def check(tree: exp.Expr, contract: DataContract, shown_as: str) -> None:
     rules.order(tree.args.get("order"), outputs)
 
 
+_RULES = ("minGroupSize", "epsilonBudget", "resultKind", "dimension", "measure")
+
+
 class _Rules:
     def __init__(self, contract: DataContract, shown_as: str) -> None:
         made = grid.of(contract)
         self.grid = made
         self.shown_as = shown_as
         self.rule = next(
-            (path for name, path in contract.reasons if name in ("minGroupSize", "resultKind", "dimension", "measure")),
+            (path for name, path in contract.reasons if name in _RULES),
             contract.permission,
         )
         self.dimensions = {one.column.casefold(): _kind(contract, one.column) for one in made.dimensions}
@@ -47,8 +50,9 @@ class _Rules:
         dimensions = ", ".join(one.column for one in self.grid.dimensions) or "nothing (totals only)"
         measures = ", ".join(one.column for one in self.grid.measures) or "none"
         counted = f", COUNT(DISTINCT {self.grid.entity})" if self.grid.entity else ""
+        least = "with noise" if self.grid.privacy else f"over at least {self.grid.min_group} {units}"
         return (
-            f"only aggregates over at least {self.grid.min_group} {units}; ask for COUNT(*){counted}, COUNT, SUM, AVG "
+            f"only aggregates {least}; ask for COUNT(*){counted}, COUNT, SUM, AVG "
             f"of {measures}, grouped and filtered by {dimensions}"
         )
 

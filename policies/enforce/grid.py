@@ -37,7 +37,7 @@ def layers(contract: DataContract, relation: str, maker: Maker) -> Layers:
     base, units, cells, grid = (maker.token() for _ in range(4))
     barrier = not wrap.plain(contract.row_filter)
     asked = of(contract)
-    made = [(base, _base(contract, relation, maker), barrier)]
+    made = [(base, base_rows(contract, relation, maker), barrier)]
     if asked.entity is not None:
         made.append((units, _units(asked, base), False))
     source = units if asked.entity is not None else base
@@ -53,7 +53,8 @@ def of(contract: DataContract) -> Grid:
     return contract.grid
 
 
-def _base(contract: DataContract, relation: str, maker: Maker) -> exp.Select:
+def base_rows(contract: DataContract, relation: str, maker: Maker) -> exp.Select:
+    """Rows through the filter: dimensions masked and binned, measures clamped, none of an unknown unit."""
     grid, source = of(contract), maker.token()
     shown = [_as(_binned(contract, one, source, maker), one.column) for one in grid.dimensions]
     shown += [_as(_clamped(contract, one, source, maker), one.column) for one in grid.measures]

@@ -14,9 +14,10 @@ from sqlglot.dialects.duckdb import DuckDB
 
 from policies.admission import check_action, check_purpose, check_time, reason
 from policies.contract import DataContract, Scalar
-from policies.enforce import aggregate, bind, grid, rewrite, statement, template, wrap
+from policies.enforce import aggregate, bind, grid, private, rewrite, statement, template, wrap
 from policies.enforce.bind import Bound, Entry
 from policies.enforce.functions import ENGINE_FUNCTIONS
+from policies.enforce.private import Private
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
 
@@ -54,6 +55,7 @@ class Prepared:
     `names` and `functions` are what the recheck may see; `columns` the output; `datasets` those that are
     read; `barrier`: a filter that the engine must not look through; `min_group`: an empty answer of an
     aggregate-only query is refused with `min_group_size`, so that no cell and a small cell look the same.
+    `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
     """
 
     sql: str
@@ -65,6 +67,7 @@ class Prepared:
     barrier: bool
     aggregate: bool
     min_group: int | None
+    private: Private | None = None
 
 
 def prepare(
@@ -97,6 +100,8 @@ def prepare(
     if original is not None:
         template.check(original, used)
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
+    if (noisy := _noisy(tree, bound, used)) is not None:
+        return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
     for node, entry in bound.tables:  # 5
         if entry in catalogue:
             wrapper.dataset(node, catalogue[entry])
@@ -239,6 +244,49 @@ class _Wrapper:
         self.names.append(name)
         alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
         self.ctes.append(exp.CTE(this=query, alias=alias, materialized=materialised or None))
+
+
+def _noisy(tree: exp.Expr, bound: Bound, used: Sequence[Dataset]) -> Dataset | None:
+    """The dataset that answers with noise. Nothing else stands in such a query: its shape is checked here."""
+    for dataset in used:
+        contract = dataset.contract
+        if contract.grid is not None and contract.grid.privacy is not None:
+            aggregate.check(tree, contract, _shown(dataset))
+            return dataset
+    return None
+
+
+def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Prepared:
+    """Two statements in place of one (`private`): both are judged like any other before they run."""
+    assert isinstance(tree, exp.Select)
+    assert dataset.contract.grid is not None
+    assert dataset.contract.grid.privacy is not None
+    rewrite.safe(tree)
+    parts = private.parts(tree, dataset.contract, dataset.relation, maker)
+    own = rewrite.relations(parts.private, parts.names)
+    asked = Private(
+        sql=generate(parts.private),
+        params=dict(maker.parameters.values),
+        names=tuple(parts.names),
+        functions=ENGINE_FUNCTIONS | own,
+        noise=parts.noise,
+        relation=parts.relation,
+        question=parts.question,
+        budget=dataset.contract.grid.privacy,
+    )
+    rewrite.relations(parts.public, (parts.relation,))
+    return Prepared(
+        sql=generate(parts.public),
+        params={},
+        names=(parts.relation,),
+        functions=ENGINE_FUNCTIONS,
+        columns=bound.columns,
+        datasets=(dataset,),
+        barrier=False,
+        aggregate=True,
+        min_group=None,
+        private=asked,
+    )
 
 
 def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Dataset, ...]) -> Prepared:

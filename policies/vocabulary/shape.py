@@ -32,17 +32,16 @@ def _shape(
     *,
     parameter: bool = False,
     where: str = "rule",
-    tier: Tier = Tier.TECHNICAL,
 ) -> Operand:
-    """Everything that the gate and the contract's view make true (all but what says another tier)."""
+    """Everything that the gate and the contract's view make true."""
     return Operand(
         name=ds(name),
         type=type_,
         ops=ops,
         phase=Phase.QUERY,
-        tier=tier,
+        tier=Tier.TECHNICAL,
         fact=f"ds:{name}",
-        enforced_by="gate" if tier is Tier.TECHNICAL else "",
+        enforced_by="gate",
         by_engine=True,
         parameter=parameter,
         where=frozenset({where}),
@@ -136,10 +135,23 @@ OPERANDS: tuple[Operand, ...] = (
         "epsilonBudget",
         ValueType.DECIMAL,
         frozenset({LTEQ}),
-        "Differential privacy: the sum of epsilon over all answers. Nobody here spends it yet, so a contract "
-        "that holds it is refused when it is compiled.",
+        "Differential privacy: the sum of epsilon over all answers under the agreement. Answers carry noise "
+        "instead of being cut into cells.",
         "the privacy budget spent (epsilon) {op} {value}",
-        tier=Tier.CONTRACTUAL,
+    ),
+    _shape(
+        "deltaBudget",
+        ValueType.DECIMAL,
+        frozenset({LTEQ}),
+        "Differential privacy: the probability with which the promise may fail; 0.000001 where none is given.",
+        "the probability that the privacy promise fails (delta) {op} {value}",
+    ),
+    _shape(
+        "rowsPerEntity",
+        ValueType.INTEGER,
+        frozenset({LTEQ}),
+        "Differential privacy: how many rows of one entity count in one answer; more rows need more noise.",
+        "the number of rows of one unit that count in an answer {op} {value}",
     ),
     _shape(
         "column",

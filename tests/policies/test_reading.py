@@ -284,7 +284,7 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
     ("nothing to group by", form(GOOD + "limits: {min_group: 10 per a}"), "warning", "no_dimension"),
     ("a sum without bounds", form(GOOD + "grid: {measure: {a: free}}"), "warning", "measure_unbounded"),
     ("twice the same", raw(permission=[{"action": "use"}, {"action": "use"}]), "warning", "repeated"),
-    ("a privacy budget", form(GOOD + "limits: {epsilon: 1.0}"), "error", "not_enforced"),
+    ("a privacy budget of rows", form(GOOD + "limits: {epsilon: 1.0}"), "warning", "budget_of_rows"),
     ("on trust", form(GOOD + "not: distribute"), "warning", "on_trust"),
     (
         "a purpose that is no IRI",

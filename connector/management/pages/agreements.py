@@ -90,4 +90,6 @@ def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, An
     for counter, title, limit in _LIMITS:
         limits = [most for one in contracts if (most := getattr(one.limits, limit)) is not None]
         found.append({"title": title, "used": int(getattr(grant, counter)), "most": min(limits, default=None)})
+    if budgets := [one.grid.privacy.epsilon for one in contracts if one.grid and one.grid.privacy]:
+        found.append({"title": "Privacy budget", "used": grant.epsilon_micro / 1_000_000, "most": min(budgets)})
     return found

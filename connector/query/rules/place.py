@@ -111,10 +111,9 @@ def refusal(sources: list[Source]) -> Refused:
     """Why an aggregate-only dataset cannot be used so, and what it answers."""
     info = next(info for source in sources for info in source.infos if info.grid is not None)
     assert info.grid is not None
-    units = info.grid.entity or "rows"
     return Refused(
         f"{info.shown} gives aggregates only: COUNT, SUM and AVG of {', '.join(info.grid.measures) or 'nothing'} by "
-        f"{', '.join(info.grid.dimensions) or 'nothing'}, over at least {info.grid.min_group} {units} at each owner; "
+        f"{', '.join(info.grid.dimensions) or 'nothing'}, {info.grid.least()} at each owner; "
         "it cannot be joined with other datasets, and its rows are not given. Ask for such an aggregate of it alone",
         code="aggregate_only",
         dataset=info.shown,

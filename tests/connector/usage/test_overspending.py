@@ -1,4 +1,4 @@
-"""Eight processes that hammer one grant, on each kind of database: counts, rows and bytes are never overspent."""
+"""Eight processes that hammer one grant, on each kind of database: nothing that is counted is ever overspent."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from connector.store import Store
 from connector.store.tables import Grant
 
 PROCESSES, TRIES = 8, 48
-USES, TODAY, ROWS = 100, 37, 500
+USES, TODAY, ROWS, MICRO = 100, 37, 500, 100_000
 CHILD = """
 import asyncio, json, random, sys
 from connector.store import Store
 
-USES, TODAY, ROWS = 100, 37, 500
+USES, TODAY, ROWS, MICRO = 100, 37, 500, 100_000
 
 async def main(url, tries, seed):
     store, rng = Store(url, pool_size=2), random.Random(seed)
-    spent = {"uses": 0, "today": 0, "rows": 0}
+    spent = {"uses": 0, "today": 0, "rows": 0, "epsilon": 0}
 
     async def once(amount):
         used = await store.write(lambda tx: tx.agreements.count_use("uses", day=1, most=USES, most_today=None))
         today = await store.write(lambda tx: tx.agreements.count_use("today", day=1, most=None, most_today=TODAY))
         taken = await store.write(lambda tx: tx.agreements.reserve(
             "rows", rows=amount, nbytes=amount * 8, most_rows=ROWS, most_bytes=ROWS * 8 + 4))
+        private = await store.write(lambda tx: tx.answers.spend("epsilon", micro=amount * 333, most=MICRO))
         spent["uses"] += used
+        spent["epsilon"] += private * amount * 333
         spent["today"] += today
         spent["rows"] += taken * amount
 
@@ -42,7 +44,7 @@ asyncio.run(main(url, int(tries), int(seed)))
 
 
 async def test_eight_processes_never_overspend(store: Store, database_url: str) -> None:
-    for name in ("uses", "today", "rows"):
+    for name in ("uses", "today", "rows", "epsilon"):
         await store.write(lambda tx, name=name: tx.agreements.add(Grant(agreement_id=name, revoked_at=None)))  # type: ignore[misc]  # bound for this round
     children = [
         await asyncio.create_subprocess_exec(
@@ -51,7 +53,7 @@ async def test_eight_processes_never_overspend(store: Store, database_url: str) 
         for seed in range(PROCESSES)
     ]
     reports = [json.loads(out) for out, _ in await asyncio.gather(*(child.communicate() for child in children))]
-    spent = {name: sum(report[name] for report in reports) for name in ("uses", "today", "rows")}
+    spent = {name: sum(report[name] for report in reports) for name in ("uses", "today", "rows", "epsilon")}
     uses, today, rows = [
         await store.read(lambda tx, name=name: tx.agreements.grant(name))  # type: ignore[misc]  # bound for this round
         for name in ("uses", "today", "rows")
@@ -62,4 +64,7 @@ async def test_eight_processes_never_overspend(store: Store, database_url: str) 
     assert uses.queries == spent["uses"] == USES
     assert today.queries_today == spent["today"] == TODAY
     assert (rows.rows, rows.bytes) == (spent["rows"], spent["rows"] * 8)
+    micro = await store.read(lambda tx: tx.answers.spent("epsilon"))
+    assert micro == spent["epsilon"] <= MICRO
+    assert micro > MICRO - 9 * 333
     assert ROWS - 9 < rows.rows <= ROWS  # what is left is smaller than anybody asked for

@@ -1,0 +1,119 @@
+"""Answers with noise: the budget is charged before the question runs, and the same question is answered once.
+
+Between the gate and the stream of such a read. The noised table is small; it is kept in the owner's database, and
+what its reader gets is made of it by the public statement (`policies.enforce.private`). Knows no transport.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from connector.dataplane.asked import END_OF_STREAM, Asked
+from connector.errors import BadInput, Limited
+from connector.query.job import Job
+from connector.query.pool import Pool, Watch
+from connector.store import Store, Transaction
+from connector.store.tables import PrivateAnswer
+from connector.usage.grants import Grant
+from policies import admission
+
+if TYPE_CHECKING:
+    from policies.enforce.private import Private
+
+MICRO = 1_000_000  # the ledger counts millionths of epsilon: whole numbers add up exactly
+_USUAL_SHARE = 10  # an answer whose epsilon nobody chose spends a tenth of the budget
+_ANSWER_MAX = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """What one answer costs: `micro` epsilon it is worth, `paid` of them now (none for a repeat), `answer` if kept."""
+
+    key: str
+    micro: int
+    paid: int
+    spent: int  # of the whole budget, this answer included
+    most: int
+    answer: bytes | None = None
+
+    def note(self) -> str:
+        """For the reader and the log."""
+        cost = f"{self.paid / MICRO:g} spent for it" if self.paid else "a repeat, nothing spent"
+        return f"noise of epsilon {self.micro / MICRO:g} ({cost}; {self.spent / MICRO:g} of {self.most / MICRO:g} used)"
+
+
+async def charge(store: Store, asked: Asked, grant: Grant, private: Private) -> Charged:
+    """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more."""
+    most = round(private.budget.epsilon * MICRO)
+    micro = _wanted(asked, most, grant)
+    key = _key(grant, private)
+
+    def work(tx: Transaction) -> Charged:
+        kept = tx.answers.get(grant.agreement_id, key)
+        if kept is not None and kept.epsilon_micro >= micro:
+            return Charged(key, kept.epsilon_micro, 0, tx.answers.spent(grant.agreement_id), most, kept.answer)
+        if not tx.answers.spend(grant.agreement_id, micro=micro, most=most):
+            left = max(0, most - tx.answers.spent(grant.agreement_id)) / MICRO
+            raise Limited(
+                f"the answer costs epsilon {micro / MICRO:g} and {left:g} of {most / MICRO:g} is left; ask for less, "
+                "ask again what was answered already (that costs nothing), or negotiate a new budget",
+                code="privacy_budget_spent",
+                rule=admission.reason(grant.contract, "epsilonBudget"),
+            )
+        return Charged(key, micro, micro, tx.answers.spent(grant.agreement_id), most)
+
+    return await store.write(work)
+
+
+async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Charged, *, watch: Watch) -> bytes:
+    """The noised table as an Arrow stream: the kept one, or a new one from a worker, kept before anybody sees it."""
+    if charged.answer is not None:
+        return charged.answer
+    async with pool.run(job, watch=watch) as result:
+        parts: list[bytes | memoryview] = [result.schema]
+        size = len(result.schema)
+        async for frame in result:
+            parts.append(frame.payload)
+            size += frame.nbytes
+            if size > _ANSWER_MAX:
+                raise Limited(
+                    f"the answer is larger than {_ANSWER_MAX} bytes; group by fewer dimensions", code="groups_max"
+                )
+    answer = b"".join((*parts, END_OF_STREAM))
+    row = {"agreement_id": grant.agreement_id, "question": charged.key, "epsilon_micro": charged.micro}
+    await store.write(lambda tx: tx.answers.keep(PrivateAnswer(**row, answer=answer, answered_at=tx.now)))
+    return answer
+
+
+def plan(private: Private, charged: Charged) -> dict[str, object]:
+    """What the worker needs to add the noise (`query.noise.add`). Delta is spent in the same share as epsilon."""
+    noise, budget = private.noise, private.budget
+    return {
+        "columns": dict(noise.columns),
+        "keys": noise.keys,
+        "rows": noise.rows,
+        "epsilon": charged.micro / MICRO,
+        "delta": budget.delta * charged.micro / charged.most,
+    }
+
+
+def _wanted(asked: Asked, most: int, grant: Grant) -> int:
+    if asked.epsilon is None:
+        return max(1, most // _USUAL_SHARE)
+    micro = math.ceil(asked.epsilon * MICRO) if math.isfinite(asked.epsilon) else 0
+    if not 1 <= micro <= most:
+        raise BadInput(
+            f"expected an epsilon above 0 and at most the agreement's {most / MICRO:g}, came {asked.epsilon}",
+            code="epsilon_invalid",
+            rule=admission.reason(grant.contract, "epsilonBudget"),
+        )
+    return micro
+
+
+def _key(grant: Grant, private: Private) -> str:
+    """The same for every question with the same answer: version, permission, and what is asked."""
+    text = f"{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
+    return hashlib.sha256(text.encode()).hexdigest()

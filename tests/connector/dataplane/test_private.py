@@ -1,0 +1,143 @@
+"""Answers with noise as a client meets them, and the budget that they spend: in the log, in the end record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from policies.model import Policy
+from tests.connector.dataplane.test_http import ask, parse, settled
+from tests.support import data, gate, provider
+from tests.support.gate import atom
+from tests.support.provider import Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+COUNTED = 'SELECT gap, count(*) AS n FROM "clinic".numbers GROUP BY gap'
+TOTAL = 'SELECT count(*) AS n FROM "clinic".numbers'
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
+        yield started
+
+
+def policy(epsilon: str = "1") -> Policy:
+    return gate.agreement(
+        atom("ds:epsilonBudget", "lteq", epsilon),
+        atom("ds:entityKey", "eq", "id"),
+        atom("ds:dimension/gap", "eq", "exact"),
+        atom("ds:measure/x", "eq", "0..150"),
+        action="odrl:use",
+    )
+
+
+async def used(running: Provider, agreement: str) -> float:
+    return await running.store.read(lambda tx: tx.answers.spent(agreement)) / 1_000_000
+
+
+async def test_an_answer_is_near_the_truth_and_not_the_truth(running: Provider) -> None:
+    agreement = await running.agree(policy())
+    answer = await ask(running, running.ticket(agreement), COUNTED, epsilon=0.5)
+    table, end = parse(answer.content)
+    true = data.table()["gap"].value_counts().to_pylist()
+    truth = {row["values"]: row["counts"] for row in true}
+    found = {row["gap"]: row["n"] for row in table.to_pylist()}
+    assert found.keys() == truth.keys()
+    assert all(abs(found[gap] - truth[gap]) < 400 for gap in truth)
+    assert found != truth  # each of six counts equals the truth by chance once in eight
+    assert end["policy"][-1] == "numbers: noise of epsilon 0.5 (0.5 spent for it; 0.5 of 1 used)"
+    await settled(running)
+    assert running.of_kind("ReadStarted")[-1].detail["policy"] == end["policy"]
+
+
+async def test_a_repeat_costs_nothing_and_gives_the_same_answer(running: Provider) -> None:
+    agreement = await running.agree(policy())
+    ticket = running.ticket(agreement)
+    first, _ = parse((await ask(running, ticket, COUNTED, epsilon=0.2)).content)
+    again, end = parse((await ask(running, ticket, COUNTED + " ORDER BY gap", epsilon=0.2)).content)
+    assert again.equals(first.sort_by("gap"))
+    assert "a repeat, nothing spent" in end["policy"][-1]
+    assert await used(running, agreement) == 0.2
+    less, _ = parse((await ask(running, ticket, COUNTED, epsilon=0.1)).content)
+    assert less.equals(first)  # what is better known already stays known
+    more, _ = parse((await ask(running, ticket, COUNTED, epsilon=0.4)).content)
+    assert not more.equals(first)
+    assert await used(running, agreement) == pytest.approx(0.6)
+
+
+async def test_a_spent_budget_refuses_new_questions_and_repeats_go_on(running: Provider) -> None:
+    agreement = await running.agree(policy("0.3"))
+    ticket = running.ticket(agreement)
+    assert (await ask(running, ticket, TOTAL, epsilon=0.3)).status_code == 200
+    refused = await ask(running, ticket, COUNTED, epsilon=0.000001)
+    problem = refused.json()
+    assert (refused.status_code, problem["code"]) == (429, "privacy_budget_spent")
+    assert problem["rule"].startswith("/permission/0/constraint/0")
+    assert "0 of 0.3 is left" in problem["detail"]
+    assert (await ask(running, ticket, TOTAL)).status_code == 200
+    await settled(running)
+    logged = [event for event in running.of_kind("ReadRefused") if event.code == "privacy_budget_spent"]
+    assert [event.agreement for event in logged] == [agreement]
+
+
+async def test_an_answer_that_names_no_epsilon_spends_a_tenth(running: Provider) -> None:
+    agreement = await running.agree(policy("0.5"))
+    assert (await ask(running, running.ticket(agreement), TOTAL)).status_code == 200
+    assert await used(running, agreement) == 0.05
+
+
+BAD: tuple[tuple[dict[str, Any], int, str], ...] = (
+    ({"epsilon": 2.0}, 400, "epsilon_invalid"),
+    ({"epsilon": 0}, 400, "envelope_invalid"),
+    ({"epsilon": -1}, 400, "envelope_invalid"),
+    ({"epsilon": "much"}, 400, "envelope_invalid"),
+)
+
+
+@pytest.mark.parametrize(("more", "status", "code"), BAD)
+async def test_an_epsilon_that_cannot_be_is_refused(
+    running: Provider, more: dict[str, Any], status: int, code: str
+) -> None:
+    agreement = await running.agree(policy())
+    answer = await ask(running, running.ticket(agreement), TOTAL, **more)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert await used(running, agreement) == 0
+
+
+async def test_a_question_that_fails_after_the_charge_gives_nothing_back(running: Provider) -> None:
+    agreement = await running.agree(policy())
+    ticket = running.ticket(agreement)
+    answer = await ask(running, ticket, 'SELECT gap, avg(x) FROM "clinic".numbers GROUP BY gap', limits={"rows": 1})
+    assert answer.status_code != 200 or parse(answer.content)[1]["status"] != "complete"
+    assert await used(running, agreement) == 0.1
+
+
+async def test_rows_and_foreign_shapes_are_refused_before_anything_is_spent(running: Provider) -> None:
+    agreement = await running.agree(policy())
+    ticket = running.ticket(agreement)
+    for sql in ('SELECT id FROM "clinic".numbers', 'SELECT max(x) FROM "clinic".numbers', TOTAL + " WHERE x > 3"):
+        assert (await ask(running, ticket, sql)).status_code in (400, 403)
+    assert await used(running, agreement) == 0
+
+
+async def test_budgets_of_two_agreements_are_two(running: Provider) -> None:
+    first, second = await running.agree(policy()), await running.agree(policy())
+    one, _ = parse((await ask(running, running.ticket(first), TOTAL, epsilon=0.25)).content)
+    other, _ = parse((await ask(running, running.ticket(second), TOTAL, epsilon=0.5)).content)
+    assert (await used(running, first), await used(running, second)) == (0.25, 0.5)
+    assert one.num_rows == other.num_rows == 1
+
+
+async def test_questions_at_once_are_charged_each(running: Provider) -> None:
+    agreement = await running.agree(policy())
+    ticket = running.ticket(agreement)
+    asked = [f"{TOTAL} WHERE gap < {number}" for number in range(1, 6)]
+    answers = await asyncio.gather(*(ask(running, ticket, sql, epsilon=0.3) for sql in asked))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 429, 429]
+    assert await used(running, agreement) == pytest.approx(0.9)
