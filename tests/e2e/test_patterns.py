@@ -175,6 +175,7 @@ def step_read(walk: Walk, step: Json) -> None:
     address = walk.address()
     if "query" in step:
         said = {"sql": walk.pair.filled(step["query"]), "purpose": step.get("purpose", "")}
+        said |= {"epsilon": step["epsilon"]} if "epsilon" in step else {}
         got = fetch(f"{address['endpoint']}/query", address["ticket"], body=said)
     else:
         given = {name: text for name, text in step["read"].items() if text}
