@@ -25,6 +25,7 @@ from connector.dataplane.flight.front import Front, Listen
 from connector.dataplane.owner import OwnersView
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
+from connector.dataplane.versions import Versions
 from connector.datasets.offers import Offers
 from connector.datasets.outside import Outside
 from connector.datasets.registry import Registry
@@ -272,6 +273,23 @@ def build(settings: Settings) -> Services:
     data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
     formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
     transferring = Transfers(negotiations=negotiating, data_plane=data_plane, formats=formats, **common)
+    registry = Registry(
+        store,
+        Profiles(pool, settings),
+        name=settings.name,
+        roots=settings.source_roots,
+        prepared=settings.data_dir / "prepared",
+        outside=outside,
+    )
+    owners_view = OwnersView(
+        store,
+        pool,
+        known,
+        name=settings.name,
+        mask_secret=keys.secret(key_dir, "mask"),
+        memory_mb=settings.worker_memory_mb,
+    )
+    registry.effects = Versions(store, owners_view).effects
     agreed = Agreements(store=store, sender=sender, transfers=transferring)
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir))
     sequencer = Sequencer(store, signer=signer, round_seconds=settings.audit_round_ms / 1000)
@@ -289,25 +307,11 @@ def build(settings: Settings) -> Services:
         tokens=Tokens(store),
         pool=pool,
         outside=outside,
-        registry=Registry(
-            store,
-            Profiles(pool, settings),
-            name=settings.name,
-            roots=settings.source_roots,
-            prepared=settings.data_dir / "prepared",
-            outside=outside,
-        ),
+        registry=registry,
         offers=Offers(store),
         grants=grants,
         reads=reads,
-        owners_view=OwnersView(
-            store,
-            pool,
-            known,
-            name=settings.name,
-            mask_secret=keys.secret(key_dir, "mask"),
-            memory_mb=settings.worker_memory_mb,
-        ),
+        owners_view=owners_view,
         addresses=addresses,
         flight=_flight(settings, reads, addresses, key_dir),
         sender=sender,

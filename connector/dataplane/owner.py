@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from connector.dataplane import records
 from connector.dataplane.stream import version_relation
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, NotFound, Refused
 from connector.events import ReadEnded, ReadStarted
-from connector.query.job import Job, Limits, Recheck
+from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
@@ -63,7 +64,7 @@ class OwnersView:
     async def _withheld(self, version: DatasetVersion, contract: DataContract) -> dict[str, Any]:
         grid = contract.grid
         assert grid is not None  # the caller chose
-        figures = await self._figures(version, contract)
+        figures = await self.figures(version, contract)
         dimensions = []
         for one in grid.dimensions[:_DIMENSIONS_MAX]:
             alone = replace(grid, dimensions=(one,))
@@ -86,14 +87,25 @@ class OwnersView:
         }
 
     async def _of(self, version: DatasetVersion, contract: DataContract, grid: Grid) -> dict[str, int]:
-        return await self._figures(version, replace(contract, grid=grid))
+        return await self.figures(version, replace(contract, grid=grid))
 
-    async def _figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
+    async def few_changed(self, contract: DataContract, old: DatasetVersion, new: DatasetVersion) -> int:
+        """Groups that both versions show and that differ by fewer units than a group has."""
+        from policies.enforce.sql import Dataset as Gated
+        from policies.enforce.sql import changed
+
+        before, after = (Gated((self._name, "t"), _token(), contract) for _ in range(2))
+        prepared = changed(before, after, token=_token, mask_key=b"owner")
+        relations = {before.relation: version_relation(old), after.relation: version_relation(new)}
+        found = await self._pool.ask(self._job(prepared, relations))
+        return int(found["rows"][0][0])
+
+    async def figures(self, version: DatasetVersion, contract: DataContract) -> dict[str, int]:
         from policies.enforce.sql import Dataset as Gated
         from policies.enforce.sql import withheld
 
         prepared = withheld(Gated((self._name, "t"), _token(), contract), token=_token, mask_key=b"owner")
-        found = await self._pool.ask(self._job(prepared, version))
+        found = await self._pool.ask(self._job(prepared, _only(prepared, version)))
         seen = dict(zip(found["columns"], found["rows"][0], strict=True))
         return {
             "rows": seen["rows"],
@@ -121,6 +133,30 @@ class OwnersView:
                 found["explanation"].append(f"Refused by the gate ({error.code}): {error}.")
         about = {"dataset": dataset.id, "offer": offer.id, "participant": asked.participant}
         return {**about, "action": asked.action, "purpose": asked.purpose, **found, **shown}
+
+    def simulate(
+        self, dataset: Dataset, contracts: Sequence[DataContract], sql: str, *, action: str, purpose: str
+    ) -> dict[str, Any]:
+        """What the gate makes of a query under these contracts, without running it; a refusal with code and rule."""
+        from policies.enforce.sql import Dataset as Gated
+        from policies.enforce.sql import prepare
+
+        chosen, declared = expand(action), expand(purpose) or None
+        try:
+            contract = admission.choose(contracts, action=chosen, purpose=declared, now=time.time())
+            gated = Gated((self._name, dataset.name), _token(), contract, dataset.id)
+            prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=_token, mask_key=b"simulated")
+        except PolicyError as error:
+            return {"passes": False, "code": error.code, "rule": error.rule, "reason": str(error)}
+        return {
+            "passes": True,
+            "permission": contract.permission,
+            "columns": list(prepared.columns),
+            "applied": list(records.applied(prepared)),
+            "aggregate": prepared.aggregate,
+            "sql": prepared.sql,
+            "parameters": {name: str(value) for name, value in prepared.params.items()},
+        }
 
     async def _facts(self, asked: Asked, dataset: Dataset) -> Facts:
         known = (await self._known.of(asked.participant)).adding(await self._known.of_dataset(dataset.id))
@@ -169,7 +205,7 @@ class OwnersView:
         }
         await self._store.write(lambda tx: tx.publish(ReadStarted(**common, process=read, detail=detail)))
         try:
-            answer = await self._pool.ask(self._job(prepared, version))
+            answer = await self._pool.ask(self._job(prepared, _only(prepared, version)))
         except HanseError as error:
             await self._ended(ReadEnded(**common, process=read, outcome="failed", code=error.code))
             raise
@@ -180,16 +216,20 @@ class OwnersView:
     async def _ended(self, event: ReadEnded) -> None:
         await self._store.write(lambda tx: tx.publish(event))
 
-    def _job(self, prepared: Any, version: DatasetVersion) -> Job:
+    def _job(self, prepared: Any, relations: Mapping[str, Relation]) -> Job:
         return Job(
             kind="report",
-            relations={dataset.relation: version_relation(version) for dataset in prepared.datasets},
+            relations=relations,
             sql=prepared.sql,
             params=prepared.params,
             recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
             limits=Limits(seconds=_SECONDS, memory_mb=self._memory_mb),
             consumer="owner",
         )
+
+
+def _only(prepared: Any, version: DatasetVersion) -> dict[str, Relation]:
+    return {dataset.relation: version_relation(version) for dataset in prepared.datasets}
 
 
 def _rows(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion, list[Offer]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +86,9 @@ class _Read:
         return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+Effects = Callable[[Dataset, DatasetVersion, DatasetVersion], Awaitable[list[dict[str, str]]]]
+
+
 class Registry:
     """The datasets of one owner. `roots` are the directories that files may come from."""
 
@@ -105,6 +108,7 @@ class Registry:
         self._roots = tuple(roots)
         self._prepared = prepared  # where converted files are kept
         self._outside = outside  # object stores and databases
+        self.effects: Effects = _no_effects  # what a new version does to offers and agreements
 
     async def register(self, asked: Registration, *, by: str) -> tuple[Dataset, DatasetVersion]:
         """Register a dataset and its first version. What is refused is in the log and nowhere else."""
@@ -117,10 +121,10 @@ class Registry:
             await self._refused(asked.name, error, by)
             raise
 
-    async def renew(self, name: str, path: str, *, by: str) -> tuple[Dataset, DatasetVersion]:
+    async def renew(self, name: str, path: str, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
         """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept.
 
-        `path` empty: from where it came the last time.
+        `path` empty: from where it came the last time. `accept`: although it does not fit offers or agreements.
         """
         row, old = await self.get(name)
         asked = Registration(
@@ -131,13 +135,21 @@ class Registry:
         )
         try:
             read = await self._read(asked)
+            affected = await self.effects(row, old, _draft(row.id, asked, read, now=time.time()))
             if read.profile["schema"] != old.schema:
                 raise Conflict(
                     f"the schema of {name!r} changed: {_difference(old.schema, read.profile['schema'])}; register it "
                     "under a new name",
                     code="schema_changed",
+                    problems=affected,
                 )
-            changes = _changes(old.profile, read.profile)
+            if not accept and (errors := [one for one in affected if one["level"] == "error"]):
+                raise Conflict(
+                    f"the new version of {name!r} does not fit what stands on it: {errors[0]['message']}",
+                    code="version_unfit",
+                    problems=affected,
+                )
+            changes = _changes(old.profile, read.profile) | ({"affected": affected} if affected else {})
             return await self._store.write(lambda tx: self._renewed(tx, row.id, asked, read, changes, by))
         except HanseError as error:
             await self._refused(name, error, by)
@@ -284,7 +296,15 @@ def _remove(files: Sequence[FileRef]) -> None:
         Path(file.path).unlink(missing_ok=True)
 
 
+async def _no_effects(dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
+    return []
+
+
 def _version(tx: Transaction, dataset_id: str, asked: Registration, read: _Read) -> DatasetVersion:
+    return _draft(dataset_id, asked, read, now=tx.now)
+
+
+def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> DatasetVersion:
     kept = {
         "kind": read.kind,
         "options": dict(read.options),
@@ -302,7 +322,7 @@ def _version(tx: Transaction, dataset_id: str, asked: Registration, read: _Read)
         source=kept,
         schema=list(read.profile["schema"]),
         profile=profile,
-        created_at=tx.now,
+        created_at=now,
     )
 
 

@@ -39,6 +39,7 @@ class NewVersion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field("", max_length=4096, description="Empty: from where it came the last time.")
+    accept: bool = Field(False, description="Although it does not fit what stands on it (the refusal says what).")
 
 
 class DatasetView(BaseModel):
@@ -59,6 +60,7 @@ class DatasetView(BaseModel):
     files: list[str]
     report: dict[str, Any] | None
     changes: dict[str, Any] | None = Field(None, description="What is another than in the version before.")
+    affected: list[dict[str, str]]
     created_at: float
 
 
@@ -80,6 +82,7 @@ def view(row: Dataset, version: DatasetVersion) -> DatasetView:
         files=[file["path"] for file in version.source["files"]],
         report=version.source["report"],
         changes=version.source.get("changes"),
+        affected=(version.source.get("changes") or {}).get("affected", []),
         created_at=row.created_at,
     )
 
@@ -126,7 +129,7 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
 
     @routes.post("/{name}/versions", status_code=201, summary="Add a version from new files")
     async def renew(name: str, new: NewVersion, caller: Caller = owner) -> DatasetView:
-        return view(*await registry.renew(name, new.path, by=caller.name))
+        return view(*await registry.renew(name, new.path, by=caller.name, accept=new.accept))
 
     @routes.delete("/{name:path}", status_code=204, summary="Remove a dataset without offers and agreements")
     async def remove(name: str, caller: Caller = owner) -> None:

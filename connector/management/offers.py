@@ -14,7 +14,7 @@ from connector.errors import NotFound, PolicyInvalid
 from connector.management.auth import Caller, Tokens
 from connector.store.tables import Offer
 from connector.usage.facts import Known, counted, requested
-from policies import author, evaluate, explain, jsonld, lint, report, vocabulary
+from policies import author, diff, evaluate, explain, jsonld, lint, report, vocabulary
 from policies.errors import PolicyError
 from policies.model import Policy
 
@@ -45,6 +45,27 @@ class Case(PolicyText):
     purpose: str = Field("", max_length=200)
     application: str = Field("", max_length=1_024)
     at: float | None = Field(None, description="UTC seconds since the epoch; empty: now.")
+
+
+class Compared(BaseModel):
+    """Two policies: each as a text, or as the id of a published offer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: PolicyText | None = None
+    after: PolicyText | None = None
+    before_offer: str = Field("", max_length=255)
+    after_offer: str = Field("", max_length=255)
+    at: float | None = Field(None, description="UTC seconds since the epoch; empty: now.")
+
+
+class Simulated(PolicyText):
+    """A query under an offer: what the gate would make of it."""
+
+    offer: str = Field("", max_length=255, description="Id of a published offer, instead of form or policy.")
+    sql: str = Field(min_length=1, max_length=65_536)
+    action: str = Field("ds:query", max_length=200)
+    purpose: str = Field("", max_length=1_024)
 
 
 class OfferView(BaseModel):
@@ -163,11 +184,33 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         )
         return {"decision": decision.to_json(), "explanation": explain.decision(decision)}
 
+    @routes.post("/policies/diff", summary="What changes from one policy to another: requests and sentences")
+    async def compared(two: Compared, _: Caller = reader) -> dict[str, Any]:
+        before = await _one_of(offers, two.before, two.before_offer, "before")
+        after = await _one_of(offers, two.after, two.after_offer, "after")
+        now = time.time() if two.at is None else two.at
+        return diff.diff(before, after, now=now).to_json()
+
+    @routes.post("/policies/simulate", summary="What the gate makes of a query under an offer, without running it")
+    async def simulated(case: Simulated, _: Caller = owner) -> dict[str, Any]:
+        if case.offer:
+            row = await offers.get(case.offer)
+            checked = await offers.check(policy=row.policy, dataset=row.dataset_id)
+        else:
+            checked = await offers.check(form=case.form, policy=case.policy, dataset=case.dataset)
+        return view_of.simulate(checked.dataset, checked.contracts, case.sql, action=case.action, purpose=case.purpose)
+
     @routes.get("/policies/templates", summary="Ready-made offers in the YAML form")
     async def templates(_: Caller = reader) -> dict[str, str]:
         return {name: author.template(name) for name in author.TEMPLATES}
 
     return routes
+
+
+async def _one_of(offers: Offers, text: PolicyText | None, offer: str, which: str) -> Policy:
+    if (text is None) == (not offer):
+        raise PolicyInvalid(f"expected either `{which}` or `{which}_offer`, came both or neither")
+    return jsonld.read((await offers.get(offer)).policy) if text is None else _policy(text)
 
 
 async def _tried(offers: Offers, case: Case) -> tuple[Policy, str]:

@@ -207,6 +207,46 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
     return query, tuple(name for name, _, _ in ctes)
 
 
+def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tuple[exp.Select, tuple[str, ...]]:
+    """How many cells that both versions show differ by fewer than `min_group` units, and the names of its WITH queries.
+
+    Whoever asked the older version and asks the newer would learn of those few by subtraction.
+    """
+    grid, old, new = of(contract), layers(contract, before, maker), layers(contract, after, maker)
+    keys = [_column(one.column) for one in grid.dimensions]
+    shown: list[exp.Expr] = [*keys, *(_column(one.column) for one in grid.measures)]
+    shown += [_column(grid.entity)] if grid.entity is not None else []
+    shown = shown or [_as(exp.Literal.number(1), _N)]
+    gone, come = _minus(shown, old.name, new.name), _minus(shown, new.name, old.name)
+    changed, both, few = (maker.token() for _ in range(3))
+    unit = _count_star() if grid.entity is None else _distinct(_column(grid.entity))
+    few_of = exp.select(_as(unit.copy(), _N), copy=False).from_(_named(changed), copy=False)
+    ctes = [*old.ctes, *new.ctes, (changed, exp.Union(this=gone, expression=come, distinct=False), False)]
+    if keys:
+        cells = [exp.select(*(key.copy() for key in keys)).from_(_named(name)) for name in (old.cells, new.cells)]
+        ctes.append((both, exp.Intersect(this=cells[0], expression=cells[1], distinct=True), False))
+        same = exp.and_(
+            *(
+                exp.NullSafeEQ(this=wrap.stored(one.column, changed), expression=wrap.stored(one.column, both))
+                for one in grid.dimensions
+            )
+        )
+        few_of.append("joins", exp.Join(this=_named(both), on=same))
+        few_of.group_by(*(wrap.stored(one.column, changed) for one in grid.dimensions), copy=False)
+    few_of.having(exp.GT(this=unit.copy(), expression=exp.Literal.number(0)), copy=False)
+    few_of.having(exp.LT(this=unit.copy(), expression=exp.Literal.number(grid.min_group)), copy=False)
+    ctes.append((few, few_of, False))
+    query = exp.select(_as(_scalar(_count_star(), _named(few)), "cells"), copy=False)
+    query.set("with_", exp.With(expressions=[_cte(*one) for one in ctes]))
+    return query, tuple(name for name, _, _ in ctes)
+
+
+def _minus(shown: Sequence[exp.Expr], one: str, other: str) -> exp.Except:
+    """The rows of one grid that the other lacks, each as often as it is missing."""
+    left, right = (exp.select(*(node.copy() for node in shown)).from_(_named(name)) for name in (one, other))
+    return exp.Except(this=left, expression=right, distinct=False)
+
+
 def _scalar(value: exp.Expr, source: exp.Expr) -> exp.Subquery:
     return exp.Subquery(this=exp.select(value.copy(), copy=False).from_(source, copy=False))
 
@@ -219,7 +259,7 @@ def _distinct_cells(grid: Grid, base: str, maker: Maker) -> exp.Expr:
     return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True)))
 
 
-def _cte(name: str, query: exp.Select, materialised: bool) -> exp.CTE:
+def _cte(name: str, query: exp.Query, materialised: bool) -> exp.CTE:
     alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
     return exp.CTE(this=query, alias=alias, materialized=materialised or None)
 

@@ -21,7 +21,7 @@ from policies.enforce.private import Private
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
 
-__all__ = ["DEFAULT", "Caps", "Dataset", "Keys", "Prepared", "check_time", "prepare", "withheld"]
+__all__ = ["DEFAULT", "Caps", "Dataset", "Keys", "Prepared", "changed", "check_time", "prepare", "withheld"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,18 @@ def withheld(dataset: Dataset, *, token: Callable[[], str], mask_key: bytes) -> 
     """
     maker = Maker(Parameters(), token, mask_key)
     tree, names = grid.report(dataset.contract, dataset.relation, maker)
-    names = (dataset.relation, *names)
+    return _for_owner(tree, (dataset.relation, *names), maker, (dataset,))
+
+
+def changed(before: Dataset, after: Dataset, *, token: Callable[[], str], mask_key: bytes) -> Prepared:
+    """For the OWNER: `cells` that two versions under one aggregate-only contract both show, and that differ by fewer
+    units than a group has. Raises ValueError for a contract without a grid. Never served to a consumer."""
+    maker = Maker(Parameters(), token, mask_key)
+    tree, names = grid.changes(after.contract, before.relation, after.relation, maker)
+    return _for_owner(tree, (before.relation, after.relation, *names), maker, (before, after))
+
+
+def _for_owner(tree: exp.Select, names: tuple[str, ...], maker: Maker, datasets: tuple[Dataset, ...]) -> Prepared:
     own = rewrite.relations(tree, names)
     return Prepared(
         sql=generate(tree),
@@ -333,7 +344,7 @@ def withheld(dataset: Dataset, *, token: Callable[[], str], mask_key: bytes) -> 
         names=names,
         functions=ENGINE_FUNCTIONS | own,
         columns=tuple(output.alias for output in tree.expressions),
-        datasets=(dataset,),
+        datasets=datasets,
         barrier=False,
         aggregate=True,
         min_group=None,

@@ -81,11 +81,19 @@ def show(name: Name, as_json: AsJson = False) -> None:
 def update(
     name: Name,
     path: Annotated[str, typer.Argument(help="The new files, as the connector sees them; else where it was.")] = "",
+    accept: Annotated[bool, typer.Option("--accept", help="Although it does not fit what stands on it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add a version from new files; agreements go on with it."""
-    row = space().api.post(f"/datasets/{segment(name)}/versions", {"path": path})
+    """Add a version from new files; agreements go on with it.
+
+    It is held against every offer and agreement first; what does not fit is named, and refused unless accepted.
+    """
+    row = space().api.post(
+        f"/datasets/{segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
+    )
     print_one(row, _FIELDS, as_json=as_json)
+    for one in [] if as_json else row.get("affected", []):
+        say(f"{one['level']}: {one['on']} {one['id']} {one['rule']}: {one['message']}")
 
 
 @commands.command()

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from hanse.cli.access import space
-from hanse.cli.out import EXIT, AsJson, console, print_json, print_rows, print_sentences, say
+from hanse.cli.out import EXIT, AsJson, console, moment, print_json, print_rows, print_sentences, say
 from hanse.errors import BadInput, NotFound
 
 commands = typer.Typer(help="Write, check, explain and try policies.", no_args_is_help=True)
@@ -87,6 +87,72 @@ def try_(
         for line in found["explanation"]:
             console().print(escape(line))
     if not _permits(found.get("decision", {})):
+        raise typer.Exit(EXIT["refused"])
+
+
+@commands.command()
+def diff(before: File, after: File, as_json: AsJson = False) -> None:
+    """What changes from one policy to another: sentences that come and go, requests that change outcome.
+
+    Either may be a file or the id of a published offer. Exit 0 where they mean the same, 1 where they differ.
+    """
+    found = space().api.post("/policies/diff", {**_side("before", before), **_side("after", after)})
+    if as_json:
+        print_json(found)
+    elif found["same"]:
+        say("both say the same")
+    else:
+        _print_difference(found)
+    if not found["same"]:
+        raise typer.Exit(EXIT["failed"])
+
+
+def _side(which: str, given: Path) -> dict[str, Any]:
+    return {which: document(given)} if given.exists() else {f"{which}_offer": str(given)}
+
+
+def _print_difference(found: dict[str, Any]) -> None:
+    for sign, colour, texts in (("-", "red", found["removed"]), ("+", "green", found["added"])):
+        for text in texts:
+            console().print(f"[{colour}]{sign} {escape(str(text))}[/]")
+    rows = [
+        {
+            "request": change["action"],
+            "facts": ", ".join(f"{name} {value}" for name, value in change["facts"].items()),
+            "at": moment(change["now"]),
+            "before": change["before"],
+            "after": change["after"],
+        }
+        for change in found["requests"]
+    ]
+    print_rows(rows, {name: name for name in ("request", "facts", "at", "before", "after")}, as_json=False)
+
+
+@commands.command()
+def simulate(
+    file: Annotated[Path | None, typer.Argument(help="Short YAML form, or ODRL as JSON.")] = None,
+    sql: Annotated[str, typer.Option("--sql", help="The query that a partner would send.", show_default=False)] = "",
+    offer: Annotated[str, typer.Option(help="A published offer instead of a file.")] = "",
+    dataset: ForDataset = "",
+    purpose: Annotated[str, typer.Option(help="What it would be for, e.g. dpv:ScientificResearch.")] = "",
+    action: Annotated[str, typer.Option(help="ds:query or ds:stream.")] = "ds:query",
+    as_json: AsJson = False,
+) -> None:
+    """What the gate makes of a query under an offer, without running it. Exit 3 where it is refused, with its rule."""
+    if (file is None) == (not offer) or not sql:
+        raise BadInput("expected either a file or --offer, and a query by --sql")
+    what = {"offer": offer} if file is None else {**document(file), **({"dataset": dataset} if dataset else {})}
+    found = space().api.post("/policies/simulate", {**what, "sql": sql, "purpose": purpose, "action": action})
+    if as_json:
+        print_json(found)
+    elif found["passes"]:
+        say(f"passes under {found['permission']}: {', '.join(found['columns'])}")
+        for line in found["applied"]:
+            console().print(f"  - {escape(line)}")
+        console().print(escape(found["sql"]))
+    else:
+        say(f"refused ({found['code']}) by {found['rule'] or 'the gate'}: {found['reason']}")
+    if not found["passes"]:
         raise typer.Exit(EXIT["refused"])
 
 

@@ -1,0 +1,123 @@
+"""What a new version of a dataset does to the offers and agreements that stand on it, before it takes the old one's
+place: rules that cannot be kept any more, groups that shrink, values out of bounds, differences that would tell of few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from connector.dataplane.owner import OwnersView
+from connector.datasets.registry import published_schema
+from connector.errors import HanseError
+from connector.store import Store, Transaction
+from connector.store.tables import Dataset, DatasetVersion
+from policies import compile as compiler
+from policies import jsonld
+from policies.contract import DataContract
+from policies.errors import PolicyError
+from policies.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One thing that changes for one offer or agreement: an `error` stands in the way, a `warning` is to be weighed."""
+
+    level: str
+    on: str  # offer or agreement
+    id: str
+    rule: str
+    code: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        """For the API, the page and the refusal."""
+        return asdict(self)
+
+
+class Versions:
+    """Checks a version before it is taken on."""
+
+    def __init__(self, store: Store, view: OwnersView) -> None:
+        self._store, self._view = store, view
+
+    async def effects(self, dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
+        """Everything that changes, errors first; each meaning is looked at once, however many stand on it."""
+        found: list[Effect] = []
+        standing = await self._store.read(lambda tx: _standing(tx, dataset.id))
+        for digest in dict.fromkeys(entry[2] for entry in standing):
+            mine = [entry for entry in standing if entry[2] == digest]
+            said = await self._of(mine[0][3], old, new, concluded=new.created_at)
+            found += [Effect(one[0], on, id_, *one[1:]) for on, id_, _, _ in mine for one in said]
+        return [one.to_json() for one in sorted(found, key=lambda one: one.level)]
+
+    async def _of(
+        self, policy: Policy, old: DatasetVersion, new: DatasetVersion, *, concluded: float
+    ) -> list[tuple[str, str, str, str]]:
+        try:
+            contracts = compiler.contracts(policy, published_schema(new), concluded=concluded)
+        except PolicyError as error:
+            return [("error", error.rule, error.code, str(error))]
+        found = [one for contract in contracts for one in _bounds(contract, new.profile)]
+        for contract in contracts:
+            if contract.grid is not None and new.schema == old.schema:
+                found += await self._grid(contract, old, new)
+        return found
+
+    async def _grid(
+        self, contract: DataContract, old: DatasetVersion, new: DatasetVersion
+    ) -> list[tuple[str, str, str, str]]:
+        path, k = contract.permission, contract.grid.min_group if contract.grid else 0
+        found = []
+        try:
+            before, after = await self._view.figures(old, contract), await self._view.figures(new, contract)
+            few = await self._view.few_changed(contract, old, new)
+        except HanseError as error:  # most often: the older files were written over
+            said = f"it cannot be held against the version before ({error.code}), and may tell of few by difference"
+            return [("error", path, "difference_unknown", said)]
+        if after["rows"] and after["groups_lost"] == after["groups"]:
+            found.append(
+                ("warning", path, "all_withheld", f"no group of the new version has {k} units: nothing is shown")
+            )
+        elif after["groups_lost"] > before["groups_lost"]:
+            lost = after["groups_lost"] - before["groups_lost"]
+            found.append(
+                ("warning", path, "groups_lost", f"{lost:,} more groups than before have fewer than {k} units")
+            )
+        if few:
+            said = (
+                f"{few:,} groups differ from the version before by fewer than {k} units: whoever asked that one "
+                "learns of those few by subtraction; add or remove at least as many at once"
+            )
+            found.append(("error", path, "difference_too_small", said))
+        return found
+
+
+def _standing(tx: Transaction, dataset_id: str) -> list[tuple[str, str, str, Policy]]:
+    """Offers in force and agreements that have not ended: what each is, its id, its meaning's digest, its policy."""
+    found = [("offer", row.id, row.digest, jsonld.read(row.policy)) for row in tx.datasets.offers_of([dataset_id])]
+    for row in tx.agreements.page(role="provider", dataset_id=dataset_id, limit=10_000):
+        if row.finalized and row.ended_at is None:
+            found.append(("agreement", row.id, row.digest, jsonld.read(row.policy)))
+    return found
+
+
+def _bounds(contract: DataContract, profile: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Values outside a measure's bounds are clamped: sums say less than they did."""
+    for one in contract.grid.measures if contract.grid is not None else ():
+        statistics = profile.get("columns", {}).get(one.column, {})
+        low, high = _number(statistics.get("min")), _number(statistics.get("max"))
+        over = high is not None and one.high is not None and high > one.high
+        under = low is not None and one.low is not None and low < one.low
+        if over or under:
+            bounds = f"{one.low:g}..{one.high:g}"
+            said = f"values of {one.column} go from {low:g} to {high:g}: those outside {bounds} are clamped"
+            yield "warning", contract.permission, "out_of_bounds", said
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
