@@ -94,7 +94,8 @@ def test_every_error_is_a_sentence_and_an_exit_code(
 
 def test_problems_of_a_form_are_listed_with_their_places(run: Run, served: Connector, tmp_path: Path) -> None:
     problems = [{"level": "error", "path": "/permission/0", "message": "unknown word [x]"}]
-    served.routes["POST", "/offers"] = (400, {"code": "policy_invalid", "detail": "cannot", "problems": problems})
+    refused = (400, {"code": "policy_invalid", "detail": "cannot", "problems": problems})
+    served.routes["POST", "/offers"] = served.routes["POST", "/policies/withheld"] = refused
     (tmp_path / "o.yaml").write_text("dataset: flights")
     ran = run("offer", "add", str(tmp_path / "o.yaml"))
     assert ran.code == 1
@@ -259,6 +260,7 @@ def test_an_offer_is_written_in_the_short_form_or_as_odrl(
     run: Run, served: Connector, tmp_path: Path, text: str, body: dict[str, Any]
 ) -> None:
     served.routes["POST", "/offers"] = (201, OFFER)
+    served.routes["POST", "/policies/withheld"] = []
     (tmp_path / "offer").write_text(text)
     ran = run("offer", "add", str(tmp_path / "offer"), "--decide", "manual")
     assert ran.code == 0, ran.err

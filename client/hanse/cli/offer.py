@@ -39,8 +39,8 @@ def add(
     Of an offer of figures about groups it first says what its groups leave out.
     """
     text = {key: value for key, value in {**document(file), "dataset": dataset}.items() if value}
-    lost = space().api.post("/policies/withheld", text)
     if not as_json:
+        lost = space().api.post("/policies/withheld", text)
         print_withheld(lost)
         watched = sys.stdin.isatty() and not yes
         if watched and any(one["rows_lost"] for one in lost) and not typer.confirm("Publish it all the same?"):
