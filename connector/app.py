@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
+from starlette.types import Receive, Scope, Send
 
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.note import Signer, origin_of
@@ -368,10 +369,31 @@ def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Pat
     return Front(Desk(reads, addresses, owner=settings.name, key=keys.secret(key_dir, "flight")), listen)
 
 
+class _Public(FastAPI):
+    """The protocol's messages take the short way; the rest of what others reach takes the framework's."""
+
+    def __init__(self, direct: dsp_routes.Direct, **about: Any) -> None:
+        super().__init__(**about)
+        self._direct = direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not await self._direct.answered(scope, receive, send):
+            await super().__call__(scope, receive, send)
+
+
 def public_app(parts: Services) -> FastAPI:
     """What others reach: the protocol, the data plane, the DID document, liveness."""
     settings = parts.settings
-    app = FastAPI(
+    protocol = dsp_routes.router(
+        negotiations=parts.negotiations,
+        transfers=parts.transfers,
+        catalog=parts.catalog,
+        sender=parts.sender,
+        authenticate=parts.identity.authenticate,
+        body_max_bytes=settings.body_max_bytes,
+    )
+    app = _Public(
+        dsp_routes.Direct(protocol),
         title="Hanse connector, public",
         version=VERSION,
         docs_url=None,
@@ -380,16 +402,7 @@ def public_app(parts: Services) -> FastAPI:
         max_body_size=max(settings.body_max_bytes, data_http.BODY_MAX),  # the protocol's routes keep the smaller one
     )
     problems.install(app)
-    app.include_router(
-        dsp_routes.router(
-            negotiations=parts.negotiations,
-            transfers=parts.transfers,
-            catalog=parts.catalog,
-            sender=parts.sender,
-            authenticate=parts.identity.authenticate,
-            body_max_bytes=settings.body_max_bytes,
-        )
-    )
+    app.include_router(protocol)
     app.include_router(dsp_routes.version_router())
     app.include_router(access.router(parts.addresses, parts.grants, parts.identity, owner=settings.name))
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))

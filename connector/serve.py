@@ -25,6 +25,9 @@ from connector.settings import Settings
 from connector.store.migrate import upgrade
 from connector.telemetry import Observed, logger, set_up_logging
 
+# Seconds that a thread may keep the others waiting. The usual 0.005 is longer than most of our transactions: the loop,
+# which answers everybody, would wait for a whole one in the writer's thread.
+_TURN = 0.001
 _STOPPING = "the connector is shutting down; go on from here in a moment"
 _log = logger("connector")
 
@@ -78,6 +81,7 @@ async def _first_token(parts: Services) -> None:
 async def serve(settings: Settings) -> None:
     """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use."""
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
+    sys.setswitchinterval(_TURN)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as bound:
         public = bound.enter_context(_bind(settings.public_host, settings.public_port, "HANSE_PUBLIC_PORT"))

@@ -69,7 +69,7 @@ class Exchange(ABC, Generic[Row]):
         self._us = participant
         self._base = base
         self._facts_of = facts_of
-        sender.register(self.kind, self)
+        sender.register(self.kind, self, answered=True)
 
     # What a subclass says.
 
@@ -151,7 +151,7 @@ class Exchange(ABC, Generic[Row]):
         """Change the state as judged. A message that proves delivery of ours lets that count first."""
         follow: list[Outbox] = []
         if row.pending and not judged.pending:
-            tx.messages.drop(row.id)
+            self._drop(tx, row)
         if row.pending and judged.before != row.state:
             follow = self._count(tx, row, row.pending)
         row.state, row.pending, row.updated_at = judged.after, judged.pending, tx.now
@@ -197,12 +197,17 @@ class Exchange(ABC, Generic[Row]):
         tx.publish(self._advanced(row, actor=actor, message=self.termination.__name__))
         if unanswered:  # the counterparty may know of it or not: once it answers, `_learn` sends the termination
             return []
-        tx.messages.drop(row.id)
+        self._drop(tx, row)
         return [self._termination(tx, row, code=code, reason=reason)]
 
     def _termination(self, tx: Transaction, row: Row, *, code: str, reason: str) -> Outbox:
         message = self.termination(**self._pids(row), code=code, reason=(reason,) if reason else ())
         return self._outbox(tx, row, message, f"/{self.kind}s/{_segment(row)}/termination")
+
+    def _drop(self, tx: Transaction, row: Row) -> None:
+        """Nothing of ours is on its way in this process any more."""
+        tx.messages.drop(row.id)
+        tx.after_commit(lambda: self._sender.settling.proven(row.id))
 
     def _pids(self, row: Row) -> dict[str, Any]:
         ours, theirs = ("provider_pid", "consumer_pid") if row.role == PROVIDER else ("consumer_pid", "provider_pid")

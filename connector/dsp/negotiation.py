@@ -127,6 +127,7 @@ class Negotiations(Exchange[Negotiation]):
 
     async def status(self, pid: str, caller: Principal) -> messages.ContractNegotiation:
         """The state, for the counterparty."""
+        await self._sender.settling.now(pid)
         return self.view(await self._store.read(lambda tx: tx.negotiations.peek_of(pid, caller.id)))
 
     def view(self, row: Negotiation) -> messages.ContractNegotiation:
@@ -300,7 +301,7 @@ class Negotiations(Exchange[Negotiation]):
         """A consumer that transfers under an agreement has our FINALIZED, even if its acknowledgement is still out."""
         row = tx.negotiations.get(agreement.negotiation_id)
         if row is not None and row.pending == states.FINALIZED_EVENT:
-            tx.messages.drop(row.id)
+            self._drop(tx, row)
             self._count(tx, row, row.pending)
 
     # Commands.
@@ -371,6 +372,7 @@ class Negotiations(Exchange[Negotiation]):
                 return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
             return row, [self._carry_out(tx, row, name, offer)]
 
+        await self._sender.settling.now(pid)
         row, sent = await self._store.write(work)
         self._leave(sent)
         return row

@@ -21,6 +21,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from connector.dsp.settling import Settling
 from connector.errors import AddressRefused, HanseError
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
@@ -91,6 +92,8 @@ class Sender:
         self._lease = lease  # seconds that a message is ours; renewed while a delivery takes longer
         self._metrics = metrics
         self._couriers: dict[str, Courier] = {}
+        self._answered: set[str] = set()
+        self.settling = Settling(store, record=self._settle, hand_over=self.hand_over)
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -100,9 +103,11 @@ class Sender:
         self._forgot = float("-inf")
         self._log = logger("sender")
 
-    def register(self, kind: str, courier: Courier) -> None:
-        """Name who carries rows of this kind."""
+    def register(self, kind: str, courier: Courier, *, answered: bool = False) -> None:
+        """Name who carries rows of this kind. `answered`: the receiver's next message mostly follows at once."""
         self._couriers[kind] = courier
+        if answered:
+            self._answered.add(kind)
 
     async def start(self) -> None:
         """Begin to deliver. On SQLite we are alone, so what an earlier process had leased is free at once."""
@@ -117,6 +122,7 @@ class Sender:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.settling.close()
         with suppress(HanseError):
             await self._store.write(lambda tx: tx.messages.release(owner=self.owner))
 
@@ -176,6 +182,9 @@ class Sender:
         try:
             async with self._slot(row):
                 outcome = await self._carry(row)
+                if outcome.result is Result.DELIVERED and row.kind in self._answered:
+                    self.settling.add(row, outcome)
+                    return
                 follow = await self._store.write(lambda tx: self._settle(tx, row, outcome))
             if follow is None:
                 self._wake.set()

@@ -152,6 +152,7 @@ class Transfers(Exchange[Transfer]):
 
     async def status(self, pid: str, caller: Principal) -> messages.TransferProcess:
         """The state, for the counterparty."""
+        await self._sender.settling.now(pid)
         return self.view(await self._store.read(lambda tx: tx.transfers.peek_of(pid, caller.id)))
 
     def view(self, row: Transfer) -> messages.TransferProcess:
@@ -196,7 +197,7 @@ class Transfers(Exchange[Transfer]):
         self, tx: Transaction, row: Transfer, message: Numbered, judged: Received, facts: Facts
     ) -> list[Outbox]:
         """The consumer resumes: allowed where it was not the owner who suspended, and everything still holds."""
-        if row.suspended_by == PROVIDER:
+        if row.suspended_by == PROVIDER or row.pending == states.SUSPENSION:  # ours has arrived, or it could not resume
             raise Refused("the provider suspended this transfer, so only the provider resumes it", code="suspended")
         agreement = tx.agreements.of(row.agreement_id, role=PROVIDER)
         _check_permitted(tx, agreement, _check_holds(tx, agreement), requested(facts, purpose=row.purpose))
@@ -373,6 +374,7 @@ class Transfers(Exchange[Transfer]):
                 return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
             return row, [self._carry_out(tx, row, name, code, reason)]
 
+        await self._sender.settling.now(pid)
         row, sent = await self._store.write(work)
         if row.role == PROVIDER and name in ("suspend", "complete"):
             self._stop(pid, reason or f"the owner had the transfer {name}d")

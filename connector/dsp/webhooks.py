@@ -38,6 +38,7 @@ class Webhooks:
         self._peer = peer
         self._wire = wire
         self._known: tuple[float, tuple[Webhook, ...]] = (float("-inf"), ())
+        self._changes = 0  # of ours: who read the webhooks before one of them does not keep what it read
         sender.register(KIND, self)
         store.outlets.append(self._store_deliveries)
         store.bus.subscribe(lambda _: sender.wake() if self._known[1] else None)
@@ -56,7 +57,7 @@ class Webhooks:
             return row
 
         made = await self._store.write(work)
-        self._known = (float("-inf"), ())
+        self._forget()
         return made
 
     async def all(self) -> list[Webhook]:
@@ -73,14 +74,19 @@ class Webhooks:
             tx.publish(WebhookChanged(actor=by, process=webhook_id, detail={"change": "removed", "url": row.url}))
 
         await self._store.write(work)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._changes += 1
         self._known = (float("-inf"), ())
 
     def _store_deliveries(self, tx: Transaction, event: Event) -> None:
         """Put a delivery for every webhook that wants this event into the outbox."""
-        read, hooks = self._known
+        changes, (read, hooks) = self._changes, self._known
         if time.monotonic() - read > _KNOWN_SECONDS:
             hooks = tuple(tx.messages.webhooks())
-            self._known = (time.monotonic(), hooks)
+            if changes == self._changes:  # transactions run side by side on PostgreSQL
+                self._known = (time.monotonic(), hooks)
         for hook in hooks:
             if EVERY in hook.kinds or event.kind in hook.kinds:
                 tx.messages.send(_delivery(hook, event, tx.now))

@@ -21,9 +21,10 @@ _LOOK = 1.0  # another process on the same database may change a row without our
 async def until(store: Store, pid: str, look: Callable[[], Awaitable[Row]], *, state: str, seconds: float) -> Row:
     """The process once it is in `state` (empty: in any other than now) or final, or as it is when time is up."""
     changed = asyncio.Event()
+    wanted = {state, *FINAL}
 
     def heard(event: Event) -> None:
-        if event.process == pid:
+        if event.process == pid and (not state or event.detail.get("state") in wanted):
             changed.set()
 
     leave = store.bus.subscribe(heard)

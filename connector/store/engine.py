@@ -48,10 +48,13 @@ class Store:
     async def write(self, work: Work[T]) -> T:
         """Run `work(tx)` and commit; what it returns, once the commit is durable. An exception undoes everything."""
         whole = self._with_outlets(work) if self.outlets else work
-        outcome: tuple[T, list[Event]] = await asyncio.wrap_future(self._writer.submit(whole))
-        for happened in outcome[1]:
+        outcome: tuple[T, Transaction] = await asyncio.wrap_future(self._writer.submit(whole))
+        result, tx = outcome
+        for act in tx.afterwards:
+            act()
+        for happened in tx.published:
             self.bus.deliver(happened)
-        return outcome[0]
+        return result
 
     def _with_outlets(self, work: Work[T]) -> Work[T]:
         def whole(tx: Transaction) -> T:
@@ -79,7 +82,7 @@ class Store:
         self.engine.dispose()
 
 
-def _run(connection: Connection, work: Work[T], *, alone: bool) -> tuple[T, list[Event]]:
+def _run(connection: Connection, work: Work[T], *, alone: bool) -> tuple[T, Transaction]:
     """One unit of work in an open transaction: in a savepoint of its own, unless it is `alone` in there."""
     mode: Any = "rollback_only" if alone else "create_savepoint"
     with Session(connection, expire_on_commit=False, join_transaction_mode=mode) as session:
@@ -90,7 +93,7 @@ def _run(connection: Connection, work: Work[T], *, alone: bool) -> tuple[T, list
             session.commit()
         except IntegrityError as error:
             raise AlreadyExists("the same was stored by somebody else a moment ago; read it again") from error
-        return result, tx.published
+        return result, tx
 
 
 class _GroupWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from sqlalchemy import insert
@@ -27,10 +28,15 @@ class Transaction:
         self.session = session
         self.now = now
         self.published: list[Event] = []
+        self.afterwards: list[Callable[[], None]] = []
 
     def publish(self, event: Event) -> None:
         """Store the event with the change; it is delivered to subscribers after the commit."""
         self.published.append(event)
+
+    def after_commit(self, act: Callable[[], None]) -> None:
+        """Call `act` once this is committed, in the event loop's thread, before the events are delivered."""
+        self.afterwards.append(act)
 
     def store_events(self) -> None:
         """Write what was published; the store calls this at the end of a unit of work."""
