@@ -28,6 +28,7 @@ from policies.model import Policy
 from policies.vocabulary import Phase
 
 PAGE = 100
+_BATCH = PAGE + 1  # a page, and the one more that says whether another page follows
 TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, version
 _LOOK_AT_MAX = 1_000  # datasets that one request may look at, so that hidden ones cannot make it slow
 _POLICIES_MAX = 2_048
@@ -102,8 +103,8 @@ class Catalog:
         judged: dict[str, bool] = {}
         reached, looked, more = start, 0, True
         while more and looked < _LOOK_AT_MAX and len(found) <= limit:
-            rows = tx.datasets.offered(start=reached, backwards=backwards, limit=PAGE)
-            looked, more = looked + PAGE, len(rows) == PAGE
+            rows = tx.datasets.offered(start=reached, backwards=backwards, limit=_BATCH)
+            looked, more = looked + _BATCH, len(rows) == _BATCH
             visible = self._visible(tx, rows, facts, judged)
             found.extend(visible[skip:])
             skip = max(0, skip - len(visible))

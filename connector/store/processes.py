@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
-from connector.store.tables import Negotiation, Transfer
+from connector.store.tables import KNOWN, Negotiation, Transfer
 
 Row = TypeVar("Row", Negotiation, Transfer)
 
@@ -51,7 +51,7 @@ class _Processes(Generic[Row]):
         table = self._table
         return self._session.scalars(
             select(table)
-            .where(table.role == role, table.counterparty == counterparty, table.peer_pid == peer_pid)
+            .where(table.role == role, table.counterparty == counterparty, table.peer_pid == peer_pid, KNOWN)
             .with_for_update()
         ).first()
 

@@ -29,11 +29,13 @@ _Key = String(255)
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
 
 
+KNOWN = text("peer_pid <> ''")  # said by the index and by who looks for a pid: without it no database uses the index
+
+
 def _one_per_peer_pid(table: str) -> Index:
     """A counterparty's pid names one process at most: two deliveries of a first request cannot both be taken in."""
-    known = text("peer_pid <> ''")
     names = ("role", "counterparty", "peer_pid")
-    return Index(f"{table}_peer", *names, unique=True, sqlite_where=known, postgresql_where=known)
+    return Index(f"{table}_peer", *names, unique=True, sqlite_where=KNOWN, postgresql_where=KNOWN)
 
 
 class ApiToken(Table):
