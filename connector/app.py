@@ -75,7 +75,7 @@ from connector.telemetry import Metrics
 from connector.usage import sources
 from connector.usage.facts import Known
 from connector.usage.grants import Grants
-from policies import vocabulary
+from policies import plugins
 from policies.evaluate import Facts
 
 VERSION = "0.1.0"
@@ -195,7 +195,7 @@ class _DataPlane:
 
 def build(settings: Settings) -> Services:
     """Every part, wired; nothing runs yet and nothing is bound. The database must be migrated."""
-    vocabulary.load_plugins()
+    plugins.load()
     participant = settings.participant_id or did.did_of(settings.root_url)
     key_dir = settings.data_dir / "keys"
     key = keys.participant_key(key_dir)

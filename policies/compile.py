@@ -13,8 +13,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from policies import columns, lowering
+from policies import columns, lowering, masks
 from policies.contract import (
+    Column,
     Connected,
     DataContract,
     Grid,
@@ -247,8 +248,10 @@ def _mask(draft: Draft, duty: Duty, path: str) -> None:
 
 def _one_mask(draft: Draft, name: str, method: str, argument: str | None, path: str) -> Mask:
     found = lowering.column(draft, name, path)
+    if (word := masks.MASKS.get(method)) is not None:
+        return _plugin_mask(word, found, argument, path)
     if method not in set(MaskKind):
-        raise undecided(path, f"nobody knows the mask {method}; use {', '.join(MaskKind)}")
+        raise undecided(path, f"nobody knows the mask {method}; use {', '.join(masks.names())}")
     kind, family = MaskKind(method), columns.family(found.type)
     if family == columns.OTHER and kind is not MaskKind.NULL:
         raise undecided(path, f"{found.name} ({found.type}) can only be masked by null")
@@ -256,6 +259,15 @@ def _one_mask(draft: Draft, name: str, method: str, argument: str | None, path: 
         return Mask(found.name, kind, _argument(kind, family, argument))
     except ValueError as wrong:
         raise undecided(path, f"mask {method} of {found.name} ({found.type}): {wrong}") from None
+
+
+def _plugin_mask(word: masks.MaskWord, found: Column, argument: str | None, path: str) -> Mask:
+    if columns.family(found.type) not in word.families:
+        raise undecided(path, f"{found.name} ({found.type}) cannot be masked by {word.name}")
+    try:
+        return Mask(found.name, word.name, word.argument(argument))
+    except ValueError as wrong:
+        raise undecided(path, f"mask {word.name} of {found.name} ({found.type}): {wrong}") from None
 
 
 _PERIODS = ("year", "quarter", "month", "week", "day", "hour")

@@ -41,7 +41,7 @@ class MaskKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Mask:
     column: str
-    kind: MaskKind
+    kind: MaskKind | str  # a text names a plugin's mask
     argument: Scalar = None  # characters for truncate, digits for round, bin width for generalise
 
 
@@ -177,11 +177,15 @@ def from_json(text: str) -> DataContract:
         **{name: _frozen(value) for name, value in raw.items() if name not in _NESTED},
         schema=TableSchema(tuple(Column(**column) for column in raw["schema"]["columns"])),
         row_filter=None if row_filter is None else _row_filter(row_filter),
-        masks=tuple(Mask(**{**mask, "kind": MaskKind(mask["kind"])}) for mask in raw["masks"]),
+        masks=tuple(Mask(**{**mask, "kind": _kind(mask["kind"])}) for mask in raw["masks"]),
         grid=None if grid is None else _grid(grid),
         limits=Limits(**raw["limits"]),
         obligations=tuple(Owed(**{name: _frozen(v) for name, v in owed.items()}) for owed in raw["obligations"]),
     )
+
+
+def _kind(text: str) -> MaskKind | str:
+    return MaskKind(text) if text in set(MaskKind) else text
 
 
 _NESTED = frozenset({"schema", "row_filter", "masks", "grid", "limits", "obligations"})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal as OneOf
 
 from policies import compile as compiler
-from policies import known, values, vocabulary
+from policies import known, masks, values, vocabulary
 from policies.contract import TableSchema
 from policies.errors import ContractUndecided, PolicyUnreadable
 from policies.model import Atom, Conflict, Connective, Constraint, Duty, Group, Policy, Rule
@@ -133,12 +133,9 @@ def _masks(policy: Policy) -> Iterator[Problem]:
             yield _error(path, "mask_incomplete", "a mask needs ds:column and ds:method; add what is missing")
         elif method.right[0].text in ("truncate", "round", "generalise") and ds("argument") not in given:
             yield _error(path, "mask_incomplete", f"{method.right[0].text} needs ds:argument; add it")
-        elif method.right[0].text not in ("null", "hash", "truncate", "round", "generalise"):
-            yield _error(
-                path,
-                "mask_unknown",
-                f"expected null, hash, truncate, round or generalise, got {method.right[0].text}; choose one",
-            )
+        elif method.right[0].text not in masks.names():
+            known_masks = ", ".join(masks.names())
+            yield _error(path, "mask_unknown", f"expected one of {known_masks}, got {method.right[0].text}; choose one")
 
 
 def _blocked(policy: Policy) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ One place for wording, so that a decision, an explanation and a report say the s
 
 from __future__ import annotations
 
-from policies import vocabulary
+from policies import masks, vocabulary
 from policies.model import Atom, Connective, Constraint, Duty
 from policies.values import Duration, duration, in_words
 from policies.vocabulary import Operand, ValueType, compact, ds, odrl
@@ -147,7 +147,8 @@ def mask(details: dict[str, Atom]) -> str:
     if columns is None or method is None:
         return "columns masked in a way that is not stated"
     argument = details.get(ds("argument"))
-    how = _METHODS.get(method.right[0].text, method.right[0].text)
+    word = masks.MASKS.get(method.right[0].text)
+    how = word.sentence if word is not None else _METHODS.get(method.right[0].text, method.right[0].text)
     names = listed([literal.text for literal in columns.right], word="and")
     return f"{names} {how.format(argument.right[0].text if argument else 'no')} in every answer"
 

@@ -11,6 +11,7 @@ from connector.dataplane.addresses import PATH, Addresses
 from connector.identity.service import Identity
 from connector.usage.grants import Grants, Held
 from policies.contract import DataContract
+from policies.masks import MASKS
 from policies.model import ODRL
 
 DISTRIBUTE = ODRL + "distribute"
@@ -57,6 +58,12 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
     }
 
 
+def _shown_type(mask: str | None, stored: str) -> str:
+    """The type of a column as its reader sees it."""
+    word = MASKS.get(mask or "")
+    return "VARCHAR" if mask == "hash" or (word is not None and word.text) else stored
+
+
 def two_digits(count: int) -> int:
     """A count to two significant digits: enough to plan by, too coarse to tell one person."""
     magnitude: int = 10 ** max(0, len(str(count)) - 2)
@@ -72,7 +79,7 @@ def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
         "not_before": contract.not_before,
         "not_after": contract.not_after,
         "columns": [
-            {"name": name, "type": "VARCHAR" if masked.get(name) == "hash" else types[name], "mask": masked.get(name)}
+            {"name": name, "type": _shown_type(masked.get(name), types[name]), "mask": masked.get(name)}
             for name in contract.columns
         ],
         "aggregate": None

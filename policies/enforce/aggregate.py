@@ -12,6 +12,7 @@ from policies import columns
 from policies.contract import DataContract, MaskKind
 from policies.enforce import grid, wrap
 from policies.enforce.statement import refuse
+from policies.masks import MASKS
 
 
 def check(tree: exp.Expr, contract: DataContract, shown_as: str) -> None:
@@ -179,7 +180,8 @@ def _is_position(value: object) -> bool:
 def _kind(contract: DataContract, column: str) -> str:
     """The kind of a dimension's values as a query sees them: hashes and shortened values are texts."""
     mask = next((one for one in contract.masks if one.column == column), None)
-    if mask is not None and mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE):
+    word = MASKS.get(mask.kind) if mask is not None else None
+    if mask is not None and (mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text)):
         return columns.TEXT
     return columns.family(wrap.type_of(contract, column))
 

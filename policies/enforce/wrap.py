@@ -16,6 +16,7 @@ from sqlglot import exp
 
 from policies import columns
 from policies.contract import Comparison, Connected, DataContract, Mask, MaskKind, RowFilter, Scalar
+from policies.masks import MASKS
 
 
 @dataclass(slots=True)
@@ -100,7 +101,10 @@ def masked(contract: DataContract, name: str, source: str, maker: Maker) -> exp.
     raw = stored(name, source)
     if mask is None:
         return raw
-    return _MASKS[mask.kind](raw, mask, type_of(contract, name), maker)
+    if (word := MASKS.get(mask.kind)) is not None:
+        made: exp.Expr = word.build(raw, mask.argument, maker)
+        return made
+    return _MASKS[MaskKind(mask.kind)](raw, mask, type_of(contract, name), maker)
 
 
 def type_of(contract: DataContract, name: str) -> str:

@@ -1,13 +1,12 @@
 """What the words of a policy mean: `OPERANDS`, `ACTIONS`, and look-ups over both.
 
-One file per family; a plugin's words come in by the same door (`register`, `load_plugins`). Data only:
+One file per family; a plugin's words come in by the same door (`register`). Data only:
 nothing here evaluates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from policies.model import HANSE, ODRL
@@ -52,7 +51,6 @@ __all__ = [
     "compact",
     "ds",
     "expand",
-    "load_plugins",
     "odrl",
     "operand",
     "register",
@@ -131,24 +129,6 @@ def register(
             raise ValueError(f"action {compact(action.name)} is registered already; choose another name")
         ACTIONS[action.name] = action
     _ABOVE.clear()
-
-
-def load_plugins(group: str = "hanse.policy_terms") -> list[str]:
-    """Register the words of installed plugins; returns their entry-point names.
-
-    Each entry point loads to a module or object with `OPERANDS` and, if it likes, `ACTIONS` (iterables).
-    Loading twice is harmless: a plugin whose words are all there already is passed over.
-    """
-    loaded: list[str] = []
-    for entry in sorted(entry_points(group=group), key=lambda point: point.name):
-        plugin = entry.load()
-        operands = tuple(getattr(plugin, "OPERANDS", ()))
-        new_actions = tuple(getattr(plugin, "ACTIONS", ()))
-        fresh = [word for word in operands if OPERANDS.get(word.name) is not word]
-        fresh_actions = [word for word in new_actions if ACTIONS.get(word.name) is not word]
-        register(operands=fresh, new_actions=fresh_actions)
-        loaded.append(entry.name)
-    return loaded
 
 
 for _family in (party, time, quantity, shape, training, after_use):

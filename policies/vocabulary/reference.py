@@ -21,6 +21,28 @@ A word that stands in no table here is refused by name. Tiers: *technical*, the 
 """
 
 
+_OWN = """## Words of your own
+
+A plugin is one file in an installed distribution, named by the entry point `hanse.policy_terms`. It may hold any of:
+
+| name | what it is |
+|---|---|
+| `OPERANDS` | `policies.vocabulary.Operand` entries: name (an IRI of yours), type, operators, phase, tier, `sources` |
+| `ACTIONS` | `policies.vocabulary.Action` entries; what a plugin lets do rests on the contract, so none is technical |
+| `LOWER` | operand IRI to a function of (draft, atom, path): makes a condition on the answer part of the contract |
+| `MASKS` | `policies.masks.MaskWord` entries: the columns a mask is for, how its argument is read, the SQL it becomes |
+| `SOURCES` | name of a source of facts to who that is, as a refusal says it |
+
+A source of facts about participants is an object named by the entry point `hanse.fact_sources`, with `NAME`, `HELP`,
+`SUPPLIES` (the words it may supply, and no others) and `async def facts(participant)`, which gives
+`policies.evaluate.Fact` values with who says so and until when. One that fails or takes over two seconds supplies
+nothing. Membership, identity, purpose, time and counters are not for plugins to say.
+
+A word that claims to be technical without bringing what makes it so is refused when the connector starts, and so is one
+that rests on what others say: that is attested. `tests/policies/test_plugins.py` holds a whole plugin.
+"""
+
+
 def page() -> str:
     """The whole page."""
     operands, actions = vocabulary.OPERANDS.values(), vocabulary.ACTIONS.values()
@@ -32,6 +54,8 @@ def page() -> str:
         _section("Actions that are owed", _actions(one for one in actions if one.duty)),
         _section("The short form", _words()),
         f"Regions: {', '.join(values.known_regions())}.\n",
+        _section("Where facts come from", _sources()),
+        _OWN,
     ]
     return "\n".join(parts)
 
@@ -49,6 +73,17 @@ def _operands(operands: Iterable[Operand]) -> Iterator[str]:
         ops = " ".join(op for op in form.OPERATOR_ORDER if op in one.ops)
         fact = f"`{one.fact}`" if one.fact and not one.parameter else ""
         yield f"| `{name}` | {kind} | {ops} | {one.phase.value} | {one.tier.value} | {fact} | {one.help} |"
+
+
+def _sources() -> Iterator[str]:
+    yield "Where several speak, the owner's own record counts. Lint refuses a condition whose fact nobody can supply."
+    yield ""
+    yield "| source | who | words |"
+    yield "|---|---|---|"
+    for name, who in vocabulary.SOURCES.items():
+        words = [compact(one.name) for one in vocabulary.OPERANDS.values() if name in one.sources]
+        words += [key for key, names in vocabulary.OTHER_FACTS.items() if name in names]
+        yield f"| {name} | {who} | {', '.join(f'`{word}`' for word in words)} |"
 
 
 def _actions(actions: Iterable[Action]) -> Iterator[str]:

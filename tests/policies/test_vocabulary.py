@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from policies import evaluate, jsonld, vocabulary, words
+from policies import evaluate, jsonld, plugins, vocabulary, words
 from policies.facts import Facts
 from policies.model import HANSE, Atom, Kind, Literal
 from policies.vocabulary import ACTIONS, OPERANDS, Action, Operand, Phase, Tier, ValueType, ds, odrl, reference
@@ -124,9 +124,9 @@ def test_a_plugins_word_decides_as_soon_as_it_is_loaded(monkeypatch: pytest.Monk
     plugin = SimpleNamespace(OPERANDS=(_operand(name),), ACTIONS=())
     point = EntryPoint("mood", "x", "hanse.policy_terms")
     monkeypatch.setattr(EntryPoint, "load", lambda self: plugin)
-    monkeypatch.setattr(vocabulary, "entry_points", lambda group: [point] if group == "hanse.policy_terms" else [])
-    assert vocabulary.load_plugins() == ["mood"]
-    assert vocabulary.load_plugins() == ["mood"]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == "hanse.policy_terms" else [])
+    assert plugins.load() == ["mood"]
+    assert plugins.load() == ["mood"]
     assert evaluate.permits(policy, facts, **arguments)  # type: ignore[arg-type]  # one table for both calls
 
 
