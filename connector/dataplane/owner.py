@@ -17,7 +17,7 @@ from typing import Any
 from connector.dataplane import records
 from connector.dataplane.stream import version_relation
 from connector.datasets.registry import published_schema
-from connector.errors import HanseError, NotFound, Refused
+from connector.errors import HanseError, NotFound
 from connector.events import ReadEnded, ReadStarted
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
@@ -59,7 +59,8 @@ class OwnersView:
 
     async def withheld(self, version: DatasetVersion, contracts: Sequence[DataContract]) -> list[dict[str, Any]]:
         """What each aggregate-only contract keeps back of this version, in all and for each dimension by itself."""
-        return [await self._withheld(version, one) for one in contracts if one.grid is not None]
+        cells = [one for one in contracts if one.grid is not None and one.grid.privacy is None]
+        return [await self._withheld(version, one) for one in cells]
 
     async def _withheld(self, version: DatasetVersion, contract: DataContract) -> dict[str, Any]:
         grid = contract.grid
@@ -180,6 +181,8 @@ class OwnersView:
         contracts = compiler.contracts(policy, published_schema(version), concluded=now)
         action, purpose = expand(asked.action), expand(asked.purpose) or None
         contract = admission.choose(contracts, action=action, purpose=purpose, now=now)
+        if note := _unshown(contract):
+            return {**_columns(contract), "columns_shown": [], "rows": [], "sql": "", "note": note}
         sql = _first_rows(self._name, dataset.name, contract)
         prepared = prepare(
             sql,
@@ -286,14 +289,18 @@ def _columns(contract: DataContract) -> dict[str, Any]:
     return {"columns": shown, "hidden": hidden, "aggregate": contract.grid is not None}
 
 
+def _unshown(contract: DataContract) -> str:
+    """Why there are no first rows to show although there is something to ask."""
+    if contract.templates:
+        return "only approved queries run under this offer; fill one in to see its answer"
+    if contract.grid is not None and contract.grid.privacy is not None:
+        return "answers carry noise, and each spends the agreement's privacy budget; none is shown here"
+    return ""
+
+
 def _first_rows(owner: str, dataset: str, contract: DataContract) -> str:
     """The plainest question that the contract answers: its first rows, or its groups where there are only those."""
     source = f"{_quoted(owner)}.{_quoted(dataset)}"
-    if contract.templates:
-        raise Refused(
-            "only approved queries run under this offer; nothing can be shown without their values",
-            code="template_only",
-        )
     if contract.grid is None:
         together = {name for columns in contract.together for name in columns[1:]}
         named = ", ".join(_quoted(name) for name in contract.columns if name not in together)

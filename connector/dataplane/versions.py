@@ -61,7 +61,7 @@ class Versions:
             return [("error", error.rule, error.code, str(error))]
         found = [one for contract in contracts for one in _bounds(contract, new.profile)]
         for contract in contracts:
-            if contract.grid is not None and new.schema == old.schema:
+            if contract.grid is not None and contract.grid.privacy is None and new.schema == old.schema:
                 found += await self._grid(contract, old, new)
         return found
 

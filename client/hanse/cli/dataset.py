@@ -127,6 +127,9 @@ def _print_preview(found: dict[str, Any]) -> None:
     print_rows(found["columns"], {"column": "name", "type": "type", "masked": "mask"}, as_json=False)
     if found["hidden"]:
         say(f"hidden: {', '.join(found['hidden'])}")
+    if found.get("note"):
+        say(found["note"])
+        return
     names = found["columns_shown"]
     rows = [dict(zip(names, row, strict=True)) for row in found["rows"]]
     print_rows(rows, {name: name for name in names}, as_json=False)
