@@ -1,0 +1,164 @@
+"""What is known of a party: from whom, until when; what an owner may record; how long a read rests on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connector.errors import BadInput, HanseError, NotFound, Refused
+from connector.store import Store
+from connector.usage.facts import Known, party_facts
+from connector.usage.grants import Grant, Grants
+from policies.evaluate import Fact, Facts
+from policies.vocabulary import expand
+from tests.protocol.test_transfers import agreed, constrained, started
+from tests.support.pair import Pair, pair
+
+DID = "did:web:a.example"
+
+
+class Register:
+    """A member register as `Trust` gives it."""
+
+    def __init__(self, entry: dict[str, Any] | None, until: float | None) -> None:
+        self.entry, self.until = entry, until
+
+    async def member(self, participant: str) -> dict[str, Any] | None:
+        return self.entry
+
+    def believed_until(self) -> float | None:
+        return self.until
+
+
+def known(store: Store, entry: dict[str, Any] | None, *, until: float | None = None) -> Known:
+    return Known(store, Register(entry, until))  # type: ignore[arg-type]  # all that is asked of a Trust
+
+
+def said(facts: Facts) -> dict[str, tuple[tuple[Any, ...], str, float | None]]:
+    return {key: (fact.values, fact.source, fact.valid_until) for key, fact in facts.items()}
+
+
+@pytest.mark.parametrize(
+    ("entry", "facts"),
+    [
+        (None, {}),
+        ({}, {"ds:membership": (("none",), "register", 9.0)}),
+        ({"status": "active", "country": ""}, {"ds:membership": (("active",), "register", 9.0)}),
+        (
+            {"status": "suspended", "role": ["a", "b"], "url": "https://a.example", "title": "A"},
+            {
+                "ds:membership": (("suspended",), "register", 9.0),
+                "ds:role": (("a", "b"), "register", 9.0),
+                "ds:connector": (("https://a.example",), "register", 9.0),
+            },
+        ),
+    ],
+)
+def test_the_register_says_what_it_says_and_until_when(entry: dict[str, Any] | None, facts: dict[str, Any]) -> None:
+    assert said(party_facts(DID, entry, until=9.0)) == {"ds:participant": ((DID,), "signature", None), **facts}
+
+
+async def test_the_owners_record_counts_where_several_speak_and_ends_when_it_says(sqlite_store: Store) -> None:
+    who, soon = known(sqlite_store, {"status": "active", "role": "hospital"}), time.time() + 0.4
+    await who.record(DID, "ds:role", ["insurer"], evidence="a letter", until=soon, by="test")
+    await who.record(DID, "ds:permit", ["P-1", "P-2"], evidence="", until=None, by="test")
+    found = await who.of(DID)
+    assert found["ds:role"] == Fact(("insurer",), "owner", soon)
+    assert found["ds:permit"].values == ("P-1", "P-2")
+    while time.time() < soon:
+        await asyncio.sleep(0.02)
+    assert (await who.of(DID))["ds:role"].values == ("hospital",)
+    await who.withdraw(DID, "ds:permit", "P-1", by="test")
+    assert (await who.of(DID))["ds:permit"].values == ("P-2",)
+    await who.withdraw(DID, "ds:permit", by="test")
+    assert "ds:permit" not in await who.of(DID)
+    with pytest.raises(NotFound):
+        await who.withdraw(DID, "ds:permit", by="test")
+
+
+@pytest.mark.parametrize(
+    ("subject", "fact", "values", "until", "says"),
+    [
+        (DID, "ds:membership", ["active"], None, "comes from the operator of the data space"),
+        (DID, "ds:participant", [DID], None, "comes from the party itself"),
+        (DID, "odrl:purpose", ["dpv:Marketing"], None, "comes from whoever asks"),
+        (DID, "odrl:count", ["0"], None, "comes from the grant's counters"),
+        (DID, "ds:minGroupSize", ["1"], None, "is no fact"),
+        (DID, "ds:mood", ["good"], None, "is no fact"),
+        (DID, "ds:securityLevel", ["highest"], None, "base, trust, trust"),
+        (DID, "ds:participantCountry", ["Atlantis"], None, "expected a country"),
+        (DID, "ds:permit", [""], None, "at most 255"),
+        (DID, "ds:permit", ["x" * 256], None, "at most 255"),
+        (DID, "ds:permit", [], None, "at least one value"),
+        (DID, "ds:permit", ["P"], 5.0, "in the future"),
+        ("somebody", "ds:permit", ["P"], None, "the DID of a participant"),
+        ("nowhere", "ds:miningReserved", ["true"], None, "no dataset 'nowhere'"),
+    ],
+)
+async def test_what_is_not_the_owners_to_say_is_refused_with_who_says_it(
+    sqlite_store: Store, subject: str, fact: str, values: list[str], until: float | None, says: str
+) -> None:
+    who = known(sqlite_store, {})
+    with pytest.raises((BadInput, NotFound), match=says):
+        await who.record(subject, fact, values, evidence="", until=until, by="test")
+    assert await who.recorded() == []
+
+
+async def test_a_failing_register_leaves_membership_unknown(sqlite_store: Store) -> None:
+    who = known(sqlite_store, None)
+    await who.record(DID, "ds:environment", ["secure"], evidence="", until=None, by="test")
+    assert sorted(await who.of(DID)) == ["ds:environment", "ds:participant"]
+
+
+async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tuple[Grants, Grant]:
+    """A read admitted under a policy on one fact; `facts` may change afterwards."""
+
+    async def facts_of(who: str) -> Facts:
+        return Facts.of({"ds:participant": who}, source="signature").adding(facts)
+
+    agreement = await agreed(two, policy=constrained(left, "eq", right))
+    _, there = await started(two, agreement)
+    grants = Grants(two.north.store, facts_of=facts_of)
+    grant = await grants.open(
+        agreement,
+        consumer=two.south.participant,
+        transfer_id=there.id,
+        generation=there.generation,
+        action=expand("ds:stream"),
+        purpose="",
+        longest=600,
+    )
+    return grants, grant
+
+
+async def test_a_read_rests_on_a_fact_only_until_its_end_and_stops_when_it_is_gone(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        facts = {"ds:permit": Fact(("P-1",), "owner", time.time() + 60)}
+        two.north.facts[two.south.participant] = Facts.of({"ds:participant": two.south.participant, **facts})
+        grants, grant = await opened(two, facts, "ds:permit", "P-1")
+        assert 50 < grant.lease.deadline - time.monotonic() <= 60
+        facts["ds:permit"] = Fact(("P-1",), "owner", time.time() + 90)
+        assert 80 < await grants.recheck(grant) <= 90
+        facts["ds:permit"] = Fact(("P-2",), "owner")
+        with pytest.raises(Refused, match="observed P-2"):
+            await grants.recheck(grant)
+        assert grant.lease.revoked
+        assert "observed P-2" in grant.stop_reason
+        await grants.close(grant)
+
+
+async def test_a_fresh_ticket_asks_the_facts_again(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        facts = {"ds:permit": Fact(("P-1",), "owner")}
+        two.north.facts[two.south.participant] = Facts.of({"ds:participant": two.south.participant, **facts})
+        grants, grant = await opened(two, facts, "ds:permit", "P-1")
+        about = {"consumer": two.south.participant, "purpose": ""}
+        await grants.still(grant.agreement_id, **about)
+        del facts["ds:permit"]
+        with pytest.raises(HanseError, match="it can come from the owner"):
+            await grants.still(grant.agreement_id, **about)
+        await grants.close(grant)
