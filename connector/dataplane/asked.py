@@ -64,6 +64,7 @@ class Asked:
     nbytes: int | None = None
     seconds: float | None = None
     batch_rows: int | None = None
+    format: str = "arrow"  # or one of `formats.MEDIA`: then the stream has no end record
     codec: str = "none"
     digest: str = "xxh3"
     query_id: str = ""

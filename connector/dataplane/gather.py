@@ -5,6 +5,7 @@ than the network. Here a body may be a list of buffers, which goes to the transp
 chunk. Offered to the application as the extension `hanse.gather`; a body message then has the keys
 
     hanse.buffers  a list of buffers, none of which may change until it is sent
+    hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
 
 It rests on uvicorn's internals (the range is pinned; a contract test compares the bytes with the stock path) and knows
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 EXTENSION = "hanse.gather"
 BUFFERS = "hanse.buffers"
+TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 
 
@@ -35,8 +37,22 @@ class Cycle(RequestResponseCycle):
             self.transport.abort()
         elif BUFFERS in message:
             await self._gathered(message)
+        elif TRAILERS in message:
+            await self._trailed(message)
         else:
             await super().send(message)
+
+    async def _trailed(self, message: Mapping[str, Any]) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started or self.response_complete or not self.chunked_encoding or message.get("body"):
+            raise RuntimeError("expected trailers at the end of a chunked body")
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in message[TRAILERS])
+        self.transport.write(b"0\r\n" + lines + b"\r\n")
+        self.chunked_encoding = False  # so that completing the answer writes nothing more
+        await super().send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _gathered(self, message: Mapping[str, Any]) -> None:
         if self.flow.write_paused and not self.disconnected:

@@ -29,10 +29,10 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane import asked as ask
-from connector.dataplane import plans
+from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
-from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION
+from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, TRAILERS
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
@@ -47,7 +47,7 @@ BODY_MAX = 32 * 2**20
 _COLUMN_MAX = 255
 _ROWS_PARAMETERS = (
     "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks",
-    "snapshot", "after",
+    "snapshot", "after", "format", "guard",
 )  # fmt: skip
 
 _log = logger("dataplane")
@@ -171,6 +171,12 @@ class Exchange:
         message: dict[str, object] = {"type": "http.response.body", "more_body": True}
         await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
 
+    async def end(self, trailers: Mapping[str, str]) -> None:
+        """The end of a long answer, with trailers where the server can send them."""
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in trailers.items()]
+        message: dict[str, object] = {"type": "http.response.body", "body": b""}
+        await self.send(message | ({TRAILERS: pairs} if self._gathers else {}))
+
     async def abort(self) -> None:
         """Close the connection now, where the server can; elsewhere it closes when the handler returns."""
         if self._gathers:
@@ -184,6 +190,9 @@ class Exchange:
         """Returns when the client has left: `send` says nothing then."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
+
+
+Sender = Callable[[Exchange, GovernedStream, "bytes | memoryview"], Awaitable[None]]
 
 
 class _Endpoint:
@@ -254,6 +263,7 @@ class _Transport:
                 application=given.get("application", "")[:1024],
                 rows=_number(given, "limit_rows"),
                 batch_rows=_number(given, "batch_rows"),
+                format=formats.chosen(given, exchange.headers.get("accept", "")),
                 codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),
                 digest=given.get("digest", "xxh3"),
                 query_id=_identifier(given.get("id", "")),
@@ -303,6 +313,9 @@ class _Transport:
 
     async def _send(self, exchange: Exchange, asked: Asked) -> None:
         async with self._reads.open(asked) as stream:
+            if asked.format != formats.ARROW:
+                await formats.send(exchange, stream, asked.format, exchange.path("dataset") or "rows", self._part)
+                return
             media = MEDIA if asked.codec == "none" else f'{MEDIA}; codecs="{asked.codec}"'
             await exchange.begin(
                 200,

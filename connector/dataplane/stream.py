@@ -29,7 +29,7 @@ from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED,
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
-from connector.query.job import Job, Limits, Recheck, Relation
+from connector.query.job import ARROW, Job, Limits, Recheck, Relation
 from connector.query.pool import Frame, Pool, Result
 from connector.store import Store
 from connector.store.tables import DatasetVersion
@@ -112,7 +112,8 @@ class GovernedStream:
         except HanseError as error:
             end = self._broken(error)
         self.end = end
-        yield end.fill(self._result.trailer)
+        if self._asked.format == ARROW:
+            yield end.fill(self._result.trailer)
 
     def abandon(self, code: str, reason: str) -> None:
         """The client has gone or does not read: the log says so."""
@@ -475,8 +476,9 @@ class Reads:
                 seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
                 memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
             ),
-            batch_bytes=max(2**16, min(self._batch_bytes(), spare // 2)),
+            batch_bytes=max(2**16, min(self._batch_bytes(asked.format), spare // 2)),
             batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
+            format=asked.format,
             codec=asked.codec,
             digest=asked.digest,
             blobs=tuple(brought.arrow for brought in asked.brought),
@@ -484,8 +486,10 @@ class Reads:
             shared=asked.plain_scan and not prepared.aggregate,
         )  # fmt: skip
 
-    def _batch_bytes(self) -> int:
+    def _batch_bytes(self, form: str) -> int:
         """Smaller batches where many read: what is in flight for all of them together stays bounded."""
+        if form == "parquet":  # a batch is a row group there, and few of them make a better file
+            return max(2**20, _IN_FLIGHT // (2 * max(1, sum(self._running.values()))))
         return max(2**19, min(3 * 2**20, _IN_FLIGHT // max(1, sum(self._running.values()))))
 
     async def _record_end(

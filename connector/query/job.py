@@ -23,6 +23,7 @@ HEADER: Final = struct.Struct("<BB2xIQ32s")  # kind, digest length, rows, payloa
 LENGTH: Final = struct.Struct("<I")
 # A worker's request for blocks of an object: what, relation, file, first block, how many.
 LOAN: Final = struct.Struct("<cIIII")
+ARROW: Final = "arrow"
 READ: Final = b"r"
 CHECK: Final = b"c"
 PAYLOAD_MAX: Final = 1 << 31
@@ -114,6 +115,7 @@ class Job:
     batch_bytes: int = 3 * 2**20
     batch_rows: int | None = None
     noise: Mapping[str, Any] | None = None  # `query.noise.add` changes the answer by it, before anything leaves
+    format: str = "arrow"  # or one that `connector.query.written` knows
     codec: str = "none"  # none, lz4 or zstd
     digest: str = "xxh3"  # xxh3, sha256 or none
     trailer_room: int = TRAILER_ROOM  # bytes kept free for the end record

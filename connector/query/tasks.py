@@ -89,7 +89,7 @@ def query(session: Session, job: Job) -> None:
     con = opened(session, job)
     recheck(con, job)
     schema, parts = _parts(session, job, con)
-    out = Frames(session, job, schema)
+    out = _out(session, job, schema)
     for batch, at in parts:
         session.check()
         if batch.num_rows:
@@ -97,6 +97,14 @@ def query(session: Session, job: Job) -> None:
     for found in session.files:
         found.check_unchanged()
     out.end()
+
+
+def _out(session: Session, job: Job, schema: pa.Schema) -> Frames:
+    if job.format == wire.ARROW:
+        return Frames(session, job, schema)
+    from connector.query.written import Written
+
+    return Written(session, job, schema)
 
 
 def _parts(session: Session, job: Job, con: Any) -> tuple[pa.Schema, Iterator[ranges.Part]]:
@@ -134,12 +142,15 @@ class Frames:
     def __init__(self, session: Session, job: Job, schema: pa.Schema) -> None:
         self.session, self.job = session, job
         self.sink = ListSink()
-        codec = None if job.codec == "none" else job.codec
-        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
-        self.writer = pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
+        self.writer = self._open(schema)
         self.digest = _digest(job.digest)
         self.rows = self.batches = self.bytes = 0
         self._start(schema)
+
+    def _open(self, schema: pa.Schema) -> Any:
+        codec = None if self.job.codec == "none" else self.job.codec
+        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
+        return pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
 
     def _start(self, schema: pa.Schema) -> None:
         # Not `empty_table`: it loads pandas where that is installed.

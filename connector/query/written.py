@@ -1,0 +1,137 @@
+"""Answers for people: rows as CSV or as a Parquet file, in frames like those of an Arrow stream. Runs in a worker.
+
+The first frame is the header line or the magic; each batch gives its lines or one row group; the last frame has no
+rows and is the footer. Nothing is held but one batch and, for Parquet, what its footer says of each row group.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from connector.query import job as wire
+from connector.query.codes import Coded
+from connector.query.tasks import Frames, ListSink
+
+if TYPE_CHECKING:
+    from connector.query.job import Job
+    from connector.query.session import Session
+
+_FORMULA = "^[=+\\-@\t\r]"  # what a spreadsheet takes for the start of a formula
+
+
+class Written(Frames):
+    """Batches in the job's format as frames."""
+
+    def __init__(self, session: Session, job: Job, schema: pa.Schema) -> None:
+        if job.format not in _WRITERS:
+            raise Coded("job_invalid")
+        super().__init__(session, job, schema)
+
+    def _open(self, schema: pa.Schema) -> Any:
+        self.sink = _Copies()
+        return _WRITERS[self.job.format](self.sink, schema)
+
+    def _start(self, schema: pa.Schema) -> None:
+        head = b"".join(self.sink.take()[0])
+        self.digest.update(head)
+        self.session.send(wire.SCHEMA, head, digest=self.digest.digest())
+        self.session.send(wire.TRAILER, b"")
+
+    def end(self) -> None:
+        """The footer, then the totals."""
+        self.writer.close()
+        parts, size = self.sink.take()
+        if size:
+            for part in parts:
+                self.digest.update(part)
+            self.bytes += size
+            self.session.send(wire.BATCH, *parts, size=size, rows=0, digest=self.digest.digest())
+        super().end()
+
+
+class _Copies(ListSink):
+    """Keeps copies: these writers use their memory again."""
+
+    def write(self, part: Any) -> int:
+        return super().write(bytes(part))
+
+
+class _Parquet:
+    """One row group a batch."""
+
+    def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd")
+
+    def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
+        self._writer.write_batch(batch)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Csv:
+    """Lines with the names first. Missing values are empty, empty text is `""`; nested ones are JSON, bytes base64."""
+
+    def __init__(self, sink: ListSink, schema: pa.Schema, *, guarded: bool = False) -> None:
+        self._schema = pa.schema([(field.name, _shown(field.type)) for field in schema])
+        self._guarded = guarded
+        self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(sink, mode="w"), self._schema)
+
+    def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
+        columns = [self._column(batch.column(number), field) for number, field in enumerate(self._schema)]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _column(self, values: pa.Array, field: pa.Field) -> pa.Array:
+        found = values if values.type == field.type else _text(values)
+        if self._guarded and found.type == pa.string():
+            formula = pc.fill_null(pc.match_substring_regex(found, _FORMULA), False)
+            found = pc.if_else(formula, pc.binary_join_element_wise("'", found, ""), found)
+        return found
+
+
+def _guarded(sink: ListSink, schema: pa.Schema) -> _Csv:
+    return _Csv(sink, schema, guarded=True)
+
+
+def _shown(kind: pa.DataType) -> pa.DataType:
+    """What the writer of CSV is given: numbers and truth as they are, everything else as text."""
+    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return kind if plain else pa.string()
+
+
+def _text(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        coded = [None if one is None else base64.b64encode(one).decode() for one in values.to_pylist()]
+        return pa.array(coded, pa.string())
+    if pa.types.is_nested(kind):
+        return pa.array([None if one is None else _json(one) for one in values.to_pylist()], pa.string())
+    if pa.types.is_interval(kind) or pa.types.is_null(kind):
+        return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.string())
+    return values.cast(pa.string())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+_WRITERS: dict[str, Callable[[ListSink, pa.Schema], Any]] = {
+    "parquet": _Parquet,
+    "csv": _Csv,
+    "csv_guarded": _guarded,
+}

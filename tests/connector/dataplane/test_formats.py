@@ -1,0 +1,216 @@
+"""Rows as Parquet and CSV over a real server: the same policy, whole and provably so, or cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+import xxhash
+
+from connector.dataplane import formats
+from connector.errors import BadInput
+from tests.support import data, gate, provider
+from tests.support.gate import atom, mask
+from tests.support.provider import Provider
+
+module = pytest.mark.asyncio(loop_scope="module")
+ROWS = "/data/v1/datasets/numbers/rows"
+PARQUET, CSV, ARROW = "application/vnd.apache.parquet", "text/csv", "application/vnd.apache.arrow.stream"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("formats"), rows=50_000) as started:
+        yield started
+
+
+async def get(
+    running: Provider, ticket: str, *, accept: str = "*/*", path: str = ROWS, **given: Any
+) -> httpx2.Response:
+    headers = {"authorization": f"Bearer {ticket}", "accept": accept}
+    async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=60) as session:
+        return await session.get(path, params=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "accept", "expected"),
+    [
+        ({}, "*/*", "arrow"),
+        ({}, "", "arrow"),
+        ({}, "text/html, application/xhtml+xml;q=0.9, */*;q=0.8", "arrow"),
+        ({}, CSV, "csv"),
+        ({}, f"{CSV};q=0.5, {PARQUET}", "parquet"),
+        ({}, f"{CSV};q=0, {PARQUET};q=0.1", "parquet"),
+        ({}, f"{ARROW}; codecs=\"zstd\", {CSV};q=0.9", "arrow"),
+        ({}, f"{CSV};q=x", "arrow"),
+        ({"format": "csv"}, PARQUET, "csv"),
+        ({"format": "csv", "guard": "true"}, "", "csv_guarded"),
+    ],
+)  # fmt: skip
+def test_the_format_is_the_one_asked_for(given: dict[str, str], accept: str, expected: str) -> None:
+    assert formats.chosen(given, accept) == expected
+
+
+@pytest.mark.parametrize("given", [{"format": "xlsx"}, {"format": "csv_guarded"}, {"guard": "true"}, {"guard": "1"}])
+def test_a_format_that_nobody_writes_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(BadInput) as raised:
+        formats.chosen(given, "")
+    assert raised.value.code == "format_unknown"
+
+
+@module
+async def test_parquet_holds_the_rows_in_few_row_groups(running: Provider) -> None:
+    answer = await get(running, running.ticket(await running.agree()), accept=PARQUET)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, PARQUET)
+    assert answer.headers["content-disposition"] == 'attachment; filename="numbers.parquet"'
+    file = pq.ParquetFile(io.BytesIO(answer.content))
+    table = file.read()
+    assert table.equals(data.table(50_000).cast(table.schema))
+    assert file.num_row_groups == 1
+
+
+@module
+async def test_csv_holds_the_rows_and_the_log_what_left(running: Provider) -> None:
+    answer = await get(running, running.ticket(await running.agree()), format="csv")
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    expected = data.table(50_000).to_pylist()
+    assert len(rows) == 50_000
+    for number in (0, 1, 49_999):
+        row, want = rows[number], expected[number]
+        assert (int(row["id"]), float(row["x"]), row["name"], row["day"]) == (
+            want["id"], want["x"], want["name"], str(want["day"]))  # fmt: skip
+        assert row["gap"] == ("" if want["gap"] is None else str(want["gap"]))
+        assert row["tags"] == str(want["tags"])
+    async with asyncio.timeout(5):
+        while running.reads.live or running.reads._tasks:
+            await asyncio.sleep(0.01)
+    ended = running.of_kind("ReadEnded")[-1]
+    header = answer.text.index("\n") + 1
+    assert (ended.outcome, ended.detail["rows"], ended.detail["bytes"]) == ("ok", 50_000, len(answer.content) - header)
+    assert ended.detail["digest"] == "xxh3:" + xxhash.xxh3_128_hexdigest(answer.content)
+
+
+@module
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+async def test_the_policy_holds_in_every_format(running: Provider, form: str) -> None:
+    policy = gate.agreement(
+        atom("ds:row/gap", "eq", "2"), atom("ds:columnDeny", "isNoneOf", "x", "day", "tags"),
+        duties=[mask("null", "name")], action="odrl:use",
+    )  # fmt: skip
+    ticket = running.ticket(await running.agree(policy))
+    answer = await get(running, ticket, format=form)
+    body = io.BytesIO(answer.content)
+    table = pq.read_table(body) if form == "parquet" else pyarrow.csv.read_csv(body)
+    wanted = data.table(50_000)
+    assert table["id"].to_pylist() == wanted.filter(pc.equal(wanted["gap"], 2))["id"].to_pylist()
+    assert table.schema.names == ["id", "name", "gap"]
+    assert table["name"].null_count == table.num_rows
+    assert (await get(running, ticket, format=form, columns="x")).status_code == 400
+
+
+@module
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+async def test_a_whole_answer_ends_with_its_trailer(running: Provider, form: str) -> None:
+    body = await raw(running, running.ticket(await running.agree()), f"format={form}&columns=id&where=id%3C100")
+    head, _, rest = body.partition(b"\r\n\r\n")
+    assert b"trailer: hanse-status" in head.lower()
+    trailer = rest[rest.rindex(b"\r\n0\r\n") :].decode()
+    assert "hanse-status: complete\r\nhanse-rows: 100\r\n" in trailer
+    assert "hanse-digest: xxh3:" in trailer
+    assert trailer.endswith("\r\n\r\n")
+
+
+@module
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+async def test_an_answer_that_the_quota_ends_is_cut_off(running: Provider, form: str) -> None:
+    policy = gate.agreement(atom("ds:rowQuota", "lteq", "9000"), action="odrl:use")
+    ticket = running.ticket(await running.agree(policy))
+    body = await raw(running, ticket, f"format={form}&batch_rows=2500")
+    assert b"\r\n0\r\n" not in body[-200:]
+    assert b"hanse-status: complete" not in body
+    assert b"PAR1" not in body[-16:]
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await get(running, running.ticket(await running.agree(policy)), format=form, batch_rows=2500)
+
+
+def request(ticket: str, query: str) -> bytes:
+    lines = (f"GET {ROWS}?{query} HTTP/1.1", "host: x", f"authorization: Bearer {ticket}", "connection: close")
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+
+
+async def raw(running: Provider, ticket: str, query: str) -> bytes:
+    """Everything that the server sends, down to the last chunk."""
+    at = urlsplit(running.url)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    writer.write(request(ticket, query))
+    parts = []
+    try:
+        while part := await reader.read(2**16):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    writer.close()
+    return b"".join(parts)
+
+
+STRANGE = pa.table(
+    {
+        "text": ["plain", "=1+1", "+x", "-5", "@me", "\tx", 'a "quoted", line\nmore', "", None],
+        "bytes": [b"\x00\xff", None, *[b""] * 7],
+        "nested": [{"a": [1, None]}, None, *[{"a": []}] * 7],
+        "when": pa.array([0, None, *[1] * 7], pa.timestamp("us", "UTC")),
+        "money": pa.array([None, *[1] * 8], pa.int64()).cast(pa.decimal128(21, 2)),
+        "less": [-1] * 9,
+    }
+)
+
+
+@module
+async def test_csv_shows_every_type_and_guards_formulas_where_asked(running: Provider, tmp_path: Path) -> None:
+    pq.write_table(STRANGE, tmp_path / "strange.parquet")
+    ticket = running.ticket(await running.agree(name="strange", path=tmp_path / "strange.parquet"))
+    path = "/data/v1/datasets/strange/rows"
+    plain = list(csv.reader(io.StringIO((await get(running, ticket, path=path, format="csv")).text)))
+    assert plain[0] == STRANGE.column_names
+    assert plain[1] == ["plain", "AP8=", '{"a": [1, null]}', "1970-01-01 00:00:00.000000Z", "", "-1"]
+    assert [row[0] for row in plain[1:]] == [value or "" for value in STRANGE["text"].to_pylist()]
+    assert plain[2][4] == "1.00"
+    guarded = list(csv.reader(io.StringIO((await get(running, ticket, path=path, format="csv", guard="true")).text)))
+    assert [row[0] for row in guarded[2:7]] == ["'=1+1", "'+x", "'-5", "'@me", "'\tx"]
+    assert {row[5] for row in guarded[1:]} == {"-1"}
+    parquet = pq.read_table(io.BytesIO((await get(running, ticket, path=path, format="parquet")).content))
+    assert parquet.to_pylist() == STRANGE.to_pylist()
+
+
+@module
+async def test_no_rows_are_a_file_too(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    found = pq.read_table(io.BytesIO((await get(running, ticket, format="parquet", where="id < 0")).content))
+    assert (found.num_rows, found.schema.names) == (0, data.table(1).column_names)
+    assert (await get(running, ticket, format="csv", where="id < 0")).text.count("\n") == 1
+
+
+@module
+async def test_a_reader_that_leaves_is_recorded(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    at = urlsplit(running.url)
+    with socket.create_connection((at.hostname or "", at.port or 0)) as opened:
+        opened.sendall(request(ticket, "format=csv&batch_rows=500"))
+        await asyncio.to_thread(opened.recv, 1000)
+    async with asyncio.timeout(10):
+        while running.reads.live or running.reads._tasks:
+            await asyncio.sleep(0.01)
+    assert running.of_kind("ReadEnded")[-1].outcome == "broken"
