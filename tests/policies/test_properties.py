@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policies import author, evaluate, jsonld
+from policies import author, evaluate, jsonld, values, vocabulary
 from policies.facts import Facts
 from policies.model import Conflict, Group, Kind, Policy, Rule
 from policies.vocabulary import Phase, ds, odrl
@@ -39,6 +40,58 @@ def test_every_spelling_of_a_policy_has_one_digest(pair: tuple[Policy, dict[str,
     assert jsonld.digest(read) == jsonld.digest(policy)
     assert jsonld.rules_equal(read, policy)
     assert jsonld.read([wire]) == read
+
+
+def _less(policy: Policy) -> Iterator[Policy]:
+    """The policy without one of its parts, for each part that says something of its own."""
+    for name in ("permissions", "prohibitions", "obligations"):
+        rules = getattr(policy, name)
+        for index, rule in enumerate(rules):
+            rest = (*rules[:index], *rules[index + 1 :])
+            yield replace(policy, **{name: rest})
+            for part in ("constraints", "duties"):
+                for dropped in _without_one(getattr(rule, part, ())):
+                    changed = replace(rule, **{part: dropped})
+                    yield replace(policy, **{name: (*rules[:index], changed, *rules[index + 1 :])})
+
+
+def _without_one(parts: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    for index, part in enumerate(parts):
+        if not isinstance(part, Group):  # what a group says may stand beside it too
+            yield (*parts[:index], *parts[index + 1 :])
+
+
+def _spoken(policy: Policy) -> Any:
+    """All that a policy says, as sets: a second way of telling whether two mean the same."""
+
+    def rule(one: Any) -> Any:
+        action = vocabulary.SAME_ACTION.get(one.action, one.action)
+        duties = frozenset(map(rule, getattr(one, "duties", ())))
+        return action, frozenset(map(constraint, one.constraints)), duties
+
+    def constraint(one: Any) -> Any:
+        if isinstance(one, Group):
+            return one.connective, tuple(sorted(map(repr, map(constraint, one.members))))
+        operand = vocabulary.operand(one.left)
+        assert operand is not None
+        canonical = (values.canonical(operand.type, v.text, v.datatype, operand.levels) for v in one.right)
+        return one.left, one.operator, frozenset(canonical)
+
+    kinds = (policy.permissions, policy.prohibitions, policy.obligations)
+    return tuple(frozenset(map(rule, rules)) for rules in kinds)
+
+
+@DEEP
+@given(random.policies(conflict=CONFLICTS))
+def test_a_policy_without_one_of_its_parts_has_another_digest(policy: Policy) -> None:
+    for less in _less(policy):
+        grouped = any(isinstance(one, Group) for rule in _all_rules(policy) for one in rule.constraints)
+        if _spoken(less) != _spoken(policy) and not grouped:
+            assert jsonld.digest(less) != jsonld.digest(policy)
+
+
+def _all_rules(policy: Policy) -> tuple[Any, ...]:
+    return (*policy.permissions, *policy.prohibitions, *policy.obligations)
 
 
 @QUICK
