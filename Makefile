@@ -10,7 +10,7 @@ ONCE ?=
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated tck crash random-queries random-federated clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated tck crash random-queries fuzz-arrow random-federated clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ random-queries: setup-dev ## 10,000 generated queries against planted secrets
 
 random-federated: setup-dev ## N=10000 generated questions over three owners against one database (FIRST=0: the first seed)
 	@$(BIN)/python -m tests.load.random_federated --count $(or $(N),10000) --first $(or $(FIRST),0)
+
+fuzz-arrow: setup-dev ## 5,000 mutated Arrow streams against the process that reads foreign Arrow
+	@$(BIN)/python -m tests.load.fuzz_arrow 5000 7
 
 check: lint types imports audit docs ## format, lint, types, imports, dependencies, docs
 

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
-from connector.query.engine import Files
+from connector.query.engine import Files, plain_schema
 
 _COLUMNS_AT_ONCE = 16
 _TEXT_MAX = 128
+_TOLD_MAX = 5
 _ORDERED = ("INT", "DECIMAL", "FLOAT", "DOUBLE", "DATE", "TIME", "VARCHAR", "BOOLEAN")
 
 
@@ -48,15 +49,19 @@ def digests(files: Files, *, check: Callable[[], None]) -> list[dict[str, Any]]:
     return found
 
 
-def parquet_widths(files: Files) -> dict[str, float]:
+def parquet_widths(files: Files, *, union: bool = False) -> dict[str, float]:
     """Average bytes of a value per top-level column by the footers; SourceUnreadable for what we do not read.
 
+    The files must be of one schema, unless `union` joins them by name.
     The codec is looked at before anything is decoded: Brotli makes a bomb of a small file.
     """
     sizes: dict[str, int] = {}
     rows = 0
+    first: tuple[str, pa.Schema] | None = None
     for number, ref in enumerate(files.refs):
-        footer = _footer(files.open(number), ref.name)
+        footer, schema = _footer(files.open(number), ref.name)
+        first = first or (ref.name, schema)
+        _check_schema(schema, ref.name, like=None if union else first)
         rows += footer.num_rows
         for group in range(footer.num_row_groups):
             for column in range(footer.num_columns):
@@ -73,9 +78,37 @@ def parquet_widths(files: Files) -> dict[str, float]:
     return {name: size / max(rows, 1) for name, size in sizes.items()}
 
 
-def _footer(opened: Any, name: str) -> pq.FileMetaData:
+def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None) -> None:
+    """One name a column, whatever its case; the columns of the first file, if that is asked."""
+    folded = [column.casefold() for column in schema.names]
+    if twice := sorted({column for column in schema.names if folded.count(column.casefold()) > 1}):
+        raise SourceUnreadable(
+            f"expected columns whose names differ in more than case, came {', '.join(twice)} in {name!r}; rename them",
+            code="columns_repeated",
+            file=name,
+        )
+    if like is None or schema.equals(like[1]):
+        return
+    before = {field.name: field.type for field in like[1]}
+    after = {field.name: field.type for field in schema}
+    told = [f"{column} is {after[column]} and not {kind}" for column, kind in before.items()
+            if after.get(column, kind) != kind]  # fmt: skip
+    told += [f"{column} is missing" for column in before if column not in after]
+    told += [f"{column} is there beside" for column in after if column not in before]
+    if told:
+        raise SourceUnreadable(
+            f"expected files of one schema; compared with {like[0]!r}, in {name!r} {'; '.join(told[:_TOLD_MAX])}; "
+            "write it again, or register a directory with the option union_by_name",
+            code="schemas_differ",
+            file=name,
+        )
+
+
+def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    """A file's footer, and its schema with encodings written out."""
     try:
-        return pq.read_metadata(opened)
+        footer = pq.read_metadata(opened)
+        return footer, plain_schema(footer.schema.to_arrow_schema()).remove_metadata()
     except (pa.ArrowException, OSError) as error:
         raise SourceUnreadable(
             f"expected a Parquet file, came something else or a damaged one: {name!r}; write it again",

@@ -293,7 +293,8 @@ def profile(session: Session, job: Job) -> None:
     """What the owner sees of a version: schema, rows, figures per column, digests of the files."""
     name, relation = next(iter(job.relations.items()))
     files = _open(session, relation)
-    widths = profiling.parquet_widths(files) if relation.kind in ("parquet", "hive", "s3") else {}
+    union = bool(relation.options.get("union_by_name", False))
+    widths = profiling.parquet_widths(files, union=union) if relation.kind in ("parquet", "hive", "s3") else {}
     con = _fenced(session, job, list(files.paths))
     engine.attach(con, name, relation, files)
     value(session, profiling.profile(con, name, files, widths=widths, check=session.check))
