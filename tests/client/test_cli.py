@@ -486,3 +486,37 @@ def test_without_the_server_its_commands_say_what_to_install(run: Run, monkeypat
     ran = run("connector", "serve")
     assert ran.code == 2
     assert "pip install hanse-server" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("at", "sent"), [("2027-01-01T00:00:00Z", 1_798_761_600.0), ("2027-01-01T00:00:00", None), ("soon", None)]
+)
+def test_a_trial_at_another_time_needs_its_zone(run: Run, served: Connector, at: str, sent: float | None) -> None:
+    served.routes["POST", "/policies/test"] = {"decision": {"permitted": True}, "explanation": ["Permitted."]}
+    ran = run("policy", "test", "--as", "did:web:a", "--offer", "urn:o", "--at", at, "--application", "urn:app")
+    if sent is None:
+        assert (ran.code, served.asked) == (1, [])
+        assert "with its zone" in ran.err
+    else:
+        assert (served.asked[-1].body["at"], served.asked[-1].body["application"]) == (sent, "urn:app")
+
+
+def test_policies_are_compared_and_queries_tried_before_anybody_asks(
+    run: Run, served: Connector, tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_text("offer: a")
+    change = {"action": "ds:query", "facts": {"ds:role": "x"}, "now": 0.0, "before": "refused", "after": "permitted"}
+    different = {"same": False, "requests": [change], "added": ["Now."], "removed": ["Before."]}
+    served.routes["POST", "/policies/diff"] = different
+    ran = run("policy", "diff", str(tmp_path / "a.yaml"), "urn:o:2")
+    assert served.asked[-1].body == {"before": {"form": "offer: a"}, "after_offer": "urn:o:2"}
+    assert ran.code == 1
+    assert all(text in ran.out for text in ("+ Now.", "- Before.", "ds:role x", "permitted"))
+    served.routes["POST", "/policies/simulate"] = {
+        "passes": False,
+        "code": "x",
+        "rule": "/permission/0",
+        "reason": "no",
+    }
+    ran = run("policy", "simulate", "--offer", "urn:o", "--sql", "SELECT 1")
+    assert (ran.code, "/permission/0" in ran.err) == (3, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,13 +73,17 @@ def try_(
     file: Annotated[Path | None, typer.Argument(help="Short YAML form, or ODRL as JSON.")] = None,
     offer: Annotated[str, typer.Option(help="A published offer instead of a file.")] = "",
     purpose: Annotated[str, typer.Option(help="What it would be for, e.g. dpv:ScientificResearch.")] = "",
-    action: Annotated[str, typer.Option(help="ds:query or ds:stream.")] = "ds:query",
+    action: Annotated[str, typer.Option(help="ds:query, ds:stream, ds:train, ...")] = "ds:query",
+    application: Annotated[str, typer.Option(help="What would ask, by its IRI.")] = "",
+    at: Annotated[str, typer.Option(help="When, with its zone: 2027-12-31T00:00:00Z; else now.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """What would be decided for this party, and by which rule. Exit 3 where it is refused."""
     if (file is None) == (not offer):
         raise BadInput("expected either a file or --offer")
-    case = {"participant": participant, "action": action, "purpose": purpose}
+    case: dict[str, Any] = {"participant": participant, "action": action, "purpose": purpose}
+    case |= {"application": application} if application else {}
+    case |= {"at": _seconds(at)} if at else {}
     what = {"offer": offer} if file is None else document(file)
     found = space().api.post("/policies/test", {**what, **case})
     if as_json:
@@ -105,6 +110,17 @@ def diff(before: File, after: File, as_json: AsJson = False) -> None:
         _print_difference(found)
     if not found["same"]:
         raise typer.Exit(EXIT["failed"])
+
+
+def _seconds(text: str) -> float:
+    """A time with its zone in UTC seconds."""
+    try:
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is not None:
+            return when.timestamp()
+    except ValueError:
+        pass
+    raise BadInput(f"expected a time with its zone such as 2027-12-31T00:00:00Z, came {text!r}")
 
 
 def _side(which: str, given: Path) -> dict[str, Any]:
