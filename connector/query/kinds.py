@@ -45,9 +45,12 @@ class _Kinds:
     def __init__(self, statement: exp.Expr, planning: Planning) -> None:
         self.tables: dict[str, TableInfo] = {}
         self.derived: dict[str, exp.Expr] = {}
+        named = {cte.alias: cte.this for cte in statement.find_all(exp.CTE)}
         for source in statement.find_all(exp.Table, exp.Subquery):
             if isinstance(source, exp.Table) and source.db:
                 self.tables[source.alias_or_name] = planning.info(source)
+            elif isinstance(source, exp.Table) and source.name in named:
+                self.derived[source.alias_or_name] = named[source.name]
             elif isinstance(source, exp.Subquery) and source.alias:
                 self.derived[source.alias] = source.this
 

@@ -87,6 +87,13 @@ def sources(select: exp.Select) -> list[exp.Expr]:
     return [first.this, *(join.this for join in select.args.get("joins") or ())]
 
 
+def entries(select: exp.Select) -> list[tuple[exp.Expr, exp.Join | None]]:
+    """What `sources` gives, each with the join that brings it in; nothing for a SELECT without FROM."""
+    found = sources(select)
+    joins: list[exp.Join | None] = [None, *(select.args.get("joins") or ())] if found else []
+    return list(zip(found, joins, strict=True))
+
+
 def side(join: exp.Expr) -> str:
     return str(join.args.get("side") or "").upper()
 

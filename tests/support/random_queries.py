@@ -133,7 +133,7 @@ class Questions:
 
     def over(self, outs: list[Out]) -> str:
         everything = ", ".join(one.sql for one in outs if one.kind not in _UNORDERED)
-        return f"PARTITION BY {self.pick(outs).sql} ORDER BY {everything}"
+        return f"PARTITION BY {self.pick(outs).sql}" + (f" ORDER BY {everything}" if everything else "")
 
     def window(self, outs: list[Out]) -> Out:
         """Equal rows get equal values, so that it does not matter which of them comes first."""
@@ -143,7 +143,9 @@ class Questions:
         if roll < 0.8:
             word = self.pick(["sum", "max", "min", "count", "avg"])
             return Out(f"{word}({self.pick(whole).sql}) OVER (PARTITION BY {self.pick(outs).sql})", DOUBLE)
-        return Out(f"sum({self.pick(whole).sql}) OVER ({self.over(outs)} RANGE UNBOUNDED PRECEDING)", DOUBLE)
+        over = self.over(outs)
+        frame = " RANGE UNBOUNDED PRECEDING" if "ORDER BY" in over else ""
+        return Out(f"sum({self.pick(whole).sql}) OVER ({over}{frame})", DOUBLE)
 
     def grouped(self, source: str, outs: list[Out], where: str, depth: int, *, ordered: bool) -> tuple[str, list[str]]:
         keys = [self.key(outs) for _ in range(self.pick([0, 1, 1, 1, 2]))]

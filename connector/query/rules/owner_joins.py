@@ -17,9 +17,8 @@ from connector.query.rules import exists_at_shares
 
 def sources(select: exp.Select, planning: Planning) -> list[Source]:
     """The block's sources in the order of FROM."""
-    joins = select.args.get("joins") or []
     found: list[Source] = []
-    for node, join in zip(trees.sources(select), (None, *joins), strict=True):
+    for node, join in trees.entries(select):
         found.append(source_of(node, join, planning))
         if join is not None and trees.side(join) in ("LEFT", "FULL"):
             found[-1].nullable = True

@@ -19,7 +19,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         joins = select.args.get("joins") or []
         if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
             continue
-        for source, join in zip(trees.sources(select), (None, *joins), strict=True):
+        for source, join in trees.entries(select):
             if isinstance(source, exp.Subquery) and (join is None or trees.is_inner(join)):
                 if blocks.parts_of(source, planning):
                     continue  # its owners take the condition as it is
