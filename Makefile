@@ -10,7 +10,7 @@ ONCE ?=
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated tck crash random-queries fuzz-arrow random-federated clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated tck crash random-queries fuzz-arrow random-federated clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -68,6 +68,12 @@ test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts
 	@$(BIN)/python -m tests.support.postgres || true
 	@$(BIN)/pytest tests
 
+test-loaders: $(BIN)/uv ## the client's loaders with PyTorch, Hugging Face, Ray and Spark, in an environment of their own (6 GB; Spark wants Java 17)
+	@command -v java >/dev/null || { echo "expected Java for Spark; on Debian install openjdk-17-jre-headless"; exit 1; }
+	@[ -x $(VENV)-loaders/bin/python ] || $(PYTHON) -m venv $(VENV)-loaders
+	@VIRTUAL_ENV= UV_PROJECT_ENVIRONMENT=$(VENV)-loaders $(BIN)/uv sync --quiet --locked --no-default-groups --group loaders
+	@$(VENV)-loaders/bin/pytest tests/frameworks/loaders_*.py
+
 demo: setup ## a data space on this machine: three owners, a catalogue, a gigafactory (ONCE=1: play and end)
 	@HANSE_DEMO_BEGAN=$(BEGAN) $(BIN)/hanse demo $(if $(ONCE),--once)
 
@@ -100,4 +106,4 @@ bench-federated: setup-dev ## TPC-H over three connectors against one DuckDB (SF
 	@$(BIN)/python -m tests.load.bench_federated --scale $(or $(SF),1) $(ARGS)
 
 clean: ## remove what was built and what the demo wrote
-	@rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-loaders var .mypy_cache .ruff_cache .pytest_cache .hypothesis

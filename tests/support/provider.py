@@ -24,7 +24,7 @@ from connector.dataplane.tickets import Ticket
 from connector.events import Event
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
-from connector.store import Store
+from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
 from connector.usage.facts import party_facts
@@ -66,6 +66,17 @@ class Provider:
     async def profile(self, relation: Relation) -> dict[str, Any]:
         found: dict[str, Any] = await self.pool.ask(Job(kind="profile", relations={"t": relation}))
         return found
+
+    async def revoke(self, agreement: str, reason: str) -> None:
+        """As the owner does: nothing new, and running reads end."""
+
+        def work(tx: Transaction) -> None:
+            row = tx.agreements.grant(agreement)
+            assert row is not None
+            row.revoked_at, row.reason = tx.now, reason
+
+        await self.store.write(work)
+        self.grants.stop(agreement_id=agreement, reason=reason)
 
     def ticket(self, agreement: str, *, purpose: str = "", seconds: float = 600, consumer: str = CONSUMER) -> str:
         number = agreement.rsplit(":", 1)[-1]

@@ -5,6 +5,7 @@
 | integers, floats | a tensor over the batch's own memory; with nulls: floats get NaN, integers are refused |
 | booleans | a tensor, unpacked |
 | fixed-size lists and fixed-shape tensors of numbers | a tensor of rows x shape, over the batch's own memory |
+| lists of numbers that a shape is given for (`shapes={"vector": (6,)}`) | the same; another length is refused |
 | dates, times, timestamps, durations | a tensor of their whole numbers |
 | anything else (text, bytes, nested lists, decimals) | a list of Python values |
 
@@ -13,7 +14,9 @@ Memory of a batch is shared: write to a tensor only after `clone()`.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,13 +24,19 @@ import pyarrow as pa
 from hanse.errors import BadInput
 
 
-def tensors(batch: pa.RecordBatch) -> dict[str, Any]:
-    """Each column of a batch by its name."""
-    return {field.name: _column(field.name, column) for field, column in zip(batch.schema, batch.columns, strict=True)}
+def tensors(batch: pa.RecordBatch, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
+    """Each column of a batch by its name. `shapes`: of columns whose lists all have one length, without the rows."""
+    given = shapes or {}
+    return {
+        field.name: _column(field.name, column, given.get(field.name))
+        for field, column in zip(batch.schema, batch.columns, strict=True)
+    }
 
 
-def _column(name: str, column: pa.Array) -> Any:
+def _column(name: str, column: pa.Array, given: tuple[int, ...] | None) -> Any:
     shape: tuple[int, ...] = (len(column),)
+    if given is not None:
+        return _numbers(name, _flat(name, column, given)).reshape((len(column), *given))
     if isinstance(column, pa.FixedShapeTensorArray):
         shape = (len(column), *column.type.shape)
         column = column.storage
@@ -39,6 +48,19 @@ def _column(name: str, column: pa.Array) -> Any:
     if _is_number(column.type) or pa.types.is_boolean(column.type):
         return _numbers(name, column)
     return column.to_pylist()
+
+
+def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+    """The numbers of a column of lists, each of which must have as many as the shape."""
+    import pyarrow.compute as pc
+
+    size = math.prod(shape)
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if any(length != size for length in lengths):  # a list that is null has no length
+        raise BadInput(
+            f"expected every list of column {name} to have {size} numbers for the shape {shape}, came {lengths[:5]}"
+        )
+    return column.flatten()
 
 
 def _numbers(name: str, column: pa.Array) -> Any:

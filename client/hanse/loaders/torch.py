@@ -9,7 +9,8 @@ Give `batch_size` to the dataset and None to the DataLoader: rows are put togeth
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -65,7 +66,8 @@ def dataset(
     datasets: Dataset | Sequence[Dataset],
     *,
     batch_size: int = 256,
-    form: Callable[[pa.RecordBatch], Any] = tensors,
+    form: Callable[[pa.RecordBatch], Any] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
     rank: int | None = None,
     world: int | None = None,
     state: dict[str, Any] | None = None,
@@ -73,8 +75,9 @@ def dataset(
 ) -> Batches:
     """The batches of one or several datasets with the same columns; `options` are those of `Loader`.
 
-    `form` makes of an Arrow batch what the loop gets (`tensors`: a dict by column). `rank` and `world` are those of
-    `torch.distributed` or of torchrun's environment where they are not given. `state`: a merged one to go on from.
+    `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes`: a dict by column.
+    `rank` and `world` are those of `torch.distributed` or of torchrun's environment where they are not given.
+    `state`: a merged one to go on from.
     """
     if "part" in options or "parts" in options:
         raise BadInput("expected rank and world; the parts follow from them and from the workers")
@@ -82,6 +85,7 @@ def dataset(
     if state is not None:
         loader.load_state_dict(state)
     found = _ranks() if rank is None or world is None else (rank, world)
+    form = form or partial(tensors, shapes=shapes)
     return Batches(loader, form=form, rank=found[0], world=found[1])
 
 

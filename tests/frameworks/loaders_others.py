@@ -1,0 +1,125 @@
+"""Hugging Face, Ray and Spark for real, each through the loader suite; Spark and Ray beside DuckDB on twelve splits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from hanse.client import Dataset
+
+from tests.suites import loaders
+from tests.suites.loaders import BLOCKS, ROWS, Case, Rows
+from tests.support.served import Owner
+
+QUESTION = "SELECT label, count(*) AS n, sum(id) AS total, max(caption) AS last FROM rows GROUP BY label ORDER BY label"
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[tuple[Any, ...]]:
+    rows = loaders.table()
+    found = duckdb.sql(QUESTION).fetchall()
+    assert rows.num_rows == ROWS
+    return found
+
+
+def _hf(dataset: Dataset, **options: Any) -> Rows:
+    return list(dataset.to_hf(**options))
+
+
+def test_hugging_face_passes_the_suite(training: Dataset, owner: Owner) -> None:
+    loaders.check(Case("hf", _hf, ordered=True), training, owner)
+
+
+def test_hugging_face_goes_on_from_its_state_twice_with_every_row_once(training: Dataset) -> None:
+    seen: list[int] = []
+    state = None
+    for pause in (13, 1, 777):
+        dataset = training.to_hf(columns=["id"], seed=2)
+        if state is not None:
+            dataset.load_state_dict(state)
+        examples = iter(dataset)
+        seen += [next(examples)["id"] for _ in range(pause)]
+        state = dataset.state_dict()
+    dataset = training.to_hf(columns=["id"], seed=2)
+    dataset.load_state_dict(state)
+    seen += [example["id"] for example in dataset]
+    assert seen == loaders.sequence(2)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[Any]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": _environment()})
+    yield ray
+    ray.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": os.getcwd()}
+
+
+def _ray(dataset: Dataset, **options: Any) -> Rows:
+    return [dict(row) for row in dataset.to_ray(tasks=4, **options).iter_rows()]
+
+
+def test_ray_passes_the_suite(ray_session: Any, training: Dataset, owner: Owner) -> None:
+    loaders.check(Case("ray", _ray), training, owner)
+
+
+def test_ray_reads_twelve_splits_and_agrees_with_duckdb(
+    ray_session: Any, training: Dataset, expected: list[tuple[Any, ...]]
+) -> None:
+    from hanse.loaders.ray import Source
+
+    source = Source(training, training.plan(), tasks=12)
+    assert len(source.get_read_tasks(1)) == BLOCKS
+    found = ray_session.data.read_datasource(source)
+    rows = found.to_arrow_refs() if hasattr(found, "to_arrow_refs") else []
+    import pyarrow as pa
+
+    rows = pa.concat_tables(ray_session.get(rows))
+    assert duckdb.sql(QUESTION).fetchall() == expected
+    assert rows.num_rows == ROWS
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from pyspark.sql import SparkSession
+
+    place = tmp_path_factory.mktemp("spark")
+    os.environ |= {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": os.getcwd(), "SPARK_LOCAL_DIRS": str(place)}
+    session = (
+        SparkSession.builder.master("local[2]")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.driver.memory", "1g")
+        .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.task.maxFailures", "1")
+        .config("spark.sql.warehouse.dir", str(place / "warehouse"))
+        .getOrCreate()
+    )
+    yield session
+    session.stop()
+
+
+def test_spark_passes_the_suite(spark: Any, training: Dataset, owner: Owner) -> None:
+    def rows(dataset: Dataset, **options: Any) -> Rows:
+        return [row.asDict() for row in dataset.to_spark(spark, partitions=4, **options).collect()]
+
+    loaders.check(Case("spark", rows), training, owner)
+
+
+def test_spark_reads_twelve_splits_and_agrees_with_duckdb(
+    spark: Any, training: Dataset, expected: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    frame = training.to_spark(spark, partitions=12)
+    assert frame.rdd.getNumPartitions() == BLOCKS
+    frame.createOrReplaceTempView("rows")
+    assert [tuple(row) for row in spark.sql(QUESTION).collect()] == expected

@@ -1,0 +1,163 @@
+"""PyTorch for real: DataLoader workers, ranks, StatefulDataLoader, zero copies, two owners."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hanse.client import Dataset
+from hanse.errors import BadInput
+from hanse.loaders import merge
+from hanse.loaders.tensors import tensors
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from tests.suites import loaders
+from tests.suites.loaders import BLOCK_ROWS, BLOCKS, ROWS, WIDTH, Case, Rows, sequence
+from tests.support import served
+from tests.support.served import Owner
+
+
+def as_rows(batches: Any) -> Rows:
+    """Dicts of columns as a list of rows."""
+    found: Rows = []
+    for batch in batches:
+        columns = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        found += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return found
+
+
+def _here(dataset: Dataset, **options: Any) -> Rows:
+    return as_rows(dataset.to_torch(batch_size=64, **options))
+
+
+def _workers(dataset: Dataset, **options: Any) -> Rows:
+    return as_rows(DataLoader(dataset.to_torch(batch_size=64, **options), batch_size=None, num_workers=3))
+
+
+@pytest.mark.parametrize("case", [Case("torch", _here, ordered=True), Case("workers", _workers)], ids=lambda c: c.name)
+def test_pytorch_passes_the_suite(case: Case, training: Dataset, owner: Owner) -> None:
+    loaders.check(case, training, owner)
+
+
+def test_numbers_and_vectors_are_tensors_over_the_memory_that_came_from_the_wire(training: Dataset) -> None:
+    batch = next(iter(training.loader(columns=["id", "vector", "image"], batch_size=100)))
+    made = tensors(batch, shapes={"vector": (2, 3)})
+    assert made["id"].data_ptr() == batch.column("id").buffers()[1].address + 8 * batch.column("id").offset
+    assert made["vector"].shape == (100, 2, 3)
+    values = batch.column("vector").flatten()
+    assert made["vector"].data_ptr() == values.buffers()[1].address + 4 * values.offset
+    assert made["image"][0] == batch.column("image")[0].as_py()
+
+
+def test_tensors_of_all_kinds() -> None:
+    batch = pa.record_batch(
+        {
+            "fixed": pa.FixedSizeListArray.from_arrays(pa.array(range(12), pa.float32()), 4),
+            "shaped": pa.ExtensionArray.from_storage(
+                pa.fixed_shape_tensor(pa.int16(), (2, 2)),
+                pa.FixedSizeListArray.from_arrays(pa.array(range(12), pa.int16()), 4),
+            ),
+            "gaps": pa.array([1.0, None, 3.0]),
+            "yes": pa.array([True, False, True]),
+            "when": pa.array([1, 2, 3], pa.timestamp("us")),
+        }
+    )
+    made = tensors(batch)
+    assert made["fixed"].shape == (3, 4)
+    assert made["shaped"].shape == (3, 2, 2)
+    assert made["gaps"].isnan().tolist() == [False, True, False]
+    assert made["yes"].dtype == torch.bool
+    assert made["when"].tolist() == [1, 2, 3]
+    with pytest.raises(BadInput, match="nulls"):
+        tensors(pa.record_batch({"n": pa.array([1, None])}))
+    with pytest.raises(BadInput, match="every list"):
+        tensors(pa.record_batch({"v": pa.array([[1], [1, 2]])}), shapes={"v": (2,)})
+
+
+def ids(batches: Any) -> list[int]:
+    return [number for batch in batches for number in batch["id"].tolist()]
+
+
+def stateful(dataset: Dataset, *, workers: int, persistent: bool = False, **options: Any) -> StatefulDataLoader:
+    made = dataset.to_torch(columns=["id"], batch_size=50, seed=6, **options)
+    return StatefulDataLoader(made, batch_size=None, num_workers=workers, persistent_workers=persistent)
+
+
+def test_stateful_dataloader_resumes_twice_with_every_row_once(training: Dataset) -> None:
+    seen: list[int] = []
+    state = None
+    for pause in (7, 1, 13):
+        loader = stateful(training, workers=3)
+        if state is not None:
+            loader.load_state_dict(state)
+        batches = iter(loader)
+        seen += ids(next(batches) for _ in range(pause))
+        state = pickle.loads(pickle.dumps(loader.state_dict()))
+    last = stateful(training, workers=3)
+    last.load_state_dict(state)
+    seen += ids(last)
+    assert sorted(seen) == list(range(ROWS))
+
+
+def test_the_number_of_workers_may_change_in_the_middle_of_an_epoch(training: Dataset) -> None:
+    loader = stateful(training, workers=3)
+    batches = iter(loader)
+    seen = ids(next(batches) for _ in range(17))
+    state = merge(loader.state_dict())
+    seen += ids(stateful(training, workers=2, state=state))
+    assert sorted(seen) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent workers", "new workers"])
+def test_every_later_epoch_is_whole_and_has_its_own_order(training: Dataset, persistent: bool) -> None:
+    made = training.to_torch(columns=["id"], batch_size=50, seed=6)
+    loader = StatefulDataLoader(made, batch_size=None, num_workers=2, persistent_workers=persistent)
+    orders = []
+    for epoch in range(3):
+        made.set_epoch(epoch)
+        found = ids(loader)
+        assert sorted(found) == list(range(ROWS))
+        orders.append(found)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_ranks_have_parts_of_the_sequence_in_its_order(training: Dataset) -> None:
+    parts = [ids(training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6, rank=r, world=2)) for r in (0, 1)]
+    blocks = [part[at : at + BLOCK_ROWS] for at in range(0, ROWS // 2, BLOCK_ROWS) for part in parts]
+    assert [row for block in blocks for row in block] == sequence(6)
+    assert len(blocks) == BLOCKS
+
+
+def test_two_ranks_with_four_workers_each_train_on_batches_of_two_owners(
+    owner: Owner, training: Dataset, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with served.owner(tmp_path_factory.mktemp("second"), rows=10) as other:
+        second = other.dataset(name="training", path=loaders.write(tmp_path / "second"))
+        (tmp_path / "datasets").write_bytes(pickle.dumps([training, second]))
+        ranks = [_rank(number, tmp_path) for number in range(2)]
+        for rank in ranks:
+            assert rank.wait(110) == 0, (tmp_path / "log").read_text()[-3000:]
+    said = [json.loads((tmp_path / f"rank-{number}").read_text()) for number in range(2)]
+    assert sorted(said[0]["ids"] + said[1]["ids"]) == sorted([*range(ROWS)] * 2)
+    assert said[0]["weights"] == said[1]["weights"]  # the gradients were shared
+    assert said[0]["last"] < said[0]["first"]
+
+
+def _rank(number: int, folder: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"RANK": str(number), "WORLD_SIZE": "2", "PYTHONPATH": os.getcwd()}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.frameworks.rank", str(folder), str(WIDTH)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
