@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -245,6 +246,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("var/bench"))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the connectors end with us
     right, told = True, {}
     folder = _generated(asked.data.resolve() / f"tpch-{asked.scale:g}", asked.scale)
     for kind in asked.layouts:
