@@ -1,0 +1,208 @@
+"""Flight before people who mean it badly: tickets not theirs, garbage, floods; and the process that bears it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.flight as fl
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.flight import commands
+from connector.dataplane.flight.front import Front
+from connector.errors import Conflict
+from tests.client.test_tls import certificate
+from tests.support import flying, provider
+from tests.support.flying import flyer
+from tests.support.provider import Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATH = ("clinic", "numbers")
+OTHER = "did:web:rival.example"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider"), rows=20_000) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def front(running: Provider) -> AsyncIterator[Front]:
+    async with flying.flying(running, memory_mb=400) as started:
+        yield started
+
+
+async def test_tickets_of_others_changed_ones_and_ended_ones_open_nothing(running: Provider, front: Front) -> None:
+    agreement, second = await running.agree(), await running.agree()
+    good = running.ticket(agreement)
+    before = len(running.of_kind("ReadStarted"))
+
+    def go() -> None:
+        with flyer(front, good) as client:
+            seal = client.info(*PATH).endpoints[0].ticket
+        changed = seal.ticket.replace(b"numbers", b"patient")
+        attempts = [
+            (good, changed),
+            (good, seal.ticket[:-3]),
+            (running.ticket(second), seal.ticket),
+            (running.ticket(agreement, consumer=OTHER), seal.ticket),
+            (running.ticket(agreement, seconds=-1), seal.ticket),
+            (good[:-4] + "AAAA", seal.ticket),
+            ("", seal.ticket),
+        ]
+        for shown, raw in attempts:
+            with (
+                flyer(front, shown) as client,
+                pytest.raises((fl.FlightUnauthorizedError, fl.FlightUnauthenticatedError)),
+            ):
+                client.get(fl.Ticket(raw))
+
+    await asyncio.to_thread(go)
+    assert len(running.of_kind("ReadStarted")) == before
+
+
+async def test_a_ticket_used_again_by_its_owner_is_another_read(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+    before = len(running.of_kind("ReadStarted"))
+
+    def go() -> list[int]:
+        with flyer(front, running.ticket(agreement)) as client:
+            seal = client.info(*PATH).endpoints[0].ticket
+            return [flying.whole(client.get(seal))[1]["rows"] for _ in range(2)]
+
+    rows = await asyncio.to_thread(go)
+    assert rows[0] == rows[1] > 0
+    assert len(running.of_kind("ReadStarted")) == before + 2
+
+
+async def test_garbage_is_bad_input_whatever_it_is(running: Provider, front: Front) -> None:
+    ticket, dice, pid = running.ticket(await running.agree()), random.Random(11), front.pid
+    whole = commands.pack("CommandStatementQuery", [(1, "SELECT 1")])
+
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            for number in range(150):
+                raw = bytearray(whole if number % 2 else dice.randbytes(dice.randrange(1, 200)))
+                raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
+                junk = bytes(raw)
+                calls = (
+                    lambda junk=junk: client.client.get_flight_info(
+                        fl.FlightDescriptor.for_command(junk), client.options
+                    ),
+                    lambda junk=junk: client.get(fl.Ticket(junk)),
+                    lambda junk=junk: client.act("CreatePreparedStatement", junk),
+                    lambda junk=junk: client.act("CancelFlightInfo", junk),
+                )
+                told = _refusal(calls[number % 4])
+                assert ".py" not in str(told)
+                assert not isinstance(told, fl.FlightInternalError), told
+
+    await asyncio.to_thread(go)
+    assert front.pid == pid
+
+
+async def test_arrow_that_is_damaged_costs_the_flight_process_at_most(running: Provider, front: Front) -> None:
+    ticket = running.ticket(await running.agree())
+    command = commands.pack("CommandPreparedStatementQuery", [(1, commands.handle("SELECT ?", []))])
+
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            descriptor = fl.FlightDescriptor.for_command(command)
+            bad = pa.RecordBatch.from_arrays(
+                [
+                    pa.Array.from_buffers(
+                        pa.string(), 1, [None, pa.py_buffer(b"\x00\x00\x00\x00\xff\xff\xff\x7f"), None]
+                    )
+                ],
+                names=["0"],
+            )
+
+            def put() -> None:
+                writer, reader = client.client.do_put(descriptor, bad.schema, client.options)
+                writer.write_batch(bad)
+                writer.done_writing()
+                reader.read()
+                writer.close()
+
+            assert isinstance(_refusal(put), pa.ArrowException | fl.FlightError)
+
+    await asyncio.to_thread(go)
+    assert await asyncio.to_thread(_rows, front, ticket) > 0
+
+
+async def test_a_flood_of_bytes_ends_the_flight_process_not_the_connector(running: Provider, front: Front) -> None:
+    ticket, pid = running.ticket(await running.agree()), front.pid
+
+    def flood() -> None:
+        with flyer(front, "") as client, pytest.raises((fl.FlightError, pa.ArrowException)):
+            client.client.get_flight_info(fl.FlightDescriptor.for_command(bytes(400_000_000)), client.options)
+
+    await asyncio.to_thread(flood)
+    until = time.monotonic() + 30
+    while front.pid in (0, pid):
+        await asyncio.sleep(0.05)
+        assert time.monotonic() < until, "expected another Flight process"
+    while True:
+        try:
+            assert await asyncio.to_thread(_rows, front, ticket) > 0
+            return
+        except fl.FlightUnavailableError:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.1)
+
+
+async def test_what_is_no_http2_is_dropped(running: Provider, front: Front) -> None:
+    def go() -> None:
+        for junk in (b"GET / HTTP/1.1\r\n\r\n", random.Random(3).randbytes(4096)):
+            with socket.create_connection(("127.0.0.1", front.port), timeout=10) as raw:
+                raw.sendall(junk)
+                while raw.recv(65_536):
+                    pass
+
+    await asyncio.to_thread(go)
+    assert await asyncio.to_thread(_rows, front, running.ticket(await running.agree())) > 0
+
+
+async def test_a_port_in_use_is_told_at_start(running: Provider, front: Front) -> None:
+    with pytest.raises(Conflict, match="HANSE_FLIGHT_PORT"):
+        async with flying.flying(running, port=front.port):
+            pass
+
+
+async def test_tls_proves_the_server_and_carries_the_same(running: Provider, tmp_path: Path) -> None:
+    pem = certificate(tmp_path)
+    ticket = running.ticket(await running.agree())
+    async with flying.flying(running, certificate=str(pem)) as front:
+
+        def go() -> int:
+            options = {"tls_root_certs": pem.read_bytes()}
+            with flyer(front, ticket, scheme="grpc+tls", **options) as client:
+                rows = int(client.read(*PATH)[0].num_rows)
+            with flyer(front, ticket, scheme="grpc+tls") as client, pytest.raises(fl.FlightUnavailableError):
+                client.info(*PATH)
+            with flyer(front, ticket) as client, pytest.raises(fl.FlightUnavailableError):
+                client.info(*PATH)
+            return rows
+
+        assert await asyncio.to_thread(go) == 20_000
+
+
+def _rows(front: Front, ticket: str) -> int:
+    with flyer(front, ticket) as client:
+        return int(client.read(*PATH)[0].num_rows)
+
+
+def _refusal(call: Callable[[], object]) -> Exception | None:
+    try:
+        call()
+    except (pa.ArrowException, fl.FlightError, NotImplementedError) as error:
+        return error
+    return None

@@ -1,0 +1,234 @@
+"""Flight SQL as the ADBC driver speaks it, which is what notebooks and BI tools bring: nothing of ours there."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
+from typing import Any
+
+import adbc_driver_manager
+import pyarrow as pa
+import pyarrow.flight as fl
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.flight.front import Front
+from tests.support import data, flying, gate, provider
+from tests.support.flying import flyer
+from tests.support.gate import atom
+from tests.support.provider import Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NUMBERS = '"clinic".numbers'
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def front(running: Provider) -> AsyncIterator[Front]:
+    async with flying.flying(running) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ticket(running: Provider) -> str:
+    return running.ticket(await running.agree())
+
+
+async def use(front: Front, ticket: str, work: Callable[[Any], Any], **options: str) -> Any:
+    """What `work` finds with a cursor of a fresh connection, in a thread."""
+
+    def go() -> Any:
+        with flying.connect(front, ticket, **options) as connection, connection.cursor() as cursor:
+            return work(cursor)
+
+    return await asyncio.to_thread(go)
+
+
+async def test_a_query_comes_as_arrow_and_as_rows(front: Front, ticket: str) -> None:
+    def work(cursor: Any) -> tuple[pa.Table, list[Any]]:
+        cursor.execute(f"SELECT id, name FROM {NUMBERS} WHERE id < 3 ORDER BY id")
+        table = cursor.fetch_arrow_table()
+        cursor.execute(f"SELECT count(*) FROM {NUMBERS} WHERE gap IS NULL")
+        return table, cursor.fetchall()
+
+    table, rows = await use(front, ticket, work)
+    assert table.to_pylist() == [{"id": n, "name": f"name-{n}"} for n in range(3)]
+    assert rows == [(data.ROWS // 10,)]
+
+
+BOUND = {
+    "a number": ("gap = ?", (1,), 40_000),
+    "text with quotes": ("name = ?", ("it's -- /* '",), 0),
+    "text": ("name = ?", ("name-3",), 2062),
+    "a date": ("day = ?", (datetime.date(1970, 1, 2),), 55),
+    "a float": ("x < ?", (0.1,), 200),
+    "a decimal": ("x < CAST(? AS DOUBLE)", (Decimal("0.10"),), 200),
+    "nothing": ("gap = ?", (None,), 0),
+    "several, in their order": ("id >= ? AND id < ? AND name <> ?", (10, 20, "name-11"), 9),
+    "a negative one": ("id > ?", (-1,), data.ROWS),
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+async def test_parameters_of_prepared_statements_are_values_and_nothing_else(
+    front: Front, ticket: str, name: str
+) -> None:
+    condition, values, expected = BOUND[name]
+
+    def work(cursor: Any) -> Any:
+        cursor.execute(f"SELECT count(*) FROM {NUMBERS} WHERE {condition} AND '?' <> ''", parameters=values)
+        return cursor.fetchone()[0]
+
+    assert await use(front, ticket, work) == expected
+
+
+async def test_a_prepared_statement_runs_again_with_other_values(front: Front, ticket: str) -> None:
+    def work(cursor: Any) -> list[Any]:
+        found = []
+        for most in (5, 7):
+            cursor.execute(f"SELECT count(*) FROM {NUMBERS} WHERE id < ?", parameters=(most,))
+            found.append(cursor.fetchone()[0])
+        return found
+
+    assert await use(front, ticket, work) == [5, 7]
+
+
+REFUSED = {
+    "a column that is not there": (f"SELECT nope FROM {NUMBERS}", "column_unknown"),
+    "a dataset that is not agreed": ("SELECT * FROM other", "dataset_unknown"),
+    "a file": ("SELECT * FROM read_parquet('/etc/passwd')", "not_allowed"),
+    "a change": (f"DELETE FROM {NUMBERS}", "statement_not_allowed"),
+    "two statements": (f"SELECT 1 FROM {NUMBERS}; SELECT 2", "one_statement"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_refused_statements_come_back_as_errors_of_the_driver_with_their_reason(
+    running: Provider, front: Front, ticket: str, name: str
+) -> None:
+    sql, code = REFUSED[name]
+    before = len(running.of_kind("ReadRefused"))
+    with pytest.raises(adbc_driver_manager.ProgrammingError, match=code) as caught:
+        await use(front, ticket, lambda cursor: cursor.execute(sql))
+    assert ".py" not in str(caught.value)
+    assert len(running.of_kind("ReadRefused")) == before + 1
+
+
+async def test_a_parameter_that_is_not_bound_is_told(front: Front, ticket: str) -> None:
+    with pytest.raises(adbc_driver_manager.ProgrammingError, match="parameters_unbound"):
+        await use(front, ticket, lambda cursor: cursor.execute(f"SELECT id FROM {NUMBERS} WHERE id = ?"))
+
+
+async def test_catalogue_calls_show_what_the_contract_shows(running: Provider, front: Front) -> None:
+    policy = gate.agreement(atom("ds:columnDeny", "isNoneOf", "x", "tags"), action="odrl:use")
+    ticket = running.ticket(await running.agree(policy))
+
+    def work(cursor: Any) -> tuple[Any, ...]:
+        connection = cursor.connection
+        return (
+            connection.adbc_get_objects(depth="all").read_all().to_pylist(),
+            connection.adbc_get_table_schema("numbers", db_schema_filter="clinic"),
+            connection.adbc_get_table_types(),
+            connection.adbc_get_objects(depth="tables", table_name_filter="other%").read_all().to_pylist(),
+        )
+
+    objects, schema, kinds, none = await use(front, ticket, work)
+    (schemas,) = [one["catalog_db_schemas"] for one in objects]
+    (table,) = schemas[0]["db_schema_tables"]
+    assert (schemas[0]["db_schema_name"], table["table_name"], table["table_type"]) == ("clinic", "numbers", "TABLE")
+    assert [one["column_name"] for one in table["table_columns"]] == ["id", "name", "day", "gap"]
+    assert (schema.names, kinds) == (["id", "name", "day", "gap"], ["TABLE"])
+    assert not any(one["db_schema_tables"] for found in none for one in found["catalog_db_schemas"])
+
+
+async def test_an_aggregate_only_dataset_has_a_schema_and_answers_about_groups_only(
+    running: Provider, front: Front
+) -> None:
+    policy = gate.agreement(
+        atom("ds:minGroupSize", "gteq", "3000"), atom("ds:dimension/gap", "eq", "exact"), action="odrl:use"
+    )
+    ticket = running.ticket(await running.agree(policy))
+
+    def work(cursor: Any) -> tuple[Any, Any]:
+        schema = cursor.connection.adbc_get_table_schema("numbers", db_schema_filter="clinic")
+        cursor.execute(f"SELECT gap, count(*) AS n FROM {NUMBERS} GROUP BY gap")
+        return schema, cursor.fetch_arrow_table()
+
+    schema, table = await use(front, ticket, work)
+    assert "gap" in schema.names
+    assert set(table["gap"].to_pylist()) <= {0, 1, 2, 3, 4, None}
+
+    def too_small(cursor: Any) -> None:
+        cursor.execute(f"SELECT gap, count(*) AS n FROM {NUMBERS} WHERE gap = 77 GROUP BY gap")
+        cursor.fetchall()
+
+    with pytest.raises((adbc_driver_manager.Error, OSError, pa.ArrowException), match="min_group_size"):
+        await use(front, ticket, too_small)
+
+
+async def test_partitions_are_executed_by_somebody_else(front: Front, ticket: str) -> None:
+    def plan(cursor: Any) -> list[bytes]:
+        partitions, schema = cursor.adbc_execute_partitions(f"SELECT id FROM {NUMBERS}")
+        assert schema.names == ["id"]
+        return list(partitions)
+
+    partitions = await use(front, ticket, plan)
+    rows = 0
+    for partition in partitions:
+
+        def read(cursor: Any, partition: bytes = partition) -> int:
+            cursor.adbc_read_partition(partition)
+            return int(cursor.fetch_arrow_table().num_rows)
+
+        rows += await use(front, ticket, read)
+    assert rows == data.ROWS
+
+
+async def test_what_is_not_there_is_unimplemented_and_never_empty(front: Front, ticket: str) -> None:
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            client.act("BeginTransaction", b"")
+
+    with pytest.raises(NotImplementedError, match="unimplemented"):
+        await asyncio.to_thread(go)
+    info = await use(front, ticket, lambda cursor: cursor.connection.adbc_get_info())  # asks GetSqlInfo
+    assert info["driver_name"] == "ADBC Flight SQL Driver - Go"
+
+
+async def test_a_password_does_as_well_as_a_bearer_token(front: Front, ticket: str) -> None:
+    def go() -> int:
+        with fl.connect(f"grpc+tcp://127.0.0.1:{front.port}") as client:
+            header = client.authenticate_basic_token("token", ticket)
+            return len(list(client.list_flights(options=fl.FlightCallOptions(headers=[header]))))
+
+    assert await asyncio.to_thread(go) == 1
+
+
+async def test_revocation_in_mid_stream_is_an_error_of_the_driver_within_a_second(
+    running: Provider, front: Front
+) -> None:
+    agreement = await running.agree()
+    loop = asyncio.get_running_loop()
+    begun: list[float] = []
+
+    def work(cursor: Any) -> None:
+        cursor.execute(f"SELECT a.id, b.x FROM {NUMBERS} a CROSS JOIN {NUMBERS} b")
+        reader = cursor.fetch_record_batch()
+        reader.read_next_batch()
+        begun.append(time.monotonic())
+        loop.call_soon_threadsafe(lambda: running.grants.stop(agreement_id=agreement, reason="consent withdrawn"))
+        for _ in reader:
+            pass
+
+    with pytest.raises((adbc_driver_manager.Error, OSError, pa.ArrowException), match="consent withdrawn"):
+        await use(front, running.ticket(agreement), work)
+    assert time.monotonic() - begun[0] < 1
