@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +21,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.suites import loaders
-from tests.suites.loaders import BLOCK_ROWS, BLOCKS, ROWS, Case, Rows, sequence
+from tests.suites.loaders import BLOCK_ROWS, BLOCKS, ROWS, WIDTH, Case, Rows, sequence
+from tests.support import served
 from tests.support.served import Owner
 
 
@@ -129,3 +135,30 @@ def test_ranks_have_parts_of_the_sequence_in_its_order(training: Dataset) -> Non
     blocks = [part[at : at + BLOCK_ROWS] for at in range(0, ROWS // 2, BLOCK_ROWS) for part in parts]
     assert [row for block in blocks for row in block] == sequence(6)
     assert len(blocks) == BLOCKS
+
+
+@pytest.mark.timeout(300)  # two processes load PyTorch, and their eight workers share this machine with the owners
+def test_two_ranks_with_four_workers_each_train_on_batches_of_two_owners(
+    owner: Owner, training: Dataset, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with served.owner(tmp_path_factory.mktemp("second"), rows=10) as other:
+        second = other.dataset(name="training", path=loaders.write(tmp_path / "second"))
+        (tmp_path / "datasets").write_bytes(pickle.dumps([training, second]))
+        ranks = [_rank(number, tmp_path) for number in range(2)]
+        for rank in ranks:
+            assert rank.wait(280) == 0, (tmp_path / "log").read_text()[-3000:]
+    said = [json.loads((tmp_path / f"rank-{number}").read_text()) for number in range(2)]
+    assert sorted(said[0]["ids"] + said[1]["ids"]) == sorted([*range(ROWS)] * 2)
+    assert said[0]["weights"] == said[1]["weights"]  # the gradients were shared
+    assert said[0]["last"] < said[0]["first"]
+
+
+def _rank(number: int, folder: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"RANK": str(number), "WORLD_SIZE": "2", "PYTHONPATH": os.getcwd()}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.frameworks.rank", str(folder), str(WIDTH)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
