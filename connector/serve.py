@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -66,16 +67,21 @@ async def running(parts: Services) -> AsyncIterator[None]:
 
 
 async def _first_token(parts: Services) -> None:
-    text = await parts.tokens.first()
-    if text is None:
-        return
-    target = parts.settings.admin_token_file
+    await parts.tokens.first(partial(_hand_over, parts.settings.admin_token_file))
+
+
+def _hand_over(target: Path | None, text: str) -> None:
+    """The first token to the operator: into its file, whole or not at all, or to standard error."""
     if target is None:
         print(f"admin token, shown this once: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the operator
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
 
 
 async def serve(settings: Settings) -> None:

@@ -30,7 +30,7 @@ class Members:
     def of(self, key: str) -> Member:
         """By DID or by short name; NotFound names what was asked."""
         if (found := self.find(key)) is None:
-            raise NotFound(f"no member {key[:200]!r} is registered here; GET /api/v1/members lists them")
+            raise NotFound(f"no member {key[:200]!r} is registered here; list them with `hanse catalogue member list`")
         return found
 
     def all(self) -> Sequence[Member]:

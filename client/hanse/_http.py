@@ -22,10 +22,16 @@ class Api:
     """One connector's management API, under one token."""
 
     def __init__(self, url: str, token: str, *, seconds: float = 30.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(url):
             raise BadInput(
-                f"expected the address of a connector's management listener, e.g. http://127.0.0.1:8081, came {url!r}"
+                f"expected the address of a connector's management listener, e.g. http://127.0.0.1:8081, came {url!r}; "
+                "give --url, or set HANSE_URL to one"
+            )
+        if not all("!" <= sign <= "~" for sign in token):
+            # Not shown: most of it may be a secret that somebody pasted with a line end.
+            raise BadInput(
+                "expected a token of letters, digits and signs without spaces, came something else; copy it again "
+                "(--token, HANSE_TOKEN, or `hanse login`)"
             )
         self.url = url.rstrip("/")
         self.base = f"{self.url}/api/v1"
@@ -133,6 +139,16 @@ def _given(query: Mapping[str, Any]) -> list[tuple[str, str | int | float | bool
             if one not in (None, ""):
                 pairs.append((name, str(one)))
     return pairs
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port_fits = parts.port != 0  # reading it raises where it is no number, or too large
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits and plain
 
 
 def _read(answer: httpx2.Response, url: str) -> bytes:

@@ -83,4 +83,4 @@ def _with_grant(
                 return row, None
             held = tx.agreements.grant_held(row.id, to_change=True) if to_change else tx.agreements.grant(row.id)
             return row, held
-    raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreement list`")
+    raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreements`")

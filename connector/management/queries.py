@@ -106,13 +106,13 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
     async def one(query_id: str, _: Caller = reader) -> dict[str, Any]:
         found = coordinator.progress(query_id)
         if found is None:
-            raise NotFound(f"no question {query_id[:64]!r} is running or recent; see GET /queries")
+            raise NotFound(f"no question {query_id[:64]!r} is running or recent; the console lists those that are")
         return found.to_json()
 
     @routes.delete("/{query_id}", status_code=204, summary="Stop a running question, here and at its owners")
     async def cancelled(query_id: str, _: Caller = consumer) -> None:
         if not coordinator.cancel(query_id):
-            raise NotFound(f"no question {query_id[:64]!r} is running; see GET /queries")
+            raise NotFound(f"no question {query_id[:64]!r} is running; the console lists those that are")
 
     return routes
 

@@ -180,7 +180,8 @@ def _started(tx: Transaction, agreement_id: str) -> Transfer:
         if transfer.state == "STARTED" and transfer.data_address:
             return transfer
     raise NotFound(
-        f"no transfer is started under the agreement {agreement_id}; start one with POST /transfers", code="no_transfer"
+        f"no transfer is started under the agreement {agreement_id}; start one with `hanse negotiate`",
+        code="no_transfer",
     )
 
 

@@ -52,9 +52,11 @@ class Planning:
         """What is known of a dataset; QueryInvalid where there is no agreement."""
         found = self.tables.get((table.db.lower(), table.name.lower()))
         if found is None:
-            known = ", ".join(sorted(one.shown for one in self.tables.values())) or "none"
+            known = ", ".join(sorted(one.shown for one in self.tables.values()))
+            others = f" (of those asked for there are agreements for {known})" if known else ""
             raise QueryInvalid(
-                f'there is no agreement for "{table.db}".{table.name}; negotiate one, or use one of: {known}',
+                f'there is no agreement in force for "{table.db}".{table.name}{others}; negotiate one with '
+                "`hanse negotiate`, or see with `hanse agreements` what you may ask",
                 code="agreement_missing",
             )
         return found

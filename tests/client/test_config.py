@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hanse import config
+from hanse._http import Api
 from hanse.errors import BadInput
 
 
@@ -65,3 +66,19 @@ def test_a_damaged_file_is_a_clear_error(text: str) -> None:
 def test_its_place_can_be_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HANSE_CONFIG", str(tmp_path / "mine.json"))
     assert config.keep("http://kept:1", "kept") == tmp_path / "mine.json"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["not a url", "127.0.0.1:8081", "http://", "http://[::1", "http://a:99999", "http://a:x", "ftp://a", "http://ä"],
+)
+def test_an_address_that_is_none_is_bad_input(url: str) -> None:
+    with pytest.raises(BadInput, match="HANSE_URL"):
+        Api(url, "token")
+
+
+@pytest.mark.parametrize("token", ["SECRET\nx", "SECRET x", "SÉCRET", "SECRET\x00", "SECRET\r\nX: 1"])
+def test_a_token_that_cannot_be_sent_is_bad_input_and_never_shown(token: str) -> None:
+    with pytest.raises(BadInput, match="copy it again") as raised:
+        Api("http://127.0.0.1:1", token)
+    assert "CRET" not in str(raised.value)

@@ -117,7 +117,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("HANSE_DEBUG"):
             raise
-        what = f"{type(error).__name__}: {error}"
+        # Only its kind: the text of a foreign error may quote anything, a token among it.
+        what = type(error).__name__
         complain(HanseError(f"the command failed unexpectedly ({what}); HANSE_DEBUG=1 shows where", code="defect"))
         sys.exit(EXIT["failed"])
 
