@@ -46,7 +46,7 @@ def check_purpose(contract: DataContract, purpose: str | None) -> None:
     if not named and not refused:
         return
     agreed = f"agreed: {_listed(named)}" if named else f"any but {_listed(refused)}"
-    if purpose is None:
+    if not purpose:
         problem = "the request names no purpose"
     elif (named and not any(is_below(purpose, one) for one in named)) or any(
         is_below(purpose, one) or is_below(one, purpose) for one in refused

@@ -256,12 +256,16 @@ class _Transport:
             purpose=expand(given.get("purpose", "")[:1024]),
         )
         split = await self._split(ticket, wanted, given)
+        asked = plans.asked_of(ticket, held, wanted, owner=self._owner, split=split)
+        most = _number(given, "limit_rows")
+        if most is not None and split is None:  # the first rows, and that is the whole answer
+            asked, most = replace(asked, sql=f"{asked.sql} LIMIT {most}", unfiltered=False), None
         await self._deliver(
             exchange,
             replace(
-                plans.asked_of(ticket, held, wanted, owner=self._owner, split=split),
+                asked,
                 application=given.get("application", "")[:1024],
-                rows=_number(given, "limit_rows"),
+                rows=most,
                 batch_rows=_number(given, "batch_rows"),
                 format=formats.chosen(given, exchange.headers.get("accept", "")),
                 codec=given.get("codec") or accepted_codec(exchange.headers.get("accept", "")),

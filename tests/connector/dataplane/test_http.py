@@ -185,6 +185,25 @@ async def test_bad_requests_are_refused_before_the_first_byte(running: Provider,
     assert len(problem["detail"]) > 10
 
 
+async def test_limit_rows_gives_that_many_and_is_complete(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    for most, rows in ((5, 5), (data.ROWS * 2, data.ROWS)):
+        table, end = await read(running, ticket, limit_rows=most)
+        assert (table.num_rows, end["rows"], end["status"]) == (rows, rows, "complete")
+
+
+async def test_a_question_that_cannot_be_computed_is_the_askers_mistake(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    for sql in (
+        'SELECT id * 9223372036854775807 AS k FROM "clinic".numbers',
+        'SELECT (SELECT id FROM "clinic".numbers) AS k FROM "clinic".numbers',
+        'SELECT count(*) AS k FROM "clinic".numbers WHERE name = 5',
+    ):
+        answer = await ask(running, ticket, sql)
+        assert (answer.status_code, answer.json()["code"]) == (400, "computation_failed")
+        assert "name-" not in answer.text
+
+
 BAD_ENVELOPES: dict[str, Any] = {
     "not json": b"{",
     "a list": [],
