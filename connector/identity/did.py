@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from connector.errors import PeerFailed, Unauthenticated
+from connector.errors import Busy, PeerFailed, PeerUnreachable, Unauthenticated
 from connector.net import Net
 
 _CACHE_SECONDS = 300.0
@@ -67,7 +67,8 @@ class Resolver:
         self._kept: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
 
     async def key(self, did: str, key_id: str, *, purpose: str) -> dict[str, Any]:
-        """The public JWK `key_id` of `did`, if its document lists it under `purpose`. Unauthenticated otherwise."""
+        """The public JWK `key_id` of `did`, if its document lists it under `purpose`. Unauthenticated otherwise;
+        Busy where the document's server does not answer, which says nothing about the key."""
         document = await self._document(did)
         if (found := _listed(document, did, key_id, purpose)) is None:
             document = await self._document(did, fresh=True)
@@ -94,8 +95,12 @@ class Resolver:
         try:
             reply = await self._net.call("GET", url, max_bytes=_DOCUMENT_MAX)
             found = json.loads(reply.body) if reply.status == 200 else None
+        except PeerUnreachable as error:
+            raise Busy(f"the DID document of {did} cannot be had now; try again in a moment: {error}") from error
         except (PeerFailed, ValueError) as error:
             raise Unauthenticated(f"the DID document of {did} cannot be read: {error}") from error
+        if reply.status >= 500:
+            raise Busy(f"the DID document of {did} cannot be had now (status {reply.status}); try again in a moment")
         if not isinstance(found, dict) or found.get("id") != did:
             raise Unauthenticated(
                 f"expected the DID document of {did} at {url}, came status {reply.status} or another id"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 
 def free_range(count: int) -> int:
-    """The first of `count` neighbouring ports that nobody listens on."""
-    for start in range(20_000, 32_000, count):
+    """The first of `count` neighbouring ports that nobody listens on. Two who ask at once rarely get the same."""
+    starts = range(20_000, 32_000, count)
+    begin = random.randrange(len(starts))
+    for start in (*starts[begin:], *starts[:begin]):
         held = []
         try:
             for port in range(start, start + count):

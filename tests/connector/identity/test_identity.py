@@ -13,7 +13,7 @@ import pytest
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey
 
-from connector.errors import Unauthenticated
+from connector.errors import Busy, PeerUnreachable, Unauthenticated
 from connector.identity import did, keys, sitoken
 from connector.identity.did import Resolver
 from connector.identity.service import Identity
@@ -38,6 +38,10 @@ class Web:
     async def call(self, method: str, url: str, **_: Any) -> Reply:
         self.calls.append(url)
         page = self.pages.get(url)
+        if isinstance(page, Exception):
+            raise page
+        if isinstance(page, int):
+            return Reply(page, {}, b"")
         if page is None:
             return Reply(404, {}, b"")
         return Reply(200, {}, page if isinstance(page, bytes) else json.dumps(page).encode())
@@ -65,6 +69,17 @@ async def verify(text: str, replays: Replays | None = None) -> dict[str, Any]:
 
 async def test_a_token_of_a_participant_names_it() -> None:
     assert (await verify(sitoken.mint(KEY, did=THEM, audience=US, now=time.time())))["iss"] == THEM
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [(PeerUnreachable("gone"), Busy), (503, Busy), (404, Unauthenticated), (b"nonsense", Unauthenticated)],
+    ids=["no answer", "trouble at its server", "no document", "nonsense"],
+)
+async def test_a_document_that_cannot_be_had_now_is_no_verdict(page: Any, expected: type[Exception]) -> None:
+    away = resolver({"https://them.example/.well-known/did.json": page})
+    with pytest.raises(expected):
+        await sitoken.verify(token(), audience=US, resolver=away, replays=Replays())
 
 
 def unsigned(**header: Any) -> str:
