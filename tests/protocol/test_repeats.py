@@ -319,3 +319,16 @@ async def test_suspension_and_completion_that_cross_end_in_one_state_on_both_sid
         await settled(two.south, "transfer", transfer.id, "COMPLETED")
         await settled(two.north, "transfer", here.peer_pid, "COMPLETED")
         await emptied(two)
+
+
+async def test_a_start_said_again_with_a_fresh_ticket_is_a_repeat(tmp_path: Path) -> None:
+    """A provider that died before it noted our answer makes a new ticket for the same message."""
+    async with pair(tmp_path) as two:
+        peer = Counterparty(two.north)
+        row = await peer.transfer(role=CONSUMER, state="REQUESTED")
+        said = peer.message(states.START, row)
+        ticket = {"@type": "EndpointProperty", "name": "authorization", "value": "another"}
+        again = {**said, "dataAddress": {**said["dataAddress"], "endpointProperties": [ticket]}}
+        replies = [await peer.post(f"/transfers/{row.id}/start", one) for one in (said, again)]
+        assert [reply.status for reply in replies] == [200, 200]
+        assert (await two.north.transfer(row.id)).state == "STARTED"
