@@ -7,10 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 ONCE ?=
+SCALE ?= 0.5
+ROUNDS ?= 5
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated tck crash random-queries fuzz-arrow random-federated clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream tck crash random-queries fuzz-arrow random-federated clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -27,6 +29,10 @@ $(VENV)/.run: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
 
 $(VENV)/.dev: $(VENV)/.run
 	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --group dev --python $(BIN)/python
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --group bench --python $(BIN)/python
 	@touch $@
 
 setup: $(VENV)/.run ## virtual environment with what the product needs, from the lock file
@@ -104,6 +110,9 @@ bench-catalogue: setup-dev
 
 bench-federated: setup-dev ## TPC-H over three connectors against one DuckDB (SF=1: the scale factor, ARGS: see the module)
 	@$(BIN)/python -m tests.load.bench_federated --scale $(or $(SF),1) $(ARGS)
+
+bench-stream: $(VENV)/.bench ## streams beside sockets, Flight, files over HTTP and local readers (7 minutes; SCALE=0.5 ROUNDS=5)
+	@$(BIN)/python -m tests.load.bench_stream --scale $(SCALE) --rounds $(ROUNDS)
 
 clean: ## remove what was built and what the demo wrote
 	@rm -rf $(VENV) $(VENV)-loaders var .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,6 +24,7 @@ from connector.dataplane.addresses import FLIGHT_FORMAT, Addresses
 from connector.dataplane.flight.desk import Desk
 from connector.dataplane.flight.front import Front, Listen
 from connector.dataplane.owner import OwnersView
+from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.pushing import push
 from connector.dataplane.stream import Reads
 from connector.dataplane.versions import Versions
@@ -241,6 +242,10 @@ def build(settings: Settings) -> Services:
         ticket_seconds=settings.ticket_seconds,
         flight=_location(settings),
     )
+    prepared = PreparedStreams(
+        settings.data_dir / "streams", quota=settings.prepared_mb * 2**20, sensitive=settings.prepared_sensitive
+    )
+    store.bus.subscribe(prepared.heard)
     reads = Reads(
         store,
         grants,
@@ -252,6 +257,7 @@ def build(settings: Settings) -> Services:
         streams_max=settings.streams_max,
         metrics=metrics,
         instance=instance,
+        prepared=prepared,
     )
     sender = Sender(
         store=store,

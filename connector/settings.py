@@ -147,6 +147,14 @@ class Settings(BaseSettings):
         description="Longest time that one query or stream may work without a batch leaving, in seconds.",
     )
     ticket_seconds: int = Field(900, ge=10, description="Lifetime of a data-plane ticket, in seconds.")
+    prepared_mb: int = Field(
+        1024,
+        ge=0,
+        description="Disk for prepared streams (second and later passes decode nothing), in MB; 0: keep none.",
+    )
+    prepared_sensitive: bool = Field(
+        False, description="Prepare streams of contracts with masks or duties, too; they mark personal data."
+    )
     streams_max: int = Field(16, ge=1, description="Reads at once over all consumers.")
 
     upkeep_seconds: float = Field(

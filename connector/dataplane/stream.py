@@ -4,7 +4,8 @@
 1. the grants: each agreement holds, covers action and purpose, and has uses and quota left (`usage.grants`);
 2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
 3. the start of the read is durable in the log before anything leaves;
-4. a worker checks the SQL again with the engine's parser and runs it over the pinned files (`query.pool`);
+4. a worker checks the SQL again with the engine's parser and runs it over the pinned files (`query.pool`), or its
+   answer is there from an earlier pass (`prepared`);
 5. before each batch the gate looks at every lease: revoked, expired, rows, bytes; a batch is counted, then released;
 6. revocation and expiry also interrupt a worker that gives no batch;
 7. the stream ends with its end record, whatever the reason, and the log has the totals; quota not used goes back.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
+import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split, quoted
+from connector.dataplane.prepared import PreparedStreams, Source
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
@@ -46,7 +49,9 @@ if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not
 _T = TypeVar("_T")
 _log = logger("dataplane")
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
+_BATCH_BYTES = 3 * 2**20
 _IN_FLIGHT = 32 * 2**20
+_THREADS_MAX = 4
 _LONGEST = 24 * 3600.0
 _PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _STOPPED = {
@@ -70,7 +75,7 @@ class GovernedStream:
         asked: Asked,
         grants: Sequence[Grant],
         prepared: Prepared,
-        result: Result,
+        result: Source,
         policy: tuple[str, ...],
     ) -> None:
         self.id = asked.query_id
@@ -194,9 +199,11 @@ class Reads:
         streams_max: int = 16,
         metrics: Metrics | None = None,
         instance: str = "",
+        prepared: PreparedStreams | None = None,
     ) -> None:
         self.grants = grants
         self._instance = instance
+        self._prepared = prepared
         self._store = store
         self._pool = pool
         self._name = name
@@ -415,7 +422,7 @@ class Reads:
             if charged is not None:
                 await started
                 job = await self._noised(job, grants, prepared, charged)
-            async with self._pool.run(job, watch=partial(watch, grants)) as result:  # 4, 6
+            async with self._source(asked, grants, job) as result:
                 await started
                 stream = GovernedStream(self, asked, grants, prepared, result, policy)
                 self._live[asked.query_id] = stream
@@ -475,6 +482,7 @@ class Reads:
             limits=Limits(
                 seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
                 memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
+                threads=self._threads() if asked.plain_scan else 1,
             ),
             batch_bytes=max(2**16, min(self._batch_bytes(asked.format), spare // 2)),
             batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
@@ -486,11 +494,32 @@ class Reads:
             shared=asked.plain_scan and not prepared.aggregate,
         )  # fmt: skip
 
+    @asynccontextmanager
+    async def _source(self, asked: Asked, grants: Sequence[Grant], job: Job) -> AsyncIterator[Source]:
+        """Where the bytes come from (4, 6): an earlier pass, or a worker, whose answer may be kept for later ones."""
+        key = "" if self._prepared is None else self._prepared.key(asked, grants)
+        if self._prepared is not None and key:
+            entry = await self._prepared.find(key, grants[0])
+            if entry is not None:
+                async with self._prepared.serve(entry) as mapped:
+                    yield mapped
+                return
+        async with self._pool.run(job, watch=partial(watch, grants)) as result:
+            if self._prepared is None or not key or job.batch_bytes < _BATCH_BYTES:
+                yield result
+                return
+            async with self._prepared.keep(key, grants[0], result) as kept:
+                yield kept
+
+    def _threads(self) -> int:
+        """Threads that decode for one stream: the machine's, shared between the streams that run."""
+        return max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, sum(self._running.values()))))
+
     def _batch_bytes(self, form: str) -> int:
         """Smaller batches where many read: what is in flight for all of them together stays bounded."""
         if form == "parquet":  # a batch is a row group there, and few of them make a better file
             return max(2**20, _IN_FLIGHT // (2 * max(1, sum(self._running.values()))))
-        return max(2**19, min(3 * 2**20, _IN_FLIGHT // max(1, sum(self._running.values()))))
+        return max(2**19, min(_BATCH_BYTES, _IN_FLIGHT // max(1, sum(self._running.values()))))
 
     async def _record_end(
         self,

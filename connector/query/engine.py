@@ -81,6 +81,16 @@ def warm_up() -> None:
     con = connect()
     with con:
         list(con.sql("SELECT 1 AS one").to_arrow_reader(1))
+    _start_threads()
+
+
+def _start_threads() -> None:
+    """Arrow starts its threads when they first have work: now, while nothing limits our memory."""
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({f"c{number}": [number] * 100 for number in range(16)}), sink)
+    pq.read_table(pa.BufferReader(sink.getvalue()), use_threads=True)
 
 
 def fence(con: duckdb.DuckDBPyConnection, *, paths: Sequence[str], limits: Limits, temp: Path | None = None) -> None:

@@ -1,7 +1,9 @@
 """What the main process asks of a worker, and the frames that come back. Standard library only: both ends load it.
 
 A job goes over a socket of its own: its JSON, then its blobs. Back come frames of a fixed header and a payload:
-`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`; or one `value`.
+`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`; or one `value`. A batch
+whose header names a slot has its payload in shared memory (`connector.query.ring`). After the job, the connector sends
+single bytes: the number of a slot that is free again, or ANYWAY.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ END: Final = 4
 ERROR: Final = 5
 VALUE: Final = 6
 
-HEADER: Final = struct.Struct("<BB2xIQ32s")  # kind, digest length, rows, payload length, digest so far
+HEADER: Final = struct.Struct("<BBBxIQ32s")  # kind, digest length, slot, rows, payload length, digest so far
+ANYWAY: Final = 0  # send one batch over the socket: every slot is held by somebody who wants more
+# What goes to a worker beside a job's socket: (a desk to borrow objects at, the memory of a ring) -> the byte sent.
+WITH: Final = {(False, False): b"j", (True, False): b"d", (False, True): b"r", (True, True): b"b"}
+SLOTS: Final = 3  # one being filled, one waiting, one being sent
 LENGTH: Final = struct.Struct("<I")
 # A worker's request for blocks of an object: what, relation, file, first block, how many.
 LOAN: Final = struct.Struct("<cIIII")

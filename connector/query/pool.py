@@ -14,8 +14,8 @@ What is promised:
 - a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later;
   one that takes more than its memory and 300 MB is killed; a worker that dies costs its own jobs an error and nothing
   else, and is replaced;
-- a slow reader slows the worker (nothing is read ahead but a socket's buffer); leaving the `async with` block early,
-  or being cancelled in it, stops the work;
+- a slow reader slows the worker (nothing is read ahead but the slots of the ring); leaving the `async with` block
+  early, or being cancelled in it, stops the work;
 - every end that is not complete raises: a HanseError with a code, never with the engine's words.
 """
 
@@ -51,6 +51,7 @@ from connector.query import job as wire
 from connector.query import lending
 from connector.query.job import Job
 from connector.query.lending import Library
+from connector.query.ring import Ring, slot_bytes
 from connector.query.turns import Turns
 from connector.telemetry import logger
 
@@ -67,7 +68,10 @@ _log = logger("query")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One batch: its rows, its bytes on the wire, the IPC message, and the digest of all messages up to it."""
+    """One batch: its rows, its bytes on the wire, the IPC message, and the digest of all messages up to it.
+
+    The message lies in memory that is used again once nobody holds `payload`: let go of it as soon as it is sent.
+    """
 
     rows: int
     nbytes: int
@@ -124,6 +128,9 @@ class Result:
         self._worker = worker
         self._channel = channel
         self._loop = asyncio.get_running_loop()
+        self.ring: Ring | None = None
+        if job.kind == "query":
+            self.ring = Ring(wire.SLOTS, slot_bytes(job.batch_bytes), released=lambda slot: self._tell(slot + 1))
 
     def __aiter__(self) -> Self:
         return self
@@ -132,16 +139,19 @@ class Result:
         kind, rows, payload, digest = await self.next()
         if kind != wire.BATCH:
             raise StopAsyncIteration
-        return Frame(rows, len(payload), memoryview(payload), digest)
+        whole = payload if isinstance(payload, memoryview) else memoryview(payload)
+        return Frame(rows, len(payload), whole, digest)
 
     async def start(self) -> None:
         """Send the job and wait for the schema (or the value)."""
         await self._loop.sock_sendall(self._channel, self.job.encode())
 
-    async def next(self) -> tuple[int, int, bytearray, bytes]:
+    async def next(self) -> tuple[int, int, bytearray | memoryview, bytes]:
         """The next frame within the job's limits of time, or the error that ended the job."""
         if self.ended:
             return wire.END, 0, bytearray(), self.digest
+        if self.ring is not None and self.ring.held == self.ring.slots:
+            self._tell(wire.ANYWAY)
         begun = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds_left()):
@@ -187,6 +197,12 @@ class Result:
 
     def close(self) -> None:
         self._channel.close()
+        if self.ring is not None:
+            self.ring.close()
+
+    def _tell(self, credit: int) -> None:
+        with suppress(OSError):  # the job is over
+            self._channel.send(bytes((credit,)))
 
     def _seconds_left(self) -> float:
         limits = self.job.limits
@@ -194,13 +210,26 @@ class Result:
             return limits.seconds
         return max(0.0, min(limits.seconds, limits.total_seconds - self.worked))
 
-    async def _frame(self) -> tuple[int, int, bytearray, bytes]:
+    async def _frame(self) -> tuple[int, int, bytearray | memoryview, bytes]:
         header = await self._receive(wire.HEADER.size)
-        kind, digest_length, rows, length, digest = wire.HEADER.unpack(header)
+        kind, digest_length, slot, rows, length, digest = wire.HEADER.unpack(header)
         if length > wire.PAYLOAD_MAX:
-            self._worker.kill("worker_crashed")
-            raise error_of("worker_crashed", {})
-        return kind, rows, await self._receive(length), digest[:digest_length]
+            raise self._nonsense()
+        payload = self._shared(slot - 1, length) if slot else await self._receive(length)
+        return kind, rows, payload, digest[:digest_length]
+
+    def _shared(self, slot: int, length: int) -> memoryview:
+        try:
+            if self.ring is None:
+                raise ValueError("expected no slot")
+            return self.ring.take(slot, length)
+        except ValueError:
+            raise self._nonsense() from None
+
+    def _nonsense(self) -> HanseError:
+        """A worker that does not speak as it should is not ours any more."""
+        self._worker.kill("worker_crashed")
+        return error_of("worker_crashed", {})
 
     async def _receive(self, size: int) -> bytearray:
         data = bytearray(size)
@@ -226,16 +255,18 @@ class Result:
         self._worker.kill(code)
         return error_of(code, {})
 
-    def _taken(self, kind: int, rows: int, payload: bytearray, digest: bytes) -> tuple[int, int, bytearray, bytes]:
+    def _taken(
+        self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes
+    ) -> tuple[int, int, bytearray | memoryview, bytes]:
         if kind in (wire.SCHEMA, wire.BATCH, wire.END):
             self.digest = digest
         if kind == wire.END:
-            self.ended, self.totals = True, json.loads(payload)
+            self.ended, self.totals = True, json.loads(bytes(payload))
         elif kind == wire.VALUE:
             self.ended = True
         elif kind == wire.ERROR:
             self.ended = True
-            told = json.loads(payload)
+            told = json.loads(bytes(payload))
             self._worker_log(told["code"], told["class"])
             raise error_of(told["code"], told["facts"], told["message"])
         return kind, rows, payload, digest
@@ -352,7 +383,7 @@ class Pool:
         result = await self._begin(job)
         try:
             _, _, payload, _ = await result.next()
-            return json.loads(payload)
+            return json.loads(bytes(payload))
         finally:
             self._background(self._end(result))
 
@@ -380,8 +411,10 @@ class Pool:
         worker.results.add(result)
         try:
             with theirs, ExitStack() as stack:
-                ends = [theirs, *self._desk(result, stack)]
-                socket.send_fds(worker.control, [b"j"], [end.fileno() for end in ends])
+                desk = [end.fileno() for end in self._desk(result, stack)]
+                ring = [] if result.ring is None else [result.ring.descriptor]
+                told = wire.WITH[bool(desk), bool(ring)]
+                socket.send_fds(worker.control, [told], [theirs.fileno(), *desk, *ring])
             await result.start()
         except BaseException as error:
             self._background(self._end(result))

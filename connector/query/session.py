@@ -34,9 +34,12 @@ _CPU_SLACK = 30
 class Session:
     """One job on its socket, in a thread of its own."""
 
-    def __init__(self, channel: socket.socket, desk: socket.socket | None, folder: Path, worker: Worker) -> None:
+    def __init__(
+        self, channel: socket.socket, folder: Path, worker: Worker, *, desk: socket.socket | None, shared: int | None
+    ) -> None:
         self.channel = channel
         self.desk = desk  # where blocks of objects are borrowed
+        self.shared = shared  # descriptor of the ring's memory
         self.folder = folder
         self.worker = worker
         self.cancelled = False
@@ -58,14 +61,26 @@ class Session:
         if self.cancelled:
             raise Coded("cancelled")
 
-    def send(self, kind: int, *parts: Any, size: int | None = None, rows: int = 0, digest: bytes = b"") -> None:
-        """One frame; blocks while the reader is slow. `parts` go out without being joined."""
+    def send(
+        self, kind: int, *parts: Any, size: int | None = None, rows: int = 0, digest: bytes = b"", slot: int = 0
+    ) -> None:
+        """One frame; blocks while the reader is slow. `parts` go out without being joined; none if `slot` has them."""
         length = sum(len(part) for part in parts) if size is None else size
-        header = wire.HEADER.pack(kind, len(digest), rows, length, digest)
+        header = wire.HEADER.pack(kind, len(digest), slot, rows, length, digest)
         try:
             send_all(self.channel, [header, *parts])
         except OSError:
             raise Coded("cancelled") from None
+
+    def credits(self) -> bytes:
+        """Wait for what the connector says of the ring: numbers of free slots, or ANYWAY."""
+        try:
+            found = self.channel.recv(16)
+        except OSError:
+            found = b""
+        if not found:
+            raise Coded("cancelled")
+        return found
 
     def _run(self) -> None:
         try:
@@ -119,6 +134,8 @@ class Session:
                 con.close()
         if self.desk is not None:
             self.desk.close()
+        if self.shared is not None:
+            os.close(self.shared)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.worker.ended(self)
 
@@ -211,7 +228,7 @@ class Worker:
 
     def _take(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.control, 1, 2)
+            data, descriptors, _, _ = socket.recv_fds(self.control, 1, 3)
         except OSError:
             data, descriptors = b"", []
         if not data:
@@ -219,8 +236,10 @@ class Worker:
         channel = socket.socket(fileno=descriptors[0])
         channel.setblocking(True)
         self.count += 1
-        desk = socket.socket(fileno=descriptors[1]) if len(descriptors) > 1 else None
-        session = Session(channel, desk, self.folder / f"job-{self.count}", self)
+        with_desk, with_ring = next(both for both, told in wire.WITH.items() if told == data)
+        desk = socket.socket(fileno=descriptors[1]) if with_desk else None
+        shared = descriptors[-1] if with_ring else None
+        session = Session(channel, self.folder / f"job-{self.count}", self, desk=desk, shared=shared)
         with self.lock:
             if not self.sessions:
                 self.resting = _address_space()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from connector.query import engine, foreign, profiling, ranges, scan
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
+from connector.query.ring import slot_bytes
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -132,18 +134,21 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
         schema = engine.schema_of(relation)
         paths = session.files[list(job.relations).index(job.scan)].paths
         if scan.faster(schema, paths, job.relations[job.scan].kind):
-            return schema, scan.batches(paths, schema, rows=rows, target=job.batch_bytes)
+            return schema, scan.batches(
+                paths, schema, rows=rows, target=job.batch_bytes, threads=job.limits.threads > 1
+            )
     return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None)
 
 
 class Frames:
-    """Arrow batches as frames, counted and digested; the memory of a batch goes to the socket as it is."""
+    """Arrow batches as frames, counted and digested; the memory of a batch is copied once, to where it is sent from."""
 
     def __init__(self, session: Session, job: Job, schema: pa.Schema) -> None:
         self.session, self.job = session, job
         self.sink = ListSink()
         self.writer = self._open(schema)
         self.digest = _digest(job.digest)
+        self.slots = None if session.shared is None else Slots(session, slot_bytes(job.batch_bytes))
         self.rows = self.batches = self.bytes = 0
         self._start(schema)
 
@@ -175,16 +180,45 @@ class Frames:
             raise Coded("rows_limit")
         if limits.bytes is not None and self.bytes + size > limits.bytes:
             raise Coded("bytes_limit")
-        for part in parts:
-            self.digest.update(part)
         self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
-        self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=self.digest.digest())
+        slot = 0 if self.slots is None or size > self.slots.size else self.slots.free()
+        for part in parts:
+            if slot and self.slots is not None:
+                self.slots.put(part)
+            self.digest.update(part)
+        left = () if slot else parts
+        self.session.send(wire.BATCH, *left, size=size, rows=batch.num_rows, digest=self.digest.digest(), slot=slot)
         self.session.worker.limit_cpu(self.job)
 
     def end(self) -> None:
         """The totals."""
         totals = {"rows": self.rows, "batches": self.batches, "bytes": self.bytes}
         self.session.send(wire.END, json.dumps(totals).encode(), digest=self.digest.digest())
+
+
+class Slots:
+    """The worker's end of the ring (`connector.query.ring`)."""
+
+    def __init__(self, session: Session, size: int) -> None:
+        assert session.shared is not None
+        self.session, self.size = session, size
+        memory = memoryview(mmap.mmap(session.shared, wire.SLOTS * size))
+        self._slots = [pa.py_buffer(memory[at : at + size]) for at in range(0, len(memory), size)]
+        self._file: Any = None
+        self._free = list(range(1, wire.SLOTS + 1))
+
+    def free(self) -> int:
+        """The number of a slot that may be written, once there is one; 0 where the socket is to be used."""
+        if not self._free:
+            self._free += self.session.credits()
+        slot = self._free.pop(0)
+        if slot:
+            self._file = pa.FixedSizeBufferWriter(self._slots[slot - 1])  # copies without the interpreter's lock
+        return slot
+
+    def put(self, part: Any) -> None:
+        """More of the batch into the slot."""
+        self._file.write(part)
 
 
 class ListSink:

@@ -7,6 +7,7 @@ It holds nothing that is worth stealing and can be killed at any time; `connecto
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import sys
@@ -29,7 +30,7 @@ def main() -> None:
 
     from connector.query.session import Worker
 
-    pa.set_cpu_count(1)
+    pa.set_cpu_count(min(4, os.cpu_count() or 1))  # for jobs that may use threads
     pa.set_io_thread_count(1)
     Worker(control, folder).run()
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tests.support.ports import free_range
 
 PATIENCE = 60.0
+_ANYBODY = "/.well-known/dspace-version"
 POLICY = {"permission": [{"action": "use"}]}
 
 
@@ -83,6 +84,7 @@ class Process:
     management_port: int
     database_url: str = ""
     settings: dict[str, str] = field(default_factory=dict)
+    certificate: Path | None = None  # with its key: the public listener speaks TLS, and everybody here believes it
     running: subprocess.Popen[bytes] | None = None
 
     @property
@@ -91,7 +93,7 @@ class Process:
 
     @property
     def base(self) -> str:
-        return f"http://127.0.0.1:{self.public_port}/dsp/2025-1"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.public_port}/dsp/2025-1"
 
     @property
     def token(self) -> str:
@@ -111,11 +113,12 @@ class Process:
 
     def wait(self) -> None:
         ends = time.monotonic() + PATIENCE
+        port, path = (self.management_port, "/health/live") if self.certificate else (self.public_port, _ANYBODY)
         while time.monotonic() < ends:
             if self.running is None or self.running.poll() is not None:
                 raise RuntimeError(f"{self.name} ended by itself: {(self.directory / 'log').read_text()[-2000:]}")
             try:
-                Client(self.public_port, timeout=2).call("GET", "/.well-known/dspace-version")
+                Client(port, timeout=2).call("GET", path)
             except (OSError, http.client.HTTPException, Failed):
                 time.sleep(0.05)
             else:
@@ -153,8 +156,9 @@ class Process:
             "ADMIN_TOKEN_FILE": str(self.directory / "admin.token"),
             "DATABASE_URL": self.database_url,
             "ALLOW_PRIVATE": "127.0.0.1",
-            "INSECURE_HTTP": "true",
+            "INSECURE_HTTP": "" if self.certificate else "true",
             "LOG_LEVEL": "warning",
+            "TLS_CERTIFICATE": str(self.certificate or ""),
             **self.settings,
         }
         rest = {key: value for key, value in os.environ.items() if not key.startswith("HANSE_")}

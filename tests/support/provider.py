@@ -19,6 +19,7 @@ from joserfc.jwk import ECKey
 from connector.dataplane import http, tickets
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.gather import Protocol
+from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.events import Event
@@ -97,7 +98,12 @@ class Provider:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, rows: int = data.ROWS, stall_seconds: float = 5.0, protocol: Any = Protocol
+    folder: Path,
+    *,
+    rows: int = data.ROWS,
+    stall_seconds: float = 5.0,
+    protocol: Any = Protocol,
+    prepared: PreparedStreams | None = None,
 ) -> AsyncIterator[Provider]:
     """A provider with a store on SQLite and a pool of two workers, until the block ends."""
     path = data.parquet(folder / "numbers.parquet", rows)
@@ -113,7 +119,9 @@ async def running(
     events: list[Event] = []
     store.bus.subscribe(events.append)
     async with Pool(folder / "work", size=2, warm=1) as pool:
-        reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, seconds=10)
+        reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, seconds=10, prepared=prepared)
+        if prepared is not None:
+            store.bus.subscribe(prepared.heard)
         addresses = Addresses(
             store, grants, key=key, participant=PROVIDER, root_url="http://127.0.0.1", ticket_seconds=600
         )

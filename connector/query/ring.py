@@ -1,0 +1,64 @@
+"""Memory that a worker and the connector share for one job: batches are written there once and sent from there.
+
+Both ends map the same sealed memory file, cut into slots. The worker fills a free slot and names it in a frame; the
+connector hands it on as a memoryview. When the last holder of that view lets go (the transport, once the kernel has
+the bytes), the slot goes back over the job's socket and may be filled again. So a batch is copied once by us, nothing
+changes while it is being sent, and what is in flight is bounded by the slots. Standard library only: both ends load it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+
+_PAGE = mmap.PAGESIZE
+
+
+def slot_bytes(batch_bytes: int) -> int:
+    """Room for a batch of up to twice the size aimed at, with its metadata; what is larger goes over the socket."""
+    return -(-(2 * batch_bytes + 2**16) // _PAGE) * _PAGE
+
+
+class Ring:
+    """The connector's end. It owns the memory file; `descriptor` goes to the worker and may be closed then."""
+
+    def __init__(self, slots: int, size: int, *, released: Callable[[int], None]) -> None:
+        self.slots, self.size = slots, size
+        self.held = 0
+        self._released = released
+        self._kinds: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
+        self._slot_type = ctypes.c_ubyte * size
+        self.descriptor = os.memfd_create("hanse-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, slots * size)
+            # A worker that is not itself any more cannot cut the memory off under us.
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+            self._memory = mmap.mmap(self.descriptor, slots * size)
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, slot: int, length: int) -> memoryview:
+        """The bytes in a slot that the worker has filled. ValueError where there is no such slot or it is held."""
+        if not 0 <= slot < self.slots or length > self.size or slot in self._kinds:
+            raise ValueError("expected a free slot of the ring and a length that fits")
+        whole = self._slot_type.from_buffer(self._memory, slot * self.size)
+        self._kinds[slot] = weakref.ref(whole, lambda _: self._let_go(slot))
+        self.held += 1
+        return memoryview(whole).cast("B")[:length].toreadonly()
+
+    def close(self) -> None:
+        """Close the file; the memory itself goes when the last view of it does."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _let_go(self, slot: int) -> None:
+        del self._kinds[slot]
+        self.held -= 1
+        self._released(slot)

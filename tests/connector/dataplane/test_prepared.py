@@ -1,0 +1,191 @@
+"""Prepared streams: the same bytes under the same rules as the first pass, and nothing where there is any doubt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.asked import STREAM, Asked
+from connector.dataplane.prepared import PreparedStreams, keepable
+from connector.events import AgreementRevoked
+from policies import compile as compiler
+from policies.contract import DataContract
+from tests.support import data, gate, provider
+from tests.support.gate import atom, mask
+from tests.support.provider import Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MASKED = gate.agreement(duties=(mask("null", "name"),), action="odrl:use")
+LIMITED = gate.agreement(atom("ds:rowQuota", "lteq", "9000000"), action="odrl:use")
+FILTERED = gate.agreement(atom("ds:row/id", "lt", "150000"), action="odrl:use")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedStreams:
+    return PreparedStreams(tmp_path_factory.mktemp("streams"), quota=64 * 2**20)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedStreams) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider"), prepared=prepared) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _empty(prepared: PreparedStreams) -> None:
+    prepared.drop(lambda _: True)
+
+
+async def read(running: Provider, ticket: str, **parameters: Any) -> httpx2.Response:
+    async with httpx2.AsyncClient(base_url=running.url, timeout=20) as client:
+        headers = {"authorization": f"Bearer {ticket}"}
+        return await client.get("/data/v1/datasets/numbers/rows", params=parameters, headers=headers)
+
+
+def rows_of(answer: httpx2.Response) -> bytes:
+    """The body without the id of the read, which its end record holds."""
+    return answer.content.replace(answer.headers["hanse-read"].encode(), b"")
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"columns": "id,x"}, {"where": "id > 7 AND x < 99"}, {"codec": "lz4"}, {"batch_rows": "5000"}]
+)
+async def test_later_passes_are_the_first_byte_for_byte_without_a_worker(
+    running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str]
+) -> None:
+    ticket = running.ticket(await running.agree(FILTERED))
+    first = await read(running, ticket, **parameters)
+    assert len(prepared) == 1
+    monkeypatch.setattr(running.pool, "run", None)
+    second = await read(running, ticket, **parameters)
+    assert second.status_code == 200
+    assert rows_of(first) == rows_of(second)
+    before, after = running.of_kind("ReadEnded")[-2:]
+    assert before.detail == after.detail
+    assert after.outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("policy", "parameters"),
+    [(MASKED, {}), (LIMITED, {}), (provider.OPEN, {"format": "csv"})],
+    ids=["masks", "a quota", "another format than Arrow"],
+)
+async def test_nothing_is_kept_of(
+    running: Provider, prepared: PreparedStreams, policy: Any, parameters: dict[str, str]
+) -> None:
+    answer = await read(running, running.ticket(await running.agree(policy)), **parameters)
+    assert answer.status_code == 200
+    assert len(prepared) == 0
+
+
+async def test_each_agreement_and_each_request_has_its_own(running: Provider, prepared: PreparedStreams) -> None:
+    for policy in (provider.OPEN, FILTERED):
+        ticket = running.ticket(await running.agree(policy))
+        for columns in ("id", "id,x"):
+            await read(running, ticket, columns=columns)
+    assert len(prepared) == 4
+
+
+async def test_a_pass_that_is_broken_off_leaves_nothing(running: Provider, prepared: PreparedStreams) -> None:
+    asked = Asked(
+        tickets=(running.addresses.read(f"Bearer {running.ticket(await running.agree())}"),),
+        sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True,
+    )  # fmt: skip
+    async with running.reads.open(asked) as stream:
+        async for _ in stream.frames():
+            break
+    assert len(prepared) == 0
+
+
+async def test_revocation_drops_it_and_stops_whoever_reads_it(running: Provider, prepared: PreparedStreams) -> None:
+    agreement = await running.agree()
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    asked = Asked(
+        tickets=(ticket,), sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True
+    )
+    async with running.reads.open(asked) as stream:
+        first = [bytes(part) async for part in stream.frames()]
+    assert len(prepared) == 1
+    async with running.reads.open(asked) as stream:
+        frames = stream.frames()
+        assert bytes(await anext(frames)) == first[0]
+        event = AgreementRevoked(actor="owner", agreement=agreement, reason="enough")
+        await running.store.write(lambda tx: tx.publish(event))
+        assert len([part async for part in frames]) == 1  # the end record
+        assert stream.end is not None
+        assert (stream.end.status, stream.end.reason, stream.end.batches) == ("revoked", "enough", 1)
+    assert len(prepared) == 0
+
+
+async def test_a_changed_file_is_refused_and_its_stream_forgotten(running: Provider, prepared: PreparedStreams) -> None:
+    path = data.parquet(running.path.with_name("other.parquet"), 1000)
+    ticket = running.ticket(await running.agree(name="other", path=path))
+    async with httpx2.AsyncClient(base_url=running.url, headers={"authorization": f"Bearer {ticket}"}) as client:
+        assert (await client.get("/data/v1")).status_code == 200
+        assert len(prepared) == 1
+        os.utime(path, ns=(1, 1))
+        answer = await client.get("/data/v1")
+    assert (answer.status_code, answer.json()["code"]) == (409, "version_changed")
+    assert len(prepared) == 0
+
+
+async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, tmp_path: Path) -> None:
+    ticket = running.ticket(await running.agree())
+    small = PreparedStreams(tmp_path, quota=7 * 2**19)
+    running.reads._prepared, before = small, running.reads._prepared
+    try:
+        for columns in ("id", "x", "id", "day,gap"):
+            await read(running, ticket, columns=columns)
+            assert small.nbytes <= small.quota
+        names = [entry.schema for entry in small._entries.values()]
+        assert [b"id" in schema for schema in names] == [True, False]
+        await read(running, ticket)  # larger than the quota
+        assert len(small) == 2
+        assert os.listdir(tmp_path) == []  # no file has a name
+    finally:
+        running.reads._prepared = before
+
+
+def _contract() -> DataContract:
+    (found,) = compiler.contracts(provider.OPEN, gate.schema(id="BIGINT", name="VARCHAR"))
+    return found
+
+
+def _masked() -> DataContract:
+    (found,) = compiler.contracts(MASKED, gate.schema(id="BIGINT", name="VARCHAR"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("contract", "by_default", "if_allowed"),
+    [
+        (_contract(), True, True),
+        (_masked(), False, True),
+        (replace(_contract(), limits=replace(_contract().limits, rows=5)), False, False),
+        (replace(_contract(), limits=replace(_contract().limits, bytes=5)), False, False),
+    ],
+    ids=["open", "masked", "rows", "bytes"],
+)
+async def test_what_may_be_kept(contract: DataContract, by_default: bool, if_allowed: bool) -> None:
+    assert keepable(contract, sensitive=False) is by_default
+    assert keepable(contract, sensitive=True) is if_allowed
+
+
+async def test_the_end_of_a_contract_is_the_end_of_its_stream(running: Provider, prepared: PreparedStreams) -> None:
+    ending = gate.agreement(atom("odrl:dateTime", "lteq", "2099-01-01T00:00:00Z"), action="odrl:use")
+    await read(running, running.ticket(await running.agree(ending)))
+    assert len(prepared) == 1
+    prepared._clock, before = (lambda: 5e9), prepared._clock
+    try:
+        prepared.sweep()
+    finally:
+        prepared._clock = before
+    assert len(prepared) == 0

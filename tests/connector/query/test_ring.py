@@ -1,0 +1,63 @@
+"""Shared memory of a job: a slot is used again when its last holder lets go, and never while somebody holds it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import pytest
+
+from connector.query.ring import Ring, slot_bytes
+
+
+@pytest.fixture
+def freed() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def ring(freed: list[int]) -> Ring:
+    return Ring(2, slot_bytes(2**16), released=freed.append)
+
+
+def test_a_slot_comes_back_with_its_last_view(ring: Ring, freed: list[int]) -> None:
+    view = ring.take(1, 100)
+    part = view[10:20]
+    del view
+    assert (freed, ring.held) == ([], 1)
+    del part
+    assert (freed, ring.held) == ([1], 0)
+
+
+def test_the_other_end_writes_what_this_one_reads_and_only_reads(ring: Ring) -> None:
+    with mmap.mmap(ring.descriptor, 2 * ring.size) as theirs:
+        theirs[ring.size : ring.size + 5] = b"batch"
+        view = ring.take(1, 5)
+        assert bytes(view) == b"batch"
+        assert view.readonly
+
+
+def test_views_outlive_the_ring(ring: Ring, freed: list[int]) -> None:
+    view = ring.take(0, 8)
+    ring.close()
+    assert bytes(view) == bytes(8)
+    del view
+    assert freed == [0]
+
+
+@pytest.mark.parametrize(("slot", "length"), [(2, 1), (-1, 1), (0, 10**9)], ids=["beyond", "below", "too long"])
+def test_nonsense_of_a_worker_is_refused(ring: Ring, slot: int, length: int) -> None:
+    with pytest.raises(ValueError, match="free slot"):
+        ring.take(slot, length)
+
+
+def test_a_held_slot_is_not_given_twice(ring: Ring) -> None:
+    held = ring.take(0, 1)
+    with pytest.raises(ValueError, match="free slot"):
+        ring.take(0, 1)
+    assert len(held) == 1
+
+
+def test_nobody_can_cut_the_memory_off(ring: Ring) -> None:
+    with pytest.raises(PermissionError):
+        os.ftruncate(ring.descriptor, 0)

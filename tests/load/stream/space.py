@@ -1,0 +1,194 @@
+"""What the benchmark runs against: owners and consumers as real connectors, and the servers they are compared with.
+
+Three owners, each a connector of its own: one over HTTP, one whose streams are prepared, one that speaks TLS and has
+a consumer that does; datasets are agreed on with the policies that their names say.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.load.stream.tables import Table
+from tests.load.stream.usage import Tree
+from tests.support.ports import free_range
+from tests.support.processes import POLICY, Process
+
+_SETTINGS = {
+    "TICKET_SECONDS": "86400", "STREAMS_MAX": "64", "QUERY_SECONDS": "120", "WORKER_MEMORY_MB": "1024",
+}  # fmt: skip
+
+
+@dataclass
+class Space:
+    """Everything that runs. `datasets` maps a name to its owner and transfer."""
+
+    certificate: Path
+    consumers: dict[str, Process]  # by owner
+    owners: dict[str, Process]
+    ports: dict[str, int]
+    trees: dict[str, Tree]
+    datasets: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # owner, transfer, agreement
+    speaks: set[str] = field(default_factory=set)
+
+    def address(self, dataset: str) -> tuple[str, str]:
+        """The URL of a dataset's rows, and a ticket."""
+        api = self.consumers[self.datasets[dataset][0]].api()
+        found = api.get(f"/transfers/{self.datasets[dataset][1]}/address")
+        api.close()
+        return str(found["endpoint"]).rstrip("/"), str(found["ticket"])
+
+    def tree(self, dataset: str) -> Tree:
+        """The processes of its owner."""
+        running = self.owners[self.datasets[dataset][0]].running
+        assert running is not None
+        return Tree(running.pid)
+
+
+@contextmanager
+def running(folder: Path, tables: Sequence[Table]) -> Iterator[Space]:
+    """Everything started and agreed on; killed at the end."""
+    certificate = self_signed(folder / "certificate.pem")
+    os.environ["SSL_CERT_FILE"] = str(certificate)  # the consumer and the readers believe it
+    first = free_range(16)
+    names = ("north", "ready", "secure", "south", "east")
+    common = {**_SETTINGS, "SOURCE_ROOTS": str(tables[0].parquet.parent), "PREPARED_MB": "0"}
+    extra = {"ready": {"PREPARED_MB": "20000"}}
+    made = {
+        name: Process(
+            name, folder / name, first + 2 * place, first + 2 * place + 1,
+            settings={**common, **extra.get(name, {})},
+            certificate=certificate if name in ("secure", "east") else None,
+        )
+        for place, name in enumerate(names)
+    }  # fmt: skip
+    ports = {
+        name: first + 10 + place
+        for place, name in enumerate(("raw", "raw-tls", "files", "flight", "flight-tls", "bare"))
+    }
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        started = [_start(name, port, certificate, tables) for name, port in ports.items()]
+        for process in made.values():
+            process.start()
+        trees = {name: Tree(process.pid) for name, process in zip(ports, started, strict=True)}
+        consumers = {"north": made["south"], "ready": made["south"], "secure": made["east"]}
+        space = Space(certificate, consumers, made, ports, trees)
+        for table in tables:
+            _publish_all(space, table)
+        for port in ports.values():
+            _await(port)
+        yield space
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        for connector in made.values():
+            connector.kill()
+
+
+def _start(name: str, port: int, certificate: Path, tables: Sequence[Table]) -> subprocess.Popen[bytes]:
+    kind, _, tls = name.partition("-")
+    given = {
+        "files": [str(tables[0].parquet.parent)],
+        "bare": [str(table.parquet) for table in tables],
+    }.get(kind) or [str(certificate) if tls else "", *(str(table.arrow) for table in tables)]
+    return subprocess.Popen([sys.executable, "-m", "tests.load.stream.servers", kind, str(port), *given])
+
+
+def _await(port: int) -> None:
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"nothing listens on port {port} after 60 s")
+
+
+def _publish_all(space: Space, table: Table) -> None:
+    filtered, masked = _filtered(table), _masked(table)
+    for owner, name, path, policy in (
+        ("north", "memory", table.arrow, POLICY),
+        ("north", "open", table.parquet, POLICY),
+        ("north", "filtered", table.parquet, filtered),
+        ("north", "masked", table.parquet, masked),
+        ("ready", "ready", table.parquet, POLICY),
+        ("ready", "ready_filtered", table.parquet, filtered),
+        ("secure", "secure", table.arrow, POLICY),
+    ):
+        agree(space, owner, f"{table.name}_{name}", path, policy)
+
+
+def _filtered(table: Table) -> dict[str, Any]:
+    wanted = table.filtered
+    constraint = {
+        "leftOperand": f"ds:row/{wanted.column}", "operator": wanted.operator, "rightOperand": wanted.value,
+    }  # fmt: skip
+    return {"permission": [{"action": "use", "constraint": [constraint]}]}
+
+
+def _masked(table: Table) -> dict[str, Any]:
+    column, method, argument = table.masked
+    given = {"ds:column": column, "ds:method": method, "ds:argument": argument}
+    constraints = [
+        {"leftOperand": name, "operator": "eq", "rightOperand": value} for name, value in given.items() if value
+    ]
+    return {"permission": [{"action": "use", "duty": [{"action": "ds:mask", "constraint": constraints}]}]}
+
+
+def agree(space: Space, owner: str, name: str, path: Path, policy: dict[str, Any]) -> None:
+    """From a file to a started transfer."""
+    process = space.owners[owner]
+    api, ours = process.api(), space.consumers[owner].api()
+    made = api.post("/datasets", {"name": name, "path": str(path)})
+    offer = api.post("/offers", {"dataset": name, "policy": policy, "decide": "auto"})
+    asked = {"counter_party_id": process.participant, "counter_party_address": process.base}
+    negotiation = ours.post("/negotiations", {**asked, "dataset": made["id"], "offer_id": offer["id"]})
+    done = ours.get(f"/negotiations/{negotiation['id']}?wait=30&until=FINALIZED")
+    if done["state"] != "FINALIZED":
+        raise RuntimeError(f"{owner}.{name}: expected an agreement, came {done['state']} {done.get('reason')}")
+    transfer = ours.post("/transfers", {"agreement_id": done["agreement_id"], "format": "HttpData-PULL"})
+    begun = ours.get(f"/transfers/{transfer['id']}?wait=30&until=STARTED")
+    if begun["state"] != "STARTED":
+        raise RuntimeError(f"{owner}.{name}: expected a started transfer, came {begun['state']}")
+    space.datasets[name] = (owner, str(transfer["id"]), str(done["agreement_id"]))
+    api.close()
+    ours.close()
+
+
+def self_signed(path: Path) -> Path:
+    """A certificate for 127.0.0.1 that signs itself, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=2))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
+    return path
