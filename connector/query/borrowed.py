@@ -130,29 +130,42 @@ class HanseFault(Exception):
 
 
 class _File(io.RawIOBase):
-    """One object as the engine and Arrow read it."""
+    """One object as the engine and Arrow read it.
+
+    Several threads of the engine read one file by a seek and a read each, and other threads come between the two: what
+    a thread has sought is where that thread reads next. Reads without a seek go on where the last one ended.
+    """
 
     def __init__(self, borrowed: Borrowed, number: int, size: int) -> None:
         self._borrowed, self._number, self.size = borrowed, number, size
         self._position = 0
+        self._sought: dict[int, int] = {}  # by thread, from its seek to its read
 
     def readinto(self, target: Any) -> int:
-        got = self._borrowed.read_into(self._number, self._position, memoryview(target).cast("B"))
-        self._position += got
+        start = self._place(taken=True)
+        got = self._borrowed.read_into(self._number, start, memoryview(target).cast("B"))
+        self._position = start + got
         return got
 
     def read(self, size: int | None = -1) -> bytes:
-        wanted = self.size - self._position if size is None or size < 0 else size
-        body = bytearray(max(0, min(wanted, self.size - self._position)))
+        left = self.size - self._place()
+        wanted = left if size is None or size < 0 else min(size, left)
+        body = bytearray(max(0, wanted))
         self.readinto(body)
         return bytes(body)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, self.size)[whence]
-        return self._position
+        place = offset + (0, self._place(), self.size)[whence]
+        self._sought[threading.get_ident()] = self._position = place
+        return place
 
     def tell(self) -> int:
-        return self._position
+        return self._place()
+
+    def _place(self, *, taken: bool = False) -> int:
+        thread = threading.get_ident()
+        found = self._sought.pop(thread, None) if taken else self._sought.get(thread)
+        return self._position if found is None else found
 
     def readable(self) -> bool:
         return True

@@ -1,0 +1,60 @@
+"""A borrowed object as a file: threads that seek and read between one another get the bytes that each sought."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from connector.query.borrowed import Borrowed, _File
+
+BODY = bytes(range(256)) * 64
+
+
+class Memory:
+    """An object whose bytes are in memory."""
+
+    def read_into(self, number: int, start: int, target: memoryview) -> int:
+        piece = BODY[start : start + len(target)]
+        target[: len(piece)] = piece
+        return len(piece)
+
+
+def opened() -> _File:
+    return _File(cast(Borrowed, Memory()), 0, len(BODY))
+
+
+def test_reads_go_on_where_the_last_ended_and_stop_at_the_end() -> None:
+    file = opened()
+    assert (file.read(3), file.read(2), file.tell()) == (BODY[:3], BODY[3:5], 5)
+    assert (file.seek(-2, 2), file.read(9), file.read(9)) == (len(BODY) - 2, BODY[-2:], b"")
+    assert file.seek(10) == 10
+    assert file.seek(5, 1) == 15
+    assert file.read() == BODY[15:]
+
+
+def test_a_seek_of_another_thread_between_seek_and_read_changes_nothing() -> None:
+    file, between = opened(), threading.Barrier(2)
+
+    def ranged(start: int) -> bytes:
+        file.seek(start)
+        between.wait(timeout=20)  # both have sought, neither has read
+        found = file.read(100)
+        between.wait(timeout=20)
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        for first, second in ((0, 5_000), (7_777, 12), (300, 300)):
+            found = list(threads.map(ranged, (first, second)))
+            assert found == [BODY[first : first + 100], BODY[second : second + 100]]
+
+
+def test_many_threads_read_ranges_of_one_file() -> None:
+    file = opened()
+
+    def ranged(start: int) -> Any:
+        file.seek(start)
+        return file.read(64) == BODY[start : start + 64]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(ranged, [(7919 * n) % (len(BODY) - 64) for n in range(20_000)]))
