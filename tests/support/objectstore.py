@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
     (folder / "s3.json").write_text(json.dumps({"identities": [who]}))
     weed = Path(sys.prefix) / "bin" / "weed"
     command = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-s3.iam=false",
-               f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-volume.max=8",
+               f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=8",
                "-master.volumeSizeLimitMB=64",
                *(f"-{name}={port}" for name, port in zip(_PORTS, ports, strict=True))]  # fmt: skip
     with (folder / "log").open("wb") as log:
