@@ -41,6 +41,7 @@ _LINE_MAX = 32 * 2**20
 _DRAFT_MAX = 2**40
 _CONNECT_SECONDS = 10
 _STATEMENT_SECONDS = 4 * 3600
+_LEAVE_SECONDS = 10.0
 _PIECE = 2**20
 _PLAIN = {
     "bool": "BOOLEAN", "int2": "SMALLINT", "int4": "INTEGER", "int8": "BIGINT", "oid": "UINTEGER", "float4": "FLOAT",
@@ -98,6 +99,9 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
         columns = await asyncio.shield(work)
     except BaseException:
         await asyncio.to_thread(leave.now)
+        await asyncio.wait([work], timeout=_LEAVE_SECONDS)  # whoever writes the draft has let go of it
+        if work.done():
+            work.exception()  # we know that it was left
         draft.unlink(missing_ok=True)
         raise
     kept = {**options, "columns": [[c.name, c.was, c.type, c.element, c.note] for c in columns]}
