@@ -39,15 +39,17 @@ def faster(ours: str, theirs: Sequence[str]) -> Callable[[Found], float | None]:
 
 
 def dearer(side: str) -> Callable[[Found], float | None]:
-    """Processor time against the raw socket's."""
+    """Processor time against the raw socket's; None where that is under the clock's tick, and says nothing."""
 
     def ratio(found: Found) -> float | None:
         ours, raw = found.get("hanse, in memory"), found.get("raw socket")
         if ours is None or raw is None:
             return None
         if side == "server":
-            return statistics.median(ours.server_cpu) / statistics.median(raw.server_cpu)
-        return statistics.median(t.cpu for t in ours.took) / statistics.median(t.cpu for t in raw.took)
+            mine, least = statistics.median(ours.server_cpu), statistics.median(raw.server_cpu)
+        else:
+            mine, least = statistics.median(t.cpu for t in ours.took), statistics.median(t.cpu for t in raw.took)
+        return mine / least if least > 0 else None
 
     return ratio
 
