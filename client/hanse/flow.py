@@ -6,7 +6,7 @@ steps serve a blocking and an asynchronous client, and tests need no server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -81,14 +81,16 @@ def agree(
     dataset = yield from find(name)  # 1
     dataset_id = str(dataset["@id"])
     refusal: HanseError | None = None
+    tried: list[str] = []
     for agreement in (yield from held(dataset_id)):  # 2
+        tried.append(agreement)
         try:
             return (yield from _started(name, dataset_id, agreement, purpose=purpose, deadline=deadline, now=now))
         except Refused as error:  # another purpose, or ended since: a new agreement may do
             refusal = error
     if refusal is not None and not (dataset.get("hasPolicy") or offer):
         raise refusal
-    agreement = yield from negotiate(name, dataset, offer=offer, deadline=deadline, now=now)  # 3
+    agreement = yield from negotiate(name, dataset, offer=offer, deadline=deadline, now=now, tried=tried)  # 3
     return (yield from _started(name, dataset_id, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
 
 
@@ -112,12 +114,25 @@ def held(dataset_id: str) -> Generator[Call, Any, list[str]]:
 
 
 def negotiate(
-    name: Name, dataset: Mapping[str, Any], *, offer: str, deadline: float, now: Callable[[], float]
+    name: Name,
+    dataset: Mapping[str, Any],
+    *,
+    offer: str,
+    deadline: float,
+    now: Callable[[], float],
+    tried: Sequence[str] = (),
 ) -> Generator[Call, Any, str]:
-    """Negotiate for a dataset until it is FINALIZED: the agreement's id. An open negotiation is gone on with."""
+    """Negotiate for a dataset until it is FINALIZED: the agreement's id. An open negotiation is gone on with.
+
+    `tried`: agreements that were found before. One that is not among them has come since: the open negotiation whose
+    end it is was over before we looked for it.
+    """
     chosen = _offer(name, dataset, offer)
     row = yield from _open_negotiation(str(dataset["@id"]), chosen)
     if row is None:
+        for agreement in (yield from held(str(dataset["@id"]))):
+            if agreement not in tried:
+                return agreement
         body = {"participant": name.participant, "dataset": dataset["@id"], "offer_id": chosen}
         row = yield Call("POST", "/negotiations", body=body, seconds=30)
     row = yield from awaited("/negotiations", row, "FINALIZED", deadline=deadline, now=now)

@@ -63,6 +63,7 @@ def test_without_an_agreement_it_negotiates_and_starts() -> None:
         "GET /catalog",
         "GET /agreements",
         "GET /negotiations",
+        "GET /agreements",
         "POST /negotiations",
         "GET /negotiations/neg%3A1",
         "GET /negotiations/neg%3A1",
@@ -118,6 +119,12 @@ def test_an_agreement_that_the_owner_honours_no_more_leads_to_a_new_negotiation(
     _, said = play(answers)
     assert said.count("POST /transfers") == 2
     assert "POST /negotiations" in said
+
+
+def test_a_negotiation_that_ends_between_two_looks_is_not_begun_again() -> None:
+    access, said = play({**FRESH, "GET /agreements": [[], [ACTIVE]]})
+    assert "POST /negotiations" not in said
+    assert access.agreement_id == ACTIVE["id"]
 
 
 def test_an_open_negotiation_is_gone_on_with() -> None:
