@@ -113,7 +113,6 @@ def upgrade() -> None:
     sa.Column('queries_today', sa.BigInteger(), nullable=False),
     sa.Column('rows', sa.BigInteger(), nullable=False),
     sa.Column('bytes', sa.BigInteger(), nullable=False),
-    sa.Column('epsilon_micro', sa.BigInteger(), nullable=False),
     sa.PrimaryKeyConstraint('agreement_id')
     )
     op.create_table('inbox',
@@ -165,14 +164,6 @@ def upgrade() -> None:
     with op.batch_alter_table('offer', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_offer_dataset_id'), ['dataset_id'], unique=False)
 
-    op.create_table('private_answer',
-    sa.Column('agreement_id', sa.String(length=255), nullable=False),
-    sa.Column('question', sa.String(length=255), nullable=False),
-    sa.Column('epsilon_micro', sa.BigInteger(), nullable=False),
-    sa.Column('answer', sa.LargeBinary(), nullable=False),
-    sa.Column('answered_at', sa.Float(), nullable=False),
-    sa.PrimaryKeyConstraint('agreement_id', 'question')
-    )
     op.create_table('open_read',
     sa.Column('id', sa.String(length=255), nullable=False),
     sa.Column('instance', sa.String(length=255), nullable=False),
@@ -260,7 +251,6 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_open_read_instance'))
 
     op.drop_table('open_read')
-    op.drop_table('private_answer')
     op.drop_table('outbox')
     with op.batch_alter_table('offer', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_offer_dataset_id'))

@@ -1,4 +1,4 @@
-"""what the owner vouches for, and the ledger of duties
+"""what the owner vouches for, the ledger of duties, and privacy budgets with their answers
 
 Revision: 0002, after 0001
 """
@@ -45,9 +45,24 @@ def upgrade() -> None:
     sa.Column('told_at', sa.Float(), nullable=False),
     sa.PrimaryKeyConstraint('agreement_id', 'role', 'path')
     )
+    with op.batch_alter_table('grant_state', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('epsilon_micro', sa.BigInteger(), nullable=False, server_default='0'))
+
+    op.create_table('private_answer',
+    sa.Column('agreement_id', sa.String(length=255), nullable=False),
+    sa.Column('question', sa.String(length=255), nullable=False),
+    sa.Column('epsilon_micro', sa.BigInteger(), nullable=False),
+    sa.Column('answer', sa.LargeBinary(), nullable=False),
+    sa.Column('answered_at', sa.Float(), nullable=False),
+    sa.PrimaryKeyConstraint('agreement_id', 'question')
+    )
 
 
 def downgrade() -> None:
+    op.drop_table('private_answer')
+    with op.batch_alter_table('grant_state', schema=None) as batch_op:
+        batch_op.drop_column('epsilon_micro')
+
     op.drop_table('duty_watch')
     with op.batch_alter_table('duty_evidence', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_duty_evidence_agreement_id'))
