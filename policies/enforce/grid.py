@@ -56,12 +56,12 @@ def of(contract: DataContract) -> Grid:
 def base_rows(contract: DataContract, relation: str, maker: Maker) -> exp.Select:
     """Rows through the filter: dimensions masked and binned, measures clamped, none of an unknown unit."""
     grid, source = of(contract), maker.token()
-    shown = [_as(_binned(contract, one, source, maker), one.column) for one in grid.dimensions]
-    shown += [_as(_clamped(contract, one, source, maker), one.column) for one in grid.measures]
+    shown = [named_as(_binned(contract, one, source, maker), one.column) for one in grid.dimensions]
+    shown += [named_as(_clamped(contract, one, source, maker), one.column) for one in grid.measures]
     if grid.entity is not None:
-        shown.append(_as(wrap.stored(grid.entity, source), grid.entity))
+        shown.append(named_as(wrap.stored(grid.entity, source), grid.entity))
     if not shown:
-        shown = [_as(exp.Literal.number(1), source)]
+        shown = [named_as(exp.Literal.number(1), source)]
     query = exp.select(*shown, copy=False).from_(wrap.relation_of(relation, source), copy=False)
     condition = wrap.condition_of(contract, source, maker)
     if condition is not None:
@@ -105,19 +105,19 @@ def _bound(bound: float, type_: str, maker: Maker) -> exp.Expr:
 def _units(grid: Grid, base: str) -> exp.Select:
     """One row for each unit and cell: how many rows, and how much of each measure."""
     assert grid.entity is not None
-    keys: list[exp.Expr] = [_column(one.column) for one in grid.dimensions]
-    shown: list[exp.Expr] = [*keys, _column(grid.entity), _as(_count_star(), _N)]
+    keys: list[exp.Expr] = [column_named(one.column) for one in grid.dimensions]
+    shown: list[exp.Expr] = [*keys, column_named(grid.entity), named_as(count_star(), _N)]
     for index, one in enumerate(grid.measures):
-        shown.append(_as(exp.Sum(this=_size(one)), f"{_A}{index}"))
-        shown.append(_as(exp.Count(this=_column(one.column)), f"{_C}{index}"))
-    query = exp.select(*(node.copy() for node in shown), copy=False).from_(_named(base), copy=False)
-    return query.group_by(*(node.copy() for node in (*keys, _column(grid.entity))), copy=False)
+        shown.append(named_as(exp.Sum(this=_size(one)), f"{_A}{index}"))
+        shown.append(named_as(exp.Count(this=column_named(one.column)), f"{_C}{index}"))
+    query = exp.select(*(node.copy() for node in shown), copy=False).from_(table_named(base), copy=False)
+    return query.group_by(*(node.copy() for node in (*keys, column_named(grid.entity))), copy=False)
 
 
 def _cells(grid: Grid, source: str, maker: Maker) -> exp.Select:
-    keys: list[exp.Expr] = [_column(one.column) for one in grid.dimensions]
-    shown = keys or [_as(exp.Literal.number(1), _N)]
-    query = exp.select(*(node.copy() for node in shown), copy=False).from_(_named(source), copy=False)
+    keys: list[exp.Expr] = [column_named(one.column) for one in grid.dimensions]
+    shown = keys or [named_as(exp.Literal.number(1), _N)]
+    query = exp.select(*(node.copy() for node in shown), copy=False).from_(table_named(source), copy=False)
     if keys:
         query.group_by(*(node.copy() for node in keys), copy=False)
     return query.having(exp.and_(*shown_if(grid, maker), copy=False), copy=False)
@@ -130,11 +130,11 @@ def shown_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
     3. The units that have a measure, and those that lack it, are none or at least k: COUNT(x) beside
        COUNT(*) would otherwise tell of fewer.
     """
-    conditions: list[exp.Expr] = [_at_least(_count_star(), grid.min_group)]  # 1
+    conditions: list[exp.Expr] = [_at_least(count_star(), grid.min_group)]  # 1
     if grid.entity is not None:
-        conditions.append(_share(_column(_N), grid.dominance, maker))  # 2
+        conditions.append(_share(column_named(_N), grid.dominance, maker))  # 2
     for index, one in enumerate(grid.measures):
-        size = _size(one) if grid.entity is None else _column(f"{_A}{index}")
+        size = _size(one) if grid.entity is None else column_named(f"{_A}{index}")
         conditions.append(_share(size, grid.dominance, maker))  # 2
         for units in _holding(grid, index, one):  # 3
             none = exp.EQ(this=units, expression=exp.Literal.number(0))
@@ -145,11 +145,11 @@ def shown_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
 def _holding(grid: Grid, index: int, one: Measure) -> tuple[exp.Expr, exp.Expr]:
     """How many units have a value of the measure, and how many have a row without one."""
     if grid.entity is None:
-        with_value: exp.Expr = exp.Count(this=_column(one.column))
-        return with_value, exp.Paren(this=exp.Sub(this=_count_star(), expression=with_value.copy()))
-    counted = _column(f"{_C}{index}")
+        with_value: exp.Expr = exp.Count(this=column_named(one.column))
+        return with_value, exp.Paren(this=exp.Sub(this=count_star(), expression=with_value.copy()))
+    counted = column_named(f"{_C}{index}")
     has = exp.GT(this=counted, expression=exp.Literal.number(0))
-    lacks = exp.LT(this=counted.copy(), expression=_column(_N))
+    lacks = exp.LT(this=counted.copy(), expression=column_named(_N))
     return exp.CountIf(this=has), exp.CountIf(this=lacks)
 
 
@@ -164,7 +164,7 @@ def _rows(grid: Grid, base: str, cells: str) -> exp.Select:
     left, right = f"{base}b", f"{base}c"
     names = [one.column for one in grid.dimensions] + [one.column for one in grid.measures]
     names += [grid.entity] if grid.entity is not None else []
-    shown = [_as(wrap.stored(name, left), name) for name in names] or [_as(exp.Literal.number(1), _N)]
+    shown = [named_as(wrap.stored(name, left), name) for name in names] or [named_as(exp.Literal.number(1), _N)]
     query = exp.select(*shown, copy=False).from_(wrap.relation_of(base, left), copy=False)
     same: list[exp.Expr] = [
         exp.NullSafeEQ(this=wrap.stored(one.column, left), expression=wrap.stored(one.column, right))
@@ -184,8 +184,8 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
     grid, made = of(contract), layers(contract, relation, maker)
     # In the report rows without a unit count too; in the grid they are left out.
     everything = maker.token()
-    unit = _count_star() if grid.entity is None else _distinct(_column(grid.entity))
-    filtered = exp.select(_as(exp.Literal.number(1), _N), copy=False).from_(
+    unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
+    filtered = exp.select(named_as(exp.Literal.number(1), _N), copy=False).from_(
         wrap.relation_of(relation, everything), copy=False
     )
     condition = wrap.condition_of(contract, everything, maker)
@@ -194,16 +194,16 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
     total = maker.token()
     ctes = [*made.ctes, (total, filtered, False)]
     figures = {
-        "cells": _scalar(_count_star(), _distinct_cells(grid, made.base, maker)),
-        "cells_shown": _scalar(_count_star(), _named(made.cells)),
-        "units": _scalar(unit, _named(made.base)),
-        "units_shown": _scalar(unit, _named(made.name)),
-        "rows": _scalar(_count_star(), _named(total)),
-        "rows_shown": _scalar(_count_star(), _named(made.name)),
-        "rows_with_unit": _scalar(_count_star(), _named(made.base)),
+        "cells": _scalar(count_star(), _distinct_cells(grid, made.base, maker)),
+        "cells_shown": _scalar(count_star(), table_named(made.cells)),
+        "units": _scalar(unit, table_named(made.base)),
+        "units_shown": _scalar(unit, table_named(made.name)),
+        "rows": _scalar(count_star(), table_named(total)),
+        "rows_shown": _scalar(count_star(), table_named(made.name)),
+        "rows_with_unit": _scalar(count_star(), table_named(made.base)),
     }
-    query = exp.select(*(_as(value, name) for name, value in figures.items()), copy=False)
-    query.set("with_", exp.With(expressions=[_cte(*one) for one in ctes]))
+    query = exp.select(*(named_as(value, name) for name, value in figures.items()), copy=False)
+    query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
     return query, tuple(name for name, _, _ in ctes)
 
 
@@ -213,17 +213,17 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
     Whoever asked the older version and asks the newer would learn of those few by subtraction.
     """
     grid, old, new = of(contract), layers(contract, before, maker), layers(contract, after, maker)
-    keys = [_column(one.column) for one in grid.dimensions]
-    shown: list[exp.Expr] = [*keys, *(_column(one.column) for one in grid.measures)]
-    shown += [_column(grid.entity)] if grid.entity is not None else []
-    shown = shown or [_as(exp.Literal.number(1), _N)]
+    keys = [column_named(one.column) for one in grid.dimensions]
+    shown: list[exp.Expr] = [*keys, *(column_named(one.column) for one in grid.measures)]
+    shown += [column_named(grid.entity)] if grid.entity is not None else []
+    shown = shown or [named_as(exp.Literal.number(1), _N)]
     gone, come = _minus(shown, old.name, new.name), _minus(shown, new.name, old.name)
     changed, both, few = (maker.token() for _ in range(3))
-    unit = _count_star() if grid.entity is None else _distinct(_column(grid.entity))
-    few_of = exp.select(_as(unit.copy(), _N), copy=False).from_(_named(changed), copy=False)
+    unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
+    few_of = exp.select(named_as(unit.copy(), _N), copy=False).from_(table_named(changed), copy=False)
     ctes = [*old.ctes, *new.ctes, (changed, exp.Union(this=gone, expression=come, distinct=False), False)]
     if keys:
-        cells = [exp.select(*(key.copy() for key in keys)).from_(_named(name)) for name in (old.cells, new.cells)]
+        cells = [exp.select(*(key.copy() for key in keys)).from_(table_named(name)) for name in (old.cells, new.cells)]
         ctes.append((both, exp.Intersect(this=cells[0], expression=cells[1], distinct=True), False))
         same = exp.and_(
             *(
@@ -231,19 +231,19 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
                 for one in grid.dimensions
             )
         )
-        few_of.append("joins", exp.Join(this=_named(both), on=same))
+        few_of.append("joins", exp.Join(this=table_named(both), on=same))
         few_of.group_by(*(wrap.stored(one.column, changed) for one in grid.dimensions), copy=False)
     few_of.having(exp.GT(this=unit.copy(), expression=exp.Literal.number(0)), copy=False)
     few_of.having(exp.LT(this=unit.copy(), expression=exp.Literal.number(grid.min_group)), copy=False)
     ctes.append((few, few_of, False))
-    query = exp.select(_as(_scalar(_count_star(), _named(few)), "cells"), copy=False)
-    query.set("with_", exp.With(expressions=[_cte(*one) for one in ctes]))
+    query = exp.select(named_as(_scalar(count_star(), table_named(few)), "cells"), copy=False)
+    query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
     return query, tuple(name for name, _, _ in ctes)
 
 
 def _minus(shown: Sequence[exp.Expr], one: str, other: str) -> exp.Except:
     """The rows of one grid that the other lacks, each as often as it is missing."""
-    left, right = (exp.select(*(node.copy() for node in shown)).from_(_named(name)) for name in (one, other))
+    left, right = (exp.select(*(node.copy() for node in shown)).from_(table_named(name)) for name in (one, other))
     return exp.Except(this=left, expression=right, distinct=False)
 
 
@@ -252,14 +252,14 @@ def _scalar(value: exp.Expr, source: exp.Expr) -> exp.Subquery:
 
 
 def _distinct_cells(grid: Grid, base: str, maker: Maker) -> exp.Expr:
-    columns_: list[exp.Expr] = [_column(one.column) for one in grid.dimensions]
-    keys = columns_ or [_as(exp.Literal.number(1), _N)]
-    query = exp.select(*keys, copy=False).from_(_named(base), copy=False)
+    columns_: list[exp.Expr] = [column_named(one.column) for one in grid.dimensions]
+    keys = columns_ or [named_as(exp.Literal.number(1), _N)]
+    query = exp.select(*keys, copy=False).from_(table_named(base), copy=False)
     query.set("distinct", exp.Distinct())
     return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True)))
 
 
-def _cte(name: str, query: exp.Query, materialised: bool) -> exp.CTE:
+def cte(name: str, query: exp.Query, materialised: bool) -> exp.CTE:
     alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
     return exp.CTE(this=query, alias=alias, materialized=materialised or None)
 
@@ -267,19 +267,19 @@ def _cte(name: str, query: exp.Query, materialised: bool) -> exp.CTE:
 _N, _A, _C = "rows of unit", "size of measure ", "count of measure "  # no column of a table is called that
 
 
-def _as(value: exp.Expr, name: str) -> exp.Expr:
+def named_as(value: exp.Expr, name: str) -> exp.Expr:
     return exp.alias_(value, name, quoted=True, copy=False)
 
 
-def _column(name: str) -> exp.Column:
+def column_named(name: str) -> exp.Column:
     return exp.column(exp.to_identifier(name, quoted=True))
 
 
-def _named(cte: str) -> exp.Table:
+def table_named(cte: str) -> exp.Table:
     return exp.Table(this=exp.to_identifier(cte, quoted=True))
 
 
-def _count_star() -> exp.Count:
+def count_star() -> exp.Count:
     return exp.Count(this=exp.Star(), big_int=True)
 
 
@@ -293,7 +293,7 @@ def _at_least(value: exp.Expr, number: int) -> exp.GTE:
 
 def _size(one: Measure) -> exp.Expr:
     """The absolute value as DOUBLE: the smallest whole number of a type has no positive one."""
-    return exp.Abs(this=wrap.try_cast(_column(one.column), "DOUBLE"))
+    return exp.Abs(this=wrap.try_cast(column_named(one.column), "DOUBLE"))
 
 
 def guard(tree: exp.Select, contract: DataContract) -> None:
@@ -303,17 +303,19 @@ def guard(tree: exp.Select, contract: DataContract) -> None:
     that number, too, is none or at least k.
     """
     grid = of(contract)
-    unit = _count_star() if grid.entity is None else _distinct(_column(grid.entity))
+    unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
     conditions: list[exp.Expr] = [_at_least(unit, grid.min_group)]
     if grid.entity is not None and grid.dimensions and any(one.find(exp.Distinct) for one in tree.expressions):
-        cells = exp.Tuple(expressions=[_column(one.column) for one in grid.dimensions] + [_column(grid.entity)])
-        several = exp.Paren(this=exp.Sub(this=_distinct(cells), expression=unit.copy()))
+        cells = exp.Tuple(
+            expressions=[column_named(one.column) for one in grid.dimensions] + [column_named(grid.entity)]
+        )
+        several = exp.Paren(this=exp.Sub(this=distinct_count(cells), expression=unit.copy()))
         none = exp.EQ(this=several, expression=exp.Literal.number(0))
         conditions.append(exp.Paren(this=exp.Or(this=none, expression=_at_least(several.copy(), grid.min_group))))
     tree.set("having", exp.Having(this=exp.and_(*conditions, copy=False)))
 
 
-def _distinct(value: exp.Expr) -> exp.Count:
+def distinct_count(value: exp.Expr) -> exp.Count:
     return exp.Count(this=exp.Distinct(expressions=[value]), big_int=True)
 
 

@@ -126,22 +126,19 @@ class _Split:
     # the public side
 
     def _public(self, noised: str) -> exp.Select:
-        outputs = [
-            exp.alias_(self._output(_value(one)), one.alias_or_name, quoted=True, copy=False)
-            for one in self.tree.expressions
-        ]
-        query = exp.select(*outputs, copy=False).from_(_table(noised), copy=False)
+        outputs = [grid.named_as(self._output(_value(one)), one.alias_or_name) for one in self.tree.expressions]
+        query = exp.select(*outputs, copy=False).from_(grid.table_named(noised), copy=False)
         for name in ("order", "limit", "offset"):
             if self.tree.args.get(name) is not None:
                 query.set(name, self.tree.args[name].copy())
         if self.tree.args.get("order") is None and self.keys:
-            query.order_by(*(_column(key) for key in self.keys), copy=False)
+            query.order_by(*(grid.column_named(key) for key in self.keys), copy=False)
         return query
 
     def _output(self, value: exp.Expr) -> exp.Expr:
         inner = value.this
         if isinstance(value, exp.Column):
-            return _column(next(key for key in self.keys if key.casefold() == value.name.casefold()))
+            return grid.column_named(next(key for key in self.keys if key.casefold() == value.name.casefold()))
         if isinstance(value, exp.Count) and isinstance(inner, exp.Star):
             return _at_least_zero(self._rows())
         if isinstance(value, exp.Count) and isinstance(inner, exp.Distinct):
@@ -154,7 +151,7 @@ class _Split:
         return self._mean(index, measure)
 
     def _scaled(self, index: int, measure: Measure) -> exp.Expr:
-        total, step = _column(self._sum(index, measure)), _step(self.contract, measure)
+        total, step = grid.column_named(self._sum(index, measure)), _step(self.contract, measure)
         return total if step == 1 else exp.Mul(this=wrap.try_cast(total, "DOUBLE"), expression=_number(step))
 
     def _mean(self, index: int, measure: Measure) -> exp.Expr:
@@ -162,10 +159,10 @@ class _Split:
         assert measure.low is not None
         assert measure.high is not None
         total = exp.Mul(
-            this=wrap.try_cast(_column(self._sum(index, measure)), "DOUBLE"),
+            this=wrap.try_cast(grid.column_named(self._sum(index, measure)), "DOUBLE"),
             expression=_number(_step(self.contract, measure)),
         )
-        count = _greatest(_column(self._count(index, measure)), exp.Literal.number(1))
+        count = _greatest(grid.column_named(self._count(index, measure)), exp.Literal.number(1))
         mean = exp.Div(this=total, expression=count)
         return _least(_greatest(mean, _number(measure.low)), _number(measure.high))
 
@@ -173,26 +170,26 @@ class _Split:
 
     def _private(self) -> tuple[exp.Select, list[str]]:
         base, drawn, kept = (self.maker.token() for _ in range(3))
-        shown: list[exp.Expr] = [_column(key) for key in self.keys]
-        shown += [exp.alias_(value, name, quoted=True, copy=False) for name, value in self.columns.items()]
-        query = exp.select(*shown, copy=False).from_(_table(kept), copy=False)
+        shown: list[exp.Expr] = [grid.column_named(key) for key in self.keys]
+        shown += [grid.named_as(value, name) for name, value in self.columns.items()]
+        query = exp.select(*shown, copy=False).from_(grid.table_named(kept), copy=False)
         if self.grid.entity is not None:
-            query.where(exp.LTE(this=_column(_PLACE), expression=exp.Literal.number(self.bound)), copy=False)
+            query.where(exp.LTE(this=grid.column_named(_PLACE), expression=exp.Literal.number(self.bound)), copy=False)
         if self.keys:
-            query.group_by(*(_column(key) for key in self.keys), copy=False)
+            query.group_by(*(grid.column_named(key) for key in self.keys), copy=False)
         source = grid.base_rows(self.contract, self.relation, self.maker)
         ctes = [
-            _cte(base, source, materialised=True),
-            _cte(drawn, self._drawn(base), materialised=False),
-            _cte(kept, self._ranked(drawn), materialised=False),
+            grid.cte(base, source, True),
+            grid.cte(drawn, self._drawn(base), False),
+            grid.cte(kept, self._ranked(drawn), False),
         ]
         query.set("with_", exp.With(expressions=ctes))
         return query, [self.relation, base, drawn, kept]
 
     def _drawn(self, base: str) -> exp.Select:
         """The rows that the question asks for, each with a random number."""
-        draw = exp.alias_(exp.Anonymous(this="random"), _DRAW, quoted=True, copy=False)
-        query = exp.select(exp.Star(), draw, copy=False).from_(_table(base), copy=False)
+        draw = grid.named_as(exp.Anonymous(this="random"), _DRAW)
+        query = exp.select(exp.Star(), draw, copy=False).from_(grid.table_named(base), copy=False)
         where = self.tree.args.get("where")
         return query if where is None else query.where(_unqualified(where.this), copy=False)
 
@@ -202,11 +199,11 @@ class _Split:
         if self.grid.entity is not None:
             place = exp.Window(
                 this=exp.RowNumber(),
-                partition_by=[_column(self.grid.entity)],
-                order=exp.Order(expressions=[exp.Ordered(this=_column(_DRAW))]),
+                partition_by=[grid.column_named(self.grid.entity)],
+                order=exp.Order(expressions=[exp.Ordered(this=grid.column_named(_DRAW))]),
             )
-            shown.append(exp.alias_(place, _PLACE, quoted=True, copy=False))
-        return exp.select(*shown, copy=False).from_(_table(drawn), copy=False)
+            shown.append(grid.named_as(place, _PLACE))
+        return exp.select(*shown, copy=False).from_(grid.table_named(drawn), copy=False)
 
     def _add(self, name: str, value: exp.Expr, sensitivity: int) -> str:
         self.columns.setdefault(name, value)
@@ -214,22 +211,22 @@ class _Split:
         return name
 
     def _rows(self) -> str:
-        return self._add(ROWS, exp.Count(this=exp.Star(), big_int=True), self.bound)
+        return self._add(ROWS, grid.count_star(), self.bound)
 
     def _units(self) -> str:
         if self.grid.entity is None:
             counted: exp.Expr = exp.Star()
         else:
-            counted = exp.Distinct(expressions=[_column(self.grid.entity)])
+            counted = exp.Distinct(expressions=[grid.column_named(self.grid.entity)])
         return self._add(UNITS, exp.Count(this=counted, big_int=True), self.bound if self.keys else 1)
 
     def _count(self, index: int, measure: Measure) -> str:
-        return self._add(f"count {index}", exp.Count(this=_column(measure.column), big_int=True), self.bound)
+        return self._add(f"count {index}", exp.Count(this=grid.column_named(measure.column), big_int=True), self.bound)
 
     def _sum(self, index: int, measure: Measure) -> str:
         """The sum in whole steps, held within 2^62: both change by no more than one unit's share."""
         step = _step(self.contract, measure)
-        value: exp.Expr = _column(measure.column)
+        value: exp.Expr = grid.column_named(measure.column)
         if step != 1:
             scaled = exp.Div(this=wrap.try_cast(value, "DOUBLE"), expression=_number(step))
             value = exp.Round(this=scaled)
@@ -289,14 +286,6 @@ def _unqualified(condition: exp.Expr) -> exp.Expr:
     return copied
 
 
-def _column(name: str) -> exp.Column:
-    return exp.column(exp.to_identifier(name, quoted=True))
-
-
-def _table(name: str) -> exp.Table:
-    return exp.Table(this=exp.to_identifier(name, quoted=True))
-
-
 def _number(value: float) -> exp.Expr:
     literal = exp.Literal.number(repr(abs(float(value))))
     cast = wrap.try_cast(literal, "DOUBLE")
@@ -304,7 +293,7 @@ def _number(value: float) -> exp.Expr:
 
 
 def _at_least_zero(name: str) -> exp.Expr:
-    return _greatest(_column(name), exp.Literal.number(0))
+    return _greatest(grid.column_named(name), exp.Literal.number(0))
 
 
 def _greatest(left: exp.Expr, right: exp.Expr) -> exp.Expr:
@@ -313,8 +302,3 @@ def _greatest(left: exp.Expr, right: exp.Expr) -> exp.Expr:
 
 def _least(left: exp.Expr, right: exp.Expr) -> exp.Expr:
     return exp.Anonymous(this="least", expressions=[left, right])
-
-
-def _cte(name: str, query: exp.Select, *, materialised: bool) -> exp.CTE:
-    alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
-    return exp.CTE(this=query, alias=alias, materialized=materialised or None)
