@@ -84,17 +84,13 @@ class GovernedStream:
         self.end: End | None = None
         self.rows = self.batches = self.bytes = 0
         self._reads = reads
-        self._grants = tuple(grants)
+        self.grants = tuple(grants)
         self._result = result
         self._asked = asked
         self._digest = result.digest
         self._policy = policy
         self._first: Frame | None = None
         self._tell_at = time.monotonic() + _PROGRESS_SECONDS
-
-    @property
-    def grants(self) -> tuple[Grant, ...]:
-        return self._grants
 
     async def peek(self) -> bool:
         """Wait for the first batch without releasing it. Whether there is one."""
@@ -127,19 +123,19 @@ class GovernedStream:
 
     def extend(self, seconds: float) -> None:
         """A renewed ticket: the read may go on this long from now, within the agreement's time."""
-        for grant in self._grants:
+        for grant in self.grants:
             grant.lease.deadline = time.monotonic() + min(seconds, self._reads.left(grant.contract))
 
     async def _pass(self, frame: Frame) -> str | None:
         """None and the batch is counted in every lease (5), or the status that the stream ends with."""
-        for number, grant in enumerate(self._grants):
+        for number, grant in enumerate(self.grants):
             reason = gate.check(grant.lease, frame.rows, frame.nbytes)
             if reason in (gate.ROWS_SPENT, gate.BYTES_SPENT):
                 short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
                 await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
                 reason = gate.check(grant.lease, frame.rows, frame.nbytes)
             if reason is not None:
-                for passed in self._grants[:number]:
+                for passed in self.grants[:number]:
                     passed.lease.rows += frame.rows
                     passed.lease.bytes += frame.nbytes
                 return _STOPPED[reason]
@@ -154,15 +150,15 @@ class GovernedStream:
 
     def _broken(self, error: HanseError) -> End:
         """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
-        if any(grant.lease.revoked for grant in self._grants):
+        if any(grant.lease.revoked for grant in self.grants):
             return self._ended(REVOKED)
-        if error.code == "cancelled" and lease_left(self._grants) <= 0:
+        if error.code == "cancelled" and lease_left(self.grants) <= 0:
             return self._ended(EXPIRED)
         return replace(self._ended(FAILED), code=error.code, reason=error.message)
 
     def _ended(self, status: str) -> End:
         name = self._asked.digest
-        stopped = next((grant for grant in self._grants if grant.lease.revoked), None)
+        stopped = next((grant for grant in self.grants if grant.lease.revoked), None)
         reason, rule = _REASONS.get(status, ""), ""
         code = "" if status == COMPLETE else status
         if status == REVOKED and self._reads.draining:  # nobody took a right away: go on elsewhere or later
@@ -250,8 +246,7 @@ class Reads:
                     yield stream
         except (HanseError, PolicyError) as error:
             if prepared is None:
-                event = records.refused(asked, error, grants)
-                await self._kept(self._store.write(lambda tx: tx.publish(event)))
+                await self._tell_refused(asked, error, grants)
             if prepared is None or prepared.aggregate:
                 await _quantised(begun)
             raise
@@ -274,8 +269,7 @@ class Reads:
             return await work
         except (HanseError, PolicyError) as error:
             asked = Asked(tickets=(ticket,), sql="", action=STREAM, purpose=wanted.purpose)
-            event = records.refused(asked, error, ())
-            await self._kept(self._store.write(lambda tx: tx.publish(event)))
+            await self._tell_refused(asked, error, ())
             raise
 
     async def describe(self, asked: Asked) -> bytes:
@@ -294,8 +288,7 @@ class Reads:
                 job = replace(self._job(asked, grants, prepared, keys), kind="describe")
                 return await self._described(job)
         except (HanseError, PolicyError) as error:
-            event = records.refused(asked, error, grants)
-            await self._kept(self._store.write(lambda tx: tx.publish(event)))
+            await self._tell_refused(asked, error, grants)
             await _quantised(begun)
             raise
 
@@ -329,6 +322,10 @@ class Reads:
         )
         lease = gate.Lease(deadline=time.monotonic() + _LONGEST)
         return Grant(held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease)
+
+    async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> None:
+        event = records.refused(asked, error, grants)
+        await self._kept(self._store.write(lambda tx: tx.publish(event)))
 
     def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
         """Note what has left, for the record that a crash would leave behind; nobody waits for it."""
@@ -464,7 +461,7 @@ class Reads:
 
     def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
         relations = {
-            dataset.relation: relation_of(grant)
+            dataset.relation: version_relation(grant.held.version)
             for dataset in prepared.datasets
             for grant in grants
             if grant.held.dataset.name == dataset.name[1]
@@ -632,11 +629,6 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
     touched = contract.row_filter is not None or contract.grid is not None or prepared.barrier
     shown = {name for name in contract.columns if all(name.casefold() != m.column.casefold() for m in contract.masks)}
     return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
-
-
-def relation_of(grant: Grant) -> Relation:
-    """The pinned files of the version that a grant reads, as the engine takes them."""
-    return version_relation(grant.held.version)
 
 
 def version_relation(version: DatasetVersion) -> Relation:

@@ -52,6 +52,7 @@ from connector.query import lending
 from connector.query.job import Job
 from connector.query.lending import Library
 from connector.query.ring import Ring, slot_bytes
+from connector.query.sandbox import environment
 from connector.query.turns import Turns
 from connector.telemetry import logger
 
@@ -61,7 +62,6 @@ _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
 _RECYCLE_MB = 400
 _START_SECONDS = 30.0
-_ENVIRONMENT = ("PATH", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 _log = logger("query")
 
@@ -487,13 +487,12 @@ class Pool:
     async def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
         folder = Path(tempfile.mkdtemp(prefix="worker-", dir=self._work_dir))
-        known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder), self._allowed,
                 pass_fds=(theirs.fileno(),), cwd=folder, stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-                env=known | {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"},
+                env=environment(MALLOC_ARENA_MAX="2", ARROW_DEFAULT_MEMORY_POOL="system"),
             )  # fmt: skip
         worker = Worker(process, ours, folder)
         ours.setblocking(False)

@@ -19,6 +19,7 @@ _NO_NEW_PRIVILEGES = 38
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute (map a library), read a file, list a directory
 _FILE_ONLY = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # file-system rights that a version of the interface knows; 16 from version 5
+_ENVIRONMENT = ("PATH", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 _SYSTEM = (
     "/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom", "/proc/self",
     "/proc/meminfo", "/proc/cpuinfo", "/sys/fs/cgroup", "/sys/devices/system/cpu",
@@ -51,6 +52,11 @@ def confine(*, readable: Sequence[str], writable: Sequence[str], port: int | Non
     finally:
         os.close(ruleset)
     return True
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a process of ours that is shut in gets to see of the environment, and `more`: no secret, no setting."""
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | more
 
 
 def _own_code() -> Iterable[str]:

@@ -18,9 +18,9 @@ from typing import Any
 
 from connector.dataplane.flight.desk import Desk
 from connector.errors import Conflict, HanseError
+from connector.query.sandbox import environment
 from connector.telemetry import logger
 
-_ENVIRONMENT = ("PATH", "LANG", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 _START_SECONDS = 60.0
 _STOP_SECONDS = 3.0
 _WATCH_SECONDS = 0.1
@@ -102,12 +102,11 @@ class Front:
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         told = json.dumps(asdict(self._listen) | {"port": self.port})
-        known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "connector.dataplane.flight.server", str(theirs.fileno()), told,
                 pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
-                env=known | {"ARROW_DEFAULT_MEMORY_POOL": "system", "GRPC_VERBOSITY": "NONE"},
+                env=environment(ARROW_DEFAULT_MEMORY_POOL="system", GRPC_VERBOSITY="NONE"),
                 start_new_session=True,
             )  # fmt: skip
         ours.setblocking(False)
