@@ -176,3 +176,11 @@ def _source(relation: Relation) -> dict[str, Any]:
 
 def columns_of(profile: Sequence[dict[str, Any]]) -> list[str]:
     return [column["name"] for column in profile]
+
+
+async def settled(running: Provider) -> None:
+    """Until no read is running and everything is recorded."""
+    until = time.monotonic() + 5
+    while running.reads.live or running.reads._tasks:
+        await asyncio.sleep(0.01)
+        assert time.monotonic() < until

@@ -19,7 +19,7 @@ from connector.dataplane.flight.front import Front
 from tests.support import data, flying, gate, provider
 from tests.support.flying import flyer, whole
 from tests.support.gate import atom, mask
-from tests.support.provider import Provider
+from tests.support.provider import Provider, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,14 +37,6 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
 async def front(running: Provider) -> AsyncIterator[Front]:
     async with flying.flying(running, stall_seconds=1.5) as started:
         yield started
-
-
-async def settled(running: Provider) -> None:
-    """Until no read is running and everything is recorded."""
-    until = time.monotonic() + 5
-    while running.reads.live or running.reads._tasks:
-        await asyncio.sleep(0.01)
-        assert time.monotonic() < until
 
 
 async def test_a_dataset_is_listed_described_and_read_with_its_end_record(running: Provider, front: Front) -> None:
@@ -303,6 +295,7 @@ async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> No
         assert time.monotonic() - begun < 4
         with pytest.raises(fl.FlightUnavailableError):
             await asking
+        await settled(leaving)
         assert leaving.of_kind("ReadEnded")[-1].code == "shutting_down"
 
 

@@ -19,7 +19,7 @@ import xxhash
 
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
-from tests.support.provider import Provider
+from tests.support.provider import Provider, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -64,14 +64,6 @@ async def read(running: Provider, ticket: str, path: str = ROWS, **parameters: A
 async def ask(running: Provider, ticket: str, sql: str, **more: Any) -> httpx2.Response:
     async with client(running, ticket) as session:
         return await session.post("/data/v1/query", json={"fq": 1, "sql": sql, **more})
-
-
-async def settled(running: Provider) -> None:
-    """Until no read is running and everything is recorded."""
-    until = time.monotonic() + 5
-    while running.reads.live or running.reads._tasks:
-        await asyncio.sleep(0.01)
-        assert time.monotonic() < until
 
 
 async def test_rows_come_whole_with_an_end_record_and_are_in_the_log(running: Provider) -> None:

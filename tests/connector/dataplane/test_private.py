@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 
 from policies.model import Policy
-from tests.connector.dataplane.test_http import ask, parse, settled
+from tests.connector.dataplane.test_http import ask, parse
 from tests.support import data, gate, provider
 from tests.support.gate import atom
-from tests.support.provider import Provider
+from tests.support.provider import Provider, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
