@@ -213,7 +213,7 @@ def test_a_ticket_that_ends_in_the_middle_is_renewed(owner: Owner) -> None:
         for number, batch in enumerate(stream):
             found.append(batch)
             if number == 3:
-                for grant in (grant for one in owner.provider.reads.live.values() for grant in one._grants):
+                for grant in (grant for one in owner.provider.reads.live.values() for grant in one.grants):
                     grant.lease.deadline = 0.0
     assert ids(found) == list(range(ROWS))
     assert stream.reopened >= 1
