@@ -31,6 +31,7 @@ from connector.dataplane.versions import Versions
 from connector.datasets.offers import Offers
 from connector.datasets.outside import Outside
 from connector.datasets.registry import Registry
+from connector.dsp import admission
 from connector.dsp import routes as dsp_routes
 from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
@@ -276,10 +277,17 @@ def build(settings: Settings) -> Services:
         "base": settings.dsp_base,
         "facts_of": known.of,
     }
-    negotiating = Negotiations(**common)
+    pace = settings.dsp_new_per_minute
+    negotiating = Negotiations(limits=admission.Limits(settings.dsp_negotiations_open, pace), **common)
     data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
     formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
-    transferring = Transfers(negotiations=negotiating, data_plane=data_plane, formats=formats, **common)
+    transferring = Transfers(
+        negotiations=negotiating,
+        data_plane=data_plane,
+        formats=formats,
+        limits=admission.Limits(settings.dsp_transfers_open, pace),
+        **common,
+    )
     registry = Registry(
         store,
         Profiles(pool, settings),

@@ -56,7 +56,7 @@ class HanseError(Exception):
         """What an HTTP answer says beside the body: how to authenticate, when to come back."""
         if self.status == 401:
             return {"www-authenticate": "Bearer"}
-        return {"retry-after": "1"} if self.status in (429, 503) else {}
+        return {"retry-after": str(self.facts.get("retry_after", 1))} if self.status in (429, 503) else {}
 
     def problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem object."""

@@ -137,6 +137,15 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds after which an undeliverable protocol message ends its process.",
     )
+    dsp_negotiations_open: int = Field(
+        2_000, ge=1, description="Open negotiations that one counterparty may have with us, in each of our roles."
+    )
+    dsp_transfers_open: int = Field(10_000, ge=1, description="Open transfers that one counterparty may have with us.")
+    dsp_new_per_minute: int = Field(
+        3_000,
+        ge=1,
+        description="New negotiations, and as many new transfers, that one counterparty may begin in a minute.",
+    )
 
     workers_max: int = Field(2, ge=1, le=64, description="Query worker processes at once.")
     workers_warm: int = Field(1, ge=0, le=64, description="Query worker processes kept ready.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from connector.dsp import messages, states
+from connector.dsp.admission import Admission, Limits
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import Message, Numbered
 from connector.dsp.peer import Peer, segment
 from connector.dsp.sender import Outcome, Result, Sender
 from connector.dsp.states import CONSUMER, PROVIDER, Received, Step, Table
-from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, MessageInvalid
+from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, Limited, MessageInvalid
 from connector.events import Event, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Outbox, Transfer
@@ -61,7 +63,15 @@ class Exchange(ABC, Generic[Row]):
     termination: ClassVar[type[messages.Reasoned]]
 
     def __init__(
-        self, *, store: Store, sender: Sender, peer: Peer, participant: str, base: str, facts_of: FactsOf
+        self,
+        *,
+        store: Store,
+        sender: Sender,
+        peer: Peer,
+        participant: str,
+        base: str,
+        facts_of: FactsOf,
+        limits: Limits | None = None,
     ) -> None:
         self._store = store
         self._sender = sender
@@ -69,6 +79,7 @@ class Exchange(ABC, Generic[Row]):
         self._us = participant
         self._base = base
         self._facts_of = facts_of
+        self._admission = Admission(self.kind, limits or Limits())
         sender.register(self.kind, self, answered=True)
 
     # What a subclass says.
@@ -100,7 +111,8 @@ class Exchange(ABC, Generic[Row]):
             except AlreadyExists:  # the same first message was taken in by somebody else at the same time
                 return await self._store.write(work)
         except HanseError as error:
-            if error.status < 500:
+            silent = isinstance(error, Limited) and not self._admission.worth_telling(caller, time.monotonic())
+            if error.status < 500 and not silent:
                 await self.record_refusal(error, caller=caller, message=message, pid=pid)
             raise
 

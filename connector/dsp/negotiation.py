@@ -64,7 +64,7 @@ class Negotiations(Exchange[Negotiation]):
         """A consumer's first request. Its repeat (same caller, same consumerPid) is answered with the same process.
 
         MessageInvalid for terms that cannot be read, and for an offer that is not there or not for this caller;
-        Refused where the policy could not be enforced.
+        Refused where the policy could not be enforced; Limited where the caller has or begins too many.
         """
         address = await self._peer.check(message.callback_address)
         asked = terms.read_offer(message.offer or {})
@@ -74,6 +74,7 @@ class Negotiations(Exchange[Negotiation]):
             known = tx.negotiations.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
             if known is not None:
                 return Taken(known, fresh=False)
+            self._admission.admit(tx, caller.id, role=PROVIDER)
             offer, verdict = _visible(tx, asked, facts)
             wire = terms.offer_wire(asked, target=offer.dataset_id)
             row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, wire, offer.decide)
@@ -97,6 +98,7 @@ class Negotiations(Exchange[Negotiation]):
             known = tx.negotiations.by_peer(role=CONSUMER, counterparty=caller.id, peer_pid=message.provider_pid)
             if known is not None:
                 return Taken(known, fresh=False)
+            self._admission.admit(tx, caller.id, role=CONSUMER)
             wire = terms.offer_wire(policy, target=policy.target)
             row = self._new(tx, CONSUMER, caller.id, address, policy.target, wire, decisions.AUTO)
             row.peer_pid, row.state, row.offer_id = message.provider_pid, states.OFFERED, policy.id

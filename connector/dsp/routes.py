@@ -271,7 +271,7 @@ def _error(request: Request, error: HanseError) -> Response:
         _log.error("failed", path=request.url.path, code=error.code, reason=error.message, why=error.private)
     area = request.url.path.removeprefix(PATH).strip("/").partition("/")[0]
     reason = (_NOWHERE,) if status == 404 and area in _ERRORS else (error.message,)
-    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    headers = error.headers if status == error.status else None
     if area not in _ERRORS:
         catalog_error = messages.CatalogError(code=error.code, reason=reason)
         return _json(catalog_error.to_wire(), status=status, headers=headers)
@@ -280,4 +280,4 @@ def _error(request: Request, error: HanseError) -> Response:
     body = _ERRORS[area](
         consumer_pid=consumer or new_pid(), provider_pid=provider or new_pid(), code=error.code, reason=reason
     )
-    return _json(body.to_wire(), status=status)
+    return _json(body.to_wire(), status=status, headers=headers)

@@ -162,7 +162,7 @@ class Sender:
         """Claim what is due; how long to sleep."""
         if time.monotonic() - self._forgot > _FORGET_EVERY:
             self._forgot = time.monotonic()
-            await self._store.write(lambda tx: tx.messages.forget_older(tx.now - _REMEMBER))
+            await self._store.write(_forget)
         due, waiting = await self._store.read(lambda tx: (tx.messages.next_due(), tx.messages.waiting()))
         if self._metrics is not None:
             self._metrics.outbox.set(waiting)
@@ -264,3 +264,9 @@ class Sender:
             gate, users = self._per_peer.pop(peer)
             if users > 1:
                 self._per_peer[peer] = (gate, users - 1)
+
+
+def _forget(tx: Transaction) -> None:
+    """Remove what nobody will ask for any more."""
+    tx.messages.forget_older(tx.now - _REMEMBER)
+    tx.admissions.forget_idle(tx.now)

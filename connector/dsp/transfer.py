@@ -112,7 +112,8 @@ class Transfers(Exchange[Transfer]):
         """A consumer's request under an agreement. Its repeat is answered with the same process.
 
         MessageInvalid where there is no such agreement with this caller or the format is not spoken; Refused where
-        the agreement has ended or does not hold for this party, this purpose or this time any more.
+        the agreement has ended or does not hold for this party, this purpose or this time any more; Limited where the
+        caller has or begins too many.
         """
         address = await self._peer.check(message.callback_address)
         facts = requested(await self._facts_of(caller.id), purpose=message.purpose)
@@ -121,6 +122,7 @@ class Transfers(Exchange[Transfer]):
             known = tx.transfers.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
             if known is not None:
                 return Taken(known, fresh=False)
+            self._admission.admit(tx, caller.id, role=PROVIDER)
             agreement, grant = self._held(tx, message, caller)
             self._check_format(message)
             _check_permitted(tx, agreement, grant, facts)

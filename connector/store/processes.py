@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import func, literal, select
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
-from connector.store.tables import KNOWN, Negotiation, Transfer
+from connector.store.tables import KNOWN, OPEN, Negotiation, Transfer
 
 Row = TypeVar("Row", Negotiation, Transfer)
 
@@ -54,6 +54,12 @@ class _Processes(Generic[Row]):
             .where(table.role == role, table.counterparty == counterparty, table.peer_pid == peer_pid, KNOWN)
             .with_for_update()
         ).first()
+
+    def open_with(self, counterparty: str, *, role: str, up_to: int) -> int:
+        """How many processes that have not ended a counterparty has with us in this role; counts no further."""
+        table = self._table
+        some = select(literal(1)).select_from(table).where(table.counterparty == counterparty, table.role == role, OPEN)
+        return self._session.scalar(select(func.count()).select_from(some.limit(up_to).subquery())) or 0
 
     def page(self, *, limit: int = 100, offset: int = 0, waiting: bool = False, **equals: str) -> Sequence[Row]:
         """Newest first, those whose columns (role, state, counterparty, ...) are `equals`; empty texts say nothing.

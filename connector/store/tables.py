@@ -32,6 +32,14 @@ _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itsel
 KNOWN = text("peer_pid <> ''")  # said by the index and by who looks for a pid: without it no database uses the index
 
 
+OPEN = text("state NOT IN ('FINALIZED', 'COMPLETED', 'TERMINATED')")  # as KNOWN: the index and who asks say the same
+
+
+def _open_by_counterparty(table: str) -> Index:
+    """How many processes a counterparty has open is counted for each new one."""
+    return Index(f"{table}_open", "counterparty", "role", sqlite_where=OPEN, postgresql_where=OPEN)
+
+
 def _one_per_peer_pid(table: str) -> Index:
     """A counterparty's pid names one process at most: two deliveries of a first request cannot both be taken in."""
     names = ("role", "counterparty", "peer_pid")
@@ -112,7 +120,11 @@ class Negotiation(Table):
     created_at: Mapped[float]
     updated_at: Mapped[float]
 
-    __table_args__ = (_one_per_peer_pid("negotiation"), Index("negotiation_state", "state"))
+    __table_args__ = (
+        _one_per_peer_pid("negotiation"),
+        _open_by_counterparty("negotiation"),
+        Index("negotiation_state", "state"),
+    )
 
 
 class Agreement(Table):
@@ -158,7 +170,11 @@ class Transfer(Table):
     created_at: Mapped[float]
     updated_at: Mapped[float]
 
-    __table_args__ = (_one_per_peer_pid("transfer"), Index("transfer_state", "state"))
+    __table_args__ = (
+        _one_per_peer_pid("transfer"),
+        _open_by_counterparty("transfer"),
+        Index("transfer_state", "state"),
+    )
 
 
 class Grant(Table):
@@ -267,6 +283,15 @@ class Inbox(Table):
     message_id: Mapped[str] = mapped_column(_Key, primary_key=True)
     digest: Mapped[str] = mapped_column(_Key)
     received_at: Mapped[float] = mapped_column(index=True)
+
+
+class Begun(Table):
+    """How fast a counterparty begins processes of a kind: the time ahead is full until then (`store.admissions`)."""
+
+    __tablename__ = "begun"
+    counterparty: Mapped[str] = mapped_column(_Key, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    full_until: Mapped[float] = mapped_column(index=True)
 
 
 class Webhook(Table):

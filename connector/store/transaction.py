@@ -9,6 +9,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from connector.events import Event
+from connector.store.admissions import Admissions
 from connector.store.agreements import Agreements
 from connector.store.answers import PrivateAnswers
 from connector.store.audit import AuditRows
@@ -51,6 +52,10 @@ class Transaction:
     @cached_property
     def datasets(self) -> Datasets:
         return Datasets(self.session)
+
+    @cached_property
+    def admissions(self) -> Admissions:
+        return Admissions(self.session)
 
     @cached_property
     def negotiations(self) -> Negotiations:

@@ -19,6 +19,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from connector.dsp import routes
+from connector.dsp.admission import Limits
 from connector.dsp.agreements import Agreements
 from connector.dsp.catalog import Catalog
 from connector.dsp.messages import DataAddress
@@ -271,7 +272,7 @@ def offer_row(offer_id: str, dataset: str, policy: Json, *, decide: str, now: fl
     )
 
 
-def side(name: str, host: str, cable: Cable, url: str, **timing: float) -> Side:
+def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None = None, **timing: float) -> Side:
     """One connector on a migrated database, its sender not started yet."""
     participant = f"did:web:{name}.example"
     store = Store(url, pool_size=4)
@@ -297,6 +298,7 @@ def side(name: str, host: str, cable: Cable, url: str, **timing: float) -> Side:
         "participant": participant,
         "base": base,
         "facts_of": facts_of,
+        "limits": limits,
     }
     negotiations, plane = Negotiations(**parts), Plane()
     transfers = Transfers(negotiations=negotiations, data_plane=plane, **parts)
@@ -360,7 +362,9 @@ def empty_database() -> bytes:
 
 
 @asynccontextmanager
-async def pair(directory: Path, *, urls: tuple[str, str] | None = None, **timing: float) -> AsyncIterator[Pair]:
+async def pair(
+    directory: Path, *, urls: tuple[str, str] | None = None, limits: Limits | None = None, **timing: float
+) -> AsyncIterator[Pair]:
     """Two running connectors, on SQLite files in `directory` or on the databases given."""
     cable = Cable()
     sides = []
@@ -370,7 +374,7 @@ async def pair(directory: Path, *, urls: tuple[str, str] | None = None, **timing
             upgrade(url)
         else:
             (directory / f"{name}.db").write_bytes(empty_database())
-        sides.append(side(name, f"203.0.113.{index + 1}", cable, url, **timing))
+        sides.append(side(name, f"203.0.113.{index + 1}", cable, url, limits=limits, **timing))
     for one in sides:
         await one.sender.start()
     made = Pair(sides[0], sides[1], cable)

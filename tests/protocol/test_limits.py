@@ -1,0 +1,217 @@
+"""What one counterparty may begin with us: over its limits it is told so, and nothing of it is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connector.dsp import states
+from connector.dsp.admission import Limits
+from connector.dsp.states import CONSUMER, PROVIDER
+from connector.net import Reply
+from connector.store import Store
+from tests.conftest import DATABASES
+from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, USE, Counterparty, snapshot
+from tests.support.pair import Pair, empty_database, pair, side
+
+Begin = Callable[[Counterparty, str], Awaitable[Reply]]
+
+
+async def request(peer: Counterparty, pid: str) -> Reply:
+    return await peer.post("/negotiations/request", peer.request(pid))
+
+
+async def offer(peer: Counterparty, pid: str) -> Reply:
+    terms = {"@type": "Offer", "@id": OFFER_ID, "target": DATASET, **USE}
+    message = {"@context": CONTEXT, "@type": "ContractOfferMessage", "providerPid": pid}
+    return await peer.post("/negotiations/offers", {**message, "offer": terms, "callbackAddress": peer.address})
+
+
+async def transfer(peer: Counterparty, pid: str) -> Reply:
+    """Under an agreement that is there already. Its negotiation is `manual`, so that no start leaves."""
+    held = await peer.to.store.read(
+        lambda tx: [one.id for one in tx.agreements.page() if one.consumer == peer.participant]
+    )
+    if not held:
+        row = await peer.negotiation(role=PROVIDER, state=states.FINALIZED)
+        held = [row.agreement_id]
+    message = {"@context": CONTEXT, "@type": "TransferRequestMessage", "consumerPid": pid, "agreementId": held[0]}
+    return await peer.post(
+        "/transfers/request", {**message, "format": "HttpData-PULL", "callbackAddress": peer.address}
+    )
+
+
+BEGINNINGS = pytest.mark.parametrize(
+    ("begin", "error", "role", "end"),
+    [
+        (request, "ContractNegotiationError", PROVIDER, states.NEGOTIATION_TERMINATION),
+        (offer, "ContractNegotiationError", CONSUMER, states.NEGOTIATION_TERMINATION),
+        (transfer, "TransferError", PROVIDER, states.TRANSFER_TERMINATION),
+    ],
+    ids=["request", "offer", "transfer"],
+)
+BOTH = pytest.mark.parametrize(
+    ("limits", "code"),
+    [(Limits(open=3, per_minute=600), "too_many_open"), (Limits(open=600, per_minute=3), "too_many_new")],
+    ids=["open", "new"],
+)
+
+
+def pid() -> str:
+    return f"urn:uuid:{uuid.uuid4()}"
+
+
+async def arranged(two: Pair) -> Counterparty:
+    await two.north.publish(DATASET, offer=OFFER_ID, decide="manual")
+    return Counterparty(two.north)
+
+
+@BEGINNINGS
+@BOTH
+async def test_over_the_limit_is_told_and_nothing_is_stored(
+    tmp_path: Path, begin: Begin, error: str, role: str, end: str, limits: Limits, code: str
+) -> None:
+    async with pair(tmp_path, limits=limits) as two:
+        peer = await arranged(two)
+        assert [(await begin(peer, pid())).status for _ in range(3)] == [201] * 3
+        before = await snapshot(two.north)
+        replies = [await begin(peer, pid()) for _ in range(5)]
+        assert await snapshot(two.north) == before
+        said = [json.loads(reply.body) for reply in replies]
+        assert {(reply.status, one["@type"], one["code"]) for reply, one in zip(replies, said, strict=True)} == {
+            (429, error, code)
+        }
+        assert all(int(reply.headers["retry-after"]) > 0 for reply in replies)
+
+
+@BEGINNINGS
+@BOTH
+async def test_repeats_and_others_are_not_held_up(
+    tmp_path: Path, begin: Begin, error: str, role: str, end: str, limits: Limits, code: str
+) -> None:
+    async with pair(tmp_path, limits=limits) as two:
+        peer = await arranged(two)
+        first = [(name, await begin(peer, name)) for name in (pid(), pid(), pid())]
+        assert (await begin(peer, pid())).status == 429
+        for name, reply in first:
+            assert (await begin(peer, name)).body == reply.body
+        other = Counterparty(two.north, participant="did:web:third.example")
+        assert (await begin(other, pid())).status == 201
+
+
+@BEGINNINGS
+async def test_the_end_of_one_makes_room_for_one(tmp_path: Path, begin: Begin, error: str, role: str, end: str) -> None:
+    async with pair(tmp_path, limits=Limits(open=2, per_minute=600)) as two:
+        peer = await arranged(two)
+        for _ in range(2):
+            assert (await begin(peer, pid())).status == 201
+        kind = "transfers" if begin is transfer else "negotiations"
+        rows = await two.north.store.read(lambda tx: getattr(tx, kind).page(role=role))
+        row = next(one for one in rows if one.state not in states.FINAL)
+        ids = {"providerPid" if role == CONSUMER else "consumerPid": row.peer_pid}
+        assert (await peer.say(end, row, **ids)).status == 200
+        assert [(await begin(peer, pid())).status for _ in range(2)] == [201, 429]
+
+
+async def test_refusals_beyond_a_limit_do_not_fill_the_log(tmp_path: Path) -> None:
+    async with pair(tmp_path, limits=Limits(open=1, per_minute=600)) as two:
+        peer = await arranged(two)
+        await asyncio.gather(*(request(peer, pid()) for _ in range(20)))
+        other = Counterparty(two.north, participant="did:web:third.example")
+        await asyncio.gather(*(request(other, pid()) for _ in range(20)))
+        refused = Counter(event.actor for event in two.north.events if event.kind == "RequestRefused")
+        assert refused == {peer.participant: 1, other.participant: 1}
+
+
+async def test_what_is_refused_for_now_is_asked_again(tmp_path: Path) -> None:
+    """A consumer like ours takes 429 as what it is: its request waits in the outbox, and gets through later."""
+    async with pair(tmp_path, limits=Limits(open=1, per_minute=600)) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID, decide="manual")
+        first, second = await two.ask(OFFER_ID), await two.ask(OFFER_ID)
+        async with asyncio.timeout(10):
+            while True:
+                rows = {row.id: row.state for row in await two.south.store.read(lambda tx: tx.negotiations.page())}
+                if sorted(rows.values()) == ["", "REQUESTED"]:
+                    break
+                await asyncio.sleep(0.005)
+        through = first.id if rows[first.id] else second.id
+        await two.south.negotiations.command(through, "terminate", by="test")
+        waiting = ({first.id, second.id} - {through}).pop()
+        async with asyncio.timeout(10):
+            while (await two.south.negotiation(waiting)).state != "REQUESTED":
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture(params=DATABASES)
+def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'a.db'}", f"sqlite:///{tmp_path / 'b.db'}"
+    else:
+        cluster = request.getfixturevalue("postgres_cluster")
+        with ExitStack() as stack:
+            yield stack.enter_context(cluster.database()), stack.enter_context(cluster.database())
+
+
+@BOTH
+@BEGINNINGS
+async def test_many_at_once_over_every_instance_get_exactly_what_is_allowed(
+    tmp_path: Path, urls: tuple[str, str], begin: Begin, error: str, role: str, end: str, limits: Limits, code: str
+) -> None:
+    async with pair(tmp_path, urls=urls, limits=limits) as two:
+        peer = await arranged(two)
+        instances = [peer]
+        if not two.north.store.is_sqlite:  # an SQLite file belongs to one process
+            second = side("north", two.north.host, two.cable, urls[0], limits=limits)
+            instances.append(Counterparty(second))
+        if begin is transfer:  # the agreement is there before
+            await peer.negotiation(role=PROVIDER, state=states.FINALIZED)
+        replies = await asyncio.gather(*(begin(instances[i % len(instances)], pid()) for i in range(24)))
+        assert Counter(reply.status for reply in replies) == {201: 3, 429: 21}
+        for one in instances[1:]:
+            one.to.store.close()
+
+
+STEPS = st.lists(st.floats(0, 30), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(per_minute=st.integers(1, 20), pauses=STEPS)
+def test_any_minute_holds_what_is_allowed_at_once_and_what_a_minute_adds(
+    per_minute: int, pauses: list[float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """However the asking is spread: never more in a span of time than the burst and what that span refills, and
+    whoever waits as long as told is let through."""
+    path = tmp_path_factory.mktemp("rate") / "store.db"
+    path.write_bytes(empty_database())
+    store = Store(f"sqlite:///{path}", pool_size=1)
+    step, now, admitted = 60 / per_minute, 1_000.0, []
+
+    def ask(at: float) -> float:
+        return asyncio.run(
+            store.write(lambda tx: tx.admissions.take("them", kind="negotiation", step=step, most=60.0, now=at))
+        )
+
+    try:
+        for pause in pauses:
+            now += pause
+            wait = ask(now)
+            if wait == 0:
+                admitted.append(now)
+            else:
+                now += wait + 1e-6
+                assert ask(now) == 0
+                admitted.append(now)
+    finally:
+        store.close()
+    for i, start in enumerate(admitted):
+        for count, ends in enumerate(admitted[i:], 1):
+            assert count <= per_minute + (ends - start) / step + 1e-3
