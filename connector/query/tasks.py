@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 
 from connector.datasets.sources import divisible, source
-from connector.query import engine, foreign, profiling, ranges, scan
+from connector.query import engine, foreign, nulls, profiling, ranges, scan
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
@@ -173,7 +173,7 @@ class Frames:
 
     def write(self, batch: pa.RecordBatch, *, at: str = "") -> None:
         """One batch out, with its place where it has one; or the error of the limit it would break."""
-        self.writer.write_batch(batch, custom_metadata={wire.AT_KEY: at} if at else None)
+        self.writer.write_batch(nulls.emptied(batch), custom_metadata={wire.AT_KEY: at} if at else None)
         parts, size = self.sink.take()
         limits = self.job.limits
         if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
