@@ -2,13 +2,13 @@
 
 Two real processes, SIGKILL, and a consumer's operator who goes on whatever happens. Afterwards both databases are read:
 every process must have come to its end on both sides, none may be lost, and no message may have had a second effect.
+Where that is not so, a post-mortem says what both sides know of the processes in question.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import random
 import sys
 import tempfile
@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from connector.store import Store, Transaction
+from connector.store import Transaction
+from tests.load import postmortem
 from tests.load.bench_dsp import databases
 from tests.support import processes
 from tests.support.processes import Client, Failed, Process
@@ -27,7 +28,15 @@ from tests.support.processes import Client, Failed, Process
 TRACKS = 6
 PATIENCE = 120.0
 COUNTED = ("NegotiationAdvanced", "TransferAdvanced", "AgreementConcluded")
-SETTINGS = {"DSP_RETRY_FIRST": "0.05", "DSP_RETRY_CAP": "0.5", "CALL_TIMEOUT": "5"}
+SETTINGS = {"DSP_RETRY_FIRST": "0.05", "DSP_RETRY_CAP": "0.5", "CALL_TIMEOUT": "5", "LOG_LEVEL": "info"}
+
+
+class Unended(RuntimeError):
+    """A process that is not where it should be; `pids` name it."""
+
+    def __init__(self, pid: str, what: str, *more: str) -> None:
+        super().__init__(f"{pid}: {what}")
+        self.pids = (pid, *more)
 
 
 class Operator(threading.Thread):
@@ -38,14 +47,14 @@ class Operator(threading.Thread):
         self._south, self._asked, self._told_to_stop = south, asked, stop
         self._api: Client | None = None
         self.done = 0
-        self.problem = ""
+        self.problem: Exception | None = None
 
     def run(self) -> None:
         while not self._told_to_stop.is_set() and not self.problem:
             try:
                 self._story(f"{self.name}-{self.done}")
             except Exception as error:  # noqa: BLE001  # told at the end
-                self.problem = f"{self.name}-{self.done}: {error!r}"
+                self.problem = error
 
     def _story(self, label: str) -> None:
         begun = self._once("/negotiations", label, self._asked)
@@ -80,7 +89,7 @@ class Operator(threading.Thread):
                 return dict(row)
             if row["state"] in ("TERMINATED", "COMPLETED"):
                 break
-        raise RuntimeError(f"expected {goals[0]}, it is {row['state']} ({row['pending']}): {row['reason']}")
+        raise Unended(pid, f"expected {goals[0]}, it is {row['state']} ({row['pending']}): {row['reason']}")
 
     def _get(self, path: str) -> Any:
         return self._try(lambda api: api.get(path))
@@ -135,10 +144,11 @@ def storm(north: Process, south: Process, *, kills: int, chance: random.Random) 
     stop.set()
     for track in tracks:
         track.join(PATIENCE)
-    problems = [track.problem for track in tracks if track.problem]
+    problems = [track.problem for track in tracks if track.problem is not None]
     stuck = [track.name for track in tracks if track.is_alive()]
     if problems or stuck:
-        raise SystemExit(f"FAILED: {problems} stuck: {stuck}")
+        pids = [pid for one in problems for pid in getattr(one, "pids", ())]
+        raise Unended("", f"problems {problems}, stuck {stuck}", *pids)
     return sum(track.done for track in tracks), killed
 
 
@@ -148,7 +158,8 @@ def check(urls: tuple[str, str], stories: int) -> None:
     for name, found in (("north", north), ("south", south)):
         assert found["outbox"] == 0, f"{found['outbox']} messages were never delivered by {name}"
         twice = [key for key, count in found["told"].items() if count > 1]
-        assert not twice, f"effects that came twice at {name}: {twice[:5]}"
+        if twice:
+            raise Unended("", f"effects that came twice at {name}: {twice[:5]}", *(pid for _, pid, _ in twice[:5]))
         assert len(found["negotiations"]) == len(found["transfers"]) == stories, (
             f"expected {stories} negotiations and transfers at {name}, "
             f"found {len(found['negotiations'])} and {len(found['transfers'])}"
@@ -159,30 +170,20 @@ def check(urls: tuple[str, str], stories: int) -> None:
 
 
 def _contents(url: str) -> dict[str, Any]:
-    store = Store(url, pool_size=1)
-    try:
-        return store._read(_collect)
-    finally:
-        store.close()
+    return postmortem.reading(url, _collect)
 
 
 def _collect(tx: Transaction) -> dict[str, Any]:
     negotiations, transfers = tx.negotiations.page(limit=10**6), tx.transfers.page(limit=10**6)
-    bodies = [row.body for row in tx.audit.pending(10**6)]
-    bodies += [json.loads(row.body) for row in tx.audit.walk(stop=tx.audit.size())]
     told = Counter(
-        (body["kind"], body["process"], body["detail"].get("state", "")) for body in bodies if body["kind"] in COUNTED
+        (body["kind"], body["process"], body["detail"].get("state", ""))
+        for _, body in postmortem.events(tx)
+        if body["kind"] in COUNTED
     )
-    ends = {"negotiations": "FINALIZED", "transfers": "COMPLETED"}
     return {
         "negotiations": [(row.id, row.peer_pid) for row in negotiations],
         "transfers": [(row.id, row.peer_pid) for row in transfers],
-        "open": [
-            (row.id, row.state, row.pending, row.reason)
-            for kind, rows in (("negotiations", negotiations), ("transfers", transfers))
-            for row in rows
-            if row.state != ends[kind] or row.pending
-        ],
+        "open": [(row.id, row.state, row.pending, row.reason) for row in postmortem.unfinished(tx)],
         "outbox": tx.messages.waiting(),
         "told": told,
     }
@@ -210,10 +211,18 @@ def main() -> None:
             print(f"{kind}: {given.kills} kills", flush=True)
             urls = (url(f"{kind}-north".lower()), url(f"{kind}-south".lower()))
             started = time.monotonic()
-            with processes.two(Path(folder) / kind, urls=urls, **SETTINGS) as (north, south):
-                stories, killed = storm(north, south, kills=given.kills, chance=random.Random(given.seed))
-                quiet(north, south, urls)
-            check(urls, stories)
+            sides = [
+                postmortem.Side(name, one, Path(folder) / kind / name / "log")
+                for name, one in zip(("north", "south"), urls, strict=True)
+            ]
+            try:
+                with processes.two(Path(folder) / kind, urls=urls, **SETTINGS) as (north, south):
+                    stories, killed = storm(north, south, kills=given.kills, chance=random.Random(given.seed))
+                    quiet(north, south, urls)
+                check(urls, stories)
+            except (RuntimeError, AssertionError) as error:
+                print(f"{kind} FAILED: {error}\n{postmortem.report(sides, getattr(error, 'pids', ()))}", flush=True)
+                raise SystemExit(1) from error
             print(
                 f"{kind}: {stories} negotiations and transfers came to their end through {sum(killed.values())} kills "
                 f"({dict(killed)}) in {time.monotonic() - started:.0f} s; nothing lost, nothing twice",
