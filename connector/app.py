@@ -71,7 +71,7 @@ from connector.query.holdings import Holdings
 from connector.query.job import Job, Limits, Relation
 from connector.query.pool import Pool
 from connector.settings import Settings
-from connector.store import Store
+from connector.store import Relay, Store
 from connector.store.tables import Agreement, Transfer
 from connector.telemetry import Metrics
 from connector.usage import sources
@@ -92,6 +92,7 @@ class Services:
     participant: str
     instance: str  # this process, the same at every start
     store: Store
+    relay: Relay
     metrics: Metrics
     net: Net
     identity: Identity
@@ -204,7 +205,7 @@ def build(settings: Settings) -> Services:
     instance = keys.secret(key_dir, "instance").hex()[:32]
     metrics = Metrics()
     store = Store(settings.database, bus=Bus())
-    store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc())
+    store.bus.subscribe(lambda event: metrics.events.labels(event.kind).inc(), own=True)
     guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)
     net = Net(guard, timeout=settings.call_timeout, max_bytes=settings.call_max_bytes)
     resolver = did.Resolver(net)
@@ -314,6 +315,7 @@ def build(settings: Settings) -> Services:
         participant=participant,
         instance=instance,
         store=store,
+        relay=Relay(store, number=sequencer.wake),
         metrics=metrics,
         net=net,
         identity=identity,

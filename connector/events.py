@@ -40,6 +40,23 @@ class Event:
         return {"kind": self.kind, **{name: value for name, value in values if value not in ("", {})}}
 
 
+def kinds() -> dict[str, type[Event]]:
+    """Every kind of event by its name in the log."""
+    waiting, found = [Event], {}
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            found[kind.__name__] = kind
+            waiting.append(kind)
+    return found
+
+
+def event_of(body: dict[str, Any]) -> Event | None:
+    """An event as the log kept it. None for a kind that this program does not know: a newer one wrote it."""
+    kind = kinds().get(str(body.get("kind", "")))
+    known = {name: value for name, value in body.items() if name in Event.__dataclass_fields__}
+    return None if kind is None else kind(**known)
+
+
 class DatasetRegistered(Event): ...
 
 
@@ -136,13 +153,24 @@ class Bus:
     """Hands committed events to subscribers in this process. A subscriber must be quick and must not raise."""
 
     def __init__(self) -> None:
-        self._subscribers: list[Subscriber] = []
+        self._subscribers: list[tuple[Subscriber, bool]] = []
 
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Add a subscriber; call what comes back to remove it."""
-        self._subscribers.append(subscriber)
-        return lambda: self._subscribers.remove(subscriber)
+    def subscribe(self, subscriber: Subscriber, *, own: bool = False) -> Callable[[], None]:
+        """Add a subscriber; call what comes back to remove it.
+
+        It hears of everything that any process on this database commits; with `own`, only of what this one does.
+        """
+        entry = (subscriber, own)
+        self._subscribers.append(entry)
+        return lambda: self._subscribers.remove(entry)
 
     def deliver(self, event: Event) -> None:
-        for subscriber in tuple(self._subscribers):
+        """Tell everybody of an event that this process committed."""
+        for subscriber, _ in tuple(self._subscribers):
             subscriber(event)
+
+    def relay(self, event: Event) -> None:
+        """Tell of an event that another process on the same database committed."""
+        for subscriber, own in tuple(self._subscribers):
+            if not own:
+                subscriber(event)

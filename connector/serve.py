@@ -40,6 +40,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
     upkeep = asyncio.create_task(parts.upkeep.run())
     await parts.pool.start()
     await parts.sender.start()
+    await parts.relay.start()
     await close_left_over(parts.store, instance=parts.instance)
     await parts.store.write(
         lambda tx: tx.publish(ServiceStarted(actor=parts.participant, detail={"version": VERSION, "pid": os.getpid()}))
@@ -56,6 +57,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
         if parts.flight is not None:
             await parts.flight.stop()
         await parts.sender.stop()
+        await parts.relay.stop()
         await parts.pool.close()
         parts.outside.close()
         with contextlib.suppress(HanseError):

@@ -84,7 +84,7 @@ class Sequencer:
         Nothing ends it by itself: what fails is said in `problem` and in our own log, and tried again, more slowly
         each time. A broken log is looked at again too, so that a restored database is taken up without a restart.
         """
-        unsubscribe = self._database.bus.subscribe(lambda _: self._wake.set())
+        unsubscribe = self._database.bus.subscribe(lambda _: self.wake(), own=True)
         pause = _RETRY_FIRST
         try:
             while True:
@@ -104,6 +104,10 @@ class Sequencer:
                 await asyncio.sleep(self._round_seconds)  # what arrives together shares a commit and a signature
         finally:
             unsubscribe()
+
+    def wake(self) -> None:
+        """There is something to number."""
+        self._wake.set()
 
     async def settle(self) -> None:
         """Number what is committed now; afterwards the newest head covers it. LogBroken where the tree is not ours."""
@@ -134,7 +138,7 @@ class Sequencer:
             return 0
         size = tx.audit.size()
         records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 2
-        tx.audit.append([_columns(record, row.body) for record, row in zip(records, rows, strict=True)])
+        tx.audit.append([_columns(record, row) for record, row in zip(records, rows, strict=True)])
         changed = merkle.append(tx.audit.tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 3
         for (level, n), data in changed.items():
             tx.audit.put_tile(level, n, data)
@@ -164,8 +168,9 @@ def check_head(tx: Unit) -> None:
         )
 
 
-def _columns(record: Record, body: dict[str, Any]) -> dict[str, Any]:
+def _columns(record: Record, row: Any) -> dict[str, Any]:
     """The row of a record; the columns beside its text are for searching, cut where a column is short."""
+    body = row.body
     short = {name: str(body.get(name, ""))[:255] for name in ("actor", "agreement", "dataset")}
     return {
         "idx": record.idx,
@@ -174,6 +179,7 @@ def _columns(record: Record, body: dict[str, Any]) -> dict[str, Any]:
         "outcome": str(body.get("outcome", "ok"))[:16],
         "body": record.text,
         "salt": record.salt,
+        "origin": row.origin,
         **short,
     }
 

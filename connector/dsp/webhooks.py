@@ -41,7 +41,8 @@ class Webhooks:
         self._changes = 0  # of ours: who read the webhooks before one of them does not keep what it read
         sender.register(KIND, self)
         store.outlets.append(self._store_deliveries)
-        store.bus.subscribe(lambda _: sender.wake() if self._known[1] else None)
+        store.bus.subscribe(lambda _: sender.wake() if self._known[1] else None, own=True)
+        store.bus.subscribe(self._heard)
 
     async def add(self, *, url: str, kinds: Sequence[str], by: str) -> Webhook:
         """A new webhook with its secret, which is shown this once. BadInput for an address that we do not call."""
@@ -75,6 +76,11 @@ class Webhooks:
 
         await self._store.write(work)
         self._forget()
+
+    def _heard(self, event: Event) -> None:
+        """Another process on this database may have changed them."""
+        if isinstance(event, WebhookChanged):
+            self._forget()
 
     def _forget(self) -> None:
         self._changes += 1

@@ -51,7 +51,7 @@ class WebhookMade(WebhookView):
 
 
 class Feed:
-    """Committed events of this process for any number of readers. One that falls too far behind is cut off."""
+    """Committed events, of every process on this database. A reader that falls too far behind is cut off."""
 
     def __init__(self, bus: Bus) -> None:
         self._readers: set[asyncio.Queue[Event | None]] = set()
@@ -110,18 +110,9 @@ async def frames(feed: Feed, reader: asyncio.Queue[Event | None], kinds: frozens
         feed.leave(reader)
 
 
-def _known_kinds() -> frozenset[str]:
-    waiting, found = [events.Event], set()
-    while waiting:
-        for kind in waiting.pop().__subclasses__():
-            found.add(kind.__name__)
-            waiting.append(kind)
-    return frozenset(found)
-
-
 def _check_kinds(kinds: list[str]) -> None:
-    known = _known_kinds()
-    if unknown := sorted(set(kinds) - known - {EVERY}):
+    known = events.kinds()
+    if unknown := sorted(set(kinds) - set(known) - {EVERY}):
         raise BadInput(f"expected kinds among {', '.join(sorted(known))} or *, came {', '.join(unknown)}")
 
 

@@ -6,6 +6,7 @@ A write is committed, durably, before `write` returns; then its events are deliv
 """
 
 from connector.store.engine import Store
+from connector.store.relay import Relay
 from connector.store.transaction import Transaction
 
-__all__ = ["Store", "Transaction"]
+__all__ = ["Relay", "Store", "Transaction"]

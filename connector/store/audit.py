@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile
 
+CHANNEL = "hanse_log"  # NOTIFY: records were numbered
 _LOCK = 0x48616E7365  # any number, the same for every connector process on one database
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 
@@ -39,8 +40,21 @@ class AuditRows:
         return 0 if top is None else top + 1
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add numbered records, each a mapping of the columns of `AuditEvent`."""
+        """Add numbered records, each a mapping of the columns of `AuditEvent`; other processes hear of the commit."""
         self._session.execute(insert(AuditEvent), [dict(row) for row in rows])
+        if self._session.get_bind().dialect.name == "postgresql":
+            self._session.execute(select(func.pg_notify(CHANNEL, "")))
+
+    def of_others(self, origin: str, *, start: int, stop: int, limit: int) -> Sequence[AuditEvent]:
+        """Records from `start` to before `stop` that another process committed, in order."""
+        others = select(AuditEvent).where(AuditEvent.idx >= start, AuditEvent.idx < stop, AuditEvent.origin != origin)
+        return self._session.scalars(others.order_by(AuditEvent.idx).limit(limit)).all()
+
+    def waiting_since(self) -> float | None:
+        """The time of the oldest record that is not numbered yet; None where there is none."""
+        oldest = select(AuditPending.ts).order_by(AuditPending.id).limit(1)
+        found: float | None = self._session.scalar(oldest)
+        return found
 
     def put_tile(self, level: int, n: int, data: bytes) -> None:
         self._session.merge(AuditTile(level=level, n=n, data=data))

@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -38,11 +39,14 @@ class Store:
     def __init__(self, url: str, *, bus: Bus | None = None, pool_size: int = 8) -> None:
         self.bus = bus or Bus()
         self.outlets: list[Outlet] = []
+        self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
         self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="store-read")
         self._writer: _GroupWriter | _PooledWriter = (
-            _GroupWriter(self.engine) if self.is_sqlite else _PooledWriter(self.engine, pool_size)
+            _GroupWriter(self.engine, self.origin)
+            if self.is_sqlite
+            else _PooledWriter(self.engine, pool_size, self.origin)
         )
 
     async def write(self, work: Work[T]) -> T:
@@ -82,11 +86,11 @@ class Store:
         self.engine.dispose()
 
 
-def _run(connection: Connection, work: Work[T], *, alone: bool) -> tuple[T, Transaction]:
+def _run(connection: Connection, work: Work[T], *, alone: bool, origin: str) -> tuple[T, Transaction]:
     """One unit of work in an open transaction: in a savepoint of its own, unless it is `alone` in there."""
     mode: Any = "rollback_only" if alone else "create_savepoint"
     with Session(connection, expire_on_commit=False, join_transaction_mode=mode) as session:
-        tx = Transaction(session, now=time.time())
+        tx = Transaction(session, now=time.time(), origin=origin)
         try:
             result = work(tx)
             tx.store_events()
@@ -99,8 +103,8 @@ def _run(connection: Connection, work: Work[T], *, alone: bool) -> tuple[T, Tran
 class _GroupWriter:
     """The single writer of an SQLite file."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, origin: str) -> None:
+        self._engine, self._origin = engine, origin
         self._waiting: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue(_WAITING_MAX)
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="store-write", daemon=True)
@@ -147,7 +151,7 @@ class _GroupWriter:
                     if not future.set_running_or_notify_cancel():
                         continue  # whoever asked has gone away before it began; from here on it cannot be cancelled
                     try:
-                        done.append((future, _run(connection, work, alone=False)))
+                        done.append((future, _run(connection, work, alone=False, origin=self._origin)))
                     except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
                         future.set_exception(error)
         except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
@@ -164,7 +168,7 @@ class _GroupWriter:
             return
         try:
             with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
-                outcome = _run(connection, work, alone=True)
+                outcome = _run(connection, work, alone=True, origin=self._origin)
         except Exception as error:  # noqa: BLE001  # the unit's own failure, or the database's
             future.set_exception(_unavailable(error))
         else:
@@ -174,8 +178,8 @@ class _GroupWriter:
 class _PooledWriter:
     """Writers of a PostgreSQL database: a thread each, retried where the database says that two of them collided."""
 
-    def __init__(self, engine: Engine, size: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, size: int, origin: str) -> None:
+        self._engine, self._origin = engine, origin
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
@@ -188,7 +192,7 @@ class _PooledWriter:
         for attempt in range(_RETRIES):
             try:
                 with self._engine.connect() as connection, connection.begin():
-                    return _run(connection, work, alone=True)
+                    return _run(connection, work, alone=True, origin=self._origin)
             except OperationalError as error:
                 collided = getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
                 if not collided:

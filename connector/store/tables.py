@@ -312,6 +312,7 @@ class AuditPending(Table):
     id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
     ts: Mapped[float]
     body: Mapped[Json]
+    origin: Mapped[str] = mapped_column(_Key, default="", server_default="")  # the process that committed it
 
 
 class AuditEvent(Table):
@@ -327,6 +328,7 @@ class AuditEvent(Table):
     outcome: Mapped[str] = mapped_column(String(16), default="ok")
     body: Mapped[str]
     salt: Mapped[bytes]
+    origin: Mapped[str] = mapped_column(_Key, default="", server_default="")  # as above; in no hash, shown to nobody
 
     __table_args__ = (
         Index("audit_actor", "actor", "ts"),

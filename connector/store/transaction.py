@@ -23,11 +23,15 @@ from connector.store.usage import Attestations, Duties
 
 
 class Transaction:
-    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch."""
+    """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch.
 
-    def __init__(self, session: Session, *, now: float) -> None:
+    `origin` names the process, so that another one on the same database tells our events from its own.
+    """
+
+    def __init__(self, session: Session, *, now: float, origin: str = "") -> None:
         self.session = session
         self.now = now
+        self._origin = origin
         self.published: list[Event] = []
         self.afterwards: list[Callable[[], None]] = []
 
@@ -42,7 +46,7 @@ class Transaction:
     def store_events(self) -> None:
         """Write what was published; the store calls this at the end of a unit of work."""
         if self.published:
-            rows = [{"ts": self.now, "body": event.body()} for event in self.published]
+            rows = [{"ts": self.now, "body": event.body(), "origin": self._origin} for event in self.published]
             self.session.execute(insert(AuditPending.__table__), rows)  # type: ignore[arg-type]  # it is a Table
 
     @cached_property
