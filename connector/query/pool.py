@@ -56,11 +56,11 @@ from connector.query.sandbox import environment
 from connector.query.turns import Turns
 from connector.telemetry import logger
 
-GRACE = 1.5
+GRACE = 1.2
 _REST = 0.1
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
-_RECYCLE_MB = 400
+_RECYCLE_MB = 220  # a process starts with 160
 _START_SECONDS = 30.0
 
 _log = logger("query")

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from connector.query.job import Job
 
 _INTERRUPT_EVERY = 0.05
 _SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
+_SLACK_MIN = 40 * 2**20  # of that: left to somebody's SQL in any case; the pool ends a process that rests on more
+_FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _CPU_SLACK = 30
 
 
@@ -45,6 +47,7 @@ class Session:
         self.cancelled = False
         self.con: Any = None
         self.memory_mb = 0
+        self.plain = False  # nobody wrote SQL for it
         self.cleanup = ExitStack()
         self.files: list[Any] = []
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -140,6 +143,27 @@ class Session:
         self.worker.ended(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of this process, in bytes: address space, what of it can be written to, and what is in memory."""
+
+    space: int = 0
+    data: int = 0
+    anonymous: int = 0
+    resident: int = 0
+
+    @property
+    def untouched(self) -> int:
+        """What can be written to and is not in memory yet, or no more."""
+        return self.data - self.anonymous
+
+    @classmethod
+    def now(cls) -> Memory:
+        with open("/proc/self/status", encoding="ascii") as status:
+            told = dict(line.split(":", 1) for line in status if line.startswith(("Vm", "Rss")))
+        return cls(*(int(told[name].split()[0]) * 1024 for name in ("VmSize", "VmData", "RssAnon", "VmRSS")))
+
+
 class Worker:
     """The watching side: takes job sockets, runs sessions, limits the process."""
 
@@ -151,12 +175,14 @@ class Worker:
         self.count = 0
         self.spare: Any = None
         self.wake_in, self.wake_out = socket.socketpair()
-        self.resting = 0  # address space before the jobs that run now
+        self.resting = Memory()  # before the jobs that run now
+        self.untouched = 0  # mapped and not in memory before the first job: stacks above all
 
     def run(self) -> None:
         """Until the control socket closes."""
         engine.warm_up()
         self.prepare()
+        self.untouched = Memory.now().untouched
         self.control.sendall(b"+")  # ready
         while True:
             watched = select.poll()
@@ -193,6 +219,7 @@ class Worker:
     def admit(self, session: Session, job: Job) -> None:
         """Set the limits of the process to those of the jobs in it."""
         session.memory_mb = job.limits.memory_mb + job.limits.temp_mb // 64
+        session.plain = job.shared or job.kind not in ("query", "report")
         self._limit_memory()
         self.limit_cpu(job)
 
@@ -216,15 +243,28 @@ class Worker:
             self.prepare()
 
     def _limit_memory(self) -> None:
-        """As much address space as there was before, and what the jobs may take; no limit while there is none.
+        """As much memory as there was before, and what the jobs may take; no limit while there is none.
+
+        What somebody's SQL fills counts with what the process held before: together they stay within limit and slack,
+        however fast it grows. Scans of ours may take the slack whole; a row group is as large as its owner made it.
+        Counted is what can be written to (RLIMIT_DATA); address space as well, for kernels that count the heap only.
 
         A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
         so the limit is lifted for each start, and set again when the job is known.
         """
-        asked = [session.memory_mb for session in tuple(self.sessions.values())]
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = self.resting + sum(asked) * 2**20 + _SLACK if asked and all(asked) else hard
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+        sessions = tuple(self.sessions.values())
+        asked = [session.memory_mb for session in sessions]
+        more = None
+        if asked and all(asked):
+            more = sum(asked) * 2**20 + (_SLACK if all(session.plain for session in sessions) else self._slack())
+        for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
+            hard = resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (hard if more is None else before + more, hard))
+
+    def _slack(self) -> int:
+        """What is left of the slack beside what the process rests on, in memory or mapped again without asking."""
+        held = self.resting.resident + self.resting.untouched - self.untouched
+        return max(_SLACK_MIN, _SLACK - _FIRST - held)
 
     def _take(self) -> None:
         try:
@@ -242,7 +282,7 @@ class Worker:
         session = Session(channel, self.folder / f"job-{self.count}", self, desk=desk, shared=shared)
         with self.lock:
             if not self.sessions:
-                self.resting = _address_space()
+                self.resting = Memory.now()
             self.sessions[channel.fileno()] = session
         self._limit_memory()
         session.thread.start()
@@ -284,8 +324,3 @@ def _groups(views: list[memoryview]) -> Iterator[list[memoryview]]:
     most = 1024  # IOV_MAX
     for start in range(0, len(views), most):
         yield views[start : start + most]
-
-
-def _address_space() -> int:
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[0]) * resource.getpagesize()

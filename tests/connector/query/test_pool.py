@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import xxhash
 
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from connector.query.job import Job, Limits, Recheck, Relation
-from connector.query.pool import GRACE, Pool, Result
+from connector.query.pool import Pool, Result
 from tests.support import data
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -154,53 +153,19 @@ async def test_rows_and_bytes_limits_end_the_answer(pool: Pool, numbers: Relatio
         assert raised.value.code == code
 
 
-async def test_runaway_is_stopped_in_time_while_others_go_on(pool: Pool, numbers: Relation) -> None:
-    async def other() -> float:
-        begun = time.monotonic()
-        while not runaway.done():
-            await read(pool, Job(relations={"t": numbers}, sql="SELECT count(*) FROM t"))
-        return time.monotonic() - begun
-
-    begun = time.monotonic()
-    runaway = asyncio.ensure_future(
-        read(pool, Job(relations={"t": numbers}, sql=RUNAWAY, limits=Limits(seconds=1), consumer="a"))
-    )
-    beside = asyncio.ensure_future(other())
-    with pytest.raises(Limited) as raised:
+async def test_others_go_on_beside_a_runaway_which_its_limit_ends(pool: Pool, numbers: Relation) -> None:
+    """How soon, and with how much memory: tests/connector/query/test_resource.py, over many of its kind."""
+    runaway = asyncio.ensure_future(read(pool, Job(relations={"t": numbers}, sql=RUNAWAY, consumer="a")))
+    for _ in range(5):
+        table, _ = await read(pool, Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t"))
+        assert table["n"].to_pylist() == [data.ROWS]
+    assert not runaway.done()
+    runaway.cancel()
+    with pytest.raises(asyncio.CancelledError):
         await runaway
+    with pytest.raises(Limited) as raised:
+        await read(pool, Job(relations={"t": numbers}, sql=RUNAWAY, limits=Limits(seconds=0.3), consumer="a"))
     assert raised.value.code == "time_limit"
-    assert time.monotonic() - begun < 1 + 2
-    await beside
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "SELECT length(repeat('x', 2000000000) || repeat('y', 2000000000))",
-        "SELECT len(range(500000000))",
-        "SELECT length(string_agg(a.name || b.name)) FROM t a, t b WHERE a.id < 15000 AND b.id < 15000",
-        "SELECT list(a.id) FROM t a, t b WHERE b.id < 2000",
-    ],
-)
-async def test_memory_hogs_are_stopped_and_stay_near_the_limit(pool: Pool, numbers: Relation, sql: str) -> None:
-    most = 0
-
-    async def watch() -> None:
-        nonlocal most
-        while True:
-            most = max(most, *(worker.rss_mb() for worker in (*pool._busy, *pool._idle)))
-            await asyncio.sleep(0.02)
-
-    watching = asyncio.ensure_future(watch())
-    limits = Limits(seconds=5, memory_mb=256)
-    try:
-        with pytest.raises((Limited, EngineFailed)):
-            await read(pool, Job(relations={"t": numbers}, sql=sql, limits=limits))
-    finally:
-        watching.cancel()
-    assert most <= 256 + 300 + 50
-    table, _ = await read(pool, Job(relations={"t": numbers}, sql="SELECT 1 AS one"))
-    assert table["one"].to_pylist() == [1]
 
 
 async def test_crash_of_a_worker_costs_its_own_job_only(pool: Pool, numbers: Relation) -> None:
@@ -233,11 +198,9 @@ async def test_a_reader_that_leaves_stops_the_work(pool: Pool, numbers: Relation
     async with pool.run(Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b")) as result:
         await anext(result)
         worker = result._worker
-    begun = time.monotonic()
     while worker in pool._busy:
         await asyncio.sleep(0.01)
-        assert time.monotonic() - begun < GRACE
-    assert worker.alive()
+    assert worker.alive()  # it stopped by itself: what does not is killed
 
 
 async def test_a_slow_reader_slows_the_work(pool: Pool, numbers: Relation) -> None:
