@@ -6,8 +6,8 @@ what each column of the source is there, and what must hold. A source without pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from sqlglot import exp
@@ -98,23 +98,25 @@ class Group:
         return max(known, default=None)
 
 
-def part_of_table(table: exp.Table, planning: Planning) -> Part:
-    info = planning.info(table)
-    return Part(info.owner, _no_alias(table), (info,))
+def parts_of_table(table: exp.Table, planning: Planning) -> tuple[Part, ...]:
+    """A dataset where it is, or each owner's share of it."""
+    return tuple(
+        Part(info.owner, exp.Table(this=exp.to_identifier(info.dataset), db=exp.to_identifier(info.owner)), (info,))
+        for info in planning.shares(table)
+    )
 
 
 def parts_of(source: exp.Expr, planning: Planning) -> tuple[Part, ...]:
     """Where a source's rows are: a dataset, a query over one owner, or a UNION ALL of such; () if made here."""
     if isinstance(source, exp.Table):
-        return (part_of_table(source, planning),) if source.db else ()
+        return parts_of_table(source, planning) if source.db else ()
     query = trees.unwrapped(source.this)
     branches = _branches(query)
     if len(branches) > 1 and not same_types(branches, planning):
         return ()
     names = [output.alias_or_name for output in branches[0].selects] if isinstance(branches[0], exp.Select) else []
-    found = [_part(branch, names, planning, alone=len(branches) == 1) for branch in branches]
-    parts = tuple(part for part in found if part is not None)
-    return parts if len(parts) == len(found) else ()
+    found = [_parts(branch, names, planning, alone=len(branches) == 1) for branch in branches]
+    return tuple(part for parts in found for part in parts) if all(found) else ()
 
 
 def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]] | None:
@@ -123,7 +125,7 @@ def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]
     Not for anything aggregate-only, which answers one shape of query only.
     """
     infos = planning.infos(node)
-    if not infos or any(info.grid is not None for info in infos):
+    if not infos or any(info.grid is not None for info in infos) or planning.unites(node):
         return None
     common = set.intersection(*(set(planning.sites(info)) for info in infos))
     if not common:
@@ -175,9 +177,21 @@ def statement(
     return _varying_keys(_substituted(select, group, number))
 
 
-def shares(group: Group, statements: Sequence[exp.Expr]) -> list[Share]:
-    """The statements of a group, each for its owner."""
-    return [Share(owner, one) for owner, one in zip(group.owners, statements, strict=True)]
+def shares(group: Group, statement_of: Callable[[int], exp.Expr]) -> list[Share]:
+    """What each owner of a group is asked: `statement_of(number)` of its share, made once for shares that are alike."""
+    made: list[tuple[list[Part], exp.Expr]] = []
+    for number in range(len(group.owners)):
+        parts = [source.parts[number] for source in (*group.members, *group.nested)]
+        same = next((tree for others, tree in made if all(map(_alike, others, parts))), None)
+        made.append((parts, statement_of(number) if same is None else same))
+    return [Share(owner, tree) for owner, (_, tree) in zip(group.owners, made, strict=True)]
+
+
+def _alike(one: Part, other: Part) -> bool:
+    """Whether two shares are asked in the same words."""
+    tables = isinstance(one.relation, exp.Table) and isinstance(other.relation, exp.Table)
+    same = tables and one.relation.name == other.relation.name
+    return same and one.columns == other.columns and one.conditions == other.conditions
 
 
 def _substituted(select: exp.Select, group: Group, number: int) -> exp.Select:
@@ -221,12 +235,6 @@ def _relation(source: Source, part: Part) -> exp.Expr:
     return relation
 
 
-def _no_alias(table: exp.Table) -> exp.Table:
-    found: exp.Table = table.copy()
-    found.set("alias", None)
-    return found
-
-
 def _branches(query: exp.Expr) -> list[exp.Expr]:
     """The queries of a UNION ALL, or the one query there is."""
     found: list[exp.Expr] = []
@@ -261,7 +269,7 @@ def _type(value: exp.Expr, branch: exp.Select, planning: Planning) -> str | None
         if source.alias_or_name != value.table:
             continue
         if isinstance(source, exp.Table) and source.db:
-            types = {column.name.lower(): column.type for column in planning.info(source).columns}
+            types = {column.name.lower(): column.type for column in planning.columns(source)}
             return types.get(value.name.lower())
         if isinstance(source, exp.Subquery) and isinstance(inner := trees.unwrapped(source.this), exp.Select):
             for output in inner.selects:
@@ -270,32 +278,32 @@ def _type(value: exp.Expr, branch: exp.Select, planning: Planning) -> str | None
     return None
 
 
-def _part(query: exp.Expr, names: Sequence[str], planning: Planning, *, alone: bool) -> Part | None:
-    """A branch as a part: read through where it only picks, computes and filters; else as a derived table."""
+def _parts(query: exp.Expr, names: Sequence[str], planning: Planning, *, alone: bool) -> tuple[Part, ...]:
+    """A branch as parts: read through where it only picks, computes and filters; else one, a derived table."""
     simple = _simple(query, names, planning)
-    if simple is not None:
+    if simple:
         return simple
     found = home(query, planning)
     if found is None or trees.free_tables(query) or (alone and not planning.full):
-        return None
+        return ()
     inner = query.copy()
     if isinstance(inner, exp.Select) and names:
         outputs = [trees.named(one.unalias().copy(), name) for one, name in zip(inner.selects, names, strict=True)]
         inner.set("expressions", outputs)
-    return Part(found[0], exp.Subquery(this=inner), found[1])
+    return (Part(found[0], exp.Subquery(this=inner), found[1]),)
 
 
-def _simple(query: exp.Expr, names: Sequence[str], planning: Planning) -> Part | None:
-    if not isinstance(query, exp.Select) or not trees.is_plain(query) or query.args.get("joins"):
-        return None
+def _simple(query: exp.Expr, names: Sequence[str], planning: Planning) -> tuple[Part, ...]:
+    if not isinstance(query, exp.Select) or query.args.get("joins") or not trees.is_plain(query):
+        return ()
     tables = trees.sources(query)
     if len(tables) != 1 or not isinstance(tables[0], exp.Table) or not tables[0].db or trees.free_tables(query):
-        return None
+        return ()
     if any(trees.has_query(one) for one in (*query.expressions, *trees.where_of(query))):
-        return None
-    part = part_of_table(tables[0], planning)
+        return ()
     columns = {name: one.unalias() for name, one in zip(names, query.selects, strict=True)}
-    return Part(part.owner, part.relation, part.infos, columns, tuple(trees.where_of(query)))
+    conditions = tuple(trees.where_of(query))
+    return tuple(replace(part, columns=columns, conditions=conditions) for part in parts_of_table(tables[0], planning))
 
 
 def rebase(part: Part, alias: str) -> Part:

@@ -14,7 +14,7 @@ from sqlglot import exp
 from connector.query import tree as trees
 from connector.query.federation import TableInfo
 from connector.query.parse import SETS
-from connector.query.planning import Planning
+from connector.query.planning import Planning, Share
 
 HUGE, WHOLE, OTHER = "INT128", "whole", ""
 ANY = "any"  # a text as it is written, or NULL: takes the type of what it stands with
@@ -35,20 +35,21 @@ _COUNTS = (exp.Count, exp.Year, exp.Month, exp.Day, exp.Quarter, exp.Week, exp.H
            exp.StrPosition, exp.DayOfWeek, exp.DayOfYear, exp.Sign, exp.RegrCount)  # fmt: skip
 
 
-def restored(statement: exp.Expr, planning: Planning) -> dict[str, str]:
-    """Outputs of a statement that must be converted back, by position's name, with the type they had."""
-    found = _Kinds(statement, planning).outputs(statement)
+def restored(share: Share, planning: Planning) -> dict[str, str]:
+    """Outputs of a share that must be converted back, by position's name, with the type they had."""
+    found = _Kinds(share, planning).outputs(share.statement)
     return {name: kind for name, kind in found.items() if kind in _RESTORED}
 
 
 class _Kinds:
-    def __init__(self, statement: exp.Expr, planning: Planning) -> None:
+    def __init__(self, share: Share, planning: Planning) -> None:
+        statement = share.statement
         self.tables: dict[str, TableInfo] = {}
         self.derived: dict[str, exp.Expr] = {}
         named = {cte.alias: cte.this for cte in statement.find_all(exp.CTE)}
         for source in statement.find_all(exp.Table, exp.Subquery):
             if isinstance(source, exp.Table) and source.db:
-                self.tables[source.alias_or_name] = planning.info(source)
+                self.tables[source.alias_or_name] = planning.info(source, share.owner)
             elif isinstance(source, exp.Table) and source.name in named:
                 self.derived[source.alias_or_name] = named[source.name]
             elif isinstance(source, exp.Subquery) and source.alias:

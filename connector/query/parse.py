@@ -69,4 +69,4 @@ def write(tree: exp.Expr, *, spend: bool = False) -> str:
 
 def shown(tree: exp.Expr) -> str:
     """A tree for people: names quoted only where they must be."""
-    return tree.sql(dialect="duckdb", comments=False)
+    return _DIALECT.generate(tree, comments=False)

@@ -49,7 +49,7 @@ def plan(
         sql=sql,
         mode=mode,
         fragments=planning.fragments(
-            lambda statement: stats.expected(statement, planning), lambda statement: kinds.restored(statement, planning)
+            lambda draft: stats.expected(draft, planning), lambda share: kinds.restored(share, planning)
         ),
         residual=_text(residual),
         columns=tuple(names),

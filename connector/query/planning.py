@@ -9,12 +9,12 @@ from sqlglot import exp
 
 from connector.errors import QueryInvalid
 from connector.query import parse
-from connector.query.federation import Fragment, Keys, Mode, Note, TableInfo, Tables
+from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One owner's part of a fragment: the statement for it."""
+    """One owner's part of a fragment: the statement for it. Shares that differ in the owner alone have one tree."""
 
     owner: str
     statement: exp.Expr
@@ -48,9 +48,24 @@ class Planning:
     def full(self) -> bool:
         return self.mode is Mode.FULL
 
-    def info(self, table: exp.Table) -> TableInfo:
-        """What is known of a dataset; QueryInvalid where there is no agreement."""
-        found = self.tables.get((table.db.lower(), table.name.lower()))
+    def shares(self, table: exp.Table) -> tuple[TableInfo, ...]:
+        """What a dataset's rows are the union of: itself, or for the owner "all" every owner's share; () if none."""
+        if table.db.lower() != ALL:
+            return (self.info(table),)
+        name = table.name.lower()
+        return tuple(info for (owner, dataset), info in self.tables.items() if dataset == name and owner != ALL)
+
+    def columns(self, table: exp.Table) -> tuple[Column, ...]:
+        """The columns of a dataset; those that every share has, in the order of the first."""
+        first, *others = self.shares(table)
+        if not others:
+            return first.columns
+        common = [{column.name.lower() for column in info.columns} for info in others]
+        return tuple(one for one in first.columns if all(one.name.lower() in names for names in common))
+
+    def info(self, table: exp.Table, at: str = "") -> TableInfo:
+        """What is known of a dataset (`at`: of that name at another owner); QueryInvalid without an agreement."""
+        found = self.tables.get(((at or table.db).lower(), table.name.lower()))
         if found is None:
             known = ", ".join(sorted(one.shown for one in self.tables.values()))
             others = f" (of those asked for there are agreements for {known})" if known else ""
@@ -63,8 +78,17 @@ class Planning:
 
     def infos(self, node: exp.Expr) -> tuple[TableInfo, ...]:
         """The datasets anywhere below a node, each once."""
-        found = {id(info): info for table in node.find_all(exp.Table) if table.db for info in [self.info(table)]}
+        found = {id(info): info for table in node.find_all(exp.Table) if table.db for info in self.shares(table)}
         return tuple(found.values())
+
+    def read_by(self, share: Share) -> tuple[TableInfo, ...]:
+        """The datasets that a share's statement reads at its owner, each once."""
+        tables = [table for table in share.statement.find_all(exp.Table) if table.db]
+        return tuple({id(info): info for table in tables for info in [self.info(table, share.owner)]}.values())
+
+    def unites(self, node: exp.Expr) -> bool:
+        """Whether a dataset of several owners is read anywhere below a node."""
+        return any(table.db.lower() == ALL for table in node.find_all(exp.Table))
 
     def sites(self, info: TableInfo) -> dict[str, TableInfo]:
         """Owners at which the same rows are: the dataset's own, and those with a copy of it."""
@@ -88,7 +112,7 @@ class Planning:
                 return False
         return True
 
-    def moved(self, statement: exp.Expr, owner: str) -> exp.Expr:
+    def _moved(self, statement: exp.Expr, owner: str) -> exp.Expr:
         """The statement, reading the owner's own copies of what others have too."""
         for table in [one for one in statement.find_all(exp.Table) if one.db]:
             info = self.info(table)
@@ -97,6 +121,26 @@ class Planning:
                 table.set("this", exp.to_identifier(there.dataset))
                 table.set("db", exp.to_identifier(there.owner))
         return statement
+
+    def _at_owners(self, shares: Sequence[Share]) -> Iterator[Share]:
+        """Each share with the names of its owner; what was one tree stays one where the names are the same."""
+        first: dict[int, str] = {}
+        for share in shares:
+            begun = first.setdefault(id(share.statement), share.owner)
+            if begun == share.owner:
+                yield Share(share.owner, self._moved(share.statement, share.owner))
+            elif self._alike(share.statement, begun, share.owner):
+                yield share
+            else:
+                yield Share(share.owner, self._moved(share.statement.copy(), share.owner))
+
+    def _alike(self, statement: exp.Expr, owner: str, other: str) -> bool:
+        """Whether every copy that the statement reads at an owner has the same name at another."""
+        for table in statement.find_all(exp.Table):
+            info = self.info(table, owner) if table.db else None
+            if info is not None and info.content and self.sites(info)[other].dataset != info.dataset:
+                return False
+        return True
 
     def note(self, what: str, reason: str, detail: str = "") -> None:
         one = Note(what, reason, detail)
@@ -115,7 +159,7 @@ class Planning:
 
         The statements are the draft's from now on: nobody changes them.
         """
-        found = [Share(share.owner, self.moved(share.statement, share.owner)) for share in shares]
+        found = list(self._at_owners(shares))
         same = tuple((share.owner, share.statement) for share in found)  # trees compare by what they say
         if same not in self._known:
             table = self._known[same] = f"f{len(self._known)}"
@@ -124,26 +168,29 @@ class Planning:
 
     def fragments(
         self,
-        estimate: Callable[[exp.Expr], tuple[int, int] | None],
-        restored: Callable[[exp.Expr], Mapping[str, str]],
+        estimate: Callable[[Draft], Sequence[tuple[int, int] | None]],
+        restored: Callable[[Share], Mapping[str, str]],
     ) -> tuple[Fragment, ...]:
         """The drafts as fragments, one for each share.
 
-        `estimate` gives rows and bytes of a statement, `restored` its outputs whose type Arrow does not carry.
+        `estimate` gives rows and bytes of each share, `restored` a share's outputs whose type Arrow does not carry.
         """
         return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate, restored))
 
     def _fragments(
         self,
         draft: Draft,
-        estimate: Callable[[exp.Expr], tuple[int, int] | None],
-        restored: Callable[[exp.Expr], Mapping[str, str]],
+        estimate: Callable[[Draft], Sequence[tuple[int, int] | None]],
+        restored: Callable[[Share], Mapping[str, str]],
     ) -> Iterator[Fragment]:
         owners = [share.owner for share in draft.shares]
-        back = [restored(share.statement) for share in draft.shares]
+        once = {id(share.statement): share for share in draft.shares}
+        types = {tree: restored(share) for tree, share in once.items()}
+        back = [types[id(share.statement)] for share in draft.shares]
+        read, sizes = [self.read_by(share) for share in draft.shares], estimate(draft)
+        sql = {tree: _bare(share.statement) for tree, share in once.items()}
         for number, share in enumerate(draft.shares):
-            infos = self.infos(share.statement)
-            expected = estimate(share.statement)
+            infos, expected = read[number], sizes[number]
             # A table that is more than one answer as it came has another name than its answers.
             named = len(owners) > 1 or bool(back[number])
             part = f".{share.owner}" + (f".{number}" if owners.count(share.owner) > 1 else "")
@@ -154,7 +201,7 @@ class Planning:
                 participant=infos[0].participant,
                 agreements=tuple(dict.fromkeys(info.agreement for info in infos)),
                 datasets=tuple(info.dataset for info in infos),
-                sql=_bare(share.statement),
+                sql=sql[id(share.statement)],
                 outputs=draft.outputs,
                 kind=draft.kind,
                 aggregate_only=any(info.grid is not None for info in infos),

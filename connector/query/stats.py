@@ -6,6 +6,7 @@ Only order and choice of plan depend on them, never an answer. A fixed share for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from sqlglot import exp
@@ -21,22 +22,25 @@ _SHARE, _EQUAL, _SUBQUERY, _MOST = 0.25, 0.1, 0.05, 0.9
 
 def rows(draft: Draft, planning: Planning) -> float:
     """How many rows a draft may give, over all its shares."""
-    return sum(_of_statement(one.statement, planning) for one in draft.shares)
+    return sum(_of_shares(draft, planning))
 
 
-def expected(statement: exp.Expr, planning: Planning) -> tuple[int, int] | None:
-    """Rows and bytes that a statement may give; None where a dataset's size is not known."""
-    if any(info.rows is None for info in planning.infos(statement)):
-        return None
-    found = _of_statement(statement, planning)
-    return round(found), round(found * width(statement, planning))
+def expected(draft: Draft, planning: Planning) -> list[tuple[int, int] | None]:
+    """Rows and bytes that each share may give; None where a dataset's size is not known."""
+    found: list[tuple[int, int] | None] = []
+    wide = width(draft, planning)
+    for share, count in zip(draft.shares, _of_shares(draft, planning), strict=True):
+        known = all(info.rows is not None for info in planning.read_by(share))
+        found.append((round(count), round(count * wide)) if known else None)
+    return found
 
 
-def width(statement: exp.Expr, planning: Planning) -> int:
-    """Bytes of a row that a statement gives."""
-    types = {(table.alias_or_name, column.name.lower()): column.type
-             for table in trees.base_tables(statement) for column in planning.info(table).columns}  # fmt: skip
-    first = statement
+def width(draft: Draft, planning: Planning) -> int:
+    """Bytes of a row that a draft gives."""
+    share = draft.shares[0]
+    types = {(table.alias_or_name, column.name.lower()): column.type for table in trees.base_tables(share.statement)
+             for column in planning.info(table, share.owner).columns}  # fmt: skip
+    first = share.statement
     while not isinstance(first, exp.Select):
         first = first.this
     return sum(_width(output.unalias(), types) for output in first.selects)
@@ -55,16 +59,27 @@ def share(draft: Draft, planning: Planning) -> float:
     return _left(first) if isinstance(first, exp.Select) else 1.0
 
 
-def _of_statement(statement: exp.Expr, planning: Planning) -> float:
-    sizes = [float(size(planning.info(table))) for table in trees.base_tables(statement)]
-    found = max(sizes, default=1.0)
-    if isinstance(statement, exp.Select):
-        if statement.args.get("group") is None and trees.aggregates(statement):
-            return 1.0
-        found *= _left(statement)
-        if statement.args.get("limit") is not None:
-            found = min(found, float(statement.args["limit"].expression.this))
-    return max(found, 1.0)
+def _of_shares(draft: Draft, planning: Planning) -> list[float]:
+    """The rows of each share: its largest dataset's, less what the conditions take away."""
+    once = {id(share.statement): share.statement for share in draft.shares}
+    taken = {tree: _taken(statement) for tree, statement in once.items()}
+    tables = {tree: trees.base_tables(statement) for tree, statement in once.items()}
+    found = []
+    for share in draft.shares:
+        left, most = taken[id(share.statement)]
+        sizes = [size(planning.info(table, share.owner)) for table in tables[id(share.statement)]]
+        found.append(max(1.0, min(max(sizes, default=1) * left, most)))
+    return found
+
+
+def _taken(statement: exp.Expr) -> tuple[float, float]:
+    """Which share of the rows a statement leaves, and how many it gives at most."""
+    if not isinstance(statement, exp.Select):
+        return 1.0, math.inf
+    if statement.args.get("group") is None and trees.aggregates(statement):
+        return 1.0, 1.0
+    limit = statement.args.get("limit")
+    return _left(statement), math.inf if limit is None else float(limit.expression.this)
 
 
 def _left(statement: exp.Select) -> float:

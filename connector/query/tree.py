@@ -6,7 +6,7 @@ without a look at scopes. Must not know plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from sqlglot import exp
 
@@ -156,11 +156,15 @@ def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
             stack.extend(one.iter_expressions())
 
 
-def in_block(select: exp.Expr) -> Iterator[exp.Expr]:
+_SOURCES = ("from_", "joins", "with_")
+_BEFORE = (*_SOURCES, "where")  # what is done before rows are grouped: no aggregate and no window stands there
+
+
+def in_block(select: exp.Expr, *, without: Collection[str] = _SOURCES) -> Iterator[exp.Expr]:
     """Nodes of one SELECT, its sources and nested queries left out (the nested query itself is named)."""
     stack: list[exp.Expr] = []
     for name, values in select.args.items():
-        if name not in ("from_", "joins", "with_"):
+        if name not in without:
             stack += [v for v in (values if isinstance(values, list) else [values]) if isinstance(v, exp.Expr)]
     while stack:
         node = stack.pop()
@@ -181,15 +185,18 @@ def is_aggregate(node: exp.Expr) -> bool:
 
 def aggregates(select: exp.Select) -> list[exp.Expr]:
     """The block's aggregates, with their FILTER where they have one."""
-    found = []
-    for node in in_block(select):
+    found: list[exp.Expr] = []
+    for node in in_block(select, without=_BEFORE) if select.find(exp.AggFunc) is not None else ():
         if is_aggregate(node):
             found.append(node.parent if isinstance(node.parent, exp.Filter) and node.parent.this is node else node)
     return found
 
 
 def has_window(select: exp.Select) -> bool:
-    return select.args.get("qualify") is not None or any(isinstance(node, exp.Window) for node in in_block(select))
+    if select.args.get("qualify") is not None:
+        return True
+    some = select.find(exp.Window) is not None
+    return some and any(isinstance(node, exp.Window) for node in in_block(select, without=_BEFORE))
 
 
 def is_plain(select: exp.Expr) -> bool:

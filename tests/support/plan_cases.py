@@ -63,6 +63,7 @@ def outcome(case: Case) -> dict[str, str]:
     """What the planner makes of a case, in the same form."""
     tables = schema()
     if case.rule in (
+        "exists",
         "all_owners",
         "names",
         "inline_ctes",

@@ -26,9 +26,10 @@ def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
     first = group.sources[0]
     if first.nullable or (first.join is not None and not trees.is_inner(first.join)):
         return []
-    wide = {(source.alias, column.name.lower()): column.type
-            for source in group.members for info in source.infos for column in info.columns}  # fmt: skip
-    found = [node for node in _candidates(select, group) if _fits(node, wide)]
+    candidates = _candidates(select, group)
+    wide = {(source.alias, column.name.lower()): column.type for source in group.members if candidates
+            for info in source.infos for column in info.columns}  # fmt: skip
+    found = [node for node in candidates if _fits(node, wide)]
     while found:
         alone = _alone(select, group, found)
         paying = [node for node in found if _pays(node, alone, wide)]
@@ -47,8 +48,10 @@ def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
         if isinstance(node, QUERIES):
             continue
         tables = trees.column_tables(node)
+        if not tables & group.aliases:
+            continue  # nothing of the group's below
         branch = isinstance(node, exp.If) and isinstance(node.parent, exp.Case)  # no value by itself
-        whole = bool(tables) and tables <= group.aliases and not branch and not isinstance(node, _NEVER)
+        whole = tables <= group.aliases and not branch and not isinstance(node, _NEVER)
         if whole and not _mixed(node):
             found.append(node)
         else:

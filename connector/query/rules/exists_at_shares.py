@@ -18,7 +18,12 @@ def take(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     from connector.query.rules import owner_joins  # it asks us, and we ask it what is co-located
 
     query = _exists(condition)
-    if query is None or not planning.full or group.aggregate_only or not owner_joins.about(group, condition):
+    if (
+        query is None
+        or not planning.full
+        or group.aggregate_only
+        or not owner_joins.about(group, trees.free_tables(condition))
+    ):
         return False
     source = owner_joins.source_of(trees.sources(query)[0], None, planning)
     if not _alike(group, source):

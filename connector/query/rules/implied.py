@@ -38,7 +38,7 @@ def _types(tree: exp.Expr, planning: Planning) -> dict[Key, str]:
     """The types of all columns of datasets; aliases are unique over the tree."""
     found: dict[Key, str] = {}
     for table in trees.base_tables(tree):
-        for column in planning.info(table).columns:
+        for column in planning.columns(table):
             found[table.alias_or_name, column.name.lower()] = column.type
     return found
 
@@ -134,7 +134,8 @@ class _Implied:
 def _owners(source: exp.Expr, planning: Planning) -> set[str]:
     """Owners that can read the source alone."""
     if isinstance(source, exp.Table):
-        return set(planning.sites(planning.info(source))) if source.db else set()
+        shares = planning.shares(source) if source.db else ()
+        return set(planning.sites(shares[0])) if len(shares) == 1 else set()
     if isinstance(trees.unwrapped(source.this), exp.Union):
         return set()
     parts = blocks.parts_of(source, planning)

@@ -1,7 +1,6 @@
 """Names are bound: every column says its source, every source has an alias of its own, `*` is written out.
 
-Sources are told apart by their alias over the whole tree, so later rules need no scopes. EXISTS is asked for
-nothing first: with `*` written out it would move every column.
+Sources are told apart by their alias over the whole tree, so later rules need no scopes.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import re
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.optimizer.qualify import qualify
+from sqlglot.schema import MappingSchema
 
 from connector.errors import QueryInvalid
 from connector.query import tree as trees
@@ -22,24 +22,31 @@ _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the ta
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The bound tree, or QueryInvalid that names what is unknown or ambiguous."""
-    for node in tree.find_all(exp.Exists):
-        _ask_nothing(node.this)
     for select in list(tree.find_all(exp.Select)):
         _plain_using(select)
         for source in trees.sources(select):
             _written_alias(source)
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
-        shown = {column.name.lower(): "TEXT" for column in planning.info(table).columns}
+        shown = {column.name.lower(): "TEXT" for column in planning.columns(table)}
         schema.setdefault(table.db.lower(), {})[table.name.lower()] = shown  # type: ignore[index]  # one of dicts
     try:
-        bound: exp.Expr = qualify(tree, schema=schema, dialect="duckdb", quote_identifiers=False)
+        known = MappingSchema(schema, dialect="duckdb", normalize=False)  # small letters already
+        bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
         raise QueryInvalid(f"{_words(error)}; see the schema of the datasets", code="column_unknown") from None
     for select in list(bound.find_all(exp.Select)):
         _clauses(select)
     rename(bound)
+    _forget(bound)
     return bound
+
+
+def _forget(tree: exp.Expr) -> None:
+    """Drop what the parser and the binder noted at nodes (places in the text, names before they were bound): nobody
+    reads it any more, and every copy of a node would copy it."""
+    for node in tree.walk():
+        node._meta = None
 
 
 def rename(tree: exp.Expr) -> exp.Expr:
@@ -51,12 +58,6 @@ def rename(tree: exp.Expr) -> exp.Expr:
 def _words(error: SqlglotError) -> str:
     text = str(error).splitlines()[0].rstrip(".")
     return text[:1].lower() + text[1:]
-
-
-def _ask_nothing(query: exp.Expr) -> None:
-    query = trees.unwrapped(query)
-    if isinstance(query, exp.Select) and not query.args.get("distinct") and not trees.aggregates(query):
-        query.set("expressions", [trees.named(exp.Literal.number(1), "one")])
 
 
 def _plain_using(select: exp.Select) -> None:

@@ -6,6 +6,8 @@ NULL stays here, as does everything around RIGHT and FULL joins.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from sqlglot import exp
 
 from connector.query import block as blocks
@@ -59,12 +61,11 @@ def groups(select: exp.Select, found: list[Source], planning: Planning) -> list[
 
 def _joined(select: exp.Select, made: list[Group], planning: Planning) -> list[Group]:
     """Merge groups of one owner that a condition connects."""
-    conditions = trees.where_of(select)
+    conditions = [(one, trees.column_tables(one)) for one in trees.where_of(select)] if len(made) > 1 else []
     changed = True
     while changed:
         changed = False
-        for condition in conditions:
-            tables = trees.column_tables(condition)
+        for condition, tables in conditions:
             touched = [group for group in made if group.aliases & tables and not _apart(group)]
             for one in touched[1:]:
                 if together(touched[0], one, [condition], planning):
@@ -177,7 +178,8 @@ def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:
     """Conditions of WHERE that one group can judge go into its fragment."""
     kept = []
     for condition in trees.where_of(select):
-        group = next((one for one in made if _judges(one, condition, planning)), None)
+        reads = trees.free_tables(condition)
+        group = next((one for one in made if _judges(one, condition, reads, planning)), None)
         group = group or next((one for one in made if exists_at_shares.take(one, condition, planning)), None)
         if group is None:
             kept.append(condition)
@@ -186,8 +188,8 @@ def _absorb(select: exp.Select, made: list[Group], planning: Planning) -> None:
     trees.set_where(select, kept)
 
 
-def _judges(group: Group, condition: exp.Expr, planning: Planning) -> bool:
-    if not about(group, condition):
+def _judges(group: Group, condition: exp.Expr, reads: Set[str], planning: Planning) -> bool:
+    if not about(group, reads):
         return False
     if group.aggregate_only:
         return _for_grid(group, condition)
@@ -196,9 +198,9 @@ def _judges(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     return _at_home(group, condition, planning)
 
 
-def about(group: Group, condition: exp.Expr) -> bool:
-    """Whether a condition of WHERE reads this group alone, before an outer join has touched its rows."""
-    reads = trees.column_tables(condition) - trees.aliases(condition)
+def about(group: Group, reads: Set[str]) -> bool:
+    """Whether a condition of WHERE that reads these sources reads this group alone, before an outer join has touched
+    its rows."""
     if not reads or not reads <= group.aliases or any(source.nullable for source in group.sources):
         return False
     return group.sources[0].join is None or trees.is_inner(group.sources[0].join)
@@ -211,7 +213,7 @@ def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     infos = planning.infos(condition)
     if any(info.grid is not None or not set(group.owners) <= set(planning.sites(info)) for info in infos):
         return False
-    if any(not table.db for table in condition.find_all(exp.Table)):
+    if planning.unites(condition) or any(not table.db for table in condition.find_all(exp.Table)):
         return False
     return planning.may_join(tuple({id(info): info for info in (*infos, *group.infos)}.values()), tables=2)
 

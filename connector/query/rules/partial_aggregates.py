@@ -16,6 +16,7 @@ from collections.abc import Callable
 from sqlglot import exp
 
 from connector.query import block as blocks
+from connector.query import parse
 from connector.query import tree as trees
 from connector.query.block import Group, Source
 from connector.query.planning import Planning
@@ -161,20 +162,22 @@ class _Partials:
         names = scans.name_outputs(raw)
         keys: list[tuple[str, exp.Expr]] = [*self.keys, *names]
         outputs: list[tuple[str, exp.Expr]] = [*keys, *self.partials] or [("one", exp.Literal.number(1))]
-        statements: list[exp.Expr] = []
-        for number in range(len(group.owners)):
-            one = blocks.statement(group, number, outputs, keys=[value for _, value in keys])
-            if not keys and self.grid is None and (self.others or self.select.args.get("group") is not None):
-                some = exp.GT(this=exp.Count(this=exp.Star()), expression=exp.Literal.number(0))
-                one.set("having", exp.Having(this=some))
-            statements.append(self._sorted(one) if keys and self.grid is None else one)
         table = planning.draft(
-            blocks.shares(group, statements),
+            blocks.shares(group, lambda number: self._statement(number, keys, outputs)),
             outputs=[name for name, _ in outputs],
             kind="partial",
             pushed=(*scans._pushed(group, False, None), *(self._shown(value) for _, value in self.partials)),
         )
         scans.point(self.select, group, table, {(column.table, column.name): name for name, column in names})
+
+    def _statement(
+        self, number: int, keys: list[tuple[str, exp.Expr]], outputs: list[tuple[str, exp.Expr]]
+    ) -> exp.Select:
+        one = blocks.statement(self.group, number, outputs, keys=[value for _, value in keys])
+        if not keys and self.grid is None and (self.others or self.select.args.get("group") is not None):
+            some = exp.GT(this=exp.Count(this=exp.Star()), expression=exp.Literal.number(0))
+            one.set("having", exp.Having(this=some))
+        return self._sorted(one) if keys and self.grid is None else one
 
     def _needed(self) -> list[exp.Column]:
         found: dict[tuple[str, str], exp.Column] = {}
@@ -184,7 +187,7 @@ class _Partials:
         return list(found.values())
 
     def _shown(self, value: exp.Expr) -> str:
-        return f"partial {value.sql(dialect='duckdb')}"
+        return f"partial {parse.shown(value)}"
 
     def _merged(self, node: exp.Expr) -> exp.Expr | None:
         """What replaces an aggregate in the residual; None where it stays and its columns become keys."""

@@ -7,10 +7,12 @@ owners leave out double ones.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from sqlglot import exp
 
 from connector.query import block as blocks
+from connector.query import parse
 from connector.query import tree as trees
 from connector.query.block import Group
 from connector.query.federation import Mode
@@ -29,10 +31,9 @@ def apply(
         plain = [c for c in _needed(select, group, planning) if not (c.table == group.name and c.name in made)]
         needed = name_outputs(plain)
         outputs: list[tuple[str, exp.Expr]] = [*needed, *values] or [("one", exp.Literal.number(1))]
-        statements = [_statement(group, number, outputs, distinct and planning.full, top)
-                      for number in range(len(group.owners))]  # fmt: skip
+        asked = partial(_statement, group, outputs=outputs, distinct=distinct and planning.full, top=top)
         table = planning.draft(
-            blocks.shares(group, statements),
+            blocks.shares(group, asked),
             outputs=[name for name, _ in outputs],
             kind="join" if len(group.members) > 1 else "scan",
             pushed=_pushed(group, distinct and planning.full, top),
@@ -41,7 +42,7 @@ def apply(
 
 
 def _statement(
-    group: Group, number: int, outputs: list[tuple[str, exp.Expr]], distinct: bool, top: Top | None
+    group: Group, number: int, *, outputs: list[tuple[str, exp.Expr]], distinct: bool, top: Top | None
 ) -> exp.Select:
     statement = blocks.statement(group, number, outputs)
     if distinct:
@@ -53,7 +54,11 @@ def _needed(select: exp.Select, group: Group, planning: Planning) -> list[exp.Co
     """Columns of the group that the block reads outside of what its fragment takes in."""
     if planning.mode is Mode.PULL:
         source = group.sources[0]
-        names = list(source.parts[0].columns) or [c.name.lower() for info in source.infos[:1] for c in info.columns]
+        names = list(source.parts[0].columns)
+        if not names:
+            table = source.node if isinstance(source.node, exp.Table) else source.node.find(exp.Table)
+            assert table is not None  # where its rows are
+            names = [column.name.lower() for column in planning.columns(table)]
         return [trees.column(name, source.alias) for name in names]
     taken = {id(source.join) for source in group.outer}
     found: dict[tuple[str, str], exp.Column] = {}
@@ -88,8 +93,9 @@ def name_outputs(columns: Iterable[exp.Column]) -> list[tuple[str, exp.Column]]:
 def point(select: exp.Select, group: Group, table: str, names: dict[tuple[str, str], str]) -> None:
     """Let the block read `table` in place of the group's sources; columns follow, also in correlated subqueries."""
     _replace_sources(select, group, table)
-    for column in [one for one in trees.columns(select) if (one.table, one.name) in names]:
-        column.replace(trees.column(names[column.table, column.name], group.name))
+    moved = {key: name for key, name in names.items() if key != (group.name, name)}
+    for column in [one for one in trees.columns(select) if (one.table, one.name) in moved] if moved else ():
+        column.replace(trees.column(moved[column.table, column.name], group.name))
 
 
 def _replace_sources(select: exp.Select, group: Group, table: str) -> None:
@@ -108,6 +114,6 @@ def _replace_sources(select: exp.Select, group: Group, table: str) -> None:
 
 
 def _pushed(group: Group, distinct: bool, top: Top | None) -> tuple[str, ...]:
-    found = [f"filter {condition.sql(dialect='duckdb')}" for condition in group.conditions]
+    found = [f"filter {parse.shown(condition)}" for condition in group.conditions]
     found += ["distinct"] if distinct else []
     return (*found, *(["top-k"] if top is not None else []))

@@ -21,7 +21,7 @@ from sqlglot import exp
 from connector.query import parse, stats
 from connector.query import tree as trees
 from connector.query.federation import Keys, Mode
-from connector.query.planning import Draft, Planning, Share
+from connector.query.planning import Draft, Planning
 
 _GAIN = 2.0  # keys that one row saved may cost, however narrow it is
 _KEY_BYTES = 8
@@ -45,7 +45,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     uses = _uses(tree)
     size = {name: stats.rows(draft, planning) for name, draft in planning.drafts.items()}
     share = {name: stats.share(draft, planning) for name, draft in planning.drafts.items()}
-    worth = {name: max(_GAIN, stats.width(draft.shares[0].statement, planning) / _KEY_BYTES)
+    worth = {name: max(_GAIN, stats.width(draft, planning) / _KEY_BYTES)
              for name, draft in planning.drafts.items()}  # fmt: skip
     edges = {edge for select in tree.find_all(exp.Select) for edge in _edges(select, planning)}
     left = [edge for edge in edges if uses[edge.target] == 1]
@@ -173,8 +173,8 @@ def _depends(planning: Planning, name: str, on: str) -> bool:
 
 def _agreed(edge: Edge, planning: Planning) -> bool:
     source, target = planning.drafts[edge.source], planning.drafts[edge.target]
-    infos = [info for share in source.shares for info in planning.infos(share.statement)]
-    others = [info for share in target.shares for info in planning.infos(share.statement)]
+    infos = [info for share in source.shares for info in planning.read_by(share)]
+    others = [info for share in target.shares for info in planning.read_by(share)]
     if any(info.grid is not None for info in (*infos, *others)):
         return False
     if {info.owner for info in infos} == {info.owner for info in others} and len({i.owner for i in infos}) == 1:
@@ -191,19 +191,19 @@ def _narrow(edge: Edge, planning: Planning) -> bool:
     """Put the test into every share's statement, if its column can be tested before anything is counted."""
     draft, source = planning.drafts[edge.target], planning.drafts[edge.source]
     name = f"keys_{edge.source}_{source.outputs.index(edge.output)}"
-    values = [value for share in draft.shares if (value := _tested(share.statement, edge.column)) is not None]
+    statements = list({id(share.statement): share.statement for share in draft.shares}.values())
+    values = [value for one in statements if (value := _tested(one, edge.column)) is not None]
+    if len(values) < len(statements):
+        return False
     kinds = _kinds(source, edge.output, planning) | _kinds(draft, edge.column, planning)
     if not _comparable(kinds):
         return False
     conditions = [_condition(value, name, as_text=kinds == {"UUID"}) for value in values]
-    texts = {parse.write(condition) for condition in conditions}
-    if len(values) < len(draft.shares) or len(texts) != 1:  # or shares call the column differently
+    if any(one != conditions[0] for one in conditions):  # shares call the column differently
         return False
-    draft.shares = [
-        Share(share.owner, _with(share.statement, condition))
-        for share, condition in zip(draft.shares, conditions, strict=True)
-    ]
-    draft.keys.append(Keys(edge.source, edge.output, edge.column, name, texts.pop()))
+    draft.keys.append(Keys(edge.source, edge.output, edge.column, name, parse.write(conditions[0])))
+    for statement, condition in zip(statements, conditions, strict=True):
+        _add(statement, condition)
     return True
 
 
@@ -216,8 +216,9 @@ def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
     for share in draft.shares:
         value = _value(share.statement, output)
         table = _source_of(share.statement, value) if isinstance(value, exp.Column) else None
-        types = {} if table is None else {c.name.lower(): c.type for c in planning.info(table).columns}
-        found.add(types.get(value.name.lower(), "") if isinstance(value, exp.Column) else "")
+        columns = planning.info(table, share.owner).columns if table is not None else ()
+        name = value.name.lower() if isinstance(value, exp.Column) else ""
+        found.add(next((one.type for one in columns if one.name.lower() == name), ""))
     return found
 
 
@@ -271,9 +272,8 @@ def _tested(statement: exp.Expr, column: str) -> exp.Expr | None:
     return value
 
 
-def _with(statement: exp.Expr, condition: exp.Expr) -> exp.Expr:
-    """The statement with the test; beside subqueries it stands under the base table, before they run."""
-    found = statement.copy()
+def _add(found: exp.Expr, condition: exp.Expr) -> None:
+    """Put the test into a statement; beside subqueries it stands under the base table, before they run."""
     assert isinstance(found, exp.Select)
     value = condition.this if isinstance(condition.this, exp.Column) else condition.this.this
     table = next(one for one in trees.sources(found) if one.alias_or_name == value.table)
@@ -286,7 +286,6 @@ def _with(statement: exp.Expr, condition: exp.Expr) -> exp.Expr:
         trees.set_where(table.this, [*trees.where_of(table.this), condition])
     else:
         trees.set_where(found, [*trees.where_of(found), condition])
-    return found
 
 
 def _is_keys(condition: exp.Expr) -> bool:

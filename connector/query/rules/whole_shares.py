@@ -73,11 +73,8 @@ def _split(select: exp.Select, group: Group, planning: Planning) -> None:
     order = _ordered(select, shown)
     clauses = {name: select.args.get(name) for name in ("having", "qualify", "distinct")}
     keys = trees.group_keys(select)
-    statements: list[exp.Expr] = [
-        blocks.statement(group, number, shown, keys=keys, clauses=clauses) for number in range(len(group.owners))
-    ]
     table = planning.draft(
-        blocks.shares(group, statements),
+        blocks.shares(group, lambda number: blocks.statement(group, number, shown, keys=keys, clauses=clauses)),
         outputs=[name for name, _ in shown],
         kind="whole",
         pushed=("whole query",),

@@ -1,9 +1,9 @@
--- Columns go by name, in the order of the first owner.
-SELECT ward FROM "all".patients AS p;
--- here
-SELECT ward FROM (SELECT id, age, ward, weight FROM north.patients UNION ALL SELECT id, age, ward, weight FROM south.patients UNION ALL SELECT id, age, ward, weight FROM west.patients) AS p;
-
 -- A dataset that only one owner has is that dataset.
 SELECT name FROM "all".drugs;
 -- here
-SELECT name FROM (SELECT drug, name, maker, price FROM north.drugs) AS drugs;
+SELECT name FROM north.drugs AS drugs;
+
+-- One of several owners is cut into their shares later.
+SELECT p.ward FROM "all".patients AS p;
+-- here
+SELECT p.ward FROM "all".patients AS p;

@@ -13,11 +13,6 @@ SELECT ward, count(*) AS n FROM north.patients GROUP BY ALL ORDER BY ALL;
 -- here
 SELECT patients.ward, COUNT(*) AS n FROM north.patients GROUP BY patients.ward ORDER BY ward, n;
 
--- EXISTS asks for no column.
-SELECT name FROM north.drugs d WHERE EXISTS (SELECT * FROM south.trials t WHERE t.drug = d.drug);
--- here
-SELECT d.name FROM north.drugs AS d WHERE EXISTS(SELECT 1 AS one FROM south.trials AS t WHERE t.drug = d.drug);
-
 -- USING becomes a comparison.
 SELECT name, dose FROM north.drugs JOIN south.trials USING (drug);
 -- here

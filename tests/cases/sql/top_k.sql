@@ -3,11 +3,11 @@ SELECT id, age FROM "all".patients WHERE ward = 'a' ORDER BY age DESC LIMIT 5 OF
 -- here
 SELECT patients.id, patients.age FROM f0 AS patients ORDER BY age DESC LIMIT 5 OFFSET 2;
 -- f0.north
-SELECT patients.id, patients.age FROM patients WHERE patients.ward = 'a' ORDER BY (patients.age) DESC LIMIT 7;
+SELECT patients.id, patients.age FROM patients WHERE patients.ward = 'a' ORDER BY patients.age DESC LIMIT 7;
 -- f0.south
-SELECT patients.id, patients.age FROM patients WHERE patients.ward = 'a' ORDER BY (patients.age) DESC LIMIT 7;
+SELECT patients.id, patients.age FROM patients WHERE patients.ward = 'a' ORDER BY patients.age DESC LIMIT 7;
 -- f0.west
-SELECT patients.id, patients.age FROM patients WHERE patients.ward = 'a' ORDER BY (patients.age) DESC LIMIT 7;
+SELECT patients.id, patients.age FROM patients WHERE patients.ward = 'a' ORDER BY patients.age DESC LIMIT 7;
 
 -- A LIMIT without order takes any rows.
 SELECT id FROM "all".patients LIMIT 3;

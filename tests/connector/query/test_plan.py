@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from connector.errors import HanseError, QueryInvalid, Refused
-from connector.query import explain
+from connector.query import explain, parse
 from connector.query.federation import Layout, Mode
 from connector.query.plan import plan
 from connector.query.rules import RULES
@@ -121,6 +122,15 @@ def test_planning_takes_little_time(owners_of_tpch: tuple[str, Federation]) -> N
     for sql in sqls:
         plan(sql, federation.tables, across_agreements=True)
     assert (time.process_time() - begun) / len(sqls) < 0.1  # 10 ms is the aim; other work shares the machine
+
+
+def test_shares_that_differ_in_their_owner_alone_are_written_once() -> None:
+    sql = 'SELECT ward, count(*) AS n FROM "all".patients GROUP BY ward'
+    with mock.patch.object(parse, "write", wraps=parse.write) as write:
+        made = plan(sql, plan_cases.schema(), across_agreements=True)
+    assert [one.owner for one in made.fragments] == ["north", "south", "west"]
+    assert len({one.sql for one in made.fragments}) == 1
+    assert write.call_count == 2  # their statement and the residual
 
 
 REFUSED = [
