@@ -80,7 +80,7 @@ def text_of(bench: gate.Bench, sql: str) -> str:
 
 def test_the_escape_suite_is_refused_over_many_owners_too(bench: gate.Bench) -> None:
     leaks, answered = [], []
-    for sql in statements("escape.yaml"):
+    for sql in [*statements("escape.yaml"), *statements("escape_inference.yaml")]:
         told = text_of(bench, sql)
         if any(secret in told for secret in SECRETS if secret not in sql):
             leaks.append((sql, told[:200]))
