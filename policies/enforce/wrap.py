@@ -16,6 +16,7 @@ from sqlglot import exp
 
 from policies import columns
 from policies.contract import Comparison, Connected, DataContract, Mask, MaskKind, RowFilter, Scalar
+from policies.enforce.rewrite import unplanned
 from policies.masks import MASKS
 
 
@@ -154,6 +155,7 @@ def _never_fails(value: exp.Expr) -> exp.Expr:
 def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
     if isinstance(mask.argument, str):
         period = exp.Literal.string(mask.argument)
+        raw = unplanned(raw) if mask.argument == "week" else raw
         return try_cast(_never_fails(exp.Anonymous(this="date_trunc", expressions=[period, raw])), type_)
     return try_cast(binned(raw, float(mask.argument or 1), maker), type_)
 
