@@ -102,13 +102,15 @@ class Space:
         limits: Mapping[str, Any] | None = None,
         idle_seconds: float = _IDLE_SECONDS,
         query_id: str = "",
+        partial: bool = False,
     ) -> Stream:
         """One SQL question over datasets of any owners that we have agreements with, named `"owner".dataset`.
 
         Each owner answers its part under its own agreement. `Stream.owners` says what each sent. `query_id`: sixteen
-        hex digits of your choice, to call `progress` with from another thread meanwhile.
+        hex digits of your choice, to call `progress` with from another thread meanwhile. `partial`: where owners are
+        down or late, the answer about the others, if that means something; `Stream.missing` lists who is missing.
         """
-        body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, query_id=query_id)
+        body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, query_id=query_id, partial=partial)
         headers = {**self.api.headers, "content-type": "application/json"}
         request = Request("POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds)
         return Stream(_wire.ask(request))
@@ -367,7 +369,8 @@ def _entry(hit: Mapping[str, Any]) -> Entry:
 
 
 def _query_body(
-    sql: str, *, purpose: str, mode: str, limits: Mapping[str, Any] | None, query_id: str = ""
+    sql: str, *, purpose: str, mode: str, limits: Mapping[str, Any] | None, query_id: str = "", partial: bool = False
 ) -> dict[str, Any]:
     body = {"sql": sql, "purpose": purpose, "mode": mode, "limits": dict(limits) if limits else None, "id": query_id}
+    body["partial"] = "allow" if partial else ""
     return {name: value for name, value in body.items() if value}

@@ -155,6 +155,13 @@ class Stream:
         return list(self.end.get("owners", []))
 
     @property
+    def missing(self) -> list[dict[str, Any]]:
+        """Owners that the answer is without, where a partial one was asked for. Reads to the end."""
+        if not self.end:
+            self.to_arrow()
+        return list(self.end.get("missing", []))
+
+    @property
     def policy(self) -> list[str]:
         """Which rules shaped the answer, in words. Reads to the end."""
         if not self.end:

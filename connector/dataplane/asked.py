@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from connector.dataplane.tickets import Ticket
@@ -69,6 +69,7 @@ class Asked:
     digest: str = "xxh3"
     query_id: str = ""
     fragment: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)  # of datasets by id: another one is no answer
     brought: tuple[Brought, ...] = ()
     split: Split | None = None
     epsilon: float | None = None  # where answers carry noise: what this one may cost of the budget

@@ -21,7 +21,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,6 +100,9 @@ class Envelope(BaseModel):
     digest: str = Field("xxh3", pattern="^(xxh3|sha256)$")
     query_id: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
     fragment: str = Field("", max_length=64)
+    datasets: dict[Annotated[str, Field(max_length=255)], Annotated[str, Field(max_length=128)]] = Field(
+        default_factory=dict, max_length=16, description="Versions of datasets (by id) that the answer must be from."
+    )
     epsilon: float | None = Field(None, gt=0, le=1000)
     keys: list[Table] = Field(default_factory=list, max_length=8)
 
@@ -382,6 +385,7 @@ def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
         digest=envelope.digest,
         query_id=envelope.query_id,
         fragment=envelope.fragment,
+        versions=envelope.datasets,
         epsilon=envelope.epsilon,
         brought=tuple(Brought(table.name, tuple(table.columns), _arrow(table)) for table in envelope.keys),
     )

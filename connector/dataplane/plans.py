@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from connector.dataplane.tickets import Ticket
 from connector.datasets import splits
 from connector.datasets.sources import divisible
 from connector.datasets.splits import Block, Place
-from connector.errors import BadInput, EngineFailed, Refused, VersionChanged
+from connector.errors import BadInput, EngineFailed, QueryInvalid, Refused, VersionChanged
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store.tables import DatasetVersion
@@ -179,6 +179,26 @@ def check_snapshot(snapshot: str, held: Held) -> None:
             "nothing now. Make a new plan and begin anew",
             code="snapshot_changed",
         )
+
+
+def check_versions(versions: Mapping[str, str], held: Sequence[Held]) -> None:
+    """VersionChanged unless each dataset that is named is read in the version that is stated for it.
+
+    A statement chooses nothing: what is read is the owner's current version, or nothing is.
+    """
+    current = {one.dataset.id: one for one in held}
+    for dataset, version in versions.items():
+        if dataset not in current:
+            raise QueryInvalid(
+                f"expected versions of the datasets that the tickets are for, came one of {dataset[:200]!r}",
+                code="dataset_unknown",
+            )
+        if version != current[dataset].version.digest:
+            raise VersionChanged(
+                f"{current[dataset].dataset.name!r} has another version than the one this question was planned for; "
+                "ask again",
+                code="snapshot_changed",
+            )
 
 
 def asked_of(ticket: Ticket, held: Held, wanted: Wanted, *, owner: str, split: Split | None = None) -> Asked:

@@ -236,6 +236,7 @@ class Reads:
         try:
             with self._place(asked.consumer):
                 grants = await self._admit(asked)  # 1
+                plans.check_versions(asked.versions, [grant.held for grant in grants])
                 if asked.split is not None:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")

@@ -57,6 +57,11 @@ class Asked(BaseModel):
     sql: str = Field(min_length=1, max_length=65_536)
     purpose: str = Field("", max_length=1024, description="IRI or short name (dpv:ScientificResearch).")
     mode: Mode = Field(Mode.FULL, description="full; filter and pull are for comparison.")
+    partial: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="allow: answered without owners that are down or late, where that still means something; the end "
+        "record lists them under missing. Else they are an error.",
+    )
     explain: bool | Literal["analyze"] = Field(False, description="true: the plan; analyze: run it, give the figures.")
     limits: Bounds = Bounds()
     codec: Literal["none", "lz4", "zstd"] = Field("none", description="Compression of the answer.")
@@ -73,6 +78,7 @@ class Asked(BaseModel):
             sql=self.sql,
             purpose=expand(self.purpose) if self.purpose else "",
             mode=self.mode,
+            partial=self.partial == "allow",
             seconds=self.limits.seconds,
             rows=self.limits.rows,
             nbytes=self.limits.bytes,
@@ -134,7 +140,8 @@ async def _analyzed(answer: Answer) -> dict[str, Any]:
         report = answer.report()
     finally:
         await answer.close()
-    return explain.to_json(answer.plan, actual=report["owners"]) | {"rows": report["rows"], "ms": report["ms"]}
+    told = {name: report[name] for name in ("rows", "ms", "planning_ms", "partial", "missing")}
+    return explain.to_json(answer.plan, actual=report["owners"], missing=report["missing"]) | told
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:

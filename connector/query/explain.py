@@ -9,8 +9,8 @@ from connector.query import picture
 from connector.query.federation import Fragment, Plan
 
 
-def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The plan as lines; `actual` are the owners' figures of a run (EXPLAIN ANALYZE)."""
+def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The plan as lines; `actual` are the owners' figures of a run (EXPLAIN ANALYZE), `missing` those without any."""
     figures = {str(one["fragment"]): one for one in actual}
     owners = plan.owners()
     lines = [f"query over {', '.join(owners)}; {len(plan.fragments)} fragments; mode {plan.mode.value}"]
@@ -19,6 +19,9 @@ def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> str:
         lines[0] += f"; about {picture.size(sum(known))} expected to travel"
     for fragment in plan.fragments:
         lines += _fragment(fragment, figures.get(fragment.id))
+    if missing:
+        lines.append("missing")
+        lines += [f"    {one['reason']}" for one in missing]
     lines.append("here")
     lines.append(f"    {plan.residual}")
     if plan.notes:
@@ -48,11 +51,13 @@ def _rounded(rows: int) -> int:
     return round(rows / magnitude) * magnitude
 
 
-def to_json(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def to_json(
+    plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The plan for machines, with its text, its picture, and what is expected to travel (None: not all owners say)."""
     known = [fragment.nbytes for fragment in plan.fragments]
     return plan.to_json() | {
-        "text": text(plan, actual=actual),
+        "text": text(plan, actual=actual, missing=missing),
         "svg": picture.svg(plan, actual=actual),
         "bytes_estimate": None if None in known else sum(one or 0 for one in known),
         "actual": [dict(one) for one in actual],

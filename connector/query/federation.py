@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from connector.errors import HanseError
 
 ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
 
@@ -77,6 +80,7 @@ class TableInfo:
     content: str = ""
     shares_keys: bool = False
     takes_keys: bool = False
+    version: str = ""  # digest of the version that the agreement reads now
     joins: tuple[str, ...] | None = None  # datasets it may be joined with at its owner; None: any
     ndv: Mapping[str, int] = field(default_factory=dict)
 
@@ -87,6 +91,29 @@ class TableInfo:
 
 
 Tables: TypeAlias = "Mapping[tuple[str, str], TableInfo]"
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A dataset under an agreement of ours whose owner did not say what it shares, and why. Names may be unknown."""
+
+    owner: str
+    dataset: str
+    participant: str
+    agreement: str
+    error: HanseError
+
+    def may_be(self, owner: str, dataset: str) -> bool:
+        """Whether it may stand for a dataset that a question names."""
+        return (not self.dataset or self.dataset == dataset) and (owner == ALL or self.owner in ("", owner))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the datasets that a question names."""
+
+    tables: Tables
+    silent: tuple[Silent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +172,7 @@ class Fragment:
     pushed: tuple[str, ...] = ()
     rows: int | None = None  # estimates; None where an owner does not tell how large its dataset is
     nbytes: int | None = None
+    versions: tuple[tuple[str, str], ...] = ()  # the version of each dataset (by id) that the plan was made for
     # Each output with the type that it gets back here, empty for those that came as they were; () if all did.
     restored: tuple[tuple[str, str], ...] = ()
 
@@ -206,6 +234,7 @@ class Plan:
                     "bytes_estimate": one.nbytes,
                     "keys": [{"from": f"{key.source}.{key.output}", "column": key.column} for key in one.keys],
                     "aggregate_only": one.aggregate_only,
+                    "versions": dict(one.versions),
                 }
                 for one in self.fragments
             ],

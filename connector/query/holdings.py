@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connector.errors import HanseError, NotFound, PeerNonsense, Refused
+from connector.errors import Busy, HanseError, NotFound, PeerNonsense, Refused
 from connector.identity.service import Identity
-from connector.net import Net, Reply
-from connector.query.federation import Column, GridInfo, TableInfo
+from connector.net import Net, Reply, origin
+from connector.query.federation import Column, GridInfo, Known, Silent, TableInfo
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Transfer
 from policies.values import is_below
@@ -28,6 +28,7 @@ _AT_ONCE = 8
 _QUERY = "https://w3id.org/hanse/policy/1/query"
 _USE = "http://www.w3.org/ns/odrl/2/use"
 _AGREEMENTS_MAX = 1000
+_OURS = "urn:hanse:"  # how the ids of our own connectors begin: urn:hanse:<owner>:<dataset>
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +72,49 @@ class Holdings:
                 return newer
             return await self._renew(transfer, held)
 
-    async def tables(self, names: Collection[tuple[str, str]] | None, purpose: str) -> dict[tuple[str, str], TableInfo]:
-        """The datasets that a query for `purpose` may name, by (owner, dataset). `names` None: all that we hold."""
+    async def tables(self, names: Collection[tuple[str, str]] | None, purpose: str, *, fresh: bool = False) -> Known:
+        """The datasets that a query for `purpose` may name, by (owner, dataset), and those whose owners do not answer.
+
+        `names` None: all that we hold. `fresh`: nothing of what was said before counts. An owner that says no has
+        ended the agreement, or does not serve it now: its dataset is not there.
+        """
         agreements = await self._store.read(_in_force)
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def shown(agreement: Agreement) -> Mapping[str, Any] | None:
+        async def shown(agreement: Agreement) -> Mapping[str, Any] | HanseError:
             async with gate:
                 try:
-                    return await self._contract(agreement.id)
-                except HanseError:  # an owner that is down, or an agreement that ended: its tables are not there
-                    return None
+                    return await self._contract(agreement.id, fresh=fresh)
+                except HanseError as error:
+                    return error
 
         wanted = [agreement for agreement in agreements if names is None or _may_be(agreement.dataset_id, names)]
         found: dict[tuple[str, str], TableInfo] = {}
-        for agreement, summary in zip(wanted, await asyncio.gather(*map(shown, wanted)), strict=True):
-            if summary is not None:
-                table = table_of(summary, agreement, purpose)
-                if (table.owner, table.dataset) not in found:
-                    found[table.owner, table.dataset] = table
-        return found
+        silent: list[Silent] = []
+        for agreement, said in zip(wanted, await asyncio.gather(*map(shown, wanted)), strict=True):
+            if not isinstance(said, HanseError):
+                table = table_of(said, agreement, purpose)
+                found.setdefault((table.owner, table.dataset), table)
+            elif not isinstance(said, Refused | NotFound):
+                silent.append(self._silent(agreement, said))
+        return Known(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
 
-    async def _contract(self, agreement_id: str) -> Mapping[str, Any]:
+    def _silent(self, agreement: Agreement, error: HanseError) -> Silent:
+        """An agreement whose owner does not answer, by what it said before, or by its dataset's id."""
+        _, before = self._shown.get(agreement.id, (0.0, {}))
+        owner, _, dataset = agreement.dataset_id.removeprefix(_OURS).partition(":")
+        ours = agreement.dataset_id.startswith(_OURS)
+        return Silent(
+            str(before.get("owner") or (owner if ours else "")),
+            str(before.get("name") or (dataset if ours else "")),
+            agreement.provider,
+            agreement.id,
+            error,
+        )
+
+    async def _contract(self, agreement_id: str, *, fresh: bool) -> Mapping[str, Any]:
         asked, summary = self._shown.get(agreement_id, (float("-inf"), {}))
-        if time.monotonic() - asked < _KEPT_SECONDS:
+        if not fresh and time.monotonic() - asked < _KEPT_SECONDS:
             return summary
         endpoint, ticket = await self.ticket(agreement_id)
         reply = await self._net.call("GET", f"{endpoint}/contract", headers={"authorization": f"Bearer {ticket}"})
@@ -149,6 +169,7 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
             agreement=agreement.id,
             participant=agreement.provider,
             dataset_id=agreement.dataset_id,
+            version=str(summary.get("version", "")),
             rows=int(summary["rows"]),
             shares_keys=bool(summary.get("shares_keys", False)),
             takes_keys=bool(summary.get("takes_keys", False)) and contract["joins"] is None,
@@ -187,10 +208,9 @@ def _started(tx: Transaction, agreement_id: str) -> Transfer:
 
 def _may_be(dataset_id: str, names: Collection[tuple[str, str]]) -> bool:
     """Whether a dataset id may stand for one of these names; ids of other connectors may stand for any."""
-    prefix, _, rest = dataset_id.partition("urn:hanse:")
-    if prefix or not rest:
+    if not dataset_id.startswith(_OURS):
         return True
-    owner, _, dataset = rest.partition(":")
+    owner, _, dataset = dataset_id.removeprefix(_OURS).partition(":")
     return any(name == dataset and asked in (owner, "all") for asked, name in names)
 
 
@@ -202,6 +222,8 @@ def _json(reply: Reply, url: str) -> dict[str, Any]:
         body = None
     if not isinstance(body, dict):
         raise PeerNonsense(f"expected a JSON object from {url}, came status {reply.status}")
+    if reply.status >= 500:
+        raise Busy(f"{origin(url)} failed with status {reply.status}", code="peer_failed")
     if reply.status != 200:
         raise Refused(
             str(body.get("detail", f"status {reply.status}"))[:1000],

@@ -22,14 +22,21 @@ from policies.enforce import rewrite
 
 
 def plan(
-    sql: str, tables: Tables, *, mode: Mode = Mode.FULL, across_agreements: bool = False, trace: bool = False
+    sql: str,
+    tables: Tables,
+    *,
+    tree: exp.Expr | None = None,
+    mode: Mode = Mode.FULL,
+    across_agreements: bool = False,
+    trace: bool = False,
 ) -> Plan:
     """The plan for one SELECT over `tables` (federated-query, section 9.1), or QueryInvalid with the reason.
 
-    `across_agreements`: owners take fragments over datasets of several agreements with them. `trace`: name the rules
-    that changed something, which costs as much as planning.
+    `tree`: what `parse.read` gave for the text, which is spent. `across_agreements`: owners take fragments over
+    datasets of several agreements with them. `trace`: name the rules that changed something, which costs as much as
+    planning.
     """
-    tree = parse.read(sql)
+    tree = parse.read(sql) if tree is None else tree
     written = _written(tree)
     planning = Planning(tables, mode, across_agreements)
     changed, before = [], tree.copy() if trace else tree

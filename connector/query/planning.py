@@ -209,6 +209,7 @@ class Planning:
                 pushed=tuple(draft.pushed),
                 rows=None if expected is None else expected[0],
                 nbytes=None if expected is None else expected[1],
+                versions=tuple((info.dataset_id, info.version) for info in infos if info.version),
                 restored=tuple((name, back[number].get(name, "")) for name in draft.outputs) if back[number] else (),
             )
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from connector.errors import (
     BadInput,
     Busy,
+    Conflict,
     Forbidden,
     HanseError,
     Limited,
@@ -30,9 +31,11 @@ from connector.errors import (
     QueryInvalid,
     Refused,
     Unauthenticated,
+    VersionChanged,
 )
 from connector.net import Answer, Net, origin
-from connector.query.federation import Fragment
+from connector.query.deadline import Deadline
+from connector.query.federation import Fragment, Silent
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
 
@@ -41,8 +44,15 @@ Ticket = Callable[[str], Awaitable[tuple[str, str]]]
 _ERROR_MAX = 64 * 2**10
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
 _STATUS: Mapping[int, type[HanseError]] = {
-    400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 429: Limited, 503: Busy,
+    400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
 }  # fmt: skip
+# What an owner was doing when something failed, and how a sentence says so.
+_STAGES = {
+    "planning": "while planning",
+    "asking": "while it was asked",
+    "answering": "in the middle of its answer",
+    "checking": "when its answer was checked",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,8 @@ class Request:
     fragment: Fragment
     sql: str
     purpose: str
-    seconds: float
+    deadline: Deadline
+    later: int  # stages that follow this one
     rows: int | None = None
     codec: str = "zstd"
     keys: tuple[KeyTable, ...] = ()
@@ -96,47 +107,77 @@ class Answered:
     withheld: bool = False
     columns: Sequence[Mapping[str, Any]] = ()
     keys_sent: int = 0  # bytes of keys that went to the owner
+    missing: HanseError | None = None  # there is no answer, and the question goes on without it
 
 
 class Remote:
     """Asks owners. `ticket` gives the endpoint and bearer for one of our agreements."""
 
     def __init__(self, net: Net, pool: Pool, ticket: Ticket) -> None:
-        self._net = net
-        self._pool = pool
-        self._ticket = ticket
+        self.net = net
+        self.pool = pool
+        self.ticket = ticket
 
     async def ask(self, request: Request, folder: Path, budget: Budget) -> Answered:
         """The owner's answer, or the error that names the owner and the stage. Retried once where that may help."""
-        begun = time.monotonic()
+        exchange = _Exchange(self, request, folder, budget)
         for attempt in (1, 2):
             try:
-                return await self._once(request, folder, budget, begun, attempt)
+                return await exchange.attempt(attempt)
             except HanseError as error:
                 if attempt == 2 or not isinstance(error, _AGAIN):
-                    raise named(error, request.fragment) from error
+                    raise named(error, request.fragment, exchange.stage) from error
             await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311  spreads retries, keeps no secret
         raise AssertionError("a second attempt ends")
 
-    async def _once(self, request: Request, folder: Path, budget: Budget, begun: float, attempt: int) -> Answered:
-        spool = folder / f"{request.fragment.id}.{attempt}.stream"
-        endpoint, body, ticket = await self._envelope(request, attempt)
+
+class _Exchange:
+    """One fragment and its owner. `stage` says how far it has come."""
+
+    def __init__(self, remote: Remote, request: Request, folder: Path, budget: Budget) -> None:
+        self.remote, self.request, self.folder, self.budget = remote, request, folder, budget
+        self.begun = time.monotonic()
+        self.stage = "asking"
+
+    @property
+    def _left(self) -> float:
+        return self.request.deadline.left(self.request.later)
+
+    async def attempt(self, number: int) -> Answered:
+        """The whole answer, asked for from its beginning."""
+        self.stage = "asking"
+        try:
+            async with asyncio.timeout(self._left):
+                return await self._once(number)
+        except TimeoutError:
+            raise Limited(
+                f"no whole answer after {time.monotonic() - self.begun:.1f} s; the question has "
+                f"{self.request.deadline.seconds:g} s in all. Ask for less, or raise limits.seconds",
+                code="time_limit",
+            ) from None
+
+    async def _once(self, attempt: int) -> Answered:
+        fragment, left = self.request.fragment, self._left
+        spool = self.folder / f"{fragment.id}.{attempt}.stream"
+        endpoint, body, ticket = await self._envelope(attempt)
         headers = {"authorization": f"Bearer {ticket}", "content-type": "application/json"}
-        async with self._net.stream(
-            "POST", f"{endpoint}/query", headers=headers, body=body, seconds=request.seconds
+        async with self.remote.net.stream(
+            "POST", f"{endpoint}/query", headers=headers, body=body, seconds=left + 1
         ) as answer:
             if answer.status != 200:
                 error = await refusal(answer, endpoint)
-                if error.code == "min_group_size" and request.fragment.aggregate_only:
-                    return Answered(request.fragment, None, ms=_ms(begun), withheld=True, end={"refusal": error})
+                if error.code == "min_group_size" and fragment.aggregate_only:
+                    return Answered(fragment, None, ms=_ms(self.begun), withheld=True, end={"refusal": error})
                 raise error
+            self.stage = "answering"
             with spool.open("xb") as file:
-                size = await _spool(answer, file, budget)
-        return await self._checked(request, spool, size, begun)
+                size = await _spool(answer, file, self.budget)
+        self.stage = "checking"
+        return await self._checked(spool, size)
 
-    async def _envelope(self, request: Request, attempt: int) -> tuple[str, bytes, str]:
-        fragment = request.fragment
-        (endpoint, ticket), *others = [await self._ticket(agreement) for agreement in fragment.agreements]
+    async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
+        request, fragment = self.request, self.request.fragment
+        (endpoint, ticket), *others = [await self.remote.ticket(agreement) for agreement in fragment.agreements]
         wire = {
             "fq": 1,
             "query_id": f"{request.query_id}.{fragment.id}.{attempt}"[:64],
@@ -144,8 +185,9 @@ class Remote:
             "agreement": "",
             "purpose": request.purpose,
             "sql": request.sql,
+            "datasets": dict(fragment.versions),
             "tickets": [other for _, other in others],
-            "limits": {"deadline_ms": max(1, int(request.seconds * 1000)), "bytes": None, "rows": request.rows},
+            "limits": {"deadline_ms": max(1, int(self._left * 1000)), "bytes": None, "rows": request.rows},
             "codec": request.codec,
             "keys": [
                 {"name": one.name, "columns": list(one.columns), "arrow": base64.b64encode(one.arrow).decode()}
@@ -154,14 +196,14 @@ class Remote:
         }
         return endpoint, json.dumps(wire).encode(), ticket
 
-    async def _checked(self, request: Request, spool: Path, size: int, begun: float) -> Answered:
+    async def _checked(self, spool: Path, size: int) -> Answered:
         """Read and validated in a worker; complete by its own end record and by our count."""
-        saved = spool.with_suffix(".arrow")
-        found = await self._pool.ask(
+        request, saved = self.request, spool.with_suffix(".arrow")
+        found = await self.remote.pool.ask(
             Job(
                 kind="check_arrow",
                 arguments={"path": str(spool), "save": str(saved)},
-                limits=Limits(seconds=request.seconds),
+                limits=Limits(seconds=self._left),
                 consumer="coordinator",
             )
         )
@@ -170,6 +212,7 @@ class Remote:
         if end is None:
             raise PeerNonsense("the stream ended without its end record: what came is not a whole answer")
         if end.get("status") != "complete":
+            self.stage = "answering"
             raise _ended(end)
         if end.get("rows") != found["rows"]:
             raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
@@ -177,7 +220,7 @@ class Remote:
         if names != tuple(name.lower() for name in request.fragment.outputs):
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return Answered(
-            request.fragment, saved, found["rows"], size, _ms(begun), end, bool(end.get("suppressed")),
+            request.fragment, saved, found["rows"], size, _ms(self.begun), end, bool(end.get("suppressed")),
             tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
         )  # fmt: skip
 
@@ -214,21 +257,34 @@ def _ended(end: Mapping[str, Any]) -> HanseError:
     """What stopped a stream before it was complete."""
     status, code = str(end.get("status")), str(end.get("code") or end.get("status"))[:100]
     reason = str(end.get("reason") or f"the stream ended early: {status}")[:1000]
-    if status == "quota":
+    if status == "quota" or code in ("time_limit", "memory_limit", "rows_limit", "bytes_limit"):
         return Limited(reason, code=code)
     if status in ("revoked", "lease_expired"):
         return Refused(reason, code=code, rule=str(end.get("rule", ""))[:500])
     return PeerFailed(reason, code=code)
 
 
-def named(error: HanseError, fragment: Fragment) -> HanseError:
-    """The same error, its sentence starting with the owner and the fragment."""
-    start = f'"{fragment.owner}" ({fragment.id}: {", ".join(fragment.datasets)}): '
-    facts = {**error.facts, "owner": fragment.owner, "fragment": fragment.id}
+def named(error: HanseError, fragment: Fragment, stage: str) -> HanseError:
+    """The same error, its sentence starting with the owner, the fragment and the stage."""
+    start = f'"{fragment.owner}" ({fragment.id}: {", ".join(fragment.datasets)}) {_STAGES[stage]}: '
+    return _starting(start, error, owner=fragment.owner, fragment=fragment.id, stage=stage)
+
+
+def told_by(silent: Silent) -> HanseError:
+    """Why an owner did not say what it shares, as the error of a question that needs it."""
+    owner, dataset = silent.owner or silent.participant, f" ({silent.dataset})" if silent.dataset else ""
+    start = f'"{owner}"{dataset} {_STAGES["planning"]}: '
+    return _starting(start, silent.error, owner=owner, stage="planning")
+
+
+def _starting(start: str, error: HanseError, **more: str) -> HanseError:
+    facts = {**error.facts, **more}
     kind = PeerRefused if isinstance(error, Unauthenticated) else type(error)
     if isinstance(error, Refused):
         facts["rule"] = error.rule
-    if kind is BadInput or not issubclass(kind, Forbidden | BadInput | Limited | PeerFailed | Busy | NotFound):
+    if kind is BadInput or not issubclass(
+        kind, Forbidden | BadInput | Limited | PeerFailed | Busy | NotFound | Conflict
+    ):
         kind = PeerFailed
     return kind(start + error.message, code=error.code, private=error.private, **facts)
 

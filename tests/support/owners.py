@@ -13,14 +13,14 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from connector.errors import PeerUnreachable
-from connector.query.federation import Column, TableInfo, Tables
+from connector.query.federation import Column, Known, Silent, TableInfo, Tables
 from policies.enforce import statement
 
 _PIECE = 16_384
@@ -40,7 +40,8 @@ class FakeAnswer:
 
 @dataclass(slots=True)
 class Owner:
-    """One owner's database, what was asked of it, and how it fails (`cut`, `no_end`, `down`, `slow`, `refuse`)."""
+    """One owner's database, what was asked of it, and how it fails: `cut`, `no_end`, `lie`, `down`, `slow`, `changing`
+    (its datasets' versions), `refuse:<code>`."""
 
     name: str
     database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
@@ -60,6 +61,9 @@ class Owners:
     def __init__(self, *names: str) -> None:
         self.of = {name: Owner(name) for name in names}
         self.tables: dict[tuple[str, str], TableInfo] = {}
+        self.told: Tables = {}
+        self._versions = 0
+        self.silent: tuple[Silent, ...] = ()
 
     def add(self, owner: str, dataset: str, sql: str, **more: Any) -> TableInfo:
         """Give an owner a dataset made by `sql`, and an agreement about it."""
@@ -75,13 +79,27 @@ class Owners:
         rows = base.sql(f"SELECT count(*) FROM {dataset}").fetchall()[0][0]
         info = TableInfo(
             owner, dataset, columns, agreement=f"{owner}-{dataset}", participant=f"did:web:{owner}", rows=rows,
-            dataset_id=f"urn:hanse:{owner}:{dataset}", **more,
+            dataset_id=f"urn:hanse:{owner}:{dataset}", **{"version": "v0", **more},
         )  # fmt: skip
         self.tables[owner, dataset] = info
         return info
 
-    async def tables_for(self, names: Any, purpose: str) -> Tables:
-        return self.tables
+    def version(self, owner: str, *datasets: str) -> None:
+        """Give datasets a new version."""
+        for name in datasets:
+            self._versions += 1
+            found = self.tables[owner, name]
+            self.tables[owner, name] = replace(found, version=f"v{self._versions}")
+
+    def _changed(self, owner: Owner, envelope: Mapping[str, Any]) -> bool:
+        now = {info.dataset_id: info.version for (at, _), info in self.tables.items() if at == owner.name}
+        return any(now[dataset] != version for dataset, version in envelope["datasets"].items())
+
+    async def tables_for(self, names: Any, purpose: str, *, fresh: bool = False) -> Known:
+        """What `fresh` finds is what the owners have now; else what they had when they were asked first."""
+        if fresh or not self.told:
+            self.told = dict(self.tables)
+        return Known(self.told, self.silent)
 
     async def ticket(self, agreement: str) -> tuple[str, str]:
         return f"http://{agreement.partition('-')[0]}/data/v1", f"ticket-{agreement}"
@@ -118,6 +136,11 @@ class Owners:
             yield FakeAnswer(403, _once(_problem(failing.partition(":")[2] or "not_permitted", owner.name)))
             return
         tickets = {headers["authorization"].removeprefix("Bearer "), *envelope["tickets"]}
+        if failing == "changing":  # a new version with every look at it
+            self.version(owner.name, *(name for at, name in self.tables if at == owner.name))
+        if self._changed(owner, envelope):
+            yield FakeAnswer(409, _once(_problem("snapshot_changed", "another version")))
+            return
         data = await asyncio.to_thread(self._answer, owner, envelope, tickets, failing)
         if isinstance(data, str):
             yield FakeAnswer(400, _once(_problem("query_invalid", data)))

@@ -46,6 +46,9 @@ def query(
     analyze: Annotated[
         bool, typer.Option("--analyze", help="Run it, and say what ran where with real figures.")
     ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Also without owners that are down or late, where that means something.")
+    ] = False,
     format_: Format = "",
     output: Output = None,
     as_json: AsJson = False,
@@ -57,18 +60,20 @@ def query(
         plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze)
         print_json(plan) if as_json else console().out(plan.get("text", ""))
         return
-    answer = _asked(connected, text, purpose=purpose, mode=mode)
+    answer = _asked(connected, text, purpose=purpose, mode=mode, partial=partial)
     _deliver(answer, format_="json" if as_json else format_, output=output, total=None)
     if answer.end.get("owners"):
         with _on_stderr():
             print_rows(answer.owners, _OWNERS, as_json=False)
+    for one in answer.end.get("missing", []):
+        say(f"partial: without {one['reason']}")
 
 
-def _asked(connected: Space, sql: str, *, purpose: str, mode: str) -> Stream:
+def _asked(connected: Space, sql: str, **more: Any) -> Stream:
     """Ask; where a person looks on, say meanwhile what each owner does."""
     out = console(err=True)
     if not out.is_terminal:
-        return connected.query(sql, purpose=purpose, mode=mode)
+        return connected.query(sql, **more)
     query_id, done = secrets.token_hex(8), threading.Event()
     with out.status("planning") as status:
 
@@ -80,7 +85,7 @@ def _asked(connected: Space, sql: str, *, purpose: str, mode: str) -> Stream:
         looking = threading.Thread(target=look, daemon=True)
         looking.start()
         try:
-            return connected.query(sql, purpose=purpose, mode=mode, query_id=query_id)
+            return connected.query(sql, **more, query_id=query_id)
         finally:
             done.set()
             looking.join()
@@ -89,6 +94,7 @@ def _asked(connected: Space, sql: str, *, purpose: str, mode: str) -> Stream:
 def told(progress: Mapping[str, Any]) -> str:
     """How a question fares, owner by owner, in one line."""
     parts = [f"{one['owner']} {one['rows']:,} rows, {size(one['bytes'])}" for one in progress.get("owners", [])]
+    parts += [f"without {one['owner']}" for one in progress.get("missing", [])]
     waiting = dict.fromkeys(str(one["owner"]) for one in progress.get("waiting", []))
     parts += [f"{owner} ..." for owner in waiting]
     return ": ".join(part for part in (str(progress.get("state", "")), " · ".join(parts)) if part)

@@ -70,7 +70,7 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
     @routes.post("/query")
     async def ask(request: Request, caller: Caller = desk.may("consume")) -> Response:
         said = await form_of(request)
-        fields = {name: said.get(name) for name in ("sql", "purpose", "seconds")}
+        fields = {name: said.get(name) for name in ("sql", "purpose", "seconds", "partial")}
         asked = Asked()
         try:
             if said.get("do") == "explain":
@@ -95,14 +95,19 @@ def _question(said: Form) -> Question:
     text = said.get("seconds")
     seconds = float(text) if text.isdecimal() and 0 < int(text) <= _SECONDS_MAX else 60.0
     purpose = said.get("purpose")
-    return Question(sql=said.get("sql")[:65_536], purpose=expand(purpose) if purpose else "", seconds=seconds)
+    return Question(
+        sql=said.get("sql")[:65_536],
+        purpose=expand(purpose) if purpose else "",
+        seconds=seconds,
+        partial=said.get("partial") == "allow",
+    )
 
 
 async def _tables(holdings: Holdings, purpose: str) -> list[TableInfo] | None:
     """What a question may name; None where it cannot be said in time."""
     try:
         async with asyncio.timeout(_TABLES_SECONDS):
-            found = await holdings.tables(None, expand(purpose) if purpose else "")
+            found = (await holdings.tables(None, expand(purpose) if purpose else "")).tables
     except (HanseError, TimeoutError):
         return None
     return sorted(found.values(), key=lambda table: (table.dataset, table.owner))

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
-import pytest_asyncio
 
 from connector.errors import (
     HanseError,
@@ -20,78 +14,15 @@ from connector.errors import (
     PeerUnreachable,
     QueryInvalid,
     Refused,
+    VersionChanged,
 )
-from connector.events import Event, QueryCoordinated
-from connector.query.coordinate import Coordinator, Question
+from connector.query.coordinate import Question
 from connector.query.federation import GridInfo
-from connector.query.pool import Pool
-from connector.store import Store
-from tests.support.owners import Owners
+from tests.support.asking import Asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COUNTS = 'SELECT ward, count(*) AS n, avg(age) AS age FROM "all".patients WHERE age >= 10 GROUP BY ward ORDER BY ward'
-
-
-class Asked:
-    """A coordinator with its owners, and what the log was told."""
-
-    def __init__(self, owners: Owners, coordinator: Coordinator, events: list[Event], folder: Path) -> None:
-        self.owners, self.coordinator, self.events, self.folder = owners, coordinator, events, folder
-
-    async def rows(self, sql: str, **more: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The answer's rows and its end record."""
-        answer = await self.coordinator.ask(Question(sql=sql, **more), by="tester")
-        try:
-            data = b"".join([bytes(part) async for part in answer.parts()])
-        finally:
-            await answer.close()
-        return read(data)
-
-    @property
-    def recorded(self) -> list[QueryCoordinated]:
-        return [event for event in self.events if isinstance(event, QueryCoordinated)]
-
-
-def read(data: bytes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    with pa.ipc.open_stream(data) as reader:
-        while True:
-            batch, metadata = reader.read_next_batch_with_custom_metadata()
-            if metadata is not None:
-                return rows, json.loads(metadata[b"hanse.end"])
-            rows += batch.to_pylist()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def asked(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterator[Asked]:
-    owners = Owners("north", "south", "west")
-    for number, owner in enumerate(owners.of):
-        owners.add(
-            owner,
-            "patients",
-            f"SELECT range AS id, (range * 7 + {number}) % 90 AS age, 'w' || (range % 3) AS ward "
-            f"FROM range({50 + number})",
-        )
-    owners.add("north", "wards", "SELECT 'w' || range AS ward, range * 10 AS beds FROM range(3)")
-    owners.add("north", "many", "SELECT range AS id FROM range(40000)")
-    owners.add("south", "lonely", "SELECT 1 AS id, 2.5 AS v")
-    events: list[Event] = []
-    unsubscribe = sqlite_store.bus.subscribe(events.append)
-    coordinator = Coordinator(
-        sqlite_store,
-        owners,  # type: ignore[arg-type]  # stands in for the network
-        pool,
-        work_dir=tmp_path / "queries",
-        tables_for=owners.tables_for,
-        ticket=owners.ticket,
-        seconds=20,
-    )
-    yield Asked(owners, coordinator, events, tmp_path / "queries")
-    unsubscribe()
-    for owner in owners.of.values():
-        with owner.lock:  # an answer that nobody waits for any more may still be made
-            owner.database.close()
 
 
 async def test_a_question_over_three_owners_is_answered_from_partial_results(asked: Asked) -> None:
@@ -149,23 +80,23 @@ async def test_the_log_has_one_record_with_totals_and_the_files_are_gone(asked: 
 
 
 BROKEN = [
-    ("down", PeerUnreachable, "peer_unreachable"),
-    ("cut", PeerNonsense, "peer_nonsense"),
-    ("no_end", PeerNonsense, "peer_nonsense"),
-    ("lie", PeerNonsense, "peer_nonsense"),
-    ("refuse:revoked", Refused, "revoked"),
+    ("down", PeerUnreachable, "peer_unreachable", "asking"),
+    ("cut", PeerNonsense, "peer_nonsense", "checking"),
+    ("no_end", PeerNonsense, "peer_nonsense", "checking"),
+    ("lie", PeerNonsense, "peer_nonsense", "checking"),
+    ("refuse:revoked", Refused, "revoked", "asking"),
 ]
 
 
-@pytest.mark.parametrize(("how", "kind", "code"), BROKEN, ids=[how for how, _, _ in BROKEN])
+@pytest.mark.parametrize(("how", "kind", "code", "stage"), BROKEN, ids=[how for how, *_ in BROKEN])
 async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_answer(
-    asked: Asked, how: str, kind: type[HanseError], code: str
+    asked: Asked, how: str, kind: type[HanseError], code: str, stage: str
 ) -> None:
     asked.owners.break_("south", how)
     with pytest.raises(kind) as failure:
         await asked.rows(COUNTS)
     assert failure.value.code == code
-    assert failure.value.facts["owner"] == "south"
+    assert (failure.value.facts["owner"], failure.value.facts["stage"]) == ("south", stage)
     assert '"south" (f0.south: patients)' in failure.value.message
     (event,) = asked.recorded
     assert event.outcome == ("refused" if kind is Refused else "failed")
@@ -203,8 +134,49 @@ async def test_the_deadline_names_the_owner_that_was_waited_for(asked: Asked) ->
     with pytest.raises(Limited) as late:
         await asked.rows(COUNTS, seconds=0.5)
     assert late.value.code == "time_limit"
-    assert "waiting for north" in late.value.message
+    assert (late.value.facts["owner"], late.value.facts["stage"]) == ("north", "asking")
+    assert '"north" (f0.north: patients)' in late.value.message
     assert asked.owners.of["north"].cancelled == 1
+
+
+async def test_an_owner_is_told_to_end_while_there_is_still_time_to_merge(asked: Asked) -> None:
+    asked.owners.publish("north", "many", shares_keys=True, takes_keys=True)
+    asked.owners.add("south", "few", "SELECT range * 1000 AS id FROM range(5)", shares_keys=True, takes_keys=True)
+    await asked.rows("SELECT count(*) AS n FROM south.few f JOIN north.many m ON m.id = f.id", seconds=20)
+    first, second = (asked.owners.of[name].asked[0]["limits"]["deadline_ms"] for name in ("south", "north"))
+    assert first <= 16_000  # a tenth each is kept for the fragment that waits for its keys, and for merging
+    assert 16_000 < second <= 18_000
+
+
+async def test_a_question_is_planned_anew_once_where_an_owner_has_another_version_by_then(asked: Asked) -> None:
+    await asked.rows(COUNTS)
+    asked.owners.version("south", "patients")
+    rows, end = await asked.rows(COUNTS)
+    assert sum(row["n"] for row in rows) > 0
+    assert end["status"] == "complete"
+    stated = [envelope["datasets"] for envelope in asked.owners.of["south"].asked]
+    assert stated == [{"urn:hanse:south:patients": version} for version in ("v0", "v0", "v1")]
+
+
+async def test_an_owner_whose_versions_change_all_the_time_is_an_error_that_says_to_ask_again(asked: Asked) -> None:
+    asked.owners.break_("south", "changing")
+    with pytest.raises(VersionChanged) as changed:
+        await asked.rows(COUNTS)
+    assert (changed.value.code, changed.value.facts["owner"]) == ("snapshot_changed", "south")
+    assert len(asked.owners.of["south"].asked) == 2
+    assert asked.recorded[0].outcome == "failed"
+    assert list(asked.folder.iterdir()) == []
+
+
+async def test_every_fragment_of_a_question_reads_the_same_version(asked: Asked) -> None:
+    asked.owners.publish("north", "many", shares_keys=True, takes_keys=True, version="v7")
+    asked.owners.add("south", "few", "SELECT range * 1000 AS id FROM range(5)", shares_keys=True, takes_keys=True)
+    await asked.rows(
+        "SELECT count(*) AS n FROM south.few f JOIN north.many m ON m.id = f.id, north.many o WHERE o.id = f.id + 1"
+    )
+    stated = [envelope["datasets"] for envelope in asked.owners.of["north"].asked]
+    assert len(stated) == 2
+    assert all(one == {"urn:hanse:north:many": "v7"} for one in stated)
 
 
 async def test_a_running_question_can_be_cancelled_and_stops_at_its_owners(asked: Asked) -> None:

@@ -1,0 +1,33 @@
+"""Which questions still mean something when an owner is missing: `why_not` says what stands against it. Pure.
+
+One SELECT over one dataset of `"all"`, whose answer is put together from the owners' rows, counts, sums and averages:
+without an owner it is exactly the answer about the others, who are named. Nothing in it compares one owner's rows with
+another's, so no row is there because a row of the missing owner is not (decision 14).
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from connector.query.federation import ALL
+from connector.query.parse import QUERIES
+
+_ADDING_UP = (exp.Count, exp.Sum, exp.Avg, exp.CountIf)
+
+
+def why_not(tree: exp.Expr) -> str:
+    """What makes an answer without one of its owners misleading; empty where it is not."""
+    if not isinstance(tree, exp.Select) or len(list(tree.find_all(*QUERIES))) > 1:
+        return "it asks more than one query, and what one of them lacks may put rows into another"
+    tables = list(tree.find_all(exp.Table))
+    if len(tables) != 1 or tables[0].db.lower() != ALL:
+        return f'it reads something other than one dataset of "{ALL}"'
+    if tree.find(exp.Window) is not None or tree.args.get("qualify") is not None:
+        return "ranks and windows look at rows of every owner"
+    if tree.args.get("having") is not None:
+        return "HAVING judges figures that the missing owner is part of"
+    if other := next((one for one in tree.find_all(exp.AggFunc) if not isinstance(one, _ADDING_UP)), None):
+        return f"{type(other).__name__.upper()} may be decided by the missing owner; COUNT, SUM and AVG may stand"
+    if tree.args.get("order") is not None and tree.args.get("limit") is not None:
+        return "the first rows may be those of the missing owner"
+    return ""

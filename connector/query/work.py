@@ -1,0 +1,397 @@
+"""One question on its way: plan, ask the owners, merge; and its answer as it comes. `connector.query.coordinate`
+makes these, and keeps what is known of them.
+
+Fragments run at once, as far as their keys allow; the first that fails ends the others. All of them read the versions
+of datasets that the plan was made for: where an owner has another by then, the question is planned anew, once. Their
+answers lie in a private directory until the residual has run over them in a worker that can read nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from connector.datasets.sources.files import file_ref
+from connector.errors import HanseError, Limited, Refused, VersionChanged
+from connector.query.deadline import Deadline
+from connector.query.federation import Fragment, Plan
+from connector.query.job import Job, Limits, Recheck, Relation
+from connector.query.pool import Pool, Result
+from connector.query.questions import Missing, Progress, Question
+from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
+
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_AT_ONCE = 8
+_KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
+_KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
+
+Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a question works with. `plan(question, progress, fresh)`: `fresh` asks owners anew what they share."""
+
+    pool: Pool
+    remote: Remote
+    work_dir: Path
+    memory_mb: int
+    bytes_max: int
+    plan: Callable[[Question, Progress, bool], Awaitable[Plan]]
+    ended: Ended
+
+
+class Work:
+    """One question on its way; ends exactly once."""
+
+    def __init__(self, means: Means, question: Question, progress: Progress, *, seconds: float) -> None:
+        self.means = means
+        self.question = question
+        self.progress = progress
+        self.deadline = Deadline(seconds)
+        self.plan: Plan | None = None
+        self.asked = False
+        self.answers: list[Answered] = []
+        self.folder: Path | None = None
+        self.run: AbstractAsyncContextManager[Result] | None = None
+        self.result: Result | None = None
+        self.done = False
+        self._waves: dict[str, int] = {}
+        self._key_tables: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
+
+    async def begin(self) -> Answer:
+        """Everything until the first bytes of the answer are there."""
+        try:
+            await self._ask_owners(fresh=False)
+        except VersionChanged as changed:
+            if changed.code != "snapshot_changed":
+                raise
+            self._forget()
+            await self._ask_owners(fresh=True)
+        progress, plan = self.progress, self._planned
+        self._check_withheld(plan)
+        progress.state = "merging"
+        progress.owners = self.owners()
+        try:
+            async with asyncio.timeout(self.deadline.left()):
+                return await self._merge(plan)
+        except TimeoutError:
+            raise self._late() from None
+
+    async def _ask_owners(self, *, fresh: bool) -> None:
+        means, progress = self.means, self.progress
+        progress.state = "planning"
+        try:
+            async with asyncio.timeout(self.deadline.left(later=2)):
+                self.plan = plan = await means.plan(self.question, progress, fresh)
+        except TimeoutError:
+            raise self._late() from None
+        progress.fragments = plan.fragments
+        self.folder = Path(tempfile.mkdtemp(prefix="query-", dir=means.work_dir))
+        progress.state, self.asked = "asking", True
+        self._waves = waves(plan)
+        self.answers = await self._fragments(plan)
+
+    def _forget(self) -> None:
+        """What came of versions that are no longer those of the owners."""
+        self._cancel_keys()
+        self._key_tables.clear()
+        self.progress.owners, self.progress.missing = [], []
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _planned(self) -> Plan:
+        assert self.plan is not None
+        return self.plan
+
+    def _late(self) -> Limited:
+        return Limited(
+            f"the question took longer than {self.deadline.seconds:g} s ({self.progress.state}); ask for less, or "
+            "raise limits.seconds",
+            code="time_limit",
+            stage=self.progress.state,
+        )
+
+    async def _fragments(self, plan: Plan) -> list[Answered]:
+        """Every fragment's answer, in the plan's order; the first failure ends the rest."""
+        gate, budget = asyncio.Semaphore(_AT_ONCE), Budget(self.question.nbytes or self.means.bytes_max)
+        tasks: dict[str, asyncio.Task[Answered]] = {}
+
+        async def one(fragment: Fragment) -> Answered:
+            sources = {key.source for key in fragment.keys}
+            shares = {source: [await tasks[share.id] for share in plan.tables[source]] for source in sources}
+            async with gate:
+                sql, keys = await self._keys(fragment, shares)
+                answered = await self._ask(fragment, sql, keys, budget)
+            if answered.missing is None:
+                self.progress.owners.append(_told(answered))
+            return answered
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for fragment in plan.fragments:
+                    tasks[fragment.id] = group.create_task(one(fragment))
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        return [tasks[fragment.id].result() for fragment in plan.fragments]
+
+    async def _keys(self, fragment: Fragment, shares: Mapping[str, list[Answered]]) -> tuple[str, tuple[KeyTable, ...]]:
+        """The fragment's SQL and the tables of keys that it reads; too many keys are not sent, and not tested."""
+        sql: str = fragment.sql
+        tables: list[KeyTable] = []
+        for key in fragment.keys:
+            known = (key.source, key.output)
+            if known not in self._key_tables:
+                self._key_tables[known] = asyncio.ensure_future(self._distinct(key.output, shares[key.source]))
+            arrow = await asyncio.shield(self._key_tables[known])
+            if arrow is None:
+                sql = sql.replace(key.condition, "TRUE")
+            elif all(table.name != key.name for table in tables):
+                tables.append(KeyTable(key.name, ("k",), arrow))
+        return sql, tuple(tables)
+
+    async def _distinct(self, output: str, answers: Sequence[Answered]) -> bytes | None:
+        """The distinct values of an output over its shares, sorted, as an Arrow stream; None where too many."""
+        relations = self._relations(answers)
+        parts = " UNION ALL ".join(f'SELECT "{output}" AS k FROM "{name}"' for name in relations)  # noqa: S608
+        job = Job(
+            relations=relations,
+            sql=f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k",  # noqa: S608  names of the plan
+            limits=self._limits(later=2),
+            codec="zstd",
+            consumer="coordinator",
+        )
+        held, rows = bytearray(), 0
+        async with self.means.pool.run(job) as result:
+            held += result.schema
+            async for frame in result:
+                rows += frame.rows
+                held += frame.payload
+                if rows > _KEYS_MAX or len(held) > _KEY_BYTES_MAX:
+                    return None
+        return bytes(held) + END_OF_STREAM
+
+    async def _ask(self, fragment: Fragment, sql: str, keys: tuple[KeyTable, ...], budget: Budget) -> Answered:
+        """The owner's answer; that it is missing, where the question may be answered without it."""
+        assert self.folder is not None
+        later = max(self._waves.values()) - self._waves[fragment.table] + 1  # the waves after this one, and merging
+        request = Request(
+            query_id=self.progress.query_id,
+            fragment=fragment,
+            sql=sql,
+            purpose=self.question.purpose,
+            deadline=self.deadline,
+            later=later,
+            keys=keys,
+            codec=self.question.wire,
+        )
+        try:
+            return await self.means.remote.ask(request, self.folder, budget)
+        except HanseError as error:
+            missing = Missing.of(
+                error, fragment.owner, fragment.participant, ",".join(fragment.datasets), agreements=fragment.agreements
+            )
+            self.progress.miss(missing, self.question, error)
+            return Answered(fragment, None, missing=error)
+
+    def _check_withheld(self, plan: Plan) -> None:
+        """Where no share of a table gave anything there is nothing to merge: the owner's own refusal stands."""
+        by = {answer.fragment.id: answer for answer in self.answers}
+        for fragments in plan.tables.values():
+            there = [by[one.id] for one in fragments]
+            if any(answer.file is not None for answer in there):
+                continue
+            refused = next((answer.end["refusal"] for answer in there if answer.withheld), None)
+            if refused is None:
+                raise next(answer.missing for answer in there if answer.missing is not None)
+            raise Refused(
+                f"{', '.join(dict.fromkeys(one.owner for one in fragments))}: {refused.message}",
+                code=refused.code,
+                rule=getattr(refused, "rule", "") or str(refused.facts.get("rule", "")),
+            )
+
+    async def _merge(self, plan: Plan) -> Answer:
+        """Start the residual in a worker, over the answers' files and nothing else."""
+        relations = self._relations(self.answers)
+        without = {answer.fragment.id for answer in self.answers if answer.file is None}
+        sql, functions = await asyncio.to_thread(_residual, plan, without)
+        report = json.dumps(self.report("complete"))
+        self.run = self.means.pool.run(
+            Job(
+                relations=relations,
+                sql=sql,
+                recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
+                limits=self._limits(rows=self.question.rows),
+                codec=self.question.codec,
+                trailer_room=len(report) + 1024,
+                consumer="coordinator",
+            )
+        )
+        self.result = await self.run.__aenter__()
+        return Answer(self, self.result)
+
+    def _limits(self, *, later: int = 0, rows: int | None = None) -> Limits:
+        memory = self.means.memory_mb
+        return Limits(seconds=self.deadline.left(later), rows=rows, memory_mb=memory, temp_mb=4 * memory)
+
+    def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
+        assert self.folder is not None
+        return {
+            answer.fragment.id: Relation("arrow_ipc", (file_ref(str(answer.file), roots=[self.folder]).to_json(),))
+            for answer in answers
+            if answer.file is not None
+        }
+
+    def owners(self) -> list[dict[str, Any]]:
+        return [_told(answer) for answer in self.answers if answer.missing is None]
+
+    def report(self, status: str, **more: Any) -> dict[str, Any]:
+        """The end record."""
+        return {
+            "status": status,
+            "query_id": self.progress.query_id,
+            "rows": self.progress.rows,
+            "ms": self.progress.ms,
+            "planning_ms": self.progress.planning_ms,
+            "withheld": any(answer.withheld for answer in self.answers),
+            "partial": bool(self.progress.missing),
+            "missing": [one.to_json() for one in self.progress.missing],
+            "owners": self.owners(),
+            "stayed": [note.text() for note in self.plan.notes][:20] if self.plan else [],
+            **more,
+        }
+
+    def _cancel_keys(self) -> None:
+        for table in self._key_tables.values():
+            table.cancel()
+
+    async def end(self, outcome: str, error: BaseException | None) -> None:
+        """Stop the worker, forget the files, write the log. Once."""
+        if self.done:
+            return
+        self.done = True
+        self.progress.ms = int(self.deadline.passed * 1000)
+        self.progress.task = None
+        self._cancel_keys()
+        if self.run is not None and self.result is not None:
+            with suppress(HanseError):
+                await self.run.__aexit__(None, None, None)
+        if self.folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self.folder, True)
+        await self.means.ended(self, outcome, error)
+
+
+class Answer:
+    """The answer as it comes. `close` must be called, also after a failure; it says nothing twice."""
+
+    def __init__(self, work: Work, result: Result) -> None:
+        self._work = work
+        self._result = result
+        self._error: BaseException | None = None
+        self._outcome = "broken"
+
+    @property
+    def query_id(self) -> str:
+        return self._work.progress.query_id
+
+    @property
+    def plan(self) -> Plan:
+        assert self._work.plan is not None
+        return self._work.plan
+
+    def report(self) -> dict[str, Any]:
+        """Figures of each owner and of the whole; complete once all parts were read."""
+        return self._work.report(self._work.progress.state)
+
+    async def parts(self) -> AsyncGenerator[bytes | memoryview, None]:
+        """Schema, batches, end record: one Arrow IPC stream."""
+        work, progress = self._work, self._work.progress
+        progress.task = asyncio.current_task()
+        yield self._result.schema
+        try:
+            async for frame in self._result:
+                progress.rows += frame.rows
+                yield frame.payload
+        except HanseError as error:
+            self._error, self._outcome = error, "failed"
+            yield self._trailer("error", code=error.code, reason=error.message[:400])
+            return
+        progress.ms = int(work.deadline.passed * 1000)
+        self._outcome = "ok"
+        yield self._trailer("complete")
+
+    def _trailer(self, status: str, **more: Any) -> bytes:
+        report = json.dumps(self._work.report(status, **more), separators=(",", ":")).encode()
+        return filled(self._result.trailer, report, self._result.job.trailer_room)
+
+    async def close(self) -> None:
+        """End the question; without all parts read it counts as broken off."""
+        await asyncio.shield(self._work.end(self._outcome, self._error))
+
+
+def filled(trailer: bytes, record: bytes, room: int) -> bytes:
+    """The prepared trailer with the record in its free room, and the end of the stream."""
+    start = trailer.rindex(b" " * room)
+    return trailer[:start] + record.ljust(room)[:room] + trailer[start + room :] + END_OF_STREAM
+
+
+def waves(plan: Plan) -> dict[str, int]:
+    """How many tables each table waits for, one after the other, before it can be asked: its keys come from them."""
+    found: dict[str, int] = {}
+
+    def wave(table: str) -> int:
+        if table not in found:
+            sources = {key.source for fragment in plan.tables[table] for key in fragment.keys}
+            found[table] = max((wave(source) + 1 for source in sources), default=0)
+        return found[table]
+
+    return {table: wave(table) for table in plan.tables}
+
+
+def _told(answer: Answered) -> dict[str, Any]:
+    fragment = answer.fragment
+    return {
+        "owner": fragment.owner,
+        "participant": fragment.participant,
+        "dataset": ",".join(fragment.datasets),
+        "agreement": ",".join(fragment.agreements),
+        "fragment": fragment.id,
+        "sql": fragment.sql,
+        "rows": answer.rows,
+        "bytes": answer.nbytes,
+        "keys_bytes": answer.keys_sent,
+        "ms": answer.ms,
+        "withheld": answer.withheld,
+        "policy": list(answer.end.get("policy", ())) if answer.file is not None else [],
+    }
+
+
+def _residual(plan: Plan, without: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    from connector.query.plan import merge_sql
+    from policies.enforce.functions import ENGINE_FUNCTIONS
+
+    return merge_sql(plan, without=without), tuple(sorted(ENGINE_FUNCTIONS))
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a person should see first: our own before others."""
+    found: list[BaseException] = []
+    stack: list[BaseException] = [failed]
+    while stack:
+        one = stack.pop(0)
+        if isinstance(one, BaseExceptionGroup):
+            stack = [*one.exceptions, *stack]
+        else:
+            found.append(one)
+    return next((one for one in found if isinstance(one, HanseError)), found[0])
+
+
+__all__ = ["END_OF_STREAM", "Answer", "Means", "Work", "filled", "waves"]
