@@ -208,10 +208,17 @@ class Dataset:
         }
         return self._going_on(lambda _: {**wanted, "blocks": "all"}, idle_seconds=idle_seconds, patience=patience)
 
-    def plan(self, *, columns: Sequence[str] = (), where: str = "") -> Plan:
-        """The blocks that these rows come in, to be shared out between readers. No row leaves for it."""
+    def plan(self, *, columns: Sequence[str] = (), where: str = "", patience: float = 0.0) -> Plan:
+        """The blocks that these rows come in, to be shared out between readers. No row leaves for it.
+
+        `patience`: for how many seconds a connector that cannot be reached is tried again.
+        """
         body = {"columns": list(_named(columns)), "where": where, "purpose": self.purpose}
-        found = self._ticketed(lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=60.0))
+
+        def asked() -> Any:
+            return self._ticketed(lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=60.0))
+
+        found = Patience(patience).outlast(asked)
         return Plan.read(found, columns=columns, where=where)
 
     def read(
@@ -295,13 +302,11 @@ class Dataset:
             return answer
 
         waiting = Patience(patience)
-        while True:
-            try:
-                return Stream(opened(None), reopen=opened, patience=waiting)
-            except HanseError as error:
-                if not wait:
-                    raise
-                waiting.bear(error)
+
+        def begun() -> Stream:
+            return Stream(opened(None), reopen=opened, patience=waiting)
+
+        return waiting.outlast(begun) if wait else begun()
 
     def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = _IDLE_SECONDS) -> Stream:
         """One SELECT at this owner, under this agreement alone.

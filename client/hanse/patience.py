@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from hanse.errors import (
     AccessExpired,
@@ -15,6 +16,8 @@ from hanse.errors import (
     StreamIncomplete,
     Unreachable,
 )
+
+T = TypeVar("T")
 
 _PASSING = (Unreachable, StreamIncomplete, Busy, AccessExpired)
 # An owner that says it could not finish, for a reason that a second attempt does not have.
@@ -50,6 +53,14 @@ class Patience:
             raise error
         self.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311  so that many do not come back at once
         self._pause = min(2 * self._pause, _MOST)
+
+    def outlast(self, act: Callable[[], T]) -> T:
+        """What `act` returns, tried again while its failures pass."""
+        while True:
+            try:
+                return act()
+            except HanseError as error:
+                self.bear(error)
 
     def rest(self) -> None:
         """A row came: begin anew with the next failure."""

@@ -85,15 +85,20 @@ class Process:
     database_url: str = ""
     settings: dict[str, str] = field(default_factory=dict)
     certificate: Path | None = None  # with its key: the public listener speaks TLS, and everybody here believes it
+    front_port: int = 0  # where others reach the public listener, if it stands behind a relay
     running: subprocess.Popen[bytes] | None = None
 
     @property
     def participant(self) -> str:
-        return f"did:web:127.0.0.1%3A{self.public_port}"
+        return f"did:web:127.0.0.1%3A{self.front_port or self.public_port}"
 
     @property
     def base(self) -> str:
-        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.public_port}/dsp/2025-1"
+        return f"{self._url}/dsp/2025-1"
+
+    @property
+    def _url(self) -> str:
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.front_port or self.public_port}"
 
     @property
     def token(self) -> str:
@@ -146,12 +151,36 @@ class Process:
         api.close()
         return str(made["id"]), str(offer["id"])
 
+    def offer(self, name: str, path: Path, policy: Mapping[str, Any] = POLICY) -> tuple[str, str]:
+        """A dataset from a path, with an offer that is agreed to by itself; their ids."""
+        api = self.api()
+        made = api.post("/datasets", {"name": name, "path": str(path)})
+        offer = api.post("/offers", {"dataset": name, "policy": policy, "decide": "auto"})
+        api.close()
+        return str(made["id"]), str(offer["id"])
+
+    def agree(self, owner: Process, dataset: str, offer: str, *, form: str = "HttpData-PULL") -> tuple[str, str]:
+        """As a consumer, from an offer of `owner` to a started transfer; the agreement and the transfer."""
+        api = self.api()
+        asked = {"counter_party_id": owner.participant, "counter_party_address": owner.base}
+        negotiation = api.post("/negotiations", {**asked, "dataset": dataset, "offer_id": offer})
+        done = api.get(f"/negotiations/{negotiation['id']}?wait=30&until=FINALIZED")
+        if done["state"] != "FINALIZED":
+            raise RuntimeError(f"{dataset}: expected an agreement, came {done['state']} {done.get('reason')}")
+        transfer = api.post("/transfers", {"agreement_id": done["agreement_id"], "format": form})
+        begun = api.get(f"/transfers/{transfer['id']}?wait=30&until=STARTED")
+        api.close()
+        if begun["state"] != "STARTED":
+            raise RuntimeError(f"{dataset}: expected a started transfer, came {begun['state']} {begun.get('reason')}")
+        return str(done["agreement_id"]), str(transfer["id"])
+
     def _environment(self) -> dict[str, str]:
         ours = {
             "NAME": self.name,
             "DATA_DIR": str(self.directory),
             "SOURCE_ROOTS": str(self.directory),
             "PUBLIC_PORT": str(self.public_port),
+            "PUBLIC_URL": self._url if self.front_port else "",
             "MANAGEMENT_PORT": str(self.management_port),
             "ADMIN_TOKEN_FILE": str(self.directory / "admin.token"),
             "DATABASE_URL": self.database_url,

@@ -7,8 +7,6 @@ here, is scripted. `Link` stands between SDK and owner and breaks connections wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -24,56 +22,8 @@ from hanse.flow import Access, Name
 from policies.model import Policy
 from tests.client.support import connector
 from tests.support import provider
+from tests.support.link import Link
 from tests.support.provider import OPEN, Provider
-
-
-class Link:
-    """A relay to an owner that can cut every connection after so many bytes, and refuse new ones."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.port: int = self._listener.getsockname()[1]
-        self.cut_after: int | None = None  # bytes towards the reader, for each connection from now on
-        self.cuts = self.connections = 0
-        self._open: set[socket.socket] = set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-        self.drop()
-
-    def drop(self) -> None:
-        """Cut what is open now."""
-        for one in tuple(self._open):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                inward, _ = self._listener.accept()
-                outward = socket.create_connection(("127.0.0.1", self._port), timeout=20)
-            except OSError:
-                return
-            outward.settimeout(None)
-            self.connections += 1
-            self._open |= {inward, outward}
-            threading.Thread(target=self._pump, args=(inward, outward, None), daemon=True).start()
-            threading.Thread(target=self._pump, args=(outward, inward, self.cut_after), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, most: int | None) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if most is not None and (most := most - len(data)) < 0:
-                    self.cuts += 1
-                    break
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self._open -= {source, sink}
 
 
 @dataclass

@@ -84,7 +84,7 @@ class Loader:
         if window and seed is None:
             raise BadInput("expected a seed beside window: without one nothing is permuted")
         self.datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)
-        self.plans = tuple(one.plan(columns=columns, where=where) for one in self.datasets)
+        self.plans = tuple(one.plan(columns=columns, where=where, patience=patience) for one in self.datasets)
         self.schema = _one_schema(self.plans)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()

@@ -14,12 +14,13 @@ import polars
 import pyarrow as pa
 import pytest
 from hanse.client import Dataset
-from hanse.errors import AccessRevoked, BadInput, Conflict
+from hanse.errors import AccessRevoked, BadInput, Conflict, Unreachable
 from hanse.loaders import Loader, merge
 from hanse.loaders.order import Order
 
 from tests.support import gate, served
 from tests.support.gate import atom
+from tests.support.link import Link
 from tests.support.served import Owner
 
 ROWS = 210_000
@@ -39,7 +40,7 @@ def numbers(owner: Owner) -> Dataset:
 
 
 @pytest.fixture
-def link(owner: Owner) -> Iterator[served.Link]:
+def link(owner: Owner) -> Iterator[Link]:
     yield owner.link
     owner.link.cut_after = None
 
@@ -189,7 +190,7 @@ def test_a_state_of_another_reader_seed_or_condition_is_refused(numbers: Dataset
             numbers.loader(columns=["id"], **other).load_state_dict(state)
 
 
-def test_lost_connections_cost_no_row_and_double_none(numbers: Dataset, link: served.Link) -> None:
+def test_lost_connections_cost_no_row_and_double_none(numbers: Dataset, link: Link) -> None:
     loader = numbers.loader(batch_size=10_000, seed=4, window=3000)
     link.cut_after = 5_000_000
     before = link.cuts
@@ -198,7 +199,16 @@ def test_lost_connections_cost_no_row_and_double_none(numbers: Dataset, link: se
     assert loader.throughput.reopened >= 1
 
 
-def test_a_plain_stream_bears_lost_connections_too(numbers: Dataset, link: served.Link) -> None:
+def test_a_loader_waits_for_an_owner_that_does_not_answer_yet(numbers: Dataset, link: Link) -> None:
+    short = iter([0, 0, 0])
+    link.cut_after = lambda: next(short, None)
+    with pytest.raises(Unreachable):
+        numbers.plan()
+    assert sum(len(batch) for batch in Loader(numbers, columns=["gap"])) == ROWS
+    assert next(short, None) is None
+
+
+def test_a_plain_stream_bears_lost_connections_too(numbers: Dataset, link: Link) -> None:
     link.cut_after = 3_000_000
     with numbers.stream(batch_rows=20_000) as stream:
         assert ids(stream) == list(range(ROWS))

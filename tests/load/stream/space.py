@@ -157,21 +157,8 @@ def _masked(table: Table) -> dict[str, Any]:
 def agree(space: Space, owner: str, name: str, path: Path, policy: dict[str, Any]) -> None:
     """From a file to a started transfer."""
     process = space.owners[owner]
-    api, ours = process.api(), space.consumers[owner].api()
-    made = api.post("/datasets", {"name": name, "path": str(path)})
-    offer = api.post("/offers", {"dataset": name, "policy": policy, "decide": "auto"})
-    asked = {"counter_party_id": process.participant, "counter_party_address": process.base}
-    negotiation = ours.post("/negotiations", {**asked, "dataset": made["id"], "offer_id": offer["id"]})
-    done = ours.get(f"/negotiations/{negotiation['id']}?wait=30&until=FINALIZED")
-    if done["state"] != "FINALIZED":
-        raise RuntimeError(f"{owner}.{name}: expected an agreement, came {done['state']} {done.get('reason')}")
-    transfer = ours.post("/transfers", {"agreement_id": done["agreement_id"], "format": "HttpData-PULL"})
-    begun = ours.get(f"/transfers/{transfer['id']}?wait=30&until=STARTED")
-    if begun["state"] != "STARTED":
-        raise RuntimeError(f"{owner}.{name}: expected a started transfer, came {begun['state']}")
-    space.datasets[name] = (owner, str(transfer["id"]), str(done["agreement_id"]))
-    api.close()
-    ours.close()
+    agreement, transfer = space.consumers[owner].agree(process, *process.offer(name, path, policy))
+    space.datasets[name] = (owner, transfer, agreement)
 
 
 def self_signed(path: Path) -> Path:

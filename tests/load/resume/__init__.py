@@ -1,0 +1,1 @@
+"""The parts of `tests.load.resume_trials`: its data, the order they must come in, the readers, what befalls them."""
