@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from starlette.types import Receive, Scope, Send
@@ -536,7 +536,9 @@ def _health(parts: Services) -> APIRouter:
 def _metrics(parts: Services) -> APIRouter:
     routes = APIRouter()
 
-    @routes.get("/metrics", tags=["health"], summary="Figures in the Prometheus text format")
+    may = Depends(parts.tokens.require("metrics"))  # figures tell how much is read and refused here
+
+    @routes.get("/metrics", tags=["health"], summary="Figures in the Prometheus text format", dependencies=[may])
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(generate_latest(parts.metrics.registry), media_type="text/plain; version=0.0.4")
 

@@ -22,7 +22,7 @@ from connector.events import RequestRefused, TokenIssued, TokenRevoked
 from connector.store import Store, Transaction
 from connector.store.tables import ApiToken
 
-SCOPES = ("read", "owner", "consume", "audit", "admin")
+SCOPES = ("read", "owner", "consume", "audit", "metrics", "admin")
 COOKIE = "hanse_session"
 _CACHE_SECONDS = 2.0
 _CACHE_MAX = 1024

@@ -21,6 +21,7 @@ _SCOPES = {
     "owner": "register datasets, publish offers, decide and revoke as provider",
     "consume": "search, ask for agreements, read data and ask questions",
     "audit": "read the log and take evidence",
+    "metrics": "read the figures of /metrics, for a monitor, and nothing else",
     "admin": "everything, tokens and settings too",
 }
 

@@ -41,7 +41,9 @@ def _open(space: Space, dataset: str, *, idle: float = 60.0) -> Stream:
 def _live(space: Space) -> int:
     """Reads running at the owner, as its metrics say."""
     with socket.create_connection(("127.0.0.1", space.owners["north"].management_port)) as asked:
-        asked.sendall(b"GET /metrics HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+        token = space.owners["north"].token
+        asked.sendall(f"GET /metrics HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {token}\r\n".encode())
+        asked.sendall(b"connection: close\r\n\r\n")
         text = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
     found = re.search(r"^hanse_streams_live (\S+)", text, re.MULTILINE)
     assert found is not None, text[:300]

@@ -56,7 +56,7 @@ PAGES = [
     ("/tokens", "admin", True),
     ("/settings", "admin", True),
 ]
-SCOPES = ("read", "owner", "consume", "audit", "admin")
+SCOPES = ("read", "owner", "consume", "audit", "metrics", "admin")
 
 
 @pytest.fixture
