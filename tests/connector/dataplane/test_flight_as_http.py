@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from connector.dataplane.flight.front import Front
 from tests.support import flying, gate, provider
 from tests.support.flying import flyer
 from tests.support.gate import atom, mask
-from tests.support.provider import Provider
+from tests.support.provider import Provider, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -132,10 +131,7 @@ def _told(table: pa.Table, end: dict[str, Any]) -> Any:
 
 
 async def _records(running: Provider, before: int) -> list[Any]:
-    until = time.monotonic() + 5
-    while running.reads.live or running.reads._tasks:
-        await asyncio.sleep(0.01)
-        assert time.monotonic() < until
+    await settled(running)
     return [
         (event.kind, event.outcome, event.code, event.reason, event.rule, event.actor, event.purpose, event.detail)
         for event in running.events[before:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import time
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
@@ -17,6 +16,7 @@ import pytest_asyncio
 
 from connector.dataplane.flight.front import Front
 from tests.support import data, flying, gate, provider
+from tests.support.beats import beats
 from tests.support.flying import flyer
 from tests.support.gate import atom
 from tests.support.provider import Provider
@@ -224,11 +224,12 @@ async def test_revocation_in_mid_stream_is_an_error_of_the_driver_within_a_secon
         cursor.execute(f"SELECT a.id, b.x FROM {NUMBERS} a CROSS JOIN {NUMBERS} b")
         reader = cursor.fetch_record_batch()
         reader.read_next_batch()
-        begun.append(time.monotonic())
+        begun.append(clock())
         loop.call_soon_threadsafe(lambda: running.grants.stop(agreement_id=agreement, reason="consent withdrawn"))
         for _ in reader:
             pass
 
-    with pytest.raises((adbc_driver_manager.Error, OSError, pa.ArrowException), match="consent withdrawn"):
-        await use(front, running.ticket(agreement), work)
-    assert time.monotonic() - begun[0] < 1
+    async with beats() as clock:
+        with pytest.raises((adbc_driver_manager.Error, OSError, pa.ArrowException), match="consent withdrawn"):
+            await use(front, running.ticket(agreement), work)
+        assert clock() - begun[0] < 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.routing import BaseRoute, Route
@@ -30,8 +31,9 @@ def tried(routes: Sequence[BaseRoute], prefix: str = "") -> list[tuple[str, str]
     """Every method of every path, its parameters filled with a word."""
     found = []
     for route in routes:
-        if (included := getattr(route, "original_router", None)) is not None:  # FastAPI keeps routers as they came
-            found.extend(tried(included.routes, prefix + route.include_context.prefix))
+        context: Any = getattr(route, "include_context", None)  # FastAPI keeps routers as they came
+        if context is not None:
+            found.extend(tried(context.included_router.routes, prefix + context.prefix))
         elif isinstance(route, Route):
             path = "/".join("x" if part.startswith("{") else part for part in (prefix + route.path).split("/"))
             found.extend((method, path) for method in sorted(route.methods or ()) if method != "HEAD")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
+import sqlglot
 import yaml
 
 from connector.errors import HanseError, QueryInvalid, Refused
@@ -26,6 +27,7 @@ from tests.support.federation_tpch import layout, written_for
 
 CASES = list(plan_cases.cases())
 SEEDS = 160
+RATIO = 100  # of planning to reading a query: 10 ms is the aim, reading takes about half of one
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}: {case.name}" for case in CASES])
@@ -116,12 +118,19 @@ def test_full_pushdown_moves_far_less_than_filters_and_columns(owners_of_tpch: t
 def test_planning_takes_little_time(owners_of_tpch: tuple[str, Federation]) -> None:
     kind, federation = owners_of_tpch
     sqls = [written_for(kind, sql) for sql in tpch.queries().values()]
-    for sql in sqls:
-        plan(sql, federation.tables, across_agreements=True)
-    begun = time.process_time()
-    for sql in sqls:
-        plan(sql, federation.tables, across_agreements=True)
-    assert (time.process_time() - begun) / len(sqls) < 0.1  # 10 ms is the aim; other work shares the machine
+
+    def spent(work: Callable[[str], object]) -> float:
+        """Processor seconds of this thread, the best of three."""
+        times = []
+        for _ in range(3):
+            begun = time.thread_time()
+            for sql in sqls:
+                work(sql)
+            times.append(time.thread_time() - begun)
+        return min(times)
+
+    planning = spent(lambda sql: plan(sql, federation.tables, across_agreements=True))
+    assert planning < RATIO * spent(lambda sql: sqlglot.parse_one(sql, dialect="duckdb"))
 
 
 def test_shares_that_differ_in_their_owner_alone_are_written_once() -> None:

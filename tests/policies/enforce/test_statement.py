@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -62,6 +63,19 @@ TOO_MUCH: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+@cache
+def ordinary() -> float:
+    """Processor seconds for reading all 22 TPC-H queries, the best of five: what a moment is on this machine."""
+
+    def once() -> float:
+        before = time.thread_time()
+        for sql in tpch.queries().values():
+            statement.parse(sql)
+        return time.thread_time() - before
+
+    return min(once() for _ in range(5))
+
+
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_what_would_be_slow_or_deep_is_refused_in_a_moment(name: str) -> None:
     sql, code = TOO_MUCH[name]
@@ -75,7 +89,7 @@ def test_what_would_be_slow_or_deep_is_refused_in_a_moment(name: str) -> None:
         gc.enable()
     assert refused.value.code == code, str(refused.value)
     assert refused.value.rule.startswith("gate/")
-    assert spent < 1.0
+    assert spent < 20 * ordinary()
     assert len(str(refused.value)) < 300
 
 
