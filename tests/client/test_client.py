@@ -228,3 +228,10 @@ def test_a_question_with_an_id_can_be_looked_at_while_it_runs(served: Connector,
     space.query("SELECT 1", query_id="0123456789abcdef")
     assert served.asked[0].body == {"sql": "SELECT 1", "id": "0123456789abcdef"}
     assert space.progress("0123456789abcdef")["waiting"] == [{"owner": "north"}]
+
+
+def test_a_partial_answer_is_asked_for_only_where_it_is_said(served: Connector, space: Space) -> None:
+    served.routes["POST", "/queries"] = chunked(STREAM)
+    space.query("SELECT 1")
+    space.query("SELECT 1", partial=True)
+    assert [asked.body for asked in served.asked] == [{"sql": "SELECT 1"}, {"sql": "SELECT 1", "partial": "allow"}]

@@ -32,6 +32,7 @@ class Failed(Exception):
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"{status}: {body[:300]!r}")
         self.status = status
+        self.body = body
 
 
 class Client:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
+
+
+def _nothing() -> None:
+    """Only the connection is cut."""
 
 
 class Relay:
@@ -18,6 +23,8 @@ class Relay:
         self._left = bytearray()
         self._closed = False
         self._refused = False
+        self._after = -1
+        self._then: Callable[[], None] = _nothing
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -29,6 +36,10 @@ class Relay:
     def refuse(self, refused: bool) -> None:
         """Break every new connection at once, as a machine that is down would."""
         self._refused = refused
+
+    def after(self, size: int, then: Callable[[], None]) -> None:
+        """Once that many more bytes have left on one connection: do this, and cut the connection. Once."""
+        self._after, self._then = size, then
 
     def close(self) -> None:
         self._closed = True
@@ -53,12 +64,18 @@ class Relay:
             threading.Thread(target=self._pump, args=(outward, inward, True), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, keep: bool) -> None:
+        passed = 0
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if keep:
                     with self._lock:
                         self._left += data
                 sink.sendall(data)
+                passed += len(data)
+                if keep and 0 <= self._after < passed:
+                    self._after = -1
+                    self._then()
+                    break
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -107,6 +107,7 @@ WRONG = [
     ({"sql": SQL, "colour": "blue"}, 400, "bad_input"),
     ({"sql": ""}, 400, "bad_input"),
     ({"sql": SQL, "limits": {"seconds": 0}}, 400, "bad_input"),
+    ({"sql": SQL, "partial": "perhaps"}, 400, "bad_input"),
 ]
 
 
@@ -134,6 +135,16 @@ async def test_an_owner_that_is_down_is_somebody_elses_failure(asker: Asker) -> 
     answer = await asker.ask()
     assert answer.status_code == 502
     assert answer.json()["detail"].startswith('"south" (f0.south: patients)')
+
+
+async def test_a_partial_answer_is_given_on_request_and_lists_who_is_missing(asker: Asker) -> None:
+    asker.owners.break_("south", "down")
+    rows, end = read((await asker.ask(partial="allow")).content)
+    assert rows == [{"ward": "w0", "n": 5}, {"ward": "w1", "n": 5}]
+    assert [one["owner"] for one in end["missing"]] == ["south"]
+    told = (await asker.ask(partial="allow", explain="analyze")).json()
+    assert (told["partial"], [one["stage"] for one in told["missing"]]) == (True, ["asking"])
+    assert '"south" (f0.south: patients) while it was asked' in told["text"]
 
 
 async def test_nobody_asks_without_the_scope(asker: Asker) -> None:
