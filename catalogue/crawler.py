@@ -85,7 +85,10 @@ class Crawler:
             except HanseError as error:
                 self._log.error("crawl_round_failed", reason=error.message)
             try:
-                await asyncio.wait_for(self._awake.wait(), _TICK_SECONDS)
+                async with asyncio.timeout(
+                    _TICK_SECONDS
+                ):  # not wait_for: 3.11's swallows a cancellation that meets a wake
+                    await self._awake.wait()
             except TimeoutError:
                 continue
 

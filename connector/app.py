@@ -71,8 +71,8 @@ from connector.query.holdings import Holdings
 from connector.query.job import Job, Limits, Relation
 from connector.query.pool import Pool
 from connector.settings import Settings
-from connector.store import Relay, Store
-from connector.store.tables import Agreement, Transfer
+from connector.store import Relay, Store, Transaction
+from connector.store.tables import Transfer
 from connector.telemetry import Metrics
 from connector.usage import sources
 from connector.usage.facts import Known
@@ -175,8 +175,8 @@ class _DataPlane:
     def __init__(self, addresses: Addresses, reads: Reads, net: Net, *, owner: str) -> None:
         self._addresses, self._reads, self._net, self._owner = addresses, reads, net, owner
 
-    async def address(self, transfer: Transfer, agreement: Agreement) -> DataAddress:
-        await self._reads.grants.hold(agreement.id, consumer=transfer.counterparty)
+    def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
+        self._reads.grants.held(tx, transfer.agreement_id, consumer=transfer.counterparty)
         found = address_of(self._addresses.address(transfer))
         assert found is not None  # ours are well formed
         return found
@@ -268,6 +268,7 @@ def build(settings: Settings) -> Services:
         retry_cap=settings.dsp_retry_cap,
         retry_deadline=settings.dsp_retry_deadline,
         metrics=metrics,
+        instance=instance,
     )
     peer = Peer(wire=net, mint=identity.mint)
     common: dict[str, Any] = {

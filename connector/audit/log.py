@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -74,6 +75,7 @@ class Sequencer:
         self._round_seconds = round_seconds
         self._salt = salt
         self._wake = asyncio.Event()
+        self._told = 0.0  # when something was committed last
         self._turn = asyncio.Lock()
         self._checked = False
         self.problem = ""  # why nothing is numbered now; empty while all is well
@@ -99,15 +101,29 @@ class Sequencer:
                     pause = min(2 * pause, _RETRY_CAP)
                     continue
                 self.problem, pause = "", _RETRY_FIRST
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _IDLE_SECONDS)
-                await asyncio.sleep(self._round_seconds)  # what arrives together shares a commit and a signature
+                with contextlib.suppress(
+                    TimeoutError
+                ):  # not wait_for: 3.11's swallows a cancellation that meets a wake
+                    async with asyncio.timeout(_IDLE_SECONDS):
+                        await self._wake.wait()
+                await self._gather()
         finally:
             unsubscribe()
 
     def wake(self) -> None:
         """There is something to number."""
+        self._told = time.monotonic()
         self._wake.set()
+
+    async def _gather(self) -> None:
+        """Wait until what belongs together is there: it shares a commit and a signature.
+
+        A quarter of a round without a word ends the wait, and so does a whole round: one that begins in the middle of
+        a conversation keeps the database from it.
+        """
+        ends = time.monotonic() + self._round_seconds
+        while (due := min(self._told + self._round_seconds / 4, ends)) > (now := time.monotonic()):  # noqa: ASYNC110
+            await asyncio.sleep(due - now)  # a clock, not an event: waking for each record would cost more
 
     async def settle(self) -> None:
         """Number what is committed now; afterwards the newest head covers it. LogBroken where the tree is not ours."""

@@ -99,6 +99,7 @@ class Catalog:
         self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
     ) -> tuple[list[_Listed], str]:
         """Up to `limit` visible datasets in order, and the id from where to go on that way; empty at the end."""
+        tx.datasets.by_index()
         found: list[_Listed] = []
         judged: dict[str, bool] = {}
         reached, looked, more = start, 0, True

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from connector.dsp import messages
@@ -246,10 +247,13 @@ def version_router() -> APIRouter:
 async def _body(request: Request, longest: int) -> bytes:
     """The body within its limit, whatever its media type says."""
     held = bytearray()
-    async for piece in request.stream():
-        held += piece
-        if len(held) > longest:
-            raise BodyTooLarge(f"expected a body of at most {longest} bytes")
+    try:
+        async for piece in request.stream():
+            held += piece
+            if len(held) > longest:
+                raise BodyTooLarge(f"expected a body of at most {longest} bytes")
+    except ClientDisconnect:
+        raise BadInput("the sender left before its message was complete; send it again") from None
     return bytes(held)
 
 

@@ -84,8 +84,10 @@ class Sender:
         retry_deadline: float = 72 * 3600.0,
         lease: float = 6.0,
         metrics: Metrics | None = None,
+        instance: str = "",
     ) -> None:
-        self.owner = uuid.uuid4().hex
+        self._instance = instance  # this process, the same at every start
+        self.owner = f"{instance}.{uuid.uuid4().hex}"
         self._store = store
         self._delay = send_delay
         self._first, self._cap, self._deadline = retry_first, retry_cap, retry_deadline
@@ -110,9 +112,11 @@ class Sender:
             self._answered.add(kind)
 
     async def start(self) -> None:
-        """Begin to deliver. On SQLite we are alone, so what an earlier process had leased is free at once."""
+        """Begin to deliver. What an earlier life of this process had leased is free at once; on SQLite, everything."""
         if self._store.is_sqlite:
             await self._store.write(lambda tx: tx.messages.release_all())
+        elif self._instance:
+            await self._store.write(lambda tx: tx.messages.release_of(self._instance))
         self._loop = asyncio.create_task(self._look())
 
     async def stop(self) -> None:
@@ -154,8 +158,9 @@ class Sender:
             except HanseError as error:
                 self._log.warning("outbox_unreadable", reason=error.message)
                 pause = 1.0
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+            with suppress(TimeoutError):  # not wait_for: Python 3.11's swallows a cancellation that meets a wake
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
             self._wake.clear()
 
     async def _take_up(self) -> float:

@@ -63,8 +63,11 @@ AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that fol
 class DataPlane(Protocol):
     """What moves the bytes, at the provider."""
 
-    async def address(self, transfer: Transfer, agreement: Agreement) -> DataAddress:
-        """Where and with which ticket the consumer reads; valid for the transfer's present generation."""
+    def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
+        """Where and with which ticket the consumer reads; valid for the transfer's present generation.
+
+        A HanseError where its agreement does not hold any more. Runs in a reading transaction.
+        """
 
     async def stop(self, transfer_id: str, reason: str) -> None:
         """End what runs under a transfer, now."""
@@ -290,14 +293,15 @@ class Transfers(Exchange[Transfer]):
         """A provider's start of a pull transfer gets its address now."""
         if row.message["@type"] != states.START:
             return row.message
-        found = await self._store.read(lambda tx: _with_agreement(tx, row.process))
-        if found is None:
+        return await self._store.read(lambda tx: self._started(tx, row))
+
+    def _started(self, tx: Transaction, row: Outbox) -> Json | None:
+        transfer = tx.transfers.peek(row.process)
+        if transfer is None or transfer.pending != states.START:
             return None
-        transfer, agreement = found
-        if transfer.role == CONSUMER or self._formats.get(transfer.format) == PUSH or agreement is None:
+        if transfer.role == CONSUMER or self._formats.get(transfer.format) == PUSH:
             return row.message
-        address = await self._data_plane.address(transfer, agreement)
-        return {**row.message, "dataAddress": address.to_wire()}
+        return {**row.message, "dataAddress": self._data_plane.address(tx, transfer).to_wire()}
 
     def _heard(self, event: Event) -> None:
         """Stop the bytes of a transfer that does not run any more, whoever ended it."""
@@ -537,14 +541,6 @@ def _ends(address: DataAddress) -> float:
 
 def _push_process(pid: str) -> str:
     return f"push:{pid}"
-
-
-def _with_agreement(tx: Transaction, pid: str) -> tuple[Transfer, Agreement | None] | None:
-    """A transfer whose start is on its way, with its agreement."""
-    row = tx.transfers.peek(pid)
-    if row is None or row.pending != states.START:
-        return None
-    return row, tx.agreements.get(row.agreement_id, role=row.role)
 
 
 def _check_holds(tx: Transaction, agreement: Agreement) -> Grant:

@@ -96,7 +96,8 @@ async def frames(feed: Feed, reader: asyncio.Queue[Event | None], kinds: frozens
         yield ": joined\n\n"
         while True:
             try:
-                event = await asyncio.wait_for(reader.get(), _PAUSE)
+                async with asyncio.timeout(_PAUSE):
+                    event = await reader.get()
             except TimeoutError:
                 yield ": here\n\n"
                 continue

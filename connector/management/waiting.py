@@ -33,7 +33,8 @@ async def until(store: Store, pid: str, look: Callable[[], Awaitable[Row]], *, s
         ends = time.monotonic() + min(seconds, LONGEST)
         while not _there(row, first, state) and (left := ends - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), min(left, _LOOK))
+                async with asyncio.timeout(min(left, _LOOK)):
+                    await changed.wait()
             changed.clear()
             row = await look()
         return row

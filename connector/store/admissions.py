@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from sqlalchemy import case, delete, select
+from typing import Any
+
+from sqlalchemy import Table, bindparam, case, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from connector.store.tables import Begun
+
+_BEGUN: Table = Begun.__table__  # type: ignore[assignment]  # it is one
+_NOW: Any = bindparam("now")
+_STEP: Any = bindparam("step")
+_MOST: Any = bindparam("most")
+_FULL = case((_BEGUN.c.full_until > _NOW, _BEGUN.c.full_until), else_=_NOW) + _STEP
+
+
+def _count(build: Any) -> Any:
+    count = build(_BEGUN).values(full_until=bindparam("first"))
+    return count.on_conflict_do_update(
+        index_elements=[_BEGUN.c.counterparty, _BEGUN.c.kind], set_={"full_until": _FULL}, where=_FULL - _NOW <= _MOST
+    ).returning(_BEGUN.c.kind)
+
+
+_COUNT = {"sqlite": _count(sqlite.insert), "postgresql": _count(postgresql.insert)}
 
 
 class Admissions:
@@ -19,13 +37,10 @@ class Admissions:
         Each new process fills `step` seconds of the time ahead, of which at most `most` may be full (the generic cell
         rate algorithm): one statement, so that two that count at once cannot both take the last place.
         """
-        build = sqlite.insert if self._session.get_bind().dialect.name == "sqlite" else postgresql.insert
-        full = case((Begun.full_until > now, Begun.full_until), else_=now) + step
-        count = build(Begun).values(counterparty=counterparty, kind=kind, full_until=now + step)
-        count = count.on_conflict_do_update(
-            index_elements=[Begun.counterparty, Begun.kind], set_={"full_until": full}, where=full - now <= most
-        )
-        if self._session.execute(count.returning(Begun.kind)).first() is not None:
+        who = {"counterparty": counterparty, "kind": kind}
+        times = {"first": now + step, "now": now, "step": step, "most": most}
+        count = _COUNT[self._session.get_bind().dialect.name]
+        if self._session.execute(count, {**who, **times}).first() is not None:
             return 0.0
         query = select(Begun.full_until).where(Begun.counterparty == counterparty, Begun.kind == kind)
         until = self._session.scalar(query) or now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
@@ -17,6 +17,19 @@ class Datasets:
 
     def add(self, row: Dataset | DatasetVersion | Offer) -> None:
         self._session.add(row)
+
+    def by_index(self) -> None:
+        """Have every query of this transaction go by index: it asks for single pages of large tables.
+
+        PostgreSQL would read whole tables for a page as long as it has no statistics (new or much changed ones), and
+        for what it takes the list of a page's keys for.
+        """
+        if self._session.get_bind().dialect.name == "postgresql":
+            self._session.execute(
+                select(
+                    func.set_config("enable_seqscan", "off", True), func.set_config("enable_bitmapscan", "off", True)
+                )
+            )
 
     def find(self, key: str) -> Dataset | None:
         """By id or by name."""
@@ -53,25 +66,36 @@ class Datasets:
         return self._session.scalars(select(Dataset).where(Dataset.id > after).order_by(Dataset.id).limit(limit)).all()
 
     def offered(self, *, start: str, backwards: bool = False, limit: int) -> Sequence[Dataset]:
-        """Datasets with an offer in force, by id from `start` (left out) on, or back from it. Reads `limit` keys."""
-        keys = select(Offer.dataset_id).where(Offer.withdrawn_at.is_(None)).distinct().limit(limit)
+        """Datasets with an offer in force, by id from `start` (left out) on, or back from it: at most `limit`."""
+        found: dict[str, None] = {}  # keys in order
+        reached, more = start, True
+        while more and len(found) < limit:
+            keys = self._offered_keys(reached, backwards=backwards, limit=limit)
+            found.update(dict.fromkeys(keys))
+            reached, more = keys[-1] if keys else reached, len(keys) == limit
+        wanted = list(found)[:limit]
+        rows = {row.id: row for row in self._session.scalars(select(Dataset).where(Dataset.id.in_(wanted)))}
+        return [rows[key] for key in wanted if key in rows]
+
+    def _offered_keys(self, start: str, *, backwards: bool, limit: int) -> Sequence[str]:
+        """The datasets of the next `limit` offers in force, one entry for each offer.
+
+        No DISTINCT: PostgreSQL may hash the whole table for it.
+        """
+        keys = select(Offer.dataset_id).where(Offer.withdrawn_at.is_(None)).limit(limit)
         if backwards:
-            keys = keys.where(Offer.dataset_id < start).order_by(Offer.dataset_id.desc())
-        else:
-            keys = keys.where(Offer.dataset_id > start).order_by(Offer.dataset_id)
-        found = self._session.scalars(keys).all()
-        rows = {row.id: row for row in self._session.scalars(select(Dataset).where(Dataset.id.in_(found)))}
-        return [rows[key] for key in found if key in rows]
+            return self._session.scalars(keys.where(Offer.dataset_id < start).order_by(Offer.dataset_id.desc())).all()
+        return self._session.scalars(keys.where(Offer.dataset_id > start).order_by(Offer.dataset_id)).all()
 
     def current_of(self, rows: Sequence[Dataset]) -> dict[str, DatasetVersion]:
         """The current versions of these datasets, by dataset id."""
-        digests = {row.id: row.version for row in rows}
+        keys = [row.id for row in rows]
         found = self._session.scalars(
-            select(DatasetVersion).where(
-                DatasetVersion.dataset_id.in_(digests), DatasetVersion.digest.in_(set(digests.values()))
-            )
+            select(DatasetVersion)
+            .join(Dataset, and_(Dataset.id == DatasetVersion.dataset_id, Dataset.version == DatasetVersion.digest))
+            .where(DatasetVersion.dataset_id.in_(keys), Dataset.id.in_(keys))
         )
-        return {version.dataset_id: version for version in found if version.digest == digests[version.dataset_id]}
+        return {version.dataset_id: version for version in found}
 
     def count(self) -> int:
         return self._session.scalar(select(func.count()).select_from(Dataset)) or 0

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import Table, bindparam, case, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from connector.store.tables import Inbox, Outbox, Webhook
+
+# What every message needs is built once: building a statement anew costs as much as running it.
+_OUTBOX: Table = Outbox.__table__  # type: ignore[assignment]  # it is one
+_INBOX: Table = Inbox.__table__  # type: ignore[assignment]
+_DONE = (
+    delete(_OUTBOX)
+    .where(_OUTBOX.c.id == bindparam("message"), _OUTBOX.c.lease_owner == bindparam("owner"))
+    .returning(_OUTBOX.c.id)
+)
+_DROP = delete(_OUTBOX).where(_OUTBOX.c.process == bindparam("of"))
+_REMEMBER = {
+    "sqlite": sqlite.insert(_INBOX).on_conflict_do_nothing().returning(_INBOX.c.digest),
+    "postgresql": postgresql.insert(_INBOX).on_conflict_do_nothing().returning(_INBOX.c.digest),
+}
 
 
 class Messages:
@@ -41,18 +55,19 @@ class Messages:
 
     def done(self, message_id: int, *, owner: str) -> bool:
         """Remove a message that is dealt with. False where it was not leased to `owner` any more."""
-        table = Outbox.__table__
-        removed = self._session.execute(
-            table.delete().where(table.c.id == message_id, table.c.lease_owner == owner).returning(table.c.id)  # type: ignore[attr-defined]  # it is a Table
-        )
-        return removed.first() is not None
+        return self._session.execute(_DONE, {"message": message_id, "owner": owner}).first() is not None
 
     def drop(self, process: str) -> None:
         """Forget everything that was still to be sent in a process."""
-        self._session.execute(delete(Outbox).where(Outbox.process == process))
+        self._session.execute(_DROP, {"of": process})
 
     def release(self, *, owner: str) -> None:
         self._session.execute(update(Outbox).where(Outbox.lease_owner == owner).values(lease_until=0.0, lease_owner=""))
+
+    def release_of(self, instance: str) -> None:
+        """End the leases of an instance's earlier processes: for its new one, when it starts."""
+        theirs = Outbox.lease_owner.startswith(f"{instance}.", autoescape=True)
+        self._session.execute(update(Outbox).where(theirs).values(lease_until=0.0, lease_owner=""))
 
     def release_all(self) -> None:
         """End every lease: for the only process on a database, when it starts."""
@@ -72,12 +87,9 @@ class Messages:
 
     def remember(self, *, sender: str, message_id: str, digest: str, now: float) -> bool:
         """Note a message as taken in. False where it was noted before; then nothing changes."""
-        build = sqlite.insert if self._session.get_bind().dialect.name == "sqlite" else postgresql.insert
+        note = _REMEMBER[self._session.get_bind().dialect.name]
         values = {"sender": sender, "message_id": message_id, "digest": digest, "received_at": now}
-        noted = self._session.execute(
-            build(Inbox.__table__).values(values).on_conflict_do_nothing().returning(Inbox.__table__.c.digest)  # type: ignore[arg-type]  # it is a Table
-        )
-        return noted.first() is not None
+        return self._session.execute(note, values).first() is not None
 
     def forget_older(self, than: float) -> None:
         self._session.execute(delete(Inbox).where(Inbox.received_at < than))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import Integer, Select, bindparam, func, literal, select
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
@@ -17,6 +17,8 @@ Row = TypeVar("Row", Negotiation, Transfer)
 class _Processes(Generic[Row]):
     _table: type[Row]
     _noun = ""
+    _by_peer: ClassVar[Select[Any]]
+    _open: ClassVar[Select[Any]]
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -48,18 +50,13 @@ class _Processes(Generic[Row]):
 
     def by_peer(self, *, role: str, counterparty: str, peer_pid: str) -> Row | None:
         """For update, by the counterparty's pid: recognises a repeated first request."""
-        table = self._table
-        return self._session.scalars(
-            select(table)
-            .where(table.role == role, table.counterparty == counterparty, table.peer_pid == peer_pid, KNOWN)
-            .with_for_update()
-        ).first()
+        which = {"ours": role, "who": counterparty, "theirs": peer_pid}
+        return self._session.scalars(self._by_peer, which).first()
 
     def open_with(self, counterparty: str, *, role: str, up_to: int) -> int:
         """How many processes that have not ended a counterparty has with us in this role; counts no further."""
-        table = self._table
-        some = select(literal(1)).select_from(table).where(table.counterparty == counterparty, table.role == role, OPEN)
-        return self._session.scalar(select(func.count()).select_from(some.limit(up_to).subquery())) or 0
+        which = {"who": counterparty, "ours": role, "most": up_to}
+        return self._session.scalar(self._open, which) or 0
 
     def page(self, *, limit: int = 100, offset: int = 0, waiting: bool = False, **equals: str) -> Sequence[Row]:
         """Newest first, those whose columns (role, state, counterparty, ...) are `equals`; empty texts say nothing.
@@ -76,14 +73,34 @@ class _Processes(Generic[Row]):
         ).all()
 
 
+def _said_by_peer(table: type[Negotiation | Transfer]) -> Select[Any]:
+    """By the counterparty's pid. Statements of every message are built once: building costs as much as running."""
+    named = (
+        table.role == bindparam("ours"),
+        table.counterparty == bindparam("who"),
+        table.peer_pid == bindparam("theirs"),
+    )
+    return select(table).where(*named, KNOWN).with_for_update()
+
+
+def _open_with(table: type[Negotiation | Transfer]) -> Select[Any]:
+    some = select(literal(1)).select_from(table)
+    some = some.where(table.counterparty == bindparam("who"), table.role == bindparam("ours"), OPEN)
+    return select(func.count()).select_from(some.limit(bindparam("most", type_=Integer)).subquery())
+
+
 class Negotiations(_Processes[Negotiation]):
     _table = Negotiation
     _noun = "negotiation"
+    _by_peer = _said_by_peer(Negotiation)
+    _open = _open_with(Negotiation)
 
 
 class Transfers(_Processes[Transfer]):
     _table = Transfer
     _noun = "transfer"
+    _by_peer = _said_by_peer(Transfer)
+    _open = _open_with(Transfer)
 
     def moments(self, agreement_id: str, *, role: str) -> dict[str, float]:
         """When a transfer under an agreement first started and was first completed, as far as one was."""

@@ -3,8 +3,8 @@
 The log is the events' table: every event is numbered in it without a gap, by one process at a time, and a cursor over
 these numbers misses none. NOTIFY only says when to look. LISTEN is in force before the first look, and without a word
 there is a look every few seconds: a lost notice, or a lost connection, costs time and no event. Subscribers have an
-event of another process once, in the log's order, mostly within a tenth of a second; an SQLite file has no other
-process, so there is nothing to do.
+event of another process once, in the log's order, within a quarter of a second; an SQLite file has no other process,
+so there is nothing to do.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Relay:
         self._number = number
         self._next = 0
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """From now on: what was committed before is not told."""
@@ -47,16 +48,17 @@ class Relay:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
+        self._stopping = True  # the driver may swallow the cancellation where it meets a notice
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         pause = _PAUSE
-        while True:
+        while not self._stopping:
             try:
                 async with _listening(self._store) as connection:
-                    while True:
+                    while not self._stopping:
                         await self.look()
                         pause = _PAUSE
                         async for _ in connection.notifies(timeout=_LOOK_AGAIN, stop_after=1):

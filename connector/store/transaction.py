@@ -21,6 +21,8 @@ from connector.store.tables import AuditPending
 from connector.store.tokens import Tokens
 from connector.store.usage import Attestations, Duties
 
+_STORE = insert(AuditPending.__table__)  # type: ignore[arg-type]  # it is a Table
+
 
 class Transaction:
     """What a unit of work sees. `now` is the transaction's time in UTC seconds since the epoch.
@@ -47,7 +49,7 @@ class Transaction:
         """Write what was published; the store calls this at the end of a unit of work."""
         if self.published:
             rows = [{"ts": self.now, "body": event.body(), "origin": self._origin} for event in self.published]
-            self.session.execute(insert(AuditPending.__table__), rows)  # type: ignore[arg-type]  # it is a Table
+            self.session.execute(_STORE, rows)
 
     @cached_property
     def tokens(self) -> Tokens:

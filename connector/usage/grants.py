@@ -98,6 +98,10 @@ class Grants:
         """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
         return self._compiled(*await self._store.read(lambda tx: _rows(tx, agreement_id, consumer)))
 
+    def held(self, tx: Transaction, agreement_id: str, *, consumer: str) -> Held:
+        """As `hold`, in a transaction that reads already."""
+        return self._compiled(*_rows(tx, agreement_id, consumer))
+
     async def covers(
         self, agreement_id: str, *, consumer: str, action: str, purpose: str, transfer: tuple[str, int] | None = None
     ) -> DataContract:

@@ -26,7 +26,7 @@ from tests.support import processes
 from tests.support.processes import Client, Failed, Process
 
 TRACKS = 6
-PATIENCE = 120.0
+PATIENCE = 120.0  # seconds after the last kill: what is killed twice a second need not get anywhere before
 COUNTED = ("NegotiationAdvanced", "TransferAdvanced", "AgreementConcluded")
 SETTINGS = {"DSP_RETRY_FIRST": "0.05", "DSP_RETRY_CAP": "0.5", "CALL_TIMEOUT": "5", "LOG_LEVEL": "info"}
 
@@ -42,9 +42,12 @@ class Unended(RuntimeError):
 class Operator(threading.Thread):
     """Wants agreements, transfers and their completion, one after the other, until told to stop."""
 
-    def __init__(self, name: str, south: Process, asked: dict[str, Any], stop: threading.Event) -> None:
+    def __init__(
+        self, name: str, south: Process, asked: dict[str, Any], stop: threading.Event, calm: Callable[[], float]
+    ) -> None:
         super().__init__(name=name, daemon=True)
         self._south, self._asked, self._told_to_stop = south, asked, stop
+        self._calm = calm  # how many seconds nobody was killed any more; 0 as long as the storm lasts
         self._api: Client | None = None
         self.done = 0
         self.problem: Exception | None = None
@@ -82,8 +85,7 @@ class Operator(threading.Thread):
                 self._lost(error)
 
     def _reach(self, path: str, pid: str, *goals: str) -> dict[str, Any]:
-        ends = time.monotonic() + PATIENCE
-        while time.monotonic() < ends:
+        while self._calm() < PATIENCE:
             row = self._get(f"{path}/{pid}?wait=2&until={goals[0]}")
             if row["state"] in goals:
                 return dict(row)
@@ -95,12 +97,11 @@ class Operator(threading.Thread):
         return self._try(lambda api: api.get(path))
 
     def _try(self, act: Callable[[Client], Any]) -> Any:
-        ends = time.monotonic() + PATIENCE
         while True:
             try:
                 return act(self._client())
             except (OSError, http.client.HTTPException, Failed) as error:
-                if time.monotonic() > ends or (isinstance(error, Failed) and error.status < 500):
+                if self._calm() > PATIENCE or (isinstance(error, Failed) and error.status < 500):
                     raise
                 self._lost(error)
 
@@ -126,7 +127,12 @@ def storm(north: Process, south: Process, *, kills: int, chance: random.Random) 
         "policy": processes.POLICY,
     }
     stop = threading.Event()
-    tracks = [Operator(f"track{i}", south, asked, stop) for i in range(TRACKS)]
+    over: list[float] = []  # when the last kill was over
+
+    def calm() -> float:
+        return time.monotonic() - over[0] if over else 0.0
+
+    tracks = [Operator(f"track{i}", south, asked, stop, calm) for i in range(TRACKS)]
     for track in tracks:
         track.start()
     killed: Counter[str] = Counter()
@@ -142,8 +148,9 @@ def storm(north: Process, south: Process, *, kills: int, chance: random.Random) 
     for one in (north, south):
         one.wait()
     stop.set()
+    over.append(time.monotonic())
     for track in tracks:
-        track.join(PATIENCE)
+        track.join(2 * PATIENCE)
     problems = [track.problem for track in tracks if track.problem is not None]
     stuck = [track.name for track in tracks if track.is_alive()]
     if problems or stuck:

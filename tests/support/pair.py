@@ -33,7 +33,7 @@ from connector.identity.principal import Principal
 from connector.net import Guard, Reply
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Offer, Transfer
+from connector.store.tables import Dataset, DatasetVersion, Offer, Transfer
 from policies import jsonld
 from policies.evaluate import Facts
 from tests.support import wire_check
@@ -155,8 +155,8 @@ class Plane:
         self.pushed: list[tuple[str, DataAddress]] = []
         self.push_fails: Exception | None = None
 
-    async def address(self, transfer: Transfer, agreement: Agreement) -> DataAddress:
-        ticket = f"ticket:{transfer.id}:{transfer.generation}:{agreement.id}"
+    def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
+        ticket = f"ticket:{transfer.id}:{transfer.generation}:{transfer.agreement_id}"
         return DataAddress(
             "https://w3id.org/idsa/v4.1/HTTP",
             "http://203.0.113.1/data/v1",

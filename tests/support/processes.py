@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,8 @@ class Process:
     certificate: Path | None = None  # with its key: the public listener speaks TLS, and everybody here believes it
     front_port: int = 0  # where others reach the public listener, if it stands behind a relay
     running: subprocess.Popen[bytes] | None = None
+    program: tuple[str, ...] = ("-m", "connector", "serve")  # what Python is to run
+    environment: Callable[[Process], dict[str, str]] = lambda _: {}  # more of it, for another program
 
     @property
     def participant(self) -> str:
@@ -110,7 +112,7 @@ class Process:
         self.directory.mkdir(parents=True, exist_ok=True)
         log = (self.directory / "log").open("ab")
         self.running = subprocess.Popen(
-            [sys.executable, "-m", "connector", "serve"], env=self._environment(), stdout=log, stderr=log,
+            [sys.executable, *self.program], env=self._environment(), stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
         log.close()
@@ -192,15 +194,25 @@ class Process:
             **self.settings,
         }
         rest = {key: value for key, value in os.environ.items() if not key.startswith("HANSE_")}
-        return rest | {f"HANSE_{key}": value for key, value in ours.items() if value}
+        settings = {f"HANSE_{key}": value for key, value in ours.items() if value}
+        return rest | settings | self.environment(self)
 
 
 @contextmanager
-def two(directory: Path, *, urls: tuple[str, str] = ("", ""), **settings: str) -> Iterator[tuple[Process, Process]]:
+def two(
+    directory: Path,
+    *,
+    urls: tuple[str, str] = ("", ""),
+    program: tuple[str, ...] = Process.program,
+    environment: Callable[[Process], dict[str, str]] = Process.environment,
+    **settings: str,
+) -> Iterator[tuple[Process, Process]]:
     """A provider `north` and a consumer `south`, running; killed at the end."""
     first = free_range(4)
     north = Process("north", directory / "north", first, first + 1, urls[0], dict(settings))
     south = Process("south", directory / "south", first + 2, first + 3, urls[1], dict(settings))
+    for one in (north, south):
+        one.program, one.environment = program, environment
     try:
         north.start()
         south.start()

@@ -240,3 +240,40 @@ async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqli
             await asyncio.sleep(0.005)
     await made.stop()
     assert await sqlite_store.read(lambda tx: tx.messages.seen("a", "new")) is not None
+
+
+@pytest.mark.parametrize(("instance", "at_once"), [("first", True), ("second", False)])
+async def test_an_instance_that_comes_back_takes_up_what_it_had_leased(
+    store: Store, instance: str, at_once: bool
+) -> None:
+    """Its earlier process is dead. What another instance of the connector has leased stays that one's."""
+
+    async def carry(_: Outbox) -> Outcome:
+        return DELIVERED
+
+    dead = sender(store, Script(carry), instance="first")
+    await store.write(lambda tx: dead.queue(tx, message("left behind")))
+    courier = Script(carry)
+    back = sender(store, courier, instance=instance)
+    await back.start()
+    if at_once or store.is_sqlite:  # one process has an SQLite file for itself
+        await courier.until(1)
+    else:
+        await asyncio.sleep(0.3)
+    await back.stop()
+    assert courier.carried == (["left behind"] if at_once or store.is_sqlite else [])
+
+
+async def test_a_stop_that_meets_a_wake_ends_all_the_same(sqlite_store: Store) -> None:
+    """The cancellation arrives in the very turn of the loop in which the worker is woken."""
+
+    async def carry(_: Outbox) -> Outcome:
+        return DELIVERED
+
+    for _ in range(20):
+        made = sender(sqlite_store, Script(carry))
+        await made.start()
+        await asyncio.sleep(0.005)
+        made.wake()
+        async with asyncio.timeout(5):
+            await made.stop()

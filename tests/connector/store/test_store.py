@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from connector.errors import NotFound
 from connector.events import Event, ServiceStarted
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import ApiToken, Grant, Outbox
+from tests.conftest import DATABASES
 
 
 def token(name: str) -> ApiToken:
@@ -178,3 +181,53 @@ async def test_a_caller_that_goes_away_does_not_harm_the_store(store: Store) -> 
     await asyncio.gather(*(leave_at_once(i) for i in range(50)))
     await store.write(lambda tx: tx.tokens.add(token("here")))
     assert (await store.read(lambda tx: tx.tokens.by_name("here"))) is not None
+
+
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+async def test_a_page_of_the_catalogue_reads_no_table_without_statistics(postgres_cluster: Any) -> None:
+    """Right after many datasets came, PostgreSQL knows nothing of them, and would read all for a page."""
+    with postgres_cluster.database() as url:
+        upgrade(url)
+        opened = Store(url, pool_size=1)
+        await opened.write(_many_offers)
+
+        def page(tx: Transaction) -> tuple[int, int]:
+            before = _read_whole(tx)
+            tx.datasets.by_index()
+            rows = tx.datasets.offered(start="d30000", limit=101)
+            tx.datasets.offers_of([row.id for row in rows])
+            return len(tx.datasets.current_of(rows)), _read_whole(tx) - before
+
+        shown, read = await opened.read(page)
+        opened.close()
+    assert (shown, read) == (101, 0)
+
+
+def _read_whole(tx: Transaction) -> int:
+    """Rows that this connection has read by scanning tables."""
+    count = "SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_xact_user_tables"
+    return int(tx.session.execute(text(count)).scalar_one())
+
+
+def _many_offers(tx: Transaction) -> None:
+    for table in ("dataset", "dataset_version", "offer"):
+        tx.session.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = false)"))
+    tx.session.execute(
+        text(
+            "INSERT INTO dataset (id, name, title, description, keywords, theme, license, version, created_at) "
+            "SELECT 'd' || lpad(i::text, 5, '0'), 'n' || i, '', '', '[]', '', '', 'v' || i, 0 "
+            "FROM generate_series(1, 60000) i"
+        )
+    )
+    tx.session.execute(
+        text(
+            "INSERT INTO dataset_version (dataset_id, digest, source, schema, profile, created_at) "
+            "SELECT id, version, '{}', '[]', '{}', 0 FROM dataset"
+        )
+    )
+    tx.session.execute(
+        text(
+            "INSERT INTO offer (id, dataset_id, policy, form, digest, decide, created_at) "
+            "SELECT 'o' || id, id, '{}', '', '', 'auto', 0 FROM dataset"
+        )
+    )
