@@ -58,8 +58,10 @@ def state(duty: Duty, *, events: Mapping[str, float], fulfilled_at: float | None
     """Where the duty stands at `now`; `fulfilled_at` is when evidence of its latest fulfilment was given.
 
     One that was fulfilled too late stays violated. A repeated one (`ds:every`) falls due again a period
-    after each fulfilment.
+    after each fulfilment. Evidence of a later time than `now` is none yet.
     """
+    if fulfilled_at is not None and fulfilled_at > now:
+        fulfilled_at = None
     found = window(duty, events)
     every = _details(duty).get(ds("every"))
     if fulfilled_at is not None and (found.opens is None or fulfilled_at >= found.opens):
