@@ -255,6 +255,7 @@ def build(settings: Settings) -> Services:
         name=settings.name,
         mask_secret=keys.secret(key_dir, "mask"),
         memory_mb=settings.worker_memory_mb,
+        temp_mb=settings.worker_temp_mb,
         seconds=settings.query_seconds,
         streams_max=settings.streams_max,
         metrics=metrics,
@@ -362,6 +363,7 @@ def build(settings: Settings) -> Services:
             ticket=holdings.ticket,
             seconds=settings.query_seconds,
             memory_mb=settings.worker_memory_mb,
+            temp_mb=settings.worker_temp_mb,
         ),
     )
 

@@ -150,6 +150,12 @@ class Settings(BaseSettings):
     workers_max: int = Field(2, ge=1, le=64, description="Query worker processes at once.")
     workers_warm: int = Field(1, ge=0, le=64, description="Query worker processes kept ready.")
     worker_memory_mb: int = Field(512, ge=64, description="Memory limit of the engine in one worker, in MB.")
+    worker_temp_mb: int = Field(
+        4096,
+        ge=0,
+        description="Disk that one query may use where its memory does not suffice, in MB; in a directory that no "
+        "other query can read and that goes with it. 0: none.",
+    )
     query_seconds: float = Field(
         60.0,
         gt=0,

@@ -191,6 +191,7 @@ class Reads:
         name: str,
         mask_secret: bytes,
         memory_mb: int = 512,
+        temp_mb: int = 0,
         seconds: float = 60.0,
         streams_max: int = 16,
         metrics: Metrics | None = None,
@@ -205,7 +206,7 @@ class Reads:
         self._name = name
         self._mask_secret = mask_secret
         self.plans = plans.Plans(grants, pool, name=name, secret=mask_secret, relation_of=version_relation)
-        self._memory_mb = memory_mb
+        self._memory_mb, self._temp_mb = memory_mb, temp_mb
         self._seconds = seconds
         self._streams_max = streams_max
         self._metrics = metrics
@@ -480,6 +481,7 @@ class Reads:
             limits=Limits(
                 seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
                 memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
+                temp_mb=0 if asked.plain_scan else self._temp_mb,
                 threads=self._threads() if asked.plain_scan else 1,
             ),
             batch_bytes=max(2**16, min(self._batch_bytes(asked.format), spare // 2)),

@@ -60,6 +60,7 @@ class Coordinator:
         ticket: Ticket,
         seconds: float = 60.0,
         memory_mb: int = 512,
+        temp_mb: int = 2048,
         bytes_max: int = 4 * 2**30,
         queries_max: int = 8,
     ) -> None:
@@ -72,6 +73,7 @@ class Coordinator:
             remote=Remote(net, pool, ticket),
             work_dir=work_dir,
             memory_mb=memory_mb,
+            temp_mb=temp_mb,
             bytes_max=bytes_max,
             plan=self._plan,
             ended=self._ended,

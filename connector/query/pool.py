@@ -335,6 +335,7 @@ class Pool:
         """Make ready; the workers that are kept warm start beside us, and one that does not is only logged."""
         for directory in (self._work_dir, *self._writable):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(_remove_left_over, self._work_dir)
         self._background(self._warm_up())
         self._background(self._reap())
 
@@ -486,7 +487,7 @@ class Pool:
 
     async def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
-        folder = Path(tempfile.mkdtemp(prefix="worker-", dir=self._work_dir))
+        folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=self._work_dir))
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder), self._allowed,
@@ -537,6 +538,14 @@ class Pool:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _remove_left_over(work_dir: Path) -> None:
+    """Folders of workers whose connector has died with them: what their queries had put there must not stay."""
+    for folder in work_dir.glob("worker-*-*"):
+        process = folder.name.split("-")[1]
+        if process == str(os.getpid()) or not Path("/proc", process).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:

@@ -43,6 +43,7 @@ class Means:
     remote: Remote
     work_dir: Path
     memory_mb: int
+    temp_mb: int
     bytes_max: int
     plan: Callable[[Question, Progress, bool], Awaitable[Plan]]
     ended: Ended
@@ -239,8 +240,8 @@ class Work:
         return Answer(self, self.result)
 
     def _limits(self, *, later: int = 0, rows: int | None = None) -> Limits:
-        memory = self.means.memory_mb
-        return Limits(seconds=self.deadline.left(later), rows=rows, memory_mb=memory, temp_mb=4 * memory)
+        means = self.means
+        return Limits(seconds=self.deadline.left(later), rows=rows, memory_mb=means.memory_mb, temp_mb=means.temp_mb)
 
     def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
         assert self.folder is not None
