@@ -33,7 +33,9 @@ class Space:
     def __init__(self, folder: Path) -> None:
         first = free_range(4)
         self.link = Link(first)
-        self.north = Process("north", folder / "north", first, first + 1, front_port=self.link.port)
+        # Tickets are always near their end, so they are renewed everywhere, and long reads outlive theirs.
+        settings = {"TICKET_SECONDS": "20"}
+        self.north = Process("north", folder / "north", first, first + 1, settings=settings, front_port=self.link.port)
         self.south = Process("south", folder / "south", first + 2, first + 3)
         self.data: dict[str, Data] = {}
         self.sources: dict[str, Source] = {}
