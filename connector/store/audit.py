@@ -40,10 +40,14 @@ class AuditRows:
         return 0 if top is None else top + 1
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add numbered records, each a mapping of the columns of `AuditEvent`; other processes hear of the commit."""
+        """Add numbered records, each a mapping of the columns of `AuditEvent`; other processes hear of the commit.
+
+        The notice names the process that all of them are from, if it is one: that one has nothing to look for.
+        """
         self._session.execute(insert(AuditEvent), [dict(row) for row in rows])
         if self._session.get_bind().dialect.name == "postgresql":
-            self._session.execute(select(func.pg_notify(CHANNEL, "")))
+            origins = {str(row["origin"]) for row in rows}
+            self._session.execute(select(func.pg_notify(CHANNEL, origins.pop() if len(origins) == 1 else "")))
 
     def of_others(self, origin: str, *, start: int, stop: int, limit: int) -> Sequence[AuditEvent]:
         """Records from `start` to before `stop` that another process committed, in order."""

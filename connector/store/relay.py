@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -61,13 +62,20 @@ class Relay:
                     while not self._stopping:
                         await self.look()
                         pause = _PAUSE
-                        async for _ in connection.notifies(timeout=_LOOK_AGAIN, stop_after=1):
-                            pass
+                        await self._news(connection)
             except Exception as error:  # noqa: BLE001  # a relay that stops is a process that hears nothing any more
                 reason = error.message if isinstance(error, HanseError) else type(error).__name__
                 _log.warning("relay_interrupted", reason=reason, pause=pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _PAUSE_MAX)
+
+    async def _news(self, connection: psycopg.AsyncConnection) -> None:
+        """Wait for a notice of what others did, or until it is time to look without one."""
+        ends = time.monotonic() + _LOOK_AGAIN
+        while (left := ends - time.monotonic()) > 0:
+            async for notice in connection.notifies(timeout=left, stop_after=1):
+                if notice.payload != self._store.origin:
+                    return
 
     async def look(self) -> None:
         """Deliver everything that others committed since the last look."""

@@ -1,7 +1,10 @@
 """`make bench-dsp`: what the protocol costs between two connectors on this machine, on SQLite and on PostgreSQL.
 
 Real processes, real sockets, signed tokens, durable commits. Everything is compared with the median round trip of an
-empty request to the same server in the same run. Catalogue pages are measured in process, on databases seeded to size.
+empty request to the same server in the same run, and with the least that the protocol asks for: its exchanges, one
+after the other, and its commits. What open negotiations cost is measured in pairs: two providers in one run, one with a
+thousand open and one with none, take turns. Catalogue pages are measured in process, on databases seeded to size. At
+the end stands the timeline of one conversation.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from connector.dsp.catalog import encode_cursor
-from connector.store import Transaction
+from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
+from tests.load import trace
 from tests.support import pair, postgres, processes
 from tests.support.processes import Client, Process
 
@@ -50,8 +54,12 @@ class Bench:
         self.north, self.south = north, south
         self.dataset, self.offer = north.publish("air", rows=rows)
         self.queue, self.manual = north.publish("queue", decide="manual")
-        self.api = south.api()
-        self.public = Client(north.public_port)
+        self.connect()
+
+    def connect(self) -> None:
+        """New connections: a server closes those that nobody used for a while."""
+        self.api = self.south.api()
+        self.public = Client(self.north.public_port)
 
     def empty(self) -> None:
         self.public.call("GET", "/health/live")
@@ -65,8 +73,9 @@ class Bench:
             raise RuntimeError(f"expected FINALIZED, came {done['state']}: {done['reason']}")
         return str(done["agreement_id"])
 
-    def first_byte(self) -> None:
-        """Negotiation, transfer start, and the first byte of the data."""
+    def first_byte(self) -> float:
+        """Seconds for negotiation, transfer start, and the first byte of the data; the rest is read afterwards."""
+        start = time.perf_counter()
         begun = self.api.post("/transfers", {"agreement_id": self.negotiate()})
         self.api.get(f"/transfers/{begun['id']}?wait=60&until=STARTED")
         address = self.api.get(f"/transfers/{begun['id']}/address")
@@ -74,7 +83,9 @@ class Bench:
             "GET", "/data/v1/datasets/air/rows", headers={"Authorization": f"Bearer {address['ticket']}"}
         )
         reply.read(1)
-        self._rest = reply.read()
+        took = time.perf_counter() - start
+        reply.read()
+        return took
 
     def open_one(self) -> None:
         """A negotiation that stays open: its provider's offer waits for a person."""
@@ -106,13 +117,33 @@ class Bench:
         return found, time.perf_counter() - start
 
 
-def conversations(name: str, bench: Bench, *, repeat: int, opened: int) -> None:
+# The least that a conversation needs, one after the other; see docs/protocol.md. Exchanges: the two orders, request,
+# agreement, verification, FINALIZED, request and start of the transfer, the address, the first byte. Commits: the two
+# orders, what each of the six messages says, and the record of the read.
+EXCHANGES, COMMITS = 10, 9
+
+
+async def commit(url: str) -> float:
+    """The median of one durable commit of one row through our store, in milliseconds."""
+    upgrade(url)
+    store, found = Store(url, pool_size=1), []
+    for number in range(100):
+        start = time.perf_counter()
+        await store.write(
+            lambda tx, at=number: tx.messages.remember(sender="s", message_id=f"{at}", digest="", now=0.0)  # type: ignore[misc]  # bound by default
+        )
+        found.append(time.perf_counter() - start)
+    store.close()
+    return ms(found)
+
+
+def conversations(name: str, bench: Bench, *, repeat: int, durable: float) -> None:
     for _ in range(10):
         bench.first_byte()
     timed(200, bench.empty)
     empty = ms(timed(500, bench.empty))
     alone = timed(repeat, bench.negotiate)
-    whole = timed(repeat, bench.first_byte)
+    whole = [bench.first_byte() for _ in range(repeat)]
     crowd, seconds = bench.at_once(50, max(1, repeat // 20))
     print(f"\n{name}")
     print(f"  empty request, median                      {empty:8.2f} ms")
@@ -122,24 +153,64 @@ def conversations(name: str, bench: Bench, *, repeat: int, opened: int) -> None:
           f" {len(crowd) / seconds:8.1f} /s")  # fmt: skip
     print(f"  negotiation + transfer start + first byte  {ms(whole):8.2f} ms median {ms(whole, 0.95):8.2f} ms p95"
           f" = {ms(whole) / empty:5.1f} empty requests (aim: 15)")  # fmt: skip
+    least = EXCHANGES * empty + COMMITS * durable
+    print(f"  least: {EXCHANGES} empty requests + {COMMITS} commits of {durable:.2f} ms  {least:8.2f} ms"
+          f"              = {least / empty:5.1f} empty requests")  # fmt: skip
+
+
+def beside_open(name: str, plain: Bench, crowded: Bench, *, repeat: int, opened: int) -> None:
+    """What `opened` open negotiations do to a new one: both providers take turns, and each pair gives one ratio."""
     for _ in range(opened):
-        bench.open_one()
-    before, after = ms(timed(200, bench.empty)), ms(timed(repeat, bench.negotiate))
-    print(f"  negotiation beside {opened} open ones         {after:8.2f} ms median"
-          f" = {100 * (after / ms(alone) - 1):+5.1f} % (aim: at most +20; empty request {before:.2f} ms)")  # fmt: skip
+        crowded.open_one()
+    plain.connect()
+    for bench in (plain, crowded) * 10:
+        bench.negotiate()
+    ratios, alone, beside = [], [], []
+    for number in range(repeat):
+        pair_of = [(plain, alone), (crowded, beside)]
+        for bench, found in pair_of if number % 2 else pair_of[::-1]:
+            found.extend(timed(1, bench.negotiate))
+        ratios.append(beside[-1] / alone[-1])
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"\n{name}: a negotiation beside {opened} open ones, {repeat} pairs in turns")
+    print(f"  {ms(alone):8.2f} ms without, {ms(beside):8.2f} ms beside them; ratio {middle:.3f} median, "
+          f"{low:.3f} to {high:.3f} the middle half (aim: at most 1.20)")  # fmt: skip
 
 
-async def catalogue(name: str, url_of: Callable[[int], str], sizes: tuple[int, ...]) -> None:
-    print(f"\ncatalogue on {name}: a page of 100, {POLICIES} distinct policies")
+def timeline(name: str, sides: tuple[Process, Process]) -> None:
+    """One conversation of median length among forty, as both connectors saw it."""
+    bench, runs = Bench(*sides), []
+    for _ in range(60):
+        began = time.monotonic()
+        runs.append((bench.first_byte(), began))
+    took, began = sorted(runs[20:])[20]
+    time.sleep(0.2)
+    found = trace.spans(sides, began=began, ended=began + took)
+    print(
+        f"\n{name}: one conversation of {took * 1e3:.1f} ms (ms since its begin, ms it took; traced, which costs some)"
+    )
+    for line in trace.told(found, began=began, steps=[(began, "ordered"), (began + took, "first byte")]):
+        print(f"  {line}")
+    print(f"  {trace.summary(found)}")
+
+
+async def catalogue(kinds: dict[str, Callable[[str], str]], sizes: tuple[int, ...]) -> None:
+    """Pages of 100 at every size on every database, in one table, right after the datasets came."""
+    print(f"\na page of 100 of the catalogue, {POLICIES} distinct policies, median ms")
+    print("  datasets" + "".join(f"{f'{kind} first':>20}{'in the middle':>16}" for kind in kinds))
     for size in sizes:
-        url = url_of(size)
-        upgrade(url)
-        north = pair.side("north", "203.0.113.1", pair.Cable(), url)
-        await north.store.write(lambda tx, size=size: _seed(tx, size))  # type: ignore[misc]  # bound by default
-        first = await _pages(north, "", 100)
-        middle = await _pages(north, f"?after={encode_cursor(_dataset(size // 2))}", min(100, size - size // 2 - 1))
-        print(f"  {size:>7} datasets: first page {ms(first):7.2f} ms, a page in the middle {ms(middle):7.2f} ms")
-        north.store.close()
+        cells = [await _measured(url(f"{kind}-{size}".lower()), size) for kind, url in kinds.items()]
+        print(f"  {size:>8}" + "".join(f"{first:>20.2f}{middle:>16.2f}" for first, middle in cells), flush=True)
+
+
+async def _measured(url: str, size: int) -> tuple[float, float]:
+    upgrade(url)
+    north = pair.side("north", "203.0.113.1", pair.Cable(), url)
+    await north.store.write(lambda tx: _seed(tx, size))
+    first = await _pages(north, "", 100)
+    middle = await _pages(north, f"?after={encode_cursor(_dataset(size // 2))}", min(100, size - size // 2 - 1))
+    north.store.close()
+    return ms(first), ms(middle)
 
 
 def _dataset(i: int) -> str:
@@ -194,11 +265,18 @@ def main() -> None:
     print(f"on {os.cpu_count()} cores; both connectors and the client share them")
     with tempfile.TemporaryDirectory(prefix="hanse-bench-") as folder, databases(Path(folder)) as kinds:
         for kind, url in kinds.items():
-            where = Path(folder) / kind
-            with processes.two(where, urls=(url(f"{kind}-north".lower()), url(f"{kind}-south".lower()))) as two:
-                conversations(kind, Bench(*two), repeat=given.repeat, opened=given.open)
-        for kind, url in kinds.items():
-            asyncio.run(catalogue(kind, lambda size, url=url, kind=kind: url(f"{kind}-{size}".lower()), given.sizes))  # type: ignore[misc]  # bound by default
+            pairs = [(Path(folder) / kind / name, (url(f"{kind}-n-{name}".lower()), url(f"{kind}-s-{name}".lower())))
+                     for name in ("plain", "crowded", "traced")]  # fmt: skip
+            durable = asyncio.run(commit(url(f"{kind}-commits".lower())))
+            with processes.two(pairs[0][0], urls=pairs[0][1]) as two:
+                plain = Bench(*two)
+                conversations(kind, plain, repeat=given.repeat, durable=durable)
+                with processes.two(pairs[1][0], urls=pairs[1][1]) as others:
+                    beside_open(kind, plain, Bench(*others), repeat=given.repeat, opened=given.open)
+            with trace.traced(pairs[2][0], urls=pairs[2][1]) as two:
+                timeline(kind, two)
+        if given.sizes:
+            asyncio.run(catalogue(kinds, given.sizes))
 
 
 if __name__ == "__main__":

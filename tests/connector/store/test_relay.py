@@ -144,3 +144,20 @@ def test_every_event_comes_back_from_the_log_as_it_was(kind: type[Event]) -> Non
 def test_an_event_that_a_newer_program_wrote_is_passed_over() -> None:
     assert event_of({"kind": "NobodyKnowsThis", "actor": "a"}) is None
     assert event_of({"kind": "NegotiationAdvanced", "actor": "a", "more": 1}) == NegotiationAdvanced(actor="a")
+
+
+async def test_a_process_that_is_alone_does_not_look_for_its_own_events(url: str) -> None:
+    async with instance(url) as alone:
+        await asyncio.sleep(0.05)
+        looks: list[int] = []
+        page = alone.relay._page
+
+        def counted(tx: Any) -> Any:
+            looks.append(1)
+            return page(tx)
+
+        alone.relay._page = counted  # type: ignore[method-assign]  # counts
+        for i in range(10):
+            await alone.tell(f"{i}")
+            await alone.sequencer.settle()
+        assert len(looks) < 3  # at most by the clock, and one that was under way
