@@ -19,21 +19,24 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from connector.dataplane import asked as ask
-from connector.dataplane import http
+from connector.dataplane import http, plans
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.asked import Asked, End
 from connector.dataplane.flight import link, parameters, passes
 from connector.dataplane.flight.passes import Pass
 from connector.dataplane.flight.slots import Slots
+from connector.dataplane.plans import BLOCKS_MAX, Wanted
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated
 from connector.telemetry import logger
 from connector.usage.grants import Held
+from policies.contract import Limits
 from policies.errors import PolicyError
 from policies.vocabulary import expand
 
 _PASS_SECONDS = 900.0
+_PARTS = 4  # endpoints of one dataset: as many reads at once as most clients make of them
 _QUESTION_SECONDS = 10.0
 _CALLS_OF_ONE = 32  # channels that one consumer may hold open, also those that it does not read
 _log = logger("flight")
@@ -119,12 +122,41 @@ class Desk:
     # Calls.
 
     async def _describe(self, call: _Call) -> dict[str, Any]:
-        """Schema and ticket of the read that a path, an envelope or a statement asks for."""
+        """Schema and tickets of the read that a path, an envelope or a statement asks for."""
         wanted = _wanted(call.question)
         asked = await self._asked(wanted, call.tickets)
         schema = await self._reads.describe(asked)
         shown = [ticket for ticket in call.tickets if ticket in asked.tickets]  # the others are in the envelope
-        return {"schema": _text(schema), **self._pass(wanted, shown)}
+        parts = [self._pass(part, shown) for part in await self._parted(wanted, shown)]
+        return {
+            "schema": _text(schema),
+            "tickets": [part["ticket"] for part in parts],
+            "expires": min(part["expires"] for part in parts),
+        }
+
+    async def _parted(self, wanted: dict[str, Any], tickets: Sequence[Ticket]) -> list[dict[str, Any]]:
+        """All rows of a dataset in runs of its blocks, to be read side by side; the whole where it must be one read.
+
+        Every part is a read of its own: an agreement that limits reads, their number at once, or what they take
+        together gives one. So do sources without blocks.
+        """
+        if "path" not in wanted:
+            return [wanted]
+        held = await self._held(tickets[0])
+        if any(contract.limits != Limits() for contract in held.contracts):
+            return [wanted]
+        try:
+            plan = await self._reads.plans.plan(tickets[0], Wanted(purpose=expand(wanted["purpose"])))
+        except BadInput as error:
+            if error.code != "not_divisible":
+                raise
+            return [wanted]
+        blocks = len(plan["blocks"])
+        count = max(1, min(_PARTS, blocks))
+        if count == 1 or blocks > count * BLOCKS_MAX:
+            return [wanted]
+        runs = (range(part * blocks // count, (part + 1) * blocks // count) for part in range(count))
+        return [wanted | {"blocks": ",".join(map(str, run)), "snapshot": plan["snapshot"]} for run in runs]
 
     async def _prepare(self, call: _Call) -> dict[str, Any]:
         """How many parameters a statement has, and its schema where it has none."""
@@ -275,6 +307,8 @@ class Desk:
         for ticket in tickets:
             held = await self._held(ticket)
             if name in (held.dataset.name, held.dataset.id) and wanted["path"][:-1] in ([], [self._owner]):
+                if "blocks" in wanted:
+                    return await self._part_of(wanted, ticket, held)
                 return Asked(
                     tickets=(ticket,),
                     sql=ask.rows_sql((self._owner, held.dataset.name)),
@@ -284,6 +318,15 @@ class Desk:
                     **_declared(wanted),
                 )
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
+
+    async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: Held) -> Asked:
+        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them."""
+        rows = Wanted(purpose=expand(wanted["purpose"]))
+        split = await self._reads.split(
+            ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], after=""
+        )  # fmt: skip
+        asked = plans.asked_of(ticket, held, rows, owner=self._owner, split=split)
+        return replace(asked, application=wanted["application"])
 
     def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> Asked:
         """The read that the JSON of `POST /data/v1/query` asks for."""

@@ -127,10 +127,12 @@ class Service(fl.FlightServerBase):  # type: ignore[misc]  # untyped library
 
     def _described(self, context: Any, descriptor: Any, **wanted: Any) -> Any:
         told = self._lines.ask(context.get_middleware("caller"), "describe", **wanted)
-        ticket = fl.Ticket(base64.b64decode(told["ticket"]))
-        endpoint = fl.FlightEndpoint(ticket, [], _when(told["expires"]), b"")
+        endpoints = [
+            fl.FlightEndpoint(fl.Ticket(base64.b64decode(ticket)), [], _when(told["expires"]), b"")
+            for ticket in told["tickets"]
+        ]
         schema = _schema(base64.b64decode(told["schema"]))
-        return fl.FlightInfo(schema, descriptor, [endpoint], -1, -1)
+        return fl.FlightInfo(schema, descriptor, endpoints, -1, -1, ordered=True)
 
     def _statement(self, context: Any, descriptor: Any, name: str, command: protobuf.Message) -> Any:
         if protobuf.octets(command, 2):
