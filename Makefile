@@ -12,7 +12,7 @@ ROUNDS ?= 5
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream tck crash resume-trials random-queries fuzz-arrow random-federated clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -94,6 +94,9 @@ crash: setup-dev ## kill connectors at random points of negotiations and transfe
 
 resume-trials: setup-dev ## N=1000 random accidents of training jobs: every row once, in the order of the seed (SEED=1)
 	@$(BIN)/python -m tests.load.resume_trials --count $(or $(N),1000) --seed $(or $(SEED),1)
+
+soak-stream: setup-dev ## memory while SIZE=10 GB streams, to a slow reader, and to 32 readers at once
+	@$(BIN)/python -m tests.load.soak_stream --size $(or $(SIZE),10)
 
 bench: bench-policies bench-revocation bench-dsp bench-catalogue ## every benchmark, each side by side with what it is compared to
 

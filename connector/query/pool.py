@@ -515,10 +515,14 @@ class Pool:
         shutil.rmtree(worker.folder, ignore_errors=True)
 
     async def _watch(self, worker: Worker) -> None:
-        """While a worker works: kill it when it takes more memory than its jobs may."""
+        """While a worker works: kill it when it takes more memory than its jobs may.
+
+        What a job has freed, its process may keep for those that go on beside it: so the most of them counts.
+        """
+        most = 0
         while worker.alive():
-            allowed = sum(result.job.limits.memory_mb for result in worker.results) + _RSS_SLACK_MB
-            if worker.rss_mb() > allowed:
+            most = max(most, sum(result.job.limits.memory_mb for result in worker.results))
+            if worker.rss_mb() > most + _RSS_SLACK_MB:
                 worker.kill("memory_limit")
             await asyncio.sleep(_RSS_EVERY)
 

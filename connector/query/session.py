@@ -176,6 +176,7 @@ class Worker:
         self.spare: Any = None
         self.wake_in, self.wake_out = socket.socketpair()
         self.resting = Memory()  # before the jobs that run now
+        self.most = 0  # MB that the jobs since then might take together at any one time
         self.untouched = 0  # mapped and not in memory before the first job: stacks above all
 
     def run(self) -> None:
@@ -247,6 +248,8 @@ class Worker:
 
         What somebody's SQL fills counts with what the process held before: together they stay within limit and slack,
         however fast it grows. Scans of ours may take the slack whole; a row group is as large as its owner made it.
+        They share a process, and what one has freed the heap may keep: a limit that fell with each that ends would take
+        its memory from those that go on.
         Counted is what can be written to (RLIMIT_DATA); address space as well, for kernels that count the heap only.
 
         A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
@@ -256,7 +259,9 @@ class Worker:
         asked = [session.memory_mb for session in sessions]
         more = None
         if asked and all(asked):
-            more = sum(asked) * 2**20 + (_SLACK if all(session.plain for session in sessions) else self._slack())
+            plain = all(session.plain for session in sessions)
+            self.most = max(self.most, sum(asked)) if plain else sum(asked)
+            more = self.most * 2**20 + (_SLACK if plain else self._slack())
         for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
             hard = resource.getrlimit(limit)[1]
             resource.setrlimit(limit, (hard if more is None else before + more, hard))
@@ -283,7 +288,7 @@ class Worker:
         session = Session(channel, self.folder / f"job-{self.count}", self, desk=desk, shared=shared)
         with self.lock:
             if not self.sessions:
-                self.resting = Memory.now()
+                self.resting, self.most = Memory.now(), 0
             self.sessions[channel.fileno()] = session
         self._limit_memory()
         session.thread.start()

@@ -1,6 +1,6 @@
 """`make resume-trials`: random accidents of training jobs; every row comes once an epoch, in the order of the seed.
 
-    python -m tests.load.resume_trials [--count 1000] [--seed 1] [--first 0] [--kind KIND]
+    python -m tests.load.resume_trials [--count 1000] [--seed 1] [--first 0] [--kind KIND] [--minutes M]
 
 Two connectors and the readers are real processes. In each trial the readers are killed, connections are cut by a relay,
 a connector is killed and started again, or the number of readers is changed from their states in the middle of an
@@ -11,8 +11,10 @@ is named with what repeats it; the exit status is 1 then.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,8 +53,11 @@ class Sum:
         self.rows, self.seconds = self.rows + trial.rows, self.seconds + took
 
 
-def run(numbers: Iterable[int], *, seed: int, kind: str = "", console: Console | None = None) -> dict[str, Sum]:
-    """Carry out these trials; what became of them, by kind."""
+def run(
+    numbers: Iterable[int], *, seed: int, kind: str = "", minutes: float = math.inf, console: Console | None = None
+) -> dict[str, Sum]:
+    """Carry out these trials, as many as begin within so many minutes; what became of them, by kind."""
+    ends = time.monotonic() + 60 * minutes
     console = console or Console(stderr=True)
     found: dict[str, Sum] = defaultdict(Sum)
     with (
@@ -64,6 +69,8 @@ def run(numbers: Iterable[int], *, seed: int, kind: str = "", console: Console |
         numbers = list(numbers)
         task = bar.add_task("trials", total=len(numbers))
         for number in numbers:
+            if time.monotonic() > ends:
+                break
             trial, failed = Trial(space, seed, number, kind), False
             try:
                 took = seconds(trial.run)
@@ -96,8 +103,10 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", choices=list(KINDS), default="", help="of this kind only")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no trial later")
     given = parser.parse_args()
-    found = run(range(given.first, given.first + given.count), seed=given.seed, kind=given.kind)
+    numbers = range(given.first, given.first + given.count)
+    found = run(numbers, seed=given.seed, kind=given.kind, minutes=given.minutes)
     Console(width=120).print(table(found))
     failed = sum(one.failed for one in found.values())
     print(f"{sum(one.trials for one in found.values())} trials, seed {given.seed}: {failed} failed")

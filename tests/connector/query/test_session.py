@@ -1,0 +1,55 @@
+"""The limits of a worker process while jobs come and go in it."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from connector.query import session
+from connector.query.session import Memory, Worker
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every limit of what can be written to that is set, in MB; none is set in this process."""
+    told: list[int] = []
+
+    def setrlimit(which: int, pair: tuple[int, int]) -> None:
+        if which == resource.RLIMIT_DATA:
+            told.append(pair[0] // 2**20)
+
+    monkeypatch.setattr(session.resource, "setrlimit", setrlimit)
+    return told
+
+
+def worker() -> Worker:
+    ours, _ = socket.socketpair()
+    made = Worker(ours, Path("nowhere"))
+    made.resting = Memory(data=100 * 2**20)
+    return made
+
+
+def jobs(*sizes: int, plain: bool) -> dict[int, Any]:
+    return {number: SimpleNamespace(memory_mb=size, plain=plain) for number, size in enumerate(sizes)}
+
+
+def test_a_scan_that_ends_takes_no_memory_from_those_beside_it(limits: list[int]) -> None:
+    one = worker()
+    for sizes in ((128,), (128, 128), (128, 128, 128), (128,)):
+        one.sessions = jobs(*sizes, plain=True)
+        one._limit_memory()
+    grown = [limit - limits[0] for limit in limits]
+    assert grown == [0, 128, 256, 256]
+
+
+def test_a_statement_of_somebody_has_its_own_limit_whatever_ran_before(limits: list[int]) -> None:
+    one = worker()
+    for size in (512, 128):
+        one.sessions = jobs(size, plain=False)
+        one._limit_memory()
+    assert limits[0] - limits[1] == 384
