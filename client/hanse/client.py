@@ -119,9 +119,11 @@ class Space:
         """How a running or recent question fares: its state, the owners that answered, and those it waits for."""
         return dict(self.api.get(f"/queries/{segment(query_id)}"))
 
-    def explain(self, sql: str, *, purpose: str = "", mode: str = "", analyze: bool = False) -> Explained:
+    def explain(
+        self, sql: str, *, purpose: str = "", mode: str = "", analyze: bool = False, partial: bool = False
+    ) -> Explained:
         """What would run where and what would travel; with `analyze` it runs, and the figures are real."""
-        body = _query_body(sql, purpose=purpose, mode=mode, limits=None)
+        body = _query_body(sql, purpose=purpose, mode=mode, limits=None, partial=partial)
         call = Call("POST", "/queries", body={**body, "explain": "analyze" if analyze else True}, seconds=_IDLE_SECONDS)
         return Explained(self.api.do(call))
 

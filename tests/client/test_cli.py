@@ -355,12 +355,22 @@ def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run
     assert json.loads(run("query", "SELECT 1", "--json").out.splitlines()[0]) == {"age": 1, "name": "n1"}
 
 
+def test_a_partial_answer_says_whom_it_is_without(run: Run, served: Connector) -> None:
+    missing = [{"owner": "south", "reason": '"south" (f0.south: patients) while it was asked: it is down'}]
+    served.routes["POST", "/queries"] = chunked(ipc([batch(1)], complete(1, owners=OWNERS, missing=missing)))
+    ran = run("query", "SELECT 1", "--partial")
+    assert served.asked[-1].body["partial"] == "allow"
+    assert 'partial: without "south" (f0.south: patients) while it was asked: it is down' in " ".join(ran.err.split())
+
+
 TOLD = [
     ({"state": "planning"}, "planning"),
     ({"state": "asking", "waiting": [{"owner": "north"}, {"owner": "west"}, {"owner": "north"}]},
      "asking: north ... · west ..."),
     ({"state": "asking", "owners": [{"owner": "north", "rows": 1200, "bytes": 5000}], "waiting": [{"owner": "west"}]},
      "asking: north 1,200 rows, 5.0 kB · west ..."),
+    ({"state": "asking", "missing": [{"owner": "south"}], "waiting": [{"owner": "west"}]},
+     "asking: without south · west ..."),
 ]  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def query(
     text = sys.stdin.read() if sql == "-" else sql
     connected = space()
     if explain or analyze:
-        plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze)
+        plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze, partial=partial)
         print_json(plan) if as_json else console().out(plan.get("text", ""))
         return
     answer = _asked(connected, text, purpose=purpose, mode=mode, partial=partial)

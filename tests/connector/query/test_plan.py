@@ -26,6 +26,7 @@ from tests.support.federation import Federation, difference
 from tests.support.federation_tpch import layout, written_for
 
 CASES = list(plan_cases.cases())
+DOCS = Path(__file__).parents[3] / "docs/federated-query.md"
 SEEDS = 160
 RATIO = 100  # of planning to reading a query: 10 ms is the aim, reading takes about half of one
 
@@ -265,6 +266,20 @@ def test_the_plan_in_words_says_what_runs_where_and_what_stays() -> None:
         assert words in told
     machine = explain.to_json(made)
     assert [one["owner"] for one in machine["fragments"]] == ["south", "north"]
+
+
+def test_the_plan_that_the_docs_show_is_the_one_that_is_made() -> None:
+    made = plan(
+        "SELECT d.name, sum(t.dose) AS s FROM north.drugs d JOIN south.trials t ON t.drug = d.drug "
+        "WHERE d.price > 2 GROUP BY d.name ORDER BY s DESC LIMIT 5",
+        plan_cases.schema(),
+        across_agreements=True,
+    )
+    actual = [
+        {"fragment": "f0", "rows": 50, "bytes": 1216, "ms": 31},
+        {"fragment": "f1", "rows": 112, "bytes": 1792, "ms": 18},
+    ]
+    assert f"```\n{explain.text(made, actual=actual)}\n```" in DOCS.read_text()
 
 
 def test_the_plan_is_a_picture_of_owners_keys_and_figures() -> None:
