@@ -41,20 +41,23 @@ def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
 
     found = []
     for path in files:
-        with pa.memory_map(path) as mapped:
+        with pa.OSFile(path) as opened:
             first = pa.ipc.IpcReadOptions(included_fields=[0])
-            reader = pa.ipc.open_file(mapped, options=first)
+            reader = pa.ipc.open_file(opened, options=first)
             counts = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
-            width = mapped.size() / max(1, sum(counts))
+            width = opened.size() / max(1, sum(counts))
             found.append([(count, int(count * width)) for count in counts])
     return found
 
 
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A reader that opens the batches with these rows only. It can be read once, as one scan does."""
+    """A reader that opens the batches with these rows only. It can be read once, as one scan does.
+
+    Read, not mapped: a map of the whole file counts against the worker's address space, whatever is read of it.
+    """
     import pyarrow as pa
 
-    reader = pa.ipc.open_file(pa.memory_map(paths[rows.file]))
+    reader = pa.ipc.open_file(pa.OSFile(paths[rows.file]))
     schema = reader.schema.append(pa.field(rows.position, pa.int64())) if rows.position else reader.schema
     counts = [count for count, _ in groups([paths[rows.file]])[0]]
     con.register(name, pa.RecordBatchReader.from_batches(schema, _within(reader, counts, rows)))

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.datasets.sources import SOURCES, files, guess, read_options, remote, source
+from connector.datasets.sources import SOURCES, Rows, arrow_ipc, files, guess, read_options, remote, source
 from connector.errors import BadInput, HanseError, PathRefused, SourceUnreadable, VersionChanged
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
@@ -248,3 +249,16 @@ def _folder_with_link(root: Path) -> Path:
     data.parquet(root / "data" / "a.parquet", 10)
     _link(root / "data" / "b.parquet", "/etc/passwd")
     return root / "data"
+
+
+def test_rows_of_an_arrow_file_are_read_without_mapping_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of the whole file counts against a worker's address space, so a large file could not be read at all."""
+    table, path = pa.table({"id": range(40)}), tmp_path / "rows.arrow"
+    with pa.ipc.new_file(path, table.schema) as out:
+        for at in range(0, 40, 10):
+            out.write_table(table.slice(at, 10))
+    monkeypatch.setattr(pa, "memory_map", lambda *_: pytest.fail("the file was mapped"))
+    assert arrow_ipc.groups([str(path)])[0][0][0] == 10
+    with duckdb.connect(":memory:") as con:
+        arrow_ipc.attach_rows(con, "t", [str(path)], {}, Rows(0, 5, 25))
+        assert con.sql("FROM t").fetchall() == [(number,) for number in range(5, 25)]
