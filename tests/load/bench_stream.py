@@ -74,11 +74,14 @@ def ways_of(table: Table, number: int, space: Space) -> list[Way]:
 
     certificate = str(space.certificate)
     flight, secure = f"grpc://127.0.0.1:{space.ports['flight']}", f"grpc+tls://127.0.0.1:{space.ports['flight-tls']}"
-    found = [
+    return [
         other("raw socket", "raw", "raw", space.ports["raw"], number, ""),
         ours("hanse, in memory", "hanse", f"{table.name}_memory"),
         ours("hanse, prepared", "hanse", f"{table.name}_ready"),
         other("flight", "flight", "flown", flight, str(number)),
+        Way(
+            "hanse, flight", "governed_flight", space.flight(f"{table.name}_memory"), space.tree(f"{table.name}_memory")
+        ),
         ours("urllib3 + open_stream", "plain_urllib3", f"{table.name}_memory"),
         ours("requests + open_stream", "plain_requests", f"{table.name}_memory"),
         other("bare", "bare", "hanse", f"http://127.0.0.1:{space.ports['bare']}/{number}", ""),
@@ -103,10 +106,6 @@ def ways_of(table: Table, number: int, space: Space) -> list[Way]:
         other("http download to table, filtered", "files", "downloaded_table", files, columns, condition),
         ours("hanse to table, filtered", "hanse_table", f"{table.name}_filtered", picked),
     ]
-    if "flight" in space.speaks:
-        location, token = space.flight(f"{table.name}_memory")
-        found.insert(4, Way("hanse, flight", "flown", (location, *token), space.tree(f"{table.name}_memory")))
-    return found
 
 
 def measure(ways: list[Way], rounds: int) -> None:

@@ -85,6 +85,7 @@ AIMS: list[tuple[str, dict[str, float], Callable[[Found], float | None], bool]] 
 ]  # fmt: skip
 STOPS = [
     ("stop after disconnect, ms", "disconnect_ms", 50.0),
+    ("resume at half: ms over 1.5x or 20 more", "resume_over_ms", 0.0),
     ("batches after a revocation", "revoked_batches", 4.0),
     ("until the reader is told, ms", "revoked_ms", 1000.0),
     ("stalled: memory moves, MB", "stalled_moves_mb", 16.0),

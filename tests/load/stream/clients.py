@@ -75,6 +75,14 @@ def flown(begun: float, location: str, ticket: str, token: str = "", certificate
         return drop((chunk.data for chunk in client.do_get(flight.Ticket(ticket), call)), begun)
 
 
+def governed_flight(begun: float, location: str, dataset: str, token: str) -> Took:
+    """An owner's Flight as a plain client meets it: ask for the endpoints, read one after the other."""
+    call = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {token}".encode())])
+    with flight.connect(location) as client:
+        info = client.get_flight_info(flight.FlightDescriptor.for_path(dataset), call)
+        return drop((chunk.data for one in info.endpoints for chunk in client.do_get(one.ticket, call)), begun)
+
+
 def _hanse(url: str, token: str) -> Stream:
     return Stream(_wire.ask(Request("GET", url, {"authorization": f"Bearer {token}"})))
 
@@ -151,8 +159,8 @@ def _compare(schema: pa.Schema, condition: tuple[str, str, Any]) -> Any:
 WAYS: dict[str, Callable[..., Took]] = {
     function.__name__: function
     for function in (
-        raw, flown, hanse, hanse_table, plain_urllib3, plain_requests, local_iter, local_scanner, local_whole,
-        local_duckdb, ranged_table, downloaded_table,
+        raw, flown, governed_flight, hanse, hanse_table, plain_urllib3, plain_requests, local_iter, local_scanner,
+        local_whole, local_duckdb, ranged_table, downloaded_table,
     )
 }  # fmt: skip
 

@@ -44,7 +44,6 @@ class Space:
     ports: dict[str, int]
     trees: dict[str, Tree]
     datasets: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # owner, transfer, agreement
-    speaks: set[str] = field(default_factory=set)
 
     def address(self, dataset: str) -> tuple[str, str]:
         """The URL of a dataset's rows, and a ticket."""
@@ -52,6 +51,11 @@ class Space:
         found = api.get(f"/transfers/{self.datasets[dataset][1]}/address")
         api.close()
         return str(found["endpoint"]).rstrip("/"), str(found["ticket"])
+
+    def flight(self, dataset: str) -> tuple[str, str, str]:
+        """Where its owner speaks Flight, the dataset's name, and a ticket."""
+        owner = self.owners[self.datasets[dataset][0]]
+        return f"grpc://127.0.0.1:{owner.settings['FLIGHT_PORT']}", dataset, self.address(dataset)[1]
 
     def tree(self, dataset: str) -> Tree:
         """The processes of its owner."""
@@ -65,10 +69,10 @@ def running(folder: Path, tables: Sequence[Table]) -> Iterator[Space]:
     """Everything started and agreed on; killed at the end."""
     certificate = self_signed(folder / "certificate.pem")
     os.environ["SSL_CERT_FILE"] = str(certificate)  # the consumer and the readers believe it
-    first = free_range(16)
+    first = free_range(17)
     names = ("north", "ready", "secure", "south", "east")
     common = {**_SETTINGS, "SOURCE_ROOTS": str(tables[0].parquet.parent), "PREPARED_MB": "0"}
-    extra = {"ready": {"PREPARED_MB": "20000"}}
+    extra = {"ready": {"PREPARED_MB": "20000"}, "north": {"FLIGHT_PORT": str(first + 16)}}
     made = {
         name: Process(
             name, folder / name, first + 2 * place, first + 2 * place + 1,

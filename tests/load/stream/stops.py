@@ -1,4 +1,4 @@
-"""What stops a stream: a reader that leaves, an owner that revokes, a reader that reads nothing."""
+"""What stops a stream: a reader that leaves, an owner that revokes, a reader that reads nothing; and going on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import statistics
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from hanse import _wire
 from hanse._wire import Request
@@ -18,7 +19,7 @@ from tests.load.stream.space import Space, agree
 from tests.load.stream.tables import Table
 from tests.support.processes import POLICY
 
-_STALL_SECONDS = 30
+_STALL_SECONDS = 60
 _TIMES = 5
 
 
@@ -26,6 +27,7 @@ def measure(space: Space, table: Table) -> dict[str, Any]:
     """Every figure, by name."""
     found = {
         "disconnect_ms": statistics.median(_disconnect(space, table) for _ in range(_TIMES)),
+        **_resume(space, table),
         **_revoke(space, table),
         **_stall(space, table),
     }
@@ -33,9 +35,35 @@ def measure(space: Space, table: Table) -> dict[str, Any]:
     return found
 
 
-def _open(space: Space, dataset: str, *, idle: float = 60.0) -> Stream:
+def _open(space: Space, dataset: str, *, idle: float = 60.0, **asked: str) -> Stream:
     url, token = space.address(dataset)
+    url += "?" + urlencode(asked)
     return Stream(_wire.ask(Request("GET", url, {"authorization": f"Bearer {token}"}, idle_seconds=idle)))
+
+
+def _resume(space: Space, table: Table) -> dict[str, float]:
+    """Milliseconds to the first batch, from the start and from the cursor in the middle, in turn.
+
+    What may be is the larger of one and a half times the first and 20 ms more.
+    """
+    name = f"{table.name}_open"
+    with _open(space, name, blocks="all") as whole:
+        places = [dict(whole.place or {}) for _ in whole]
+        snapshot, cursor = whole.snapshot, str(places[len(places) // 2]["cursor"])
+    start, half = [], []
+    for _ in range(_TIMES):
+        start.append(_first(space, name, blocks="all"))
+        half.append(_first(space, name, blocks="all", after=cursor, snapshot=snapshot))
+    from_start, from_half = statistics.median(start), statistics.median(half)
+    over = max(0.0, from_half - max(1.5 * from_start, from_start + 20))
+    return {"first_ms": from_start, "resumed_ms": from_half, "resume_over_ms": over}
+
+
+def _first(space: Space, dataset: str, **asked: str) -> float:
+    begun = time.perf_counter()
+    with _open(space, dataset, **asked) as stream:
+        next(iter(stream))
+        return (time.perf_counter() - begun) * 1e3
 
 
 def _live(space: Space) -> int:
