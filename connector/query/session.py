@@ -7,6 +7,7 @@ closes ends the process. What the engine says about an error stays here; a code 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -237,6 +238,9 @@ class Worker:
         descriptor = session.channel.fileno()
         with self.lock:
             self.sessions.pop(descriptor, None)
+            alone = not self.sessions
+        if alone:
+            _give_back()
         session.channel.close()
         self.wake_in.send(b".")
         self._limit_memory()
@@ -292,6 +296,13 @@ class Worker:
             self.sessions[channel.fileno()] = session
         self._limit_memory()
         session.thread.start()
+
+
+def _give_back() -> None:
+    """Memory that was kept for the next batch goes back to the kernel; other C libraries than glibc do it themselves."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def read_job(channel: socket.socket) -> Job:

@@ -10,7 +10,9 @@ import base64
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +94,27 @@ def query(session: Session, job: Job) -> None:
     recheck(con, job)
     schema, parts = _parts(session, job, con)
     out = _out(session, job, schema)
-    for batch, at in parts:
-        session.check()
-        if batch.num_rows:
-            out.write(batch, at=at)
+    with closing(_ahead(session, parts)) as coming:
+        for batch, at in coming:
+            session.check()
+            if batch.num_rows:
+                out.write(batch, at=at)
     for found in session.files:
         found.check_unchanged()
     out.end()
+
+
+def _ahead(session: Session, parts: Iterator[ranges.Part]) -> Generator[ranges.Part]:
+    """The same, each made while the one before it is digested and copied: both work outside the interpreter's lock."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, parts, None)
+        try:
+            while (part := coming.result()) is not None:
+                coming = maker.submit(next, parts, None)
+                yield part
+        finally:
+            while not wait((coming,), timeout=0.02).done:  # nobody wants it any more, and once can be too early
+                session.con.interrupt()
 
 
 def _out(session: Session, job: Job, schema: pa.Schema) -> Frames:
