@@ -5,8 +5,14 @@ than the network. Here a body may be a list of buffers, which goes to the transp
 chunk. Offered to the application as the extension `hanse.gather`; a body message then has the keys
 
     hanse.buffers  a list of buffers, none of which may change until it is sent
+    hanse.file     a part of a file: (descriptor, offset, bytes), sent by the kernel as one chunk (sendfile). Where the
+                   extension `hanse.files` is offered; `send` returns when all of it has gone, and calls
+    hanse.moved    as it goes. EOFError where the file is shorter.
     hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
+
+The kernel's copy of a file goes to the socket behind the transport's back, on a descriptor of our own: only when the
+transport has nothing to write, and nothing else writes during an answer.
 
 It rests on uvicorn's internals (the range is pinned; a contract test compares the bytes with the stock path) and knows
 nothing of what it carries. Use it as `uvicorn.Config(http=Protocol)`.
@@ -14,7 +20,13 @@ nothing of what it carries. Use it as `uvicorn.Config(http=Protocol)`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import functools
+import os
+import select
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -23,9 +35,14 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 EXTENSION = "hanse.gather"
+FILES = "hanse.files"
+FILE = "hanse.file"
+MOVED = "hanse.moved"
 BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
+_SENDERS = 8
+_PATIENCE_MS = 5  # that a thread waits for a reader: less than it costs to come back
 
 
 class Cycle(RequestResponseCycle):
@@ -37,6 +54,8 @@ class Cycle(RequestResponseCycle):
             self.transport.abort()
         elif BUFFERS in message:
             await self._gathered(message)
+        elif FILE in message:
+            await self._from_file(message)
         elif TRAILERS in message:
             await self._trailed(message)
         else:
@@ -55,18 +74,88 @@ class Cycle(RequestResponseCycle):
         await super().send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _gathered(self, message: Mapping[str, Any]) -> None:
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
+        if not await self._ready(message):
             return
-        if not self.response_started or self.response_complete:
-            raise RuntimeError("expected buffers between the start and the end of an answer")
-        if self.scope["method"] == "HEAD" or not self.chunked_encoding or not message.get("more_body"):
-            raise RuntimeError("expected buffers as a part of a chunked body, not as its end")
         buffers = message[BUFFERS]
         # An empty chunk would end the body.
         if total := sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers):
             self.transport.writelines([b"%x\r\n" % total, *buffers, b"\r\n"])
+
+    async def _from_file(self, message: Mapping[str, Any]) -> None:
+        number, at, size = message[FILE]
+        if not size or not await self._ready(message):
+            return
+        self.transport.write(b"%x\r\n" % size)
+        pause = 0.0
+        while self.transport.get_write_buffer_size() and not self.disconnected:
+            await asyncio.sleep(pause)
+            pause = 0.005
+        with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as out:
+            while size and not self.disconnected:
+                try:
+                    sent = await _in_thread(_push, out.fileno(), number, at, size)
+                except (ConnectionError, TimeoutError):
+                    return  # as for every other message, the client has left
+                at, size = at + sent, size - sent
+                message.get(MOVED, lambda: None)()
+                if size:
+                    await _writable(out)
+        self.transport.write(b"\r\n")
+
+    async def _ready(self, message: Mapping[str, Any]) -> bool:
+        """Wait until the transport takes more. False where the client has left."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return False
+        if not self.response_started or self.response_complete:
+            raise RuntimeError("expected buffers between the start and the end of an answer")
+        if self.scope["method"] == "HEAD" or not self.chunked_encoding or not message.get("more_body"):
+            raise RuntimeError("expected buffers as a part of a chunked body, not as its end")
+        return True
+
+
+def _push(out: int, number: int, at: int, size: int) -> int:
+    """Bytes that the socket has taken until its reader made us wait. In a thread: the file may be on the disk only."""
+    sent = 0
+    waiting = select.poll()
+    waiting.register(out, select.POLLOUT)
+    while sent < size:
+        try:
+            more = os.sendfile(out, number, at + sent, size - sent)
+        except BlockingIOError:
+            if waiting.poll(_PATIENCE_MS):
+                continue
+            break
+        if not more:
+            raise EOFError("expected a file as long as it was, came a shorter one")
+        sent += more
+    return sent
+
+
+@functools.cache
+def _senders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_SENDERS, thread_name_prefix="sendfile")
+
+
+async def _in_thread(work: Callable[..., int], *given: int) -> int:
+    """Its result. Who is cancelled waits, too: the descriptors that it uses stay open as long."""
+    running = asyncio.get_running_loop().run_in_executor(_senders(), work, *given)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        raise
+
+
+async def _writable(out: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    free = asyncio.Event()
+    loop.add_writer(out.fileno(), free.set)
+    try:
+        await free.wait()
+    finally:
+        loop.remove_writer(out.fileno())
 
 
 class Protocol(HttpToolsProtocol):
@@ -77,4 +166,6 @@ class Protocol(HttpToolsProtocol):
         cycle.__class__ = Cycle
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = {}
+        if self.transport.get_extra_info("sslcontext") is None and hasattr(os, "sendfile"):
+            extensions[FILES] = {}
         super()._start_asgi_task(cycle, app)

@@ -32,7 +32,8 @@ from connector.dataplane import asked as ask
 from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
-from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, TRAILERS
+from connector.dataplane.blocks import Span
+from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MOVED, TRAILERS
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
@@ -169,9 +170,20 @@ class Exchange:
         await self.begin(status, headers)
         await self.send({"type": "http.response.body", "body": body})
 
-    async def part(self, body: bytes | memoryview) -> None:
-        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk."""
+    @property
+    def sends_files(self) -> bool:
+        """Whether `part` takes spans of files."""
+        return FILES in self.scope.get("extensions", {})
+
+    async def part(self, body: bytes | memoryview | Span, moved: Callable[[], object] = lambda: None) -> None:
+        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk.
+
+        `moved` is called while a long one goes.
+        """
         message: dict[str, object] = {"type": "http.response.body", "more_body": True}
+        if isinstance(body, Span):
+            await self.send(message | {FILE: (body.file.fileno(), body.at, body.nbytes), MOVED: moved})
+            return
         await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
 
     async def end(self, trailers: Mapping[str, str]) -> None:
@@ -319,7 +331,7 @@ class _Transport:
             sending.cancel()
 
     async def _send(self, exchange: Exchange, asked: Asked) -> None:
-        async with self._reads.open(asked) as stream:
+        async with self._reads.open(asked, spans=exchange.sends_files) as stream:
             if asked.format != formats.ARROW:
                 await formats.send(exchange, stream, asked.format, exchange.path("dataset") or "rows", self._part)
                 return
@@ -335,19 +347,24 @@ class _Transport:
                 },
             )
             await self._part(exchange, stream, stream.schema)
-            async with aclosing(stream.frames()) as frames:
-                async for part in frames:
+            async with aclosing(stream.parts()) as parts:
+                async for part in parts:
                     await self._part(exchange, stream, part)
         await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview) -> None:
+    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | Span) -> None:
+        now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(self._stall_seconds):
-                await exchange.part(part)
+            async with asyncio.timeout(self._stall_seconds) as limit:
+                await exchange.part(part, lambda: limit.reschedule(now() + self._stall_seconds))
         except TimeoutError:
             stream.abandon("client_stalled", f"the client took nothing for {self._stall_seconds:g} s")
             await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None
+        except EOFError:
+            stream.abandon("version_changed", "a file of this version has been cut short; register a new version")
+            await exchange.abort()
+            raise ConnectionAbortedError("the file does not hold what it did") from None
 
 
 def parse_envelope(body: bytes) -> Envelope:

@@ -1,128 +1,55 @@
 """Prepared streams: what one contract lets out of one version, kept as Arrow IPC, so that later passes decode nothing.
 
-The first complete pass of a plain read is written beside its delivery (`Keeping`); later ones are sent from a memory
-map (`Mapped`) under the same admission, gate, accounting and log. Fail closed, any doubt means "read it anew":
+The first complete pass of a plain read is written beside its delivery (`Keeping`); later ones are sent from the file
+(`Passed`) under the same admission, gate, accounting and log. Where the owner's Arrow files hold the very messages that
+leave, there is no copy: an index of them is made after the first pass (`query.verbatim`). Fail closed, any doubt means
+"read it anew":
 - only where nothing but version, contract and request makes the bytes: a plain scan of one dataset, of a contract
-  without aggregates and quantities, and, unless the operator allows it, without masks and duties;
+  without aggregates and quantities, and, for a copy, unless the operator allows it, without masks and duties;
 - the key holds the version's digest, the contract, the reader, the request; the files must be those registered;
 - it goes when the agreement is revoked or ends, when the version or the contract is another, or when room is needed.
-The files have no names: nobody else can open them, and a process that ends, however it ends, leaves none behind.
+Copies have no names: nobody else can open them, and a process that ends, however it ends, leaves none behind.
 Knows frames and their index, and nothing of Arrow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
-import mmap
 import os
 import shutil
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 from connector.dataplane.asked import Asked
+from connector.dataplane.blocks import Block, Entry, Passed, Source
 from connector.datasets.sources.files import FileRef, open_pinned
 from connector.errors import HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
-from connector.query.pool import Frame
+from connector.query.job import Job
+from connector.query.pool import Frame, Result
+from connector.telemetry import logger
 from connector.usage.grants import Grant
 from policies.contract import DataContract, to_json
 
 _ENTRIES_MAX = 256
+_BLOCKS_MAX = 200_000  # of all entries: what their index takes in memory
 _SLOW_SECONDS = 2.0  # a disk that takes this long for one batch is no place to keep a stream
 _DAY = 86_400.0
-_AHEAD = 8 * 2**20
-
-
-class Source(Protocol):
-    """What gives a stream's bytes: a worker's result, or a prepared file."""
-
-    schema: bytes
-    trailer: bytes
-    digest: bytes
-
-    def __aiter__(self) -> AsyncIterator[Frame]: ...
-
-    async def __anext__(self) -> Frame: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One batch in the file, and the digest of the stream up to its end."""
-
-    at: int
-    nbytes: int
-    rows: int
-    digest: bytes
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One prepared stream. The file closes with its last reader."""
-
-    key: str
-    agreement: str
-    dataset: str
-    version: str
-    ends: float | None  # of the contract, UTC seconds
-    file: IO[bytes]
-    schema: bytes
-    trailer: bytes
-    first_digest: bytes
-    blocks: list[Block] = field(default_factory=list)
-    nbytes: int = 0
-
-
-class Mapped:
-    """A prepared stream being read, batch by batch, each mapped while somebody holds it."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.schema, self.trailer, self.digest = entry.schema, entry.trailer, entry.first_digest
-        self._entry = entry
-        self._blocks = iter(entry.blocks)
-        self._next: asyncio.Future[Frame | None] | None = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Frame:
-        waiting = self._next or self._begin()
-        frame = await waiting
-        if frame is None:
-            raise StopAsyncIteration
-        self._next = self._begin()  # it is mapped while this one is sent
-        return frame
-
-    def _begin(self) -> asyncio.Future[Frame | None]:
-        # In a thread: pages that are on the disk only would hold up everybody's streams.
-        return asyncio.ensure_future(asyncio.to_thread(self._map))
-
-    def _map(self) -> Frame | None:
-        if (block := next(self._blocks, None)) is None:
-            return None
-        start = block.at - block.at % mmap.ALLOCATIONGRANULARITY
-        number = self._entry.file.fileno()
-        os.posix_fadvise(number, block.at + block.nbytes, _AHEAD, os.POSIX_FADV_WILLNEED)
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        held = mmap.mmap(number, block.at + block.nbytes - start, flags=flags, prot=mmap.PROT_READ, offset=start)
-        return Frame(block.rows, block.nbytes, memoryview(held)[block.at - start :], block.digest)
-
-    async def settle(self) -> None:
-        """Wait for what still runs in a thread."""
-        if self._next is not None:
-            await asyncio.wait((self._next,))
+_log = logger("dataplane")
 
 
 class Keeping:
     """A worker's result on its way out, written down beside it. A stream that is not kept is not disturbed."""
 
-    def __init__(self, source: Source, entry: Entry, room: int) -> None:
+    def __init__(self, source: Result, entry: Entry, room: int) -> None:
         self.schema, self.trailer, self.digest = source.schema, source.trailer, source.digest
         entry.schema, entry.trailer, entry.first_digest = source.schema, source.trailer, source.digest
         self._source, self._entry, self._room = source, entry, room
@@ -150,7 +77,7 @@ class Keeping:
             return
         entry.blocks.append(Block(entry.nbytes, frame.nbytes, frame.rows, frame.digest))
         entry.nbytes += frame.nbytes
-        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.file, frame.payload))
+        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.files[0], frame.payload))
 
     async def _written(self) -> bool:
         """Whether everything so far is in the file."""
@@ -175,6 +102,7 @@ class PreparedStreams:
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._made: set[str] = set()
+        self._unlike: OrderedDict[str, None] = OrderedDict()  # reads whose files do not hold their messages
         if quota:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -186,14 +114,14 @@ class PreparedStreams:
         return len(self._entries)
 
     def key(self, asked: Asked, grants: Sequence[Grant]) -> str:
-        """The key of this read; empty where its stream must not be kept or taken from what is kept."""
-        if not self.quota or not asked.plain_scan or asked.brought or asked.format != "arrow" or len(grants) != 1:
+        """The key of this read; empty where the same question may not have the same bytes for an answer."""
+        if not asked.plain_scan or asked.brought or asked.format != "arrow" or len(grants) != 1:
             return ""
         if asked.rows is not None or asked.nbytes is not None:
             return ""
         grant = grants[0]
         version = grant.held.version
-        if not keepable(grant.contract, sensitive=self._sensitive) or not _pins(version.source):
+        if not repeatable(grant.contract) or not _pins(version.source):
             return ""
         request = repr(replace(asked, tickets=asked.tickets[:1], query_id="", fragment="", seconds=None))
         told = request.replace(repr(asked.tickets[0]), "")  # every field but who shows which ticket
@@ -204,7 +132,7 @@ class PreparedStreams:
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
     async def find(self, key: str, grant: Grant) -> Entry | None:
-        """The prepared stream, if there is one and the version's files are still what was registered."""
+        """The stream in files, if there is one and the version's files are still what was registered."""
         self.sweep()
         entry = self._entries.get(key)
         if entry is None:
@@ -216,32 +144,57 @@ class PreparedStreams:
         return entry
 
     @asynccontextmanager
-    async def serve(self, entry: Entry) -> AsyncIterator[Mapped]:
-        """The stream from its file."""
-        mapped = Mapped(entry)
+    async def serve(self, entry: Entry, *, spans: bool) -> AsyncIterator[Passed]:
+        """The stream from its files; `spans`: as parts of them."""
+        passed = Passed(entry, spans=spans)
         try:
-            yield mapped
+            yield passed
         finally:
-            await mapped.settle()
+            await passed.settle()
 
     @asynccontextmanager
-    async def keep(self, key: str, grant: Grant, source: Source) -> AsyncIterator[Source]:
+    async def keep(self, key: str, grant: Grant, source: Result) -> AsyncIterator[Source]:
         """The source, written down on its way. It is kept if the block ends well and all of it has passed."""
-        if not key or key in self._made:
+        if key in self._made or not self.quota or not keepable(grant.contract, sensitive=self._sensitive):
             yield source
             return
-        version = grant.held.version
         self._made.add(key)
         try:
-            file = await asyncio.to_thread(_nameless, self._folder)
-            entry = Entry(
-                key, grant.agreement_id, grant.held.dataset.id, version.digest, grant.contract.not_after, file,
-                b"", b"", b"",
-            )  # fmt: skip
+            entry = _entry(key, grant, (await asyncio.to_thread(_nameless, self._folder),))
             keeping = Keeping(source, entry, min(self.quota, shutil.disk_usage(self._folder).free // 2))
             yield keeping
             if keeping.whole and not grant.lease.revoked:
                 self._add(entry)
+        finally:
+            self._made.discard(key)
+
+    def wants_index(self, key: str, job: Job) -> bool:
+        """Whether the files of this read may hold its messages: not known yet, and of the kind that can."""
+        plain = job.codec == "none" and job.batch_rows is None and job.only is None
+        return bool(job.scan) and plain and job.relations[job.scan].kind == "arrow_ipc" and key not in self._unlike
+
+    async def index(self, key: str, grant: Grant, job: Job, ask: Callable[[Job], Awaitable[Any]]) -> None:
+        """Find out whether the owner's files hold the stream; then later passes are sent from them, without a copy."""
+        if key in self._made or key in self._entries:
+            return
+        self._made.add(key)
+        try:
+            found = await ask(replace(job, kind="verbatim", shared=False))
+            refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
+            entry = _entry(key, grant, await asyncio.to_thread(_owners, refs), refs)
+            entry.schema, entry.trailer = base64.b64decode(found["head"]), base64.b64decode(found["trailer"])
+            entry.first_digest = bytes.fromhex(found["first"])
+            entry.blocks = [
+                Block(at, nbytes, rows, bytes.fromhex(digest), file)
+                for file, at, nbytes, rows, digest in found["blocks"]
+            ]
+            if not grant.lease.revoked:
+                self._add(entry)
+        except HanseError as error:
+            _log.debug("not sent from its files", code=error.code)
+            self._unlike[key] = None
+            while len(self._unlike) > _ENTRIES_MAX:
+                self._unlike.popitem(last=False)
         finally:
             self._made.discard(key)
 
@@ -267,23 +220,39 @@ class PreparedStreams:
         self._entries[entry.key] = entry
         if entry.ends is not None:
             asyncio.get_running_loop().call_later(min(_DAY, max(0.0, entry.ends - self._clock())), self.sweep)
-        while self._entries and (self.nbytes > self.quota or len(self._entries) > _ENTRIES_MAX):
+        while self._entries and self._too_much():
             self._drop(next(iter(self._entries.values())))
+
+    def _too_much(self) -> bool:
+        blocks = sum(len(entry.blocks) for entry in self._entries.values())
+        return self.nbytes > self.quota or len(self._entries) > _ENTRIES_MAX or blocks > _BLOCKS_MAX
 
     def _drop(self, entry: Entry) -> None:
         self._entries.pop(entry.key, None)
 
 
-def keepable(contract: DataContract, *, sensitive: bool) -> bool:
-    """Whether what a contract lets out may lie on the owner's disk a second time.
+def repeatable(contract: DataContract) -> bool:
+    """Whether a contract gives the same bytes again: not for aggregates (each answer is judged anew) and quantities
+    (what is left decides the batches)."""
+    return contract.grid is None and contract.limits.rows is None and contract.limits.bytes is None
 
-    Never for aggregates (each answer is judged anew) and quantities (what is left decides the batches); for masks and
-    duties only where the operator says so: they mark personal data.
-    """
-    limits = contract.limits
-    if contract.grid is not None or limits.rows is not None or limits.bytes is not None:
-        return False
-    return sensitive or not (contract.masks or contract.obligations)
+
+def keepable(contract: DataContract, *, sensitive: bool) -> bool:
+    """Whether what a contract lets out may lie on the owner's disk a second time: with masks and duties, which mark
+    personal data, only where the operator says so."""
+    return repeatable(contract) and (sensitive or not (contract.masks or contract.obligations))
+
+
+def _entry(key: str, grant: Grant, files: tuple[IO[bytes], ...], refs: tuple[FileRef, ...] = ()) -> Entry:
+    ends, dataset = grant.contract.not_after, grant.held.dataset.id
+    return Entry(key, grant.agreement_id, dataset, grant.held.version.digest, ends, files, refs)
+
+
+def _owners(refs: Sequence[FileRef]) -> tuple[IO[bytes], ...]:
+    with ExitStack() as stack:
+        files = tuple(stack.enter_context(os.fdopen(open_pinned(ref), "rb", buffering=0)) for ref in refs)
+        stack.pop_all()
+    return files
 
 
 def _pins(source: Mapping[str, Any]) -> bool:

@@ -21,14 +21,15 @@ import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split, quoted
-from connector.dataplane.prepared import PreparedStreams, Source
+from connector.dataplane.blocks import Part, Source, Span
+from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
@@ -89,7 +90,7 @@ class GovernedStream:
         self._asked = asked
         self._digest = result.digest
         self._policy = policy
-        self._first: Frame | None = None
+        self._first: Frame | Part | None = None
         self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
     async def peek(self) -> bool:
@@ -98,6 +99,13 @@ class GovernedStream:
         return self._first is not None
 
     async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
+        """As `parts`, for a transport that sends memory only."""
+        async with aclosing(self.parts()) as parts:
+            async for part in parts:
+                assert not isinstance(part, Span)  # only whoever opens a read with `spans` gets them
+                yield part
+
+    async def parts(self) -> AsyncGenerator[memoryview | bytes | Span, None]:
         """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
         end: End | None = None
         try:
@@ -126,7 +134,7 @@ class GovernedStream:
         for grant in self.grants:
             grant.lease.deadline = time.monotonic() + min(seconds, self._reads.left(grant.contract))
 
-    async def _pass(self, frame: Frame) -> str | None:
+    async def _pass(self, frame: Frame | Part) -> str | None:
         """None and the batch is counted in every lease (5), or the status that the stream ends with."""
         for number, grant in enumerate(self.grants):
             reason = gate.check(grant.lease, frame.rows, frame.nbytes)
@@ -226,8 +234,11 @@ class Reads:
         return self._live
 
     @asynccontextmanager
-    async def open(self, asked: Asked) -> AsyncIterator[GovernedStream]:
-        """Admit a read, or raise HanseError or PolicyError before anything has left; leaving the block ends it."""
+    async def open(self, asked: Asked, *, spans: bool = False) -> AsyncIterator[GovernedStream]:
+        """Admit a read, or raise HanseError or PolicyError before anything has left; leaving the block ends it.
+
+        `spans`: the transport can send parts of files, and takes them from `parts`.
+        """
         asked = asked if asked.query_id else replace(asked, query_id=secrets.token_hex(16))
         if asked.query_id in self._live:
             raise BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
@@ -244,7 +255,7 @@ class Reads:
                 passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
                 charged = await self._charge(asked, grants, passed[0])
                 prepared = passed[0]
-                async with self._running_stream(asked, grants, *passed, charged, begun) as stream:
+                async with self._running_stream(asked, grants, *passed, charged, begun, spans) as stream:
                     yield stream
         except (HanseError, PolicyError) as error:
             if prepared is None:
@@ -410,6 +421,7 @@ class Reads:
         keys: Sequence[Keys],
         charged: Charged | None,
         begun: float,
+        spans: bool,
     ) -> AsyncIterator[GovernedStream]:
         policy = records.applied(prepared, charged)
         event = records.started(asked, grants, prepared, policy)
@@ -421,7 +433,7 @@ class Reads:
             if charged is not None:
                 await started
                 job = await self._noised(job, grants, prepared, charged)
-            async with self._source(asked, grants, job) as result:
+            async with self._source(asked, grants, job, spans) as result:
                 await started
                 stream = GovernedStream(self, asked, grants, prepared, result, policy)
                 self._live[asked.query_id] = stream
@@ -495,21 +507,23 @@ class Reads:
         )  # fmt: skip
 
     @asynccontextmanager
-    async def _source(self, asked: Asked, grants: Sequence[Grant], job: Job) -> AsyncIterator[Source]:
-        """Where the bytes come from (4, 6): an earlier pass, or a worker, whose answer may be kept for later ones."""
-        key = "" if self._prepared is None else self._prepared.key(asked, grants)
-        if self._prepared is not None and key:
-            entry = await self._prepared.find(key, grants[0])
-            if entry is not None:
-                async with self._prepared.serve(entry) as mapped:
-                    yield mapped
-                return
+    async def _source(self, asked: Asked, grants: Sequence[Grant], job: Job, spans: bool) -> AsyncIterator[Source]:
+        """Where the bytes come from (4, 6): files that hold them already, or a worker, whose answer may be kept."""
+        files = self._prepared
+        key = "" if files is None else files.key(asked, grants)
+        if files is not None and key and (entry := await files.find(key, grants[0])) is not None:
+            async with files.serve(entry, spans=spans) as passed:
+                yield passed
+            return
         async with self._pool.run(job, watch=partial(watch, grants)) as result:
-            if self._prepared is None or not key or job.batch_bytes < _BATCH_BYTES:
+            if files is None or not key or job.batch_bytes < _BATCH_BYTES:
                 yield result
-                return
-            async with self._prepared.keep(key, grants[0], result) as kept:
-                yield kept
+            elif files.wants_index(key, job):
+                yield result
+                self._spawn(files.index(key, grants[0], job, self._pool.ask))
+            else:
+                async with files.keep(key, grants[0], result) as kept:
+                    yield kept
 
     def _threads(self) -> int:
         """Threads that decode for one stream: the machine's, shared between the streams that run."""

@@ -101,8 +101,8 @@ class Ranges:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow (one
-    value).
+    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow, verbatim
+    (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
     than the engine. Batches have about `batch_bytes` and at most `batch_rows`.

@@ -60,7 +60,7 @@ GRACE = 1.2
 _REST = 0.1
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
-_RECYCLE_MB = 220  # a process starts with 160
+_RECYCLE_MB = 125  # of its own; a process starts with 65
 # Batches of megabytes come and go all the time: while a job runs their memory is kept for the next one instead of being
 # given back to the kernel, whose page faults would cost more than the copy.
 _ALLOCATION = {
@@ -114,9 +114,17 @@ class Worker:
                 self.process.send_signal(signal.SIGKILL)
 
     def rss_mb(self) -> int:
+        """What of it is in memory."""
+        return self._statm(1) // 2**20
+
+    def own_mb(self) -> int:
+        """Of that, what the kernel cannot take back: not the pages of mapped files."""
+        return (self._statm(1) - self._statm(2)) // 2**20
+
+    def _statm(self, column: int) -> int:
         try:
             with open(f"/proc/{self.process.pid}/statm", encoding="ascii") as statm:
-                return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+                return int(statm.read().split()[column]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, IndexError, ValueError):
             return 0
 
@@ -478,7 +486,7 @@ class Pool:
             worker.watch.cancel()
             worker.watch = None
         self._busy.discard(worker)
-        if self._closed or not worker.alive() or worker.rss_mb() > _RECYCLE_MB:
+        if self._closed or not worker.alive() or worker.own_mb() > _RECYCLE_MB:
             worker.kill("recycled")
             await self._bury(worker)
         else:
@@ -530,7 +538,7 @@ class Pool:
         most = 0
         while worker.alive():
             most = max(most, sum(result.job.limits.memory_mb for result in worker.results))
-            if worker.rss_mb() > most + _RSS_SLACK_MB:
+            if worker.own_mb() > most + _RSS_SLACK_MB:
                 worker.kill("memory_limit")
             await asyncio.sleep(_RSS_EVERY)
 
@@ -600,5 +608,6 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
     "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),
     "noise_unavailable": (Busy, "this connector cannot draw noise; its owner must install hanse-server[privacy]"),
+    "not_verbatim": (EngineFailed, "the files do not hold the stream as it is sent"),
     "job_invalid": (BadInput, "expected a job that a worker knows"),
 }

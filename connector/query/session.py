@@ -299,7 +299,7 @@ class Worker:
 
 
 def _give_back() -> None:
-    """Memory that was kept for the next batch goes back to the kernel; other C libraries than glibc do it themselves."""
+    """Memory kept for the next batch goes back to the kernel; other C libraries than glibc keep none."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -7,9 +7,7 @@ beyond the re-check it is told to make.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import mmap
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
@@ -17,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import xxhash
 
 from connector.datasets.sources import divisible, source
-from connector.query import engine, foreign, nulls, profiling, ranges, scan
+from connector.query import engine, foreign, profiling, ranges, scan
 from connector.query import job as wire
 from connector.query.codes import Coded
+from connector.query.frames import Format, Frames, Messages
 from connector.query.job import Job
-from connector.query.ring import slot_bytes
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -93,7 +90,7 @@ def query(session: Session, job: Job) -> None:
     con = opened(session, job)
     recheck(con, job)
     schema, parts = _parts(session, job, con)
-    out = _out(session, job, schema)
+    out = Frames(session, job, _format(job, schema))
     with closing(_ahead(session, parts)) as coming:
         for batch, at in coming:
             session.check()
@@ -117,12 +114,12 @@ def _ahead(session: Session, parts: Iterator[ranges.Part]) -> Generator[ranges.P
                 session.con.interrupt()
 
 
-def _out(session: Session, job: Job, schema: pa.Schema) -> Frames:
+def _format(job: Job, schema: pa.Schema) -> Format:
     if job.format == wire.ARROW:
-        return Frames(session, job, schema)
+        return Messages(schema, codec=job.codec, digest=job.digest, trailer_room=job.trailer_room)
     from connector.query.written import Written
 
-    return Written(session, job, schema)
+    return Written(job, schema)
 
 
 def _parts(session: Session, job: Job, con: Any) -> tuple[pa.Schema, Iterator[ranges.Part]]:
@@ -154,144 +151,6 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
                 paths, schema, rows=rows, target=job.batch_bytes, threads=job.limits.threads > 1
             )
     return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None)
-
-
-class Frames:
-    """Arrow batches as frames, counted and digested; the memory of a batch is copied once, to where it is sent from."""
-
-    def __init__(self, session: Session, job: Job, schema: pa.Schema) -> None:
-        self.session, self.job = session, job
-        self.sink = ListSink()
-        self.writer = self._open(schema)
-        self.digest = _digest(job.digest)
-        self.slots = None if session.shared is None else Slots(session, slot_bytes(job.batch_bytes))
-        self.rows = self.batches = self.bytes = 0
-        self._start(schema)
-
-    def _open(self, schema: pa.Schema) -> Any:
-        codec = None if self.job.codec == "none" else self.job.codec
-        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
-        return pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
-
-    def _start(self, schema: pa.Schema) -> None:
-        # Not `empty_table`: it loads pandas where that is installed.
-        zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
-        self.writer.write_batch(zero)
-        first = b"".join(self.sink.take()[0])
-        self.writer.write_batch(zero)
-        again = b"".join(self.sink.take()[0])
-        head = first.removesuffix(again)  # the schema is written with the first batch
-        self.writer.write_batch(zero, custom_metadata={wire.TRAILER_KEY: " " * self.job.trailer_room})
-        trailer = b"".join(self.sink.take()[0])
-        self.digest.update(head)
-        self.session.send(wire.SCHEMA, head, digest=self.digest.digest())
-        self.session.send(wire.TRAILER, trailer)
-
-    def write(self, batch: pa.RecordBatch, *, at: str = "") -> None:
-        """One batch out, with its place where it has one; or the error of the limit it would break."""
-        self.writer.write_batch(nulls.emptied(batch), custom_metadata={wire.AT_KEY: at} if at else None)
-        parts, size = self.sink.take()
-        limits = self.job.limits
-        if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
-            raise Coded("rows_limit")
-        if limits.bytes is not None and self.bytes + size > limits.bytes:
-            raise Coded("bytes_limit")
-        self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
-        slot = 0 if self.slots is None or size > self.slots.size else self.slots.free()
-        for part in parts:
-            if slot and self.slots is not None:
-                self.slots.put(part)
-            self.digest.update(part)
-        left = () if slot else parts
-        self.session.send(wire.BATCH, *left, size=size, rows=batch.num_rows, digest=self.digest.digest(), slot=slot)
-        self.session.worker.limit_cpu(self.job)
-
-    def end(self) -> None:
-        """The totals."""
-        totals = {"rows": self.rows, "batches": self.batches, "bytes": self.bytes}
-        self.session.send(wire.END, json.dumps(totals).encode(), digest=self.digest.digest())
-
-
-class Slots:
-    """The worker's end of the ring (`connector.query.ring`)."""
-
-    def __init__(self, session: Session, size: int) -> None:
-        assert session.shared is not None
-        self.session, self.size = session, size
-        memory = memoryview(mmap.mmap(session.shared, wire.SLOTS * size))
-        self._slots = [pa.py_buffer(memory[at : at + size]) for at in range(0, len(memory), size)]
-        self._file: Any = None
-        self._free = list(range(1, wire.SLOTS + 1))
-
-    def free(self) -> int:
-        """The number of a slot that may be written, once there is one; 0 where the socket is to be used."""
-        if not self._free:
-            self._free += self.session.credits()
-        slot = self._free.pop(0)
-        if slot:
-            self._file = pa.FixedSizeBufferWriter(self._slots[slot - 1])  # copies without the interpreter's lock
-        return slot
-
-    def put(self, part: Any) -> None:
-        """More of the batch into the slot."""
-        self._file.write(part)
-
-
-class ListSink:
-    """A file that keeps what is written as a list: the buffers of a batch stay where they are (data-plane 3.1)."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.parts: list[Any] = []
-        self.size = 0
-        self.total = 0
-
-    def write(self, part: Any) -> int:
-        size = part.size if isinstance(part, pa.Buffer) else len(part)
-        if size:
-            self.parts.append(part)
-        self.size += size
-        self.total += size
-        return int(size)
-
-    def take(self) -> tuple[list[Any], int]:
-        """What was written since the last take, and its size."""
-        parts, size = self.parts, self.size
-        self.parts, self.size = [], 0
-        return parts, size
-
-    def tell(self) -> int:
-        return self.total
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class _NoDigest:
-    def update(self, _: Any) -> None:
-        """Nothing is counted."""
-
-    def digest(self) -> bytes:
-        return b""
-
-
-def _digest(name: str) -> Any:
-    if name == "sha256":
-        return hashlib.sha256()
-    return _NoDigest() if name == "none" else xxhash.xxh3_128()
 
 
 def report(session: Session, job: Job) -> None:
@@ -370,6 +229,13 @@ def check_arrow(session: Session, job: Job) -> None:
     value(session, foreign.check(job, check=session.check))
 
 
+def verbatim(session: Session, job: Job) -> None:
+    """Where the messages of a scan's stream lie in the files themselves, or the error that they do not."""
+    from connector.query import verbatim as index  # it uses what is here
+
+    index.index(session, job)
+
+
 TASKS: dict[str, Callable[[Session, Job], None]] = {
     "query": query,
     "report": report,
@@ -378,4 +244,5 @@ TASKS: dict[str, Callable[[Session, Job], None]] = {
     "profile": profile,
     "convert": convert,
     "check_arrow": check_arrow,
+    "verbatim": verbatim,
 }

@@ -16,45 +16,39 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from connector.query import job as wire
 from connector.query.codes import Coded
-from connector.query.tasks import Frames, ListSink
+from connector.query.frames import ListSink, new_digest
 
 if TYPE_CHECKING:
     from connector.query.job import Job
-    from connector.query.session import Session
 
 _FORMULA = "^[=+\\-@\t\r]"  # what a spreadsheet takes for the start of a formula
 
 
-class Written(Frames):
-    """Batches in the job's format as frames."""
+class Written:
+    """An answer in the job's format."""
 
-    def __init__(self, session: Session, job: Job, schema: pa.Schema) -> None:
+    trailer = b""
+
+    def __init__(self, job: Job, schema: pa.Schema) -> None:
         if job.format not in _WRITERS:
             raise Coded("job_invalid")
-        super().__init__(session, job, schema)
+        self._sink = _Copies()
+        self._writer = _WRITERS[job.format](self._sink, schema)
+        self.head = b"".join(self._sink.take()[0])
+        self.digest = new_digest(job.digest)
+        self.digest.update(self.head)
+        self.first = self.digest.digest()
 
-    def _open(self, schema: pa.Schema) -> Any:
-        self.sink = _Copies()
-        return _WRITERS[self.job.format](self.sink, schema)
+    def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
+        """The lines or the row group of a batch; places have no room in them."""
+        self._writer.write_batch(batch)
+        return self._sink.take()
 
-    def _start(self, schema: pa.Schema) -> None:
-        head = b"".join(self.sink.take()[0])
-        self.digest.update(head)
-        self.session.send(wire.SCHEMA, head, digest=self.digest.digest())
-        self.session.send(wire.TRAILER, b"")
-
-    def end(self) -> None:
-        """The footer, then the totals."""
-        self.writer.close()
-        parts, size = self.sink.take()
-        if size:
-            for part in parts:
-                self.digest.update(part)
-            self.bytes += size
-            self.session.send(wire.BATCH, *parts, size=size, rows=0, digest=self.digest.digest())
-        super().end()
+    def foot(self) -> tuple[list[Any], int]:
+        """What the format has at its end."""
+        self._writer.close()
+        return self._sink.take()
 
 
 class _Copies(ListSink):

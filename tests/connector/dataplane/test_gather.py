@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, Protocol
+from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, Protocol
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
 
@@ -124,4 +125,98 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
         await asyncio.sleep(0.5)
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1 << 30)
+        writer.close()
+
+
+async def from_files(scope: Any, receive: Any, send: Any) -> None:
+    """Sends PIECES as chunks: parts of a file where the server offers it, memory otherwise."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-a", b"b")]})
+    with tempfile.TemporaryFile() as file:
+        file.write(b"before" + b"".join(bytes(piece) for piece in PIECES))
+        file.flush()
+        at = len(b"before")
+        for piece in PIECES:
+            message: dict[str, Any] = {"type": "http.response.body", "more_body": True}
+            if FILES in scope.get("extensions", {}):
+                await send(message | {FILE: (file.fileno(), at, len(piece))})
+            elif piece:
+                await send(message | {"body": bytes(piece)})
+            at += len(piece)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def slow(port: int) -> bytes:
+    """A reader that takes a little at a time."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**12)
+    writer.write(REQUEST)
+    parts = []
+    while part := await reader.read(200_000):
+        parts.append(part)
+        await asyncio.sleep(0.01)
+    writer.close()
+    return b"".join(parts)
+
+
+async def test_parts_of_files_are_the_same_bytes_for_any_reader() -> None:
+    async with served(from_files, http="httptools") as port:
+        stock = [await exchange(port, request) for request in (REQUEST, PIPELINED)]
+    async with served(from_files) as port:
+        assert [await exchange(port, request) for request in (REQUEST, PIPELINED)] == stock
+        assert await slow(port) == stock[0]
+
+
+def test_parts_of_files_are_the_same_bytes_on_uvloop() -> None:
+    code = (
+        "import uvloop, tests.connector.dataplane.test_gather as t\n"
+        "uvloop.run(t.test_parts_of_files_are_the_same_bytes_for_any_reader())\n"
+        "print('same')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "same", found.stderr
+
+
+async def test_a_file_that_is_too_short_never_completes_a_chunk() -> None:
+    raised: list[type[BaseException]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x" * 1000)
+            file.flush()
+            try:
+                await send({"type": "http.response.body", FILE: (file.fileno(), 0, 2000), "more_body": True})
+            except EOFError as error:
+                raised.append(type(error))
+                await send({"type": "http.response.body", ABORT: True})
+
+    async with served(app) as port:
+        answer = await exchange(port, REQUEST)
+    assert raised == [EOFError]
+    assert not answer.endswith(b"\r\n")
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "does not read"])
+async def test_a_reader_that_leaves_or_waits_holds_nothing(leaves: bool) -> None:
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.truncate(2**28)
+            message = {"type": "http.response.body", FILE: (file.fileno(), 0, 2**28), "more_body": True}
+            try:
+                async with asyncio.timeout(None if leaves else 0.2):
+                    await send(message)
+            except TimeoutError:
+                await send({"type": "http.response.body", ABORT: True})
+        ended.set()
+
+    async with served(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
+        writer.write(REQUEST)
+        await reader.read(100)
+        if leaves:
+            writer.transport.abort()
+        async with asyncio.timeout(20):
+            await ended.wait()
         writer.close()

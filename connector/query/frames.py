@@ -1,0 +1,195 @@
+"""What a job's answer becomes on its way out of a worker: Arrow messages, framed, counted and digested.
+
+The memory of a batch is copied once, to where it is sent from. Runs in the worker process only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+import xxhash
+
+from connector.query import job as wire
+from connector.query import nulls
+from connector.query.codes import Coded
+from connector.query.job import Job
+from connector.query.ring import slot_bytes
+
+if TYPE_CHECKING:
+    from connector.query.session import Session
+
+
+class Format(Protocol):
+    """An answer in some format: a head, a message a batch, a foot; `trailer` has room for the end record."""
+
+    head: bytes
+    trailer: bytes
+    first: bytes  # the digest of the head
+    digest: Any  # of all so far; `Frames` updates it
+
+    def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
+        """The parts of a batch's message and their size."""
+
+    def foot(self) -> tuple[list[Any], int]:
+        """What comes after the last batch."""
+
+
+class Messages:
+    """The messages of one Arrow stream: its head, each batch, and a trailer with room for the end record."""
+
+    def __init__(self, schema: pa.Schema, *, codec: str, digest: str, trailer_room: int) -> None:
+        self.sink = ListSink()
+        options = pa.ipc.IpcWriteOptions(compression=None if codec == "none" else codec, use_threads=False)
+        self._writer = pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
+        # Not `empty_table`: it loads pandas where that is installed.
+        zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+        first, again, self.trailer = (
+            b"".join(self._written(zero, metadata)[0])
+            for metadata in (None, None, {wire.TRAILER_KEY: " " * trailer_room})
+        )
+        self.head = first.removesuffix(again)  # the schema is written with the first batch
+        self.digest = new_digest(digest)
+        self.digest.update(self.head)
+        self.first = self.digest.digest()  # before any batch
+
+    def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
+        """The parts of a batch's message, which stay where they are, and their size; `at` goes into its metadata."""
+        return self._written(nulls.emptied(batch), {wire.AT_KEY: at} if at else None)
+
+    def foot(self) -> tuple[list[Any], int]:
+        """Nothing: the trailer is not ours to send."""
+        return [], 0
+
+    def _written(self, batch: pa.RecordBatch, metadata: Mapping[str, str] | None) -> tuple[list[Any], int]:
+        self._writer.write_batch(batch, custom_metadata=metadata)
+        return self.sink.take()
+
+
+class Frames:
+    """An answer as frames, counted and digested; the memory of a batch is copied once, to where it is sent from."""
+
+    def __init__(self, session: Session, job: Job, messages: Format) -> None:
+        self.session, self.job = session, job
+        self.messages = messages
+        self.slots = None if session.shared is None else Slots(session, slot_bytes(job.batch_bytes))
+        self.rows = self.batches = self.bytes = 0
+        self.session.send(wire.SCHEMA, messages.head, digest=messages.first)
+        self.session.send(wire.TRAILER, messages.trailer)
+
+    def write(self, batch: pa.RecordBatch, *, at: str = "") -> None:
+        """One batch out, with its place where it has one; or the error of the limit it would break."""
+        parts, size = self.messages.message(batch, at=at)
+        limits = self.job.limits
+        if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
+            raise Coded("rows_limit")
+        if limits.bytes is not None and self.bytes + size > limits.bytes:
+            raise Coded("bytes_limit")
+        self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
+        slot = 0 if self.slots is None or size > self.slots.size else self.slots.free()
+        digest = self.messages.digest
+        for part in parts:
+            if slot and self.slots is not None:
+                self.slots.put(part)
+            digest.update(part)
+        left = () if slot else parts
+        self.session.send(wire.BATCH, *left, size=size, rows=batch.num_rows, digest=digest.digest(), slot=slot)
+        self.session.worker.limit_cpu(self.job)
+
+    def end(self) -> None:
+        """The foot, where there is one, and the totals."""
+        parts, size = self.messages.foot()
+        if size:
+            for part in parts:
+                self.messages.digest.update(part)
+            self.bytes += size
+            self.session.send(wire.BATCH, *parts, size=size, rows=0, digest=self.messages.digest.digest())
+        totals = {"rows": self.rows, "batches": self.batches, "bytes": self.bytes}
+        self.session.send(wire.END, json.dumps(totals).encode(), digest=self.messages.digest.digest())
+
+
+class Slots:
+    """The worker's end of the ring (`connector.query.ring`)."""
+
+    def __init__(self, session: Session, size: int) -> None:
+        assert session.shared is not None
+        self.session, self.size = session, size
+        memory = memoryview(mmap.mmap(session.shared, wire.SLOTS * size))
+        self._slots = [pa.py_buffer(memory[at : at + size]) for at in range(0, len(memory), size)]
+        self._file: Any = None
+        self._free = list(range(1, wire.SLOTS + 1))
+
+    def free(self) -> int:
+        """The number of a slot that may be written, once there is one; 0 where the socket is to be used."""
+        if not self._free:
+            self._free += self.session.credits()
+        slot = self._free.pop(0)
+        if slot:
+            self._file = pa.FixedSizeBufferWriter(self._slots[slot - 1])  # copies without the interpreter's lock
+        return slot
+
+    def put(self, part: Any) -> None:
+        """More of the batch into the slot."""
+        self._file.write(part)
+
+
+class ListSink:
+    """A file that keeps what is written as a list: the buffers of a batch stay where they are (data-plane 3.1)."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.size = 0
+        self.total = 0
+
+    def write(self, part: Any) -> int:
+        size = part.size if isinstance(part, pa.Buffer) else len(part)
+        if size:
+            self.parts.append(part)
+        self.size += size
+        self.total += size
+        return int(size)
+
+    def take(self) -> tuple[list[Any], int]:
+        """What was written since the last take, and its size."""
+        parts, size = self.parts, self.size
+        self.parts, self.size = [], 0
+        return parts, size
+
+    def tell(self) -> int:
+        return self.total
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class _NoDigest:
+    def update(self, _: Any) -> None:
+        """Nothing is counted."""
+
+    def digest(self) -> bytes:
+        return b""
+
+
+def new_digest(name: str) -> Any:
+    """A running digest: xxh3 (128 bits), sha256, or none."""
+    if name == "sha256":
+        return hashlib.sha256()
+    return _NoDigest() if name == "none" else xxhash.xxh3_128()

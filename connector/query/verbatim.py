@@ -1,0 +1,86 @@
+"""Whether an owner's Arrow files hold the very bytes that a stream of them would have, and where. Runs in a worker.
+
+An uncompressed Arrow file is made of the messages of a stream (Arrow columnar format, "IPC File Format"). Where each
+of them is, byte for byte, what we would write for its rows, later reads need not decode or copy them: they may be sent
+from the file. Byte for byte, because a message can hold more than its rows: values under nulls, metadata, padding.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from connector.query import engine, tasks
+from connector.query.codes import Coded
+from connector.query.frames import Messages
+from connector.query.job import Job
+
+_FILES_MAX = 64
+_BLOCKS_MAX = 50_000
+_BLOCK_MAX = 8 * 2**20  # a stream can be stopped between two of them
+_BLOCK_MIN = 2**18  # on average: smaller batches are better sent joined
+
+
+def index(session: Any, job: Job) -> None:
+    """The head and the trailer of the stream, and per message [file, offset, bytes, rows, digest so far].
+
+    Raises Coded("not_verbatim") where only the engine gives the stream.
+    """
+    con = tasks.opened(session, job)
+    tasks.recheck(con, job)
+    schema = engine.schema_of(engine.query(con, job.sql, job.params))
+    files = session.files[0]
+    if job.relations[job.scan].kind != "arrow_ipc" or len(files.paths) > _FILES_MAX:
+        raise Coded("not_verbatim")
+    written = Messages(schema, codec="none", digest=job.digest, trailer_room=job.trailer_room)
+    blocks: list[tuple[int, int, int, int, str]] = []
+    for number, path in enumerate(files.paths):
+        for at, size, rows in _messages(path, schema, written):
+            session.check()
+            blocks.append((number, at, size, rows, written.digest.digest().hex()))
+            if len(blocks) > _BLOCKS_MAX:
+                raise Coded("not_verbatim")
+    files.check_unchanged()
+    if sum(size for _, _, size, _, _ in blocks) < _BLOCK_MIN * (len(blocks) - 1):
+        raise Coded("not_verbatim")
+    head, trailer = (base64.b64encode(part).decode() for part in (written.head, written.trailer))
+    tasks.value(session, {"head": head, "trailer": trailer, "first": written.first.hex(), "blocks": blocks})
+
+
+def _messages(path: str, schema: pa.Schema, written: Messages) -> Iterator[tuple[int, int, int]]:
+    """Offset, size and rows of each message that has rows, once it is found to be ours; digested as it is passed."""
+    with pa.memory_map(path) as mapped:
+        reader = pa.ipc.open_file(mapped)
+        if [(one.name, one.type) for one in reader.schema] != [(one.name, one.type) for one in schema]:
+            raise Coded("not_verbatim")
+        whole = mapped.read_buffer()
+        mapped.seek(8)  # behind the magic
+        pa.ipc.read_message(mapped)  # the schema; we send our own
+        for number in range(reader.num_record_batches):
+            at = mapped.tell()
+            found = pa.ipc.read_message(mapped)
+            size = mapped.tell() - at
+            batch = pa.RecordBatch.from_arrays(reader.get_batch(number).columns, schema=schema)
+            if found.type != "record batch" or size > _BLOCK_MAX:
+                raise Coded("not_verbatim")
+            parts, wanted = written.message(batch)
+            if wanted != size or not _same(parts, whole.slice(at, size)):
+                raise Coded("not_verbatim")
+            if batch.num_rows:
+                for part in parts:
+                    written.digest.update(part)
+                yield at, size, batch.num_rows
+
+
+def _same(parts: Sequence[Any], there: pa.Buffer) -> bool:
+    at = 0
+    for part in parts:
+        buffer = part if isinstance(part, pa.Buffer) else pa.py_buffer(part)
+        here = there.slice(at, buffer.size)
+        if buffer.address != here.address and not buffer.equals(here):
+            return False
+        at += buffer.size
+    return bool(at == there.size)
