@@ -133,6 +133,7 @@ class Body:
         self._chunk: pa.Buffer | None = None
         self._at = 0
         self._first = True
+        self.memory = pa.default_memory_pool()  # where the payloads go
         self.ended = False  # the last chunk was seen: the body is whole
 
     def read(self, size: int = -1) -> Any:
@@ -174,7 +175,7 @@ class Body:
 
     def _across(self, size: int) -> Any:
         """`size` bytes over chunk borders, copied together."""
-        target = pa.allocate_buffer(size, resizable=True)
+        target = pa.allocate_buffer(size, memory_pool=self.memory, resizable=True)
         view, done = memoryview(target).cast("B"), 0
         while done < size:
             if self._chunk is not None and (held := min(self._chunk.size - self._at, size - done)):
@@ -193,7 +194,7 @@ class Body:
         return target
 
     def _filled(self, size: int) -> pa.Buffer:
-        buffer = pa.allocate_buffer(size)
+        buffer = pa.allocate_buffer(size, memory_pool=self.memory)
         self._fill(memoryview(buffer).cast("B"))
         return buffer
 

@@ -52,22 +52,22 @@ def index(session: Any, job: Job) -> None:
 
 def _messages(path: str, schema: pa.Schema, written: Messages) -> Iterator[tuple[int, int, int]]:
     """Offset, size and rows of each message that has rows, once it is found to be ours; digested as it is passed."""
-    with pa.memory_map(path) as mapped:
-        reader = pa.ipc.open_file(mapped)
+    # Read, not mapped: a file may be larger than the address space that a job has.
+    with pa.OSFile(path) as file, pa.OSFile(path) as raw:
+        reader = pa.ipc.open_file(raw)
         if [(one.name, one.type) for one in reader.schema] != [(one.name, one.type) for one in schema]:
             raise Coded("not_verbatim")
-        whole = mapped.read_buffer()
-        mapped.seek(8)  # behind the magic
-        pa.ipc.read_message(mapped)  # the schema; we send our own
+        file.seek(8)  # behind the magic
+        pa.ipc.read_message(file)  # the schema; we send our own
         for number in range(reader.num_record_batches):
-            at = mapped.tell()
-            found = pa.ipc.read_message(mapped)
-            size = mapped.tell() - at
+            at = file.tell()
+            found = pa.ipc.read_message(file)
+            size = file.tell() - at
             batch = pa.RecordBatch.from_arrays(reader.get_batch(number).columns, schema=schema)
             if found.type != "record batch" or size > _BLOCK_MAX:
                 raise Coded("not_verbatim")
             parts, wanted = written.message(batch)
-            if wanted != size or not _same(parts, whole.slice(at, size)):
+            if wanted != size or not _same(parts, raw.read_at(size, at)):
                 raise Coded("not_verbatim")
             if batch.num_rows:
                 for part in parts:
@@ -75,12 +75,11 @@ def _messages(path: str, schema: pa.Schema, written: Messages) -> Iterator[tuple
                 yield at, size, batch.num_rows
 
 
-def _same(parts: Sequence[Any], there: pa.Buffer) -> bool:
-    at = 0
+def _same(parts: Sequence[Any], there: bytes) -> bool:
+    whole, at = pa.py_buffer(there), 0
     for part in parts:
         buffer = part if isinstance(part, pa.Buffer) else pa.py_buffer(part)
-        here = there.slice(at, buffer.size)
-        if buffer.address != here.address and not buffer.equals(here):
+        if not buffer.equals(whole.slice(at, buffer.size)):
             return False
         at += buffer.size
-    return bool(at == there.size)
+    return at == len(there)
