@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from catalogue import admin, api, feeds, health, ingest, pages, problems
@@ -26,6 +27,7 @@ from connector.errors import BadInput
 from connector.identity.did import Resolver
 from connector.identity.keys import participant_key
 from connector.identity.service import Identity
+from connector.look import reference
 from connector.net import Guard, Net
 from connector.telemetry import logger
 
@@ -35,7 +37,6 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }
-_DOCS = ("/docs", "/redoc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
         summary="Members and datasets of a data space.",
         version="1",
         lifespan=lambda _: _lifespan(built),
-        docs_url="/docs",
+        docs_url=None,  # its page has scripts from elsewhere, beside the operator's session
         redoc_url=None,
     )
     app.middleware("http")(_guarded(settings.body_max_bytes))
@@ -97,6 +98,12 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
     app.include_router(health.router(built.store, built.access, built.metrics))
     app.include_router(feeds.router(built.search, built.access, settings))
     app.include_router(site.router())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """The API for people."""
+        return HTMLResponse(reference.page(app.openapi()))
+
     app.mount("/static", StaticFiles(directory=look.FOLDER), name="static")
     return app
 
@@ -132,9 +139,8 @@ def _guarded(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[
                 BadInput(f"expected a body of at most {body_max} bytes with a Content-Length; send less")
             )
         response = await call_next(request)
-        if not request.scope["path"].startswith(_DOCS):
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
 
     return guard

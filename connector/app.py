@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from starlette.types import Receive, Scope, Send
 
@@ -48,6 +48,7 @@ from connector.events import Bus
 from connector.identity import did, keys
 from connector.identity.service import Identity
 from connector.identity.trust import Trust
+from connector.look import reference
 from connector.management import (
     agreements,
     audit,
@@ -65,6 +66,7 @@ from connector.management import (
     transfers,
 )
 from connector.management.auth import Tokens
+from connector.management.pages.desk import HEADERS
 from connector.net import Guard, Net
 from connector.query.coordinate import Coordinator
 from connector.query.holdings import Holdings
@@ -439,6 +441,8 @@ def management_app(parts: Services) -> FastAPI:
         version=VERSION,
         description="Datasets, offers, negotiations, transfers, queries and the audit log of one participant.",
         max_body_size=settings.body_max_bytes,
+        docs_url=None,  # its page has scripts from elsewhere, beside our session
+        redoc_url=None,
     )
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
@@ -468,6 +472,12 @@ def management_app(parts: Services) -> FastAPI:
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
     app.include_router(_console(parts))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """The API for people."""
+        return HTMLResponse(reference.page(app.openapi()), headers=dict(HEADERS))
+
     return app
 
 
