@@ -25,6 +25,7 @@ from policies.vocabulary.terms import expand
 
 _KEPT_BYTES = 8 * 2**20  # of an answer, for the page; the rest is counted and let go
 _KEPT_ROWS = 200
+_FIELDS = {"sql": "", "purpose": "", "seconds": "60", "partial": ""}
 _TABLES_SECONDS = 5.0
 _SECONDS_MAX = 300.0
 _READ_SECONDS = 30.0
@@ -50,7 +51,7 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
         request: Request, sql: str = "", purpose: str = "", run: str = "", caller: Caller = desk.may("consume")
     ) -> Response:
         past = coordinator.progress(run) if run else None
-        fields = {"sql": past.sql if past else sql, "purpose": past.purpose if past else purpose, "seconds": "60"}
+        fields = _FIELDS | ({"sql": past.sql, "purpose": past.purpose} if past else {"sql": sql, "purpose": purpose})
         return await _page(request, fields, Asked())
 
     async def _page(request: Request, fields: dict[str, str], asked: Asked) -> Response:
@@ -70,7 +71,7 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
     @routes.post("/query")
     async def ask(request: Request, caller: Caller = desk.may("consume")) -> Response:
         said = await form_of(request)
-        fields = {name: said.get(name) for name in ("sql", "purpose", "seconds", "partial")}
+        fields = {name: said.get(name) for name in _FIELDS}
         asked = Asked()
         try:
             if said.get("do") == "explain":
