@@ -7,7 +7,7 @@ chunk. Offered to the application as the extension `hanse.gather`; a body messag
     hanse.buffers  a list of buffers, none of which may change until it is sent
     hanse.file     a part of a file: (descriptor, offset, bytes), sent by the kernel as one chunk (sendfile). Where the
                    extension `hanse.files` is offered; `send` returns when all of it has gone, and calls
-    hanse.moved    as it goes. EOFError where the file is shorter.
+    hanse.moved    as it goes. EOFError where the file is shorter, ConnectionAbortedError where the client has left.
     hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
 
@@ -25,9 +25,11 @@ import functools
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -42,7 +44,7 @@ BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _SENDERS = 8
-_PATIENCE_MS = 5  # that a thread waits for a reader: less than it costs to come back
+_PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 
 
 class Cycle(RequestResponseCycle):
@@ -83,24 +85,35 @@ class Cycle(RequestResponseCycle):
 
     async def _from_file(self, message: Mapping[str, Any]) -> None:
         number, at, size = message[FILE]
-        if not size or not await self._ready(message):
+        if not size:
             return
+        await self._ready(message)
+        self._must_be_there()
         self.transport.write(b"%x\r\n" % size)
         pause = 0.0
         while self.transport.get_write_buffer_size() and not self.disconnected:
             await asyncio.sleep(pause)
             pause = 0.005
+        self._must_be_there()
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as out:
-            while size and not self.disconnected:
+            while size:
                 try:
                     sent = await _in_thread(_push, out.fileno(), number, at, size)
                 except (ConnectionError, TimeoutError):
-                    return  # as for every other message, the client has left
+                    self.transport.abort()
+                    raise ConnectionAbortedError("the client has left") from None
+                self._must_be_there()
                 at, size = at + sent, size - sent
                 message.get(MOVED, lambda: None)()
                 if size:
                     await _writable(out)
+                    self._must_be_there()
         self.transport.write(b"\r\n")
+
+    def _must_be_there(self) -> None:
+        # Whoever sends parts of files may never wait for anything else: told by silence, it would go through them all.
+        if self.disconnected or self.transport.is_closing():
+            raise ConnectionAbortedError("the client has left")
 
     async def _ready(self, message: Mapping[str, Any]) -> bool:
         """Wait until the transport takes more. False where the client has left."""
@@ -117,16 +130,17 @@ class Cycle(RequestResponseCycle):
 
 def _push(out: int, number: int, at: int, size: int) -> int:
     """Bytes that the socket has taken until its reader made us wait. In a thread: the file may be on the disk only."""
-    sent = 0
+    sent, until = 0, time.monotonic() + _PATIENCE
     waiting = select.poll()
     waiting.register(out, select.POLLOUT)
     while sent < size:
         try:
             more = os.sendfile(out, number, at + sent, size - sent)
         except BlockingIOError:
-            if waiting.poll(_PATIENCE_MS):
-                continue
-            break
+            left = until - time.monotonic()
+            if left <= 0 or not waiting.poll(left * 1000):
+                break
+            continue
         if not more:
             raise EOFError("expected a file as long as it was, came a shorter one")
         sent += more
@@ -139,12 +153,16 @@ def _senders() -> ThreadPoolExecutor:
 
 
 async def _in_thread(work: Callable[..., int], *given: int) -> int:
-    """Its result. Who is cancelled waits, too: the descriptors that it uses stay open as long."""
-    running = asyncio.get_running_loop().run_in_executor(_senders(), work, *given)
+    """Its result. Who is cancelled waits, too, however often: descriptors that it uses must not be closed under it,
+    as the next connection or file to be opened would have the same numbers."""
+    job = _senders().submit(work, *given)
+    running = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait((running,))
+        while not job.cancel() and not job.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((running,))
         raise
 
 
@@ -161,9 +179,20 @@ async def _writable(out: socket.socket) -> None:
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol on httptools, with cycles of ours."""
 
+    answering: Cycle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's, which tells the request that came last: of pipelined ones the first is being answered."""
+        cycle = self.answering
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         # The class comes from a name in uvicorn's module; here is where normal and pipelined requests both pass.
         cycle.__class__ = Cycle
+        self.answering = cast("Cycle", cycle)
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = {}
         if self.transport.get_extra_info("sslcontext") is None and hasattr(os, "sendfile"):

@@ -354,11 +354,17 @@ class _Transport:
 
     async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | Span) -> None:
         now = asyncio.get_running_loop().time
+
+        def moved() -> None:
+            if not stream.over:  # else the rest of what has passed the gate could be taken for hours, byte by byte
+                limit.reschedule(now() + self._stall_seconds)
+
         try:
             async with asyncio.timeout(self._stall_seconds) as limit:
-                await exchange.part(part, lambda: limit.reschedule(now() + self._stall_seconds))
+                await exchange.part(part, moved)
         except TimeoutError:
-            stream.abandon("client_stalled", f"the client took nothing for {self._stall_seconds:g} s")
+            took = "not all that it may" if stream.over else "nothing"
+            stream.abandon("client_stalled", f"the client took {took} for {self._stall_seconds:g} s")
             await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None
         except EOFError:

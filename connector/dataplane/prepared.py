@@ -41,6 +41,7 @@ from policies.contract import DataContract, to_json
 
 _ENTRIES_MAX = 256
 _BLOCKS_MAX = 200_000  # of all entries: what their index takes in memory
+_FILES_MAX = 256  # of all entries: descriptors that they hold, of those that connections need, too
 _SLOW_SECONDS = 2.0  # a disk that takes this long for one batch is no place to keep a stream
 _DAY = 86_400.0
 _log = logger("dataplane")
@@ -102,6 +103,7 @@ class PreparedStreams:
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._made: set[str] = set()
+        self._endings = 0  # of agreements and versions, heard so far
         self._unlike: OrderedDict[str, None] = OrderedDict()  # reads whose files do not hold their messages
         if quota:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -159,11 +161,12 @@ class PreparedStreams:
             yield source
             return
         self._made.add(key)
+        endings = self._endings
         try:
             entry = _entry(key, grant, (await asyncio.to_thread(_nameless, self._folder),))
             keeping = Keeping(source, entry, min(self.quota, shutil.disk_usage(self._folder).free // 2))
             yield keeping
-            if keeping.whole and not grant.lease.revoked:
+            if keeping.whole and not grant.lease.revoked and endings == self._endings:
                 self._add(entry)
         finally:
             self._made.discard(key)
@@ -178,6 +181,7 @@ class PreparedStreams:
         if key in self._made or key in self._entries:
             return
         self._made.add(key)
+        endings = self._endings  # the read has ended, so its lease hears of none
         try:
             found = await ask(replace(job, kind="verbatim", shared=False))
             refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
@@ -188,7 +192,7 @@ class PreparedStreams:
                 Block(at, nbytes, rows, bytes.fromhex(digest), file)
                 for file, at, nbytes, rows, digest in found["blocks"]
             ]
-            if not grant.lease.revoked:
+            if not grant.lease.revoked and endings == self._endings:
                 self._add(entry)
         except HanseError as error:
             _log.debug("not sent from its files", code=error.code)
@@ -201,8 +205,10 @@ class PreparedStreams:
     def heard(self, event: Event) -> None:
         """What ends an agreement or a dataset ends what is prepared of it."""
         if isinstance(event, AgreementRevoked):
+            self._endings += 1
             self.drop(lambda entry: entry.agreement == event.agreement)
         elif isinstance(event, DatasetRemoved | DatasetVersioned):
+            self._endings += 1
             self.drop(lambda entry: entry.dataset == event.dataset)
 
     def drop(self, wanted: Callable[[Entry], bool]) -> None:
@@ -225,7 +231,9 @@ class PreparedStreams:
 
     def _too_much(self) -> bool:
         blocks = sum(len(entry.blocks) for entry in self._entries.values())
-        return self.nbytes > self.quota or len(self._entries) > _ENTRIES_MAX or blocks > _BLOCKS_MAX
+        files = sum(len(entry.files) for entry in self._entries.values())
+        many = len(self._entries) > _ENTRIES_MAX or blocks > _BLOCKS_MAX or files > _FILES_MAX
+        return self.nbytes > self.quota or many
 
     def _drop(self, entry: Entry) -> None:
         self._entries.pop(entry.key, None)

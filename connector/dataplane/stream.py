@@ -93,6 +93,11 @@ class GovernedStream:
         self._first: Frame | Part | None = None
         self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
+    @property
+    def over(self) -> bool:
+        """Whether a grant has ended, so that no further batch will pass."""
+        return any(grant.lease.revoked for grant in self.grants) or lease_left(self.grants) <= 0
+
     async def peek(self) -> bool:
         """Wait for the first batch without releasing it. Whether there is one."""
         self._first = await anext(self._result, None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import prepared as prepared_streams
 from connector.dataplane.asked import STREAM, Asked
 from connector.dataplane.blocks import Span
 from connector.dataplane.prepared import PreparedStreams
+from connector.events import AgreementRevoked
+from connector.query.job import Job
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider
@@ -252,3 +256,36 @@ async def test_revocation_stops_it_at_the_next_batch(
         assert len([part async for part in parts]) == 1  # the end record
         assert stream.end is not None
         assert (stream.end.status, stream.end.reason) == ("revoked", "enough")
+
+
+async def test_what_ends_while_the_files_are_looked_at_leaves_no_index(
+    running: Provider, prepared: PreparedStreams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, _ = await agreed(running, ordinary, tmp_path)
+    ask, before = running.reads._pool.ask, len(prepared)
+
+    async def slow(job: Job) -> Any:
+        found = await ask(job)
+        if job.kind == "verbatim":
+            event = AgreementRevoked(actor="owner", agreement=agreement, reason="enough")
+            await running.store.write(lambda tx: tx.publish(event))
+        return found
+
+    monkeypatch.setattr(running.reads._pool, "ask", slow)
+    await indexed(running, prepared, agreement)
+    assert len(prepared) == before
+    assert all(entry.agreement != agreement for entry in prepared._entries.values())
+
+
+async def test_many_files_are_held_open_for_few_streams_only(
+    running: Provider, prepared: PreparedStreams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer can ask for the same rows in any number of ways; each holds descriptors that connections need."""
+    monkeypatch.setattr(prepared_streams, "_FILES_MAX", 3)
+    agreement, _ = await agreed(running, ordinary, tmp_path)
+    asked = await indexed(running, prepared, agreement)
+    for number in range(5):
+        async with running.reads.open(replace(asked, application=f"job {number}", query_id="")) as stream:
+            assert [part async for part in stream.frames()]
+        await settled(running, prepared)
+    assert sum(len(entry.files) for entry in prepared._entries.values()) == 3

@@ -1,0 +1,176 @@
+"""Readers of files who leave, pipeline, are cancelled twice or take a little at a time: nobody else gets their bytes,
+and nobody else waits."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+import threading
+import time
+from typing import Any, cast
+
+import pytest
+
+from connector.dataplane import gather
+from connector.dataplane.blocks import Span
+from connector.dataplane.gather import FILE, Cycle
+from connector.dataplane.http import Exchange, _Transport
+from connector.dataplane.stream import GovernedStream
+from tests.connector.dataplane.test_gather import served
+
+TWO = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" * 2
+SIZE = 2**26
+
+
+class Wire:
+    """A transport with nothing to write."""
+
+    def __init__(self, out: socket.socket) -> None:
+        self.out = out
+
+    def write(self, data: bytes) -> None:
+        """Only what the kernel sends counts here."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        return self.out
+
+
+def cycle(out: socket.socket) -> Cycle:
+    """A request on this socket, in the middle of its answer."""
+    made = cast("Any", Cycle.__new__(Cycle))
+    made.transport, made.disconnected, made.scope = Wire(out), False, {"method": "GET"}
+    made.response_started, made.response_complete, made.chunked_encoding = True, False, True
+    made.flow = type("Flow", (), {"write_paused": False})
+    return cast("Cycle", made)
+
+
+async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
+    """Cancelled twice while it waits for a thread: the next connection has the numbers, and must not get the bytes."""
+    busy = threading.Event()
+    for _ in range(gather._SENDERS):
+        gather._senders().submit(busy.wait)
+    mine, _peer = socket.socketpair()
+    mine.setblocking(False)
+    with tempfile.TemporaryFile() as file:
+        file.write(b"S" * 1000)
+        file.flush()
+        message = {FILE: (file.fileno(), 0, 1000), "more_body": True}
+        sending = asyncio.ensure_future(cycle(mine).send(message))
+        for _ in range(2):
+            await asyncio.sleep(0.02)
+            sending.cancel()
+        await asyncio.sleep(0.02)
+        others = [end for _ in range(4) for end in socket.socketpair()]
+        busy.set()
+        await asyncio.wait((sending,))
+        await asyncio.to_thread(gather._senders().submit(len, "").result)
+    for other in others:
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+    for one in (mine, *others):
+        one.close()
+
+
+async def again(send: Any, message: dict[str, Any]) -> None:
+    """Parts, and nothing else to wait for in between."""
+    for _ in range(20):
+        await send(message)
+
+
+async def test_the_first_of_two_pipelined_requests_hears_that_its_client_has_left() -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            await told.put("gone")
+
+        leaving = asyncio.ensure_future(gone())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.truncate(SIZE)
+            message = {"type": "http.response.body", FILE: (file.fileno(), 0, SIZE), "more_body": True}
+            with pytest.raises(ConnectionAbortedError):
+                await again(send, message)
+        await told.put("refused")
+        await leaving
+
+    async with served(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
+        writer.write(TWO)
+        await reader.read(100)
+        writer.transport.abort()
+        async with asyncio.timeout(20):
+            assert {await told.get(), await told.get()} == {"gone", "refused"}
+
+
+def test_a_thread_is_given_back_although_its_reader_takes_a_little_all_the_time() -> None:
+    """Readers who are never waited for long, each holding one of the few threads, would keep all others waiting."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        peer.connect(listening.getsockname())
+        out, _ = listening.accept()
+        sent = pushed(out, peer)
+    assert 0 < sent < SIZE // 4
+
+
+def pushed(out: socket.socket, peer: socket.socket) -> int:
+    """What one turn of a thread sends to a reader of small steps."""
+    out.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    out.setblocking(False)
+    enough = threading.Event()
+
+    def sip() -> None:
+        while peer.recv(16_384) and not enough.is_set():
+            time.sleep(0.001)
+
+    reading = threading.Thread(target=sip)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(SIZE)
+        reading.start()
+        try:
+            return gather._push(out.fileno(), file.fileno(), 0, SIZE // 4)
+        finally:
+            enough.set()
+            out.close()
+            reading.join()
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["running", "revoked"])
+async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool) -> None:
+    """A little before each stall keeps a read that goes on, and not one that has ended."""
+    taken = 0
+
+    class Sips(Exchange):
+        async def part(self, body: Any, moved: Any = None) -> None:
+            nonlocal taken
+            while taken < 20:
+                await asyncio.sleep(0.05)
+                taken += 1
+                moved()
+
+        async def abort(self) -> None:
+            """As if it had gone."""
+
+    codes: list[str] = []
+    stream = type("Stream", (), {"over": over, "abandon": staticmethod(lambda code, _reason: codes.append(code))})
+    exchange = Sips({"headers": []}, cast("Any", None), cast("Any", None))
+    transport = _Transport(cast("Any", None), cast("Any", None), owner="o", stall_seconds=0.4)
+    with tempfile.TemporaryFile() as file:
+        part = transport._part(exchange, cast("GovernedStream", stream), Span(file, 0, 1))
+        if over:
+            with pytest.raises(ConnectionAbortedError):
+                await part
+        else:
+            await part
+    assert codes == (["client_stalled"] if over else [])
+    assert taken < 20 if over else taken == 20
