@@ -203,7 +203,7 @@ def batches(
     """The schema, and batches of `rows` rows, cut near `target` bytes (joined too unless `exact`), as they come."""
     reader = relation.to_arrow_reader(rows)
     schema = plain_schema(reader.schema)
-    pieces = (piece for batch in reader for piece in cut(plain(batch, schema), target))
+    pieces = (piece for batch in reader for piece in cut(plain(batch, schema), target, apart=exact))
     return schema, pieces if exact else gather(pieces, at_least=target // 4)
 
 
@@ -266,15 +266,19 @@ def plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return batch if batch.schema == schema else batch.cast(schema)
 
 
-def cut(batch: pa.RecordBatch, target: int) -> Iterator[pa.RecordBatch]:
-    """A batch that came out far too wide, in pieces without a copy."""
+def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False) -> Iterator[pa.RecordBatch]:
+    """A batch that came out far too wide, in pieces without a copy.
+
+    `apart`: copied. A writer pads a piece with the first bytes of the next, which a quota may keep from leaving.
+    """
     pieces = min(batch.num_rows, -(-batch.nbytes // target)) if batch.nbytes > 2 * target else 1
     if pieces <= 1:
         yield batch
         return
     step = -(-batch.num_rows // pieces)
     for start in range(0, batch.num_rows, step):
-        yield batch.slice(start, step)
+        piece = batch.slice(start, step)
+        yield pa.concat_batches([piece, piece.slice(0, 0)]) if apart else piece
 
 
 def code_of(error: BaseException, *, asked: bool) -> str:

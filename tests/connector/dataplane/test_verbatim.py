@@ -86,9 +86,18 @@ def with_tiny_batches(path: Path) -> Path:
     return write(path, batches(20_000, 100))
 
 
+def with_rows_cut_off(path: Path) -> Path:
+    """The writer pads a buffer with what stands behind it: the first bytes of a row that the owner took out."""
+    names = pa.array([f"{number:03}"[-3:] for number in range(40_001)] + ["SECRET"])
+    part = pa.record_batch({"id": pa.array(range(40_002)), "s": names}).slice(0, 40_001)
+    write(path, [part])
+    assert b"SECRE" in path.read_bytes()
+    return path
+
+
 UNLIKE: list[Callable[[Path], Path]] = [
     compressed, with_metadata, with_values_under_nulls, with_text_views, with_words_listed, with_huge_batches,
-    with_tiny_batches,
+    with_tiny_batches, with_rows_cut_off,
 ]  # fmt: skip
 
 

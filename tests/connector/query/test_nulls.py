@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connector.query.engine import cut
+from connector.query.frames import Messages
 from connector.query.job import Job, Relation
 from connector.query.nulls import emptied
 from connector.query.pool import Pool
@@ -145,3 +147,14 @@ async def test_nothing_hidden_leaves_a_worker(pool: Pool, tmp_path: Path, kind: 
         raw = b"".join([bytes(frame.payload) async for frame in result])
     assert raw
     assert not [sign for sign in SIGNS if sign in raw]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_nothing_of_the_next_piece_pads_one_that_a_quota_may_end(apart: bool) -> None:
+    """Without the copy the writer pads with it: so the test would see."""
+    whole = pa.record_batch({"s": pa.array(["a" * 1001, "SECRET" * 200])})
+    first = next(cut(whole, 500, apart=apart))
+    messages = Messages(whole.schema, codec="none", digest="none", trailer_room=8)
+    sent = b"".join(bytes(memoryview(part)) for part in messages.message(first)[0])
+    assert first.num_rows == 1
+    assert (b"SECRET" not in sent) is apart
