@@ -117,7 +117,7 @@ class Exchange(ABC, Generic[Row]):
             raise
 
     async def record_refusal(self, error: HanseError, *, caller: str, message: Message, pid: str = "") -> None:
-        """Keep in the log that a counterparty's message was refused, and why."""
+        """Keep in the log that a counterparty's message was refused, and why; not all of a flood of them."""
         refused = RequestRefused(
             actor=caller,
             outcome="refused",
@@ -127,7 +127,12 @@ class Exchange(ABC, Generic[Row]):
             process=pid,
             detail={"message": message.step},
         )
-        await self._store.write(lambda tx: tx.publish(refused))
+
+        def work(tx: Transaction) -> None:
+            if self._admission.worth_recording(tx, caller):
+                tx.publish(refused)
+
+        await self._store.write(work)
 
     def _take(self, tx: Transaction, row: Row, message: Numbered) -> Received | None:
         """Judge a message for a process that is the caller's. None: it was taken in before."""

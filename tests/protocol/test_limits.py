@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from connector.dsp import states
 from connector.dsp.admission import Limits
 from connector.dsp.states import CONSUMER, PROVIDER
+from connector.events import RequestRefused
 from connector.net import Reply
 from connector.store import Store
 from tests.conftest import DATABASES
@@ -91,6 +92,21 @@ async def test_over_the_limit_is_told_and_nothing_is_stored(
             (429, error, code)
         }
         assert all(int(reply.headers["retry-after"]) > 0 for reply in replies)
+
+
+async def test_a_flood_of_what_is_refused_does_not_fill_the_log(tmp_path: Path) -> None:
+    """Each is answered for what it is, and the log has as many as there may be new processes in a minute."""
+    async with pair(tmp_path, limits=Limits(open=600, per_minute=3)) as two:
+        peer = await arranged(two)
+        unknown = {"@context": CONTEXT, "@type": "TransferRequestMessage", "agreementId": "urn:agreement:none"}
+        more = {"format": "HttpData-PULL", "callbackAddress": peer.address}
+        statuses = [
+            (await peer.post("/transfers/request", {**unknown, **more, "consumerPid": pid()})).status for _ in range(9)
+        ]
+        assert statuses == statuses[:1] * 9
+        assert 400 <= statuses[0] < 429
+        told = [event for event in two.north.events if isinstance(event, RequestRefused)]
+        assert len(told) == 3
 
 
 @BEGINNINGS
