@@ -547,7 +547,7 @@ class Pool:
         while True:
             await asyncio.sleep(min(5.0, self._idle_seconds / 4))
             cut = time.monotonic() - self._idle_seconds
-            for worker in [worker for worker in self._idle if worker.idle_since < cut]:
+            for worker in [worker for worker in self._idle if worker.idle_since < cut or not worker.alive()]:
                 if self.processes > self._warm or not worker.alive():
                     self._idle.remove(worker)
                     worker.kill("idle")

@@ -29,7 +29,7 @@ from connector.query.job import Job
 
 _INTERRUPT_EVERY = 0.05
 _SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
-_SLACK_MIN = 40 * 2**20  # of that: left to somebody's SQL in any case; the pool ends a process that rests on more
+_SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool ends a process that rests on more
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _CPU_SLACK = 30
 

@@ -76,7 +76,7 @@ async def two(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
 async def rested(pool: Pool) -> list[Worker]:
     """Both workers, ready, their highest memory forgotten."""
     async with asyncio.timeout(60):
-        while len(pool._idle) < 2:
+        while len(pool._idle) < 2 or not all(worker.alive() for worker in pool._idle):
             await asyncio.sleep(0.01)
     for worker in pool._idle:
         forget_peak(worker)
