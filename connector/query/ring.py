@@ -32,6 +32,7 @@ class Ring:
         self._released = released
         self._kinds: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
         self._slot_type = ctypes.c_ubyte * size
+        self._memory: mmap.mmap | None = None
         self.descriptor = os.memfd_create("hanse-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, slots * size)
@@ -45,7 +46,7 @@ class Ring:
 
     def take(self, slot: int, length: int) -> memoryview:
         """The bytes in a slot that the worker has filled. ValueError where there is no such slot or it is held."""
-        if not 0 <= slot < self.slots or length > self.size or slot in self._kinds:
+        if self._memory is None or not 0 <= slot < self.slots or length > self.size or slot in self._kinds:
             raise ValueError("expected a free slot of the ring and a length that fits")
         whole = self._slot_type.from_buffer(self._memory, slot * self.size)
         self._kinds[slot] = weakref.ref(whole, lambda _: self._let_go(slot))
@@ -53,7 +54,12 @@ class Ring:
         return memoryview(whole).cast("B")[:length].toreadonly()
 
     def close(self) -> None:
-        """Close the file; the memory itself goes when the last view of it does."""
+        """Close the file; the memory itself goes when the last view of it does.
+
+        It has a descriptor of its own, and whoever holds us may be held by us: so it is let go of here, not with us,
+        or both would stay until the collector of garbage comes by.
+        """
+        self._memory = None
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

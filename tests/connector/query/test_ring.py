@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 
@@ -61,3 +62,28 @@ def test_a_held_slot_is_not_given_twice(ring: Ring) -> None:
 def test_nobody_can_cut_the_memory_off(ring: Ring) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(ring.descriptor, 0)
+
+
+def open_rings() -> list[str]:
+    numbers = [number for number in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{number}")]
+    return [number for number in numbers if "hanse-ring" in os.readlink(f"/proc/self/fd/{number}")]
+
+
+def test_a_ring_that_is_in_a_circle_leaves_nothing_open_when_it_is_closed() -> None:
+    """As that of a job is, by what it tells. Nothing may wait for the collector of garbage, which can take long."""
+    circle: list[Ring] = []
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_rings()
+        circle.append(Ring(2, slot_bytes(2**16), released=lambda _: circle.reverse()))
+        view = circle[0].take(0, 8)
+        assert len(open_rings()) == len(before) + 2
+        circle[0].close()
+        assert bytes(view) == bytes(8)
+        del view
+        assert open_rings() == before
+    finally:
+        gc.enable()
+    with pytest.raises(ValueError, match="free slot"):
+        circle[0].take(0, 8)
