@@ -14,7 +14,9 @@ _BEGUN: Table = Begun.__table__  # type: ignore[assignment]  # it is one
 _NOW: Any = bindparam("now")
 _STEP: Any = bindparam("step")
 _MOST: Any = bindparam("most")
-_FULL = case((_BEGUN.c.full_until > _NOW, _BEGUN.c.full_until), else_=_NOW) + _STEP
+# Fuller than it can get: a clock was ahead and was set back. It would keep the counterparty out for as long as it was.
+_WRONG = _BEGUN.c.full_until > _NOW + 2 * _MOST
+_FULL = case((_WRONG, _NOW), (_BEGUN.c.full_until > _NOW, _BEGUN.c.full_until), else_=_NOW) + _STEP
 
 
 def _count(build: Any) -> Any:

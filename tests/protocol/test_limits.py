@@ -196,6 +196,21 @@ async def test_many_at_once_over_every_instance_get_exactly_what_is_allowed(
             one.to.store.close()
 
 
+async def test_a_clock_that_is_set_back_keeps_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_bytes(empty_database())
+    store = Store(f"sqlite:///{path}", pool_size=1)
+
+    async def ask(at: float) -> float:
+        return await store.write(lambda tx: tx.admissions.take("them", kind="transfer", step=30.0, most=60.0, now=at))
+
+    try:
+        assert [await ask(90_000.0) == 0 for _ in range(3)] == [True, True, False]
+        assert [await ask(80_000.0) == 0 for _ in range(3)] == [True, True, False]
+    finally:
+        store.close()
+
+
 STEPS = st.lists(st.floats(0, 30), min_size=1, max_size=60)
 
 
