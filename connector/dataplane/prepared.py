@@ -31,7 +31,7 @@ from typing import IO, Any, Self
 from connector.dataplane.asked import Asked
 from connector.dataplane.blocks import Block, Entry, Passed, Source
 from connector.datasets.sources.files import FileRef, open_pinned
-from connector.errors import HanseError
+from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.query.job import Job
 from connector.query.pool import Frame, Result
@@ -194,6 +194,8 @@ class PreparedStreams:
             ]
             if not grant.lease.revoked and endings == self._endings:
                 self._add(entry)
+        except Busy:
+            pass  # another pass will do
         except HanseError as error:
             _log.debug("not sent from its files", code=error.code)
             self._unlike[key] = None

@@ -16,6 +16,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class Session:
         self.cleanup = ExitStack()
         self.files: list[Any] = []
         self.thread = threading.Thread(target=self._run, daemon=True)
+        self.maker = ThreadPoolExecutor(1)  # makes the next batch while one is sent
 
     def cancel(self) -> None:
         """Interrupt what runs; called again and again until the session ends, as an interrupt can come too early."""
@@ -88,6 +90,7 @@ class Session:
 
     def _run(self) -> None:
         try:
+            self.maker.submit(int).result()  # its thread starts now, while nothing limits our memory
             self._work()
         finally:
             self._close()
@@ -130,6 +133,7 @@ class Session:
             self.send(wire.ERROR, json.dumps(told).encode())
 
     def _close(self) -> None:
+        self.maker.shutdown()
         con, self.con = self.con, None
         with suppress(Exception):
             self.cleanup.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,15 +103,14 @@ def query(session: Session, job: Job) -> None:
 
 def _ahead(session: Session, parts: Iterator[ranges.Part]) -> Generator[ranges.Part]:
     """The same, each made while the one before it is digested and copied: both work outside the interpreter's lock."""
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(next, parts, None)
-        try:
-            while (part := coming.result()) is not None:
-                coming = maker.submit(next, parts, None)
-                yield part
-        finally:
-            while not wait((coming,), timeout=0.02).done:  # nobody wants it any more, and once can be too early
-                session.con.interrupt()
+    coming = session.maker.submit(next, parts, None)
+    try:
+        while (part := coming.result()) is not None:
+            coming = session.maker.submit(next, parts, None)
+            yield part
+    finally:
+        while not wait((coming,), timeout=0.02).done:  # nobody wants it any more, and once can be too early
+            session.con.interrupt()
 
 
 def _format(job: Job, schema: pa.Schema) -> Format:
