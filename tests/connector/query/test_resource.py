@@ -23,7 +23,7 @@ from tests.support.beats import beats
 STOPPED_WITHIN = 2.0
 OVER_MB = 300
 
-LIMITS = Limits(seconds=1, total_seconds=1, memory_mb=256, rows=10_000_000)
+LIMITS = Limits(seconds=0.6, total_seconds=0.6, memory_mb=256, rows=10_000_000)
 STOPPED = {"memory_limit", "time_limit", "worker_crashed"}
 NEIGHBOUR = "SELECT count(*) AS n FROM t WHERE gap = 3"
 THREES = sum(row % 5 == 3 and row % 10 != 0 for row in range(data.ROWS))
