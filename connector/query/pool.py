@@ -52,7 +52,7 @@ from connector.query import lending
 from connector.query.job import Job
 from connector.query.lending import Library
 from connector.query.ring import Ring, slot_bytes
-from connector.query.sandbox import environment
+from connector.query.sandbox import environment, memory_of
 from connector.query.turns import Turns
 from connector.telemetry import logger
 
@@ -115,18 +115,12 @@ class Worker:
 
     def rss_mb(self) -> int:
         """What of it is in memory."""
-        return self._statm(1) // 2**20
+        return memory_of(self.process.pid)[0] // 2**20
 
     def own_mb(self) -> int:
         """Of that, what the kernel cannot take back: not the pages of mapped files."""
-        return (self._statm(1) - self._statm(2)) // 2**20
-
-    def _statm(self, column: int) -> int:
-        try:
-            with open(f"/proc/{self.process.pid}/statm", encoding="ascii") as statm:
-                return int(statm.read().split()[column]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError, ValueError):
-            return 0
+        resident, mapped = memory_of(self.process.pid)
+        return (resident - mapped) // 2**20
 
 
 class Result:

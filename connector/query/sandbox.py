@@ -59,6 +59,16 @@ def environment(**more: str) -> dict[str, str]:
     return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | more
 
 
+def memory_of(pid: int) -> tuple[int, int]:
+    """Bytes that a process of ours has in memory, and of them those of mapped files and shared memory; zeros once it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
+            _, resident, mapped = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in statm.read().split()[:3])
+    except (OSError, ValueError):
+        return 0, 0
+    return resident, mapped
+
+
 def _own_code() -> Iterable[str]:
     """Where the interpreter, its libraries and our own packages lie; not a working directory that is listed too."""
     yield from (sys.prefix, sys.base_prefix, sys.exec_prefix)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,6 @@ from tests.support.counterparty import DATASET, OFFER_ID
 from tests.support.pair import Call, Pair, emptied, pair, settled, side
 
 MANY = 20
-
-
-@pytest.fixture(params=DATABASES)
-def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Two empty databases of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'a.db'}", f"sqlite:///{tmp_path / 'b.db'}"
-    else:
-        cluster = request.getfixturevalue("postgres_cluster")
-        with ExitStack() as stack:
-            yield stack.enter_context(cluster.database()), stack.enter_context(cluster.database())
 
 
 async def whole_story(two: Pair) -> Any:

@@ -6,8 +6,7 @@ import asyncio
 import json
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from connector.dsp.states import CONSUMER, PROVIDER
 from connector.events import RequestRefused
 from connector.net import Reply
 from connector.store import Store
-from tests.conftest import DATABASES
 from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, USE, Counterparty, snapshot
 from tests.support.pair import Pair, empty_database, pair, side
 
@@ -165,16 +163,6 @@ async def test_what_is_refused_for_now_is_asked_again(tmp_path: Path) -> None:
         async with asyncio.timeout(10):
             while (await two.south.negotiation(waiting)).state != "REQUESTED":
                 await asyncio.sleep(0.005)
-
-
-@pytest.fixture(params=DATABASES)
-def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'a.db'}", f"sqlite:///{tmp_path / 'b.db'}"
-    else:
-        cluster = request.getfixturevalue("postgres_cluster")
-        with ExitStack() as stack:
-            yield stack.enter_context(cluster.database()), stack.enter_context(cluster.database())
 
 
 @BOTH

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from connector.dataplane.flight.desk import Desk
 from connector.errors import Conflict, HanseError
-from connector.query.sandbox import environment
+from connector.query.sandbox import environment, memory_of
 from connector.telemetry import logger
 
 _START_SECONDS = 60.0
@@ -90,7 +89,7 @@ class Front:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         while process.returncode is None:
-            if _rss_mb(process.pid) > self._listen.memory_mb:
+            if memory_of(process.pid)[0] // 2**20 > self._listen.memory_mb:
                 _log.error("the Flight process takes too much memory", most_mb=self._listen.memory_mb)
                 with suppress(ProcessLookupError):
                     process.kill()
@@ -169,11 +168,3 @@ class Front:
         for call in tuple(self._calls):
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-
-
-def _rss_mb(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
-    except (OSError, IndexError, ValueError):
-        return 0

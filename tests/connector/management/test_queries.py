@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pyarrow as pa
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
@@ -20,6 +19,7 @@ from connector.management.auth import Tokens
 from connector.query.coordinate import Coordinator
 from connector.query.pool import Pool
 from connector.store import Store
+from tests.support.asking import read
 from tests.support.owners import Owners
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -62,16 +62,6 @@ async def asker(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterato
         transport=httpx2.ASGITransport(app), base_url="http://t", headers={"authorization": f"Bearer {token}"}
     ) as http:
         yield Asker(http, owners, coordinator, tokens, app, token)
-
-
-def read(body: bytes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    with pa.ipc.open_stream(body) as reader:
-        while True:
-            batch, metadata = reader.read_next_batch_with_custom_metadata()
-            if metadata is not None:
-                return rows, json.loads(metadata[b"hanse.end"])
-            rows += batch.to_pylist()
 
 
 async def test_the_answer_is_an_arrow_stream_with_an_end_record(asker: Asker) -> None:
