@@ -60,7 +60,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def memory_of(pid: int) -> tuple[int, int]:
-    """Bytes that a process of ours has in memory, and of them those of mapped files and shared memory; zeros once it is gone."""
+    """Bytes that a process has in memory, and of them those of mapped files and shared memory; zeros if it is gone."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
             _, resident, mapped = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in statm.read().split()[:3])
