@@ -56,6 +56,15 @@ class Opened:
         for descriptor, ref in zip(self.descriptors, self.refs, strict=True):
             check_unchanged(descriptor, ref)
 
+    def current(self) -> bool:
+        """Whether each name still leads to the registered file."""
+        try:
+            for ref in self.refs:
+                os.close(open_pinned(ref))
+        except VersionChanged:
+            return False
+        return True
+
     def digest(self, number: int) -> str:
         """SHA-256 of a file."""
         return sha256(self.descriptors[number])
@@ -126,6 +135,7 @@ _ALWAYS = {
     "allow_community_extensions": "false",
     "allow_persistent_secrets": "false",
     "enable_external_file_cache": "false",
+    "parquet_metadata_cache": "true",
     "arrow_large_buffer_size": "false",
     "preserve_insertion_order": "true",
     "allowed_directories": "[]",

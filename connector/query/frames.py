@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,7 +117,7 @@ class Slots:
     def __init__(self, session: Session, size: int) -> None:
         assert session.shared is not None
         self.session, self.size = session, size
-        memory = memoryview(mmap.mmap(session.shared, wire.SLOTS * size))
+        memory = memoryview(session.worker.map(session.shared, wire.SLOTS * size))
         self._slots = [pa.py_buffer(memory[at : at + size]) for at in range(0, len(memory), size)]
         self._file: Any = None
         self._free = list(range(1, wire.SLOTS + 1))
@@ -127,7 +126,7 @@ class Slots:
         """The number of a slot that may be written, once there is one; 0 where the socket is to be used."""
         if not self._free:
             self._free += self.session.credits()
-        slot = self._free.pop(0)
+        slot = self._free.pop()  # the last one that came back: it is still in the cache
         if slot:
             self._file = pa.FixedSizeBufferWriter(self._slots[slot - 1])  # copies without the interpreter's lock
         return slot

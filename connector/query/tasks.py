@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import closing
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from connector.query.session import Session
 
 _VALUE_ROWS_MAX = 10_000
+_AHEAD = 2  # batches
 
 
 def run(session: Session, job: Job) -> None:
@@ -38,41 +40,20 @@ def run(session: Session, job: Job) -> None:
 
 
 def opened(session: Session, job: Job) -> Any:
-    """A fenced engine with the job's relations in it."""
-    files = {
-        name: _open(session, relation, number)
-        for number, (name, relation) in enumerate(job.relations.items())
-        if relation.blob is None
-    }
-    con = _fenced(session, job, [path for found in files.values() for path in found.paths])
+    """A fenced engine with the job's relations in it, and its SQL checked once more."""
+    opening = session.open(job)
+    if opening.con is None:
+        opening.relations(job.relations, session.worker.engine())
+    con = opening.con
     for name, relation in job.relations.items():
-        if relation.blob is None:
-            engine.attach(con, name, relation, files[name])
-        else:
+        if relation.blob is not None:
             engine.attach_table(con, name, foreign.read_blob(job.blobs[relation.blob]))
+    _recheck(con, job)
     session.check()
     return con
 
 
-def _open(session: Session, relation: wire.Relation, number: int = 0) -> engine.Files:
-    found = engine.open_files(relation, session.folder / str(number), number=number, desk=session.desk)
-    session.cleanup.callback(found.close)
-    session.files.append(found)
-    found.check_unchanged()
-    return found
-
-
-def _fenced(session: Session, job: Job, paths: list[str]) -> Any:
-    con = session.con = session.worker.engine()
-    engine.lend(con, session.files)
-    temp = session.folder / "temp" if job.limits.temp_mb else None
-    if temp is not None:
-        temp.mkdir(mode=0o700, parents=True)
-    engine.fence(con, paths=paths, limits=job.limits, temp=temp)
-    return con
-
-
-def recheck(con: Any, job: Job) -> None:
+def _recheck(con: Any, job: Job) -> None:
     """The engine's own parser reads the SQL and finds only what the gate put there (federated-query 3.4, step 7)."""
     if job.recheck is None:
         return
@@ -88,7 +69,6 @@ def recheck(con: Any, job: Job) -> None:
 def query(session: Session, job: Job) -> None:
     """Stream the rows of one SELECT: schema, trailer, batches, end."""
     con = opened(session, job)
-    recheck(con, job)
     schema, parts = _parts(session, job, con)
     out = Frames(session, job, _format(job, schema))
     with closing(_ahead(session, parts)) as coming:
@@ -102,15 +82,20 @@ def query(session: Session, job: Job) -> None:
 
 
 def _ahead(session: Session, parts: Iterator[ranges.Part]) -> Generator[ranges.Part]:
-    """The same, each made while the one before it is digested and copied: both work outside the interpreter's lock."""
-    coming = session.maker.submit(next, parts, None)
+    """The same, made while those before are digested and copied: both work outside the interpreter's lock.
+
+    One is always asked for beside the one that is being made: the engine need not wait until we have woken up.
+    """
+    coming = deque(session.maker.submit(next, parts, None) for _ in range(_AHEAD))
     try:
-        while (part := coming.result()) is not None:
-            coming = session.maker.submit(next, parts, None)
+        while (part := coming.popleft().result()) is not None:
+            coming.append(session.maker.submit(next, parts, None))
             yield part
     finally:
-        while not wait((coming,), timeout=0.02).done:  # nobody wants it any more, and once can be too early
-            session.con.interrupt()
+        for unwanted in coming:
+            unwanted.cancel()
+        while wait(coming, timeout=0.02).not_done:  # interrupted once can be too early
+            session.interrupt()
 
 
 def _format(job: Job, schema: pa.Schema) -> Format:
@@ -155,7 +140,6 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
 def report(session: Session, job: Job) -> None:
     """The rows of a small answer as JSON: for reports and counts, at most 10,000 rows."""
     con = opened(session, job)
-    recheck(con, job)
     relation = engine.query(con, job.sql, job.params)
     schema, batches = engine.batches(relation, rows=_VALUE_ROWS_MAX + 1, target=1 << 30)
     rows: list[list[Any]] = []
@@ -169,7 +153,6 @@ def report(session: Session, job: Job) -> None:
 def describe(session: Session, job: Job) -> None:
     """The schema of an answer, as its IPC message in base64, without reading a row of it."""
     con = opened(session, job)
-    recheck(con, job)
     schema = engine.schema_of(engine.query(con, job.sql, job.params))
     value(session, {"schema": base64.b64encode(schema.serialize().to_pybytes()).decode()})
 
@@ -185,7 +168,6 @@ def _opened(files: engine.Files) -> list[Any]:
 def plan(session: Session, job: Job) -> None:
     """What a read of these rows would give, without them: the schema (Arrow, base64) and the groups of each file."""
     con = opened(session, job)
-    recheck(con, job)
     relation = next(iter(job.relations.values()))
     groups = divisible(relation.kind).groups(_opened(session.files[0])) if job.arguments.get("groups") else None
     schema = engine.schema_of(engine.query(con, job.sql, job.params))
@@ -200,10 +182,11 @@ def value(session: Session, found: Any) -> None:
 def profile(session: Session, job: Job) -> None:
     """What the owner sees of a version: schema, rows, figures per column, digests of the files."""
     name, relation = next(iter(job.relations.items()))
-    files = _open(session, relation)
+    opening = session.open(job)
+    files = opening.pin(relation)
     union = bool(relation.options.get("union_by_name", False))
     widths = profiling.parquet_widths(files, union=union) if relation.kind in ("parquet", "hive", "s3") else {}
-    con = _fenced(session, job, list(files.paths))
+    con = opening.fence(session.worker.engine())
     engine.attach(con, name, relation, files)
     value(session, profiling.profile(con, name, files, widths=widths, check=session.check))
 
@@ -211,9 +194,10 @@ def profile(session: Session, job: Job) -> None:
 def convert(session: Session, job: Job) -> None:
     """Text to Parquet, into `arguments.target` (a new file in a folder of the connector's own); gone after an error."""
     relation = job.relations[next(iter(job.relations))]
-    files = _open(session, relation)
+    opening = session.open(job)
+    files = opening.pin(relation)
     target = str(job.arguments["target"])
-    con = _fenced(session, job, [*files.paths, target])
+    con = opening.fence(session.worker.engine(), target)
     try:
         found = source(relation.kind).convert(con, files.paths, relation.options, target)
         files.check_unchanged()

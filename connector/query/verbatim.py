@@ -30,7 +30,6 @@ def index(session: Any, job: Job) -> None:
     Raises Coded("not_verbatim") where only the engine gives the stream.
     """
     con = tasks.opened(session, job)
-    tasks.recheck(con, job)
     schema = engine.schema_of(engine.query(con, job.sql, job.params))
     files = session.files[0]
     if job.relations[job.scan].kind != "arrow_ipc" or len(files.paths) > _FILES_MAX:
