@@ -62,6 +62,7 @@ def spread(tree: exp.Expr, tables: Sequence[exp.Expr]) -> None:
     known = set(map(id, tables))
     for group in tree.find_all(exp.Group):
         select = group.parent
+        assert isinstance(select, exp.Select)
         sources = [clause.this for clause in (select.args["from_"], *(select.args.get("joins") or ()))]
         if not all(id(source) in known for source in sources):
             continue
