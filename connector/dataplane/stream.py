@@ -38,7 +38,7 @@ from connector.query.pool import Frame, Pool, Result
 from connector.store import Store
 from connector.store.tables import DatasetVersion
 from connector.telemetry import Metrics, logger
-from connector.usage.grants import Grant, Grants, Held
+from connector.usage.grants import Grant, Grants, Held, Wanted
 from policies import gate
 from policies.contract import DataContract
 from policies.errors import PolicyError
@@ -384,27 +384,23 @@ class Reads:
 
     async def _admit(self, asked: Asked) -> list[Grant]:
         """One grant per ticket, or none at all (1)."""
-        grants: list[Grant] = []
+        for ticket in asked.tickets:
+            await self._narrow(ticket, asked)
         now = self.clock()
-        try:
-            for ticket in asked.tickets:
-                await self._narrow(ticket, asked)
-                grants.append(
-                    await self.grants.open(
-                        ticket.agreement,
-                        consumer=ticket.consumer,
-                        transfer_id=ticket.transfer,
-                        generation=ticket.generation,
-                        action=asked.action,
-                        purpose=ticket.purpose or asked.purpose,
-                        application=asked.application,
-                        longest=min(ticket.expires - now, asked.seconds or _LONGEST),
-                    )
-                )
-        except BaseException:
-            await self._kept(self._settle(grants))
-            raise
-        return grants
+        wanted = [
+            Wanted(
+                agreement_id=ticket.agreement,
+                consumer=ticket.consumer,
+                transfer_id=ticket.transfer,
+                generation=ticket.generation,
+                action=asked.action,
+                purpose=ticket.purpose or asked.purpose,
+                application=asked.application,
+                longest=min(ticket.expires - now, asked.seconds or _LONGEST),
+            )
+            for ticket in asked.tickets
+        ]
+        return await self.grants.open(*wanted)
 
     async def _narrow(self, ticket: Ticket, asked: Asked) -> None:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
@@ -499,7 +495,7 @@ class Reads:
                 seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
                 memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
                 temp_mb=0 if asked.plain_scan else self._temp_mb,
-                threads=self._threads() if asked.plain_scan else 1,
+                threads=self._threads(),
             ),
             batch_bytes=max(2**16, min(self._batch_bytes(asked.format), spare // 2)),
             batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
@@ -531,7 +527,7 @@ class Reads:
                     yield kept
 
     def _threads(self) -> int:
-        """Threads that decode for one stream: the machine's, shared between the streams that run."""
+        """Threads that work for one read: the machine's, shared between the reads that run."""
         return max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, sum(self._running.values()))))
 
     def _batch_bytes(self, form: str) -> int:

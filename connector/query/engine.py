@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # loads what only readers of object stores need
 _ROWS_MIN, _ROWS_MAX = 256, 262_144
 _VECTOR = 2048
 _LIST_LENGTH = 4
+_LOADING = "hanse_loading"
 # Bytes of one value where the type fixes them; text and blobs are guessed unless the profile knows better.
 _WIDTHS = {
     "boolean": 1, "tinyint": 1, "utinyint": 1, "smallint": 2, "usmallint": 2, "integer": 4, "uinteger": 4,
@@ -190,6 +191,17 @@ def lend(con: duckdb.DuckDBPyConnection, files: Sequence[Files]) -> None:
 def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Files) -> None:
     """Make a relation's rows readable under its name."""
     source(relation.kind).attach(con, name, opened.paths, relation.options)
+
+
+def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
+    """Take the rows of Arrow files into the engine, under a name."""
+    tables = []
+    for path in opened.paths:
+        with pa.OSFile(path) as file:
+            tables.append(pa.ipc.open_file(file).read_all())
+    con.register(_LOADING, pa.concat_tables(tables))
+    con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
+    con.unregister(_LOADING)
 
 
 def attach_table(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

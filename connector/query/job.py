@@ -45,7 +45,8 @@ AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after 
 class Relation:
     """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
 
-    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known.
+    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`:
+    a small Arrow file that the engine takes in at once, so that it knows the counts by which it orders joins.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Relation:
     options: Mapping[str, Any] = field(default_factory=dict)
     row_bytes: Mapping[str, float] = field(default_factory=dict)
     blob: int | None = None
+    loaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,10 @@ class Opening:
             self.pin(relation)
         self.fence(con)
         for (name, relation), found in zip(named.items(), self.files, strict=True):
-            engine.attach(con, name, relation, found)
+            if relation.loaded:
+                engine.load(con, name, found)
+            else:
+                engine.attach(con, name, relation, found)
 
     def current(self) -> bool:
         """Whether each file's name still leads to what is pinned."""

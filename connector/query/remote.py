@@ -77,6 +77,7 @@ class Request:
     rows: int | None = None
     codec: str = "zstd"
     keys: tuple[KeyTable, ...] = ()
+    wanted: tuple[str, ...] = ()  # outputs whose values narrow other fragments
 
 
 @dataclass(slots=True)
@@ -107,6 +108,7 @@ class Answered:
     withheld: bool = False
     columns: Sequence[Mapping[str, Any]] = ()
     keys_sent: int = 0  # bytes of keys that went to the owner
+    distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
     missing: HanseError | None = None  # there is no answer, and the question goes on without it
 
 
@@ -177,7 +179,8 @@ class _Exchange:
 
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
-        (endpoint, ticket), *others = [await self.remote.ticket(agreement) for agreement in fragment.agreements]
+        found = await asyncio.gather(*(self.remote.ticket(agreement) for agreement in fragment.agreements))
+        (endpoint, ticket), *others = found
         wire = {
             "fq": 1,
             "query_id": f"{request.query_id}.{fragment.id}.{attempt}"[:64],
@@ -199,10 +202,17 @@ class _Exchange:
     async def _checked(self, spool: Path, size: int) -> Answered:
         """Read and validated in a worker; complete by its own end record and by our count."""
         request, saved = self.request, spool.with_suffix(".arrow")
+        names = tuple(name.lower() for name in request.fragment.outputs)
+        numbers = {name: names.index(name.lower()) for name in request.wanted}
+        distinct = {name: spool.with_suffix(f".{number}.keys") for name, number in numbers.items()}
         found = await self.remote.pool.ask(
             Job(
                 kind="check_arrow",
-                arguments={"path": str(spool), "save": str(saved)},
+                arguments={
+                    "path": str(spool),
+                    "save": str(saved),
+                    "keys": [(numbers[name], str(path)) for name, path in distinct.items()],
+                },
                 limits=Limits(seconds=self._left),
                 consumer="coordinator",
             )
@@ -216,12 +226,12 @@ class _Exchange:
             raise _ended(end)
         if end.get("rows") != found["rows"]:
             raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
-        names = tuple(str(column["name"]).lower() for column in found["columns"])
-        if names != tuple(name.lower() for name in request.fragment.outputs):
+        if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return Answered(
             request.fragment, saved, found["rows"], size, _ms(self.begun), end, bool(end.get("suppressed")),
             tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
+            {name: path for name, path in distinct.items() if str(path) in found["keys"]},
         )  # fmt: skip
 
 
