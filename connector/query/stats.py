@@ -17,7 +17,7 @@ from connector.query.planning import Draft, Planning
 
 _WIDTHS = {"VARCHAR": 24, "INTEGER": 4, "DATE": 4, "BOOLEAN": 1, "SMALLINT": 2, "TINYINT": 1, "FLOAT": 4}
 UNKNOWN = 1_000_000
-_SHARE, _EQUAL, _SUBQUERY, _MOST = 0.25, 0.1, 0.05, 0.9
+_SHARE, _EQUAL, _SUBQUERY, _EXISTS, _MOST = 0.25, 0.1, 0.05, 0.5, 0.9
 
 
 def rows(draft: Draft, planning: Planning) -> float:
@@ -90,7 +90,7 @@ def _left(statement: exp.Select) -> float:
 
 def _selectivity(condition: exp.Expr) -> float:
     if trees.has_query(condition):
-        return _SUBQUERY
+        return _EXISTS if condition.find(exp.Exists) is not None else _SUBQUERY
     if len(trees.column_tables(condition)) > 1:  # a join: its rows are those of its largest table
         return 1.0
     if isinstance(condition, exp.EQ | exp.Like | exp.ILike):
