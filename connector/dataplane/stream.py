@@ -33,12 +33,12 @@ from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
-from connector.query.job import ARROW, SLOTS, Job, Limits, Recheck, Relation
+from connector.query.job import ARROW, Job, Limits, Recheck, Relation
 from connector.query.pool import Frame, Pool, Result
 from connector.store import Store
 from connector.store.tables import DatasetVersion
 from connector.telemetry import Metrics, logger
-from connector.usage.grants import Grant, Grants, Held
+from connector.usage.grants import Grant, Grants, Held, Wanted
 from policies import gate
 from policies.contract import DataContract
 from policies.errors import PolicyError
@@ -51,8 +51,7 @@ _T = TypeVar("_T")
 _log = logger("dataplane")
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _BATCH_BYTES = 3 * 2**20
-_IN_FLIGHT = 16 * 2**20
-_FEW = 4  # reads that may have a batch more each waiting for their reader
+_IN_FLIGHT = 32 * 2**20
 _THREADS_MAX = 4
 _LONGEST = 24 * 3600.0
 _PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
@@ -277,12 +276,10 @@ class Reads:
         return await self._planned(ticket, wanted, self.plans.plan(ticket, wanted))
 
     async def split(
-        self, ticket: Ticket, wanted: plans.Wanted, *, snapshot: str, blocks: str, after: str = "", cursors: bool = True
+        self, ticket: Ticket, wanted: plans.Wanted, *, snapshot: str, blocks: str, after: str
     ) -> Split | None:
         """The ranges of a read of blocks, for `Asked.split`; a refusal is in the log as one of the read."""
-        found = self.plans.split(
-            ticket, wanted, snapshot=snapshot, blocks=blocks, after=after, cursors=cursors
-        )  # fmt: skip
+        found = self.plans.split(ticket, wanted, snapshot=snapshot, blocks=blocks, after=after)
         return await self._planned(ticket, wanted, found)
 
     async def _planned(self, ticket: Ticket, wanted: plans.Wanted, work: Coroutine[Any, Any, _T]) -> _T:
@@ -387,27 +384,23 @@ class Reads:
 
     async def _admit(self, asked: Asked) -> list[Grant]:
         """One grant per ticket, or none at all (1)."""
-        grants: list[Grant] = []
+        for ticket in asked.tickets:
+            await self._narrow(ticket, asked)
         now = self.clock()
-        try:
-            for ticket in asked.tickets:
-                await self._narrow(ticket, asked)
-                grants.append(
-                    await self.grants.open(
-                        ticket.agreement,
-                        consumer=ticket.consumer,
-                        transfer_id=ticket.transfer,
-                        generation=ticket.generation,
-                        action=asked.action,
-                        purpose=ticket.purpose or asked.purpose,
-                        application=asked.application,
-                        longest=min(ticket.expires - now, asked.seconds or _LONGEST),
-                    )
-                )
-        except BaseException:
-            await self._kept(self._settle(grants))
-            raise
-        return grants
+        wanted = [
+            Wanted(
+                agreement_id=ticket.agreement,
+                consumer=ticket.consumer,
+                transfer_id=ticket.transfer,
+                generation=ticket.generation,
+                action=asked.action,
+                purpose=ticket.purpose or asked.purpose,
+                application=asked.application,
+                longest=min(ticket.expires - now, asked.seconds or _LONGEST),
+            )
+            for ticket in asked.tickets
+        ]
+        return await self.grants.open(*wanted)
 
     async def _narrow(self, ticket: Ticket, asked: Asked) -> None:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
@@ -502,10 +495,9 @@ class Reads:
                 seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
                 memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
                 temp_mb=0 if asked.plain_scan else self._temp_mb,
-                threads=self._threads() if asked.plain_scan else 1,
+                threads=self._threads(),
             ),
             batch_bytes=max(2**16, min(self._batch_bytes(asked.format), spare // 2)),
-            slots=SLOTS if sum(self._running.values()) <= _FEW else SLOTS - 1,
             batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
             format=asked.format,
             codec=asked.codec,
@@ -535,7 +527,7 @@ class Reads:
                     yield kept
 
     def _threads(self) -> int:
-        """Threads that decode for one stream: the machine's, shared between the streams that run."""
+        """Threads that work for one read: the machine's, shared between the reads that run."""
         return max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, sum(self._running.values()))))
 
     def _batch_bytes(self, form: str) -> int:

@@ -1,8 +1,21 @@
-"""Ends that have a code: what a worker tells the main process instead of the engine's words."""
+"""Ends that have a code: what a worker tells the main process instead of the engine's words, and what that says."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from connector.errors import (
+    BadInput,
+    Busy,
+    EngineFailed,
+    HanseError,
+    Limited,
+    PathRefused,
+    QueryInvalid,
+    SourceUnreadable,
+    VersionChanged,
+)
 
 
 class Coded(Exception):
@@ -12,3 +25,48 @@ class Coded(Exception):
         super().__init__(code)
         self.code = code
         self.facts = facts
+
+
+def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:
+    """The error that stands for a worker's code; `message` where the sentence is our own and more precise."""
+    kind, sentence = _ERRORS.get(code, (EngineFailed, "the engine could not finish this query"))
+    return kind(message or sentence, code=code if code in _ERRORS else "engine_failed", **facts)
+
+
+_Made = Callable[..., HanseError]
+_ERRORS: dict[str, tuple[_Made, str]] = {
+    "query_invalid": (QueryInvalid, "the query does not fit the tables it names; check columns and types"),
+    "computation_failed": (
+        QueryInvalid,
+        "the query cannot be computed: a number grows too large, something is divided by zero, a text is taken for a "
+        "number, or a subquery gives several rows where one value stands; use smaller numbers, NULLIF, TRY_CAST, or "
+        "an aggregate in the subquery",
+    ),
+    "query_refused": (QueryInvalid, "the query holds something that is not allowed"),
+    "recheck_failed": (QueryInvalid, "the query holds something that is not allowed"),
+    "memory_limit": (Limited, "the query needs more memory than it may take; ask for less at once"),
+    "time_limit": (Limited, "the query takes longer than it may; ask for less at once"),
+    "rows_limit": (Limited, "the answer has more rows than it may; narrow the query"),
+    "bytes_limit": (Limited, "the answer has more bytes than it may; narrow the query"),
+    "cancelled": (EngineFailed, "the query was cancelled"),
+    "worker_crashed": (EngineFailed, "the process that ran this query ended; try again"),
+    "shutting_down": (Busy, "the connector is stopping; try again later"),
+    "engine_failed": (EngineFailed, "the engine could not finish this query"),
+    "version_changed": (VersionChanged, "the data is no longer what was registered; its owner must register it again"),
+    "source_unreadable": (SourceUnreadable, "a data file cannot be read; its owner must check it"),
+    "not_parquet": (SourceUnreadable, "expected a Parquet file, came something else or a damaged one; write it again"),
+    "codec_refused": (SourceUnreadable, "expected Parquet with zstd, snappy, lz4, gzip or no compression"),
+    "lines_unreadable": (SourceUnreadable, "the file has lines that cannot be read; correct them or the options"),
+    "value_unmappable": (SourceUnreadable, "a column has values without an exact form; leave them out"),
+    "columns_repeated": (SourceUnreadable, "two columns have one name; write the data again"),
+    "schemas_differ": (SourceUnreadable, "the files are not of one schema; write them again"),
+    "path_refused": (PathRefused, "the file is not one that may be read"),
+    "store_refused": (SourceUnreadable, "the object store does not let the connector read there"),
+    "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),
+    "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
+    "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
+    "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),
+    "noise_unavailable": (Busy, "this connector cannot draw noise; its owner must install hanse-server[privacy]"),
+    "not_verbatim": (EngineFailed, "the files do not hold the stream as it is sent"),
+    "job_invalid": (BadInput, "expected a job that a worker knows"),
+}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # loads what only readers of object stores need
 _ROWS_MIN, _ROWS_MAX = 256, 262_144
 _VECTOR = 2048
 _LIST_LENGTH = 4
+_LOADING = "hanse_loading"
 # Bytes of one value where the type fixes them; text and blobs are guessed unless the profile knows better.
 _WIDTHS = {
     "boolean": 1, "tinyint": 1, "utinyint": 1, "smallint": 2, "usmallint": 2, "integer": 4, "uinteger": 4,
@@ -55,6 +56,15 @@ class Opened:
     def check_unchanged(self) -> None:
         for descriptor, ref in zip(self.descriptors, self.refs, strict=True):
             check_unchanged(descriptor, ref)
+
+    def current(self) -> bool:
+        """Whether each name still leads to the registered file."""
+        try:
+            for ref in self.refs:
+                os.close(open_pinned(ref))
+        except VersionChanged:
+            return False
+        return True
 
     def digest(self, number: int) -> str:
         """SHA-256 of a file."""
@@ -93,22 +103,13 @@ def _start_threads() -> None:
     pq.read_table(pa.BufferReader(sink.getvalue()), use_threads=True)
 
 
-def fence(
-    con: duckdb.DuckDBPyConnection,
-    *,
-    paths: Sequence[str],
-    limits: Limits,
-    temp: Path | None = None,
-    far: bool = False,
-) -> None:
+def fence(con: duckdb.DuckDBPyConnection, *, paths: Sequence[str], limits: Limits, temp: Path | None = None) -> None:
     """Close everything but `paths`, set the limits, and lock the settings.
 
-    `far`: some of the files are objects in a store, of which much is better asked for at once. Without `temp` nothing
-    spills: the engine lets queries read its temporary directory, so there is none unless the caller gives a private,
-    empty one.
+    Without `temp` nothing spills: the engine lets queries read its temporary directory, so there is none unless the
+    caller gives a private, empty one.
     """
-    # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
-    threads = _ONE_THREAD if limits.threads == 1 else {"threads": str(limits.threads)}
+    threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
     _set(
         con,
@@ -117,7 +118,6 @@ def fence(
             **spill,
             "memory_limit": quote_text(f"{limits.memory_mb}MB"),
             "max_temp_directory_size": quote_text(f"{limits.temp_mb}MB"),
-            "disable_parquet_prefetching": "false" if far else "true",
             "allowed_paths": quote_list(paths),
             "enable_external_access": "false",
             "lock_configuration": "true",
@@ -125,7 +125,6 @@ def fence(
     )
 
 
-_ONE_THREAD = {"streaming_buffer_size": "'64KB'"}
 _ALWAYS = {
     "threads": "1",
     "temp_directory": "''",
@@ -137,6 +136,7 @@ _ALWAYS = {
     "allow_community_extensions": "false",
     "allow_persistent_secrets": "false",
     "enable_external_file_cache": "false",
+    "parquet_metadata_cache": "true",
     "arrow_large_buffer_size": "false",
     "preserve_insertion_order": "true",
     "allowed_directories": "[]",
@@ -191,6 +191,17 @@ def lend(con: duckdb.DuckDBPyConnection, files: Sequence[Files]) -> None:
 def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Files) -> None:
     """Make a relation's rows readable under its name."""
     source(relation.kind).attach(con, name, opened.paths, relation.options)
+
+
+def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
+    """Take the rows of Arrow files into the engine, under a name."""
+    tables = []
+    for path in opened.paths:
+        with pa.OSFile(path) as file:
+            tables.append(pa.ipc.open_file(file).read_all())
+    con.register(_LOADING, pa.concat_tables(tables))
+    con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
+    con.unregister(_LOADING)
 
 
 def attach_table(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

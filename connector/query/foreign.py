@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
 
 _BLOB_MAX = 256 * 2**20
+_DISTINCT_MAX = 24 * 10**6  # bytes of values: three million numbers
 
 
 def read_blob(blob: bytes) -> pa.Table:
@@ -35,9 +37,12 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     """Read a stream from `arguments.path` or blob 0 to its end; its columns, totals and end record.
 
     With `arguments.save` the valid batches are kept as an Arrow IPC file, which the engine can read as a relation.
+    `arguments.keys` are numbers of columns and files: there go their distinct values, sorted, as a stream of one column
+    `k`; `keys` of the answer are the files that were written.
     `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
     """
     rows = batches = 0
+    keys = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
     end: dict[str, Any] | None = None
     writer: Any = None
     try:
@@ -55,13 +60,46 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
                     _within(job, rows)
                     if writer is not None:
                         writer.write_batch(batch)
-    except (pa.ArrowException, OSError, ValueError):
+                    for number, _, distinct in keys:
+                        distinct.add(batch.column(number))
+    except (pa.ArrowException, OSError, ValueError, IndexError):
         raise Coded("arrow_invalid") from None
     finally:
         if writer is not None:
             writer.close()
     columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
-    return {"columns": columns, "rows": rows, "batches": batches, "end": end}
+    written = [path for _, path, distinct in keys if distinct.save(path)]
+    return {"columns": columns, "rows": rows, "batches": batches, "end": end, "keys": written}
+
+
+class Distinct:
+    """The distinct values of a column, as far as they are numbers, dates or texts and not too many."""
+
+    def __init__(self) -> None:
+        self.found: Any = None
+        self._there = True
+
+    def add(self, column: pa.Array) -> None:
+        """The values of one more batch."""
+        kind = column.type
+        simple = pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_date(kind)
+        if not (self._there and (simple or pa.types.is_decimal128(kind))):
+            self._there = False
+            return
+        more = column.unique()
+        self.found = more if self.found is None else pa.concat_arrays([self.found, more]).unique()
+        self._there = self.found.nbytes <= _DISTINCT_MAX
+
+    def save(self, path: str) -> bool:
+        """Write them as a stream; whether there is anything to write."""
+        if not self._there or self.found is None:
+            return False
+        values = self.found.drop_null()
+        table = pa.table({"k": values.take(pc.sort_indices(values))})
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(path, table.schema, options=options) as writer:
+            writer.write_table(table)
+        return True
 
 
 def _valid(reader: Any) -> Iterator[pa.RecordBatch]:

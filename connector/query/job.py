@@ -45,7 +45,8 @@ AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after 
 class Relation:
     """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
 
-    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known.
+    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`:
+    a small Arrow file that the engine takes in at once, so that it knows the counts by which it orders joins.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Relation:
     options: Mapping[str, Any] = field(default_factory=dict)
     row_bytes: Mapping[str, float] = field(default_factory=dict)
     blob: int | None = None
+    loaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,8 @@ class Range:
 class Ranges:
     """Read only these rows of the job's first relation, in this order, and say after each batch where it ended.
 
-    The place goes into the batch's metadata (`AT_KEY`) as a cursor sealed with `key` (hexadecimal); without a key there
-    is none. `position` names the last column of the answer, which holds each row's number and does not leave; empty
-    where no row is left out or no place is told.
+    The place goes into the batch's metadata (`AT_KEY`) as a cursor sealed with `key` (hexadecimal). `position` names
+    the last column of the answer, which holds each row's number and does not leave; empty where no row is left out.
     """
 
     ranges: Sequence[Range]
@@ -120,7 +121,6 @@ class Job:
     only: Ranges | None = None
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20
-    slots: int = SLOTS  # of the ring: batches that may wait for the reader
     batch_rows: int | None = None
     noise: Mapping[str, Any] | None = None  # `query.noise.add` changes the answer by it, before anything leaves
     format: str = "arrow"  # or one that `connector.query.written` knows

@@ -36,19 +36,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from connector.errors import (
-    BadInput,
-    Busy,
-    EngineFailed,
-    HanseError,
-    Limited,
-    PathRefused,
-    QueryInvalid,
-    SourceUnreadable,
-    VersionChanged,
-)
+from connector.errors import Busy, HanseError
 from connector.query import job as wire
 from connector.query import lending
+from connector.query.codes import error_of
 from connector.query.job import Job
 from connector.query.lending import Library
 from connector.query.ring import Ring, slot_bytes
@@ -58,16 +49,19 @@ from connector.telemetry import logger
 
 GRACE = 1.2
 _REST = 0.1
+_GIVEN_BACK = 6.0  # seconds after which a worker at rest has given its memory back; `session.REST` is shorter
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
-_RECYCLE_MB = 125  # of its own; a process starts with 65
-# Batches of megabytes come and go all the time: while a job runs their memory is kept for the next one instead of being
-# given back to the kernel, whose page faults would cost more than the copy.
+_RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
+_KEPT_MB = 64  # beyond that, between two jobs
+# Batches of megabytes come and go all the time: while a job runs, and until the worker rests (`session.REST`), their
+# memory is kept for the next one instead of being given back to the kernel, whose page faults would cost more than the
+# copy.
 _ALLOCATION = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(_KEPT_MB * 2**20),
 }
 _START_SECONDS = 30.0
 
@@ -98,6 +92,7 @@ class Worker:
     killed: str = ""  # the code that its jobs get
     watch: asyncio.Task[None] | None = None
     idle_since: float = 0.0
+    ring: Ring | None = None  # of its last job
 
     @property
     def shared(self) -> bool:
@@ -105,6 +100,23 @@ class Worker:
 
     def alive(self) -> bool:
         return not self.killed and self.process.returncode is None
+
+    def lend_ring(self, size: int) -> Ring:
+        """Memory to share with it in a job that is about to begin: what its last job has left, where that fits."""
+        ring, self.ring = self.ring, None
+        if ring is not None and ring.size != size:
+            ring.close()
+            ring = None
+        return ring or Ring(wire.SLOTS, size, released=_nobody)
+
+    def take_ring(self, ring: Ring) -> None:
+        """A job has ended: its memory waits for the next one, from when no reader holds any of it any more."""
+        if self.ring is not None or not self.alive():
+            ring.close()
+        elif ring.held:
+            ring.released = lambda _: None if ring.held else self.take_ring(ring)
+        else:
+            ring.released, self.ring = _nobody, ring
 
     def kill(self, code: str) -> None:
         """End the process now; its jobs end with `code`."""
@@ -140,7 +152,8 @@ class Result:
         self._loop = asyncio.get_running_loop()
         self.ring: Ring | None = None
         if job.kind == "query":
-            self.ring = Ring(job.slots, slot_bytes(job.batch_bytes), released=lambda slot: self._tell(slot + 1))
+            self.ring = worker.lend_ring(slot_bytes(job.batch_bytes))
+            self.ring.released = lambda slot: self._tell(slot + 1)
 
     def __aiter__(self) -> Self:
         return self
@@ -208,7 +221,7 @@ class Result:
     def close(self) -> None:
         self._channel.close()
         if self.ring is not None:
-            self.ring.close()
+            self._worker.take_ring(self.ring)
 
     def _tell(self, credit: int) -> None:
         with suppress(OSError):  # the job is over
@@ -303,7 +316,7 @@ class Pool:
         *,
         size: int = 2,
         warm: int = 1,
-        streams_per_worker: int = 32,
+        streams_per_worker: int = 16,
         waiting: int = 64,
         wait_seconds: float = 30.0,
         idle_seconds: float = 60.0,
@@ -480,7 +493,7 @@ class Pool:
             worker.watch.cancel()
             worker.watch = None
         self._busy.discard(worker)
-        if self._closed or not worker.alive() or worker.own_mb() > _RECYCLE_MB:
+        if self._closed or not worker.alive() or worker.own_mb() > _RECYCLE_MB + _KEPT_MB:
             worker.kill("recycled")
             await self._bury(worker)
         else:
@@ -520,6 +533,8 @@ class Pool:
 
     async def _bury(self, worker: Worker) -> None:
         worker.control.close()
+        if worker.ring is not None:
+            worker.ring.close()
         with suppress(ProcessLookupError):
             await worker.process.wait()
         shutil.rmtree(worker.folder, ignore_errors=True)
@@ -537,12 +552,17 @@ class Pool:
             await asyncio.sleep(_RSS_EVERY)
 
     async def _reap(self) -> None:
-        """Stop workers that nobody has needed for a while, down to those kept warm."""
+        """Stop workers that nobody has needed for a while, down to those kept warm, and those that rest on too much."""
         while True:
             await asyncio.sleep(min(5.0, self._idle_seconds / 4))
-            cut = time.monotonic() - self._idle_seconds
-            for worker in [worker for worker in self._idle if worker.idle_since < cut or not worker.alive()]:
-                if self.processes > self._warm or not worker.alive():
+            now = time.monotonic()
+            for worker in tuple(self._idle):
+                rested = now - worker.idle_since
+                if rested > _GIVEN_BACK and worker.ring is not None:
+                    worker.ring.rest()
+                unneeded = rested > self._idle_seconds and self.processes > self._warm
+                too_large = rested > _GIVEN_BACK and worker.own_mb() > _RECYCLE_MB
+                if unneeded or too_large or not worker.alive():
                     self._idle.remove(worker)
                     worker.kill("idle")
                     await self._bury(worker)
@@ -554,54 +574,13 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
 
+def _nobody(_: int) -> None:
+    """Hears of slots that come back while no job runs: there are none."""
+
+
 def _remove_left_over(work_dir: Path) -> None:
     """Folders of workers whose connector has died with them: what their queries had put there must not stay."""
     for folder in work_dir.glob("worker-*-*"):
         process = folder.name.split("-")[1]
         if process == str(os.getpid()) or not Path("/proc", process).exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def error_of(code: str, facts: dict[str, Any], message: str = "") -> HanseError:
-    """The error that stands for a worker's code; `message` where the sentence is our own and more precise."""
-    kind, sentence = _ERRORS.get(code, (EngineFailed, "the engine could not finish this query"))
-    return kind(message or sentence, code=code if code in _ERRORS else "engine_failed", **facts)
-
-
-_Made = Callable[..., HanseError]
-_ERRORS: dict[str, tuple[_Made, str]] = {
-    "query_invalid": (QueryInvalid, "the query does not fit the tables it names; check columns and types"),
-    "computation_failed": (
-        QueryInvalid,
-        "the query cannot be computed: a number grows too large, something is divided by zero, a text is taken for a "
-        "number, or a subquery gives several rows where one value stands; use smaller numbers, NULLIF, TRY_CAST, or "
-        "an aggregate in the subquery",
-    ),
-    "query_refused": (QueryInvalid, "the query holds something that is not allowed"),
-    "recheck_failed": (QueryInvalid, "the query holds something that is not allowed"),
-    "memory_limit": (Limited, "the query needs more memory than it may take; ask for less at once"),
-    "time_limit": (Limited, "the query takes longer than it may; ask for less at once"),
-    "rows_limit": (Limited, "the answer has more rows than it may; narrow the query"),
-    "bytes_limit": (Limited, "the answer has more bytes than it may; narrow the query"),
-    "cancelled": (EngineFailed, "the query was cancelled"),
-    "worker_crashed": (EngineFailed, "the process that ran this query ended; try again"),
-    "shutting_down": (Busy, "the connector is stopping; try again later"),
-    "engine_failed": (EngineFailed, "the engine could not finish this query"),
-    "version_changed": (VersionChanged, "the data is no longer what was registered; its owner must register it again"),
-    "source_unreadable": (SourceUnreadable, "a data file cannot be read; its owner must check it"),
-    "not_parquet": (SourceUnreadable, "expected a Parquet file, came something else or a damaged one; write it again"),
-    "codec_refused": (SourceUnreadable, "expected Parquet with zstd, snappy, lz4, gzip or no compression"),
-    "lines_unreadable": (SourceUnreadable, "the file has lines that cannot be read; correct them or the options"),
-    "value_unmappable": (SourceUnreadable, "a column has values without an exact form; leave them out"),
-    "columns_repeated": (SourceUnreadable, "two columns have one name; write the data again"),
-    "schemas_differ": (SourceUnreadable, "the files are not of one schema; write them again"),
-    "path_refused": (PathRefused, "the file is not one that may be read"),
-    "store_refused": (SourceUnreadable, "the object store does not let the connector read there"),
-    "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),
-    "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
-    "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
-    "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),
-    "noise_unavailable": (Busy, "this connector cannot draw noise; its owner must install hanse-server[privacy]"),
-    "not_verbatim": (EngineFailed, "the files do not hold the stream as it is sent"),
-    "job_invalid": (BadInput, "expected a job that a worker knows"),
-}

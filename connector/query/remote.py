@@ -13,9 +13,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from connector.errors import (
     BadInput,
@@ -43,7 +42,6 @@ from connector.query.pool import Pool
 Ticket = Callable[[str], Awaitable[tuple[str, str]]]
 
 _ERROR_MAX = 64 * 2**10
-_WRITE = 2**20
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
 _STATUS: Mapping[int, type[HanseError]] = {
     400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
@@ -79,6 +77,7 @@ class Request:
     rows: int | None = None
     codec: str = "zstd"
     keys: tuple[KeyTable, ...] = ()
+    wanted: tuple[str, ...] = ()  # outputs whose values narrow other fragments
 
 
 @dataclass(slots=True)
@@ -109,6 +108,7 @@ class Answered:
     withheld: bool = False
     columns: Sequence[Mapping[str, Any]] = ()
     keys_sent: int = 0  # bytes of keys that went to the owner
+    distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
     missing: HanseError | None = None  # there is no answer, and the question goes on without it
 
 
@@ -172,14 +172,15 @@ class _Exchange:
                     return Answered(fragment, None, ms=_ms(self.begun), withheld=True, end={"refusal": error})
                 raise error
             self.stage = "answering"
-            with spool.open("xb", buffering=0) as file:
+            with spool.open("xb") as file:
                 size = await _spool(answer, file, self.budget)
         self.stage = "checking"
         return await self._checked(spool, size)
 
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
-        (endpoint, ticket), *others = [await self.remote.ticket(agreement) for agreement in fragment.agreements]
+        found = await asyncio.gather(*(self.remote.ticket(agreement) for agreement in fragment.agreements))
+        (endpoint, ticket), *others = found
         wire = {
             "fq": 1,
             "query_id": f"{request.query_id}.{fragment.id}.{attempt}"[:64],
@@ -201,10 +202,17 @@ class _Exchange:
     async def _checked(self, spool: Path, size: int) -> Answered:
         """Read and validated in a worker; complete by its own end record and by our count."""
         request, saved = self.request, spool.with_suffix(".arrow")
+        names = tuple(name.lower() for name in request.fragment.outputs)
+        numbers = {name: names.index(name.lower()) for name in request.wanted}
+        distinct = {name: spool.with_suffix(f".{number}.keys") for name, number in numbers.items()}
         found = await self.remote.pool.ask(
             Job(
                 kind="check_arrow",
-                arguments={"path": str(spool), "save": str(saved)},
+                arguments={
+                    "path": str(spool),
+                    "save": str(saved),
+                    "keys": [(numbers[name], str(path)) for name, path in distinct.items()],
+                },
                 limits=Limits(seconds=self._left),
                 consumer="coordinator",
             )
@@ -218,40 +226,22 @@ class _Exchange:
             raise _ended(end)
         if end.get("rows") != found["rows"]:
             raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
-        names = tuple(str(column["name"]).lower() for column in found["columns"])
-        if names != tuple(name.lower() for name in request.fragment.outputs):
+        if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return Answered(
             request.fragment, saved, found["rows"], size, _ms(self.begun), end, bool(end.get("suppressed")),
             tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
+            {name: path for name, path in distinct.items() if str(path) in found["keys"]},
         )  # fmt: skip
 
 
-async def _spool(answer: Answer, file: RawIOBase, budget: Budget) -> int:
-    """The whole body into the file; its size. Written in a thread: a disk takes its time, and may be full."""
-    size, held = 0, bytearray()
+async def _spool(answer: Answer, file: BinaryIO, budget: Budget) -> int:
+    size = 0
     async for piece in answer.pieces():
         budget.take(len(piece))
         size += len(piece)
-        held += piece
-        if len(held) >= _WRITE:
-            await asyncio.to_thread(_write, file, held)
-            held = bytearray()
-    await asyncio.to_thread(_write, file, held)
+        file.write(piece)  # page cache: a worker reads it next
     return size
-
-
-def _write(file: RawIOBase, held: bytearray) -> None:
-    view = memoryview(held)
-    try:
-        while len(view):
-            view = view[file.write(view) or 0 :]  # page cache: a worker reads it next
-    except OSError as error:
-        raise Busy(
-            f"the answer cannot be written down at the connector that asked ({error.strerror}); its operator must make "
-            "room on the disk of its data directory, or the question must ask for less",
-            code="disk_full",
-        ) from error
 
 
 async def refusal(answer: Answer, endpoint: str) -> HanseError:

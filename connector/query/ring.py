@@ -1,6 +1,7 @@
 """Memory that a worker and the connector share for one job: batches are written there once and sent from there.
 
-Both ends map the same sealed memory file, cut into slots. The worker fills a free slot and names it in a frame; the
+Both ends map the same sealed memory file, cut into slots; a worker's next job gets the same one, whose pages are there
+already, unless somebody still holds a slot of it. The worker fills a free slot and names it in a frame; the
 connector hands it on as a memoryview. When the last holder of that view lets go (the transport, once the kernel has
 the bytes), the slot goes back over the job's socket and may be filled again. So a batch is copied once by us, nothing
 changes while it is being sent, and what is in flight is bounded by the slots. Standard library only: both ends load it.
@@ -27,9 +28,11 @@ class Ring:
     """The connector's end. It owns the memory file; `descriptor` goes to the worker and may be closed then."""
 
     def __init__(self, slots: int, size: int, *, released: Callable[[int], None]) -> None:
+        """`released` is told the slots that come back; it may be replaced for another job while none is held."""
         self.slots, self.size = slots, size
         self.held = 0
-        self._released = released
+        self.released = released
+        self._resting = True  # no page of it is in memory
         self._kinds: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
         self._slot_type = ctypes.c_ubyte * size
         self._memory: mmap.mmap | None = None
@@ -51,7 +54,14 @@ class Ring:
         whole = self._slot_type.from_buffer(self._memory, slot * self.size)
         self._kinds[slot] = weakref.ref(whole, lambda _: self._let_go(slot))
         self.held += 1
+        self._resting = False
         return memoryview(whole).cast("B")[:length].toreadonly()
+
+    def rest(self) -> None:
+        """Give the memory back to the machine until somebody writes there again. Only while nobody holds a slot."""
+        if self._memory is not None and not self._resting:
+            self._memory.madvise(mmap.MADV_REMOVE)
+            self._resting = True
 
     def close(self) -> None:
         """Close the file; the memory itself goes when the last view of it does.
@@ -67,4 +77,4 @@ class Ring:
     def _let_go(self, slot: int) -> None:
         del self._kinds[slot]
         self.held -= 1
-        self._released(slot)
+        self.released(slot)

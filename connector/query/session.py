@@ -8,16 +8,18 @@ closes ends the process. What the engine says about an error stays here; a code 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
+import mmap
 import os
 import resource
 import select
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,14 @@ from connector.query import engine, tasks
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
-from connector.query.resting import Floor
+from connector.query.opening import Opening, key_of
 
 _INTERRUPT_EVERY = 0.05
-_PATIENCE = 0.1
-_DECODE_AT_ONCE = 2
 _SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
 _SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool ends a process that rests on more
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _CPU_SLACK = 30
+REST = 5.0  # seconds without a job until what was kept for the next one is let go of
 
 
 class Session:
@@ -50,11 +51,10 @@ class Session:
         self.folder = folder
         self.worker = worker
         self.cancelled = False
-        self.con: Any = None
+        self.job: Job | None = None
+        self.opening: Opening | None = None  # the job's engine and files
         self.memory_mb = 0
         self.plain = False  # nobody wrote SQL for it
-        self.cleanup = ExitStack()
-        self.files: list[Any] = []
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.maker = ThreadPoolExecutor(1)  # makes the next batch while one is sent
 
@@ -64,17 +64,19 @@ class Session:
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Interrupt what the engine does now, if there is one."""
-        if (con := self.con) is not None:
+        """Stop what the engine does now."""
+        if self.opening is not None and (con := self.opening.con) is not None:
             with suppress(Exception):
                 con.interrupt()
 
-    def close_engine(self) -> None:
-        """Let go of the engine, and of what it holds."""
-        con, self.con = self.con, None
-        if con is not None:
-            with suppress(Exception):
-                con.close()
+    def open(self, job: Job) -> Opening:
+        """What the job may read: opened ahead of it, or yet to be opened."""
+        self.opening = self.worker.opened_ahead(job) or Opening(job.limits, self.folder, desk=self.desk)
+        return self.opening
+
+    @property
+    def files(self) -> list[engine.Files]:
+        return [] if self.opening is None else self.opening.files
 
     def check(self) -> None:
         """Raise where the caller has gone."""
@@ -92,13 +94,8 @@ class Session:
         except OSError:
             raise Coded("cancelled") from None
 
-    def credits(self, idle: Callable[[], None]) -> bytes:
-        """Wait for what the connector says of the ring: numbers of free slots, or ANYWAY. `idle` is called now and
-        then if it takes a while."""
-        told = select.poll()
-        told.register(self.channel, select.POLLIN | select.POLLRDHUP)
-        while not told.poll(_PATIENCE * 1000):
-            idle()
+    def credits(self) -> bytes:
+        """Wait for what the connector says of the ring: numbers of free slots, or ANYWAY."""
         try:
             found = self.channel.recv(16)
         except OSError:
@@ -115,9 +112,8 @@ class Session:
             self._close()
 
     def _work(self) -> None:
-        job: Job | None = None
         try:
-            job = read_job(self.channel)
+            self.job = job = read_job(self.channel)
             self.worker.admit(self, job)
             tasks.run(self, job)
         except Coded as end:
@@ -125,7 +121,7 @@ class Session:
         except HanseError as error:
             self._fail(error.code, type(error).__name__, facts=error.facts, message=error.message)
         except BaseException as error:  # noqa: BLE001  whatever the engine raises becomes a code; its text stays here
-            self._fail_because(error, asked=job is not None and job.kind in ("query", "report"))
+            self._fail_because(error, asked=self.job is not None and self.job.kind in ("query", "report"))
 
     def _fail_because(self, error: BaseException, *, asked: bool) -> None:
         """A file that changed while it was read is the reason, whatever the engine makes of it."""
@@ -153,14 +149,12 @@ class Session:
 
     def _close(self) -> None:
         self.maker.shutdown()
-        with suppress(Exception):
-            self.cleanup.close()
-        self.close_engine()
+        if self.opening is not None:
+            self.opening.close()
         if self.desk is not None:
             self.desk.close()
         if self.shared is not None:
             os.close(self.shared)
-        shutil.rmtree(self.folder, ignore_errors=True)
         self.worker.ended(self)
 
 
@@ -193,13 +187,16 @@ class Worker:
         self.folder = folder
         self.sessions: dict[int, Session] = {}
         self.lock = threading.Lock()
-        self.count = 0
-        self.spare: Any = None
+        self.numbers = itertools.count(1)  # of folders
+        self.spare: Any = None  # an engine for any job
+        self.ahead: Opening | None = None  # one that is opened for what the last jobs have read
+        self.last = ""  # its key, of the last job
         self.wake_in, self.wake_out = socket.socketpair()
-        self.floor = Floor(max(_DECODE_AT_ONCE, os.cpu_count() or 1))
         self.resting = Memory()  # before the jobs that run now
         self.most = 0  # MB that the jobs since then might take together at any one time
         self.untouched = 0  # mapped and not in memory before the first job: stacks above all
+        self.keeping = False  # memory that no job uses
+        self.shared: tuple[int, mmap.mmap] | None = None  # the memory file that we have mapped last
 
     def run(self) -> None:
         """Until the control socket closes."""
@@ -217,7 +214,13 @@ class Worker:
                 if not session.cancelled:
                     watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
             pressing = any(session.cancelled for session in sessions.values())
-            for descriptor, _ in watched.poll(_INTERRUPT_EVERY * 1000 if pressing else None):
+            seconds = _INTERRUPT_EVERY if pressing else REST if self.keeping and not sessions else None
+            happened = watched.poll(None if seconds is None else seconds * 1000)
+            if not happened and not sessions:
+                self._give_back()
+                with self.lock:
+                    self.forget()
+            for descriptor, _ in happened:
                 if descriptor == self.control.fileno():
                     self._take()
                 elif descriptor == self.wake_out.fileno():
@@ -229,9 +232,42 @@ class Worker:
                     session.cancel()
 
     def prepare(self) -> None:
-        """Open the next engine while nobody waits for it."""
+        """Make the next engine while nobody waits for it."""
         if self.spare is None:
             self.spare = engine.connect()
+
+    def open_ahead(self, job: Job) -> None:
+        """Open an engine for what this job has read, if the one before it has read the same."""
+        key = key_of(job)
+        again, self.last = key and key == self.last, key
+        if not again or (self.ahead is not None and self.ahead.key == key):
+            return
+        self.forget()
+        ahead = Opening(job.limits, self.folder / f"ahead-{next(self.numbers)}", key=key)
+        try:
+            ahead.relations(job.relations, engine.connect())
+        except Exception:  # noqa: BLE001  the next job opens its own, and says what is wrong
+            ahead.close()
+        else:
+            self.ahead = ahead
+
+    def opened_ahead(self, job: Job) -> Opening | None:
+        """What was opened ahead of this job, unless a file has changed since."""
+        key = key_of(job)
+        with self.lock:
+            if self.ahead is None or self.ahead.key != key:
+                return None
+            found, self.ahead = self.ahead, None
+        if found.current():
+            return found
+        found.close()
+        return None
+
+    def forget(self) -> None:
+        """Close what was opened ahead: the job has not come."""
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
 
     def engine(self) -> Any:
         """An engine that nobody has used."""
@@ -259,14 +295,14 @@ class Worker:
         descriptor = session.channel.fileno()
         with self.lock:
             self.sessions.pop(descriptor, None)
-            alone = not self.sessions
-        if alone:
-            _give_back()
+            self.keeping = True
         session.channel.close()
         self.wake_in.send(b".")
         self._limit_memory()
         with self.lock, suppress(Exception):
             self.prepare()
+            if session.job is not None:
+                self.open_ahead(session.job)
 
     def _limit_memory(self) -> None:
         """As much memory as there was before, and what the jobs may take; no limit while there is none.
@@ -296,6 +332,28 @@ class Worker:
         held = self.resting.resident + self.resting.untouched - self.untouched
         return max(_SLACK_MIN, _SLACK - _FIRST - held)
 
+    def _rest(self) -> None:
+        """See what we rest on before the first of the jobs that come; keep no more than leaves them their slack."""
+        self.resting, self.most = Memory.now(), 0
+        if self.keeping and self._slack() == _SLACK_MIN:
+            self._give_back()
+            self.resting = Memory.now()
+
+    def _give_back(self) -> None:
+        """Memory kept for the next batch goes back to the kernel; other C libraries than glibc keep none."""
+        self.keeping = False
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+    def map(self, descriptor: int, size: int) -> mmap.mmap:
+        """The memory shared with the connector. What we have mapped already keeps its pages at hand."""
+        number = os.fstat(descriptor).st_ino
+        with self.lock:
+            if self.shared is None or self.shared[0] != number:
+                self.shared = number, mmap.mmap(descriptor, size)
+            return self.shared[1]
+
     def _take(self) -> None:
         try:
             data, descriptors, _, _ = socket.recv_fds(self.control, 1, 3)
@@ -306,24 +364,16 @@ class Worker:
             os._exit(0)  # the connector is gone or wants us gone; there is nothing to save
         channel = socket.socket(fileno=descriptors[0])
         channel.setblocking(True)
-        self.count += 1
         with_desk, with_ring = next(both for both, told in wire.WITH.items() if told == data)
         desk = socket.socket(fileno=descriptors[1]) if with_desk else None
         shared = descriptors[-1] if with_ring else None
-        session = Session(channel, self.folder / f"job-{self.count}", self, desk=desk, shared=shared)
+        session = Session(channel, self.folder / f"job-{next(self.numbers)}", self, desk=desk, shared=shared)
         with self.lock:
             if not self.sessions:
-                self.resting, self.most = Memory.now(), 0
+                self._rest()
             self.sessions[channel.fileno()] = session
         self._limit_memory()
         session.thread.start()
-
-
-def _give_back() -> None:
-    """Memory kept for the next batch goes back to the kernel; other C libraries than glibc keep none."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def read_job(channel: socket.socket) -> Job:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,13 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages
 from connector.query.job import Job
-from connector.query.resting import Resting
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
     from connector.query.session import Session
 
 _VALUE_ROWS_MAX = 10_000
-_BATCHES = 8 * 2**20  # bytes that the batches of all scans in a process have together, one each
-_BATCH_MIN = 2**19
-_PARQUET = ("parquet", "hive", "s3")
-_ALL = 2**62
+_AHEAD = 2  # batches
 
 
 def run(session: Session, job: Job) -> None:
@@ -44,51 +40,20 @@ def run(session: Session, job: Job) -> None:
 
 
 def opened(session: Session, job: Job) -> Any:
-    """A fenced engine with the job's relations in it."""
-    con = _engine(session, job, files(session, job))
+    """A fenced engine with the job's relations in it, and its SQL checked once more."""
+    opening = session.open(job)
+    if opening.con is None:
+        opening.relations(job.relations, session.worker.engine())
+    con = opening.con
     for name, relation in job.relations.items():
         if relation.blob is not None:
             engine.attach_table(con, name, foreign.read_blob(job.blobs[relation.blob]))
+    _recheck(con, job)
     session.check()
     return con
 
 
-def files(session: Session, job: Job) -> dict[str, engine.Files]:
-    """The files of the job's relations, by relation, open until the session ends."""
-    return {
-        name: _open(session, relation, number)
-        for number, (name, relation) in enumerate(job.relations.items())
-        if relation.blob is None
-    }
-
-
-def _engine(session: Session, job: Job, opened: Mapping[str, engine.Files]) -> Any:
-    con = _fenced(session, job, [path for found in opened.values() for path in found.paths])
-    for name, found in opened.items():
-        engine.attach(con, name, job.relations[name], found)
-    return con
-
-
-def _open(session: Session, relation: wire.Relation, number: int = 0) -> engine.Files:
-    found = engine.open_files(relation, session.folder / str(number), number=number, desk=session.desk)
-    session.cleanup.callback(found.close)
-    session.files.append(found)
-    found.check_unchanged()
-    return found
-
-
-def _fenced(session: Session, job: Job, paths: list[str]) -> Any:
-    con = session.con = session.worker.engine()
-    engine.lend(con, session.files)
-    temp = session.folder / "temp" if job.limits.temp_mb else None
-    if temp is not None:
-        temp.mkdir(mode=0o700, parents=True)
-    far = any(not isinstance(one, engine.Opened) for one in session.files)
-    engine.fence(con, paths=paths, limits=job.limits, temp=temp, far=far)
-    return con
-
-
-def recheck(con: Any, job: Job) -> None:
+def _recheck(con: Any, job: Job) -> None:
     """The engine's own parser reads the SQL and finds only what the gate put there (federated-query 3.4, step 7)."""
     if job.recheck is None:
         return
@@ -103,9 +68,10 @@ def recheck(con: Any, job: Job) -> None:
 
 def query(session: Session, job: Job) -> None:
     """Stream the rows of one SELECT: schema, trailer, batches, end."""
-    schema, parts = _parts(session, job)
-    with closing(_Ahead(session, parts)) as coming:
-        out = Frames(session, job, _format(job, schema), idle=coming.idle)
+    con = opened(session, job)
+    schema, parts = _parts(session, job, con)
+    out = Frames(session, job, _format(job, schema))
+    with closing(_ahead(session, parts)) as coming:
         for batch, at in coming:
             session.check()
             if batch.num_rows:
@@ -115,32 +81,21 @@ def query(session: Session, job: Job) -> None:
     out.end()
 
 
-class _Ahead:
-    """Parts, each made while the one before it is digested and copied: both work outside the interpreter's lock."""
+def _ahead(session: Session, parts: Iterator[ranges.Part]) -> Generator[ranges.Part]:
+    """The same, made while those before are digested and copied: both work outside the interpreter's lock.
 
-    def __init__(self, session: Session, parts: Iterator[ranges.Part]) -> None:
-        self._session, self._parts = session, parts
-        self._coming = session.maker.submit(next, parts, None)
-
-    def __iter__(self) -> Iterator[ranges.Part]:
-        while (part := self._coming.result()) is not None:
-            self._coming = self._session.maker.submit(next, self._parts, None)
+    One is always asked for beside the one that is being made: the engine need not wait until we have woken up.
+    """
+    coming = deque(session.maker.submit(next, parts, None) for _ in range(_AHEAD))
+    try:
+        while (part := coming.popleft().result()) is not None:
+            coming.append(session.maker.submit(next, parts, None))
             yield part
-
-    def idle(self) -> None:
-        """Our reader keeps us waiting: others may have the engine."""
-        if isinstance(self._parts, Resting):
-            wait((self._coming,))
-            self._parts.idle()
-
-    def close(self) -> None:
-        """End, whatever is under way."""
-        if isinstance(self._parts, Resting):
-            self._parts.close()
-        while not wait((self._coming,), timeout=0.02).done:  # nobody wants it any more, and once can be too early
-            self._session.interrupt()
-        if isinstance(self._parts, Resting):
-            self._parts.rest()
+    finally:
+        for unwanted in coming:
+            unwanted.cancel()
+        while wait(coming, timeout=0.02).not_done:  # interrupted once can be too early
+            session.interrupt()
 
 
 def _format(job: Job, schema: pa.Schema) -> Format:
@@ -151,13 +106,8 @@ def _format(job: Job, schema: pa.Schema) -> Format:
     return Written(job, schema)
 
 
-def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]]:
-    """The schema and the batches of a query, with their places where it is one of ranges."""
-    if (only := _turns(session, job)) is not None:
-        resting = _resting(session, job, only)
-        return resting.schema, resting
-    con = opened(session, job)
-    recheck(con, job)
+def _parts(session: Session, job: Job, con: Any) -> tuple[pa.Schema, Iterator[ranges.Part]]:
+    """The batches of a query, with their places where it is one of ranges."""
     if job.only is not None:
         return ranges.read(con, job, job.only, session.files[0].paths)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
@@ -166,33 +116,6 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     schema, batches = _noisy(relation, job.noise) if job.noise else _batches(session, job, relation, rows)
     return schema, ((batch, "") for batch in batches)
-
-
-def _turns(session: Session, job: Job) -> wire.Ranges | None:
-    """The ranges of a scan that takes turns with others: of Parquet, whose rows leave as they are.
-
-    Where rows are left out, nobody can say how long the next batch takes, and the others would wait for it. A scan of
-    everything is one of ranges only among many: it costs a little.
-    """
-    worker, relation = session.worker, job.relations.get(job.scan)
-    if relation is None or relation.kind not in _PARQUET:
-        return None
-    if job.only is None and len(worker.sessions) > worker.floor.places:
-        return wire.Ranges([wire.Range(-1, number, 0, _ALL) for number in range(len(relation.files))], "")
-    return job.only
-
-
-def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
-    opened = files(session, job)
-
-    def begin(left: list[wire.Range]) -> tuple[pa.Schema, Iterator[ranges.Part]]:
-        con = _engine(session, job, opened)
-        recheck(con, job)
-        most = max(_BATCH_MIN, _BATCHES // max(1, len(session.worker.sessions)))
-        smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
-        return ranges.read(con, smaller, only, opened[job.scan].paths, left)
-
-    return Resting(session.worker.floor, only.ranges, begin=begin, end=session.close_engine, check=session.check)
 
 
 def _noisy(relation: Any, plan: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -217,7 +140,6 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
 def report(session: Session, job: Job) -> None:
     """The rows of a small answer as JSON: for reports and counts, at most 10,000 rows."""
     con = opened(session, job)
-    recheck(con, job)
     relation = engine.query(con, job.sql, job.params)
     schema, batches = engine.batches(relation, rows=_VALUE_ROWS_MAX + 1, target=1 << 30)
     rows: list[list[Any]] = []
@@ -231,7 +153,6 @@ def report(session: Session, job: Job) -> None:
 def describe(session: Session, job: Job) -> None:
     """The schema of an answer, as its IPC message in base64, without reading a row of it."""
     con = opened(session, job)
-    recheck(con, job)
     schema = engine.schema_of(engine.query(con, job.sql, job.params))
     value(session, {"schema": base64.b64encode(schema.serialize().to_pybytes()).decode()})
 
@@ -247,7 +168,6 @@ def _opened(files: engine.Files) -> list[Any]:
 def plan(session: Session, job: Job) -> None:
     """What a read of these rows would give, without them: the schema (Arrow, base64) and the groups of each file."""
     con = opened(session, job)
-    recheck(con, job)
     relation = next(iter(job.relations.values()))
     groups = divisible(relation.kind).groups(_opened(session.files[0])) if job.arguments.get("groups") else None
     schema = engine.schema_of(engine.query(con, job.sql, job.params))
@@ -262,10 +182,11 @@ def value(session: Session, found: Any) -> None:
 def profile(session: Session, job: Job) -> None:
     """What the owner sees of a version: schema, rows, figures per column, digests of the files."""
     name, relation = next(iter(job.relations.items()))
-    files = _open(session, relation)
+    opening = session.open(job)
+    files = opening.pin(relation)
     union = bool(relation.options.get("union_by_name", False))
     widths = profiling.parquet_widths(files, union=union) if relation.kind in ("parquet", "hive", "s3") else {}
-    con = _fenced(session, job, list(files.paths))
+    con = opening.fence(session.worker.engine())
     engine.attach(con, name, relation, files)
     value(session, profiling.profile(con, name, files, widths=widths, check=session.check))
 
@@ -273,9 +194,10 @@ def profile(session: Session, job: Job) -> None:
 def convert(session: Session, job: Job) -> None:
     """Text to Parquet, into `arguments.target` (a new file in a folder of the connector's own); gone after an error."""
     relation = job.relations[next(iter(job.relations))]
-    files = _open(session, relation)
+    opening = session.open(job)
+    files = opening.pin(relation)
     target = str(job.arguments["target"])
-    con = _fenced(session, job, [*files.paths, target])
+    con = opening.fence(session.worker.engine(), target)
     try:
         found = source(relation.kind).convert(con, files.paths, relation.options, target)
         files.check_unchanged()

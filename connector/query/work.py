@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
 _KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
+_LOADED_SHARE = (
+    16  # answers of less than this part of the engine's memory are taken into it (uncompressed: a few times)
+)
 _KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
 
 Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
@@ -65,6 +68,7 @@ class Work:
         self.result: Result | None = None
         self.done = False
         self._waves: dict[str, int] = {}
+        self._wanted: dict[str, tuple[str, ...]] = {}
         self._key_tables: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
 
     async def begin(self) -> Answer:
@@ -98,6 +102,7 @@ class Work:
         self.folder = Path(tempfile.mkdtemp(prefix="query-", dir=means.work_dir))
         progress.state, self.asked = "asking", True
         self._waves = waves(plan)
+        self._wanted = {table: wanted(plan, table) for table in plan.tables}
         self.answers = await self._fragments(plan)
 
     def _forget(self) -> None:
@@ -161,6 +166,8 @@ class Work:
 
     async def _distinct(self, output: str, answers: Sequence[Answered]) -> bytes | None:
         """The distinct values of an output over its shares, sorted, as an Arrow stream; None where too many."""
+        if len(answers) == 1 and (path := answers[0].distinct.get(output)) is not None:
+            return await asyncio.to_thread(_small, path)
         relations = self._relations(answers)
         parts = " UNION ALL ".join(f'SELECT "{output}" AS k FROM "{name}"' for name in relations)  # noqa: S608
         job = Job(
@@ -193,6 +200,7 @@ class Work:
             later=later,
             keys=keys,
             codec=self.question.wire,
+            wanted=self._wanted[fragment.table],
         )
         try:
             return await self.means.remote.ask(request, self.folder, budget)
@@ -222,6 +230,8 @@ class Work:
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers' files and nothing else."""
         relations = self._relations(self.answers)
+        small = sum(answer.nbytes for answer in self.answers) <= self.means.memory_mb * 2**20 // _LOADED_SHARE
+        relations = {name: replace(relation, loaded=small) for name, relation in relations.items()}
         without = {answer.fragment.id for answer in self.answers if answer.file is None}
         sql, functions = await asyncio.to_thread(_residual, plan, without)
         report = json.dumps(self.report("complete"))
@@ -355,6 +365,17 @@ def waves(plan: Plan) -> dict[str, int]:
         return found[table]
 
     return {table: wave(table) for table in plan.tables}
+
+
+def wanted(plan: Plan, table: str) -> tuple[str, ...]:
+    """The outputs of a table that lies at one owner, whose values narrow others."""
+    keys = (key for fragment in plan.fragments for key in fragment.keys if key.source == table)
+    return tuple(dict.fromkeys(key.output for key in keys)) if len(plan.tables[table]) == 1 else ()
+
+
+def _small(path: Path) -> bytes | None:
+    """A file of keys; None where it is too large to be sent."""
+    return path.read_bytes() if path.stat().st_size <= _KEY_BYTES_MAX else None
 
 
 def _told(answer: Answered) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from policies import compile as compiler
 from policies.contract import DataContract
 from policies.errors import QueryRefused
 from policies.evaluate import Decision, Facts, concludable, evaluate
-from policies.gate import UNLIMITED, Lease
+from policies.gate import Lease
 from policies.model import Policy
 from policies.vocabulary import Phase
 
@@ -76,11 +76,34 @@ class Grant:
     def agreement_id(self) -> str:
         return self.held.agreement.id
 
+    def take(self, rows: int, nbytes: int) -> None:
+        """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
+        if rows:
+            self.lease.rows = rows + (self.lease.rows if self.reserved_rows else 0)
+        if nbytes:
+            self.lease.bytes = nbytes + (self.lease.bytes if self.reserved_bytes else 0)
+        self.reserved_rows += rows
+        self.reserved_bytes += nbytes
+
     def stop(self, reason: str) -> None:
         """End the read at its next batch, and wake whoever waits for the batch."""
         self.stop_reason = self.stop_reason or reason
         self.lease.revoked = True
         self.stopped.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One read that asks to be admitted, for at most `longest` seconds."""
+
+    agreement_id: str
+    consumer: str
+    transfer_id: str
+    generation: int
+    action: str
+    purpose: str
+    longest: float
+    application: str = ""
 
 
 class Grants:
@@ -114,43 +137,49 @@ class Grants:
             await self._store.read(lambda tx: _check_transfer(tx, transfer[0], agreement_id, transfer[1]))
         return choose(held.contracts, action=action, purpose=purpose, now=time.time())
 
-    async def open(
-        self,
-        agreement_id: str,
-        *,
-        consumer: str,
-        transfer_id: str,
-        generation: int,
-        action: str,
-        purpose: str,
-        longest: float,
-        application: str = "",
-    ) -> Grant:
-        """Admit one read of at most `longest` seconds, or raise Refused, Limited or NotFound with the reason."""
+    async def open(self, *wanted: Wanted) -> list[Grant]:
+        """Admit a read under these agreements, all or none: Refused, Limited or NotFound with the first reason.
+
+        What a refused one would have used of the others is not counted.
+        """
         now = time.time()
-
-        def look(tx: Transaction) -> tuple[tuple[Agreement, Dataset, DatasetVersion], Facts]:
-            rows = _rows(tx, agreement_id, consumer)
-            _check_transfer(tx, transfer_id, agreement_id, generation)
-            return rows, _own(tx, rows[0], now)
-
-        rows, own = await self._store.read(look)  # 1
-        held = self._compiled(*rows)
-        contract = choose(held.contracts, action=action, purpose=purpose, now=now)  # 2, 3
-        self._check_concurrency(held, contract)  # 4
-        running = Facts.of({"ds:concurrency": self.running(agreement_id)}, source="counter")
-        facts = requested(own.adding(running), purpose=purpose, application=application)
-        known = await self._check_party(held, contract, consumer, facts, action=action, now=now)  # 5
-        ends = min(longest, (contract.not_after or float("inf")) - now, known - now)
-        lease = Lease(deadline=time.monotonic() + ends)
-        grant = Grant(held, contract, consumer, transfer_id, action, purpose, application, lease)
-        self._live.setdefault(agreement_id, []).append(grant)
+        looked = await self._store.read(lambda tx: [_look(tx, one, now) for one in wanted])  # 1
+        grants: list[Grant] = []
         try:
-            await self._store.write(lambda tx: _admit(tx, grant, now))  # 6
+            for one, (rows, own) in zip(wanted, looked, strict=True):
+                grants.append(await self._examined(one, self._compiled(*rows), own, now))
+            # Always in the same order: two reads of the same agreements would wait for each other otherwise.
+            ordered = sorted(grants, key=lambda grant: grant.agreement_id)
+            reserved = await self._store.write(lambda tx: [_admit(tx, grant, now) for grant in ordered])  # 6
         except BaseException:
-            self._forget(grant)
+            for grant in grants:
+                self._forget(grant)
             raise
+        for grant, quota in zip(ordered, reserved, strict=True):
+            grant.take(*quota)
         self._watch()
+        return grants
+
+    async def _examined(self, wanted: Wanted, held: Held, own: Facts, now: float) -> Grant:
+        """The grant, counted as running from here on, before anything of it is used."""
+        contract = choose(held.contracts, action=wanted.action, purpose=wanted.purpose, now=now)  # 2, 3
+        self._check_concurrency(held, contract)  # 4
+        running = Facts.of({"ds:concurrency": self.running(wanted.agreement_id)}, source="counter")
+        facts = requested(own.adding(running), purpose=wanted.purpose, application=wanted.application)
+        known = await self._check_party(held, contract, wanted.consumer, facts, action=wanted.action, now=now)  # 5
+        ends = min(wanted.longest, (contract.not_after or float("inf")) - now, known - now)
+        lease = Lease(deadline=time.monotonic() + ends)
+        grant = Grant(
+            held,
+            contract,
+            wanted.consumer,
+            wanted.transfer_id,
+            wanted.action,
+            wanted.purpose,
+            wanted.application,
+            lease,
+        )
+        self._live.setdefault(wanted.agreement_id, []).append(grant)
         return grant
 
     async def still(self, agreement_id: str, *, consumer: str, purpose: str) -> None:
@@ -187,7 +216,10 @@ class Grants:
 
     async def refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
         """Reserve another chunk, at least `rows` and `nbytes` for the batch that waits. Whether there was room."""
-        return await self._store.write(lambda tx: _reserve(tx, grant, rows=rows, nbytes=nbytes))
+        quota = await self._store.write(lambda tx: _reserve(tx, grant, rows=rows, nbytes=nbytes))
+        if quota is not None:
+            grant.take(*quota)
+        return quota is not None
 
     async def close(self, grant: Grant) -> None:
         """Settle a read: what was reserved and did not leave goes back."""
@@ -321,7 +353,14 @@ def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, genera
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 
 
-def _admit(tx: Transaction, grant: Grant, now: float) -> None:
+def _look(tx: Transaction, wanted: Wanted, now: float) -> tuple[tuple[Agreement, Dataset, DatasetVersion], Facts]:
+    rows = _rows(tx, wanted.agreement_id, wanted.consumer)
+    _check_transfer(tx, wanted.transfer_id, wanted.agreement_id, wanted.generation)
+    return rows, _own(tx, rows[0], now)
+
+
+def _admit(tx: Transaction, grant: Grant, now: float) -> tuple[int, int]:
+    """Count one use; the first rows and bytes of the quota."""
     limits = grant.contract.limits
     counted = tx.agreements.count_use(
         grant.agreement_id, day=int(now // _DAY), most=limits.queries, most_today=limits.queries_per_day
@@ -337,16 +376,21 @@ def _admit(tx: Transaction, grant: Grant, now: float) -> None:
             code="count_spent",
             rule=admission.reason(grant.contract, "count" if spent else "queriesPerDay"),
         )
-    if not _reserve(tx, grant, rows=0, nbytes=0):
+    quota = _reserve(tx, grant, rows=0, nbytes=0)
+    if quota is None:
         raise Limited("the agreement's rows or bytes are used up", code="quota_spent", rule=_quota_rule(grant.contract))
+    return quota
 
 
-def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> bool:
-    """Move quota from the grant to the lease: a whole chunk, else a smaller one, else what the next batch needs."""
-    limits, lease = grant.contract.limits, grant.lease
+def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[int, int] | None:
+    """Rows and bytes of the quota: a whole chunk, else a smaller one, else what the next batch needs; None if spent.
+
+    The grant takes them once they are committed: a transaction may be tried again.
+    """
+    limits = grant.contract.limits
     most_rows = _most_rows(grant)
     if most_rows is None and limits.bytes is None:
-        return True
+        return 0, 0
     for share in (1, 8, 64, 512, 0):
         more_rows = 0 if most_rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
         more_bytes = 0 if limits.bytes is None else max(nbytes, 1, _CHUNK_BYTES // share if share else 0)
@@ -354,14 +398,8 @@ def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> bool:
             grant.agreement_id, rows=more_rows, nbytes=more_bytes, most_rows=most_rows, most_bytes=limits.bytes
         )
         if taken:
-            lease.rows = UNLIMITED if most_rows is None else (lease.rows if grant.reserved_rows else 0) + more_rows
-            lease.bytes = (
-                UNLIMITED if limits.bytes is None else (lease.bytes if grant.reserved_bytes else 0) + more_bytes
-            )
-            grant.reserved_rows += more_rows
-            grant.reserved_bytes += more_bytes
-            return True
-    return False
+            return more_rows, more_bytes
+    return None
 
 
 def _quota_rule(contract: DataContract) -> str:

@@ -51,6 +51,30 @@ def safe(tree: exp.Expr) -> set[str] | None:
     return None if everything else names
 
 
+def spread(tree: exp.Expr, tables: Sequence[exp.Expr]) -> None:
+    """Grouped sums over columns of `tables` take their values one by one, not as places in a file's dictionary.
+
+    DuckDB 2.0 keeps 8 bytes for each value of each dictionary that such a sum has met, until it ends and beside its
+    memory limit. A Parquet file has a dictionary for each column and row group: a large one hundreds of MB of them.
+    TRY gives plain values. It also gives NULL in place of an error, and the engine may compute a subquery's column
+    inside of it: so only where all sources are tables, whose columns are there or masked, which cannot fail.
+    """
+    known = set(map(id, tables))
+    for group in tree.find_all(exp.Group):
+        select = group.parent
+        assert isinstance(select, exp.Select)
+        sources = [clause.this for clause in (select.args["from_"], *(select.args.get("joins") or ()))]
+        if not all(id(source) in known for source in sources):
+            continue
+        outputs = {output.alias.casefold() for output in select.expressions if isinstance(output, exp.Alias)}
+        for node in list(select.find_all(exp.Sum, exp.Avg)):
+            value = node.this
+            if not isinstance(value, exp.Column) or node.find_ancestor(exp.Select) is not select:
+                continue
+            if value.table or value.name.casefold() not in outputs:  # else it may stand for an output's expression
+                node.set("this", exp.Try(this=value))
+
+
 def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:
     """The functions that the wrap wrote into the finished tree by name.
 

@@ -102,6 +102,8 @@ def prepare(
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
+    if all(one.contract.grid is None for one in used):
+        rewrite.spread(tree, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
         if entry in catalogue:
             wrapper.dataset(node, catalogue[entry])

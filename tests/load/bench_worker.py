@@ -165,12 +165,11 @@ def _share(ratios: list[float]) -> str:
 
 
 def _cpu(*workers: int) -> float:
-    """CPU seconds of this process and of these."""
+    """CPU seconds of this process and of these, their threads that have ended among them (clock_getcpuclockid(3))."""
     spent = time.process_time()
     for worker in workers:
-        for thread in Path(f"/proc/{worker}/task").iterdir():
-            with suppress(FileNotFoundError):  # it has just ended
-                spent += int((thread / "schedstat").read_text().split()[0]) / 1e9
+        with suppress(OSError):  # it has just ended
+            spent += time.clock_gettime((~worker << 3) | 2)
     return spent
 
 

@@ -230,10 +230,10 @@ class Desk:
 
     async def _send(self, call: _Call, asked: Asked, slots: Slots) -> None:
         channel = call.channel
-        async with self._reads.open(asked, spans=True) as stream:
+        async with self._reads.open(asked) as stream:
             await _raw_frame(channel, link.SCHEMA, stream.schema)
-            async with aclosing(stream.parts()) as parts:
-                async for part in parts:
+            async with aclosing(stream.frames()) as frames:
+                async for part in frames:
                     if stream.end is not None:
                         break
                     try:
@@ -320,10 +320,10 @@ class Desk:
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
     async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: Held) -> Asked:
-        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them; Flight has no place for their cursors."""
+        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them."""
         rows = Wanted(purpose=expand(wanted["purpose"]))
         split = await self._reads.split(
-            ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], cursors=False
+            ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], after=""
         )  # fmt: skip
         asked = plans.asked_of(ticket, held, rows, owner=self._owner, split=split)
         return replace(asked, application=wanted["application"])

@@ -375,6 +375,21 @@ async def test_two_agreements_join_in_one_query(running: Provider, tmp_path: Any
     assert answer.json()["code"] == "dataset_unknown"
 
 
+async def test_a_question_that_one_agreement_refuses_uses_nothing_of_the_other(
+    running: Provider, tmp_path: Any
+) -> None:
+    once = gate.agreement(atom("odrl:count", "lteq", "1"), action="odrl:use")
+    path = data.parquet(tmp_path / "few.parquet", 50)
+    kept, spent = await running.agree(once), await running.agree(once, name="few", path=path)
+    alone = {kept: 'SELECT id FROM "clinic".numbers LIMIT 1', spent: 'SELECT id FROM "clinic".few LIMIT 1'}
+    assert (await ask(running, running.ticket(spent), alone[spent])).status_code == 200
+    sql = 'SELECT count(*) AS n FROM "clinic".numbers n JOIN "clinic".few o ON n.id = o.id'
+    for first, second in ((kept, spent), (spent, kept)):
+        answer = await ask(running, running.ticket(first), sql, tickets=[running.ticket(second)])
+        assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
+    assert (await ask(running, running.ticket(kept), alone[kept])).status_code == 200
+
+
 async def test_concurrent_streams_share_a_worker(running: Provider) -> None:
     ticket = running.ticket(await running.agree())
     answers = await asyncio.gather(*(read(running, ticket, columns="id") for _ in range(5)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import random
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,6 +19,15 @@ from tests.support import data
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _DAMAGED = 500
+
+
+def written(*tables: pa.Table) -> bytes:
+    """A stream of one batch a table."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def stream(*, end: dict[str, object] | None = None, after: bool = False) -> bytes:
@@ -83,3 +94,38 @@ async def test_damaged_streams_never_take_the_worker_with_them_unnoticed(pool: P
     assert "arrow_invalid" in codes
     assert codes <= {"arrow_invalid", "worker_crashed", "memory_limit", "engine_failed"}
     assert (await pool.ask(Job(kind="check_arrow", blobs=(whole,))))["rows"] == 2000
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([3, None, 1, 3, 1, 2]), [1, 2, 3]),
+        (pa.array(["b", "", None, "b"]), ["", "b"]),
+        (pa.array([Decimal("2.50"), Decimal("-1.00"), None]), [Decimal("-1.00"), Decimal("2.50")]),
+        (pa.array([None, None], pa.int64()), []),
+        (pa.array([1.5, 2.5]), None),  # what equals what is for the engine to say
+        (pa.array([[1], [2]]), None),
+    ],
+    ids=["numbers", "texts", "decimals", "nulls only", "floats", "lists"],
+)
+async def test_the_distinct_values_of_a_column_are_kept_for_others(
+    pool: Pool, folder: Path, values: pa.Array, expected: list[Any] | None
+) -> None:
+    table = pa.table({"other": pa.nulls(len(values), pa.int8()), "key": values})
+    path = folder / "keys.stream"
+    found = await pool.ask(
+        Job(
+            kind="check_arrow",
+            blobs=(written(table.slice(0, 2), table.slice(2)),),
+            arguments={"keys": [(1, str(path))]},
+        )
+    )
+    assert found["keys"] == ([] if expected is None else [str(path)])
+    if expected is not None:
+        assert pa.ipc.open_stream(path.read_bytes()).read_all().to_pydict() == {"k": expected}
+
+
+async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path) -> None:
+    job = Job(kind="check_arrow", blobs=(stream(),), arguments={"keys": [(7, str(folder / "none.stream"))]})
+    with pytest.raises(HanseError, match="damaged"):
+        await pool.ask(job)

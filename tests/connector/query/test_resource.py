@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 import yaml
@@ -144,6 +147,27 @@ async def test_it_is_stopped_in_time_and_memory_while_another_query_is_answered(
     assert await attack in STOPPED | set(case.get("also", ()))
     assert peak <= LIMITS.memory_mb + OVER_MB
     assert late <= STOPPED_WITHIN
+
+
+async def test_a_grouped_sum_takes_no_memory_for_each_dictionary_of_its_files(
+    two: Pool, bench: gate.Bench, folder: Path
+) -> None:
+    """The engine keeps 8 bytes a value, beside its limit, where it is asked as the query came: as the second run is."""
+    rows, path = 2_000_000, folder / "sums.parquet"
+    numbers = np.arange(rows)
+    pq.write_table(
+        pa.table({"gap": pa.array(numbers % 3, pa.int8()), "id": numbers, "x": numbers}),
+        path,
+        row_group_size=100_000,
+        dictionary_pagesize_limit=2**21,
+    )
+    asked = "SELECT gap, sum(id), sum(x) FROM t GROUP BY gap"
+    peaks = []
+    for sql in (bench.prepare(asked).sql, asked):
+        workers = await rested(two)
+        await two.ask(Job(kind="report", relations={"t": data.relation("parquet", path, folder)}, sql=sql))
+        peaks.append(max(map(peak_mb, workers)))
+    assert peaks[0] + 16 < peaks[1]
 
 
 async def test_the_attacks_are_many_and_most_are_ended_by_a_limit_alone() -> None:

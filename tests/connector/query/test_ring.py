@@ -87,3 +87,14 @@ def test_a_ring_that_is_in_a_circle_leaves_nothing_open_when_it_is_closed() -> N
         gc.enable()
     with pytest.raises(ValueError, match="free slot"):
         circle[0].take(0, 8)
+
+
+def test_memory_at_rest_is_given_back_and_can_be_used_again(ring: Ring) -> None:
+    with mmap.mmap(ring.descriptor, 2 * ring.size) as theirs:
+        theirs[:5] = b"batch"
+        assert bytes(ring.take(0, 5)) == b"batch"
+        blocks = os.fstat(ring.descriptor).st_blocks
+        ring.rest()
+        assert os.fstat(ring.descriptor).st_blocks < blocks
+        theirs[:5] = b"after"
+        assert bytes(ring.take(0, 5)) == b"after"

@@ -12,7 +12,7 @@ import pytest
 from connector.errors import BadInput, HanseError, NotFound, Refused
 from connector.store import Store
 from connector.usage.facts import Known, party_facts
-from connector.usage.grants import Grant, Grants
+from connector.usage.grants import Grant, Grants, Wanted
 from policies.evaluate import Fact, Facts
 from policies.vocabulary import expand
 from tests.protocol.test_transfers import agreed, constrained, started
@@ -123,8 +123,8 @@ async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tu
     agreement = await agreed(two, policy=constrained(left, "eq", right))
     _, there = await started(two, agreement)
     grants = Grants(two.north.store, facts_of=facts_of)
-    grant = await grants.open(
-        agreement,
+    wanted = Wanted(
+        agreement_id=agreement,
         consumer=two.south.participant,
         transfer_id=there.id,
         generation=there.generation,
@@ -132,6 +132,7 @@ async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tu
         purpose="",
         longest=600,
     )
+    (grant,) = await grants.open(wanted)
     return grants, grant
 
 

@@ -226,3 +226,22 @@ def test_dates_times_and_decimals_of_a_policy_are_bound_not_written(bench: gate.
     assert "2026" not in prepared.sql
     assert prepared.params == {"p0": "2026-01-01", "p1": "1.1"}
     assert len(made.run(prepared)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "plain"),
+    [
+        ("select g, sum(id), avg(id) from t group by g", 2),
+        ("select t.g, sum(t.id) as id from t join u on t.id = u.id group by t.g having sum(t.id) > 0", 2),
+        ("select g from t group by g order by avg(id)", 1),
+        ("select sum(id) from t", 0),  # one group needs no places
+        ("select g, sum(id + 1), count(id), sum(distinct id), max(id) from t group by g", 0),
+        ("select g + 1 as id, sum(id) from t group by g", 0),  # an output of that name may be meant
+        ("select g, sum(n) from (select g, id * 2 as n from t) d group by g", 0),
+        ("with d as (select g, id * 2 as n from t) select g, sum(n) from d group by g", 0),
+        ("select g, (select sum(u.id) from u) from t group by g", 0),
+    ],
+)
+def test_grouped_sums_take_the_values_of_tables_and_never_hide_an_error(sql: str, plain: int) -> None:
+    prepared = _one().prepare(sql)
+    assert prepared.sql.count("TRY(") == plain
