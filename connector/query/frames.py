@@ -22,6 +22,9 @@ from connector.query.ring import slot_bytes
 if TYPE_CHECKING:
     from connector.query.session import Session
 
+_WORTH = 0.85  # of a batch's bytes; what compresses less goes as it is (data-plane, section 6)
+_TRIED_EVERY = 16  # batches, while it does not compress: it may yet
+
 
 class Format(Protocol):
     """An answer in some format: a head, a message a batch, a foot; `trailer` has room for the end record."""
@@ -39,18 +42,23 @@ class Format(Protocol):
 
 
 class Messages:
-    """The messages of one Arrow stream: its head, each batch, and a trailer with room for the end record."""
+    """The messages of one Arrow stream: its head, each batch, and a trailer with room for the end record.
+
+    Each message of a stream says whether its buffers are compressed (Arrow columnar format, "Compression"). With a
+    codec, batches are compressed until one does not get smaller by it (images, measurements); then the next go as they
+    are, and one in `_TRIED_EVERY` is tried again. What is sent depends on the data alone.
+    """
 
     def __init__(self, schema: pa.Schema, *, codec: str, digest: str, trailer_room: int) -> None:
         self.sink = ListSink()
-        options = pa.ipc.IpcWriteOptions(compression=None if codec == "none" else codec, use_threads=False)
-        self._writer = pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
+        self._plain = self._writer(schema, None)
+        self._compressed = self._plain if codec == "none" else self._writer(schema, codec)
+        self._left = 0  # batches to go as they are
         # Not `empty_table`: it loads pandas where that is installed.
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
-        first, again, self.trailer = (
-            b"".join(self._written(zero, metadata)[0])
-            for metadata in (None, None, {wire.TRAILER_KEY: " " * trailer_room})
-        )
+        first, again = (b"".join(self._written(self._plain, zero, None)[0]) for _ in range(2))
+        self._written(self._compressed, zero, None)
+        self.trailer = b"".join(self._written(self._plain, zero, {wire.TRAILER_KEY: " " * trailer_room})[0])
         self.head = first.removesuffix(again)  # the schema is written with the first batch
         self.digest = new_digest(digest)
         self.digest.update(self.head)
@@ -58,14 +66,25 @@ class Messages:
 
     def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
         """The parts of a batch's message, which stay where they are, and their size; `at` goes into its metadata."""
-        return self._written(nulls.emptied(batch), {wire.AT_KEY: at} if at else None)
+        batch, metadata = nulls.emptied(batch), {wire.AT_KEY: at} if at else None
+        if self._left or self._compressed is self._plain:
+            self._left = max(0, self._left - 1)
+            return self._written(self._plain, batch, metadata)
+        parts, size = self._written(self._compressed, batch, metadata)
+        if size > _WORTH * batch.nbytes:
+            self._left = _TRIED_EVERY - 1
+        return parts, size
 
     def foot(self) -> tuple[list[Any], int]:
         """Nothing: the trailer is not ours to send."""
         return [], 0
 
-    def _written(self, batch: pa.RecordBatch, metadata: Mapping[str, str] | None) -> tuple[list[Any], int]:
-        self._writer.write_batch(batch, custom_metadata=metadata)
+    def _writer(self, schema: pa.Schema, codec: str | None) -> Any:
+        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
+        return pa.ipc.new_stream(pa.PythonFile(self.sink, mode="w"), schema, options=options)
+
+    def _written(self, writer: Any, batch: pa.RecordBatch, metadata: Mapping[str, str] | None) -> tuple[list[Any], int]:
+        writer.write_batch(batch, custom_metadata=metadata)
         return self.sink.take()
 
 
