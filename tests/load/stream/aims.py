@@ -88,7 +88,8 @@ STOPS = [
     ("resume at half: ms over 1.5x or 20 more", "resume_over_ms", 0.0),
     ("batches after a revocation", "revoked_batches", 4.0),
     ("until the reader is told, ms", "revoked_ms", 1000.0),
-    ("stalled: memory moves, MB", "stalled_moves_mb", 16.0),
+    ("stalled: memory grows, MB", "stalled_grows_mb", 4.0),
+    ("stalled: released ahead, MB", "stalled_ahead_mb", 16.0),
     ("stalled: memory above idle, MB", "stalled_mb", 150.0),
 ]
 

@@ -38,6 +38,12 @@ class Tree:
         """What it takes now; memory that several of them share counts once."""
         return sum(_field(pid, "smaps_rollup", "Pss") for pid in self.pids()) / 1024
 
+    def own_mb(self) -> float:
+        """What it takes now for itself: not the pages of files, whose share falls and rises with who else uses them."""
+        return (
+            sum(_field(pid, "smaps_rollup", name) for pid in self.pids() for name in ("Pss_Anon", "Pss_Shmem")) / 1024
+        )
+
     def pids(self) -> list[int]:
         found, left = [], [self.pid]
         while left:
