@@ -46,6 +46,11 @@ class DataAddress:
         """The value of a property, or nothing."""
         return dict(self.properties).get(name, "")
 
+    @property
+    def http(self) -> str:
+        """Where HTTP is spoken: the endpoint, unless that is of another transport and the address says where."""
+        return (self.get("http") or self.endpoint).rstrip("/")
+
     def to_wire(self) -> Json:
         wire: Json = {"@type": "DataAddress", "endpointType": self.endpoint_type}
         if self.endpoint:

@@ -425,7 +425,7 @@ class Transfers(Exchange[Transfer]):
 
     async def _renewed(self, row: Transfer, old: DataAddress) -> DataAddress:
         """A fresh address from the provider's data plane, kept for the next who asks."""
-        url = f"{old.endpoint.rstrip('/')}/tickets"
+        url = f"{old.http}/tickets"
         answer = await self._peer.fetch("POST", url, audience=row.counterparty, message={"transfer": row.peer_pid})
         fresh = messages.address_of(answer.document) if isinstance(answer.document, dict) else None
         if fresh is None or not fresh.get("authorization"):

@@ -84,7 +84,7 @@ class Holdings:
         async def shown(agreement: Agreement) -> Mapping[str, Any] | HanseError:
             async with gate:
                 try:
-                    return await self._contract(agreement.id, fresh=fresh)
+                    return await self.contract(agreement.id, fresh=fresh)
                 except HanseError as error:
                     return error
 
@@ -112,7 +112,8 @@ class Holdings:
             error,
         )
 
-    async def _contract(self, agreement_id: str, *, fresh: bool) -> Mapping[str, Any]:
+    async def contract(self, agreement_id: str, *, fresh: bool = False) -> Mapping[str, Any]:
+        """What one of our agreements shows, as its owner says it (`GET /data/v1/contract`)."""
         asked, summary = self._shown.get(agreement_id, (float("-inf"), {}))
         if not fresh and time.monotonic() - asked < _KEPT_SECONDS:
             return summary
@@ -144,7 +145,9 @@ def address_of(wire: Mapping[str, Any]) -> Access:
     """A data address as the protocol carries it. PeerNonsense where it is none that we can read from."""
     try:
         properties = {entry["name"]: entry["value"] for entry in wire["endpointProperties"]}
-        endpoint, ticket = str(wire["endpoint"]).rstrip("/"), str(properties["authorization"])
+        # An address of Flight says where the owner speaks HTTP.
+        endpoint = str(properties.get("http") or wire["endpoint"]).rstrip("/")
+        ticket = str(properties["authorization"])
         expires = float(properties.get("expires", "inf"))
     except (KeyError, TypeError, ValueError) as error:
         raise PeerNonsense("expected a data address with endpoint and authorization, came another form") from error

@@ -1,4 +1,5 @@
-"""ArrowFlight-PULL between two real connectors, read by a plain pyarrow.flight client."""
+"""ArrowFlight-PULL between two real connectors, read by a plain pyarrow.flight client; and the programs without ours
+that the console shows (test_connecting.py has those with ours)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pyarrow.flight as fl
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import programs
 from tests.support.ports import free_range
 from tests.support.processes import POLICY, Process
 
@@ -111,3 +113,55 @@ def test_a_revoked_agreement_is_told_to_the_plain_client(pair: tuple[Process, Pr
     client, options = flown(found)
     with client, pytest.raises(fl.FlightUnauthorizedError, match="the study was closed"):
         client.get_flight_info(fl.FlightDescriptor.for_path("north", "ended"), options)
+
+
+PURPOSE = "dpv:ScientificResearch"
+GROUPS = """offer: groups
+dataset: groups
+may: [query]
+for: [dpv:ScientificResearch]
+answers: aggregate
+limits: {min_group: 5}
+grid: {group_by: {word: exact}}
+decide: auto
+"""
+FOR_RESEARCH = {
+    "permission": [
+        {
+            "action": "use",
+            "constraint": [{"leftOperand": "purpose", "operator": "isA", "rightOperand": f"{PURPOSE}"}],
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize("form", ["HttpData-PULL", FORM])
+@pytest.mark.parametrize(("name", "policy"), [("open", POLICY), ("research", FOR_RESEARCH)])
+def test_the_programs_of_the_console_read_the_rows(
+    pair: tuple[Process, Process, Path], name: str, policy: Json, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, south, path = pair
+    offered = north.offer(f"{name}_{form[:4].lower()}", path, policy)
+    _, transfer = south.agree(north, *offered, form=form)
+    monkeypatch.setenv("HANSE_TOKEN", south.token)
+    found = programs.shown(south.management_port, south.token, transfer)
+    assert list(found) == ["Hanse's client", "Arrow over HTTP", "Arrow Flight", "ADBC Flight SQL"]
+    assert programs.printed(found["Arrow over HTTP"]).strip() == str(ROWS)
+    assert programs.printed(found["Arrow Flight"]).strip() == str(ROWS)
+    assert "word: string" in programs.printed(found["ADBC Flight SQL"])
+
+
+def test_the_programs_of_the_console_ask_about_groups_where_no_row_leaves(
+    pair: tuple[Process, Process, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, south, path = pair
+    api = north.api()
+    made = api.post("/datasets", {"name": "groups", "path": str(path)})
+    offer = api.post("/offers", {"form": GROUPS})
+    api.close()
+    _, transfer = south.agree(north, made["id"], offer["id"])
+    monkeypatch.setenv("HANSE_TOKEN", south.token)
+    found = programs.shown(south.management_port, south.token, transfer)
+    assert list(found) == ["Hanse's client", "Arrow over HTTP", "ADBC Flight SQL"]
+    assert programs.printed(found["Arrow over HTTP"]).strip() == "1"
+    assert str(ROWS) in programs.printed(found["ADBC Flight SQL"])

@@ -25,6 +25,7 @@ from connector.management.pages import (
 )
 from connector.management.pages import (
     audit,
+    connecting,
     datasets,
     finding,
     overview,
@@ -78,6 +79,7 @@ def router(
         datasets.router(desk, registry=registry, store=store, settings=settings),
         offer_pages.router(desk, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
         processes.router(desk, negotiations=negotiations, transfers=transfers, store=store),
+        connecting.router(desk, holdings=holdings, store=store),
         agreement_pages.router(desk, agreements=agreements, store=store),
         finding.router(desk, search=search, partners=partners, negotiations=negotiations),
         query.router(desk, coordinator=coordinator, holdings=holdings),

@@ -272,3 +272,16 @@ def test_reasons_of_every_shape_become_texts() -> None:
 )
 def test_error_replies_are_read_as_far_as_they_say_something(body: bytes, expected: tuple[str, str]) -> None:
     assert messages.problem_of(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "properties", "expected"),
+    [
+        ("https://p.example/data/v1/", (), "https://p.example/data/v1"),
+        ("grpc+tls://p.example:9000", (("http", "https://p.example/data/v1"),), "https://p.example/data/v1"),
+    ],
+)
+def test_an_address_of_another_transport_says_where_http_is(
+    endpoint: str, properties: tuple[tuple[str, str], ...], expected: str
+) -> None:
+    assert DataAddress("x", endpoint, properties).http == expected

@@ -1,0 +1,25 @@
+"""The programs that the console shows to a model builder, run as they stand there in a running data space."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.conftest import Running
+from tests.support import programs
+
+
+@pytest.mark.parametrize(
+    ("dataset", "client", "http"),
+    [("secret_rows", "63", "63"), ("secrets", "[[60]]", "1")],
+    ids=["rows", "groups only"],
+)
+def test_the_programs_of_the_console_read_what_was_agreed(
+    running: Running, dataset: str, client: str, http: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge = running.space.members["forge"]
+    transfer = running.story.agreed[f"north/{dataset}"].transfer_id
+    monkeypatch.setenv("HANSE_TOKEN", forge.token)
+    found = programs.shown(forge.management_port, forge.token, transfer)
+    assert list(found) == ["Hanse's client", "Arrow over HTTP"]  # this owner does not speak Flight
+    assert client in programs.printed(found["Hanse's client"]).split()
+    assert programs.printed(found["Arrow over HTTP"]).split() == [http]
