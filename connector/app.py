@@ -30,7 +30,7 @@ from connector.dataplane.stream import Reads
 from connector.dataplane.versions import Versions
 from connector.datasets.offers import Offers
 from connector.datasets.outside import Outside
-from connector.datasets.registry import Registry
+from connector.datasets.registry import Registry, Told
 from connector.dsp import admission
 from connector.dsp import routes as dsp_routes
 from connector.dsp.agreements import Agreements
@@ -61,6 +61,7 @@ from connector.management import (
     pages,
     problems,
     queries,
+    registrations,
     search,
     system,
     transfers,
@@ -139,9 +140,9 @@ class Profiles:
         )
 
     async def profile(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: Told
     ) -> Mapping[str, Any]:
-        found = await self._pool.ask(self._job("profile", kind, files, options, {}))
+        found = await self._pool.ask(self._job("profile", kind, files, options, {}), told=told)
         return {
             "schema": [{"name": column["name"], "type": column["type"]} for column in found["columns"]],
             "rows": found["rows"],
@@ -154,9 +155,10 @@ class Profiles:
         }
 
     async def convert(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Told
     ) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = await self._pool.ask(self._job("convert", kind, files, options, {"target": target}))
+        job = self._job("convert", kind, files, options, {"target": target})
+        found: Mapping[str, Any] = await self._pool.ask(job, told=told)
         return found
 
     def _job(
@@ -448,6 +450,7 @@ def management_app(parts: Services) -> FastAPI:
     api = APIRouter(prefix="/api/v1")
     api.include_router(system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION))
     api.include_router(datasets.router(parts.registry, parts.owners_view, tokens))
+    api.include_router(registrations.router(parts.registry, tokens))
     api.include_router(offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view))
     api.include_router(
         search.router(

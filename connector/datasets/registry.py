@@ -10,15 +10,18 @@ import asyncio
 import hashlib
 import json
 import re
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from connector.datasets.outside import Outside
+from connector.datasets.registering import CONVERTING, STORING, Registering, Registration, UnderWay, halted
 from connector.datasets.sources import guess, read_options, remote, source
-from connector.datasets.sources.files import FileRef, fresh
+from connector.datasets.sources.files import FileRef, fresh, looked_at_again
 from connector.errors import AlreadyExists, BadInput, Conflict, EngineFailed, HanseError, SourceUnreadable
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
 from connector.store import Store, Transaction
@@ -28,45 +31,25 @@ from policies.contract import Column, TableSchema
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _LOOKS, _LOOK_SECONDS = 100, 0.03
 _TOLD_MAX = 10
+_T = TypeVar("_T")
+Told = Callable[[str, int], None]
+"""Hears how far a long piece of work is: the stage, and the files that are done in it."""
 
 
 class Engine(Protocol):
     """What the registry asks of a worker process; nothing here opens the engine."""
 
     async def profile(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, told: Told
     ) -> Mapping[str, Any]:
         """`schema` ([{name, type}]), `rows`, `bytes`, `columns` (statistics) and `digests` (SHA-256, one a file)."""
         ...
 
     async def convert(
-        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Told
     ) -> Mapping[str, Any]:
         """Write the files as one Parquet file; the report for the owner."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
-    """What people read about a dataset."""
-
-    title: str = ""
-    description: str = ""
-    keywords: tuple[str, ...] = ()
-    theme: str = ""
-    license: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
-    """What an owner asks to be registered. `kind` empty: guessed from the path's ending."""
-
-    name: str
-    path: str
-    kind: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    id: str = ""
-    about: Description = Description()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +92,14 @@ class Registry:
         self._prepared = prepared  # where converted files are kept
         self._outside = outside  # object stores and databases
         self.effects: Effects = _no_effects  # what a new version does to offers and agreements
+        self.under_way = UnderWay()
 
     async def register(self, asked: Registration, *, by: str) -> tuple[Dataset, DatasetVersion]:
-        """Register a dataset and its first version. What is refused is in the log and nowhere else."""
-        try:
-            _check_name(asked.name)
+        """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else."""
+        async with self._begun(asked, by) as one:
             await self._check_free(asked)
-            read = await self._read(asked)
-            return await self._store.write(lambda tx: self._insert(tx, asked, read, by))
-        except HanseError as error:
-            await self._refused(asked.name, error, by)
-            raise
+            async with self._read(asked, one) as read:
+                return await self._stored(one, lambda tx: self._insert(tx, asked, read, by))
 
     async def renew(self, name: str, path: str, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
         """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept.
@@ -133,8 +113,7 @@ class Registry:
             kind=old.source["asked_kind"],
             options=old.source["asked_options"],
         )
-        try:
-            read = await self._read(asked)
+        async with self._begun(asked, by) as one, self._read(asked, one) as read:
             affected = await self.effects(row, old, _draft(row.id, asked, read, now=time.time()))
             if read.profile["schema"] != old.schema:
                 raise Conflict(
@@ -150,10 +129,7 @@ class Registry:
                     problems=affected,
                 )
             changes = _changes(old.profile, read.profile) | ({"affected": affected} if affected else {})
-            return await self._store.write(lambda tx: self._renewed(tx, row.id, asked, read, changes, by))
-        except HanseError as error:
-            await self._refused(name, error, by)
-            raise
+            return await self._stored(one, lambda tx: self._renewed(tx, row.id, asked, read, changes, by))
 
     async def get(self, key: str) -> tuple[Dataset, DatasetVersion]:
         """A dataset by name or id, with its current version."""
@@ -189,19 +165,50 @@ class Registry:
         if taken is not None:
             raise AlreadyExists(f"a dataset {asked.name!r} is registered; take another name, or add a version to it")
 
-    async def _read(self, asked: Registration) -> _Read:
+    @asynccontextmanager
+    async def _begun(self, asked: Registration, by: str) -> AsyncIterator[Registering]:
+        """A registration under way; one that does not come to its end is in the log."""
+        try:
+            _check_name(asked.name)
+            with self.under_way.begin(asked, by=by) as one:
+                yield one
+        except (HanseError, asyncio.CancelledError) as error:
+            await self._refused(asked.name, error if isinstance(error, HanseError) else halted(), by)
+            raise
+
+    async def _stored(self, one: Registering, work: Callable[[Transaction], _T]) -> _T:
+        """What is being stored is stored whole, whoever leaves meanwhile."""
+        one.reached(STORING, one.files)
+        writing = asyncio.ensure_future(self._store.write(work))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            return await writing
+
+    @asynccontextmanager
+    async def _read(self, asked: Registration, one: Registering) -> AsyncIterator[_Read]:
+        """What there is to be stored; files of ours that were made for it are gone if the block fails."""
         kind = asked.kind or guess(asked.path)
         options, files = await self._found(kind, asked)
-        report = None
-        if source(kind).CONVERTED:
-            kind, options, files, report = await self._converted(kind, options, files)
+        one.files = len(files)
+        report, made = None, None
         try:
-            profile = await self._engine.profile(kind, [file.to_json() for file in files], options)
-        except EngineFailed as error:
-            raise SourceUnreadable(
-                f"expected {kind} data that can be read to its end, came a damaged file: {asked.path!r}; write it again"
-            ) from error
-        return _Read(kind, options, files, profile, report)
+            if source(kind).CONVERTED:
+                made = self._prepared / f"{secrets.token_hex(16)}.parquet"
+                one.reached(CONVERTING)
+                with _to_its_end(kind, asked.path):
+                    report = await self._converted(kind, options, files, made, one.reached)
+                kind, options = "parquet", read_options("parquet", {})
+                files = source(kind).find(str(made), roots=(self._prepared,), options=options)
+            with _to_its_end(kind, asked.path):
+                profile = await self._engine.profile(
+                    kind, [file.to_json() for file in files], options, told=one.reached
+                )
+            yield _Read(kind, options, files, profile, report)
+        except BaseException:
+            if made is not None:
+                await asyncio.to_thread(made.unlink, missing_ok=True)
+            raise
 
     async def _found(self, kind: str, asked: Registration) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
         """The options with all values, and the files, at rest for at least a step of the clock that dates them."""
@@ -210,29 +217,28 @@ class Registry:
             if self._outside is None:
                 raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
+        begun = time.time_ns()
+        files = await asyncio.to_thread(source(kind).find, asked.path, roots=self._roots, options=options)
         for _ in range(_LOOKS):
-            files = await asyncio.to_thread(source(kind).find, asked.path, roots=self._roots, options=options)
-            if not fresh(files, now_ns=time.time_ns()):
+            if not fresh(files, since_ns=begun):
                 return options, files
             await asyncio.sleep(_LOOK_SECONDS)
+            before, begun = begun, time.time_ns()
+            files = await asyncio.to_thread(looked_at_again, files, roots=self._roots, since_ns=before)
         raise SourceUnreadable(
             f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
             code="source_busy",
         )
 
     async def _converted(
-        self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...]
-    ) -> tuple[str, dict[str, Any], tuple[FileRef, ...], Mapping[str, Any]]:
+        self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: Told
+    ) -> Mapping[str, Any]:
         self._prepared.mkdir(parents=True, exist_ok=True)
-        label = hashlib.sha256(repr((kind, sorted(options.items()), files)).encode()).hexdigest()[:32]
-        target = self._prepared / f"{label}.parquet"
         try:
-            report = await self._engine.convert(kind, [file.to_json() for file in files], options, str(target))
+            return await self._engine.convert(kind, [file.to_json() for file in files], options, str(target), told=told)
         finally:
             if remote(kind) is not None:  # a draft of ours
                 await asyncio.to_thread(_remove, files)
-        plain = read_options("parquet", {})
-        return "parquet", plain, source("parquet").find(str(target), roots=(self._prepared,), options=plain), report
 
     def _id(self, asked: Registration) -> str:
         return asked.id or f"urn:hanse:{self._owner}:{asked.name}"
@@ -289,6 +295,17 @@ class Registry:
 def published_schema(version: DatasetVersion) -> TableSchema:
     """The schema of a version as policies see it."""
     return TableSchema(tuple(Column(column["name"], column["type"]) for column in version.schema))
+
+
+@contextmanager
+def _to_its_end(kind: str, path: str) -> Iterator[None]:
+    """What the engine cannot read is the file's fault."""
+    try:
+        yield
+    except EngineFailed as error:
+        raise SourceUnreadable(
+            f"expected {kind} data that can be read to its end, came a damaged file: {path!r}; write it again"
+        ) from error
 
 
 def _remove(files: Sequence[FileRef]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.dataplane.owner import Asked, OwnersView
-from connector.datasets.registry import Description, Registration, Registry
+from connector.datasets.registering import Description, Registration
+from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES
 from connector.management.auth import Caller, Tokens
+from connector.management.waiting import unless_gone
 from connector.store.tables import Dataset, DatasetVersion
 
 
@@ -93,7 +95,8 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
     reader = Depends(tokens.require("read"))
 
     @routes.post("", status_code=201, summary="Register a dataset; nobody else sees it until it has an offer")
-    async def register(new: NewDataset, caller: Caller = owner) -> DatasetView:
+    async def register(new: NewDataset, request: Request, caller: Caller = owner) -> DatasetView:
+        """It may take long: `GET /registrations/{name}` tells how far it is; whoever leaves, stops it."""
         about = Description(
             title=new.title,
             description=new.description,
@@ -102,7 +105,7 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
             license=new.license,
         )
         asked = Registration(name=new.name, path=new.path, kind=new.kind, options=new.options, id=new.id, about=about)
-        return view(*await registry.register(asked, by=caller.name))
+        return view(*await unless_gone(request, registry.register(asked, by=caller.name)))
 
     @routes.get("", summary="Registered datasets, in order of their id")
     async def listed(
@@ -128,8 +131,9 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
         return view(*await registry.get(name))
 
     @routes.post("/{name}/versions", status_code=201, summary="Add a version from new files")
-    async def renew(name: str, new: NewVersion, caller: Caller = owner) -> DatasetView:
-        return view(*await registry.renew(name, new.path, by=caller.name, accept=new.accept))
+    async def renew(name: str, new: NewVersion, request: Request, caller: Caller = owner) -> DatasetView:
+        work = registry.renew(name, new.path, by=caller.name, accept=new.accept)
+        return view(*await unless_gone(request, work))
 
     @routes.delete("/{name:path}", status_code=204, summary="Remove a dataset without offers and agreements")
     async def remove(name: str, caller: Caller = owner) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from contextlib import aclosing
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -14,11 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from connector.errors import HanseError, NotFound
 from connector.management.auth import Caller, Tokens
+from connector.management.waiting import unless_gone
 from connector.query.coordinate import MEDIA, Answer, Coordinator, Question
 from connector.query.federation import Layout, Mode
 from policies.vocabulary.terms import expand
-
-_T = TypeVar("_T")
 
 
 class Bounds(BaseModel):
@@ -99,7 +97,7 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
     async def ask(asked: Asked, request: Request, caller: Caller = consumer) -> Response:
         if asked.explain is True:
             return JSONResponse(await _explained(coordinator, asked, caller))
-        answer = await _unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
+        answer = await unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
         if asked.explain == "analyze":
             return JSONResponse(await _analyzed(answer))
         return _Streamed(answer)
@@ -142,26 +140,6 @@ async def _analyzed(answer: Answer) -> dict[str, Any]:
         await answer.close()
     told = {name: report[name] for name in ("rows", "ms", "planning_ms", "partial", "missing")}
     return explain.to_json(answer.plan, actual=report["owners"], missing=report["missing"]) | told
-
-
-async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """The work's result, its work cancelled when the client leaves first: owners do not compute for nobody."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            working.cancel()
-        return await working
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 class _Streamed(Response):

@@ -1,4 +1,5 @@
-"""Waiting for a process to get somewhere: a long poll that hears of changes and looks for those it cannot hear."""
+"""Waiting: for a process to get somewhere, by a long poll that hears of changes and looks for those it cannot hear;
+for work to be done, as long as somebody wants it."""
 
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from fastapi import Request
+
 from connector.dsp.states import FINAL
+from connector.errors import BadInput, HanseError
 from connector.events import Event
 from connector.store import Store
 from connector.store.tables import Negotiation, Transfer
 
 Row = TypeVar("Row", Negotiation, Transfer)
+_T = TypeVar("_T")
 LONGEST = 60.0  # seconds that one request may wait
 _LOOK = 1.0  # another process on the same database may change a row without our hearing of it
 
@@ -46,3 +51,26 @@ def _there(row: Row, first: Row, state: str) -> bool:
     if row.state in FINAL:
         return True
     return row.state == state if state else row.state != first.state
+
+
+async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """The work's result, its work cancelled when the client leaves first: nobody works for nobody. BadInput then."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return await working
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError, HanseError):
+            await working
+        raise BadInput("the client left before it was answered", code="client_gone")
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -37,6 +37,7 @@ _ROWS_MIN, _ROWS_MAX = 256, 262_144
 _VECTOR = 2048
 _LIST_LENGTH = 4
 _LOADING = "hanse_loading"
+_BINARY = (".parquet", ".pq", ".arrow", ".feather", ".ipc")  # what needs no ending to be read
 # Bytes of one value where the type fixes them; text and blobs are guessed unless the profile knows better.
 _WIDTHS = {
     "boolean": 1, "tinyint": 1, "utinyint": 1, "smallint": 2, "usmallint": 2, "integer": 4, "uinteger": 4,
@@ -103,19 +104,28 @@ def _start_threads() -> None:
     pq.read_table(pa.BufferReader(sink.getvalue()), use_threads=True)
 
 
-def fence(con: duckdb.DuckDBPyConnection, *, paths: Sequence[str], limits: Limits, temp: Path | None = None) -> None:
-    """Close everything but `paths`, set the limits, and lock the settings.
+def fence(
+    con: duckdb.DuckDBPyConnection,
+    *,
+    paths: Sequence[str],
+    limits: Limits,
+    temp: Path | None = None,
+    followed: bool = False,
+) -> None:
+    """Close everything but `paths`, set the limits, and lock the settings. `followed`: it can be asked how far it is.
 
     Without `temp` nothing spills: the engine lets queries read its temporary directory, so there is none unless the
     caller gives a private, empty one.
     """
     threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
+    told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
     _set(
         con,
         {
             **threads,
             **spill,
+            **told,
             "memory_limit": quote_text(f"{limits.memory_mb}MB"),
             "max_temp_directory_size": quote_text(f"{limits.temp_mb}MB"),
             "allowed_paths": quote_list(paths),
@@ -156,8 +166,8 @@ def open_files(relation: Relation, folder: Path, *, number: int = 0, desk: socke
 
     Objects in a store are not opened: their blocks are borrowed over `desk`, under the relation's `number`.
 
-    The names are links in a private folder to our descriptors: a file that is replaced after this line is not read,
-    and the engine never sees the owner's path. Partition folders keep their names.
+    The names lead through links in a private folder to our descriptors: a file that is replaced after this line is not
+    read, and the engine never sees the owner's path. Partition folders keep their names.
     """
     refs = tuple(FileRef.from_json(dict(file)) for file in relation.files)
     if any(ref.etag for ref in refs):
@@ -169,10 +179,7 @@ def open_files(relation: Relation, folder: Path, *, number: int = 0, desk: socke
     descriptors: list[int] = []
     try:
         descriptors.extend(open_pinned(ref) for ref in refs)
-        paths = [
-            _link(folder, number, ref, descriptor)
-            for number, (ref, descriptor) in enumerate(zip(refs, descriptors, strict=True))
-        ]
+        paths = _linked(folder, refs, descriptors)
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -346,11 +353,22 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def _link(folder: Path, number: int, ref: FileRef, descriptor: int) -> str:
-    link = folder / engine_name(ref.name, number)
-    link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    link.symlink_to(f"/proc/self/fd/{descriptor}")
-    return str(link)
+def _linked(folder: Path, refs: Sequence[FileRef], descriptors: Sequence[int]) -> list[str]:
+    """A path for each descriptor, below its partition folders.
+
+    One link a folder, to where the system lists our descriptors: one a file would be thousands of files on the disk.
+    Text has one of its own, because the engine tells by a name's ending how it is compressed.
+    """
+    paths: list[str] = []
+    for number, (ref, descriptor) in enumerate(zip(refs, descriptors, strict=True)):
+        place = folder / engine_name(ref.name, number)
+        binary = place.suffix.lower() in _BINARY
+        link = place.parent / "fd" if binary else place
+        if not binary or not link.is_symlink():
+            link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            link.symlink_to("/proc/self/fd" if binary else f"/proc/self/fd/{descriptor}")
+        paths.append(f"{link}/{descriptor}" if binary else str(link))
+    return paths
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

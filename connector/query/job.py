@@ -1,7 +1,8 @@
 """What the main process asks of a worker, and the frames that come back. Standard library only: both ends load it.
 
 A job goes over a socket of its own: its JSON, then its blobs. Back come frames of a fixed header and a payload:
-`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`; or one `value`. A batch
+`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`; or any number of `progress`
+(JSON: a stage, and how many files are done in it) and one `value`. A batch
 whose header names a slot has its payload in shared memory (`connector.query.ring`). After the job, the connector sends
 single bytes: the number of a slot that is free again, or ANYWAY.
 """
@@ -20,6 +21,7 @@ BATCH: Final = 3
 END: Final = 4
 ERROR: Final = 5
 VALUE: Final = 6
+PROGRESS: Final = 7
 
 HEADER: Final = struct.Struct("<BBBxIQ32s")  # kind, digest length, slot, rows, payload length, digest so far
 ANYWAY: Final = 0  # send one batch over the socket: every slot is held by somebody who wants more

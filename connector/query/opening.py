@@ -38,15 +38,15 @@ class Opening:
         found.check_unchanged()
         return found
 
-    def fence(self, con: Any, *more: str) -> Any:
-        """Let the engine read what is pinned, and `more` paths, and nothing else."""
+    def fence(self, con: Any, *more: str, followed: bool = False) -> Any:
+        """Let the engine read what is pinned, and `more` paths, and nothing else. `followed`: it says how far it is."""
         self.con = con
         engine.lend(con, self.files)
         temp = self.folder / "temp" if self.limits.temp_mb else None
         if temp is not None:
             temp.mkdir(mode=0o700, parents=True)
         paths = [path for found in self.files for path in found.paths]
-        engine.fence(con, paths=[*paths, *more], limits=self.limits, temp=temp)
+        engine.fence(con, paths=[*paths, *more], limits=self.limits, temp=temp, followed=followed)
         return con
 
     def relations(self, relations: Mapping[str, Relation], con: Any) -> None:

@@ -402,12 +402,22 @@ class Pool:
                 watching.cancel()
             self._background(self._end(result))
 
-    async def ask(self, job: Job) -> Any:
-        """A job that gives one JSON value (report, describe, profile, convert, check_arrow)."""
+    async def ask(self, job: Job, *, told: Callable[[str, int], None] = lambda *_: None) -> Any:
+        """A job that gives one JSON value (report, describe, profile, convert, check_arrow).
+
+        `told` hears the stage of a long one and how many files are done in it. When this raises, also because it was
+        cancelled, the worker has let go of the job.
+        """
         result = await self._begin(job)
         try:
-            _, _, payload, _ = await result.next()
+            kind, _, payload, _ = await result.next()
+            while kind == wire.PROGRESS:
+                told(*json.loads(bytes(payload)))
+                kind, _, payload, _ = await result.next()
             return json.loads(bytes(payload))
+        except BaseException:
+            await asyncio.shield(self._background(result.settle()))
+            raise
         finally:
             self._background(self._end(result))
 
@@ -568,10 +578,11 @@ class Pool:
                     await self._bury(worker)
             await self._keep_warm()
 
-    def _background(self, work: Any) -> None:
+    def _background(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _nobody(_: int) -> None:

@@ -7,6 +7,7 @@ owner's: whoever publishes the profile leaves them out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,37 +20,48 @@ from connector.query.engine import Files, plain_schema
 _COLUMNS_AT_ONCE = 16
 _TEXT_MAX = 128
 _TOLD_MAX = 5
+Reached = Callable[[str, int], None]
+"""Hears the stage and how many files are done in it; raises where nobody wants the answer any more."""
+Ask = Callable[[str, Callable[[float], None]], Sequence[Any]]
+"""Gives the one row of an answer; tells meanwhile how much of it is done, from 0 to 1."""
 _ORDERED = ("INT", "DECIMAL", "FLOAT", "DOUBLE", "DATE", "TIME", "VARCHAR", "BOOLEAN")
 
 
 def profile(
-    con: Any, name: str, files: Files, *, widths: Mapping[str, float], check: Callable[[], None]
+    con: Any, name: str, files: Files, *, widths: Mapping[str, float], reached: Reached, ask: Ask
 ) -> dict[str, Any]:
     """Columns with types and figures, row count, bytes, and the digest of each file."""
     described = con.sql(f"DESCRIBE SELECT * FROM {quote_name(name)}").fetchall()  # noqa: S608  quoted
     columns = [(str(row[0]), str(row[1])) for row in described]
-    rows = int(con.sql(f"SELECT count(*) FROM {quote_name(name)}").fetchall()[0][0])  # noqa: S608  quoted
-    figures: list[dict[str, Any]] = []
+    rows, figures = 0, []
     for start in range(0, len(columns), _COLUMNS_AT_ONCE):
-        check()
-        figures += _figures(con, name, columns[start : start + _COLUMNS_AT_ONCE], rows)
+        some = columns[start : start + _COLUMNS_AT_ONCE]
+        counted = partial(_counted, reached, len(files.refs), start / len(columns), len(some) / len(columns))
+        counted(0.0)
+        *answer, rows = ask(_question(name, some), counted)
+        figures += _figures(some, answer, rows)
     for figure in figures:
         figure["bytes"] = round(widths.get(figure["name"], 0.0) * rows) or None
-    found = digests(files, check=check)
+    found = digests(files, reached=reached)
     files.check_unchanged()
     return {"rows": rows, "columns": figures, "files": found, "bytes": sum(file["size"] for file in found)}
 
 
-def digests(files: Files, *, check: Callable[[], None]) -> list[dict[str, Any]]:
+def _counted(reached: Reached, files: int, before: float, share: float, part: float) -> None:
+    """Tell `part` of a pass, which is `share` of all passes, as files."""
+    reached("counting", int(files * (before + share * part)))
+
+
+def digests(files: Files, *, reached: Reached) -> list[dict[str, Any]]:
     """Every file with its SHA-256, in order."""
     found = []
     for number, ref in enumerate(files.refs):
-        check()
+        reached("digesting", number)
         found.append(ref.to_json() | {"sha256": files.digest(number)})
     return found
 
 
-def parquet_widths(files: Files, *, union: bool = False) -> dict[str, float]:
+def parquet_widths(files: Files, *, union: bool = False, reached: Reached) -> dict[str, float]:
     """Average bytes of a value per top-level column by the footers; SourceUnreadable for what we do not read.
 
     The files must be of one schema, unless `union` joins them by name.
@@ -59,6 +71,7 @@ def parquet_widths(files: Files, *, union: bool = False) -> dict[str, float]:
     rows = 0
     first: tuple[str, pa.Schema] | None = None
     for number, ref in enumerate(files.refs):
+        reached("checking", number)
         footer, schema = _footer(files.open(number), ref.name)
         first = first or (ref.name, schema)
         _check_schema(schema, ref.name, like=None if union else first)
@@ -117,14 +130,18 @@ def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
         ) from error
 
 
-def _figures(con: Any, name: str, columns: Sequence[tuple[str, str]], rows: int) -> list[dict[str, Any]]:
+def _question(name: str, columns: Sequence[tuple[str, str]]) -> str:
+    """Four figures of each column, and the number of rows: in one pass, because each opens every file."""
     asked = []
     for column, kind in columns:
         quoted = quote_name(column)
         asked += [f"count({quoted})", f"approx_count_distinct({quoted})" if _distinct(kind) else "NULL"]
         ends = ("min", "max") if _ordered(kind) else ()
         asked += [f"left(CAST({end}({quoted}) AS VARCHAR), {_TEXT_MAX})" for end in ends] or ["NULL", "NULL"]
-    answer = con.sql(f"SELECT {', '.join(asked)} FROM {quote_name(name)}").fetchall()[0]  # noqa: S608  quoted
+    return f"SELECT {', '.join(asked)}, count(*) FROM {quote_name(name)}"  # noqa: S608  quoted
+
+
+def _figures(columns: Sequence[tuple[str, str]], answer: Sequence[Any], rows: int) -> list[dict[str, Any]]:
     figures = []
     for number, (column, kind) in enumerate(columns):
         count, distinct, least, greatest = answer[4 * number : 4 * number + 4]

@@ -17,6 +17,7 @@ import select
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,6 +38,7 @@ _SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _CPU_SLACK = 30
 REST = 5.0  # seconds without a job until what was kept for the next one is let go of
+_TOLD_EVERY = 0.1
 
 
 class Session:
@@ -57,6 +59,7 @@ class Session:
         self.plain = False  # nobody wrote SQL for it
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.maker = ThreadPoolExecutor(1)  # makes the next batch while one is sent
+        self.told = ("", 0.0)  # the last stage, and when
 
     def cancel(self) -> None:
         """Interrupt what runs; called again and again until the session ends, as an interrupt can come too early."""
@@ -82,6 +85,14 @@ class Session:
         """Raise where the caller has gone."""
         if self.cancelled:
             raise Coded("cancelled")
+
+    def reached(self, stage: str, done: int) -> None:
+        """Tell how many files are done in a stage of a long job: ten times a second, and at its start."""
+        self.check()
+        now = time.monotonic()
+        if self.told[0] != stage or now >= self.told[1] + _TOLD_EVERY:
+            self.told = (stage, now)
+            self.send(wire.PROGRESS, json.dumps([stage, done]).encode())
 
     def send(
         self, kind: int, *parts: Any, size: int | None = None, rows: int = 0, digest: bytes = b"", slot: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import closing
 from pathlib import Path
@@ -185,10 +185,20 @@ def profile(session: Session, job: Job) -> None:
     opening = session.open(job)
     files = opening.pin(relation)
     union = bool(relation.options.get("union_by_name", False))
-    widths = profiling.parquet_widths(files, union=union) if relation.kind in ("parquet", "hive", "s3") else {}
-    con = opening.fence(session.worker.engine())
+    widths: Mapping[str, float] = {}
+    if relation.kind in ("parquet", "hive", "s3"):
+        widths = profiling.parquet_widths(files, union=union, reached=session.reached)
+    con = opening.fence(session.worker.engine(), followed=True)
     engine.attach(con, name, relation, files)
-    value(session, profiling.profile(con, name, files, widths=widths, check=session.check))
+
+    def ask(sql: str, told: Callable[[float], None]) -> Sequence[Any]:
+        coming = session.maker.submit(lambda: con.sql(sql).fetchall()[0])
+        while not wait((coming,), timeout=0.1).done:
+            told(max(0.0, con.query_progress()) / 100)
+        row: Sequence[Any] = coming.result()
+        return row
+
+    value(session, profiling.profile(con, name, files, widths=widths, reached=session.reached, ask=ask))
 
 
 def convert(session: Session, job: Job) -> None:
@@ -201,7 +211,7 @@ def convert(session: Session, job: Job) -> None:
     try:
         found = source(relation.kind).convert(con, files.paths, relation.options, target)
         files.check_unchanged()
-        value(session, found | {"files": profiling.digests(files, check=session.check)})
+        value(session, found | {"files": profiling.digests(files, reached=session.reached)})
     except BaseException:
         Path(target).unlink(missing_ok=True)
         raise

@@ -13,7 +13,8 @@ import pyarrow as pa
 from connector.app import Profiles
 from connector.dataplane.stream import version_relation
 from connector.datasets.outside import Outside
-from connector.datasets.registry import Registration, Registry
+from connector.datasets.registering import Registration
+from connector.datasets.registry import Registry
 from connector.query.job import Job
 from connector.query.pool import Pool
 from connector.settings import Settings

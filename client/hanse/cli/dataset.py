@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from hanse.cli.access import space
-from hanse.cli.out import EXIT, AsJson, at, print_json, print_one, print_rows, print_sentences, say, size
-from hanse.errors import BadInput
-from hanse.flow import segment
+from hanse.cli.out import EXIT, AsJson, at, counted, print_json, print_one, print_rows, print_sentences, say, size
+from hanse.errors import BadInput, HanseError
+from hanse.flow import Call, segment
 
 commands = typer.Typer(help="Register, list and remove your datasets.", no_args_is_help=True)
+_SECONDS = 12 * 3600.0  # that a registration may take
+_FILES_SHOWN = 5
 _FIELDS: dict[str, Any] = {
     "name": "name",
     "id": "id",
@@ -24,7 +27,7 @@ _FIELDS: dict[str, Any] = {
     "version": "version",
     "license": "license",
     "keywords": "keywords",
-    "files": "files",
+    "files": lambda row: _files(row.get("files") or []),
     "registered": at("created_at"),
 }
 
@@ -49,13 +52,23 @@ def add(
     option: Annotated[list[str] | None, typer.Option(help="name=value for the source; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a dataset: its schema and statistics are read, its files are pinned by digest."""
+    """Register a dataset: its schema and statistics are read, its files are pinned by digest.
+
+    Ctrl-C stops it, and nothing of it is kept; so does `hanse dataset stop` in another window.
+    """
     about = {"title": title, "description": description, "keywords": keyword or [], "theme": theme, "license": license}
     body = {"name": name, "path": path, "kind": kind, "options": _options(option or []), **about}
-    row = space().api.post("/datasets", {key: value for key, value in body.items() if value})
+    row = _registered(name, "/datasets", {key: value for key, value in body.items() if value})
     print_one(row, _FIELDS, as_json=as_json)
     if not as_json:
         say("nobody else sees it yet: attach an offer with `hanse offer add`")
+
+
+@commands.command()
+def stop(name: Name) -> None:
+    """Stop a registration that runs; nothing of it is kept."""
+    space().api.delete(_registration(name))
+    say(f"the registration of {name} is stopped; nothing of it is kept")
 
 
 @commands.command("list")
@@ -88,8 +101,8 @@ def update(
 
     It is held against every offer and agreement first; what does not fit is named, and refused unless accepted.
     """
-    row = space().api.post(
-        f"/datasets/{segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
+    row = _registered(
+        name, f"/datasets/{segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
     )
     print_one(row, _FIELDS, as_json=as_json)
     for one in [] if as_json else row.get("affected", []):
@@ -140,6 +153,35 @@ def remove(name: Name) -> None:
     """Remove a dataset that has no offers and no agreements. Your files stay."""
     space().api.delete(f"/datasets/{segment(name)}")
     say(f"{name} is removed; its files were not touched")
+
+
+def _registered(name: str, path: str, body: dict[str, Any]) -> Any:
+    """Ask for a registration and show how far it is until it has ended. Whoever interrupts us stops it."""
+    api = space().api
+
+    def look() -> tuple[str, int, int]:
+        found = api.get(_registration(name))
+        return found["state"], found["done"], found["files"]
+
+    try:
+        with counted(name, look):
+            return api.do(Call("POST", path, body=body, seconds=_SECONDS))
+    except KeyboardInterrupt:
+        with suppress(HanseError):  # closing the connection may have stopped it already
+            api.delete(_registration(name))
+        with suppress(HanseError):
+            say(f"the registration of {name} is {api.get(_registration(name))['state']}")
+        raise
+
+
+def _registration(name: str) -> str:
+    return f"/registrations/{segment(name)}"
+
+
+def _files(paths: list[str]) -> list[str]:
+    """The first of many."""
+    more = len(paths) - _FILES_SHOWN
+    return paths if more <= 0 else [*paths[:_FILES_SHOWN], f"and {more:,} more"]
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -48,6 +49,7 @@ _HINTS: Mapping[type[HanseError], str] = {
 }
 
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
+_LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -176,3 +178,47 @@ def progress(text: str, *, total: float | None = None, of: str = "steps") -> Ite
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def meanwhile(look: Callable[[], None]) -> Iterator[None]:
+    """Look again and again, in a thread, until the block has ended; a look that fails is passed over."""
+    done = threading.Event()
+
+    def looking() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            with suppress(HanseError):  # what is looked at may not be known yet, or not any more
+                look()
+
+    thread = threading.Thread(target=looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def counted(text: str, look: Callable[[], tuple[str, int, int]]) -> Iterator[None]:
+    """A bar on standard error while the block runs: `look` gives what is done now, how much of it, of how much."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    out = console(err=True)
+    if not out.is_terminal:
+        yield
+        return
+    with Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task(text, total=None)
+
+        def update() -> None:
+            stage, done, total = look()
+            bar.update(task, description=f"{text}: {stage}", completed=done, total=total or None)
+
+        with meanwhile(update):
+            yield

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import secrets
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, console, print_json, print_rows, progress, say, shown, size
-from hanse.errors import BadInput, HanseError
+from hanse.cli.out import AsJson, console, meanwhile, print_json, print_rows, progress, say, shown, size
+from hanse.errors import BadInput
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 _SHOWN_MAX = 200  # rows that a table shows
-_LOOK_SECONDS = 0.3
 
 Purpose = Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")]
 Format = Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}; else by the file, or table.")]
@@ -74,21 +72,9 @@ def _asked(connected: Space, sql: str, **more: Any) -> Stream:
     out = console(err=True)
     if not out.is_terminal:
         return connected.query(sql, **more)
-    query_id, done = secrets.token_hex(8), threading.Event()
-    with out.status("planning") as status:
-
-        def look() -> None:
-            while not done.wait(_LOOK_SECONDS):
-                with suppress(HanseError):  # it may not be known yet, or not any more
-                    status.update(escape(told(connected.progress(query_id))))
-
-        looking = threading.Thread(target=look, daemon=True)
-        looking.start()
-        try:
-            return connected.query(sql, **more, query_id=query_id)
-        finally:
-            done.set()
-            looking.join()
+    query_id = secrets.token_hex(8)
+    with out.status("planning") as status, meanwhile(lambda: status.update(escape(told(connected.progress(query_id))))):
+        return connected.query(sql, **more, query_id=query_id)
 
 
 def told(progress: Mapping[str, Any]) -> str:

@@ -1,15 +1,21 @@
-"""Datasets for their owner: the list, one with its columns and figures, registering, new versions, removing."""
+"""Datasets for their owner: the list, one with its columns and figures, registering, new versions, removing.
+
+Registering goes on when the browser leaves; a page of its own tells how far it is.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from connector.datasets.registry import Description, Registration, Registry
+from connector.datasets.registering import REGISTERED, Description, Registration
+from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES
-from connector.errors import HanseError
+from connector.errors import HanseError, NotFound
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
 from connector.management.auth import Caller
@@ -17,14 +23,18 @@ from connector.management.pages.desk import Desk, Form, form_of
 from connector.management.pages.words import path_of
 from connector.settings import Settings
 from connector.store import Store
+from connector.telemetry import logger
 
 _FIELDS = ("name", "path", "kind", "title", "description", "keywords", "theme", "license")
 _KINDS = ("", *SOURCES)
 _LISTED = 200
+_PATIENCE = 1.5  # seconds after which whoever registers is led to the page that tells how far it is
+_log = logger("console")
 
 
 def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) -> APIRouter:
     routes = desk.router()
+    kept: set[asyncio.Task[Any]] = set()
 
     @routes.get("/datasets")
     async def listed(request: Request, after: str = "", caller: Caller = desk.may("read")) -> Response:
@@ -32,11 +42,13 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         offers = await store.read(lambda tx: tx.datasets.offers_of([one.id for one in found]))
         count = {one.id: sum(offer.dataset_id == one.id for offer in offers) for one in found}
         more = found[-1].id if len(found) == _LISTED else ""
-        return await desk.page(request, "datasets.html", where="datasets", datasets=found, offers=count, more=more)
+        running = [one for one in registry.under_way.recent() if one.task is not None and caller.may("owner")]
+        shown: dict[str, Any] = {"datasets": found, "offers": count, "more": more, "running": running}
+        return await desk.page(request, "datasets.html", where="datasets", **shown)
 
     @routes.get("/datasets/new")
     async def form(request: Request, caller: Caller = desk.may("owner")) -> Response:
-        return await _form(request, dict.fromkeys(_FIELDS, ""))
+        return await _form(request, {name: request.query_params.get(name, "")[:4096] for name in _FIELDS})
 
     async def _form(request: Request, fields: dict[str, str], error: HanseError | None = None) -> Response:
         return await desk.page(
@@ -53,11 +65,37 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
     @routes.post("/datasets/new")
     async def register(request: Request, caller: Caller = desk.may("owner")) -> Response:
         said = await form_of(request)
+        asked = _registration(said)
         try:
-            row, _ = await registry.register(_registration(said), by=caller.name)
+            where = await _begun(registry.register(asked, by=caller.name), asked.name)
         except HanseError as error:
             return await _form(request, {name: said.get(name) for name in _FIELDS}, error)
-        return RedirectResponse(path_of("/datasets", row.name), status_code=303)
+        return RedirectResponse(where, status_code=303)
+
+    async def _begun(work: Coroutine[Any, Any, Any], name: str) -> str:
+        """Where to look: at the dataset if the work is done soon, else at its progress. Raises what refuses it soon."""
+        task = asyncio.ensure_future(work)
+        kept.add(task)
+        task.add_done_callback(kept.discard)
+        task.add_done_callback(_told)
+        done, _ = await asyncio.wait((task,), timeout=_PATIENCE)
+        if done:
+            task.result()
+        return path_of("/datasets" if done else "/registrations", name)
+
+    @routes.get("/registrations/{name}")
+    async def progress(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+        found = registry.under_way.find(name)
+        if found is None:
+            raise NotFound(f"no registration of {name[:64]!r} runs or has ended of late")
+        if found.state == REGISTERED:
+            return RedirectResponse(path_of("/datasets", name), status_code=303)
+        return await desk.page(request, "registration.html", where="datasets", one=found)
+
+    @routes.post("/registrations/{name}/stop")
+    async def stop(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+        await registry.under_way.stop(name)
+        return RedirectResponse(path_of("/registrations", name), status_code=303)
 
     async def _one(request: Request, name: str, error: HanseError | None = None) -> Response:
         row, version = await registry.get(name)
@@ -88,21 +126,27 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
     @routes.post("/datasets/{name}/versions")
     async def renew(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
         path = (await form_of(request)).get("path")
-        return await _done(request, name, lambda: registry.renew(name, path, by=caller.name), f"/datasets/{name}")
+        try:
+            where = await _begun(registry.renew(name, path, by=caller.name), name)
+        except HanseError as error:
+            return await _one(request, name, error)
+        return RedirectResponse(where, status_code=303)
 
     @routes.post("/datasets/{name}/remove")
     async def remove(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
-        return await _done(request, name, lambda: registry.remove(name, by=caller.name), "/datasets")
-
-    async def _done(request: Request, name: str, act: Any, then: str) -> Response:
-        """Act and go on, or show the dataset's page with what stood in the way."""
         try:
-            await act()
+            await registry.remove(name, by=caller.name)
         except HanseError as error:
             return await _one(request, name, error)
-        return RedirectResponse(path_of("", then.lstrip("/")), status_code=303)
+        return RedirectResponse("/datasets", status_code=303)
 
     return routes
+
+
+def _told(task: asyncio.Task[Any]) -> None:
+    """The page of the registration says how it ended; what nobody foresaw is in our log, too."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, HanseError):
+        _log.error("a registration failed", exc_info=error)
 
 
 def _registration(said: Form) -> Registration:

@@ -87,6 +87,7 @@ class Desk:
             us={"name": name, "title": title or name, "participant": participant, "version": version},
             TIERS=words.TIERS,
             KINDS=words.KINDS,
+            STAGES=words.STAGES,
         )
 
     def router(self) -> APIRouter:

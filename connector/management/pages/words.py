@@ -44,7 +44,15 @@ KINDS = {
     "WebhookChanged": "Webhook changed",
     "ServiceStarted": "Connector started",
 }
-_GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete")
+STAGES = {
+    "finding": "Looking for the files",
+    "converting": "Converting to Parquet",
+    "checking": "Checking each file's schema",
+    "counting": "Reading every row for the figures",
+    "digesting": "Taking the digest of each file",
+    "storing": "Storing",
+}
+_GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "registered")
 _BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
 
 

@@ -1,0 +1,171 @@
+"""Registering many files: it tells how far it is, can be stopped, and leaves nothing behind that is not registered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+
+from connector.datasets import registering
+from connector.datasets.registering import Registration
+from connector.datasets.sources import files, hive
+from connector.errors import Conflict, NotFound, PathRefused, SourceUnreadable
+from connector.query.job import Job
+from tests.support import data
+from tests.support.owner import Owner, owning
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+MANY = 300
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def owner(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Owner]:
+    async with owning(tmp_path_factory.mktemp("registering"), None) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def many(owner: Owner) -> Path:
+    """A directory of many small files."""
+    top = owner.folder / "data" / "many"
+    for number in range(MANY):
+        place = top / f"day={number % 3}" / f"{number:04}.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"id": [number]}), place)
+    return top
+
+
+def _asked(name: str, path: Path) -> Registration:
+    return Registration(name=name, path=str(path))
+
+
+class Stuck:
+    """An engine that converts, and then never comes to an end with a profile."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+
+    async def profile(self, *_: Any, told: Callable[[str, int], None]) -> Mapping[str, Any]:
+        told(registering.COUNTING, 1)
+        self.begun.set()
+        await asyncio.Event().wait()
+        return {}
+
+    async def convert(
+        self, kind: str, files: Sequence[Mapping[str, Any]], options: Mapping[str, Any], target: str, *, told: Any
+    ) -> Mapping[str, Any]:
+        await asyncio.to_thread(pq.write_table, pa.table({"a": [1]}), target)
+        return {}
+
+
+@pytest.fixture
+def stuck(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> Stuck:
+    engine = Stuck()
+    monkeypatch.setattr(owner.registry, "_engine", engine)
+    return engine
+
+
+async def test_a_profile_tells_its_stages_and_files(owner: Owner, many: Path) -> None:
+    told: list[tuple[str, int]] = []
+    job = Job(kind="profile", relations={"t": data.relation("hive", many, owner.folder / "data")})
+    profile = await owner.pool.ask(job, told=lambda stage, done: told.append((stage, done)))
+    assert profile["rows"] == MANY
+    assert list(dict(told)) == [registering.CHECKING, registering.COUNTING, registering.DIGESTING]
+    assert all(0 <= done < MANY for _, done in told)
+
+
+async def test_what_was_registered_says_so(owner: Owner, many: Path) -> None:
+    await owner.registry.register(_asked("whole", many), by="ann")
+    found = owner.registry.under_way.find("whole")
+    assert found is not None
+    assert (found.state, found.files, found.done, found.by) == (registering.REGISTERED, MANY, MANY, "ann")
+    assert found.task is None
+    with pytest.raises(SourceUnreadable):
+        await owner.registry.register(_asked("broken", _text(owner, "broken.parquet", "no")), by="ann")
+    broken = owner.registry.under_way.find("broken")
+    assert broken is not None
+    assert broken.error is not None
+    assert (broken.state, broken.error.code) == (registering.REFUSED, "not_parquet")
+
+
+async def test_a_registration_that_is_stopped_in_its_worker_leaves_nothing(owner: Owner, many: Path) -> None:
+    registry = owner.registry
+    running = asyncio.ensure_future(registry.register(_asked("halted", many), by="ann"))
+    while (one := registry.under_way.find("halted")) is None or one.state == registering.FINDING:
+        await asyncio.sleep(0)
+    assert await registry.under_way.stop("halted")
+    with pytest.raises(Conflict) as raised:
+        await running
+    assert (raised.value.code, one.state, one.files) == ("registration_stopped", registering.STOPPED, MANY)
+    with pytest.raises(NotFound):
+        await registry.get("halted")
+    records = await owner.store.read(lambda tx: [row.body for row in tx.audit.pending(1000)])
+    assert [body["code"] for body in records if body["detail"].get("name") == "halted"] == ["registration_stopped"]
+    assert not await registry.under_way.stop("halted")
+    assert (await owner.add("halted", many)).profile["rows"] == MANY
+
+
+async def test_a_conversion_that_does_not_become_a_dataset_leaves_no_file(owner: Owner, stuck: Stuck) -> None:
+    registry, path = owner.registry, _text(owner, "s.csv", "a\n1\n")
+    before = set(_prepared(owner))
+    running = asyncio.ensure_future(registry.register(_asked("text", path), by="ann"))
+    await stuck.begun.wait()
+    assert set(_prepared(owner)) > before
+    with pytest.raises(Conflict) as raised:
+        await registry.register(_asked("text", path), by="bob")
+    assert raised.value.code == "registration_runs"
+    assert await registry.under_way.stop("text")
+    with pytest.raises(Conflict):
+        await running
+    assert set(_prepared(owner)) == before
+
+
+async def test_a_refused_conversion_leaves_no_file(owner: Owner) -> None:
+    before = set(_prepared(owner))
+    with pytest.raises(SourceUnreadable):
+        await owner.add("lines", _text(owner, "lines.jsonl", '{"a": 1}\nnot json\n'))
+    assert set(_prepared(owner)) == before
+
+
+async def test_one_text_file_can_be_two_datasets(owner: Owner) -> None:
+    path = _text(owner, "shared.csv", "a,b\n1,x\n2,y\n")
+    first, second = await owner.add("first", path), await owner.add("second", path)
+    assert (await owner.rows(first)).equals(await owner.rows(second))
+
+
+async def test_only_files_that_changed_are_pinned_anew(owner: Owner) -> None:
+    place, roots = owner.folder / "data" / "fresh", [owner.folder / "data"]
+    place.mkdir()
+    for name in "abc":
+        pq.write_table(pa.table({"a": [1]}), place / f"{name}.parquet")
+    old = files.files_under(str(place), roots=roots, suffixes=hive.SUFFIXES)
+    since = max(max(ref.mtime_ns, ref.ctime_ns) for ref in old) + 10**9
+    assert not files.fresh(old, since_ns=since)
+    later = since + 10**9
+    os.utime(place / "b.parquet", ns=(later, later))
+    seen = files.files_under(str(place), roots=roots, suffixes=hive.SUFFIXES)
+    assert files.fresh(seen, since_ns=since)
+    os.utime(place / "a.parquet")  # not looked at: it was at rest when we looked
+    again = files.looked_at_again(seen, roots=roots, since_ns=since)
+    assert [one is other for one, other in zip(again, seen, strict=True)] == [True, False, True]
+    (place / "b.parquet").unlink()
+    with pytest.raises(PathRefused):
+        files.looked_at_again(seen, roots=roots, since_ns=since)
+
+
+def _text(owner: Owner, name: str, text: str) -> Path:
+    path = owner.folder / "data" / name
+    path.write_text(text)
+    return path
+
+
+def _prepared(owner: Owner) -> list[str]:
+    folder = owner.folder / "prepared"
+    return [one.name for one in folder.iterdir()] if folder.exists() else []
