@@ -149,7 +149,12 @@ class Settings(BaseSettings):
 
     workers_max: int = Field(2, ge=1, le=64, description="Query worker processes at once.")
     workers_warm: int = Field(1, ge=0, le=64, description="Query worker processes kept ready.")
-    worker_memory_mb: int = Field(512, ge=64, description="Memory limit of the engine in one worker, in MB.")
+    worker_memory_mb: int = Field(
+        320,
+        ge=64,
+        description="Memory limit of the engine in one worker, in MB; what a query needs beyond goes to disk. Two "
+        "workers of this size and the connector stay within 1 GB.",
+    )
     worker_temp_mb: int = Field(
         4096,
         ge=0,

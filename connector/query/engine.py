@@ -200,13 +200,9 @@ def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened
     source(relation.kind).attach(con, name, opened.paths, relation.options)
 
 
-def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
-    """Take the rows of Arrow files into the engine, under a name."""
-    tables = []
-    for path in opened.paths:
-        with pa.OSFile(path) as file:
-            tables.append(pa.ipc.open_file(file).read_all())
-    con.register(_LOADING, pa.concat_tables(tables))
+def load(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Files) -> None:
+    """Take the rows of Arrow files into the engine, batch by batch, under a name; to its disk where they are many."""
+    attach(con, _LOADING, relation, opened)
     con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
     con.unregister(_LOADING)
 

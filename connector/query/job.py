@@ -48,7 +48,7 @@ class Relation:
     """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
 
     `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`:
-    a small Arrow file that the engine takes in at once, so that it knows the counts by which it orders joins.
+    an Arrow file that the engine takes in at once, so that it knows the counts by which it orders joins.
     """
 
     kind: str

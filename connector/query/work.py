@@ -30,9 +30,7 @@ from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
 _KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
-_LOADED_SHARE = (
-    16  # answers of less than this part of the engine's memory are taken into it (uncompressed: a few times)
-)
+_LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their joins need as much again and more
 _KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
 
 Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
@@ -229,9 +227,7 @@ class Work:
 
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers' files and nothing else."""
-        relations = self._relations(self.answers)
-        small = sum(answer.nbytes for answer in self.answers) <= self.means.memory_mb * 2**20 // _LOADED_SHARE
-        relations = {name: replace(relation, loaded=small) for name, relation in relations.items()}
+        relations = self._loaded(self._relations(self.answers), joined=len(plan.tables) > 1)
         without = {answer.fragment.id for answer in self.answers if answer.file is None}
         sql, functions = await asyncio.to_thread(_residual, plan, without)
         report = json.dumps(self.report("complete"))
@@ -260,6 +256,14 @@ class Work:
             for answer in answers
             if answer.file is not None
         }
+
+    def _loaded(self, relations: dict[str, Relation], *, joined: bool) -> dict[str, Relation]:
+        """The same, to be taken in where they are joined and not too much: of a file the engine does not know how many
+        rows it has, and joins two large ones on a column of few values before a small one."""
+        size = sum(int(file["size"]) for relation in relations.values() for file in relation.files)
+        if not joined or size > max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE:
+            return relations
+        return {name: replace(relation, loaded=True) for name, relation in relations.items()}
 
     def owners(self) -> list[dict[str, Any]]:
         return [_told(answer) for answer in self.answers if answer.missing is None]

@@ -1,15 +1,15 @@
 """TPC-H over three owners, through real connectors with gate and policies on, against one DuckDB over the same files.
 
     python -m tests.load.bench_federated [--scale 1] [--layouts vertical horizontal] [--queries q03 q09]
-                                         [--modes pull filter full] [--repeat 3] [--memory 512] [--out figures.json]
+                                         [--modes pull filter full] [--repeat 3] [--memory 320] [--out figures.json]
 
 For each query: bytes that came from the owners and wall time, for pulling tables, filters and columns only, full
 pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB that has all files. Every answer is
 compared with DuckDB's. Keys that are sent to owners are counted as bytes, too. Times are the best of `--repeat`, side
 by side on this machine: read them as ratios; pulling and filtering, whose bytes are what counts, run once. Also: the
 planner's processor time, and the most memory that each connector took with its workers (proportional set size).
-Beyond scale factor 3 the default is full pushdown with zstd, once, with 400 MB for the engine in each worker. The files
-stay in var/bench for the next run.
+Beyond scale factor 3 the default is full pushdown with zstd, once. Without `--memory` the engine in each worker has
+what the settings give it. The files stay in var/bench for the next run.
 """
 
 from __future__ import annotations
@@ -114,10 +114,12 @@ def cut(folder: Path, kind: str, target: Path) -> dict[tuple[str, str], Path]:
 
 
 @contextmanager
-def space(directory: Path, files: dict[tuple[str, str], Path], *, memory: int) -> Iterator[Space]:
+def space(directory: Path, files: dict[tuple[str, str], Path], *, memory: int | None) -> Iterator[Space]:
     """The data space, every dataset registered, offered and agreed on."""
     first = free_range(8)
-    settings = {"WORKER_MEMORY_MB": str(memory), "QUERY_SECONDS": "800", "STREAMS_MAX": "64"}
+    settings = {"QUERY_SECONDS": "800", "STREAMS_MAX": "64"}
+    if memory is not None:
+        settings["WORKER_MEMORY_MB"] = str(memory)
     names = ("a", "b", "c", "asker")
     made = {
         name: Process(name, directory / name, first + 2 * place, first + 2 * place + 1, settings=settings)
@@ -278,7 +280,6 @@ def main() -> int:
     large = asked.scale > LARGE
     asked.modes = asked.modes or (["full zstd"] if large else list(WAYS))
     asked.repeat = asked.repeat or (1 if large else 3)
-    asked.memory = asked.memory or (400 if large else 512)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the connectors end with us
     right, told = True, {}
     folder = _generated(asked.data.resolve() / f"tpch-{asked.scale:g}", asked.scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,11 @@ from connector.errors import (
     Refused,
     VersionChanged,
 )
+from connector.query import work
 from connector.query.coordinate import Question
 from connector.query.federation import GridInfo
+from connector.query.job import Job
+from connector.query.pool import Pool
 from tests.support.asking import Asked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -56,6 +60,30 @@ async def test_keys_of_one_owner_narrow_what_another_sends(asked: Asked) -> None
     assert {one["owner"]: one["rows"] for one in end["owners"]} == {"south": 5, "north": 5}
     (envelope,) = asked.owners.of["north"].asked
     assert [table["columns"] for table in envelope["keys"]] == [["k"]]
+
+
+@pytest.mark.parametrize(
+    ("sql", "share", "loaded"),
+    [
+        ("SELECT count(*) FROM south.patients p JOIN north.wards w ON w.ward = p.ward", 4, True),
+        ("SELECT count(*) FROM south.patients p JOIN north.wards w ON w.ward = p.ward", 2**40, False),  # too much
+        (COUNTS, 4, False),  # one table, however many owners have it
+    ],
+)
+async def test_answers_that_are_joined_are_taken_in_so_that_the_engine_knows_their_rows(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, sql: str, share: int, loaded: bool
+) -> None:
+    jobs: list[Job] = []
+    run = Pool.run
+
+    def noted(pool: Pool, job: Job) -> Any:
+        jobs.append(job)
+        return run(pool, job)
+
+    monkeypatch.setattr(work, "_LOADED_SHARE", share)
+    monkeypatch.setattr(Pool, "run", noted)
+    await asked.rows(sql)
+    assert {relation.loaded for relation in jobs[-1].relations.values()} == {loaded}
 
 
 async def test_keys_are_not_sent_where_an_agreement_does_not_allow_it(asked: Asked) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pytest
 import xxhash
 
@@ -39,6 +41,17 @@ async def test_stream_equals_the_file_and_its_totals(pool: Pool, numbers: Relati
     assert table.equals(data.table().cast(table.schema))
     assert result.totals["rows"] == data.ROWS
     assert result.totals["batches"] > 1
+
+
+async def test_of_a_relation_that_is_taken_in_the_engine_knows_the_rows(pool: Pool, folder: Path) -> None:
+    table, path = data.table(20_000), folder / "loaded.arrow"
+    feather.write_feather(table, path, compression="uncompressed")
+    for loaded in (True, False):
+        relations = {"f0.a": replace(data.relation("arrow_ipc", path, folder), loaded=loaded)}
+        found, _ = await read(pool, Job(relations=relations, sql='SELECT * FROM "f0.a"'))
+        assert found.equals(table.cast(found.schema))
+        plan = await pool.ask(Job(kind="report", relations=relations, sql='EXPLAIN SELECT * FROM "f0.a"'))
+        assert ("20,000 rows" in plan["rows"][0][1]) is loaded
 
 
 async def test_parameters_are_bound_by_place_and_by_name(pool: Pool, numbers: Relation) -> None:
