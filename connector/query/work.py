@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -29,6 +30,7 @@ from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
+_THREADS = max(1, min(4, os.cpu_count() or 1))
 _KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
 _LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their joins need as much again and more
 _KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
@@ -247,7 +249,13 @@ class Work:
 
     def _limits(self, *, later: int = 0, rows: int | None = None) -> Limits:
         means = self.means
-        return Limits(seconds=self.deadline.left(later), rows=rows, memory_mb=means.memory_mb, temp_mb=means.temp_mb)
+        return Limits(
+            seconds=self.deadline.left(later),
+            rows=rows,
+            memory_mb=means.memory_mb,
+            temp_mb=means.temp_mb,
+            threads=_THREADS,
+        )
 
     def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
         assert self.folder is not None
