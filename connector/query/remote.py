@@ -13,8 +13,9 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from connector.errors import (
     BadInput,
@@ -42,6 +43,7 @@ from connector.query.pool import Pool
 Ticket = Callable[[str], Awaitable[tuple[str, str]]]
 
 _ERROR_MAX = 64 * 2**10
+_WRITE = 2**20
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
 _STATUS: Mapping[int, type[HanseError]] = {
     400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
@@ -172,7 +174,7 @@ class _Exchange:
                     return Answered(fragment, None, ms=_ms(self.begun), withheld=True, end={"refusal": error})
                 raise error
             self.stage = "answering"
-            with spool.open("xb") as file:
+            with spool.open("xb", buffering=0) as file:
                 size = await _spool(answer, file, self.budget)
         self.stage = "checking"
         return await self._checked(spool, size)
@@ -235,13 +237,31 @@ class _Exchange:
         )  # fmt: skip
 
 
-async def _spool(answer: Answer, file: BinaryIO, budget: Budget) -> int:
-    size = 0
+async def _spool(answer: Answer, file: RawIOBase, budget: Budget) -> int:
+    """The whole body into the file; its size. Written in a thread: a disk takes its time, and may be full."""
+    size, held = 0, bytearray()
     async for piece in answer.pieces():
         budget.take(len(piece))
         size += len(piece)
-        file.write(piece)  # page cache: a worker reads it next
+        held += piece
+        if len(held) >= _WRITE:
+            await asyncio.to_thread(_write, file, held)
+            held = bytearray()
+    await asyncio.to_thread(_write, file, held)
     return size
+
+
+def _write(file: RawIOBase, held: bytearray) -> None:
+    view = memoryview(held)
+    try:
+        while len(view):
+            view = view[file.write(view) or 0 :]  # page cache: a worker reads it next
+    except OSError as error:
+        raise Busy(
+            f"the answer cannot be written down at the connector that asked ({error.strerror}); its operator must make "
+            "room on the disk of its data directory, or the question must ask for less",
+            code="disk_full",
+        ) from error
 
 
 async def refusal(answer: Answer, endpoint: str) -> HanseError:
