@@ -111,13 +111,16 @@ def fence(
     limits: Limits,
     temp: Path | None = None,
     followed: bool = False,
+    far: bool = False,
 ) -> None:
     """Close everything but `paths`, set the limits, and lock the settings. `followed`: it can be asked how far it is.
 
-    Without `temp` nothing spills: the engine lets queries read its temporary directory, so there is none unless the
-    caller gives a private, empty one.
+    `far`: some of the files are objects in a store, of which much is better asked for at once. Without `temp` nothing
+    spills: the engine lets queries read its temporary directory, so there is none unless the caller gives a private,
+    empty one.
     """
-    threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}
+    # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
+    threads = _ONE_THREAD if limits.threads == 1 else {"threads": str(limits.threads)}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
     told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
     _set(
@@ -128,6 +131,7 @@ def fence(
             **told,
             "memory_limit": quote_text(f"{limits.memory_mb}MB"),
             "max_temp_directory_size": quote_text(f"{limits.temp_mb}MB"),
+            "disable_parquet_prefetching": "false" if far else "true",
             "allowed_paths": quote_list(paths),
             "enable_external_access": "false",
             "lock_configuration": "true",
@@ -135,6 +139,7 @@ def fence(
     )
 
 
+_ONE_THREAD = {"streaming_buffer_size": "'64KB'"}
 _ALWAYS = {
     "threads": "1",
     "temp_directory": "''",

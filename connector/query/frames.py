@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -91,10 +91,11 @@ class Messages:
 class Frames:
     """An answer as frames, counted and digested; the memory of a batch is copied once, to where it is sent from."""
 
-    def __init__(self, session: Session, job: Job, messages: Format) -> None:
+    def __init__(self, session: Session, job: Job, messages: Format, *, idle: Callable[[], None]) -> None:
+        """`idle` is called where the reader keeps us waiting."""
         self.session, self.job = session, job
         self.messages = messages
-        self.slots = None if session.shared is None else Slots(session, slot_bytes(job.batch_bytes))
+        self.slots = None if session.shared is None else Slots(session, job, idle)
         self.rows = self.batches = self.bytes = 0
         self.session.send(wire.SCHEMA, messages.head, digest=messages.first)
         self.session.send(wire.TRAILER, messages.trailer)
@@ -133,18 +134,18 @@ class Frames:
 class Slots:
     """The worker's end of the ring (`connector.query.ring`)."""
 
-    def __init__(self, session: Session, size: int) -> None:
+    def __init__(self, session: Session, job: Job, idle: Callable[[], None]) -> None:
         assert session.shared is not None
-        self.session, self.size = session, size
-        memory = memoryview(session.worker.map(session.shared, wire.SLOTS * size))
-        self._slots = [pa.py_buffer(memory[at : at + size]) for at in range(0, len(memory), size)]
+        self.session, self.size, self._idle = session, slot_bytes(job.batch_bytes), idle
+        memory = memoryview(session.worker.map(session.shared, job.slots * self.size))
+        self._slots = [pa.py_buffer(memory[at : at + self.size]) for at in range(0, len(memory), self.size)]
         self._file: Any = None
-        self._free = list(range(1, wire.SLOTS + 1))
+        self._free = list(range(job.slots, 0, -1))
 
     def free(self) -> int:
         """The number of a slot that may be written, once there is one; 0 where the socket is to be used."""
         if not self._free:
-            self._free += self.session.credits()
+            self._free += self.session.credits(self._idle)
         slot = self._free.pop()  # the last one that came back: it is still in the cache
         if slot:
             self._file = pa.FixedSizeBufferWriter(self._slots[slot - 1])  # copies without the interpreter's lock

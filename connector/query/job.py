@@ -94,8 +94,9 @@ class Range:
 class Ranges:
     """Read only these rows of the job's first relation, in this order, and say after each batch where it ended.
 
-    The place goes into the batch's metadata (`AT_KEY`) as a cursor sealed with `key` (hexadecimal). `position` names
-    the last column of the answer, which holds each row's number and does not leave; empty where no row is left out.
+    The place goes into the batch's metadata (`AT_KEY`) as a cursor sealed with `key` (hexadecimal); without a key there
+    is none. `position` names the last column of the answer, which holds each row's number and does not leave; empty
+    where no row is left out or no place is told.
     """
 
     ranges: Sequence[Range]
@@ -123,6 +124,7 @@ class Job:
     only: Ranges | None = None
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20
+    slots: int = SLOTS  # of the ring: batches that may wait for the reader
     batch_rows: int | None = None
     noise: Mapping[str, Any] | None = None  # `query.noise.add` changes the answer by it, before anything leaves
     format: str = "arrow"  # or one that `connector.query.written` knows

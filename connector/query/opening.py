@@ -46,14 +46,20 @@ class Opening:
         if temp is not None:
             temp.mkdir(mode=0o700, parents=True)
         paths = [path for found in self.files for path in found.paths]
-        engine.fence(con, paths=[*paths, *more], limits=self.limits, temp=temp, followed=followed)
+        far = any(not isinstance(found, engine.Opened) for found in self.files)
+        engine.fence(con, paths=[*paths, *more], limits=self.limits, temp=temp, followed=followed, far=far)
         return con
 
     def relations(self, relations: Mapping[str, Relation], con: Any) -> None:
         """All relations that are files, readable under their names."""
+        for relation in relations.values():
+            if relation.blob is None:
+                self.pin(relation)
+        self.attach(relations, con)
+
+    def attach(self, relations: Mapping[str, Relation], con: Any) -> None:
+        """The same in an engine for files that are pinned already."""
         named = {name: relation for name, relation in relations.items() if relation.blob is None}
-        for relation in named.values():
-            self.pin(relation)
         self.fence(con)
         for (name, relation), found in zip(named.items(), self.files, strict=True):
             if relation.loaded:
@@ -65,14 +71,18 @@ class Opening:
         """Whether each file's name still leads to what is pinned."""
         return all(isinstance(found, engine.Opened) and found.current() for found in self.files)
 
-    def close(self) -> None:
-        for found in self.files:
-            with suppress(Exception):
-                found.close()
+    def let_go(self) -> None:
+        """Close the engine, and keep the files."""
         con, self.con = self.con, None
         if con is not None:
             with suppress(Exception):
                 con.close()
+
+    def close(self) -> None:
+        for found in self.files:
+            with suppress(Exception):
+                found.close()
+        self.let_go()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

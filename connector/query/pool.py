@@ -104,13 +104,13 @@ class Worker:
     def alive(self) -> bool:
         return not self.killed and self.process.returncode is None
 
-    def lend_ring(self, size: int) -> Ring:
+    def lend_ring(self, slots: int, size: int) -> Ring:
         """Memory to share with it in a job that is about to begin: what its last job has left, where that fits."""
         ring, self.ring = self.ring, None
-        if ring is not None and ring.size != size:
+        if ring is not None and (ring.slots, ring.size) != (slots, size):
             ring.close()
             ring = None
-        return ring or Ring(wire.SLOTS, size, released=_nobody)
+        return ring or Ring(slots, size, released=_nobody)
 
     def take_ring(self, ring: Ring) -> None:
         """A job has ended: its memory waits for the next one, from when no reader holds any of it any more."""
@@ -155,7 +155,7 @@ class Result:
         self._loop = asyncio.get_running_loop()
         self.ring: Ring | None = None
         if job.kind == "query":
-            self.ring = worker.lend_ring(slot_bytes(job.batch_bytes))
+            self.ring = worker.lend_ring(job.slots, slot_bytes(job.batch_bytes))
             self.ring.released = lambda slot: self._tell(slot + 1)
 
     def __aiter__(self) -> Self:
@@ -319,7 +319,7 @@ class Pool:
         *,
         size: int = 2,
         warm: int = 1,
-        streams_per_worker: int = 16,
+        streams_per_worker: int = 32,
         waiting: int = 64,
         wait_seconds: float = 30.0,
         idle_seconds: float = 60.0,

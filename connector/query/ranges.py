@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +21,15 @@ from connector.query.job import Job, Range, Ranges, Relation
 Part = tuple[pa.RecordBatch, str]  # and what its metadata says of its place
 
 
-def read(con: Any, job: Job, only: Ranges, paths: Sequence[str]) -> tuple[pa.Schema, Iterator[Part]]:
-    """The schema of the answer without the column of positions, and its batches as they come."""
+def read(
+    con: Any, job: Job, only: Ranges, paths: Sequence[str], left: list[Range] | None = None
+) -> tuple[pa.Schema, Iterator[Part]]:
+    """The schema of the answer without the column of positions, and its batches as they come.
+
+    `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
+    """
     name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
-    target = job.batch_bytes
+    target, left = job.batch_bytes, list(only.ranges) if left is None else left
 
     def attached(one: Range) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         rows = Rows(one.file, one.first, one.stop, only.position)
@@ -37,10 +43,9 @@ def read(con: Any, job: Job, only: Ranges, paths: Sequence[str]) -> tuple[pa.Sch
                 return schema, scan.rows_between(paths[one.file], schema, one.first, one.stop, rows=size, target=target)
         return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
 
-    first, *others = only.ranges
-    schema, batches = attached(first)
+    schema, batches = attached(left[0])
     shown = schema.remove(len(schema) - 1) if only.position else schema
-    return shown, _parts(first, batches, others, attached, only)
+    return shown, _parts(batches, left, attached, only)
 
 
 def _fast(job: Job, relation: Relation) -> bool:
@@ -48,20 +53,25 @@ def _fast(job: Job, relation: Relation) -> bool:
 
 
 def _parts(
-    first: Range,
     batches: Iterator[pa.RecordBatch],
-    others: Sequence[Range],
+    left: list[Range],
     attached: Callable[[Range], tuple[pa.Schema, Iterator[pa.RecordBatch]]],
     only: Ranges,
 ) -> Iterator[Part]:
-    yield from _placed(first, batches, only)
-    for one in others:
-        yield from _placed(one, attached(one)[1], only)
+    key = bytes.fromhex(only.key)
+    while left:
+        one = left[0]
+        for batch, row in _placed(one, batches, only):
+            left[0] = replace(one, first=row + 1)
+            at = json.dumps({"block": one.block, "cursor": seal(Place(one.file, row), key)}) if key else ""
+            yield batch, at
+        left.pop(0)
+        batches = attached(left[0])[1] if left else batches
 
 
-def _placed(one: Range, batches: Iterator[pa.RecordBatch], only: Ranges) -> Iterator[Part]:
-    """Batches with the places of their last rows: counted, or by the column of positions, which goes."""
-    key, row = bytes.fromhex(only.key), one.first - 1
+def _placed(one: Range, batches: Iterator[pa.RecordBatch], only: Ranges) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Batches with the numbers of their last rows: counted, or by the column of positions, which goes."""
+    row = one.first - 1
     for batch in batches:
         if not batch.num_rows:
             continue
@@ -71,4 +81,4 @@ def _placed(one: Range, batches: Iterator[pa.RecordBatch], only: Ranges) -> Iter
             batch = batch.remove_column(last)
         else:
             row += batch.num_rows
-        yield batch, json.dumps({"block": one.block, "cursor": seal(Place(one.file, row), key)})
+        yield batch, row

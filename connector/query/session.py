@@ -18,7 +18,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,8 +31,11 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
 from connector.query.opening import Opening, key_of
+from connector.query.resting import Floor
 
 _INTERRUPT_EVERY = 0.05
+_PATIENCE = 0.1
+_DECODE_AT_ONCE = 2
 _SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
 _SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool ends a process that rests on more
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
@@ -105,8 +108,13 @@ class Session:
         except OSError:
             raise Coded("cancelled") from None
 
-    def credits(self) -> bytes:
-        """Wait for what the connector says of the ring: numbers of free slots, or ANYWAY."""
+    def credits(self, idle: Callable[[], None]) -> bytes:
+        """Wait for what the connector says of the ring: numbers of free slots, or ANYWAY. `idle` is called now and
+        then if it takes a while."""
+        told = select.poll()
+        told.register(self.channel, select.POLLIN | select.POLLRDHUP)
+        while not told.poll(_PATIENCE * 1000):
+            idle()
         try:
             found = self.channel.recv(16)
         except OSError:
@@ -203,6 +211,7 @@ class Worker:
         self.ahead: Opening | None = None  # one that is opened for what the last jobs have read
         self.last = ""  # its key, of the last job
         self.wake_in, self.wake_out = socket.socketpair()
+        self.floor = Floor(max(_DECODE_AT_ONCE, os.cpu_count() or 1))
         self.resting = Memory()  # before the jobs that run now
         self.most = 0  # MB that the jobs since then might take together at any one time
         self.untouched = 0  # mapped and not in memory before the first job: stacks above all
@@ -241,6 +250,11 @@ class Worker:
             for session in sessions.values():
                 if session.cancelled:
                     session.cancel()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more jobs are here than can work at once."""
+        return len(self.sessions) > self.floor.places
 
     def prepare(self) -> None:
         """Make the next engine while nobody waits for it."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages
 from connector.query.job import Job
+from connector.query.resting import Resting
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 
 _VALUE_ROWS_MAX = 10_000
 _AHEAD = 2  # batches
+_BATCHES = 8 * 2**20  # bytes that the batches of all scans in a process have together, one each
+_BATCH_MIN = 2**19
+_PARQUET = ("parquet", "hive", "s3")
+_ALL = 2**62
 
 
 def run(session: Session, job: Job) -> None:
@@ -68,10 +74,9 @@ def _recheck(con: Any, job: Job) -> None:
 
 def query(session: Session, job: Job) -> None:
     """Stream the rows of one SELECT: schema, trailer, batches, end."""
-    con = opened(session, job)
-    schema, parts = _parts(session, job, con)
-    out = Frames(session, job, _format(job, schema))
-    with closing(_ahead(session, parts)) as coming:
+    schema, parts = _parts(session, job)
+    with closing(_Ahead(session, parts)) as coming:
+        out = Frames(session, job, _format(job, schema), idle=coming.idle)
         for batch, at in coming:
             session.check()
             if batch.num_rows:
@@ -81,21 +86,41 @@ def query(session: Session, job: Job) -> None:
     out.end()
 
 
-def _ahead(session: Session, parts: Iterator[ranges.Part]) -> Generator[ranges.Part]:
-    """The same, made while those before are digested and copied: both work outside the interpreter's lock.
+class _Ahead:
+    """Parts, made while those before are digested and copied: both work outside the interpreter's lock.
 
-    One is always asked for beside the one that is being made: the engine need not wait until we have woken up.
+    One is asked for beside the one that is being made: the engine need not wait until we have woken up. Where others
+    have work for the processors, that is not worth the memory.
     """
-    coming = deque(session.maker.submit(next, parts, None) for _ in range(_AHEAD))
-    try:
-        while (part := coming.popleft().result()) is not None:
-            coming.append(session.maker.submit(next, parts, None))
+
+    def __init__(self, session: Session, parts: Iterator[ranges.Part]) -> None:
+        self._session, self._parts = session, parts
+        self._coming = deque(self._next() for _ in range(1 if session.worker.crowded else _AHEAD))
+
+    def __iter__(self) -> Iterator[ranges.Part]:
+        while (part := self._coming.popleft().result()) is not None:
+            self._coming.append(self._next())
             yield part
-    finally:
-        for unwanted in coming:
+
+    def idle(self) -> None:
+        """Our reader keeps us waiting: others may have the engine."""
+        if isinstance(self._parts, Resting):
+            wait(self._coming)
+            self._parts.idle()
+
+    def close(self) -> None:
+        """End, whatever is under way."""
+        if isinstance(self._parts, Resting):
+            self._parts.close()
+        for unwanted in self._coming:
             unwanted.cancel()
-        while wait(coming, timeout=0.02).not_done:  # interrupted once can be too early
-            session.interrupt()
+        while wait(self._coming, timeout=0.02).not_done:  # interrupted once can be too early
+            self._session.interrupt()
+        if isinstance(self._parts, Resting):
+            self._parts.rest()
+
+    def _next(self) -> Future[ranges.Part | None]:
+        return self._session.maker.submit(next, self._parts, None)
 
 
 def _format(job: Job, schema: pa.Schema) -> Format:
@@ -106,8 +131,12 @@ def _format(job: Job, schema: pa.Schema) -> Format:
     return Written(job, schema)
 
 
-def _parts(session: Session, job: Job, con: Any) -> tuple[pa.Schema, Iterator[ranges.Part]]:
-    """The batches of a query, with their places where it is one of ranges."""
+def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]]:
+    """The schema and the batches of a query, with their places where it is one of ranges."""
+    if (only := _turns(session, job)) is not None:
+        resting = _resting(session, job, only)
+        return resting.schema, resting
+    con = opened(session, job)
     if job.only is not None:
         return ranges.read(con, job, job.only, session.files[0].paths)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
@@ -116,6 +145,34 @@ def _parts(session: Session, job: Job, con: Any) -> tuple[pa.Schema, Iterator[ra
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     schema, batches = _noisy(relation, job.noise) if job.noise else _batches(session, job, relation, rows)
     return schema, ((batch, "") for batch in batches)
+
+
+def _turns(session: Session, job: Job) -> wire.Ranges | None:
+    """The ranges of a scan that takes turns with others: of Parquet, whose rows leave as they are.
+
+    Where rows are left out, nobody can say how long the next batch takes, and the others would wait for it. A scan of
+    everything is one of ranges only among many: it costs a little.
+    """
+    relation = job.relations.get(job.scan)
+    if relation is None or relation.kind not in _PARQUET:
+        return None
+    if job.only is None and session.worker.crowded:
+        return wire.Ranges([wire.Range(-1, number, 0, _ALL) for number in range(len(relation.files))], "")
+    return job.only
+
+
+def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
+    opening, worker = session.open(job), session.worker
+
+    def begin(left: list[wire.Range]) -> tuple[pa.Schema, Iterator[ranges.Part]]:
+        if opening.con is None:
+            (opening.attach if opening.files else opening.relations)(job.relations, worker.engine())
+        _recheck(opening.con, job)
+        most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
+        smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
+        return ranges.read(opening.con, smaller, only, opening.files[0].paths, left)
+
+    return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 
 
 def _noisy(relation: Any, plan: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

@@ -16,7 +16,7 @@ import pytest
 import xxhash
 
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
-from connector.query.job import Job, Limits, Recheck, Relation
+from connector.query.job import Job, Limits, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool, Result
 from tests.support import data
 
@@ -284,6 +284,32 @@ async def test_shared_streams_run_beside_each_other_in_one_worker(pool: Pool, nu
     job = Job(relations={"t": numbers}, sql="SELECT * FROM t", shared=True, limits=Limits(memory_mb=64))
     tables = await asyncio.gather(*(read(pool, job) for _ in range(6)))
     assert [table.num_rows for table, _ in tables] == [data.ROWS] * 6
+
+
+async def test_scans_that_take_turns_give_every_row_in_order(pool: Pool, numbers: Relation) -> None:
+    """More of them than engines, each waiting for its reader while the others go on."""
+    cores = max(2, os.cpu_count() or 1)
+    job = Job(
+        relations={"t": numbers}, sql="SELECT * FROM t", scan="t", shared=True, limits=Limits(memory_mb=64),
+        batch_bytes=2**16,
+    )  # fmt: skip
+    key = "00" * 32
+    some = replace(job, only=Ranges([Range(3, 0, 150_000, 200_000), Range(0, 0, 0, 50_000)], key))
+
+    async def taken(one: Job, wait: float) -> pa.Table:
+        async with pool.run(one) as result:
+            parts = [bytes(result.schema)]
+            async for frame in result:
+                parts.append(bytes(frame.payload))
+                if len(parts) % 50 == 3:
+                    await asyncio.sleep(wait)
+        return pa.ipc.open_stream(b"".join(parts)).read_all()
+
+    found = await asyncio.gather(*(taken(one, 0.15) for _ in range(cores + 1) for one in (job, some)))
+    whole = data.table()
+    blocks = pa.concat_tables([whole.slice(150_000), whole.slice(0, 50_000)])
+    for place, table in enumerate(found):
+        assert table.equals((blocks if place % 2 else whole).cast(table.schema))
 
 
 async def test_unknown_kinds_of_job_are_refused(pool: Pool) -> None:
