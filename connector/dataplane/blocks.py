@@ -13,16 +13,32 @@ from connector.datasets.sources.files import FileRef, check_unchanged
 from connector.errors import VersionChanged
 from connector.query.pool import Frame
 
-_AHEAD = 8 * 2**20
-
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of an open file, for a transport that can send one without reading it."""
+    """A part of an open file, for a transport that can send one without reading it, or reads it to where it sends from.
+
+    `ref`: what an owner's file is registered as; none for a copy of ours.
+    """
 
     file: IO[bytes]
     at: int
     nbytes: int
+    ref: FileRef | None = None
+
+    def check(self) -> None:
+        """VersionChanged where the owner's file is not what was registered any more."""
+        if self.ref is not None:
+            check_unchanged(self.file.fileno(), self.ref)
+
+    def read_into(self, memory: memoryview) -> None:
+        """Fill the start of `memory`; VersionChanged where the file is shorter. In a thread: it may be on disk only."""
+        got = 0
+        while got < self.nbytes:
+            more = os.preadv(self.file.fileno(), [memory[got : self.nbytes]], self.at + got)
+            if not more:
+                raise VersionChanged("a file of this version has been cut short; register a new version")
+            got += more
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +91,22 @@ class Entry:
     blocks: list[Block] = field(default_factory=list)
     nbytes: int = 0  # of disk that it takes
 
-    def check(self, number: int) -> None:
-        """VersionChanged where an owner's file is not what was registered any more."""
-        if self.refs:
-            check_unchanged(self.files[number].fileno(), self.refs[number])
+    def span(self, block: Block) -> Span:
+        """Where a block lies."""
+        ref = self.refs[block.file] if self.refs else None
+        return Span(self.files[block.file], block.at, block.nbytes, ref)
+
+    def check(self) -> None:
+        """VersionChanged where one of the owner's files is not what was registered any more."""
+        for file, ref in zip(self.files, self.refs, strict=False):
+            check_unchanged(file.fileno(), ref)
 
 
 class Passed:
-    """An entry being read, batch by batch: as spans for those who can send them, else as memory."""
+    """An entry being read, batch by batch: as spans for those who can take them, else as memory.
+
+    Each is looked for while the one before it is sent, in a thread: disks, and networks behind them, take their time.
+    """
 
     def __init__(self, entry: Entry, *, spans: bool) -> None:
         self.schema, self.trailer, self.digest = entry.schema, entry.trailer, entry.first_digest
@@ -95,16 +119,10 @@ class Passed:
         return self
 
     async def __anext__(self) -> Part:
-        if self._spans:
-            part = self._span()
-        else:
-            part = await (self._next or self._begin())
+        part = await (self._next or self._begin())
         if part is None:
-            for number in range(len(self._entry.refs)):
-                self._entry.check(number)
             raise StopAsyncIteration
-        if not self._spans:
-            self._next = self._begin()  # it is there while this one is sent
+        self._next = self._begin()
         return part
 
     async def settle(self) -> None:
@@ -112,25 +130,25 @@ class Passed:
         if self._next is not None:
             await asyncio.wait((self._next,))
 
-    def _span(self) -> Part | None:
-        if (block := next(self._blocks, None)) is None:
-            return None
-        self._entry.check(block.file)
-        file = self._entry.files[block.file]
-        os.posix_fadvise(file.fileno(), block.at + block.nbytes, _AHEAD, os.POSIX_FADV_WILLNEED)
-        return Part(block.rows, block.nbytes, Span(file, block.at, block.nbytes), block.digest)
-
     def _begin(self) -> asyncio.Future[Part | None]:
-        # In a thread: pages that are on the disk only would hold up everybody's streams.
-        return asyncio.ensure_future(asyncio.to_thread(self._memory))
+        return asyncio.ensure_future(asyncio.to_thread(self._part))
 
-    def _memory(self) -> Part | None:
-        if (part := self._span()) is None:
+    def _part(self) -> Part | None:
+        if (block := next(self._blocks, None)) is None:
+            self._entry.check()
             return None
-        assert isinstance(part.payload, Span)
-        # Only our own are mapped: one of the owner's that is cut short would end this process.
-        view = _read(part.payload) if self._entry.refs else _mapped(part.payload)
-        return Part(part.rows, part.nbytes, view, part.digest)
+        span = self._entry.span(block)
+        span.check()
+        return Part(block.rows, block.nbytes, span if self._spans else _memory(span), block.digest)
+
+
+def _memory(span: Span) -> memoryview:
+    """The bytes of a span. Only our own are mapped: one of the owner's that is cut short would end this process."""
+    if span.ref is None:
+        return _mapped(span)
+    data = memoryview(bytearray(span.nbytes))
+    span.read_into(data)
+    return data.toreadonly()
 
 
 def _mapped(span: Span) -> memoryview:
@@ -139,12 +157,3 @@ def _mapped(span: Span) -> memoryview:
     length = span.at + span.nbytes - start
     held = mmap.mmap(span.file.fileno(), length, flags=flags, prot=mmap.PROT_READ, offset=start)
     return memoryview(held)[span.at - start :]
-
-
-def _read(span: Span) -> memoryview:
-    data, got = memoryview(bytearray(span.nbytes)), 0
-    while got < span.nbytes:
-        if not (more := os.preadv(span.file.fileno(), [data[got:]], span.at + got)):
-            raise VersionChanged("a file of this version has been cut short; register a new version")
-        got += more
-    return data.toreadonly()

@@ -5,13 +5,14 @@ than the network. Here a body may be a list of buffers, which goes to the transp
 chunk. Offered to the application as the extension `hanse.gather`; a body message then has the keys
 
     hanse.buffers  a list of buffers, none of which may change until it is sent
-    hanse.file     a part of a file: (descriptor, offset, bytes), sent by the kernel as one chunk (sendfile). Where the
+    hanse.file     a part of a file: (descriptor, offset, bytes), sent by a thread as one chunk. Where the
                    extension `hanse.files` is offered; `send` returns when all of it has gone, and calls
+    hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
     hanse.moved    as it goes. EOFError where the file is shorter, ConnectionAbortedError where the client has left.
     hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
 
-The kernel's copy of a file goes to the socket behind the transport's back, on a descriptor of our own: only when the
+A part of a file goes to the socket behind the transport's back, on a descriptor of our own: only when the
 transport has nothing to write, and nothing else writes during an answer.
 
 It rests on uvicorn's internals (the range is pinned; a contract test compares the bytes with the stock path) and knows
@@ -25,6 +26,7 @@ import functools
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,11 +41,14 @@ if TYPE_CHECKING:
 EXTENSION = "hanse.gather"
 FILES = "hanse.files"
 FILE = "hanse.file"
+BEFORE = "hanse.before"
 MOVED = "hanse.moved"
 BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _SENDERS = 8
+_PIECE = 2**18
+_AHEAD = 8 * 2**20  # bytes behind a part that are read from the disk while it goes
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 
 
@@ -84,31 +89,31 @@ class Cycle(RequestResponseCycle):
             self.transport.writelines([b"%x\r\n" % total, *buffers, b"\r\n"])
 
     async def _from_file(self, message: Mapping[str, Any]) -> None:
-        number, at, size = message[FILE]
-        if not size:
+        chunk = _Chunk(*message[FILE], before=message.get(BEFORE))
+        if not chunk.left:
             return
         await self._ready(message)
         self._must_be_there()
-        self.transport.write(b"%x\r\n" % size)
         pause = 0.0
         while self.transport.get_write_buffer_size() and not self.disconnected:
             await asyncio.sleep(pause)
             pause = 0.005
         self._must_be_there()
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as out:
-            while size:
-                try:
-                    sent = await _in_thread(_push, out.fileno(), number, at, size)
-                except (ConnectionError, TimeoutError):
-                    self.transport.abort()
-                    raise ConnectionAbortedError("the client has left") from None
-                self._must_be_there()
-                at, size = at + sent, size - sent
+            while not await self._pushed(chunk, out):
                 message.get(MOVED, lambda: None)()
-                if size:
-                    await _writable(out)
-                    self._must_be_there()
-        self.transport.write(b"\r\n")
+                await _writable(out)
+                self._must_be_there()
+
+    async def _pushed(self, chunk: _Chunk, out: socket.socket) -> bool:
+        """Send as much as the reader takes without making us wait. Whether that was all."""
+        try:
+            whole = await _in_thread(chunk.push, out)
+        except (ConnectionError, TimeoutError):
+            self.transport.abort()
+            raise ConnectionAbortedError("the client has left") from None
+        self._must_be_there()
+        return whole
 
     def _must_be_there(self) -> None:
         # Whoever sends parts of files may never wait for anything else: told by silence, it would go through them all.
@@ -128,34 +133,83 @@ class Cycle(RequestResponseCycle):
         return True
 
 
-def _push(out: int, number: int, at: int, size: int) -> int:
-    """Bytes that the socket has taken until its reader made us wait. In a thread: the file may be on the disk only."""
-    sent, until = 0, time.monotonic() + _PATIENCE
-    waiting = select.poll()
-    waiting.register(out, select.POLLOUT)
-    while sent < size:
-        try:
-            more = os.sendfile(out, number, at + sent, size - sent)
-        except BlockingIOError:
-            left = until - time.monotonic()
-            if left <= 0 or not waiting.poll(left * 1000):
-                break
-            continue
-        if not more:
-            raise EOFError("expected a file as long as it was, came a shorter one")
-        sent += more
-    return sent
+class _Chunk:
+    """A part of a file as one HTTP chunk, and how much of it has gone."""
+
+    def __init__(self, number: int, at: int, size: int, *, before: Callable[[], object] | None) -> None:
+        self._number, self._at, self._size, self._before = number, at, size, before
+        self._head, self._tail = (b"%x\r\n" % size, b"\r\n") if size else (b"", b"")
+        self._gone = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that have not gone, with those of the frame."""
+        return len(self._head) + self._size + len(self._tail) - self._gone
+
+    def push(self, out: socket.socket) -> bool:
+        """Send until all has gone (True) or the reader has made us wait. In a thread: the file may be on the disk only.
+
+        Through a little memory that stays in the processor's cache, and not by `sendfile`: that hands the file's own
+        pages to a reader on the same machine, who then copies from memory that no cache holds.
+        """
+        if self._before is not None:
+            self._before()
+            self._before = None
+        until = time.monotonic() + _PATIENCE
+        waiting = select.poll()
+        waiting.register(out, select.POLLOUT)
+        os.posix_fadvise(self._number, self._at, self._size + _AHEAD, os.POSIX_FADV_WILLNEED)
+        ready = memoryview(b"")
+        while self.left:
+            ready = ready or self._piece()
+            try:
+                sent = out.send(ready)
+            except BlockingIOError:
+                left = until - time.monotonic()
+                if left <= 0 or not waiting.poll(left * 1000):
+                    return False
+            else:
+                self._gone, ready = self._gone + sent, ready[sent:]
+        return True
+
+    def _piece(self) -> memoryview:
+        """The next bytes of head, file and tail, in this thread's memory."""
+        memory = _memory()
+        head = self._head[self._gone :]
+        filled, read = len(head), min(max(0, self._gone - len(self._head)), self._size)
+        memory[:filled] = head
+        if wanted := min(_PIECE, self._size - read):
+            got = os.preadv(self._number, [memory[filled : filled + wanted]], self._at + read)
+            if not got:
+                raise EOFError("expected a file as long as it was, came a shorter one")
+            filled, read = filled + got, read + got
+        if read == self._size:
+            tail = self._tail[max(0, self._gone - len(self._head) - self._size) :]
+            memory[filled : filled + len(tail)] = tail
+            filled += len(tail)
+        return memory[:filled]
+
+
+_threads = threading.local()
+
+
+def _memory() -> memoryview:
+    """The calling thread's own, for a piece and its frame."""
+    if not hasattr(_threads, "memory"):
+        _threads.memory = memoryview(bytearray(_PIECE + 64))
+    found: memoryview = _threads.memory
+    return found
 
 
 @functools.cache
 def _senders() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_SENDERS, thread_name_prefix="sendfile")
+    return ThreadPoolExecutor(_SENDERS, thread_name_prefix="file-to-socket")
 
 
-async def _in_thread(work: Callable[..., int], *given: int) -> int:
+async def _in_thread(work: Callable[[socket.socket], bool], out: socket.socket) -> bool:
     """Its result. Who is cancelled waits, too, however often: descriptors that it uses must not be closed under it,
     as the next connection or file to be opened would have the same numbers."""
-    job = _senders().submit(work, *given)
+    job = _senders().submit(work, out)
     running = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(running)
@@ -195,6 +249,6 @@ class Protocol(HttpToolsProtocol):
         self.answering = cast("Cycle", cycle)
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = {}
-        if self.transport.get_extra_info("sslcontext") is None and hasattr(os, "sendfile"):
+        if self.transport.get_extra_info("sslcontext") is None:
             extensions[FILES] = {}
         super()._start_asgi_task(cycle, app)

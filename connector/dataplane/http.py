@@ -33,11 +33,11 @@ from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
 from connector.dataplane.blocks import Span
-from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MOVED, TRAILERS
+from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, FILES, MOVED, TRAILERS
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, HanseError, NotFound, QueryInvalid, Refused
+from connector.errors import BadInput, HanseError, NotFound, QueryInvalid, Refused, VersionChanged
 from connector.telemetry import logger
 from connector.usage.grants import Grants
 from policies.errors import PolicyError
@@ -185,7 +185,8 @@ class Exchange:
         """
         message: dict[str, object] = {"type": "http.response.body", "more_body": True}
         if isinstance(body, Span):
-            await self.send(message | {FILE: (body.file.fileno(), body.at, body.nbytes), MOVED: moved})
+            where = (body.file.fileno(), body.at, body.nbytes)
+            await self.send(message | {FILE: where, BEFORE: body.check, MOVED: moved})
             return
         await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
 
@@ -370,8 +371,8 @@ class _Transport:
             stream.abandon("client_stalled", f"the client took {took} for {self._stall_seconds:g} s")
             await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None
-        except EOFError:
-            stream.abandon("version_changed", "a file of this version has been cut short; register a new version")
+        except (EOFError, VersionChanged):
+            stream.abandon("version_changed", "a file of this version is not what it was; register a new version")
             await exchange.abort()
             raise ConnectionAbortedError("the file does not hold what it did") from None
 

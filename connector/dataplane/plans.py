@@ -29,6 +29,7 @@ from policies.contract import DataContract
 
 BLOCKS_MAX = 1024  # in one read: a longer list is asked for in parts
 _CACHED_MAX = 64
+_NOTHING = (Range(-1, 0, 0, 0),)
 ALL = "all"
 
 
@@ -74,9 +75,12 @@ class Plans:
             "blocks": [{"rows": shown(block.rows), "bytes": shown(block.nbytes)} for block in blocks],
         }
 
-    async def split(self, ticket: Ticket, wanted: Wanted, *, snapshot: str, blocks: str, after: str) -> Split | None:
+    async def split(
+        self, ticket: Ticket, wanted: Wanted, *, snapshot: str, blocks: str, after: str, cursors: bool = True
+    ) -> Split | None:
         """The ranges of some blocks (`all`, or their numbers), in the order given, after a cursor.
 
+        Without `cursors` no batch says where it ends, and blocks that follow each other are read as one.
         None where all are asked of a kind that has no places: then it is one stream, which cannot be gone on with.
         VersionChanged where `snapshot` is no longer what the agreement reads: never other rows in its place.
         """
@@ -95,9 +99,11 @@ class Plans:
         ranges = _whole(found) if blocks == ALL else _chosen(found, blocks)
         if after:
             ranges = _after(ranges, splits.unseal(after, key))
+        if not cursors:
+            return Split(snapshot=current, only=Ranges(_joined(ranges) or _NOTHING, ""))
         hides = bool(wanted.where.strip()) or any(one.row_filter is not None for one in held.contracts)
         position = f"r_{secrets.token_hex(8)}" if hides else ""
-        return Split(snapshot=current, only=Ranges(ranges or (Range(-1, 0, 0, 0),), key.hex(), position))
+        return Split(snapshot=current, only=Ranges(ranges or _NOTHING, key.hex(), position))
 
     async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
         """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""
@@ -233,6 +239,17 @@ def _chosen(blocks: Sequence[Block], text: str) -> tuple[Range, ...]:
     return tuple(
         Range(number, one.file, one.first, one.first + one.rows) for number, one in ((n, blocks[n]) for n in chosen)
     )
+
+
+def _joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
+    """The same rows in the same order, in as few ranges as may be."""
+    found: list[Range] = []
+    for one in ranges:
+        if found and (found[-1].file, found[-1].stop) == (one.file, one.first):
+            found[-1] = Range(-1, one.file, found[-1].first, one.stop)
+        else:
+            found.append(Range(-1, one.file, one.first, one.stop))
+    return tuple(found)
 
 
 def _after(ranges: Sequence[Range], place: Place) -> tuple[Range, ...]:

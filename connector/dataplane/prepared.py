@@ -172,8 +172,11 @@ class PreparedStreams:
             self._made.discard(key)
 
     def wants_index(self, key: str, job: Job) -> bool:
-        """Whether the files of this read may hold its messages: not known yet, and of the kind that can."""
-        plain = job.codec == "none" and job.batch_rows is None and job.only is None
+        """Whether the files of this read may hold its messages: not known yet, and of the kind that can.
+
+        Where each batch says where it ends, it says something else each time.
+        """
+        plain = job.codec == "none" and job.batch_rows is None and (job.only is None or not job.only.key)
         return bool(job.scan) and plain and job.relations[job.scan].kind == "arrow_ipc" and key not in self._unlike
 
     async def index(self, key: str, grant: Grant, job: Job, ask: Callable[[Job], Awaitable[Any]]) -> None:

@@ -33,7 +33,7 @@ from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
-from connector.query.job import ARROW, Job, Limits, Recheck, Relation
+from connector.query.job import ARROW, SLOTS, Job, Limits, Recheck, Relation
 from connector.query.pool import Frame, Pool, Result
 from connector.store import Store
 from connector.store.tables import DatasetVersion
@@ -51,7 +51,8 @@ _T = TypeVar("_T")
 _log = logger("dataplane")
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _BATCH_BYTES = 3 * 2**20
-_IN_FLIGHT = 32 * 2**20
+_IN_FLIGHT = 16 * 2**20
+_FEW = 4  # reads that may have a batch more each waiting for their reader
 _THREADS_MAX = 4
 _LONGEST = 24 * 3600.0
 _PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
@@ -276,10 +277,12 @@ class Reads:
         return await self._planned(ticket, wanted, self.plans.plan(ticket, wanted))
 
     async def split(
-        self, ticket: Ticket, wanted: plans.Wanted, *, snapshot: str, blocks: str, after: str
+        self, ticket: Ticket, wanted: plans.Wanted, *, snapshot: str, blocks: str, after: str = "", cursors: bool = True
     ) -> Split | None:
         """The ranges of a read of blocks, for `Asked.split`; a refusal is in the log as one of the read."""
-        found = self.plans.split(ticket, wanted, snapshot=snapshot, blocks=blocks, after=after)
+        found = self.plans.split(
+            ticket, wanted, snapshot=snapshot, blocks=blocks, after=after, cursors=cursors
+        )  # fmt: skip
         return await self._planned(ticket, wanted, found)
 
     async def _planned(self, ticket: Ticket, wanted: plans.Wanted, work: Coroutine[Any, Any, _T]) -> _T:
@@ -498,6 +501,7 @@ class Reads:
                 threads=self._threads(),
             ),
             batch_bytes=max(2**16, min(self._batch_bytes(asked.format), spare // 2)),
+            slots=SLOTS if sum(self._running.values()) <= _FEW else SLOTS - 1,
             batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
             format=asked.format,
             codec=asked.codec,

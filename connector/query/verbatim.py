@@ -8,16 +8,19 @@ from the file. Byte for byte, because a message can hold more than its rows: val
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from connector.datasets.sources import divisible
 from connector.query import engine, tasks
 from connector.query.codes import Coded
 from connector.query.frames import Messages
-from connector.query.job import Job
+from connector.query.job import Job, Range
 
+_ALL = 2**62
 _FILES_MAX = 64
 _BLOCKS_MAX = 50_000
 _BLOCK_MAX = 8 * 2**20  # a stream can be stopped between two of them
@@ -36,10 +39,10 @@ def index(session: Any, job: Job) -> None:
         raise Coded("not_verbatim")
     written = Messages(schema, codec="none", digest=job.digest, trailer_room=job.trailer_room)
     blocks: list[tuple[int, int, int, int, str]] = []
-    for number, path in enumerate(files.paths):
-        for at, size, rows in _messages(path, schema, written):
+    for one in job.only.ranges if job.only else [Range(-1, number, 0, _ALL) for number in range(len(files.paths))]:
+        for at, size, rows in _messages(files.paths[one.file], one, schema, written):
             session.check()
-            blocks.append((number, at, size, rows, written.digest.digest().hex()))
+            blocks.append((one.file, at, size, rows, written.digest.digest().hex()))
             if len(blocks) > _BLOCKS_MAX:
                 raise Coded("not_verbatim")
     files.check_unchanged()
@@ -49,20 +52,18 @@ def index(session: Any, job: Job) -> None:
     tasks.value(session, {"head": head, "trailer": trailer, "first": written.first.hex(), "blocks": blocks})
 
 
-def _messages(path: str, schema: pa.Schema, written: Messages) -> Iterator[tuple[int, int, int]]:
-    """Offset, size and rows of each message that has rows, once it is found to be ours; digested as it is passed."""
+def _messages(path: str, rows: Range, schema: pa.Schema, written: Messages) -> Iterator[tuple[int, int, int]]:
+    """Offset, size and rows of each message with some of these rows, once it is found to be ours; digested as it is
+    passed."""
     # Read, not mapped: a file may be larger than the address space that a job has.
-    with pa.OSFile(path) as file, pa.OSFile(path) as raw:
+    with pa.OSFile(path) as raw:
         reader = pa.ipc.open_file(raw)
         if [(one.name, one.type) for one in reader.schema] != [(one.name, one.type) for one in schema]:
             raise Coded("not_verbatim")
-        file.seek(8)  # behind the magic
-        pa.ipc.read_message(file)  # the schema; we send our own
-        for number in range(reader.num_record_batches):
-            at = file.tell()
-            found = pa.ipc.read_message(file)
-            size = file.tell() - at
-            if found.type != "record batch" or size > _BLOCK_MAX:
+        for number, (at, size) in enumerate(_chosen(path, raw, rows)):
+            if not size:
+                continue
+            if size > _BLOCK_MAX:
                 raise Coded("not_verbatim")
             there = raw.read_at(size, at)
             for batch in _ways(reader, number, schema):
@@ -71,10 +72,45 @@ def _messages(path: str, schema: pa.Schema, written: Messages) -> Iterator[tuple
                     break
             else:
                 raise Coded("not_verbatim")
-            if batch.num_rows:
-                for part in parts:
-                    written.digest.update(part)
-                yield at, size, batch.num_rows
+            for part in parts:
+                written.digest.update(part)
+            yield at, size, batch.num_rows
+
+
+def _chosen(path: str, raw: pa.NativeFile, rows: Range) -> Iterator[tuple[int, int]]:
+    """Where each message of the file is, by its footer; nothing where none of the rows is in it.
+
+    Nothing is believed of a footer but where to look. A message with some of the rows and others is not ours to send.
+    """
+    (counts,) = divisible("arrow_ipc").groups([path])
+    places, first = _places(raw), 0
+    if len(places) != len(counts):
+        raise Coded("not_verbatim")
+    for place, (count, _) in zip(places, counts, strict=True):
+        stop = first + count
+        if not count or stop <= rows.first or first >= rows.stop:
+            yield 0, 0
+        elif first < rows.first or stop > rows.stop:
+            raise Coded("not_verbatim")
+        else:
+            yield place
+        first = stop
+
+
+def _places(raw: pa.NativeFile) -> list[tuple[int, int]]:
+    """Offset and size of each record batch's message, as the footer has them (Arrow's File.fbs, which the library
+    reads and does not tell): the fourth field, a vector of (offset, size of the metadata, size of the body)."""
+    (length,) = struct.unpack_from("<i", raw.read_at(10, raw.size() - 10))
+    footer = raw.read_at(length, raw.size() - 10 - length)
+    (table,) = struct.unpack_from("<I", footer)
+    fields = table - struct.unpack_from("<i", footer, table)[0]
+    (field,) = struct.unpack_from("<H", footer, fields + 4 + 2 * 3)
+    if not field:
+        return []
+    vector = table + field + struct.unpack_from("<I", footer, table + field)[0]
+    (count,) = struct.unpack_from("<I", footer, vector)
+    found = (struct.unpack_from("<qi4xq", footer, vector + 4 + 24 * number) for number in range(count))
+    return [(at, metadata + body) for at, metadata, body in found]
 
 
 def _ways(reader: pa.RecordBatchFileReader, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

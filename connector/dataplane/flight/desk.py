@@ -28,7 +28,7 @@ from connector.dataplane.flight.slots import Slots
 from connector.dataplane.plans import BLOCKS_MAX, Wanted
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated
+from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated, VersionChanged
 from connector.telemetry import logger
 from connector.usage.grants import Held
 from policies.contract import Limits
@@ -230,10 +230,10 @@ class Desk:
 
     async def _send(self, call: _Call, asked: Asked, slots: Slots) -> None:
         channel = call.channel
-        async with self._reads.open(asked) as stream:
+        async with self._reads.open(asked, spans=True) as stream:
             await _raw_frame(channel, link.SCHEMA, stream.schema)
-            async with aclosing(stream.frames()) as frames:
-                async for part in frames:
+            async with aclosing(stream.parts()) as parts:
+                async for part in parts:
                     if stream.end is not None:
                         break
                     try:
@@ -243,6 +243,9 @@ class Desk:
                         reason = f"the client took nothing for {self._stall_seconds:g} s"
                         stream.abandon("client_stalled", reason)
                         raise Limited(reason, code="client_stalled") from None
+                    except VersionChanged as error:  # told as where it is seen before the gate
+                        stream.abandon(error.code, error.message)
+                        break
             assert stream.end is not None
             await _frame(channel, link.END, _told(stream.end))
 
@@ -320,10 +323,10 @@ class Desk:
         raise NotFound(f"your tickets are not for {'/'.join(wanted['path'])[:200]!r}; list the flights")
 
     async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: Held) -> Asked:
-        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them."""
+        """Some blocks of the dataset, as `GET .../rows?blocks=` gives them; Flight has no place for their cursors."""
         rows = Wanted(purpose=expand(wanted["purpose"]))
         split = await self._reads.split(
-            ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], after=""
+            ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], cursors=False
         )  # fmt: skip
         asked = plans.asked_of(ticket, held, rows, owner=self._owner, split=split)
         return replace(asked, application=wanted["application"])

@@ -8,6 +8,7 @@ import mmap
 import os
 import socket
 
+from connector.dataplane.blocks import Span
 from connector.dataplane.flight import link
 
 _PAGE = mmap.PAGESIZE
@@ -37,17 +38,20 @@ class Slots:
                 if slot < link.SLOTS:
                     self._free.put_nowait(slot)
 
-    async def put(self, payload: memoryview | bytes) -> None:
-        """Hand over a batch, once a slot is free for it."""
+    async def put(self, payload: memoryview | bytes | Span) -> None:
+        """Hand over a batch, once a slot is free for it; a part of a file is read to there, and nowhere else."""
         slot = await self._free.get()
-        size = memoryview(payload).nbytes
+        size = payload.nbytes if isinstance(payload, Span) else memoryview(payload).nbytes
         memory = self._memory[slot]
         descriptor = None
         if memory is None or len(memory) < size:
             descriptor, memory = _made(size)
             self._memory[slot] = memory
         try:
-            memory[:size] = memoryview(payload).cast("B")
+            if isinstance(payload, Span):
+                await asyncio.to_thread(_read, payload, memory)
+            else:
+                memory[:size] = memoryview(payload).cast("B")
             header = link.HEADER.pack(link.BATCH, slot, descriptor is not None, size)
             await self._send(header, descriptor)
         finally:
@@ -64,6 +68,11 @@ class Slots:
                 return
             except BlockingIOError:  # a few bytes, so a full buffer is next to impossible; and then short
                 await asyncio.sleep(0.01)
+
+
+def _read(span: Span, memory: mmap.mmap) -> None:
+    span.check()
+    span.read_into(memoryview(memory))
 
 
 def _made(size: int) -> tuple[int, mmap.mmap]:

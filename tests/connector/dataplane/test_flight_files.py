@@ -1,0 +1,162 @@
+"""Flight from the owner's own Arrow files: the same rows, records and refusals as from the engine, without it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as fl
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.flight.front import Front
+from connector.dataplane.prepared import PreparedStreams
+from tests.support import data, flying, provider
+from tests.support.flying import flyer
+from tests.support.provider import Provider, settled
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ROWS = 140_000  # two blocks
+
+
+def narrow() -> list[pa.RecordBatch]:
+    """Two blocks of several batches each."""
+    return data.table(ROWS).to_batches(max_chunksize=20_000)
+
+
+def uneven() -> list[pa.RecordBatch]:
+    """A batch of two blocks: no message is one block's alone."""
+    count = 1_200_000
+    return [pa.record_batch({"id": pa.array(range(count), pa.int32())})]
+
+
+def wide() -> list[pa.RecordBatch]:
+    """One block of 40 batches of a megabyte: more than is ever under way."""
+    return [pa.record_batch({"id": [number], "c": [bytes([number]) * 2**20]}) for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedStreams:
+    """No room for copies: what is sent from files is the owner's."""
+    return PreparedStreams(tmp_path_factory.mktemp("streams"), quota=0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedStreams) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider"), prepared=prepared) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def front(running: Provider) -> AsyncIterator[Front]:
+    async with flying.flying(running) as started:
+        yield started
+
+
+async def agreed(running: Provider, folder: Path, batches: list[pa.RecordBatch]) -> tuple[str, str, Path]:
+    """The agreement on a file of these batches, its dataset's name, the file."""
+    path, name = folder / "t.arrow", f"t{os.urandom(4).hex()}"
+    with pa.ipc.new_file(path, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return await running.agree(name=name, path=path, kind="arrow_ipc"), name, path
+
+
+async def flown(running: Provider, front: Front, agreement: str, name: str) -> list[tuple[pa.Table, dict[str, Any]]]:
+    """What each endpoint gives."""
+
+    def go() -> list[tuple[pa.Table, dict[str, Any]]]:
+        with flyer(front, running.ticket(agreement)) as client:
+            endpoints = client.info(provider.OWNER, name).endpoints
+            return [flying.whole(client.get(endpoint.ticket)) for endpoint in endpoints]
+
+    found = await asyncio.to_thread(go)
+    await settled(running)
+    return found
+
+
+async def test_later_passes_come_from_the_files_without_a_worker(
+    running: Provider, prepared: PreparedStreams, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, name, _ = await agreed(running, tmp_path, narrow())
+    first = await flown(running, front, agreement, name)
+    recorded = [event.detail for event in running.of_kind("ReadEnded")[-2:]]
+    assert len(first) == len(prepared) == 2
+    monkeypatch.setattr(running.pool, "run", None)
+    second = await flown(running, front, agreement, name)
+    expected = pa.Table.from_batches(narrow())
+    for found in (first, second):
+        assert pa.concat_tables([table for table, _ in found]).equals(expected)
+        assert [end["status"] for _, end in found] == ["complete", "complete"]
+    assert [event.detail["rows"] for event in running.of_kind("ReadEnded")[-2:]] == [one["rows"] for one in recorded]
+    prepared.drop(lambda _: True)
+
+
+async def test_a_batch_of_two_blocks_is_cut_by_the_engine(
+    running: Provider, prepared: PreparedStreams, front: Front, tmp_path: Path
+) -> None:
+    agreement, name, _ = await agreed(running, tmp_path, uneven())
+    for _ in range(2):
+        found = await flown(running, front, agreement, name)
+        assert [table["id"].to_pylist()[::600_000] for table, _ in found] == [[0], [600_000]]
+        assert len(prepared) == 0
+
+
+def revoke(running: Provider, agreement: str, path: Path) -> None:
+    running.grants.stop(agreement_id=agreement, reason="consent withdrawn")
+
+
+def cut_short(running: Provider, agreement: str, path: Path) -> None:
+    os.truncate(path, 4096)
+
+
+def write_over(running: Provider, agreement: str, path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size - 100_000)
+        file.write(b"x" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("happens", "error", "code"),
+    [
+        (revoke, fl.FlightUnauthorizedError, "revoked"),
+        (cut_short, fl.FlightInternalError, "version_changed"),
+        (write_over, fl.FlightInternalError, "version_changed"),
+    ],
+    ids=["revoked", "cut short", "written over"],
+)
+async def test_what_happens_in_mid_stream_ends_it_with_its_reason(
+    running: Provider,
+    prepared: PreparedStreams,
+    front: Front,
+    tmp_path: Path,
+    happens: Callable[[Provider, str, Path], None],
+    error: type[Exception],
+    code: str,
+) -> None:
+    agreement, name, path = await agreed(running, tmp_path, wide())
+    await flown(running, front, agreement, name)
+    assert len(prepared) == 1
+    loop, rows = asyncio.get_running_loop(), []
+
+    async def now() -> None:
+        happens(running, agreement, path)
+
+    def go() -> None:
+        with flyer(front, running.ticket(agreement)) as client:
+            reader = client.get(client.info(provider.OWNER, name).endpoints[0].ticket)
+            rows.append(reader.read_chunk().data.num_rows)
+            asyncio.run_coroutine_threadsafe(now(), loop).result()
+            rows.extend(chunk.data.num_rows for chunk in reader)
+
+    with pytest.raises(error, match=code):
+        await asyncio.to_thread(go)
+    assert 1 <= sum(rows) < 40
+    await settled(running)
+    assert running.of_kind("ReadEnded")[-1].code == code
+    prepared.drop(lambda _: True)
