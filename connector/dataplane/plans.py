@@ -6,6 +6,7 @@ counts are rounded, so that nobody learns how many. It holds nothing: the server
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -19,13 +20,14 @@ from connector.dataplane.asked import Asked, Split
 from connector.dataplane.tickets import Ticket
 from connector.datasets import splits
 from connector.datasets.sources import divisible
+from connector.datasets.sources.files import unchanged
 from connector.datasets.splits import Block, Place
 from connector.errors import BadInput, EngineFailed, QueryInvalid, Refused, VersionChanged
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants, Held
-from policies.contract import DataContract
+from policies.contract import DataContract, to_json
 
 BLOCKS_MAX = 1024  # in one read: a longer list is asked for in parts
 _CACHED_MAX = 64
@@ -54,6 +56,7 @@ class Plans:
         self._secret = secret
         self._relation_of = relation_of
         self._cached: OrderedDict[tuple[str, str], tuple[Block, ...]] = OrderedDict()
+        self._schemas: OrderedDict[Any, str] = OrderedDict()  # by version, contract and what is wanted of it
 
     async def plan(self, ticket: Ticket, wanted: Wanted) -> dict[str, Any]:
         """Snapshot, schema and blocks of a read, or the reason why there may be none."""
@@ -133,6 +136,18 @@ class Plans:
         return held, contract
 
     async def _look(
+        self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
+    ) -> dict[str, Any]:
+        known = (*_key(held), to_json(contract), wanted, ticket.purpose)
+        if not groups and known in self._schemas and await asyncio.to_thread(unchanged, held.version.source["files"]):
+            return {"groups": None, "schema": self._schemas[known]}
+        found = await self._looked(held, contract, ticket, wanted, groups=groups)
+        self._schemas[known] = found["schema"]
+        while len(self._schemas) > _CACHED_MAX:
+            self._schemas.popitem(last=False)
+        return found
+
+    async def _looked(
         self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
     ) -> dict[str, Any]:
         from policies.enforce.sql import Dataset, prepare

@@ -30,7 +30,7 @@ from typing import IO, Any, Self
 
 from connector.dataplane.asked import Asked
 from connector.dataplane.blocks import Block, Entry, Passed, Source
-from connector.datasets.sources.files import FileRef, open_pinned
+from connector.datasets.sources.files import FileRef, open_pinned, unchanged
 from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.query.job import Job
@@ -139,7 +139,7 @@ class PreparedStreams:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if not await asyncio.to_thread(_unchanged, grant.held.version.source["files"]):
+        if not await asyncio.to_thread(unchanged, grant.held.version.source["files"]):
             self._drop(entry)
             return None
         self._entries.move_to_end(key)
@@ -272,15 +272,6 @@ def _pins(source: Mapping[str, Any]) -> bool:
     """Whether the version is made of files whose change we can see."""
     files = source.get("files") or ()
     return bool(files) and all(file.get("inode") and not file.get("etag") for file in files)
-
-
-def _unchanged(files: Sequence[Mapping[str, Any]]) -> bool:
-    try:
-        for file in files:
-            os.close(open_pinned(FileRef(**{key: file[key] for key in FileRef.__slots__ if key in file})))
-    except (HanseError, OSError, TypeError):
-        return False
-    return True
 
 
 def _nameless(folder: Path) -> IO[bytes]:

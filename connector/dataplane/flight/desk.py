@@ -125,38 +125,31 @@ class Desk:
         """Schema and tickets of the read that a path, an envelope or a statement asks for."""
         wanted = _wanted(call.question)
         asked = await self._asked(wanted, call.tickets)
-        schema = await self._reads.describe(asked)
         shown = [ticket for ticket in call.tickets if ticket in asked.tickets]  # the others are in the envelope
-        parts = [self._pass(part, shown) for part in await self._parted(wanted, shown)]
+        plan = await self._plan(wanted, shown)
+        schema = _text(await self._reads.describe(asked)) if plan is None else plan["schema"]
+        parts = [self._pass(part, shown) for part in _parted(wanted, plan)]
         return {
-            "schema": _text(schema),
+            "schema": schema,
             "tickets": [part["ticket"] for part in parts],
             "expires": min(part["expires"] for part in parts),
         }
 
-    async def _parted(self, wanted: dict[str, Any], tickets: Sequence[Ticket]) -> list[dict[str, Any]]:
-        """All rows of a dataset in runs of its blocks, to be read side by side; the whole where it must be one read.
+    async def _plan(self, wanted: dict[str, Any], tickets: Sequence[Ticket]) -> dict[str, Any] | None:
+        """The blocks of a dataset that may be read side by side, and its schema; None where it must be one read.
 
         Every part is a read of its own: an agreement that limits reads, their number at once, or what they take
-        together gives one. So do sources without blocks.
+        together gives one. So do sources without blocks. What is refused here is refused, and recorded, as one read.
         """
         if "path" not in wanted:
-            return [wanted]
+            return None
         held = await self._held(tickets[0])
         if any(contract.limits != Limits() for contract in held.contracts):
-            return [wanted]
+            return None
         try:
-            plan = await self._reads.plans.plan(tickets[0], Wanted(purpose=expand(wanted["purpose"])))
-        except BadInput as error:
-            if error.code != "not_divisible":
-                raise
-            return [wanted]
-        blocks = len(plan["blocks"])
-        count = max(1, min(_PARTS, blocks))
-        if count == 1 or blocks > count * BLOCKS_MAX:
-            return [wanted]
-        runs = (range(part * blocks // count, (part + 1) * blocks // count) for part in range(count))
-        return [wanted | {"blocks": ",".join(map(str, run)), "snapshot": plan["snapshot"]} for run in runs]
+            return await self._reads.plans.plan(tickets[0], Wanted(purpose=expand(wanted["purpose"])))
+        except (HanseError, PolicyError):
+            return None
 
     async def _prepare(self, call: _Call) -> dict[str, Any]:
         """How many parameters a statement has, and its schema where it has none."""
@@ -376,6 +369,16 @@ def _wanted(question: Question) -> dict[str, Any]:
     if question.path:
         return {"path": question.path, **declared}
     return {"sql": question.sql, "values": question.values, "action": question.action, **declared}
+
+
+def _parted(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """All rows of a dataset in runs of its blocks, to be read side by side; the whole without a plan of more."""
+    blocks = 0 if plan is None else len(plan["blocks"])
+    count = min(_PARTS, blocks)
+    if plan is None or count <= 1 or blocks > count * BLOCKS_MAX:
+        return [wanted]
+    runs = (range(part * blocks // count, (part + 1) * blocks // count) for part in range(count))
+    return [wanted | {"blocks": ",".join(map(str, run)), "snapshot": plan["snapshot"]} for run in runs]
 
 
 def _declared(wanted: Mapping[str, Any]) -> dict[str, Any]:

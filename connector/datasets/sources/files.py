@@ -13,13 +13,13 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from connector.errors import PathRefused, SourceUnreadable, VersionChanged
+from connector.errors import HanseError, PathRefused, SourceUnreadable, VersionChanged
 
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
@@ -131,6 +131,16 @@ def check_unchanged(descriptor: int, ref: FileRef) -> None:
     found = _ref(ref.path, os.fstat(descriptor), ref.name)
     if found != ref and replace(found, ctime_ns=0) != ref:
         raise VersionChanged("a file of this version has changed since it was registered; register a new version")
+
+
+def unchanged(files: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each file (of `FileRef.to_json`) is there as it was registered; of objects in a store nobody knows."""
+    try:
+        for file in files:
+            os.close(open_pinned(FileRef(**{key: file[key] for key in FileRef.__slots__ if key in file})))
+    except (HanseError, OSError, TypeError):
+        return False
+    return True
 
 
 def fresh(refs: Sequence[FileRef], *, since_ns: int) -> bool:

@@ -87,7 +87,8 @@ async def test_later_passes_come_from_the_files_without_a_worker(
     first = await flown(running, front, agreement, name)
     recorded = [event.detail for event in running.of_kind("ReadEnded")[-2:]]
     assert len(first) == len(prepared) == 2
-    monkeypatch.setattr(running.pool, "run", None)
+    for way in ("run", "ask"):
+        monkeypatch.setattr(running.pool, way, None)
     second = await flown(running, front, agreement, name)
     expected = pa.Table.from_batches(narrow())
     for found in (first, second):
