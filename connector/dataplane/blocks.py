@@ -119,10 +119,13 @@ class Passed:
         return self
 
     async def __anext__(self) -> Part:
-        part = await (self._next or self._begin())
+        if self._spans and not self._entry.refs:  # a copy of ours: nothing to compare, nothing to wait for
+            part = self._part()
+        else:
+            part = await (self._next or self._begin())
+            self._next = None if part is None else self._begin()
         if part is None:
             raise StopAsyncIteration
-        self._next = self._begin()
         return part
 
     async def settle(self) -> None:

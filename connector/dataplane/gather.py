@@ -47,7 +47,7 @@ BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _SENDERS = 8
-_PIECE = 2**18
+_PIECE = 2**20
 _AHEAD = 8 * 2**20  # bytes behind a part that are read from the disk while it goes
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 
