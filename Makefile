@@ -12,7 +12,7 @@ ROUNDS ?= 5
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -74,10 +74,15 @@ test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts
 	@$(BIN)/python -m tests.support.postgres || true
 	@$(BIN)/pytest tests
 
-test-loaders: $(BIN)/uv ## the client's loaders with PyTorch, Hugging Face, Ray and Spark, in an environment of their own (6 GB; Spark wants Java 17)
-	@command -v java >/dev/null || { echo "expected Java for Spark; on Debian install openjdk-17-jre-headless"; exit 1; }
+$(VENV)-loaders/.made: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
 	@[ -x $(VENV)-loaders/bin/python ] || $(PYTHON) -m venv $(VENV)-loaders
 	@VIRTUAL_ENV= UV_PROJECT_ENVIRONMENT=$(VENV)-loaders $(BIN)/uv sync --quiet --locked --no-default-groups --group loaders
+	@touch $@
+
+java:
+	@command -v java >/dev/null || { echo "expected Java for Spark; on Debian install openjdk-17-jre-headless"; exit 1; }
+
+test-loaders: java $(VENV)-loaders/.made ## the client's loaders with PyTorch, Hugging Face, Ray and Spark, in an environment of their own (6 GB; Spark wants Java 17)
 	@$(VENV)-loaders/bin/pytest tests/frameworks/loaders_*.py
 
 demo: setup ## a data space on this machine: three owners, a catalogue, a gigafactory (ONCE=1: play and end)
@@ -119,6 +124,9 @@ bench-federated: setup-dev ## TPC-H over three connectors against one DuckDB (SF
 
 bench-stream: $(VENV)/.bench ## streams beside sockets, Flight, files over HTTP and local readers (7 minutes; SCALE=0.5 ROUNDS=5)
 	@$(BIN)/python -m tests.load.bench_stream --scale $(SCALE) --rounds $(ROUNDS)
+
+bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain batches, in the environment of the loaders (SCALE=0.5 ROUNDS=5)
+	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(SCALE) --rounds $(ROUNDS)
 
 clean: ## remove what was built and what the demo wrote
 	@rm -rf $(VENV) $(VENV)-loaders var .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import merge
+from hanse.loaders.shipped import Columns
 from hanse.loaders.tensors import tensors
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -162,3 +163,25 @@ def _rank(number: int, folder: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
         )
+
+
+def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> None:
+    made = {
+        "text": ["a", None],
+        "id": torch.arange(2),
+        "bytes": [b"x", b"yz"],
+        "yes": torch.tensor([True, False]),
+        "shaped": torch.arange(12, dtype=torch.int16).reshape(2, 2, 3),
+        "every second": torch.arange(4.0)[::2],
+        "none": torch.empty((0, 5)),
+    }
+    found = pickle.loads(pickle.dumps(Columns(made)))
+    assert (type(found), list(found)) == (dict, list(made))
+    for name, value in made.items():
+        if isinstance(value, torch.Tensor):
+            assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+            assert torch.equal(found[name], value)
+        else:
+            assert found[name] == value
+    pieces = {found[name].untyped_storage().data_ptr() for name in ("id", "yes", "shaped", "every second")}
+    assert len(pieces) == 1

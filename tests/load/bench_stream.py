@@ -168,7 +168,7 @@ def main() -> int:
     asked = parser.parse_args()
     begun = time.monotonic()
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, scale {asked.scale:g}", flush=True)
-    made = [one for one in tables(asked.folder.resolve(), scale=asked.scale) if one.name in asked.tables]
+    made = tables(asked.folder.resolve(), scale=asked.scale, only=asked.tables)
     found: dict[str, dict[str, Way]] = {}
     with tempfile.TemporaryDirectory(prefix="hanse-bench-") as held, running(Path(held), made) as space:
         for number, table in enumerate(made):

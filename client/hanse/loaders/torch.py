@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders.loader import Loader
+from hanse.loaders.shipped import Columns
 from hanse.loaders.tensors import tensors
 
 
@@ -36,8 +37,10 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     def __iter__(self) -> Iterator[Any]:
         self._place()
+        shipped = get_worker_info() is not None
         for batch in self._loader:
-            yield self._form(batch)
+            made = self._form(batch)
+            yield Columns(made) if shipped and type(made) is dict else made
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""

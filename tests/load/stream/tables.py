@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +63,14 @@ MASKED = {
 }
 
 
-def tables(folder: Path, *, scale: float) -> list[Table]:
+def tables(folder: Path, *, scale: float, only: Sequence[str] = tuple(FILTERS)) -> list[Table]:
     """The tables at a scale (1.0: a gigabyte of lineitem, about 0.55 of each other), made where they are missing."""
     place = folder / f"scale-{scale:g}"
     place.mkdir(parents=True, exist_ok=True)
     made = []
     for name, write in (("lineitem", _lineitem), ("floats", _floats), ("images", _images)):
+        if name not in only:
+            continue
         table = Table(name, place / f"{name}.parquet", place / f"{name}.arrow", FILTERS[name], MASKED[name])
         if not table.arrow.exists():
             write(table.parquet, scale)
