@@ -183,5 +183,5 @@ def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> No
             assert torch.equal(found[name], value)
         else:
             assert found[name] == value
-    pieces = {found[name].untyped_storage().data_ptr() for name in ("id", "yes", "shaped", "every second")}
-    assert len(pieces) == 1
+    starts = [found[name].data_ptr() for name in ("id", "yes", "shaped", "every second")]
+    assert [start - starts[0] for start in starts] == [0, 64, 128, 192]

@@ -34,14 +34,23 @@ def _put(tensors: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, Any, tuple[
         size += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
     # As PyTorch's own `default_collate` makes it: in shared memory from the start.
     piece = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(1, size)))
-    for name, (start, kind, _) in places.items():
-        piece[start : start + tensors[name].nbytes].view(kind).copy_(tensors[name].reshape(-1))
+    memory = memoryview(piece.numpy())
+    for name, place in places.items():
+        _at(memory, *place).copy_(tensors[name])
     return piece, places
 
 
 def _taken(rest: dict[str, Any], piece: Any, places: dict[str, tuple[int, Any, tuple[int, ...]]]) -> dict[str, Any]:
     """The columns again."""
-    for name, (start, kind, shape) in places.items():
-        size = math.prod(shape) * kind.itemsize
-        rest[name] = piece[start : start + size].view(kind).reshape(shape)
+    memory = memoryview(piece.numpy())
+    for name, place in places.items():
+        rest[name] = _at(memory, *place)
     return rest
+
+
+def _at(memory: memoryview, start: int, kind: Any, shape: tuple[int, ...]) -> Any:
+    """The tensor over a place of the piece."""
+    if not (count := math.prod(shape)):
+        return torch.empty(shape, dtype=kind)
+    tensor = torch.frombuffer(memory, dtype=kind, count=count, offset=start)
+    return tensor if len(shape) == 1 else tensor.reshape(shape)
