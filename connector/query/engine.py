@@ -205,11 +205,24 @@ def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened
     source(relation.kind).attach(con, name, opened.paths, relation.options)
 
 
-def load(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Files) -> None:
-    """Take the rows of Arrow files into the engine, batch by batch, under a name; to its disk where they are many."""
-    attach(con, _LOADING, relation, opened)
+def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
+    """Take the rows of Arrow files into the engine, under a name; to its disk where they are many.
+
+    One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
+    """
+    with pa.OSFile(opened.paths[0]) as file:
+        schema = pa.ipc.open_file(file).schema
+    con.register(_LOADING, pa.RecordBatchReader.from_batches(schema, _one_by_one(opened.paths)))
     con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
     con.unregister(_LOADING)
+
+
+def _one_by_one(paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for path in paths:
+        with pa.OSFile(path) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
 
 
 def attach_table(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

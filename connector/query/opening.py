@@ -63,7 +63,7 @@ class Opening:
         self.fence(con)
         for (name, relation), found in zip(named.items(), self.files, strict=True):
             if relation.loaded:
-                engine.load(con, name, relation, found)
+                engine.load(con, name, found)
             else:
                 engine.attach(con, name, relation, found)
 
