@@ -104,12 +104,15 @@ import pyarrow as pa
 
 
 def ask(url, bearer, body=None):
-    return urllib.request.urlopen(urllib.request.Request(url, body, {{"authorization": "Bearer " + bearer}}))
+    headers = {{"authorization": "Bearer " + bearer}}
+    return urllib.request.urlopen(urllib.request.Request(url, body, headers))
 
 
-address = json.load(ask({_address(reading)!r}, os.environ["HANSE_TOKEN"]))
+where = {_address(reading)!r}
+address = json.load(ask(where, os.environ["HANSE_TOKEN"]))
+url = {reading.http} + {path!r}
 rows, end = 0, {{}}
-with pa.ipc.open_stream(ask({reading.http} + {path!r}, address["ticket"]{body})) as reader:
+with pa.ipc.open_stream(ask(url, address["ticket"]{body})) as reader:
     for batch, metadata in reader.iter_batches_with_custom_metadata():
         rows += batch.num_rows
         end = json.loads((metadata or {{}}).get(b"hanse.end", "{{}}"))
@@ -118,19 +121,20 @@ print(rows)"""
 
 
 def _flight(reading: Reading) -> str:
-    headers = '(b"authorization", b"Bearer " + address["ticket"].encode())'
+    headers = '\n    (b"authorization", b"Bearer " + address["ticket"].encode()),\n'
     if reading.purpose:
-        headers += f', (b"hanse-purpose", {reading.purpose.encode()!r})'
+        headers += f'    (b"hanse-purpose", {reading.purpose.encode()!r}),\n'
     return f"""\
 {_asking(reading)}
 import pyarrow as pa
 import pyarrow.flight as fl
 
 options = fl.FlightCallOptions(headers=[{headers}])
+wanted = fl.FlightDescriptor.for_path({reading.owner!r}, {reading.dataset!r})
 with fl.connect({reading.flight}) as client:
-    info = client.get_flight_info(fl.FlightDescriptor.for_path({reading.owner!r}, {reading.dataset!r}), options)
-    table = pa.concat_tables([client.do_get(one.ticket, options).read_all() for one in info.endpoints])
-print(table.num_rows)"""
+    ends = client.get_flight_info(wanted, options).endpoints
+    parts = [client.do_get(one.ticket, options).read_all() for one in ends]
+print(pa.concat_tables(parts).num_rows)"""
 
 
 def _adbc(reading: Reading) -> str:
@@ -145,9 +149,11 @@ def _adbc(reading: Reading) -> str:
 from adbc_driver_flightsql import DatabaseOptions, dbapi
 
 options = {{DatabaseOptions.AUTHORIZATION_HEADER.value: "Bearer " + address["ticket"]}}{more}
-with dbapi.connect({reading.flight}, db_kwargs=options, autocommit=True) as connection, connection.cursor() as cursor:
-    cursor.execute({reading.sql!r})
-    print(cursor.fetch_arrow_table())"""
+where = {reading.flight}
+with dbapi.connect(where, db_kwargs=options, autocommit=True) as connection:
+    with connection.cursor() as cursor:
+        cursor.execute({reading.sql!r})
+        print(cursor.fetch_arrow_table())"""
 
 
 def _asking(reading: Reading) -> str:
