@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from hanse.errors import (
     AccessExpired,
+    Broken,
     Busy,
     HanseError,
-    StreamFailed,
     StreamIncomplete,
     Unreachable,
 )
@@ -30,9 +30,9 @@ def passes(error: HanseError) -> bool:
     """Whether the same request may succeed a little later. A no by policy never does."""
     if error.code in _LASTING_CODES:
         return False
-    if isinstance(error, StreamFailed):
-        return error.code in _PASSING_CODES
-    return isinstance(error, _PASSING) or error.code in ("ticket_expired", "ticket_replaced")
+    if isinstance(error, _PASSING) or error.code in ("ticket_expired", "ticket_replaced"):
+        return True
+    return isinstance(error, Broken) and error.code in _PASSING_CODES
 
 
 @dataclass(slots=True)
