@@ -11,9 +11,9 @@
 What is promised:
 - at most `size` processes; more jobs wait, at most `waiting` of them and at most `wait_seconds`: then Busy. Free
   workers go round between consumers, so nobody's queue holds up another's;
-- a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later;
-  one that takes more than its memory and 300 MB is killed; a worker that dies costs its own jobs an error and nothing
-  else, and is replaced;
+- a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later,
+  where scans of others share it when those have ended; one that takes more than its memory and 300 MB is killed; a
+  worker that dies costs its own jobs an error and nothing else, and is replaced;
 - a slow reader slows the worker (nothing is read ahead but the slots of the ring); leaving the `async with` block
   early, or being cancelled in it, stops the work;
 - every end that is not complete raises: a HanseError with a code, never with the engine's words.
@@ -93,6 +93,7 @@ class Worker:
     folder: Path
     results: set[Result] = field(default_factory=set)
     killed: str = ""  # the code that its jobs get
+    doomed: bool = False  # a job of it did not stop: it takes no other, and ends with those that it has
     watch: asyncio.Task[None] | None = None
     idle_since: float = 0.0
     ring: Ring | None = None  # of its last job
@@ -114,12 +115,18 @@ class Worker:
 
     def take_ring(self, ring: Ring) -> None:
         """A job has ended: its memory waits for the next one, from when no reader holds any of it any more."""
-        if self.ring is not None or not self.alive():
+        if self.ring is not None or self.doomed or not self.alive():
             ring.close()
         elif ring.held:
             ring.released = lambda _: None if ring.held else self.take_ring(ring)
         else:
             ring.released, self.ring = _nobody, ring
+
+    def give_up(self, result: Result) -> None:
+        """A job does not stop: its process is killed, as soon as nobody else has one in it."""
+        self.doomed = True
+        if not self.results - {result}:
+            self.kill("worker_crashed")
 
     def kill(self, code: str) -> None:
         """End the process now; its jobs end with `code`."""
@@ -207,7 +214,7 @@ class Result:
             async with asyncio.timeout(GRACE):
                 await self._drain()
         except TimeoutError:
-            self._worker.kill("worker_crashed")
+            self._worker.give_up(self)
         self.ended = True
 
     async def settle(self) -> None:
@@ -219,7 +226,7 @@ class Result:
                 async with asyncio.timeout(GRACE):
                     await self._drain()
             except TimeoutError:
-                self._worker.kill("worker_crashed")
+                self._worker.give_up(self)
 
     def close(self) -> None:
         self._channel.close()
@@ -277,7 +284,7 @@ class Result:
             async with asyncio.timeout(1):
                 await self._worker.process.wait()
         code = self._worker.killed or "worker_crashed"
-        self._worker_log(code)
+        self._worker_log(code, exit_code=self._worker.process.returncode)
         self._worker.kill(code)
         return error_of(code, {})
 
@@ -303,8 +310,8 @@ class Result:
             while await self._loop.sock_recv_into(self._channel, scratch):
                 pass
 
-    def _worker_log(self, code: str, kind: str = "") -> None:
-        _log.info("job ended", code=code, engine_error=kind, consumer=self.job.consumer, task=self.job.kind)
+    def _worker_log(self, code: str, kind: str = "", **more: Any) -> None:
+        _log.info("job ended", code=code, engine_error=kind, consumer=self.job.consumer, task=self.job.kind, **more)
 
 
 Watch = Callable[[Result], Coroutine[Any, Any, None]]
@@ -475,7 +482,11 @@ class Pool:
         """A worker that streams already and has room for one more, for a job that may share."""
         if not job.shared:
             return None
-        fitting = [w for w in self._busy if w.alive() and w.shared and len(w.results) < self._streams_per_worker]
+        fitting = [
+            worker
+            for worker in self._busy
+            if worker.alive() and not worker.doomed and worker.shared and len(worker.results) < self._streams_per_worker
+        ]
         return min(fitting, key=lambda worker: len(worker.results), default=None)
 
     async def _take_worker(self) -> Worker:
@@ -506,7 +517,7 @@ class Pool:
             worker.watch.cancel()
             worker.watch = None
         self._busy.discard(worker)
-        if self._closed or not worker.alive() or worker.own_mb() > _RECYCLE_MB + _KEPT_MB:
+        if self._closed or worker.doomed or not worker.alive() or worker.own_mb() > _RECYCLE_MB + _KEPT_MB:
             worker.kill("recycled")
             await self._bury(worker)
         else:

@@ -17,7 +17,7 @@ import xxhash
 
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from connector.query.job import Job, Limits, Range, Ranges, Recheck, Relation
-from connector.query.pool import Pool, Result
+from connector.query.pool import GRACE, Pool, Result
 from tests.support import data
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -284,6 +284,26 @@ async def test_shared_streams_run_beside_each_other_in_one_worker(pool: Pool, nu
     job = Job(relations={"t": numbers}, sql="SELECT * FROM t", shared=True, limits=Limits(memory_mb=64))
     tables = await asyncio.gather(*(read(pool, job) for _ in range(6)))
     assert [table.num_rows for table, _ in tables] == [data.ROWS] * 6
+
+
+async def test_a_scan_that_does_not_stop_takes_no_other_with_it(pool: Pool, numbers: Relation) -> None:
+    """The worker does nothing for longer than a job has to stop, while one reader leaves and another stays."""
+    job = Job(relations={"t": numbers}, sql="SELECT * FROM t", shared=True, limits=Limits(memory_mb=64))
+    small = replace(job, batch_bytes=2**17)
+    async with pool.run(small) as stays:
+        first = await anext(stays)
+        worker = stays._worker
+        async with pool.run(small) as leaves:
+            assert leaves._worker is worker
+            await anext(leaves)
+            os.kill(worker.process.pid, signal.SIGSTOP)
+        await asyncio.sleep(GRACE + 0.3)
+        assert (worker.doomed, worker.alive(), pool._sharing(job)) == (True, True, None)
+        os.kill(worker.process.pid, signal.SIGCONT)
+        assert first.rows + sum([frame.rows async for frame in stays]) == data.ROWS
+    while worker in pool._busy:
+        await asyncio.sleep(0.01)
+    assert not worker.alive()
 
 
 async def test_scans_that_take_turns_give_every_row_in_order(pool: Pool, numbers: Relation) -> None:
