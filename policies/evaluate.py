@@ -7,15 +7,15 @@ deferred whatever facts lie there, so that leaving one out never helps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from policies import vocabulary, words
-from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, UNSATISFIED, Finding
+from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, Finding
 from policies.facts import Fact, Facts, Moment, Observed
 from policies.model import Conflict, Kind, Policy
-from policies.plan import Part, Plan, RulePlan, plan_of
+from policies.plan import Part, Plan, RulePlan, conjunction, plan_of
 from policies.values import written
 from policies.vocabulary import Phase, compact, expand
 
@@ -69,12 +69,12 @@ class _Outcome(NamedTuple):
     carried: tuple[RulePlan, ...]  # prohibitions for a later phase
 
 
-def _decide(plan: Plan, moment: Moment, action: str) -> _Outcome:
+def _decide(plan: Plan, action: str, code_of: Callable[[RulePlan], int], *, last: bool) -> _Outcome:
+    """`code_of` says what a rule comes to; it is asked about no more rules than the answer needs."""
     permissions, prohibitions = plan.covering(action)
-    last = moment.phase >= BATCH
     hit, carried = None, []
     for rule in prohibitions:
-        code = rule.check(moment)
+        code = code_of(rule)
         if code in (SATISFIED, UNKNOWN) or (code == DEFERRED and last):
             hit = rule
             break
@@ -82,15 +82,15 @@ def _decide(plan: Plan, moment: Moment, action: str) -> _Outcome:
             carried.append(rule)
     if hit is not None and plan.conflict is not Conflict.PERM:
         return _Outcome(False, None, hit, ())
-    active = _active(permissions, moment, last=last)
+    active = _active(permissions, code_of, last=last)
     if active is None:
         return _Outcome(False, None, hit, ())
     return _Outcome(True, active, None, () if plan.conflict is Conflict.PERM else tuple(carried))
 
 
-def _active(permissions: list[RulePlan], moment: Moment, *, last: bool) -> RulePlan | None:
+def _active(permissions: list[RulePlan], code_of: Callable[[RulePlan], int], *, last: bool) -> RulePlan | None:
     for rule in permissions:
-        code = rule.check(moment)
+        code = code_of(rule)
         if code == SATISFIED or (code == DEFERRED and not last):
             return rule
     return None
@@ -107,7 +107,7 @@ def permits(
     moment = Moment(facts, phase=order, now=now, start=plan.start, lenient=lenient_duties)
     if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
         return False
-    return _decide(plan, moment, expand(action)).permitted
+    return _decide(plan, expand(action), lambda rule: rule.check(moment), last=order >= BATCH).permitted
 
 
 def evaluate(
@@ -128,15 +128,15 @@ def evaluate(
         return Decision(False, None, (), refused, (), action, phase)
     moment = Moment(facts, phase=phase.order, now=now, start=plan.start, lenient=lenient_duties)
     if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
-        finding = plan.assignee.finding(moment, "/assignee", phase.value)
+        finding = plan.assignee.finding(moment, "/assignee", phase.value, plan.assignee.check(moment))
         reason = f"the agreement is with {policy.assignee}, and the caller is not known to be that party"
         return Decision(False, None, (finding,), (reason,), (), action, phase)
-    outcome = _decide(plan, moment, action)
-    findings = tuple(_findings(plan, moment, action, phase.value))
+    look = _Look(plan, moment, action, phase.value)
+    outcome = _decide(plan, action, look.rule, last=moment.phase >= BATCH)
     permission = outcome.active.path if outcome.active else None
-    reasons = tuple(_reasons(outcome, plan, moment, action, findings))
-    carried = _carried(outcome, findings)
-    return Decision(outcome.permitted, permission, findings, reasons, carried, action, phase)
+    reasons = tuple(_reasons(outcome, plan, action, look))
+    carried = _carried(outcome, look.findings)
+    return Decision(outcome.permitted, permission, tuple(look.findings), reasons, carried, action, phase)
 
 
 def concludable(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Decision:
@@ -165,38 +165,52 @@ def as_if_agreed(policy: Policy, *, at: float | None = None) -> Policy:
     return replace(policy, kind=Kind.SET, timestamp=timestamp)
 
 
-def _findings(plan: Plan, moment: Moment, action: str, phase: str) -> Iterator[Finding]:
-    for rules in plan.covering(action):
-        for rule in rules:
-            for part in rule.parts:
-                for leaf in part.leaves:
-                    yield leaf.finding(moment, rule.path, phase)
+class _Look:
+    """One look at every constraint: what was found, and what the parts of each rule come to."""
+
+    __slots__ = ("codes", "findings", "moment", "phase")
+
+    def __init__(self, plan: Plan, moment: Moment, action: str, phase: str) -> None:
+        self.moment, self.phase = moment, phase
+        self.findings: list[Finding] = []
+        permissions, prohibitions = plan.covering(action)
+        self.codes = {rule: [self._at(part, rule.path) for part in rule.parts] for rule in permissions + prohibitions}
+
+    def rule(self, rule: RulePlan) -> int:
+        """What the whole rule comes to."""
+        return conjunction(self.codes[rule])
+
+    def _at(self, part: Part, rule: str) -> int:
+        for leaf in part.leaves:
+            code = leaf.check(self.moment)
+            self.findings.append(leaf.finding(self.moment, rule, self.phase, code))
+            if leaf.check is part.check:  # no group: the part comes to what its only leaf does
+                return code
+        return part.check(self.moment)
 
 
-def _carried(outcome: _Outcome, findings: tuple[Finding, ...]) -> tuple[str, ...]:
+def _carried(outcome: _Outcome, findings: list[Finding]) -> tuple[str, ...]:
     if outcome.active is None:
         return ()
     waiting = {outcome.active.path, *(rule.path for rule in outcome.carried)}
     return tuple([found.constraint for found in findings if found.result == "deferred" and found.rule in waiting])
 
 
-def _reasons(
-    outcome: _Outcome, plan: Plan, moment: Moment, action: str, findings: tuple[Finding, ...]
-) -> Iterator[str]:
+def _reasons(outcome: _Outcome, plan: Plan, action: str, look: _Look) -> Iterator[str]:
     """Why, in plain words: the permission that permits, the prohibition that forbids, or all that is missing."""
     if outcome.active is not None:
         yield f"{outcome.active.path} permits to {words.action(outcome.active.action)}"
     elif outcome.hit is not None:
-        yield _forbids(outcome.hit, moment)
+        yield _forbids(outcome.hit, look.moment)
     else:
         permissions = plan.covering(action)[0]
+        fine = (SATISFIED,) if look.moment.phase >= BATCH else (SATISFIED, DEFERRED)
         if not permissions:
             yield f"no permission covers {compact(action)}; what is not permitted is denied"
-        fine = {found.constraint for found in findings if found.result == "satisfied"}
         for rule in permissions:
-            for part in rule.parts:
-                if part.path not in fine:
-                    yield from _missing(part, moment)
+            for part, code in zip(rule.parts, look.codes[rule], strict=True):
+                if code not in fine:
+                    yield _missing(part, code, look.moment)
 
 
 def _forbids(rule: RulePlan, moment: Moment) -> str:
@@ -211,16 +225,17 @@ def _askable(names: Iterable[str]) -> str:
     return f"; it can come from {' or '.join(found)}" if found else ""
 
 
-def _missing(part: Part, moment: Moment) -> Iterator[str]:
-    code = part.check(moment)
-    needed = f"{part.path}: needed: {part.said}"
-    if code == UNSATISFIED and part.leaves and all(leaf.op == "duty" for leaf in part.leaves):
-        yield f"{needed}; no evidence of it is recorded{_askable(['ds:fulfilled'])}"
-    elif code == UNSATISFIED:
-        seen = [text for leaf in part.leaves for text in leaf.finding(moment, "", "").observed]
-        yield f"{needed}; observed {', '.join(seen)}" if seen else f"{needed}; it is not so"
-    elif code == UNKNOWN:
+def _missing(part: Part, code: int, moment: Moment) -> str:
+    return f"{part.path}: needed: {part.said}; {_lacking(part, code, moment)}"
+
+
+def _lacking(part: Part, code: int, moment: Moment) -> str:
+    if code == DEFERRED:
+        return "nothing decided it in time"
+    if code == UNKNOWN:
         names = dict.fromkeys(leaf.left for leaf in part.leaves if leaf.check(moment) == UNKNOWN)
-        yield f"{needed}; nobody has vouched for {', '.join(names)}{_askable(names)}"
-    elif code == DEFERRED and moment.phase >= BATCH:
-        yield f"{needed}; nothing decided it in time"
+        return f"nobody has vouched for {', '.join(names)}{_askable(names)}"
+    if part.leaves and all(leaf.op == "duty" for leaf in part.leaves):
+        return f"no evidence of it is recorded{_askable(['ds:fulfilled'])}"
+    seen = [text for leaf in part.leaves for text in leaf.finding(moment, "", "", leaf.check(moment)).observed]
+    return f"observed {', '.join(seen)}" if seen else "it is not so"

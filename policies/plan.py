@@ -9,6 +9,7 @@ not to reserve it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from policies import known, vocabulary, words
@@ -29,7 +30,7 @@ from policies.facts import Moment, start_of
 from policies.model import Atom, Conflict, Connective, Constraint, Group, Kind, Literal, Policy, Rule
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """One member of a rule's conjunction: a constraint or a duty, with its atoms and its words."""
 
@@ -39,7 +40,7 @@ class Part:
     leaves: tuple[Leaf, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RulePlan:
     """A permission or prohibition: its path, action, the check of the whole, and its parts."""
 
@@ -106,6 +107,14 @@ def _all(checks: tuple[Check, ...]) -> Check:
         return worst
 
     return check
+
+
+def conjunction(codes: Collection[int]) -> int:
+    """`and` over codes that are known already, ranked as by `_all`."""
+    for code in (UNSATISFIED, UNKNOWN, DEFERRED):
+        if code in codes:
+            return code
+    return SATISFIED
 
 
 def _any(checks: tuple[Check, ...], ranks: tuple[int, ...]) -> Check:

@@ -74,6 +74,17 @@ def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ..
     return _READERS[type_](text)
 
 
+@lru_cache(maxsize=256)
+def reader(type_: ValueType, levels: tuple[str, ...] = ()) -> Callable[[str], Value]:
+    """`parse` for one type, for observed values: asked by the text alone, which is read once while it is in use."""
+
+    @lru_cache(maxsize=1024)
+    def read(text: str) -> Value:
+        return parse(type_, text, "", levels)
+
+    return read
+
+
 def is_text(value: object) -> TypeGuard[str]:
     """Whether it is a text that can be stored and sent: bounded, and without halves of surrogate pairs."""
     if not isinstance(value, str) or len(value) > MAX_TEXT:
@@ -221,11 +232,16 @@ def nanoseconds(now: float) -> int:
 
 def written(now: float) -> str:
     """A clock reading as xsd:dateTime in UTC, to the second; a reading beyond the calendar as a number."""
-    days, rest = divmod(int(now), 86_400)
     try:
-        day = date.fromordinal(days + _EPOCH).isoformat()
+        return _to_the_second(int(now))
     except (ValueError, OverflowError):
         return str(now)
+
+
+@lru_cache(maxsize=16)  # thousands of decisions fall into one second
+def _to_the_second(now: int) -> str:
+    days, rest = divmod(now, 86_400)
+    day = date.fromordinal(days + _EPOCH).isoformat()
     return f"{day}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}Z"
 
 

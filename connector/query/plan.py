@@ -153,5 +153,5 @@ def _notes(tree: exp.Expr, planning: Planning) -> None:
 
 def _text(residual: exp.Expr) -> str:
     """The residual in the words of the engine's parser, which then reads nothing that the gate did not."""
-    rewrite.safe(residual)
+    rewrite.safe(rewrite.every(residual))
     return parse.write(residual, spend=True)

@@ -42,6 +42,7 @@ class _Scope:
     """The sources of one SELECT: alias -> columns; `merged` are those joined by USING."""
 
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    folded: dict[str, frozenset[str]] = field(default_factory=dict)  # alias -> the same columns, folded
     hidden: set[str] = field(default_factory=set)  # right sides of SEMI and ANTI joins: visible in ON only
     merged: set[str] = field(default_factory=set)
     aliases: set[str] = field(default_factory=set)
@@ -160,6 +161,7 @@ class _Binder:
         if alias.casefold() in scope.sources:
             refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
         scope.sources[alias.casefold()] = columns
+        scope.folded[alias.casefold()] = _folded(columns)
         return alias.casefold()
 
     def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[str, ...]:
@@ -212,9 +214,9 @@ class _Binder:
                 stack.extend(node.iter_expressions())
 
     def _column(self, node: exp.Column, scope: _Scope, *, on: bool) -> None:
-        name, table = node.name, node.table
+        name, table = node.name, node.args.get("table")
         folded = name.casefold()
-        if table:
+        if table is not None and (table := table.name):
             if folded not in _folded(self._source(table, scope, on=on)):
                 raise _unknown(f"{table}.{name}")
             return
@@ -248,8 +250,8 @@ def _unknown(shown: str) -> QueryRefused:
 
 def _holders(name: str, scope: _Scope, *, on: bool) -> int:
     found = 0
-    for alias, columns in scope.sources.items():
-        if (on or alias not in scope.hidden) and name in _folded(columns):
+    for alias, columns in scope.folded.items():
+        if name in columns and (on or alias not in scope.hidden):
             found += 1
     return found
 

@@ -23,6 +23,9 @@ _EXPRESSIONS = (
     "BETWEEN CASE CAST COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION OPERATOR PARAMETER STAR SUBQUERY TYPE WINDOW"
 )
 _CLASSES = frozenset(_EXPRESSIONS.split())
+# Most of what is read needs no closer look: what holds nothing that is judged, and expressions of these classes.
+_TELLING = frozenset({"class", "function_name", "type", "sample", "at_clause", "ref_type", "table_name"})
+_SILENT = _CLASSES - {"CAST", "STAR", "FUNCTION"}
 
 
 def check(text: str, *, names: Iterable[str], functions: frozenset[str]) -> None:
@@ -31,7 +34,8 @@ def check(text: str, *, names: Iterable[str], functions: frozenset[str]) -> None
     known = frozenset(names)
 
     def judge(part: dict[str, Any]) -> dict[str, Any]:
-        _part(part, known, functions)
+        if not _TELLING.isdisjoint(part) and (part.get("class") not in _SILENT or "function_name" in part):
+            _part(part, known, functions)
         return part
 
     try:

@@ -29,12 +29,12 @@ def every(tree: exp.Expr) -> list[exp.Expr]:
     return found
 
 
-def safe(tree: exp.Expr) -> set[str] | None:
-    """Rewrite `tree` in place; folded names of the columns that it mentions, None when it asks for all by `*`,
-    or renames a table's columns by their places."""
+def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
+    """Rewrite a tree in place, given as `every` node of it; folded names of the columns that it mentions, None when
+    it asks for all by `*`, or renames a table's columns by their places."""
     names: set[str] = set()
     everything = False
-    for node in every(tree):
+    for node in nodes:
         kind = type(node)
         if kind is exp.Column:
             names.add(node.name.casefold())
@@ -51,7 +51,7 @@ def safe(tree: exp.Expr) -> set[str] | None:
     return None if everything else names
 
 
-def spread(tree: exp.Expr, tables: Sequence[exp.Expr]) -> None:
+def spread(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
     """Grouped sums over columns of `tables` take their values one by one, not as places in a file's dictionary.
 
     DuckDB 2.0 keeps 8 bytes for each value of each dictionary that such a sum has met, until it ends and beside its
@@ -60,19 +60,23 @@ def spread(tree: exp.Expr, tables: Sequence[exp.Expr]) -> None:
     inside of it: so only where all sources are tables, whose columns are there or masked, which cannot fail.
     """
     known = set(map(id, tables))
-    for group in tree.find_all(exp.Group):
+    outputs: dict[int, set[str]] = {}  # of each SELECT that groups rows of tables only
+    for group in nodes:
         select = group.parent
-        assert isinstance(select, exp.Select)
-        sources = [clause.this for clause in (select.args["from_"], *(select.args.get("joins") or ()))]
-        if not all(id(source) in known for source in sources):
+        if type(group) is exp.Group and isinstance(select, exp.Select) and _reads_only(select, known):
+            named = (output for output in select.expressions if isinstance(output, exp.Alias))
+            outputs[id(select)] = {output.alias.casefold() for output in named}
+    for node in nodes if outputs else ():
+        value = node.this if type(node) is exp.Sum or type(node) is exp.Avg else None
+        if not isinstance(value, exp.Column) or (taken := outputs.get(id(node.find_ancestor(exp.Select)))) is None:
             continue
-        outputs = {output.alias.casefold() for output in select.expressions if isinstance(output, exp.Alias)}
-        for node in list(select.find_all(exp.Sum, exp.Avg)):
-            value = node.this
-            if not isinstance(value, exp.Column) or node.find_ancestor(exp.Select) is not select:
-                continue
-            if value.table or value.name.casefold() not in outputs:  # else it may stand for an output's expression
-                node.set("this", exp.Try(this=value))
+        if value.table or value.name.casefold() not in taken:  # else it may stand for an output's expression
+            node.set("this", exp.Try(this=value))
+
+
+def _reads_only(select: exp.Select, tables: set[int]) -> bool:
+    clauses = (select.args["from_"], *(select.args.get("joins") or ()))
+    return all(id(clause.this) in tables for clause in clauses)
 
 
 def relations(tree: exp.Expr, names: Sequence[str]) -> frozenset[str]:

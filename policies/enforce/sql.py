@@ -103,7 +103,7 @@ def prepare(
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
     if all(one.contract.grid is None for one in used):
-        rewrite.spread(tree, [node for node, _ in bound.tables])
+        rewrite.spread(wrapper.nodes, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
         if entry in catalogue:
             wrapper.dataset(node, catalogue[entry])
@@ -188,7 +188,8 @@ class _Wrapper:
         self.barrier = False
         self.grid: DataContract | None = None
         self.shared: dict[tuple[str, str], str] = {}
-        self.asked = rewrite.safe(tree)
+        self.nodes = rewrite.every(tree)
+        self.asked = rewrite.safe(self.nodes)
 
     def dataset(self, node: exp.Table, dataset: Dataset) -> None:
         contract = dataset.contract
@@ -263,7 +264,7 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
     assert isinstance(tree, exp.Select)
     assert dataset.contract.grid is not None
     assert dataset.contract.grid.privacy is not None
-    rewrite.safe(tree)
+    rewrite.safe(rewrite.every(tree))
     parts = private.parts(tree, dataset.contract, dataset.relation, maker)
     own = rewrite.relations(parts.private, parts.names)
     asked = Private(

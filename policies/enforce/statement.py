@@ -22,6 +22,7 @@ from policies.enforce.functions import FUNCTIONS, WINDOW_ONLY
 __all__ = ["DEFAULT", "Caps", "parse", "refuse", "refused"]
 
 _DIALECT = DuckDB()
+_CHAINS = frozenset(nodes.CHAINS)
 
 
 def parse(sql: str, caps: Caps = DEFAULT) -> exp.Expr:
@@ -79,10 +80,12 @@ def _check(tree: exp.Expr, caps: Caps) -> None:
         check = _CHECKS.get(kind)
         if check is not None:
             check(node, caps)
-        chained = kind in nodes.CHAINS
-        for child in children:
-            linked = chained and type(child) is kind
-            stack.append((child, depth if linked else depth + 1, chain + 1 if linked else 0))
+        if kind in _CHAINS:
+            for child in children:
+                linked = type(child) is kind
+                stack.append((child, depth if linked else depth + 1, chain + 1 if linked else 0))
+        else:
+            stack.extend([(child, depth + 1, 0) for child in children])
 
 
 def _node(node: exp.Expr) -> list[exp.Expr]:
@@ -92,19 +95,21 @@ def _node(node: exp.Expr) -> list[exp.Expr]:
         _refuse_node(node)
     children: list[exp.Expr] = []
     for name, value in node.args.items():
-        if value is None or value is False or value == []:
+        if value is None or value is False:
             continue
-        if name not in allowed:
-            refuse(
-                "syntax_not_allowed",
-                f"{_word(node)} with {name.rstrip('_').replace('_', ' ').upper()} is not allowed here",
-                "syntax",
-            )
-        if isinstance(value, exp.Expr):
-            children.append(value)
-        elif type(value) is list:
+        listed = type(value) is list
+        if name not in allowed and not (listed and not value):
+            _refuse_argument(node, name)
+        if listed:
             children.extend([one for one in value if isinstance(one, exp.Expr)])
+        elif isinstance(value, exp.Expr):
+            children.append(value)
     return children
+
+
+def _refuse_argument(node: exp.Expr, name: str) -> NoReturn:
+    filled = name.rstrip("_").replace("_", " ").upper()
+    refuse("syntax_not_allowed", f"{_word(node)} with {filled} is not allowed here", "syntax")
 
 
 def _refuse_node(node: exp.Expr) -> NoReturn:

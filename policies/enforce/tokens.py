@@ -54,6 +54,9 @@ def measure(tokens: list[Token], caps: Caps) -> None:
         if token.token_type in _SIMPLE:  # most words of a query: names, values, commas
             shape.run = 0
             continue
+        if token.token_type in _WORDS:
+            shape.word(token.token_type)
+            continue
         following = tokens[index + 1] if index + 1 < len(tokens) else None
         before = tokens[index - 1] if index else None
         _allowed(token, before, following)
@@ -116,6 +119,12 @@ class _Shape:
         self.query: list[bool] = [True]  # per level: it may hold the clauses of a SELECT
         self.cases = self.joins = self.queries = self.run = 0
 
+    def word(self, kind: TokenType) -> None:
+        """An operator or a word that opens, closes and joins nothing."""
+        self._run(kind)
+        if self.run > self.caps.prefixes:
+            self._too_deep()
+
     def take(self, token: Token, following: Token | None, before: Token | None) -> None:
         kind = token.token_type
         self._level(kind, following)
@@ -128,13 +137,16 @@ class _Shape:
         if kind in nodes.TYPE_TOKENS and following is not None and following.token_type is TokenType.L_PAREN:
             self._type(token, before)
         if max(len(self.open) - 1, self.cases) > self.caps.nesting or self.run > self.caps.prefixes:
-            refuse("query_too_deep", f"the query is nested more than {self.caps.nesting} deep; flatten it", "depth")
+            self._too_deep()
         if self.joins > self.caps.joins or self.queries > self.caps.queries:
             refuse(
                 "query_too_large",
                 f"at most {self.caps.joins} joins and {self.caps.queries} SELECTs are read; split the query",
                 "length",
             )
+
+    def _too_deep(self) -> NoReturn:
+        refuse("query_too_deep", f"the query is nested more than {self.caps.nesting} deep; flatten it", "depth")
 
     def close(self) -> None:
         if len(self.open) != 1:
@@ -206,4 +218,12 @@ _OPERANDS = frozenset(
         TokenType.COMMA,
         TokenType.END,
     }
+)
+# Allowed words that nothing but `_Shape._run` looks at.
+_WORDS = (
+    nodes.TOKENS
+    - nodes.TYPE_TOKENS
+    - _CLAUSES
+    - {TokenType.L_PAREN, TokenType.R_PAREN, TokenType.CASE, TokenType.END, TokenType.SELECT, TokenType.SEMICOLON}
+    - {TokenType.JOIN, TokenType.CROSS, TokenType.ON, TokenType.USING}
 )

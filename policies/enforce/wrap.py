@@ -10,7 +10,8 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
+from typing import Any
 
 from sqlglot import exp
 
@@ -57,7 +58,7 @@ def plain(row_filter: RowFilter | None) -> bool:
 def rows(contract: DataContract, relation: str, shown: Sequence[str], maker: Maker) -> exp.Select:
     """The rows of `relation` that the contract lets through, with the columns `shown`, masked."""
     source = maker.token()
-    outputs = [_output(masked(contract, name, source, maker), name) for name in shown]
+    outputs = [_shown(contract, name, source, maker) for name in shown]
     select = exp.Select(
         expressions=outputs or [_output(exp.Literal.number(1), source)],
         from_=exp.From(this=relation_of(relation, source)),
@@ -66,6 +67,11 @@ def rows(contract: DataContract, relation: str, shown: Sequence[str], maker: Mak
     if condition is not None:
         select.set("where", exp.Where(this=condition))
     return select
+
+
+def _shown(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:
+    value = masked(contract, name, source, maker)
+    return value if type(value) is exp.Column else _output(value, name)  # a stored column has its name
 
 
 def _output(value: exp.Expr, name: str) -> exp.Expr:
@@ -178,13 +184,20 @@ _MASKS = {
 
 def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
     """TRY_CAST: a value that does not fit becomes NULL, never an error that quotes it."""
-    return exp.TryCast(this=value, to=_type_node(type_).copy(), safe=True)
+    return exp.TryCast(this=value, to=_another(_type_node(type_)), safe=True)
 
 
 @lru_cache(maxsize=1024)
 def _type_node(type_: str) -> exp.DataType:
     """Types are parsed, and the same few come with every query."""
     return exp.DataType.build(type_, dialect="duckdb")
+
+
+def _another(node: Any) -> Any:
+    """A copy of a type, without what `copy` looks for in vain: a cast stands at every value of a policy."""
+    if isinstance(node, exp.Expr):
+        return type(node)(**{name: _another(value) for name, value in node.args.items()})
+    return [_another(one) for one in node] if type(node) is list else node
 
 
 # row filters
@@ -197,8 +210,8 @@ def _filter(row_filter: RowFilter, contract: DataContract, source: str, maker: M
     if row_filter.connective == "xone":
         return exp.Paren(this=_xone(row_filter, contract, source, maker))
     parts = [_filter(member, contract, source, maker, exact=exact) for member in row_filter.members]
-    join = exp.and_ if row_filter.connective == "and" else exp.or_
-    return exp.Paren(this=join(*parts, copy=False, wrap=False))
+    join = exp.And if row_filter.connective == "and" else exp.Or
+    return exp.Paren(this=reduce(lambda left, right: join(this=left, expression=right), parts))
 
 
 def _xone(group: Connected, contract: DataContract, source: str, maker: Maker) -> exp.Expr:
