@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
+from hanse._valid import Validator
 from hanse._wire import Answer
 from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
 from hanse.patience import Patience
@@ -65,6 +66,7 @@ class Stream:
         self.read_id = answer.headers.get("hanse-read", "")
         self._rows_before = self.rows
         self._reader = self._told(lambda: pa.ipc.open_stream(self._body))
+        self._validator = Validator(self._reader.schema)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """The batches as they come. Raises what ended the stream, where it did not end by itself."""
@@ -125,7 +127,7 @@ class Stream:
                 self._close_with(_end_record(metadata[END]))
                 return None
             if self._validate:
-                self._told(lambda: batch.validate(full=True))  # noqa: B023  # called here and now
+                self._told(lambda: self._validator.check(batch))  # noqa: B023  # called here and now
             if batch.num_rows:
                 self.place = _place(metadata)
                 return batch

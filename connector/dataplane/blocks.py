@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import IO, Protocol, Self
@@ -105,28 +106,33 @@ class Entry:
 class Passed:
     """An entry being read, batch by batch: as spans for those who can take them, else as memory.
 
-    Each is looked for while the one before it is sent, in a thread: disks, and networks behind them, take their time.
+    Memory is filled while the batch before it is sent, in a thread: disks, and networks behind them, take their time.
     """
 
     def __init__(self, entry: Entry, *, spans: bool) -> None:
         self.schema, self.trailer, self.digest = entry.schema, entry.trailer, entry.first_digest
         self._entry = entry
         self._spans = spans
-        self._blocks = iter(entry.blocks)
+        self._left = deque(entry.blocks)
         self._next: asyncio.Future[Part | None] | None = None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Part:
-        if self._spans and not self._entry.refs:  # a copy of ours: nothing to compare, nothing to wait for
-            part = self._part()
+        if self._spans:
+            # Of a copy of ours there is nothing to compare, and nothing to wait for.
+            part = await asyncio.to_thread(self._part) if self._entry.refs else self._part()
         else:
             part = await (self._next or self._begin())
             self._next = None if part is None else self._begin()
         if part is None:
             raise StopAsyncIteration
         return part
+
+    def at_once(self) -> Part | None:
+        """The next one, for a thread that sends spans; None where there is none, and whoever waits for it is told."""
+        return self._part() if self._spans and self._left else None
 
     async def settle(self) -> None:
         """Wait for what still runs in a thread."""
@@ -137,9 +143,10 @@ class Passed:
         return asyncio.ensure_future(asyncio.to_thread(self._part))
 
     def _part(self) -> Part | None:
-        if (block := next(self._blocks, None)) is None:
+        if not self._left:
             self._entry.check()
             return None
+        block = self._left.popleft()
         span = self._entry.span(block)
         span.check()
         return Part(block.rows, block.nbytes, span if self._spans else _memory(span), block.digest)

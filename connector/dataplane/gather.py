@@ -9,6 +9,7 @@ chunk. Offered to the application as the extension `hanse.gather`; a body messag
                    extension `hanse.files` is offered; `send` returns when all of it has gone, and calls
     hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
     hanse.moved    as it goes. EOFError where the file is shorter, ConnectionAbortedError where the client has left.
+    hanse.more     in that thread, too, when the part has gone: the next part, sent as a chunk of its own, or none
     hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
 
@@ -22,11 +23,12 @@ nothing of what it carries. Use it as `uvicorn.Config(http=Protocol)`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
+import mmap
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,17 +45,21 @@ FILES = "hanse.files"
 FILE = "hanse.file"
 BEFORE = "hanse.before"
 MOVED = "hanse.moved"
+MORE = "hanse.more"
 BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _SENDERS = 8
-_PIECE = 2**20
 _AHEAD = 8 * 2**20  # bytes behind a part that are read from the disk while it goes
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
+_TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
+
+Part = tuple[int, int, int]  # of a file: descriptor, offset, bytes
+More = Callable[[], Part | None]
 
 
 class Cycle(RequestResponseCycle):
-    """One request and its answer, with the two keys above."""
+    """One request and its answer, with the keys above."""
 
     async def send(self, message: Any) -> None:
         """As uvicorn's, and gathered where the message has buffers. Silent once the client has left."""
@@ -89,9 +95,7 @@ class Cycle(RequestResponseCycle):
             self.transport.writelines([b"%x\r\n" % total, *buffers, b"\r\n"])
 
     async def _from_file(self, message: Mapping[str, Any]) -> None:
-        chunk = _Chunk(*message[FILE], before=message.get(BEFORE))
-        if not chunk.left:
-            return
+        sending = _Sending(message[FILE], before=message.get(BEFORE), more=message.get(MORE))
         await self._ready(message)
         self._must_be_there()
         pause = 0.0
@@ -100,15 +104,15 @@ class Cycle(RequestResponseCycle):
             pause = 0.005
         self._must_be_there()
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as out:
-            while not await self._pushed(chunk, out):
+            while not await self._pushed(sending, out):
                 message.get(MOVED, lambda: None)()
                 await _writable(out)
                 self._must_be_there()
 
-    async def _pushed(self, chunk: _Chunk, out: socket.socket) -> bool:
+    async def _pushed(self, sending: _Sending, out: socket.socket) -> bool:
         """Send as much as the reader takes without making us wait. Whether that was all."""
         try:
-            whole = await _in_thread(chunk.push, out)
+            whole = await _in_thread(sending, out)
         except (ConnectionError, TimeoutError):
             self.transport.abort()
             raise ConnectionAbortedError("the client has left") from None
@@ -133,72 +137,108 @@ class Cycle(RequestResponseCycle):
         return True
 
 
+class _Sending:
+    """Parts of files on their way, one chunk after the other."""
+
+    def __init__(self, first: Part, *, before: Callable[[], object] | None, more: More | None) -> None:
+        self._chunk: _Chunk | None = _Chunk(*first)
+        self._before, self._more = before, more or (lambda: None)
+        self._ahead = 0  # up to where the kernel was told to read
+        self.stopped = False
+
+    def push(self, out: socket.socket) -> bool:
+        """Send until there is no more (True), or the reader has made us wait, or others wait. In a thread: the files
+        may be on the disk only."""
+        if self._before is not None:
+            self._before()
+            self._before = None
+        wait = _Waiting(out)
+        while (chunk := self._chunk) is not None:
+            self._tell_ahead(chunk)
+            if self.stopped or not chunk.push(out, wait):
+                return False
+            self._chunk = _Chunk(*part) if (part := self._more()) is not None else None
+            if self._chunk is not None and wait.over:
+                return False
+        return True
+
+    def _tell_ahead(self, chunk: _Chunk) -> None:
+        end = chunk.at + chunk.size + _AHEAD
+        if not chunk.at <= self._ahead < end:
+            self._ahead = chunk.at
+        os.posix_fadvise(chunk.number, self._ahead, end - self._ahead, os.POSIX_FADV_WILLNEED)
+        self._ahead = end
+
+
+class _Waiting:
+    """How long one turn of a thread may wait for its reader."""
+
+    def __init__(self, out: socket.socket) -> None:
+        self._poll = select.poll()
+        self._poll.register(out, select.POLLOUT)
+        self._ends = time.monotonic() + _TURN
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._ends
+
+    def writable(self) -> bool:
+        """Wait until the reader takes more. False where that is not soon."""
+        left = min(_PATIENCE, self._ends - time.monotonic())
+        return left > 0 and bool(self._poll.poll(left * 1000))
+
+
 class _Chunk:
     """A part of a file as one HTTP chunk, and how much of it has gone."""
 
-    def __init__(self, number: int, at: int, size: int, *, before: Callable[[], object] | None) -> None:
-        self._number, self._at, self._size, self._before = number, at, size, before
+    def __init__(self, number: int, at: int, size: int) -> None:
+        self.number, self.at, self.size = number, at, size
         self._head, self._tail = (b"%x\r\n" % size, b"\r\n") if size else (b"", b"")
         self._gone = 0
 
     @property
-    def left(self) -> int:
-        """Bytes that have not gone, with those of the frame."""
-        return len(self._head) + self._size + len(self._tail) - self._gone
+    def _left(self) -> int:
+        return len(self._head) + self.size + len(self._tail) - self._gone
 
-    def push(self, out: socket.socket) -> bool:
-        """Send until all has gone (True) or the reader has made us wait. In a thread: the file may be on the disk only.
+    def push(self, out: socket.socket, wait: _Waiting) -> bool:
+        """Send until all has gone (True) or the reader makes us wait.
 
-        Through a little memory that stays in the processor's cache, and not by `sendfile`: that hands the file's own
-        pages to a reader on the same machine, who then copies from memory that no cache holds.
+        From a map of the part, which only the kernel looks into: where the file has been cut short meanwhile it says
+        EFAULT, and no bus error meets this process. The map lives as long as this call.
         """
-        if self._before is not None:
-            self._before()
-            self._before = None
-        until = time.monotonic() + _PATIENCE
-        waiting = select.poll()
-        waiting.register(out, select.POLLOUT)
-        os.posix_fadvise(self._number, self._at, self._size + _AHEAD, os.POSIX_FADV_WILLNEED)
-        ready = memoryview(b"")
-        while self.left:
-            ready = ready or self._piece()
+        if not self._left:
+            return True
+        data = _mapped(self.number, self.at, self.size)
+        while self._left:
             try:
-                sent = out.send(ready)
+                self._gone += out.sendmsg(self._rest(data))
             except BlockingIOError:
-                left = until - time.monotonic()
-                if left <= 0 or not waiting.poll(left * 1000):
+                if not wait.writable():
                     return False
-            else:
-                self._gone, ready = self._gone + sent, ready[sent:]
+            except OSError as error:
+                if error.errno != errno.EFAULT:
+                    raise
+                raise EOFError("expected a file as long as it was, came a shorter one") from None
         return True
 
-    def _piece(self) -> memoryview:
-        """The next bytes of head, file and tail, in this thread's memory."""
-        memory = _memory()
-        head = self._head[self._gone :]
-        filled, read = len(head), min(max(0, self._gone - len(self._head)), self._size)
-        memory[:filled] = head
-        if wanted := min(_PIECE, self._size - read):
-            got = os.preadv(self._number, [memory[filled : filled + wanted]], self._at + read)
-            if not got:
-                raise EOFError("expected a file as long as it was, came a shorter one")
-            filled, read = filled + got, read + got
-        if read == self._size:
-            tail = self._tail[max(0, self._gone - len(self._head) - self._size) :]
-            memory[filled : filled + len(tail)] = tail
-            filled += len(tail)
-        return memory[:filled]
+    def _rest(self, data: memoryview) -> list[memoryview]:
+        """What has not gone of head, file and tail."""
+        rest, gone = [], self._gone
+        for part in (memoryview(self._head), data, memoryview(self._tail)):
+            if gone < len(part):
+                rest.append(part[gone:])
+            gone = max(0, gone - len(part))
+        return rest
 
 
-_threads = threading.local()
-
-
-def _memory() -> memoryview:
-    """The calling thread's own, for a piece and its frame."""
-    if not hasattr(_threads, "memory"):
-        _threads.memory = memoryview(bytearray(_PIECE + 64))
-    found: memoryview = _threads.memory
-    return found
+def _mapped(number: int, at: int, size: int) -> memoryview:
+    """A part of a file; it is unmapped with the last view of it. Nobody here may look into it."""
+    start = at - at % mmap.ALLOCATIONGRANULARITY
+    try:
+        held = mmap.mmap(number, at + size - start, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start)
+    except ValueError:  # said of a length that the file does not have
+        raise EOFError("expected a file as long as it was, came a shorter one") from None
+    return memoryview(held)[at - start :]
 
 
 @functools.cache
@@ -206,14 +246,15 @@ def _senders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_SENDERS, thread_name_prefix="file-to-socket")
 
 
-async def _in_thread(work: Callable[[socket.socket], bool], out: socket.socket) -> bool:
-    """Its result. Who is cancelled waits, too, however often: descriptors that it uses must not be closed under it,
-    as the next connection or file to be opened would have the same numbers."""
-    job = _senders().submit(work, out)
+async def _in_thread(sending: _Sending, out: socket.socket) -> bool:
+    """Whether all was sent. Who is cancelled waits, too, however often: descriptors that it uses must not be closed
+    under it, as the next connection or file to be opened would have the same numbers."""
+    job = _senders().submit(sending.push, out)
     running = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
+        sending.stopped = True
         while not job.cancel() and not job.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait((running,))

@@ -33,7 +33,7 @@ from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
 from connector.dataplane.blocks import Span
-from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, FILES, MOVED, TRAILERS
+from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, TRAILERS, Part
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
@@ -178,17 +178,25 @@ class Exchange:
         """Whether `part` takes spans of files."""
         return FILES in self.scope.get("extensions", {})
 
-    async def part(self, body: bytes | memoryview | Span, moved: Callable[[], object] = lambda: None) -> None:
-        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk.
-
-        `moved` is called while a long one goes.
-        """
+    async def part(self, body: bytes | memoryview) -> None:
+        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk."""
         message: dict[str, object] = {"type": "http.response.body", "more_body": True}
-        if isinstance(body, Span):
-            where = (body.file.fileno(), body.at, body.nbytes)
-            await self.send(message | {FILE: where, BEFORE: body.check, MOVED: moved})
-            return
         await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
+
+    async def file(
+        self, span: Span, following: Callable[[], Span | None], moved: Callable[[], object] = lambda: None
+    ) -> None:
+        """A part of a file in one chunk, and those that follow it, which are asked for in the thread that sends.
+
+        `moved` is called while they go.
+        """
+
+        def more() -> Part | None:
+            after = following()
+            return None if after is None else _where(after)
+
+        message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: _where(span)}
+        await self.send(message | {BEFORE: span.check, MORE: more, MOVED: moved})
 
     async def end(self, trailers: Mapping[str, str]) -> None:
         """The end of a long answer, with trailers where the server can send them."""
@@ -365,7 +373,10 @@ class _Transport:
 
         try:
             async with asyncio.timeout(self._stall_seconds) as limit:
-                await exchange.part(part, moved)
+                if isinstance(part, Span):
+                    await exchange.file(part, stream.following, moved)
+                else:
+                    await exchange.part(part)
         except TimeoutError:
             took = "not all that it may" if stream.over else "nothing"
             stream.abandon("client_stalled", f"the client took {took} for {self._stall_seconds:g} s")
@@ -375,6 +386,10 @@ class _Transport:
             stream.abandon("version_changed", "a file of this version is not what it was; register a new version")
             await exchange.abort()
             raise ConnectionAbortedError("the file does not hold what it did") from None
+
+
+def _where(span: Span) -> Part:
+    return span.file.fileno(), span.at, span.nbytes
 
 
 def parse_envelope(body: bytes) -> Envelope:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split, quoted
-from connector.dataplane.blocks import Part, Source, Span
+from connector.dataplane.blocks import Part, Passed, Source, Span
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
@@ -91,7 +91,8 @@ class GovernedStream:
         self._asked = asked
         self._digest = result.digest
         self._policy = policy
-        self._first: Frame | Part | None = None
+        self._first: Frame | Part | None = None  # taken from the source and not let through yet
+        self._failed: HanseError | None = None  # what the source said where nobody could end the stream
         self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
     @property
@@ -116,8 +117,7 @@ class GovernedStream:
         end: End | None = None
         try:
             while end is None:
-                frame = self._first or await anext(self._result, None)
-                self._first = None
+                frame = await self._next()
                 if frame is None:
                     end = self._ended(COMPLETE)
                 elif (stop := await self._pass(frame)) is not None:
@@ -130,6 +130,21 @@ class GovernedStream:
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
 
+    def following(self) -> Span | None:
+        """The batch after the one that `parts` gave last, where it lies in a file and passes the gate as things stand.
+
+        For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
+        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
+        """
+        try:
+            part = self._result.at_once() if isinstance(self._result, Passed) else None
+        except HanseError as error:
+            self._failed = error
+            return None
+        if part is not None and self._stopped_by(part) is not None:
+            self._first, part = part, None
+        return part.payload if part is not None and isinstance(part.payload, Span) else None
+
     def abandon(self, code: str, reason: str) -> None:
         """The client has gone or does not read: the log says so."""
         if self.end is None:
@@ -140,26 +155,39 @@ class GovernedStream:
         for grant in self.grants:
             grant.lease.deadline = time.monotonic() + min(seconds, self._reads.left(grant.contract))
 
+    async def _next(self) -> Frame | Part | None:
+        if self._failed is not None:
+            raise self._failed
+        frame, self._first = self._first, None
+        return frame or await anext(self._result, None)
+
     async def _pass(self, frame: Frame | Part) -> str | None:
         """None and the batch is counted in every lease (5), or the status that the stream ends with."""
+        filled: Grant | None = None
+        while (stop := self._stopped_by(frame)) is not None:
+            grant, reason = stop
+            if reason not in (gate.ROWS_SPENT, gate.BYTES_SPENT) or grant is filled:
+                return _STOPPED[reason]
+            short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
+            await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
+            filled = grant
+        if time.monotonic() >= self._tell_at:
+            self._tell_at = time.monotonic() + _PROGRESS_SECONDS
+            self._reads.tell_progress(self.id, rows=self.rows, nbytes=self.bytes)
+        return None
+
+    def _stopped_by(self, frame: Frame | Part) -> tuple[Grant, str] | None:
+        """None and the batch is counted in every lease, or the first that it does not pass, and counted in none."""
         for number, grant in enumerate(self.grants):
-            reason = gate.check(grant.lease, frame.rows, frame.nbytes)
-            if reason in (gate.ROWS_SPENT, gate.BYTES_SPENT):
-                short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
-                await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
-                reason = gate.check(grant.lease, frame.rows, frame.nbytes)
-            if reason is not None:
+            if (reason := gate.check(grant.lease, frame.rows, frame.nbytes)) is not None:
                 for passed in self.grants[:number]:
                     passed.lease.rows += frame.rows
                     passed.lease.bytes += frame.nbytes
-                return _STOPPED[reason]
+                return grant, reason
         self.rows += frame.rows
         self.batches += 1
         self.bytes += frame.nbytes
         self._digest = frame.digest
-        if time.monotonic() >= self._tell_at:
-            self._tell_at = time.monotonic() + _PROGRESS_SECONDS
-            self._reads.tell_progress(self.id, rows=self.rows, nbytes=self.bytes)
         return None
 
     def _broken(self, error: HanseError) -> End:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, Protocol
+from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, Protocol
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
 
@@ -192,7 +193,63 @@ async def test_a_file_that_is_too_short_never_completes_a_chunk() -> None:
     async with served(app) as port:
         answer = await exchange(port, REQUEST)
     assert raised == [EOFError]
-    assert not answer.endswith(b"\r\n")
+    assert not answer.partition(b"\r\n\r\n")[2].endswith(b"\r\n")
+
+
+async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_the_process() -> None:
+    """The kernel alone looks into the map: it says EFAULT, and there is no bus error."""
+    raised: list[type[BaseException]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.truncate(64 * 2**20)
+            part = {"type": "http.response.body", FILE: (file.fileno(), 0, 64 * 2**20), "more_body": True}
+            try:
+                await send(part | {MOVED: lambda: file.truncate(2**20)})
+            except EOFError as error:
+                raised.append(type(error))
+                await send({"type": "http.response.body", ABORT: True})
+
+    async with served(app) as port:
+        await slow(port)
+    assert raised == [EOFError]
+
+
+async def test_what_follows_a_part_is_asked_for_beside_the_event_loop() -> None:
+    asked: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(range(200)) * 50_000)
+            file.flush()
+            parts = [(at, 1_000_000) for at in range(1_000_000, 10_000_000, 1_000_000)]
+
+            def more() -> Any:
+                asked.append(threading.current_thread().name)
+                return (file.fileno(), *parts.pop(0)) if parts else None
+
+            part = {"type": "http.response.body", FILE: (file.fileno(), 0, 1_000_000), "more_body": True}
+            await send(part | {MORE: more})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with served(app) as port:
+        for read in (exchange(port, REQUEST), slow(port)):
+            assert decoded((await read).partition(b"\r\n\r\n")[2]) == bytes(range(200)) * 50_000
+    assert len(asked) == 20
+    assert all(name.startswith("file-to-socket") for name in asked)
+
+
+def decoded(body: bytes) -> bytes:
+    """What a chunked body holds."""
+    parts = []
+    while (cut := body.partition(b"\r\n"))[0] != b"0":
+        size = int(cut[0], 16)
+        parts.append(cut[2][:size])
+        assert cut[2][size : size + 2] == b"\r\n"
+        body = cut[2][size + 2 :]
+    return b"".join(parts)
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "does not read"])

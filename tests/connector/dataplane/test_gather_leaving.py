@@ -138,10 +138,10 @@ def pushed(out: socket.socket, peer: socket.socket) -> int:
         file.truncate(SIZE)
         reading.start()
         try:
-            chunk = gather._Chunk(file.fileno(), 0, SIZE // 4, before=None)
-            whole = chunk.left
-            assert not chunk.push(out)
-            return whole - chunk.left
+            sending = gather._Sending((file.fileno(), 0, SIZE // 4), before=None, more=None)
+            assert not sending.push(out)
+            assert sending._chunk is not None
+            return sending._chunk._gone
         finally:
             enough.set()
             out.close()
@@ -154,7 +154,7 @@ async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool)
     taken = 0
 
     class Sips(Exchange):
-        async def part(self, body: Any, moved: Any = None) -> None:
+        async def file(self, span: Any, following: Any, moved: Any = None) -> None:
             nonlocal taken
             while taken < 20:
                 await asyncio.sleep(0.05)
@@ -165,7 +165,11 @@ async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool)
             """As if it had gone."""
 
     codes: list[str] = []
-    stream = type("Stream", (), {"over": over, "abandon": staticmethod(lambda code, _reason: codes.append(code))})
+    stream = type(
+        "Stream",
+        (),
+        {"over": over, "following": None, "abandon": staticmethod(lambda code, _reason: codes.append(code))},
+    )
     exchange = Sips({"headers": []}, cast("Any", None), cast("Any", None))
     transport = _Transport(cast("Any", None), cast("Any", None), owner="o", stall_seconds=0.4)
     with tempfile.TemporaryFile() as file:
