@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources.files import file_ref
+from connector.datasets.sources.files import own_ref
 from connector.errors import HanseError, Limited, Refused, VersionChanged
 from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Plan
@@ -260,7 +260,7 @@ class Work:
     def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
         assert self.folder is not None
         return {
-            answer.fragment.id: Relation("arrow_ipc", (file_ref(str(answer.file), roots=[self.folder]).to_json(),))
+            answer.fragment.id: Relation("arrow_ipc", (own_ref(str(answer.file), folder=self.folder).to_json(),))
             for answer in answers
             if answer.file is not None
         }
