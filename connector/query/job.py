@@ -110,7 +110,8 @@ class Job:
     (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
-    than the engine. Batches have about `batch_bytes` and at most `batch_rows`.
+    than the engine. `passed`: the only relation is an Arrow file of ours whose rows are the answer, under these names;
+    no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
     `consumer` is whom the work is for: free workers go round between consumers.
     """
@@ -121,6 +122,7 @@ class Job:
     params: Sequence[Any] | Mapping[str, Any] = ()
     recheck: Recheck | None = None
     scan: str = ""
+    passed: Sequence[str] = ()
     only: Ranges | None = None
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20

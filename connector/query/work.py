@@ -237,6 +237,7 @@ class Work:
             Job(
                 relations=relations,
                 sql=sql,
+                passed=plan.columns if plan.passed else (),
                 recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
                 limits=self._limits(rows=self.question.rows),
                 codec=self.question.codec,
