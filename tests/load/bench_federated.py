@@ -4,7 +4,7 @@
                                          [--modes pull filter full] [--repeat 3] [--memory 320] [--out figures.json]
 
 For each query: bytes that came from the owners and wall time, for pulling tables, filters and columns only, full
-pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB that has all files. Every answer is
+pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB over the same files. Every answer is
 compared with DuckDB's. Keys that are sent to owners are counted as bytes, too. Times are the best of `--repeat`, side
 by side on this machine: read them as ratios; pulling and filtering, whose bytes are what counts, run once. Also: the
 planner's processor time, and the most memory that each connector took with its workers (proportional set size).
@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,13 +178,17 @@ class Figures:
 
 
 def measure(
-    running: Space, kind: str, folder: Path, ways: list[str], queries: list[str], *, repeat: int
+    running: Space,
+    kind: str,
+    files: Mapping[tuple[str, str], Path],
+    ways: list[str],
+    queries: list[str],
+    *,
+    repeat: int,
 ) -> list[Figures]:
     """Every query in every way."""
     found = []
-    central = duckdb.connect(":memory:")
-    for table in tpch.TABLES:
-        central.execute(f"CREATE VIEW {table} AS FROM read_parquet('{folder / table}.parquet')")
+    central = over_all(files)
     running.ask(written_for(kind, "SELECT count(*) FROM region"), WAYS["full"], shares=True)  # loads the planner
     used = Used(_leaders(running).values())
     for name, sql in tpch.queries().items():
@@ -202,6 +206,15 @@ def measure(
         found.append(figures)
         print(_line(figures, ways), flush=True)
     return found
+
+
+def over_all(files: Mapping[tuple[str, str], Path]) -> duckdb.DuckDBPyConnection:
+    """One DuckDB over the owners' very files; of what every owner has a copy of, over one."""
+    central = duckdb.connect(":memory:")
+    for table in tpch.TABLES:
+        paths = [str(path) for (_, name), path in files.items() if name == table]
+        central.execute(f"CREATE VIEW {table} AS FROM read_parquet({paths[:1] if table in PUBLIC else paths})")
+    return central
 
 
 def _one(running: Space, figures: Figures, way: str, sql: str, wanted: list[tuple[Any, ...]], used: Used) -> None:
@@ -306,7 +319,7 @@ def main() -> int:
             space(Path(held), files, memory=asked.memory) as running,
             watched(_leaders(running)) as most,
         ):
-            found = measure(running, kind, folder, asked.modes, asked.queries, repeat=asked.repeat)
+            found = measure(running, kind, files, asked.modes, asked.queries, repeat=asked.repeat)
         right = report(kind, found, asked.modes, most, scale=asked.scale) and right
         told[kind] = {"queries": [vars(one) for one in found], "memory": most}
     if asked.out:
