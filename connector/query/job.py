@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 SCHEMA: Final = 1
@@ -140,7 +140,7 @@ class Job:
 
     def encode(self) -> bytes:
         """The job as it goes to the worker, blobs after it."""
-        plain = asdict(self) | {"blobs": [len(blob) for blob in self.blobs]}
+        plain = fields_of(self) | {"blobs": [len(blob) for blob in self.blobs]}
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
         if len(text) > JOB_MAX:
             raise ValueError(f"expected a job of at most {JOB_MAX} bytes, came {len(text)}; send keys as a blob")
@@ -166,7 +166,14 @@ def decode(text: bytes) -> tuple[Job, list[int]]:
     )
 
 
+def fields_of(value: Job | Relation | Limits | Recheck | Range | Ranges) -> dict[str, Any]:
+    """The fields as they are: what is in them becomes JSON one by one. `asdict` copies every value below them first."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
 def _listed(value: object) -> object:
+    if isinstance(value, Relation | Limits | Recheck | Range | Ranges):
+        return fields_of(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, Mapping):
