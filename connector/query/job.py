@@ -106,8 +106,8 @@ class Ranges:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow, verbatim
-    (one value).
+    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow,
+    unite_keys, verbatim (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
     than the engine. `passed`: the only relation is an Arrow file of ours whose rows are the answer, under these names;

@@ -300,6 +300,11 @@ def check_arrow(session: Session, job: Job) -> None:
     value(session, foreign.check(job, check=session.check))
 
 
+def unite_keys(session: Session, job: Job) -> None:
+    """The keys of several answers as one list, where that needs no engine."""
+    value(session, foreign.unite(job, check=session.check))
+
+
 def verbatim(session: Session, job: Job) -> None:
     """Where the messages of a scan's stream lie in the files themselves, or the error that they do not."""
     from connector.query import verbatim as index  # it uses what is here
@@ -315,5 +320,6 @@ TASKS: dict[str, Callable[[Session, Job], None]] = {
     "profile": profile,
     "convert": convert,
     "check_arrow": check_arrow,
+    "unite_keys": unite_keys,
     "verbatim": verbatim,
 }

@@ -63,6 +63,25 @@ async def test_keys_of_one_owner_narrow_what_another_sends(asked: Asked) -> None
     assert [table["columns"] for table in envelope["keys"]] == [["k"]]
 
 
+async def test_keys_of_several_owners_are_united_for_another(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    ask = Pool.ask
+
+    async def noted(pool: Pool, job: Job) -> Any:
+        kinds.append(job.kind)
+        return await ask(pool, job)
+
+    monkeypatch.setattr(Pool, "ask", noted)
+    for number, owner in enumerate(("south", "west", "north")):
+        few = f"SELECT range * 1000 + {number} AS id FROM range(5) WHERE {number} < 2"  # north has none of it
+        asked.owners.add(owner, "few", few, shares_keys=True, takes_keys=True)
+    asked.owners.publish("north", "many", shares_keys=True, takes_keys=True)
+    rows, end = await asked.rows('SELECT count(*) AS n FROM "all".few f JOIN north.many m ON m.id = f.id')
+    assert rows == [{"n": 10}]
+    assert next(one["rows"] for one in end["owners"] if one["dataset"] == "many") == 10
+    assert "unite_keys" in kinds
+
+
 @pytest.mark.parametrize(
     ("sql", "share", "loaded"),
     [
