@@ -182,11 +182,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds between two looks at agreements: duties that fall due, ends, facts that are gone.",
     )
-    audit_round_ms: int = Field(
-        200,
+    audit_round_ms: int | None = Field(
+        None,
         ge=1,
-        description="Longest wait before pending audit records are sequenced and signed, in milliseconds; a quarter of "
-        "it without another record is enough.",
+        description="Longest wait before pending audit records, which are durable already, are sequenced and signed, "
+        "in milliseconds; a quarter of it without another record is enough. Not set: 200 on PostgreSQL, where "
+        "processes hear of each other by these rounds; 1000 on an SQLite file. Whoever reads the log does not wait.",
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
     log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")

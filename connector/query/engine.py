@@ -210,15 +210,20 @@ def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
 
     One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
     """
-    with pa.OSFile(opened.paths[0]) as file:
-        schema = pa.ipc.open_file(file).schema
-    con.register(_LOADING, pa.RecordBatchReader.from_batches(schema, _one_by_one(opened.paths)))
+    con.register(_LOADING, pa.RecordBatchReader.from_batches(schema_of_file(opened), batches_of_files(opened)))
     con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
     con.unregister(_LOADING)
 
 
-def _one_by_one(paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for path in paths:
+def schema_of_file(opened: Files) -> pa.Schema:
+    """The schema of Arrow files, by the first."""
+    with pa.OSFile(opened.paths[0]) as file:
+        return pa.ipc.open_file(file).schema
+
+
+def batches_of_files(opened: Files) -> Iterator[pa.RecordBatch]:
+    """The batches of Arrow files, one after the other."""
+    for path in opened.paths:
         with pa.OSFile(path) as file:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):

@@ -201,6 +201,7 @@ class Plan:
     notes: tuple[Note, ...] = ()
     rules: tuple[str, ...] = ()  # those that changed something, in order
     ctes: tuple[str, ...] = ()  # WITH queries that the residual kept
+    passed: bool = False  # the only fragment's answer is the question's: its rows stay as they are, in their order
 
     @property
     def tables(self) -> dict[str, tuple[Fragment, ...]]:

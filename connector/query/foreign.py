@@ -106,6 +106,22 @@ class Distinct:
         return True
 
 
+def unite(job: Job, *, check: Callable[[], None]) -> bool:
+    """The values of the files of `Distinct.save` at `arguments.paths` as one, at `arguments.save`; whether that could
+    be: values of several types are not compared here."""
+    distinct = Distinct()
+    try:
+        for path in job.arguments["paths"]:
+            check()
+            with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+                for batch in _valid(reader):
+                    distinct.add(batch.column(0))
+        alike = len({values.type for values in distinct.found}) == 1
+        return alike and distinct.save(str(job.arguments["save"]))
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def _distinct(parts: list[pa.Array]) -> pa.Array:
     """Each value once, sorted."""
     values = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)

@@ -50,12 +50,33 @@ class Holdings:
         self._renewed: dict[str, Access] = {}
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._looked_for: dict[str, asyncio.Future[Transfer]] = {}  # by agreement, until we look
+        self._look: asyncio.Task[None] | None = None
 
     async def ticket(self, agreement_id: str) -> tuple[str, str]:
         """(endpoint, ticket) of a started transfer under one of our agreements; NotFound says what is missing."""
-        transfer = await self._store.read(lambda tx: _started(tx, agreement_id))
-        access = await self.access(transfer)
+        access = await self.access(await self._transfer(agreement_id))
         return access.endpoint, access.ticket
+
+    async def _transfer(self, agreement_id: str) -> Transfer:
+        """A started transfer. A question's fragments ask for theirs at once: one look at the database is for all."""
+        if not self._looked_for:
+            self._look = asyncio.ensure_future(self._look_for_all())
+        if agreement_id not in self._looked_for:
+            self._looked_for[agreement_id] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._looked_for[agreement_id])
+
+    async def _look_for_all(self) -> None:
+        wanted, self._looked_for = self._looked_for, {}
+        found: dict[str, Transfer | Exception]
+        try:
+            found = await self._store.read(lambda tx: {name: _started_or_why_not(tx, name) for name in wanted})
+        except Exception as error:  # noqa: BLE001  the database's; whoever waits raises it
+            found = dict.fromkeys(wanted, error)
+        for name, future in wanted.items():
+            outcome = found[name]
+            future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
+            future.exception()  # nobody may wait any more
 
     async def access(self, transfer: Transfer) -> Access:
         """The data address of a started transfer of ours, its ticket renewed where it is near its end."""
@@ -207,6 +228,13 @@ def _started(tx: Transaction, agreement_id: str) -> Transfer:
         f"no transfer is started under the agreement {agreement_id}; start one with `hanse negotiate`",
         code="no_transfer",
     )
+
+
+def _started_or_why_not(tx: Transaction, agreement_id: str) -> Transfer | Exception:
+    try:
+        return _started(tx, agreement_id)
+    except HanseError as error:
+        return error
 
 
 def _may_be(dataset_id: str, names: Collection[tuple[str, str]]) -> bool:

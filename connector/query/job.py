@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 SCHEMA: Final = 1
@@ -106,11 +106,12 @@ class Ranges:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow, verbatim
-    (one value).
+    """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow,
+    unite_keys, verbatim (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
-    than the engine. Batches have about `batch_bytes` and at most `batch_rows`.
+    than the engine. `passed`: the only relation is an Arrow file of ours whose rows are the answer, under these names;
+    no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
     `consumer` is whom the work is for: free workers go round between consumers.
     """
@@ -121,6 +122,7 @@ class Job:
     params: Sequence[Any] | Mapping[str, Any] = ()
     recheck: Recheck | None = None
     scan: str = ""
+    passed: Sequence[str] = ()
     only: Ranges | None = None
     limits: Limits = Limits()
     batch_bytes: int = 3 * 2**20
@@ -138,7 +140,7 @@ class Job:
 
     def encode(self) -> bytes:
         """The job as it goes to the worker, blobs after it."""
-        plain = asdict(self) | {"blobs": [len(blob) for blob in self.blobs]}
+        plain = fields_of(self) | {"blobs": [len(blob) for blob in self.blobs]}
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=_listed).encode()
         if len(text) > JOB_MAX:
             raise ValueError(f"expected a job of at most {JOB_MAX} bytes, came {len(text)}; send keys as a blob")
@@ -164,7 +166,14 @@ def decode(text: bytes) -> tuple[Job, list[int]]:
     )
 
 
+def fields_of(value: Job | Relation | Limits | Recheck | Range | Ranges) -> dict[str, Any]:
+    """The fields as they are: what is in them becomes JSON one by one. `asdict` copies every value below them first."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
 def _listed(value: object) -> object:
+    if isinstance(value, Relation | Limits | Recheck | Range | Ranges):
+        return fields_of(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, Mapping):

@@ -11,12 +11,11 @@ import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from connector.query import engine
-from connector.query.job import Job, Limits, Relation
+from connector.query.job import Job, Limits, Relation, fields_of
 
 _AHEAD_FILES = 64  # no more are held open for a job that may never come
 
@@ -93,4 +92,4 @@ def key_of(job: Job) -> str:
     if job.kind != "query" or not 0 < len(files) <= _AHEAD_FILES or any(file.get("etag") for file in files):
         return ""
     limits = (job.limits.memory_mb, job.limits.temp_mb, job.limits.threads)
-    return json.dumps([limits, [(name, asdict(relation)) for name, relation in named]], default=dict)
+    return json.dumps([limits, [(name, fields_of(relation)) for name, relation in named]], default=dict)

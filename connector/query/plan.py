@@ -52,17 +52,36 @@ def plan(
     _notes(tree, planning)
     residual = _named(tree, names)
     ctes = tuple(cte.alias for cte in residual.find_all(exp.CTE))
+    fragments = planning.fragments(
+        lambda draft: stats.expected(draft, planning), lambda share: kinds.restored(share, planning)
+    )
     return Plan(
         sql=sql,
         mode=mode,
-        fragments=planning.fragments(
-            lambda draft: stats.expected(draft, planning), lambda share: kinds.restored(share, planning)
-        ),
+        fragments=fragments,
+        passed=_passed(residual, fragments),
         residual=_text(residual),
         columns=tuple(names),
         notes=tuple(planning.notes),
         rules=tuple(changed),
         ctes=ctes,
+    )
+
+
+def _passed(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:
+    """Whether nothing is left to do here: one owner has the whole question, its ORDER BY too, and all it gives is asked
+    for. What is ordered by columns that do not leave has more outputs at its owner than here."""
+    if len(fragments) != 1 or fragments[0].kind != "whole" or not isinstance(residual, exp.Select):
+        return False
+    filled = {name for name, value in residual.args.items() if value}
+    columns = [output.unalias() for output in residual.expressions]
+    names = [column.name for column in columns if isinstance(column, exp.Column)]
+    shown = [output.alias_or_name for output in residual.expressions]
+    return (
+        filled <= {"expressions", "from_", "order", "kind"}
+        and [table.name for table in residual.find_all(exp.Table)] == [fragments[0].table]
+        and names == list(fragments[0].outputs)
+        and len(columns) == len(set(shown))
     )
 
 

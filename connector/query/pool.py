@@ -97,6 +97,7 @@ class Worker:
     watch: asyncio.Task[None] | None = None
     idle_since: float = 0.0
     ring: Ring | None = None  # of its last job
+    ending: asyncio.Task[None] | None = None  # its job has ended by itself, and it will be free in a moment
 
     @property
     def shared(self) -> bool:
@@ -410,7 +411,7 @@ class Pool:
         finally:
             if watching is not None:
                 watching.cancel()
-            self._background(self._end(result))
+            self._finish(result)
 
     async def ask(self, job: Job, *, told: Callable[[str, int], None] = lambda *_: None) -> Any:
         """A job that gives one JSON value (report, describe, profile, convert, check_arrow).
@@ -429,7 +430,7 @@ class Pool:
             await asyncio.shield(self._background(result.settle()))
             raise
         finally:
-            self._background(self._end(result))
+            self._finish(result)
 
     @property
     def processes(self) -> int:
@@ -490,7 +491,10 @@ class Pool:
         return min(fitting, key=lambda worker: len(worker.results), default=None)
 
     async def _take_worker(self) -> Worker:
-        while self._idle:
+        """One that is free, or will be in a moment: a new one takes half a second to start, and memory."""
+        while self._idle or await self._freed():
+            if not self._idle:
+                continue  # somebody else was faster
             worker = self._idle.pop(self._rested())
             if worker.alive():
                 self._busy.add(worker)
@@ -499,6 +503,18 @@ class Pool:
         worker = await self._spawn()
         self._busy.add(worker)
         return worker
+
+    async def _freed(self) -> bool:
+        """Wait for a worker whose job has ended by itself, while it cleans up. Whether there was one."""
+        ending = [worker.ending for worker in self._busy if worker.ending is not None]
+        if ending:
+            await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        return bool(ending)
+
+    def _finish(self, result: Result) -> None:
+        worker, work = result._worker, self._background(self._end(result))
+        if result.ended and worker.results == {result}:
+            worker.ending = work
 
     def _rested(self) -> int:
         """The place of the worker used last of those that have had time to open their next engine; else the oldest."""
@@ -511,6 +527,7 @@ class Pool:
         await result.settle()
         result.close()
         worker.results.discard(result)
+        worker.ending = None
         if worker.results:
             return
         if worker.watch is not None:

@@ -41,6 +41,9 @@ _SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _CPU_SLACK = 30
 REST = 5.0  # seconds without a job until what was kept for the next one is let go of
+# Seconds without a job until the next one's engine is opened. That takes fifteen milliseconds of a processor, which the
+# rest of a question may need: its other fragments run here or beside us, and its answers are merged right now.
+SOON = 0.05
 _TOLD_EVERY = 0.1
 
 
@@ -208,8 +211,10 @@ class Worker:
         self.lock = threading.Lock()
         self.numbers = itertools.count(1)  # of folders
         self.spare: Any = None  # an engine for any job
+        self.owed: Job | None = None  # the job after which engines are to be opened for the next one
         self.ahead: Opening | None = None  # one that is opened for what the last jobs have read
         self.last = ""  # its key, of the last job
+        self.again = False  # whether the job before that had the same
         self.wake_in, self.wake_out = socket.socketpair()
         self.floor = Floor(max(_DECODE_AT_ONCE, os.cpu_count() or 1))
         self.resting = Memory()  # before the jobs that run now
@@ -234,9 +239,12 @@ class Worker:
                 if not session.cancelled:
                     watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
             pressing = any(session.cancelled for session in sessions.values())
-            seconds = _INTERRUPT_EVERY if pressing else REST if self.keeping and not sessions else None
+            idle = SOON if self.owed is not None else REST if self.keeping and not sessions else None
+            seconds = _INTERRUPT_EVERY if pressing else idle
             happened = watched.poll(None if seconds is None else seconds * 1000)
-            if not happened and not sessions:
+            if not happened and self.owed is not None and not pressing:
+                self._make_ready()
+            elif not happened and not sessions:
                 self._give_back()
                 with self.lock:
                     self.forget()
@@ -262,10 +270,9 @@ class Worker:
             self.spare = engine.connect()
 
     def open_ahead(self, job: Job) -> None:
-        """Open an engine for what this job has read, if the one before it has read the same."""
+        """Open an engine for what this job, the last one, has read, if the one before it has read the same."""
         key = key_of(job)
-        again, self.last = key and key == self.last, key
-        if not again or (self.ahead is not None and self.ahead.key == key):
+        if not self.again or (self.ahead is not None and self.ahead.key == key):
             return
         self.forget()
         ahead = Opening(job.limits, self.folder / f"ahead-{next(self.numbers)}", key=key)
@@ -316,18 +323,24 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
 
     def ended(self, session: Session) -> None:
-        """Forget a session, close its socket (the caller sees that we are free), prepare for the next."""
+        """Forget a session, close its socket (the caller sees that we are free)."""
         descriptor = session.channel.fileno()
         with self.lock:
             self.sessions.pop(descriptor, None)
-            self.keeping = True
+            self.keeping, self.owed = True, session.job
+            key = "" if session.job is None else key_of(session.job)
+            self.again, self.last = key != "" and key == self.last, key
         session.channel.close()
         self.wake_in.send(b".")
         self._limit_memory()
+
+    def _make_ready(self) -> None:
+        """Open what the next job needs: nobody has wanted anything for a moment."""
+        job, self.owed = self.owed, None
         with self.lock, suppress(Exception):
             self.prepare()
-            if session.job is not None:
-                self.open_ahead(session.job)
+            if job is not None:
+                self.open_ahead(job)
 
     def _limit_memory(self) -> None:
         """As much memory as there was before, and what the jobs may take; no limit while there is none.

@@ -36,6 +36,8 @@ _BATCHES = 8 * 2**20  # bytes that the batches of all scans in a process have to
 _BATCH_MIN = 2**19
 _PARQUET = ("parquet", "hive", "s3")
 _ALL = 2**62
+# With whole numbers and decimals: types that the engine gives as they are stored.
+_PLAIN = (pa.bool_(), pa.float32(), pa.float64(), pa.string(), pa.date32())
 
 
 def run(session: Session, job: Job) -> None:
@@ -136,6 +138,8 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     if (only := _turns(session, job)) is not None:
         resting = _resting(session, job, only)
         return resting.schema, resting
+    if job.passed and (found := _passed(session, job)) is not None:
+        return found
     con = opened(session, job)
     if job.only is not None:
         return ranges.read(con, job, job.only, session.files[0].paths)
@@ -145,6 +149,23 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     schema, batches = _noisy(relation, job.noise) if job.noise else _batches(session, job, relation, rows)
     return schema, ((batch, "") for batch in batches)
+
+
+def _passed(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]] | None:
+    """The rows of an Arrow file as they stand; None where a type is not one that the engine would give as it came."""
+    opening, (relation,) = session.open(job), job.relations.values()
+    (found,) = opening.files or (opening.pin(relation),)
+    stored = engine.schema_of_file(found)
+    if opening.con is not None or not all(map(_is_plain, stored.types)):
+        opening.close()
+        return None
+    schema = pa.schema(list(zip(job.passed, stored.types, strict=True)))  # of the foreign schema nothing but the types
+    batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in engine.batches_of_files(found))
+    return schema, ((piece, "") for batch in batches for piece in engine.cut(batch, job.batch_bytes))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return kind in _PLAIN or bool(pa.types.is_integer(kind) or pa.types.is_decimal128(kind))
 
 
 def _turns(session: Session, job: Job) -> wire.Ranges | None:
@@ -279,6 +300,11 @@ def check_arrow(session: Session, job: Job) -> None:
     value(session, foreign.check(job, check=session.check))
 
 
+def unite_keys(session: Session, job: Job) -> None:
+    """The keys of several answers as one list, where that needs no engine."""
+    value(session, foreign.unite(job, check=session.check))
+
+
 def verbatim(session: Session, job: Job) -> None:
     """Where the messages of a scan's stream lie in the files themselves, or the error that they do not."""
     from connector.query import verbatim as index  # it uses what is here
@@ -294,5 +320,6 @@ TASKS: dict[str, Callable[[Session, Job], None]] = {
     "profile": profile,
     "convert": convert,
     "check_arrow": check_arrow,
+    "unite_keys": unite_keys,
     "verbatim": verbatim,
 }

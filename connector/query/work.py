@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources.files import file_ref
+from connector.datasets.sources.files import own_ref
 from connector.errors import HanseError, Limited, Refused, VersionChanged
 from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Plan
@@ -166,7 +166,7 @@ class Work:
 
     async def _distinct(self, output: str, answers: Sequence[Answered]) -> bytes | None:
         """The distinct values of an output over its shares, sorted, as an Arrow stream; None where too many."""
-        if len(answers) == 1 and (path := answers[0].distinct.get(output)) is not None:
+        if (path := await self._united(output, answers)) is not None:
             return await asyncio.to_thread(_small, path)
         relations = self._relations(answers)
         parts = " UNION ALL ".join(f'SELECT "{output}" AS k FROM "{name}"' for name in relations)  # noqa: S608
@@ -186,6 +186,19 @@ class Work:
                 if rows > _KEYS_MAX or len(held) > _KEY_BYTES_MAX:
                     return None
         return bytes(held) + END_OF_STREAM
+
+    async def _united(self, output: str, answers: Sequence[Answered]) -> Path | None:
+        """A file of the values that were found when the answers were checked; None where they were not for each."""
+        paths = [answer.distinct.get(output) for answer in answers if answer.rows]
+        found = [path for path in paths if path is not None]
+        if not found or len(found) < len(paths) or sum(path.stat().st_size for path in found) > _KEY_BYTES_MAX:
+            return None
+        if len(found) == 1:
+            return found[0]
+        united = found[0].with_suffix(".united")
+        arguments = {"paths": [str(path) for path in found], "save": str(united)}
+        job = Job(kind="unite_keys", arguments=arguments, limits=self._limits(later=2), consumer="coordinator")
+        return united if await self.means.pool.ask(job) else None
 
     async def _ask(self, fragment: Fragment, sql: str, keys: tuple[KeyTable, ...], budget: Budget) -> Answered:
         """The owner's answer; that it is missing, where the question may be answered without it."""
@@ -237,6 +250,7 @@ class Work:
             Job(
                 relations=relations,
                 sql=sql,
+                passed=plan.columns if plan.passed else (),
                 recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
                 limits=self._limits(rows=self.question.rows),
                 codec=self.question.codec,
@@ -260,7 +274,7 @@ class Work:
     def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
         assert self.folder is not None
         return {
-            answer.fragment.id: Relation("arrow_ipc", (file_ref(str(answer.file), roots=[self.folder]).to_json(),))
+            answer.fragment.id: Relation("arrow_ipc", (own_ref(str(answer.file), folder=self.folder).to_json(),))
             for answer in answers
             if answer.file is not None
         }
@@ -380,9 +394,9 @@ def waves(plan: Plan) -> dict[str, int]:
 
 
 def wanted(plan: Plan, table: str) -> tuple[str, ...]:
-    """The outputs of a table that lies at one owner, whose values narrow others."""
+    """The outputs of a table whose values narrow others."""
     keys = (key for fragment in plan.fragments for key in fragment.keys if key.source == table)
-    return tuple(dict.fromkeys(key.output for key in keys)) if len(plan.tables[table]) == 1 else ()
+    return tuple(dict.fromkeys(key.output for key in keys))
 
 
 def _small(path: Path) -> bytes | None:

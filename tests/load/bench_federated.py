@@ -4,7 +4,7 @@
                                          [--modes pull filter full] [--repeat 3] [--memory 320] [--out figures.json]
 
 For each query: bytes that came from the owners and wall time, for pulling tables, filters and columns only, full
-pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB that has all files. Every answer is
+pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB over the same files. Every answer is
 compared with DuckDB's. Keys that are sent to owners are counted as bytes, too. Times are the best of `--repeat`, side
 by side on this machine: read them as ratios; pulling and filtering, whose bytes are what counts, run once. Also: the
 planner's processor time, and the most memory that each connector took with its workers (proportional set size).
@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ import duckdb
 import pyarrow as pa
 
 from tests.support import tpch
+from tests.support.cpu import Used
 from tests.support.federation import difference
 from tests.support.federation_tpch import CUT, PLACES, PUBLIC, written_for
 from tests.support.memory import watched
@@ -50,6 +51,7 @@ WAYS = {
 SHARES = {"cut": [{"orders": "o_orderkey", "lineitem": "l_orderkey"}], "copies": list(PUBLIC)}
 MEGA = 1e6
 ONCE = ("pull", "filter")
+SETTLED = 0.3  # seconds after an answer in which what it left to do is done: records, engines for the next one
 LARGE = 3  # scale factors beyond this are run for their memory
 # What the ratios of a layout should be (federated-query, section 9.6): of bytes, of queries under 1 MB, of times.
 BARS = {"filter": 40, "pull": 250, "small": 19, "mean": 1.5, "worst": 4.0, "planning": 10.0, "memory": 1000}
@@ -168,38 +170,56 @@ class Figures:
     query: str
     central: float
     planning: float = 0.0  # milliseconds of processor time
+    central_cpu: float = math.inf
+    cpu: dict[str, float] = field(default_factory=dict)  # seconds of processor time a way, of owners and asker
     bytes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
 
 def measure(
-    running: Space, kind: str, folder: Path, ways: list[str], queries: list[str], *, repeat: int
+    running: Space,
+    kind: str,
+    files: Mapping[tuple[str, str], Path],
+    ways: list[str],
+    queries: list[str],
+    *,
+    repeat: int,
 ) -> list[Figures]:
     """Every query in every way."""
     found = []
-    central = duckdb.connect(":memory:")
-    for table in tpch.TABLES:
-        central.execute(f"CREATE VIEW {table} AS FROM read_parquet('{folder / table}.parquet')")
+    central = over_all(files)
     running.ask(written_for(kind, "SELECT count(*) FROM region"), WAYS["full"], shares=True)  # loads the planner
+    used = Used(_leaders(running).values())
     for name, sql in tpch.queries().items():
         if queries and name not in queries:
             continue
         figures = Figures(name, math.inf)
         for turn in range(repeat):
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), time.process_time()
             wanted = central.sql(sql).fetchall()
             figures.central = min(figures.central, time.perf_counter() - begun)
+            figures.central_cpu = min(figures.central_cpu, time.process_time() - worked)
             for way in ways:
                 if turn == 0 or way not in ONCE:
-                    _one(running, figures, way, written_for(kind, sql), wanted)
+                    _one(running, figures, way, written_for(kind, sql), wanted, used)
         found.append(figures)
         print(_line(figures, ways), flush=True)
     return found
 
 
-def _one(running: Space, figures: Figures, way: str, sql: str, wanted: list[tuple[Any, ...]]) -> None:
+def over_all(files: Mapping[tuple[str, str], Path]) -> duckdb.DuckDBPyConnection:
+    """One DuckDB over the owners' very files; of what every owner has a copy of, over one."""
+    central = duckdb.connect(":memory:")
+    for table in tpch.TABLES:
+        paths = [str(path) for (_, name), path in files.items() if name == table]
+        central.execute(f"CREATE VIEW {table} AS FROM read_parquet({paths[:1] if table in PUBLIC else paths})")
+    return central
+
+
+def _one(running: Space, figures: Figures, way: str, sql: str, wanted: list[tuple[Any, ...]], used: Used) -> None:
     """Ask once, and keep the best time."""
+    worked = used.seconds()
     try:
         rows, end, seconds = running.ask(sql, WAYS[way], shares=True)
     except Exception as error:  # noqa: BLE001  a failure is a figure, too
@@ -207,6 +227,8 @@ def _one(running: Space, figures: Figures, way: str, sql: str, wanted: list[tupl
         return
     figures.bytes[way] = sum(one["bytes"] + one["keys_bytes"] for one in end["owners"])
     figures.seconds[way] = min(seconds, figures.seconds.get(way, math.inf))
+    time.sleep(SETTLED)
+    figures.cpu[way] = min(used.seconds() - worked, figures.cpu.get(way, math.inf))
     if WAYS[way]["mode"] == "full":
         figures.planning = min(end["planning_ms"], figures.planning or math.inf)
     if wrong := difference(rows, wanted):
@@ -214,12 +236,12 @@ def _one(running: Space, figures: Figures, way: str, sql: str, wanted: list[tupl
 
 
 def _line(figures: Figures, ways: list[str]) -> str:
-    parts = [f"{figures.query}  {figures.central:7.2f} s", f"{figures.planning:5.1f} ms"]
+    parts = [f"{figures.query}  {figures.central:7.2f} s {figures.central_cpu:7.2f}", f"{figures.planning:5.1f} ms"]
     for way in ways:
         if way in figures.bytes:
-            parts.append(f"{figures.bytes[way] / MEGA:10.3f} MB {figures.seconds[way]:7.2f} s")
+            parts.append(f"{figures.bytes[way] / MEGA:10.3f} MB {figures.seconds[way]:7.2f} s {figures.cpu[way]:7.2f}")
         else:
-            parts.append(" " * 22)
+            parts.append(" " * 30)
     return "  ".join(parts) + ("" if not figures.wrong else "  WRONG " + "; ".join(figures.wrong)[:200])
 
 
@@ -253,6 +275,8 @@ def _times(way: str, found: list[Figures]) -> None:
         name = max(long, key=lambda query: long[query])
         _say(f"{way}: the same over queries longer than 100 ms", _mean(long.values()), BARS["mean"])
         _say(f"{way}: at worst over those ({name})", long[name], BARS["worst"])
+    if worked := [one.cpu[way] / one.central_cpu for one in found if way in one.cpu]:
+        print(f"  {_mean(worked):10.2f}  {way}: the same of processor time, owners and asker together")
 
 
 def _mean(ratios: Collection[float]) -> float:
@@ -284,14 +308,18 @@ def main() -> int:
     right, told = True, {}
     folder = _generated(asked.data.resolve() / f"tpch-{asked.scale:g}", asked.scale)
     for kind in asked.layouts:
-        print(f"\n{kind}: query, one DuckDB, planning, then bytes and time for {', '.join(asked.modes)}", flush=True)
+        told_of = "bytes, time and processor seconds for"
+        print(
+            f"\n{kind}: query, one DuckDB (time, processor seconds), planning, {told_of} {', '.join(asked.modes)}",
+            flush=True,
+        )
         files = cut(folder, kind, folder / kind)
         with (
             tempfile.TemporaryDirectory(prefix="owners-", dir=folder) as held,
             space(Path(held), files, memory=asked.memory) as running,
             watched(_leaders(running)) as most,
         ):
-            found = measure(running, kind, folder, asked.modes, asked.queries, repeat=asked.repeat)
+            found = measure(running, kind, files, asked.modes, asked.queries, repeat=asked.repeat)
         right = report(kind, found, asked.modes, most, scale=asked.scale) and right
         told[kind] = {"queries": [vars(one) for one in found], "memory": most}
     if asked.out:

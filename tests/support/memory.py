@@ -24,7 +24,7 @@ def watched(leaders: Mapping[str, int]) -> Iterator[dict[str, int]]:
             held = dict.fromkeys(leaders, 0)
             names = {leader: name for name, leader in leaders.items()}
             for folder in Path("/proc").iterdir():
-                if folder.name.isdecimal() and (name := names.get(_group(folder))) is not None:
+                if folder.name.isdecimal() and (name := names.get(group_of(folder))) is not None:
                     held[name] += _size(folder)
             for name, size in held.items():
                 most[name] = max(most[name], size)
@@ -38,7 +38,7 @@ def watched(leaders: Mapping[str, int]) -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def _group(folder: Path) -> int:
+def group_of(folder: Path) -> int:
     try:
         return int((folder / "stat").read_text().rpartition(")")[2].split()[2])
     except (OSError, ValueError, IndexError):

@@ -61,19 +61,33 @@ def file_ref(path: str, *, roots: Sequence[Path], name: str = "") -> FileRef:
     return _pinned(resolve(path, roots=roots), path, name)  # 1-3
 
 
+def own_ref(path: str, *, folder: Path) -> FileRef:
+    """Pin a file that a worker of ours has just written into a private folder of ours, where nobody else writes.
+
+    Without waiting for the disk: there is no mapping of somebody else's whose writes would have to show.
+    """
+    real = resolve(path, roots=[folder])
+    return _ref(str(real), _regular(real, path, settle=False), real.name)
+
+
 def _pinned(real: Path, asked: str, name: str, *, settled: int | None = None) -> FileRef:
     """Pin the file at a path without links, and under a root. `settled`: the device that was synced just now."""
+    return _ref(str(real), _regular(real, asked, settled=settled), name or real.name)
+
+
+def _regular(real: Path, asked: str, *, settle: bool = True, settled: int | None = None) -> os.stat_result:
+    """What the opened file is, once what was mapped and written of it shows; PathRefused where it is no file."""
     descriptor = _open(real, asked)
     try:
         found = os.fstat(descriptor)
-        if found.st_dev != settled:
+        if settle and found.st_dev != settled:
             _settle(descriptor)
             found = os.fstat(descriptor)
     finally:
         os.close(descriptor)
     if not stat.S_ISREG(found.st_mode):  # 4
         raise PathRefused(f"expected a regular file, came {_kind(found.st_mode)}: {asked!r}; name a data file")
-    return _ref(str(real), found, name or real.name)
+    return found
 
 
 def resolve(path: str, *, roots: Sequence[Path]) -> Path:

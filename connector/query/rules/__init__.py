@@ -27,6 +27,7 @@ RULES: dict[str, str] = {
     "implied": "what WHERE implies is written down where it lets an owner do more",
     "place": "what runs at which owner, and what is left to do here",
     "semi_joins": "fragments are narrowed by keys of others, where the agreements allow it",
+    "asked_once": "fragments that differ in names alone are asked once",
 }
 
 

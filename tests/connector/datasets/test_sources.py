@@ -262,3 +262,27 @@ def test_rows_of_an_arrow_file_are_read_without_mapping_it(tmp_path: Path, monke
     with duckdb.connect(":memory:") as con:
         arrow_ipc.attach_rows(con, "t", [str(path)], {}, Rows(0, 5, 25))
         assert con.sql("FROM t").fetchall() == [(number,) for number in range(5, 25)]
+
+
+def test_a_file_of_our_own_is_pinned_without_waiting_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ours").mkdir()
+    written, elsewhere = tmp_path / "ours" / "f0.arrow", tmp_path / "f1.arrow"
+    written.write_bytes(b"rows")
+    elsewhere.write_bytes(b"rows")
+    waited: list[int] = []
+    monkeypatch.setattr(files.os, "fsync", waited.append)
+    assert files.own_ref(str(written), folder=tmp_path / "ours") == (pinned := _pinned_by_hand(written))
+    assert not waited
+    assert files.file_ref(str(written), roots=[tmp_path]) == pinned
+    assert waited
+    for wrong in (elsewhere, tmp_path / "ours"):
+        with pytest.raises(PathRefused):
+            files.own_ref(str(wrong), folder=tmp_path / "ours")
+
+
+def _pinned_by_hand(path: Path) -> files.FileRef:
+    found = path.stat()
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return files.FileRef(str(path), found.st_dev, found.st_ino, found.st_size, times[0], path.name, times[1])

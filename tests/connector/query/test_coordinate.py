@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 from typing import Any
 
 import pytest
@@ -62,6 +63,25 @@ async def test_keys_of_one_owner_narrow_what_another_sends(asked: Asked) -> None
     assert [table["columns"] for table in envelope["keys"]] == [["k"]]
 
 
+async def test_keys_of_several_owners_are_united_for_another(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    ask = Pool.ask
+
+    async def noted(pool: Pool, job: Job) -> Any:
+        kinds.append(job.kind)
+        return await ask(pool, job)
+
+    monkeypatch.setattr(Pool, "ask", noted)
+    for number, owner in enumerate(("south", "west", "north")):
+        few = f"SELECT range * 1000 + {number} AS id FROM range(5) WHERE {number} < 2"  # north has none of it
+        asked.owners.add(owner, "few", few, shares_keys=True, takes_keys=True)
+    asked.owners.publish("north", "many", shares_keys=True, takes_keys=True)
+    rows, end = await asked.rows('SELECT count(*) AS n FROM "all".few f JOIN north.many m ON m.id = f.id')
+    assert rows == [{"n": 10}]
+    assert next(one["rows"] for one in end["owners"] if one["dataset"] == "many") == 10
+    assert "unite_keys" in kinds
+
+
 @pytest.mark.parametrize(
     ("sql", "share", "loaded"),
     [
@@ -84,6 +104,34 @@ async def test_answers_that_are_joined_are_taken_in_so_that_the_engine_knows_the
     monkeypatch.setattr(Pool, "run", noted)
     await asked.rows(sql)
     assert {relation.loaded for relation in jobs[-1].relations.values()} == {loaded}
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT Ward, count(*) AS n FROM north.patients GROUP BY ward ORDER BY ward DESC", [("w2", 16), ("w1", 17)]),
+        ("SELECT ward FROM north.patients WHERE age > 1000", []),
+        ("SELECT CAST('12:30:00' AS TIME) AS at FROM north.wards", [(datetime.time(12, 30),)]),  # through the engine
+    ],
+)
+async def test_what_one_owner_answers_whole_is_passed_on_as_it_came(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, sql: str, rows: list[tuple[Any, ...]]
+) -> None:
+    jobs: list[Job] = []
+    run = Pool.run
+
+    def noted(pool: Pool, job: Job) -> Any:
+        jobs.append(job)
+        return run(pool, job)
+
+    monkeypatch.setattr(Pool, "run", noted)
+    found, end = await asked.rows(sql)
+    assert jobs[-1].passed
+    assert [tuple(row.values()) for row in found][: len(rows) or None] == rows
+    assert end["status"] == "complete"
+    assert end["rows"] == len(found)
+    if found:
+        assert tuple(found[0]) == tuple(jobs[-1].passed)
 
 
 async def test_keys_are_not_sent_where_an_agreement_does_not_allow_it(asked: Asked) -> None:

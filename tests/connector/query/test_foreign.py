@@ -125,6 +125,29 @@ async def test_the_distinct_values_of_a_column_are_kept_for_others(
         assert pa.ipc.open_stream(path.read_bytes()).read_all().to_pydict() == {"k": expected}
 
 
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([pa.array([3, 1]), pa.array([2, 3]), pa.array([], pa.int64())], [1, 2, 3]),
+        ([pa.array(["b"]), pa.array(["a", "b"])], ["a", "b"]),
+        ([pa.array([1]), pa.array(["1"])], None),  # what equals what is for the engine to say
+        ([pa.array([1], pa.int32()), pa.array([1], pa.int64())], None),
+    ],
+    ids=["numbers", "texts", "two types", "two widths"],
+)
+async def test_the_distinct_values_of_several_answers_are_united(
+    pool: Pool, folder: Path, shares: list[pa.Array], expected: list[Any] | None
+) -> None:
+    paths = [folder / f"{number}.keys" for number in range(len(shares))]
+    for path, values in zip(paths, shares, strict=True):
+        path.write_bytes(written(pa.table({"k": values})))
+    saved = folder / "united.keys"
+    arguments = {"paths": [str(path) for path in paths], "save": str(saved)}
+    assert await pool.ask(Job(kind="unite_keys", arguments=arguments)) is (expected is not None)
+    if expected is not None:
+        assert pa.ipc.open_stream(saved.read_bytes()).read_all().to_pydict() == {"k": expected}
+
+
 async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path) -> None:
     job = Job(kind="check_arrow", blobs=(stream(),), arguments={"keys": [(7, str(folder / "none.stream"))]})
     with pytest.raises(HanseError, match="damaged"):

@@ -247,6 +247,20 @@ def test_outputs_are_called_as_they_were_written(sql: str, names: tuple[str, ...
     assert plan(sql, plan_cases.schema()).columns == names
 
 
+PASSED = [
+    ("SELECT name, count(*) AS n FROM north.drugs GROUP BY name ORDER BY n DESC, name LIMIT 3", True),
+    ("SELECT Name FROM north.drugs", True),
+    ("SELECT name FROM north.drugs ORDER BY price", False),  # the price does not leave
+    ("SELECT drug AS a, drug AS a FROM north.drugs", False),
+    ('SELECT ward FROM "all".patients', False),
+]
+
+
+@pytest.mark.parametrize(("sql", "passed"), PASSED, ids=[sql for sql, _ in PASSED])
+def test_what_one_owner_answers_whole_is_passed_on(sql: str, passed: bool) -> None:
+    assert plan(sql, plan_cases.schema()).passed is passed
+
+
 def test_the_plan_in_words_says_what_runs_where_and_what_stays() -> None:
     made = plan(
         "SELECT d.name, sum(t.dose) AS s FROM north.drugs d JOIN south.trials t ON t.drug = d.drug "

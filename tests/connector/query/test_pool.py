@@ -54,6 +54,16 @@ async def test_of_a_relation_that_is_taken_in_the_engine_knows_the_rows(pool: Po
         assert ("20,000 rows" in plan["rows"][0][1]) is loaded
 
 
+async def test_a_worker_that_cleans_up_after_its_job_is_waited_for(tmp_path: Path, numbers: Relation) -> None:
+    async with Pool(tmp_path, size=2, warm=1) as pool:
+        while not pool.processes:
+            await asyncio.sleep(0.01)
+        for _ in range(5):  # the next job comes while the worker has not closed the socket of the one before
+            await pool.ask(Job(kind="report", relations={"t": numbers}, sql="SELECT count(*) FROM t"))
+            await read(pool, Job(relations={"t": numbers}, sql="SELECT id FROM t WHERE id < 5"))
+        assert pool.processes == 1
+
+
 async def test_parameters_are_bound_by_place_and_by_name(pool: Pool, numbers: Relation) -> None:
     for sql, params in (
         ("SELECT id FROM t WHERE id < $1 AND name = $2", [200, "name-3"]),
