@@ -45,11 +45,13 @@ class Source:
 
     @property
     def infos(self) -> tuple[TableInfo, ...]:
+        if len(self.parts) == 1 and len(self.parts[0].infos) == 1:  # a dataset at one owner, as most are
+            return self.parts[0].infos
         return tuple({id(info): info for part in self.parts for info in part.infos}.values())
 
     @property
     def aggregate_only(self) -> bool:
-        return any(info.grid is not None for info in self.infos)
+        return any(info.grid is not None for part in self.parts for info in part.infos)
 
 
 @dataclass(slots=True, eq=False)

@@ -67,6 +67,6 @@ def write(tree: exp.Expr, *, spend: bool = False) -> str:
     return _DIALECT.generate(tree, identify=True, comments=False, copy=not spend)
 
 
-def shown(tree: exp.Expr) -> str:
-    """A tree for people: names quoted only where they must be."""
-    return _DIALECT.generate(tree, comments=False)
+def shown(tree: exp.Expr, *, spend: bool = False) -> str:
+    """A tree for people: names quoted only where they must be. `spend`: the tree is not used again."""
+    return _DIALECT.generate(tree, comments=False, copy=not spend)

@@ -9,6 +9,7 @@ from sqlglot import exp
 
 from connector.errors import QueryInvalid
 from connector.query import parse
+from connector.query import tree as trees
 from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables
 
 
@@ -29,6 +30,7 @@ class Draft:
     outputs: tuple[str, ...]
     kind: str
     pushed: list[str]
+    read: list[tuple[TableInfo, ...]]  # the datasets that each share reads
     keys: list[Keys] = field(default_factory=list)
 
 
@@ -78,17 +80,18 @@ class Planning:
 
     def infos(self, node: exp.Expr) -> tuple[TableInfo, ...]:
         """The datasets anywhere below a node, each once."""
-        found = {id(info): info for table in node.find_all(exp.Table) if table.db for info in self.shares(table)}
+        found = {id(info): info for table in trees.base_tables(node) for info in self.shares(table)}
         return tuple(found.values())
 
-    def read_by(self, share: Share) -> tuple[TableInfo, ...]:
-        """The datasets that a share's statement reads at its owner, each once."""
-        tables = [table for table in share.statement.find_all(exp.Table) if table.db]
-        return tuple({id(info): info for table in tables for info in [self.info(table, share.owner)]}.values())
+    def _read_by(self, shares: Sequence[Share]) -> list[tuple[TableInfo, ...]]:
+        """The datasets that each share's statement reads at its owner, each once."""
+        tables = {id(share.statement): trees.base_tables(share.statement) for share in shares}
+        found = [[self.info(table, share.owner) for table in tables[id(share.statement)]] for share in shares]
+        return [tuple({id(info): info for info in read}.values()) for read in found]
 
     def unites(self, node: exp.Expr) -> bool:
         """Whether a dataset of several owners is read anywhere below a node."""
-        return any(table.db.lower() == ALL for table in node.find_all(exp.Table))
+        return any(table.db.lower() == ALL for table in trees.tables(node))
 
     def sites(self, info: TableInfo) -> dict[str, TableInfo]:
         """Owners at which the same rows are: the dataset's own, and those with a copy of it."""
@@ -114,7 +117,7 @@ class Planning:
 
     def _moved(self, statement: exp.Expr, owner: str) -> exp.Expr:
         """The statement, reading the owner's own copies of what others have too."""
-        for table in [one for one in statement.find_all(exp.Table) if one.db]:
+        for table in trees.base_tables(statement):
             info = self.info(table)
             if info.owner != owner:
                 there = self.sites(info)[owner]
@@ -136,9 +139,9 @@ class Planning:
 
     def _alike(self, statement: exp.Expr, owner: str, other: str) -> bool:
         """Whether every copy that the statement reads at an owner has the same name at another."""
-        for table in statement.find_all(exp.Table):
-            info = self.info(table, owner) if table.db else None
-            if info is not None and info.content and self.sites(info)[other].dataset != info.dataset:
+        for table in trees.base_tables(statement):
+            info = self.info(table, owner)
+            if info.content and self.sites(info)[other].dataset != info.dataset:
                 return False
         return True
 
@@ -163,7 +166,7 @@ class Planning:
         same = tuple((share.owner, share.statement) for share in found)  # trees compare by what they say
         if same not in self._known:
             table = self._known[same] = f"f{len(self._known)}"
-            self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed))
+            self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed), self._read_by(found))
         return self._known[same]
 
     def fragments(
@@ -187,10 +190,10 @@ class Planning:
         once = {id(share.statement): share for share in draft.shares}
         types = {tree: restored(share) for tree, share in once.items()}
         back = [types[id(share.statement)] for share in draft.shares]
-        read, sizes = [self.read_by(share) for share in draft.shares], estimate(draft)
+        sizes = estimate(draft)
         sql = {tree: _bare(share.statement) for tree, share in once.items()}
         for number, share in enumerate(draft.shares):
-            infos, expected = read[number], sizes[number]
+            infos, expected = draft.read[number], sizes[number]
             # A table that is more than one answer as it came has another name than its answers.
             named = len(owners) > 1 or bool(back[number])
             part = f".{share.owner}" + (f".{number}" if owners.count(share.owner) > 1 else "")
@@ -220,6 +223,6 @@ def _named_in(info: TableInfo, names: tuple[str, ...]) -> bool:
 
 def _bare(statement: exp.Expr) -> str:
     """The statement's text as its owner knows it: datasets by their names there. The tree is spent."""
-    for table in statement.find_all(exp.Table):
+    for table in trees.tables(statement):
         table.set("db", None)
     return parse.write(statement, spend=True)

@@ -20,17 +20,17 @@ UNKNOWN = 1_000_000
 _SHARE, _EQUAL, _SUBQUERY, _EXISTS, _MOST = 0.25, 0.1, 0.05, 0.5, 0.9
 
 
-def rows(draft: Draft, planning: Planning) -> float:
+def rows(draft: Draft) -> float:
     """How many rows a draft may give, over all its shares."""
-    return sum(_of_shares(draft, planning))
+    return sum(_of_shares(draft))
 
 
 def expected(draft: Draft, planning: Planning) -> list[tuple[int, int] | None]:
     """Rows and bytes that each share may give; None where a dataset's size is not known."""
     found: list[tuple[int, int] | None] = []
     wide = width(draft, planning)
-    for share, count in zip(draft.shares, _of_shares(draft, planning), strict=True):
-        known = all(info.rows is not None for info in planning.read_by(share))
+    for infos, count in zip(draft.read, _of_shares(draft), strict=True):
+        known = all(info.rows is not None for info in infos)
         found.append((round(count), round(count * wide)) if known else None)
     return found
 
@@ -53,22 +53,20 @@ def _width(value: exp.Expr, types: dict[tuple[str, str], str]) -> int:
     return _WIDTHS.get(kind, 8)
 
 
-def share(draft: Draft, planning: Planning) -> float:
+def share(draft: Draft) -> float:
     """Which share of its datasets' rows a draft's conditions leave."""
     first = draft.shares[0].statement
     return _left(first) if isinstance(first, exp.Select) else 1.0
 
 
-def _of_shares(draft: Draft, planning: Planning) -> list[float]:
+def _of_shares(draft: Draft) -> list[float]:
     """The rows of each share: its largest dataset's, less what the conditions take away."""
     once = {id(share.statement): share.statement for share in draft.shares}
     taken = {tree: _taken(statement) for tree, statement in once.items()}
-    tables = {tree: trees.base_tables(statement) for tree, statement in once.items()}
     found = []
-    for share in draft.shares:
+    for share, infos in zip(draft.shares, draft.read, strict=True):
         left, most = taken[id(share.statement)]
-        sizes = [size(planning.info(table, share.owner)) for table in tables[id(share.statement)]]
-        found.append(max(1.0, min(max(sizes, default=1) * left, most)))
+        found.append(max(1.0, min(max(map(size, infos), default=1) * left, most)))
     return found
 
 
@@ -102,7 +100,7 @@ def _selectivity(condition: exp.Expr) -> float:
 
 def _all(condition: exp.Expr, known: frozenset[exp.Expr] = frozenset()) -> float:
     """Of an AND; what is `known` to hold around it takes nothing away any more."""
-    found, here = 1.0, [one for one in trees.conjuncts(condition) if one not in known]
+    found, here = 1.0, [one for one in trees.conjuncts(condition) if not known or one not in known]
     for one in here:
         if isinstance(one, exp.Or):
             around = known.union(other for other in here if other is not one)

@@ -11,7 +11,10 @@ from collections.abc import Collection, Iterable, Iterator
 from sqlglot import exp
 
 from connector.query.parse import QUERIES
+from policies.enforce.rewrite import every
 
+_QUERIES = frozenset(QUERIES)
+_FROM = frozenset({exp.Table, exp.Subquery})
 WINDOW_FUNCTIONS = (
     exp.RowNumber, exp.Rank, exp.DenseRank, exp.PercentRank, exp.CumeDist, exp.Ntile, exp.Lag, exp.Lead,
     exp.FirstValue, exp.LastValue,
@@ -113,23 +116,27 @@ def unwrapped(node: exp.Expr) -> exp.Expr:
     return node
 
 
+def tables(node: exp.Expr) -> list[exp.Table]:
+    """Tables anywhere below: datasets, WITH queries, fragments."""
+    return [one for one in every(node) if type(one) is exp.Table]
+
+
 def base_tables(node: exp.Expr) -> list[exp.Table]:
     """Datasets anywhere below; names of WITH queries and fragments have no owner."""
-    return [table for table in node.find_all(exp.Table) if table.db]
+    return [table for table in tables(node) if table.db]
 
 
 def aliases(node: exp.Expr) -> set[str]:
     """Aliases of all sources anywhere below."""
-    found: set[str] = set()
-    for source in node.find_all(exp.Table, exp.Subquery):
-        if isinstance(source.parent, exp.From | exp.Join):
-            found.add(source.alias_or_name)
-    return found
+    return {one.alias_or_name for one in every(node)
+            if type(one) in _FROM and isinstance(one.parent, exp.From | exp.Join)}  # fmt: skip
 
 
 def columns(node: exp.Expr) -> list[exp.Column]:
     """Columns of sources anywhere below (those without a table name outputs)."""
-    return [column for column in node.find_all(exp.Column) if column.table]
+    if type(node) is exp.Column:  # most that is asked about is one
+        return [node] if node.table else []
+    return [one for one in every(node) if type(one) is exp.Column and one.table]
 
 
 def column_tables(node: exp.Expr) -> set[str]:
@@ -142,21 +149,22 @@ def free_tables(node: exp.Expr) -> set[str]:
 
 
 def has_query(node: exp.Expr) -> bool:
-    return node.find(*QUERIES) is not None
+    return not _QUERIES.isdisjoint(map(type, every(node)))
 
 
 def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
     """The outermost queries below a node that is none itself."""
-    stack = [node]
+    stack = [node] if has_query(node) else []
     while stack:
         one = stack.pop()
-        if isinstance(one, QUERIES):
+        if type(one) in _QUERIES:
             yield one
         else:
             stack.extend(one.iter_expressions())
 
 
 _SOURCES = ("from_", "joins", "with_")
+_NOTHING_BELOW = frozenset({*QUERIES, exp.Column, exp.Literal, exp.Identifier})  # but another block, and names
 _BEFORE = (*_SOURCES, "where")  # what is done before rows are grouped: no aggregate and no window stands there
 
 
@@ -169,7 +177,7 @@ def in_block(select: exp.Expr, *, without: Collection[str] = _SOURCES) -> Iterat
     while stack:
         node = stack.pop()
         yield node
-        if not isinstance(node, QUERIES):
+        if type(node) not in _NOTHING_BELOW:
             stack.extend(node.iter_expressions())
 
 
@@ -186,8 +194,10 @@ def is_aggregate(node: exp.Expr) -> bool:
 def aggregates(select: exp.Select) -> list[exp.Expr]:
     """The block's aggregates, with their FILTER where they have one."""
     found: list[exp.Expr] = []
-    for node in in_block(select, without=_BEFORE) if select.find(exp.AggFunc) is not None else ():
-        if is_aggregate(node):
+    if select.find(exp.AggFunc) is None:
+        return found
+    for node in in_block(select, without=_BEFORE):
+        if isinstance(node, exp.AggFunc) and is_aggregate(node):
             found.append(node.parent if isinstance(node.parent, exp.Filter) and node.parent.this is node else node)
     return found
 

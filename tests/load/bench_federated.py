@@ -2,6 +2,7 @@
 
     python -m tests.load.bench_federated [--scale 1] [--layouts vertical horizontal] [--queries q03 q09]
                                          [--modes pull filter full] [--repeat 3] [--memory 320] [--out figures.json]
+                                         [--plans]
 
 For each query: bytes that came from the owners and wall time, for pulling tables, filters and columns only, full
 pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB over the same files. Every answer is
@@ -10,15 +11,20 @@ by side on this machine: read them as ratios; pulling and filtering, whose bytes
 planner's processor time, and the most memory that each connector took with its workers (proportional set size).
 Beyond scale factor 3 the default is full pushdown with zstd, once. Without `--memory` the engine in each worker has
 what the settings give it. The files stay in var/bench for the next run.
+
+`--plans`: only the planner's processor time, in this process and in a minute: the median of `--repeat` (30) plans of
+each query, from its text, once every query has been planned before.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -31,10 +37,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from connector.query import parse
+from connector.query.federation import Tables
+from connector.query.plan import plan
 from tests.support import tpch
 from tests.support.cpu import Used
 from tests.support.federation import difference
-from tests.support.federation_tpch import CUT, PLACES, PUBLIC, written_for
+from tests.support.federation_tpch import CUT, PLACES, PUBLIC, layout, written_for
 from tests.support.memory import watched
 from tests.support.ports import free_range
 from tests.support.processes import Client, Process
@@ -235,6 +244,32 @@ def _one(running: Space, figures: Figures, way: str, sql: str, wanted: list[tupl
         figures.wrong.append(f"{way}: {wrong}")
 
 
+def plans(data: Path, kinds: list[str], queries: list[str], *, repeat: int) -> int:
+    """Processor time for the plan of each query; 0 if all keep the bar."""
+    folder, most = _generated(data / "tpch-0.01", 0.01), 0.0
+    for kind in kinds:
+        tables = layout(kind, folder).tables
+        asked = {name: written_for(kind, sql) for name, sql in tpch.queries().items() if name in (queries or [name])}
+        for sql in asked.values():
+            _planned(sql, tables)
+        gc.collect()
+        gc.freeze()  # as a connector does with what it starts with
+        taken = {name: statistics.median(_planned(sql, tables) for _ in range(repeat)) for name, sql in asked.items()}
+        print(f"{kind}: " + ", ".join(f"{name} {ms:.1f}" for name, ms in taken.items()), flush=True)
+        most = max(most, *taken.values())
+    _say("ms of processor time for a plan, at most", most, BARS["planning"])
+    return 0 if most <= BARS["planning"] else 1
+
+
+def _planned(sql: str, tables: Tables) -> float:
+    """Milliseconds of processor time for a plan, as a connector counts them."""
+    begun = time.thread_time()
+    tree = parse.read(sql)
+    parse.datasets(tree)
+    plan(sql, tables, tree=tree, across_agreements=True)
+    return (time.thread_time() - begun) * 1000
+
+
 def _line(figures: Figures, ways: list[str]) -> str:
     parts = [f"{figures.query}  {figures.central:7.2f} s {figures.central_cpu:7.2f}", f"{figures.planning:5.1f} ms"]
     for way in ways:
@@ -300,7 +335,10 @@ def main() -> int:
     parser.add_argument("--memory", type=int, help="MB for the engine in one worker")
     parser.add_argument("--data", type=Path, default=Path("var/bench"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plans", action="store_true", help="only what planning takes")
     asked = parser.parse_args()
+    if asked.plans:
+        return plans(asked.data.resolve(), asked.layouts, asked.queries, repeat=asked.repeat or 30)
     large = asked.scale > LARGE
     asked.modes = asked.modes or (["full zstd"] if large else list(WAYS))
     asked.repeat = asked.repeat or (1 if large else 3)

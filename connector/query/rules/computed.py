@@ -69,8 +69,9 @@ def _mixed(node: exp.Expr) -> bool:
 
 
 def _places(select: exp.Select) -> Iterator[exp.Expr]:
-    if select.args.get("group") is not None or trees.aggregates(select):
-        for node in trees.aggregates(select):
+    aggregates = trees.aggregates(select)
+    if select.args.get("group") is not None or aggregates:
+        for node in aggregates:
             function = node.this if isinstance(node, exp.Filter) else node
             yield from function.iter_expressions()
             if isinstance(node, exp.Filter):

@@ -27,7 +27,8 @@ def choose(select: exp.Select, groups: list[Group], sources: list[Source], plann
     joins = select.args.get("joins") or ()
     if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
         return None
-    fitting = [group for group in groups if _may(select, group, sources) and _pays(select, group, sources)]
+    work = _Work(select, sources)
+    fitting = [group for group in groups if _may(work, group) and _pays(work, group)]
     return max(fitting, key=lambda group: (group.rows or stats.UNKNOWN, group.name), default=None)
 
 
@@ -67,24 +68,36 @@ def _wide(value: exp.Expr, function: exp.Expr) -> exp.Expr:
     return exp.TryCast(this=value, to=exp.DataType.build("INT128"), safe=True) if function.meta.get("whole") else value
 
 
-def _may(select: exp.Select, group: Group, sources: list[Source]) -> bool:
+class _Work:
+    """One block's aggregates, each looked at once for all groups."""
+
+    def __init__(self, select: exp.Select, sources: list[Source]) -> None:
+        self.select, self.sources = select, sources
+        self.nodes = trees.aggregates(select)
+        self.tables = [trees.column_tables(node) for node in self.nodes]
+        self.nested = any(trees.has_query(node) for node in self.nodes)
+        self.types = {(source.alias, column.name.lower()): column.type
+                      for source in sources for info in source.infos for column in info.columns}  # fmt: skip
+        inside = {id(column) for node in self.nodes for column in node.find_all(exp.Column)}
+        # What is read outside of aggregates: a fragment that is grouped first keeps it.
+        self.outside = {(column.table, column.name) for column in trees.columns(select) if id(column) not in inside}
+
+
+def _may(work: _Work, group: Group) -> bool:
     """Whether every aggregate of the block is of this group, or of others in a form that can be weighed."""
-    first = group.sources[0]
-    if group.aggregate_only or (first.join is not None and trees.kind(first.join) in ("SEMI", "ANTI")):
+    first, aliases = group.sources[0], group.aliases
+    if work.nested or group.aggregate_only or (first.join is not None and trees.kind(first.join) in ("SEMI", "ANTI")):
         return False
-    types = {(source.alias, column.name.lower()): column.type
-             for source in sources for info in source.infos for column in info.columns}  # fmt: skip
     mine = False
-    for node in trees.aggregates(select):
-        tables = trees.column_tables(node)
-        if trees.has_query(node) or (tables & group.aliases and not tables <= group.aliases):
-            return False
+    for node, tables in zip(work.nodes, work.tables, strict=True):
         function = node.this if isinstance(node, exp.Filter) else node
-        if tables & group.aliases:
+        if tables & aliases:
             mine = True
+            if not tables <= aliases:
+                return False
             if first.nullable and not (node is function and isinstance(function.this, exp.Column)):
                 return False  # it might count a row that an outer join made of nothing
-        elif not _can_be_weighed(function, types):
+        elif not _can_be_weighed(function, work.types):
             return False
     return mine
 
@@ -102,22 +115,15 @@ def _can_be_weighed(function: exp.Expr, types: dict[tuple[str, str], str]) -> bo
     return kind in (*_WHOLE, "DOUBLE") or (kind.startswith("DECIMAL(") and int(kind[8:].split(",")[0]) <= 18)
 
 
-def _pays(select: exp.Select, group: Group, sources: list[Source]) -> bool:
+def _pays(work: _Work, group: Group) -> bool:
     """Whether there are far fewer groups than rows, as far as that is known."""
-    rows, groups = float(group.rows or stats.UNKNOWN), 1.0
-    for key in _kept(select, group):
-        bound = _values(key, select, group, sources)
+    rows, groups, aliases = float(group.rows or stats.UNKNOWN), 1.0, group.aliases
+    for key in [one for one in work.outside if one[0] in aliases]:
+        bound = _values(key, work.select, group, work.sources)
         if bound is None:
             return False
         groups *= bound
     return groups < _GAIN * rows
-
-
-def _kept(select: exp.Select, group: Group) -> set[tuple[str, str]]:
-    """Columns of the group that are read outside of its own aggregates."""
-    inside = {id(column) for node in trees.aggregates(select) for column in node.find_all(exp.Column)}
-    return {(column.table, column.name) for column in trees.columns(select)
-            if id(column) not in inside and column.table in group.aliases}  # fmt: skip
 
 
 def _values(key: tuple[str, str], select: exp.Select, group: Group, sources: list[Source]) -> float | None:

@@ -16,6 +16,7 @@ from connector.errors import QueryInvalid
 from connector.query import tree as trees
 from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
+from policies.enforce.rewrite import every
 
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
@@ -45,7 +46,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
 def _forget(tree: exp.Expr) -> None:
     """Drop what the parser and the binder noted at nodes (places in the text, names before they were bound): nobody
     reads it any more, and every copy of a node would copy it."""
-    for node in tree.walk():
+    for node in every(tree):
         node._meta = None
 
 

@@ -114,6 +114,7 @@ def _replace_sources(select: exp.Select, group: Group, table: str) -> None:
 
 
 def _pushed(group: Group, distinct: bool, top: Top | None) -> tuple[str, ...]:
-    found = [f"filter {parse.shown(condition)}" for condition in group.conditions]
+    # Every share has its own copy by now, and the block has let go of them.
+    found = [f"filter {parse.shown(condition, spend=True)}" for condition in group.conditions]
     found += ["distinct"] if distinct else []
     return (*found, *(["top-k"] if top is not None else []))

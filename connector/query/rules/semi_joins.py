@@ -43,8 +43,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     if planning.mode is not Mode.FULL or len(planning.drafts) < 2:
         return tree
     uses = _uses(tree)
-    size = {name: stats.rows(draft, planning) for name, draft in planning.drafts.items()}
-    share = {name: stats.share(draft, planning) for name, draft in planning.drafts.items()}
+    size = {name: stats.rows(draft) for name, draft in planning.drafts.items()}
+    share = {name: stats.share(draft) for name, draft in planning.drafts.items()}
     worth = {name: max(_GAIN, stats.width(draft, planning) / _KEY_BYTES)
              for name, draft in planning.drafts.items()}  # fmt: skip
     edges = {edge for select in tree.find_all(exp.Select) for edge in _edges(select, planning)}
@@ -65,7 +65,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
 
 def _uses(tree: exp.Expr) -> dict[str, int]:
     found: dict[str, int] = {}
-    for table in tree.find_all(exp.Table):
+    for table in trees.tables(tree):
         found[table.name] = found.get(table.name, 0) + 1
     return found
 
@@ -173,8 +173,8 @@ def _depends(planning: Planning, name: str, on: str) -> bool:
 
 def _agreed(edge: Edge, planning: Planning) -> bool:
     source, target = planning.drafts[edge.source], planning.drafts[edge.target]
-    infos = [info for share in source.shares for info in planning.read_by(share)]
-    others = [info for share in target.shares for info in planning.read_by(share)]
+    infos = [info for read in source.read for info in read]
+    others = [info for read in target.read for info in read]
     if any(info.grid is not None for info in (*infos, *others)):
         return False
     if {info.owner for info in infos} == {info.owner for info in others} and len({i.owner for i in infos}) == 1:
@@ -223,10 +223,7 @@ def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
 
 
 def _source_of(statement: exp.Expr, value: exp.Column) -> exp.Table | None:
-    for table in statement.find_all(exp.Table):
-        if table.db and table.alias_or_name == value.table:
-            return table
-    return None
+    return next((table for table in trees.base_tables(statement) if table.alias_or_name == value.table), None)
 
 
 def _comparable(kinds: set[str]) -> bool:
