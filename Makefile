@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 ONCE ?=
-SCALE ?= 0.5
+SCALE ?=
 ROUNDS ?= 5
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
@@ -122,11 +122,11 @@ bench-catalogue: setup-dev
 bench-federated: setup-dev ## TPC-H over three connectors against one DuckDB (SF=1: the scale factor, ARGS: see the module)
 	@$(BIN)/python -m tests.load.bench_federated --scale $(or $(SF),1) $(ARGS)
 
-bench-stream: $(VENV)/.bench ## streams beside sockets, Flight, files over HTTP and local readers (7 minutes; SCALE=0.5 ROUNDS=5)
-	@$(BIN)/python -m tests.load.bench_stream --scale $(SCALE) --rounds $(ROUNDS)
+bench-stream: $(VENV)/.bench ## streams beside sockets, Flight, files over HTTP and local readers (15 minutes; SCALE=1 ROUNDS=5)
+	@$(BIN)/python -m tests.load.bench_stream --scale $(or $(SCALE),1) --rounds $(ROUNDS)
 
 bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain batches, in the environment of the loaders (SCALE=0.5 ROUNDS=5)
-	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(SCALE) --rounds $(ROUNDS)
+	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS)
 
 clean: ## remove what was built and what the demo wrote
 	@rm -rf $(VENV) $(VENV)-loaders var .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,11 +22,12 @@ from connector.dataplane import asked as ask
 from connector.dataplane import http, plans
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.asked import Asked, End
+from connector.dataplane.blocks import Span
 from connector.dataplane.flight import link, parameters, passes
 from connector.dataplane.flight.passes import Pass
 from connector.dataplane.flight.slots import Slots
 from connector.dataplane.plans import BLOCKS_MAX, Wanted
-from connector.dataplane.stream import Reads
+from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated, VersionChanged
 from connector.telemetry import logger
@@ -230,8 +231,7 @@ class Desk:
                     if stream.end is not None:
                         break
                     try:
-                        async with asyncio.timeout(self._stall_seconds):
-                            await slots.put(part)
+                        await self._put(stream, slots, part)
                     except TimeoutError:
                         reason = f"the client took nothing for {self._stall_seconds:g} s"
                         stream.abandon("client_stalled", reason)
@@ -241,6 +241,15 @@ class Desk:
                         break
             assert stream.end is not None
             await _frame(channel, link.END, _told(stream.end))
+
+    async def _put(self, stream: GovernedStream, slots: Slots, part: memoryview | bytes | Span) -> None:
+        """A part, and those in files that follow it."""
+        async with asyncio.timeout(self._stall_seconds):
+            await slots.put(part)
+        more = isinstance(part, Span)
+        while more:
+            async with asyncio.timeout(self._stall_seconds):
+                more = await slots.put_next(stream.following)
 
     # Who may, and what is meant.
 

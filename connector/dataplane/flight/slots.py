@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import socket
+from collections.abc import Callable
 
 from connector.dataplane.blocks import Span
 from connector.dataplane.flight import link
@@ -40,7 +41,21 @@ class Slots:
 
     async def put(self, payload: memoryview | bytes | Span) -> None:
         """Hand over a batch, once a slot is free for it; a part of a file is read to there, and nowhere else."""
+        await self._place(await self._free.get(), payload)
+
+    async def put_next(self, more: Callable[[], Span | None]) -> bool:
+        """As `put`, of the part that `more` gives in a thread once a slot is free, and not before. Whether it did."""
         slot = await self._free.get()
+        span, is_read = await asyncio.to_thread(_read_next, more, self._memory[slot])
+        if span is None:
+            self._free.put_nowait(slot)
+        elif is_read:
+            await self._send(link.HEADER.pack(link.BATCH, slot, False, span.nbytes), None)
+        else:
+            await self._place(slot, span)
+        return span is not None
+
+    async def _place(self, slot: int, payload: memoryview | bytes | Span) -> None:
         size = payload.nbytes if isinstance(payload, Span) else memoryview(payload).nbytes
         memory = self._memory[slot]
         descriptor = None
@@ -73,6 +88,15 @@ class Slots:
 def _read(span: Span, memory: mmap.mmap) -> None:
     span.check()
     span.read_into(memoryview(memory))
+
+
+def _read_next(more: Callable[[], Span | None], memory: mmap.mmap | None) -> tuple[Span | None, bool]:
+    """The next part, and whether it is in `memory` already: it is not where there is no room for it."""
+    span = more()
+    fits = span is not None and memory is not None and len(memory) >= span.nbytes
+    if span is not None and memory is not None and fits:
+        _read(span, memory)
+    return span, fits
 
 
 def _made(size: int) -> tuple[int, mmap.mmap]:

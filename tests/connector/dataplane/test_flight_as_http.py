@@ -41,7 +41,7 @@ N = '"clinic".numbers'
 # policy, envelope. Each is asked over both, each time under an agreement of its own.
 QUESTIONS: list[tuple[str, dict[str, Any]]] = [
     ("open", {"sql": f"SELECT * FROM {N} WHERE id < 500"}),
-    ("open", {"sql": f"SELECT gap, count(*) AS n, sum(x) AS s FROM {N} GROUP BY gap ORDER BY gap"}),
+    ("open", {"sql": f"SELECT gap, count(*) AS n, round(sum(x), 3) AS s FROM {N} GROUP BY gap ORDER BY gap"}),
     ("open", {"sql": f"SELECT id FROM {N} WHERE id < 0"}),
     ("open", {"sql": f"SELECT id, day, tags FROM {N}", "action": "stream"}),
     ("open", {"sql": f"SELECT id FROM {N}", "limits": {"rows": 10}}),

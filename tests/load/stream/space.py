@@ -131,6 +131,7 @@ def _publish_all(space: Space, table: Table) -> None:
     filtered, masked = _filtered(table), _masked(table)
     for owner, name, path, policy in (
         ("north", "memory", table.arrow, POLICY),
+        ("north", "one", table.one, POLICY),
         ("north", "open", table.parquet, POLICY),
         ("north", "filtered", table.parquet, filtered),
         ("north", "masked", table.parquet, masked),

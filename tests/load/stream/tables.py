@@ -45,6 +45,11 @@ class Table:
     masked: tuple[str, str, str]  # column, method, argument
 
     @property
+    def one(self) -> Path:
+        """The first batch by itself."""
+        return self.arrow.with_suffix(".one.arrow")
+
+    @property
     def nbytes(self) -> int:
         return self.arrow.stat().st_size
 
@@ -75,6 +80,8 @@ def tables(folder: Path, *, scale: float, only: Sequence[str] = tuple(FILTERS)) 
         if not table.arrow.exists():
             write(table.parquet, scale)
             _to_arrow(table.parquet, table.arrow)
+        with pa.ipc.open_file(table.arrow) as whole, pa.ipc.new_file(table.one, whole.schema) as out:
+            out.write_batch(whole.get_batch(0))
         made.append(table)
     return made
 
