@@ -344,7 +344,7 @@ def main() -> int:
     asked.repeat = asked.repeat or (1 if large else 3)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the connectors end with us
     right, told = True, {}
-    folder = _generated(asked.data.resolve() / f"tpch-{asked.scale:g}", asked.scale)
+    folder = generated(asked.data.resolve() / f"tpch-{asked.scale:g}", asked.scale)
     for kind in asked.layouts:
         told_of = "bytes, time and processor seconds for"
         print(
@@ -365,7 +365,7 @@ def main() -> int:
     return 0 if right else 1
 
 
-def _generated(folder: Path, scale: float) -> Path:
+def generated(folder: Path, scale: float) -> Path:
     """The eight tables as Parquet; made once."""
     if not folder.exists():
         print(f"TPC-H at scale factor {scale:g} ...", flush=True)
