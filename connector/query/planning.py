@@ -45,6 +45,7 @@ class Planning:
     drafts: dict[str, Draft] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     _known: dict[tuple[tuple[str, exp.Expr], ...], str] = field(default_factory=dict)
+    _columns: dict[tuple[str, str], tuple[Column, ...]] = field(default_factory=dict)
 
     @property
     def full(self) -> bool:
@@ -59,6 +60,12 @@ class Planning:
 
     def columns(self, table: exp.Table) -> tuple[Column, ...]:
         """The columns of a dataset; those that every share has, in the order of the first."""
+        key = (table.db.lower(), table.name.lower())
+        if key not in self._columns:
+            self._columns[key] = self._common(table)
+        return self._columns[key]
+
+    def _common(self, table: exp.Table) -> tuple[Column, ...]:
         first, *others = self.shares(table)
         if not others:
             return first.columns

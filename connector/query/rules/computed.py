@@ -42,16 +42,16 @@ def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
 def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:
     """The largest expressions over the group's columns alone."""
     found: list[exp.Expr] = []
-    stack = list(_places(select))
+    stack, aliases = list(_places(select)), group.aliases
     while stack:
         node = stack.pop()
         if isinstance(node, QUERIES):
             continue
         tables = trees.column_tables(node)
-        if not tables & group.aliases:
+        if not tables & aliases:
             continue  # nothing of the group's below
         branch = isinstance(node, exp.If) and isinstance(node.parent, exp.Case)  # no value by itself
-        whole = tables <= group.aliases and not branch and not isinstance(node, _NEVER)
+        whole = tables <= aliases and not branch and not isinstance(node, _NEVER)
         if whole and not _mixed(node):
             found.append(node)
         else:

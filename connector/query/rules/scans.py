@@ -60,10 +60,10 @@ def _needed(select: exp.Select, group: Group, planning: Planning) -> list[exp.Co
             assert table is not None  # where its rows are
             names = [column.name.lower() for column in planning.columns(table)]
         return [trees.column(name, source.alias) for name in names]
-    taken = {id(source.join) for source in group.outer}
+    taken, aliases = {id(source.join) for source in group.outer}, group.aliases
     found: dict[tuple[str, str], exp.Column] = {}
     for column in _columns(select, taken):
-        if column.table in group.aliases:
+        if column.table in aliases:
             found.setdefault((column.table, column.name), column)
     return list(found.values())
 
