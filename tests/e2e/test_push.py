@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -124,3 +125,31 @@ def test_a_consumer_that_is_killed_in_mid_push_gets_all_of_it_after_its_return(p
     assert left
     assert not set(left) & set(files(south))
     api.close()
+
+
+def test_an_owner_pushes_to_no_private_address_that_its_operator_has_not_listed(pair: tuple[Process, Process]) -> None:
+    north, south = pair
+    agreement = agreed(pair, "guarded")
+    with socket.create_server(("127.0.0.2", 0)) as sink:  # listed is 127.0.0.1
+        sink.settimeout(0.2)
+        to = {"endpoint": f"http://127.0.0.2:{sink.getsockname()[1]}/sink"}
+        api, owner = south.api(), north.api()
+        begun = api.post("/transfers", {"agreement_id": agreement, "format": FORM, "data_address": to})["id"]
+        api.get(f"/transfers/{begun}?wait=30&until=STARTED")
+        peer = api.get(f"/transfers/{begun}")["peer_pid"]
+        failed = eventually(lambda: row if (row := owner.get(f"/transfers/{peer}"))["code"] else None)
+        assert (failed["code"], "HANSE_ALLOW_PRIVATE" in failed["reason"]) == ("push_failed", True)
+        with pytest.raises(TimeoutError):
+            sink.accept()
+    api.close()
+    owner.close()
+
+
+def test_where_nothing_is_received_a_push_is_not_ordered(tmp_path: Path) -> None:
+    with two(tmp_path, RECEIVED_MB="0") as (north, south):
+        agreement = south.agree(north, *north.publish("rows"))[0]
+        begun = hanse(south, "transfer", "start", agreement, "--format", FORM)
+        assert (begun.returncode, "HANSE_RECEIVED_MB" in begun.stderr) == (1, True)
+        api = south.api()
+        assert [one["format"] for one in api.get("/transfers")] == ["HttpData-PULL"]
+        api.close()

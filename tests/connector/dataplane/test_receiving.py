@@ -239,6 +239,51 @@ async def test_a_transfer_that_stops_ends_its_push(here: Receiver, pid: str, sta
     assert (await here.row(pid)).code == ""  # its own reason is not written over
 
 
+async def test_what_ends_while_it_is_checked_does_not_count(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an event: another process on the database may have ended it, and we hear of that later."""
+    before, ask = here.files(), here.pool.ask
+
+    async def ended_meanwhile(job: Job) -> Any:
+        found = await ask(job)
+        await here.store.write(lambda tx: setattr(tx.transfers.get(pid), "state", "TERMINATED"))
+        return found
+
+    await here.transfer(pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(here.pool, "ask", ended_meanwhile)
+        answer = await here.push(pid, WHOLE)
+    assert (answer.status_code, answer.json()["code"]) == (403, "transfer_not_started")
+    assert here.files() == before
+    assert await here.known(pid) is None
+
+
+async def test_a_repeat_while_it_is_checked_has_to_wait(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, ask = asyncio.Event(), here.pool.ask
+
+    async def slowly(job: Job) -> Any:
+        await go.wait()
+        return await ask(job)
+
+    await here.transfer(pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(here.pool, "ask", slowly)
+        first = await Sender.to(here, pid)
+        await first.send(WHOLE)
+        first.writer.write(b"0\r\n\r\n")
+        await until(lambda: pid in here.receiving._coming and here.receiving._coming[pid].checking)
+        again = await here.push(pid, WHOLE)
+        assert (again.status_code, again.json()["code"]) == (503, "being_checked")
+        first.writer.close()  # it counts, whether its sender waits for that or not
+        go.set()
+        await until(lambda: here.told(pid))
+    assert here.told(pid)[0].kind == "DataReceived"
+    assert (await here.push(pid, WHOLE)).status_code == 200
+
+
 async def test_what_was_received_goes_when_its_transfer_is_terminated(here: Receiver, pid: str) -> None:
     before = here.files()
     await here.transfer(pid)
@@ -377,3 +422,12 @@ async def test_the_workers_see_what_arrives_and_nothing_that_was_received(here: 
 async def test_the_test_stream_is_what_it_says() -> None:
     with pa.ipc.open_stream(WHOLE) as reader:
         assert reader.read_all().equals(data.table(2000))
+
+
+async def test_what_is_counted_is_what_is_there(here: Receiver, pid: str) -> None:
+    """After everything above: no refusal, cut or removal has taken room for good, or given back what it had not."""
+    await here.transfer(pid)
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    assert here.receiving._held == sum(path.stat().st_size for path in here.files())
+    assert not here.receiving._coming
+    assert not [path for path in here.files() if path.parent.name == "arriving"]
