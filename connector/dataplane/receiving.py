@@ -158,14 +158,16 @@ class Receiving:
 
     async def _due(self, transfer_id: str, authorization: str) -> tuple[Transfer, Received | None]:
         shown = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip().encode()
-        good = hmac.compare_digest(shown, self._token(transfer_id).encode())
+        nobody = Unauthenticated(
+            "expected the authorization of a push that is due here; it stands in the data address of a transfer "
+            "request, and is good while that transfer runs"
+        )
+        if not self.room.total or not hmac.compare_digest(shown, self._token(transfer_id).encode()):
+            raise nobody  # before the database is asked: whoever guesses learns nothing from how long it takes
         row, known = await self._store.read(lambda tx: (tx.transfers.peek(transfer_id), tx.received.get(transfer_id)))
-        runs = row is not None and row.role == "consumer" and row.state in (*_RUNS, *(("COMPLETED",) if known else ()))
-        if not good or row is None or not runs or not self.room.total:
-            raise Unauthenticated(
-                "expected the authorization of a push that is due here; it stands in the data address of a transfer "
-                "request, and is good while that transfer runs"
-            )
+        runs = _RUNS if known is None else (*_RUNS, "COMPLETED")
+        if row is None or row.role != "consumer" or row.state not in runs:
+            raise nobody
         return row, known
 
     def _place(self, transfer: Transfer) -> Coming:
@@ -188,12 +190,18 @@ class Receiving:
                 await coming.do(self._spool(coming, ask))  # 2
                 coming.checking = True
                 found = await coming.do(self._pool.ask(self._check(coming)))  # 3
+            judge(found)
+            return await asyncio.shield(self._counted(coming, found))  # 4
         except TimeoutError:
             raise BadInput(
                 f"expected a push within {self.room.seconds:g} s, came a slower one", code="too_slow"
             ) from None
-        judge(found)
-        return await asyncio.shield(self._counted(coming, found))  # 4
+        except OSError as error:
+            raise Busy(
+                f"the push cannot be written down at its consumer ({error.strerror}); its operator must make room on "
+                "the disk of its data directory",
+                code="disk_full",
+            ) from error
 
     async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> Received:
         """The record, with the file in its place. Not to be cancelled: it counts or it does not."""
@@ -419,15 +427,8 @@ def _opened(path: Path) -> Any:
 
 def _write(number: int, held: bytearray) -> None:
     view = memoryview(held)
-    try:
-        while len(view):
-            view = view[os.write(number, view) :]
-    except OSError as error:
-        raise Busy(
-            f"the push cannot be written down at its consumer ({error.strerror}); its operator must make room on the "
-            "disk of its data directory",
-            code="disk_full",
-        ) from error
+    while len(view):
+        view = view[os.write(number, view) :]
 
 
 def _publish(path: Path, target: Path) -> None:

@@ -42,6 +42,16 @@ async def until(look: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
+class _Disk:
+    """The module `os` with one call that fails."""
+
+    def __init__(self, full: Callable[..., int], call: str) -> None:
+        self._full, self._call = full, call
+
+    def __getattr__(self, name: str) -> Any:
+        return self._full if name == self._call else getattr(os, name)
+
+
 class Sender:
     """A push by hand, over a socket of its own."""
 
@@ -309,16 +319,17 @@ async def test_what_is_removed_stays_known(here: Receiver, pid: str) -> None:
         await here.receiving.remove(pid, by="anna")
 
 
+@pytest.mark.parametrize("call", ["write", "fsync", "open"])
 async def test_a_full_disk_is_told_and_leaves_nothing(
-    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+    here: Receiver, pid: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(number: int, view: Any) -> int:
+    def full(*_: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = here.files()
     await here.transfer(pid)
     with monkeypatch.context() as patched:
-        patched.setattr(service.os, "write", full)
+        patched.setattr(service, "os", _Disk(full, call))
         answer = await here.push(pid, WHOLE)
     assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
     assert "make room" in answer.json()["detail"]
