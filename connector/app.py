@@ -6,6 +6,7 @@ Knows all; known only by `serve`, which runs the two listeners. `Services` is th
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from connector.dataplane.flight.desk import Desk
 from connector.dataplane.flight.front import Front, Listen
 from connector.dataplane.owner import OwnersView
 from connector.dataplane.prepared import PreparedStreams
-from connector.dataplane.pushing import push
+from connector.dataplane.pushing import Target, push
+from connector.dataplane.receiving import Receiving, Room, arriving
+from connector.dataplane.receiving_http import Pushed
 from connector.dataplane.stream import Reads
 from connector.dataplane.versions import Versions
 from connector.datasets.offers import Offers
@@ -110,6 +113,7 @@ class Services:
     reads: Reads
     owners_view: OwnersView
     addresses: Addresses
+    receiving: Receiving
     flight: Front | None
     sender: Sender
     negotiations: Negotiations
@@ -176,12 +180,18 @@ class Profiles:
 class _DataPlane:
     """The data plane as the protocol's transfers see it (`dsp.transfer.DataPlane`)."""
 
-    def __init__(self, addresses: Addresses, reads: Reads, net: Net, *, owner: str) -> None:
+    def __init__(self, addresses: Addresses, reads: Reads, receiving: Receiving, net: Net, *, owner: str) -> None:
         self._addresses, self._reads, self._net, self._owner = addresses, reads, net, owner
+        self._receiving = receiving
 
     def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
         self._reads.grants.held(tx, transfer.agreement_id, consumer=transfer.counterparty)
         found = address_of(self._addresses.address(transfer))
+        assert found is not None  # ours are well formed
+        return found
+
+    def receives(self, transfer_id: str) -> DataAddress:
+        found = address_of(self._receiving.address(transfer_id))
         assert found is not None  # ours are well formed
         return found
 
@@ -191,8 +201,7 @@ class _DataPlane:
     async def push(self, transfer: Transfer, data_address: DataAddress) -> None:
         await push(
             transfer,
-            endpoint=data_address.endpoint,
-            authorization=data_address.get("authorization"),
+            to=Target.of(data_address.endpoint, dict(data_address.properties)),
             addresses=self._addresses,
             reads=self._reads,
             net=self._net,
@@ -234,7 +243,7 @@ def build(settings: Settings) -> Services:
         settings.data_dir / "work",
         size=settings.workers_max,
         warm=settings.workers_warm,
-        readable=settings.source_roots,
+        readable=(*settings.source_roots, arriving(settings.data_dir / "received")),
         writable=(settings.data_dir / "prepared", settings.data_dir / "queries", outside.drafts),
         library=outside,
     )
@@ -266,6 +275,15 @@ def build(settings: Settings) -> Services:
         instance=instance,
         prepared=prepared,
     )
+    receiving = Receiving(
+        store,
+        pool,
+        settings.data_dir / "received",
+        secret=hmac.digest(keys.secret(key_dir, "mask"), b"pushes to us", "sha256"),  # every process here has that one
+        root_url=settings.root_url,
+        room=Room(each=settings.received_each_mb * 2**20, total=settings.received_mb * 2**20),
+        memory_mb=settings.worker_memory_mb,
+    )
     sender = Sender(
         store=store,
         send_delay=settings.dsp_send_delay,
@@ -286,7 +304,7 @@ def build(settings: Settings) -> Services:
     }
     pace = settings.dsp_new_per_minute
     negotiating = Negotiations(limits=admission.Limits(settings.dsp_negotiations_open, pace), **common)
-    data_plane = _DataPlane(addresses, reads, net, owner=settings.name)
+    data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)
     formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
     transferring = Transfers(
         negotiations=negotiating,
@@ -336,6 +354,7 @@ def build(settings: Settings) -> Services:
         reads=reads,
         owners_view=owners_view,
         addresses=addresses,
+        receiving=receiving,
         flight=_flight(settings, reads, addresses, key_dir),
         sender=sender,
         negotiations=negotiating,
@@ -398,15 +417,17 @@ def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Pat
 
 
 class _Public(FastAPI):
-    """The protocol's messages take the short way; the rest of what others reach takes the framework's."""
+    """The protocol's messages and pushes take the short way; the rest of what others reach takes the framework's."""
 
-    def __init__(self, direct: dsp_routes.Direct, **about: Any) -> None:
+    def __init__(self, *direct: dsp_routes.Direct | Pushed, **about: Any) -> None:
         super().__init__(**about)
         self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not await self._direct.answered(scope, receive, send):
-            await super().__call__(scope, receive, send)
+        for one in self._direct:
+            if await one.answered(scope, receive, send):
+                return
+        await super().__call__(scope, receive, send)
 
 
 def public_app(parts: Services) -> FastAPI:
@@ -422,6 +443,7 @@ def public_app(parts: Services) -> FastAPI:
     )
     app = _Public(
         dsp_routes.Direct(protocol),
+        Pushed(parts.receiving),
         title="Hanse connector, public",
         version=VERSION,
         docs_url=None,
@@ -470,7 +492,9 @@ def management_app(parts: Services) -> FastAPI:
     api.include_router(
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens)
     )
-    api.include_router(transfers.router(transfers=parts.transfers, store=parts.store, tokens=tokens))
+    api.include_router(
+        transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens)
+    )
     api.include_router(agreements.router(agreements=parts.agreements, tokens=tokens))
     api.include_router(duties.router(parts.ledger, tokens))
     api.include_router(facts.router(parts.known, tokens))
@@ -510,6 +534,7 @@ def _console(parts: Services) -> APIRouter:
         facts_of=parts.facts_of,
         negotiations=parts.negotiations,
         transfers=parts.transfers,
+        receiving=parts.receiving,
         agreements=parts.agreements,
         partners=parts.partners,
         search=asked,

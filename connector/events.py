@@ -126,6 +126,18 @@ class ReadRefused(Event):
     """A read that never started: no byte left."""
 
 
+class DataReceived(Event):
+    """What a provider pushed to us was checked and is kept. `detail`: rows, bytes, batches, whole, digest."""
+
+
+class DataRefused(Event):
+    """A push to us that was not kept, and why: nothing of it is there. `detail`: bytes that had come."""
+
+
+class DataRemoved(Event):
+    """A file of received data was removed. `detail`: rows, bytes."""
+
+
 class QueryCoordinated(Event):
     """A federated query as its consumer saw it. `detail`: owners, rows, bytes per fragment."""
 

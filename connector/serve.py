@@ -19,7 +19,6 @@ from starlette.types import ASGIApp
 
 from connector.app import VERSION, Services, build, management_app, public_app
 from connector.dataplane.gather import Protocol
-from connector.dataplane.stream import Reads
 from connector.dataplane.unfinished import close_left_over
 from connector.errors import Conflict, HanseError
 from connector.events import ServiceStarted
@@ -43,6 +42,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
     await parts.sender.start()
     await parts.relay.start()
     await close_left_over(parts.store, instance=parts.instance)
+    await parts.receiving.start()
     await parts.store.write(
         lambda tx: tx.publish(ServiceStarted(actor=parts.participant, detail={"version": VERSION, "pid": os.getpid()}))
     )
@@ -107,7 +107,7 @@ async def serve(settings: Settings) -> None:
             ),
             _server(Observed(management_app(parts), listener="management", metrics=parts.metrics)),
         ]
-        _stop_on_signals(servers, parts.reads)
+        _stop_on_signals(servers, parts)
         # What is there now stays: looked through with all else, it held up everybody for 100 ms now and then.
         gc.collect()
         gc.freeze()
@@ -145,12 +145,13 @@ def _server(app: ASGIApp, *, certificate: Path | None = None, key: Path | None =
     )
 
 
-def _stop_on_signals(servers: Sequence[uvicorn.Server], reads: Reads) -> None:
+def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> None:
     drained: list[asyncio.Task[None]] = []
 
     def stop() -> None:
         # At once: the servers wait for their connections, and those for the ends of their streams.
-        drained.append(asyncio.ensure_future(reads.drain(_STOPPING)))
+        drained.append(asyncio.ensure_future(parts.reads.drain(_STOPPING)))
+        parts.receiving.drain(_STOPPING)
         for server in servers:
             server.should_exit = True
 

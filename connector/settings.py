@@ -175,6 +175,14 @@ class Settings(BaseSettings):
     prepared_sensitive: bool = Field(
         False, description="Prepare streams of contracts with masks or duties, too; they mark personal data."
     )
+    received_mb: int = Field(
+        10_240,
+        ge=0,
+        description="Disk in data_dir for what providers push to us, over all transfers, in MB; 0: nothing is taken.",
+    )
+    received_each_mb: int = Field(
+        10_240, ge=1, description="Most that one push to us may bring, in MB; its provider is told."
+    )
     streams_max: int = Field(16, ge=1, description="Reads at once over all consumers.")
 
     upkeep_seconds: float = Field(

@@ -46,7 +46,7 @@ class Addresses:
         self.key = key
         self.participant = participant
         self._endpoint = root_url + PATH
-        self._seconds = ticket_seconds
+        self.seconds = ticket_seconds
         self.clock: Callable[[], float] = time.time
 
     def issue(self, transfer: Transfer) -> tuple[str, float]:
@@ -59,7 +59,7 @@ class Addresses:
             transfer=transfer.id,
             generation=transfer.generation,
             purpose=expand(transfer.purpose),
-            expires=now + self._seconds,
+            expires=now + self.seconds,
         )
         return tickets.issue(ticket, self.key, now=now), ticket.expires
 

@@ -1,7 +1,8 @@
 """Transfer processes, as provider and as consumer: take a message in, carry out a command, answer by ourselves.
 
 Bytes are not our business: a `DataPlane` gives addresses, stops what runs, and pushes. A start is stored without its
-address; the ticket in it is made when the message leaves, so that none lies in the outbox and none is stale.
+address; the ticket in it is made when the message leaves, so that none lies in the outbox and none is stale. So is
+a request for a push to ourselves.
 """
 
 from __future__ import annotations
@@ -61,13 +62,16 @@ AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that fol
 
 
 class DataPlane(Protocol):
-    """What moves the bytes, at the provider."""
+    """What moves the bytes."""
 
     def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
         """Where and with which ticket the consumer reads; valid for the transfer's present generation.
 
         A HanseError where its agreement does not hold any more. Runs in a reading transaction.
         """
+
+    def receives(self, transfer_id: str) -> DataAddress:
+        """As consumer: where a provider pushes to us under this transfer. BadInput where we receive nothing."""
 
     async def stop(self, transfer_id: str, reason: str) -> None:
         """End what runs under a transfer, now."""
@@ -290,10 +294,15 @@ class Transfers(Exchange[Transfer]):
         )
 
     async def _finished(self, row: Outbox) -> Json | None:
-        """A provider's start of a pull transfer gets its address now."""
+        """A provider's start of a pull transfer gets its address now, a consumer's request for a push to itself too."""
+        if row.message["@type"] == states.TRANSFER_REQUEST and self._comes_here(row.message):
+            return {**row.message, "dataAddress": self._data_plane.receives(row.process).to_wire()}
         if row.message["@type"] != states.START:
             return row.message
         return await self._store.read(lambda tx: self._started(tx, row))
+
+    def _comes_here(self, request: Json) -> bool:
+        return self._formats.get(request["format"]) == PUSH and "dataAddress" not in request
 
     def _started(self, tx: Transaction, row: Outbox) -> Json | None:
         transfer = tx.transfers.peek(row.process)
@@ -334,7 +343,7 @@ class Transfers(Exchange[Transfer]):
         by: str,
         correlation: str = "",
     ) -> Transfer:
-        """Ask the provider of an agreement for a transfer.
+        """Ask the provider of an agreement for a transfer. A push without a `data_address` comes to us.
 
         `counterparty`: refused unless it is the provider. `address`: where its connector has moved since.
         """
@@ -359,6 +368,8 @@ class Transfers(Exchange[Transfer]):
                 callback_address=self._base,
                 purpose=purpose,
             )
+            if self._comes_here(message.to_wire()):
+                self._data_plane.receives(row.id)  # or it is refused here and now
             return row, self._send(tx, row, message, "/transfers/request")
 
         row, sent = await self._store.write(work)

@@ -1,12 +1,15 @@
-"""Transfers on the management API: ask, look, wait, steer, and where a consumer reads from."""
+"""Transfers on the management API: ask, look, wait, steer, where a consumer reads from, and what was pushed to it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from connector.dataplane.receiving import MEDIA, Receiving
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import PROVIDER
@@ -14,8 +17,8 @@ from connector.dsp.transfer import Transfers
 from connector.errors import NotFound, ScopeMissing
 from connector.management import waiting
 from connector.management.auth import Caller, Tokens
-from connector.store import Store
-from connector.store.tables import Transfer
+from connector.store import Store, Transaction
+from connector.store.tables import Received, Transfer
 
 Command = Literal["start", "suspend", "resume", "complete", "terminate"]
 
@@ -38,7 +41,9 @@ class NewTransfer(BaseModel):
     agreement_id: str = Field(max_length=255)
     format: str = Field("HttpData-PULL", max_length=64)
     purpose: str = Field("", max_length=1_024, description="Declared purpose (IRI) that the ticket is bound to.")
-    data_address: Address | None = Field(None, description="For push formats: where to.")
+    data_address: Address | None = Field(
+        None, description="For push formats: where to; without one, to this connector (`/transfers/{id}/received`)."
+    )
     counter_party_id: str = Field("", max_length=255, description="The provider, if it is to be checked.")
     counter_party_address: str = Field("", max_length=2_000, description="Where it has moved to, if it has.")
     correlation: str = Field("", max_length=255)
@@ -51,6 +56,20 @@ class Said(BaseModel):
 
     code: str = Field("", max_length=255)
     reason: str = Field("", max_length=2_000)
+
+
+class ReceivedView(BaseModel):
+    """What a provider pushed to us. `whole`: its sender's end record says that this is all of it.
+
+    `coming`: it is not whole yet, and only its bytes so far are known.
+    """
+
+    coming: bool
+    bytes: int
+    rows: int | None
+    whole: bool
+    received_at: float | None
+    removed_at: float | None
 
 
 class TransferView(BaseModel):
@@ -72,6 +91,7 @@ class TransferView(BaseModel):
     correlation: str
     created_at: float
     updated_at: float
+    received: ReceivedView | None = None
 
 
 class TicketView(BaseModel):
@@ -85,13 +105,36 @@ class TicketView(BaseModel):
     properties: dict[str, str]
 
 
-def view(row: Transfer) -> TransferView:
+def view(row: Transfer, received: ReceivedView | None = None) -> TransferView:
     """A transfer for people and programs."""
-    shown = {name: getattr(row, name) for name in TransferView.model_fields}
-    return TransferView(**{**shown, "state": states.published(states.TRANSFER, row.state, row.pending, row.role)})
+    shown = {name: getattr(row, name) for name in TransferView.model_fields if name != "received"}
+    state = states.published(states.TRANSFER, row.state, row.pending, row.role)
+    return TransferView(**{**shown, "state": state, "received": received})
 
 
-def router(*, transfers: Transfers, store: Store, tokens: Tokens) -> APIRouter:
+async def views(
+    store: Store, receiving: Receiving, look: Callable[[Transaction], list[Transfer]]
+) -> list[TransferView]:
+    """Transfers with what was pushed to us under them."""
+
+    def work(tx: Transaction) -> tuple[list[Transfer], dict[str, Received]]:
+        rows = look(tx)
+        return rows, tx.received.of([row.id for row in rows])
+
+    rows, known = await store.read(work)
+    return [view(row, _received(known.get(row.id), receiving.progress(row.id))) for row in rows]
+
+
+def _received(row: Received | None, coming: int | None) -> ReceivedView | None:
+    if row is not None:
+        about = {name: getattr(row, name) for name in ("bytes", "rows", "whole", "received_at", "removed_at")}
+        return ReceivedView(coming=False, **about)
+    if coming is None:
+        return None
+    return ReceivedView(coming=True, bytes=coming, rows=None, whole=False, received_at=None, removed_at=None)
+
+
+def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: Tokens) -> APIRouter:
     routes = APIRouter(prefix="/transfers", tags=["transfers"])
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
@@ -128,8 +171,7 @@ def router(*, transfers: Transfers, store: Store, tokens: Tokens) -> APIRouter:
         _: Caller = reader,
     ) -> list[TransferView]:
         wanted: dict[str, Any] = {"role": role, "state": state, "agreement_id": agreement, "correlation": correlation}
-        rows = await store.read(lambda tx: tx.transfers.page(limit=limit, offset=offset, **wanted))
-        return [view(row) for row in rows]
+        return await views(store, receiving, lambda tx: list(tx.transfers.page(limit=limit, offset=offset, **wanted)))
 
     @routes.get("/{pid}", summary="One transfer; `wait` for it to get somewhere")
     async def get(
@@ -138,9 +180,8 @@ def router(*, transfers: Transfers, store: Store, tokens: Tokens) -> APIRouter:
         until: Annotated[str, Query(max_length=16)] = "",
         _: Caller = reader,
     ) -> TransferView:
-        if not wait:
-            return view(await one(pid))
-        return view(await waiting.until(store, pid, lambda: one(pid), state=until, seconds=wait))
+        row = await waiting.until(store, pid, lambda: one(pid), state=until, seconds=wait) if wait else await one(pid)
+        return (await views(store, receiving, lambda _: [row]))[0]
 
     @routes.get("/{pid}/address", summary="Where a consumer reads, with a ticket that lasts")
     async def address(pid: str, _: Caller = consumer) -> TicketView:
@@ -154,6 +195,21 @@ def router(*, transfers: Transfers, store: Store, tokens: Tokens) -> APIRouter:
             agreement_id=found.agreement_id,
             properties=known,
         )
+
+    @routes.get(
+        "/{pid}/received",
+        summary="What a provider pushed to us, as an Arrow stream",
+        response_class=FileResponse,
+        responses={200: {"content": {MEDIA: {}}}},
+    )
+    async def received(pid: str, _: Caller = consumer) -> FileResponse:
+        path = await receiving.file(pid)
+        return FileResponse(path, media_type=MEDIA, filename=f"{pid.rpartition(':')[2][:40]}.arrows")
+
+    @routes.delete("/{pid}/received", status_code=204, summary="Remove what a provider pushed to us")
+    async def removed(pid: str, caller: Caller = consumer) -> Response:
+        await receiving.remove(pid, by=caller.name)
+        return Response(status_code=204)
 
     @routes.post("/{pid}/{command}", summary="Start, suspend, resume, complete or end a transfer")
     async def command(pid: str, command: Command, said: Said | None = None, caller: Caller = reader) -> TransferView:

@@ -17,9 +17,11 @@ import pyarrow.compute as pc
 
 from connector.query import job as wire
 from connector.query.codes import Coded
+from connector.query.frames import new_digest
 from connector.query.job import Job
 
 _BLOB_MAX = 256 * 2**20
+_PIECE = 4 * 2**20
 _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they are joined: three million numbers
 
 
@@ -41,14 +43,15 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     `arguments.keys` are numbers of columns and files: there go their distinct values, sorted, as a stream of one column
     `k`; `keys` of the answer are the files that were written.
     `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
+    With `arguments.digest`, `digest` is that of the bytes before the end record, in the algorithm that it names.
     """
-    rows = batches = 0
+    rows = batches = before = 0
     keys = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
     end: dict[str, Any] | None = None
     writer: Any = None
     try:
         with _source(job) as opened, pa.ipc.open_stream(opened) as reader:
-            schema = reader.schema
+            schema, before = reader.schema, opened.tell()
             save = job.arguments.get("save")
             writer = pa.ipc.new_file(str(save), schema) if save else None
             for batch, metadata in _with_metadata(reader):
@@ -57,12 +60,15 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
                     raise Coded("arrow_invalid")  # nothing may follow the end record
                 end = _end(metadata)
                 if end is None:
-                    rows, batches = rows + batch.num_rows, batches + 1
+                    rows, batches, before = rows + batch.num_rows, batches + 1, opened.tell()
                     _within(job, rows)
                     if writer is not None:
                         writer.write_batch(batch)
                     for number, _, distinct in keys:
                         distinct.add(batch.column(number))
+            if opened.read(1):
+                raise Coded("arrow_invalid")  # bytes that nobody has looked at
+            digest = _digest(opened, end, before, check) if job.arguments.get("digest") else ""
     except (pa.ArrowException, OSError, ValueError, IndexError):
         raise Coded("arrow_invalid") from None
     finally:
@@ -70,7 +76,24 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
             writer.close()
     columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
     written = [path for _, path, distinct in keys if distinct.save(path)]
-    return {"columns": columns, "rows": rows, "batches": batches, "end": end, "keys": written}
+    return {
+        "columns": columns, "rows": rows, "batches": batches, "end": end, "digest": digest, "keys": written,
+    }  # fmt: skip
+
+
+def _digest(opened: Any, end: dict[str, Any] | None, before: int, check: Callable[[], None]) -> str:
+    """The digest of the first `before` bytes, as an end record writes it; empty where it names none that we know."""
+    name = str((end or {}).get("digest", "")).partition(":")[0]
+    if name not in ("xxh3", "sha256"):
+        return ""
+    digest = new_digest(name)
+    opened.seek(0)
+    while before:
+        check()
+        piece = opened.read(min(before, _PIECE))
+        digest.update(piece)
+        before -= len(piece)
+    return f"{name}:{digest.hexdigest()}"
 
 
 class Distinct:

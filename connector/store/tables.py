@@ -177,6 +177,20 @@ class Transfer(Table):
     )
 
 
+class Received(Table):
+    """What a provider pushed to us under a transfer: checked, whole, and kept in a file until somebody removes it."""
+
+    __tablename__ = "received"
+    transfer_id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    rows: Mapped[int]
+    batches: Mapped[int]
+    bytes: Mapped[int]
+    whole: Mapped[bool] = mapped_column(Boolean)  # its sender says so in an end record; streams of others have none
+    digest: Mapped[str] = mapped_column(_Key)  # as the end record has it
+    received_at: Mapped[float]
+    removed_at: Mapped[float | None]
+
+
 class Grant(Table):
     """The mutable side of an agreement at its provider: used quantities, and whether it still holds."""
 

@@ -17,6 +17,7 @@ from connector.store.datasets import Datasets
 from connector.store.messages import Messages
 from connector.store.processes import Negotiations, Transfers
 from connector.store.reads import OpenReads
+from connector.store.received import ReceivedRows
 from connector.store.tables import AuditPending
 from connector.store.tokens import Tokens
 from connector.store.usage import Attestations, Duties
@@ -86,6 +87,10 @@ class Transaction:
     @cached_property
     def reads(self) -> OpenReads:
         return OpenReads(self.session)
+
+    @cached_property
+    def received(self) -> ReceivedRows:
+        return ReceivedRows(self.session)
 
     @cached_property
     def facts(self) -> Attestations:

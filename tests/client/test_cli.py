@@ -168,6 +168,8 @@ AGREEMENT = {"id": "urn:a:1", "role": "consumer", "dataset": "urn:hanse:north:fl
              "state": "active", "signed_at": 0.0, "sentences": [{"text": "Members only."}]}  # fmt: skip
 NEGOTIATION = {"id": "n1", "role": "provider", "counterparty": "did:web:f", "dataset": "d", "state": "REQUESTED",
                "waits_for": "us", "updated_at": 0.0}  # fmt: skip
+PUSHED = {"id": "t2", "state": "COMPLETED", "format": "HttpData-PUSH", "received": {"rows": 1234, "bytes": 5_000_000,
+          "received_at": 0.0}}  # fmt: skip
 TRANSFER = {"id": "t1", "role": "consumer", "agreement_id": "urn:a:1", "state": "STARTED", "purpose": "p"}
 RECORD = {"idx": 4, "ts": 0.0, "kind": "ReadRefused",
           "body": {"actor": "did:web:f", "dataset": "urn:d:flights", "outcome": "refused", "code": "k"}}  # fmt: skip
@@ -190,6 +192,12 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
     (["agreements"], ("GET", "/agreements"), [AGREEMENT], None, "active"),
     (["agreements", "urn:a:1"], ("GET", "/agreements/urn%3Aa%3A1"), AGREEMENT, None, "Members only."),
     (["transfers"], ("GET", "/transfers"), [TRANSFER], None, "STARTED"),
+    (["transfer", "start", "urn:a:1", "--purpose", "dpv:X"], ("POST", "/transfers"), TRANSFER,
+     {"agreement_id": "urn:a:1", "format": "HttpData-PULL", "purpose": "https://w3id.org/dpv#X"}, "STARTED"),
+    (["transfer", "start", "urn:a:1", "--format", "HttpData-PUSH"], ("POST", "/transfers"), PUSHED,
+     {"agreement_id": "urn:a:1", "format": "HttpData-PUSH", "purpose": ""}, "1,234"),
+    (["transfer", "show", "t2"], ("GET", "/transfers/t2"), PUSHED, None, "5.0 MB"),
+    (["transfer", "remove", "t2"], ("DELETE", "/transfers/t2/received"), None, None, ""),
     (["revoke", "urn:a:1", "--reason", "enough"], ("POST", "/agreements/urn%3Aa%3A1/revoke"), AGREEMENT,
      {"reason": "enough"}, ""),
     (["pending"], ("GET", "/negotiations"), [NEGOTIATION], None, "n1"),
@@ -321,6 +329,37 @@ def test_negotiating_shows_what_was_agreed(run: Run, served: Connector) -> None:
     assert ran.code == 0, ran.err
     assert '"north".flights' in ran.out
     assert "Members only." in ran.out
+
+
+# ---- pushes
+
+
+def test_what_was_pushed_is_fetched_into_a_file_that_is_there_when_it_is_whole(
+    run: Run, served: Connector, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.arrows"
+    served.routes["GET", "/transfers/t2/received"] = chunked(ANSWER, last=False)
+    assert run("transfer", "receive", "t2", "-o", str(file)).code == 5
+    assert list(tmp_path.glob("*rows*")) == []
+    served.routes["GET", "/transfers/t2/received"] = (200, b"".join(ANSWER))
+    served.routes["DELETE", "/transfers/t2/received"] = None
+    ran = run("transfer", "receive", "t2", "-o", str(file), "--remove")
+    assert ran.code == 0, ran.err
+    assert file.read_bytes() == b"".join(ANSWER)
+    assert served.calls()[-1] == "DELETE /transfers/t2/received"
+    assert run("transfer", "receive", "t2", "-o", str(file)).code == 1  # there already
+    assert run("transfer", "receive", "none", "-o", str(tmp_path / "x")).code == 4
+
+
+def test_a_push_that_does_not_come_is_told_with_its_reason(run: Run, served: Connector) -> None:
+    served.routes["POST", "/transfers"] = {"id": "t3", "state": "TERMINATED", "code": "c", "reason": "not permitted"}
+    ran = run("transfer", "start", "urn:a:1", "--format", "HttpData-PUSH")
+    assert (ran.code, "not permitted" in ran.err) == (3, True)
+    waiting = {"id": "t3", "state": "STARTED", "reason": "push: cut", "received": None}
+    served.routes["POST", "/transfers"] = served.routes["GET", "/transfers/t3"] = waiting
+    ran = run("transfer", "start", "urn:a:1", "--format", "HttpData-PUSH", "--wait", "0")
+    assert (ran.code, "push: cut" in ran.out) == (0, True)
+    assert "not COMPLETED yet" in ran.err
 
 
 # ---- rows

@@ -13,7 +13,7 @@ from connector.dataplane.access import Renewal
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.errors import Conflict, IllegalStep, NotFound, PeerUnreachable
+from connector.errors import BadInput, Conflict, IllegalStep, NotFound, PeerUnreachable
 from connector.net import Reply
 from connector.store import Transaction
 from policies.evaluate import Facts
@@ -162,6 +162,45 @@ async def test_a_push_sends_everything_and_completes(tmp_path: Path) -> None:
         await settled(two.north, "transfer", done.peer_pid, "COMPLETED")
         assert two.north.plane.pushed == [(done.peer_pid, SINK)]
         assert "dataAddress" not in two.cable.sent("TransferStartMessage")[0]
+
+
+async def test_a_push_without_an_address_comes_to_its_consumer(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+        row = await two.south.transfers.request(agreement_id=agreement_id, format="HttpData-PUSH", by="test")
+        done = await settled(two.south, "transfer", row.id, "COMPLETED")
+        own = two.south.plane.receives(row.id)
+        assert two.north.plane.pushed == [(done.peer_pid, own)]
+        assert two.cable.sent("TransferRequestMessage")[-1]["dataAddress"] == own.to_wire()
+
+
+async def test_no_token_of_a_push_lies_in_the_outbox(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+
+        async def switched_off(call: Call) -> Reply:
+            raise PeerUnreachable("switched off")
+
+        two.cable.tamper = switched_off
+        await two.south.transfers.request(agreement_id=agreement_id, format="HttpData-PUSH", by="test")
+        (waiting,) = await two.south.store.read(
+            lambda tx: tx.messages.claim(owner="test", now=float("inf"), lease=0.0, limit=10)
+        )
+        assert "dataAddress" not in waiting.message
+
+
+async def test_a_push_to_one_who_receives_nothing_is_not_ordered(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two)
+        two.south.plane.receives_nothing = True
+        before = await snapshot(two.south)
+        with pytest.raises(BadInput, match="receives no pushes"):
+            await two.south.transfers.request(agreement_id=agreement_id, format="HttpData-PUSH", by="test")
+        assert await snapshot(two.south) == before
+        named = await two.south.transfers.request(
+            agreement_id=agreement_id, format="HttpData-PUSH", data_address=SINK, by="test"
+        )
+        await settled(two.south, "transfer", named.id, "COMPLETED")
 
 
 async def test_a_push_that_fails_for_good_is_told_and_ends_nothing_by_itself(tmp_path: Path) -> None:

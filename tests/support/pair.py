@@ -27,7 +27,7 @@ from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import Peer
 from connector.dsp.sender import Sender
 from connector.dsp.transfer import Transfers
-from connector.errors import PeerUnreachable, Unauthenticated
+from connector.errors import BadInput, PeerUnreachable, Unauthenticated
 from connector.events import Event
 from connector.identity.principal import Principal
 from connector.net import Guard, Reply
@@ -154,6 +154,7 @@ class Plane:
         self.stopped: list[tuple[str, str]] = []
         self.pushed: list[tuple[str, DataAddress]] = []
         self.push_fails: Exception | None = None
+        self.receives_nothing = False
 
     def address(self, tx: Transaction, transfer: Transfer) -> DataAddress:
         ticket = f"ticket:{transfer.id}:{transfer.generation}:{transfer.agreement_id}"
@@ -162,6 +163,12 @@ class Plane:
             "http://203.0.113.1/data/v1",
             (("authType", "bearer"), ("authorization", ticket)),
         )
+
+    def receives(self, transfer_id: str) -> DataAddress:
+        if self.receives_nothing:
+            raise BadInput("this connector receives no pushes", code="nothing_received")
+        endpoint = f"http://203.0.113.2/data/v1/received/{transfer_id}"
+        return DataAddress("https://w3id.org/idsa/v4.1/HTTP", endpoint, (("authorization", f"push:{transfer_id}"),))
 
     async def stop(self, transfer_id: str, reason: str) -> None:
         self.stopped.append((transfer_id, reason))

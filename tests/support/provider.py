@@ -126,13 +126,13 @@ async def running(
             store, grants, key=key, participant=PROVIDER, root_url="http://127.0.0.1", ticket_seconds=600
         )
         app = FastAPI(routes=http.routes(reads, addresses, owner=OWNER, stall_seconds=stall_seconds))
-        async with _served(app, protocol) as address:
+        async with served(app, protocol) as address:
             yield Provider(store, grants, reads, pool, addresses, key, address, events, path)
     store.close()
 
 
 @asynccontextmanager
-async def _served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
+async def served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", loop="uvloop", http=protocol))
     task = asyncio.ensure_future(server.serve(sockets=[listening]))

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from connector.audit.log import AuditLog
 from connector.audit.note import Signer
 from connector.dataplane.owner import OwnersView
+from connector.dataplane.receiving import Receiving
 from connector.datasets.offers import Offers
 from connector.datasets.registry import Registry
 from connector.dsp.agreements import Agreements
@@ -59,6 +60,7 @@ def router(
     facts_of: Callable[[str], Awaitable[Facts]],
     negotiations: Negotiations,
     transfers: Transfers,
+    receiving: Receiving,
     agreements: Agreements,
     partners: Partners,
     search: finding.Search,
@@ -78,7 +80,7 @@ def router(
         overview.router(desk, store=store, log=log, settings=settings),
         datasets.router(desk, registry=registry, store=store, settings=settings),
         offer_pages.router(desk, offers=offers, registry=registry, owners_view=owners_view, facts_of=facts_of),
-        processes.router(desk, negotiations=negotiations, transfers=transfers, store=store),
+        processes.router(desk, negotiations=negotiations, transfers=transfers, receiving=receiving, store=store),
         connecting.router(desk, holdings=holdings, store=store),
         agreement_pages.router(desk, agreements=agreements, store=store),
         finding.router(desk, search=search, partners=partners, negotiations=negotiations),

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from connector.dataplane.receiving import Receiving
 from connector.dsp import decisions, states
 from connector.dsp.negotiation import Negotiations
 from connector.dsp.states import PROVIDER
@@ -23,10 +24,13 @@ from connector.store.tables import Negotiation, Transfer
 _LISTED = 100
 _ROLES = ("provider", "consumer")
 _DECISIONS = ("approve", "terminate")
+_REMOVE = "remove"  # what was received; steers nothing
 _STEERING = ("start", "suspend", "resume", "complete", "terminate")
 
 
-def router(desk: Desk, *, negotiations: Negotiations, transfers: Transfers, store: Store) -> APIRouter:
+def router(
+    desk: Desk, *, negotiations: Negotiations, transfers: Transfers, receiving: Receiving, store: Store
+) -> APIRouter:
     routes = desk.router()
 
     @routes.get("/negotiations")
@@ -94,13 +98,15 @@ def router(desk: Desk, *, negotiations: Negotiations, transfers: Transfers, stor
         return await _transfers(request, role if role in _ROLES else "", state[:16])
 
     async def _transfers(request: Request, role: str, state: str, error: HanseError | None = None) -> Response:
-        rows = await store.read(lambda tx: list(tx.transfers.page(role=role, state=state, limit=_LISTED)))
+        rows = await transfers_api.views(
+            store, receiving, lambda tx: list(tx.transfers.page(role=role, state=state, limit=_LISTED))
+        )
         return await desk.page(
             request,
             "transfers.html",
             status=error.status if error else 200,
             where="transfers",
-            transfers=[transfers_api.view(row) for row in rows],
+            transfers=rows,
             asked={"role": role, "state": state},
             error=error,
         )
@@ -110,7 +116,10 @@ def router(desk: Desk, *, negotiations: Negotiations, transfers: Transfers, stor
         said = await form_of(request)
         agreement_id = said.get("agreement")
         await transfers.request(
-            agreement_id=agreement_id, format="HttpData-PULL", purpose=said.get("purpose"), by=caller.name
+            agreement_id=agreement_id,
+            format=said.get("format")[:64] or "HttpData-PULL",
+            purpose=said.get("purpose"),
+            by=caller.name,
         )
         return RedirectResponse(f"{path_of('/agreements', agreement_id)}?role=consumer", status_code=303)
 
@@ -122,6 +131,9 @@ def router(desk: Desk, *, negotiations: Negotiations, transfers: Transfers, stor
             raise NotFound(f"no transfer {pid[:100]!r}; see the list of transfers")
         _check_may(caller, row)
         try:
+            if said.get("command") == _REMOVE:
+                await receiving.remove(pid, by=caller.name)
+                return RedirectResponse(here_only(said.get("back") or "/transfers"), status_code=303)
             if said.get("command") not in _STEERING:
                 raise BadInput(f"expected one of {', '.join(_STEERING)}, came {said.get('command')[:40]!r}")
             await transfers.command(pid, said.get("command"), by=caller.name, reason=said.get("reason")[:2000])

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from connector.dataplane.receiving import Receiving, Room
 from connector.dsp.partners import Partners
 from connector.dsp.webhooks import Webhooks
 from connector.events import DecisionNeeded, ServiceStarted
@@ -61,7 +62,15 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
     app.include_router(
         negotiations.router(negotiations=side.negotiations, partners=partners, store=side.store, tokens=tokens)
     )
-    app.include_router(transfers.router(transfers=side.transfers, store=side.store, tokens=tokens))
+    received = Receiving(
+        side.store,
+        None,  # type: ignore[arg-type]  # nothing comes here that would have to be checked
+        Path(str(side.store.engine.url.database)).with_suffix(".received"),
+        secret=b"s",
+        root_url="http://t",
+        room=Room(each=1, total=1),
+    )
+    app.include_router(transfers.router(transfers=side.transfers, receiving=received, store=side.store, tokens=tokens))
     app.include_router(agreements.router(agreements=side.agreements, tokens=tokens))
     app.include_router(events.router(feed=feed, webhooks=hooks, tokens=tokens))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://t") as http:

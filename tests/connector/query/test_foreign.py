@@ -3,6 +3,7 @@ parser. One worker takes them all: a crash would show as another code."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from decimal import Decimal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import xxhash
 
 from connector.errors import HanseError
 from connector.query.job import TRAILER_KEY, Job, Limits, Relation
@@ -64,13 +66,25 @@ async def test_a_stream_without_its_end_record_is_told_from_a_whole_one(pool: Po
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"not arrow", stream(end={"a": 1}, after=True), stream()[:-1000], b"\xff" * 64],
-    ids=["empty", "text", "rows after the end", "cut in a batch", "ones"],
+    [b"", b"not arrow", stream(end={"a": 1}, after=True), stream()[:-1000], b"\xff" * 64, stream() + b"x"],
+    ids=["empty", "text", "rows after the end", "cut in a batch", "ones", "bytes after the end"],
 )
 async def test_what_is_not_a_whole_stream_is_refused(pool: Pool, body: bytes) -> None:
     with pytest.raises(HanseError) as raised:
         await pool.ask(Job(kind="check_arrow", blobs=(body,)))
     assert raised.value.code == "arrow_invalid"
+
+
+@pytest.mark.parametrize(("name", "made"), [("xxh3", xxhash.xxh3_128), ("sha256", hashlib.sha256), ("crc", None)])
+async def test_the_digest_is_that_of_every_byte_before_the_end_record(pool: Pool, name: str, made: Any) -> None:
+    whole = stream(end={"digest": f"{name}:00"})
+    with pa.ipc.open_stream(source := pa.BufferReader(whole)) as reader:
+        for _ in range(4):
+            reader.read_next_batch()
+        before = source.tell()
+    found = await pool.ask(Job(kind="check_arrow", blobs=(whole,), arguments={"digest": True}))
+    assert found["digest"] == (f"{name}:{made(whole[:before]).hexdigest()}" if made else "")
+    assert (await pool.ask(Job(kind="check_arrow", blobs=(whole,))))["digest"] == ""
 
 
 async def test_more_rows_than_allowed_are_not_read(pool: Pool) -> None:

@@ -1,0 +1,114 @@
+"""`hanse transfer`: start one under an agreement, and get at what was pushed to your connector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanse.cli.access import space
+from hanse.cli.out import AsJson, at, meanwhile, print_one, progress, say, size
+from hanse.errors import BadInput, Refused
+from hanse.flow import FORMAT, awaited, iri, segment
+
+if TYPE_CHECKING:
+    from hanse.client import Space
+
+commands = typer.Typer(
+    help="Start transfers; fetch and remove what was pushed to your connector.", no_args_is_help=True
+)
+
+Id = Annotated[str, typer.Argument(help="The transfer's id.", show_default=False)]
+_FIELDS: dict[str, Any] = {
+    "id": "id", "state": "state", "format": "format", "purpose": "purpose", "why": "reason",
+    "rows": lambda row: _got(row).get("rows"), "size": lambda row: size(_got(row)["bytes"]) if _got(row) else "",
+    "received": lambda row: at("received_at")(_got(row)),
+}  # fmt: skip
+
+
+@commands.command()
+def start(
+    agreement: Annotated[str, typer.Argument(help="The agreement's id.", show_default=False)],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="HttpData-PULL, ArrowFlight-PULL, or HttpData-PUSH: its owner sends it here."),
+    ] = FORMAT,
+    purpose: Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")] = "",
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the start, or for all of a push.", min=0)] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Start a transfer under an agreement. A push is waited for until all of it has come."""
+    connected, pushed = space(), form.endswith("-PUSH")
+    row = connected.api.post("/transfers", {"agreement_id": agreement, "format": form, "purpose": iri(purpose)})
+    goal, deadline = "COMPLETED" if pushed else "STARTED", time.monotonic() + wait
+    with _coming(connected, row["id"]):
+        row = connected.drive(awaited("/transfers", row, goal, deadline=deadline, now=time.monotonic))
+    if row["state"] == "TERMINATED":
+        raise Refused(
+            f"the transfer ended: {row.get('reason') or 'no reason given'}", code=str(row.get("code") or "ended")
+        )
+    print_one(row, _FIELDS, as_json=as_json)
+    if _got(row) and not as_json:
+        say(f"fetch it with `hanse transfer receive {row['id']} -o FILE`")
+    elif row["state"] != goal:
+        say(f"not {goal} yet; look again with `hanse transfer show {row['id']}`")
+
+
+@commands.command()
+def show(transfer: Id, as_json: AsJson = False) -> None:
+    """One transfer, with what was received under it."""
+    print_one(space().api.get(f"/transfers/{segment(transfer)}"), _FIELDS, as_json=as_json)
+
+
+@commands.command()
+def receive(
+    transfer: Id,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)],
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    then_remove: Annotated[bool, typer.Option("--remove", help="Remove it from the connector afterwards.")] = False,
+) -> None:
+    """Fetch what was pushed to your connector: an Arrow stream (`pyarrow.ipc.open_stream` reads it)."""
+    if output.exists() and not force:
+        raise BadInput(f"{output} is there already; take another name or --force")
+    connected, draft, written = space(), output.with_name(f".{output.name}.part"), 0
+    try:
+        with draft.open("wb") as file, progress(f"fetching {output}", of="bytes") as advance:
+            for block, _ in connected.api.blocks(f"/transfers/{segment(transfer)}/received"):
+                written += file.write(block)
+                advance(len(block))
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+    if then_remove:
+        connected.api.delete(f"/transfers/{segment(transfer)}/received")
+    say(f"{output}: {size(written)}")
+
+
+@commands.command()
+def remove(transfer: Id) -> None:
+    """Remove what was pushed to your connector; it has to be ordered again."""
+    space().api.delete(f"/transfers/{segment(transfer)}/received")
+    say(f"what was received under {transfer} is removed")
+
+
+@contextmanager
+def _coming(connected: Space, transfer: str) -> Iterator[None]:
+    """How much has come, while the block runs."""
+    seen = 0
+
+    def look() -> None:
+        nonlocal seen
+        now = int(_got(connected.api.get(f"/transfers/{segment(transfer)}")).get("bytes") or 0)
+        advance(now - seen)
+        seen = now
+
+    with progress("waiting for the owner", of="bytes") as advance, meanwhile(look):
+        yield
+
+
+def _got(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("received") or {}

@@ -1,0 +1,468 @@
+"""What providers push to us: our own address for it, and what has come, whole and checked, in files.
+
+A push is taken so; the numbers stand beside the code:
+1. the token is that of this transfer (an HMAC, so that none lies in the database or the outbox), and the transfer is
+   one that is asked for or started; whoever fails is told the same, whatever it is;
+2. the body goes to a file that nobody else can open, within the room for one and for all, and within time;
+3. a worker reads the foreign Arrow fully; an end record in it must say complete, with the totals and digest that came;
+4. the file gets its place, and the record and its event are committed, if the transfer still runs: then it counts.
+Whatever fails leaves nothing but its event. Knows no transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from connector.dataplane.addresses import ENDPOINT_TYPE, PATH
+from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated
+from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
+from connector.query.job import Job, Limits
+from connector.query.pool import Pool
+from connector.store import Store, Transaction
+from connector.store.tables import Received, Transfer
+from connector.telemetry import logger
+
+PUSHED = f"{PATH}/received"
+MEDIA = "application/vnd.apache.arrow.stream"
+_RUNS = ("REQUESTED", "STARTED")
+_AT_ONCE = 16
+_WRITE = 2**20
+_CHECK_RATE = 16 * 2**20  # bytes a second that a worker checks at least; it does ten times that
+_T = TypeVar("_T")
+_log = logger("receiving")
+
+Ask = Callable[[], Awaitable[bytes | None]]  # the next piece of a body; None at its end
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What may come: bytes of one push and of all that is kept, seconds without a byte and in all."""
+
+    each: int
+    total: int
+    stall: float = 120.0  # longer than a provider's query may work without a batch
+    seconds: float = 24 * 3600.0
+
+
+class Coming:
+    """One push under way."""
+
+    def __init__(self, transfer: Transfer, path: Path) -> None:
+        self.transfer, self.path = transfer, path
+        self.size = 0
+        self.checking = self.kept = False
+        self._why: HanseError | None = None
+        self._work: asyncio.Future[Any] | None = None
+
+    async def do(self, work: Awaitable[_T]) -> _T:
+        """`work`, until it is done or `stop` ends it with its reason."""
+        running = asyncio.ensure_future(work)
+        self._work = running
+        if self._why is not None:
+            running.cancel()
+        try:
+            return await running
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.wait((running,))
+            if self._why is None:
+                raise
+            raise self._why from None
+
+    def stop(self, why: HanseError) -> None:
+        """End it now, unless it counts already."""
+        self._why = self._why or why
+        if self._work is not None:
+            self._work.cancel()
+
+
+class Receiving:
+    """Everything that is pushed to one consumer."""
+
+    def __init__(
+        self, store: Store, pool: Pool, folder: Path, *, secret: bytes, root_url: str, room: Room, memory_mb: int = 512
+    ) -> None:
+        self.room = room
+        self._store, self._pool = store, pool
+        self._secret, self._endpoint, self._memory_mb = secret, root_url + PUSHED, memory_mb
+        self._arriving, self._kept = arriving(folder), folder / "kept"
+        self._coming: dict[str, Coming] = {}
+        self._held = 0  # bytes in files, of what is kept and of what comes
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = ""
+        self._kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store.bus.subscribe(self._heard)
+
+    # What the protocol asks.
+
+    def address(self, transfer_id: str) -> dict[str, Any]:
+        """Our own data address for one transfer, as a request carries it. BadInput where nothing is received."""
+        if not self.room.total:
+            raise BadInput(
+                "this connector receives no pushes (HANSE_RECEIVED_MB is 0): set it, name a data_address to push to, "
+                "or ask for a format that is pulled",
+                code="nothing_received",
+            )
+        properties = {
+            "authType": "bearer",
+            "authorization": self._token(transfer_id),
+            "maxBytes": str(min(self.room.each, self.room.total)),
+        }
+        return {
+            "@type": "DataAddress",
+            "endpointType": ENDPOINT_TYPE,
+            "endpoint": f"{self._endpoint}/{quote(transfer_id, safe='')}",
+            "endpointProperties": [
+                {"@type": "EndpointProperty", "name": name, "value": value} for name, value in properties.items()
+            ],
+        }
+
+    def _token(self, transfer_id: str) -> str:
+        return hmac.new(self._secret, transfer_id.encode(), hashlib.sha256).hexdigest()
+
+    # Taking one.
+
+    async def take(self, transfer_id: str, authorization: str, *, media: str, ask: Ask) -> Received:
+        """Receive a push whole: its record, once it is committed. A repeat of what has come changes nothing.
+
+        Unauthenticated, alike, for a wrong token, an unknown transfer and one that does not run. After any other error
+        nothing of the push is kept, and its event says why.
+        """
+        transfer, known = await self._due(transfer_id, authorization)  # 1
+        if known is not None:
+            await self._passed_over(ask)
+            return known
+        if media.partition(";")[0].strip().lower() != MEDIA:
+            raise BadInput(f"expected {MEDIA}, came {media[:100]!r}", code="media_type")
+        coming = self._place(transfer)
+        try:
+            return await self._taken(coming, ask)
+        except HanseError as error:
+            await self._refused(coming, error)
+            raise
+        finally:
+            if self._coming.get(transfer_id) is coming:
+                del self._coming[transfer_id]
+            if not coming.kept:
+                self._held -= coming.size
+                await _in_thread(coming.path.unlink, True)
+
+    async def _due(self, transfer_id: str, authorization: str) -> tuple[Transfer, Received | None]:
+        shown = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip().encode()
+        nobody = Unauthenticated(
+            "expected the authorization of a push that is due here; it stands in the data address of a transfer "
+            "request, and is good while that transfer runs"
+        )
+        if not self.room.total or not hmac.compare_digest(shown, self._token(transfer_id).encode()):
+            raise nobody  # before the database is asked: whoever guesses learns nothing from how long it takes
+        row, known = await self._store.read(lambda tx: (tx.transfers.peek(transfer_id), tx.received.get(transfer_id)))
+        runs = _RUNS if known is None else (*_RUNS, "COMPLETED")
+        if row is None or row.role != "consumer" or row.state not in runs:
+            raise nobody
+        return row, known
+
+    def _place(self, transfer: Transfer) -> Coming:
+        """A file to be for this push. One of the same transfer that still comes was cut, and goes."""
+        if self._draining:
+            raise Busy(self._draining, code="shutting_down")
+        before = self._coming.get(transfer.id)
+        if before is not None and before.checking:
+            raise Busy("what came before is being checked; ask again in a moment", code="being_checked")
+        if before is None and len(self._coming) >= _AT_ONCE:
+            raise Busy(f"{_AT_ONCE} pushes are coming, as many as may; try again later", code="pushes_max")
+        if before is not None:
+            before.stop(BadInput("the same push began anew", code="replaced"))
+        coming = self._coming[transfer.id] = Coming(transfer, self._arriving / secrets.token_hex(16))
+        return coming
+
+    async def _taken(self, coming: Coming, ask: Ask) -> Received:
+        try:
+            async with asyncio.timeout(self.room.seconds):
+                await coming.do(self._spool(coming, ask))  # 2
+                coming.checking = True
+                found = await coming.do(self._pool.ask(self._check(coming)))  # 3
+            judge(found)
+            return await asyncio.shield(self._counted(coming, found))  # 4
+        except TimeoutError:
+            raise BadInput(
+                f"expected a push within {self.room.seconds:g} s, came a slower one", code="too_slow"
+            ) from None
+        except OSError as error:
+            raise Busy(
+                f"the push cannot be written down at its consumer ({error.strerror}); its operator must make room on "
+                "the disk of its data directory",
+                code="disk_full",
+            ) from error
+
+    async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> Received:
+        """The record, with the file in its place. Not to be cancelled: it counts or it does not."""
+        target = self._file(coming.transfer.id)
+        await asyncio.to_thread(_publish, coming.path, target)
+        try:
+            row = await self._store.write(lambda tx: _keep(tx, coming, found))
+        except Exception:
+            await asyncio.to_thread(target.unlink, True)
+            raise
+        coming.kept = True
+        return row
+
+    async def _spool(self, coming: Coming, ask: Ask) -> None:
+        """The body into its file, on the disk when this returns. Written in a thread: a disk takes its time."""
+        held = bytearray()
+        with _opened(coming.path) as file:
+            while (piece := await self._next(ask)) is not None:
+                self._make_room(coming, len(piece))
+                held += piece
+                if len(held) >= _WRITE:
+                    await _in_thread(_write, file.fileno(), held)
+                    held = bytearray()
+            await _in_thread(_write, file.fileno(), held)
+            await _in_thread(os.fsync, file.fileno())
+
+    async def _next(self, ask: Ask) -> bytes | None:
+        try:
+            async with asyncio.timeout(self.room.stall):
+                return await ask()
+        except TimeoutError:
+            raise Busy(f"nothing came for {self.room.stall:g} s; push it again", code="sender_stalled") from None
+
+    def _make_room(self, coming: Coming, size: int) -> None:
+        coming.size += size
+        self._held += size
+        if coming.size > self.room.each:
+            raise BadInput(
+                f"expected at most {self.room.each} bytes in one push, came more; its consumer can ask for less, or "
+                "raise HANSE_RECEIVED_EACH_MB",
+                code="push_too_large",
+            )
+        if self._held > self.room.total:
+            raise Busy(
+                f"there is room for {self.room.total} bytes of received data and it is taken; the consumer can remove "
+                "what it has read (`hanse transfer remove`) or raise HANSE_RECEIVED_MB",
+                code="received_full",
+            )
+
+    async def _passed_over(self, ask: Ask) -> None:
+        """The body of a repeat: its sender listens when it has sent everything."""
+        left = self.room.each
+        while left >= 0 and (piece := await self._next(ask)) is not None:
+            left -= len(piece)
+
+    def _check(self, coming: Coming) -> Job:
+        seconds = 60.0 + coming.size / _CHECK_RATE
+        return Job(
+            kind="check_arrow",
+            arguments={"path": str(coming.path), "digest": True},
+            limits=Limits(seconds=seconds, total_seconds=seconds, memory_mb=self._memory_mb),
+            consumer=coming.transfer.counterparty,
+        )
+
+    async def _refused(self, coming: Coming, error: HanseError) -> None:
+        """Say so to whoever ordered it, and in the log."""
+
+        def work(tx: Transaction) -> None:
+            row = tx.transfers.get(coming.transfer.id)
+            if row is not None and row.state in _RUNS:
+                row.code, row.reason, row.updated_at = error.code, f"push: {error.message}"[:2_000], tx.now
+            tx.publish(_event(DataRefused, coming.transfer, error=error, detail={"bytes": coming.size}))
+
+        await asyncio.shield(self._store.write(work))
+
+    # What was received.
+
+    def progress(self, transfer_id: str) -> int | None:
+        """Bytes of a push that is coming; None where none is."""
+        coming = self._coming.get(transfer_id)
+        return None if coming is None else coming.size
+
+    async def file(self, transfer_id: str) -> Path:
+        """What was received under a transfer. NotFound says why there is nothing."""
+        known = await self._store.read(lambda tx: tx.received.get(transfer_id))
+        path = self._file(transfer_id)
+        if known is not None and known.removed_at is None and path.exists():
+            return path
+        if known is None:
+            why = "it is still coming" if transfer_id in self._coming else "its transfer's state and reason say more"
+            raise NotFound(f"nothing was received under {transfer_id!r}: {why}", code="nothing_received")
+        why = "is at another process of this connector" if known.removed_at is None else "was removed; order it again"
+        raise NotFound(f"what was received under {transfer_id!r} {why}", code="not_kept")
+
+    async def remove(self, transfer_id: str, *, by: str) -> None:
+        """Remove the file of a transfer; that it was received stays known. NotFound where there is none."""
+
+        def work(tx: Transaction) -> None:
+            row, transfer = tx.received.get(transfer_id), tx.transfers.get(transfer_id)
+            if row is None or transfer is None or row.removed_at is not None:
+                raise NotFound(f"nothing received is kept under {transfer_id!r}", code="nothing_received")
+            row.removed_at = tx.now
+            about = {"rows": row.rows, "bytes": row.bytes}
+            tx.publish(_event(DataRemoved, transfer, actor=by, detail=about))
+
+        await self._store.write(work)
+        await self._let_go(transfer_id)
+
+    async def _let_go(self, transfer_id: str) -> None:
+        self._held -= await _in_thread(_unlinked, self._file(transfer_id))
+
+    # The life of the process.
+
+    async def start(self) -> None:
+        """Remove what an earlier run has left unfinished, and count what is kept."""
+        rows = await self._store.read(lambda tx: tx.received.kept())
+        for row, state in rows:
+            if state == "TERMINATED":
+                await self.remove(row.transfer_id, by="recovery")
+        good = {self._file(row.transfer_id) for row, state in rows if state != "TERMINATED"}
+        self._held = await asyncio.to_thread(_swept, self._arriving, self._kept, good)
+
+    def drain(self, reason: str) -> None:
+        """Take nothing new, and end what is coming: its provider pushes again."""
+        self._draining = reason
+        for coming in tuple(self._coming.values()):
+            coming.stop(Busy(reason, code="shutting_down"))
+
+    def _heard(self, event: Event) -> None:
+        """A transfer that does not run takes nothing; one that was terminated leaves nothing."""
+        if isinstance(event, DataRemoved):  # another process on this database may have been asked
+            self._afterwards(self._let_go(event.process))
+        if not isinstance(event, TransferAdvanced) or event.detail.get("role") != "consumer":
+            return
+        state, coming = str(event.detail.get("state")), self._coming.get(event.process)
+        if coming is not None and state not in _RUNS:
+            coming.stop(Refused(f"the transfer is {state.lower()}", code="transfer_not_started"))
+        if state == "TERMINATED" and self._file(event.process).exists():
+            self._afterwards(self._dropped(event.process))
+
+    def _afterwards(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _dropped(self, transfer_id: str) -> None:
+        try:
+            await self.remove(transfer_id, by="termination")
+        except NotFound:
+            pass  # it never counted, or somebody was faster
+        except HanseError as error:
+            _log.error("not_removed", transfer=transfer_id, reason=error.message)
+
+    def _file(self, transfer_id: str) -> Path:
+        return self._kept / f"{hashlib.sha256(transfer_id.encode()).hexdigest()[:40]}.arrows"
+
+
+def arriving(folder: Path) -> Path:
+    """Where files are until they are checked: all that workers see of what others sent."""
+    found = folder / "arriving"
+    found.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return found
+
+
+def judge(found: Mapping[str, Any]) -> None:
+    """Whether a stream that reads well is whole by its own end record (3). One without a record is what it is."""
+    end = found["end"]
+    if end is None:
+        return
+    if end.get("status") != "complete":
+        reason = str(end.get("reason") or end.get("code") or "no reason given")[:500]
+        raise BadInput(
+            f"expected a complete stream, its end record says {end.get('status')!r:.40}: {reason}", code="incomplete"
+        )
+    for name, came in (("rows", found["rows"]), ("batches", found["batches"]), ("digest", found["digest"])):
+        if end.get(name) != came or came == "":
+            raise BadInput(
+                f"expected the {name} of its end record, {end.get(name)!r:.100}, came {came!r}; push it again",
+                code="totals_differ",
+            )
+
+
+def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received:
+    transfer = tx.transfers.get(coming.transfer.id)
+    if transfer is None or transfer.state not in _RUNS:
+        raise Refused("the transfer does not run any more", code="transfer_not_started")
+    row = Received(
+        transfer_id=transfer.id,
+        rows=found["rows"],
+        batches=found["batches"],
+        bytes=coming.size,
+        whole=found["end"] is not None,
+        digest=found["digest"],
+        received_at=tx.now,
+        removed_at=None,
+    )
+    tx.received.add(row)
+    transfer.code, transfer.reason, transfer.updated_at = "", "", tx.now
+    about = {name: getattr(row, name) for name in ("rows", "batches", "bytes", "whole", "digest")}
+    tx.publish(_event(DataReceived, transfer, detail=about))
+    return row
+
+
+def _event(
+    kind: type[Event], transfer: Transfer, *, detail: dict[str, Any], actor: str = "", error: HanseError | None = None
+) -> Event:
+    return kind(
+        actor=actor or transfer.counterparty,
+        process=transfer.id,
+        agreement=transfer.agreement_id,
+        purpose=transfer.purpose,
+        correlation=transfer.correlation,
+        outcome="ok" if error is None else "refused",
+        code="" if error is None else error.code,
+        reason="" if error is None else error.message[:2_000],
+        detail={"counterparty": transfer.counterparty, **detail},
+    )
+
+
+def _opened(path: Path) -> Any:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+
+
+def _write(number: int, held: bytearray) -> None:
+    view = memoryview(held)
+    while len(view):
+        view = view[os.write(number, view) :]
+
+
+def _publish(path: Path, target: Path) -> None:
+    """Give a file its place, for good."""
+    path.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _swept(arriving: Path, kept: Path, good: set[Path]) -> int:
+    """Remove what nobody has a record of; the bytes of the rest."""
+    for path in (*arriving.iterdir(), *(path for path in kept.iterdir() if path not in good)):
+        path.unlink(missing_ok=True)
+    return sum(path.stat().st_size for path in kept.iterdir())
+
+
+def _unlinked(path: Path) -> int:
+    """Remove a file; the bytes that it had, none where somebody else has removed it."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+async def _in_thread(work: Callable[..., _T], *given: Any) -> _T:
+    """Its result. Who is cancelled waits, too: a file must not be closed under a thread that writes."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *given))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        raise

@@ -1,0 +1,179 @@
+"""Pushes from us: to a consumer like ours and to others, for as long as they take, and what a no of theirs means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.gather import Protocol
+from connector.dataplane.pushing import Target, push
+from connector.dsp.messages import address_of
+from connector.errors import AddressRefused, Busy, HanseError, PeerRefused, Refused
+from connector.net import Guard, Net
+from connector.store.tables import Transfer
+from tests.support import receiver
+from tests.support.provider import OWNER, Provider, running, served
+from tests.support.receiver import Receiver
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+Json = dict[str, Any]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def provider(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with running(tmp_path_factory.mktemp("provider")) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def consumer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Receiver]:
+    async with receiver.running(tmp_path_factory.mktemp("consumer")) as made:
+        yield made
+
+
+async def sent(provider: Provider, to: Target, *, allow: tuple[str, ...] = ("127.0.0.1",), **net: float) -> None:
+    """All rows of a new agreement, pushed to a target."""
+    agreement = await provider.agree()
+    number = agreement.rsplit(":", 1)[-1]
+    transfer = await provider.store.read(lambda tx: tx.transfers.peek(f"urn:transfer:{number}"))
+    assert isinstance(transfer, Transfer)
+    wire = Net(Guard(allow=allow, insecure_http=True), timeout=net.get("timeout", 20.0), max_bytes=2**20)
+    try:
+        await push(transfer, to=to, addresses=provider.addresses, reads=provider.reads, net=wire, owner=OWNER)
+    finally:
+        await wire.close()
+
+
+def target(consumer: Receiver, pid: str) -> Target:
+    """As the consumer's request names it, at the port where the test serves it."""
+    address = address_of(consumer.receiving.address(pid))
+    assert address is not None
+    return Target.of(address.endpoint.replace("http://127.0.0.1", consumer.url), dict(address.properties))
+
+
+async def test_what_is_pushed_is_what_is_there(provider: Provider, consumer: Receiver) -> None:
+    pid = await consumer.transfer("urn:uuid:all")
+    await sent(provider, target(consumer, pid))
+    known = await consumer.known(pid)
+    assert known is not None
+    assert known.whole
+    with pa.ipc.open_stream((await consumer.receiving.file(pid)).read_bytes()) as reader:
+        got = reader.read_all()
+    expected = pq.read_table(provider.path)
+    assert got.equals(expected.cast(got.schema))
+    ended = provider.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.detail["rows"]) == ("ok", known.rows)
+
+
+async def test_a_private_address_is_pushed_to_only_where_the_operator_lists_it(
+    provider: Provider, consumer: Receiver
+) -> None:
+    pid = await consumer.transfer("urn:uuid:private")
+    with pytest.raises(AddressRefused, match="HANSE_ALLOW_PRIVATE"):
+        await sent(provider, target(consumer, pid), allow=())
+    assert not consumer.told(pid)
+    assert consumer.receiving.progress(pid) is None
+
+
+async def test_more_than_the_consumer_takes_is_not_sent_again_and_again(provider: Provider, consumer: Receiver) -> None:
+    pid = await consumer.transfer("urn:uuid:little")
+    little = target(consumer, pid)
+    with pytest.raises(Refused, match="expected at most 1000000 bytes") as raised:
+        await sent(provider, Target(little.endpoint, little.authorization, most=1_000_000))
+    assert raised.value.code == "push_too_large"
+    async with asyncio.timeout(10):
+        while not consumer.told(pid):
+            await asyncio.sleep(0.01)
+    assert consumer.told(pid)[0].code == "cut"
+
+
+async def test_a_consumer_that_refuses_for_good_is_quoted(provider: Provider, consumer: Receiver) -> None:
+    pid = await consumer.transfer("urn:uuid:media")
+    await consumer.moved(pid, "STARTED")
+    async with scripted(400, b'{"detail": "expected something else"}') as url:
+        with pytest.raises(Refused, match=r"answered 400 .*: expected something else") as raised:
+            await sent(provider, Target(url))
+    assert raised.value.code == "push_refused"
+
+
+ANSWERS: dict[int, type[HanseError]] = {
+    400: Refused, 403: Refused, 409: Refused, 413: Refused, 401: PeerRefused, 404: PeerRefused, 429: PeerRefused,
+    500: PeerRefused, 503: PeerRefused, 302: PeerRefused,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "kind"), ANSWERS.items())
+async def test_a_no_that_stays_is_told_from_one_that_may_change(
+    provider: Provider, status: int, kind: type[HanseError]
+) -> None:
+    async with scripted(status, b"<html>") as url:
+        with pytest.raises(kind) as raised:
+            await sent(provider, Target(url))
+    assert type(raised.value) is kind
+
+
+async def test_a_push_that_stops_with_its_connector_is_tried_again(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def draining(wait: Callable[[], Awaitable[Any]]) -> None:
+        await wait()
+        monkeypatch.setattr(provider.reads, "draining", "the connector is shutting down")
+        for stream in provider.reads.live.values():
+            for grant in stream.grants:
+                grant.stop("shutting down")
+
+    async with scripted(200, b"", first=draining) as url:
+        with pytest.raises(Busy):
+            await sent(provider, Target(url))
+
+
+async def test_a_push_outlives_its_ticket_as_a_read_does(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(wait: Callable[[], Awaitable[Any]]) -> None:
+        await wait()
+        await asyncio.sleep(3.5)
+
+    monkeypatch.setattr(provider.addresses, "seconds", 2)
+    async with scripted(200, b"", first=slow) as url:
+        await sent(provider, Target(url))
+
+
+BEARERS: dict[str, tuple[Json, str]] = {
+    "a bearer token": ({"authType": "bearer", "authorization": "abc"}, "Bearer abc"),
+    "one with its scheme": ({"authType": "bearer", "authorization": "Bearer abc"}, "Bearer abc"),
+    "another scheme": ({"authorization": "Basic abc"}, "Basic abc"),
+    "as it is": ({"authorization": "abc"}, "abc"),
+    "none": ({}, ""),
+}
+
+
+@pytest.mark.parametrize(("properties", "shown"), BEARERS.values(), ids=BEARERS.keys())
+async def test_what_is_shown_at_the_address(properties: Json, shown: str) -> None:
+    assert Target.of("https://sink.example", properties).authorization == shown
+
+
+@pytest.mark.parametrize(("said", "most"), [("12", 12), ("", 0), ("-1", 0), ("1e9", 0), ("9" * 30, 0), ("²", 0)])
+async def test_the_most_that_is_taken_is_a_number_or_not_said(said: str, most: int) -> None:
+    assert Target.of("https://sink.example", {"maxBytes": said}).most == most
+
+
+@asynccontextmanager
+async def scripted(status: int, body: bytes, *, first: Any = None) -> AsyncIterator[str]:
+    """Somebody else's sink: it takes everything, and answers so. `first` runs with the first piece."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if first is not None:
+            await first(receive)
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": body})
+
+    async with served(app, Protocol) as url:  # type: ignore[arg-type]  # an application like any other
+        yield f"{url}/sink"

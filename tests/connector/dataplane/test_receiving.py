@@ -1,0 +1,444 @@
+"""Pushes to us: who may, how much, for how long, and that only what is whole and valid is ever there."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pytest
+import pytest_asyncio
+
+from connector.dataplane import receiving as service
+from connector.errors import BadInput, NotFound
+from connector.query.job import Job
+from tests.support import data
+from tests.support.receiver import Receiver, running, stream
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+WHOLE = stream()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Receiver]:
+    async with running(tmp_path_factory.mktemp("receiver")) as made:
+        yield made
+
+
+@pytest.fixture
+def pid() -> str:
+    return f"urn:uuid:{os.urandom(8).hex()}"
+
+
+async def until(look: Callable[[], Any]) -> None:
+    async with asyncio.timeout(20):
+        while not look():
+            await asyncio.sleep(0.01)
+
+
+class _Disk:
+    """The module `os` with one call that fails."""
+
+    def __init__(self, full: Callable[..., int], call: str) -> None:
+        self._full, self._call = full, call
+
+    def __getattr__(self, name: str) -> Any:
+        return self._full if name == self._call else getattr(os, name)
+
+
+class Sender:
+    """A push by hand, over a socket of its own."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def to(cls, here: Receiver, pid: str) -> Sender:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(here.url).port)
+        made = cls(reader, writer)
+        head = [f"POST /data/v1/received/{pid} HTTP/1.1", "host: x", "transfer-encoding: chunked"]
+        head += [f"{name}: {value}" for name, value in here.shown(pid).items()]
+        writer.write("\r\n".join([*head, "", ""]).encode())
+        return made
+
+    async def send(self, piece: bytes) -> None:
+        self.writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        await self.writer.drain()
+
+    async def answer(self) -> bytes:
+        return await asyncio.wait_for(self.reader.read(2**16), 20)
+
+
+async def test_a_whole_stream_is_kept_for_nobody_elses_eyes(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+    answer = await here.push(pid, WHOLE)
+    assert (answer.status_code, answer.json()["rows"]) == (200, 2000)
+    known = await here.known(pid)
+    assert known is not None
+    assert (known.rows, known.batches, known.bytes, known.whole) == (2000, 4, len(WHOLE), True)
+    path = await here.receiving.file(pid)
+    assert path.read_bytes() == WHOLE
+    assert path.stat().st_mode & 0o777 == 0o600
+    (event,) = here.told(pid)
+    assert (event.kind, event.outcome, event.detail["digest"]) == ("DataReceived", "ok", known.digest)
+
+
+async def test_what_is_sent_in_pieces_is_the_same(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(WHOLE), 1000):
+            yield WHOLE[at : at + 1000]
+
+    assert (await here.push(pid, pieces())).status_code == 200
+    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+
+
+async def test_a_stream_of_others_has_no_end_record_and_is_marked_so(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+    assert (await here.push(pid, stream(ended=False))).status_code == 200
+    known = await here.known(pid)
+    assert known is not None
+    assert (known.rows, known.whole, known.digest) == (2000, False, "")
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "no token": {"authorization": ""},
+    "a wrong token": {"authorization": "Bearer " + "0" * 64},
+    "nobody's token": {"authorization": "Bearer é".encode()},
+}
+
+
+async def test_refusals_of_who_may_not_push_are_alike(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+    other = await here.transfer(f"{pid}-other")
+    seen = [await here.push(pid, WHOLE, **headers) for headers in REFUSED.values()]
+    seen.append(await here.push(pid, WHOLE, authorization=here.shown(other)["authorization"]))
+    seen.append(await here.push("urn:uuid:nobody", WHOLE))
+    for state in ("", "SUSPENDED", "COMPLETED", "TERMINATED"):
+        seen.append(await here.push(await here.transfer(f"{pid}-{state}", state=state), WHOLE))
+    seen.append(await here.push(await here.transfer(f"{pid}-theirs", role="provider"), WHOLE))
+    assert {answer.status_code for answer in seen} == {401}
+    assert len({answer.content for answer in seen}) == 1
+    assert not here.told(pid)
+    assert (await here.push(pid, WHOLE)).status_code == 200  # the right one was not used up
+
+
+async def test_a_repeat_of_what_was_received_changes_nothing(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+    first = await here.push(pid, WHOLE)
+    await here.moved(pid, "COMPLETED")
+    again = await here.push(pid, stream(10))
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert len(here.told(pid)) == 1
+
+
+LIES: dict[str, tuple[dict[str, Any], str]] = {
+    "rows": ({"rows": 1999}, "totals_differ"),
+    "batches": ({"batches": 5}, "totals_differ"),
+    "digest": ({"digest": "xxh3:" + "0" * 32}, "totals_differ"),
+    "a digest of another kind": ({"digest": "crc:00"}, "totals_differ"),
+    "no digest": ({"digest": None}, "totals_differ"),
+    "a digest that is no text": ({"digest": {"a": 1}}, "totals_differ"),
+    "revoked": ({"status": "revoked", "reason": "the study was closed"}, "incomplete"),
+    "no status": ({"status": None}, "incomplete"),
+}
+
+
+@pytest.mark.parametrize(("end", "code"), LIES.values(), ids=LIES.keys())
+async def test_an_end_record_that_does_not_fit_leaves_nothing(
+    here: Receiver, pid: str, end: dict[str, Any], code: str
+) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    answer = await here.push(pid, stream(end=end))
+    assert (answer.status_code, answer.json()["code"]) == (400, code)
+    await nothing_left(here, pid, before, code)
+
+
+BROKEN: dict[str, bytes] = {
+    "empty": b"",
+    "text": b"not arrow",
+    "cut in a batch": WHOLE[:-9000],
+    "bytes after the end": WHOLE + b"more",
+    "two streams": WHOLE + WHOLE,
+    "ones": b"\xff" * 4096,
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
+async def test_what_is_not_valid_arrow_leaves_nothing(here: Receiver, pid: str, body: bytes) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    answer = await here.push(pid, body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "arrow_invalid")
+    await nothing_left(here, pid, before, "arrow_invalid")
+
+
+async def nothing_left(here: Receiver, pid: str, before: list[Path], code: str) -> None:
+    assert here.files() == before
+    assert await here.known(pid) is None
+    assert (await here.row(pid)).code == code
+    (event,) = here.told(pid)
+    assert (event.kind, event.outcome, event.code) == ("DataRefused", "refused", code)
+    with pytest.raises(NotFound):
+        await here.receiving.file(pid)
+
+
+async def test_mutated_streams_are_refused_whatever_they_do_to_a_parser(here: Receiver, pid: str) -> None:
+    """The digest of the end record tells any change; where the record itself is hit, so does the form."""
+    chance, before = random.Random(11), here.files()
+    for number in range(40):
+        body = bytearray(WHOLE)
+        at = chance.randrange(len(body) - 3000)  # padding after the end record may change
+        body[at] ^= 1 + chance.randrange(255)
+        one = await here.transfer(f"{pid}-{number}")
+        assert (await here.push(one, bytes(body))).status_code in (400, 429, 500)
+        assert await here.known(one) is None
+    assert here.files() == before
+
+
+async def test_a_push_that_was_cut_leaves_nothing_and_can_begin_anew(here: Receiver, pid: str) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    sender = await Sender.to(here, pid)
+    await sender.send(WHOLE)  # all of it, but not its last chunk
+    await until(lambda: here.receiving.progress(pid) == len(WHOLE))
+    sender.writer.close()
+    await until(lambda: here.told(pid))
+    await nothing_left(here, pid, before, "cut")
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    assert ((await here.row(pid)).code, (await here.row(pid)).reason) == ("", "")
+
+
+async def test_a_repeat_takes_the_place_of_one_that_hangs(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+    hanging = await Sender.to(here, pid)
+    await hanging.send(WHOLE[:5000])
+    await until(lambda: here.receiving.progress(pid) == 5000)
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    assert b'"replaced"' in await hanging.answer()
+    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert [path for path in here.files() if path.parent.name == "arriving"] == []
+
+
+async def test_another_media_type_is_refused(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+    answer = await here.push(pid, b"a,b\n", **{"content-type": "text/csv"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "media_type")
+
+
+@pytest.mark.parametrize("state", ["SUSPENDED", "TERMINATED", "COMPLETED"])
+async def test_a_transfer_that_stops_ends_its_push(here: Receiver, pid: str, state: str) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    sender = await Sender.to(here, pid)
+    await sender.send(WHOLE[:5000])
+    await until(lambda: here.receiving.progress(pid) == 5000)
+    await here.moved(pid, state)
+    assert b'"transfer_not_started"' in await sender.answer()
+    await until(lambda: here.told(pid))
+    assert here.files() == before
+    assert (await here.row(pid)).code == ""  # its own reason is not written over
+
+
+async def test_what_ends_while_it_is_checked_does_not_count(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an event: another process on the database may have ended it, and we hear of that later."""
+    before, ask = here.files(), here.pool.ask
+
+    async def ended_meanwhile(job: Job) -> Any:
+        found = await ask(job)
+        await here.store.write(lambda tx: setattr(tx.transfers.get(pid), "state", "TERMINATED"))
+        return found
+
+    await here.transfer(pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(here.pool, "ask", ended_meanwhile)
+        answer = await here.push(pid, WHOLE)
+    assert (answer.status_code, answer.json()["code"]) == (403, "transfer_not_started")
+    assert here.files() == before
+    assert await here.known(pid) is None
+
+
+async def test_a_repeat_while_it_is_checked_has_to_wait(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, ask = asyncio.Event(), here.pool.ask
+
+    async def slowly(job: Job) -> Any:
+        await go.wait()
+        return await ask(job)
+
+    await here.transfer(pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(here.pool, "ask", slowly)
+        first = await Sender.to(here, pid)
+        await first.send(WHOLE)
+        first.writer.write(b"0\r\n\r\n")
+        await until(lambda: pid in here.receiving._coming and here.receiving._coming[pid].checking)
+        again = await here.push(pid, WHOLE)
+        assert (again.status_code, again.json()["code"]) == (503, "being_checked")
+        first.writer.close()  # it counts, whether its sender waits for that or not
+        go.set()
+        await until(lambda: here.told(pid))
+    assert here.told(pid)[0].kind == "DataReceived"
+    assert (await here.push(pid, WHOLE)).status_code == 200
+
+
+async def test_what_was_received_goes_when_its_transfer_is_terminated(here: Receiver, pid: str) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    await here.push(pid, WHOLE)
+    await here.moved(pid, "TERMINATED")
+    await until(lambda: here.files() == before)
+    with pytest.raises(NotFound, match="removed"):
+        await here.receiving.file(pid)
+    assert [event.kind for event in here.told(pid)] == ["DataReceived", "DataRemoved"]
+
+
+async def test_what_is_removed_stays_known(here: Receiver, pid: str) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    await here.push(pid, WHOLE)
+    await here.receiving.remove(pid, by="anna")
+    assert here.files() == before
+    known = await here.known(pid)
+    assert known is not None
+    assert known.removed_at
+    assert here.told(pid)[-1].actor == "anna"
+    with pytest.raises(NotFound):
+        await here.receiving.remove(pid, by="anna")
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "open"])
+async def test_a_full_disk_is_told_and_leaves_nothing(
+    here: Receiver, pid: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = here.files()
+    await here.transfer(pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "os", _Disk(full, call))
+        answer = await here.push(pid, WHOLE)
+    assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
+    assert "make room" in answer.json()["detail"]
+    await nothing_left(here, pid, before, "disk_full")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def small(here: Receiver, tmp_path: Path) -> AsyncIterator[Receiver]:
+    """One with little room and patience; its worker may not read here, so nothing can be checked."""
+    async with running(tmp_path, here.pool, each=4_000_000, total=5_000_000, stall=0.5, seconds=3.0) as made:
+        yield made
+
+
+async def test_more_than_one_push_may_bring_is_refused_and_heard_of(small: Receiver, pid: str) -> None:
+    await small.transfer(pid)
+    answer = await small.push(pid, b"x" * 6_000_000)
+    assert (answer.status_code, answer.json()["code"]) == (400, "push_too_large")
+    await nothing_left(small, pid, [], "push_too_large")
+    properties = {one["name"]: one["value"] for one in small.receiving.address(pid)["endpointProperties"]}
+    assert properties["maxBytes"] == "4000000"
+
+
+async def test_all_pushes_together_have_a_room_that_comes_free_again(small: Receiver, pid: str) -> None:
+    first, second = await small.transfer(f"{pid}-1"), await small.transfer(f"{pid}-2")
+    sender = await Sender.to(small, first)
+    await sender.send(b"x" * 3_000_000)
+    await until(lambda: small.receiving.progress(first) == 3_000_000)
+    answer = await small.push(second, b"y" * 3_000_000)
+    assert (answer.status_code, answer.json()["code"]) == (503, "received_full")
+    sender.writer.close()
+    await until(lambda: not small.files())
+    answer = await small.push(second, b"y" * 3_000_000)
+    assert answer.json()["code"] != "received_full"
+
+
+async def test_a_sender_that_stalls_is_cut_off(small: Receiver, pid: str) -> None:
+    await small.transfer(pid)
+    sender = await Sender.to(small, pid)
+    await sender.send(WHOLE[:5000])
+    assert b'"sender_stalled"' in await sender.answer()
+    await until(lambda: small.told(pid))
+    await nothing_left(small, pid, [], "sender_stalled")
+
+
+async def test_a_sender_that_dribbles_has_an_end_too(small: Receiver, pid: str) -> None:
+    await small.transfer(pid)
+    sender = await Sender.to(small, pid)
+    answering = asyncio.ensure_future(sender.answer())
+    while not answering.done():
+        await sender.send(b"x")
+        await asyncio.sleep(0.1)
+    assert b'"too_slow"' in answering.result()
+    await nothing_left(small, pid, [], "too_slow")
+
+
+async def test_stopping_ends_what_comes_and_takes_nothing_new(small: Receiver, pid: str) -> None:
+    await small.transfer(pid)
+    sender = await Sender.to(small, pid)
+    await sender.send(WHOLE[:5000])
+    await until(lambda: small.receiving.progress(pid) == 5000)
+    small.receiving.drain("the connector is shutting down")
+    assert b"shutting_down" in await sender.answer()
+    assert (await small.push(pid, WHOLE)).json()["code"] == "shutting_down"
+
+
+async def test_without_room_nothing_is_ordered_or_taken(here: Receiver, tmp_path: Path, pid: str) -> None:
+    async with running(tmp_path, here.pool, total=0) as none:
+        with pytest.raises(BadInput, match="HANSE_RECEIVED_MB"):
+            none.receiving.address(pid)
+        await none.transfer(pid)
+        async with asyncio.timeout(10):
+            assert (await none.push(pid, WHOLE, shown=here)).status_code == 401
+
+
+async def test_a_start_removes_what_an_earlier_run_left(tmp_path: Path, pid: str) -> None:
+    kept, ended = f"{pid}-kept", f"{pid}-ended"
+    async with running(tmp_path) as before:
+        for one in (kept, ended):
+            await before.transfer(one)
+            assert (await before.push(one, WHOLE)).status_code == 200
+        await before.store.write(lambda tx: setattr(tx.transfers.get(ended), "state", "TERMINATED"))
+        for folder in ("arriving", "kept"):
+            (before.folder / folder / "left").write_bytes(b"half of it")
+        good = await before.receiving.file(kept)
+    async with running(tmp_path) as after:
+        assert after.files() == [good]
+        assert (await after.receiving.file(kept)).read_bytes() == WHOLE
+        gone = await after.known(ended)
+        assert gone is not None
+        assert gone.removed_at
+
+
+async def test_the_workers_see_what_arrives_and_nothing_that_was_received(here: Receiver, pid: str) -> None:
+    await here.transfer(pid)
+    await here.push(pid, WHOLE)
+    path = await here.receiving.file(pid)
+    with pytest.raises(BadInput):
+        await here.pool.ask(Job(kind="check_arrow", arguments={"path": str(path)}))
+
+
+async def test_the_test_stream_is_what_it_says() -> None:
+    with pa.ipc.open_stream(WHOLE) as reader:
+        assert reader.read_all().equals(data.table(2000))
+
+
+async def test_what_is_counted_is_what_is_there(here: Receiver, pid: str) -> None:
+    """After everything above: no refusal, cut or removal has taken room for good, or given back what it had not."""
+    await here.transfer(pid)
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    assert here.receiving._held == sum(path.stat().st_size for path in here.files())
+    assert not here.receiving._coming
+    assert not [path for path in here.files() if path.parent.name == "arriving"]
