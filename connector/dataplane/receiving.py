@@ -59,7 +59,8 @@ class Coming:
     def __init__(self, transfer: Transfer, path: Path) -> None:
         self.transfer, self.path = transfer, path
         self.size = 0
-        self.checking = self.kept = False
+        self.checking = False
+        self.over = False  # it counts, or nothing is left of it
         self._why: HanseError | None = None
         self._work: asyncio.Future[Any] | None = None
 
@@ -147,14 +148,20 @@ class Receiving:
         try:
             return await self._taken(coming, ask)
         except HanseError as error:
+            await self._forget(coming)  # first: whoever hears of it finds nothing
             await self._refused(coming, error)
             raise
         finally:
-            if self._coming.get(transfer_id) is coming:
-                del self._coming[transfer_id]
-            if not coming.kept:
-                self._held -= coming.size
-                await _in_thread(coming.path.unlink, True)
+            await self._forget(coming)
+
+    async def _forget(self, coming: Coming) -> None:
+        """It does not come any more; its file goes, unless that counts."""
+        if self._coming.get(coming.transfer.id) is coming:
+            del self._coming[coming.transfer.id]
+        if not coming.over:
+            coming.over = True
+            self._held -= coming.size
+            await _in_thread(coming.path.unlink, True)
 
     async def _due(self, transfer_id: str, authorization: str) -> tuple[Transfer, Received | None]:
         shown = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip().encode()
@@ -212,7 +219,7 @@ class Receiving:
         except Exception:
             await asyncio.to_thread(target.unlink, True)
             raise
-        coming.kept = True
+        coming.over = True
         return row
 
     async def _spool(self, coming: Coming, ask: Ask) -> None:
