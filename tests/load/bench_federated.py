@@ -246,7 +246,7 @@ def _one(running: Space, figures: Figures, way: str, sql: str, wanted: list[tupl
 
 def plans(data: Path, kinds: list[str], queries: list[str], *, repeat: int) -> int:
     """Processor time for the plan of each query; 0 if all keep the bar."""
-    folder, most = _generated(data / "tpch-0.01", 0.01), 0.0
+    folder, most = generated(data / "tpch-0.01", 0.01), 0.0
     for kind in kinds:
         tables = layout(kind, folder).tables
         asked = {name: written_for(kind, sql) for name, sql in tpch.queries().items() if name in (queries or [name])}
