@@ -91,7 +91,8 @@ class _Implied:
         for condition in self.conditions:
             if isinstance(condition, exp.Or) and not trees.has_query(condition):
                 first, *others = [trees.conjuncts(branch) for branch in trees.disjuncts(condition)]
-                found += [one.copy() for one in first if all(one in branch for branch in others)]
+                common = set(first).intersection(*others)
+                found += [one.copy() for one in first if one in common]
         return [one for one in dict.fromkeys(found) if one not in self.known]
 
     def parts_of_or(self) -> Iterator[exp.Expr]:
@@ -103,10 +104,10 @@ class _Implied:
         for condition in self.conditions:
             if not isinstance(condition, exp.Or) or trees.has_query(condition):
                 continue
-            branches = [trees.conjuncts(branch) for branch in trees.disjuncts(condition)]
+            branches = [[(one, trees.column_tables(one)) for one in trees.conjuncts(branch)]
+                        for branch in trees.disjuncts(condition)]  # fmt: skip
             for place in places:
-                parts = [[one for one in branch if trees.column_tables(one) and trees.column_tables(one) <= place]
-                         for branch in branches]  # fmt: skip
+                parts = [[one for one, tables in branch if tables and tables <= place] for branch in branches]
                 if all(parts):
                     whole = [trees.conjoin([one.copy() for one in part]) for part in parts]
                     yield trees.disjoin([one for one in whole if one is not None])

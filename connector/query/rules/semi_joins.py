@@ -213,13 +213,18 @@ _WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "
 def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
     """The types of an output in each share; empty text where it is computed."""
     found = set()
+    once = {id(share.statement): _read(share.statement, output) for share in draft.shares}
     for share in draft.shares:
-        value = _value(share.statement, output)
-        table = _source_of(share.statement, value) if isinstance(value, exp.Column) else None
+        table, name = once[id(share.statement)]
         columns = planning.info(table, share.owner).columns if table is not None else ()
-        name = value.name.lower() if isinstance(value, exp.Column) else ""
         found.add(next((one.type for one in columns if one.name.lower() == name), ""))
     return found
+
+
+def _read(statement: exp.Expr, output: str) -> tuple[exp.Table | None, str]:
+    """The table and the column that an output is; None where it is computed."""
+    value = _value(statement, output)
+    return (_source_of(statement, value), value.name.lower()) if isinstance(value, exp.Column) else (None, "")
 
 
 def _source_of(statement: exp.Expr, value: exp.Column) -> exp.Table | None:
@@ -240,7 +245,7 @@ def _value(statement: exp.Expr, output: str) -> exp.Expr | None:
 def _condition(value: exp.Expr, name: str, *, as_text: bool) -> exp.Expr:
     """`as_text`: what Arrow carries as text, and so the keys are."""
     table = exp.Table(this=exp.to_identifier(name), alias=exp.TableAlias(this=exp.to_identifier(name)))
-    keys = exp.select(trees.column("k", name), copy=False).from_(table, copy=False)
+    keys = exp.Select(expressions=[trees.column("k", name)], from_=exp.From(this=table))
     tested: exp.Expr = value.copy()
     if as_text:
         tested = exp.TryCast(this=tested, to=exp.DataType.build("VARCHAR"), safe=True)
@@ -276,8 +281,7 @@ def _add(found: exp.Expr, condition: exp.Expr) -> None:
     table = next(one for one in trees.sources(found) if one.alias_or_name == value.table)
     beside = [one for one in trees.where_of(found) if trees.has_query(one) and not _is_keys(one)]
     if beside and isinstance(table, exp.Table):
-        inner = exp.select(exp.Star(), copy=False).from_(table.copy(), copy=False)
-        inner.set("where", exp.Where(this=condition))
+        inner = exp.Select(expressions=[exp.Star()], from_=exp.From(this=table.copy()), where=exp.Where(this=condition))
         table.replace(exp.Subquery(this=inner, alias=table.args["alias"].copy()))
     elif beside and isinstance(table, exp.Subquery) and isinstance(table.this, exp.Select) and _only_keys(table.this):
         trees.set_where(table.this, [*trees.where_of(table.this), condition])
