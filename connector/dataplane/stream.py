@@ -361,12 +361,12 @@ class Reads:
         """What a grant would be, without its place and its uses."""
         await self._narrow(ticket, asked)
         purpose = ticket.purpose or asked.purpose
-        held = await self.grants.hold(ticket.agreement, consumer=ticket.consumer)
-        contract = await self.grants.covers(
+        held, contract = await self.grants.covers(
             ticket.agreement,
             consumer=ticket.consumer,
             action=asked.action,
             purpose=purpose,
+            application=asked.application,
             transfer=(ticket.transfer, ticket.generation),
         )
         lease = gate.Lease(deadline=time.monotonic() + _LONGEST)
@@ -437,7 +437,13 @@ class Reads:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
         if not ticket.purpose or not asked.purpose or ticket.purpose == asked.purpose:
             return
-        await self.grants.covers(ticket.agreement, consumer=ticket.consumer, action=asked.action, purpose=asked.purpose)
+        await self.grants.covers(
+            ticket.agreement,
+            consumer=ticket.consumer,
+            action=asked.action,
+            purpose=asked.purpose,
+            application=asked.application,
+        )
         raise Refused(
             f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
             "start a transfer for that purpose",

@@ -158,8 +158,8 @@ async def test_a_fresh_ticket_asks_the_facts_again(tmp_path: Path) -> None:
         two.north.facts[two.south.participant] = Facts.of({"ds:participant": two.south.participant, **facts})
         grants, grant = await opened(two, facts, "ds:permit", "P-1")
         about = {"consumer": two.south.participant, "purpose": ""}
-        await grants.still(grant.agreement_id, **about)
+        await grants.usable(grant.agreement_id, **about)
         del facts["ds:permit"]
         with pytest.raises(HanseError, match="it can come from the owner"):
-            await grants.still(grant.agreement_id, **about)
+            await grants.usable(grant.agreement_id, **about)
         await grants.close(grant)
