@@ -3,7 +3,7 @@
 `Reads.open` admits a read and `GovernedStream` delivers it; the numbers stand beside the code:
 1. the grants: each agreement holds, covers action and purpose, and has uses and quota left (`usage.grants`);
 2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
-3. the start of the read is durable in the log before anything leaves;
+3. the use is counted, and the start of the read is durable in the log before anything leaves;
 4. a worker checks the SQL again with the engine's parser and runs it over the pinned files (`query.pool`), or its
    answer is there from an earlier pass (`prepared`);
 5. before each batch the gate looks at every lease: revoked, expired, rows, bytes; a batch is counted, then released;
@@ -287,6 +287,7 @@ class Reads:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
                 passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
+                await self.grants.count(grants)  # 3
                 charged = await self._charge(asked, grants, passed[0])
                 prepared = passed[0]
                 async with self._running_stream(asked, grants, *passed, charged, begun, spans) as stream:
@@ -414,7 +415,7 @@ class Reads:
         return _Place(self._running, consumer, self._quiet)
 
     async def _admit(self, asked: Asked) -> list[Grant]:
-        """One grant per ticket, or none at all (1)."""
+        """One grant per ticket, or none at all (1); nothing is counted yet."""
         for ticket in asked.tickets:
             await self._narrow(ticket, asked)
         now = self.clock()
@@ -431,7 +432,7 @@ class Reads:
             )
             for ticket in asked.tickets
         ]
-        return await self.grants.open(*wanted)
+        return await self.grants.examine(*wanted)
 
     async def _narrow(self, ticket: Ticket, asked: Asked) -> None:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""

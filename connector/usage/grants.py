@@ -1,7 +1,7 @@
 """Grants: whether an agreement still lets this party read this dataset now, and how much is left.
 
 The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
-running reads. `open` answers for one read, in this order; the numbers stand beside the code:
+running reads. `examine` and `count` answer for one read, in this order; the numbers stand beside the code:
 1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
 2. the agreement compiles to contracts, with nothing undecided; those are looked at, in order, that cover the asked
    action and purpose at this time. Each is of one permission, and the read is under the first that passes 3 to 5;
@@ -9,7 +9,8 @@ running reads. `open` answers for one read, in this order; the numbers stand bes
 4. the party's facts, gathered anew, make that very permission active: another one that is gives no right to this
    one's columns and rows;
 5. it has uses of today, rows and bytes left;
-6. one use is counted, and a first chunk of the row and byte quota is reserved, in conditional updates.
+6. `count`, once the gate has let the question through: one use is counted, and a first chunk of the row and byte
+   quota is reserved, in conditional updates.
 Revocation reaches running reads through the bus at once, and through a poll where another process revoked.
 """
 
@@ -168,28 +169,32 @@ class Grants:
         facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose, application=application)
         return held, _chosen(held, candidates, facts, own, action=action, running=0, now=now)[0]
 
-    async def open(self, *wanted: Wanted) -> list[Grant]:
-        """Admit a read under these agreements, all or none: Refused, Limited or NotFound with the first reason.
-
-        What a refused one would have used of the others is not counted.
-        """
+    async def examine(self, *wanted: Wanted) -> list[Grant]:
+        """A place for a read under these agreements, all or none, of which nothing is counted yet: Refused, Limited or
+        NotFound with the first reason. Whoever has them calls `close` on each, whatever happens."""
         now = time.time()
         looked = await self._store.read(lambda tx: [_look(tx, one, now) for one in wanted])  # 1
         grants: list[Grant] = []
         try:
             for one, (rows, own) in zip(wanted, looked, strict=True):
                 grants.append(await self._examined(one, self._compiled(*rows), own, now))
-            # Always in the same order: two reads of the same agreements would wait for each other otherwise.
-            ordered = sorted(grants, key=lambda grant: grant.agreement_id)
-            reserved = await self._store.write(lambda tx: [_admit(tx, grant, now) for grant in ordered])  # 6
         except BaseException:
             for grant in grants:
                 self._forget(grant)
             raise
-        for grant, quota in zip(ordered, reserved, strict=True):
-            grant.take(*quota)
         self._watch()
         return grants
+
+    async def count(self, grants: Sequence[Grant]) -> None:
+        """A use of each of these grants and the first of their quotas, all or none. Refused or Limited.
+
+        After the gate: a question that it refuses takes no use. Before the read: one that nobody counted never runs.
+        """
+        # Always in the same order: two reads of the same agreements would wait for each other otherwise.
+        ordered, now = sorted(grants, key=lambda grant: grant.agreement_id), time.time()
+        reserved = await self._store.write(lambda tx: [_admit(tx, grant, now) for grant in ordered])  # 6
+        for grant, quota in zip(ordered, reserved, strict=True):
+            grant.take(*quota)
 
     async def _examined(self, wanted: Wanted, held: Held, own: _Own, now: float) -> Grant:
         """The grant, counted as running from here on, before anything of it is used."""

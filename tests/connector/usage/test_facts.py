@@ -132,7 +132,8 @@ async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tu
         purpose="",
         longest=600,
     )
-    (grant,) = await grants.open(wanted)
+    (grant,) = await grants.examine(wanted)
+    await grants.count([grant])
     return grants, grant
 
 

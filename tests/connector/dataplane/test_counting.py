@@ -1,0 +1,94 @@
+"""What one read takes of its agreement: a place from the start, a use once its question has passed the gate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from policies.evaluate import Facts
+from policies.model import Policy
+from tests.connector.dataplane.test_http import ask
+from tests.support import gate, provider
+from tests.support.gate import atom
+from tests.support.provider import Provider, settled
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
+        yield started
+
+
+def limited(word: str, most: str) -> Policy:
+    return gate.agreement(atom(word, "lteq", most), action="odrl:use")
+
+
+async def used(running: Provider, agreement: str) -> tuple[int, int]:
+    row = await running.store.read(lambda tx: tx.agreements.grant(agreement))
+    assert row is not None
+    return row.queries, row.rows
+
+
+async def test_reads_that_ask_at_the_same_moment_are_as_many_as_may_be(running: Provider) -> None:
+    before = running.grants._facts_of
+
+    async def slow(who: str) -> Facts:
+        await running.store.read(lambda tx: tx.now)  # as for what the owner recorded
+        await asyncio.sleep(0.02)
+        found: Facts = await before(who)
+        return found
+
+    running.grants._facts_of = slow
+    try:
+        agreement = await running.agree(limited("ds:concurrency", "1"))
+        ticket = running.ticket(agreement)
+        answers = await asyncio.gather(*(ask(running, ticket, "SELECT count(*) FROM numbers") for _ in range(6)))
+        told = [answer.json()["code"] if answer.status_code != 200 else "" for answer in answers]
+        assert sorted(told) == ["", *["concurrency"] * 5]
+        await settled(running)
+        assert running.grants.running(agreement) == 0
+        assert (await ask(running, ticket, "SELECT count(*) FROM numbers")).status_code == 200
+    finally:
+        running.grants._facts_of = before
+
+
+@pytest.mark.parametrize("sql", ["SELEC nonsense", "SELECT nothing FROM numbers", "SELECT id FROM elsewhere"])
+async def test_what_the_gate_refuses_takes_no_use_no_quota_and_no_place(running: Provider, sql: str) -> None:
+    constraints = [
+        atom("odrl:count", "lteq", "1"),
+        atom("ds:rowQuota", "lteq", "9"),
+        atom("ds:concurrency", "lteq", "1"),
+    ]
+    agreement = await running.agree(gate.agreement(*constraints, action="odrl:use"))
+    ticket = running.ticket(agreement)
+    for _ in range(3):
+        assert (await ask(running, ticket, sql)).status_code == 400
+        assert await used(running, agreement) == (0, 0)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
+    await settled(running)
+    assert await used(running, agreement) == (1, 3)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).json()["code"] == "not_permitted"
+
+
+async def test_a_use_is_counted_before_the_first_byte_and_stays_when_the_engine_fails(running: Provider) -> None:
+    agreement = await running.agree(limited("odrl:count", "2"))
+    failing = "SELECT a.id FROM numbers a, numbers b, numbers c, numbers d ORDER BY a.id + b.id * c.id - d.id"
+    more: dict[str, Any] = {"limits": {"deadline_ms": 300}}
+    assert (await ask(running, running.ticket(agreement), failing, **more)).status_code != 400
+    await settled(running)
+    assert (await used(running, agreement))[0] == 1
+
+
+async def test_two_reads_at_once_never_take_more_uses_than_there_are(running: Provider) -> None:
+    agreement = await running.agree(limited("odrl:count", "2"))
+    ticket = running.ticket(agreement)
+    answers = await asyncio.gather(*(ask(running, ticket, "SELECT id FROM numbers LIMIT 1") for _ in range(5)))
+    assert [answer.status_code for answer in answers].count(200) == 2
+    await settled(running)
+    assert (await used(running, agreement))[0] == 2
