@@ -150,9 +150,17 @@ class GovernedStream:
         if self.end is None:
             self.end = replace(self._ended(FAILED), code=code, reason=reason)
 
-    def extend(self, seconds: float) -> None:
-        """A renewed ticket: the read may go on this long from now, within the agreement's time."""
-        for grant in self.grants:
+    def of(self, ticket: Ticket) -> list[Grant]:
+        """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
+        shown = ticket.agreement, ticket.transfer
+        return [one for one in self.grants if (one.agreement_id, one.transfer_id) == shown]
+
+    def extend(self, grants: Sequence[Grant], seconds: float) -> None:
+        """A renewed ticket: as far as it goes, the read may go on this long from now, within the agreement's time.
+
+        A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
+        """
+        for grant in grants:
             grant.lease.deadline = time.monotonic() + min(seconds, self._reads.left(grant.contract))
 
     async def _next(self) -> Frame | Part | None:
@@ -392,13 +400,15 @@ class Reads:
                 await self._quiet.wait()
 
     async def renew(self, query_id: str, ticket: Ticket) -> None:
-        """Let a running read go on with a fresh ticket of the same agreement. NotFound for anybody else's, Refused
-        where the party's facts do not permit it any more."""
+        """Let a running read go on with a fresh ticket of the same transfer. NotFound for anybody else's, Refused
+        where the transfer is over or the party's facts do not permit it any more."""
         stream = self._live.get(query_id)
-        if stream is None or all(grant.agreement_id != ticket.agreement for grant in stream.grants):
+        grants = [] if stream is None else stream.of(ticket)
+        if stream is None or not grants:
             raise NotFound(f"no read {query_id[:64]!r} of yours is running")
-        known = [await self.grants.recheck(grant) for grant in stream.grants]
-        stream.extend(min(ticket.expires - self.clock(), *known))
+        await self.grants.check_started(ticket.agreement, transfer=ticket.transfer, generation=ticket.generation)
+        known = [await self.grants.recheck(grant) for grant in grants]
+        stream.extend(grants, min(ticket.expires - self.clock(), *known))
 
     def left(self, contract: DataContract) -> float:
         """Seconds until the contract's own end."""
@@ -519,7 +529,7 @@ class Reads:
             for grant in grants
             if grant.held.dataset.name == dataset.name[1]
         }
-        brought = {table.relation: Relation("", blob=number) for number, table in enumerate(keys)}
+        brought = {one.relation: Relation("", blob=number, columns=one.columns) for number, one in enumerate(keys)}
         rows = min(grant.lease.rows for grant in grants)
         spare = min(grant.lease.bytes for grant in grants)
         return Job(

@@ -141,6 +141,10 @@ class Grants:
         """As `hold`, in a transaction that reads already."""
         return self._compiled(*_rows(tx, agreement_id, consumer))
 
+    async def check_started(self, agreement_id: str, *, transfer: str, generation: int) -> None:
+        """Refused unless the transfer runs and this is the generation of its tickets."""
+        await self._store.read(lambda tx: _check_transfer(tx, transfer, agreement_id, generation))
+
     async def covers(
         self,
         agreement_id: str,

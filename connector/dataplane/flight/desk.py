@@ -184,7 +184,9 @@ class Desk:
             await self._held(ticket)
         for stream in tuple(self._reads.live.values()):
             if stream.id.startswith(known.id + "."):
-                await self._reads.renew(stream.id, call.tickets[0])
+                for ticket in call.tickets:
+                    if stream.of(ticket):
+                        await self._reads.renew(stream.id, ticket)
         return self._pass(known.wanted, call.tickets, id=known.id)
 
     async def _read(self, call: _Call) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import pytest_asyncio
 
+from connector.dataplane.asked import QUERY, Asked
+from connector.errors import NotFound, Refused
 from policies.evaluate import Facts
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask
@@ -92,3 +97,46 @@ async def test_two_reads_at_once_never_take_more_uses_than_there_are(running: Pr
     assert [answer.status_code for answer in answers].count(200) == 2
     await settled(running)
     assert (await used(running, agreement))[0] == 2
+
+
+async def test_a_renewed_ticket_extends_what_it_is_for_and_no_other_of_the_same_read(running: Provider) -> None:
+    first, second = await running.agree(name="na"), await running.agree(name="nb")
+    tickets = [running.ticket(first), running.ticket(second, seconds=3)]
+    read = tuple(running.addresses.read(f"Bearer {one}") for one in tickets)
+    sql = "SELECT na.id, nb.name FROM na JOIN nb ON na.id = nb.id"
+    async with running.reads.open(Asked(tickets=read, sql=sql, action=QUERY, query_id="two")) as stream:
+        ends = [grant.lease.deadline for grant in stream.grants]
+        await running.reads.renew("two", running.addresses.read(f"Bearer {running.ticket(first, seconds=900)}"))
+        assert stream.grants[0].lease.deadline > ends[0] + 200
+        assert stream.grants[1].lease.deadline == ends[1]
+        await running.reads.renew("two", running.addresses.read(f"Bearer {running.ticket(second, seconds=900)}"))
+        assert stream.grants[1].lease.deadline > ends[1] + 800
+        other = replace(read[0], transfer="urn:transfer:other")
+        with pytest.raises(NotFound):
+            await running.reads.renew("two", other)
+        with pytest.raises(Refused, match="replaced by a newer"):
+            await running.reads.renew("two", replace(read[0], generation=7))
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        (["id", "name"], ""),
+        (["name", "id"], ""),
+        (["id"], "arrow_columns"),
+        (["id", "ID"], "envelope_invalid"),
+        (["id", "id"], "envelope_invalid"),
+        (["id", "name", "x"], "arrow_columns"),
+        (["id", "Name"], "arrow_columns"),
+    ],
+)
+async def test_a_table_that_is_brought_has_exactly_the_columns_that_are_named(
+    running: Provider, columns: list[str], code: str
+) -> None:
+    table, sink = pa.table({"id": [1, 2], "name": ["a", "b"]}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    keys = [{"name": "k", "columns": columns, "arrow": base64.b64encode(sink.getvalue()).decode()}]
+    sql = "SELECT count(*) AS n FROM numbers x JOIN k ON x.id = k.id"
+    answer = await ask(running, running.ticket(await running.agree()), sql, keys=keys)
+    assert (answer.json()["code"] if answer.status_code != 200 else "") == code
