@@ -295,6 +295,8 @@ class Reads:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
                 passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
+                for grant in grants:
+                    grant.drawn = passed[0].drawn.get((self._name, grant.held.dataset.name), 0)
                 await self.grants.count(grants)  # 3
                 charged = await self._charge(asked, grants, passed[0])
                 prepared = passed[0]

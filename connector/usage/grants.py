@@ -63,7 +63,11 @@ class Held:
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it."""
+    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it.
+
+    `drawn`: how often the question draws on all rows of the dataset at once (`Prepared.drawn`). Where rows are counted,
+    that many are, as if they had left: one row of the answer may carry all of them.
+    """
 
     held: Held
     contract: DataContract
@@ -75,12 +79,18 @@ class Grant:
     lease: Lease
     reserved_rows: int = 0
     reserved_bytes: int = 0
+    drawn: int = 0
     stop_reason: str = ""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def agreement_id(self) -> str:
         return self.held.agreement.id
+
+    @property
+    def packed(self) -> int:
+        """Rows that are used whatever the answer has."""
+        return self.drawn * int(self.held.version.profile["rows"]) if self.drawn else 0
 
     def take(self, rows: int, nbytes: int) -> None:
         """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
@@ -265,7 +275,7 @@ class Grants:
     async def close(self, grant: Grant) -> None:
         """Settle a read: what was reserved and did not leave goes back."""
         self._forget(grant)
-        left_rows = grant.lease.rows if grant.reserved_rows else 0
+        left_rows = min(grant.lease.rows, max(0, grant.reserved_rows - grant.packed)) if grant.reserved_rows else 0
         left_bytes = grant.lease.bytes if grant.reserved_bytes else 0
         if left_rows or left_bytes:
             await self._store.write(
@@ -433,8 +443,14 @@ def _uses_spent(contract: DataContract, uses: int) -> Limited:
     )
 
 
-def _quota_spent(contract: DataContract) -> Limited:
-    return Limited("the agreement's rows or bytes are used up", code="quota_spent", rule=_quota_rule(contract))
+def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
+    told = "the agreement's rows or bytes are used up"
+    if draws:
+        told = (
+            "a question that combines rows (aggregates, windows, WITH, UNION, a dataset twice) counts as all rows of "
+            "the dataset, and fewer are left under the agreement; ask for rows, which are counted as they leave"
+        )
+    return Limited(told, code="quota_spent", rule=_quota_rule(contract))
 
 
 def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement, Dataset, DatasetVersion]:
@@ -480,9 +496,9 @@ def _admit(tx: Transaction, grant: Grant, now: float) -> tuple[int, int]:
         if row is None or row.revoked_at is not None:
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise _uses_spent(grant.contract, row.queries)
-    quota = _reserve(tx, grant, rows=0, nbytes=0)
+    quota = _reserve(tx, grant, rows=grant.packed, nbytes=0)
     if quota is None:
-        raise _quota_spent(grant.contract)
+        raise _quota_spent(grant.contract, draws=grant.drawn > 0)
     return quota
 
 

@@ -17,7 +17,7 @@ from connector.errors import NotFound, Refused
 from policies.evaluate import Facts
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask
-from tests.support import gate, provider
+from tests.support import data, gate, provider
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
 
@@ -140,3 +140,55 @@ async def test_a_table_that_is_brought_has_exactly_the_columns_that_are_named(
     sql = "SELECT count(*) AS n FROM numbers x JOIN k ON x.id = k.id"
     answer = await ask(running, running.ticket(await running.agree()), sql, keys=keys)
     assert (answer.json()["code"] if answer.status_code != 200 else "") == code
+
+
+PIVOT = ", ".join(f"max(CASE WHEN id = {n} THEN name END) AS c{n}" for n in range(800))
+PACKED = [
+    f"SELECT {PIVOT} FROM numbers",
+    "SELECT sum(id) FROM numbers",
+    "SELECT DISTINCT max(name) FROM numbers GROUP BY gap",
+    "SELECT lag(name) OVER (ORDER BY id), name FROM numbers LIMIT 1",
+    "SELECT a.name, b.name FROM numbers a JOIN numbers b ON a.id + 1 = b.id LIMIT 1",
+    "WITH a AS (SELECT * FROM numbers) SELECT x.name, y.name FROM a x JOIN a y ON x.id < y.id LIMIT 1",
+    "SELECT (SELECT name FROM numbers WHERE id = 1) AS p, (SELECT name FROM numbers WHERE id = 2) AS q FROM numbers",
+    "SELECT n FROM (SELECT count(*) AS n FROM numbers) AS x",
+    "SELECT id FROM numbers WHERE id IN (SELECT max(id) FROM numbers)",
+    "SELECT id FROM numbers UNION SELECT gap FROM numbers",
+]
+
+
+@pytest.mark.parametrize("sql", PACKED)
+@pytest.mark.parametrize("limit", [("ds:rowQuota", "50"), ("odrl:percentage", "50")])
+async def test_a_row_of_the_answer_never_carries_more_rows_than_were_counted(
+    running: Provider, sql: str, limit: tuple[str, str]
+) -> None:
+    agreement = await running.agree(limited(*limit))
+    refused = await ask(running, running.ticket(agreement), sql)
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_spent")
+    assert "combines rows" in refused.json()["detail"]
+    assert await used(running, agreement) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id, upper(name) AS u FROM numbers WHERE gap = 2 ORDER BY id LIMIT 3",
+        "SELECT DISTINCT gap FROM numbers WHERE gap IS NOT NULL ORDER BY gap LIMIT 3",
+        "SELECT x.id FROM (SELECT id FROM numbers) AS x LIMIT 3",
+    ],
+)
+async def test_rows_that_leave_one_by_one_are_counted_as_they_leave(running: Provider, sql: str) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "50"))
+    assert (await ask(running, running.ticket(agreement), sql)).status_code == 200
+    await settled(running)
+    assert (await used(running, agreement))[1] == 3
+
+
+async def test_an_aggregate_takes_all_rows_of_the_dataset_where_there_are_that_many_left(running: Provider) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", str(2 * data.ROWS)))
+    ticket = running.ticket(agreement)
+    for number in (1, 2):
+        assert (await ask(running, ticket, "SELECT sum(id) AS s FROM numbers")).status_code == 200
+        await settled(running)
+        assert await used(running, agreement) == (number, number * data.ROWS)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 1")).json()["code"] == "quota_spent"
