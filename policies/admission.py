@@ -1,7 +1,7 @@
 """Whether a contract covers a request at all: its action, its purpose, the time. Who asks is a fact, not here.
 
-Each check raises QueryRefused with the rule's path; `choose` finds the one permission under which a request
-runs. Pure; the time is an argument.
+Each check raises QueryRefused with the rule's path; `covering` finds the permissions under which a request may
+run. Pure; the time is an argument.
 """
 
 from __future__ import annotations
@@ -77,15 +77,17 @@ def check_time(contract: DataContract, now: float) -> None:
         )
 
 
-def choose(
+def covering(
     contracts: Sequence[DataContract], *, action: str, purpose: str | None, now: float | None = None
-) -> DataContract:
-    """The first contract that covers the request; columns and rows of two permissions are never merged.
+) -> list[DataContract]:
+    """The contracts that cover the request, in order; whether their permissions are active depends on who asks.
 
-    Raises the refusal of the contract that came closest (the last check to fail wins).
+    Columns and rows of two permissions are never merged: whoever serves the request takes the first of these whose
+    own permission is active. Raises the refusal of the contract that came closest (the last check to fail wins).
     """
     if not contracts:
         raise QueryRefused("there is no agreement for this dataset; negotiate one", code="action_not_agreed")
+    found: list[DataContract] = []
     closest: tuple[int, QueryRefused] | None = None
     for contract in contracts:
         steps = 0
@@ -100,9 +102,11 @@ def choose(
             if closest is None or steps > closest[0]:
                 closest = (steps, refused)
         else:
-            return contract
-    assert closest is not None
-    raise closest[1]
+            found.append(contract)
+    if not found:
+        assert closest is not None
+        raise closest[1]
+    return found
 
 
 def _listed(iris: Sequence[str]) -> str:

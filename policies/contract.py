@@ -137,7 +137,8 @@ class DataContract:
     """What may be asked of one dataset under one permission. `residual` must be empty to serve.
 
     `purposes` and `actions` are IRIs; `not_before`/`not_after` are UTC seconds since the epoch;
-    `requires` holds the party constraints to check again at each renewal (as policy paths).
+    `requires` names what facts decide and no query can make true (as policy paths), for people to see: whoever serves
+    asks the evaluator about the whole of `permission`, at the start and at each renewal.
     """
 
     policy_digest: str

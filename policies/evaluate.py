@@ -69,9 +69,19 @@ class _Outcome(NamedTuple):
     carried: tuple[RulePlan, ...]  # prohibitions for a later phase
 
 
-def _decide(plan: Plan, action: str, code_of: Callable[[RulePlan], int], *, last: bool) -> _Outcome:
-    """`code_of` says what a rule comes to; it is asked about no more rules than the answer needs."""
+def _rules(plan: Plan, action: str, only: str) -> tuple[list[RulePlan], list[RulePlan]]:
+    """Permissions and prohibitions that reach `action`; of the permissions `only` that one, where it is named."""
     permissions, prohibitions = plan.covering(action)
+    if only:
+        permissions = [rule for rule in permissions if rule.path == only]
+    return permissions, prohibitions
+
+
+def _decide(
+    rules: tuple[list[RulePlan], list[RulePlan]], conflict: Conflict, code_of: Callable[[RulePlan], int], *, last: bool
+) -> _Outcome:
+    """`code_of` says what a rule comes to; it is asked about no more rules than the answer needs."""
+    permissions, prohibitions = rules
     hit, carried = None, []
     for rule in prohibitions:
         code = code_of(rule)
@@ -80,12 +90,12 @@ def _decide(plan: Plan, action: str, code_of: Callable[[RulePlan], int], *, last
             break
         if code == DEFERRED:
             carried.append(rule)
-    if hit is not None and plan.conflict is not Conflict.PERM:
+    if hit is not None and conflict is not Conflict.PERM:
         return _Outcome(False, None, hit, ())
     active = _active(permissions, code_of, last=last)
     if active is None:
         return _Outcome(False, None, hit, ())
-    return _Outcome(True, active, None, () if plan.conflict is Conflict.PERM else tuple(carried))
+    return _Outcome(True, active, None, () if conflict is Conflict.PERM else tuple(carried))
 
 
 def _active(permissions: list[RulePlan], code_of: Callable[[RulePlan], int], *, last: bool) -> RulePlan | None:
@@ -97,7 +107,14 @@ def _active(permissions: list[RulePlan], code_of: Callable[[RulePlan], int], *, 
 
 
 def permits(
-    policy: Policy, facts: Facts, *, action: str, phase: Phase, now: float, lenient_duties: bool = False
+    policy: Policy,
+    facts: Facts,
+    *,
+    action: str,
+    phase: Phase,
+    now: float,
+    permission: str = "",
+    lenient_duties: bool = False,
 ) -> bool:
     """The yes or no of `evaluate`, without its explanation."""
     plan = plan_of(policy)
@@ -107,13 +124,24 @@ def permits(
     moment = Moment(facts, phase=order, now=now, start=plan.start, lenient=lenient_duties)
     if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
         return False
-    return _decide(plan, expand(action), lambda rule: rule.check(moment), last=order >= BATCH).permitted
+    rules = _rules(plan, expand(action), permission)
+    return _decide(rules, plan.conflict, lambda rule: rule.check(moment), last=order >= BATCH).permitted
 
 
 def evaluate(
-    policy: Policy, facts: Facts, *, action: str, phase: Phase, now: float, lenient_duties: bool = False
+    policy: Policy,
+    facts: Facts,
+    *,
+    action: str,
+    phase: Phase,
+    now: float,
+    permission: str = "",
+    lenient_duties: bool = False,
 ) -> Decision:
     """Whether `action` is permitted in `phase` at `now` (UTC seconds), by which permission, and why.
+
+    `permission` names one (`/permission/0`): whether that one is active, whatever the others would permit. Columns and
+    rows are those of one permission, so whoever serves them asks about that one; the prohibitions always count.
 
     Only Sets and Agreements grant; an Offer is looked at up to the agreement, to see whether it could be
     concluded. An agreement demands the fact `ds:participant` to be its assignee. `lenient_duties` lets a
@@ -131,12 +159,13 @@ def evaluate(
         finding = plan.assignee.finding(moment, "/assignee", phase.value, plan.assignee.check(moment))
         reason = f"the agreement is with {policy.assignee}, and the caller is not known to be that party"
         return Decision(False, None, (finding,), (reason,), (), action, phase)
-    look = _Look(plan, moment, action, phase.value)
-    outcome = _decide(plan, action, look.rule, last=moment.phase >= BATCH)
-    permission = outcome.active.path if outcome.active else None
-    reasons = tuple(_reasons(outcome, plan, action, look))
+    rules = _rules(plan, action, permission)
+    look = _Look(rules, moment, phase.value)
+    outcome = _decide(rules, plan.conflict, look.rule, last=moment.phase >= BATCH)
+    active = outcome.active.path if outcome.active else None
+    reasons = tuple(_reasons(outcome, rules[0], action, look))
     carried = _carried(outcome, look.findings)
-    return Decision(outcome.permitted, permission, tuple(look.findings), reasons, carried, action, phase)
+    return Decision(outcome.permitted, active, tuple(look.findings), reasons, carried, action, phase)
 
 
 def concludable(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Decision:
@@ -170,10 +199,10 @@ class _Look:
 
     __slots__ = ("codes", "findings", "moment", "phase")
 
-    def __init__(self, plan: Plan, moment: Moment, action: str, phase: str) -> None:
+    def __init__(self, rules: tuple[list[RulePlan], list[RulePlan]], moment: Moment, phase: str) -> None:
         self.moment, self.phase = moment, phase
         self.findings: list[Finding] = []
-        permissions, prohibitions = plan.covering(action)
+        permissions, prohibitions = rules
         self.codes = {rule: [self._at(part, rule.path) for part in rule.parts] for rule in permissions + prohibitions}
 
     def rule(self, rule: RulePlan) -> int:
@@ -196,14 +225,13 @@ def _carried(outcome: _Outcome, findings: list[Finding]) -> tuple[str, ...]:
     return tuple([found.constraint for found in findings if found.result == "deferred" and found.rule in waiting])
 
 
-def _reasons(outcome: _Outcome, plan: Plan, action: str, look: _Look) -> Iterator[str]:
+def _reasons(outcome: _Outcome, permissions: list[RulePlan], action: str, look: _Look) -> Iterator[str]:
     """Why, in plain words: the permission that permits, the prohibition that forbids, or all that is missing."""
     if outcome.active is not None:
         yield f"{outcome.active.path} permits to {words.action(outcome.active.action)}"
     elif outcome.hit is not None:
         yield _forbids(outcome.hit, look.moment)
     else:
-        permissions = plan.covering(action)[0]
         fine = (SATISFIED,) if look.moment.phase >= BATCH else (SATISFIED, DEFERRED)
         if not permissions:
             yield f"no permission covers {compact(action)}; what is not permitted is denied"

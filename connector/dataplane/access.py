@@ -29,7 +29,8 @@ def router(addresses: Addresses, grants: Grants, identity: Identity, *, owner: s
     @routes.get("/contract", summary="What the agreement of this ticket allows (bearer: ticket)")
     async def contract(request: Request) -> dict[str, Any]:
         ticket = addresses.read(request.headers.get("authorization"))
-        return summary(await grants.hold(ticket.agreement, consumer=ticket.consumer), owner=owner)
+        held = await grants.usable(ticket.agreement, consumer=ticket.consumer, purpose=ticket.purpose)
+        return summary(held, owner=owner)
 
     @routes.post("/tickets", summary="A fresh data address for a started transfer (bearer: self-issued token)")
     async def renewed(asked: Renewal, request: Request) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Addresses:
             return row
 
         row = await self._store.read(work)
-        await self._grants.still(row.agreement_id, consumer=consumer, purpose=expand(row.purpose))
+        await self._grants.usable(row.agreement_id, consumer=consumer, purpose=expand(row.purpose))
         return self.address(row)
 
     def read(self, authorization: str | None) -> Ticket:

@@ -34,11 +34,22 @@ _REASON_MAX = 400
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """A small table that the consumer brings along to join with: an Arrow stream."""
+    """A small table that the consumer brings along to join with: an Arrow stream of exactly these columns."""
 
     name: str
     columns: tuple[str, ...]
     arrow: bytes
+
+    def __post_init__(self) -> None:
+        """SQL does not tell names apart by their case, so that two alike would be one column for the gate alone."""
+        seen: set[str] = set()
+        for column in self.columns:
+            if column.casefold() in seen:
+                raise BadInput(
+                    f"expected each column of keys.{self.name} once, whatever its case, came {column[:100]!r} again",
+                    code="envelope_invalid",
+                )
+            seen.add(column.casefold())
 
 
 @dataclass(frozen=True, slots=True)

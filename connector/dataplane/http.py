@@ -85,6 +85,7 @@ class PlanForm(BaseModel):
     columns: list[str] = Field(default_factory=list, max_length=4096)
     where: str = Field("", max_length=16_384)
     purpose: str = Field("", max_length=1024)
+    application: str = Field("", max_length=1024)
 
 
 class Envelope(BaseModel):
@@ -281,6 +282,7 @@ class _Transport:
             columns=tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip()),
             where=given.get("where", ""),
             purpose=expand(given.get("purpose", "")[:1024]),
+            application=given.get("application", "")[:1024],
         )
         split = await self._split(ticket, wanted, given)
         asked = plans.asked_of(ticket, held, wanted, owner=self._owner, split=split)
@@ -291,7 +293,6 @@ class _Transport:
             exchange,
             replace(
                 asked,
-                application=given.get("application", "")[:1024],
                 rows=most,
                 batch_rows=_number(given, "batch_rows"),
                 format=formats.chosen(given, exchange.headers.get("accept", "")),
@@ -305,7 +306,12 @@ class _Transport:
         """The blocks of the ticket's dataset, without a row of it."""
         ticket = self._ticket(exchange.headers.get("authorization"))
         form = _parsed(PlanForm, await exchange.body())
-        wanted = Wanted(columns=tuple(form.columns), where=form.where, purpose=expand(form.purpose))
+        wanted = Wanted(
+            columns=tuple(form.columns),
+            where=form.where,
+            purpose=expand(form.purpose),
+            application=form.application,
+        )
         found = await self._reads.plan(ticket, wanted)
         await exchange.answer(200, json.dumps(found).encode(), "application/json")
 

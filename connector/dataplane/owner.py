@@ -27,8 +27,8 @@ from connector.usage.facts import Known, counted, requested
 from policies import admission, explain, jsonld, report
 from policies import compile as compiler
 from policies.contract import DataContract, Grid
-from policies.errors import PolicyError
-from policies.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate
+from policies.errors import PolicyError, QueryRefused
+from policies.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate, permits
 from policies.model import Policy
 from policies.vocabulary import Phase, expand
 
@@ -128,7 +128,7 @@ class OwnersView:
         shown: dict[str, Any] = {"columns": [], "hidden": [], "rows": [], "sql": ""}
         if found["permitted"]:
             try:
-                shown = await self._shown(dataset, version, policy, asked, offer.id, by=by, now=now)
+                shown = await self._shown(dataset, version, policy, facts, asked, offer.id, by=by, now=now)
             except (HanseError, PolicyError) as error:
                 found["permitted"] = False
                 found["explanation"].append(f"Refused by the gate ({error.code}): {error}.")
@@ -144,7 +144,7 @@ class OwnersView:
 
         chosen, declared = expand(action), expand(purpose) or None
         try:
-            contract = admission.choose(contracts, action=chosen, purpose=declared, now=time.time())
+            contract = admission.covering(contracts, action=chosen, purpose=declared, now=time.time())[0]
             gated = Gated((self._name, dataset.name), _token(), contract, dataset.id)
             prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=_token, mask_key=b"simulated")
         except PolicyError as error:
@@ -169,6 +169,7 @@ class OwnersView:
         dataset: Dataset,
         version: DatasetVersion,
         policy: Policy,
+        facts: Facts,
         asked: Asked,
         offer: str,
         *,
@@ -180,7 +181,8 @@ class OwnersView:
 
         contracts = compiler.contracts(policy, published_schema(version), concluded=now)
         action, purpose = expand(asked.action), expand(asked.purpose) or None
-        contract = admission.choose(contracts, action=action, purpose=purpose, now=now)
+        covering = admission.covering(contracts, action=action, purpose=purpose, now=now)
+        contract = _active(covering, policy, facts, action=action, now=now)
         if note := _unshown(contract):
             return {**_columns(contract), "columns_shown": [], "rows": [], "sql": "", "note": note}
         sql = _first_rows(self._name, dataset.name, contract)
@@ -266,6 +268,21 @@ def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[s
         "rules": _verdicts(policy, read),
         "decision": read.to_json(),
     }
+
+
+def _active(
+    contracts: Sequence[DataContract], policy: Policy, facts: Facts, *, action: str, now: float
+) -> DataContract:
+    """The contract that a read of this party would be under: the first whose own permission is active."""
+    tried = as_if_agreed(policy, at=now)
+    for one in contracts:
+        if permits(tried, facts, action=action, permission=one.permission, phase=Phase.QUERY, now=now):
+            return one
+    raise QueryRefused(
+        "no permission that covers this action and purpose is active for this party; look at the rules above",
+        rule=contracts[0].permission,
+        code="not_permitted",
+    )
 
 
 def _verdicts(policy: Policy, decision: Decision) -> list[dict[str, Any]]:

@@ -37,11 +37,12 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which rows: columns (none: all that the contract shows), a condition, the declared purpose."""
+    """Which rows: columns (none: all that the contract shows), a condition, and what is declared."""
 
     columns: tuple[str, ...] = ()
     where: str = ""
     purpose: str = ""
+    application: str = ""
 
 
 class Plans:
@@ -110,12 +111,12 @@ class Plans:
 
     async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
         """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""
-        held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
-        contract = await self._grants.covers(
+        held, contract = await self._grants.covers(
             ticket.agreement,
             consumer=ticket.consumer,
             action=ask.STREAM,
             purpose=ticket.purpose or wanted.purpose,
+            application=wanted.application,
             transfer=(ticket.transfer, ticket.generation),
         )
         if contract.grid is not None:
@@ -232,6 +233,7 @@ def asked_of(ticket: Ticket, held: Held, wanted: Wanted, *, owner: str, split: S
         plain_scan=True,
         unfiltered=not wanted.where.strip(),
         purpose=wanted.purpose,
+        application=wanted.application,
         split=split,
     )
 

@@ -3,7 +3,7 @@
 `Reads.open` admits a read and `GovernedStream` delivers it; the numbers stand beside the code:
 1. the grants: each agreement holds, covers action and purpose, and has uses and quota left (`usage.grants`);
 2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
-3. the start of the read is durable in the log before anything leaves;
+3. the use is counted, and the start of the read is durable in the log before anything leaves;
 4. a worker checks the SQL again with the engine's parser and runs it over the pinned files (`query.pool`), or its
    answer is there from an earlier pass (`prepared`);
 5. before each batch the gate looks at every lease: revoked, expired, rows, bytes; a batch is counted, then released;
@@ -150,9 +150,17 @@ class GovernedStream:
         if self.end is None:
             self.end = replace(self._ended(FAILED), code=code, reason=reason)
 
-    def extend(self, seconds: float) -> None:
-        """A renewed ticket: the read may go on this long from now, within the agreement's time."""
-        for grant in self.grants:
+    def of(self, ticket: Ticket) -> list[Grant]:
+        """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
+        shown = ticket.agreement, ticket.transfer
+        return [one for one in self.grants if (one.agreement_id, one.transfer_id) == shown]
+
+    def extend(self, grants: Sequence[Grant], seconds: float) -> None:
+        """A renewed ticket: as far as it goes, the read may go on this long from now, within the agreement's time.
+
+        A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
+        """
+        for grant in grants:
             grant.lease.deadline = time.monotonic() + min(seconds, self._reads.left(grant.contract))
 
     async def _next(self) -> Frame | Part | None:
@@ -287,6 +295,9 @@ class Reads:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
                 passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
+                for grant in grants:
+                    grant.drawn = passed[0].drawn.get((self._name, grant.held.dataset.name), 0)
+                await self.grants.count(grants)  # 3
                 charged = await self._charge(asked, grants, passed[0])
                 prepared = passed[0]
                 async with self._running_stream(asked, grants, *passed, charged, begun, spans) as stream:
@@ -361,12 +372,12 @@ class Reads:
         """What a grant would be, without its place and its uses."""
         await self._narrow(ticket, asked)
         purpose = ticket.purpose or asked.purpose
-        held = await self.grants.hold(ticket.agreement, consumer=ticket.consumer)
-        contract = await self.grants.covers(
+        held, contract = await self.grants.covers(
             ticket.agreement,
             consumer=ticket.consumer,
             action=asked.action,
             purpose=purpose,
+            application=asked.application,
             transfer=(ticket.transfer, ticket.generation),
         )
         lease = gate.Lease(deadline=time.monotonic() + _LONGEST)
@@ -391,13 +402,15 @@ class Reads:
                 await self._quiet.wait()
 
     async def renew(self, query_id: str, ticket: Ticket) -> None:
-        """Let a running read go on with a fresh ticket of the same agreement. NotFound for anybody else's, Refused
-        where the party's facts do not permit it any more."""
+        """Let a running read go on with a fresh ticket of the same transfer. NotFound for anybody else's, Refused
+        where the transfer is over or the party's facts do not permit it any more."""
         stream = self._live.get(query_id)
-        if stream is None or all(grant.agreement_id != ticket.agreement for grant in stream.grants):
+        grants = [] if stream is None else stream.of(ticket)
+        if stream is None or not grants:
             raise NotFound(f"no read {query_id[:64]!r} of yours is running")
-        known = [await self.grants.recheck(grant) for grant in stream.grants]
-        stream.extend(min(ticket.expires - self.clock(), *known))
+        await self.grants.check_started(ticket.agreement, transfer=ticket.transfer, generation=ticket.generation)
+        known = [await self.grants.recheck(grant) for grant in grants]
+        stream.extend(grants, min(ticket.expires - self.clock(), *known))
 
     def left(self, contract: DataContract) -> float:
         """Seconds until the contract's own end."""
@@ -414,7 +427,7 @@ class Reads:
         return _Place(self._running, consumer, self._quiet)
 
     async def _admit(self, asked: Asked) -> list[Grant]:
-        """One grant per ticket, or none at all (1)."""
+        """One grant per ticket, or none at all (1); nothing is counted yet."""
         for ticket in asked.tickets:
             await self._narrow(ticket, asked)
         now = self.clock()
@@ -431,13 +444,19 @@ class Reads:
             )
             for ticket in asked.tickets
         ]
-        return await self.grants.open(*wanted)
+        return await self.grants.examine(*wanted)
 
     async def _narrow(self, ticket: Ticket, asked: Asked) -> None:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
         if not ticket.purpose or not asked.purpose or ticket.purpose == asked.purpose:
             return
-        await self.grants.covers(ticket.agreement, consumer=ticket.consumer, action=asked.action, purpose=asked.purpose)
+        await self.grants.covers(
+            ticket.agreement,
+            consumer=ticket.consumer,
+            action=asked.action,
+            purpose=asked.purpose,
+            application=asked.application,
+        )
         raise Refused(
             f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
             "start a transfer for that purpose",
@@ -512,7 +531,7 @@ class Reads:
             for grant in grants
             if grant.held.dataset.name == dataset.name[1]
         }
-        brought = {table.relation: Relation("", blob=number) for number, table in enumerate(keys)}
+        brought = {one.relation: Relation("", blob=number, columns=one.columns) for number, one in enumerate(keys)}
         rows = min(grant.lease.rows for grant in grants)
         spare = min(grant.lease.bytes for grant in grants)
         return Job(

@@ -64,6 +64,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "store_refused": (SourceUnreadable, "the object store does not let the connector read there"),
     "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
+    "arrow_columns": (BadInput, "expected Arrow with the columns that are named for it, came others; name all, once"),
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
     "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),
     "noise_unavailable": (Busy, "this connector cannot draw noise; its owner must install hanse-server[privacy]"),

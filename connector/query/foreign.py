@@ -7,7 +7,7 @@ section 0): a crash here costs one job. Runs in a worker.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ _PIECE = 4 * 2**20
 _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they are joined: three million numbers
 
 
-def read_blob(blob: bytes) -> pa.Table:
-    """A small stream (keys of a semi-join) as a table."""
+def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
+    """A small stream (keys of a semi-join) as a table, of exactly these columns where any are named: the gate has
+    read the query by them."""
     if len(blob) > _BLOB_MAX:
         raise Coded("arrow_too_large", most=_BLOB_MAX)
     try:
         with pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
+            if columns and sorted(reader.schema.names) != sorted(columns):
+                raise Coded("arrow_columns")
             return pa.Table.from_batches(list(_valid(reader)), schema=reader.schema)
     except (pa.ArrowException, OSError):
         raise Coded("arrow_invalid") from None

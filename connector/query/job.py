@@ -48,7 +48,8 @@ class Relation:
     """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
 
     `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`:
-    an Arrow file that the engine takes in at once, so that it knows the counts by which it orders joins.
+    an Arrow file that the engine takes in at once, so that it knows the counts by which it orders joins. `columns`:
+    what a blob must hold, no more and no less, where somebody has said so.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Relation:
     row_bytes: Mapping[str, float] = field(default_factory=dict)
     blob: int | None = None
     loaded: bool = False
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ def opened(session: Session, job: Job) -> Any:
     con = opening.con
     for name, relation in job.relations.items():
         if relation.blob is not None:
-            engine.attach_table(con, name, foreign.read_blob(job.blobs[relation.blob]))
+            table = foreign.read_blob(job.blobs[relation.blob], columns=relation.columns)
+            engine.attach_table(con, name, table)
     _recheck(con, job)
     session.check()
     return con

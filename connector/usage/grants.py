@@ -1,13 +1,16 @@
 """Grants: whether an agreement still lets this party read this dataset now, and how much is left.
 
 The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
-running reads. `open` answers for one read, in this order; the numbers stand beside the code:
+running reads. `examine` and `count` answer for one read, in this order; the numbers stand beside the code:
 1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
-2. the agreement compiles to a contract for the asked action and purpose, with nothing undecided;
-3. the time is inside the contract's;
-4. fewer reads are running than the contract allows;
-5. the party's facts are gathered anew and still make the permission active;
-6. one use is counted, and a first chunk of the row and byte quota is reserved, in conditional updates.
+2. the agreement compiles to contracts, with nothing undecided; those are looked at, in order, that cover the asked
+   action and purpose at this time. Each is of one permission, and the read is under the first that passes 3 to 5;
+3. fewer reads are running than it allows;
+4. the party's facts, gathered anew, make that very permission active: another one that is gives no right to this
+   one's columns and rows;
+5. it has uses of today, rows and bytes left;
+6. `count`, once the gate has let the question through: one use is counted, and a first chunk of the row and byte
+   quota is reserved, in conditional updates.
 Revocation reaches running reads through the bus at once, and through a poll where another process revoked.
 """
 
@@ -18,7 +21,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
@@ -31,7 +35,7 @@ from policies import admission, jsonld
 from policies import compile as compiler
 from policies.contract import DataContract
 from policies.errors import QueryRefused
-from policies.evaluate import Decision, Facts, concludable, evaluate
+from policies.evaluate import Decision, Facts, evaluate
 from policies.gate import Lease
 from policies.model import Policy
 from policies.vocabulary import Phase
@@ -42,6 +46,8 @@ _POLL_SECONDS = 0.5
 _RECHECK_SECONDS = 5.0  # how often the party's facts are asked again while a read runs
 _CACHED_MAX = 512
 _DAY = 86_400
+_NOT_NOW = "the agreement does not permit this now: "
+_NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # what passes by itself comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,11 @@ class Held:
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it."""
+    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it.
+
+    `drawn`: how often the question draws on all rows of the dataset at once (`Prepared.drawn`). Where rows are counted,
+    that many are, as if they had left: one row of the answer may carry all of them.
+    """
 
     held: Held
     contract: DataContract
@@ -69,12 +79,18 @@ class Grant:
     lease: Lease
     reserved_rows: int = 0
     reserved_bytes: int = 0
+    drawn: int = 0
     stop_reason: str = ""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def agreement_id(self) -> str:
         return self.held.agreement.id
+
+    @property
+    def packed(self) -> int:
+        """Rows that are used whatever the answer has."""
+        return self.drawn * int(self.held.version.profile["rows"]) if self.drawn else 0
 
     def take(self, rows: int, nbytes: int) -> None:
         """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
@@ -106,6 +122,16 @@ class Wanted:
     application: str = ""
 
 
+class _Own(NamedTuple):
+    """What the provider knows itself of an agreement at one moment, as facts and as counters."""
+
+    facts: Facts
+    uses: int
+    today: int
+    rows: int
+    bytes: int
+
+
 class Grants:
     """The grants of one provider. `facts_of` gathers what is known of a party now."""
 
@@ -125,48 +151,73 @@ class Grants:
         """As `hold`, in a transaction that reads already."""
         return self._compiled(*_rows(tx, agreement_id, consumer))
 
+    async def check_started(self, agreement_id: str, *, transfer: str, generation: int) -> None:
+        """Refused unless the transfer runs and this is the generation of its tickets."""
+        await self._store.read(lambda tx: _check_transfer(tx, transfer, agreement_id, generation))
+
     async def covers(
-        self, agreement_id: str, *, consumer: str, action: str, purpose: str, transfer: tuple[str, int] | None = None
-    ) -> DataContract:
-        """The contract that serves this action and purpose now, without opening a read; Refused by its rule.
+        self,
+        agreement_id: str,
+        *,
+        consumer: str,
+        action: str,
+        purpose: str,
+        application: str = "",
+        transfer: tuple[str, int] | None = None,
+    ) -> tuple[Held, DataContract]:
+        """The contract that a read of this action and purpose would be under now; none is opened. Refused by its rule.
 
-        `transfer`: id and generation of the transfer that must still be started.
+        `transfer`: id and generation of the transfer that must still be started. Reads that run are not counted.
         """
-        held = await self.hold(agreement_id, consumer=consumer)
-        if transfer is not None:
-            await self._store.read(lambda tx: _check_transfer(tx, transfer[0], agreement_id, transfer[1]))
-        return choose(held.contracts, action=action, purpose=purpose, now=time.time())
+        now = time.time()
 
-    async def open(self, *wanted: Wanted) -> list[Grant]:
-        """Admit a read under these agreements, all or none: Refused, Limited or NotFound with the first reason.
+        def work(tx: Transaction) -> tuple[tuple[Agreement, Dataset, DatasetVersion], _Own]:
+            rows = _rows(tx, agreement_id, consumer)
+            if transfer is not None:
+                _check_transfer(tx, transfer[0], agreement_id, transfer[1])
+            return rows, _own(tx, rows[0], now)
 
-        What a refused one would have used of the others is not counted.
-        """
+        rows, own = await self._store.read(work)
+        held = self._compiled(*rows)
+        candidates = covering(held.contracts, action=action, purpose=purpose, now=now)
+        facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose, application=application)
+        return held, _chosen(held, candidates, facts, own, action=action, running=0, now=now)[0]
+
+    async def examine(self, *wanted: Wanted) -> list[Grant]:
+        """A place for a read under these agreements, all or none, of which nothing is counted yet: Refused, Limited or
+        NotFound with the first reason. Whoever has them calls `close` on each, whatever happens."""
         now = time.time()
         looked = await self._store.read(lambda tx: [_look(tx, one, now) for one in wanted])  # 1
         grants: list[Grant] = []
         try:
             for one, (rows, own) in zip(wanted, looked, strict=True):
                 grants.append(await self._examined(one, self._compiled(*rows), own, now))
-            # Always in the same order: two reads of the same agreements would wait for each other otherwise.
-            ordered = sorted(grants, key=lambda grant: grant.agreement_id)
-            reserved = await self._store.write(lambda tx: [_admit(tx, grant, now) for grant in ordered])  # 6
         except BaseException:
             for grant in grants:
                 self._forget(grant)
             raise
-        for grant, quota in zip(ordered, reserved, strict=True):
-            grant.take(*quota)
         self._watch()
         return grants
 
-    async def _examined(self, wanted: Wanted, held: Held, own: Facts, now: float) -> Grant:
+    async def count(self, grants: Sequence[Grant]) -> None:
+        """A use of each of these grants and the first of their quotas, all or none. Refused or Limited.
+
+        After the gate: a question that it refuses takes no use. Before the read: one that nobody counted never runs.
+        """
+        # Always in the same order: two reads of the same agreements would wait for each other otherwise.
+        ordered, now = sorted(grants, key=lambda grant: grant.agreement_id), time.time()
+        reserved = await self._store.write(lambda tx: [_admit(tx, grant, now) for grant in ordered])  # 6
+        for grant, quota in zip(ordered, reserved, strict=True):
+            grant.take(*quota)
+
+    async def _examined(self, wanted: Wanted, held: Held, own: _Own, now: float) -> Grant:
         """The grant, counted as running from here on, before anything of it is used."""
-        contract = choose(held.contracts, action=wanted.action, purpose=wanted.purpose, now=now)  # 2, 3
-        self._check_concurrency(held, contract)  # 4
-        running = Facts.of({"ds:concurrency": self.running(wanted.agreement_id)}, source="counter")
-        facts = requested(own.adding(running), purpose=wanted.purpose, application=wanted.application)
-        known = await self._check_party(held, contract, wanted.consumer, facts, action=wanted.action, now=now)  # 5
+        candidates = covering(held.contracts, action=wanted.action, purpose=wanted.purpose, now=now)  # 2
+        facts = (await self._facts_of(wanted.consumer)).adding(own.facts)
+        # Nothing waits from here to the place among those that run: two reads at once would both find it free.
+        running = self.running(wanted.agreement_id)
+        facts = requested(facts, purpose=wanted.purpose, application=wanted.application)
+        contract, known = _chosen(held, candidates, facts, own, action=wanted.action, running=running, now=now)
         ends = min(wanted.longest, (contract.not_after or float("inf")) - now, known - now)
         lease = Lease(deadline=time.monotonic() + ends)
         grant = Grant(
@@ -182,34 +233,34 @@ class Grants:
         self._live.setdefault(wanted.agreement_id, []).append(grant)
         return grant
 
-    async def still(self, agreement_id: str, *, consumer: str, purpose: str) -> None:
-        """For a fresh ticket: the agreement holds, and the party's facts still make a permission active. Refused else.
+    async def usable(self, agreement_id: str, *, consumer: str, purpose: str = "") -> Held:
+        """The agreement with those of its contracts whose own permission the party's facts make active. Refused where
+        there is none.
 
         What a request declares may be missing, and counters are asked when something is read.
         """
         held, now = await self.hold(agreement_id, consumer=consumer), time.time()
         own = await self._store.read(lambda tx: _own(tx, held.agreement, now, counters=False))
-        facts = requested((await self._facts_of(consumer)).adding(own), purpose=purpose)
-        decision = concludable(held.policy, facts, phase=Phase.TRANSFER, now=now)
-        open_ = {finding.left for finding in decision.findings if finding.result in ("unknown", "unsatisfied")}
-        if not decision.permitted and not open_ <= DECLARED - set(facts):
-            raise Refused(
-                f"the agreement does not permit this now: {'; '.join(decision.reasons)}",
-                code="not_permitted",
-                decision=decision.to_json(),
-            )
+        facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose)
+        decisions = [(one, _decided(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
+        later = DECLARED - set(facts)
+        contracts = tuple(one for one, decision in decisions if decision.permitted or _against(decision) <= later)
+        if not contracts:
+            raise _refusal([_not_permitted(one, decision) for one, decision in decisions])
+        return replace(held, contracts=contracts)
 
     async def recheck(self, grant: Grant) -> float:
-        """Ask again whether the party may: the seconds that this is sure to hold. Refused, and the read stops, if not.
+        """Ask again whether its own permission is active: the seconds that this is sure to hold. Refused, and the
+        read stops, if not.
 
         Uses were counted when the read was admitted, so they are not asked again.
         """
         now = time.time()
         try:
             own = await self._store.read(lambda tx: _own(tx, grant.held.agreement, now, counters=False))
-            facts = requested(own, purpose=grant.purpose, application=grant.application)
-            args = (grant.held, grant.contract, grant.consumer, facts)
-            return await self._check_party(*args, action=grant.action, now=now) - now
+            facts = (await self._facts_of(grant.consumer)).adding(own.facts)
+            facts = requested(facts, purpose=grant.purpose, application=grant.application)
+            return _permitted(grant.held, grant.contract, facts, action=grant.action, now=now) - now
         except Refused as refused:
             grant.stop(refused.message)
             raise
@@ -224,7 +275,7 @@ class Grants:
     async def close(self, grant: Grant) -> None:
         """Settle a read: what was reserved and did not leave goes back."""
         self._forget(grant)
-        left_rows = grant.lease.rows if grant.reserved_rows else 0
+        left_rows = min(grant.lease.rows, max(0, grant.reserved_rows - grant.packed)) if grant.reserved_rows else 0
         left_bytes = grant.lease.bytes if grant.reserved_bytes else 0
         if left_rows or left_bytes:
             await self._store.write(
@@ -276,38 +327,6 @@ class Grants:
         else:
             self._live.pop(grant.agreement_id, None)
 
-    def _check_concurrency(self, held: Held, contract: DataContract) -> None:
-        most, running = contract.limits.concurrency, self.running(held.agreement.id)
-        if most is not None and running >= most:
-            raise Limited(
-                f"the agreement allows {most} reads at once and {running} are running; end one or wait",
-                code="concurrency",
-                rule=admission.reason(contract, "concurrency"),
-            )
-
-    async def _check_party(
-        self,
-        held: Held,
-        contract: DataContract,
-        consumer: str,
-        facts: Facts,
-        *,
-        action: str,
-        now: float,
-    ) -> float:
-        """Until when (UTC seconds) the party surely may: the first end of a fact that the decision rests on."""
-        facts = (await self._facts_of(consumer)).adding(facts)
-        decision = evaluate(held.policy, facts, action=action, phase=Phase.TRANSFER, now=now)
-        if not decision.permitted:
-            reason = "; ".join(decision.reasons) or "no permission is active"
-            raise Refused(
-                f"the agreement does not permit this now: {reason}",
-                code="not_permitted",
-                rule=contract.permission,
-                decision=decision.to_json(),
-            )
-        return _sure_until(decision, facts)
-
     def _compiled(self, agreement: Agreement, dataset: Dataset, version: DatasetVersion) -> Held:
         key = (agreement.id, version.digest)
         if (held := self._cached.get(key)) is None:
@@ -319,12 +338,119 @@ class Grants:
         return held
 
 
-def choose(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> DataContract:
-    """The one contract that serves this action, purpose and time; two permissions are never merged. Else Refused."""
+def covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
+    """The contracts that cover this action, purpose and time; Refused where none does."""
     try:
-        return admission.choose(contracts, action=action, purpose=purpose or None, now=now)
+        return admission.covering(contracts, action=action, purpose=purpose or None, now=now)
     except QueryRefused as refusal:
         raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
+
+
+def _chosen(
+    held: Held,
+    candidates: Sequence[DataContract],
+    facts: Facts,
+    own: _Own,
+    *,
+    action: str,
+    running: int,
+    now: float,
+) -> tuple[DataContract, float]:
+    """The first whose own permission is active and has something left, and until when (UTC seconds) that is sure.
+
+    Else Refused or Limited, with what is missing for each: two permissions are never merged.
+    """
+    facts = facts.adding(Facts.of({"ds:concurrency": running}, source="counter"))
+    refusals: list[HanseError] = []
+    for contract in candidates:
+        try:
+            _check_concurrency(contract, running)  # 3
+            until = _permitted(held, contract, facts, action=action, now=now)  # 4
+            _check_left(held, contract, own, now=now)  # 5
+        except HanseError as refusal:
+            refusals.append(refusal)
+        else:
+            return contract, until
+    raise _refusal(refusals)
+
+
+def _refusal(refusals: Sequence[HanseError]) -> HanseError:
+    """The one refusal, or the one that the least stands against with the words of all."""
+    nearest = min(refusals, key=lambda one: _NEAREST.index(one.code))
+    if len(refusals) == 1:
+        return nearest
+    told = dict.fromkeys(one.message.removeprefix(_NOT_NOW) for one in refusals)
+    return type(nearest)(f"{_NOT_NOW}{'; '.join(told)}", code=nearest.code, **nearest.facts)
+
+
+def _check_concurrency(contract: DataContract, running: int) -> None:
+    most = contract.limits.concurrency
+    if most is not None and running >= most:
+        raise Limited(
+            f"the agreement allows {most} reads at once and {running} are running; end one or wait",
+            code="concurrency",
+            rule=admission.reason(contract, "concurrency"),
+        )
+
+
+def _permitted(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> float:
+    """Until when (UTC seconds) the party surely may: the first end of a fact that the decision rests on. Refused where
+    the contract's own permission is not active."""
+    decision = _decided(held, contract, facts, action=action, now=now)
+    if not decision.permitted:
+        raise _not_permitted(contract, decision)
+    return _sure_until(decision, facts)
+
+
+def _decided(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> Decision:
+    """What the evaluator says of the contract's own permission; what another one permits does not count."""
+    own = contract.permission
+    return evaluate(held.policy, facts, action=action, permission=own, phase=Phase.TRANSFER, now=now)
+
+
+def _not_permitted(contract: DataContract, decision: Decision) -> Refused:
+    return Refused(
+        f"{_NOT_NOW}{'; '.join(decision.reasons) or 'no permission is active'}",
+        code="not_permitted",
+        rule=contract.permission,
+        decision=decision.to_json(),
+    )
+
+
+def _against(decision: Decision) -> set[str]:
+    """The facts that stand against a permission; under a prohibition it is those that meet it or are not known."""
+    permission = ("unknown", "unsatisfied"), ("unknown", "satisfied")
+    return {one.left for one in decision.findings if one.result in permission[one.rule.startswith("/prohibition")]}
+
+
+def _check_left(held: Held, contract: DataContract, own: _Own, *, now: float) -> None:
+    """Limited where nothing is left of what is counted; the counting itself asks again."""
+    limits, rows = contract.limits, _most_rows(held, contract)
+    if limits.queries_per_day is not None and own.today >= limits.queries_per_day:
+        raise _uses_spent(contract, own.uses)
+    if (rows is not None and own.rows >= rows) or (limits.bytes is not None and own.bytes >= limits.bytes):
+        raise _quota_spent(contract)
+
+
+def _uses_spent(contract: DataContract, uses: int) -> Limited:
+    limits = contract.limits
+    spent = limits.queries is not None and uses >= limits.queries
+    what = f"{limits.queries} reads" if spent else f"{limits.queries_per_day} reads a day"
+    return Limited(
+        f"the agreement allows {what} and they are used up",
+        code="count_spent",
+        rule=admission.reason(contract, "count" if spent else "queriesPerDay"),
+    )
+
+
+def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
+    told = "the agreement's rows or bytes are used up"
+    if draws:
+        told = (
+            "a question that combines rows (aggregates, windows, WITH, UNION, a dataset twice) counts as all rows of "
+            "the dataset, and fewer are left under the agreement; ask for rows, which are counted as they leave"
+        )
+    return Limited(told, code="quota_spent", rule=_quota_rule(contract))
 
 
 def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement, Dataset, DatasetVersion]:
@@ -353,7 +479,7 @@ def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, genera
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 
 
-def _look(tx: Transaction, wanted: Wanted, now: float) -> tuple[tuple[Agreement, Dataset, DatasetVersion], Facts]:
+def _look(tx: Transaction, wanted: Wanted, now: float) -> tuple[tuple[Agreement, Dataset, DatasetVersion], _Own]:
     rows = _rows(tx, wanted.agreement_id, wanted.consumer)
     _check_transfer(tx, wanted.transfer_id, wanted.agreement_id, wanted.generation)
     return rows, _own(tx, rows[0], now)
@@ -369,16 +495,10 @@ def _admit(tx: Transaction, grant: Grant, now: float) -> tuple[int, int]:
         row = tx.agreements.grant(grant.agreement_id)
         if row is None or row.revoked_at is not None:
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
-        spent = limits.queries is not None and row.queries >= limits.queries
-        what = f"{limits.queries} reads" if spent else f"{limits.queries_per_day} reads a day"
-        raise Limited(
-            f"the agreement allows {what} and they are used up",
-            code="count_spent",
-            rule=admission.reason(grant.contract, "count" if spent else "queriesPerDay"),
-        )
-    quota = _reserve(tx, grant, rows=0, nbytes=0)
+        raise _uses_spent(grant.contract, row.queries)
+    quota = _reserve(tx, grant, rows=grant.packed, nbytes=0)
     if quota is None:
-        raise Limited("the agreement's rows or bytes are used up", code="quota_spent", rule=_quota_rule(grant.contract))
+        raise _quota_spent(grant.contract, draws=grant.drawn > 0)
     return quota
 
 
@@ -388,7 +508,7 @@ def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[
     The grant takes them once they are committed: a transaction may be tried again.
     """
     limits = grant.contract.limits
-    most_rows = _most_rows(grant)
+    most_rows = _most_rows(grant.held, grant.contract)
     if most_rows is None and limits.bytes is None:
         return 0, 0
     for share in (1, 8, 64, 512, 0):
@@ -409,12 +529,12 @@ def _quota_rule(contract: DataContract) -> str:
     return admission.reason(contract, spent)
 
 
-def _most_rows(grant: Grant) -> int | None:
+def _most_rows(held: Held, contract: DataContract) -> int | None:
     """Rows that may leave under the agreement: the quota, or the share of the version that is read."""
-    limits = grant.contract.limits
+    limits = contract.limits
     if limits.share is None:
         return limits.rows
-    share = int(grant.held.version.profile["rows"] * limits.share / 100)
+    share = int(held.version.profile["rows"] * limits.share / 100)
     return share if limits.rows is None else min(share, limits.rows)
 
 
@@ -425,12 +545,13 @@ def _sure_until(decision: Decision, facts: Facts) -> float:
     return min(ends, default=float("inf"))
 
 
-def _own(tx: Transaction, agreement: Agreement, now: float, *, counters: bool = True) -> Facts:
+def _own(tx: Transaction, agreement: Agreement, now: float, *, counters: bool = True) -> _Own:
     """What we know ourselves: what was used, and which duties before use are fulfilled."""
     row = tx.agreements.grant(agreement.id) if counters else None
     today = 0 if row is None or row.day != int(now // _DAY) else row.queries_today
-    facts = counted(Facts(), uses=0 if row is None else row.queries, uses_today=today, running=0)
-    return facts.adding(fulfilled(tx, agreement, now=now))
+    uses, rows, nbytes = (0, 0, 0) if row is None else (row.queries, row.rows, row.bytes)
+    facts = counted(Facts(), uses=uses, uses_today=today, running=0)
+    return _Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)
 
 
 def _ended(tx: Transaction, agreement_ids: Sequence[str]) -> list[tuple[str, str]]:

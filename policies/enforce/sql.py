@@ -6,8 +6,8 @@ know the engine: the caller runs `sql` with `params` in a worker, after `recheck
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
@@ -16,7 +16,7 @@ from policies.admission import check_action, check_purpose, check_time, reason
 from policies.contract import DataContract, Scalar
 from policies.enforce import aggregate, bind, grid, private, rewrite, statement, template, wrap
 from policies.enforce.bind import Bound, Entry
-from policies.enforce.functions import ENGINE_FUNCTIONS
+from policies.enforce.functions import AGGREGATES, ENGINE_FUNCTIONS, WINDOW_ONLY
 from policies.enforce.private import Private
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
@@ -56,6 +56,8 @@ class Prepared:
     read; `barrier`: a filter that the engine must not look through; `min_group`: an empty answer of an
     aggregate-only query is refused with `min_group_size`, so that no cell and a small cell look the same.
     `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
+    `drawn`: how often a dataset whose rows are counted is drawn on in a way that may put several rows of it into one
+    of the answer; the caller counts all its rows that often. Names that are not there are counted as they leave.
     """
 
     sql: str
@@ -68,6 +70,7 @@ class Prepared:
     aggregate: bool
     min_group: int | None
     private: Private | None = None
+    drawn: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 def prepare(
@@ -99,6 +102,7 @@ def prepare(
     _joins(used, bound, catalogue, sources=len(bound.tables))
     if original is not None:
         template.check(original, used)
+    drawn = _drawn(tree, bound, [one for one in used if _rows_counted(one.contract)])
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
@@ -110,7 +114,7 @@ def prepare(
         else:
             wrapper.keys(node, tables[entry])
     wrapper.finish()
-    return _prepared(tree, wrapper, bound, used)  # 6
+    return _prepared(tree, wrapper, bound, used, drawn)  # 6
 
 
 def _entry(dataset: Dataset) -> Entry:
@@ -151,6 +155,33 @@ def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset
                 f"{_shown(dataset)} may be joined only with {', '.join(allowed) or 'nothing'} under this agreement",
                 reason(dataset.contract, "joinWith"),
             )
+
+
+def _rows_counted(contract: DataContract) -> bool:
+    """Groups and noise have their own bounds; there a row of the answer is meant to be of many."""
+    return contract.grid is None and (contract.limits.rows is not None or contract.limits.share is not None)
+
+
+# One row of the answer holds at most one row of a table that stands once in a statement without any of these.
+_PACKING: tuple[type[exp.Expr], ...] = (
+    exp.Group,
+    exp.Window,
+    exp.With,
+    exp.Union,
+    exp.Intersect,
+    exp.Except,
+    *AGGREGATES,
+    *WINDOW_ONLY,
+)
+
+
+def _drawn(tree: exp.Expr, bound: Bound, counted: Sequence[Dataset]) -> dict[tuple[str, str], int]:
+    """Of these datasets, those of which a row of the answer may hold several rows, and how often each stands there."""
+    if not counted:
+        return {}
+    packs = any(isinstance(node, _PACKING) for node in rewrite.every(tree))
+    times = {one.name: sum(1 for _, entry in bound.tables if (entry.owner, entry.table) == one.name) for one in counted}
+    return {name: number for name, number in times.items() if packs or number > 1}
 
 
 def _named_in(other: Dataset, dataset: Dataset, allowed: Sequence[str]) -> bool:
@@ -292,7 +323,13 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
     )
 
 
-def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Dataset, ...]) -> Prepared:
+def _prepared(
+    tree: exp.Expr,
+    wrapper: _Wrapper,
+    bound: Bound,
+    used: tuple[Dataset, ...],
+    drawn: Mapping[tuple[str, str], int],
+) -> Prepared:
     coarse = wrapper.grid.grid if wrapper.grid is not None else None
     names = tuple(dict.fromkeys((*wrapper.names, *bound.names)))
     own = rewrite.relations(tree, names)
@@ -306,6 +343,7 @@ def _prepared(tree: exp.Expr, wrapper: _Wrapper, bound: Bound, used: tuple[Datas
         barrier=wrapper.barrier,
         aggregate=coarse is not None,
         min_group=None if coarse is None else coarse.min_group,
+        drawn=drawn,
     )
 
 

@@ -32,7 +32,8 @@ OPERANDS: tuple[Operand, ...] = (
         fact="ds:rowQuota",
         sources=("counter",),
         enforced_by="batch",
-        help="Rows that may leave under one agreement, counted before they are sent.",
+        help="Rows that may leave under one agreement, counted before they are sent. A query that combines rows "
+        "(aggregates, windows, a dataset twice) counts as all rows of the dataset.",
         sentence="the number of rows that leave the owner {op} {value}",
     ),
     Operand(
@@ -56,7 +57,8 @@ OPERANDS: tuple[Operand, ...] = (
         fact="odrl:percentage",
         sources=("counter",),
         enforced_by="batch",
-        help="Share of the dataset's rows that may leave under one agreement, in per cent.",
+        help="Share of the dataset's rows that may leave under one agreement, in per cent. A query that combines "
+        "rows (aggregates, windows, a dataset twice) counts as all of them.",
         sentence="the share of the dataset's rows that leave, in per cent, {op} {value}",
     ),
     Operand(
@@ -82,7 +84,8 @@ OPERANDS: tuple[Operand, ...] = (
         sources=("counter",),
         enforced_by="grant",
         counting=Counting.BEFORE,
-        help="Queries and streams open at the same time, this one included.",
+        help="Queries and streams open at the same time, this one included. Each instance of a connector counts its "
+        "own: several behind one address may open as many each.",
         sentence="the number of queries and streams open at once {op} {value}",
     ),
 )

@@ -95,23 +95,25 @@ def test_an_open_end_never_comes_and_a_far_one_can_be_shown() -> None:
         admission.check_time(replace(FOR_RESEARCH, not_before=1e30), 0.0)
 
 
-def test_the_request_selects_one_permission() -> None:
+def test_the_request_selects_the_permissions_that_cover_it() -> None:
     stream = replace(_contract(), actions=(STREAM,), permission="/permission/1")
     marketing = replace(_contract(gate.atom("odrl:purpose", "eq", MARKETING)), permission="/permission/2")
     all_three = [FOR_RESEARCH, stream, marketing]
-    assert admission.choose(all_three, action=QUERY, purpose=RESEARCH) is FOR_RESEARCH
-    assert admission.choose(all_three, action=STREAM, purpose=None) is stream
-    assert admission.choose(all_three, action=QUERY, purpose=MARKETING) is marketing
+    assert admission.covering(all_three, action=QUERY, purpose=RESEARCH) == [FOR_RESEARCH]
+    assert admission.covering(all_three, action=STREAM, purpose=None) == [stream]
+    assert admission.covering(all_three, action=QUERY, purpose=MARKETING) == [marketing]
+    both = [replace(stream, permission="/permission/3"), stream]
+    assert admission.covering(both, action=STREAM, purpose=None) == both
 
 
 def test_the_refusal_of_the_closest_permission_is_told() -> None:
     stream = replace(_contract(), actions=(STREAM,))
     with pytest.raises(QueryRefused) as refused:
-        admission.choose([stream, FOR_RESEARCH], action=QUERY, purpose=MARKETING)
+        admission.covering([stream, FOR_RESEARCH], action=QUERY, purpose=MARKETING)
     assert refused.value.code == "purpose_not_agreed"
     late = replace(FOR_RESEARCH, not_after=5.0)
     with pytest.raises(QueryRefused) as refused:
-        admission.choose([stream, late], action=QUERY, purpose=RESEARCH, now=9.0)
+        admission.covering([stream, late], action=QUERY, purpose=RESEARCH, now=9.0)
     assert refused.value.code == "not_in_force"
     with pytest.raises(QueryRefused, match="negotiate one"):
-        admission.choose([], action=QUERY, purpose=None)
+        admission.covering([], action=QUERY, purpose=None)

@@ -172,6 +172,25 @@ def test_an_offer_is_shown_when_any_of_its_permissions_could_be_active() -> None
     assert not empty.permitted
 
 
+def test_one_permission_is_asked_about_without_what_the_others_permit() -> None:
+    policy = raw(
+        permission=[
+            {"action": "use", "constraint": [atom("ds:role", "eq", "hospital")]},
+            {"action": "use", "constraint": [atom("ds:membership", "eq", "active")]},
+        ],
+        prohibition=[{"action": "use", "constraint": [atom("ds:participantCountry", "eq", "US")]}],
+    )
+    tried, at = evaluate.as_if_agreed(policy), {"action": "ds:query", "phase": Phase.TRANSFER, "now": NOW}
+    for country, allowed in (("FI", {"": True, "/permission/0": False, "/permission/1": True}), ("US", {})):
+        facts = Facts.of({"ds:membership": "active", "ds:role": "insurer", "ds:participantCountry": country})
+        for one in ("", "/permission/0", "/permission/1", "/permission/2"):
+            made = evaluate.evaluate(tried, facts, permission=one, **at)  # type: ignore[arg-type]  # one table for both
+            assert made.permitted is allowed.get(one, False), (country, one)
+            assert evaluate.permits(tried, facts, permission=one, **at) is made.permitted  # type: ignore[arg-type]
+            looked_at = {finding.rule for finding in made.findings if finding.rule.startswith("/permission")}
+            assert looked_at == ({one} & {"/permission/0", "/permission/1"} if one else looked_at)
+
+
 def test_an_offer_for_later_can_be_agreed_now_and_a_past_one_not() -> None:
     for line, permitted in (
         ("from: 2030-01-01T00:00:00Z", True),

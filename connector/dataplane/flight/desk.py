@@ -148,7 +148,7 @@ class Desk:
         if any(contract.limits != Limits() for contract in held.contracts):
             return None
         try:
-            return await self._reads.plans.plan(tickets[0], Wanted(purpose=expand(wanted["purpose"])))
+            return await self._reads.plans.plan(tickets[0], Wanted(**_declared(wanted)))
         except (HanseError, PolicyError):
             return None
 
@@ -164,7 +164,7 @@ class Desk:
         """The datasets of the tickets, with their schemas where wanted."""
         found = []
         for ticket in call.tickets:
-            held = await self._held(ticket)
+            held = await self._reads.grants.usable(ticket.agreement, consumer=ticket.consumer, purpose=ticket.purpose)
             schema = b""
             if call.question.schemas and held.contracts:
                 schema = await self._reads.columns(held, held.contracts[0], consumer=ticket.consumer)
@@ -185,7 +185,9 @@ class Desk:
             await self._held(ticket)
         for stream in tuple(self._reads.live.values()):
             if stream.id.startswith(known.id + "."):
-                await self._reads.renew(stream.id, call.tickets[0])
+                for ticket in call.tickets:
+                    if stream.of(ticket):
+                        await self._reads.renew(stream.id, ticket)
         return self._pass(known.wanted, call.tickets, id=known.id)
 
     async def _read(self, call: _Call) -> None:
@@ -326,12 +328,11 @@ class Desk:
 
     async def _part_of(self, wanted: Mapping[str, Any], ticket: Ticket, held: Held) -> Asked:
         """Some blocks of the dataset, as `GET .../rows?blocks=` gives them; Flight has no place for their cursors."""
-        rows = Wanted(purpose=expand(wanted["purpose"]))
+        rows = Wanted(**_declared(wanted))
         split = await self._reads.split(
             ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], cursors=False
         )  # fmt: skip
-        asked = plans.asked_of(ticket, held, rows, owner=self._owner, split=split)
-        return replace(asked, application=wanted["application"])
+        return plans.asked_of(ticket, held, rows, owner=self._owner, split=split)
 
     def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> Asked:
         """The read that the JSON of `POST /data/v1/query` asks for."""

@@ -132,7 +132,8 @@ async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tu
         purpose="",
         longest=600,
     )
-    (grant,) = await grants.open(wanted)
+    (grant,) = await grants.examine(wanted)
+    await grants.count([grant])
     return grants, grant
 
 
@@ -158,8 +159,8 @@ async def test_a_fresh_ticket_asks_the_facts_again(tmp_path: Path) -> None:
         two.north.facts[two.south.participant] = Facts.of({"ds:participant": two.south.participant, **facts})
         grants, grant = await opened(two, facts, "ds:permit", "P-1")
         about = {"consumer": two.south.participant, "purpose": ""}
-        await grants.still(grant.agreement_id, **about)
+        await grants.usable(grant.agreement_id, **about)
         del facts["ds:permit"]
         with pytest.raises(HanseError, match="it can come from the owner"):
-            await grants.still(grant.agreement_id, **about)
+            await grants.usable(grant.agreement_id, **about)
         await grants.close(grant)

@@ -1,0 +1,194 @@
+"""What one read takes of its agreement: a place from the start, a use once its question has passed the gate."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.asked import QUERY, Asked
+from connector.errors import NotFound, Refused
+from policies.evaluate import Facts
+from policies.model import Policy
+from tests.connector.dataplane.test_http import ask
+from tests.support import data, gate, provider
+from tests.support.gate import atom
+from tests.support.provider import Provider, settled
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
+        yield started
+
+
+def limited(word: str, most: str) -> Policy:
+    return gate.agreement(atom(word, "lteq", most), action="odrl:use")
+
+
+async def used(running: Provider, agreement: str) -> tuple[int, int]:
+    row = await running.store.read(lambda tx: tx.agreements.grant(agreement))
+    assert row is not None
+    return row.queries, row.rows
+
+
+async def test_reads_that_ask_at_the_same_moment_are_as_many_as_may_be(running: Provider) -> None:
+    before = running.grants._facts_of
+
+    async def slow(who: str) -> Facts:
+        await running.store.read(lambda tx: tx.now)  # as for what the owner recorded
+        await asyncio.sleep(0.02)
+        found: Facts = await before(who)
+        return found
+
+    running.grants._facts_of = slow
+    try:
+        agreement = await running.agree(limited("ds:concurrency", "1"))
+        ticket = running.ticket(agreement)
+        answers = await asyncio.gather(*(ask(running, ticket, "SELECT count(*) FROM numbers") for _ in range(6)))
+        told = [answer.json()["code"] if answer.status_code != 200 else "" for answer in answers]
+        assert sorted(told) == ["", *["concurrency"] * 5]
+        await settled(running)
+        assert running.grants.running(agreement) == 0
+        assert (await ask(running, ticket, "SELECT count(*) FROM numbers")).status_code == 200
+    finally:
+        running.grants._facts_of = before
+
+
+@pytest.mark.parametrize("sql", ["SELEC nonsense", "SELECT nothing FROM numbers", "SELECT id FROM elsewhere"])
+async def test_what_the_gate_refuses_takes_no_use_no_quota_and_no_place(running: Provider, sql: str) -> None:
+    constraints = [
+        atom("odrl:count", "lteq", "1"),
+        atom("ds:rowQuota", "lteq", "9"),
+        atom("ds:concurrency", "lteq", "1"),
+    ]
+    agreement = await running.agree(gate.agreement(*constraints, action="odrl:use"))
+    ticket = running.ticket(agreement)
+    for _ in range(3):
+        assert (await ask(running, ticket, sql)).status_code == 400
+        assert await used(running, agreement) == (0, 0)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
+    await settled(running)
+    assert await used(running, agreement) == (1, 3)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).json()["code"] == "not_permitted"
+
+
+async def test_a_use_is_counted_before_the_first_byte_and_stays_when_the_engine_fails(running: Provider) -> None:
+    agreement = await running.agree(limited("odrl:count", "2"))
+    failing = "SELECT a.id FROM numbers a, numbers b, numbers c, numbers d ORDER BY a.id + b.id * c.id - d.id"
+    more: dict[str, Any] = {"limits": {"deadline_ms": 300}}
+    assert (await ask(running, running.ticket(agreement), failing, **more)).status_code != 400
+    await settled(running)
+    assert (await used(running, agreement))[0] == 1
+
+
+async def test_two_reads_at_once_never_take_more_uses_than_there_are(running: Provider) -> None:
+    agreement = await running.agree(limited("odrl:count", "2"))
+    ticket = running.ticket(agreement)
+    answers = await asyncio.gather(*(ask(running, ticket, "SELECT id FROM numbers LIMIT 1") for _ in range(5)))
+    assert [answer.status_code for answer in answers].count(200) == 2
+    await settled(running)
+    assert (await used(running, agreement))[0] == 2
+
+
+async def test_a_renewed_ticket_extends_what_it_is_for_and_no_other_of_the_same_read(running: Provider) -> None:
+    first, second = await running.agree(name="na"), await running.agree(name="nb")
+    tickets = [running.ticket(first), running.ticket(second, seconds=3)]
+    read = tuple(running.addresses.read(f"Bearer {one}") for one in tickets)
+    sql = "SELECT na.id, nb.name FROM na JOIN nb ON na.id = nb.id"
+    async with running.reads.open(Asked(tickets=read, sql=sql, action=QUERY, query_id="two")) as stream:
+        ends = [grant.lease.deadline for grant in stream.grants]
+        await running.reads.renew("two", running.addresses.read(f"Bearer {running.ticket(first, seconds=900)}"))
+        assert stream.grants[0].lease.deadline > ends[0] + 200
+        assert stream.grants[1].lease.deadline == ends[1]
+        await running.reads.renew("two", running.addresses.read(f"Bearer {running.ticket(second, seconds=900)}"))
+        assert stream.grants[1].lease.deadline > ends[1] + 800
+        other = replace(read[0], transfer="urn:transfer:other")
+        with pytest.raises(NotFound):
+            await running.reads.renew("two", other)
+        with pytest.raises(Refused, match="replaced by a newer"):
+            await running.reads.renew("two", replace(read[0], generation=7))
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        (["id", "name"], ""),
+        (["name", "id"], ""),
+        (["id"], "arrow_columns"),
+        (["id", "ID"], "envelope_invalid"),
+        (["id", "id"], "envelope_invalid"),
+        (["id", "name", "x"], "arrow_columns"),
+        (["id", "Name"], "arrow_columns"),
+    ],
+)
+async def test_a_table_that_is_brought_has_exactly_the_columns_that_are_named(
+    running: Provider, columns: list[str], code: str
+) -> None:
+    table, sink = pa.table({"id": [1, 2], "name": ["a", "b"]}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    keys = [{"name": "k", "columns": columns, "arrow": base64.b64encode(sink.getvalue()).decode()}]
+    sql = "SELECT count(*) AS n FROM numbers x JOIN k ON x.id = k.id"
+    answer = await ask(running, running.ticket(await running.agree()), sql, keys=keys)
+    assert (answer.json()["code"] if answer.status_code != 200 else "") == code
+
+
+PIVOT = ", ".join(f"max(CASE WHEN id = {n} THEN name END) AS c{n}" for n in range(800))
+PACKED = [
+    f"SELECT {PIVOT} FROM numbers",
+    "SELECT sum(id) FROM numbers",
+    "SELECT DISTINCT max(name) FROM numbers GROUP BY gap",
+    "SELECT lag(name) OVER (ORDER BY id), name FROM numbers LIMIT 1",
+    "SELECT a.name, b.name FROM numbers a JOIN numbers b ON a.id + 1 = b.id LIMIT 1",
+    "WITH a AS (SELECT * FROM numbers) SELECT x.name, y.name FROM a x JOIN a y ON x.id < y.id LIMIT 1",
+    "SELECT (SELECT name FROM numbers WHERE id = 1) AS p, (SELECT name FROM numbers WHERE id = 2) AS q FROM numbers",
+    "SELECT n FROM (SELECT count(*) AS n FROM numbers) AS x",
+    "SELECT id FROM numbers WHERE id IN (SELECT max(id) FROM numbers)",
+    "SELECT id FROM numbers UNION SELECT gap FROM numbers",
+]
+
+
+@pytest.mark.parametrize("sql", PACKED)
+@pytest.mark.parametrize("limit", [("ds:rowQuota", "50"), ("odrl:percentage", "50")])
+async def test_a_row_of_the_answer_never_carries_more_rows_than_were_counted(
+    running: Provider, sql: str, limit: tuple[str, str]
+) -> None:
+    agreement = await running.agree(limited(*limit))
+    refused = await ask(running, running.ticket(agreement), sql)
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_spent")
+    assert "combines rows" in refused.json()["detail"]
+    assert await used(running, agreement) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id, upper(name) AS u FROM numbers WHERE gap = 2 ORDER BY id LIMIT 3",
+        "SELECT DISTINCT gap FROM numbers WHERE gap IS NOT NULL ORDER BY gap LIMIT 3",
+        "SELECT x.id FROM (SELECT id FROM numbers) AS x LIMIT 3",
+    ],
+)
+async def test_rows_that_leave_one_by_one_are_counted_as_they_leave(running: Provider, sql: str) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "50"))
+    assert (await ask(running, running.ticket(agreement), sql)).status_code == 200
+    await settled(running)
+    assert (await used(running, agreement))[1] == 3
+
+
+async def test_an_aggregate_takes_all_rows_of_the_dataset_where_there_are_that_many_left(running: Provider) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", str(2 * data.ROWS)))
+    ticket = running.ticket(agreement)
+    for number in (1, 2):
+        assert (await ask(running, ticket, "SELECT sum(id) AS s FROM numbers")).status_code == 200
+        await settled(running)
+        assert await used(running, agreement) == (number, number * data.ROWS)
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 1")).json()["code"] == "quota_spent"
