@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policies import values, vocabulary
@@ -29,6 +29,7 @@ from policies.model import (
     Rule,
 )
 from policies.normal import digest, rules_equal
+from policies.parties import kept_to
 from policies.vocabulary import ValueType, expand
 from policies.wire import Json, write
 
@@ -51,6 +52,7 @@ _BARE = _words(
 ) | {name.removeprefix(ODRL) for name in (*vocabulary.ACTIONS, *vocabulary.SAME_ACTION) if name.startswith(ODRL)}
 _POLICY_KEYS = _words("permission prohibition obligation target assigner assignee timestamp profile conflict uid")
 _RULE_KEYS = _words("action constraint duty target assigner assignee uid")
+_PARTS = ("target", "assigner", "assignee")
 _CONSTRAINT_KEYS = _words("leftOperand operator rightOperand and or xone andSequence uid")
 # Members that would change what a rule means and have no term in the protocol's context: refused, never skipped.
 _LOST_KEYS = _words(
@@ -93,6 +95,8 @@ class _Reader:
     prefixes: dict[str, str]
     nodes: int = 0
     values: int = 0
+    rules: list[str] = field(default_factory=list)  # paths of permissions, prohibitions and obligations
+    parts: dict[str, dict[str, str]] = field(default_factory=dict)  # target and parties that a rule names, by its path
 
     def step(self, path: str, depth: int) -> None:
         self.nodes += 1
@@ -101,6 +105,12 @@ class _Reader:
                 f"expected at most {MAX_NODES} rules and constraints nested at most {MAX_DEPTH} deep; split the policy",
                 rule=path,
             )
+
+    def heard(self, members: Mapping[str, Any], path: str) -> None:
+        """Keep which target and parties a rule or duty names."""
+        for part in _PARTS:
+            if value := _text(members.get(part), f"{path}/{part}"):
+                self.parts.setdefault(part, {})[path] = value
 
     def name(self, term: str) -> str:
         """The IRI of a written name; what has no known prefix and is no known bare name stays as it is."""
@@ -125,7 +135,7 @@ def read(obj: Mapping[str, Any] | Sequence[Any] | str | bytes, *, kind: Kind | N
         id=_text(members.get("uid"), "/@id"),
         permissions=_rules(members.get("permission"), reader, "/permission"),
         prohibitions=_rules(members.get("prohibition"), reader, "/prohibition"),
-        obligations=_duties(members.get("obligation"), reader, "/obligation"),
+        obligations=_obligations(members.get("obligation"), reader),
         target=_text(members.get("target"), "/target"),
         assigner=_text(members.get("assigner"), "/assigner"),
         assignee=_text(members.get("assignee"), "/assignee"),
@@ -133,7 +143,7 @@ def read(obj: Mapping[str, Any] | Sequence[Any] | str | bytes, *, kind: Kind | N
         conflict=_conflict(members.get("conflict"), reader),
         profile=" ".join(sorted(reader.name(_text(one, "/profile")) for one in _list(members.get("profile")))),
     )
-    return _settle_parties(policy, members, reader)
+    return _settle_parties(policy, reader)
 
 
 def _document(obj: object) -> Mapping[str, Any]:
@@ -231,33 +241,37 @@ def _conflict(value: object, reader: _Reader) -> Conflict:
     return Conflict(name)
 
 
-def _settle_parties(policy: Policy, members: Mapping[str, Any], reader: _Reader) -> Policy:
-    """Rules may repeat the policy's target and parties, or name them in its stead; never contradict it."""
-    stated = {"target": policy.target, "assigner": policy.assigner, "assignee": policy.assignee}
-    for list_name in ("permission", "prohibition", "obligation"):
-        for index, node in enumerate(_list(members.get(list_name))):
-            own = _members(node, reader, f"/{list_name}/{index}")
-            for part in stated:
-                path = f"/{list_name}/{index}/{part}"
-                value = _text(own.get(part), path)
-                if value and stated[part] and value != stated[part]:
-                    raise PolicyUnreadable(
-                        f"expected the policy's own {part} {stated[part]!r} or none, got {value!r}; "
-                        "write one policy per target and party",
-                        rule=path,
-                    )
-                stated[part] = stated[part] or value
-    return Policy(
-        kind=policy.kind,
-        id=policy.id,
-        permissions=policy.permissions,
-        prohibitions=policy.prohibitions,
-        obligations=policy.obligations,
-        timestamp=policy.timestamp,
-        conflict=policy.conflict,
-        profile=policy.profile,
-        **stated,
+def _settle_parties(policy: Policy, reader: _Reader) -> Policy:
+    """Target and parties of the whole; an offer or a set for one assignee becomes a condition of its permissions."""
+    settled = replace(
+        policy,
+        target=_settled("target", policy.target, reader),
+        assigner=_settled("assigner", policy.assigner, reader),
+        assignee=_settled("assignee", policy.assignee, reader),
     )
+    if policy.kind is Kind.AGREEMENT or not settled.assignee:
+        return settled
+    return kept_to(replace(settled, assignee=""), settled.assignee)
+
+
+def _settled(part: str, own: str, reader: _Reader) -> str:
+    """What the policy says, or all of its rules in its stead: what one rule alone says is not meant for the others."""
+    said = reader.parts.get(part, {})
+    agreed = own or next(iter(said.values()), "")
+    for path, value in said.items():
+        if value != agreed:
+            raise PolicyUnreadable(
+                f"expected the policy's own {part} {agreed!r} or none, got {value!r}; "
+                "write one policy per target and party",
+                rule=f"{path}/{part}",
+            )
+    if agreed and not own and (silent := [path for path in reader.rules if path not in said]):
+        raise PolicyUnreadable(
+            f"expected {part} {agreed!r} on the policy or on each of its rules, got none on {silent[0]}; "
+            "state it once, on the policy, or write one policy per target and party",
+            rule=f"{silent[0]}/{part}",
+        )
+    return agreed
 
 
 def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
@@ -267,6 +281,8 @@ def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
         reader.step(here, 1)
         members = _members(node, reader, here)
         _refuse_lost(members, _RULE_KEYS, here)
+        reader.rules.append(here)
+        reader.heard(members, here)
         constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
         duties = _duties(members.get("duty"), reader, f"{here}/duty")
         # ODRL IM 2.7.1: a rule with several actions stands for one rule each.
@@ -281,9 +297,15 @@ def _duties(value: object, reader: _Reader, path: str) -> tuple[Duty, ...]:
         reader.step(here, 1)
         members = _members(node, reader, here)
         _refuse_lost(members, _RULE_KEYS - {"duty"}, here)
+        reader.heard(members, here)
         constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
         found.extend(Duty(action, constraints) for action in _actions(members, reader, here))
     return tuple(found)
+
+
+def _obligations(value: object, reader: _Reader) -> tuple[Duty, ...]:
+    reader.rules.extend(f"/obligation/{index}" for index in range(len(_nodes(value, "/obligation"))))
+    return _duties(value, reader, "/obligation")
 
 
 def _actions(members: Mapping[str, Any], reader: _Reader, path: str) -> list[str]:

@@ -10,8 +10,10 @@ import pytest
 
 from policies import jsonld, known
 from policies.errors import PolicyUnreadable, TermUnknown
+from policies.evaluate import Facts, concludable
 from policies.model import HANSE, Atom, Conflict, Kind, Policy
-from policies.vocabulary import odrl
+from policies.parties import kept_to
+from policies.vocabulary import Phase, odrl
 
 SPEC = {
     "@type": "Offer",
@@ -136,6 +138,14 @@ def test_prefixes_of_an_inline_context_are_used_and_documents_never_fetched() ->
         (constrained(leftOperand="count", operator="lteq", rightOperand=["x"] * 10_001), "at most 10000 values"),
         (offer(permission=[{"action": "use"}] * 5_001), "at most 5000 rules"),
         (with_rule(target="urn:other") | {"target": "urn:mine"}, "expected the policy's own target"),
+        (
+            offer(permission=[{"action": "use", "assignee": "did:web:a"}, {"action": "ds:query"}]),
+            "none on /permission/1",
+        ),
+        (offer(prohibition=[{"action": "ds:stream", "assignee": "did:web:a"}]), "none on /permission/0"),
+        (with_rule(duty=[{"action": "odrl:inform", "assignee": "did:web:a"}]), "none on /permission/0"),
+        (with_rule(assignee="did:web:a") | {"obligation": [{"action": "delete"}]}, "none on /obligation/0"),
+        (with_rule(assignee="did:web:a") | {"assignee": "did:web:b"}, "expected the policy's own assignee"),
     ],
 )
 def test_what_would_lose_its_meaning_is_refused_with_a_reason(wire: Any, says: str) -> None:
@@ -160,6 +170,18 @@ def test_annotations_of_other_vocabularies_are_ignored() -> None:
 def test_rules_may_name_target_and_parties_in_the_policys_stead() -> None:
     policy = jsonld.read(with_rule(target="urn:data", assigner={"@id": "did:web:p"}))
     assert (policy.target, policy.assigner) == ("urn:data", "did:web:p")
+
+
+@pytest.mark.parametrize("wire", [offer(assignee="did:web:a"), with_rule(assignee={"@id": "did:web:a"})])
+def test_an_offer_for_one_party_is_for_nobody_else(wire: dict[str, Any]) -> None:
+    policy = jsonld.read(wire)
+    for phase in (Phase.CATALOGUE, Phase.NEGOTIATION):
+        for party in ("did:web:a", "did:web:b"):
+            facts = Facts.of({"ds:participant": party}, source="signature")
+            assert concludable(policy, facts, phase=phase, now=1.8e9).permitted is (party == "did:web:a")
+    assert jsonld.digest(policy) != jsonld.digest(jsonld.read(USE))
+    assert jsonld.read(jsonld.write(policy, in_catalog=True)) == policy
+    assert jsonld.rules_equal(policy, kept_to(jsonld.read(USE), "did:web:a"))
 
 
 def test_several_actions_of_a_rule_stand_for_one_rule_each() -> None:
