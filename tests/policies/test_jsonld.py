@@ -97,7 +97,7 @@ def test_expanded_json_ld_reads_the_same() -> None:
 
 def test_prefixes_of_an_inline_context_are_used_and_documents_never_fetched() -> None:
     wire = {
-        "@context": ["https://unreachable.invalid/context.jsonld", {"h": HANSE, "o": {"@id": odrl("")}}],
+        "@context": ["https://w3id.org/dspace/2025/1/context.jsonld", {"h": HANSE, "o": {"@id": odrl("")}}],
         **constrained(leftOperand="h:membership", operator="o:eq", rightOperand="active"),
     }
     (atom,) = jsonld.read(wire).permissions[0].constraints
@@ -149,6 +149,51 @@ def test_prefixes_of_an_inline_context_are_used_and_documents_never_fetched() ->
     ],
 )
 def test_what_would_lose_its_meaning_is_refused_with_a_reason(wire: Any, says: str) -> None:
+    with pytest.raises(PolicyUnreadable, match=says):
+        jsonld.read(wire)
+
+
+STREAM = [{"action": "ds:stream"}]
+DENY = {"leftOperand": "ds:columnDeny", "operator": "isNoneOf", "rightOperand": ["ssn"]}
+
+
+@pytest.mark.parametrize(
+    ("wire", "says"),
+    [
+        (with_rule(constraints=[DENY]), "the member constraints"),
+        (with_rule(duties=[]), "the member duties"),
+        (with_rule(maxRows=5), "the member maxRows"),
+        (offer(prohibitions=STREAM), "the member prohibitions"),
+        (offer(Prohibition=STREAM), "the member Prohibition"),
+        (with_rule(**{"dspace:constraint": [DENY]}), "the member dspace:constraint"),
+        (offer(**{"ds:prohibition": STREAM}), "the member ds:prohibition"),
+        (offer(**{"ODRL:prohibition": STREAM}), "the member ODRL:prohibition"),
+        (offer(**{"https://www.w3.org/ns/odrl/2/prohibition": STREAM}), "the member https://www.w3.org"),
+        (offer(**{"http://W3.org/ns/odrl/prohibition": STREAM}), "the member http://W3.org"),
+        (offer(**{"@nest": {"prohibition": STREAM}}), "the member @nest"),
+        (with_rule(**{"@reverse": {"prohibition": STREAM}}), "the member @reverse"),
+        (with_rule(**{"@context": {"ds": "http://x.example/"}}), "the member @context"),
+        (offer(**{"@context": {"forbid": {"@id": "odrl:prohibition"}}, "forbid": STREAM}), "only prefixes .* forbid"),
+        (offer(**{"@context": [{"forbid": odrl("prohibition")}], "forbid": STREAM}), "only prefixes .* forbid"),
+        (offer(**{"@context": {"permission": "http://x.example/"}}), "only prefixes .* permission"),
+        (offer(**{"@context": {"@vocab": "http://x.example/"}}), "only prefixes .* @vocab"),
+        (offer(**{"@context": "https://unreachable.invalid/context.jsonld"}), "a context that is known here"),
+        ({"@graph": [USE], "prohibition": STREAM}, "expected one of @graph, prohibition alone"),
+        (offer(**{"@context": {"p": "odrl:"}, "p:prohibition": [], "prohibition": STREAM}), "given twice"),
+        (offer(permission=[{"@set": [], "action": "use"}]), "expected one of @set, action alone"),
+        (with_rule(constraint=[{"@set": [], **DENY}]), "expected one of @set, leftOperand"),
+        (constrained(**{**DENY, "rightOperand": {"@list": ["a"], "@set": ["b"]}}), "expected one of @list, @set alone"),
+        (constrained(**{**DENY, "rightOperand": {"@id": "a", "@value": "b"}}), "expected @value or @id"),
+        (constrained(**{**DENY, "rightOperand": {"@value": "a", "@language": "en"}}), "expected @value or @id"),
+        (constrained(**{**DENY, "leftOperand": {"@id": "a", "uid": "b"}}), "expected one of @id, uid alone"),
+        (with_rule(action={"@id": "use", "@value": "odrl:read"}), "expected one of @id, @value alone"),
+        (with_rule(assignee={"@id": "did:web:a", "source": "urn:x"}), "expected one of @id, source alone"),
+        (with_rule(**{"@type": "odrl:Prohibition"}), "expected @type Permission"),
+        ('{"@type":"Offer","permission":[{"action":"use"}],"prohibition":[{"action":"ds:stream"}],"prohibition":[]}',
+         "'prohibition' twice"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_part_of_a_rule_is_refused_by_name(wire: Any, says: str) -> None:
     with pytest.raises(PolicyUnreadable, match=says):
         jsonld.read(wire)
 
