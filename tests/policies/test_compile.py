@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies import columns
 from policies import compile as compiler
 from policies.contract import Column, TableSchema, from_json, to_json
 from policies.errors import ContractUndecided
@@ -108,6 +110,39 @@ def test_contract_survives_json_unchanged(case: dict[str, Any]) -> None:
     assert from_json(text) == made
     assert to_json(from_json(text)) == text
     assert hash(from_json(text)) == hash(made)
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "says"),
+    [
+        ("TIMESTAMP", "2026-01-05", "a time, got the day '2026-01-05'; write"),
+        ("TIMESTAMP WITH TIME ZONE", "2026-01-05", "such as 2026-01-05T00:00:00Z"),
+        ("TIMESTAMP_S", "2026-01-05T00:00:00.6", "at most 0 digits after the second"),
+        ("TIMESTAMP_MS", "2026-01-05T00:00:00.0006", "at most 3 digits"),
+        ("TIMESTAMP", "2026-01-05T00:00:00.0000009", "at most 6 digits"),
+        ("TIMESTAMP_NS", "2026-01-05T00:00:00.000000700", "at most 6 digits"),
+        ("FLOAT", "16777217", "no more digits than FLOAT holds"),
+        ("FLOAT", "1" + "0" * 39, "no more digits than FLOAT holds"),
+        ("DOUBLE", "9007199254740993", "no more digits than DOUBLE holds"),
+        ("UHUGEINT", "-1", "a number from 0 for UHUGEINT"),
+    ],
+)  # fmt: skip
+def test_what_the_column_would_round_is_refused(type_: str, text: str, says: str) -> None:
+    with pytest.raises(ContractUndecided, match=re.escape(says)):
+        gate.contract(gate.schema(x=type_), gate.atom("ds:row/x", "gteq", text))
+
+
+def test_a_float_is_compared_as_its_column_stores_it() -> None:
+    found = [columns.read(Column("x", type_), "0.1") for type_ in ("FLOAT", "DOUBLE")]
+    assert found == [0.10000000149011612, 0.1]
+    assert columns.read(Column("x", "TIMESTAMP_S"), "2026-01-05T00:00:00.000") == "2026-01-05T00:00:00"
+
+
+def test_of_two_columns_that_fold_to_one_name_the_one_that_is_named_is_meant() -> None:
+    both = gate.schema(straße="VARCHAR", strasse="VARCHAR", x="VARCHAR")
+    for named, left in (("strasse", "straße"), ("STRASSE", "straße"), ("straße", "strasse")):
+        made = gate.contract(both, gate.atom("ds:columnDeny", "isNoneOf", named))
+        assert made.columns == (left, "x")
 
 
 def test_each_permission_becomes_its_own_contract() -> None:
