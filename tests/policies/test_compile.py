@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies import columns
+from policies import columns, lint
 from policies import compile as compiler
 from policies.contract import Column, TableSchema, from_json, to_json
 from policies.errors import ContractUndecided
@@ -155,6 +155,43 @@ def test_each_permission_becomes_its_own_contract() -> None:
     assert "id" not in second.columns
     assert second.permission == "/permission/1"
     assert (first.actions, second.actions) == ((expand("ds:query"),), (expand("ds:stream"),))
+
+
+COUNTED = [gate.atom("ds:minGroupSize", "gteq", "10"), gate.atom("ds:dimension/age", "eq", "10")]
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (COUNTED, True),
+        ([*COUNTED, gate.atom("odrl:purpose", "eq", "dpv:Marketing")], True),
+        ([COUNTED[0], gate.atom("ds:dimension/age", "eq", "7")], False),
+        ([COUNTED[0], gate.atom("ds:dimension/country", "eq", "exact")], False),
+        ([*COUNTED, gate.atom("ds:dimension/country", "eq", "exact")], False),
+        ([gate.atom("ds:minGroupSize", "gteq", "20"), COUNTED[1]], False),
+        ([*COUNTED, gate.atom("ds:entityKey", "eq", "id")], False),
+        ([*COUNTED, gate.atom("ds:row/country", "eq", "DE")], False),
+        ([*COUNTED, gate.atom("ds:measure/price", "eq", "0..100")], False),
+        ([gate.atom("ds:columnAllow", "eq", "age")], True),
+        ([gate.atom("ds:epsilonBudget", "lteq", "1"), gate.atom("ds:dimension/age", "eq", "7")], True),
+    ],
+)
+def test_the_exact_aggregates_of_a_policy_count_the_same_groups(other: list[Constraint], same: bool) -> None:
+    one = gate.agreement(*COUNTED)
+    both = replace(one, permissions=(*one.permissions, Rule(expand("ds:query"), tuple(other))))
+    found = [problem for problem in lint.lint(both, SCHEMA) if problem.level == "error"]
+    assert [problem.code for problem in found] == ([] if same else ["grids_differ"])
+    if same:
+        assert len(compiler.contracts(both, SCHEMA)) == 2
+    else:
+        with pytest.raises(ContractUndecided, match="/permission/1: it counts other groups"):
+            compiler.contracts(both, SCHEMA)
+
+
+@pytest.mark.parametrize("text", ["SELECT FROM WHERE (", "monthly-report", "SELECT 1; SELECT 2"])
+def test_lint_names_a_template_that_cannot_be_read(text: str) -> None:
+    found = lint.lint(gate.agreement(gate.atom("ds:template", "isAnyOf", "SELECT 1", text)))
+    assert [problem.code for problem in found] == ["template_unreadable"]
 
 
 def test_one_undecided_permission_refuses_them_all() -> None:
