@@ -7,8 +7,9 @@ so. Must not know policies or SQL.
 from __future__ import annotations
 
 import re
+import struct
 from datetime import date, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 from policies.contract import Column, Scalar, TableSchema
 from policies.values import decimal, plain
@@ -31,13 +32,17 @@ _FAMILIES: dict[str, str] = {
     "DATE": DATE,
     "UUID": UUID,
 }
+_FRACTION = re.compile(r"[.,](\d+)")
 _DECIMAL_TYPE = re.compile(r"(?:DECIMAL|NUMERIC)\((\d+),\s*(\d+)\)")
 
 
 def find(schema: TableSchema, name: str) -> Column | None:
     """The column of that name. Case does not matter, as in the engine: `SSN` must also mean `ssn`."""
-    wanted = name.casefold()
-    return next((column for column in schema.columns if column.name.casefold() == wanted), None)
+    for folded in (str, str.lower, str.casefold):  # the closest first: strasse and straße fold to one name
+        wanted = folded(name)
+        if found := next((column for column in schema.columns if folded(column.name) == wanted), None):
+            return found
+    return None
 
 
 def family(column_type: str) -> str:
@@ -71,13 +76,15 @@ def read(column: Column, text: str) -> Scalar:
     if kind == BOOLEAN:
         return _boolean(text)
     if kind in TEMPORAL:
-        return _time(kind, text)
+        return _time(column.type, kind, text)
     return text
 
 
 def _number(column: Column, kind: str, number: Decimal) -> Scalar:
     if kind == FLOAT:
-        return float(number)
+        return _float(column.type, number)
+    if number < 0 and column.type.upper().strip() == "UHUGEINT":  # the engine compares these in the column's type
+        raise ValueError(f"expected a number from 0 for {column.type}, which holds no other, got {plain(number)}")
     scale = 0 if kind == INTEGER else decimal_scale(column.type)
     text = plain(number)
     if len(text.partition(".")[2]) > scale:
@@ -87,19 +94,57 @@ def _number(column: Column, kind: str, number: Decimal) -> Scalar:
     return int(number) if kind == INTEGER else text
 
 
+def _float(type_: str, number: Decimal) -> float:
+    """The nearest number that the type holds: 0.1 in a REAL column is not the 0.1 of a DOUBLE one."""
+    value, digits = float(number), len(number.normalize().as_tuple().digits)
+    try:
+        if type_.upper().strip() != "DOUBLE":
+            (value,) = struct.unpack("f", struct.pack("f", value))
+        held = Decimal(f"{value:.{digits - 1}e}") == number
+    except (OverflowError, InvalidOperation):
+        held = False
+    if not held:
+        raise ValueError(f"expected a number with no more digits than {type_} holds, got {plain(number)}")
+    return value
+
+
 def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise ValueError(f"expected true or false, got {text!r}")
     return text.lower() in ("true", "1")
 
 
-def _time(kind: str, text: str) -> str:
+def _time(type_: str, kind: str, text: str) -> str:
     try:
         moment = date.fromisoformat(text) if kind == DATE else datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"expected a {'day' if kind == DATE else 'time'} in ISO form, got {text!r}") from None
+    if kind != DATE:
+        _exact_time(type_, kind, text)
     zoned = isinstance(moment, datetime) and moment.tzinfo is not None
     if zoned != (kind == TIMESTAMPTZ):
         wanted = "with its zone" if kind == TIMESTAMPTZ else "without a zone"
         raise ValueError(f"expected a time {wanted} for a {kind} column, got {text!r}")
     return moment.isoformat()
+
+
+_DIGITS = {"TIMESTAMP_S": 0, "TIMESTAMP_MS": 3}  # after the second; all others are compared to the microsecond
+
+
+def _exact_time(type_: str, kind: str, text: str) -> None:
+    """Refuse what would be rounded: a day, which is no moment of it, and digits that nothing here holds."""
+    if _is_day(text):
+        start = f"{text}T00:00:00" + "Z" * (kind == TIMESTAMPTZ)
+        raise ValueError(f"expected a time, got the day {text!r}; write where it starts or ends, such as {start}")
+    digits = _DIGITS.get(type_.upper().strip(), 6)
+    fraction = _FRACTION.search(text)
+    if fraction and len(fraction[1].rstrip("0")) > digits:
+        raise ValueError(f"expected at most {digits} digits after the second for {type_}, got {text!r}")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

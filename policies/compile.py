@@ -52,9 +52,42 @@ def contracts(policy: Policy, schema: TableSchema, *, concluded: float | None = 
     """
     if not policy.permissions:
         raise undecided("/permission", "the policy permits nothing; add a permission")
-    return tuple(
+    made = tuple(
         compile_contract(policy, schema, permission=index, concluded=concluded)
         for index in range(len(policy.permissions))
+    )
+    one_grid(made)
+    return made
+
+
+def one_grid(made: Sequence[DataContract]) -> None:
+    """ContractUndecided unless all exact aggregates of a policy count the same groups of the same rows.
+
+    Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show.
+    """
+    counted = [contract for contract in made if contract.grid is not None and contract.grid.privacy is None]
+    for other in counted[1:]:
+        if _groups(other) != _groups(counted[0]):
+            raise undecided(
+                other.permission,
+                f"it counts other groups or other rows than {counted[0].permission}, and the difference of two answers "
+                "shows single units; give both the same dimensions, bins, measures, group size, entity key, "
+                "masks and row filter, or keep one",
+            )
+
+
+def _groups(contract: DataContract) -> tuple[object, ...]:
+    """All that decides which rows an aggregate counts and which groups it withholds; measures withhold some, too."""
+    grid = contract.grid
+    assert grid is not None
+    masked = {mask for mask in contract.masks if mask.column in contract.columns}
+    return (
+        contract.row_filter,
+        grid.min_group,
+        grid.entity,
+        frozenset(grid.dimensions),
+        grid.measures,
+        frozenset(masked),
     )
 
 

@@ -7,12 +7,12 @@ fetched. Unknown terms are kept, to be refused later by name. Evaluates nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from policies import values, vocabulary
+from policies import members as members_of
+from policies import strictjson, values, vocabulary
 from policies.errors import PolicyUnreadable
 from policies.model import (
     ODRL,
@@ -29,6 +29,7 @@ from policies.model import (
     Rule,
 )
 from policies.normal import digest, rules_equal
+from policies.parties import kept_to
 from policies.vocabulary import ValueType, expand
 from policies.wire import Json, write
 
@@ -39,50 +40,19 @@ MAX_NODES = 5_000
 MAX_VALUES = 10_000
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 # Bare names that everybody means as ODRL's, though the protocol's context defines only a few of them.
-_BARE = _words(
+_BARE = members_of.words(
     """absoluteSize count dateTime delayPeriod deliveryChannel elapsedTime event fileFormat industry language
     media meteredTime payAmount percentage product purpose recipient relativeSize resolution spatial
     spatialCoordinates system systemDevice timeInterval unitOfCount version virtualLocation"""
 ) | {name.removeprefix(ODRL) for name in (*vocabulary.ACTIONS, *vocabulary.SAME_ACTION) if name.startswith(ODRL)}
-_POLICY_KEYS = _words("permission prohibition obligation target assigner assignee timestamp profile conflict uid")
-_RULE_KEYS = _words("action constraint duty target assigner assignee uid")
-_CONSTRAINT_KEYS = _words("leftOperand operator rightOperand and or xone andSequence uid")
-# Members that would change what a rule means and have no term in the protocol's context: refused, never skipped.
-_LOST_KEYS = _words(
-    """refinement remedy consequence inheritFrom inheritRelation inheritAllowed unit status dataType
-    rightOperandReference"""
-)
-_ODRL_KEYS = _POLICY_KEYS | _RULE_KEYS | _CONSTRAINT_KEYS | _LOST_KEYS
+_PARTS = ("target", "assigner", "assignee")
 _LOGIC = {
     "and": Connective.AND,
     "andSequence": Connective.AND,  # the context keeps no order, so neither do we
     "or": Connective.OR,
     "xone": Connective.XONE,
 }
-_ODRL_KEYS = (
-    _POLICY_KEYS
-    | _RULE_KEYS
-    | _CONSTRAINT_KEYS
-    | frozenset(
-        [
-            "refinement",
-            "remedy",
-            "consequence",
-            "inheritFrom",
-            "inheritRelation",
-            "inheritAllowed",
-            "unit",
-            "status",
-            "dataType",
-            "rightOperandReference",
-        ]
-    )
-)
 _TYPES = {kind.value: kind for kind in Kind}
 
 
@@ -93,6 +63,8 @@ class _Reader:
     prefixes: dict[str, str]
     nodes: int = 0
     values: int = 0
+    rules: list[str] = field(default_factory=list)  # paths of permissions, prohibitions and obligations
+    parts: dict[str, dict[str, str]] = field(default_factory=dict)  # target and parties that a rule names, by its path
 
     def step(self, path: str, depth: int) -> None:
         self.nodes += 1
@@ -101,6 +73,12 @@ class _Reader:
                 f"expected at most {MAX_NODES} rules and constraints nested at most {MAX_DEPTH} deep; split the policy",
                 rule=path,
             )
+
+    def heard(self, members: Mapping[str, Any], path: str) -> None:
+        """Keep which target and parties a rule or duty names."""
+        for part in _PARTS:
+            if value := _text(members.get(part), f"{path}/{part}"):
+                self.parts.setdefault(part, {})[path] = value
 
     def name(self, term: str) -> str:
         """The IRI of a written name; what has no known prefix and is no known bare name stays as it is."""
@@ -116,52 +94,44 @@ def read(obj: Mapping[str, Any] | Sequence[Any] | str | bytes, *, kind: Kind | N
     `kind` is assumed where the object carries no type, and demanded where it does. PolicyUnreadable
     when the structure is no policy or holds a member whose meaning would be lost (usage-policies, section 2).
     """
-    node = _document(obj)
-    reader = _Reader(_inline_prefixes(node.get("@context")))
+    node, prefixes = _document(obj)
+    reader = _Reader(prefixes)
     members = _members(node, reader, "")
-    _refuse_lost(members, _POLICY_KEYS, "")
+    _refuse_lost(members, members_of.POLICY, "")
     policy = Policy(
         kind=_kind(node, reader, kind),
         id=_text(members.get("uid"), "/@id"),
         permissions=_rules(members.get("permission"), reader, "/permission"),
         prohibitions=_rules(members.get("prohibition"), reader, "/prohibition"),
-        obligations=_duties(members.get("obligation"), reader, "/obligation"),
+        obligations=_obligations(members.get("obligation"), reader),
         target=_text(members.get("target"), "/target"),
         assigner=_text(members.get("assigner"), "/assigner"),
         assignee=_text(members.get("assignee"), "/assignee"),
         timestamp=_text(members.get("timestamp"), "/timestamp"),
         conflict=_conflict(members.get("conflict"), reader),
-        profile=" ".join(sorted(reader.name(_text(one, "/profile")) for one in _list(members.get("profile")))),
+        profile=" ".join(
+            sorted(reader.name(_text(one, "/profile")) for one in members_of.listed(members.get("profile")))
+        ),
     )
-    return _settle_parties(policy, members, reader)
+    return _settle_parties(policy, reader)
 
 
-def _document(obj: object) -> Mapping[str, Any]:
-    """The one policy node of a document."""
+def _document(obj: object) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """The one policy node of a document, and the prefixes that its inline contexts define."""
     if isinstance(obj, str | bytes):
         try:
-            obj = json.loads(obj)
+            obj = strictjson.loads(obj)
         except (ValueError, RecursionError) as problem:
             raise PolicyUnreadable(f"expected a policy as JSON, got text that is no JSON: {problem}") from None
+    around: object = None
     if isinstance(obj, Mapping) and "@graph" in obj:
-        obj = obj["@graph"]
+        members_of.alone(obj, "", "@context")
+        around, obj = obj.get("@context"), obj["@graph"]
     if isinstance(obj, Sequence) and not isinstance(obj, str | bytes) and len(obj) == 1:
         obj = obj[0]
     if not isinstance(obj, Mapping):
         raise PolicyUnreadable(f"expected one policy object, got {_shown(obj)}")
-    return obj
-
-
-def _inline_prefixes(context: object) -> dict[str, str]:
-    """Prefixes that an inline context defines; documents it refers to are never fetched."""
-    found: dict[str, str] = {}
-    for part in _list(context):
-        if isinstance(part, Mapping):
-            for key, value in part.items():
-                target = value.get("@id") if isinstance(value, Mapping) else value
-                if isinstance(target, str) and target.endswith(("/", "#", ":")):
-                    found[str(key)] = target
-    return found
+    return obj, members_of.prefixes(around) | members_of.prefixes(obj.get("@context"))
 
 
 def _members(node: Mapping[str, Any], reader: _Reader, path: str) -> dict[str, Any]:
@@ -170,26 +140,13 @@ def _members(node: Mapping[str, Any], reader: _Reader, path: str) -> dict[str, A
     for key, value in node.items():
         if not isinstance(key, str):
             raise PolicyUnreadable(f"expected names as keys, got {_shown(key)}", rule=path or "/")
-        local = _local(key, reader)
+        local = members_of.local(key, reader.name, path)
         if not local:
             continue
         if local in found:
             raise PolicyUnreadable(f"{local} is given twice under different spellings; keep one", rule=path or "/")
         found[local] = value
     return found
-
-
-def _local(key: str, reader: _Reader) -> str:
-    if key in ("@id", "id"):
-        return "uid"
-    if key.startswith("@"):
-        return ""
-    if ":" not in key:
-        return key if key in _ODRL_KEYS else ""
-    name = reader.name(key)
-    if name == "https://w3id.org/dspace/2025/1/timestamp":
-        return "timestamp"
-    return name[len(ODRL) :] if name.startswith(ODRL) else ""
 
 
 def _refuse_lost(members: Mapping[str, Any], known: frozenset[str], path: str) -> None:
@@ -204,7 +161,7 @@ def _refuse_lost(members: Mapping[str, Any], known: frozenset[str], path: str) -
 
 
 def _kind(node: Mapping[str, Any], reader: _Reader, wanted: Kind | None) -> Kind:
-    names = [reader.name(str(one)).removeprefix(ODRL) for one in _list(node.get("@type", node.get("type")))]
+    names = [reader.name(str(one)).removeprefix(ODRL) for one in members_of.listed(node.get("@type", node.get("type")))]
     found = [_TYPES[name] for name in names if name in _TYPES]
     if names == ["Policy"] and wanted is None:
         found = [Kind.SET]  # ODRL IM 2.1: a policy without a subclass is a Set
@@ -222,7 +179,7 @@ def _kind(node: Mapping[str, Any], reader: _Reader, wanted: Kind | None) -> Kind
 
 def _conflict(value: object, reader: _Reader) -> Conflict:
     # The protocol's context has no term for it, so its absence says nothing: this project's default applies.
-    parts = _list(value)
+    parts = members_of.listed(value)
     if not parts:
         return Conflict.PROHIBIT
     name = reader.name(_text(value, "/conflict")).removeprefix(ODRL)
@@ -231,33 +188,37 @@ def _conflict(value: object, reader: _Reader) -> Conflict:
     return Conflict(name)
 
 
-def _settle_parties(policy: Policy, members: Mapping[str, Any], reader: _Reader) -> Policy:
-    """Rules may repeat the policy's target and parties, or name them in its stead; never contradict it."""
-    stated = {"target": policy.target, "assigner": policy.assigner, "assignee": policy.assignee}
-    for list_name in ("permission", "prohibition", "obligation"):
-        for index, node in enumerate(_list(members.get(list_name))):
-            own = _members(node, reader, f"/{list_name}/{index}")
-            for part in stated:
-                path = f"/{list_name}/{index}/{part}"
-                value = _text(own.get(part), path)
-                if value and stated[part] and value != stated[part]:
-                    raise PolicyUnreadable(
-                        f"expected the policy's own {part} {stated[part]!r} or none, got {value!r}; "
-                        "write one policy per target and party",
-                        rule=path,
-                    )
-                stated[part] = stated[part] or value
-    return Policy(
-        kind=policy.kind,
-        id=policy.id,
-        permissions=policy.permissions,
-        prohibitions=policy.prohibitions,
-        obligations=policy.obligations,
-        timestamp=policy.timestamp,
-        conflict=policy.conflict,
-        profile=policy.profile,
-        **stated,
+def _settle_parties(policy: Policy, reader: _Reader) -> Policy:
+    """Target and parties of the whole; an offer or a set for one assignee becomes a condition of its permissions."""
+    settled = replace(
+        policy,
+        target=_settled("target", policy.target, reader),
+        assigner=_settled("assigner", policy.assigner, reader),
+        assignee=_settled("assignee", policy.assignee, reader),
     )
+    if policy.kind is Kind.AGREEMENT or not settled.assignee:
+        return settled
+    return kept_to(replace(settled, assignee=""), settled.assignee)
+
+
+def _settled(part: str, own: str, reader: _Reader) -> str:
+    """What the policy says, or all of its rules in its stead: what one rule alone says is not meant for the others."""
+    said = reader.parts.get(part, {})
+    agreed = own or next(iter(said.values()), "")
+    for path, value in said.items():
+        if value != agreed:
+            raise PolicyUnreadable(
+                f"expected the policy's own {part} {agreed!r} or none, got {value!r}; "
+                "write one policy per target and party",
+                rule=f"{path}/{part}",
+            )
+    if agreed and not own and (silent := [path for path in reader.rules if path not in said]):
+        raise PolicyUnreadable(
+            f"expected {part} {agreed!r} on the policy or on each of its rules, got none on {silent[0]}; "
+            "state it once, on the policy, or write one policy per target and party",
+            rule=f"{silent[0]}/{part}",
+        )
+    return agreed
 
 
 def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
@@ -266,7 +227,10 @@ def _rules(value: object, reader: _Reader, path: str) -> tuple[Rule, ...]:
         here = f"{path}/{index}"
         reader.step(here, 1)
         members = _members(node, reader, here)
-        _refuse_lost(members, _RULE_KEYS, here)
+        _refuse_lost(members, members_of.RULE, here)
+        _refuse_other_kind(node, reader, here)
+        reader.rules.append(here)
+        reader.heard(members, here)
         constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
         duties = _duties(members.get("duty"), reader, f"{here}/duty")
         # ODRL IM 2.7.1: a rule with several actions stands for one rule each.
@@ -280,14 +244,33 @@ def _duties(value: object, reader: _Reader, path: str) -> tuple[Duty, ...]:
         here = f"{path}/{index}"
         reader.step(here, 1)
         members = _members(node, reader, here)
-        _refuse_lost(members, _RULE_KEYS - {"duty"}, here)
+        _refuse_lost(members, members_of.RULE - {"duty"}, here)
+        _refuse_other_kind(node, reader, here)
+        reader.heard(members, here)
         constraints = _constraints(members.get("constraint"), reader, f"{here}/constraint", 2)
         found.extend(Duty(action, constraints) for action in _actions(members, reader, here))
     return tuple(found)
 
 
+_KINDS = {"permission": "Permission", "prohibition": "Prohibition", "obligation": "Duty", "duty": "Duty"}
+
+
+def _refuse_other_kind(node: Mapping[str, Any], reader: _Reader, path: str) -> None:
+    """A rule whose type contradicts its place: nobody can say which of the two is meant."""
+    wanted = _KINDS[path.rsplit("/", 2)[1]]
+    for one in (*members_of.listed(node.get("@type")), *members_of.listed(node.get("type"))):
+        name = reader.name(str(one)).removeprefix(ODRL)
+        if name != wanted and name in _KINDS.values():
+            raise PolicyUnreadable(f"expected @type {wanted} or none here, got {name}", rule=f"{path}/@type")
+
+
+def _obligations(value: object, reader: _Reader) -> tuple[Duty, ...]:
+    reader.rules.extend(f"/obligation/{index}" for index in range(len(_nodes(value, "/obligation"))))
+    return _duties(value, reader, "/obligation")
+
+
 def _actions(members: Mapping[str, Any], reader: _Reader, path: str) -> list[str]:
-    actions = [_action(one, reader, f"{path}/action") for one in _list(members.get("action"))]
+    actions = [_action(one, reader, f"{path}/action") for one in members_of.listed(members.get("action"))]
     if not actions:
         raise PolicyUnreadable("expected an action such as use, got a rule without one", rule=f"{path}/action")
     return actions
@@ -303,6 +286,8 @@ def _action(value: object, reader: _Reader, path: str) -> str:
                 rule=path,
                 code="member_not_carried",
             )
+        if value.keys() - {"@type", "type"}:
+            members_of.alone(value, path, "@type", "type")
         for key in ("@id", "@value", "rdf:value", "odrl:type", "type"):
             if key in value:
                 return reader.name(_text(value[key], path))
@@ -319,7 +304,7 @@ def _constraints(value: object, reader: _Reader, path: str, depth: int) -> tuple
 def _constraint(node: Mapping[str, Any], reader: _Reader, path: str, depth: int) -> Constraint:
     reader.step(path, depth)
     members = _members(node, reader, path)
-    _refuse_lost(members, _CONSTRAINT_KEYS, path)
+    _refuse_lost(members, members_of.CONSTRAINT, path)
     logic = [name for name in _LOGIC if name in members]
     atomic = [name for name in ("leftOperand", "operator", "rightOperand") if name in members]
     if len(logic) == 1 and not atomic:
@@ -352,12 +337,12 @@ def _atom(members: Mapping[str, Any], reader: _Reader, path: str) -> Atom:
 def _right(value: object, reader: _Reader, path: str) -> tuple[tuple[Literal, ...], bool]:
     many = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     flat: list[Literal] = []
-    stack = list(reversed(_list(value)))
+    stack = list(reversed(members_of.listed(value)))
     while stack:
         one = stack.pop()
-        if isinstance(one, Mapping) and ("@list" in one or "@set" in one):
+        if isinstance(one, Mapping) and (inside := members_of.contained(one, path)) is not None:
             many = True
-            stack.extend(reversed(_list(one.get("@list", one.get("@set")))))
+            stack.extend(reversed(inside))
             continue
         flat.append(_literal(one, reader, path))
         reader.values += 1
@@ -370,10 +355,12 @@ def _right(value: object, reader: _Reader, path: str) -> tuple[tuple[Literal, ..
 
 def _literal(value: object, reader: _Reader, path: str) -> Literal:
     if isinstance(value, Mapping):
-        if "@id" in value:
+        if value.keys() <= {"@id", "@type"} and "@id" in value:
             return Literal(reader.name(_text(value, path)))
-        if "@value" not in value or isinstance(value["@value"], Mapping | list):
-            raise PolicyUnreadable(f"expected @value or @id, got {_shown(value)}", rule=path)
+        if "@value" not in value or value.keys() - {"@value", "@type"} or isinstance(value["@value"], Mapping | list):
+            raise PolicyUnreadable(
+                f"expected @value or @id, and beside it at most @type, got {_shown(value)}", rule=path
+            )
         datatype = reader.name(_text(value.get("@type"), path))
         inner = _literal(value["@value"], reader, path)
         return Literal(inner.text, "" if datatype == XSD + "string" else datatype)
@@ -399,14 +386,15 @@ def _float(value: float, path: str) -> str:
 
 def _text(value: object, path: str) -> str:
     """A name or text, whether plain, `{"@id"}`, `{"@value"}`, or a list of one."""
-    parts = _list(value)
+    parts = members_of.listed(value)
     if not parts:
         return ""
     if len(parts) > 1:
         raise PolicyUnreadable(f"expected one value, got {len(parts)}", rule=path)
     one = parts[0]
     if isinstance(one, Mapping):
-        one = one.get("@id", one.get("@value", one.get("uid")))
+        members_of.alone(one, path, "@type", "type")
+        one = next((one[key] for key in ("@id", "@value", "uid", "id") if key in one), None)
     if not values.is_text(one):
         raise PolicyUnreadable(f"expected a text, got {_shown(one)}", rule=path)
     return one
@@ -414,11 +402,11 @@ def _text(value: object, path: str) -> str:
 
 def _nodes(value: object, path: str) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
-    stack = list(reversed(_list(value)))
+    stack = list(reversed(members_of.listed(value)))
     while stack:
         one = stack.pop()
-        if isinstance(one, Mapping) and ("@list" in one or "@set" in one):
-            stack.extend(reversed(_list(one.get("@list", one.get("@set")))))
+        if isinstance(one, Mapping) and (inside := members_of.contained(one, path)) is not None:
+            stack.extend(reversed(inside))
         elif isinstance(one, Mapping):
             found.append(one)
         else:
@@ -426,14 +414,6 @@ def _nodes(value: object, path: str) -> list[Mapping[str, Any]]:
         if len(found) + len(stack) > MAX_NODES:
             raise PolicyUnreadable(f"expected at most {MAX_NODES} rules and constraints; split it", rule=path)
     return found
-
-
-def _list(value: object) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return list(value)
-    return [value]
 
 
 def _shown(value: object) -> str:

@@ -61,11 +61,16 @@ def _warning(path: str, code: str, message: str) -> Problem:
 
 
 def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
+    made = []
     for index in range(len(policy.permissions)):
         try:
-            compiler.compile_contract(policy, schema, permission=index, concluded=0.0)
+            made.append(compiler.compile_contract(policy, schema, permission=index, concluded=0.0))
         except (ContractUndecided, PolicyUnreadable) as problem:
             yield _error(problem.rule or f"/permission/{index}", problem.code, str(problem))
+    try:
+        compiler.one_grid(made)
+    except ContractUndecided as problem:
+        yield _error(problem.rule, "grids_differ", str(problem))
 
 
 # --- checks ----------------------------------------------------------------------------------------------
@@ -342,6 +347,20 @@ def _strange_purposes(policy: Policy) -> Iterator[Problem]:
                 )
 
 
+def _templates(policy: Policy) -> Iterator[Problem]:
+    """Templates that no query could match."""
+    for path, atom, _ in _atoms(policy):
+        if atom.left != ds("template"):
+            continue
+        from policies.enforce.template import readable  # here: most policies need no parser
+
+        for literal in atom.right:
+            if not readable(literal.text):
+                yield _error(
+                    path, "template_unreadable", f"expected one SQL query, got {literal.text!r}; ? stands for values"
+                )
+
+
 def _atoms(policy: Policy) -> Iterator[tuple[str, Atom, Operand | None]]:
     for path, rule, _ in known.rules(policy):
         for here, atom in known.atoms(rule.constraints, path):
@@ -365,4 +384,5 @@ CHECKS: tuple[Callable[[Policy], Iterator[Problem]], ...] = (
     _not_enforced,
     _no_source,
     _strange_purposes,
+    _templates,
 )

@@ -366,12 +366,16 @@ def _joins(draft: Draft, atom: Atom, path: str) -> bool:
 
 
 def _templates(draft: Draft, atom: Atom, path: str) -> bool:
+    from policies.enforce.template import readable  # here: most policies need no parser
+
     if atom.operator not in ("isAnyOf", "eq"):
         return False
     named = _texts(atom)
     for text in named:
-        if not text.upper().startswith(("SELECT ", "WITH ")):
-            raise undecided(path, f"the template {text!r} is no SQL; write the query, with ? for the values")
+        if not readable(text):
+            raise undecided(
+                path, f"the template {text!r} is no query that can be read; write the query, with ? for the values"
+            )
     draft.templates = named if draft.templates is None else tuple(o for o in draft.templates if o in named)
     if not draft.templates:
         raise undecided(path, "two ds:template rules share no query; nothing could run")

@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 
 from connector.errors import MessageInvalid
+from policies import strictjson
 
 Json: TypeAlias = dict[str, Any]
 
@@ -34,7 +35,9 @@ _PREFIXES = {
 def parse(body: bytes | str) -> Any:
     """JSON within bounds that every database and peer can hold, or MessageInvalid."""
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
+        value = strictjson.loads(body, parse_constant=_refuse_constant)
+    except strictjson.GivenTwice as error:
+        raise MessageInvalid(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise MessageInvalid(f"expected JSON in UTF-8, came something else ({type(error).__name__})") from error
     _check(value)
@@ -161,8 +164,8 @@ def _with_prefixes(value: Any, prefixes: Mapping[str, str]) -> Any:
     own = {key: iri for key, iri in prefixes.items() if _PREFIXES.get(key) != iri}
     if isinstance(value, list):
         return [_with_prefixes(part, prefixes) for part in value]
-    if isinstance(value, dict) and set(value) & {"@set", "@list"}:
-        return _with_prefixes(value.get("@set", value.get("@list")), prefixes)
+    if isinstance(value, dict) and set(value) in ({"@set"}, {"@list"}):  # with more beside it, nobody reads it
+        return _with_prefixes(next(iter(value.values())), prefixes)
     return {"@context": own, **value} if own and isinstance(value, dict) else value
 
 

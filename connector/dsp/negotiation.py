@@ -202,7 +202,7 @@ class Negotiations(Exchange[Negotiation]):
     ) -> list[Outbox]:
         """A provider's answer to a request, where the offer lets it answer by itself."""
         published = terms.published(offer)
-        same = terms.same_rules(asked, published)
+        same = terms.same_rules(asked, published, consumer=row.counterparty)
         if not verdict.permitted and not (verdict.unknown and row.decide != decisions.AUTO):
             raise Refused(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
         case = decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted)
@@ -227,7 +227,7 @@ class Negotiations(Exchange[Negotiation]):
                 return self._answer(tx, row, asked=read, offer=offer, verdict=verdict)
             case = decisions.Case(decide=row.decide, permitted=verdict.permitted)
         else:
-            same = read is None or row.state != states.OFFERED or _as_asked(read, earlier)
+            same = read is None or row.state != states.OFFERED or _as_asked(read, earlier, self._us)
             case = decisions.Case(decide=row.decide, same_terms=same)
         move = decisions.next_message(decisions.NEGOTIATION, role=row.role, state=row.state, case=case)
         if not move:
@@ -503,6 +503,6 @@ def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, t
     return offer, terms.judge(terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
 
 
-def _as_asked(read: Policy, earlier: Json) -> bool:
+def _as_asked(read: Policy, earlier: Json, us: str) -> bool:
     """Whether an offer has the terms that we asked for."""
-    return bool(earlier) and terms.same_rules(read, terms.read_offer(earlier))
+    return bool(earlier) and terms.same_rules(read, terms.read_offer(earlier), consumer=us)

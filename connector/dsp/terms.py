@@ -19,6 +19,7 @@ from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.evaluate import Facts
 from policies.model import Kind, Policy
+from policies.parties import kept_to
 from policies.values import instant
 from policies.vocabulary import Phase
 
@@ -71,9 +72,13 @@ def digest_of(policy: Policy) -> str:
     return jsonld.digest(policy)
 
 
-def same_rules(one: Policy, two: Policy) -> bool:
-    """Whether both say the same, however they are spelled."""
-    return jsonld.digest(one) == jsonld.digest(two)
+def same_rules(one: Policy, two: Policy, *, consumer: str) -> bool:
+    """Whether both say the same to `consumer`, however they are spelled.
+
+    "For you alone", said by one of them, is no other rule: some name their assignee in an offer and some do not,
+    and an agreement is for its assignee anyway.
+    """
+    return jsonld.digest(kept_to(one, consumer)) == jsonld.digest(kept_to(two, consumer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: 
     for name, came, wanted in expected:
         if came != wanted:
             raise MessageInvalid(f"expected {name} {wanted} in the agreement, came {came[:255] or 'none'}", rule=name)
-    if not same_rules(agreement, terms):  # 4
+    if not same_rules(agreement, terms, consumer=assignee):  # 4
         raise MessageInvalid("the rules of the agreement are not those that were agreed on; send them unchanged")
 
 

@@ -16,6 +16,7 @@ from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, NotFound, ScopeMissing
 from connector.management import waiting
 from connector.management.auth import Caller, Tokens
+from connector.management.strict import StrictRoute
 from connector.store import Store
 from connector.store.tables import Negotiation
 from policies import explain, jsonld
@@ -137,7 +138,7 @@ def _explained(rules: str) -> tuple[str, ...]:
 
 
 def router(*, negotiations: Negotiations, partners: Partners, store: Store, tokens: Tokens) -> APIRouter:
-    routes = APIRouter(tags=["negotiations"])
+    routes = APIRouter(tags=["negotiations"], route_class=StrictRoute)
     reader = Depends(tokens.require("read"))
     consumer = Depends(tokens.require("consume"))
     owner = Depends(tokens.require("owner"))

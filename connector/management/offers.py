@@ -12,6 +12,7 @@ from connector.dataplane.owner import OwnersView
 from connector.datasets.offers import Offers, problem_json
 from connector.errors import NotFound, PolicyInvalid
 from connector.management.auth import Caller, Tokens
+from connector.management.strict import StrictRoute
 from connector.store.tables import Offer
 from connector.usage.facts import Known, counted, requested
 from policies import author, diff, evaluate, explain, jsonld, lint, report, vocabulary
@@ -102,7 +103,7 @@ def sentences(policy: Policy) -> list[dict[str, str]]:
 
 
 def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView) -> APIRouter:
-    routes = APIRouter(tags=["offers"])
+    routes = APIRouter(tags=["offers"], route_class=StrictRoute)
     owner = Depends(tokens.require("owner"))
     reader = Depends(tokens.require("read"))
 

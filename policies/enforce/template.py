@@ -39,12 +39,18 @@ def matches(tree: exp.Expr, template: str) -> bool:
     return pattern is not None and _same(pattern, tree)
 
 
+def readable(template: str) -> bool:
+    """Whether a query could match: the text is one query."""
+    return isinstance(_read(template), exp.Query)
+
+
 @lru_cache(maxsize=256)
 def _read(template: str) -> exp.Expr | None:
     try:
-        return DuckDB().parse(template)[0]
-    except (SqlglotError, RecursionError, IndexError):
+        (tree,) = DuckDB().parse(template)
+    except (SqlglotError, RecursionError, ValueError):  # no SQL, or more than one statement
         return None
+    return tree
 
 
 def _same(pattern: exp.Expr, tree: exp.Expr) -> bool:

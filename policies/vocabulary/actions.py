@@ -15,11 +15,11 @@ def _plain(local: str, phrase: str, *, parent: str = "use") -> Action:
     return Action(name=odrl(local), parent=odrl(parent), help=f"ODRL action {local}.", phrase=phrase)
 
 
-def _served(name: str, help_: str, phrase: str) -> Action:
+def _served(name: str, help_: str, phrase: str, *, parent: str = "use") -> Action:
     """What the owner's own connector carries out, and therefore can refuse."""
     return Action(
         name=name,
-        parent=odrl("use"),
+        parent=odrl(parent),
         help=help_,
         phrase=phrase,
         tier=Tier.TECHNICAL,
@@ -37,9 +37,9 @@ ACTIONS: tuple[Action, ...] = (
         enforced_by="gate",
     ),
     Action(name=odrl("transfer"), parent="", help="Hand ownership over.", phrase="transfer ownership of the data"),
-    _served(odrl("read"), "Read the data.", "read the data"),
-    _served(ds("query"), "Send queries to the owner's connector.", "query the data"),
-    _served(ds("stream"), "Receive the rows as a stream.", "stream the data"),
+    _served(odrl("read"), "Read the data, by queries or as a stream.", "read the data"),
+    _served(ds("query"), "Send queries to the owner's connector.", "query the data", parent="read"),
+    _served(ds("stream"), "Receive the rows as a stream.", "stream the data", parent="read"),
     _plain("distribute", "distribute the data to third parties"),
     _plain("derive", "derive new data"),
     _plain("aggregate", "aggregate the data"),

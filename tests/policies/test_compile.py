@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies import columns, lint
 from policies import compile as compiler
 from policies.contract import Column, TableSchema, from_json, to_json
 from policies.errors import ContractUndecided
@@ -110,6 +112,39 @@ def test_contract_survives_json_unchanged(case: dict[str, Any]) -> None:
     assert hash(from_json(text)) == hash(made)
 
 
+@pytest.mark.parametrize(
+    ("type_", "text", "says"),
+    [
+        ("TIMESTAMP", "2026-01-05", "a time, got the day '2026-01-05'; write"),
+        ("TIMESTAMP WITH TIME ZONE", "2026-01-05", "such as 2026-01-05T00:00:00Z"),
+        ("TIMESTAMP_S", "2026-01-05T00:00:00.6", "at most 0 digits after the second"),
+        ("TIMESTAMP_MS", "2026-01-05T00:00:00.0006", "at most 3 digits"),
+        ("TIMESTAMP", "2026-01-05T00:00:00.0000009", "at most 6 digits"),
+        ("TIMESTAMP_NS", "2026-01-05T00:00:00.000000700", "at most 6 digits"),
+        ("FLOAT", "16777217", "no more digits than FLOAT holds"),
+        ("FLOAT", "1" + "0" * 39, "no more digits than FLOAT holds"),
+        ("DOUBLE", "9007199254740993", "no more digits than DOUBLE holds"),
+        ("UHUGEINT", "-1", "a number from 0 for UHUGEINT"),
+    ],
+)  # fmt: skip
+def test_what_the_column_would_round_is_refused(type_: str, text: str, says: str) -> None:
+    with pytest.raises(ContractUndecided, match=re.escape(says)):
+        gate.contract(gate.schema(x=type_), gate.atom("ds:row/x", "gteq", text))
+
+
+def test_a_float_is_compared_as_its_column_stores_it() -> None:
+    found = [columns.read(Column("x", type_), "0.1") for type_ in ("FLOAT", "DOUBLE")]
+    assert found == [0.10000000149011612, 0.1]
+    assert columns.read(Column("x", "TIMESTAMP_S"), "2026-01-05T00:00:00.000") == "2026-01-05T00:00:00"
+
+
+def test_of_two_columns_that_fold_to_one_name_the_one_that_is_named_is_meant() -> None:
+    both = gate.schema(straße="VARCHAR", strasse="VARCHAR", x="VARCHAR")
+    for named, left in (("strasse", "straße"), ("STRASSE", "straße"), ("straße", "strasse")):
+        made = gate.contract(both, gate.atom("ds:columnDeny", "isNoneOf", named))
+        assert made.columns == (left, "x")
+
+
 def test_each_permission_becomes_its_own_contract() -> None:
     one = gate.agreement(gate.atom("ds:columnAllow", "eq", "id"))
     both = replace(
@@ -120,6 +155,43 @@ def test_each_permission_becomes_its_own_contract() -> None:
     assert "id" not in second.columns
     assert second.permission == "/permission/1"
     assert (first.actions, second.actions) == ((expand("ds:query"),), (expand("ds:stream"),))
+
+
+COUNTED = [gate.atom("ds:minGroupSize", "gteq", "10"), gate.atom("ds:dimension/age", "eq", "10")]
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (COUNTED, True),
+        ([*COUNTED, gate.atom("odrl:purpose", "eq", "dpv:Marketing")], True),
+        ([COUNTED[0], gate.atom("ds:dimension/age", "eq", "7")], False),
+        ([COUNTED[0], gate.atom("ds:dimension/country", "eq", "exact")], False),
+        ([*COUNTED, gate.atom("ds:dimension/country", "eq", "exact")], False),
+        ([gate.atom("ds:minGroupSize", "gteq", "20"), COUNTED[1]], False),
+        ([*COUNTED, gate.atom("ds:entityKey", "eq", "id")], False),
+        ([*COUNTED, gate.atom("ds:row/country", "eq", "DE")], False),
+        ([*COUNTED, gate.atom("ds:measure/price", "eq", "0..100")], False),
+        ([gate.atom("ds:columnAllow", "eq", "age")], True),
+        ([gate.atom("ds:epsilonBudget", "lteq", "1"), gate.atom("ds:dimension/age", "eq", "7")], True),
+    ],
+)
+def test_the_exact_aggregates_of_a_policy_count_the_same_groups(other: list[Constraint], same: bool) -> None:
+    one = gate.agreement(*COUNTED)
+    both = replace(one, permissions=(*one.permissions, Rule(expand("ds:query"), tuple(other))))
+    found = [problem for problem in lint.lint(both, SCHEMA) if problem.level == "error"]
+    assert [problem.code for problem in found] == ([] if same else ["grids_differ"])
+    if same:
+        assert len(compiler.contracts(both, SCHEMA)) == 2
+    else:
+        with pytest.raises(ContractUndecided, match="/permission/1: it counts other groups"):
+            compiler.contracts(both, SCHEMA)
+
+
+@pytest.mark.parametrize("text", ["SELECT FROM WHERE (", "monthly-report", "SELECT 1; SELECT 2"])
+def test_lint_names_a_template_that_cannot_be_read(text: str) -> None:
+    found = lint.lint(gate.agreement(gate.atom("ds:template", "isAnyOf", "SELECT 1", text)))
+    assert [problem.code for problem in found] == ["template_unreadable"]
 
 
 def test_one_undecided_permission_refuses_them_all() -> None:

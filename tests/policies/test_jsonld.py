@@ -10,8 +10,10 @@ import pytest
 
 from policies import jsonld, known
 from policies.errors import PolicyUnreadable, TermUnknown
+from policies.evaluate import Facts, concludable
 from policies.model import HANSE, Atom, Conflict, Kind, Policy
-from policies.vocabulary import odrl
+from policies.parties import kept_to
+from policies.vocabulary import Phase, odrl
 
 SPEC = {
     "@type": "Offer",
@@ -95,7 +97,7 @@ def test_expanded_json_ld_reads_the_same() -> None:
 
 def test_prefixes_of_an_inline_context_are_used_and_documents_never_fetched() -> None:
     wire = {
-        "@context": ["https://unreachable.invalid/context.jsonld", {"h": HANSE, "o": {"@id": odrl("")}}],
+        "@context": ["https://w3id.org/dspace/2025/1/context.jsonld", {"h": HANSE, "o": {"@id": odrl("")}}],
         **constrained(leftOperand="h:membership", operator="o:eq", rightOperand="active"),
     }
     (atom,) = jsonld.read(wire).permissions[0].constraints
@@ -136,9 +138,62 @@ def test_prefixes_of_an_inline_context_are_used_and_documents_never_fetched() ->
         (constrained(leftOperand="count", operator="lteq", rightOperand=["x"] * 10_001), "at most 10000 values"),
         (offer(permission=[{"action": "use"}] * 5_001), "at most 5000 rules"),
         (with_rule(target="urn:other") | {"target": "urn:mine"}, "expected the policy's own target"),
+        (
+            offer(permission=[{"action": "use", "assignee": "did:web:a"}, {"action": "ds:query"}]),
+            "none on /permission/1",
+        ),
+        (offer(prohibition=[{"action": "ds:stream", "assignee": "did:web:a"}]), "none on /permission/0"),
+        (with_rule(duty=[{"action": "odrl:inform", "assignee": "did:web:a"}]), "none on /permission/0"),
+        (with_rule(assignee="did:web:a") | {"obligation": [{"action": "delete"}]}, "none on /obligation/0"),
+        (with_rule(assignee="did:web:a") | {"assignee": "did:web:b"}, "expected the policy's own assignee"),
     ],
 )
 def test_what_would_lose_its_meaning_is_refused_with_a_reason(wire: Any, says: str) -> None:
+    with pytest.raises(PolicyUnreadable, match=says):
+        jsonld.read(wire)
+
+
+STREAM = [{"action": "ds:stream"}]
+DENY = {"leftOperand": "ds:columnDeny", "operator": "isNoneOf", "rightOperand": ["ssn"]}
+
+
+@pytest.mark.parametrize(
+    ("wire", "says"),
+    [
+        (with_rule(constraints=[DENY]), "the member constraints"),
+        (with_rule(duties=[]), "the member duties"),
+        (with_rule(maxRows=5), "the member maxRows"),
+        (offer(prohibitions=STREAM), "the member prohibitions"),
+        (offer(Prohibition=STREAM), "the member Prohibition"),
+        (with_rule(**{"dspace:constraint": [DENY]}), "the member dspace:constraint"),
+        (offer(**{"ds:prohibition": STREAM}), "the member ds:prohibition"),
+        (offer(**{"ODRL:prohibition": STREAM}), "the member ODRL:prohibition"),
+        (offer(**{"https://www.w3.org/ns/odrl/2/prohibition": STREAM}), "the member https://www.w3.org"),
+        (offer(**{"http://W3.org/ns/odrl/prohibition": STREAM}), "the member http://W3.org"),
+        (offer(**{"@nest": {"prohibition": STREAM}}), "the member @nest"),
+        (with_rule(**{"@reverse": {"prohibition": STREAM}}), "the member @reverse"),
+        (with_rule(**{"@context": {"ds": "http://x.example/"}}), "the member @context"),
+        (offer(**{"@context": {"forbid": {"@id": "odrl:prohibition"}}, "forbid": STREAM}), "only prefixes .* forbid"),
+        (offer(**{"@context": [{"forbid": odrl("prohibition")}], "forbid": STREAM}), "only prefixes .* forbid"),
+        (offer(**{"@context": {"permission": "http://x.example/"}}), "only prefixes .* permission"),
+        (offer(**{"@context": {"@vocab": "http://x.example/"}}), "only prefixes .* @vocab"),
+        (offer(**{"@context": "https://unreachable.invalid/context.jsonld"}), "a context that is known here"),
+        ({"@graph": [USE], "prohibition": STREAM}, "expected one of @graph, prohibition alone"),
+        (offer(**{"@context": {"p": "odrl:"}, "p:prohibition": [], "prohibition": STREAM}), "given twice"),
+        (offer(permission=[{"@set": [], "action": "use"}]), "expected one of @set, action alone"),
+        (with_rule(constraint=[{"@set": [], **DENY}]), "expected one of @set, leftOperand"),
+        (constrained(**{**DENY, "rightOperand": {"@list": ["a"], "@set": ["b"]}}), "expected one of @list, @set alone"),
+        (constrained(**{**DENY, "rightOperand": {"@id": "a", "@value": "b"}}), "expected @value or @id"),
+        (constrained(**{**DENY, "rightOperand": {"@value": "a", "@language": "en"}}), "expected @value or @id"),
+        (constrained(**{**DENY, "leftOperand": {"@id": "a", "uid": "b"}}), "expected one of @id, uid alone"),
+        (with_rule(action={"@id": "use", "@value": "odrl:read"}), "expected one of @id, @value alone"),
+        (with_rule(assignee={"@id": "did:web:a", "source": "urn:x"}), "expected one of @id, source alone"),
+        (with_rule(**{"@type": "odrl:Prohibition"}), "expected @type Permission"),
+        ('{"@type":"Offer","permission":[{"action":"use"}],"prohibition":[{"action":"ds:stream"}],"prohibition":[]}',
+         "'prohibition' twice"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_a_part_of_a_rule_is_refused_by_name(wire: Any, says: str) -> None:
     with pytest.raises(PolicyUnreadable, match=says):
         jsonld.read(wire)
 
@@ -160,6 +215,18 @@ def test_annotations_of_other_vocabularies_are_ignored() -> None:
 def test_rules_may_name_target_and_parties_in_the_policys_stead() -> None:
     policy = jsonld.read(with_rule(target="urn:data", assigner={"@id": "did:web:p"}))
     assert (policy.target, policy.assigner) == ("urn:data", "did:web:p")
+
+
+@pytest.mark.parametrize("wire", [offer(assignee="did:web:a"), with_rule(assignee={"@id": "did:web:a"})])
+def test_an_offer_for_one_party_is_for_nobody_else(wire: dict[str, Any]) -> None:
+    policy = jsonld.read(wire)
+    for phase in (Phase.CATALOGUE, Phase.NEGOTIATION):
+        for party in ("did:web:a", "did:web:b"):
+            facts = Facts.of({"ds:participant": party}, source="signature")
+            assert concludable(policy, facts, phase=phase, now=1.8e9).permitted is (party == "did:web:a")
+    assert jsonld.digest(policy) != jsonld.digest(jsonld.read(USE))
+    assert jsonld.read(jsonld.write(policy, in_catalog=True)) == policy
+    assert jsonld.rules_equal(policy, kept_to(jsonld.read(USE), "did:web:a"))
 
 
 def test_several_actions_of_a_rule_stand_for_one_rule_each() -> None:

@@ -134,6 +134,15 @@ async def test_terms_that_cannot_be_enforced_are_refused_naming_the_rule(tmp_pat
                 await two.north.negotiations.command(provided.id, "agree", by="test")
 
 
+async def test_an_offer_for_one_assignee_is_for_nobody_else(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        for party, expected in ((two.south.participant, "FINALIZED"), ("did:web:alice.example", "TERMINATED")):
+            offer = await two.north.publish(DATASET, offer=f"offer:for:{party}", policy={"assignee": party, **USE})
+            for policy in (USE, {"assignee": two.south.participant, **USE}):  # said in the request or not
+                row = await two.ask(offer, policy=policy)
+                await settled(two.south, "negotiation", row.id, expected)
+
+
 async def test_an_offer_withdrawn_meanwhile_is_not_agreed_to(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         await two.north.publish(DATASET, offer=OFFER_ID)

@@ -183,9 +183,17 @@ def document(file: Path) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return {"form": text}
     try:
-        return {"policy": json.loads(text)}
+        return {"policy": json.loads(text, object_pairs_hook=_once)}
     except ValueError as error:
         raise BadInput(f"{file} starts like JSON, but is not: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a member that is given twice only the last would be sent."""
+    node = dict(pairs)
+    if len(node) != len(pairs):
+        raise ValueError(f"a member of {', '.join(node)} is given twice in one object; keep one")
+    return node
 
 
 def print_template(name: str, *, as_json: bool) -> None:

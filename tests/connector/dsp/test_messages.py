@@ -285,3 +285,9 @@ def test_an_address_of_another_transport_says_where_http_is(
     endpoint: str, properties: tuple[tuple[str, str], ...], expected: str
 ) -> None:
     assert DataAddress("x", endpoint, properties).http == expected
+
+
+def test_a_member_that_stands_twice_is_refused_by_name() -> None:
+    body = '{"@type": "ContractRequestMessage", "offer": {"permission": [], "prohibition": [{}], "prohibition": []}}'
+    with pytest.raises(MessageInvalid, match="'prohibition' twice"):
+        jsonld.parse(body)

@@ -274,3 +274,11 @@ async def test_webhooks_are_made_listed_and_removed(tmp_path: Path) -> None:
         await north.post("/webhooks", {"url": "http://10.0.0.1/hook"}, 400)
         assert (await north.http.delete(f"/webhooks/{made['id']}")).status_code == 204
         assert await north.get("/webhooks") == []
+
+
+async def test_a_policy_with_a_member_twice_is_refused_by_name(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two, desk(two.south, two) as south:
+        body = '{"policy": {"prohibition": [{"action": "ds:stream"}], "prohibition": []}}'
+        reply = await south.http.post("/negotiations", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 400
+        assert "'prohibition' twice" in reply.json()["detail"]

@@ -22,6 +22,7 @@ ARROW = pa.schema(
         ("n", pa.int32()),
         ("d", pa.decimal128(9, 2)),
         ("f", pa.float64()),
+        ("r", pa.float32()),
         ("s", pa.string()),
         ("b", pa.bool_()),
         ("day", pa.date32()),
@@ -29,7 +30,15 @@ ARROW = pa.schema(
     ]
 )
 TYPES: TableSchema = gate.schema(
-    id="BIGINT", n="INTEGER", d="DECIMAL(9,2)", f="DOUBLE", s="VARCHAR", b="BOOLEAN", day="DATE", ts="TIMESTAMP"
+    id="BIGINT",
+    n="INTEGER",
+    d="DECIMAL(9,2)",
+    f="DOUBLE",
+    r="FLOAT",
+    s="VARCHAR",
+    b="BOOLEAN",
+    day="DATE",
+    ts="TIMESTAMP",
 )
 
 DAYS = [date(2026, 1, 1), date(2026, 2, 28), date(2026, 3, 1)]
@@ -39,6 +48,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "n": st.integers(-3, 12),
     "d": st.sampled_from([Decimal("0.00"), Decimal("0.10"), Decimal("-1.50"), Decimal("99.99"), Decimal("10.00")]),
     "f": st.sampled_from([0.0, -0.5, 0.1, 10.0, 1e300, float("nan"), float("inf"), float("-inf")]),
+    "r": st.sampled_from([0.0, -0.5, 0.1, 0.2, 16777216.0, float("nan"), float("inf")]),
     "s": st.sampled_from(TEXTS),
     "b": st.booleans(),
     "day": st.sampled_from(DAYS),
@@ -50,10 +60,11 @@ LITERALS: dict[str, list[str]] = {
     "n": ["-3", "0", "5", "10.0", "12", "5000000000"],
     "d": ["0", "0.1", "0.10", "-1.5", "10", "100000000"],
     "f": ["0", "0.1", "-0.5", "10"],
+    "r": ["0", "0.1", "0.20", "-0.5", "16777216"],
     "s": TEXTS,
     "b": ["true", "false", "1", "0"],
     "day": ["2026-01-01", "2026-02-28", "2026-06-30"],
-    "ts": ["2026-01-01T00:00:00", "2026-01-01", "2026-01-01T12:30:00", "2026-03-01T00:00:01"],
+    "ts": ["2026-01-01T00:00:00", "2026-01-01T12:30:00.000", "2026-03-01T00:00:01"],
 }
 
 

@@ -1,0 +1,141 @@
+"""Members of a wire node: each is known, is an annotation that changes nothing, or is refused by name.
+
+What looks like a member of a rule and is none (`constraints`, `ds:prohibition`, a term that only an inline context
+knows) would leave a policy wider than its author wrote it. Must not know what the members mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from policies.errors import PolicyUnreadable
+from policies.model import ODRL
+from policies.vocabulary import expand
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+POLICY = words("permission prohibition obligation target assigner assignee timestamp profile conflict uid")
+RULE = words("action constraint duty target assigner assignee uid")
+CONSTRAINT = words("leftOperand operator rightOperand and or xone andSequence uid")
+# Members that would change what a rule means and have no term in the protocol's context: refused, never skipped.
+LOST = words(
+    """refinement remedy consequence inheritFrom inheritRelation inheritAllowed unit status dataType
+    rightOperandReference"""
+)
+ODRL_KEYS = POLICY | RULE | CONSTRAINT | LOST
+# They speak of the text, not of the use: no engine gives them another meaning.
+_ANNOTATIONS = words("label comment title name description creator publisher created modified issued version")
+# Prefixes that everybody writes without saying where they come from; their members are annotations.
+_ELSEWHERE = words("rdf rdfs owl skos schema prov foaf vcard dc dcterms edc")
+# Where a member must be one that we know: ODRL's, the protocol's and our own vocabulary, however they are misspelt.
+_NEAR = re.compile(r"/ns/odrl|w3id\.org/+(hanse|dspace)", re.IGNORECASE)
+_IRI = re.compile(r"https?://|urn:", re.IGNORECASE)
+_TIMESTAMP = "https://w3id.org/dspace/2025/1/timestamp"
+# Contexts whose terms are those that are read here anyway; documents are never fetched.
+_CONTEXTS = frozenset(
+    [
+        "https://w3id.org/dspace/2025/1/context.jsonld",
+        "https://w3id.org/dspace/2025/1/odrl-profile.jsonld",
+        "http://www.w3.org/ns/odrl.jsonld",
+        "https://www.w3.org/ns/odrl.jsonld",
+    ]
+)
+
+
+def local(key: str, name: Callable[[str], str], path: str) -> str:
+    """The member's local name, empty for an annotation. `name` gives the IRI of a written name."""
+    if key in ("@id", "id"):
+        return "uid"
+    if key in ("@type", "type") or (key == "@context" and not path):
+        return ""
+    if ":" not in key:
+        if key in ODRL_KEYS:
+            return key
+        if key in _ANNOTATIONS:
+            return ""
+        raise _unknown(key, path)
+    iri = name(key)
+    if iri == _TIMESTAMP:
+        return "timestamp"
+    if iri.startswith(ODRL):
+        return iri[len(ODRL) :]
+    foreign = _IRI.match(iri) or key.partition(":")[0] in _ELSEWHERE
+    if not foreign or _NEAR.search(iri):
+        raise _unknown(key, path)
+    return ""
+
+
+def _unknown(key: str, path: str) -> PolicyUnreadable:
+    return PolicyUnreadable(
+        f"nobody knows the member {key[:80]}, and left out it could change what the policy says; expected one of "
+        f"{', '.join(sorted(ODRL_KEYS - LOST))}, or a note under the full name of another vocabulary",
+        rule=f"{path}/{key[:80]}",
+        code="member_unknown",
+    )
+
+
+def contained(node: Mapping[str, Any], path: str) -> list[Any] | None:
+    """The members of a `@list` or `@set`, or None for any other node."""
+    if "@list" not in node and "@set" not in node:
+        return None
+    alone(node, path)
+    return listed(next(iter(node.values())))
+
+
+def alone(node: Mapping[str, Any], path: str, *beside: str) -> None:
+    """Refuse other members beside the one that holds the value."""
+    if len(node.keys() - set(beside)) != 1:
+        raise PolicyUnreadable(
+            f"expected one of {', '.join(sorted(node, key=str))} alone, got all of them; keep one", rule=path or "/"
+        )
+
+
+def listed(value: object) -> list[Any]:
+    """A single value is a list of one; none is an empty one."""
+    if value is None:
+        return []
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return list(value)
+    return [value]
+
+
+def prefixes(context: object) -> dict[str, str]:
+    """Prefixes that an inline context defines. Whatever else it could define would give names another meaning."""
+    found: dict[str, str] = {}
+    for part in listed(context):
+        if isinstance(part, Mapping):
+            for key, value in part.items():
+                if not _says_nothing(key, value):
+                    found[key] = _prefix(key, value)
+        elif part not in _CONTEXTS:
+            raise PolicyUnreadable(
+                f"expected a context that is known here ({', '.join(sorted(_CONTEXTS))}) or prefixes, got "
+                f"{str(part)[:200]}; contexts are not fetched. Leave it out and write full names",
+                rule="/@context",
+                code="context_unknown",
+            )
+    return found
+
+
+def _says_nothing(key: object, value: object) -> bool:
+    return key == "@version" or (key == "@vocab" and value == ODRL)
+
+
+def _prefix(key: object, value: object) -> str:
+    if isinstance(value, Mapping) and set(value) <= {"@id", "@prefix"}:
+        value = value.get("@id")
+    plain = isinstance(key, str) and not key.startswith("@") and key not in ODRL_KEYS
+    if not plain or not isinstance(value, str) or not value.endswith(("/", "#", ":")):
+        raise PolicyUnreadable(
+            f"expected only prefixes in an inline context (names for IRIs that end in #, / or :), got {str(key)[:80]}; "
+            "write the full name where it is used",
+            rule="/@context",
+            code="context_unknown",
+        )
+    return expand(value)
