@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from policies import columns
-from policies.contract import DataContract, Dimension, Grid, Measure
+from policies.contract import DataContract, Dimension, Grid, MaskKind, Measure
 from policies.enforce import wrap
 from policies.enforce.wrap import Maker
+from policies.masks import MASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,29 @@ def base_rows(contract: DataContract, relation: str, maker: Maker) -> exp.Select
     return query
 
 
+def type_seen(contract: DataContract, one: Dimension) -> str:
+    """The type of a dimension's values as a query sees them: hashes and shortened values are texts, edges of bins
+    numbers."""
+    type_ = wrap.type_of(contract, one.column)
+    if one.width is not None:
+        return "BIGINT" if _whole_bins(type_, one.width) else "DOUBLE"
+    mask = next((mask for mask in contract.masks if mask.column == one.column), None)
+    word = MASKS.get(mask.kind) if mask is not None else None
+    text = mask is not None and (mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text))
+    return "VARCHAR" if text else type_
+
+
+def _whole_bins(type_: str, width: float) -> bool:
+    return columns.family(type_) == columns.INTEGER and float(width).is_integer()
+
+
 def _binned(contract: DataContract, one: Dimension, source: str, maker: Maker) -> exp.Expr:
     value = wrap.masked(contract, one.column, source, maker)
     if one.width is None:
         return value
     edge = wrap.binned(value, one.width, maker)
     type_ = wrap.type_of(contract, one.column)
-    whole = columns.family(type_) == columns.INTEGER and float(one.width).is_integer()
-    return wrap.try_cast(edge, "BIGINT") if whole else edge
+    return wrap.try_cast(edge, "BIGINT") if _whole_bins(type_, one.width) else edge
 
 
 def _clamped(contract: DataContract, one: Measure, source: str, maker: Maker) -> exp.Expr:
