@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from connector.datasets import counts
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
@@ -414,7 +415,10 @@ def _most_rows(grant: Grant) -> int | None:
     limits = grant.contract.limits
     if limits.share is None:
         return limits.rows
-    share = int(grant.held.version.profile["rows"] * limits.share / 100)
+    rows = grant.held.version.profile["rows"]
+    if grant.contract.row_filter is not None:  # where the reads end would tell of the hidden rows
+        rows = counts.at_least(rows)
+    share = int(rows * limits.share / 100)
     return share if limits.rows is None else min(share, limits.rows)
 
 
