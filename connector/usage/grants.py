@@ -3,7 +3,8 @@
 The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
 running reads. `open` answers for one read, in this order; the numbers stand beside the code:
 1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
-2. the agreement compiles to a contract for the asked action and purpose, with nothing undecided;
+2. the agreement compiles to a contract for the asked action and purpose, with nothing undecided, over columns of the
+   kinds that they had when it was signed;
 3. the time is inside the contract's;
 4. fewer reads are running than the contract allows;
 5. the party's facts are gathered anew and still make the permission active;
@@ -28,9 +29,9 @@ from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
-from policies import admission, jsonld
+from policies import admission, bound, jsonld
 from policies import compile as compiler
-from policies.contract import DataContract
+from policies.contract import DataContract, TableSchema
 from policies.errors import QueryRefused
 from policies.evaluate import Decision, Facts, concludable, evaluate
 from policies.gate import Lease
@@ -120,11 +121,11 @@ class Grants:
 
     async def hold(self, agreement_id: str, *, consumer: str) -> Held:
         """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
-        return self._compiled(*await self._store.read(lambda tx: _rows(tx, agreement_id, consumer)))
+        return self._compiled(*await self._store.read(lambda tx: self._rows(tx, agreement_id, consumer)))
 
     def held(self, tx: Transaction, agreement_id: str, *, consumer: str) -> Held:
         """As `hold`, in a transaction that reads already."""
-        return self._compiled(*_rows(tx, agreement_id, consumer))
+        return self._compiled(*self._rows(tx, agreement_id, consumer))
 
     async def covers(
         self, agreement_id: str, *, consumer: str, action: str, purpose: str, transfer: tuple[str, int] | None = None
@@ -144,7 +145,7 @@ class Grants:
         What a refused one would have used of the others is not counted.
         """
         now = time.time()
-        looked = await self._store.read(lambda tx: [_look(tx, one, now) for one in wanted])  # 1
+        looked = await self._store.read(lambda tx: [self._look(tx, one, now) for one in wanted])  # 1
         grants: list[Grant] = []
         try:
             for one, (rows, own) in zip(wanted, looked, strict=True):
@@ -309,15 +310,50 @@ class Grants:
             )
         return _sure_until(decision, facts)
 
-    def _compiled(self, agreement: Agreement, dataset: Dataset, version: DatasetVersion) -> Held:
-        key = (agreement.id, version.digest)
-        if (held := self._cached.get(key)) is None:
-            policy = jsonld.read(agreement.policy)
-            contracts = compiler.contracts(policy, published_schema(version))
-            held = self._cached[key] = Held(agreement, dataset, version, policy, contracts)
-            while len(self._cached) > _CACHED_MAX:
-                self._cached.popitem(last=False)
+    def _rows(self, tx: Transaction, agreement_id: str, consumer: str) -> _Found:
+        agreement, dataset, version = _rows(tx, agreement_id, consumer)
+        known = self._cached.get((agreement.id, version.digest))
+        return agreement, dataset, version, known or _signed(tx, agreement, version)
+
+    def _look(self, tx: Transaction, wanted: Wanted, now: float) -> tuple[_Found, Facts]:
+        rows = self._rows(tx, wanted.agreement_id, wanted.consumer)
+        _check_transfer(tx, wanted.transfer_id, wanted.agreement_id, wanted.generation)
+        return rows, _own(tx, rows[0], now)
+
+    def _compiled(
+        self, agreement: Agreement, dataset: Dataset, version: DatasetVersion, known: Held | TableSchema
+    ) -> Held:
+        if isinstance(known, Held):
+            return known
+        policy = jsonld.read(agreement.policy)
+        contracts = compiler.contracts(policy, published_schema(version))
+        for contract in contracts:
+            _check_types(contract, known, dataset)
+        held = self._cached[agreement.id, version.digest] = Held(agreement, dataset, version, policy, contracts)
+        while len(self._cached) > _CACHED_MAX:
+            self._cached.popitem(last=False)
         return held
+
+
+_Found = tuple[
+    Agreement, Dataset, DatasetVersion, Held | TableSchema
+]  # the contracts, or the schema they were signed for
+
+
+def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
+    """The schema that the rules were agreed for. Timestamps of agreements may be whole seconds."""
+    return published_schema(tx.datasets.at(agreement.dataset_id, agreement.signed_at + 1) or version)
+
+
+def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) -> None:
+    """Refused where a column that a rule looks at is of another kind than when it was agreed."""
+    if changed := bound.retyped(contract, signed):
+        raise Refused(
+            f"{dataset.name!r} has changed since the agreement: {'; '.join(map(str, changed))}. Its rules were made "
+            "for what it was; ask its owner to give it the types that it had, or negotiate a new agreement",
+            code="schema_changed",
+            rule=contract.permission,
+        )
 
 
 def choose(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> DataContract:
@@ -352,12 +388,6 @@ def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, genera
         raise Refused(f"the transfer of this ticket is {state}, expected started", code="transfer_not_started")
     if transfer.generation != generation:
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
-
-
-def _look(tx: Transaction, wanted: Wanted, now: float) -> tuple[tuple[Agreement, Dataset, DatasetVersion], Facts]:
-    rows = _rows(tx, wanted.agreement_id, wanted.consumer)
-    _check_transfer(tx, wanted.transfer_id, wanted.agreement_id, wanted.generation)
-    return rows, _own(tx, rows[0], now)
 
 
 def _admit(tx: Transaction, grant: Grant, now: float) -> tuple[int, int]:
