@@ -63,6 +63,14 @@ def decimal_scale(column_type: str) -> int:
     return int(found[2])
 
 
+def decimal_width(column_type: str) -> int:
+    """Digits of a DECIMAL type, before and after the point."""
+    found = _DECIMAL_TYPE.fullmatch(column_type.upper().strip())
+    if not found:
+        raise ValueError(f"expected a type such as DECIMAL(15,2), got {column_type}")
+    return int(found[1])
+
+
 def read(column: Column, text: str) -> Scalar:
     """The value that `text` means in `column`; ValueError says what was expected and what came.
 

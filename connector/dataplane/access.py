@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.dataplane.addresses import PATH, Addresses
+from connector.datasets import counts
 from connector.identity.service import Identity
 from connector.usage.grants import Grants, Held
 from policies.contract import DataContract
@@ -41,7 +42,7 @@ def router(addresses: Addresses, grants: Grants, identity: Identity, *, owner: s
 
 
 def summary(held: Held, *, owner: str) -> dict[str, Any]:
-    """One agreement for its consumer: nothing in it that the policy hides, row counts to two digits."""
+    """One agreement for its consumer: nothing in it that the policy hides, nor how much that is."""
     types = {column["name"]: column["type"] for column in held.version.schema}
     return {
         "agreement": held.agreement.id,
@@ -50,7 +51,7 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
         "owner": owner,
         "sql_name": f'"{owner}".{held.dataset.name}',
         "version": held.version.digest,
-        "rows": two_digits(held.version.profile["rows"]),
+        "rows": counts.shown(held.version.profile["rows"], held.contracts),
         "contracts": [_contract(contract, types) for contract in held.contracts],
         # Values that a consumer sends on to another owner, to narrow its answer, are distributed: that needs a
         # permission of its own. Being narrowed so tells nothing that the rows themselves would not.
@@ -63,12 +64,6 @@ def _shown_type(mask: str | None, stored: str) -> str:
     """The type of a column as its reader sees it."""
     word = MASKS.get(mask or "")
     return "VARCHAR" if mask == "hash" or (word is not None and word.text) else stored
-
-
-def two_digits(count: int) -> int:
-    """A count to two significant digits: enough to plan by, too coarse to tell one person."""
-    magnitude: int = 10 ** max(0, len(str(count)) - 2)
-    return round(count / magnitude) * magnitude
 
 
 def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from connector.dataplane import asked as ask
 from connector.dataplane.asked import Asked, Split
 from connector.dataplane.tickets import Ticket
-from connector.datasets import splits
+from connector.datasets import counts, splits
 from connector.datasets.sources import divisible
 from connector.datasets.sources.files import unchanged
 from connector.datasets.splits import Block, Place
@@ -65,7 +65,6 @@ class Plans:
         found = await self._look(held, contract, ticket, wanted, groups=not self._known(held))
         blocks = self._blocks_of(held, found["groups"])
         exact = contract.row_filter is None and not wanted.where.strip()
-        shown = _rounded if contract.row_filter is not None else int
         snapshot = splits.snapshot_of(held.version.digest)
         return {
             "snapshot": snapshot,
@@ -74,9 +73,9 @@ class Plans:
             "name": held.dataset.name,
             "schema": found["schema"],
             "exact": exact,
-            "rows": shown(sum(block.rows for block in blocks)),
+            "rows": _rows(sum(block.rows for block in blocks), contract),
             "expires": int(ticket.expires),
-            "blocks": [{"rows": shown(block.rows), "bytes": shown(block.nbytes)} for block in blocks],
+            "blocks": [_told(block, contract) for block in blocks],
         }
 
     async def split(
@@ -189,6 +188,16 @@ class Plans:
         return found
 
 
+def _rows(count: int, contract: DataContract) -> int:
+    return count if contract.row_filter is None else counts.coarse(count)
+
+
+def _told(block: Block, contract: DataContract) -> dict[str, int]:
+    if contract.row_filter is None:
+        return {"rows": block.rows, "bytes": block.nbytes}
+    return {"rows": counts.coarse(block.rows), "bytes": counts.coarse_bytes(block.nbytes, block.rows)}
+
+
 def _key(held: Held) -> tuple[str, str]:
     return held.dataset.id, held.version.digest
 
@@ -282,12 +291,6 @@ def _after(ranges: Sequence[Range], place: Place) -> tuple[Range, ...]:
 def _digest(snapshot: str, dataset: str, wanted: Wanted) -> str:
     parts = [snapshot, dataset, list(wanted.columns), wanted.where]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _rounded(count: int) -> int:
-    from connector.dataplane.access import two_digits
-
-    return two_digits(count)
 
 
 def _token() -> str:

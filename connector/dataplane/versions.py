@@ -4,7 +4,7 @@ place: rules that cannot be kept any more, groups that shrink, values out of bou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from connector.datasets.registry import published_schema
 from connector.errors import HanseError
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion
+from policies import bound, jsonld
 from policies import compile as compiler
-from policies import jsonld
 from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.model import Policy
@@ -60,9 +60,13 @@ class Versions:
         except PolicyError as error:
             return [("error", error.rule, error.code, str(error))]
         found = [one for contract in contracts for one in _bounds(contract, new.profile)]
+        before = published_schema(old)
         for contract in contracts:
-            if contract.grid is not None and contract.grid.privacy is None and new.schema == old.schema:
-                found += await self._grid(contract, old, new)
+            changed = bound.retyped(contract, before)
+            found += [_retyped(contract, one) for one in changed]
+            if contract.grid is None or contract.grid.privacy is not None:
+                continue
+            found += [_incomparable(contract, changed)] if changed else await self._grid(contract, old, new)
         return found
 
     async def _grid(
@@ -74,7 +78,7 @@ class Versions:
             before, after = await self._view.figures(old, contract), await self._view.figures(new, contract)
             few = await self._view.few_changed(contract, old, new)
         except HanseError as error:  # most often: the older files were written over
-            said = f"it cannot be held against the version before ({error.code}), and may tell of few by difference"
+            said = f"it cannot be held against the version before ({error.code}), and {_TELLS}"
             return [("error", path, "difference_unknown", said)]
         if after["rows"] and after["groups_lost"] == after["groups"]:
             found.append(
@@ -92,6 +96,22 @@ class Versions:
             )
             found.append(("error", path, "difference_too_small", said))
         return found
+
+
+_TELLS = (
+    "may tell of few by difference: keep the files of the version before and the types of its columns, or register it "
+    "as another dataset"
+)
+
+
+def _retyped(contract: DataContract, one: bound.Retyped) -> tuple[str, str, str, str]:
+    said = f"{one}: a rule that was made for the one means something else for the other, so nothing is served; "
+    return "error", contract.permission, "type_changed", said + "give it the type that it had, or agree anew"
+
+
+def _incomparable(contract: DataContract, changed: Sequence[bound.Retyped]) -> tuple[str, str, str, str]:
+    said = f"it cannot be held against the version before ({'; '.join(map(str, changed))}), and {_TELLS}"
+    return "error", contract.permission, "difference_unknown", said
 
 
 def _standing(tx: Transaction, dataset_id: str) -> list[tuple[str, str, str, Policy]]:

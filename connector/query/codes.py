@@ -67,6 +67,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "arrow_columns": (BadInput, "expected Arrow with the columns that are named for it, came others; name all, once"),
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
     "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),
+    "noise_failed": (EngineFailed, "the answer with noise could not be made; ask for less at once, or tell the owner"),
     "noise_unavailable": (Busy, "this connector cannot draw noise; its owner must install hanse-server[privacy]"),
     "not_verbatim": (EngineFailed, "the files do not hold the stream as it is sent"),
     "job_invalid": (BadInput, "expected a job that a worker knows"),

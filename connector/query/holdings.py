@@ -194,7 +194,7 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
             participant=agreement.provider,
             dataset_id=agreement.dataset_id,
             version=str(summary.get("version", "")),
-            rows=int(summary["rows"]),
+            rows=None if summary["rows"] is None else int(summary["rows"]),
             shares_keys=bool(summary.get("shares_keys", False)),
             takes_keys=bool(summary.get("takes_keys", False)) and contract["joins"] is None,
             joins=None if contract["joins"] is None else tuple(contract["joins"]),

@@ -45,6 +45,7 @@ REST = 5.0  # seconds without a job until what was kept for the next one is let 
 # rest of a question may need: its other fragments run here or beside us, and its answers are merged right now.
 SOON = 0.05
 _TOLD_EVERY = 0.1
+_NOT_OF_ROWS = frozenset({"cancelled", "source_unreadable"})
 
 
 class Session:
@@ -156,7 +157,11 @@ class Session:
             except Coded as end:
                 self._fail(end.code, type(end).__name__, facts=end.facts)
                 return
-        self._fail(engine.code_of(error, asked=asked), type(error).__name__)
+        code, kind = engine.code_of(error, asked=asked), type(error).__name__
+        if self.job is not None and self.job.noise and code not in _NOT_OF_ROWS:
+            # Which error it is depends on the rows, exactly: none of them is told from another.
+            code, kind = "noise_failed", "Exception"
+        self._fail(code, kind)
 
     def _fail(self, code: str, kind: str, *, facts: dict[str, Any] | None = None, message: str = "") -> None:
         """Tell a code; `message` only where the sentence is ours."""

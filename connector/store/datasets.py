@@ -61,6 +61,11 @@ class Datasets:
             .order_by(DatasetVersion.created_at.desc(), DatasetVersion.digest)
         ).all()
 
+    def at(self, dataset_id: str, moment: float) -> DatasetVersion | None:
+        """The newest version that was there at a moment (UTC seconds); the oldest where none was yet."""
+        found = self.versions(dataset_id)
+        return next((one for one in found if one.created_at <= moment), found[-1] if found else None)
+
     def page(self, *, after: str = "", limit: int = 100) -> Sequence[Dataset]:
         """Datasets in order of their id, after the id `after` (keyset paging: no skipped rows are read)."""
         return self._session.scalars(select(Dataset).where(Dataset.id > after).order_by(Dataset.id).limit(limit)).all()

@@ -3,8 +3,9 @@
 The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
 running reads. `examine` and `count` answer for one read, in this order; the numbers stand beside the code:
 1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
-2. the agreement compiles to contracts, with nothing undecided; those are looked at, in order, that cover the asked
-   action and purpose at this time. Each is of one permission, and the read is under the first that passes 3 to 5;
+2. the agreement compiles to contracts, with nothing undecided, over columns of the kinds that they had when it was
+   signed; those are looked at, in order, that cover the asked action and purpose at this time. Each is of one
+   permission, and the read is under the first that passes 3 to 5;
 3. fewer reads are running than it allows;
 4. the party's facts, gathered anew, make that very permission active: another one that is gives no right to this
    one's columns and rows;
@@ -24,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from connector.datasets import counts
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
@@ -31,9 +33,9 @@ from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
-from policies import admission, jsonld
+from policies import admission, bound, jsonld
 from policies import compile as compiler
-from policies.contract import DataContract
+from policies.contract import DataContract, TableSchema
 from policies.errors import QueryRefused
 from policies.evaluate import Decision, Facts, evaluate
 from policies.gate import Lease
@@ -90,7 +92,11 @@ class Grant:
     @property
     def packed(self) -> int:
         """Rows that are used whatever the answer has."""
-        return self.drawn * int(self.held.version.profile["rows"]) if self.drawn else 0
+        if not self.drawn:
+            return 0
+        rows = int(self.held.version.profile["rows"])
+        # Upwards: a refusal for want of quota must not tell how many rows are hidden, and nothing be had for less.
+        return self.drawn * (rows if self.contract.row_filter is None else counts.at_most(rows))
 
     def take(self, rows: int, nbytes: int) -> None:
         """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
@@ -145,11 +151,11 @@ class Grants:
 
     async def hold(self, agreement_id: str, *, consumer: str) -> Held:
         """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
-        return self._compiled(*await self._store.read(lambda tx: _rows(tx, agreement_id, consumer)))
+        return self._compiled(*await self._store.read(lambda tx: self._rows(tx, agreement_id, consumer)))
 
     def held(self, tx: Transaction, agreement_id: str, *, consumer: str) -> Held:
         """As `hold`, in a transaction that reads already."""
-        return self._compiled(*_rows(tx, agreement_id, consumer))
+        return self._compiled(*self._rows(tx, agreement_id, consumer))
 
     async def check_started(self, agreement_id: str, *, transfer: str, generation: int) -> None:
         """Refused unless the transfer runs and this is the generation of its tickets."""
@@ -171,8 +177,8 @@ class Grants:
         """
         now = time.time()
 
-        def work(tx: Transaction) -> tuple[tuple[Agreement, Dataset, DatasetVersion], _Own]:
-            rows = _rows(tx, agreement_id, consumer)
+        def work(tx: Transaction) -> tuple[_Found, _Own]:
+            rows = self._rows(tx, agreement_id, consumer)
             if transfer is not None:
                 _check_transfer(tx, transfer[0], agreement_id, transfer[1])
             return rows, _own(tx, rows[0], now)
@@ -187,7 +193,7 @@ class Grants:
         """A place for a read under these agreements, all or none, of which nothing is counted yet: Refused, Limited or
         NotFound with the first reason. Whoever has them calls `close` on each, whatever happens."""
         now = time.time()
-        looked = await self._store.read(lambda tx: [_look(tx, one, now) for one in wanted])  # 1
+        looked = await self._store.read(lambda tx: [self._look(tx, one, now) for one in wanted])  # 1
         grants: list[Grant] = []
         try:
             for one, (rows, own) in zip(wanted, looked, strict=True):
@@ -327,15 +333,49 @@ class Grants:
         else:
             self._live.pop(grant.agreement_id, None)
 
-    def _compiled(self, agreement: Agreement, dataset: Dataset, version: DatasetVersion) -> Held:
-        key = (agreement.id, version.digest)
-        if (held := self._cached.get(key)) is None:
-            policy = jsonld.read(agreement.policy)
-            contracts = compiler.contracts(policy, published_schema(version))
-            held = self._cached[key] = Held(agreement, dataset, version, policy, contracts)
-            while len(self._cached) > _CACHED_MAX:
-                self._cached.popitem(last=False)
+    def _rows(self, tx: Transaction, agreement_id: str, consumer: str) -> _Found:
+        agreement, dataset, version = _rows(tx, agreement_id, consumer)
+        known = self._cached.get((agreement.id, version.digest))
+        return agreement, dataset, version, known or _signed(tx, agreement, version)
+
+    def _look(self, tx: Transaction, wanted: Wanted, now: float) -> tuple[_Found, _Own]:
+        rows = self._rows(tx, wanted.agreement_id, wanted.consumer)
+        _check_transfer(tx, wanted.transfer_id, wanted.agreement_id, wanted.generation)
+        return rows, _own(tx, rows[0], now)
+
+    def _compiled(
+        self, agreement: Agreement, dataset: Dataset, version: DatasetVersion, known: Held | TableSchema
+    ) -> Held:
+        if isinstance(known, Held):
+            return known
+        policy = jsonld.read(agreement.policy)
+        contracts = compiler.contracts(policy, published_schema(version))
+        for contract in contracts:
+            _check_types(contract, known, dataset)
+        held = self._cached[agreement.id, version.digest] = Held(agreement, dataset, version, policy, contracts)
+        while len(self._cached) > _CACHED_MAX:
+            self._cached.popitem(last=False)
         return held
+
+
+# With the contracts, or the schema that they were signed for.
+_Found = tuple[Agreement, Dataset, DatasetVersion, Held | TableSchema]
+
+
+def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
+    """The schema that the rules were agreed for. Timestamps of agreements may be whole seconds."""
+    return published_schema(tx.datasets.at(agreement.dataset_id, agreement.signed_at + 1) or version)
+
+
+def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) -> None:
+    """Refused where a column that a rule looks at is of another kind than when it was agreed."""
+    if changed := bound.retyped(contract, signed):
+        raise Refused(
+            f"{dataset.name!r} has changed since the agreement: {'; '.join(map(str, changed))}. Its rules were made "
+            "for what it was; ask its owner to give it the types that it had, or negotiate a new agreement",
+            code="schema_changed",
+            rule=contract.permission,
+        )
 
 
 def covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
@@ -479,12 +519,6 @@ def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, genera
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 
 
-def _look(tx: Transaction, wanted: Wanted, now: float) -> tuple[tuple[Agreement, Dataset, DatasetVersion], _Own]:
-    rows = _rows(tx, wanted.agreement_id, wanted.consumer)
-    _check_transfer(tx, wanted.transfer_id, wanted.agreement_id, wanted.generation)
-    return rows, _own(tx, rows[0], now)
-
-
 def _admit(tx: Transaction, grant: Grant, now: float) -> tuple[int, int]:
     """Count one use; the first rows and bytes of the quota."""
     limits = grant.contract.limits
@@ -534,7 +568,10 @@ def _most_rows(held: Held, contract: DataContract) -> int | None:
     limits = contract.limits
     if limits.share is None:
         return limits.rows
-    share = int(held.version.profile["rows"] * limits.share / 100)
+    rows = held.version.profile["rows"]
+    if contract.row_filter is not None:  # where the reads end would tell of the hidden rows
+        rows = counts.at_least(rows)
+    share = int(rows * limits.share / 100)
     return share if limits.rows is None else min(share, limits.rows)
 
 

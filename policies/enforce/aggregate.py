@@ -6,13 +6,14 @@ of any two answers is made of whole cells too. Must not know purposes or time.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from sqlglot import exp
 
 from policies import columns
-from policies.contract import DataContract, MaskKind
-from policies.enforce import grid, wrap
+from policies.contract import DataContract
+from policies.enforce import grid, literals
 from policies.enforce.statement import refuse
-from policies.masks import MASKS
 
 
 def check(tree: exp.Expr, contract: DataContract, shown_as: str) -> None:
@@ -20,12 +21,14 @@ def check(tree: exp.Expr, contract: DataContract, shown_as: str) -> None:
 
     One block: SELECT dimensions, COUNT(*), COUNT(DISTINCT unit), COUNT, SUM, AVG of measures; WHERE an AND of
     comparisons of dimensions with literals; GROUP BY dimensions; ORDER BY and LIMIT on outputs.
+    Its comparisons are changed in place to ones that no row can make fail (`literals`).
     """
     rules = _Rules(contract, shown_as)
     rules.block(tree)
     assert isinstance(tree, exp.Select)
     outputs = rules.outputs(tree)
-    rules.where(tree.args.get("where"))
+    if (clause := tree.args.get("where")) is not None:
+        tree.set("where", exp.Where(this=exp.and_(*rules.where(clause), copy=False)))
     rules.group(tree.args.get("group"), outputs)
     rules.order(tree.args.get("order"), outputs)
 
@@ -42,7 +45,7 @@ class _Rules:
             (path for name, path in contract.reasons if name in _RULES),
             contract.permission,
         )
-        self.dimensions = {one.column.casefold(): _kind(contract, one.column) for one in made.dimensions}
+        self.dimensions = {one.column.casefold(): grid.type_seen(contract, one) for one in made.dimensions}
         self.measures = {one.column.casefold() for one in made.measures}
         self.entity = "" if made.entity is None else made.entity.casefold()
 
@@ -57,14 +60,14 @@ class _Rules:
             f"of {measures}, grouped and filtered by {dimensions}"
         )
 
-    def rows(self) -> None:
+    def rows(self) -> NoReturn:
         refuse(
             "rows_not_given",
             f"rows of {self.shown_as} are not given out under this agreement, {self.help()}",
             self.rule,
         )
 
-    def shape(self, problem: str) -> None:
+    def shape(self, problem: str) -> NoReturn:
         refuse("aggregate_shape", f"{problem}: {self.shown_as} gives {self.help()}", self.rule)
 
     def block(self, tree: exp.Expr) -> None:
@@ -115,33 +118,60 @@ class _Rules:
     def _dimension(self, value: object) -> bool:
         return isinstance(value, exp.Column) and value.name.casefold() in self.dimensions
 
-    def where(self, clause: exp.Expr | None) -> None:
-        stack = [] if clause is None else [clause.this]
+    def where(self, clause: exp.Expr) -> list[exp.Expr]:
+        """The conditions, each with its literals in the dimension's own type."""
+        found: list[exp.Expr] = []
+        stack = [clause.this]
         while stack:
             condition = stack.pop()
             if isinstance(condition, exp.Paren):
                 stack.append(condition.this)
             elif isinstance(condition, exp.And):
-                stack.extend((condition.this, condition.expression))
-            elif not self._condition(condition):
-                self.shape("WHERE is an AND of comparisons, IN or BETWEEN of dimensions with literals")
+                stack.extend((condition.expression, condition.this))
+            else:
+                found += self._condition(condition)
+        return found
 
-    def _condition(self, node: exp.Expr) -> bool:
+    def _condition(self, node: exp.Expr) -> list[exp.Expr]:
         if isinstance(node, exp.EQ | exp.NEQ | exp.LT | exp.LTE | exp.GT | exp.GTE):
-            return self._fits(node.this, node.expression) or self._fits(node.expression, node.this)
-        if isinstance(node, exp.In) and not node.args.get("query"):
-            return self._fits(node.this, *node.expressions)
-        if isinstance(node, exp.Between):
-            return self._fits(node.this, node.args["low"], node.args["high"])
-        return False
+            if self._dimension(node.this):
+                return [self._compared(node.this, type(node), node.expression)]
+            if self._dimension(node.expression):
+                return [self._compared(node.expression, literals.TURNED[type(node)], node.this)]
+        if isinstance(node, exp.In) and not node.args.get("query") and self._dimension(node.this):
+            return [self._among(node.this, node.expressions)]
+        if isinstance(node, exp.Between) and self._dimension(node.this):
+            ends = ((exp.GTE, node.args["low"]), (exp.LTE, node.args["high"]))
+            return [self._compared(node.this, operator, value) for operator, value in ends]
+        return self._no_condition()
 
-    def _fits(self, column: exp.Expr, *values: exp.Expr) -> bool:
-        """A dimension beside literals of its own kind: any other pair would be cast for each row, and a cast that
-        fails tells of values in cells that are withheld."""
-        if not self._dimension(column):
-            return False
-        kind = self.dimensions[column.name.casefold()]
-        return all(_literal_kind(value) in _FITTING[kind] for value in values)
+    def _compared(self, column: exp.Expr, operator: type[exp.Binary], value: exp.Expr) -> exp.Expr:
+        self._fits(column, value)
+        try:
+            return literals.compared(column, operator, value, self.dimensions[column.name.casefold()])
+        except ValueError as wrong:
+            self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
+
+    def _among(self, column: exp.Expr, values: list[exp.Expr]) -> exp.Expr:
+        self._fits(column, *values)
+        try:
+            return literals.among(column, values, self.dimensions[column.name.casefold()])
+        except ValueError as wrong:
+            self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
+
+    def _fits(self, column: exp.Expr, *values: exp.Expr) -> None:
+        """A dimension beside literals of its own kind: any other pair would be cast for each row."""
+        type_ = self.dimensions[column.name.casefold()]
+        kinds = [literals.kind(value) for value in values]
+        if "" in kinds:
+            self._no_condition()
+        if any(kind not in literals.FITTING[columns.family(type_)] for kind in kinds):
+            self.shape(
+                f"{column.name} is of type {type_} and compared with something else; write a literal of its type"
+            )
+
+    def _no_condition(self) -> NoReturn:
+        self.shape("WHERE is an AND of comparisons, IN or BETWEEN of dimensions with literals")
 
     def group(self, clause: exp.Expr | None, outputs: set[str]) -> None:
         if clause is None:
@@ -175,35 +205,3 @@ def _is_column(value: object, folded: str) -> bool:
 
 def _is_position(value: object) -> bool:
     return isinstance(value, exp.Literal) and not value.is_string
-
-
-def _kind(contract: DataContract, column: str) -> str:
-    """The kind of a dimension's values as a query sees them: hashes and shortened values are texts."""
-    mask = next((one for one in contract.masks if one.column == column), None)
-    word = MASKS.get(mask.kind) if mask is not None else None
-    if mask is not None and (mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text)):
-        return columns.TEXT
-    return columns.family(wrap.type_of(contract, column))
-
-
-def _literal_kind(value: object) -> str:
-    """text, number, truth, time (DATE '2026-01-01'), or nothing of the sort."""
-    if isinstance(value, exp.Cast):
-        return "time" if _literal_kind(value.this) == "text" and value.to.this in _TIMES else ""
-    if isinstance(value, exp.Neg):
-        return "number" if _is_position(value.this) else ""
-    if isinstance(value, exp.Boolean):
-        return "truth"
-    if isinstance(value, exp.Literal):
-        return "text" if value.is_string else "number"
-    return ""
-
-
-_TIMES = (exp.DType.DATE, exp.DType.TIMESTAMP, exp.DType.TIMESTAMPNTZ, exp.DType.TIMESTAMPTZ)
-_FITTING: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((columns.TEXT, columns.UUID, columns.ENUM), ("text",)),
-    **dict.fromkeys(columns.NUMERIC, ("number",)),
-    **dict.fromkeys(columns.TEMPORAL, ("text", "time")),
-    columns.BOOLEAN: ("truth",),
-    columns.OTHER: (),
-}

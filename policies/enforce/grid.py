@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from policies import columns
-from policies.contract import DataContract, Dimension, Grid, Measure
+from policies.contract import DataContract, Dimension, Grid, MaskKind, Measure
 from policies.enforce import wrap
 from policies.enforce.wrap import Maker
+from policies.masks import MASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,29 @@ def base_rows(contract: DataContract, relation: str, maker: Maker) -> exp.Select
     return query
 
 
+def type_seen(contract: DataContract, one: Dimension) -> str:
+    """The type of a dimension's values as a query sees them: hashes and shortened values are texts, edges of bins
+    numbers."""
+    type_ = wrap.type_of(contract, one.column)
+    if one.width is not None:
+        return "BIGINT" if _whole_bins(type_, one.width) else "DOUBLE"
+    mask = next((mask for mask in contract.masks if mask.column == one.column), None)
+    word = MASKS.get(mask.kind) if mask is not None else None
+    text = mask is not None and (mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text))
+    return "VARCHAR" if text else type_
+
+
+def _whole_bins(type_: str, width: float) -> bool:
+    return columns.family(type_) == columns.INTEGER and float(width).is_integer()
+
+
 def _binned(contract: DataContract, one: Dimension, source: str, maker: Maker) -> exp.Expr:
     value = wrap.masked(contract, one.column, source, maker)
     if one.width is None:
         return value
     edge = wrap.binned(value, one.width, maker)
     type_ = wrap.type_of(contract, one.column)
-    whole = columns.family(type_) == columns.INTEGER and float(one.width).is_integer()
-    return wrap.try_cast(edge, "BIGINT") if whole else edge
+    return wrap.try_cast(edge, "BIGINT") if _whole_bins(type_, one.width) else edge
 
 
 def _clamped(contract: DataContract, one: Measure, source: str, maker: Maker) -> exp.Expr:
@@ -118,6 +134,8 @@ def _cells(grid: Grid, source: str, maker: Maker) -> exp.Select:
     keys: list[exp.Expr] = [column_named(one.column) for one in grid.dimensions]
     shown = keys or [named_as(exp.Literal.number(1), _N)]
     query = exp.select(*(node.copy() for node in shown), copy=False).from_(table_named(source), copy=False)
+    if grid.entity is not None:
+        query.select(named_as(_units_may_be_told(grid), _T), copy=False)
     if keys:
         query.group_by(*(node.copy() for node in keys), copy=False)
     return query.having(exp.and_(*shown_if(grid, maker), copy=False), copy=False)
@@ -129,6 +147,8 @@ def shown_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
     1. At least k units. 2. No unit makes more than its share of the rows or of a measure.
     3. The units that have a measure, and those that lack it, are none or at least k: COUNT(x) beside
        COUNT(*) would otherwise tell of fewer.
+    4. The units that have one measure more often than another are none or at least k: COUNT(x) beside COUNT(y)
+       would otherwise tell of fewer.
     """
     conditions: list[exp.Expr] = [_at_least(count_star(), grid.min_group)]  # 1
     if grid.entity is not None:
@@ -136,10 +156,33 @@ def shown_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
     for index, one in enumerate(grid.measures):
         size = _size(one) if grid.entity is None else column_named(f"{_A}{index}")
         conditions.append(_share(size, grid.dominance, maker))  # 2
-        for units in _holding(grid, index, one):  # 3
-            none = exp.EQ(this=units, expression=exp.Literal.number(0))
-            conditions.append(exp.Paren(this=exp.Or(this=none, expression=_at_least(units.copy(), grid.min_group))))
+        conditions += [_none_or_many(units, grid) for units in _holding(grid, index, one)]  # 3
+        conditions += [_none_or_many(_differing(grid, index, other), grid) for other in range(index)]  # 4
     return conditions
+
+
+def _none_or_many(units: exp.Expr, grid: Grid) -> exp.Expr:
+    none = exp.EQ(this=units, expression=exp.Literal.number(0))
+    return exp.Paren(this=exp.Or(this=none, expression=_at_least(units.copy(), grid.min_group)))
+
+
+def _differing(grid: Grid, one: int, other: int) -> exp.Expr:
+    """How many units have the one measure more or less often than the other."""
+    if grid.entity is not None:
+        return exp.CountIf(this=exp.NEQ(this=column_named(f"{_C}{one}"), expression=column_named(f"{_C}{other}")))
+    there = [exp.Paren(this=_is_null(column_named(grid.measures[index].column))) for index in (one, other)]
+    return exp.CountIf(this=exp.NEQ(this=there[0], expression=there[1]))
+
+
+def _units_may_be_told(grid: Grid) -> exp.Expr:
+    """Whether COUNT(DISTINCT unit) of a cell tells of nobody beside its other counts: the units with several rows, or
+    several values of a measure, are none or at least k."""
+    several = [exp.GT(this=column_named(name), expression=exp.Literal.number(1)) for name in _counts(grid)]
+    return exp.and_(*(_none_or_many(exp.CountIf(this=one), grid) for one in several), copy=False)
+
+
+def _counts(grid: Grid) -> list[str]:
+    return [_N, *(f"{_C}{index}" for index in range(len(grid.measures)))]
 
 
 def _holding(grid: Grid, index: int, one: Measure) -> tuple[exp.Expr, exp.Expr]:
@@ -165,6 +208,7 @@ def _rows(grid: Grid, base: str, cells: str) -> exp.Select:
     names = [one.column for one in grid.dimensions] + [one.column for one in grid.measures]
     names += [grid.entity] if grid.entity is not None else []
     shown = [named_as(wrap.stored(name, left), name) for name in names] or [named_as(exp.Literal.number(1), _N)]
+    shown += [named_as(wrap.stored(_T, right), _T)] if grid.entity is not None else []
     query = exp.select(*shown, copy=False).from_(wrap.relation_of(base, left), copy=False)
     same: list[exp.Expr] = [
         exp.NullSafeEQ(this=wrap.stored(one.column, left), expression=wrap.stored(one.column, right))
@@ -264,7 +308,8 @@ def cte(name: str, query: exp.Query, materialised: bool) -> exp.CTE:
     return exp.CTE(this=query, alias=alias, materialized=materialised or None)
 
 
-_N, _A, _C = "rows of unit", "size of measure ", "count of measure "  # no column of a table is called that
+# No column of a table is called that.
+_N, _A, _C, _T = "rows of unit", "size of measure ", "count of measure ", "units may be told"
 
 
 def named_as(value: exp.Expr, name: str) -> exp.Expr:
@@ -296,23 +341,44 @@ def _size(one: Measure) -> exp.Expr:
     return exp.Abs(this=wrap.try_cast(column_named(one.column), "DOUBLE"))
 
 
-def guard(tree: exp.Select, contract: DataContract) -> None:
+def guard(tree: exp.Select, contract: DataContract, name: str) -> None:
     """A second fence behind the grid: groups under k are dropped after aggregation, in place.
 
-    Where units lie in several cells, COUNT(DISTINCT unit) over a union tells how many lie in more than one;
-    that number, too, is none or at least k.
+    All other aggregates of a union of cells are sums of what each cell tells by itself, so that no union tells more
+    than its cells do. COUNT(DISTINCT unit) is one only for one cell, or where no unit lies in two: elsewhere a group
+    is left out that counts them. Whether units do is decided for the whole grid: decided for each union, it would tell
+    which cells have somebody in common. `name` is the grid's.
     """
     grid = of(contract)
     unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
     conditions: list[exp.Expr] = [_at_least(unit, grid.min_group)]
-    if grid.entity is not None and grid.dimensions and any(one.find(exp.Distinct) for one in tree.expressions):
-        cells = exp.Tuple(
-            expressions=[column_named(one.column) for one in grid.dimensions] + [column_named(grid.entity)]
-        )
-        several = exp.Paren(this=exp.Sub(this=distinct_count(cells), expression=unit.copy()))
-        none = exp.EQ(this=several, expression=exp.Literal.number(0))
-        conditions.append(exp.Paren(this=exp.Or(this=none, expression=_at_least(several.copy(), grid.min_group))))
+    if counts_units(tree):
+        conditions.append(exp.Anonymous(this="bool_and", expressions=[column_named(_T)]))
+        if grid.dimensions:
+            conditions.append(exp.Paren(this=exp.Or(this=_one_cell(grid), expression=_apart(grid, name))))
     tree.set("having", exp.Having(this=exp.and_(*conditions, copy=False)))
+
+
+def counts_units(tree: exp.Expr) -> bool:
+    """Whether a checked query has COUNT(DISTINCT unit)."""
+    return any(one.find(exp.Distinct) for one in tree.args["expressions"])
+
+
+def _one_cell(grid: Grid) -> exp.Expr:
+    return exp.EQ(this=distinct_count(_cell(grid)), expression=exp.Literal.number(1))
+
+
+def _apart(grid: Grid, name: str) -> exp.Expr:
+    """Whether no unit lies in two cells of the grid."""
+    assert grid.entity is not None
+    places = distinct_count(_cell(grid, column_named(grid.entity)))
+    same = exp.EQ(this=places, expression=distinct_count(column_named(grid.entity)))
+    return exp.Subquery(this=exp.select(same, copy=False).from_(table_named(name), copy=False))
+
+
+def _cell(grid: Grid, *more: exp.Expr) -> exp.Tuple:
+    """A cell as one value; never NULL, and never one column in brackets, which could be."""
+    return exp.Tuple(expressions=[*(column_named(one.column) for one in grid.dimensions), *more, exp.Literal.number(1)])
 
 
 def distinct_count(value: exp.Expr) -> exp.Count:

@@ -191,7 +191,10 @@ class _Split:
         draw = grid.named_as(exp.Anonymous(this="random"), _DRAW)
         query = exp.select(exp.Star(), draw, copy=False).from_(grid.table_named(base), copy=False)
         where = self.tree.args.get("where")
-        return query if where is None else query.where(_unqualified(where.this), copy=False)
+        if where is None:
+            return query
+        # No comparison can fail (`literals`). Should one, its row is left out: an error would tell of it exactly.
+        return query.where(exp.Try(this=_unqualified(where.this)), copy=False)
 
     def _ranked(self, drawn: str) -> exp.Select:
         """The rows of each unit numbered in the order of their random numbers: the first few will count."""

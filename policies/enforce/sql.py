@@ -55,6 +55,7 @@ class Prepared:
     `names` and `functions` are what the recheck may see; `columns` the output; `datasets` those that are
     read; `barrier`: a filter that the engine must not look through; `min_group`: an empty answer of an
     aggregate-only query is refused with `min_group_size`, so that no cell and a small cell look the same.
+    `units`: whether its groups are left out too where different units are not told.
     `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
     `drawn`: how often a dataset whose rows are counted is drawn on in a way that may put several rows of it into one
     of the answer; the caller counts all its rows that often. Names that are not there are counted as they leave.
@@ -71,6 +72,7 @@ class Prepared:
     min_group: int | None
     private: Private | None = None
     drawn: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    units: bool = False
 
 
 def prepare(
@@ -218,6 +220,7 @@ class _Wrapper:
         self.ctes: list[exp.CTE] = []
         self.barrier = False
         self.grid: DataContract | None = None
+        self.cells = ""  # the grid's name
         self.shared: dict[tuple[str, str], str] = {}
         self.nodes = rewrite.every(tree)
         self.asked = rewrite.safe(self.nodes)
@@ -227,8 +230,8 @@ class _Wrapper:
         _apart(contract, self.asked)
         if contract.grid is not None:
             aggregate.check(self.tree, contract, _shown(dataset))
-            self.grid = contract
-            self._point(node, self._grid(dataset))
+            self.grid, self.cells = contract, self._grid(dataset)
+            self._point(node, self.cells)
             return
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
         shown = [name for name in placed if self.asked is None or name.casefold() in self.asked]
@@ -247,7 +250,7 @@ class _Wrapper:
         """Put the WITH queries of the policy before those of the user; guard an aggregate-only answer."""
         if self.grid is not None:
             assert isinstance(self.tree, exp.Select)
-            grid.guard(self.tree, self.grid)
+            grid.guard(self.tree, self.grid, self.cells)
         if self.ctes:
             clause = self.tree.args.get("with_")
             theirs = [] if clause is None else clause.expressions
@@ -344,6 +347,7 @@ def _prepared(
         aggregate=coarse is not None,
         min_group=None if coarse is None else coarse.min_group,
         drawn=drawn,
+        units=coarse is not None and grid.counts_units(tree),
     )
 
 

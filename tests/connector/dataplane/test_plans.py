@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.datasets import splits
+from connector.dataplane import access
+from connector.datasets import counts, splits
 from policies.model import Policy
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
@@ -239,3 +240,36 @@ async def test_every_divisible_kind_of_source_gives_its_rows_by_block_and_after_
     rest = await reader.parts(blocks=",".join(map(str, order)), after=after)
     assert ids(rest) == ids(parts[middle + 1 :])
     assert ids(await reader.parts(blocks="all")) == list(range(75_000))
+
+
+HIDING = {
+    "open": (OPEN, 93, 93),
+    "masked": (gate.agreement(duties=[mask("null", "m")], action="odrl:use"), 93, 93),
+    "filter": (gate.agreement(atom("ds:row/g", "eq", "A"), action="odrl:use"), 90, 90),
+    "cells": (gate.agreement(*(one := (atom("ds:entityKey", "eq", "pid"), atom("ds:dimension/g", "eq", "exact"))),
+                             atom("ds:minGroupSize", "gteq", "10"), action="odrl:use"), None, None),
+    "noise": (gate.agreement(*one, atom("ds:epsilonBudget", "lteq", "1"), action="odrl:use"), None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hiding", HIDING)
+async def test_nobody_is_told_how_many_rows_a_policy_hides(running: Provider, tmp_path: Path, hiding: str) -> None:
+    """93 rows, of which 90 are seen: the difference is three persons."""
+    policy, told, planned = HIDING[hiding]
+    rows = [{"pid": n, "g": "A" if n < 90 else "rare", "m": 1.0} for n in range(93)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "few.parquet")
+    agreement = await running.agree(policy, name="few", path=tmp_path / "few.parquet")
+    held = await running.grants.hold(agreement, consumer=provider.CONSUMER)
+    assert access.summary(held, owner=provider.OWNER)["rows"] == told
+    plan = (await Reader(running, agreement, "few").plan()).json()
+    assert plan.get("rows") == planned
+    assert "93" not in json.dumps({name: plan.get(name) for name in ("rows", "detail")}) or planned == 93
+    for block in plan.get("blocks", ()):
+        assert block["rows"] == planned
+        assert planned == 93 or block["bytes"] % planned == 0  # rows of equal width would be counted by it
+
+
+async def test_counts_of_hidden_rows_are_tens_or_coarser() -> None:
+    assert [counts.coarse(n) for n in (0, 3, 7, 93, 104, 12_345)] == [0, 0, 10, 90, 100, 12_000]
+    assert [counts.at_least(n) for n in (7, 99, 109, 12_999)] == [0, 90, 100, 12_000]
+    assert {counts.coarse_bytes(8 * n, n) for n in range(86, 95)} == {720}

@@ -169,6 +169,21 @@ async def test_errors_leave_as_codes_without_the_engines_words(
     assert raised.value.code == code
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT CAST(name AS INTEGER) AS rows FROM t",
+        "SELECT sum(id * 9223372036854775807) AS rows FROM t",
+        "SELECT error(name) AS rows FROM t",
+    ],
+)
+async def test_an_error_on_the_way_to_noise_is_like_any_other(pool: Pool, numbers: Relation, sql: str) -> None:
+    noise = {"columns": {"rows": 1}, "keys": False, "rows": 1, "epsilon": 1.0, "delta": 1e-6}
+    with pytest.raises(HanseError) as raised:
+        await read(pool, Job(relations={"t": numbers}, sql=sql, noise=noise))
+    assert raised.value.code == "noise_failed"
+
+
 async def test_rows_and_bytes_limits_end_the_answer(pool: Pool, numbers: Relation) -> None:
     for limits, code in ((Limits(rows=1000), "rows_limit"), (Limits(bytes=10_000), "bytes_limit")):
         with pytest.raises(Limited) as raised:

@@ -1,0 +1,118 @@
+"""A new version under standing agreements: what its owner is told beforehand, and what is served of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import pytest_asyncio
+
+from connector.dataplane.owner import OwnersView
+from connector.dataplane.versions import Versions
+from connector.store.tables import DatasetVersion
+from connector.usage.facts import Known
+from policies.model import Policy
+from tests.connector.dataplane.test_http import ask
+from tests.support import data, gate, provider
+from tests.support.gate import atom
+from tests.support.provider import Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ADULTS = gate.agreement(atom("ds:row/age", "gteq", "18"), action="odrl:use")
+MASKED = gate.agreement(duties=[gate.mask("truncate", "age", argument="1")], action="odrl:use")
+UNITS = (
+    atom("ds:entityKey", "eq", "pid"),
+    atom("ds:dimension/g", "eq", "exact"),
+    atom("ds:measure/m", "eq", "0..1000"),
+)
+CELLS = gate.agreement(atom("ds:minGroupSize", "gteq", "10"), *UNITS, action="odrl:use")
+NOISE = gate.agreement(atom("ds:epsilonBudget", "lteq", "1"), *UNITS, action="odrl:use")
+AGES = "SELECT i AS pid, CAST(i AS {}) AS age FROM range(100) r(i)"
+COSTS = "SELECT {} AS pid, 'A' AS g, (CASE WHEN i = 100 THEN 777.0 ELSE 10.0 END)::{} AS m{} FROM range({}) r(i)"
+FIRST = COSTS.format("i", "DOUBLE", "", 100)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("versions")) as started:
+        yield started
+
+
+def written(folder: Path, name: str, rows: str) -> Path:
+    path = folder / f"{name}.parquet"
+    duckdb.connect().execute(f"COPY ({rows}) TO '{path}'")
+    return path
+
+
+async def following(running: Provider, path: Path, dataset: str) -> DatasetVersion:
+    """The version that these files would be."""
+    relation = data.relation("parquet", path, path.parent)
+    profile = await running.profile(relation)
+    return DatasetVersion(
+        dataset_id=f"urn:hanse:{provider.OWNER}:{dataset}", digest="v2", source=provider._source(relation),
+        created_at=time.time() + 10, profile={"rows": profile["rows"], "columns": {}},
+        schema=[{"name": one["name"], "type": one["type"]} for one in profile["columns"]],
+    )  # fmt: skip
+
+
+async def codes(running: Provider, folder: Path, policy: Policy, old: str, new: str) -> list[str]:
+    """What the owner is told of a version that follows another one, errors only."""
+    name = f"d_{folder.name[-12:].strip('_').replace('-', '_').lower()}"
+    await running.agree(policy, name=name, path=written(folder, "old", old))
+    dataset = await running.store.read(lambda tx: tx.datasets.of(name))
+    before = await running.store.read(lambda tx: tx.datasets.current(dataset))
+    after = await following(running, written(folder, "new", new), name)
+    known: Any = Known.__new__(Known)  # no question of these asks who somebody is
+    view = OwnersView(running.store, running.pool, known, name="clinic", mask_secret=b"m" * 32, memory_mb=512)
+    found = await Versions(running.store, view).effects(dataset, before, after)
+    return [one["code"] for one in found if one["level"] == "error"]
+
+
+CHANGES: dict[str, tuple[Policy, str, str, list[str]]] = {
+    "a filtered column becomes a text": (ADULTS, AGES.format("INTEGER"), AGES.format("VARCHAR"), ["type_changed"]),
+    "a filtered column becomes longer": (ADULTS, AGES.format("INTEGER"), AGES.format("BIGINT"), []),
+    "one person more": (CELLS, FIRST, COSTS.format("i", "DOUBLE", "", 101), ["difference_too_small"]),
+    "one person and a column more": (
+        CELLS, FIRST, COSTS.format("i", "DOUBLE", ", 1 AS extra", 101), ["difference_too_small"]
+    ),
+    "one person more, and a measure shorter": (
+        CELLS, FIRST, COSTS.format("i", "DECIMAL(9,2)", "", 101), ["difference_too_small"]
+    ),
+    "units get names": (
+        CELLS, FIRST, COSTS.format("'p' || i", "DOUBLE", "", 101), ["type_changed", "difference_unknown"]
+    ),
+    "units get names under noise": (NOISE, FIRST, COSTS.format("'p' || i", "DOUBLE", "", 101), ["type_changed"]),
+    "a column more": (CELLS, FIRST, COSTS.format("i", "DOUBLE", ", 1 AS extra", 100), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_the_owner_is_told_what_a_version_would_do(running: Provider, tmp_path: Path, change: str) -> None:
+    policy, old, new, expected = CHANGES[change]
+    assert await codes(running, tmp_path, policy, old, new) == expected
+
+
+@pytest.mark.parametrize("policy", [ADULTS, MASKED], ids=["filter", "mask"])
+async def test_a_rule_is_not_kept_over_a_column_of_another_kind(
+    running: Provider, tmp_path: Path, policy: Policy
+) -> None:
+    """Compared as texts, '9' is above '18': rows would be shown that the rule hides."""
+    name = f"ages_{len(policy.permissions[0].duties)}"
+    agreement = await running.agree(policy, name=name, path=written(tmp_path, "old", AGES.format("INTEGER")))
+    asked = f'SELECT count(*) AS n FROM "clinic".{name}'
+    assert (await ask(running, running.ticket(agreement), asked)).status_code == 200
+    later = await following(running, written(tmp_path, "new", AGES.format("VARCHAR")), name)
+
+    def renew(tx: Any) -> None:
+        tx.datasets.add(later)
+        tx.datasets.of(name).version = "v2"
+
+    await running.store.write(renew)
+    refused = await ask(running, running.ticket(agreement), asked)
+    assert (refused.status_code, refused.json()["code"]) == (403, "schema_changed")
+    assert "age is VARCHAR and was" in refused.json()["detail"]
