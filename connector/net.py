@@ -175,12 +175,10 @@ class Net:
                 asyncio.timeout(self._timeout),
                 self.stream(method, url, headers=headers, body=body) as answer,
             ):
-                held = bytearray()
-                async for piece in answer.pieces():
-                    held += piece
-                    if len(held) > limit:
-                        raise PeerNonsense(f"the answer of {origin(url)} is larger than {limit} bytes; not read")
-                return Reply(answer.status, answer.headers, bytes(held))
+                held = await answer.beginning(limit)
+                if len(held) > limit:
+                    raise PeerNonsense(f"the answer of {origin(url)} is larger than {limit} bytes; not read")
+                return Reply(answer.status, answer.headers, held)
         except TimeoutError as error:
             raise PeerUnreachable(f"no whole answer from {origin(url)} within {self._timeout:g} s") from error
 
@@ -226,6 +224,15 @@ class Answer:
     def pieces(self) -> AsyncIterator[bytes]:
         """The body as it arrives. The connection is dropped when the caller stops early."""
         return self._response.aiter_stream()
+
+    async def beginning(self, most: int) -> bytes:
+        """The body; of one that is longer than `most` bytes, so much that it shows, and the rest is not read."""
+        held = bytearray()
+        async for piece in self.pieces():
+            held += piece
+            if len(held) > most:
+                break
+        return bytes(held)
 
 
 def origin(url: str) -> str:

@@ -102,12 +102,8 @@ def _must_be_complete(stream: GovernedStream) -> None:
 
 
 async def _refusal(answer: Answer, endpoint: str) -> HanseError:
-    held = bytearray()
-    async for piece in answer.pieces():
-        held += piece
-        if len(held) > _ANSWER_MAX:
-            break
-    said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{_detail(bytes(held))}"
+    told = _detail(await answer.beginning(_ANSWER_MAX))
+    said = f"{origin(endpoint)} answered {answer.status} to the pushed data, expected 2xx{told}"
     final = 400 <= answer.status < 500 and answer.status not in _LATER
     return Refused(said, code="push_refused") if final else PeerRefused(said)
 

@@ -266,13 +266,9 @@ def _write(file: RawIOBase, held: bytearray) -> None:
 
 async def refusal(answer: Answer, endpoint: str) -> HanseError:
     """The owner's problem object as our error of the same kind, with its code, rule and sentence."""
-    held = bytearray()
-    async for piece in answer.pieces():
-        held += piece
-        if len(held) > _ERROR_MAX:
-            break
+    body = await answer.beginning(_ERROR_MAX)
     try:
-        told = json.loads(bytes(held))
+        told = json.loads(body)
         code, sentence, rule = str(told["code"])[:100], str(told["detail"])[:1000], str(told.get("rule", ""))[:500]
     except (ValueError, KeyError, TypeError):
         if answer.status >= 500:

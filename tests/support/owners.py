@@ -20,13 +20,14 @@ import duckdb
 import pyarrow as pa
 
 from connector.errors import PeerUnreachable
+from connector.net import Answer
 from connector.query.federation import Column, Known, Silent, TableInfo, Tables
 from policies.enforce import statement
 
 _PIECE = 16_384
 
 
-class FakeAnswer:
+class FakeAnswer(Answer):
     """What `Net.stream` yields: a status and pieces."""
 
     def __init__(self, status: int, pieces: AsyncIterator[bytes]) -> None:
