@@ -38,7 +38,7 @@ CONNECTOR = {
     "connector.query.remote": ("_Exchange._once", "_Exchange._envelope", "_Exchange._checked", "_spool"),
     "connector.query.work": ("Work._merge", "Work._distinct", "Work.end", "_residual"),
     "connector.query.pool": ("Pool._begin", "Pool._spawn", "Pool._end", "Result.next"),
-    "connector.dataplane.stream": ("Reads._admit", "gated", "Reads._job", "Reads._record_end", "Reads._settle"),
+    "connector.dataplane.stream": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
     "connector.usage.grants": ("Grants._examined",),
 }
 WORKER = {
