@@ -47,8 +47,9 @@ async def begun(grants: Grants, wanted: Wanted, read_id: str) -> Grant | None:
         grant = await grants.examine(wanted)
         await grants.begin(grant, lambda _: None, read_id=read_id)
     except Limited as refused:
-        assert refused.code == "concurrency", refused
         grants.forget(grant)
+        if refused.code != "concurrency":
+            raise
         return None
     return grant[0]
 
