@@ -43,10 +43,10 @@ CONNECTOR = {
 }
 WORKER = {
     "connector.query.session": (
-        "read_job", "Worker._take", "Worker.prepare", "Worker.open_ahead", "Worker.ended", "Session._close",
+        "read_job", "Worker._take", "Worker.prepare", "Worker.ended", "Session._close",
     ),
     "connector.query.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
-    "connector.query.opening": ("Opening.pin", "Opening.fence"),
+    "connector.query.opening": ("Opening.pin", "Opening.fence", "Opening.ready"),
     "connector.query.engine": ("attach", "load", "query", "batches"),
     "connector.query.foreign": ("check", "unite"),
     "connector.query.frames": ("Frames.__init__", "Frames.write", "Frames.end"),
