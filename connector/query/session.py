@@ -384,15 +384,18 @@ class Worker:
             resource.setrlimit(limit, (hard if more is None else before + more, hard))
 
     def _slack(self) -> int:
-        """What is left of the slack beside what the process rests on, in memory or mapped again without asking."""
-        held = self.resting.resident + self.resting.untouched - self.untouched
-        return max(_SLACK_MIN, _SLACK - _FIRST - held)
+        """What is left of the slack beside what the process rests on."""
+        return max(_SLACK_MIN, _SLACK - _FIRST - self._beside())
+
+    def _beside(self) -> int:
+        """What there is beside the jobs: in memory, or mapped again without asking."""
+        return self.resting.resident + self.resting.untouched - self.untouched
 
     def _rest(self) -> None:
         """See what we rest on before the first of the jobs that come; keep no more than leaves them their slack."""
         self.resting, self.most = self._held(), 0
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
-            if self._slack() > _SLACK_MIN:
+            if self._beside() + _SLACK_MIN <= _SLACK:
                 break
             shed()
             self.resting = self._held()
