@@ -134,6 +134,7 @@ async def running(
 @asynccontextmanager
 async def served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a loop that is not uvloop's leaves it off
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", loop="uvloop", http=protocol))
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started:
