@@ -174,8 +174,8 @@ class Negotiations(Exchange[Negotiation]):
         row.agreement_id = read.id  # an id that is taken is refused by the table's key
         self._keep(tx, row, read, message.agreement or {})
 
-    def _keep(self, tx: Transaction, row: Negotiation, policy: Policy, wire: Json) -> None:
-        """Store an agreement, not final yet."""
+    def _keep(self, tx: Transaction, row: Negotiation, policy: Policy, wire: Json, *, version: str = "") -> None:
+        """Store an agreement, not final yet. `version`: of our dataset, as we looked at it."""
         provider = self._us if row.role == PROVIDER else row.counterparty
         consumer = self._us if row.role == CONSUMER else row.counterparty
         tx.agreements.add(
@@ -191,6 +191,7 @@ class Negotiations(Exchange[Negotiation]):
                 policy=wire,
                 digest=terms.digest_of(policy),
                 signed_at=terms.signed_at(policy, now=tx.now),
+                version=version,
                 ended_at=None,
             )
         )
@@ -264,7 +265,7 @@ class Negotiations(Exchange[Negotiation]):
     def _agree(self, tx: Transaction, row: Negotiation) -> Outbox:
         """Sign what lies on the table, if all of it can be enforced."""
         agreed = terms.read_offer(row.offer)
-        terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
+        version = terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
         signed = terms.sign(
             agreed,
             agreement_id=new_pid(),
@@ -280,7 +281,7 @@ class Negotiations(Exchange[Negotiation]):
         if refused is not None:
             refused.ended_at, refused.end_reason = tx.now, "never concluded; replaced by another one"
         row.agreement_id = signed.id
-        self._keep(tx, row, signed, wire)
+        self._keep(tx, row, signed, wire, version=version)
         return sent
 
     def _conclude(self, tx: Transaction, row: Negotiation) -> None:

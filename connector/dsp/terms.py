@@ -133,12 +133,13 @@ def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: 
         raise MessageInvalid("the rules of the agreement are not those that were agreed on; send them unchanged")
 
 
-def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
-    """Refused, naming the rule, unless everything in `policy` can be enforced on the dataset as it is now."""
+def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> str:
+    """Refused, naming the rule, unless everything in `policy` can be enforced on the dataset as it is now: the digest
+    of that version."""
     dataset = tx.datasets.of(dataset_id)
     key = (jsonld.digest(policy), dataset.version)
     if key in _compiles:
-        return
+        return dataset.version
     try:
         compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
@@ -146,6 +147,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
     _compiles[key] = True
     while len(_compiles) > _COMPILES_MAX:
         _compiles.popitem(last=False)
+    return dataset.version
 
 
 def contracts_of(row: Agreement, version: DatasetVersion) -> tuple[DataContract, ...]:

@@ -363,8 +363,17 @@ _Found = tuple[Agreement, Dataset, DatasetVersion, Held | TableSchema]
 
 
 def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
-    """The schema that the rules were agreed for. Timestamps of agreements may be whole seconds."""
-    return published_schema(tx.datasets.at(agreement.dataset_id, agreement.signed_at + 1) or version)
+    """The schema that the rules were agreed for. Older agreements say only when, some in whole seconds."""
+    if not agreement.version:
+        return published_schema(tx.datasets.at(agreement.dataset_id, agreement.signed_at + 1) or version)
+    signed = tx.datasets.version(agreement.dataset_id, agreement.version)
+    if signed is None:
+        raise Refused(
+            "the version that this agreement was signed for is not known here any more, so nobody can say whether its "
+            "rules still mean the same; negotiate a new agreement",
+            code="schema_changed",
+        )
+    return published_schema(signed)
 
 
 def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) -> None:
