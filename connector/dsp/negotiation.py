@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from connector.datasets import standing
 from connector.dsp import decisions, messages, states, terms
 from connector.dsp.exchange import Exchange, Taken, new_pid
 from connector.dsp.jsonld import Json
@@ -265,7 +266,9 @@ class Negotiations(Exchange[Negotiation]):
     def _agree(self, tx: Transaction, row: Negotiation) -> Outbox:
         """Sign what lies on the table, if all of it can be enforced."""
         agreed = terms.read_offer(row.offer)
-        version = terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
+        fits = terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
+        if fits.exact:
+            standing.check_agreed(tx, agreed, dataset_id=row.dataset_id, consumer=row.counterparty)
         signed = terms.sign(
             agreed,
             agreement_id=new_pid(),
@@ -281,7 +284,7 @@ class Negotiations(Exchange[Negotiation]):
         if refused is not None:
             refused.ended_at, refused.end_reason = tx.now, "never concluded; replaced by another one"
         row.agreement_id = signed.id
-        self._keep(tx, row, signed, wire, version=version)
+        self._keep(tx, row, signed, wire, version=fits.version)
         return sent
 
     def _conclude(self, tx: Transaction, row: Negotiation) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
@@ -24,7 +25,7 @@ from policies.values import instant
 from policies.vocabulary import Phase
 
 _COMPILES_MAX = 1_024
-_compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()
+_compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
 
 
 def read_offer(wire: Json) -> Policy:
@@ -133,21 +134,27 @@ def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: 
         raise MessageInvalid("the rules of the agreement are not those that were agreed on; send them unchanged")
 
 
-def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> str:
-    """Refused, naming the rule, unless everything in `policy` can be enforced on the dataset as it is now: the digest
-    of that version."""
+class Fits(NamedTuple):
+    """The version of a dataset on which a policy can be kept, and whether it gives exact aggregates of it."""
+
+    version: str
+    exact: bool
+
+
+def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
+    """Refused, naming the rule, unless everything in `policy` can be enforced on the dataset as it is now."""
     dataset = tx.datasets.of(dataset_id)
     key = (jsonld.digest(policy), dataset.version)
     if key in _compiles:
-        return dataset.version
+        return Fits(dataset.version, _compiles[key])
     try:
-        compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
+        made = compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
-    _compiles[key] = True
+    exact = _compiles[key] = any(compiler.exact(one) for one in made)
     while len(_compiles) > _COMPILES_MAX:
         _compiles.popitem(last=False)
-    return dataset.version
+    return Fits(dataset.version, exact)
 
 
 def contracts_of(row: Agreement, version: DatasetVersion) -> tuple[DataContract, ...]:
