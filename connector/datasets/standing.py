@@ -78,14 +78,14 @@ def _standing(tx: Transaction, version: DatasetVersion, but: str, lost: list[str
                 lost.append(name)
             else:
                 yield Standing(name, *meant)
-    known: dict[str, _Meant | None] = {}  # many agreements are of one offer
+    known: dict[str, _Meant] = {}  # many agreements are of one offer
     for row, reads in tx.agreements.on(version.dataset_id):
         name, over = f"agreement {row.id} with {row.consumer}", row.ended_at is not None
         if over and not reads:
             continue
-        if row.digest not in known:
-            known[row.digest] = _meant(row.policy, schema, now=row.signed_at)
-        if (meant := known[row.digest]) is not None:
+        meant = known.get(row.digest) or _meant(row.policy, schema, now=row.signed_at)
+        if meant is not None:
+            known[row.digest] = meant
             yield Standing(name, *meant, holder=row.consumer, over=over)
         elif not over:
             lost.append(name)

@@ -485,7 +485,10 @@ def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms
     offer = tx.datasets.offer(asked.id)
     if offer is None or offer.withdrawn_at is not None or asked.target not in ("", offer.dataset_id):
         raise _not_offered(asked)
-    policy = terms.published(offer)
+    try:
+        policy = terms.published(offer)
+    except Refused:
+        raise _not_offered(asked) from None
     verdict = terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
     if verdict.permitted:
         return offer, terms.judge(policy, facts, phase=Phase.NEGOTIATION, now=tx.now)

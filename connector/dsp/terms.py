@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from connector.datasets import stored
 from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
 from connector.store import Transaction
-from connector.store.tables import Agreement, DatasetVersion, Offer
+from connector.store.tables import Offer
 from policies import compile as compiler
 from policies import evaluate, jsonld
-from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.evaluate import Facts
 from policies.model import Kind, Policy
@@ -64,8 +64,8 @@ def _write(policy: Policy) -> Json:
 
 
 def published(row: Offer) -> Policy:
-    """A published offer with its own id and target."""
-    return replace(jsonld.read(row.policy, kind=Kind.OFFER), id=row.id, target=row.dataset_id)
+    """A published offer with its own id and target. Refused where it is not understood any more."""
+    return replace(stored.offered(row), id=row.id, target=row.dataset_id)
 
 
 def digest_of(policy: Policy) -> str:
@@ -155,15 +155,6 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
     while len(_compiles) > _COMPILES_MAX:
         _compiles.popitem(last=False)
     return Fits(dataset.version, exact)
-
-
-def contracts_of(row: Agreement, version: DatasetVersion) -> tuple[DataContract, ...]:
-    """The data contracts of a signed agreement; none where something in it is undecided."""
-    try:
-        found: tuple[DataContract, ...] = compiler.contracts(jsonld.read(row.policy), published_schema(version))
-    except PolicyError:
-        return ()
-    return found
 
 
 def signed_at(policy: Policy, *, now: float) -> float:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from connector.datasets import counts
+from connector.datasets import counts, stored
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
@@ -33,8 +33,7 @@ from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
-from policies import admission, bound, jsonld
-from policies import compile as compiler
+from policies import admission, bound
 from policies.contract import DataContract, TableSchema
 from policies.errors import QueryRefused
 from policies.evaluate import Decision, Facts, evaluate
@@ -348,8 +347,8 @@ class Grants:
     ) -> Held:
         if isinstance(known, Held):
             return known
-        policy = jsonld.read(agreement.policy)
-        contracts = compiler.contracts(policy, published_schema(version))
+        policy = stored.agreed(agreement)
+        contracts = stored.contracts(agreement, policy, version)
         for contract in contracts:
             _check_types(contract, known, dataset)
         held = self._cached[agreement.id, version.digest] = Held(agreement, dataset, version, policy, contracts)
