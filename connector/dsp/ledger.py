@@ -175,7 +175,7 @@ class Upkeep:
             _log.warning("agreement_unreadable", agreement=row.id, role=row.role, reason=refused.message)
         if row.role == PROVIDER:
             for transfer in await self._held(row):
-                await self._hold(transfer, terms.Verdict(False, frozenset(), (refused.message,)), missing=frozenset())
+                await self._hold(transfer, terms.Verdict(False, (refused.message,)), missing=frozenset())
 
     async def _held(self, row: Agreement) -> list[Transfer]:
         """Transfers that we may have to suspend or resume."""
@@ -194,8 +194,8 @@ class Upkeep:
             await self._hold(transfer, verdict, missing=DECLARED - set(facts))
 
     async def _hold(self, transfer: Transfer, verdict: terms.Verdict, *, missing: frozenset[str]) -> None:
-        ruled_out = not verdict.permitted and not verdict.unknown
-        fine = verdict.permitted or (bool(verdict.unknown) and verdict.unknown <= missing | _COUNTERS)
+        ruled_out = not verdict.permitted and not verdict.lacking
+        fine = verdict.permitted or verdict.waits_for(missing | _COUNTERS)
         with suppress(HanseError):  # the other side moved meanwhile: the next look sees it
             if transfer.state == "STARTED" and ruled_out:
                 why = "; ".join(verdict.reasons)[:1_000]

@@ -205,7 +205,7 @@ class Negotiations(Exchange[Negotiation]):
         """A provider's answer to a request, where the offer lets it answer by itself."""
         published = terms.published(offer)
         same = terms.same_rules(asked, published, consumer=row.counterparty)
-        if not verdict.permitted and not (verdict.unknown and row.decide != decisions.AUTO):
+        if not verdict.permitted and not (verdict.lacking and row.decide != decisions.AUTO):
             raise Refused(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
         case = decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted)
         move = decisions.next_message(decisions.NEGOTIATION, role=PROVIDER, state=row.state, case=case)
@@ -213,7 +213,7 @@ class Negotiations(Exchange[Negotiation]):
             return [self._offer(tx, row, published)]
         if move == states.AGREEMENT:
             return [self._agree(tx, row)]
-        why = "other terms than published" if not same else "; ".join(verdict.reasons) if verdict.unknown else ""
+        why = "other terms than published" if not same else "; ".join(verdict.reasons) if verdict.lacking else ""
         self._ask_person(tx, row, why)
         return []
 
@@ -493,7 +493,7 @@ def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms
     if verdict.permitted:
         return offer, terms.judge(policy, facts, phase=Phase.NEGOTIATION, now=tx.now)
     # Where only a fact is missing, a person may know it: an offer that a person decides on is not hidden by that.
-    if not verdict.unknown or offer.decide == decisions.AUTO:
+    if not verdict.lacking or offer.decide == decisions.AUTO:
         raise _not_offered(asked)
     return offer, verdict
 

@@ -5,6 +5,7 @@ signed. Decides on values; knows no state machine. What a policy means is the bu
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -84,19 +85,25 @@ def same_rules(one: Policy, two: Policy, *, consumer: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a policy gives its party anything. `unknown` names the facts whose absence alone stands against it."""
+    """Whether a policy gives its party anything. `lacking`: for each permission against which nothing stands but facts
+    that are not known, which these are. `rule`: the permission against which the least stands.
+    """
 
     permitted: bool
-    unknown: frozenset[str]
     reasons: tuple[str, ...]
+    lacking: tuple[frozenset[str], ...] = ()
+    rule: str = ""
+
+    def waits_for(self, facts: AbstractSet[str]) -> bool:
+        """Whether some permission lacks nothing but these facts."""
+        return any(missing <= facts for missing in self.lacking)
 
 
 def judge(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Verdict:
     """What the facts say about `policy` for their party."""
     decision = evaluate.concludable(policy, facts, phase=phase, now=now)
-    missing = frozenset(finding.left for finding in decision.findings if finding.result == "unknown")
-    only_missing = not decision.permitted and all(one.result != "unsatisfied" for one in decision.findings)
-    return Verdict(decision.permitted, missing if only_missing else frozenset(), decision.reasons)
+    rule = next((one.rule for one in decision.findings if one.rule.startswith("/permission")), "")
+    return Verdict(decision.permitted, decision.reasons, decision.lacking, rule)
 
 
 def sign(policy: Policy, *, agreement_id: str, target: str, assigner: str, assignee: str, now: float) -> Policy:

@@ -569,9 +569,9 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts:
     known = counted(facts, uses=grant.queries, uses_today=today, running=0)
     known = known.adding(fulfilled(tx, agreement, now=tx.now))
     verdict = terms.judge(stored.agreed(agreement), known, phase=Phase.TRANSFER, now=tx.now)
-    later = verdict.unknown and verdict.unknown <= DECLARED - set(facts)
-    if not verdict.permitted and not later:
+    if not verdict.permitted and not verdict.waits_for(DECLARED - set(facts)):
         raise Refused(
             f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",
             code="not_permitted",
+            rule=verdict.rule,
         )
