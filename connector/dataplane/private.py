@@ -47,27 +47,23 @@ class Charged:
         return f"noise of epsilon {self.micro / MICRO:g} ({cost}; {self.spent / MICRO:g} of {self.most / MICRO:g} used)"
 
 
-async def charge(store: Store, asked: Asked, grant: Grant, private: Private) -> Charged:
+def charge(tx: Transaction, asked: Asked, grant: Grant, private: Private) -> Charged:
     """Find the kept answer, or take this one's epsilon from the budget; Limited where it is not there any more."""
     most = round(private.budget.epsilon * MICRO)
     micro = _wanted(asked, most, grant)
     key = _key(grant, private)
-
-    def work(tx: Transaction) -> Charged:
-        kept = tx.answers.get(grant.agreement_id, key)
-        if kept is not None and kept.epsilon_micro >= micro:
-            return Charged(key, kept.epsilon_micro, 0, tx.answers.spent(grant.agreement_id), most, kept.answer)
-        if not tx.answers.spend(grant.agreement_id, micro=micro, most=most):
-            left = max(0, most - tx.answers.spent(grant.agreement_id)) / MICRO
-            raise Limited(
-                f"the answer costs epsilon {micro / MICRO:g} and {left:g} of {most / MICRO:g} is left; ask for less, "
-                "ask again what was answered already (that costs nothing), or negotiate a new budget",
-                code="privacy_budget_spent",
-                rule=admission.reason(grant.contract, "epsilonBudget"),
-            )
-        return Charged(key, micro, micro, tx.answers.spent(grant.agreement_id), most)
-
-    return await store.write(work)
+    kept = tx.answers.get(grant.agreement_id, key)
+    if kept is not None and kept.epsilon_micro >= micro:
+        return Charged(key, kept.epsilon_micro, 0, tx.answers.spent(grant.agreement_id), most, kept.answer)
+    if not tx.answers.spend(grant.agreement_id, micro=micro, most=most):
+        left = max(0, most - tx.answers.spent(grant.agreement_id)) / MICRO
+        raise Limited(
+            f"the answer costs epsilon {micro / MICRO:g} and {left:g} of {most / MICRO:g} is left; ask for less, "
+            "ask again what was answered already (that costs nothing), or negotiate a new budget",
+            code="privacy_budget_spent",
+            rule=admission.reason(grant.contract, "epsilonBudget"),
+        )
+    return Charged(key, micro, micro, tx.answers.spent(grant.agreement_id), most)
 
 
 async def answered(store: Store, pool: Pool, job: Job, grant: Grant, charged: Charged, *, watch: Watch) -> bytes:

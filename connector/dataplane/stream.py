@@ -35,7 +35,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
 from connector.query.job import ARROW, SLOTS, Job, Limits, Recheck, Relation
 from connector.query.pool import Frame, Pool, Result
-from connector.store import Store
+from connector.store import Store, Transaction
 from connector.store.tables import DatasetVersion
 from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grant, Grants, Held, Wanted
@@ -286,7 +286,7 @@ class Reads:
             raise BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
         begun = time.monotonic()
         grants: list[Grant] = []
-        prepared: Prepared | None = None
+        beginning: asyncio.Task[Charged | None] | None = None
         try:
             with self._place(asked.consumer):
                 grants = await self._admit(asked)  # 1
@@ -297,19 +297,18 @@ class Reads:
                 passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
                 for grant in grants:
                     grant.drawn = passed[0].drawn.get((self._name, grant.held.dataset.name), 0)
-                await self.grants.count(grants)  # 3
-                charged = await self._charge(asked, grants, passed[0])
-                prepared = passed[0]
-                async with self._running_stream(asked, grants, *passed, charged, begun, spans) as stream:
+                beginning = self._spawn(self._begin(asked, grants, passed[0]))  # 3
+                async with self._running_stream(asked, grants, *passed, beginning, begun, spans) as stream:
                     yield stream
         except (HanseError, PolicyError) as error:
-            if prepared is None:
+            refused = beginning is None or beginning.exception() is not None
+            if refused:
                 await self._tell_refused(asked, error, grants)
-            if prepared is None or prepared.aggregate:
+            if refused or passed[0].aggregate:
                 await _quantised(begun)
             raise
         finally:
-            await self._kept(self._settle(grants))
+            self.grants.forget(grants)
 
     async def plan(self, ticket: Ticket, wanted: plans.Wanted) -> dict[str, Any]:
         """The blocks of a read that may come; a refusal is in the log as one of the read."""
@@ -470,23 +469,19 @@ class Reads:
         grants: Sequence[Grant],
         prepared: Prepared,
         keys: Sequence[Keys],
-        charged: Charged | None,
+        beginning: asyncio.Task[Charged | None],
         begun: float,
         spans: bool,
     ) -> AsyncIterator[GovernedStream]:
-        policy = records.applied(prepared, charged)
-        event = records.started(asked, grants, prepared, policy)
-        started = self._spawn(self._store.write(lambda tx: unfinished.begin(tx, event, instance=self._instance)))  # 3
         stream: GovernedStream | None = None
         failure: BaseException | None = None
         try:
+            charged = await asyncio.shield(beginning)
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:
-                await started
                 job = await self._noised(job, grants, prepared, charged)
             async with self._source(asked, grants, job, spans) as result:
-                await started
-                stream = GovernedStream(self, asked, grants, prepared, result, policy)
+                stream = GovernedStream(self, asked, grants, prepared, result, records.applied(prepared, charged))
                 self._live[asked.query_id] = stream
                 await _settled_groups(stream, prepared, begun)
                 yield stream
@@ -497,13 +492,20 @@ class Reads:
             raise failure from error
         finally:
             self._live.pop(asked.query_id, None)
-            await self._kept(self._record_end(started, asked, grants, stream, failure, begun))  # 7
+            await self._kept(self._record_end(beginning, asked, grants, stream, failure, begun))  # 7
 
-    async def _charge(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> Charged | None:
-        """What an answer with noise costs, taken from the budget before anything runs."""
-        if prepared.private is None:
-            return None
-        return await private.charge(self._store, asked, grants[0], prepared.private)
+    async def _begin(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> Charged | None:
+        """Count the read, charge an answer with noise, and record the start, before anything runs; what was charged."""
+
+        def start(tx: Transaction) -> Charged | None:
+            charged = None
+            if prepared.private is not None:
+                charged = private.charge(tx, asked, grants[0], prepared.private)
+            event = records.started(asked, grants, prepared, records.applied(prepared, charged))
+            unfinished.begin(tx, event, instance=self._instance)
+            return charged
+
+        return await self.grants.begin(grants, start, read_id=asked.query_id)
 
     async def _noised(self, job: Job, grants: Sequence[Grant], prepared: Prepared, charged: Charged) -> Job:
         """The public statement over the noised table, which a worker makes now or the same question has left."""
@@ -589,27 +591,31 @@ class Reads:
 
     async def _record_end(
         self,
-        started: asyncio.Task[Any],
+        beginning: asyncio.Task[Charged | None],
         asked: Asked,
         grants: Sequence[Grant],
         stream: GovernedStream | None,
         failure: BaseException | None,
         begun: float,
     ) -> None:
-        await started
+        await asyncio.wait([beginning])  # where we were cancelled meanwhile, its commit comes all the same
+        if beginning.exception() is not None:
+            return
         if stream is not None and stream.end is None:
             code = getattr(failure, "code", "client_gone")
             stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else "the client left")
         end = stream.end if stream is not None else None
-        await self._store.write(lambda tx: unfinished.end(tx, records.ended(asked, grants, end, failure)))
+        event = records.ended(asked, grants, end, failure)
+
+        def work(tx: Transaction) -> None:
+            self.grants.end(tx, grants)
+            unfinished.end(tx, event)
+
+        await self._store.write(work)
         if self._metrics is not None and end is not None:
             self._metrics.rows.inc(end.rows)
             self._metrics.bytes.inc(end.nbytes)
             self._metrics.query_seconds.observe(time.monotonic() - begun)
-
-    async def _settle(self, grants: Sequence[Grant]) -> None:
-        for grant in grants:
-            await self.grants.close(grant)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

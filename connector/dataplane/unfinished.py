@@ -29,6 +29,7 @@ async def close_left_over(store: Store, *, instance: str) -> int:
     def work(tx: Transaction) -> int:
         rows = tx.reads.left_by(instance)
         for row in rows:
+            tx.reads.free_places(row.id)
             end(tx, _interrupted(row.body, rows=row.rows, nbytes=row.bytes))
         return len(rows)
 

@@ -82,7 +82,8 @@ class Opened:
 
 def connect() -> duckdb.DuckDBPyConnection:
     """An empty engine in memory, with what is the same for every job. `fence` it before anything is read."""
-    con = duckdb.connect(":memory:")
+    # Threads are for who needs them: it would start eight that wait for objects in stores, each with its stack.
+    con = duckdb.connect(":memory:", config={"threads": 1, "async_threads": 0})
     _set(con, _ALWAYS)
     return con
 
@@ -121,12 +122,14 @@ def fence(
     """
     # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
     threads = _ONE_THREAD if limits.threads == 1 else {"threads": str(limits.threads)}
+    waiting = {"async_threads": _WAITING_THREADS} if far else {}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
     told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
     _set(
         con,
         {
             **threads,
+            **waiting,
             **spill,
             **told,
             "memory_limit": quote_text(f"{limits.memory_mb}MB"),
@@ -140,8 +143,8 @@ def fence(
 
 
 _ONE_THREAD = {"streaming_buffer_size": "'64KB'"}
+_WAITING_THREADS = "8"
 _ALWAYS = {
-    "threads": "1",
     "temp_directory": "''",
     "TimeZone": "'UTC'",
     "python_enable_replacements": "false",
@@ -203,6 +206,11 @@ def lend(con: duckdb.DuckDBPyConnection, files: Sequence[Files]) -> None:
 def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened: Files) -> None:
     """Make a relation's rows readable under its name."""
     source(relation.kind).attach(con, name, opened.paths, relation.options)
+
+
+def rename(con: duckdb.DuckDBPyConnection, name: str, to: str) -> None:
+    """Make what was attached under a name readable under another, and under that only."""
+    con.execute(f"ALTER VIEW {quote_name(name)} RENAME TO {quote_name(to)}")
 
 
 def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:

@@ -115,7 +115,8 @@ class Job:
     than the engine. `passed`: the only relation is an Arrow file of ours whose rows are the answer, under these names;
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
-    `consumer` is whom the work is for: free workers go round between consumers.
+    `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are read by no other
+    job, so nothing of it is worth keeping.
     """
 
     kind: str = "query"
@@ -139,6 +140,7 @@ class Job:
     blobs: tuple[bytes, ...] = ()
     consumer: str = ""
     shared: bool = False
+    once: bool = False
 
     def encode(self) -> bytes:
         """The job as it goes to the worker, blobs after it."""

@@ -1,7 +1,7 @@
 """An engine and what one job may read with it: files pinned, everything else fenced off. Runs in a worker only.
 
-Who asks once often asks again of the same data. A worker that has seen that opens the next engine for these files
-while nobody waits, and the next job finds files, footers and fence ready; its SQL is checked like any other's.
+Who asks once often asks again of the same data. So what a job has opened waits a while for the next one of the same
+consumer, which finds files, footers and fence ready; its SQL is checked like any other's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,20 @@ from typing import Any
 from connector.query import engine
 from connector.query.job import Job, Limits, Relation, fields_of
 
-_AHEAD_FILES = 64  # no more are held open for a job that may never come
+_KEPT_FILES = 64  # no more are held open for a job that may never come
 
 
 class Opening:
-    """Opened step by step: `pin` files, `fence` an engine around them; or `relations`, all of it. `close` it."""
+    """Opened step by step: `pin` files, `fence` an engine around them; or `ready`, all of it. `close` it."""
 
     def __init__(self, limits: Limits, folder: Path, *, desk: socket.socket | None = None, key: str = "") -> None:
-        """`folder` is private and need not exist yet; over `desk` blocks of objects are borrowed."""
+        """`folder` is private and need not exist yet; over `desk` blocks of objects are borrowed. `key`: for which jobs
+        it may be kept, empty for none."""
         self.limits, self.folder, self.desk, self.key = limits, folder, desk, key
         self.files: list[engine.Files] = []
         self.con: Any = None
+        self.names: list[str] = []  # under which the engine has the files
+        self.brought: list[str] = []  # of the tables in memory
 
     def pin(self, relation: Relation) -> engine.Files:
         """The next relation's files, opened; VersionChanged where they are not those that were registered."""
@@ -43,28 +46,51 @@ class Opening:
         engine.lend(con, self.files)
         temp = self.folder / "temp" if self.limits.temp_mb else None
         if temp is not None:
-            temp.mkdir(mode=0o700, parents=True)
+            temp.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = [path for found in self.files for path in found.paths]
         far = any(not isinstance(found, engine.Opened) for found in self.files)
         engine.fence(con, paths=[*paths, *more], limits=self.limits, temp=temp, followed=followed, far=far)
         return con
 
-    def relations(self, relations: Mapping[str, Relation], con: Any) -> None:
-        """All relations that are files, readable under their names."""
-        for relation in relations.values():
-            if relation.blob is None:
-                self.pin(relation)
-        self.attach(relations, con)
-
-    def attach(self, relations: Mapping[str, Relation], con: Any) -> None:
-        """The same in an engine for files that are pinned already."""
+    def ready(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
+        """An engine in which all relations that are files are readable under their names: ours, or a `new` one."""
         named = {name: relation for name, relation in relations.items() if relation.blob is None}
-        self.fence(con)
+        if not self.files:
+            for relation in named.values():
+                self.pin(relation)
+        if self.con is not None and self.names != list(named) and {*self.names} & {*named}:
+            self.let_go()  # names would have to be exchanged
+        if self.con is None:
+            self.fence(new())
+            self._attach(named)
+        elif self.names != list(named):
+            for old, name in zip(self.names, named, strict=True):
+                engine.rename(self.con, old, name)
+            self.names = list(named)
+        return self.con
+
+    def _attach(self, named: Mapping[str, Relation]) -> None:
         for (name, relation), found in zip(named.items(), self.files, strict=True):
             if relation.loaded:
-                engine.load(con, name, found)
+                engine.load(self.con, name, found)
             else:
-                engine.attach(con, name, relation, found)
+                engine.attach(self.con, name, relation, found)
+        self.names = list(named)
+
+    def bring(self, name: str, table: Any) -> None:
+        """A table in memory, readable under its name by this job."""
+        engine.attach_table(self.con, name, table)
+        self.brought.append(name)
+
+    def rest(self) -> bool:
+        """Let go of the ended job's tables. Whether another one may have the engine: there is nothing on its disk."""
+        if not self.key or self.con is None:
+            return False
+        for name in self.brought:
+            self.con.unregister(name)
+        self.brought.clear()
+        temp = self.folder / "temp"
+        return not temp.exists() or not any(temp.iterdir())
 
     def current(self) -> bool:
         """Whether each file's name still leads to what is pinned."""
@@ -86,10 +112,11 @@ class Opening:
 
 
 def key_of(job: Job) -> str:
-    """What an engine that is opened ahead of this job has to be opened for; empty where none can be."""
-    named = [(name, relation) for name, relation in job.relations.items() if relation.blob is None]
-    files: Sequence[Any] = [file for _, relation in named for file in relation.files]
-    if job.kind != "query" or not 0 < len(files) <= _AHEAD_FILES or any(file.get("etag") for file in files):
+    """For which jobs what this one opens may be kept; empty for none."""
+    relations = [relation for relation in job.relations.values() if relation.blob is None]
+    files: Sequence[Any] = [file for relation in relations for file in relation.files]
+    few = 0 < len(files) <= _KEPT_FILES
+    if job.kind != "query" or job.once or job.only is not None or not few or any(file.get("etag") for file in files):
         return ""
     limits = (job.limits.memory_mb, job.limits.temp_mb, job.limits.threads)
-    return json.dumps([limits, [(name, fields_of(relation)) for name, relation in named]], default=dict)
+    return json.dumps([job.consumer, limits, [fields_of(relation) for relation in relations]], default=dict)

@@ -18,6 +18,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -41,9 +42,10 @@ _SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _CPU_SLACK = 30
 REST = 5.0  # seconds without a job until what was kept for the next one is let go of
-# Seconds without a job until the next one's engine is opened. That takes fifteen milliseconds of a processor, which the
-# rest of a question may need: its other fragments run here or beside us, and its answers are merged right now.
+# Seconds without a job until the next one's engine is made. That takes ten milliseconds of a processor, which the rest
+# of a question may need: its other fragments run here or beside us, and its answers are merged right now.
 SOON = 0.05
+_KEPT = 3  # engines with the files of jobs that have ended
 _TOLD_EVERY = 0.1
 _NOT_OF_ROWS = frozenset({"cancelled", "source_unreadable"})
 
@@ -62,6 +64,8 @@ class Session:
         self.cancelled = False
         self.job: Job | None = None
         self.opening: Opening | None = None  # the job's engine and files
+        self.guard = threading.Lock()  # whoever interrupts finds an engine that is ours
+        self.whole = False  # the job ended as it should
         self.memory_mb = 0
         self.plain = False  # nobody wrote SQL for it
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -75,14 +79,17 @@ class Session:
 
     def interrupt(self) -> None:
         """Stop what the engine does now."""
-        if self.opening is not None and (con := self.opening.con) is not None:
-            with suppress(Exception):
-                con.interrupt()
+        with self.guard:
+            if self.opening is not None and (con := self.opening.con) is not None:
+                self.opening.key = ""  # nobody has it after us
+                with suppress(Exception):
+                    con.interrupt()
 
     def open(self, job: Job) -> Opening:
-        """What the job may read: opened ahead of it, or yet to be opened."""
-        self.opening = self.worker.opened_ahead(job) or Opening(job.limits, self.folder, desk=self.desk)
-        return self.opening
+        """What the job may read: kept from one before, or yet to be opened."""
+        found = self.worker.kept_for(job) or Opening(job.limits, self.folder, desk=self.desk, key=key_of(job))
+        self.opening = found
+        return found
 
     @property
     def files(self) -> list[engine.Files]:
@@ -139,6 +146,7 @@ class Session:
             self.job = job = read_job(self.channel)
             self.worker.admit(self, job)
             tasks.run(self, job)
+            self.whole = not self.cancelled
         except Coded as end:
             self._fail(end.code, type(end).__name__, facts=end.facts)
         except HanseError as error:
@@ -176,8 +184,12 @@ class Session:
 
     def _close(self) -> None:
         self.maker.shutdown()
-        if self.opening is not None:
-            self.opening.close()
+        with self.guard:
+            opening, self.opening = self.opening, None
+        if opening is not None and self.whole and opening.rest():
+            self.worker.keep(opening)
+        elif opening is not None:
+            opening.close()
         if self.desk is not None:
             self.desk.close()
         if self.shared is not None:
@@ -215,8 +227,8 @@ class Memory:
         return cls(*(int(told[name].split()[0]) * 1024 for name in ("VmSize", "VmData", "RssAnon", "VmRSS")))
 
 
-# An engine that nobody has used: hardly anything of what it maps is in memory.
-_ENGINE = Memory(space=192 * 2**20, data=68 * 2**20, anonymous=3 * 2**20, resident=3 * 2**20)
+# An engine that nobody has used.
+_ENGINE = Memory(space=8 * 2**20, data=4 * 2**20, anonymous=4 * 2**20, resident=4 * 2**20)
 
 
 class Worker:
@@ -226,13 +238,10 @@ class Worker:
         self.control = control
         self.folder = folder
         self.sessions: dict[int, Session] = {}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.numbers = itertools.count(1)  # of folders
         self.spare: Any = None  # an engine for any job
-        self.owed: Job | None = None  # the job after which engines are to be opened for the next one
-        self.ahead: Opening | None = None  # one that is opened for what the last jobs have read
-        self.last = ""  # its key, of the last job
-        self.again = False  # whether the job before that had the same
+        self.kept: OrderedDict[str, Opening] = OrderedDict()  # with the files of jobs that have ended, by their key
         self.wake_in, self.wake_out = socket.socketpair()
         self.floor = Floor(max(_DECODE_AT_ONCE, os.cpu_count() or 1))
         self.resting = Memory()  # before the jobs that run now
@@ -244,6 +253,8 @@ class Worker:
     def run(self) -> None:
         """Until the control socket closes."""
         engine.warm_up()
+        with ThreadPoolExecutor(2) as two:  # a job's threads get the stacks of these
+            list(two.map(time.sleep, (0.01, 0.01)))
         self.prepare()
         self.untouched = Memory.now().untouched
         self.control.sendall(b"+")  # ready
@@ -257,15 +268,15 @@ class Worker:
                 if not session.cancelled:
                     watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
             pressing = any(session.cancelled for session in sessions.values())
-            idle = None if sessions else SOON if self.owed is not None else REST if self.keeping else None
+            idle = None if sessions else SOON if self.spare is None else REST if self.keeping else None
             seconds = _INTERRUPT_EVERY if pressing else idle
             happened = watched.poll(None if seconds is None else seconds * 1000)
-            if not happened and not sessions and self.owed is not None:
-                self._make_ready()  # beside jobs it would count against their memory
+            if not happened and not sessions and self.spare is None:
+                with suppress(Exception):  # the next job makes its own, and says what is wrong
+                    self.prepare()  # beside jobs it would count against their memory
             elif not happened and not sessions:
+                self.forget()
                 self._give_back()
-                with self.lock:
-                    self.forget()
             for descriptor, _ in happened:
                 if descriptor == self.control.fileno():
                     self._take()
@@ -284,40 +295,39 @@ class Worker:
 
     def prepare(self) -> None:
         """Make the next engine while nobody waits for it."""
-        if self.spare is None:
-            self.spare = engine.connect()
-
-    def open_ahead(self, job: Job) -> None:
-        """Open an engine for what this job, the last one, has read, if the one before it has read the same."""
-        key = key_of(job)
-        if not self.again or (self.ahead is not None and self.ahead.key == key):
-            return
-        self.forget()
-        ahead = Opening(job.limits, self.folder / f"ahead-{next(self.numbers)}", key=key)
-        try:
-            ahead.relations(job.relations, engine.connect())
-        except Exception:  # noqa: BLE001  the next job opens its own, and says what is wrong
-            ahead.close()
-        else:
-            self.ahead = ahead
-
-    def opened_ahead(self, job: Job) -> Opening | None:
-        """What was opened ahead of this job, unless a file has changed since."""
-        key = key_of(job)
         with self.lock:
-            if self.ahead is None or self.ahead.key != key:
-                return None
-            found, self.ahead = self.ahead, None
-        if found.current():
+            if self.spare is None:
+                self.spare = engine.connect()
+
+    def keep(self, opening: Opening) -> None:
+        """Let it wait for a job of the same consumer over the same files."""
+        with self.lock:
+            before = self.kept.pop(opening.key, None)
+            self.kept[opening.key] = opening
+        if before is not None:
+            before.close()
+        if len(self.kept) > _KEPT:
+            self._forget_oldest()
+
+    def kept_for(self, job: Job) -> Opening | None:
+        """What was kept for this job, unless a file has changed since."""
+        with self.lock:
+            found = self.kept.pop(key_of(job), None)
+        if found is None or found.current():
             return found
         found.close()
         return None
 
     def forget(self) -> None:
-        """Close what was opened ahead: the job has not come."""
-        if self.ahead is not None:
-            self.ahead.close()
-            self.ahead = None
+        """Close what is kept: the jobs have not come."""
+        while self.kept:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        with self.lock:
+            oldest = self.kept.popitem(last=False)[1] if self.kept else None
+        if oldest is not None:
+            oldest.close()
 
     def engine(self) -> Any:
         """An engine that nobody has used."""
@@ -345,20 +355,10 @@ class Worker:
         descriptor = session.channel.fileno()
         with self.lock:
             self.sessions.pop(descriptor, None)
-            self.keeping, self.owed = True, session.job
-            key = "" if session.job is None else key_of(session.job)
-            self.again, self.last = key != "" and key == self.last, key
+            self.keeping = True
         session.channel.close()
         self.wake_in.send(b".")
         self._limit_memory()
-
-    def _make_ready(self) -> None:
-        """Open what the next job needs: nobody has wanted anything for a moment."""
-        job, self.owed = self.owed, None
-        with self.lock, suppress(Exception):
-            self.prepare()
-            if job is not None:
-                self.open_ahead(job)
 
     def _limit_memory(self) -> None:
         """As much memory as there was before, and what the jobs may take; no limit while there is none.
@@ -384,15 +384,20 @@ class Worker:
             resource.setrlimit(limit, (hard if more is None else before + more, hard))
 
     def _slack(self) -> int:
-        """What is left of the slack beside what the process rests on, in memory or mapped again without asking."""
-        held = self.resting.resident + self.resting.untouched - self.untouched
-        return max(_SLACK_MIN, _SLACK - _FIRST - held)
+        """What is left of the slack beside what the process rests on."""
+        return max(_SLACK_MIN, _SLACK - _FIRST - self._beside())
+
+    def _beside(self) -> int:
+        """What there is beside the jobs: in memory, or mapped again without asking."""
+        return self.resting.resident + self.resting.untouched - self.untouched
 
     def _rest(self) -> None:
         """See what we rest on before the first of the jobs that come; keep no more than leaves them their slack."""
         self.resting, self.most = self._held(), 0
-        if self.keeping and self._slack() == _SLACK_MIN:
-            self._give_back()
+        for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
+            if self._beside() + _SLACK_MIN <= _SLACK:
+                break
+            shed()
             self.resting = self._held()
 
     def _held(self) -> Memory:

@@ -50,13 +50,11 @@ def run(session: Session, job: Job) -> None:
 def opened(session: Session, job: Job) -> Any:
     """A fenced engine with the job's relations in it, and its SQL checked once more."""
     opening = session.open(job)
-    if opening.con is None:
-        opening.relations(job.relations, session.worker.engine())
-    con = opening.con
+    con = opening.ready(job.relations, session.worker.engine)
     for name, relation in job.relations.items():
         if relation.blob is not None:
             table = foreign.read_blob(job.blobs[relation.blob], columns=relation.columns)
-            engine.attach_table(con, name, table)
+            opening.bring(name, table)
     _recheck(con, job)
     session.check()
     return con
@@ -189,12 +187,11 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
     opening, worker = session.open(job), session.worker
 
     def begin(left: list[wire.Range]) -> tuple[pa.Schema, Iterator[ranges.Part]]:
-        if opening.con is None:
-            (opening.attach if opening.files else opening.relations)(job.relations, worker.engine())
-        _recheck(opening.con, job)
+        con = opening.ready(job.relations, worker.engine)
+        _recheck(con, job)
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
-        return ranges.read(opening.con, smaller, only, opening.files[0].paths, left)
+        return ranges.read(con, smaller, only, opening.files[0].paths, left)
 
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 

@@ -176,6 +176,7 @@ class Work:
             limits=self._limits(later=2),
             codec="zstd",
             consumer="coordinator",
+            once=True,
         )
         held, rows = bytearray(), 0
         async with self.means.pool.run(job) as result:
@@ -256,6 +257,7 @@ class Work:
                 codec=self.question.codec,
                 trailer_room=len(report) + 1024,
                 consumer="coordinator",
+                once=True,
             )
         )
         self.result = await self.run.__aenter__()

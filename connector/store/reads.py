@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from connector.store.tables import OpenRead
+from connector.store.tables import OpenRead, ReadPlace
 
 
 class OpenReads:
@@ -23,6 +23,25 @@ class OpenReads:
 
     def close(self, read_id: str) -> None:
         self._session.execute(delete(OpenRead).where(OpenRead.id == read_id))
+
+    def take_place(self, row: ReadPlace, *, now: float) -> int:
+        """A place among the reads of an agreement; how many have one with it.
+
+        For a transaction that has the agreement's grant changed: the others that want one wait for its end.
+        """
+        of = ReadPlace.agreement_id == row.agreement_id
+        self._session.execute(delete(ReadPlace).where(of, ReadPlace.until < now))
+        self._session.add(row)
+        self._session.flush()
+        return self._session.scalar(select(func.count()).select_from(ReadPlace).where(of)) or 0
+
+    def keep_places(self, read_ids: Collection[str], *, until: float) -> set[str]:
+        """Hold the places of these reads until then; the reads that still had one."""
+        kept = update(ReadPlace).where(ReadPlace.read_id.in_(read_ids)).values(until=until)
+        return set(self._session.scalars(kept.returning(ReadPlace.read_id)))
+
+    def free_places(self, read_id: str) -> None:
+        self._session.execute(delete(ReadPlace).where(ReadPlace.read_id == read_id))
 
     def left_by(self, instance: str) -> Sequence[OpenRead]:
         """Reads that an earlier run of this process began and did not end."""

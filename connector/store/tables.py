@@ -231,6 +231,15 @@ class OpenRead(Table):
     bytes: Mapped[int] = mapped_column(default=0)
 
 
+class ReadPlace(Table):
+    """A read's place among those that an agreement allows at once, over every process; nobody's after `until`."""
+
+    __tablename__ = "read_place"
+    read_id: Mapped[str] = mapped_column(_Key, primary_key=True)
+    agreement_id: Mapped[str] = mapped_column(_Key, primary_key=True, index=True)
+    until: Mapped[float]
+
+
 class Attestation(Table):
     """What the owner knows and vouches for: one value of one fact about a participant, or about a dataset."""
 

@@ -1,7 +1,7 @@
 """Grants: whether an agreement still lets this party read this dataset now, and how much is left.
 
 The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
-running reads. `examine` and `count` answer for one read, in this order; the numbers stand beside the code:
+running reads. `examine` and `begin` answer for one read, in this order; the numbers stand beside the code:
 1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
 2. the agreement compiles to contracts, with nothing undecided, over columns of the kinds that they had when it was
    signed; those are looked at, in order, that cover the asked action and purpose at this time. Each is of one
@@ -10,8 +10,8 @@ running reads. `examine` and `count` answer for one read, in this order; the num
 4. the party's facts, gathered anew, make that very permission active: another one that is gives no right to this
    one's columns and rows;
 5. it has uses of today, rows and bytes left;
-6. `count`, once the gate has let the question through: one use is counted, and a first chunk of the row and byte
-   quota is reserved, in conditional updates.
+6. `begin`, once the gate has let the question through: one use is counted, a first chunk of the row and byte quota is
+   reserved, in conditional updates, and a place taken where fewer reads are allowed at once, over every process.
 Revocation reaches running reads through the bus at once, and through a poll where another process revoked.
 """
 
@@ -20,17 +20,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from connector.datasets import counts, stored
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
+from connector.store.tables import Agreement, Dataset, DatasetVersion, ReadPlace, Transfer
+from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
 from policies import admission, bound
@@ -41,10 +42,14 @@ from policies.gate import Lease
 from policies.model import Policy
 from policies.vocabulary import Phase
 
+_T = TypeVar("_T")
+_log = logger("usage")
 _CHUNK_ROWS = 1_000_000
 _CHUNK_BYTES = 256 * 2**20
 _POLL_SECONDS = 0.5
-_RECHECK_SECONDS = 5.0  # how often the party's facts are asked again while a read runs
+_RECHECK_SECONDS = 5.0  # how often the party's facts are asked again, and its place kept, while a read runs
+_BLIND_SECONDS = 5.0  # how long reads go on where the database cannot be asked about them
+_PLACE_SECONDS = 60.0  # how long a read of a process that is gone is in the way of others
 _CACHED_MAX = 512
 _DAY = 86_400
 _NOT_NOW = "the agreement does not permit this now: "
@@ -81,6 +86,7 @@ class Grant:
     reserved_rows: int = 0
     reserved_bytes: int = 0
     drawn: int = 0
+    place: str = ""  # the read's id, where its agreement limits how many run at once
     stop_reason: str = ""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -190,7 +196,7 @@ class Grants:
 
     async def examine(self, *wanted: Wanted) -> list[Grant]:
         """A place for a read under these agreements, all or none, of which nothing is counted yet: Refused, Limited or
-        NotFound with the first reason. Whoever has them calls `close` on each, whatever happens."""
+        NotFound with the first reason. Whoever has them calls `forget`, whatever happens, after `begin` also `end`."""
         now = time.time()
         looked = await self._store.read(lambda tx: [self._look(tx, one, now) for one in wanted])  # 1
         grants: list[Grant] = []
@@ -198,22 +204,28 @@ class Grants:
             for one, (rows, own) in zip(wanted, looked, strict=True):
                 grants.append(await self._examined(one, self._compiled(*rows), own, now))
         except BaseException:
-            for grant in grants:
-                self._forget(grant)
+            self.forget(grants)
             raise
         self._watch()
         return grants
 
-    async def count(self, grants: Sequence[Grant]) -> None:
-        """A use of each of these grants and the first of their quotas, all or none. Refused or Limited.
+    async def begin(self, grants: Sequence[Grant], start: Callable[[Transaction], _T], *, read_id: str) -> _T:
+        """A use of each of these grants, their places, the first of their quotas and what `start` records: all in one
+        commit, or none. Refused or Limited.
 
         After the gate: a question that it refuses takes no use. Before the read: one that nobody counted never runs.
         """
         # Always in the same order: two reads of the same agreements would wait for each other otherwise.
         ordered, now = sorted(grants, key=lambda grant: grant.agreement_id), time.time()
-        reserved = await self._store.write(lambda tx: [_admit(tx, grant, now) for grant in ordered])  # 6
+
+        def work(tx: Transaction) -> tuple[list[tuple[int, int]], _T]:
+            return [_admit(tx, grant, now, read_id) for grant in ordered], start(tx)
+
+        reserved, started = await self._store.write(work)  # 6
         for grant, quota in zip(ordered, reserved, strict=True):
             grant.take(*quota)
+            grant.place = "" if grant.contract.limits.concurrency is None else read_id
+        return started
 
     async def _examined(self, wanted: Wanted, held: Held, own: _Own, now: float) -> Grant:
         """The grant, counted as running from here on, before anything of it is used."""
@@ -277,15 +289,24 @@ class Grants:
             grant.take(*quota)
         return quota is not None
 
-    async def close(self, grant: Grant) -> None:
-        """Settle a read: what was reserved and did not leave goes back."""
-        self._forget(grant)
-        left_rows = min(grant.lease.rows, max(0, grant.reserved_rows - grant.packed)) if grant.reserved_rows else 0
-        left_bytes = grant.lease.bytes if grant.reserved_bytes else 0
-        if left_rows or left_bytes:
-            await self._store.write(
-                lambda tx: tx.agreements.give_back(grant.agreement_id, rows=left_rows, nbytes=left_bytes)
-            )
+    def end(self, tx: Transaction, grants: Sequence[Grant]) -> None:
+        """Settle a read that has begun: what was reserved and did not leave goes back, and so does its place."""
+        for grant in grants:
+            rows = min(grant.lease.rows, max(0, grant.reserved_rows - grant.packed)) if grant.reserved_rows else 0
+            nbytes = grant.lease.bytes if grant.reserved_bytes else 0
+            if rows or nbytes:
+                tx.agreements.give_back(grant.agreement_id, rows=rows, nbytes=nbytes)
+            if grant.place:
+                tx.reads.free_places(grant.place)
+
+    def forget(self, grants: Sequence[Grant]) -> None:
+        """These run no more. Whoever has examined calls it, whatever happens."""
+        for grant in grants:
+            left = [other for other in self._live.get(grant.agreement_id, ()) if other is not grant]
+            if left:
+                self._live[grant.agreement_id] = left
+            else:
+                self._live.pop(grant.agreement_id, None)
 
     def stop(self, *, agreement_id: str = "", transfer_id: str = "", reason: str) -> None:
         """Stop running reads of an agreement, or of one transfer only."""
@@ -308,29 +329,47 @@ class Grants:
             self._poll = asyncio.get_running_loop().create_task(self._poll_revoked())
 
     async def _poll_revoked(self) -> None:
-        """While reads run, ask the database what other processes have ended."""
-        asked = time.monotonic()
+        """While reads run, ask the database what other processes have ended; blind for too long, end them."""
+        heard = asked = time.monotonic()
         while self._live:
             await asyncio.sleep(_POLL_SECONDS)
-            ended = await self._store.read(lambda tx: _ended(tx, tuple(self._live)))
-            for agreement_id, reason in ended:
-                self.stop(agreement_id=agreement_id, reason=reason)
-            if time.monotonic() - asked >= _RECHECK_SECONDS:
-                await self._recheck_all()
-                asked = time.monotonic()
+            try:
+                await self._look_for_ends()
+                heard = time.monotonic()
+                if heard - asked >= _RECHECK_SECONDS:
+                    await self._keep_places()
+                    await self._recheck_all()
+                    asked = time.monotonic()
+            except Exception as error:  # noqa: BLE001  whatever the database says, the reads must not go on unwatched
+                _log.warning("grants not looked at", error=type(error).__name__)
+                if time.monotonic() - heard >= _BLIND_SECONDS:
+                    for grant in self._all():
+                        grant.stop("the connector cannot ask its database whether the agreement still holds; ask again")
+
+    async def _look_for_ends(self) -> None:
+        ended = await self._store.read(lambda tx: _ended(tx, tuple(self._live)))
+        for agreement_id, reason in ended:
+            self.stop(agreement_id=agreement_id, reason=reason)
+
+    async def _keep_places(self) -> None:
+        """A read whose place has gone to another, as this process was away for a minute, ends."""
+        having = [grant for grant in self._all() if grant.place]
+        if not having:
+            return
+        ids, until = {grant.place for grant in having}, time.time() + _PLACE_SECONDS
+        kept = await self._store.write(lambda tx: tx.reads.keep_places(ids, until=until))
+        for grant in having:
+            if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
+                grant.stop("the connector did not answer for a minute, and the read's place went to another; ask again")
+
+    def _all(self) -> list[Grant]:
+        return [grant for grants in self._live.values() for grant in grants]
 
     async def _recheck_all(self) -> None:
         """Membership may end while a read runs, and so may any fact about its party."""
-        for grant in [grant for grants in self._live.values() for grant in grants]:
+        for grant in self._all():
             with suppress(HanseError):  # stopped with its reason; where the database does not answer, the lease ends it
                 await self.recheck(grant)
-
-    def _forget(self, grant: Grant) -> None:
-        left = [other for other in self._live.get(grant.agreement_id, ()) if other is not grant]
-        if left:
-            self._live[grant.agreement_id] = left
-        else:
-            self._live.pop(grant.agreement_id, None)
 
     def _rows(self, tx: Transaction, agreement_id: str, consumer: str) -> _Found:
         agreement, dataset, version = _rows(tx, agreement_id, consumer)
@@ -527,8 +566,8 @@ def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, genera
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 
 
-def _admit(tx: Transaction, grant: Grant, now: float) -> tuple[int, int]:
-    """Count one use; the first rows and bytes of the quota."""
+def _admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int, int]:
+    """Count one use, take a place; the first rows and bytes of the quota."""
     limits = grant.contract.limits
     counted = tx.agreements.count_use(
         grant.agreement_id, day=int(now // _DAY), most=limits.queries, most_today=limits.queries_per_day
@@ -538,6 +577,9 @@ def _admit(tx: Transaction, grant: Grant, now: float) -> tuple[int, int]:
         if row is None or row.revoked_at is not None:
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise _uses_spent(grant.contract, row.queries)
+    if limits.concurrency is not None:
+        place = ReadPlace(read_id=read_id, agreement_id=grant.agreement_id, until=now + _PLACE_SECONDS)
+        _check_concurrency(grant.contract, tx.reads.take_place(place, now=now) - 1)
     quota = _reserve(tx, grant, rows=grant.packed, nbytes=0)
     if quota is None:
         raise _quota_spent(grant.contract, draws=grant.drawn > 0)

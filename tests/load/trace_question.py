@@ -38,15 +38,15 @@ CONNECTOR = {
     "connector.query.remote": ("_Exchange._once", "_Exchange._envelope", "_Exchange._checked", "_spool"),
     "connector.query.work": ("Work._merge", "Work._distinct", "Work.end", "_residual"),
     "connector.query.pool": ("Pool._begin", "Pool._spawn", "Pool._end", "Result.next"),
-    "connector.dataplane.stream": ("Reads._admit", "gated", "Reads._job", "Reads._record_end", "Reads._settle"),
+    "connector.dataplane.stream": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
     "connector.usage.grants": ("Grants._examined",),
 }
 WORKER = {
     "connector.query.session": (
-        "read_job", "Worker._take", "Worker.prepare", "Worker.open_ahead", "Worker.ended", "Session._close",
+        "read_job", "Worker._take", "Worker.prepare", "Worker.ended", "Session._close",
     ),
     "connector.query.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
-    "connector.query.opening": ("Opening.pin", "Opening.fence"),
+    "connector.query.opening": ("Opening.pin", "Opening.fence", "Opening.ready"),
     "connector.query.engine": ("attach", "load", "query", "batches"),
     "connector.query.foreign": ("check", "unite"),
     "connector.query.frames": ("Frames.__init__", "Frames.write", "Frames.end"),

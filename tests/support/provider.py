@@ -61,7 +61,7 @@ class Provider:
         path = path or self.path
         relation = data.relation(kind, path, path.parent)
         profile = await self.profile(relation)
-        await self.store.write(lambda tx: _insert(tx, policy, number, name=name, relation=relation, profile=profile))
+        await self.store.write(lambda tx: insert(tx, policy, number, name=name, relation=relation, profile=profile))
         return f"urn:agreement:{number}"
 
     async def profile(self, relation: Relation) -> dict[str, Any]:
@@ -145,7 +145,8 @@ async def served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
         await task
 
 
-def _insert(tx: Any, policy: Policy, number: str, *, name: str, relation: Relation, profile: dict[str, Any]) -> None:
+def insert(tx: Any, policy: Policy, number: str, *, name: str, relation: Relation, profile: dict[str, Any]) -> None:
+    """A dataset (unless it is there), a final agreement on it and a started transfer, all named by `number`."""
     dataset_id = f"urn:hanse:{OWNER}:{name}"
     if tx.datasets.find(name) is None:
         tx.datasets.add(

@@ -192,3 +192,33 @@ async def test_an_aggregate_takes_all_rows_of_the_dataset_where_there_are_that_m
         await settled(running)
         assert await used(running, agreement) == (number, number * data.ROWS)
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 1")).json()["code"] == "quota_spent"
+
+
+async def test_a_read_whose_caller_leaves_while_it_is_counted_ends_in_the_log_and_keeps_no_place(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = await running.agree(limited("ds:concurrency", "1"))
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    begin, counting = running.grants.begin, asyncio.Event()
+
+    async def slow(*arguments: Any, **more: Any) -> Any:
+        counting.set()
+        await asyncio.sleep(0.05)
+        return await begin(*arguments, **more)
+
+    async def read(query_id: str) -> None:
+        asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 1", action=QUERY, query_id=query_id)
+        async with running.reads.open(asked) as stream:
+            async for _ in stream.frames():
+                pass
+
+    monkeypatch.setattr(running.grants, "begin", slow)
+    leaving = asyncio.ensure_future(read("leaves"))
+    await counting.wait()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await settled(running)
+    told = [(event.kind, event.outcome) for event in running.events if getattr(event, "process", "") == "leaves"]
+    assert told == [("ReadStarted", "ok"), ("ReadEnded", "failed")]
+    await read("stays")

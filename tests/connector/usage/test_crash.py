@@ -47,7 +47,7 @@ async def main():
     held = SimpleNamespace(agreement=SimpleNamespace(id="g"), version=None)
     grant = grants.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
     try:
-        grant.take(*await store.write(lambda tx: grants._admit(tx, grant, time.time())))
+        grant.take(*await store.write(lambda tx: grants._admit(tx, grant, time.time(), "r")))
     except Limited as refused:
         print(json.dumps({{"refused": refused.code}}))
         return

@@ -133,7 +133,7 @@ async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tu
         longest=600,
     )
     (grant,) = await grants.examine(wanted)
-    await grants.count([grant])
+    await grants.begin([grant], lambda _: None, read_id="r")
     return grants, grant
 
 
@@ -150,7 +150,7 @@ async def test_a_read_rests_on_a_fact_only_until_its_end_and_stops_when_it_is_go
             await grants.recheck(grant)
         assert grant.lease.revoked
         assert "observed P-2" in grant.stop_reason
-        await grants.close(grant)
+        grants.forget([grant])
 
 
 async def test_a_fresh_ticket_asks_the_facts_again(tmp_path: Path) -> None:
@@ -163,4 +163,4 @@ async def test_a_fresh_ticket_asks_the_facts_again(tmp_path: Path) -> None:
         del facts["ds:permit"]
         with pytest.raises(HanseError, match="it can come from the owner"):
             await grants.usable(grant.agreement_id, **about)
-        await grants.close(grant)
+        grants.forget([grant])

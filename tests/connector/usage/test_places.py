@@ -1,0 +1,123 @@
+"""How many reads an agreement allows at once, where several connectors serve it from one database."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from connector.errors import Limited
+from connector.query.job import Relation
+from connector.store import Store
+from connector.usage import grants as module
+from connector.usage.facts import party_facts
+from connector.usage.grants import Grant, Grants, Wanted
+from policies.vocabulary import expand
+from tests.support import gate, provider
+from tests.support.gate import atom
+
+PROFILE = {"rows": 10, "columns": [{"name": "id", "type": "BIGINT"}]}
+
+
+async def facts_of(participant: str) -> Any:
+    return party_facts(participant, {"status": "active"})
+
+
+async def agreed(store: Store, most: str) -> Wanted:
+    """A read under an agreement that allows so many at once."""
+    policy = gate.agreement(atom("ds:concurrency", "lteq", most), action="odrl:use")
+    relation = Relation("parquet")
+    await store.write(lambda tx: provider.insert(tx, policy, "1", name="n", relation=relation, profile=PROFILE))
+    return Wanted(
+        agreement_id="urn:agreement:1",
+        consumer=provider.CONSUMER,
+        transfer_id="urn:transfer:1",
+        generation=0,
+        action=expand("odrl:use"),
+        purpose="",
+        longest=600,
+    )
+
+
+async def begun(grants: Grants, wanted: Wanted, read_id: str) -> Grant | None:
+    """The grant; None where there was no place."""
+    grant: list[Grant] = []
+    try:
+        grant = await grants.examine(wanted)
+        await grants.begin(grant, lambda _: None, read_id=read_id)
+    except Limited as refused:
+        grants.forget(grant)
+        if refused.code != "concurrency":
+            raise
+        return None
+    return grant[0]
+
+
+async def ended(store: Store, grants: Grants, grant: Grant) -> None:
+    await store.write(lambda tx: grants.end(tx, [grant]))
+    grants.forget([grant])
+
+
+async def test_connectors_on_one_database_share_the_places_of_an_agreement(store: Store) -> None:
+    wanted = await agreed(store, "2")
+    connectors = [Grants(store, facts_of=facts_of) for _ in range(6)]
+    for round_ in range(3):
+        names = [(grants, f"{round_}-{number}-{turn}") for number, grants in enumerate(connectors) for turn in range(2)]
+        found = await asyncio.gather(*(begun(grants, wanted, name) for grants, name in names))
+        reads = [(grants, grant) for (grants, _), grant in zip(names, found, strict=True) if grant is not None]
+        assert len(reads) == 2
+        for grants, grant in reads:
+            await ended(store, grants, grant)
+    row = await store.read(lambda tx: tx.agreements.grant(wanted.agreement_id))
+    assert row is not None
+    assert row.queries == 6  # what found no place took no use
+
+
+async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_its_read_ends_if_it_comes_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = await agreed(store, "1")
+    gone, here = Grants(store, facts_of=facts_of), Grants(store, facts_of=facts_of)
+    monkeypatch.setattr(module, "_PLACE_SECONDS", 0.0)
+    left = await begun(gone, wanted, "left")
+    assert left is not None
+    await gone._keep_places()
+    assert not left.lease.revoked  # nobody has taken it
+    monkeypatch.setattr(module, "_PLACE_SECONDS", 60.0)
+    read = await begun(here, wanted, "mine")
+    assert read is not None
+    await gone._keep_places()
+    assert left.lease.revoked
+    assert "went to another" in left.stop_reason
+    await here._keep_places()
+    assert not read.lease.revoked
+    await ended(store, gone, left)
+    assert await begun(gone, wanted, "again") is None
+    await ended(store, here, read)
+
+
+async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = await agreed(sqlite_store, "2")
+    grants = Grants(sqlite_store, facts_of=facts_of)
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_BLIND_SECONDS", 0.3)
+    grant = await begun(grants, wanted, "r")
+    assert grant is not None
+    told = sqlite_store.read
+
+    async def unreachable(work: Any) -> Any:
+        raise ConnectionError("no such host")
+
+    monkeypatch.setattr(sqlite_store, "read", unreachable)
+    await asyncio.sleep(0.1)
+    monkeypatch.setattr(sqlite_store, "read", told)
+    await asyncio.sleep(0.1)
+    assert not grant.lease.revoked  # it was away for a moment
+    monkeypatch.setattr(sqlite_store, "read", unreachable)
+    async with asyncio.timeout(10):
+        await grant.stopped.wait()
+    assert "cannot ask its database" in grant.stop_reason
+    grants.forget([grant])
