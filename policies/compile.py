@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from policies import columns, lowering, masks
 from policies.contract import (
@@ -65,15 +66,24 @@ def one_grid(made: Sequence[DataContract]) -> None:
 
     Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show.
     """
-    counted = [contract for contract in made if contract.grid is not None and contract.grid.privacy is None]
-    for other in counted[1:]:
-        if _groups(other) != _groups(counted[0]):
+    for first, other in combinations(made, 2):
+        if differ(first, other):
             raise undecided(
                 other.permission,
-                f"it counts other groups or other rows than {counted[0].permission}, and the difference of two answers "
+                f"it counts other groups or other rows than {first.permission}, and the difference of two answers "
                 "shows single units; give both the same dimensions, bins, measures, group size, entity key, "
                 "masks and row filter, or keep one",
             )
+
+
+def exact(contract: DataContract) -> bool:
+    """Whether it answers with exact aggregates: neither rows nor noise."""
+    return contract.grid is not None and contract.grid.privacy is None
+
+
+def differ(one: DataContract, other: DataContract) -> bool:
+    """Whether both give exact aggregates, of other groups or other rows."""
+    return exact(one) and exact(other) and _groups(one) != _groups(other)
 
 
 def _groups(contract: DataContract) -> tuple[object, ...]:
@@ -86,7 +96,7 @@ def _groups(contract: DataContract) -> tuple[object, ...]:
         grid.min_group,
         grid.entity,
         frozenset(grid.dimensions),
-        grid.measures,
+        frozenset(grid.measures),
         frozenset(masked),
     )
 

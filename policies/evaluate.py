@@ -7,12 +7,12 @@ deferred whatever facts lie there, so that leaving one out never helps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from policies import vocabulary, words
-from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, Finding
+from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, UNSATISFIED, Finding
 from policies.facts import Fact, Facts, Moment, Observed
 from policies.model import Conflict, Kind, Policy
 from policies.plan import Part, Plan, RulePlan, conjunction, plan_of
@@ -38,7 +38,10 @@ ENGINE = "hanse-policies/3"  # part of what a replay needs: change it when a dec
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Yes or no, by which permission, and why. `carried` names what a later phase still has to decide."""
+    """Yes or no, by which permission, and why. `carried` names what a later phase still has to decide.
+
+    `lacking`: for each permission against which nothing stands but facts that are not known, which these are.
+    """
 
     permitted: bool
     permission: str | None
@@ -47,6 +50,7 @@ class Decision:
     carried: tuple[str, ...] = ()
     action: str = ""
     phase: Phase = Phase.TRANSFER
+    lacking: tuple[frozenset[str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For replies, log and page alike."""
@@ -165,24 +169,39 @@ def evaluate(
     active = outcome.active.path if outcome.active else None
     reasons = tuple(_reasons(outcome, rules[0], action, look))
     carried = _carried(outcome, look.findings)
-    return Decision(outcome.permitted, active, tuple(look.findings), reasons, carried, action, phase)
+    lacking = () if outcome.permitted else tuple(_lacking_of(rules, plan.conflict, look))
+    return Decision(outcome.permitted, active, tuple(look.findings), reasons, carried, action, phase, lacking)
 
 
 def concludable(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Decision:
     """Whether any permission of an offer could ever be active for this party: show it, or negotiate it.
 
-    The decision for the first permission whose own action passes, else for the last with all reasons.
+    The decision for the first permission whose own action passes. Else that for the one against which the least
+    stands, with the reasons of each by itself, this one's first, and what each lacks.
     """
-    refusals: list[Decision] = []
-    for action in dict.fromkeys(rule.action for rule in policy.permissions):
-        decision = evaluate(policy, facts, action=action, phase=phase, now=now)
+    refusals: list[tuple[str, Decision]] = []
+    for index, rule in enumerate(policy.permissions):
+        path = f"/permission/{index}"
+        decision = evaluate(policy, facts, action=rule.action, permission=path, phase=phase, now=now)
         if decision.permitted:
             return decision
-        refusals.append(decision)
+        refusals.append((path, decision))
     if not refusals:
         return Decision(False, None, (), ("the policy holds no permission, so nothing can be agreed",), (), "", phase)
-    reasons = tuple(dict.fromkeys(reason for one in refusals for reason in one.reasons))
-    return replace(refusals[-1], reasons=reasons)
+    refusals.sort(key=lambda refusal: (not refusal[1].lacking, len(refusal[1].reasons)))
+    lacking = tuple(facts for _, one in refusals for facts in one.lacking)
+    return replace(refusals[0][1], reasons=_by_permission(refusals), lacking=lacking)
+
+
+def _by_permission(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
+    """The reasons of one permission, or of all where they are the same; else one for each, under its path."""
+    told: dict[tuple[str, ...], str] = {}
+    for path, decision in refusals:
+        told.setdefault(decision.reasons, path)
+    if len(told) == 1:
+        return next(iter(told))
+    said = [f"under {path}: {'; '.join(reasons)}" for reasons, path in told.items()]
+    return (said[0], *(f"or {one}" for one in said[1:]))
 
 
 def as_if_agreed(policy: Policy, *, at: float | None = None) -> Policy:
@@ -216,6 +235,29 @@ class _Look:
             if leaf.check is part.check:  # no group: the part comes to what its only leaf does
                 return code
         return part.check(self.moment)
+
+    def unknown(self, rule: RulePlan) -> frozenset[str]:
+        """The facts that keep a rule from being decided."""
+        waiting = [part for part, code in zip(rule.parts, self.codes[rule], strict=True) if code == UNKNOWN]
+        return frozenset(leaf.left for part in waiting for leaf in part.leaves if leaf.check(self.moment) == UNKNOWN)
+
+
+def _lacking_of(
+    rules: tuple[list[RulePlan], list[RulePlan]], conflict: Conflict, look: _Look
+) -> Iterator[frozenset[str]]:
+    """What each permission lacks against which nothing stands but facts that are not known."""
+    permissions, prohibitions = rules
+    never = (UNSATISFIED, DEFERRED) if look.moment.phase >= BATCH else (UNSATISFIED,)
+    forbidding: frozenset[str] = frozenset()
+    for rule in prohibitions if conflict is not Conflict.PERM else ():
+        code = look.rule(rule)
+        if code == SATISFIED or (code == DEFERRED and code in never):
+            return
+        forbidding |= look.unknown(rule) if code == UNKNOWN else frozenset()
+    for rule in permissions:
+        missing = forbidding | look.unknown(rule)
+        if missing and look.rule(rule) not in never:
+            yield missing
 
 
 def _carried(outcome: _Outcome, findings: list[Finding]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from policies import values, vocabulary
 from policies.errors import PolicyUnreadable, TermUnknown
-from policies.model import Atom, Constraint, Duty, Group, Policy, Rule
+from policies.model import Atom, Connective, Constraint, Duty, Group, Policy, Rule
 from policies.operators import ONE_VALUE
 from policies.vocabulary import compact
 from policies.vocabulary.terms import DUTY, RULE
@@ -53,6 +53,16 @@ def atoms_of(constraint: Constraint, path: str) -> Iterator[tuple[str, Atom]]:
         return
     for index, member in enumerate(constraint.members):
         yield from atoms_of(member, f"{path}/{constraint.connective.value}/{index}")
+
+
+def conjunction(members: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
+    """The atoms that all have to be met: of no alternative."""
+    for index, member in enumerate(members):
+        here = f"{path}/{index}"
+        if isinstance(member, Atom):
+            yield here, member
+        elif member.connective is Connective.AND:
+            yield from conjunction(member.members, f"{here}/and")
 
 
 def groups(constraints: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Group]]:

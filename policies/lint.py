@@ -15,7 +15,7 @@ from policies import compile as compiler
 from policies import known, masks, values, vocabulary
 from policies.contract import TableSchema
 from policies.errors import ContractUndecided, PolicyUnreadable
-from policies.model import Atom, Conflict, Connective, Constraint, Duty, Group, Policy, Rule
+from policies.model import Atom, Conflict, Connective, Duty, Policy, Rule
 from policies.vocabulary import Operand, Phase, Tier, ValueType, action_includes, compact, ds, odrl
 from policies.vocabulary.terms import RULE
 
@@ -183,21 +183,12 @@ def _contradictions(policy: Policy) -> Iterator[Problem]:
     for index, rule in enumerate(policy.permissions):
         path = f"/permission/{index}"
         by_left: dict[str, list[tuple[str, Atom]]] = {}
-        for here, atom in _conjunction(rule.constraints, f"{path}/constraint"):
+        for here, atom in known.conjunction(rule.constraints, f"{path}/constraint"):
             by_left.setdefault(atom.left, []).append((here, atom))
         for left, found in by_left.items():
             operand = vocabulary.operand(left)
             if operand is not None and len(found) > 1:
                 yield from _excluded(operand, found)
-
-
-def _conjunction(members: tuple[Constraint, ...], path: str) -> Iterator[tuple[str, Atom]]:
-    for index, member in enumerate(members):
-        here = f"{path}/{index}"
-        if isinstance(member, Atom):
-            yield here, member
-        elif isinstance(member, Group) and member.connective is Connective.AND:
-            yield from _conjunction(member.members, f"{here}/and")
 
 
 def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Problem]:

@@ -16,15 +16,16 @@ from typing import Any
 
 from connector.dataplane import records
 from connector.dataplane.stream import version_relation
+from connector.datasets import stored
 from connector.datasets.registry import published_schema
-from connector.errors import HanseError, NotFound
+from connector.errors import HanseError, NotFound, Refused
 from connector.events import ReadEnded, ReadStarted
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
 from connector.usage.facts import Known, counted, requested
-from policies import admission, explain, jsonld, report
+from policies import admission, explain, report
 from policies import compile as compiler
 from policies.contract import DataContract, Grid
 from policies.errors import PolicyError, QueryRefused
@@ -244,16 +245,25 @@ def _rows(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion, list[Offe
 
 def _chosen(offers: Sequence[Offer], wanted: str, facts: Facts, *, now: float) -> tuple[Offer, Policy]:
     """The offer that is asked for; else the first that this party could conclude; else the first."""
-    read = [(offer, jsonld.read(offer.policy)) for offer in offers]
     if wanted:
-        found = next((pair for pair in read if pair[0].id == wanted), None)
+        found = next((one for one in offers if one.id == wanted), None)
         if found is None:
             raise NotFound(
                 f"no offer {wanted!r} is in force for this dataset; it has {', '.join(o.id for o in offers)}"
             )
-        return found
+        return found, stored.offered(found)
+    read = [(offer, policy) for offer in offers if (policy := _understood(offer)) is not None]
+    if not read:
+        return offers[0], stored.offered(offers[0])  # says why not
     fitting = (pair for pair in read if concludable(pair[1], facts, phase=Phase.NEGOTIATION, now=now).permitted)
     return next(fitting, read[0])
+
+
+def _understood(offer: Offer) -> Policy | None:
+    try:
+        return stored.offered(offer)
+    except Refused:
+        return None
 
 
 def _judged(policy: Policy, facts: Facts, asked: Asked, *, now: float) -> dict[str, Any]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MICRO = 1_000_000  # the ledger counts millionths of epsilon: whole numbers add up exactly
 _USUAL_SHARE = 10  # an answer whose epsilon nobody chose spends a tenth of the budget
+# Of the answer with its noise, never of the groups that there truly are: how many these are is nobody's to know.
+_GROUPS_MAX = 100_000
 _ANSWER_MAX = 16 * 2**20
 
 
@@ -91,6 +93,7 @@ def plan(private: Private, charged: Charged) -> dict[str, object]:
         "columns": dict(noise.columns),
         "keys": noise.keys,
         "rows": noise.rows,
+        "groups": _GROUPS_MAX,
         "epsilon": charged.micro / MICRO,
         "delta": budget.delta * charged.micro / charged.most,
     }

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from connector.dataplane.owner import OwnersView
+from connector.datasets import stored
 from connector.datasets.registry import published_schema
-from connector.errors import HanseError
+from connector.errors import HanseError, Refused
 from connector.store import Store, Transaction
-from connector.store.tables import Dataset, DatasetVersion
-from policies import bound, jsonld
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Offer
+from policies import bound
 from policies import compile as compiler
 from policies.contract import DataContract
 from policies.errors import PolicyError
@@ -45,7 +46,7 @@ class Versions:
     async def effects(self, dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
         """Everything that changes, errors first; each meaning is looked at once, however many stand on it."""
         found: list[Effect] = []
-        standing = await self._store.read(lambda tx: _standing(tx, dataset.id))
+        standing = await self._store.read(lambda tx: _standing(tx, dataset.id, found))
         for digest in dict.fromkeys(entry[2] for entry in standing):
             mine = [entry for entry in standing if entry[2] == digest]
             said = await self._of(mine[0][3], old, new, concluded=new.created_at)
@@ -114,12 +115,22 @@ def _incomparable(contract: DataContract, changed: Sequence[bound.Retyped]) -> t
     return "error", contract.permission, "difference_unknown", said
 
 
-def _standing(tx: Transaction, dataset_id: str) -> list[tuple[str, str, str, Policy]]:
-    """Offers in force and agreements that have not ended: what each is, its id, its meaning's digest, its policy."""
-    found = [("offer", row.id, row.digest, jsonld.read(row.policy)) for row in tx.datasets.offers_of([dataset_id])]
-    for row in tx.agreements.page(role="provider", dataset_id=dataset_id, limit=10_000):
-        if row.finalized and row.ended_at is None:
-            found.append(("agreement", row.id, row.digest, jsonld.read(row.policy)))
+def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[tuple[str, str, str, Policy]]:
+    """Offers in force and agreements that have not ended: what each is, its id, its meaning's digest, its policy.
+
+    Of those that are not understood any more the owner is told; nothing is served under them, whatever the version.
+    """
+    agreed = tx.agreements.page(role="provider", dataset_id=dataset_id, limit=10_000)
+    rows: list[tuple[str, Offer | Agreement]] = [("offer", row) for row in tx.datasets.offers_of([dataset_id])]
+    rows += [("agreement", row) for row in agreed if row.finalized and row.ended_at is None]
+    found = []
+    for on, row in rows:
+        try:
+            policy = stored.offered(row) if isinstance(row, Offer) else stored.agreed(row)
+        except Refused as refused:
+            told.append(Effect("warning", on, row.id, str(refused.facts["rule"]), refused.code, refused.message))
+        else:
+            found.append((on, row.id, row.digest, policy))
     return found
 
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+from connector.datasets import standing
 from connector.datasets.registry import published_schema
 from connector.errors import AlreadyExists, HanseError, NotFound, PolicyInvalid
 from connector.events import OfferPublished, OfferWithdrawn, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
 from policies import admission, author, compile, explain, jsonld, lint, report
+from policies.beside import Standing
 from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.model import Kind, Policy
@@ -36,6 +38,10 @@ class Checked:
     contracts: tuple[DataContract, ...]
     problems: tuple[lint.Problem, ...]
 
+    def standing(self, offer_id: str) -> Standing:
+        """As it would stand on its dataset."""
+        return Standing(f"offer {offer_id}" if offer_id else "this offer", self.policy, self.contracts)
+
     def meaning(self) -> dict[str, Any]:
         """For people and machines: sentences, the enforceability report, problems."""
         return {
@@ -54,9 +60,16 @@ class Offers:
         self._store = store
 
     async def check(
-        self, *, form: str = "", policy: Mapping[str, Any] | None = None, dataset: str = "", decide: str = ""
+        self,
+        *,
+        form: str = "",
+        policy: Mapping[str, Any] | None = None,
+        dataset: str = "",
+        decide: str = "",
+        offer_id: str = "",
     ) -> Checked:
-        """Read, lint and compile an offer against its dataset's schema, without publishing it."""
+        """Read, lint and compile an offer against its dataset's schema, and hold it against what else stands there,
+        without publishing it."""
         try:
             read, target, chosen = _read(form, policy, dataset, decide)
             row, version = await self._store.read(lambda tx: _with_version(tx, target))
@@ -72,7 +85,11 @@ class Offers:
             _can_draw_noise(contracts)
         except PolicyError as error:
             raise PolicyInvalid(str(error), code=error.code, rule=error.rule) from error
-        return Checked(row, version, read, chosen, form, contracts, problems)
+        checked = Checked(row, version, read, chosen, form, contracts, problems)
+        mine = checked.standing(offer_id or read.id)
+        beside = await self._store.read(lambda tx: standing.problems(tx, mine, version, but=offer_id or read.id))
+        standing.refuse(beside)
+        return replace(checked, problems=(*problems, *beside))
 
     async def publish(
         self,
@@ -86,7 +103,7 @@ class Offers:
     ) -> tuple[Offer, Checked]:
         """Attach an offer to its dataset; from now on others see it, as far as the policy lets them."""
         try:
-            checked = await self.check(form=form, policy=policy, dataset=dataset, decide=decide)
+            checked = await self.check(form=form, policy=policy, dataset=dataset, decide=decide, offer_id=offer_id)
             identifier = offer_id or checked.policy.id or f"urn:uuid:{uuid.uuid4()}"
             named = replace(checked.policy, id=identifier, kind=Kind.OFFER)
             return await self._store.write(lambda tx: _insert(tx, named, checked, by)), checked
@@ -177,6 +194,7 @@ def _with_version(tx: Transaction, key: str) -> tuple[Dataset, DatasetVersion]:
 def _insert(tx: Transaction, policy: Policy, checked: Checked, by: str) -> Offer:
     if tx.datasets.offer(policy.id) is not None:
         raise AlreadyExists(f"an offer {policy.id!r} exists; withdraw it and give the new one another name")
+    standing.check_offer(tx, checked.standing(policy.id), checked.version)
     row = Offer(
         id=policy.id,
         dataset_id=checked.dataset.id,

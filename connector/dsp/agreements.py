@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from connector.dsp import terms
+from connector.datasets import stored
 from connector.dsp.sender import Sender
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers
-from connector.errors import Conflict, NotFound
+from connector.errors import Conflict, NotFound, Refused
 from connector.events import AgreementRevoked
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
 from policies.contract import DataContract
+from policies.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """An agreement as far as it is understood here; `problem`: why nothing is served under it, and what to do."""
+
+    policy: Policy | None = None
+    contracts: tuple[DataContract, ...] = ()
+    problem: str = ""
 
 
 class Agreements:
@@ -31,15 +42,22 @@ class Agreements:
         """An agreement, and at its provider what has been used under it."""
         return await self._store.read(lambda tx: _with_grant(tx, agreement_id, role))
 
-    async def contracts(self, row: Agreement) -> tuple[DataContract, ...]:
-        """What an agreement of ours as provider means for its dataset as it is now; none where that is undecided."""
+    async def meaning(self, row: Agreement) -> Meaning:
+        """What an agreement says, and as provider what that means for its dataset as it is now."""
 
         def work(tx: Transaction) -> DatasetVersion | None:
-            dataset = tx.datasets.find(row.dataset_id)
+            dataset = tx.datasets.find(row.dataset_id) if row.role == PROVIDER else None
             return None if dataset is None else tx.datasets.current(dataset)
 
         version = await self._store.read(work)
-        return terms.contracts_of(row, version) if version is not None else ()
+        try:
+            policy = stored.agreed(row)
+        except Refused as refused:
+            return Meaning(problem=refused.message)
+        try:
+            return Meaning(policy, stored.contracts(row, policy, version) if version is not None else ())
+        except Refused as refused:
+            return Meaning(policy, problem=refused.message)
 
     async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
         """End an agreement now: its grant is void, its transfers are ended, the other side is told why.

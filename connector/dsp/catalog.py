@@ -17,7 +17,7 @@ from connector.dsp import jsonld, terms
 from connector.dsp.jsonld import CONTEXT, Json
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.transfer import FORMATS
-from connector.errors import MessageInvalid, NotFound
+from connector.errors import MessageInvalid, NotFound, Refused
 from connector.identity.principal import Principal
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
@@ -122,7 +122,10 @@ class Catalog:
         by_dataset: dict[str, list[Offer]] = {}
         for offer in tx.datasets.offers_of([row.id for row in rows]):
             if offer.digest not in judged:
-                policy, _ = self._policy(offer)
+                try:
+                    policy, _ = self._policy(offer)
+                except Refused:  # not understood any more: nobody sees it
+                    continue
                 verdict = terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
                 judged[offer.digest] = verdict.permitted
             if judged[offer.digest]:

@@ -16,12 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from connector.datasets import stored
 from connector.dsp import terms
 from connector.dsp.agreements import Agreements
 from connector.dsp.peer import Wire
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import FACTS, FACTS_ENDED, Transfers
-from connector.errors import Conflict, HanseError, NotFound, PeerRefused
+from connector.errors import Conflict, HanseError, NotFound, PeerRefused, Refused
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Transfer
 from connector.telemetry import logger
@@ -29,7 +30,7 @@ from connector.usage import duties
 from connector.usage.duties import Standing
 from connector.usage.facts import DECLARED, FactsOf, requested
 from policies import duties as rules
-from policies import jsonld
+from policies.model import Policy
 from policies.vocabulary import Phase, expand
 
 _PROTOCOL = "/dsp/2025-1"
@@ -67,7 +68,7 @@ class Ledger:
 
         def work(tx: Transaction) -> list[tuple[Agreement, Standing]]:
             rows = (row for row in tx.agreements.page(limit=limit) if row.finalized)
-            found = ((row, one) for row in rows for one in duties.standings(tx, row, now=tx.now))
+            found = ((row, one) for row in rows for one in _readable(tx, row))
             return [(row, one) for row, one in found if one.state in ("due", "violated")]
 
         return await self._store.read(work)
@@ -131,6 +132,7 @@ class Upkeep:
     ) -> None:
         self._store, self._agreements, self._transfers = store, agreements, transfers
         self._facts_of, self._seconds = facts_of, seconds
+        self._told: set[str] = set()  # agreements of which our log says that they are not understood
 
     async def run(self) -> None:
         while True:
@@ -149,7 +151,11 @@ class Upkeep:
             after = rows[-1].id
 
     async def _one(self, row: Agreement) -> None:
-        policy = jsonld.read(row.policy)
+        try:
+            policy = stored.agreed(row)
+        except Refused as refused:
+            await self._not_understood(row, refused)
+            return
         if policy.obligations or any(rule.duties for rule in policy.permissions):
             await self._store.write(lambda tx: duties.look(tx, row, now=tx.now))
         if row.role != PROVIDER or row.ended_at is not None:
@@ -158,24 +164,38 @@ class Upkeep:
             with suppress(Conflict):  # somebody ended it a moment ago
                 await self._agreements.revoke(row.id, reason=_TIME_ENDED, by="clock", role=PROVIDER)
             return
-        await self._hold_transfers(row)
+        await self._hold_transfers(row, policy)
 
-    async def _hold_transfers(self, row: Agreement) -> None:
-        """Suspend what the party's facts rule out now; what is merely unknown is refused at the next read anyway."""
+    async def _not_understood(self, row: Agreement, refused: Refused) -> None:
+        """Nothing can be known of what is owed or permitted; transfers wait until somebody ends the agreement."""
+        if row.ended_at is not None:
+            return
+        if row.id not in self._told:
+            self._told.add(row.id)
+            _log.warning("agreement_unreadable", agreement=row.id, role=row.role, reason=refused.message)
+        if row.role == PROVIDER:
+            for transfer in await self._held(row):
+                await self._hold(transfer, terms.Verdict(False, (refused.message,)), missing=frozenset())
+
+    async def _held(self, row: Agreement) -> list[Transfer]:
+        """Transfers that we may have to suspend or resume."""
         running = await self._store.read(lambda tx: list(tx.transfers.page(agreement_id=row.id, role=PROVIDER)))
-        held = [one for one in running if one.state in ("STARTED", "SUSPENDED") and not one.pending]
-        if not held:
+        return [one for one in running if one.state in ("STARTED", "SUSPENDED") and not one.pending]
+
+    async def _hold_transfers(self, row: Agreement, policy: Policy) -> None:
+        """Suspend what the party's facts rule out now; what is merely unknown is refused at the next read anyway."""
+        if not (held := await self._held(row)):
             return
         known = await self._facts_of(row.consumer)
         own = await self._store.read(lambda tx: duties.fulfilled(tx, row, now=tx.now))
         for transfer in held:
             facts = requested(known.adding(own), purpose=expand(transfer.purpose))
-            verdict = terms.judge(jsonld.read(row.policy), facts, phase=Phase.TRANSFER, now=time.time())
+            verdict = terms.judge(policy, facts, phase=Phase.TRANSFER, now=time.time())
             await self._hold(transfer, verdict, missing=DECLARED - set(facts))
 
     async def _hold(self, transfer: Transfer, verdict: terms.Verdict, *, missing: frozenset[str]) -> None:
-        ruled_out = not verdict.permitted and not verdict.unknown
-        fine = verdict.permitted or (bool(verdict.unknown) and verdict.unknown <= missing | _COUNTERS)
+        ruled_out = not verdict.permitted and not verdict.lacking
+        fine = verdict.permitted or verdict.waits_for(missing | _COUNTERS)
         with suppress(HanseError):  # the other side moved meanwhile: the next look sees it
             if transfer.state == "STARTED" and ruled_out:
                 why = "; ".join(verdict.reasons)[:1_000]
@@ -186,6 +206,14 @@ class Upkeep:
 
 def _page(tx: Transaction, *, after: str) -> Sequence[Agreement]:
     return tx.agreements.after(after, limit=_PAGE)
+
+
+def _readable(tx: Transaction, row: Agreement) -> list[Standing]:
+    """The duties of an agreement; none where its policy is not understood any more, which others say."""
+    try:
+        return duties.standings(tx, row, now=tx.now)
+    except Refused:
+        return []
 
 
 _COUNTERS = frozenset({"odrl:count", "ds:queriesPerDay", "ds:concurrency"})

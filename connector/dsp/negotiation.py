@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from connector.datasets import standing
 from connector.dsp import decisions, messages, states, terms
 from connector.dsp.exchange import Exchange, Taken, new_pid
 from connector.dsp.jsonld import Json
@@ -174,8 +175,8 @@ class Negotiations(Exchange[Negotiation]):
         row.agreement_id = read.id  # an id that is taken is refused by the table's key
         self._keep(tx, row, read, message.agreement or {})
 
-    def _keep(self, tx: Transaction, row: Negotiation, policy: Policy, wire: Json) -> None:
-        """Store an agreement, not final yet."""
+    def _keep(self, tx: Transaction, row: Negotiation, policy: Policy, wire: Json, *, version: str = "") -> None:
+        """Store an agreement, not final yet. `version`: of our dataset, as we looked at it."""
         provider = self._us if row.role == PROVIDER else row.counterparty
         consumer = self._us if row.role == CONSUMER else row.counterparty
         tx.agreements.add(
@@ -191,6 +192,7 @@ class Negotiations(Exchange[Negotiation]):
                 policy=wire,
                 digest=terms.digest_of(policy),
                 signed_at=terms.signed_at(policy, now=tx.now),
+                version=version,
                 ended_at=None,
             )
         )
@@ -203,7 +205,7 @@ class Negotiations(Exchange[Negotiation]):
         """A provider's answer to a request, where the offer lets it answer by itself."""
         published = terms.published(offer)
         same = terms.same_rules(asked, published, consumer=row.counterparty)
-        if not verdict.permitted and not (verdict.unknown and row.decide != decisions.AUTO):
+        if not verdict.permitted and not (verdict.lacking and row.decide != decisions.AUTO):
             raise Refused(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
         case = decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted)
         move = decisions.next_message(decisions.NEGOTIATION, role=PROVIDER, state=row.state, case=case)
@@ -211,7 +213,7 @@ class Negotiations(Exchange[Negotiation]):
             return [self._offer(tx, row, published)]
         if move == states.AGREEMENT:
             return [self._agree(tx, row)]
-        why = "other terms than published" if not same else "; ".join(verdict.reasons) if verdict.unknown else ""
+        why = "other terms than published" if not same else "; ".join(verdict.reasons) if verdict.lacking else ""
         self._ask_person(tx, row, why)
         return []
 
@@ -264,7 +266,9 @@ class Negotiations(Exchange[Negotiation]):
     def _agree(self, tx: Transaction, row: Negotiation) -> Outbox:
         """Sign what lies on the table, if all of it can be enforced."""
         agreed = terms.read_offer(row.offer)
-        terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
+        fits = terms.check_compiles(tx, agreed, dataset_id=row.dataset_id)
+        if fits.exact:
+            standing.check_agreed(tx, agreed, dataset_id=row.dataset_id, consumer=row.counterparty)
         signed = terms.sign(
             agreed,
             agreement_id=new_pid(),
@@ -280,7 +284,7 @@ class Negotiations(Exchange[Negotiation]):
         if refused is not None:
             refused.ended_at, refused.end_reason = tx.now, "never concluded; replaced by another one"
         row.agreement_id = signed.id
-        self._keep(tx, row, signed, wire)
+        self._keep(tx, row, signed, wire, version=fits.version)
         return sent
 
     def _conclude(self, tx: Transaction, row: Negotiation) -> None:
@@ -481,12 +485,15 @@ def _visible(tx: Transaction, asked: Policy, facts: Facts) -> tuple[Offer, terms
     offer = tx.datasets.offer(asked.id)
     if offer is None or offer.withdrawn_at is not None or asked.target not in ("", offer.dataset_id):
         raise _not_offered(asked)
-    policy = terms.published(offer)
+    try:
+        policy = terms.published(offer)
+    except Refused:
+        raise _not_offered(asked) from None
     verdict = terms.judge(policy, facts, phase=Phase.CATALOGUE, now=tx.now)
     if verdict.permitted:
         return offer, terms.judge(policy, facts, phase=Phase.NEGOTIATION, now=tx.now)
     # Where only a fact is missing, a person may know it: an offer that a person decides on is not hidden by that.
-    if not verdict.unknown or offer.decide == decisions.AUTO:
+    if not verdict.lacking or offer.decide == decisions.AUTO:
         raise _not_offered(asked)
     return offer, verdict
 

@@ -5,17 +5,19 @@ signed. Decides on values; knows no state machine. What a policy means is the bu
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
+from connector.datasets import stored
 from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
 from connector.store import Transaction
-from connector.store.tables import Agreement, DatasetVersion, Offer
+from connector.store.tables import Offer
 from policies import compile as compiler
 from policies import evaluate, jsonld
-from policies.contract import DataContract
 from policies.errors import PolicyError
 from policies.evaluate import Facts
 from policies.model import Kind, Policy
@@ -24,7 +26,7 @@ from policies.values import instant
 from policies.vocabulary import Phase
 
 _COMPILES_MAX = 1_024
-_compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()
+_compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
 
 
 def read_offer(wire: Json) -> Policy:
@@ -63,8 +65,8 @@ def _write(policy: Policy) -> Json:
 
 
 def published(row: Offer) -> Policy:
-    """A published offer with its own id and target."""
-    return replace(jsonld.read(row.policy, kind=Kind.OFFER), id=row.id, target=row.dataset_id)
+    """A published offer with its own id and target. Refused where it is not understood any more."""
+    return replace(stored.offered(row), id=row.id, target=row.dataset_id)
 
 
 def digest_of(policy: Policy) -> str:
@@ -83,19 +85,25 @@ def same_rules(one: Policy, two: Policy, *, consumer: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a policy gives its party anything. `unknown` names the facts whose absence alone stands against it."""
+    """Whether a policy gives its party anything. `lacking`: for each permission against which nothing stands but facts
+    that are not known, which these are. `rule`: the permission against which the least stands.
+    """
 
     permitted: bool
-    unknown: frozenset[str]
     reasons: tuple[str, ...]
+    lacking: tuple[frozenset[str], ...] = ()
+    rule: str = ""
+
+    def waits_for(self, facts: AbstractSet[str]) -> bool:
+        """Whether some permission lacks nothing but these facts."""
+        return any(missing <= facts for missing in self.lacking)
 
 
 def judge(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> Verdict:
     """What the facts say about `policy` for their party."""
     decision = evaluate.concludable(policy, facts, phase=phase, now=now)
-    missing = frozenset(finding.left for finding in decision.findings if finding.result == "unknown")
-    only_missing = not decision.permitted and all(one.result != "unsatisfied" for one in decision.findings)
-    return Verdict(decision.permitted, missing if only_missing else frozenset(), decision.reasons)
+    rule = next((one.rule for one in decision.findings if one.rule.startswith("/permission")), "")
+    return Verdict(decision.permitted, decision.reasons, decision.lacking, rule)
 
 
 def sign(policy: Policy, *, agreement_id: str, target: str, assigner: str, assignee: str, now: float) -> Policy:
@@ -133,28 +141,27 @@ def check_agreement(agreement: Policy, *, terms: Policy, target: str, assigner: 
         raise MessageInvalid("the rules of the agreement are not those that were agreed on; send them unchanged")
 
 
-def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
+class Fits(NamedTuple):
+    """The version of a dataset on which a policy can be kept, and whether it gives exact aggregates of it."""
+
+    version: str
+    exact: bool
+
+
+def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
     """Refused, naming the rule, unless everything in `policy` can be enforced on the dataset as it is now."""
     dataset = tx.datasets.of(dataset_id)
     key = (jsonld.digest(policy), dataset.version)
     if key in _compiles:
-        return
+        return Fits(dataset.version, _compiles[key])
     try:
-        compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
+        made = compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
-    _compiles[key] = True
+    exact = _compiles[key] = any(compiler.exact(one) for one in made)
     while len(_compiles) > _COMPILES_MAX:
         _compiles.popitem(last=False)
-
-
-def contracts_of(row: Agreement, version: DatasetVersion) -> tuple[DataContract, ...]:
-    """The data contracts of a signed agreement; none where something in it is undecided."""
-    try:
-        found: tuple[DataContract, ...] = compiler.contracts(jsonld.read(row.policy), published_schema(version))
-    except PolicyError:
-        return ()
-    return found
+    return Fits(dataset.version, exact)
 
 
 def signed_at(policy: Policy, *, now: float) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from connector.datasets import stored
 from connector.dsp import decisions, messages, states, terms
 from connector.dsp.exchange import Exchange, Taken, new_pid
 from connector.dsp.jsonld import Json
@@ -46,7 +47,6 @@ from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, counted, requested
-from policies import jsonld
 from policies.evaluate import Facts
 from policies.vocabulary import Phase
 
@@ -568,10 +568,10 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts:
     today = grant.queries_today if grant.day == int(tx.now // _DAY) else 0
     known = counted(facts, uses=grant.queries, uses_today=today, running=0)
     known = known.adding(fulfilled(tx, agreement, now=tx.now))
-    verdict = terms.judge(jsonld.read(agreement.policy), known, phase=Phase.TRANSFER, now=tx.now)
-    later = verdict.unknown and verdict.unknown <= DECLARED - set(facts)
-    if not verdict.permitted and not later:
+    verdict = terms.judge(stored.agreed(agreement), known, phase=Phase.TRANSFER, now=tx.now)
+    if not verdict.permitted and not verdict.waits_for(DECLARED - set(facts)):
         raise Refused(
             f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",
             code="not_permitted",
+            rule=verdict.rule,
         )

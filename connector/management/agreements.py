@@ -12,8 +12,9 @@ from connector.dsp.agreements import Agreements
 from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing
 from connector.management.auth import Caller, Tokens
+from connector.management.offers import sentences
 from connector.store.tables import Agreement, Grant
-from policies import explain, jsonld, report
+from policies import report
 from policies.contract import to_json
 
 
@@ -44,8 +45,12 @@ class AgreementView(BaseModel):
 
 
 class AgreementDetail(AgreementView):
-    """With its rules, in words and as they are enforced; `contract` and `used` at the provider only."""
+    """With its rules, in words and as they are enforced; `contract` and `used` at the provider only.
 
+    `problem`: why nothing is served under it, and what to do; then there may be neither words nor contracts.
+    """
+
+    problem: str
     policy: dict[str, Any]
     sentences: list[dict[str, str]]
     report: list[dict[str, Any]]
@@ -102,14 +107,14 @@ def router(*, agreements: Agreements, tokens: Tokens) -> APIRouter:
     @routes.get("/{agreement_id}", summary="One agreement and what it means")
     async def get(agreement_id: str, as_role: AsRole = "", _: Caller = reader) -> AgreementDetail:
         row, grant = await agreements.get(agreement_id, role=as_role)
-        policy = jsonld.read(row.policy)
-        contracts = await agreements.contracts(row) if row.role == PROVIDER else ()
+        meant = await agreements.meaning(row)
         return AgreementDetail(
             **_fields(row),
             policy=row.policy,
-            sentences=[{"path": s.path, "text": s.text, "tier": str(s.tier)} for s in explain.sentences(policy)],
-            report=report.to_json(report.enforceability(policy)),
-            contract=[json.loads(to_json(contract)) for contract in contracts],
+            problem=meant.problem,
+            sentences=[] if meant.policy is None else sentences(meant.policy),
+            report=[] if meant.policy is None else report.to_json(report.enforceability(meant.policy)),
+            contract=[json.loads(to_json(contract)) for contract in meant.contracts],
             used=_used(grant),
         )
 

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.dataplane.owner import OwnersView
+from connector.datasets import stored
 from connector.datasets.offers import Offers, problem_json
-from connector.errors import NotFound, PolicyInvalid
+from connector.errors import NotFound, PolicyInvalid, Refused
 from connector.management.auth import Caller, Tokens
 from connector.management.strict import StrictRoute
 from connector.store.tables import Offer
@@ -83,7 +84,14 @@ class OfferView(BaseModel):
 
 
 def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
-    read = jsonld.read(row.policy)
+    """An offer in words; one that is not understood any more has none, and the problem that says so."""
+    read: Policy | None = None
+    found = list(problems or [])
+    try:
+        read = stored.offered(row)
+    except Refused as refused:
+        path = str(refused.facts["rule"])
+        found.append({"level": "error", "path": path, "code": refused.code, "message": refused.message})
     return OfferView(
         id=row.id,
         dataset=row.dataset_id,
@@ -92,9 +100,9 @@ def view(row: Offer, problems: list[dict[str, str]] | None = None) -> OfferView:
         decide=row.decide,
         created_at=row.created_at,
         withdrawn_at=row.withdrawn_at,
-        sentences=sentences(read),
-        report=report.to_json(report.enforceability(read)),
-        problems=problems or [],
+        sentences=[] if read is None else sentences(read),
+        report=[] if read is None else report.to_json(report.enforceability(read)),
+        problems=found,
     )
 
 
@@ -211,14 +219,14 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
 async def _one_of(offers: Offers, text: PolicyText | None, offer: str, which: str) -> Policy:
     if (text is None) == (not offer):
         raise PolicyInvalid(f"expected either `{which}` or `{which}_offer`, came both or neither")
-    return jsonld.read((await offers.get(offer)).policy) if text is None else _policy(text)
+    return stored.offered(await offers.get(offer)) if text is None else _policy(text)
 
 
 async def _tried(offers: Offers, case: Case) -> tuple[Policy, str]:
     """The policy of a case, and the id of its dataset where there is one here."""
     if case.offer:
         row = await offers.get(case.offer)
-        return jsonld.read(row.policy), row.dataset_id
+        return stored.offered(row), row.dataset_id
     policy = _policy(case)
     return policy, await offers.dataset_id(case.dataset or policy.target)
 

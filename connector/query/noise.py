@@ -2,42 +2,44 @@
 
 Runs in a worker: true counts never leave this process. Discrete Laplace noise by OpenDP, whose floats are proved
 safe; each column gets an equal share of the answer's epsilon. Groups exist only where somebody is in them, so those
-of too few units are left out by their noisy count (OpenDP's threshold release). Knows nothing of budgets or SQL.
+of too few units are left out by their noisy count (OpenDP's threshold release). How many groups there truly are
+decides nothing: they pass through batch by batch, and the limit counts those that noise has chosen, which costs no
+privacy (decision 10). Knows nothing of budgets or SQL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from random import SystemRandom
 from typing import Any
 
 import pyarrow as pa
 
 from connector.query.codes import Coded
 
-GROUPS_MAX = 100_000
 _LARGEST = 2**62
 _TRIES = 64
 UNITS = "units"
 
 
-def add(table: pa.Table, plan: Mapping[str, Any]) -> pa.Table:
-    """The table with noise in its counted columns, and without the groups that are too small.
+def add(schema: pa.Schema, batches: Iterable[pa.RecordBatch], plan: Mapping[str, Any]) -> pa.Table:
+    """The rows with noise in their counted columns, without the groups that are too small; in one batch, shuffled.
 
     `plan`: `columns` (name -> L1 sensitivity, whole), `keys` (whether rows are groups that data has made), `rows` (of
-    one unit that count), `epsilon` and `delta` of this answer. Coded `groups_max` for more groups than are answered.
+    one unit that count), `epsilon` and `delta` of this answer, `groups` (how many it may have). Coded `groups_max` for
+    more. Neither order nor number of batches tells of groups that are left out.
     """
-    if table.num_rows > GROUPS_MAX:
-        raise Coded("groups_max", most=GROUPS_MAX)
     columns: dict[str, int] = dict(plan["columns"])
     share = float(plan["epsilon"]) / len(columns)
     if plan["keys"]:
-        kept = _chosen(table.column(UNITS).to_pylist(), int(plan["rows"]), epsilon=share, delta=float(plan["delta"]))
-        table = table.take(pa.array(sorted(kept), pa.int64()))
-        table = _with(table, UNITS, [kept[index] for index in sorted(kept)])
+        batches = _chosen(batches, plan, epsilon=share)
         columns.pop(UNITS)
+    table = pa.Table.from_batches(batches, schema)
     for name, sensitivity in columns.items():
         table = _with(table, name, _noisy(table.column(name).to_pylist(), sensitivity, epsilon=share))
-    return table
+    order = list(range(table.num_rows))
+    SystemRandom().shuffle(order)
+    return table.take(pa.array(order, pa.int64())).combine_chunks()
 
 
 def _opendp() -> Any:
@@ -64,8 +66,27 @@ def _noisy(values: list[int], sensitivity: int, *, epsilon: float) -> list[int]:
     raise Coded("noise_unavailable")
 
 
-def _chosen(units: list[int], rows: int, *, epsilon: float, delta: float) -> dict[int, int]:
-    """Index of each group that is shown -> its noisy count of units. At most epsilon and delta are spent."""
+def _chosen(batches: Iterable[pa.RecordBatch], plan: Mapping[str, Any], *, epsilon: float) -> list[pa.RecordBatch]:
+    """The groups that are shown, with their noisy counts of units. At most epsilon and the plan's delta are spent.
+
+    Each group is chosen by itself, by the same noise and threshold, so that they can come in parts.
+    """
+    release = _release(int(plan["rows"]), epsilon=epsilon, delta=float(plan["delta"]))
+    kept: list[pa.RecordBatch] = []
+    groups = 0
+    for batch in batches:
+        found = release(dict(enumerate(batch.column(UNITS).to_pylist())))
+        groups += len(found)
+        if groups > plan["groups"]:
+            raise Coded("groups_max", most=plan["groups"])
+        if found:
+            shown = batch.take(pa.array(list(found), pa.int64()))
+            kept.append(_with(shown, UNITS, list(found.values())))
+    return kept
+
+
+def _release(rows: int, *, epsilon: float, delta: float) -> Any:
+    """What makes of each group's count of units, by its index, those that are shown and their noisy counts."""
     dp = _opendp()
     space = (
         dp.map_domain(dp.atom_domain(T=dp.i64), dp.atom_domain(T=dp.i64)),
@@ -76,8 +97,7 @@ def _chosen(units: list[int], rows: int, *, epsilon: float, delta: float) -> dic
         threshold = _threshold(dp, space, scale, reach, delta=delta)
         release = dp.m.make_laplace_threshold(*space, scale=scale, threshold=threshold)
         if release.map(reach)[0] <= epsilon:
-            found = release(dict(enumerate(units)))
-            return {int(index): int(count) for index, count in found.items()}
+            return release
         scale *= 1 + 2**-40
     raise Coded("noise_unavailable")
 
@@ -103,5 +123,5 @@ def _threshold(dp: Any, space: Any, scale: float, reach: tuple[int, int, int], *
     return high + 1
 
 
-def _with(table: pa.Table, name: str, values: list[int]) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.int64()))
+def _with(rows: Any, name: str, values: list[int]) -> Any:
+    return rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.int64()))

@@ -146,7 +146,9 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
-    schema, batches = _noisy(relation, job.noise) if job.noise else _batches(session, job, relation, rows)
+    schema, batches = _batches(session, job, relation, rows)
+    if job.noise:
+        schema, batches = _noisy(session, schema, batches, job.noise)
     return schema, ((batch, "") for batch in batches)
 
 
@@ -194,11 +196,20 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 
 
-def _noisy(relation: Any, plan: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _noisy(
+    session: Session, schema: pa.Schema, batches: Iterator[pa.RecordBatch], plan: Mapping[str, Any]
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     from connector.query import noise  # here: only answers with noise need its library
 
-    table = noise.add(relation.limit(noise.GROUPS_MAX + 1).to_arrow_table(), plan)
+    table = noise.add(schema, _checked(session, batches), plan)
     return table.schema, iter(table.to_batches())
+
+
+def _checked(session: Session, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same; ends between two of them where the job is cancelled."""
+    for batch in batches:
+        session.check()
+        yield batch
 
 
 def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from sqlalchemy import case, false, or_, select, update
+from sqlalchemy import case, false, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
-from connector.store.tables import Agreement, Grant
+from connector.store.tables import Agreement, Grant, Negotiation
 
 
 class Agreements:
@@ -33,6 +33,20 @@ class Agreements:
         if dataset_id:
             query = query.where(Agreement.dataset_id == dataset_id)
         return self._session.scalars(query).all()
+
+    def on(self, dataset_id: str) -> Iterator[tuple[Agreement, int]]:
+        """Every agreement that we signed as provider of a dataset, with how many reads were counted under it; none
+        that came to nothing before it was final."""
+        query = (
+            select(Agreement, func.coalesce(Grant.queries, 0))
+            .outerjoin(Grant, Grant.agreement_id == Agreement.id)
+            .outerjoin(Negotiation, Negotiation.id == Agreement.negotiation_id)
+            .where(Agreement.role == "provider", Agreement.dataset_id == dataset_id)
+            .where(or_(Agreement.finalized.is_(True), Negotiation.state != "TERMINATED"))
+            .order_by(Agreement.signed_at.desc(), Agreement.id)
+        )
+        for row, reads in self._session.execute(query.execution_options(yield_per=500)):
+            yield row, int(reads)
 
     def after(self, agreement_id: str, *, limit: int) -> Sequence[Agreement]:
         """Final agreements in order of their id, after that one; both sides of one with oneself come together."""

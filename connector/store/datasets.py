@@ -44,6 +44,10 @@ class Datasets:
             raise NotFound(f"no dataset {key!r} is registered here; list them with `hanse dataset list`")
         return found
 
+    def hold(self, dataset_id: str) -> None:
+        """Nobody else who holds the dataset goes on before this transaction ends."""
+        self._session.get(Dataset, dataset_id, with_for_update=True)
+
     def version(self, dataset_id: str, digest: str) -> DatasetVersion | None:
         return self._session.get(DatasetVersion, (dataset_id, digest))
 

@@ -142,6 +142,8 @@ class Agreement(Table):
     policy: Mapped[Json]
     digest: Mapped[str] = mapped_column(_Key)
     signed_at: Mapped[float]
+    # Of our dataset that we signed for; none where it is the other side's, or signed before this was kept.
+    version: Mapped[str] = mapped_column(_Key, default="", server_default="")
     finalized: Mapped[bool] = mapped_column(Boolean, default=False)
     ended_at: Mapped[float | None]
     end_reason: Mapped[str] = mapped_column(default="")

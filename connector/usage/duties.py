@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from connector.datasets import stored
 from connector.errors import BadInput, Conflict, NotFound
 from connector.events import DutyChanged, DutyReported
 from connector.store import Transaction
 from connector.store.tables import Agreement, DutyEvidence, DutyWatch
 from policies import duties as rules
-from policies import jsonld, words
+from policies import words
 from policies.duties import DutyState
 from policies.evaluate import Fact, Facts
 from policies.model import Duty, Policy
@@ -55,8 +56,9 @@ class Standing:
 
 
 def standings(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]:
-    """Every duty of an agreement, in the policy's order. Masks are not listed: the engine keeps those."""
-    policy = jsonld.read(agreement.policy)
+    """Every duty of an agreement, in the policy's order. Masks are not listed: the engine keeps those. Refused where
+    the policy is not understood any more."""
+    policy = stored.agreed(agreement)
     happened = _happened(tx, agreement, policy, now)
     given = tx.duties.evidence(agreement.id, role=agreement.role)
     return [_standing(path, duty, given, happened, now=now) for path, duty in _duties(policy)]
@@ -88,7 +90,7 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
     """Keep evidence that a duty was fulfilled now. NotFound for a path without a duty, Conflict where it is done."""
     found = next((one for one in standings(tx, agreement, now=tx.now) if one.path == path), None)
     if found is None:
-        paths = ", ".join(name for name, _ in _duties(jsonld.read(agreement.policy))) or "none"
+        paths = ", ".join(name for name, _ in _duties(stored.agreed(agreement))) or "none"
         raise NotFound(f"the agreement has no duty at {path[:100]!r}; it has {paths}")
     if found.state == DutyState.FULFILLED and any(one.given_by == given_by for one in found.evidence):
         raise Conflict(f"{path} is fulfilled already")

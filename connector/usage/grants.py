@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
-from connector.datasets import counts
+from connector.datasets import counts, stored
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
@@ -34,8 +34,7 @@ from connector.store.tables import Agreement, Dataset, DatasetVersion, ReadPlace
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
-from policies import admission, bound, jsonld
-from policies import compile as compiler
+from policies import admission, bound
 from policies.contract import DataContract, TableSchema
 from policies.errors import QueryRefused
 from policies.evaluate import Decision, Facts, evaluate
@@ -387,8 +386,8 @@ class Grants:
     ) -> Held:
         if isinstance(known, Held):
             return known
-        policy = jsonld.read(agreement.policy)
-        contracts = compiler.contracts(policy, published_schema(version))
+        policy = stored.agreed(agreement)
+        contracts = stored.contracts(agreement, policy, version)
         for contract in contracts:
             _check_types(contract, known, dataset)
         held = self._cached[agreement.id, version.digest] = Held(agreement, dataset, version, policy, contracts)
@@ -402,8 +401,17 @@ _Found = tuple[Agreement, Dataset, DatasetVersion, Held | TableSchema]
 
 
 def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
-    """The schema that the rules were agreed for. Timestamps of agreements may be whole seconds."""
-    return published_schema(tx.datasets.at(agreement.dataset_id, agreement.signed_at + 1) or version)
+    """The schema that the rules were agreed for. Older agreements say only when, some in whole seconds."""
+    if not agreement.version:
+        return published_schema(tx.datasets.at(agreement.dataset_id, agreement.signed_at + 1) or version)
+    signed = tx.datasets.version(agreement.dataset_id, agreement.version)
+    if signed is None:
+        raise Refused(
+            "the version that this agreement was signed for is not known here any more, so nobody can say whether its "
+            "rules still mean the same; negotiate a new agreement",
+            code="schema_changed",
+        )
+    return published_schema(signed)
 
 
 def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,15 +90,12 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(running: Running) -> Iterator[Pair]:
+def pair(running: Running) -> Pair:
     made = Pair(running)
     path = running.space.directory / "data" / "north" / "patterns.parquet"
     pq.write_table(table(), path)
     made.owner.post("/datasets", {"name": "patterns", "path": str(path)})
-    yield made
-    for row in made.owner.get("/offers"):
-        if row["dataset"].endswith(":patterns") and row["withdrawn_at"] is None:
-            made.owner.delete(f"/offers/{quote(row['id'], safe='')}")
+    return made
 
 
 def constraint(pair: Pair, one: Any) -> Json:
@@ -281,13 +278,24 @@ def test_a_pattern_decides_from_offer_to_answer(pair: Pair, number: int) -> None
     for case in entry.get("test", ()):
         try_out(pair, made["id"], case)
     walk = Walk(pair, {**policy, "target": made["dataset"]})
-    for step in entry.get("steps", ()):
-        if "at" in step:
-            step_elsewhere(walk, step)
-        elif "read" in step or "query" in step:
-            step_read(walk, step)
-        else:
-            step_of_people(walk, step)
+    try:
+        for step in entry.get("steps", ()):
+            if "at" in step:
+                step_elsewhere(walk, step)
+            elif "read" in step or "query" in step:
+                step_read(walk, step)
+            else:
+                step_of_people(walk, step)
+    finally:
+        over(walk, made["id"])
+
+
+def over(walk: Walk, offer: str) -> None:
+    """Nothing stands on the dataset any more: groups of the next pattern would be refused beside those of this one."""
+    walk.pair.owner.delete(f"/offers/{quote(offer, safe='')}")
+    if walk.agreement:
+        with suppress(HanseError):  # a pattern may have ended it
+            walk.pair.owner.post(f"/agreements/{quote(walk.agreement, safe='')}/revoke", {"reason": "the test is over"})
 
 
 def try_out(pair: Pair, offer: str, case: Json) -> None:

@@ -172,6 +172,60 @@ def test_an_offer_is_shown_when_any_of_its_permissions_could_be_active() -> None
     assert not empty.permitted
 
 
+MEMBER, DANE = atom("ds:membership", "eq", "active"), atom("ds:participantCountry", "eq", "DK")
+RESEARCH = atom("odrl:purpose", "eq", "dpv:ScientificResearch")
+NO_MARKETING = [{"action": "use", "constraint": [atom("odrl:purpose", "eq", "dpv:Marketing")]}]
+SWEDE = {"ds:participantCountry": "SE"}
+# The constraints of each permission, the prohibitions, what is known; for each permission that only lacks facts, which.
+LACKING: dict[str, tuple[list[list[Any]], list[Any], dict[str, str], list[set[str]]]] = {
+    "one fact": ([[MEMBER]], [], {}, [{"ds:membership"}]),
+    "two facts": ([[MEMBER, RESEARCH]], [], {}, [{"ds:membership", "odrl:purpose"}]),
+    "what is known is not lacking": ([[MEMBER, RESEARCH]], [], {"ds:membership": "active"}, [{"odrl:purpose"}]),
+    "one that is ruled out lacks nothing": ([[MEMBER, DANE]], [], SWEDE, []),
+    "one that is ruled out beside one that is not": ([[DANE], [RESEARCH]], [], SWEDE, [{"odrl:purpose"}]),
+    "each by itself": ([[MEMBER], [RESEARCH]], [], {}, [{"ds:membership"}, {"odrl:purpose"}]),
+    "an alternative that is ruled out beside one that is not": (
+        [[{"or": [DANE, MEMBER]}]], [], SWEDE, [{"ds:membership"}]
+    ),
+    "a prohibition that is not known to be met": ([[MEMBER]], NO_MARKETING, {}, [{"ds:membership", "odrl:purpose"}]),
+    "a prohibition that is not met": (
+        [[MEMBER]], NO_MARKETING, {"odrl:purpose": "https://w3id.org/dpv#ScientificResearch"}, [{"ds:membership"}]
+    ),
+    "a prohibition that is met": ([[MEMBER]], NO_MARKETING, {"odrl:purpose": "https://w3id.org/dpv#Marketing"}, []),
+    "a prohibition without condition": ([[MEMBER]], [{"action": "use"}], {}, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_what_each_permission_lacks(case: str) -> None:
+    permissions, prohibitions, facts, expected = LACKING[case]
+    made = raw(
+        permission=[{"action": "use", "constraint": one} for one in permissions],
+        **({"prohibition": prohibitions} if prohibitions else {}),
+    )
+    agreed = evaluate.as_if_agreed(made, at=NOW)
+    found = evaluate.concludable(agreed, Facts.of(facts), phase=Phase.TRANSFER, now=NOW)
+    assert not found.permitted
+    assert sorted(map(sorted, found.lacking)) == sorted(map(sorted, expected))
+
+
+def test_a_refusal_says_of_each_permission_what_stands_against_it_the_nearest_first() -> None:
+    made = raw(permission=[{"action": "use", "constraint": one} for one in ([DANE, MEMBER], [MEMBER], [DANE])])
+    found = evaluate.concludable(made, Facts.of(SWEDE), phase=Phase.CATALOGUE, now=NOW)
+    assert [reason.partition(" /")[2].partition(":")[0] for reason in found.reasons] == [
+        "permission/1", "permission/2", "permission/0"
+    ]  # fmt: skip
+    assert [reason.startswith("or ") for reason in found.reasons] == [False, True, True]
+    assert "observed SE" not in found.reasons[0]
+    assert found.lacking == (frozenset({"ds:membership"}),)
+
+
+def test_one_reason_that_stands_against_all_permissions_is_said_once() -> None:
+    made = raw(permission=[{"action": "use"}, {"action": "ds:query"}], prohibition=[{"action": "use"}])
+    found = evaluate.concludable(made, Facts(), phase=Phase.CATALOGUE, now=NOW)
+    assert [reason.partition(" to ")[0] for reason in found.reasons] == ["/prohibition/0 forbids"]
+
+
 def test_one_permission_is_asked_about_without_what_the_others_permit() -> None:
     policy = raw(
         permission=[

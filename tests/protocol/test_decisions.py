@@ -10,6 +10,7 @@ import pytest
 
 from connector.dsp import decisions, states
 from connector.dsp.states import CONSUMER, PROVIDER
+from connector.errors import Refused
 from policies.evaluate import Facts
 from tests.support.counterparty import DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.pair import USE, Json, emptied, pair, settled
@@ -132,6 +133,31 @@ async def test_terms_that_cannot_be_enforced_are_refused_naming_the_rule(tmp_pat
             provided = await two.north.only("negotiations")
             with pytest.raises(Exception, match="no_such_column"):
                 await two.north.negotiations.command(provided.id, "agree", by="test")
+
+
+def groups(width: str) -> Json:
+    """Counts of values in bins of that width."""
+    said = {"minGroupSize": ("gteq", "10"), "dimension/value": ("eq", width)}
+    atoms = [{"leftOperand": DS + left, "operator": op, "rightOperand": right} for left, (op, right) in said.items()]
+    return {"permission": [{"action": f"{DS}query", "constraint": atoms}]}
+
+
+async def test_groups_that_nobody_has_offered_are_not_agreed_to_beside_those_that_somebody_has(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID, policy=groups("10"), decide="manual")
+        for width, agreed in (("10", True), ("20", False)):
+            row = await two.ask(OFFER_ID, policy=groups(width))
+            asked = await settled(two.south, "negotiation", row.id, "REQUESTED")
+            command = two.north.negotiations.command(asked.peer_pid, "approve", by="test")
+            if agreed:
+                await command
+                await settled(two.south, "negotiation", row.id, "FINALIZED")
+                continue
+            with pytest.raises(Refused, match="count other groups") as refused:
+                await command
+            assert (refused.value.code, refused.value.facts["rule"]) == ("grids_differ", "/permission/0")
+            assert OFFER_ID not in refused.value.message  # what others have been offered is not for everybody
+            assert OFFER_ID in refused.value.private
 
 
 async def test_an_offer_for_one_assignee_is_for_nobody_else(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ async def test_a_request_on_an_automatic_offer_runs_to_a_final_agreement(tmp_pat
         assert provided.finalized
         assert consumed.finalized
         assert provided.digest == consumed.digest
+        dataset = await two.north.store.read(lambda tx: tx.datasets.of(provided.dataset_id))
+        assert (provided.version, consumed.version) == (dataset.version, "")
         assert grant is not None
         assert await two.north.outbox() == await two.south.outbox() == 0
 

@@ -320,6 +320,56 @@ async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_
             await two.north.agreements.revoke(agreement_id, reason="again", by="owner")
 
 
+TWO_WAYS: Json = {
+    "permission": [
+        {
+            "action": "use",
+            "constraint": [
+                {"leftOperand": "ds:membership", "operator": "eq", "rightOperand": "active"},
+                {"leftOperand": "odrl:purpose", "operator": "eq", "rightOperand": RESEARCH},
+            ],
+        },
+        {
+            "action": "use",
+            "constraint": [{"leftOperand": "ds:participantCountry", "operator": "eq", "rightOperand": "DK"}],
+        },
+    ]
+}
+# What is known of the party later, the purpose it declares; what the refusal says of each permission, none if it starts
+WAYS: list[tuple[Json, str, list[str]]] = [
+    ({"membership": "active", "participantCountry": "SE"}, RESEARCH, []),
+    ({"membership": "active", "participantCountry": "SE"}, "", []),  # the purpose is declared with each read
+    ({"participantCountry": "DK"}, "", []),
+    (
+        {"membership": "active", "participantCountry": "SE"},
+        MARKETING,
+        ["under /permission/0: /permission/0/constraint/1:", "or under /permission/1: /permission/1/constraint/0:"],
+    ),
+    (
+        {"participantCountry": "SE"},
+        RESEARCH,
+        ["under /permission/0: /permission/0/constraint/0:", "or under /permission/1: /permission/1/constraint/0:"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("later", "purpose", "said"), WAYS)
+async def test_each_permission_is_a_way_of_its_own_to_a_start(
+    tmp_path: Path, later: Json, purpose: str, said: list[str]
+) -> None:
+    async with pair(tmp_path) as two:
+        two.north.facts[two.south.participant] = facts(two.south, membership="active")
+        agreement_id = await agreed(two, policy=TWO_WAYS)
+        two.north.facts[two.south.participant] = facts(two.south, **later)
+        row = await two.south.transfers.request(agreement_id=agreement_id, purpose=purpose, by="test")
+        here = await settled(two.south, "transfer", row.id, "TERMINATED" if said else "STARTED")
+        places = [here.reason.index(one) for one in said]
+        assert places == sorted(places), here.reason
+        if said:
+            refusal = [event for event in two.north.events if event.kind == "RequestRefused"][-1]
+            assert refusal.rule == "/permission/0"
+
+
 async def test_nothing_starts_under_a_revoked_agreement(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         peer = Counterparty(two.north)

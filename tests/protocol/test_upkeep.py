@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connector.dsp.ledger import Ledger, Upkeep
-from connector.errors import BadInput, Conflict, NotFound
+from connector.errors import BadInput, Conflict, NotFound, Refused
 from connector.events import DutyChanged
 from connector.store import Transaction
 from connector.usage import duties
@@ -150,3 +150,37 @@ async def test_what_the_owner_suspended_time_does_not_resume(tmp_path: Path) -> 
         await settled(two.north, "transfer", there.id, "SUSPENDED")
         await upkeep(two.north).look()
         assert (await two.north.transfer(there.id)).state == "SUSPENDED"
+
+
+async def test_an_agreement_that_is_not_understood_holds_up_its_own_transfers_alone(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        lost = await agreed(two, policy=LOG)
+        here, there = await started(two, lost)
+        row = await two.south.negotiations.request(
+            counterparty=two.north.participant, address=two.north.base, dataset_id="urn:hanse:north:other",
+            offer={"@id": await two.north.publish("urn:hanse:north:other"), "permission": [{"action": "use"}]},
+            by="test",
+        )  # fmt: skip
+        done = await settled(two.south, "negotiation", row.id, "FINALIZED")
+        await settled(two.north, "negotiation", done.peer_pid, "FINALIZED")
+        _, sound = await started(two, done.agreement_id)
+
+        def rewrite(tx: Transaction, **members: Any) -> None:
+            policy = dict(tx.agreements.of(lost, role="provider").policy)
+            policy.pop("permissionn", None)
+            tx.agreements.of(lost, role="provider").policy = {**policy, **members}
+
+        await two.north.store.write(lambda tx: rewrite(tx, permissionn=[]))
+        keeping = upkeep(two.north)
+        for _ in range(2):
+            await keeping.look()
+            await settled(two.north, "transfer", there.id, "SUSPENDED")
+            assert "hanse revoke" in (await settled(two.south, "transfer", here.id, "SUSPENDED")).reason
+            assert (await two.north.transfer(sound.id)).state == "STARTED"
+        ledger = Ledger(two.north.store, two.cable, lambda audience: "")
+        assert await ledger.open() == []
+        with pytest.raises(Refused, match="not understood here any more"):
+            await ledger.of(lost, role="provider")
+        await two.north.store.write(rewrite)
+        await keeping.look()
+        await settled(two.north, "transfer", there.id, "STARTED")

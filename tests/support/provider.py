@@ -162,7 +162,7 @@ def insert(tx: Any, policy: Policy, number: str, *, name: str, relation: Relatio
     tx.agreements.add(
         Agreement(id=f"urn:agreement:{number}", role="provider", negotiation_id=number, dataset_id=dataset_id,
                   provider=PROVIDER, consumer=CONSUMER, address="", policy=jsonld.write(policy), digest=number,
-                  signed_at=tx.now, finalized=True, ended_at=None)
+                  signed_at=tx.now, version="v1", finalized=True, ended_at=None)
     )  # fmt: skip
     tx.agreements.add(Grant(agreement_id=f"urn:agreement:{number}", revoked_at=None))
     tx.transfers.add(

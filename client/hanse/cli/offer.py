@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,8 +65,15 @@ def list_(
     """Your offers."""
     rows = [row for row in space().api.get("/offers") if everything or row.get("withdrawn_at") is None]
     rows = [row for row in rows if not dataset or dataset in (row["dataset"], row["dataset"].rpartition(":")[2])]
-    state = {"state": lambda row: f"withdrawn {moment(row['withdrawn_at'])}" if row.get("withdrawn_at") else "open"}
+    state = {
+        "state": lambda row: f"withdrawn {moment(row['withdrawn_at'])}" if row.get("withdrawn_at") else _in_force(row)
+    }
     print_rows(rows, {"id": "id", "dataset": "dataset", "decide": "decide", **state}, as_json=as_json)
+
+
+def _in_force(row: Mapping[str, Any]) -> str:
+    """Open, or why nobody is shown it."""
+    return ", ".join(problem["code"] for problem in row.get("problems", ())) or "open"
 
 
 @commands.command()
@@ -77,6 +85,7 @@ def show(offer: OfferId, as_json: AsJson = False) -> None:
         return
     print_one(row, _FIELDS, as_json=False)
     print_sentences(row.get("sentences", []))
+    print_problems(row.get("problems", []))
 
 
 @commands.command()

@@ -83,7 +83,11 @@ def agreements(
     if agreement:
         row = api.get(f"/agreements/{segment(agreement)}")
         fields: dict[str, Any] = {"id": "id", "dataset": "dataset", "provider": "provider", "consumer": "consumer"}
-        print_one(row, {**fields, "state": "state", "signed": at("signed_at"), "why": "end_reason"}, as_json=as_json)
+        print_one(
+            row,
+            {**fields, "state": "state", "signed": at("signed_at"), "why": "end_reason", "problem": "problem"},
+            as_json=as_json,
+        )
         if not as_json:
             print_sentences(row.get("sentences", []))
         return

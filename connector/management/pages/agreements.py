@@ -16,7 +16,7 @@ from connector.management.auth import Caller
 from connector.management.pages.desk import Desk, form_of
 from connector.management.pages.words import path_of
 from connector.store import Store
-from policies import jsonld, report
+from policies import report
 from policies.contract import DataContract, to_json
 
 _LIMITS = (
@@ -40,8 +40,7 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
         request: Request, agreement_id: str, role: str, *, confirm: str = "", error: HanseError | None = None
     ) -> Response:
         row, grant = await agreements.get(agreement_id, role=role)
-        policy = jsonld.read(row.policy)
-        contracts = tuple(await agreements.contracts(row)) if row.role == PROVIDER else ()
+        meant = await agreements.meaning(row)
         transfers = await store.read(lambda tx: list(tx.transfers.page(agreement_id=row.id, role=row.role, limit=20)))
         return await desk.page(
             request,
@@ -50,9 +49,10 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
             where="agreements",
             agreement=agreements_api.view(row),
             policy=row.policy,
-            report=report.to_json(report.enforceability(policy)),
-            contracts=[json.loads(to_json(contract)) for contract in contracts],
-            usage=_usage(grant, contracts) if grant is not None else [],
+            not_kept=meant.problem,
+            report=[] if meant.policy is None else report.to_json(report.enforceability(meant.policy)),
+            contracts=[json.loads(to_json(contract)) for contract in meant.contracts],
+            usage=_usage(grant, meant.contracts) if grant is not None else [],
             transfers=transfers,
             confirm=confirm,
             error=error,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import private
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask, parse
 from tests.support import data, gate, provider
@@ -124,6 +125,26 @@ async def test_rows_and_foreign_shapes_are_refused_before_anything_is_spent(runn
     for sql in ('SELECT id FROM "clinic".numbers', 'SELECT max(x) FROM "clinic".numbers', TOTAL + " WHERE x > 3"):
         assert (await ask(running, ticket, sql)).status_code in (400, 403)
     assert await used(running, agreement) == 0
+
+
+async def test_only_groups_that_noise_has_chosen_are_too_many(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 groups of ten rows each pass under a limit of 5: hardly one is shown, more than 5 once in 10^17 times."""
+    monkeypatch.setattr(private, "_GROUPS_MAX", 5)
+    agreement = await running.agree(
+        gate.agreement(
+            atom("ds:epsilonBudget", "lteq", "1"),
+            atom("ds:dimension/gap", "eq", "exact"),
+            atom("ds:dimension/id", "eq", "10"),
+            action="odrl:use",
+        )
+    )
+    ticket = running.ticket(agreement)
+    table, _ = parse((await ask(running, ticket, 'SELECT id, count(*) AS n FROM "clinic".numbers GROUP BY id')).content)
+    assert table.num_rows <= 5
+    refused = await ask(running, ticket, COUNTED)
+    assert (refused.status_code, refused.json()["code"]) == (429, "groups_max")
 
 
 async def test_budgets_of_two_agreements_are_two(running: Provider) -> None:

@@ -49,13 +49,13 @@ def written(folder: Path, name: str, rows: str) -> Path:
     return path
 
 
-async def following(running: Provider, path: Path, dataset: str) -> DatasetVersion:
-    """The version that these files would be."""
+async def following(running: Provider, path: Path, dataset: str, *, after: float = 10) -> DatasetVersion:
+    """The version that these files would be, registered so many seconds from now."""
     relation = data.relation("parquet", path, path.parent)
     profile = await running.profile(relation)
     return DatasetVersion(
         dataset_id=f"urn:hanse:{provider.OWNER}:{dataset}", digest="v2", source=provider._source(relation),
-        created_at=time.time() + 10, profile={"rows": profile["rows"], "columns": {}},
+        created_at=time.time() + after, profile={"rows": profile["rows"], "columns": {}},
         schema=[{"name": one["name"], "type": one["type"]} for one in profile["columns"]],
     )  # fmt: skip
 
@@ -97,22 +97,32 @@ async def test_the_owner_is_told_what_a_version_would_do(running: Provider, tmp_
     assert await codes(running, tmp_path, policy, old, new) == expected
 
 
-@pytest.mark.parametrize("policy", [ADULTS, MASKED], ids=["filter", "mask"])
-async def test_a_rule_is_not_kept_over_a_column_of_another_kind(
-    running: Provider, tmp_path: Path, policy: Policy
-) -> None:
+SINCE: dict[str, tuple[Policy, str, float]] = {  # policy, the version that the agreement names, when the next came
+    "filter": (ADULTS, "v1", 10),
+    "mask": (MASKED, "v1", 10),
+    "in the second of signing": (ADULTS, "v1", 0),
+    "signed for a version that is gone": (ADULTS, "v0", 10),
+    "signed before versions were kept": (ADULTS, "", 10),
+}
+
+
+@pytest.mark.parametrize("case", SINCE)
+async def test_a_rule_is_not_kept_over_a_column_of_another_kind(running: Provider, tmp_path: Path, case: str) -> None:
     """Compared as texts, '9' is above '18': rows would be shown that the rule hides."""
-    name = f"ages_{len(policy.permissions[0].duties)}"
+    policy, signed_for, after = SINCE[case]
+    name = f"ages_{case.replace(' ', '_')}"
     agreement = await running.agree(policy, name=name, path=written(tmp_path, "old", AGES.format("INTEGER")))
     asked = f'SELECT count(*) AS n FROM "clinic".{name}'
     assert (await ask(running, running.ticket(agreement), asked)).status_code == 200
-    later = await following(running, written(tmp_path, "new", AGES.format("VARCHAR")), name)
+    later = await following(running, written(tmp_path, "new", AGES.format("VARCHAR")), name, after=after)
 
     def renew(tx: Any) -> None:
+        tx.agreements.of(agreement, role="provider").version = signed_for
         tx.datasets.add(later)
         tx.datasets.of(name).version = "v2"
 
     await running.store.write(renew)
     refused = await ask(running, running.ticket(agreement), asked)
     assert (refused.status_code, refused.json()["code"]) == (403, "schema_changed")
-    assert "age is VARCHAR and was" in refused.json()["detail"]
+    gone = signed_for == "v0"
+    assert ("not known here any more" if gone else "age is VARCHAR and was") in refused.json()["detail"]

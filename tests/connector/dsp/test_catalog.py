@@ -116,6 +116,20 @@ async def test_withdrawn_offers_are_not_shown(tmp_path: Path) -> None:
         assert (await peer.get("/catalog/datasets/urn:hanse:north:air")).status == 404
 
 
+async def test_an_offer_that_is_not_understood_any_more_is_shown_to_nobody(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        ids = await seeded(two.north, 3)
+
+        def spoil(tx: Transaction) -> None:
+            offer = tx.datasets.offer("offer:0")
+            assert offer is not None
+            offer.policy = {**offer.policy, "permissionn": []}  # the digest is that of the others, as it was then
+
+        await two.north.store.write(spoil)
+        peer = Counterparty(two.north)
+        assert (await page(peer))[0] == ids[1:]
+
+
 async def test_a_dataset_shows_its_columns_and_offers_but_no_statistics(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         await two.north.publish(policy={**USE, "prohibition": [{"action": "odrl:distribute"}]})

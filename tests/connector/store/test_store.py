@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from connector.errors import NotFound
 from connector.events import Event, ServiceStarted
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
-from connector.store.tables import ApiToken, Grant, Outbox
+from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox
 from tests.conftest import DATABASES
 
 
@@ -150,6 +152,68 @@ async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
     assert not await store.write(
         lambda tx: tx.agreements.reserve("g", rows=1, nbytes=1, most_rows=None, most_bytes=None)
     )
+
+
+# Of an agreement: whether it is final, the state of its negotiation, its reads; whether it stands on its dataset.
+AGREEMENTS: dict[str, tuple[bool, str, int, bool]] = {
+    "final": (True, "FINALIZED", 0, True),
+    "read under": (True, "FINALIZED", 7, True),
+    "of a negotiation that nobody has any more": (True, "", 0, True),
+    "not final yet": (False, "AGREED", 0, True),
+    "never concluded": (False, "TERMINATED", 0, False),
+    "not final, of a negotiation that nobody has any more": (False, "", 0, False),
+}
+
+
+def agreement(tx: Transaction, name: str, dataset: str, role: str = "provider") -> None:
+    final, state, reads, _ = AGREEMENTS[name]
+    about = {"role": role, "dataset_id": dataset, "address": "https://peer"}
+    key = f"{name} of {dataset}"
+    tx.agreements.add(
+        Agreement(id=key, negotiation_id=key, provider="p", consumer="c", policy={}, digest="", signed_at=1.0,
+                  finalized=final, ended_at=None, **about)
+    )  # fmt: skip
+    if state:
+        tx.negotiations.add(
+            Negotiation(id=key, peer_pid=key, counterparty="c", state=state, created_at=1.0, updated_at=1.0, **about)
+        )
+    if reads:
+        tx.agreements.add(Grant(agreement_id=key, revoked_at=None, queries=reads))
+
+
+async def test_what_stands_on_a_dataset_is_what_could_be_read_under(store: Store) -> None:
+    def signed(tx: Transaction) -> None:
+        for name in AGREEMENTS:
+            agreement(tx, name, "d")
+        agreement(tx, "final", "other")
+        agreement(tx, "final", "of others", role="consumer")
+
+    await store.write(signed)
+    found = await store.read(lambda tx: [(row.id, reads) for row, reads in tx.agreements.on("d")])
+    assert sorted(found) == sorted((f"{name} of d", reads) for name, (*_, reads, on) in AGREEMENTS.items() if on)
+    assert await store.read(lambda tx: list(tx.agreements.on("of others"))) == []
+
+
+async def test_who_holds_a_dataset_goes_alone(store: Store, database_url: str) -> None:
+    """Two processes look at once whether they are the first; one is."""
+    about = {"title": "", "description": "", "keywords": [], "theme": "", "license": "", "version": "v1"}
+    await store.write(lambda tx: tx.datasets.add(Dataset(id="d", name="d", created_at=1.0, **about)))
+    other = Store(database_url)
+
+    def first(tx: Transaction, number: int) -> bool:
+        tx.datasets.hold("d")
+        if tx.datasets.offers_of(["d"]):
+            return False
+        time.sleep(0.2)  # long enough for the other to look
+        tx.datasets.add(
+            Offer(id=f"o{number}", dataset_id="d", policy={}, form="", digest="", decide="auto", created_at=1.0,
+                  withdrawn_at=None)
+        )  # fmt: skip
+        return True
+
+    asked = (one.write(partial(first, number=number)) for number, one in enumerate((store, other)))
+    assert sorted(await asyncio.gather(*asked)) == [False, True]
+    other.close()
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:

@@ -444,3 +444,19 @@ def test_the_refusal_of_rows_says_plainly_what_to_ask_instead(bench: gate.Bench)
         'rows of "clinic".people are not given out under this agreement, only aggregates over at least 10 id; '
         "ask for COUNT(*), COUNT(DISTINCT id), COUNT, SUM, AVG of income, grouped and filtered by dept, age"
     )
+
+
+@pytest.mark.parametrize(("width", "shown"), [("50", VICTIM_INCOME), ("10", None)])
+def test_bins_that_unite_those_of_another_grid_hold_what_it_withholds(width: str, shown: int | None) -> None:
+    """Why two grids of one dataset must be the same: the larger bin less the smaller ones in it is the victim."""
+    made = gate.Bench()
+    made.connection.execute(
+        f"CREATE TABLE src AS SELECT i AS id, CASE WHEN i = 17 THEN 44 ELSE 30 END AS age, "
+        f"CASE WHEN i = 17 THEN {VICTIM_INCOME} ELSE 20000 + i END AS income FROM range(40) r(i)"
+    )
+    for name, bins in (("fine", "10"), ("other", width)):
+        grid = [one for one in CONSTRAINTS if "/dimension/" not in one.left] + [atom("ds:dimension/age", "eq", bins)]
+        made.add("clinic", name, "src", _contract(made, "src", *grid))
+    fine, other = (made.ask(f"select sum(income) from {name}")[0][0] for name in ("fine", "other"))
+    made.connection.close()
+    assert (other - fine or None) == shown

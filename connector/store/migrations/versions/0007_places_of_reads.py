@@ -1,13 +1,13 @@
 """places of reads
 
-Revision: 0007, after 0005
+Revision: 0007, after 0006
 """
 
 from alembic import op
 import sqlalchemy as sa
 
 revision = '0007'
-down_revision = '0005'
+down_revision = '0006'
 branch_labels = None
 depends_on = None
 

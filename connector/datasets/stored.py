@@ -1,0 +1,56 @@
+"""Policies as they were signed and published, read again: what an older connector took, this one may refuse.
+
+Nobody else reads a stored policy. What is not understood is refused with what to do, for that agreement or offer alone.
+"""
+
+from __future__ import annotations
+
+from connector.datasets.registry import published_schema
+from connector.errors import Refused
+from connector.store.tables import Agreement, DatasetVersion, Offer
+from policies import compile, jsonld
+from policies.contract import DataContract
+from policies.errors import PolicyError
+from policies.model import Kind, Policy
+
+_END = "its provider ends it (`hanse revoke`), and a new one is negotiated"
+
+
+def agreed(row: Agreement) -> Policy:
+    """The policy of an agreement. Refused (`agreement_unreadable`) where it is not understood here any more."""
+    try:
+        return jsonld.read(row.policy)
+    except PolicyError as error:
+        raise Refused(
+            f"the policy of agreement {row.id} is not understood here any more: {error}. Nothing is served under it: "
+            f"{_END}",
+            code="agreement_unreadable",
+            rule=error.rule,
+        ) from error
+
+
+def contracts(row: Agreement, policy: Policy, version: DatasetVersion) -> tuple[DataContract, ...]:
+    """What an agreement means for its dataset as it is. Refused by the rule that cannot be kept."""
+    try:
+        made: tuple[DataContract, ...] = compile.contracts(policy, published_schema(version))
+    except PolicyError as error:
+        raise Refused(
+            f"the policy of agreement {row.id} cannot be kept on its dataset as it is now: {error}. Nothing is served "
+            f"under it: the dataset gets back what the rule looks at, or {_END}",
+            code=error.code,
+            rule=error.rule,
+        ) from error
+    return made
+
+
+def offered(row: Offer) -> Policy:
+    """The policy of an offer. Refused (`offer_unreadable`) where it is not understood here any more."""
+    try:
+        return jsonld.read(row.policy, kind=Kind.OFFER)
+    except PolicyError as error:
+        raise Refused(
+            f"the policy of offer {row.id} is not understood here any more: {error}. Nobody is shown it: its owner "
+            "withdraws it (`hanse offer withdraw`) and publishes it anew",
+            code="offer_unreadable",
+            rule=error.rule,
+        ) from error
