@@ -298,7 +298,7 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
     assert isinstance(tree, exp.Select)
     assert dataset.contract.grid is not None
     assert dataset.contract.grid.privacy is not None
-    rewrite.safe(rewrite.every(tree))
+    _apart(dataset.contract, rewrite.safe(rewrite.every(tree)))
     parts = private.parts(tree, dataset.contract, dataset.relation, maker)
     own = rewrite.relations(parts.private, parts.names)
     asked = Private(
