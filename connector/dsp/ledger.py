@@ -33,7 +33,6 @@ from policies import jsonld
 from policies.vocabulary import Phase, expand
 
 _PROTOCOL = "/dsp/2025-1"
-_TIME_ENDED = "the time that was agreed has ended"
 _PAGE = 500
 _SECONDS = 30.0
 _log = logger("upkeep")
@@ -156,7 +155,7 @@ class Upkeep:
             return
         if (end := rules.ends(policy)) is not None and end <= time.time():
             with suppress(Conflict):  # somebody ended it a moment ago
-                await self._agreements.revoke(row.id, reason=_TIME_ENDED, by="clock", role=PROVIDER)
+                await self._agreements.revoke(row.id, reason=terms.TIME_ENDED, by="clock", role=PROVIDER)
             return
         await self._hold_transfers(row)
 

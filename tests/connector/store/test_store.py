@@ -153,8 +153,8 @@ async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    assert upgrade(database_url) == ("", "0005")
-    assert upgrade(database_url) == ("0005", "0005")
+    assert upgrade(database_url) == ("", "0006")
+    assert upgrade(database_url) == ("0006", "0006")
 
 
 def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
