@@ -155,6 +155,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> None:
     if key in _compiles:
         return
     try:
+        known.require(policy)
         compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
