@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from policies import columns, lowering, masks
 from policies.contract import (
@@ -61,19 +62,26 @@ def contracts(policy: Policy, schema: TableSchema, *, concluded: float | None = 
 
 
 def one_grid(made: Sequence[DataContract]) -> None:
-    """ContractUndecided unless all exact aggregates of a policy count the same groups of the same rows.
+    """ContractUndecided unless all exact aggregates of a policy count the same groups, and the rows that it gives, too.
 
-    Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show.
+    Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show; so
+    is what is left of a group without those of its rows that another permission gives.
     """
     counted = [contract for contract in made if contract.grid is not None and contract.grid.privacy is None]
-    for other in counted[1:]:
-        if _groups(other) != _groups(counted[0]):
-            raise undecided(
-                other.permission,
-                f"it counts other groups or other rows than {counted[0].permission}, and the difference of two answers "
-                "shows single units; give both the same dimensions, bins, measures, group size, entity key, "
-                "masks and row filter, or keep one",
-            )
+    if not counted:
+        return
+    first = counted[0]
+    for other in made:
+        if other.grid is None and other.row_filter != first.row_filter:
+            _differs(other, f"it gives other rows than {first.permission} counts", "both the same row filter")
+        if other.grid is not None and other.grid.privacy is None and _groups(other) != _groups(first):
+            same = "both the same dimensions, bins, measures, group size, entity key, masks and row filter"
+            _differs(other, f"it counts other groups or other rows than {first.permission}", same)
+
+
+def _differs(other: DataContract, how: str, same: str) -> NoReturn:
+    sentence = f"{how}, and the difference of two answers shows single units; give {same}, or keep one"
+    raise undecided(other.permission, sentence)
 
 
 def _groups(contract: DataContract) -> tuple[object, ...]:
