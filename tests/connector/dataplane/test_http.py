@@ -7,7 +7,9 @@ import base64
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -16,6 +18,8 @@ import pytest
 import pytest_asyncio
 import xxhash
 
+from policies.model import Rule
+from policies.vocabulary import expand
 from tests.support import data, gate, provider
 from tests.support.beats import beats
 from tests.support.gate import atom, mask
@@ -280,6 +284,18 @@ async def test_expired_ticket_is_refused_and_a_stream_does_not_outlive_its_own(r
     async with client(running, running.ticket(agreement, seconds=1.5)) as session:
         answer = await session.post("/data/v1/query", json={"sql": endless}, timeout=None)
     assert parse(answer.content)[1]["status"] == "lease_expired"
+
+
+async def test_a_stream_does_not_outlive_the_moment_at_which_a_prohibition_begins(running: Provider) -> None:
+    begins = datetime.fromtimestamp(time.time() + 1.5, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    forbidden = Rule(expand("odrl:use"), (atom("odrl:dateTime", "gteq", begins),))
+    agreement = await running.agree(gate.agreement(action="odrl:use", prohibitions=[forbidden]))
+    endless = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
+    async with client(running, running.ticket(agreement)) as session:
+        answer = await session.post("/data/v1/query", json={"sql": endless}, timeout=None)
+    assert parse(answer.content)[1]["status"] == "lease_expired"
+    refused = await ask(running, running.ticket(agreement), endless)
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_permitted")
 
 
 async def test_a_renewed_ticket_lets_a_stream_go_on(running: Provider) -> None:
