@@ -153,7 +153,7 @@ class Registry:
             row = tx.datasets.of(key)
             if tx.datasets.offers_of([row.id]):
                 raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
-            if any(agreement.ended_at is None for agreement in tx.agreements.page(role="provider", dataset_id=row.id)):
+            if tx.agreements.stands_on(row.id):
                 raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
             tx.datasets.remove(row)
             tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))

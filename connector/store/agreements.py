@@ -42,6 +42,11 @@ class Agreements:
             query.where(Agreement.id.in_(ids.order_by(Agreement.id).limit(limit))).order_by(Agreement.id)
         ).all()
 
+    def stands_on(self, dataset_id: str) -> bool:
+        """Whether an agreement of this provider on a dataset has not ended."""
+        query = select(Agreement.id).where(Agreement.role == "provider", Agreement.dataset_id == dataset_id)
+        return self._session.scalar(query.where(Agreement.ended_at.is_(None)).limit(1)) is not None
+
     def taken_back(self, offer_id: str, *, consumer: str, lapsed: str) -> bool:
         """Whether this provider has ended an agreement with that consumer under an offer for another reason than
         `lapsed`."""
