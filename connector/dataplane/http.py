@@ -40,6 +40,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, NotFound, QueryInvalid, Refused, VersionChanged
 from connector.telemetry import logger
 from connector.usage.grants import Grants
+from policies import strictjson
 from policies.errors import PolicyError
 from policies.vocabulary import expand
 
@@ -73,7 +74,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
-    columns: list[str] = Field(min_length=1, max_length=64)
+    columns: list[Annotated[str, Field(max_length=_COLUMN_MAX)]] = Field(min_length=1, max_length=64)
     arrow: str
 
 
@@ -410,11 +411,13 @@ def _parsed(form: type[_Form], body: bytes) -> _Form:
     if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
         raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
     try:
-        return form.model_validate(json.loads(body))
+        return form.model_validate(strictjson.loads(body))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"
         raise BadInput(f"{where}: {first['msg']}", code="envelope_invalid") from None
+    except strictjson.GivenTwice as error:
+        raise BadInput(str(error), code="envelope_invalid") from None
     except (ValueError, RecursionError) as error:
         raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error
 

@@ -209,6 +209,11 @@ BAD_ENVELOPES: dict[str, Any] = {
     "negative limit": {"fq": 1, "sql": "SELECT 1", "limits": {"rows": -1}},
     "unknown codec": {"fq": 1, "sql": "SELECT 1", "codec": "br"},
     "bad base64": {"fq": 1, "sql": "SELECT 1", "keys": [{"name": "k", "columns": ["a"], "arrow": "***"}]},
+    "half a letter for a key's name": {
+        "sql": "SELECT id FROM numbers",
+        "keys": [{"name": "k", "columns": ["\ud800"], "arrow": ""}],
+    },
+    "a member twice": b'{"sql": "SELECT id FROM numbers", "sql": "SELECT x FROM numbers"}',
     "another agreement": {"fq": 1, "sql": "SELECT 1", "agreement": "urn:agreement:other"},
     "nested too deep": b"[" * 100_000,
     "nothing read": {"fq": 1, "sql": "SELECT 1"},
