@@ -103,7 +103,7 @@ def prepare(
     _admit(used, action, purpose)
     _joins(used, bound, catalogue, tree)
     if original is not None:
-        template.check(original, used)
+        template.check(original, used, brought=any(entry in tables for _, entry in bound.tables))
     drawn = _drawn(tree, bound, [one for one in used if _rows_counted(one.contract)])
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:

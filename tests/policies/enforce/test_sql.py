@@ -188,6 +188,15 @@ def test_only_approved_templates_run_where_any_are_named(sql: str, runs: bool) -
     assert TEMPLATES[0] in str(refused.value)
 
 
+def test_a_table_of_the_callers_own_stands_for_no_dataset_of_an_approved_query() -> None:
+    made = _one(templates=("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", TEMPLATES[1]))
+    made.connection.execute("CREATE TABLE mine AS SELECT 2 AS id")
+    with pytest.raises(QueryRefused) as refused:
+        made.ask("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", keys=[Keys("cohort", "mine", ("id",))])
+    assert refused.value.code == "template_not_agreed"
+    assert made.ask("select max(id) from t where g in (1, 2)", keys=[Keys("cohort", "mine", ("id",))])
+
+
 def test_an_unreadable_template_matches_nothing() -> None:
     made = _one(templates=("select ((",))
     with pytest.raises(QueryRefused, match="only approved queries"):
