@@ -193,3 +193,15 @@ async def test_a_dataset_with_an_agreement_in_force_is_not_removed_however_many_
         await owner.registry.remove("one", by="test")
     await owner.store.write(ended)
     await owner.registry.remove("one", by="test")
+
+
+async def test_a_version_is_the_same_for_the_same_data_and_confirms_no_guess_at_it(
+    owner: Owner, tmp_path: Path
+) -> None:
+    versions = []
+    async with owning(tmp_path, None) as other:
+        for number, one in enumerate((owner, owner, other)):
+            path = one.folder / "data" / f"salaries_{number}.parquet"
+            pq.write_table(pa.table({"name": ["bob"], "salary": [73412]}), path)
+            versions.append((await one.add(f"salaries_{number}", path)).digest)
+    assert versions[0] == versions[1] != versions[2]
