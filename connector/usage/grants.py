@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from connector.datasets import counts
@@ -313,9 +314,9 @@ class Grants:
         asked = time.monotonic()
         while self._live:
             await asyncio.sleep(_POLL_SECONDS)
-            ended = await self._store.read(lambda tx: _ended(tx, tuple(self._live)))
-            for agreement_id, reason in ended:
-                self.stop(agreement_id=agreement_id, reason=reason)
+            with suppress(HanseError):  # a database that is away for a moment must not end the watch
+                for agreement_id, reason in await self._store.read(partial(_ended, agreement_ids=tuple(self._live))):
+                    self.stop(agreement_id=agreement_id, reason=reason)
             if time.monotonic() - asked >= _RECHECK_SECONDS:
                 await self._recheck_all()
                 asked = time.monotonic()

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 import xxhash
 
+from connector.errors import Busy
 from policies.model import Rule
 from policies.vocabulary import expand
 from tests.support import data, gate, provider
@@ -263,6 +264,38 @@ async def test_revocation_ends_a_running_stream_with_its_reason(running: Provide
     await settled(running)
     ended = running.of_kind("ReadEnded")[-1]
     assert (ended.outcome, ended.code, ended.detail["rows"]) == ("refused", "revoked", end["rows"])
+
+
+async def test_a_revocation_elsewhere_ends_a_stream_though_the_database_was_away_before(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, away, real = await running.agree(), [True], running.store.read
+    endless = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
+
+    async def read_sometimes(work: Any) -> Any:
+        if away:
+            away.clear()
+            raise Busy("the database is away for a moment")
+        return await real(work)
+
+    def revoke(tx: Any) -> None:  # as another process does: only the database knows
+        tx.agreements.grant(agreement).revoked_at = tx.now
+
+    async with (
+        client(running, running.ticket(agreement)) as session,
+        session.stream("POST", "/data/v1/query", json={"sql": endless}) as answer,
+    ):
+        parts = answer.aiter_raw()
+        await anext(parts)
+        monkeypatch.setattr(running.store, "read", read_sometimes)
+        while away:
+            await asyncio.sleep(0.05)
+        await running.store.write(revoke)
+        async with asyncio.timeout(5):
+            last = b""
+            async for part in parts:
+                last = (last + part)[-20_000:]
+    assert b'"status":"revoked"' in last
 
 
 async def test_revocation_interrupts_a_query_that_gives_nothing_yet(running: Provider) -> None:
