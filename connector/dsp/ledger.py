@@ -30,6 +30,7 @@ from connector.usage.duties import Standing
 from connector.usage.facts import DECLARED, FactsOf, requested
 from policies import duties as rules
 from policies import jsonld
+from policies.errors import PolicyError
 from policies.vocabulary import Phase, expand
 
 _PROTOCOL = "/dsp/2025-1"
@@ -140,11 +141,14 @@ class Upkeep:
                 _log.warning("upkeep_failed", code=error.code, reason=error.message)
 
     async def look(self) -> None:
-        """Every agreement once: reminders, ends, suspensions."""
+        """Every agreement once: reminders, ends, suspensions. One that cannot be read keeps nobody from the others."""
         after = ""
         while rows := await self._store.read(partial(_page, after=after)):
             for row in rows:
-                await self._one(row)
+                try:
+                    await self._one(row)
+                except (PolicyError, ValueError, HanseError) as error:
+                    _log.warning("not_looked_at", agreement=row.id, role=row.role, reason=str(error))
             after = rows[-1].id
 
     async def _one(self, row: Agreement) -> None:

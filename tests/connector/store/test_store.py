@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from connector.errors import NotFound
+from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
@@ -231,3 +231,8 @@ def _many_offers(tx: Transaction) -> None:
             "SELECT 'o' || id, id, '{}', '', '', 'auto', 0 FROM dataset"
         )
     )
+
+
+async def test_a_read_that_the_database_does_not_answer_is_busy(store: Store) -> None:
+    with pytest.raises(Busy, match="does not answer"):
+        await store.read(lambda tx: tx.session.execute(text("SELECT * FROM no_such_table")).all())
