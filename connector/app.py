@@ -319,6 +319,7 @@ def build(settings: Settings) -> Services:
         name=settings.name,
         roots=settings.source_roots,
         prepared=settings.data_dir / "prepared",
+        secret=keys.secret(key_dir, "version"),
         outside=outside,
     )
     owners_view = OwnersView(

@@ -282,6 +282,8 @@ def _owed(item: Item) -> tuple[OwedLine, ...]:
         for word, value in part.mapping().items():
             _actions(Item(word, value.line), duty=True)
             found.append(OwedLine(word, _details(value)))
+    if not found:
+        raise fail(item.line, "at least one duty", "an empty list", "leave the word out instead")
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from typing import NoReturn
 
 from policies import columns, lowering, masks
 from policies.contract import (
@@ -62,18 +62,26 @@ def contracts(policy: Policy, schema: TableSchema, *, concluded: float | None = 
 
 
 def one_grid(made: Sequence[DataContract]) -> None:
-    """ContractUndecided unless all exact aggregates of a policy count the same groups of the same rows.
+    """ContractUndecided unless all exact aggregates of a policy count the same groups, and the rows that it gives, too.
 
-    Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show.
+    Each grid alone hides who is few. Of two, one answer less the other is a group that neither of them would show; so
+    is what is left of a group without those of its rows that another permission gives.
     """
-    for first, other in combinations(made, 2):
+    counted = [contract for contract in made if exact(contract)]
+    if not counted:
+        return
+    first = counted[0]
+    for other in made:
+        if other.grid is None and other.row_filter != first.row_filter:
+            _differs(other, f"it gives other rows than {first.permission} counts", "both the same row filter")
         if differ(first, other):
-            raise undecided(
-                other.permission,
-                f"it counts other groups or other rows than {first.permission}, and the difference of two answers "
-                "shows single units; give both the same dimensions, bins, measures, group size, entity key, "
-                "masks and row filter, or keep one",
-            )
+            same = "both the same dimensions, bins, measures, group size, entity key, masks and row filter"
+            _differs(other, f"it counts other groups or other rows than {first.permission}", same)
+
+
+def _differs(other: DataContract, how: str, same: str) -> NoReturn:
+    sentence = f"{how}, and the difference of two answers shows single units; give {same}, or keep one"
+    raise undecided(other.permission, sentence)
 
 
 def exact(contract: DataContract) -> bool:

@@ -7,17 +7,18 @@ deferred whatever facts lie there, so that leaving one out never helps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from policies import vocabulary, words
+from policies import known, values, vocabulary, words
 from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, UNSATISFIED, Finding
-from policies.facts import Fact, Facts, Moment, Observed
-from policies.model import Conflict, Kind, Policy
+from policies.facts import Fact, Facts, Moment, Observed, start_of
+from policies.model import Atom, Conflict, Kind, Policy
 from policies.plan import Part, Plan, RulePlan, conjunction, plan_of
 from policies.values import written
-from policies.vocabulary import Phase, compact, expand
+from policies.vocabulary import Counting, Phase, compact, expand
 
 __all__ = [
     "ENGINE",
@@ -30,6 +31,7 @@ __all__ = [
     "as_if_agreed",
     "concludable",
     "evaluate",
+    "next_turn",
     "permits",
 ]
 
@@ -202,6 +204,36 @@ def _by_permission(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
         return next(iter(told))
     said = [f"under {path}: {'; '.join(reasons)}" for reasons, path in told.items()]
     return (said[0], *(f"or {one}" for one in said[1:]))
+
+
+def next_turn(policy: Policy, *, action: str, now: float) -> float:
+    """When (UTC seconds) the clock alone may next change what the prohibitions of `action` say; infinite if never.
+
+    Permissions end with their contracts; a prohibition that begins is known to no contract.
+    """
+    if not any(rule.constraints for rule in policy.prohibitions):
+        return math.inf
+    start, moment = start_of(policy.timestamp) if policy.timestamp else None, values.nanoseconds(now)
+    turns = [
+        turn
+        for index, rule in enumerate(policy.prohibitions)
+        if vocabulary.action_includes(rule.action, expand(action))
+        for _, atom in known.atoms(rule.constraints, f"/prohibition/{index}")
+        for turn in _turns(atom, start)
+        if turn >= moment
+    ]
+    return min(turns, default=math.inf) / values.SECOND
+
+
+def _turns(atom: Atom, start: int | None) -> tuple[int, ...]:
+    operand = vocabulary.operand(atom.left)
+    counting = operand.counting if operand is not None else None
+    if counting is Counting.CLOCK:
+        found = values.instant(atom.right[0].text, atom.right[0].datatype)
+        return found.start, found.end
+    if counting is Counting.ELAPSED and start is not None:
+        return (values.later(start, values.duration(atom.right[0].text)),)
+    return ()
 
 
 def as_if_agreed(policy: Policy, *, at: float | None = None) -> Policy:

@@ -65,6 +65,7 @@ class _Reader:
     values: int = 0
     rules: list[str] = field(default_factory=list)  # paths of permissions, prohibitions and obligations
     parts: dict[str, dict[str, str]] = field(default_factory=dict)  # target and parties that a rule names, by its path
+    ids: set[str] = field(default_factory=set)  # of nodes
 
     def step(self, path: str, depth: int) -> None:
         self.nodes += 1
@@ -146,7 +147,18 @@ def _members(node: Mapping[str, Any], reader: _Reader, path: str) -> dict[str, A
         if local in found:
             raise PolicyUnreadable(f"{local} is given twice under different spellings; keep one", rule=path or "/")
         found[local] = value
+    _refuse_known_id(reader.name(_text(found.get("uid"), f"{path}/@id")), reader, path)
     return found
+
+
+def _refuse_known_id(name: str, reader: _Reader, path: str) -> None:
+    """To a JSON-LD reader two nodes of one id are one node, with the members of both: one rule, and not two."""
+    if name and name in reader.ids:
+        raise PolicyUnreadable(
+            f"expected each @id once, got {name[:80]!r} again; two rules or constraints of one id are one to others",
+            rule=path or "/",
+        )
+    reader.ids.add(name)
 
 
 def _refuse_lost(members: Mapping[str, Any], known: frozenset[str], path: str) -> None:

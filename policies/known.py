@@ -16,6 +16,9 @@ from policies.operators import ONE_VALUE
 from policies.vocabulary import compact
 from policies.vocabulary.terms import DUTY, RULE
 
+# What the ledger of duties hears of.
+EVENTS = tuple(f"ds:event/{name}" for name in ("end", "revoked", "transferStarted", "transferCompleted", "breach"))
+
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
@@ -97,6 +100,7 @@ def unclear(policy: Policy) -> tuple[Unclear, ...]:
             problem = _atom(atom, atom_path, where)
             if problem:
                 found.append(problem)
+        found.extend(_duties(rule, path, place))
     return tuple(found)
 
 
@@ -123,6 +127,40 @@ def _action(name: str, path: str, place: str) -> Iterator[Unclear]:
         )
     elif place == "obligation" and action.by_engine:
         yield Unclear(path, "action_misplaced", f"{compact(name)} acts on the answers of one permission; put it there")
+
+
+def _duties(rule: Rule | Duty, path: str, place: str) -> Iterator[Unclear]:
+    """What stands in a duty, or is one, where nobody would look at it."""
+    if place == "prohibition" and isinstance(rule, Rule) and rule.duties:
+        yield Unclear(
+            f"{path}/duty/0", "duty_misplaced", "a duty under a prohibition binds nobody; put it under obligation"
+        )
+    action = vocabulary.ACTIONS.get(rule.action)
+    if isinstance(rule, Duty) and (action is None or not action.by_engine):
+        seen: set[str] = set()
+        for index, constraint in enumerate(rule.constraints):
+            here = f"{path}/constraint/{index}"
+            if isinstance(constraint, Group):
+                yield Unclear(here, "detail_grouped", "a duty takes plain details; write two duties")
+            elif constraint.left in seen:
+                yield Unclear(here, "detail_twice", f"{compact(constraint.left)} stands twice in one duty; keep one")
+            else:
+                seen.add(constraint.left)
+                yield from _detail(constraint, here)
+
+
+def _detail(atom: Atom, path: str) -> Iterator[Unclear]:
+    operand, name = vocabulary.operand(atom.left), compact(atom.left)
+    if operand is not None and operand.by_engine:
+        yield Unclear(path, "operand_misplaced", f"{name} has no meaning outside of ds:mask")
+    if name == "odrl:dateTime" and atom.operator not in ("eq", "lt", "lteq"):
+        yield Unclear(
+            path, "operator_unfit", f"a duty is done by a time: {name} takes eq, lt, lteq; got {atom.operator}"
+        )
+    if name == "odrl:event":
+        for one in (compact(vocabulary.expand(literal.text)) for literal in atom.right):
+            if one not in EVENTS:
+                yield Unclear(path, "event_unknown", f"nothing here tells of {one}; use {', '.join(EVENTS)}")
 
 
 def _atom(atom: Atom, path: str, where: str) -> Unclear | None:

@@ -47,9 +47,11 @@ class Item:
         return found
 
     def mapping(self) -> dict[str, Item]:
-        """Its words with their values."""
+        """Its words with their values; an empty one is refused: it says as much as no word, and looks like more."""
         if not isinstance(self.value, dict):
             raise fail(self.line, "a mapping such as {word: value}", shown(self), "write it in curly brackets")
+        if not self.value:
+            raise fail(self.line, "at least one word", "an empty mapping", "leave the word before it out instead")
         return self.value
 
 

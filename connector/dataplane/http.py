@@ -18,8 +18,8 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
@@ -37,9 +37,10 @@ from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, 
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, HanseError, NotFound, QueryInvalid, Refused, VersionChanged
+from connector.errors import BadInput, HanseError, Limited, NotFound, QueryInvalid, Refused, VersionChanged
 from connector.telemetry import logger
 from connector.usage.grants import Grants
+from policies import strictjson
 from policies.errors import PolicyError
 from policies.vocabulary import expand
 
@@ -48,6 +49,9 @@ BODY_MAX = 32 * 2**20
 _PARTS_MAX = (
     200_000  # of JSON in a body: what fits takes a tenth, and millions of empty lists take seconds and gigabytes
 )
+_SMALL = 64 * 2**10  # bodies up to here are read at once
+_BODIES = 2  # larger ones of one consumer on their way at the same time
+_BODY_SECONDS = 120.0
 _COLUMN_MAX = 255
 _ROWS_PARAMETERS = (
     "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks",
@@ -73,7 +77,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
-    columns: list[str] = Field(min_length=1, max_length=64)
+    columns: list[Annotated[str, Field(max_length=_COLUMN_MAX)]] = Field(min_length=1, max_length=64)
     arrow: str
 
 
@@ -148,6 +152,12 @@ class Exchange:
         if len({name for name, _ in pairs}) < len(pairs):
             raise BadInput("expected each parameter once", code="parameter_repeated")
         return dict(pairs)
+
+    @property
+    def small(self) -> bool:
+        """Whether the body is said to be small; a server sees to it that it is what its length says."""
+        text = self.headers.get("content-length", "")
+        return text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= _SMALL
 
     async def body(self) -> bytes:
         """The whole body, at most BODY_MAX."""
@@ -246,6 +256,36 @@ class _Endpoint:
             raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
 
 
+class _Bodies:
+    """Large bodies on their way in: few of one consumer at once. What is begun and never finished would fill memory."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def turn(self, exchange: Exchange, consumer: str) -> AsyncIterator[bytes]:
+        """The body, until the block ends; what is made of it in there counts too."""
+        if exchange.small:
+            yield await exchange.body()
+            return
+        turn, users = self._turns.get(consumer) or (asyncio.Semaphore(_BODIES), 0)
+        self._turns[consumer] = turn, users + 1
+        try:
+            async with asyncio.timeout(_BODY_SECONDS) as limit, turn:
+                body = await exchange.body()
+                limit.reschedule(None)
+                yield body
+        except TimeoutError:
+            raise Limited(
+                f"expected a body within {_BODY_SECONDS:g} s, and at most {_BODIES} large ones at once; send it again",
+                code="body_late",
+            ) from None
+        finally:
+            self._turns[consumer] = turn, self._turns[consumer][1] - 1
+            if not self._turns[consumer][1]:
+                del self._turns[consumer]
+
+
 class _Transport:
     """The handlers."""
 
@@ -254,6 +294,7 @@ class _Transport:
         self._addresses = addresses
         self._owner = owner
         self._stall_seconds = stall_seconds
+        self._bodies = _Bodies()
 
     @property
     def _grants(self) -> Grants:
@@ -262,7 +303,9 @@ class _Transport:
     async def query(self, exchange: Exchange) -> None:
         """One SELECT under one or several agreements."""
         ticket = self._ticket(exchange.headers.get("authorization"))
-        envelope = parse_envelope(await exchange.body())
+        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            envelope = parse_envelope(body)
+        del body  # megabytes, which the answer does not need
         if envelope.agreement and envelope.agreement != ticket.agreement:
             raise Refused(
                 f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
@@ -305,7 +348,8 @@ class _Transport:
     async def plan(self, exchange: Exchange) -> None:
         """The blocks of the ticket's dataset, without a row of it."""
         ticket = self._ticket(exchange.headers.get("authorization"))
-        form = _parsed(PlanForm, await exchange.body())
+        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            form = _parsed(PlanForm, body)
         wanted = Wanted(
             columns=tuple(form.columns),
             where=form.where,
@@ -410,11 +454,13 @@ def _parsed(form: type[_Form], body: bytes) -> _Form:
     if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
         raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
     try:
-        return form.model_validate(json.loads(body))
+        return form.model_validate(strictjson.loads(body))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"
         raise BadInput(f"{where}: {first['msg']}", code="envelope_invalid") from None
+    except strictjson.GivenTwice as error:
+        raise BadInput(str(error), code="envelope_invalid") from None
     except (ValueError, RecursionError) as error:
         raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error
 

@@ -31,6 +31,7 @@ from policies.contract import DataContract, to_json
 
 BLOCKS_MAX = 1024  # in one read: a longer list is asked for in parts
 _CACHED_MAX = 64
+_VALUE_BYTES = 16.0  # of a value whose column says no more, or may not
 _NOTHING = (Range(-1, 0, 0, 0),)
 ALL = "all"
 
@@ -65,6 +66,7 @@ class Plans:
         found = await self._look(held, contract, ticket, wanted, groups=not self._known(held))
         blocks = self._blocks_of(held, found["groups"])
         exact = contract.row_filter is None and not wanted.where.strip()
+        width = _width(contract, self._relation_of(held.version).row_bytes)
         snapshot = splits.snapshot_of(held.version.digest)
         return {
             "snapshot": snapshot,
@@ -75,7 +77,7 @@ class Plans:
             "exact": exact,
             "rows": _rows(sum(block.rows for block in blocks), contract),
             "expires": int(ticket.expires),
-            "blocks": [_told(block, contract) for block in blocks],
+            "blocks": [_told(block, contract, width) for block in blocks],
         }
 
     async def split(
@@ -192,10 +194,21 @@ def _rows(count: int, contract: DataContract) -> int:
     return count if contract.row_filter is None else counts.coarse(count)
 
 
-def _told(block: Block, contract: DataContract) -> dict[str, int]:
+def _told(block: Block, contract: DataContract, width: float) -> dict[str, int]:
+    """Rows and bytes to plan by. What a block takes on disk tells of columns, too, that are withheld or masked."""
+    nbytes = block.nbytes if width < 0 else round(block.rows * width)
     if contract.row_filter is None:
-        return {"rows": block.rows, "bytes": block.nbytes}
-    return {"rows": counts.coarse(block.rows), "bytes": counts.coarse_bytes(block.nbytes, block.rows)}
+        return {"rows": block.rows, "bytes": nbytes}
+    return {"rows": counts.coarse(block.rows), "bytes": counts.coarse_bytes(nbytes, block.rows)}
+
+
+def _width(contract: DataContract, known: Mapping[str, float]) -> float:
+    """About the bytes of a row of what is shown as it is; below nought where that is all there is."""
+    masked = {mask.column for mask in contract.masks}
+    shown = [name for name in contract.columns if name not in masked]
+    if len(shown) == len(contract.schema.columns):
+        return -1.0
+    return sum(known.get(name, _VALUE_BYTES) for name in shown) + _VALUE_BYTES * len(masked & set(contract.columns))
 
 
 def _key(held: Held) -> tuple[str, str]:

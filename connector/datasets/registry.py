@@ -7,7 +7,7 @@ transaction at the end: a refusal leaves nothing behind but its record in the lo
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import hmac
 import json
 import re
 import secrets
@@ -61,19 +61,24 @@ class _Read:
     files: tuple[FileRef, ...]
     profile: Mapping[str, Any]
     report: Mapping[str, Any] | None
+    secret: bytes
 
     @property
     def digest(self) -> str:
-        """The version: SHA-256 over kind, options, schema and the files' digests."""
+        """The version: HMAC-SHA-256 over kind, options, schema and the files' digests.
+
+        Keyed, because others are told: who knows all of a file but one value would try values until a plain digest of
+        the file is the same.
+        """
         parts = [self.kind, dict(self.options), self.profile["schema"], list(self.profile["digests"])]
-        return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return "hmac-sha256:" + hmac.new(self.secret, json.dumps(parts, sort_keys=True).encode(), "sha256").hexdigest()
 
 
 Effects = Callable[[Dataset, DatasetVersion, DatasetVersion], Awaitable[list[dict[str, str]]]]
 
 
 class Registry:
-    """The datasets of one owner. `roots` are the directories that files may come from."""
+    """The datasets of one owner. `roots` are the directories that files may come from, `secret` keys their versions."""
 
     def __init__(
         self,
@@ -83,8 +88,10 @@ class Registry:
         name: str,
         roots: Sequence[Path],
         prepared: Path,
+        secret: bytes,
         outside: Outside | None = None,
     ) -> None:
+        self._secret = secret
         self._store = store
         self._engine = engine
         self._owner = name
@@ -153,7 +160,7 @@ class Registry:
             row = tx.datasets.of(key)
             if tx.datasets.offers_of([row.id]):
                 raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
-            if any(agreement.ended_at is None for agreement in tx.agreements.page(role="provider", dataset_id=row.id)):
+            if any(agreement.ended_at is None for agreement, _ in tx.agreements.on(row.id)):
                 raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
             tx.datasets.remove(row)
             tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))
@@ -204,7 +211,7 @@ class Registry:
                 profile = await self._engine.profile(
                     kind, [file.to_json() for file in files], options, told=one.reached
                 )
-            yield _Read(kind, options, files, profile, report)
+            yield _Read(kind, options, files, profile, report, self._secret)
         except BaseException:
             if made is not None:
                 await asyncio.to_thread(made.unlink, missing_ok=True)

@@ -23,15 +23,19 @@ WAIT = ""
 class Case:
     """What a decision may look at. `same_terms`: what lies on the table is what was published, or what we asked for.
 
-    `permitted`: the facts that are known of the party let the offer be concluded.
+    `permitted`: the facts that are known of the party let the offer be concluded. `anew`: the party had an agreement
+    under this offer, and another one would give it more than one agreement gives (`negotiation`).
     """
 
     decide: str
     same_terms: bool = True
     permitted: bool = True
+    anew: bool = False
 
 
 def _asked(case: Case) -> str:
+    if case.anew:
+        return WAIT
     if not case.same_terms:
         return states.OFFER if case.decide == AUTO else WAIT
     return states.AGREEMENT if case.permitted else WAIT
@@ -42,7 +46,7 @@ Table: TypeAlias = Mapping[tuple[str, str], Callable[[Case], str]]  # (our role,
 NEGOTIATION: Table = MappingProxyType(
     {
         (PROVIDER, states.REQUESTED): _asked,
-        (PROVIDER, states.ACCEPTED): lambda case: states.AGREEMENT if case.permitted else WAIT,
+        (PROVIDER, states.ACCEPTED): lambda case: states.AGREEMENT if case.permitted and not case.anew else WAIT,
         (PROVIDER, states.VERIFIED): lambda case: states.FINALIZED_EVENT,
         (CONSUMER, states.OFFERED): lambda case: states.ACCEPTED_EVENT if case.same_terms else WAIT,
         (CONSUMER, states.AGREED): lambda case: states.VERIFICATION,

@@ -30,11 +30,11 @@ from connector.usage import duties
 from connector.usage.duties import Standing
 from connector.usage.facts import DECLARED, FactsOf, requested
 from policies import duties as rules
+from policies.errors import PolicyError
 from policies.model import Policy
 from policies.vocabulary import Phase, expand
 
 _PROTOCOL = "/dsp/2025-1"
-_TIME_ENDED = "the time that was agreed has ended"
 _PAGE = 500
 _SECONDS = 30.0
 _log = logger("upkeep")
@@ -143,11 +143,14 @@ class Upkeep:
                 _log.warning("upkeep_failed", code=error.code, reason=error.message)
 
     async def look(self) -> None:
-        """Every agreement once: reminders, ends, suspensions."""
+        """Every agreement once: reminders, ends, suspensions. One that cannot be read keeps nobody from the others."""
         after = ""
         while rows := await self._store.read(partial(_page, after=after)):
             for row in rows:
-                await self._one(row)
+                try:
+                    await self._one(row)
+                except (PolicyError, ValueError, HanseError) as error:
+                    _log.warning("not_looked_at", agreement=row.id, role=row.role, reason=str(error))
             after = rows[-1].id
 
     async def _one(self, row: Agreement) -> None:
@@ -162,7 +165,7 @@ class Upkeep:
             return
         if (end := rules.ends(policy)) is not None and end <= time.time():
             with suppress(Conflict):  # somebody ended it a moment ago
-                await self._agreements.revoke(row.id, reason=_TIME_ENDED, by="clock", role=PROVIDER)
+                await self._agreements.revoke(row.id, reason=terms.TIME_ENDED, by="clock", role=PROVIDER)
             return
         await self._hold_transfers(row, policy)
 

@@ -207,14 +207,15 @@ class Negotiations(Exchange[Negotiation]):
         same = terms.same_rules(asked, published, consumer=row.counterparty)
         if not verdict.permitted and not (verdict.lacking and row.decide != decisions.AUTO):
             raise Refused(f"this offer is not for you: {'; '.join(verdict.reasons)}", code="not_permitted")
-        case = decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted)
+        anew = _anew(tx, row, published)
+        case = decisions.Case(decide=row.decide, same_terms=same, permitted=verdict.permitted, anew=bool(anew))
         move = decisions.next_message(decisions.NEGOTIATION, role=PROVIDER, state=row.state, case=case)
         if move == states.OFFER:
             return [self._offer(tx, row, published)]
         if move == states.AGREEMENT:
             return [self._agree(tx, row)]
-        why = "other terms than published" if not same else "; ".join(verdict.reasons) if verdict.lacking else ""
-        self._ask_person(tx, row, why)
+        lacking = "; ".join(verdict.reasons) if verdict.lacking else ""
+        self._ask_person(tx, row, anew or ("other terms than published" if not same else lacking))
         return []
 
     def _reply(
@@ -223,17 +224,19 @@ class Negotiations(Exchange[Negotiation]):
         """Our next message after a later message of the counterparty, or the call for a person."""
         if not decisions.our_turn(decisions.NEGOTIATION, role=row.role, state=row.state):
             return []
+        anew = ""
         if row.role == PROVIDER and row.state in (states.REQUESTED, states.ACCEPTED):
             offer, verdict = _offer_of(tx, row, facts)
             if row.state == states.REQUESTED and read is not None:
                 return self._answer(tx, row, asked=read, offer=offer, verdict=verdict)
-            case = decisions.Case(decide=row.decide, permitted=verdict.permitted)
+            anew = _anew(tx, row, terms.read_offer(row.offer))
+            case = decisions.Case(decide=row.decide, permitted=verdict.permitted, anew=bool(anew))
         else:
             same = read is None or row.state != states.OFFERED or _as_asked(read, earlier, self._us)
             case = decisions.Case(decide=row.decide, same_terms=same)
         move = decisions.next_message(decisions.NEGOTIATION, role=row.role, state=row.state, case=case)
         if not move:
-            self._ask_person(tx, row, "")
+            self._ask_person(tx, row, anew)
             return []
         return [self._move(tx, row, move)]
 
@@ -508,6 +511,24 @@ def _offer_of(tx: Transaction, row: Negotiation, facts: Facts) -> tuple[Offer, t
     if offer is None or offer.withdrawn_at is not None:
         raise Refused(f"the offer {row.offer_id!r} was withdrawn; look into the catalogue again", code="withdrawn")
     return offer, terms.judge(terms.published(offer), facts, phase=Phase.NEGOTIATION, now=tx.now)
+
+
+def _anew(tx: Transaction, row: Negotiation, policy: Policy) -> str:
+    """Why another agreement of this party under this offer is for a person to decide; empty where it is not.
+
+    What its owner took back would be had again at once, and what may be used up once would be had any number of times.
+    Where the time of an earlier one is over, so are its quantities; what was told under a privacy budget stays told.
+    """
+    who = row.counterparty
+    if tx.agreements.taken_back(row.offer_id, consumer=who, lapsed=terms.TIME_ENDED):
+        return "an agreement of this party under this offer was revoked"
+    limited, private = terms.quantities(policy)
+    if not limited:
+        return ""
+    tx.datasets.hold_offer(row.offer_id)  # two of its negotiations at once would both see no other
+    if not tx.agreements.held_under(row.offer_id, consumer=who, ended=private):
+        return ""
+    return "this party has an agreement under this offer already, and its quantities would count anew"
 
 
 def _as_asked(read: Policy, earlier: Json, us: str) -> bool:

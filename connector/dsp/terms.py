@@ -17,14 +17,15 @@ from connector.errors import MessageInvalid, Refused
 from connector.store import Transaction
 from connector.store.tables import Offer
 from policies import compile as compiler
-from policies import evaluate, jsonld
+from policies import evaluate, jsonld, known
 from policies.errors import PolicyError
 from policies.evaluate import Facts
 from policies.model import Kind, Policy
 from policies.parties import kept_to
 from policies.values import instant
-from policies.vocabulary import Phase
+from policies.vocabulary import Phase, ds, operand
 
+TIME_ENDED = "the time that was agreed has ended"  # the clock's reason for an end; any other is somebody's no
 _COMPILES_MAX = 1_024
 _compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
 
@@ -81,6 +82,20 @@ def same_rules(one: Policy, two: Policy, *, consumer: str) -> bool:
     and an agreement is for its assignee anyway.
     """
     return jsonld.digest(kept_to(one, consumer)) == jsonld.digest(kept_to(two, consumer))
+
+
+_COUNTED = frozenset({"grant", "batch"})  # who enforces what is used up
+_EPSILON = ds("epsilonBudget")
+
+
+def quantities(policy: Policy) -> tuple[bool, bool]:
+    """Whether a policy lets out so much and no more (reads, rows, bytes, reads at once), and whether it has a privacy
+    budget: a second agreement of the same party would double it."""
+    rules = [(f"/permission/{index}", rule.constraints) for index, rule in enumerate(policy.permissions)]
+    names = [operand(atom.left) for path, members in rules for _, atom in known.atoms(members, path)]
+    found = [one for one in names if one is not None]
+    private = any(one.name == _EPSILON for one in found)
+    return private or any(one.enforced_by in _COUNTED for one in found), private
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +170,7 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
     if key in _compiles:
         return Fits(dataset.version, _compiles[key])
     try:
+        known.require(policy)
         made = compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error

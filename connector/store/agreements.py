@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import case, false, func, or_, select, update
+from sqlalchemy import Select, case, exists, false, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
@@ -55,6 +55,25 @@ class Agreements:
         return self._session.scalars(
             query.where(Agreement.id.in_(ids.order_by(Agreement.id).limit(limit))).order_by(Agreement.id)
         ).all()
+
+    def taken_back(self, offer_id: str, *, consumer: str, lapsed: str) -> bool:
+        """Whether this provider has ended an agreement with that consumer under an offer for another reason than
+        `lapsed`."""
+        query = self._under(offer_id, consumer).where(Agreement.ended_at.is_not(None), Agreement.end_reason != lapsed)
+        return self._session.scalar(query.where(Agreement.finalized.is_(True))) is not None
+
+    def held_under(self, offer_id: str, *, consumer: str, ended: bool = False) -> bool:
+        """Whether that consumer has an agreement under an offer that is final or may become so; `ended`: or had one."""
+        query = self._under(offer_id, consumer)
+        if not ended:
+            query = query.where(Agreement.ended_at.is_(None))
+        coming = exists().where(Negotiation.id == Agreement.negotiation_id, Negotiation.state != "TERMINATED")
+        return self._session.scalar(query.where(or_(Agreement.finalized.is_(True), coming))) is not None
+
+    @staticmethod
+    def _under(offer_id: str, consumer: str) -> Select[str]:
+        ours = (Agreement.role == "provider", Agreement.offer_id == offer_id, Agreement.consumer == consumer)
+        return select(Agreement.id).where(*ours).limit(1)
 
     def fresh(self, row: Agreement) -> Agreement:
         """The row as it is now: for whoever has just waited for a lock."""

@@ -115,6 +115,10 @@ class Datasets:
     def offer(self, offer_id: str) -> Offer | None:
         return self._session.get(Offer, offer_id)
 
+    def hold_offer(self, offer_id: str) -> None:
+        """Let nobody else agree under an offer before this transaction ends."""
+        self._session.get(Offer, offer_id, with_for_update=True, populate_existing=True)
+
     def offers_of(self, dataset_ids: Sequence[str]) -> Sequence[Offer]:
         """Offers in force for any of these datasets."""
         return self._session.scalars(

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from connector.database import open_engine
@@ -71,13 +72,16 @@ class Store:
         return whole
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot; nothing it does is kept."""
+        """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where the database does not answer."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     def _read(self, work: Work[T]) -> T:
-        with self.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
-            session.info["reading"] = True
-            return work(Transaction(session, now=time.time()))
+        try:
+            with self.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
+                session.info["reading"] = True
+                return work(Transaction(session, now=time.time()))
+        except (DBAPIError, PoolTimeout) as error:
+            raise _unavailable(error) from error
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
@@ -202,6 +206,7 @@ class _PooledWriter:
 
 
 def _unavailable(error: Exception) -> Exception:
-    if isinstance(error, DBAPIError):
-        return Busy("the database cannot be written now; try again in a moment", private=type(error.orig).__name__)
+    if isinstance(error, DBAPIError | PoolTimeout):
+        why = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+        return Busy("the database does not answer now; try again in a moment", private=why)
     return error

@@ -148,6 +148,8 @@ class Agreement(Table):
     ended_at: Mapped[float | None]
     end_reason: Mapped[str] = mapped_column(default="")
 
+    __table_args__ = (Index("agreement_under", "offer_id", "consumer", "ended_at"),)
+
 
 class Transfer(Table):
     """A transfer process, as either side. `data_address` holds the ticket at the consumer, never at the provider."""

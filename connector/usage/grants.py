@@ -37,7 +37,7 @@ from connector.usage.facts import DECLARED, FactsOf, counted, requested
 from policies import admission, bound
 from policies.contract import DataContract, TableSchema
 from policies.errors import QueryRefused
-from policies.evaluate import Decision, Facts, evaluate
+from policies.evaluate import Decision, Facts, evaluate, next_turn
 from policies.gate import Lease
 from policies.model import Policy
 from policies.vocabulary import Phase
@@ -481,12 +481,12 @@ def _check_concurrency(contract: DataContract, running: int) -> None:
 
 
 def _permitted(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> float:
-    """Until when (UTC seconds) the party surely may: the first end of a fact that the decision rests on. Refused where
-    the contract's own permission is not active."""
+    """Until when (UTC seconds) the party surely may: the first end of a fact that the decision rests on, or the first
+    time at which a prohibition may begin. Refused where the contract's own permission is not active."""
     decision = _decided(held, contract, facts, action=action, now=now)
     if not decision.permitted:
         raise _not_permitted(contract, decision)
-    return _sure_until(decision, facts)
+    return min(_sure_until(decision, facts), next_turn(held.policy, action=action, now=now))
 
 
 def _decided(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> Decision:

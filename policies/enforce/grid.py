@@ -357,6 +357,18 @@ def guard(tree: exp.Select, contract: DataContract, name: str) -> None:
         if grid.dimensions:
             conditions.append(exp.Paren(this=exp.Or(this=_one_cell(grid), expression=_apart(grid, name))))
     tree.set("having", exp.Having(this=exp.and_(*conditions, copy=False)))
+    settle(tree)
+
+
+def settle(tree: exp.Select) -> None:
+    """Order the groups of an answer by all that they show, where the question leaves their order open, in place.
+
+    An engine gives groups in the order in which it met them: that tells which of them has the first row.
+    """
+    order = tree.args.get("order") or exp.Order(expressions=[])
+    for place in range(1, len(tree.expressions) + 1):
+        order.append("expressions", exp.Ordered(this=exp.Literal.number(place)))
+    tree.set("order", order)
 
 
 def counts_units(tree: exp.Expr) -> bool:

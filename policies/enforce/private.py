@@ -131,8 +131,7 @@ class _Split:
         for name in ("order", "limit", "offset"):
             if self.tree.args.get(name) is not None:
                 query.set(name, self.tree.args[name].copy())
-        if self.tree.args.get("order") is None and self.keys:
-            query.order_by(*(grid.column_named(key) for key in self.keys), copy=False)
+        grid.settle(query)
         return query
 
     def _output(self, value: exp.Expr) -> exp.Expr:

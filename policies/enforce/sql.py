@@ -101,9 +101,9 @@ def prepare(
     bound = bind.bind(tree, (*catalogue, *tables), token=token)  # 3, 4
     used = _used(bound, catalogue)
     _admit(used, action, purpose)
-    _joins(used, bound, catalogue, sources=len(bound.tables))
+    _joins(used, bound, catalogue, tree)
     if original is not None:
-        template.check(original, used)
+        template.check(original, used, brought=any(entry in tables for _, entry in bound.tables))
     drawn = _drawn(tree, bound, [one for one in used if _rows_counted(one.contract)])
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
@@ -142,21 +142,45 @@ def _admit(used: Sequence[Dataset], action: str, purpose: str | None) -> None:
         check_purpose(dataset.contract, purpose)
 
 
-def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset], *, sources: int) -> None:
+def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset], tree: exp.Expr) -> None:
     """`ds:joinWith`: the only datasets that may stand in one query with this one. Itself counts as another."""
+    if all(dataset.contract.joins is None for dataset in used):
+        return
+    stands = _standing(tree, bound)
     for dataset in used:
         allowed = dataset.contract.joins
-        if allowed is None or sources == 1:
+        if allowed is None or sum(stands.values()) == 1:
             continue
-        own = sum(1 for _, entry in bound.tables if catalogue.get(entry) is dataset)
-        others = [one for one in used if one is not dataset or own > 1]
-        foreign = any(entry not in catalogue for _, entry in bound.tables)
+        others = [one for one in used if one is not dataset or stands[_entry(one)] > 1]
+        foreign = any(entry not in catalogue for entry in stands)
         if foreign or not all(_named_in(one, dataset, allowed) for one in others):
             refuse(
                 "join_not_agreed",
                 f"{_shown(dataset)} may be joined only with {', '.join(allowed) or 'nothing'} under this agreement",
                 reason(dataset.contract, "joinWith"),
             )
+
+
+def _standing(tree: exp.Expr, bound: Bound) -> dict[Entry, int]:
+    """How often each source stands in a query: what a WITH query reads, as often as that is read."""
+    readers: dict[str, list[exp.Expr]] = {name: [] for name in bound.names}
+    for node in tree.find_all(exp.Table):
+        if node.name in readers:
+            readers[node.name].append(node)
+    known: dict[str, int] = {}
+
+    def times(node: exp.Expr) -> int:
+        around = node.find_ancestor(exp.CTE)
+        if around is None:
+            return 1
+        if (name := around.alias) not in known:
+            known[name] = sum(map(times, readers[name]))
+        return known[name]
+
+    found: dict[Entry, int] = {}
+    for node, entry in bound.tables:
+        found[entry] = found.get(entry, 0) + times(node)
+    return found
 
 
 def _rows_counted(contract: DataContract) -> bool:
@@ -298,7 +322,7 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
     assert isinstance(tree, exp.Select)
     assert dataset.contract.grid is not None
     assert dataset.contract.grid.privacy is not None
-    rewrite.safe(rewrite.every(tree))
+    _apart(dataset.contract, rewrite.safe(rewrite.every(tree)))
     parts = private.parts(tree, dataset.contract, dataset.relation, maker)
     own = rewrite.relations(parts.private, parts.names)
     asked = Private(

@@ -21,10 +21,20 @@ if TYPE_CHECKING:
     from policies.enforce.sql import Dataset
 
 
-def check(tree: exp.Expr, used: Sequence[Dataset]) -> None:
-    """Refuse (`template_not_agreed`) unless each contract that lists templates lists this query."""
+def check(tree: exp.Expr, used: Sequence[Dataset], *, brought: bool) -> None:
+    """Refuse (`template_not_agreed`) unless each contract that lists templates lists this query.
+
+    `brought`: it reads a table that the caller brought along. An owner who approved a query meant datasets: whoever
+    puts his own rows in the place of one asks something else in the same words.
+    """
     for dataset in used:
         templates = dataset.contract.templates
+        if templates and brought:
+            refuse(
+                "template_not_agreed",
+                "approved queries read datasets, not tables that are brought along; leave these out",
+                reason(dataset.contract, "template"),
+            )
         if templates and not any(matches(tree, text) for text in templates):
             refuse(
                 "template_not_agreed",

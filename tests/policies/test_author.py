@@ -142,6 +142,11 @@ def test_a_policy_beyond_the_short_words_is_carried_whole() -> None:
 
 
 MISTAKES = [
+    *(
+        (f"offer: o\nmay: query\n{word}: {{}}\n", "line 3: expected at least one word, got an empty mapping; leave")
+        for word in ("who", "limits", "columns", "grid", "then", "first")
+    ),
+    ("offer: o\nmay: query\nthen: []\n", "line 3: expected at least one duty, got an empty list; leave"),
     ("", "empty text"),
     ("offer: [", "line 1: expected YAML"),
     ("- a\n- b", "line 1: expected a mapping"),
@@ -185,7 +190,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "says"), MISTAKES, ids=[says[:40] for _, says in MISTAKES])
+@pytest.mark.parametrize(
+    ("text", "says"), MISTAKES, ids=[f"{number}-{says[:40]}" for number, (_, says) in enumerate(MISTAKES)]
+)
 def test_a_mistake_is_named_with_its_line_and_remedy(text: str, says: str) -> None:
     with pytest.raises(PolicyUnreadable, match=says.replace("?", r"\?")):
         author.read_form(text)

@@ -206,6 +206,30 @@ def test_nesting_has_an_end() -> None:
         jsonld.read(with_rule(constraint=[node]))
 
 
+ONE = {
+    "@id": "urn:r",
+    "action": "use",
+    "constraint": [{"leftOperand": "count", "operator": "lteq", "rightOperand": "1"}],
+}
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        offer(permission=[ONE, {"@id": "urn:r", "action": "use"}]),
+        offer(permission=[ONE, {"uid": "urn:r", "action": "use"}]),
+        offer(permission=[ONE], prohibition=[{"id": {"@id": "urn:r"}, "action": "distribute"}]),
+        offer(**{"@context": {"u": "urn:"}, "permission": [ONE, {"@id": "u:r", "action": "use"}]}),
+        offer(**{"@id": "urn:r", "permission": [ONE]}),
+        constrained(**{"@id": "_:a", "or": [{**ONE["constraint"][0], "@id": "_:a"}]}),
+    ],
+)
+def test_two_nodes_of_one_id_are_refused_as_others_read_them_as_one(wire: dict[str, Any]) -> None:
+    """In RDF the second permission has the first one's condition; read one by one it has none."""
+    with pytest.raises(PolicyUnreadable, match="each @id once"):
+        jsonld.read(wire)
+
+
 def test_annotations_of_other_vocabularies_are_ignored() -> None:
     noted = offer(**{"dct:title": "x", "version": "2", "@context": "https://w3id.org/dspace/2025/1/context.jsonld"})
     noted["permission"] = [{"action": "use", "rdfs:label": "free", "id": "r1", "@type": "Permission"}]

@@ -273,6 +273,10 @@ def owing(action: str, *constraints: dict[str, Any]) -> Policy:
     return raw(permission=[{"action": "use", "duty": [{"action": action, "constraint": list(constraints)}]}])
 
 
+def owed(action: str, *constraints: dict[str, Any]) -> Policy:
+    return raw(permission=[{"action": "use"}], obligation=[{"action": action, "constraint": list(constraints)}])
+
+
 GOOD = "may: query\nwho: {membership: active}\n"
 PROBLEMS: list[tuple[str, Policy, str, str]] = [
     ("no permission", raw(prohibition=[{"action": "use"}]), "error", "nothing_permitted"),
@@ -331,6 +335,32 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
         "error",
         "mask_unknown",
     ),
+    (
+        "duty under a prohibition",
+        raw(permission=[{"action": "use"}], prohibition=[{"action": "distribute", "duty": [{"action": "compensate"}]}]),
+        "error",
+        "duty_misplaced",
+    ),
+    (
+        "detail of a mask in another duty",
+        owed("anonymize", atom("ds:column", "eq", "a"), atom("ds:method", "eq", "null")),
+        "error",
+        "operand_misplaced",
+    ),
+    (
+        "two delays of one duty",
+        owed("delete", atom("odrl:delayPeriod", "lteq", "P1D"), atom("odrl:delayPeriod", "lteq", "P300D")),
+        "error",
+        "detail_twice",
+    ),
+    (
+        "either of two details",
+        owed("delete", {"or": [atom("odrl:event", "eq", "ds:event/end")]}),
+        "error",
+        "detail_grouped",
+    ),
+    ("an event that nobody tells", owed("delete", atom("odrl:event", "eq", "ds:event/over")), "error", "event_unknown"),
+    ("a duty after a time", owed("delete", atom("dateTime", "gt", "2027-01-01T00:00:00Z")), "error", "operator_unfit"),
     (
         "delete as a duty",
         raw(permission=[{"action": "use", "duty": [{"action": "delete"}]}]),

@@ -160,6 +160,18 @@ async def test_groups_that_nobody_has_offered_are_not_agreed_to_beside_those_tha
             assert OFFER_ID in refused.value.private
 
 
+async def test_terms_that_nobody_knows_are_not_signed_by_hand_either(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID, decide="manual")
+        terms = {**USE, "obligation": [{"action": "odrl:delete", "constraint": [
+            {"leftOperand": "odrl:event", "operator": "eq", "rightOperand": f"{DS}event/someday"}]}]}  # fmt: skip
+        row = await two.ask(OFFER_ID, policy=terms, decide="manual")
+        await settled(two.south, "negotiation", row.id, "REQUESTED")
+        provided = await two.north.only("negotiations")
+        with pytest.raises(Exception, match="nothing here tells of ds:event/someday"):
+            await two.north.negotiations.command(provided.id, "agree", by="test")
+
+
 async def test_an_offer_for_one_assignee_is_for_nobody_else(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         for party, expected in ((two.south.participant, "FINALIZED"), ("did:web:alice.example", "TERMINATED")):

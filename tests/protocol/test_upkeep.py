@@ -13,6 +13,7 @@ from connector.dsp.ledger import Ledger, Upkeep
 from connector.errors import BadInput, Conflict, NotFound, Refused
 from connector.events import DutyChanged
 from connector.store import Transaction
+from connector.store.tables import Agreement
 from connector.usage import duties
 from policies.evaluate import Facts
 from tests.protocol.test_transfers import agreed, constrained, started
@@ -118,6 +119,24 @@ async def test_an_agreement_whose_time_is_over_ends_over_the_protocol(tmp_path: 
         ended = await settled(two.south, "transfer", here.id, "TERMINATED")
         assert "time that was agreed has ended" in ended.reason
         row, _ = await two.south.agreements.get(agreement, role="consumer")
+        assert row.ended_at is not None
+
+
+async def test_an_agreement_that_cannot_be_read_any_more_keeps_no_other_from_its_end(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+        agreement = await agreed(two, policy=constrained("odrl:dateTime", "lteq", soon))
+
+        def spoil(tx: Any) -> None:
+            row = Agreement(id="a", role="provider", negotiation_id="n", dataset_id="urn:x", provider="p", consumer="c")
+            row.policy = {"@type": "Agreement", "permission": [{"action": "use", "constraints": []}]}
+            row.address, row.digest, row.signed_at, row.finalized, row.ended_at = "", "", 1.0, True, None
+            tx.agreements.add(row)
+
+        await two.north.store.write(spoil)
+        await asyncio.sleep(1.1)
+        await upkeep(two.north).look()
+        row, _ = await two.north.agreements.get(agreement, role="provider")
         assert row.ended_at is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,7 +61,10 @@ async def owning(folder: Path, connections: Path | None, *, cache_mb: int = 64) 
         library=outside,
     ) as pool:  # fmt: skip
         profiles = Profiles(pool, Settings(data_dir=folder))
-        registry = Registry(store, profiles, name="clinic", roots=[folder / "data"], prepared=prepared, outside=outside)
+        registry = Registry(
+            store, profiles, name="clinic", roots=[folder / "data"], prepared=prepared, secret=os.urandom(32),
+            outside=outside,
+        )  # fmt: skip
         yield Owner(registry, outside, pool, store, folder)
     outside.close()
     store.close()

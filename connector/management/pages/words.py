@@ -107,7 +107,7 @@ def short(identifier: str) -> str:
         return identifier.removeprefix("urn:hanse:offer:")
     if identifier.startswith("urn:hanse:"):
         return identifier.removeprefix("urn:hanse:").replace(":", "/", 1)
-    if identifier.startswith(("urn:uuid:", "sha256:")):
+    if identifier.startswith(("urn:uuid:", "sha256:", "hmac-sha256:")):
         return identifier.rpartition(":")[2][:8]
     return identifier
 

@@ -7,7 +7,9 @@ import base64
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -16,6 +18,9 @@ import pytest
 import pytest_asyncio
 import xxhash
 
+from connector.errors import Busy
+from policies.model import Rule
+from policies.vocabulary import expand
 from tests.support import data, gate, provider
 from tests.support.beats import beats
 from tests.support.gate import atom, mask
@@ -205,6 +210,11 @@ BAD_ENVELOPES: dict[str, Any] = {
     "negative limit": {"fq": 1, "sql": "SELECT 1", "limits": {"rows": -1}},
     "unknown codec": {"fq": 1, "sql": "SELECT 1", "codec": "br"},
     "bad base64": {"fq": 1, "sql": "SELECT 1", "keys": [{"name": "k", "columns": ["a"], "arrow": "***"}]},
+    "half a letter for a key's name": {
+        "sql": "SELECT id FROM numbers",
+        "keys": [{"name": "k", "columns": ["\ud800"], "arrow": ""}],
+    },
+    "a member twice": b'{"sql": "SELECT id FROM numbers", "sql": "SELECT x FROM numbers"}',
     "another agreement": {"fq": 1, "sql": "SELECT 1", "agreement": "urn:agreement:other"},
     "nested too deep": b"[" * 100_000,
     "nothing read": {"fq": 1, "sql": "SELECT 1"},
@@ -256,6 +266,38 @@ async def test_revocation_ends_a_running_stream_with_its_reason(running: Provide
     assert (ended.outcome, ended.code, ended.detail["rows"]) == ("refused", "revoked", end["rows"])
 
 
+async def test_a_revocation_elsewhere_ends_a_stream_though_the_database_was_away_before(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, away, real = await running.agree(), [True], running.store.read
+    endless = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
+
+    async def read_sometimes(work: Any) -> Any:
+        if away:
+            away.clear()
+            raise Busy("the database is away for a moment")
+        return await real(work)
+
+    def revoke(tx: Any) -> None:  # as another process does: only the database knows
+        tx.agreements.grant(agreement).revoked_at = tx.now
+
+    async with (
+        client(running, running.ticket(agreement)) as session,
+        session.stream("POST", "/data/v1/query", json={"sql": endless}) as answer,
+    ):
+        parts = answer.aiter_raw()
+        await anext(parts)
+        monkeypatch.setattr(running.store, "read", read_sometimes)
+        while away:
+            await asyncio.sleep(0.05)
+        await running.store.write(revoke)
+        async with asyncio.timeout(5):
+            last = b""
+            async for part in parts:
+                last = (last + part)[-20_000:]
+    assert b'"status":"revoked"' in last
+
+
 async def test_revocation_interrupts_a_query_that_gives_nothing_yet(running: Provider) -> None:
     agreement = await running.agree()
     sql = 'SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b ON a.x < b.x'
@@ -280,6 +322,18 @@ async def test_expired_ticket_is_refused_and_a_stream_does_not_outlive_its_own(r
     async with client(running, running.ticket(agreement, seconds=1.5)) as session:
         answer = await session.post("/data/v1/query", json={"sql": endless}, timeout=None)
     assert parse(answer.content)[1]["status"] == "lease_expired"
+
+
+async def test_a_stream_does_not_outlive_the_moment_at_which_a_prohibition_begins(running: Provider) -> None:
+    begins = datetime.fromtimestamp(time.time() + 1.5, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    forbidden = Rule(expand("odrl:use"), (atom("odrl:dateTime", "gteq", begins),))
+    agreement = await running.agree(gate.agreement(action="odrl:use", prohibitions=[forbidden]))
+    endless = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
+    async with client(running, running.ticket(agreement)) as session:
+        answer = await session.post("/data/v1/query", json={"sql": endless}, timeout=None)
+    assert parse(answer.content)[1]["status"] == "lease_expired"
+    refused = await ask(running, running.ticket(agreement), endless)
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_permitted")
 
 
 async def test_a_renewed_ticket_lets_a_stream_go_on(running: Provider) -> None:

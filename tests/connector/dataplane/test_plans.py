@@ -273,3 +273,27 @@ async def test_counts_of_hidden_rows_are_tens_or_coarser() -> None:
     assert [counts.coarse(n) for n in (0, 3, 7, 93, 104, 12_345)] == [0, 0, 10, 90, 100, 12_000]
     assert [counts.at_least(n) for n in (7, 99, 109, 12_999)] == [0, 90, 100, 12_000]
     assert {counts.coarse_bytes(8 * n, n) for n in range(86, 95)} == {720}
+
+
+NARROWED = {
+    "withheld": gate.agreement(atom("ds:columnDeny", "isNoneOf", "diagnosis"), action="odrl:use"),
+    "masked": gate.agreement(duties=[mask("null", "diagnosis")], action="odrl:use"),
+    "withheld, and rows": gate.agreement(
+        atom("ds:columnDeny", "isNoneOf", "diagnosis"), atom("ds:row/id", "gteq", "0"), action="odrl:use"
+    ),
+}
+
+
+@pytest.mark.parametrize("policy", NARROWED.values(), ids=NARROWED.keys())
+async def test_blocks_do_not_tell_how_long_the_values_of_hidden_columns_are(
+    running: Provider, tmp_path: Path, policy: Policy
+) -> None:
+    told = []
+    for name, text in (("few", "x"), ("many", "a text of many letters")):
+        name = f"{name}_{tmp_path.name[-6:].lower().replace('-', '_')}"
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"id": range(50), "diagnosis": [f"{text} {n}" for n in range(50)]}), path)
+        answer = await Reader(running, await running.agree(policy, name=name, path=path), name).plan()
+        told.append(answer.json()["blocks"])
+    assert told[0] == told[1]
+    assert told[0][0]["bytes"] > 0

@@ -18,6 +18,7 @@ from connector.datasets.registering import Registration
 from connector.datasets.sources import files, hive
 from connector.errors import Conflict, NotFound, PathRefused, SourceUnreadable
 from connector.query.job import Job
+from connector.store.tables import Agreement
 from tests.support import data
 from tests.support.owner import Owner, owning
 
@@ -169,3 +170,38 @@ def _text(owner: Owner, name: str, text: str) -> Path:
 def _prepared(owner: Owner) -> list[str]:
     folder = owner.folder / "prepared"
     return [one.name for one in folder.iterdir()] if folder.exists() else []
+
+
+async def test_a_dataset_with_an_agreement_in_force_is_not_removed_however_many_have_ended_since(owner: Owner) -> None:
+    pq.write_table(pa.table({"id": [1]}), owner.folder / "data" / "one.parquet")
+    await owner.add("one", owner.folder / "data" / "one.parquet")
+
+    def agreed(tx: Any) -> None:
+        for number in range(150):
+            tx.agreements.add(
+                Agreement(id=f"a{number}", role="provider", negotiation_id=f"n{number}", digest="", policy={},
+                          address="", dataset_id="urn:hanse:clinic:one", provider="did:web:clinic.example",
+                          consumer="did:web:lab.example", finalized=True, signed_at=float(number),
+                          ended_at=float(number) or None)
+            )  # fmt: skip
+
+    def ended(tx: Any) -> None:
+        tx.agreements.of("a0", role="provider").ended_at = 1.0
+
+    await owner.store.write(agreed)
+    with pytest.raises(Conflict, match="agreements in force"):
+        await owner.registry.remove("one", by="test")
+    await owner.store.write(ended)
+    await owner.registry.remove("one", by="test")
+
+
+async def test_a_version_is_the_same_for_the_same_data_and_confirms_no_guess_at_it(
+    owner: Owner, tmp_path: Path
+) -> None:
+    versions = []
+    async with owning(tmp_path, None) as other:
+        for number, one in enumerate((owner, owner, other)):
+            path = one.folder / "data" / f"salaries_{number}.parquet"
+            pq.write_table(pa.table({"name": ["bob"], "salary": [73412]}), path)
+            versions.append((await one.add(f"salaries_{number}", path)).digest)
+    assert versions[0] == versions[1] != versions[2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from connector.errors import NotFound
+from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
@@ -217,8 +217,8 @@ async def test_who_holds_a_dataset_goes_alone(store: Store, database_url: str) -
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    assert upgrade(database_url) == ("", "0007")
-    assert upgrade(database_url) == ("0007", "0007")
+    assert upgrade(database_url) == ("", "0008")
+    assert upgrade(database_url) == ("0008", "0008")
 
 
 def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
@@ -295,3 +295,8 @@ def _many_offers(tx: Transaction) -> None:
             "SELECT 'o' || id, id, '{}', '', '', 'auto', 0 FROM dataset"
         )
     )
+
+
+async def test_a_read_that_the_database_does_not_answer_is_busy(store: Store) -> None:
+    with pytest.raises(Busy, match="does not answer"):
+        await store.read(lambda tx: tx.session.execute(text("SELECT * FROM no_such_table")).all())

@@ -115,7 +115,14 @@ JOINS = [
     ((), "select * from t a, t b", "join_not_agreed"),
     ((), "select * from t where id in (select id from u)", "join_not_agreed"),
     ((), "select id from t union select id from u", "join_not_agreed"),
+    ((), "with w as (select id from t) select count(*) from w a join w b on a.id = b.id", "join_not_agreed"),
+    ((), "with w as (select * from t), v as (select * from w) select count(*) from v a, v b", "join_not_agreed"),
+    ((), "with w as (select id from t) select id from w where id in (select id from w)", "join_not_agreed"),
+    ((), "select * from (with w as (select id from t) select a.id from w a, w b) q", "join_not_agreed"),
+    (("urn:clinic:u",), "with w as (select * from t) select count(*) from w a, w b, u", "join_not_agreed"),
     ((), "select id from t", None),
+    ((), "with w as (select id from t) select id from w", None),
+    (("urn:clinic:u", "urn:clinic:t"), "with w as (select * from t) select count(*) from w a, w b, u", None),
     (("urn:clinic:u",), "select count(*) from t, u", None),
     (("clinic.u",), "select count(*) from t, u", None),
     (("u",), "select count(*) from t, u", None),
@@ -179,6 +186,15 @@ def test_only_approved_templates_run_where_any_are_named(sql: str, runs: bool) -
         made.ask(sql)
     assert refused.value.code == "template_not_agreed"
     assert TEMPLATES[0] in str(refused.value)
+
+
+def test_a_table_of_the_callers_own_stands_for_no_dataset_of_an_approved_query() -> None:
+    made = _one(templates=("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", TEMPLATES[1]))
+    made.connection.execute("CREATE TABLE mine AS SELECT 2 AS id")
+    with pytest.raises(QueryRefused) as refused:
+        made.ask("SELECT t.id FROM t JOIN cohort ON t.id = cohort.id", keys=[Keys("cohort", "mine", ("id",))])
+    assert refused.value.code == "template_not_agreed"
+    assert made.ask("select max(id) from t where g in (1, 2)", keys=[Keys("cohort", "mine", ("id",))])
 
 
 def test_an_unreadable_template_matches_nothing() -> None:

@@ -66,3 +66,28 @@ def test_columns_renamed_by_place_keep_their_places() -> None:
     bench.add("clinic", "t", "src", gate.contract(SCHEMA))
     assert bench.ask("SELECT a, value FROM t AS x(a)") == [("p", 7)]
     assert bench.ask("SELECT c FROM t AS x(a, b, c) WHERE b = 'DE'") == [(7,)]
+
+
+GROUPS = {
+    "cells": [gate.atom("ds:minGroupSize", "gteq", "5")],
+    "noise": [gate.atom("ds:epsilonBudget", "lteq", "1"), gate.atom("ds:entityKey", "eq", "person")],
+}
+
+
+@pytest.mark.parametrize("way", GROUPS)
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT country, count(*) AS n FROM t WHERE value < 20 GROUP BY country",
+        "SELECT country, value, count(*) AS n FROM t GROUP BY country, value",
+    ],
+)
+def test_so_are_both_of_groups_and_of_noise(way: str, sql: str) -> None:
+    bench = gate.Bench()
+    dimensions = [gate.atom("ds:dimension/country", "eq", "exact"), gate.atom("ds:dimension/value", "eq", "10")]
+    apart = gate.atom("ds:notTogether", "isNoneOf", "country", "value")
+    bench.add("clinic", "t", "src", gate.contract(SCHEMA, *GROUPS[way], *dimensions, apart))
+    bench.prepare("SELECT country, count(*) AS n FROM t GROUP BY country")
+    with pytest.raises(QueryRefused) as refused:
+        bench.prepare(sql)
+    assert refused.value.code == "columns_together"

@@ -1,0 +1,62 @@
+"""Bodies that are begun and never finished take no more memory than two of them, and nobody else's turn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.connector.dataplane.test_http import ask, client
+from tests.support import provider
+from tests.support.provider import Provider
+
+COUNT = 'SELECT count(*) AS n FROM "clinic".numbers'
+LARGE = {"fq": 1, "sql": COUNT, "application": "x"}
+
+
+async def begun(running: Provider, ticket: str) -> asyncio.StreamWriter:
+    """A body of 10 MB of which a part has left, and no more comes."""
+    _, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
+    head = (
+        f"POST /data/v1/query HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\nContent-Length: 10000000\r\n\r\n"
+    )
+    writer.write(head.encode() + b" " * 100_000)
+    await writer.drain()
+    return writer
+
+
+async def send(running: Provider, ticket: str, *, seconds: float) -> int:
+    async with asyncio.timeout(seconds), client(running, ticket) as session:
+        body = json.dumps(LARGE).encode() + b" " * 1_000_000
+        return int((await session.post("/data/v1/query", content=body)).status_code)
+
+
+async def test_of_one_consumer_two_large_bodies_are_on_their_way(tmp_path: Path) -> None:
+    async with provider.running(tmp_path, rows=100) as running:
+        agreement = await running.agree()
+        ticket, other = running.ticket(agreement), running.ticket(await running.agree())
+        stalled = [await begun(running, ticket) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(TimeoutError):
+            await send(running, ticket, seconds=1)
+        assert (await ask(running, ticket, COUNT)).status_code == 200
+        theirs = running.ticket(agreement, consumer="did:web:other.example")
+        assert await send(running, theirs, seconds=5) == 404  # read, and no agreement of theirs
+        for writer in stalled:
+            writer.close()
+        assert await send(running, other, seconds=5) == 200
+
+
+async def test_a_body_that_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connector.dataplane.http._BODY_SECONDS", 0.3)
+    async with provider.running(tmp_path, rows=100) as running:
+        ticket = running.ticket(await running.agree())
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
+        head = f"POST /data/v1/query HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\n"
+        writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n5\r\n     \r\n")
+        assert b" 429 " in await asyncio.wait_for(reader.readline(), 5)
+        assert b"body_late" in await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        writer.close()
+        assert await send(running, ticket, seconds=5) == 200
