@@ -20,8 +20,8 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -261,6 +261,7 @@ class Reads:
         self._streams_max = streams_max
         self._metrics = metrics
         self._live: dict[str, GovernedStream] = {}
+        self._ids: set[str] = set()  # of those, and of reads that have not begun yet
         if metrics is not None:
             metrics.streams.set_function(lambda: len(self._live))
         self._running: dict[str, int] = {}
@@ -282,13 +283,13 @@ class Reads:
         `spans`: the transport can send parts of files, and takes them from `parts`.
         """
         asked = asked if asked.query_id else replace(asked, query_id=secrets.token_hex(16))
-        if asked.query_id in self._live:
+        if asked.query_id in self._ids:
             raise BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
         begun = time.monotonic()
         grants: list[Grant] = []
         beginning: asyncio.Task[Charged | None] | None = None
         try:
-            with self._place(asked.consumer):
+            with self._place(asked.consumer), _named(self._ids, asked.query_id):
                 grants = await self._admit(asked)  # 1
                 plans.check_versions(asked.versions, [grant.held for grant in grants])
                 if asked.split is not None:
@@ -646,6 +647,16 @@ class _Place:
             del self._running[self._consumer]
         if not self._running:
             self._quiet.set()
+
+
+@contextmanager
+def _named(ids: set[str], read_id: str) -> Iterator[None]:
+    """The id is one read's alone, until the block ends."""
+    ids.add(read_id)
+    try:
+        yield
+    finally:
+        ids.discard(read_id)
 
 
 async def watch(grants: Sequence[Grant], result: Result) -> None:

@@ -222,3 +222,15 @@ async def test_a_read_whose_caller_leaves_while_it_is_counted_ends_in_the_log_an
     told = [(event.kind, event.outcome) for event in running.events if getattr(event, "process", "") == "leaves"]
     assert told == [("ReadStarted", "ok"), ("ReadEnded", "failed")]
     await read("stays")
+
+
+async def test_of_two_reads_with_one_id_at_once_one_is_refused_and_takes_nothing(running: Provider) -> None:
+    agreement = await running.agree(limited("odrl:count", "5"))
+    ticket = running.ticket(agreement)
+    asked = [ask(running, ticket, "SELECT id FROM numbers LIMIT 1", query_id="twice") for _ in range(4)]
+    answers = await asyncio.gather(*asked)
+    told = sorted(answer.json()["code"] if answer.status_code != 200 else "" for answer in answers)
+    assert told == ["", *["id_taken"] * 3]
+    await settled(running)
+    assert (await used(running, agreement))[0] == 1
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 1", query_id="twice")).status_code == 200

@@ -302,6 +302,9 @@ async def test_revocation_interrupts_a_query_that_gives_nothing_yet(running: Pro
     agreement = await running.agree()
     sql = 'SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b ON a.x < b.x'
     asking = asyncio.ensure_future(ask(running, running.ticket(agreement), sql))
+    async with asyncio.timeout(60):
+        while not running.pool._busy:
+            await asyncio.sleep(0.01)
     await asyncio.sleep(0.3)
     async with beats() as clock:
         running.grants.stop(agreement_id=agreement, reason="over")
