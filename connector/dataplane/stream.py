@@ -55,6 +55,8 @@ _IN_FLIGHT = 16 * 2**20
 _FEW = 4  # reads that may have a batch more each waiting for their reader
 _THREADS_MAX = 4
 _LONGEST = 24 * 3600.0
+_END_SECONDS = 30.0  # how long an end waits for a database that is away, and
+_END_PAUSE = 0.1  # how long until the second attempt
 _PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _STOPPED = {
     gate.REVOKED: REVOKED,
@@ -609,14 +611,26 @@ class Reads:
         event = records.ended(asked, grants, end, failure)
 
         def work(tx: Transaction) -> None:
-            self.grants.end(tx, grants)
-            unfinished.end(tx, event)
+            if unfinished.end(tx, event):  # else it has committed before, and nothing goes back twice
+                self.grants.end(tx, grants)
 
-        await self._store.write(work)
+        await self._written(work)
         if self._metrics is not None and end is not None:
             self._metrics.rows.inc(end.rows)
             self._metrics.bytes.inc(end.nbytes)
             self._metrics.query_seconds.observe(time.monotonic() - begun)
+
+    async def _written(self, work: Callable[[Transaction], None]) -> None:
+        """Reads end where their database goes away: their ends wait for it. `work` may be done twice."""
+        until, pause = time.monotonic() + _END_SECONDS, _END_PAUSE
+        while True:
+            try:
+                return await self._store.write(work)
+            except Busy:
+                if self.draining or time.monotonic() + pause > until:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _END_SECONDS / 15)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

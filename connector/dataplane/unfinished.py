@@ -17,10 +17,12 @@ def begin(tx: Transaction, event: ReadStarted, *, instance: str) -> None:
     tx.reads.add(OpenRead(id=event.process, instance=instance, body={name: getattr(event, name) for name in _REPEATED}))
 
 
-def end(tx: Transaction, event: ReadEnded) -> None:
-    """Record the end of a read."""
-    tx.reads.close(event.process)
+def end(tx: Transaction, event: ReadEnded) -> bool:
+    """Record the end of a read, unless it is recorded already. Whether it was not."""
+    if not tx.reads.close(event.process):
+        return False
     tx.publish(event)
+    return True
 
 
 async def close_left_over(store: Store, *, instance: str) -> int:

@@ -340,12 +340,13 @@ class Pool:
         `readable` and `writable`: the only directories that a worker can open (None: not confined).
         """
         self._work_dir = Path(os.path.realpath(work_dir))
-        self._warm = min(warm, size)
+        self._size, self._warm = size, min(warm, size)
         self._streams_per_worker = streams_per_worker
         self._idle_seconds = idle_seconds
         self._turns = Turns(size, waiting=waiting, wait_seconds=wait_seconds)
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
+        self._starting: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._library = library
@@ -374,13 +375,10 @@ class Pool:
         self._background(self._reap())
 
     async def _warm_up(self) -> None:
-        for _ in range(self._warm):
-            try:
-                worker = await self._spawn()
-            except Busy as error:
-                _log.warning("no warm worker", reason=error.message)
-                return
-            self._idle.append(worker)
+        try:
+            await self._keep_warm()
+        except Busy as error:
+            _log.warning("no warm worker", reason=error.message)
 
     async def close(self) -> None:
         """Stop every worker; running jobs end with an error."""
@@ -434,7 +432,7 @@ class Pool:
 
     @property
     def processes(self) -> int:
-        return len(self._idle) + len(self._busy)
+        return len(self._idle) + len(self._busy) + len(self._starting)
 
     @property
     def rss_mb(self) -> int:
@@ -505,11 +503,14 @@ class Pool:
         return worker
 
     async def _freed(self) -> bool:
-        """Wait for a worker whose job has ended by itself, while it cleans up. Whether there was one."""
-        ending = [worker.ending for worker in self._busy if worker.ending is not None]
-        if ending:
-            await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
-        return bool(ending)
+        """Wait for a worker whose job has ended by itself, while it cleans up, or for one that starts where there may
+        be no more. Whether there was one."""
+        coming: list[asyncio.Future[None]] = [one.ending for one in self._busy if one.ending is not None]
+        if self.processes >= self._size:
+            coming += self._starting
+        if coming:
+            await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+        return bool(coming)
 
     def _finish(self, result: Result) -> None:
         worker, work = result._worker, self._background(self._end(result))
@@ -550,6 +551,16 @@ class Pool:
             self._idle.append(worker)
 
     async def _spawn(self) -> Worker:
+        """A new process, which counts as one from now on."""
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._starting.add(started)
+        try:
+            return await self._started()
+        finally:
+            self._starting.discard(started)
+            started.set_result(None)
+
+    async def _started(self) -> Worker:
         ours, theirs = socket.socketpair()
         folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=self._work_dir))
         with theirs:

@@ -21,8 +21,10 @@ class OpenReads:
         """What has left so far."""
         self._session.execute(update(OpenRead).where(OpenRead.id == read_id).values(rows=rows, bytes=nbytes))
 
-    def close(self, read_id: str) -> None:
-        self._session.execute(delete(OpenRead).where(OpenRead.id == read_id))
+    def close(self, read_id: str) -> bool:
+        """The read is under way no more. Whether it was until now."""
+        closed = delete(OpenRead).where(OpenRead.id == read_id).returning(OpenRead.id)
+        return self._session.scalar(closed) is not None
 
     def take_place(self, row: ReadPlace, *, now: float) -> int:
         """A place among the reads of an agreement; how many have one with it.

@@ -284,6 +284,14 @@ class Grants:
 
     async def refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
         """Reserve another chunk, at least `rows` and `nbytes` for the batch that waits. Whether there was room."""
+        filling = asyncio.ensure_future(self._refill(grant, rows=rows, nbytes=nbytes))
+        try:
+            return await asyncio.shield(filling)
+        except asyncio.CancelledError:
+            await asyncio.wait([filling])  # the reader has left; what is committed by now goes back with the rest
+            raise
+
+    async def _refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
         quota = await self._store.write(lambda tx: _reserve(tx, grant, rows=rows, nbytes=nbytes))
         if quota is not None:
             grant.take(*quota)

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
-from connector.errors import NotFound, Refused
+from connector.errors import Busy, NotFound, Refused
+from connector.usage import grants as grants_module
 from policies.evaluate import Facts
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask
@@ -234,3 +235,69 @@ async def test_of_two_reads_with_one_id_at_once_one_is_refused_and_takes_nothing
     await settled(running)
     assert (await used(running, agreement))[0] == 1
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 1", query_id="twice")).status_code == 200
+
+
+async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_it_does(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "50"))
+    (ticket,) = tickets = (running.addresses.read(f"Bearer {running.ticket(agreement)}"),)
+    assert ticket.agreement == agreement
+    told, away = running.store.write, [2]
+
+    async def sometimes(work: Any) -> Any:
+        if away and away[0] > 0:
+            away[0] -= 1
+            raise Busy("the database does not answer now")
+        found = await told(work)
+        if away:
+            away.clear()
+            raise Busy("it has committed, and its answer was lost")
+        return found
+
+    asked = Asked(tickets=tickets, sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"away {agreement}")
+    async with running.reads.open(asked) as stream:
+        async for _ in stream.frames():
+            pass
+        monkeypatch.setattr(running.store, "write", sometimes)
+    monkeypatch.undo()
+    await settled(running)
+    assert await used(running, agreement) == (1, 3)
+    told_ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
+    assert len(told_ends) <= 1  # the one whose answer was lost goes out by the log
+    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
+    assert asked.query_id not in left
+
+
+async def test_what_is_reserved_for_a_reader_who_leaves_meanwhile_goes_back(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "4000"))
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    monkeypatch.setattr(grants_module, "_CHUNK_ROWS", 1000)
+    reached, told = asyncio.Event(), running.store.write
+
+    async def slow(work: Any) -> Any:
+        found = await told(work)
+        reached.set()
+        await asyncio.sleep(0.05)
+        return found
+
+    async def read() -> None:
+        asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 1500", action=QUERY, batch_rows=600)
+        async with running.reads.open(asked) as stream:
+            monkeypatch.setattr(running.store, "write", slow)
+            async for _ in stream.frames():
+                pass
+
+    reading = asyncio.ensure_future(read())
+    async with asyncio.timeout(20):
+        await reached.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    monkeypatch.undo()
+    await settled(running)
+    queries, rows = await used(running, agreement)
+    assert queries == 1
+    assert rows <= 1200  # as many as have left

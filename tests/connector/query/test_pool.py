@@ -56,12 +56,31 @@ async def test_of_a_relation_that_is_taken_in_the_engine_knows_the_rows(pool: Po
 
 async def test_a_worker_that_cleans_up_after_its_job_is_waited_for(tmp_path: Path, numbers: Relation) -> None:
     async with Pool(tmp_path, size=2, warm=1) as pool:
-        while not pool.processes:
+        while not pool._idle:
             await asyncio.sleep(0.01)
         for _ in range(5):  # the next job comes while the worker has not closed the socket of the one before
             await pool.ask(Job(kind="report", relations={"t": numbers}, sql="SELECT count(*) FROM t"))
             await read(pool, Job(relations={"t": numbers}, sql="SELECT id FROM t WHERE id < 5"))
         assert pool.processes == 1
+
+
+async def test_there_are_never_more_processes_than_may_be_also_where_several_end_at_once(
+    tmp_path: Path, numbers: Relation
+) -> None:
+    async with Pool(tmp_path, size=2, warm=2) as pool:
+        for _ in range(2):
+            while len(pool._idle) < 2:
+                await asyncio.sleep(0.01)
+            for worker in pool._idle:
+                worker.kill("worker_crashed")
+            job = Job(relations={"t": numbers}, sql="SELECT id FROM t LIMIT 1")
+            jobs = [asyncio.ensure_future(read(pool, job)) for _ in range(3)]
+            while not all(one.done() for one in jobs):
+                assert pool.processes <= 2
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*jobs, return_exceptions=True)
+            await asyncio.gather(*(one for one in pool._tasks if "_end" in str(one.get_coro())))
+            assert len(pool._idle) <= 2
 
 
 async def test_parameters_are_bound_by_place_and_by_name(pool: Pool, numbers: Relation) -> None:
