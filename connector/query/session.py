@@ -372,16 +372,17 @@ class Worker:
         A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
         so the limit is lifted for each start, and set again when the job is known.
         """
-        sessions = tuple(self.sessions.values())
-        asked = [session.memory_mb for session in sessions]
-        more = None
-        if asked and all(asked):
-            plain = all(session.plain for session in sessions)
-            self.most = max(self.most, sum(asked)) if plain else sum(asked)
-            more = self.most * 2**20 + (_SLACK if plain else self._slack())
-        for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
-            hard = resource.getrlimit(limit)[1]
-            resource.setrlimit(limit, (hard if more is None else before + more, hard))
+        with self.lock:  # who has ended and who begins at once: what the later of them sees is what is set
+            sessions = tuple(self.sessions.values())
+            asked = [session.memory_mb for session in sessions]
+            more = None
+            if asked and all(asked):
+                plain = all(session.plain for session in sessions)
+                self.most = max(self.most, sum(asked)) if plain else sum(asked)
+                more = self.most * 2**20 + (_SLACK if plain else self._slack())
+            for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
+                hard = resource.getrlimit(limit)[1]
+                resource.setrlimit(limit, (hard if more is None else before + more, hard))
 
     def _slack(self) -> int:
         """What is left of the slack beside what the process rests on."""

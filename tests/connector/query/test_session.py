@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,3 +54,23 @@ def test_a_statement_of_somebody_has_its_own_limit_whatever_ran_before(limits: l
         one.sessions = jobs(size, plain=False)
         one._limit_memory()
     assert limits[0] - limits[1] == 384
+
+
+def test_a_job_that_begins_while_the_one_before_ends_has_its_limit(
+    limits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = worker()
+    one.sessions = jobs(0, plain=False)  # it has come, and nobody knows its limits yet
+    known, getrlimit = threading.Thread(target=one._limit_memory), resource.getrlimit
+
+    def meanwhile(which: int) -> tuple[int, int]:
+        if threading.current_thread() is threading.main_thread() and not known.ident:
+            one.sessions[0].memory_mb = 512
+            known.start()
+            known.join(0.3)
+        return getrlimit(which)
+
+    monkeypatch.setattr(session.resource, "getrlimit", meanwhile)
+    one._limit_memory()  # by the thread of the job before
+    known.join()
+    assert limits[-1] > 512
