@@ -186,7 +186,7 @@ class Session:
         self.maker.shutdown()
         with self.guard:
             opening, self.opening = self.opening, None
-        if opening is not None and self.whole and opening.rest():
+        if opening is not None and self.whole and _rests(opening):
             self.worker.keep(opening)
         elif opening is not None:
             opening.close()
@@ -195,6 +195,14 @@ class Session:
         if self.shared is not None:
             os.close(self.shared)
         self.worker.ended(self)
+
+
+def _rests(opening: Opening) -> bool:
+    """Whether another job may have it; not where that cannot be told, as memory is short still."""
+    try:
+        return opening.rest()
+    except Exception:  # noqa: BLE001  the session must end in any case: its caller waits
+        return False
 
 
 @dataclass(frozen=True, slots=True)

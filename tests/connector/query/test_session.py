@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from connector.query import session
-from connector.query.session import Memory, Worker
+from connector.query.session import Memory, Session, Worker
 
 
 @pytest.fixture
@@ -74,3 +74,18 @@ def test_a_job_that_begins_while_the_one_before_ends_has_its_limit(
     one._limit_memory()  # by the thread of the job before
     known.join()
     assert limits[-1] > 512
+
+
+def test_a_session_ends_though_its_engine_cannot_be_put_to_rest(tmp_path: Path) -> None:
+    ended: list[Session] = []
+    channel, theirs = socket.socketpair()
+    one = Session(channel, tmp_path, SimpleNamespace(ended=ended.append), desk=None, shared=None)  # type: ignore[arg-type]
+    one.whole, closed = True, []
+
+    def rest() -> bool:
+        raise MemoryError
+
+    one.opening = SimpleNamespace(rest=rest, close=lambda: closed.append(True))  # type: ignore[assignment]
+    with channel, theirs:
+        one._close()
+    assert (ended, closed) == ([one], [True])
