@@ -309,6 +309,7 @@ class Worker:
 
     def keep(self, opening: Opening) -> None:
         """Let it wait for a job of the same consumer over the same files."""
+        opening.rested_at = time.monotonic()
         with self.lock:
             before = self.kept.pop(opening.key, None)
             self.kept[opening.key] = opening
@@ -402,6 +403,8 @@ class Worker:
 
     def _rest(self) -> None:
         """See what we rest on before the first of the jobs that come; keep no more than leaves them their slack."""
+        while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
+            self._forget_oldest()  # whom it waits for has not come, though others keep us busy
         self.resting, self.most = self._held(), 0
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
             if self._beside() + _SLACK_MIN <= _SLACK:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,3 +90,16 @@ def test_a_session_ends_though_its_engine_cannot_be_put_to_rest(tmp_path: Path) 
     with channel, theirs:
         one._close()
     assert (ended, closed) == ([one], [True])
+
+
+def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Worker, "_held", lambda _: Memory())
+    one, closed = worker(), []
+    for key, seconds in (("gone", session.REST + 1), ("new", 0.0)):
+        opening = SimpleNamespace(close=lambda key=key: closed.append(key), rested_at=time.monotonic() - seconds)
+        one.kept[key] = opening  # type: ignore[assignment]
+    one._rest()
+    assert closed == ["gone"]
+    assert list(one.kept) == ["new"]
