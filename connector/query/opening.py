@@ -31,6 +31,7 @@ class Opening:
         self.con: Any = None
         self.names: list[str] = []  # under which the engine has the files
         self.brought: list[str] = []  # of the tables in memory
+        self.rested_at = 0.0
 
     def pin(self, relation: Relation) -> engine.Files:
         """The next relation's files, opened; VersionChanged where they are not those that were registered."""
@@ -104,10 +105,10 @@ class Opening:
                 con.close()
 
     def close(self) -> None:
+        self.let_go()  # first: it reads by the numbers of the descriptors, which may be others' next
         for found in self.files:
             with suppress(Exception):
                 found.close()
-        self.let_go()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -186,7 +186,7 @@ class Session:
         self.maker.shutdown()
         with self.guard:
             opening, self.opening = self.opening, None
-        if opening is not None and self.whole and opening.rest():
+        if opening is not None and self.whole and _rests(opening):
             self.worker.keep(opening)
         elif opening is not None:
             opening.close()
@@ -195,6 +195,14 @@ class Session:
         if self.shared is not None:
             os.close(self.shared)
         self.worker.ended(self)
+
+
+def _rests(opening: Opening) -> bool:
+    """Whether another job may have it; not where that cannot be told, as memory is short still."""
+    try:
+        return opening.rest()
+    except Exception:  # noqa: BLE001  the session must end in any case: its caller waits
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +309,7 @@ class Worker:
 
     def keep(self, opening: Opening) -> None:
         """Let it wait for a job of the same consumer over the same files."""
+        opening.rested_at = time.monotonic()
         with self.lock:
             before = self.kept.pop(opening.key, None)
             self.kept[opening.key] = opening
@@ -372,16 +381,17 @@ class Worker:
         A thread that cannot get its memory dies before it says that it lives, and whoever starts it waits for ever:
         so the limit is lifted for each start, and set again when the job is known.
         """
-        sessions = tuple(self.sessions.values())
-        asked = [session.memory_mb for session in sessions]
-        more = None
-        if asked and all(asked):
-            plain = all(session.plain for session in sessions)
-            self.most = max(self.most, sum(asked)) if plain else sum(asked)
-            more = self.most * 2**20 + (_SLACK if plain else self._slack())
-        for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
-            hard = resource.getrlimit(limit)[1]
-            resource.setrlimit(limit, (hard if more is None else before + more, hard))
+        with self.lock:  # who has ended and who begins at once: what the later of them sees is what is set
+            sessions = tuple(self.sessions.values())
+            asked = [session.memory_mb for session in sessions]
+            more = None
+            if asked and all(asked):
+                plain = all(session.plain for session in sessions)
+                self.most = max(self.most, sum(asked)) if plain else sum(asked)
+                more = self.most * 2**20 + (_SLACK if plain else self._slack())
+            for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
+                hard = resource.getrlimit(limit)[1]
+                resource.setrlimit(limit, (hard if more is None else before + more, hard))
 
     def _slack(self) -> int:
         """What is left of the slack beside what the process rests on."""
@@ -393,6 +403,8 @@ class Worker:
 
     def _rest(self) -> None:
         """See what we rest on before the first of the jobs that come; keep no more than leaves them their slack."""
+        while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
+            self._forget_oldest()  # whom it waits for has not come, though others keep us busy
         self.resting, self.most = self._held(), 0
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
             if self._beside() + _SLACK_MIN <= _SLACK:

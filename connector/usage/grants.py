@@ -375,9 +375,12 @@ class Grants:
 
     async def _recheck_all(self) -> None:
         """Membership may end while a read runs, and so may any fact about its party."""
-        for grant in self._all():
-            with suppress(HanseError):  # stopped with its reason; where the database does not answer, the lease ends it
-                await self.recheck(grant)
+        # At once: a source of facts may take seconds, and revocations and places wait behind all of them.
+        await asyncio.gather(*map(self._recheck_one, self._all()))
+
+    async def _recheck_one(self, grant: Grant) -> None:
+        with suppress(HanseError):  # stopped with its reason; where the database does not answer, the lease ends it
+            await self.recheck(grant)
 
     def _rows(self, tx: Transaction, agreement_id: str, consumer: str) -> _Found:
         agreement, dataset, version = _rows(tx, agreement_id, consumer)

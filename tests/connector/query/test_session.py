@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import socket
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from connector.query import session
-from connector.query.session import Memory, Worker
+from connector.query.session import Memory, Session, Worker
 
 
 @pytest.fixture
@@ -53,3 +55,51 @@ def test_a_statement_of_somebody_has_its_own_limit_whatever_ran_before(limits: l
         one.sessions = jobs(size, plain=False)
         one._limit_memory()
     assert limits[0] - limits[1] == 384
+
+
+def test_a_job_that_begins_while_the_one_before_ends_has_its_limit(
+    limits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = worker()
+    one.sessions = jobs(0, plain=False)  # it has come, and nobody knows its limits yet
+    known, getrlimit = threading.Thread(target=one._limit_memory), resource.getrlimit
+
+    def meanwhile(which: int) -> tuple[int, int]:
+        if threading.current_thread() is threading.main_thread() and not known.ident:
+            one.sessions[0].memory_mb = 512
+            known.start()
+            known.join(0.3)
+        return getrlimit(which)
+
+    monkeypatch.setattr(session.resource, "getrlimit", meanwhile)
+    one._limit_memory()  # by the thread of the job before
+    known.join()
+    assert limits[-1] > 512
+
+
+def test_a_session_ends_though_its_engine_cannot_be_put_to_rest(tmp_path: Path) -> None:
+    ended: list[Session] = []
+    channel, theirs = socket.socketpair()
+    one = Session(channel, tmp_path, SimpleNamespace(ended=ended.append), desk=None, shared=None)  # type: ignore[arg-type]
+    one.whole, closed = True, []
+
+    def rest() -> bool:
+        raise MemoryError
+
+    one.opening = SimpleNamespace(rest=rest, close=lambda: closed.append(True))  # type: ignore[assignment]
+    with channel, theirs:
+        one._close()
+    assert (ended, closed) == ([one], [True])
+
+
+def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Worker, "_held", lambda _: Memory())
+    one, closed = worker(), []
+    for key, seconds in (("gone", session.REST + 1), ("new", 0.0)):
+        opening = SimpleNamespace(close=lambda key=key: closed.append(key), rested_at=time.monotonic() - seconds)
+        one.kept[key] = opening  # type: ignore[assignment]
+    one._rest()
+    assert closed == ["gone"]
+    assert list(one.kept) == ["new"]

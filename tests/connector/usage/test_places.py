@@ -121,3 +121,25 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
         await grant.stopped.wait()
     assert "cannot ask its database" in grant.stop_reason
     grants.forget([grant])
+
+
+async def test_sources_of_facts_that_are_slow_hold_up_the_watch_over_reads_once_and_not_once_for_each(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = await agreed(sqlite_store, "8")
+    asking = most = 0
+
+    async def slow(participant: str) -> Any:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        await asyncio.sleep(0.05)
+        asking -= 1
+        return await facts_of(participant)
+
+    grants = Grants(sqlite_store, facts_of=facts_of)
+    reads = [await begun(grants, wanted, f"r{number}") for number in range(6)]
+    monkeypatch.setattr(grants, "_facts_of", slow)
+    await grants._recheck_all()
+    assert most == len(reads)
+    grants.forget([grant for grant in reads if grant is not None])
