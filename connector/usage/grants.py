@@ -299,7 +299,7 @@ class Grants:
 
     def end(self, tx: Transaction, grants: Sequence[Grant]) -> None:
         """Settle a read that has begun: what was reserved and did not leave goes back, and so does its place."""
-        for grant in grants:
+        for grant in sorted(grants, key=lambda one: one.agreement_id):  # as `begin` does
             rows = min(grant.lease.rows, max(0, grant.reserved_rows - grant.packed)) if grant.reserved_rows else 0
             nbytes = grant.lease.bytes if grant.reserved_bytes else 0
             if rows or nbytes:
