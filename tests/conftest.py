@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from connector.store import Store
 from connector.store.migrate import upgrade
@@ -58,5 +59,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("hanse", deadline=None)  # a busy machine is no finding
+    settings.load_profile("hanse")
     for name in [name for name in os.environ if name.startswith("HANSE_")]:
         del os.environ[name]  # a developer's own settings must not decide how tests go
