@@ -27,6 +27,8 @@ PIECE = 64 * 1024
 
 def trial(bench: Bench, owner: Client, *, after: float) -> float | None:
     """Seconds from revocation to the last byte, or None where the stream was over before."""
+    # Another offer each time: who was taken an agreement under one gets no second by itself.
+    bench.offer = owner.post("/offers", {"dataset": "air", "policy": processes.POLICY, "decide": "auto"})["id"]
     agreement = bench.negotiate()
     begun = bench.api.post("/transfers", {"agreement_id": agreement})
     bench.api.get(f"/transfers/{begun['id']}?wait=60&until=STARTED")
@@ -45,6 +47,7 @@ def trial(bench: Bench, owner: Client, *, after: float) -> float | None:
     last, ended = _read(reply)
     revoking.join()
     public.close()
+    owner.call("DELETE", f"/offers/{bench.offer}")
     return ended - asked[0] if b'"revoked"' in last else None
 
 
