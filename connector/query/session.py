@@ -87,7 +87,8 @@ class Session:
 
     def open(self, job: Job) -> Opening:
         """What the job may read: kept from one before, or yet to be opened."""
-        found = self.worker.kept_for(job) or Opening(job.limits, self.folder, desk=self.desk, key=key_of(job))
+        key = key_of(job)
+        found = self.worker.kept_for(key) or Opening(job.limits, self.folder, desk=self.desk, key=key)
         self.opening = found
         return found
 
@@ -318,10 +319,10 @@ class Worker:
         if len(self.kept) > _KEPT:
             self._forget_oldest()
 
-    def kept_for(self, job: Job) -> Opening | None:
-        """What was kept for this job, unless a file has changed since."""
+    def kept_for(self, key: str) -> Opening | None:
+        """What was kept for jobs of this key, unless a file has changed since."""
         with self.lock:
-            found = self.kept.pop(key_of(job), None)
+            found = self.kept.pop(key, None)
         if found is None or found.current():
             return found
         found.close()

@@ -318,10 +318,9 @@ class Grants:
 
     def stop(self, *, agreement_id: str = "", transfer_id: str = "", reason: str) -> None:
         """Stop running reads of an agreement, or of one transfer only."""
-        for grants in tuple(self._live.values()):
-            for grant in tuple(grants):
-                if grant.agreement_id == agreement_id or (transfer_id and grant.transfer_id == transfer_id):
-                    grant.stop(reason)
+        for grant in self._all():
+            if grant.agreement_id == agreement_id or (transfer_id and grant.transfer_id == transfer_id):
+                grant.stop(reason)
 
     def running(self, agreement_id: str) -> int:
         return len(self._live.get(agreement_id, ()))

@@ -35,6 +35,14 @@ def parquet(path: Path, rows: int = ROWS, *, codec: str = "zstd") -> Path:
     return path
 
 
+def stream(rows: pa.Table) -> bytes:
+    """A table as a whole Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue())
+
+
 def relation(kind: str, path: Path, root: Path, **options: object) -> Relation:
     """What a registered dataset at `path` would hand to the engine."""
     found = source(kind).find(str(path), roots=[root], options=options)

@@ -20,6 +20,7 @@ from connector.query.federation import Column, Fragment, Mode, Plan, TableInfo
 from connector.query.plan import merge_sql, plan
 from policies.enforce import recheck, statement
 from policies.enforce.functions import ENGINE_FUNCTIONS
+from tests.support import data
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class Federation:
                 table, nbytes = self._at_owner(fragment, here, made)
                 keys_sent += nbytes
                 assert [name.lower() for name in table.column_names] == [name.lower() for name in fragment.outputs]
-                sent[fragment.id], rows[fragment.id] = _wire_size(table), table.num_rows
+                sent[fragment.id], rows[fragment.id] = len(data.stream(table)), table.num_rows
                 here.register(fragment.id, table)
             sql = merge_sql(made)
             told = here.execute(recheck.RECHECK_SQL, [sql]).fetchall()[0][0]
@@ -119,7 +120,7 @@ class Federation:
                 )
                 keys = here.sql(f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k").to_arrow_table()
                 cursor.register(key.name, keys)
-                sent += _wire_size(keys)
+                sent += len(data.stream(keys))
             return cursor.sql(fragment.sql).to_arrow_table(), sent
 
     def expected(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -143,13 +144,6 @@ def ordered(fragments: Sequence[Fragment]) -> list[Fragment]:
         found += ready
         left = [one for one in left if one not in ready]
     return found
-
-
-def _wire_size(table: pa.Table) -> int:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return int(sink.tell())
 
 
 def difference(got: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]], *, ordered: bool = False) -> str:

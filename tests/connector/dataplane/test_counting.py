@@ -134,10 +134,8 @@ async def test_a_renewed_ticket_extends_what_it_is_for_and_no_other_of_the_same_
 async def test_a_table_that_is_brought_has_exactly_the_columns_that_are_named(
     running: Provider, columns: list[str], code: str
 ) -> None:
-    table, sink = pa.table({"id": [1, 2], "name": ["a", "b"]}), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    keys = [{"name": "k", "columns": columns, "arrow": base64.b64encode(sink.getvalue()).decode()}]
+    arrow = data.stream(pa.table({"id": [1, 2], "name": ["a", "b"]}))
+    keys = [{"name": "k", "columns": columns, "arrow": base64.b64encode(arrow).decode()}]
     sql = "SELECT count(*) AS n FROM numbers x JOIN k ON x.id = k.id"
     answer = await ask(running, running.ticket(await running.agree()), sql, keys=keys)
     assert (answer.json()["code"] if answer.status_code != 200 else "") == code

@@ -136,11 +136,8 @@ async def test_query_answers_sql_under_the_contract(running: Provider) -> None:
 
 
 async def test_keys_of_the_consumer_can_be_joined(running: Provider) -> None:
-    sink = pa.BufferOutputStream()
-    keys = pa.table({"k": [5, 9]})
-    with pa.ipc.new_stream(sink, keys.schema) as writer:
-        writer.write_table(keys)
-    brought = {"name": "wanted", "columns": ["k"], "arrow": base64.b64encode(sink.getvalue()).decode()}
+    arrow = data.stream(pa.table({"k": [5, 9]}))
+    brought = {"name": "wanted", "columns": ["k"], "arrow": base64.b64encode(arrow).decode()}
     sql = 'SELECT id FROM "clinic".numbers SEMI JOIN wanted ON numbers.id = wanted.k ORDER BY id'
     answer = await ask(running, running.ticket(await running.agree()), sql, keys=[brought])
     assert parse(answer.content)[0]["id"].to_pylist() == [5, 9]

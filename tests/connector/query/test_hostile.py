@@ -19,7 +19,7 @@ from connector.errors import HanseError
 from connector.query.federation import Column, TableInfo
 from connector.query.plan import merge_sql, plan
 from policies.errors import PolicyError
-from tests.support import clinic, gate, provider
+from tests.support import clinic, data, gate, provider
 from tests.support.checker import SECRETS
 from tests.support.gate import atom
 from tests.support.provider import Provider
@@ -127,11 +127,7 @@ def envelope(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arrow(values: list[int]) -> str:
-    sink = pa.BufferOutputStream()
-    table = pa.table({"k": values})
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return base64.b64encode(sink.getvalue()).decode()
+    return base64.b64encode(data.stream(pa.table({"k": values}))).decode()
 
 
 async def send(owner: Provider, ticket: str, body: Mapping[str, Any]) -> httpx2.Response:

@@ -157,14 +157,10 @@ async def test_what_ended_early_leaves_no_engine(pool: Pool, numbers: Relation) 
 async def test_jobs_with_keys_of_their_own_share_what_was_opened(pool: Pool, numbers: Relation) -> None:
     await forgotten(pool)
     for key in (3, 5, 8):
-        sink = pa.BufferOutputStream()
-        keys = pa.table({"id": [key]})
-        with pa.ipc.new_stream(sink, keys.schema) as writer:
-            writer.write_table(keys)
         job = Job(
             relations={"t": numbers, "k": Relation("", blob=0)},
             sql="SELECT t.id FROM t JOIN k USING (id)",
-            blobs=(sink.getvalue().to_pybytes(),),
+            blobs=(data.stream(pa.table({"id": [key]})),),
         )
         assert await rows(pool, job) == [{"id": key}]
         assert len(await kept(pool)) == 1

@@ -133,14 +133,10 @@ async def test_trailer_is_a_batch_of_no_rows_with_room_for_the_end_record(pool: 
 
 
 async def test_keys_travel_as_arrow(pool: Pool, numbers: Relation) -> None:
-    sink = pa.BufferOutputStream()
-    keys = pa.table({"k": [5, 50, 500_000_000]})
-    with pa.ipc.new_stream(sink, keys.schema) as writer:
-        writer.write_table(keys)
     job = Job(
         relations={"t": numbers, "keys": Relation("", blob=0)},
         sql="SELECT id FROM t WHERE id IN (SELECT k FROM keys) ORDER BY id",
-        blobs=(sink.getvalue().to_pybytes(),),
+        blobs=(data.stream(pa.table({"k": [5, 50, 500_000_000]})),),
     )
     table, _ = await read(pool, job)
     assert table["id"].to_pylist() == [5, 50]
