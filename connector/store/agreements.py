@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import Select, case, exists, false, func, or_, select, update
+from sqlalchemy import BigInteger, Select, and_, bindparam, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
-from connector.store.tables import Agreement, Grant, Negotiation
+from connector.store.tables import Agreement, Grant, Negotiation, bare
+
+_GRANT = bare(Grant)
+_UNLIMITED = 2**63 - 1  # more than is ever counted
+
+_THIS = _GRANT.c.agreement_id == bindparam("agreement")
+_HOLDS = and_(_THIS, _GRANT.c.revoked_at.is_(None))
+_TODAY = case((_GRANT.c.day == bindparam("today"), _GRANT.c.queries_today), else_=0)
+_COUNT_USE = (
+    update(_GRANT)
+    .where(_HOLDS, _GRANT.c.queries < bindparam("most"), bindparam("most_today", type_=BigInteger) > _TODAY)
+    .values(queries=_GRANT.c.queries + 1, queries_today=_TODAY + 1, day=bindparam("today"))
+)
+_MORE = {name: _GRANT.c[name] + bindparam(f"more_{name}") for name in ("rows", "bytes")}
+_ADD = update(_GRANT).where(_THIS).values(_MORE)
+_RESERVE = (
+    update(_GRANT).where(_HOLDS, *(more <= bindparam(f"most_{name}") for name, more in _MORE.items())).values(_MORE)
+)
 
 
 class Agreements:
@@ -90,44 +107,23 @@ class Agreements:
 
     def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
         """Count one more query, if the grant holds and has room. Whether it did."""
-        today = case((Grant.day == day, Grant.queries_today), else_=0)
-        room = [Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None)]
-        if most is not None:
-            room.append(Grant.queries < most)
-        if most_today is not None:
-            room.append(or_(Grant.day != day, Grant.queries_today < most_today) if most_today > 0 else false())
-        changed = self._session.execute(
-            update(Grant)
-            .where(*room)
-            .values(queries=Grant.queries + 1, queries_today=today + 1, day=day)
-            .returning(Grant.agreement_id),
-            execution_options={"synchronize_session": False},
-        )
-        return changed.first() is not None
+        room = {"most": _or_unlimited(most), "most_today": _or_unlimited(most_today)}
+        counted = self._session.connection().execute(_COUNT_USE, {"agreement": agreement_id, "today": day, **room})
+        return counted.rowcount > 0
 
     def reserve(
         self, agreement_id: str, *, rows: int, nbytes: int, most_rows: int | None, most_bytes: int | None
     ) -> bool:
         """Take rows and bytes from what is left, whole or not at all. Whether it was there."""
-        room = [Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None)]
-        if most_rows is not None:
-            room.append(Grant.rows + rows <= most_rows)
-        if most_bytes is not None:
-            room.append(Grant.bytes + nbytes <= most_bytes)
-        changed = self._session.execute(
-            update(Grant)
-            .where(*room)
-            .values(rows=Grant.rows + rows, bytes=Grant.bytes + nbytes)
-            .returning(Grant.agreement_id),
-            execution_options={"synchronize_session": False},
-        )
-        return changed.first() is not None
+        room = {"most_rows": _or_unlimited(most_rows), "most_bytes": _or_unlimited(most_bytes)}
+        more = {"agreement": agreement_id, "more_rows": rows, "more_bytes": nbytes}
+        return self._session.connection().execute(_RESERVE, {**more, **room}).rowcount > 0
 
     def give_back(self, agreement_id: str, *, rows: int, nbytes: int) -> None:
         """Return what was reserved and not used."""
-        self._session.execute(
-            update(Grant)
-            .where(Grant.agreement_id == agreement_id)
-            .values(rows=Grant.rows - rows, bytes=Grant.bytes - nbytes),
-            execution_options={"synchronize_session": False},
-        )
+        less = {"agreement": agreement_id, "more_rows": -rows, "more_bytes": -nbytes}
+        self._session.connection().execute(_ADD, less)
+
+
+def _or_unlimited(most: int | None) -> int:
+    return _UNLIMITED if most is None else most

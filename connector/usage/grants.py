@@ -30,7 +30,7 @@ from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion, ReadPlace, Transfer
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
@@ -588,8 +588,8 @@ def _admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise _uses_spent(grant.contract, row.queries)
     if limits.concurrency is not None:
-        place = ReadPlace(read_id=read_id, agreement_id=grant.agreement_id, until=now + _PLACE_SECONDS)
-        _check_concurrency(grant.contract, tx.reads.take_place(place, now=now) - 1)
+        running = tx.reads.take_place(read_id, grant.agreement_id, now=now, until=now + _PLACE_SECONDS) - 1
+        _check_concurrency(grant.contract, running)
     quota = _reserve(tx, grant, rows=grant.packed, nbytes=0)
     if quota is None:
         raise _quota_spent(grant.contract, draws=grant.drawn > 0)

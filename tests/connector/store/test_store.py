@@ -154,6 +154,12 @@ async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
     )
 
 
+async def test_who_may_ask_nothing_a_day_asks_nothing(store: Store) -> None:
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+    for day in (0, 1):  # the first is the one that a new grant counts
+        assert not await store.write(lambda tx, day=day: tx.agreements.count_use("g", day=day, most=None, most_today=0))  # type: ignore[misc]  # bound for this round
+
+
 # Of an agreement: whether it is final, the state of its negotiation, its reads; whether it stands on its dataset.
 AGREEMENTS: dict[str, tuple[bool, str, int, bool]] = {
     "final": (True, "FINALIZED", 0, True),
