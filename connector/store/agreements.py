@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Select, and_, bindparam, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
-from connector.store.tables import Agreement, Grant, Negotiation, bare
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Negotiation, Transfer, bare
 
-_GRANT = bare(Grant)
+_AGREEMENT, _GRANT, _TRANSFER = bare(Agreement), bare(Grant), bare(Transfer)
+_DATASET, _VERSION = bare(Dataset), bare(DatasetVersion)
 _UNLIMITED = 2**63 - 1  # more than is ever counted
+
+
+class TransferState(NamedTuple):
+    """Of a transfer, what its tickets depend on."""
+
+    agreement_id: str
+    state: str
+    pending: str
+    generation: int
+
+
+class Looked(NamedTuple):
+    """What every read under one of our agreements looks at; None where there is no such row."""
+
+    consumer: str
+    finalized: bool
+    ended_at: float | None
+    end_reason: str
+    granted: str | None
+    revoked_at: float | None
+    reason: str | None
+    queries: int
+    day: int
+    queries_today: int
+    rows: int
+    bytes: int
+    version: str | None  # the current one of the dataset
+    transfer: TransferState | None
+
+
+_LOOK = (
+    select(  # in the order of `Looked`
+        *(_AGREEMENT.c[name] for name in ("consumer", "finalized", "ended_at", "end_reason")),
+        *(_GRANT.c[name] for name in ("agreement_id", "revoked_at", "reason")),
+        *(_GRANT.c[name] for name in ("queries", "day", "queries_today", "rows", "bytes")),
+        _VERSION.c.digest,
+        *(_TRANSFER.c[name] for name in TransferState._fields),
+    )
+    .select_from(_AGREEMENT)
+    .outerjoin(_GRANT, _GRANT.c.agreement_id == _AGREEMENT.c.id)
+    .outerjoin(_DATASET, _DATASET.c.id == _AGREEMENT.c.dataset_id)
+    .outerjoin(_VERSION, and_(_VERSION.c.dataset_id == _DATASET.c.id, _VERSION.c.digest == _DATASET.c.version))
+    .outerjoin(_TRANSFER, _TRANSFER.c.id == bindparam("transfer"))
+    .where(_AGREEMENT.c.id == bindparam("agreement"), _AGREEMENT.c.role == "provider")
+)
+_ENDS = select(_GRANT.c.agreement_id, _GRANT.c.revoked_at, _GRANT.c.reason).where(
+    _GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True))
+)
 
 _THIS = _GRANT.c.agreement_id == bindparam("agreement")
 _HOLDS = and_(_THIS, _GRANT.c.revoked_at.is_(None))
@@ -97,6 +147,23 @@ class Agreements:
         self._session.flush()  # what this transaction changed stays
         self._session.refresh(row)
         return row
+
+    def look(self, agreement_id: str, *, transfer_id: str = "") -> Looked | None:
+        """What a read looks at under an agreement that we signed as provider, and of one transfer."""
+        which = {"agreement": agreement_id, "transfer": transfer_id}
+        self._session.flush()  # what this transaction changed counts
+        row = self._session.connection().execute(_LOOK, which).first()
+        if row is None:
+            return None
+        about, transfer = row[: -len(TransferState._fields)], TransferState(*row[-len(TransferState._fields) :])
+        return Looked(*(*about, None if transfer.agreement_id is None else transfer))
+
+    def ended(self, agreement_ids: Collection[str]) -> dict[str, str]:
+        """Those of these agreements whose grant holds no more, and the reason where one was given."""
+        rows = self._session.connection().execute(_ENDS, {"agreements": list(agreement_ids)})
+        found = {row.agreement_id: row for row in rows}
+        over = (one for one in agreement_ids if one not in found or found[one].revoked_at is not None)
+        return {one: found[one].reason if one in found else "" for one in over}
 
     def grant(self, agreement_id: str) -> Grant | None:
         return self._session.get(Grant, agreement_id)

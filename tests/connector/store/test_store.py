@@ -160,6 +160,17 @@ async def test_who_may_ask_nothing_a_day_asks_nothing(store: Store) -> None:
         assert not await store.write(lambda tx, day=day: tx.agreements.count_use("g", day=day, most=None, most_today=0))  # type: ignore[misc]  # bound for this round
 
 
+async def test_of_agreements_those_are_told_whose_grant_holds_no_more(store: Store) -> None:
+    def granted(tx: Transaction) -> None:
+        tx.agreements.add(Grant(agreement_id="holds", revoked_at=None))
+        tx.agreements.add(Grant(agreement_id="revoked", revoked_at=1.0, reason="enough"))
+
+    await store.write(granted)
+    found = await store.read(lambda tx: tx.agreements.ended(("revoked", "holds", "gone")))
+    assert found == {"revoked": "enough", "gone": ""}
+    assert await store.read(lambda tx: tx.agreements.ended(())) == {}
+
+
 # Of an agreement: whether it is final, the state of its negotiation, its reads; whether it stands on its dataset.
 AGREEMENTS: dict[str, tuple[bool, str, int, bool]] = {
     "final": (True, "FINALIZED", 0, True),
