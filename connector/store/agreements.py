@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Select, and_, bindparam, case, exists, func, or_, select, update
+from sqlalchemy import BigInteger, Integer, Select, and_, bindparam, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Negotiation, Transfer, bare
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Json, Negotiation, Transfer, bare
 
 _AGREEMENT, _GRANT, _TRANSFER = bare(Agreement), bare(Grant), bare(Transfer)
 _DATASET, _VERSION = bare(Dataset), bare(DatasetVersion)
@@ -44,6 +44,31 @@ class Looked(NamedTuple):
     transfer: TransferState | None
 
 
+class Holding(NamedTuple):
+    """An agreement of ours as a consumer: whose dataset it is on."""
+
+    id: str
+    provider: str
+    dataset_id: str
+
+
+class Started(NamedTuple):
+    """A started transfer of ours as a consumer: where it reads from."""
+
+    id: str
+    peer_pid: str
+    counterparty: str
+    data_address: Json
+
+
+class Readable(NamedTuple):
+    """An agreement of ours as a consumer, and the newest started transfer with an address, where there is one."""
+
+    ended_at: float | None
+    end_reason: str
+    transfer: Started | None
+
+
 _LOOK = (
     select(  # in the order of `Looked`
         *(_AGREEMENT.c[name] for name in ("consumer", "finalized", "ended_at", "end_reason")),
@@ -61,6 +86,24 @@ _LOOK = (
 )
 _ENDS = select(_GRANT.c.agreement_id, _GRANT.c.revoked_at, _GRANT.c.reason).where(
     _GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True))
+)
+_HOLDINGS = (
+    select(*(_AGREEMENT.c[name] for name in (*Holding._fields, "finalized", "ended_at")))
+    .where(_AGREEMENT.c.role == "consumer")
+    .order_by(_AGREEMENT.c.signed_at.desc(), _AGREEMENT.c.id)
+    .limit(bindparam("most", type_=Integer))
+)
+_OF_OURS = and_(
+    _TRANSFER.c.agreement_id == _AGREEMENT.c.id, _TRANSFER.c.role == "consumer", _TRANSFER.c.state == "STARTED"
+)
+_READABLE = (
+    select(
+        *(_AGREEMENT.c[name] for name in ("id", "ended_at", "end_reason")),
+        *(_TRANSFER.c[name] for name in Started._fields),
+    )
+    .select_from(_AGREEMENT.outerjoin(_TRANSFER, _OF_OURS))
+    .where(_AGREEMENT.c.role == "consumer", _AGREEMENT.c.id.in_(bindparam("agreements", expanding=True)))
+    .order_by(_TRANSFER.c.created_at.desc(), _TRANSFER.c.id)
 )
 
 _THIS = _GRANT.c.agreement_id == bindparam("agreement")
@@ -164,6 +207,22 @@ class Agreements:
         found = {row.agreement_id: row for row in rows}
         over = (one for one in agreement_ids if one not in found or found[one].revoked_at is not None)
         return {one: found[one].reason if one in found else "" for one in over}
+
+    def holdings(self, *, limit: int) -> list[Holding]:
+        """What we may read as consumer: of our newest agreements those that are in force."""
+        rows = self._session.connection().execute(_HOLDINGS, {"most": limit})
+        return [Holding(row.id, row.provider, row.dataset_id) for row in rows if row.finalized and row.ended_at is None]
+
+    def readable(self, agreement_ids: Collection[str]) -> dict[str, Readable]:
+        """Those of these agreements that are ours as a consumer, each with what it is read through."""
+        found: dict[str, Readable] = {}
+        for name, ended_at, reason, *transfer in self._session.connection().execute(
+            _READABLE, {"agreements": list(agreement_ids)}
+        ):
+            if name not in found or found[name].transfer is None:
+                started = Started(*transfer)
+                found[name] = Readable(ended_at, reason, started if started.data_address else None)
+        return found
 
     def grant(self, agreement_id: str) -> Grant | None:
         return self._session.get(Grant, agreement_id)
