@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -152,14 +153,14 @@ class Sequencer:
         rows = tx.audit.pending(ROUND_MAX)
         if not rows:
             return 0
-        size = tx.audit.size()
+        size, tile = tx.audit.size(), functools.cache(tx.audit.tile)
         records = [record_of(size + i, row.ts, row.body, self._salt()) for i, row in enumerate(rows)]  # 2
         tx.audit.append([_columns(record, row) for record, row in zip(records, rows, strict=True)])
-        changed = merkle.append(tx.audit.tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 3
+        changed = merkle.append(tile, size, [merkle.leaf_hash(record.leaf) for record in records])  # 3
         for (level, n), data in changed.items():
             tx.audit.put_tile(level, n, data)
         total = size + len(records)
-        head = merkle.root(lambda level, n: changed.get((level, n)) or tx.audit.tile(level, n), total)
+        head = merkle.root(lambda level, n: changed.get((level, n)) or tile(level, n), total)
         tx.audit.put_checkpoint(total, note.checkpoint(self._signer, size=total, root=head), tx.now)  # 4
         tx.audit.settle([row.id for row in rows])  # 5
         return len(records)

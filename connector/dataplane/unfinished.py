@@ -6,7 +6,6 @@ from typing import Any
 
 from connector.events import ReadEnded, ReadStarted
 from connector.store import Store, Transaction
-from connector.store.tables import OpenRead
 
 _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "correlation")
 
@@ -14,7 +13,7 @@ _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "
 def begin(tx: Transaction, event: ReadStarted, *, instance: str) -> None:
     """Record the start of a read, and that its end is owed."""
     tx.publish(event)
-    tx.reads.add(OpenRead(id=event.process, instance=instance, body={name: getattr(event, name) for name in _REPEATED}))
+    tx.reads.add(event.process, instance=instance, body={name: getattr(event, name) for name in _REPEATED})
 
 
 def end(tx: Transaction, event: ReadEnded) -> bool:

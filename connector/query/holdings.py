@@ -16,8 +16,8 @@ from connector.errors import Busy, HanseError, NotFound, PeerNonsense, Refused
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
 from connector.query.federation import Column, GridInfo, Known, Silent, TableInfo
-from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Transfer
+from connector.store import Store
+from connector.store.agreements import Holding, Readable, Started
 from policies.values import is_below
 from policies.vocabulary import expand
 
@@ -50,35 +50,26 @@ class Holdings:
         self._renewed: dict[str, Access] = {}
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._looked_for: dict[str, asyncio.Future[Transfer]] = {}  # by agreement, until we look
-        self._look: asyncio.Task[None] | None = None
+        self._looked_for: set[str] = set()  # agreements, until we look
+        self._look: asyncio.Future[dict[str, Readable]]
 
     async def ticket(self, agreement_id: str) -> tuple[str, str]:
         """(endpoint, ticket) of a started transfer under one of our agreements; NotFound says what is missing."""
         access = await self.access(await self._transfer(agreement_id))
         return access.endpoint, access.ticket
 
-    async def _transfer(self, agreement_id: str) -> Transfer:
+    async def _transfer(self, agreement_id: str) -> Started:
         """A started transfer. A question's fragments ask for theirs at once: one look at the database is for all."""
         if not self._looked_for:
             self._look = asyncio.ensure_future(self._look_for_all())
-        if agreement_id not in self._looked_for:
-            self._looked_for[agreement_id] = asyncio.get_running_loop().create_future()
-        return await asyncio.shield(self._looked_for[agreement_id])
+        self._looked_for.add(agreement_id)
+        return _started(agreement_id, (await asyncio.shield(self._look)).get(agreement_id))
 
-    async def _look_for_all(self) -> None:
-        wanted, self._looked_for = self._looked_for, {}
-        found: dict[str, Transfer | Exception]
-        try:
-            found = await self._store.read(lambda tx: {name: _started_or_why_not(tx, name) for name in wanted})
-        except Exception as error:  # noqa: BLE001  the database's; whoever waits raises it
-            found = dict.fromkeys(wanted, error)
-        for name, future in wanted.items():
-            outcome = found[name]
-            future.set_exception(outcome) if isinstance(outcome, Exception) else future.set_result(outcome)
-            future.exception()  # nobody may wait any more
+    async def _look_for_all(self) -> dict[str, Readable]:
+        wanted, self._looked_for = self._looked_for, set()
+        return await self._store.read(lambda tx: tx.agreements.readable(wanted))
 
-    async def access(self, transfer: Transfer) -> Access:
+    async def access(self, transfer: Started) -> Access:
         """The data address of a started transfer of ours, its ticket renewed where it is near its end."""
         held = address_of(transfer.data_address)
         newer = self._renewed.get(transfer.id)
@@ -99,10 +90,10 @@ class Holdings:
         `names` None: all that we hold. `fresh`: nothing of what was said before counts. An owner that says no has
         ended the agreement, or does not serve it now: its dataset is not there.
         """
-        agreements = await self._store.read(_in_force)
+        agreements = await self._store.read(lambda tx: tx.agreements.holdings(limit=_AGREEMENTS_MAX))
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def shown(agreement: Agreement) -> Mapping[str, Any] | HanseError:
+        async def shown(agreement: Holding) -> Mapping[str, Any] | HanseError:
             async with gate:
                 try:
                     return await self.contract(agreement.id, fresh=fresh)
@@ -120,7 +111,7 @@ class Holdings:
                 silent.append(self._silent(agreement, said))
         return Known(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
 
-    def _silent(self, agreement: Agreement, error: HanseError) -> Silent:
+    def _silent(self, agreement: Holding, error: HanseError) -> Silent:
         """An agreement whose owner does not answer, by what it said before, or by its dataset's id."""
         _, before = self._shown.get(agreement.id, (0.0, {}))
         owner, _, dataset = agreement.dataset_id.removeprefix(_OURS).partition(":")
@@ -146,7 +137,7 @@ class Holdings:
         self._shown[agreement_id] = (time.monotonic(), summary)
         return summary
 
-    async def _renew(self, transfer: Transfer, held: Access) -> Access:
+    async def _renew(self, transfer: Started, held: Access) -> Access:
         header = self._identity.mint(transfer.counterparty)
         reply = await self._net.call(
             "POST",
@@ -175,7 +166,7 @@ def address_of(wire: Mapping[str, Any]) -> Access:
     return Access(endpoint, ticket, expires)
 
 
-def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> TableInfo:
+def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> TableInfo:
     """A provider's summary of an agreement as the planner sees it: of the contract that serves queries for `purpose`.
 
     Where none does, the first one is shown: the owner will refuse, and record it, with the rule.
@@ -212,29 +203,17 @@ def table_of(summary: Mapping[str, Any], agreement: Agreement, purpose: str) -> 
         raise PeerNonsense(f"{agreement.provider} describes its agreement in a form that is not ours") from error
 
 
-def _in_force(tx: Transaction) -> list[Agreement]:
-    rows = tx.agreements.page(role="consumer", limit=_AGREEMENTS_MAX)
-    return [row for row in rows if row.finalized and row.ended_at is None]
-
-
-def _started(tx: Transaction, agreement_id: str) -> Transfer:
-    agreement = tx.agreements.of(agreement_id, role="consumer")
-    if agreement.ended_at is not None:
-        raise Refused(f"the agreement has ended: {agreement.end_reason or 'by its owner'}", code="agreement_ended")
-    for transfer in tx.transfers.under(agreement_id, role="consumer"):
-        if transfer.state == "STARTED" and transfer.data_address:
-            return transfer
-    raise NotFound(
-        f"no transfer is started under the agreement {agreement_id}; start one with `hanse negotiate`",
-        code="no_transfer",
-    )
-
-
-def _started_or_why_not(tx: Transaction, agreement_id: str) -> Transfer | Exception:
-    try:
-        return _started(tx, agreement_id)
-    except HanseError as error:
-        return error
+def _started(agreement_id: str, found: Readable | None) -> Started:
+    if found is None:
+        raise NotFound(f"no agreement {agreement_id!r} with this participant as consumer")
+    if found.ended_at is not None:
+        raise Refused(f"the agreement has ended: {found.end_reason or 'by its owner'}", code="agreement_ended")
+    if found.transfer is None:
+        raise NotFound(
+            f"no transfer is started under the agreement {agreement_id}; start one with `hanse negotiate`",
+            code="no_transfer",
+        )
+    return found.transfer
 
 
 def _may_be(dataset_id: str, names: Collection[tuple[str, str]]) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Table, bindparam, case, delete, select
+from sqlalchemy import bindparam, case, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from connector.store.tables import Begun
+from connector.store.tables import Begun, bare
 
-_BEGUN: Table = Begun.__table__  # type: ignore[assignment]  # it is one
+_BEGUN = bare(Begun)
 _NOW: Any = bindparam("now")
 _STEP: Any = bindparam("step")
 _MOST: Any = bindparam("most")

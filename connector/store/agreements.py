@@ -2,13 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
-from sqlalchemy import Select, case, exists, false, func, or_, select, update
+from sqlalchemy import BigInteger, Integer, Select, and_, bindparam, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
-from connector.store.tables import Agreement, Grant, Negotiation
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Json, Negotiation, Transfer, bare
+
+_AGREEMENT, _GRANT, _TRANSFER = bare(Agreement), bare(Grant), bare(Transfer)
+_DATASET, _VERSION = bare(Dataset), bare(DatasetVersion)
+_UNLIMITED = 2**63 - 1  # more than is ever counted
+
+
+class TransferState(NamedTuple):
+    """Of a transfer, what its tickets depend on."""
+
+    agreement_id: str
+    state: str
+    pending: str
+    generation: int
+
+
+class Looked(NamedTuple):
+    """What every read under one of our agreements looks at; None where there is no such row."""
+
+    consumer: str
+    finalized: bool
+    ended_at: float | None
+    end_reason: str
+    granted: str | None
+    revoked_at: float | None
+    reason: str | None
+    queries: int
+    day: int
+    queries_today: int
+    rows: int
+    bytes: int
+    version: str | None  # the current one of the dataset
+    transfer: TransferState | None
+
+
+class Holding(NamedTuple):
+    """An agreement of ours as a consumer: whose dataset it is on."""
+
+    id: str
+    provider: str
+    dataset_id: str
+
+
+class Started(NamedTuple):
+    """A started transfer of ours as a consumer: where it reads from."""
+
+    id: str
+    peer_pid: str
+    counterparty: str
+    data_address: Json
+
+
+class Readable(NamedTuple):
+    """An agreement of ours as a consumer, and the newest started transfer with an address, where there is one."""
+
+    ended_at: float | None
+    end_reason: str
+    transfer: Started | None
+
+
+_LOOK = (
+    select(  # in the order of `Looked`
+        *(_AGREEMENT.c[name] for name in ("consumer", "finalized", "ended_at", "end_reason")),
+        *(_GRANT.c[name] for name in ("agreement_id", "revoked_at", "reason")),
+        *(_GRANT.c[name] for name in ("queries", "day", "queries_today", "rows", "bytes")),
+        _VERSION.c.digest,
+        *(_TRANSFER.c[name] for name in TransferState._fields),
+    )
+    .select_from(_AGREEMENT)
+    .outerjoin(_GRANT, _GRANT.c.agreement_id == _AGREEMENT.c.id)
+    .outerjoin(_DATASET, _DATASET.c.id == _AGREEMENT.c.dataset_id)
+    .outerjoin(_VERSION, and_(_VERSION.c.dataset_id == _DATASET.c.id, _VERSION.c.digest == _DATASET.c.version))
+    .outerjoin(_TRANSFER, _TRANSFER.c.id == bindparam("transfer"))
+    .where(_AGREEMENT.c.id == bindparam("agreement"), _AGREEMENT.c.role == "provider")
+)
+_ENDS = select(_GRANT.c.agreement_id, _GRANT.c.revoked_at, _GRANT.c.reason).where(
+    _GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True))
+)
+_HOLDINGS = (
+    select(*(_AGREEMENT.c[name] for name in (*Holding._fields, "finalized", "ended_at")))
+    .where(_AGREEMENT.c.role == "consumer")
+    .order_by(_AGREEMENT.c.signed_at.desc(), _AGREEMENT.c.id)
+    .limit(bindparam("most", type_=Integer))
+)
+_OF_OURS = and_(
+    _TRANSFER.c.agreement_id == _AGREEMENT.c.id, _TRANSFER.c.role == "consumer", _TRANSFER.c.state == "STARTED"
+)
+_READABLE = (
+    select(
+        *(_AGREEMENT.c[name] for name in ("id", "ended_at", "end_reason")),
+        *(_TRANSFER.c[name] for name in Started._fields),
+    )
+    .select_from(_AGREEMENT.outerjoin(_TRANSFER, _OF_OURS))
+    .where(_AGREEMENT.c.role == "consumer", _AGREEMENT.c.id.in_(bindparam("agreements", expanding=True)))
+    .order_by(_TRANSFER.c.created_at.desc(), _TRANSFER.c.id)
+)
+
+_THIS = _GRANT.c.agreement_id == bindparam("agreement")
+_HOLDS = and_(_THIS, _GRANT.c.revoked_at.is_(None))
+_TODAY = case((_GRANT.c.day == bindparam("today"), _GRANT.c.queries_today), else_=0)
+_COUNT_USE = (
+    update(_GRANT)
+    .where(_HOLDS, _GRANT.c.queries < bindparam("most"), bindparam("most_today", type_=BigInteger) > _TODAY)
+    .values(queries=_GRANT.c.queries + 1, queries_today=_TODAY + 1, day=bindparam("today"))
+)
+_MORE = {name: _GRANT.c[name] + bindparam(f"more_{name}") for name in ("rows", "bytes")}
+_ADD = update(_GRANT).where(_THIS).values(_MORE)
+_RESERVE = (
+    update(_GRANT).where(_HOLDS, *(more <= bindparam(f"most_{name}") for name, more in _MORE.items())).values(_MORE)
+)
 
 
 class Agreements:
@@ -81,6 +191,39 @@ class Agreements:
         self._session.refresh(row)
         return row
 
+    def look(self, agreement_id: str, *, transfer_id: str = "") -> Looked | None:
+        """What a read looks at under an agreement that we signed as provider, and of one transfer."""
+        which = {"agreement": agreement_id, "transfer": transfer_id}
+        self._session.flush()  # what this transaction changed counts
+        row = self._session.connection().execute(_LOOK, which).first()
+        if row is None:
+            return None
+        about, transfer = row[: -len(TransferState._fields)], TransferState(*row[-len(TransferState._fields) :])
+        return Looked(*(*about, None if transfer.agreement_id is None else transfer))
+
+    def ended(self, agreement_ids: Collection[str]) -> dict[str, str]:
+        """Those of these agreements whose grant holds no more, and the reason where one was given."""
+        rows = self._session.connection().execute(_ENDS, {"agreements": list(agreement_ids)})
+        found = {row.agreement_id: row for row in rows}
+        over = (one for one in agreement_ids if one not in found or found[one].revoked_at is not None)
+        return {one: found[one].reason if one in found else "" for one in over}
+
+    def holdings(self, *, limit: int) -> list[Holding]:
+        """What we may read as consumer: of our newest agreements those that are in force."""
+        rows = self._session.connection().execute(_HOLDINGS, {"most": limit})
+        return [Holding(row.id, row.provider, row.dataset_id) for row in rows if row.finalized and row.ended_at is None]
+
+    def readable(self, agreement_ids: Collection[str]) -> dict[str, Readable]:
+        """Those of these agreements that are ours as a consumer, each with what it is read through."""
+        found: dict[str, Readable] = {}
+        for name, ended_at, reason, *transfer in self._session.connection().execute(
+            _READABLE, {"agreements": list(agreement_ids)}
+        ):
+            if name not in found or found[name].transfer is None:
+                started = Started(*transfer)
+                found[name] = Readable(ended_at, reason, started if started.data_address else None)
+        return found
+
     def grant(self, agreement_id: str) -> Grant | None:
         return self._session.get(Grant, agreement_id)
 
@@ -90,44 +233,23 @@ class Agreements:
 
     def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
         """Count one more query, if the grant holds and has room. Whether it did."""
-        today = case((Grant.day == day, Grant.queries_today), else_=0)
-        room = [Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None)]
-        if most is not None:
-            room.append(Grant.queries < most)
-        if most_today is not None:
-            room.append(or_(Grant.day != day, Grant.queries_today < most_today) if most_today > 0 else false())
-        changed = self._session.execute(
-            update(Grant)
-            .where(*room)
-            .values(queries=Grant.queries + 1, queries_today=today + 1, day=day)
-            .returning(Grant.agreement_id),
-            execution_options={"synchronize_session": False},
-        )
-        return changed.first() is not None
+        room = {"most": _or_unlimited(most), "most_today": _or_unlimited(most_today)}
+        counted = self._session.connection().execute(_COUNT_USE, {"agreement": agreement_id, "today": day, **room})
+        return counted.rowcount > 0
 
     def reserve(
         self, agreement_id: str, *, rows: int, nbytes: int, most_rows: int | None, most_bytes: int | None
     ) -> bool:
         """Take rows and bytes from what is left, whole or not at all. Whether it was there."""
-        room = [Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None)]
-        if most_rows is not None:
-            room.append(Grant.rows + rows <= most_rows)
-        if most_bytes is not None:
-            room.append(Grant.bytes + nbytes <= most_bytes)
-        changed = self._session.execute(
-            update(Grant)
-            .where(*room)
-            .values(rows=Grant.rows + rows, bytes=Grant.bytes + nbytes)
-            .returning(Grant.agreement_id),
-            execution_options={"synchronize_session": False},
-        )
-        return changed.first() is not None
+        room = {"most_rows": _or_unlimited(most_rows), "most_bytes": _or_unlimited(most_bytes)}
+        more = {"agreement": agreement_id, "more_rows": rows, "more_bytes": nbytes}
+        return self._session.connection().execute(_RESERVE, {**more, **room}).rowcount > 0
 
     def give_back(self, agreement_id: str, *, rows: int, nbytes: int) -> None:
         """Return what was reserved and not used."""
-        self._session.execute(
-            update(Grant)
-            .where(Grant.agreement_id == agreement_id)
-            .values(rows=Grant.rows - rows, bytes=Grant.bytes - nbytes),
-            execution_options={"synchronize_session": False},
-        )
+        less = {"agreement": agreement_id, "more_rows": -rows, "more_bytes": -nbytes}
+        self._session.connection().execute(_ADD, less)
+
+
+def _or_unlimited(most: int | None) -> int:
+    return _UNLIMITED if most is None else most

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import BigInteger, bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
-from connector.store.tables import Grant, PrivateAnswer
+from connector.store.tables import Grant, PrivateAnswer, bare
 
+_GRANT = bare(Grant)
+_THIS = _GRANT.c.agreement_id == bindparam("agreement")
+_MORE = _GRANT.c.epsilon_micro + bindparam("micro")
+_SPEND = (
+    update(_GRANT)
+    .where(_THIS, _GRANT.c.revoked_at.is_(None), bindparam("most", type_=BigInteger) >= _MORE)
+    .values(epsilon_micro=_MORE)
+)
+_SPENT = select(_GRANT.c.epsilon_micro).where(_THIS)
 _KEPT = 1_000  # answers of one agreement; beyond that the oldest goes
 
 
@@ -19,19 +28,12 @@ class PrivateAnswers:
 
         They are never given back: a question that failed may have told something by failing.
         """
-        changed = self._session.execute(
-            update(Grant)
-            .where(Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None))
-            .where(Grant.epsilon_micro + micro <= most)
-            .values(epsilon_micro=Grant.epsilon_micro + micro)
-            .returning(Grant.agreement_id),
-            execution_options={"synchronize_session": False},
-        )
-        return changed.first() is not None
+        which = {"agreement": agreement_id, "micro": micro, "most": most}
+        return self._session.connection().execute(_SPEND, which).rowcount > 0
 
     def spent(self, agreement_id: str) -> int:
         """Millionths of epsilon that are spent under an agreement."""
-        return self._session.scalar(select(Grant.epsilon_micro).where(Grant.agreement_id == agreement_id)) or 0
+        return self._session.connection().scalar(_SPENT, {"agreement": agreement_id}) or 0
 
     def get(self, agreement_id: str, question: str) -> PrivateAnswer | None:
         return self._session.get(PrivateAnswer, (agreement_id, question))

@@ -6,14 +6,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, select
+from sqlalchemy import ColumnElement, Integer, Row, String, bindparam, delete, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile
+from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile, bare
 
 CHANNEL = "hanse_log"  # NOTIFY: records were numbered
 _LOCK = 0x48616E7365  # any number, the same for every connector process on one database
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
+
+_EVENT, _PENDING, _TILE = bare(AuditEvent), bare(AuditPending), bare(AuditTile)
+_LOCKED = select(func.pg_try_advisory_xact_lock(_LOCK))
+_TELL = select(func.pg_notify(CHANNEL, bindparam("origin", type_=String)))
+_OLDEST = select(_PENDING).order_by(_PENDING.c.id).limit(bindparam("most", type_=Integer))
+_SETTLE = delete(_PENDING).where(_PENDING.c.id.in_(bindparam("ids", expanding=True)))
+_TOP = select(func.max(_EVENT.c.idx))
+_APPEND = insert(_EVENT)
+_TILE_AT = select(_TILE.c.data).where(_TILE.c.level == bindparam("level"), _TILE.c.n == bindparam("n"))
+_CHECKPOINT = insert(bare(AuditCheckpoint))
+
+
+def _put(build: Any) -> Any:
+    put = build(_TILE)
+    return put.on_conflict_do_update(index_elements=[_TILE.c.level, _TILE.c.n], set_={"data": put.excluded.data})
+
+
+_PUT = {"sqlite": _put(sqlite.insert), "postgresql": _put(postgresql.insert)}
 
 
 class AuditRows:
@@ -22,21 +41,20 @@ class AuditRows:
 
     def lock(self) -> bool:
         """Whether this transaction is the only one that may number records. SQLite has one writer at a time anyway."""
-        if self._session.get_bind().dialect.name == "sqlite":
-            return True
-        return bool(self._session.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))))
+        connection = self._session.connection()
+        return connection.dialect.name == "sqlite" or bool(connection.scalar(_LOCKED))
 
-    def pending(self, limit: int) -> Sequence[AuditPending]:
-        """The oldest records that are not numbered yet."""
-        return self._session.scalars(select(AuditPending).order_by(AuditPending.id).limit(limit)).all()
+    def pending(self, limit: int) -> Sequence[Row[Any]]:
+        """The oldest records that are not numbered yet, with the columns of `AuditPending`."""
+        return self._session.connection().execute(_OLDEST, {"most": limit}).all()
 
     def settle(self, ids: Sequence[int]) -> None:
         """Remove pending records that now stand in the log."""
-        self._session.execute(delete(AuditPending).where(AuditPending.id.in_(ids)))
+        self._session.connection().execute(_SETTLE, {"ids": ids})
 
     def size(self) -> int:
         """How many records the log has."""
-        top = self._session.scalar(select(func.max(AuditEvent.idx)))
+        top: int | None = self._session.connection().scalar(_TOP)
         return 0 if top is None else top + 1
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -44,10 +62,11 @@ class AuditRows:
 
         The notice names the process that all of them are from, if it is one: that one has nothing to look for.
         """
-        self._session.execute(insert(AuditEvent), [dict(row) for row in rows])
-        if self._session.get_bind().dialect.name == "postgresql":
+        connection = self._session.connection()
+        connection.execute(_APPEND, rows)
+        if connection.dialect.name == "postgresql":
             origins = {str(row["origin"]) for row in rows}
-            self._session.execute(select(func.pg_notify(CHANNEL, origins.pop() if len(origins) == 1 else "")))
+            connection.execute(_TELL, {"origin": origins.pop() if len(origins) == 1 else ""})
 
     def of_others(self, origin: str, *, start: int, stop: int, limit: int) -> Sequence[AuditEvent]:
         """Records from `start` to before `stop` that another process committed, in order."""
@@ -61,14 +80,15 @@ class AuditRows:
         return found
 
     def put_tile(self, level: int, n: int, data: bytes) -> None:
-        self._session.merge(AuditTile(level=level, n=n, data=data))
+        connection = self._session.connection()
+        connection.execute(_PUT[connection.dialect.name], {"level": level, "n": n, "data": data})
 
     def tile(self, level: int, n: int) -> bytes | None:
-        row = self._session.get(AuditTile, (level, n))
-        return None if row is None else row.data
+        data: bytes | None = self._session.connection().scalar(_TILE_AT, {"level": level, "n": n})
+        return data
 
     def put_checkpoint(self, size: int, note: str, created_at: float) -> None:
-        self._session.add(AuditCheckpoint(size=size, note=note, created_at=created_at))
+        self._session.connection().execute(_CHECKPOINT, {"size": size, "note": note, "created_at": created_at})
 
     def checkpoint(self) -> AuditCheckpoint | None:
         """The newest signed tree head."""

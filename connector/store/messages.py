@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Table, bindparam, case, delete, func, select, update
+from sqlalchemy import bindparam, case, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from connector.store.tables import Inbox, Outbox, Webhook
+from connector.store.tables import Inbox, Outbox, Webhook, bare
 
-# What every message needs is built once: building a statement anew costs as much as running it.
-_OUTBOX: Table = Outbox.__table__  # type: ignore[assignment]  # it is one
-_INBOX: Table = Inbox.__table__  # type: ignore[assignment]
+_OUTBOX, _INBOX = bare(Outbox), bare(Inbox)
 _DONE = (
     delete(_OUTBOX)
     .where(_OUTBOX.c.id == bindparam("message"), _OUTBOX.c.lease_owner == bindparam("owner"))

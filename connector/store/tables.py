@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Boolean, Float, Index, Integer, LargeBinary, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -23,6 +24,17 @@ class Table(DeclarativeBase):
         float: Float,
         bytes: LargeBinary,
     }
+
+
+def bare(rows: type[Table]) -> sqlalchemy.Table:
+    """The table behind a class of rows, for statements without objects.
+
+    What every read and every message needs is such a statement, built once as a constant of its module: an object
+    costs several times as much as its values, and building a statement anew as much as running it.
+    """
+    table = rows.__table__
+    assert isinstance(table, sqlalchemy.Table)
+    return table
 
 
 _Key = String(255)

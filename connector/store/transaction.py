@@ -18,11 +18,11 @@ from connector.store.messages import Messages
 from connector.store.processes import Negotiations, Transfers
 from connector.store.reads import OpenReads
 from connector.store.received import ReceivedRows
-from connector.store.tables import AuditPending
+from connector.store.tables import AuditPending, bare
 from connector.store.tokens import Tokens
 from connector.store.usage import Attestations, Duties
 
-_STORE = insert(AuditPending.__table__)  # type: ignore[arg-type]  # it is a Table
+_STORE = insert(bare(AuditPending))
 
 
 class Transaction:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from connector.store.tables import Attestation, DutyEvidence, DutyWatch
+
+_ABOUT = (
+    select(Attestation).where(Attestation.subject == bindparam("subject")).order_by(Attestation.fact, Attestation.value)
+)
+_EVIDENCE = (
+    select(DutyEvidence)
+    .where(DutyEvidence.agreement_id == bindparam("agreement"), DutyEvidence.role == bindparam("ours"))
+    .order_by(DutyEvidence.fulfilled_at, DutyEvidence.id)
+)
+_WATCHED = (DutyWatch.agreement_id == bindparam("agreement"), DutyWatch.role == bindparam("ours"))
+_WATCH = select(DutyWatch).where(*_WATCHED)
+_FIRST_VIOLATED = select(func.min(DutyWatch.told_at)).where(*_WATCHED, DutyWatch.state == "violated")
 
 
 class Attestations:
@@ -19,8 +31,7 @@ class Attestations:
         self._session.merge(row)
 
     def of(self, subject: str) -> Sequence[Attestation]:
-        query = select(Attestation).where(Attestation.subject == subject)
-        return self._session.scalars(query.order_by(Attestation.fact, Attestation.value)).all()
+        return self._session.scalars(_ABOUT, {"subject": subject}).all()
 
     def page(self, *, after: tuple[str, str, str] = ("", "", ""), limit: int = 100) -> Sequence[Attestation]:
         """In order of subject, fact and value."""
@@ -50,23 +61,16 @@ class Duties:
 
     def evidence(self, agreement_id: str, *, role: str) -> Sequence[DutyEvidence]:
         """Everything that was reported, in order."""
-        return self._session.scalars(
-            select(DutyEvidence)
-            .where(DutyEvidence.agreement_id == agreement_id, DutyEvidence.role == role)
-            .order_by(DutyEvidence.fulfilled_at, DutyEvidence.id)
-        ).all()
+        return self._session.scalars(_EVIDENCE, {"agreement": agreement_id, "ours": role}).all()
 
     def watch(self, agreement_id: str, *, role: str) -> dict[str, str]:
         """The last state of each duty that was told, by path."""
-        query = select(DutyWatch).where(DutyWatch.agreement_id == agreement_id, DutyWatch.role == role)
-        return {row.path: row.state for row in self._session.scalars(query)}
+        rows = self._session.scalars(_WATCH, {"agreement": agreement_id, "ours": role})
+        return {row.path: row.state for row in rows}
 
     def first_violated(self, agreement_id: str, *, role: str) -> float | None:
         """When a duty was first found violated."""
-        query = select(func.min(DutyWatch.told_at)).where(
-            DutyWatch.agreement_id == agreement_id, DutyWatch.role == role, DutyWatch.state == "violated"
-        )
-        return self._session.scalar(query)
+        return self._session.scalar(_FIRST_VIOLATED, {"agreement": agreement_id, "ours": role})
 
     def told(self, row: DutyWatch) -> None:
         self._session.merge(row)

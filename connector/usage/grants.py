@@ -30,7 +30,8 @@ from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Dataset, DatasetVersion, ReadPlace, Transfer
+from connector.store.agreements import Looked, TransferState
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
@@ -156,15 +157,16 @@ class Grants:
 
     async def hold(self, agreement_id: str, *, consumer: str) -> Held:
         """The agreement and its contracts; Refused or NotFound where it does not hold (step 1 without the transfer)."""
-        return self._compiled(*await self._store.read(lambda tx: self._rows(tx, agreement_id, consumer)))
+        return self._compiled((await self._store.read(lambda tx: self._found(tx, agreement_id, consumer)))[0])
 
     def held(self, tx: Transaction, agreement_id: str, *, consumer: str) -> Held:
         """As `hold`, in a transaction that reads already."""
-        return self._compiled(*self._rows(tx, agreement_id, consumer))
+        return self._compiled(self._found(tx, agreement_id, consumer)[0])
 
     async def check_started(self, agreement_id: str, *, transfer: str, generation: int) -> None:
         """Refused unless the transfer runs and this is the generation of its tickets."""
-        await self._store.read(lambda tx: _check_transfer(tx, transfer, agreement_id, generation))
+        row = await self._store.read(lambda tx: tx.transfers.peek(transfer))
+        _check_transfer(row, agreement_id, generation)
 
     async def covers(
         self,
@@ -182,14 +184,8 @@ class Grants:
         """
         now = time.time()
 
-        def work(tx: Transaction) -> tuple[_Found, _Own]:
-            rows = self._rows(tx, agreement_id, consumer)
-            if transfer is not None:
-                _check_transfer(tx, transfer[0], agreement_id, transfer[1])
-            return rows, _own(tx, rows[0], now)
-
-        rows, own = await self._store.read(work)
-        held = self._compiled(*rows)
+        found, own = await self._store.read(lambda tx: self._look(tx, agreement_id, consumer, transfer, now))
+        held = self._compiled(found)
         candidates = covering(held.contracts, action=action, purpose=purpose, now=now)
         facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose, application=application)
         return held, _chosen(held, candidates, facts, own, action=action, running=0, now=now)[0]
@@ -198,11 +194,15 @@ class Grants:
         """A place for a read under these agreements, all or none, of which nothing is counted yet: Refused, Limited or
         NotFound with the first reason. Whoever has them calls `forget`, whatever happens, after `begin` also `end`."""
         now = time.time()
-        looked = await self._store.read(lambda tx: [self._look(tx, one, now) for one in wanted])  # 1
+
+        def work(tx: Transaction) -> list[tuple[_Found, _Own]]:
+            shown = ((one, (one.transfer_id, one.generation)) for one in wanted)
+            return [self._look(tx, one.agreement_id, one.consumer, transfer, now) for one, transfer in shown]
+
         grants: list[Grant] = []
         try:
-            for one, (rows, own) in zip(wanted, looked, strict=True):
-                grants.append(await self._examined(one, self._compiled(*rows), own, now))
+            for one, (found, own) in zip(wanted, await self._store.read(work), strict=True):  # 1
+                grants.append(await self._examined(one, self._compiled(found), own, now))
         except BaseException:
             self.forget(grants)
             raise
@@ -257,7 +257,7 @@ class Grants:
         What a request declares may be missing, and counters are asked when something is read.
         """
         held, now = await self.hold(agreement_id, consumer=consumer), time.time()
-        own = await self._store.read(lambda tx: _own(tx, held.agreement, now, counters=False))
+        own = await self._store.read(lambda tx: _own(tx, held.agreement, now))
         facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose)
         decisions = [(one, _decided(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
         later = DECLARED - set(facts)
@@ -274,7 +274,7 @@ class Grants:
         """
         now = time.time()
         try:
-            own = await self._store.read(lambda tx: _own(tx, grant.held.agreement, now, counters=False))
+            own = await self._store.read(lambda tx: _own(tx, grant.held.agreement, now))
             facts = (await self._facts_of(grant.consumer)).adding(own.facts)
             facts = requested(facts, purpose=grant.purpose, application=grant.application)
             return _permitted(grant.held, grant.contract, facts, action=grant.action, now=now) - now
@@ -354,9 +354,9 @@ class Grants:
                         grant.stop("the connector cannot ask its database whether the agreement still holds; ask again")
 
     async def _look_for_ends(self) -> None:
-        ended = await self._store.read(lambda tx: _ended(tx, tuple(self._live)))
-        for agreement_id, reason in ended:
-            self.stop(agreement_id=agreement_id, reason=reason)
+        live = tuple(self._live)
+        for agreement_id, reason in (await self._store.read(lambda tx: tx.agreements.ended(live))).items():
+            self.stop(agreement_id=agreement_id, reason=reason or "the owner revoked the agreement")
 
     async def _keep_places(self) -> None:
         """A read whose place has gone to another, as this process was away for a minute, ends."""
@@ -381,33 +381,54 @@ class Grants:
         with suppress(HanseError):  # stopped with its reason; where the database does not answer, the lease ends it
             await self.recheck(grant)
 
-    def _rows(self, tx: Transaction, agreement_id: str, consumer: str) -> _Found:
-        agreement, dataset, version = _rows(tx, agreement_id, consumer)
-        known = self._cached.get((agreement.id, version.digest))
-        return agreement, dataset, version, known or _signed(tx, agreement, version)
+    def _look(
+        self, tx: Transaction, agreement_id: str, consumer: str, transfer: tuple[str, int] | None, now: float
+    ) -> tuple[_Found, _Own]:
+        """Step 1, and what we know ourselves at this moment."""
+        name, generation = transfer or ("", 0)
+        found, looked = self._found(tx, agreement_id, consumer, transfer_id=name)
+        if transfer is not None:
+            _check_transfer(looked.transfer, agreement_id, generation)
+        return found, _own(tx, found.agreement, now, looked)
 
-    def _look(self, tx: Transaction, wanted: Wanted, now: float) -> tuple[_Found, _Own]:
-        rows = self._rows(tx, wanted.agreement_id, wanted.consumer)
-        _check_transfer(tx, wanted.transfer_id, wanted.agreement_id, wanted.generation)
-        return rows, _own(tx, rows[0], now)
+    def _found(
+        self, tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = ""
+    ) -> tuple[_Found, Looked]:
+        looked = _standing(tx, agreement_id, consumer, transfer_id=transfer_id)
+        known = self._cached.get((agreement_id, looked.version or ""))
+        return known if known is not None else _uncompiled(tx, agreement_id), looked
 
-    def _compiled(
-        self, agreement: Agreement, dataset: Dataset, version: DatasetVersion, known: Held | TableSchema
-    ) -> Held:
-        if isinstance(known, Held):
-            return known
+    def _compiled(self, found: _Found) -> Held:
+        if isinstance(found, Held):
+            return found
+        agreement, dataset, version, signed = found
         policy = stored.agreed(agreement)
         contracts = stored.contracts(agreement, policy, version)
         for contract in contracts:
-            _check_types(contract, known, dataset)
+            _check_types(contract, signed, dataset)
         held = self._cached[agreement.id, version.digest] = Held(agreement, dataset, version, policy, contracts)
         while len(self._cached) > _CACHED_MAX:
             self._cached.popitem(last=False)
         return held
 
 
-# With the contracts, or the schema that they were signed for.
-_Found = tuple[Agreement, Dataset, DatasetVersion, Held | TableSchema]
+class _Uncompiled(NamedTuple):
+    """What contracts are made of: the rows, and the schema that they were signed for."""
+
+    agreement: Agreement
+    dataset: Dataset
+    version: DatasetVersion
+    signed: TableSchema
+
+
+_Found = Held | _Uncompiled
+
+
+def _uncompiled(tx: Transaction, agreement_id: str) -> _Uncompiled:
+    agreement = tx.agreements.of(agreement_id, role="provider")
+    dataset = tx.datasets.of(agreement.dataset_id)
+    version = tx.datasets.current(dataset)
+    return _Uncompiled(agreement, dataset, version, _signed(tx, agreement, version))
 
 
 def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
@@ -550,25 +571,23 @@ def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
     return Limited(told, code="quota_spent", rule=_quota_rule(contract))
 
 
-def _rows(tx: Transaction, agreement_id: str, consumer: str) -> tuple[Agreement, Dataset, DatasetVersion]:
-    agreement = tx.agreements.get(agreement_id, role="provider")
-    if agreement is None or agreement.consumer != consumer or not agreement.finalized:
+def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = "") -> Looked:
+    """What is looked at of an agreement that holds; Refused or NotFound where it does not."""
+    looked = tx.agreements.look(agreement_id, transfer_id=transfer_id)
+    if looked is None or looked.consumer != consumer or not looked.finalized:
         raise NotFound(f"no final agreement {agreement_id!r} with you; negotiate one first", code="no_agreement")
-    grant = tx.agreements.grant(agreement_id)
-    if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
-        why = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
+    if looked.ended_at is not None or looked.granted is None or looked.revoked_at is not None:
+        why = looked.end_reason or looked.reason or "revoked by its owner"
         raise Refused(f"the agreement has ended: {why}; negotiate a new one", code="agreement_ended")
-    dataset = tx.datasets.of(agreement.dataset_id)
-    return agreement, dataset, tx.datasets.current(dataset)
+    return looked
 
 
-def is_started(transfer: Transfer) -> bool:
+def is_started(transfer: Transfer | TransferState) -> bool:
     """Whether tickets of this transfer are good: whoever holds one has our start, acknowledged already or not."""
     return transfer.state == "STARTED" or transfer.pending == "TransferStartMessage"
 
 
-def _check_transfer(tx: Transaction, transfer_id: str, agreement_id: str, generation: int) -> None:
-    transfer = tx.transfers.peek(transfer_id)
+def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str, generation: int) -> None:
     if transfer is None or transfer.agreement_id != agreement_id or not is_started(transfer):
         state = "unknown" if transfer is None else transfer.state.lower()
         raise Refused(f"the transfer of this ticket is {state}, expected started", code="transfer_not_started")
@@ -588,8 +607,8 @@ def _admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise _uses_spent(grant.contract, row.queries)
     if limits.concurrency is not None:
-        place = ReadPlace(read_id=read_id, agreement_id=grant.agreement_id, until=now + _PLACE_SECONDS)
-        _check_concurrency(grant.contract, tx.reads.take_place(place, now=now) - 1)
+        running = tx.reads.take_place(read_id, grant.agreement_id, now=now, until=now + _PLACE_SECONDS) - 1
+        _check_concurrency(grant.contract, running)
     quota = _reserve(tx, grant, rows=grant.packed, nbytes=0)
     if quota is None:
         raise _quota_spent(grant.contract, draws=grant.drawn > 0)
@@ -642,19 +661,9 @@ def _sure_until(decision: Decision, facts: Facts) -> float:
     return min(ends, default=float("inf"))
 
 
-def _own(tx: Transaction, agreement: Agreement, now: float, *, counters: bool = True) -> _Own:
-    """What we know ourselves: what was used, and which duties before use are fulfilled."""
-    row = tx.agreements.grant(agreement.id) if counters else None
-    today = 0 if row is None or row.day != int(now // _DAY) else row.queries_today
-    uses, rows, nbytes = (0, 0, 0) if row is None else (row.queries, row.rows, row.bytes)
+def _own(tx: Transaction, agreement: Agreement, now: float, looked: Looked | None = None) -> _Own:
+    """What we know ourselves: what was used, where it is looked at, and which duties before use are fulfilled."""
+    today = 0 if looked is None or looked.day != int(now // _DAY) else looked.queries_today
+    uses, rows, nbytes = (0, 0, 0) if looked is None else (looked.queries, looked.rows, looked.bytes)
     facts = counted(Facts(), uses=uses, uses_today=today, running=0)
     return _Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)
-
-
-def _ended(tx: Transaction, agreement_ids: Sequence[str]) -> list[tuple[str, str]]:
-    found = []
-    for agreement_id in agreement_ids:
-        row = tx.agreements.grant(agreement_id)
-        if row is None or row.revoked_at is not None:
-            found.append((agreement_id, (row.reason if row else "") or "the owner revoked the agreement"))
-    return found

@@ -14,7 +14,7 @@ from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
-from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox
+from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox, Transfer
 from tests.conftest import DATABASES
 
 
@@ -152,6 +152,73 @@ async def test_a_revoked_grant_admits_nothing(store: Store) -> None:
     assert not await store.write(
         lambda tx: tx.agreements.reserve("g", rows=1, nbytes=1, most_rows=None, most_bytes=None)
     )
+
+
+async def test_who_may_ask_nothing_a_day_asks_nothing(store: Store) -> None:
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+    for day in (0, 1):  # the first is the one that a new grant counts
+        assert not await store.write(lambda tx, day=day: tx.agreements.count_use("g", day=day, most=None, most_today=0))  # type: ignore[misc]  # bound for this round
+
+
+async def test_of_agreements_those_are_told_whose_grant_holds_no_more(store: Store) -> None:
+    def granted(tx: Transaction) -> None:
+        tx.agreements.add(Grant(agreement_id="holds", revoked_at=None))
+        tx.agreements.add(Grant(agreement_id="revoked", revoked_at=1.0, reason="enough"))
+
+    await store.write(granted)
+    found = await store.read(lambda tx: tx.agreements.ended(("revoked", "holds", "gone")))
+    assert found == {"revoked": "enough", "gone": ""}
+    assert await store.read(lambda tx: tx.agreements.ended(())) == {}
+
+
+def held(tx: Transaction, name: str, *, signed_at: float = 1.0, **more: Any) -> None:
+    """An agreement of ours as a consumer."""
+    about = {"role": "consumer", "negotiation_id": name, "dataset_id": f"of {name}", "address": "https://peer"}
+    rest = {"provider": "p", "consumer": "c", "policy": {}, "digest": "", "finalized": True, "ended_at": None}
+    tx.agreements.add(Agreement(id=name, signed_at=signed_at, **about | rest | more))
+
+
+async def test_what_we_hold_are_those_of_our_newest_agreements_that_are_in_force(store: Store) -> None:
+    def signed(tx: Transaction) -> None:
+        held(tx, "old", signed_at=1.0)
+        held(tx, "older", signed_at=0.5)
+        held(tx, "new", signed_at=4.0)
+        held(tx, "not final", signed_at=3.0, finalized=False)
+        held(tx, "ended", signed_at=2.0, ended_at=5.0)
+        held(tx, "ours", role="provider")
+
+    await store.write(signed)
+    assert await store.read(lambda tx: tx.agreements.holdings(limit=4)) == [
+        ("new", "p", "of new"),
+        ("old", "p", "of old"),
+    ]
+
+
+async def test_an_agreement_is_read_through_its_newest_started_transfer_with_an_address(store: Store) -> None:
+    def begun(tx: Transaction, name: str, at: float, **more: Any) -> None:
+        about = {"role": "consumer", "counterparty": "p", "address": "", "state": "STARTED", "format": "HttpData-PULL"}
+        rest = {"agreement_id": "a", "peer_pid": f"peer of {name}", "data_address": {"endpoint": name}}
+        tx.transfers.add(Transfer(id=name, created_at=at, updated_at=at, **about | rest | more))
+
+    def signed(tx: Transaction) -> None:
+        for name in ("a", "none", "theirs"):
+            held(tx, name)
+        held(tx, "ended", ended_at=2.0, end_reason="enough")
+        held(tx, "ours", role="provider")
+        begun(tx, "old", 1.0)
+        begun(tx, "new", 2.0)
+        begun(tx, "newer, without address", 3.0, data_address={})
+        begun(tx, "newer, not started", 4.0, state="SUSPENDED")
+        begun(tx, "as provider", 5.0, agreement_id="theirs", role="provider")
+
+    await store.write(signed)
+    asked = ("a", "none", "theirs", "ended", "ours", "unknown")
+    assert await store.read(lambda tx: tx.agreements.readable(asked)) == {
+        "a": (None, "", ("new", "peer of new", "p", {"endpoint": "new"})),
+        "none": (None, "", None),
+        "theirs": (None, "", None),
+        "ended": (2.0, "enough", None),
+    }
 
 
 # Of an agreement: whether it is final, the state of its negotiation, its reads; whether it stands on its dataset.

@@ -17,7 +17,7 @@ from connector.management.auth import COOKIE
 from connector.settings import Settings
 from connector.store import Transaction
 from connector.store.migrate import upgrade
-from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Negotiation, OpenRead, Transfer
+from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Negotiation, Transfer
 
 SECRET = "lab-token-that-no-page-shows"
 FORM = """offer: small-groups
@@ -124,7 +124,7 @@ async def fill(parts: Services) -> None:
                 format="HttpData-PULL", data_address={"authorization": SECRET}, **about,
             )
         )  # fmt: skip
-        tx.reads.add(OpenRead(id="r-1", instance="i", body={"actor": ALICE, "dataset": "urn:hanse:north:patients"}))
+        tx.reads.add("r-1", instance="i", body={"actor": ALICE, "dataset": "urn:hanse:north:patients"})
         tx.publish(RequestRefused(actor=ALICE, outcome="refused", code="refused", reason="<b>rows</b> are not given"))
 
     await parts.store.write(rest)

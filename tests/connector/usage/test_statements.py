@@ -1,0 +1,82 @@
+"""How often a read asks the database: each statement costs processor time that everybody's reads share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+
+from connector.dataplane import unfinished
+from connector.events import ReadEnded, ReadStarted
+from connector.query.job import Relation
+from connector.store import Store, Transaction
+from connector.store.tables import Table
+from connector.usage.facts import party_facts
+from connector.usage.grants import Grants, Wanted
+from policies.vocabulary import expand
+from tests.support import gate, provider
+from tests.support.gate import atom
+
+PROFILE = {"rows": 10, "columns": [{"name": "id", "type": "BIGINT"}]}
+TOLD: dict[str, Any] = {"actor": provider.CONSUMER, "process": "r"}
+
+
+@contextmanager
+def counted(store: Store) -> Iterator[list[str]]:
+    """What statements do, and the table that they name first."""
+    found: list[str] = []
+
+    def heard(_: Any, __: Any, statement: str, *___: Any) -> None:
+        words = statement.split()
+        if words[0] != "BEGIN":
+            found.append(f"{words[0]} {next(word for word in words[1:] if word in Table.metadata.tables)}")
+
+    event.listen(store.engine, "before_cursor_execute", heard)
+    yield found
+    event.remove(store.engine, "before_cursor_execute", heard)
+
+
+async def facts_of(participant: str) -> Any:
+    return party_facts(participant, {"status": "active"})
+
+
+def wanted(number: int) -> Wanted:
+    return Wanted(
+        agreement_id=f"urn:agreement:{number}",
+        consumer=provider.CONSUMER,
+        transfer_id=f"urn:transfer:{number}",
+        generation=0,
+        action=expand("odrl:use"),
+        purpose="",
+        longest=600,
+    )
+
+
+async def test_a_read_under_known_contracts_asks_once_for_each_and_counts_each_in_one_statement(
+    sqlite_store: Store,
+) -> None:
+    store, numbers = sqlite_store, range(3)
+    policy = gate.agreement(atom("odrl:count", "lteq", "9"), action="odrl:use")
+
+    def fill(tx: Transaction) -> None:
+        for number in numbers:
+            provider.insert(tx, policy, str(number), name=f"n{number}", relation=Relation("parquet"), profile=PROFILE)
+
+    await store.write(fill)
+    grants = Grants(store, facts_of=facts_of)
+    grants.forget(await grants.examine(*map(wanted, numbers)))  # compiles
+    with counted(store) as asked:
+        read = await grants.examine(*map(wanted, numbers))
+    assert asked == ["SELECT agreement"] * 3
+    with counted(store) as asked:
+        await grants.begin(read, lambda tx: unfinished.begin(tx, ReadStarted(**TOLD), instance="i"), read_id="r")
+    assert asked == ["UPDATE grant_state"] * 3 + ["INSERT open_read", "INSERT audit_pending"]
+    with counted(store) as asked:
+        await grants._look_for_ends()
+    assert asked == ["SELECT grant_state"]
+    with counted(store) as asked:
+        await store.write(lambda tx: unfinished.end(tx, ReadEnded(**TOLD)))
+    assert asked == ["DELETE open_read", "INSERT audit_pending"]
+    grants.forget(read)
