@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Integer, Select, and_, bindparam, case, exists, func, or_, select, update
+from sqlalchemy import BigInteger, Integer, Select, Text, and_, bindparam, case, cast, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
@@ -41,7 +41,12 @@ class Looked(NamedTuple):
     rows: int
     bytes: int
     version: str | None  # the current one of the dataset
+    source: str | None  # and where its files are, as it is stored: to be compared, not to be read
     transfer: TransferState | None
+
+    def used_on(self, day: int) -> int:
+        """Queries that are counted for a day (days since the epoch, UTC) by a clock that may be a little behind."""
+        return self.queries_today if self.day in (day, day + 1) else 0
 
 
 class Holding(NamedTuple):
@@ -75,6 +80,7 @@ _LOOK = (
         *(_GRANT.c[name] for name in ("agreement_id", "revoked_at", "reason")),
         *(_GRANT.c[name] for name in ("queries", "day", "queries_today", "rows", "bytes")),
         _VERSION.c.digest,
+        cast(_VERSION.c.source, Text),
         *(_TRANSFER.c[name] for name in TransferState._fields),
     )
     .select_from(_AGREEMENT)
@@ -108,11 +114,16 @@ _READABLE = (
 
 _THIS = _GRANT.c.agreement_id == bindparam("agreement")
 _HOLDS = and_(_THIS, _GRANT.c.revoked_at.is_(None))
-_TODAY = case((_GRANT.c.day == bindparam("today"), _GRANT.c.queries_today), else_=0)
+_SAME_DAY = _GRANT.c.day.between(bindparam("today"), bindparam("today") + 1)
+_TODAY = case((_SAME_DAY, _GRANT.c.queries_today), else_=0)
 _COUNT_USE = (
     update(_GRANT)
     .where(_HOLDS, _GRANT.c.queries < bindparam("most"), bindparam("most_today", type_=BigInteger) > _TODAY)
-    .values(queries=_GRANT.c.queries + 1, queries_today=_TODAY + 1, day=bindparam("today"))
+    .values(
+        queries=_GRANT.c.queries + 1,
+        queries_today=_TODAY + 1,
+        day=case((_SAME_DAY, _GRANT.c.day), else_=bindparam("today")),
+    )
 )
 _MORE = {name: _GRANT.c[name] + bindparam(f"more_{name}") for name in ("rows", "bytes")}
 _ADD = update(_GRANT).where(_THIS).values(_MORE)
@@ -232,7 +243,11 @@ class Agreements:
         return self._session.get(Grant, agreement_id, with_for_update=True if to_change else {"read": True})
 
     def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
-        """Count one more query, if the grant holds and has room. Whether it did."""
+        """Count one more query, if the grant holds and has room. Whether it did.
+
+        Where another process's clock has begun the next day, that day goes on: begun anew by each in turn, a day would
+        have no end of queries as long as their clocks differ.
+        """
         room = {"most": _or_unlimited(most), "most_today": _or_unlimited(most_today)}
         counted = self._session.connection().execute(_COUNT_USE, {"agreement": agreement_id, "today": day, **room})
         return counted.rowcount > 0

@@ -151,7 +151,7 @@ class Grants:
         self._store = store
         self._facts_of = facts_of
         self._live: dict[str, list[Grant]] = {}
-        self._cached: OrderedDict[tuple[str, str], Held] = OrderedDict()
+        self._cached: OrderedDict[tuple[str, str], tuple[str, Held]] = OrderedDict()  # with where the files were
         self._poll: asyncio.Task[None] | None = None
         store.bus.subscribe(self._heard)
 
@@ -395,40 +395,44 @@ class Grants:
         self, tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = ""
     ) -> tuple[_Found, Looked]:
         looked = _standing(tx, agreement_id, consumer, transfer_id=transfer_id)
-        known = self._cached.get((agreement_id, looked.version or ""))
-        return known if known is not None else _uncompiled(tx, agreement_id), looked
+        source, held = self._cached.get((agreement_id, looked.version or ""), ("", None))
+        if held is not None and source == looked.source:
+            return held, looked
+        return _uncompiled(tx, agreement_id, looked.source or ""), looked
 
     def _compiled(self, found: _Found) -> Held:
         if isinstance(found, Held):
             return found
-        agreement, dataset, version, signed = found
+        agreement, dataset, version, signed, source = found
         policy = stored.agreed(agreement)
         contracts = stored.contracts(agreement, policy, version)
         for contract in contracts:
             _check_types(contract, signed, dataset)
-        held = self._cached[agreement.id, version.digest] = Held(agreement, dataset, version, policy, contracts)
+        held = Held(agreement, dataset, version, policy, contracts)
+        self._cached[agreement.id, version.digest] = source, held
         while len(self._cached) > _CACHED_MAX:
             self._cached.popitem(last=False)
         return held
 
 
 class _Uncompiled(NamedTuple):
-    """What contracts are made of: the rows, and the schema that they were signed for."""
+    """What contracts are made of: the rows, and the schema that they were signed for; and `Looked.source`."""
 
     agreement: Agreement
     dataset: Dataset
     version: DatasetVersion
     signed: TableSchema
+    source: str
 
 
 _Found = Held | _Uncompiled
 
 
-def _uncompiled(tx: Transaction, agreement_id: str) -> _Uncompiled:
+def _uncompiled(tx: Transaction, agreement_id: str, source: str) -> _Uncompiled:
     agreement = tx.agreements.of(agreement_id, role="provider")
     dataset = tx.datasets.of(agreement.dataset_id)
     version = tx.datasets.current(dataset)
-    return _Uncompiled(agreement, dataset, version, _signed(tx, agreement, version))
+    return _Uncompiled(agreement, dataset, version, _signed(tx, agreement, version), source)
 
 
 def _signed(tx: Transaction, agreement: Agreement, version: DatasetVersion) -> TableSchema:
@@ -663,7 +667,7 @@ def _sure_until(decision: Decision, facts: Facts) -> float:
 
 def _own(tx: Transaction, agreement: Agreement, now: float, looked: Looked | None = None) -> _Own:
     """What we know ourselves: what was used, where it is looked at, and which duties before use are fulfilled."""
-    today = 0 if looked is None or looked.day != int(now // _DAY) else looked.queries_today
+    today = 0 if looked is None else looked.used_on(int(now // _DAY))
     uses, rows, nbytes = (0, 0, 0) if looked is None else (looked.queries, looked.rows, looked.bytes)
     facts = counted(Facts(), uses=uses, uses_today=today, running=0)
     return _Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)
