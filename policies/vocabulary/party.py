@@ -70,8 +70,10 @@ OPERANDS: tuple[Operand, ...] = (
         tier=Tier.ATTESTED,
         fact="ds:participantCountry",
         sources=("register", "owner"),
+        kinds=True,
         enforced_by="identity",
-        help="Country of the party's seat (ISO 3166-1 alpha-2); regions: EU, EEA, EFTA, DACH, BENELUX, NORDIC.",
+        help="Country of the party's seat (ISO 3166-1 alpha-2); regions: EU, EEA, EFTA, DACH, BENELUX, NORDIC. A "
+        "country counts as every region that it is in, with each operator.",
         sentence="the party's country {op} {value}",
     ),
     Operand(
