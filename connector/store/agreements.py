@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import Select, case, exists, false, func, or_, select, update
+from sqlalchemy import Select, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
 from connector.store.tables import Agreement, Grant, Negotiation
+
+
+def used_today(row: Grant, *, day: int) -> int:
+    """Queries that are counted for a day (days since the epoch, UTC) by a clock that may be a little behind."""
+    return row.queries_today if row.day in (day, day + 1) else 0
 
 
 class Agreements:
@@ -89,17 +94,22 @@ class Agreements:
         return self._session.get(Grant, agreement_id, with_for_update=True if to_change else {"read": True})
 
     def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
-        """Count one more query, if the grant holds and has room. Whether it did."""
-        today = case((Grant.day == day, Grant.queries_today), else_=0)
+        """Count one more query, if the grant holds and has room. Whether it did.
+
+        Where another process's clock has begun the next day, that day goes on: begun anew by each in turn, a day would
+        have no end of queries as long as their clocks differ.
+        """
+        same = Grant.day.in_((day, day + 1))
+        today = case((same, Grant.queries_today), else_=0)
         room = [Grant.agreement_id == agreement_id, Grant.revoked_at.is_(None)]
         if most is not None:
             room.append(Grant.queries < most)
         if most_today is not None:
-            room.append(or_(Grant.day != day, Grant.queries_today < most_today) if most_today > 0 else false())
+            room.append(today < most_today)
         changed = self._session.execute(
             update(Grant)
             .where(*room)
-            .values(queries=Grant.queries + 1, queries_today=today + 1, day=day)
+            .values(queries=Grant.queries + 1, queries_today=today + 1, day=case((same, Grant.day), else_=day))
             .returning(Grant.agreement_id),
             execution_options={"synchronize_session": False},
         )

@@ -30,6 +30,7 @@ from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
+from connector.store.agreements import used_today
 from connector.store.tables import Agreement, Dataset, DatasetVersion, ReadPlace, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
@@ -394,8 +395,8 @@ class Grants:
     def _compiled(
         self, agreement: Agreement, dataset: Dataset, version: DatasetVersion, known: Held | TableSchema
     ) -> Held:
-        if isinstance(known, Held):
-            return known
+        if isinstance(known, Held):  # the rows are those of now: the same version may lie in other files
+            return replace(known, agreement=agreement, dataset=dataset, version=version)
         policy = stored.agreed(agreement)
         contracts = stored.contracts(agreement, policy, version)
         for contract in contracts:
@@ -645,7 +646,7 @@ def _sure_until(decision: Decision, facts: Facts) -> float:
 def _own(tx: Transaction, agreement: Agreement, now: float, *, counters: bool = True) -> _Own:
     """What we know ourselves: what was used, and which duties before use are fulfilled."""
     row = tx.agreements.grant(agreement.id) if counters else None
-    today = 0 if row is None or row.day != int(now // _DAY) else row.queries_today
+    today = 0 if row is None else used_today(row, day=int(now // _DAY))
     uses, rows, nbytes = (0, 0, 0) if row is None else (row.queries, row.rows, row.bytes)
     facts = counted(Facts(), uses=uses, uses_today=today, running=0)
     return _Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)
