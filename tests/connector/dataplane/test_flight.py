@@ -143,7 +143,7 @@ async def test_revocation_ends_a_stream_within_a_second_with_its_reason(running:
 
     def go() -> None:
         with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
             reader.read_chunk()
             begun.append(clock())
             loop.call_soon_threadsafe(lambda: running.grants.stop(agreement_id=agreement, reason="consent withdrawn"))
@@ -167,7 +167,7 @@ async def test_an_ended_ticket_is_refused_and_a_stream_does_not_outlive_its_own(
 
     def go(seconds: float) -> None:
         with flyer(front, running.ticket(agreement, seconds=seconds)) as client:
-            client.read(sql=ENDLESS, action="stream")
+            client.read(sql=ENDLESS)
 
     with pytest.raises(fl.FlightUnauthenticatedError, match="ticket_expired"):
         await asyncio.to_thread(go, -1)
@@ -198,7 +198,7 @@ async def test_cancelling_ends_the_running_read(running: Provider, front: Front)
 
     def go() -> list[bytes]:
         with flyer(front, running.ticket(agreement)) as client:
-            info = client.info(sql=ENDLESS, action="stream")
+            info = client.info(sql=ENDLESS)
             reader = client.get(info.endpoints[0].ticket)
             reader.read_chunk()
             answer = client.act("CancelFlightInfo", protobuf.write([(1, info.serialize())]))
@@ -217,7 +217,7 @@ async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: 
 
     def go() -> None:
         with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
             reader.read_chunk()
             reader.cancel()
 
@@ -233,7 +233,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory(ru
 
     def go() -> tuple[int, str]:
         with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
             reader.read_chunk()
             time.sleep(2.5)
             held = _rss_mb(front.pid) - before
@@ -270,7 +270,7 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
 
     def go() -> None:
         with flyer(front, ticket) as client:
-            first, second = (client.info(sql=ENDLESS, action="stream").endpoints[0].ticket for _ in range(2))
+            first, second = (client.info(sql=ENDLESS).endpoints[0].ticket for _ in range(2))
             reader = client.get(first)
             reader.read_chunk()
             client.get(second)
@@ -286,7 +286,7 @@ async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> No
 
         def go() -> None:
             with flyer(front, leaving.ticket(agreement)) as client:
-                client.read(sql=ENDLESS, action="stream")
+                client.read(sql=ENDLESS)
 
         asking = asyncio.ensure_future(asyncio.to_thread(go))
         while not leaving.reads.live:
