@@ -34,8 +34,10 @@ OPERANDS: tuple[Operand, ...] = (
         tier=Tier.ATTESTED,
         fact="ds:membership",
         sources=("register",),
+        absent="none",
         enforced_by="identity",
-        help="State of the party's membership in the data space, as its operator signs it: active.",
+        help="State of the party's membership in the data space, as its operator signs it: active, suspended. Whoever "
+        "is no member is no other than suspended: neq and isNoneOf are unknown of him.",
         sentence="the party's membership in the data space {op} {value}",
     ),
     Operand(
