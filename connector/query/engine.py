@@ -223,6 +223,16 @@ def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     con.unregister(_LOADING)
 
 
+def drop(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Forget what was loaded under a name."""
+    con.execute(f"DROP TABLE {quote_name(name)}")
+
+
+def detach(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Forget rows in memory, or Arrow files that we read for the engine."""
+    con.unregister(name)
+
+
 def schema_of_file(opened: Files) -> pa.Schema:
     """The schema of Arrow files, by the first."""
     with pa.OSFile(opened.paths[0]) as file:

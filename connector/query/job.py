@@ -47,8 +47,9 @@ AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after 
 class Relation:
     """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
 
-    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`:
-    an Arrow file that the engine takes in at once, so that it knows the counts by which it orders joins. `columns`:
+    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`,
+    in a job that reads its files once: the engine takes them in first, so that it knows the counts by which it orders
+    joins. `columns`:
     what a blob must hold, no more and no less, where somebody has said so.
     """
 
@@ -115,8 +116,8 @@ class Job:
     than the engine. `passed`: the only relation is an Arrow file of ours whose rows are the answer, under these names;
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
-    `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are read by no other
-    job, so nothing of it is worth keeping.
+    `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are Arrow files that
+    no other job reads.
     """
 
     kind: str = "query"

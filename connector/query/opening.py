@@ -1,7 +1,8 @@
 """An engine and what one job may read with it: files pinned, everything else fenced off. Runs in a worker only.
 
 Who asks once often asks again of the same data. So what a job has opened waits a while for the next one of the same
-consumer, which finds files, footers and fence ready; its SQL is checked like any other's.
+consumer, which finds files, footers and fence ready; its SQL is checked like any other's. Where no other job reads the
+same files, as answers that are merged, they go with it, and the engine alone waits.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Opening:
         self.files: list[engine.Files] = []
         self.con: Any = None
         self.names: list[str] = []  # under which the engine has the files
-        self.brought: list[str] = []  # of the tables in memory
+        self.brought: list[tuple[str, Callable[[Any, str], object]]] = []  # names of this job only, and what ends them
         self.rested_at = 0.0
 
     def pin(self, relation: Relation) -> engine.Files:
@@ -55,41 +56,50 @@ class Opening:
 
     def ready(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
         """An engine in which all relations that are files are readable under their names: ours, or a `new` one."""
-        named = {name: relation for name, relation in relations.items() if relation.blob is None}
+        named = _files_in(relations)
         if not self.files:
             for relation in named.values():
                 self.pin(relation)
         if self.con is not None and self.names != list(named) and {*self.names} & {*named}:
             self.let_go()  # names would have to be exchanged
         if self.con is None:
-            self.fence(new())
-            self._attach(named)
+            con = self.fence(new())
+            for (name, relation), found in zip(named.items(), self.files, strict=True):
+                engine.attach(con, name, relation, found)
         elif self.names != list(named):
             for old, name in zip(self.names, named, strict=True):
                 engine.rename(self.con, old, name)
-            self.names = list(named)
+        self.names = list(named)
         return self.con
 
-    def _attach(self, named: Mapping[str, Relation]) -> None:
-        for (name, relation), found in zip(named.items(), self.files, strict=True):
+    def ready_once(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
+        """The same for Arrow files that no other job reads. We read them for the engine, which is let at no file."""
+        con = self.con or self.fence(new())
+        for name, relation in _files_in(relations).items():
+            found = self.pin(relation)
             if relation.loaded:
-                engine.load(self.con, name, found)
+                engine.load(con, name, found)
             else:
-                engine.attach(self.con, name, relation, found)
-        self.names = list(named)
+                engine.attach(con, name, relation, found)
+            self.brought.append((name, engine.drop if relation.loaded else engine.detach))
+        return con
 
     def bring(self, name: str, table: Any) -> None:
         """A table in memory, readable under its name by this job."""
         engine.attach_table(self.con, name, table)
-        self.brought.append(name)
+        self.brought.append((name, engine.detach))
 
     def rest(self) -> bool:
-        """Let go of the ended job's tables. Whether another one may have the engine: there is nothing on its disk."""
+        """Let go of what the ended job alone had. Whether another one may have the engine: nothing is on its disk."""
         if not self.key or self.con is None:
             return False
-        for name in self.brought:
-            self.con.unregister(name)
+        for name, end in self.brought:
+            end(self.con, name)
         self.brought.clear()
+        if not self.names:
+            for number in range(len(self.files)):
+                shutil.rmtree(self.folder / str(number), ignore_errors=True)
+            self._close_files()
         temp = self.folder / "temp"
         return not temp.exists() or not any(temp.iterdir())
 
@@ -106,18 +116,29 @@ class Opening:
 
     def close(self) -> None:
         self.let_go()  # first: it reads by the numbers of the descriptors, which may be others' next
+        self._close_files()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _close_files(self) -> None:
         for found in self.files:
             with suppress(Exception):
                 found.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.files.clear()
+
+
+def _files_in(relations: Mapping[str, Relation]) -> dict[str, Relation]:
+    return {name: relation for name, relation in relations.items() if relation.blob is None}
 
 
 def key_of(job: Job) -> str:
     """For which jobs what this one opens may be kept; empty for none."""
-    relations = [relation for relation in job.relations.values() if relation.blob is None]
-    files: Sequence[Any] = [file for relation in relations for file in relation.files]
-    few = 0 < len(files) <= _KEPT_FILES
-    if job.kind != "query" or job.once or job.only is not None or not few or any(file.get("etag") for file in files):
-        return ""
     limits = (job.limits.memory_mb, job.limits.temp_mb, job.limits.threads)
+    if job.kind != "query" or job.only is not None:
+        return ""
+    if job.once:
+        return json.dumps([job.consumer, limits])
+    relations = list(_files_in(job.relations).values())
+    files: Sequence[Any] = [file for relation in relations for file in relation.files]
+    if not 0 < len(files) <= _KEPT_FILES or any(file.get("etag") for file in files):
+        return ""
     return json.dumps([job.consumer, limits, [fields_of(relation) for relation in relations]], default=dict)

@@ -88,8 +88,12 @@ class Session:
     def open(self, job: Job) -> Opening:
         """What the job may read: kept from one before, or yet to be opened."""
         key = key_of(job)
-        found = self.worker.kept_for(key) or Opening(job.limits, self.folder, desk=self.desk, key=key)
-        self.opening = found
+        self.opening = found = self.worker.kept_for(key) or self.open_new(job, key=key)
+        return found
+
+    def open_new(self, job: Job, *, key: str = "") -> Opening:
+        """What the job may read, yet to be opened, and for it alone without a key."""
+        self.opening = found = Opening(job.limits, self.folder, desk=self.desk, key=key)
         return found
 
     @property

@@ -50,7 +50,7 @@ def run(session: Session, job: Job) -> None:
 def opened(session: Session, job: Job) -> Any:
     """A fenced engine with the job's relations in it, and its SQL checked once more."""
     opening = session.open(job)
-    con = opening.ready(job.relations, session.worker.engine)
+    con = (opening.ready_once if job.once else opening.ready)(job.relations, session.worker.engine)
     for name, relation in job.relations.items():
         if relation.blob is not None:
             table = foreign.read_blob(job.blobs[relation.blob], columns=relation.columns)
@@ -154,10 +154,10 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
 
 def _passed(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]] | None:
     """The rows of an Arrow file as they stand; None where a type is not one that the engine would give as it came."""
-    opening, (relation,) = session.open(job), job.relations.values()
-    (found,) = opening.files or (opening.pin(relation),)
+    opening, (relation,) = session.open_new(job), job.relations.values()
+    found = opening.pin(relation)
     stored = engine.schema_of_file(found)
-    if opening.con is not None or not all(map(_is_plain, stored.types)):
+    if not all(map(_is_plain, stored.types)):
         opening.close()
         return None
     schema = pa.schema(list(zip(job.passed, stored.types, strict=True)))  # of the foreign schema nothing but the types

@@ -7,8 +7,9 @@
 For each query: bytes that came from the owners and wall time, for pulling tables, filters and columns only, full
 pushdown, and full pushdown with lz4 and zstd on the wire; next to them one DuckDB over the same files. Every answer is
 compared with DuckDB's. Keys that are sent to owners are counted as bytes, too. Times are the best of `--repeat`, side
-by side on this machine: read them as ratios; pulling and filtering, whose bytes are what counts, run once. Also: the
-planner's processor time, and the most memory that each connector took with its workers (proportional set size).
+by side on this machine: read them as ratios; pulling and filtering, whose bytes are what counts, run once. Also: what
+the same plan takes by itself, in plain DuckDB without connectors (`tests.load.plan_alone`), the planner's processor
+time, and the most memory that each connector took with its workers (proportional set size).
 Beyond scale factor 3 the default is full pushdown with zstd, once. Without `--memory` the engine in each worker has
 what the settings give it. The files stay in var/bench for the next run.
 
@@ -40,6 +41,7 @@ import pyarrow as pa
 from connector.query import parse
 from connector.query.federation import Tables
 from connector.query.plan import plan
+from tests.load.plan_alone import Alone
 from tests.support import tpch
 from tests.support.cpu import Used
 from tests.support.federation import difference
@@ -61,6 +63,7 @@ SHARES = {"cut": [{"orders": "o_orderkey", "lineitem": "l_orderkey"}], "copies":
 MEGA = 1e6
 ONCE = ("pull", "filter")
 SETTLED = 0.3  # seconds after an answer in which what it left to do is done: records, engines for the next one
+_LONG = 0.1  # seconds
 LARGE = 3  # scale factors beyond this are run for their memory
 # What the ratios of a layout should be (federated-query, section 9.6): of bytes, of queries under 1 MB, of times.
 BARS = {"filter": 40, "pull": 250, "small": 19, "mean": 1.5, "worst": 4.0, "planning": 10.0, "memory": 1000}
@@ -178,6 +181,7 @@ class Figures:
 
     query: str
     central: float
+    alone: float = math.inf  # the plan by itself
     planning: float = 0.0  # milliseconds of processor time
     central_cpu: float = math.inf
     cpu: dict[str, float] = field(default_factory=dict)  # seconds of processor time a way, of owners and asker
@@ -197,7 +201,7 @@ def measure(
 ) -> list[Figures]:
     """Every query in every way."""
     found = []
-    central = over_all(files)
+    central, alone = over_all(files), Alone(kind, files)
     running.ask(written_for(kind, "SELECT count(*) FROM region"), WAYS["full"], shares=True)  # loads the planner
     used = Used(_leaders(running).values())
     for name, sql in tpch.queries().items():
@@ -209,6 +213,7 @@ def measure(
             wanted = central.sql(sql).fetchall()
             figures.central = min(figures.central, time.perf_counter() - begun)
             figures.central_cpu = min(figures.central_cpu, time.process_time() - worked)
+            figures.alone = min(figures.alone, alone.ask(written_for(kind, sql))[1])
             for way in ways:
                 if turn == 0 or way not in ONCE:
                     _one(running, figures, way, written_for(kind, sql), wanted, used)
@@ -271,7 +276,8 @@ def _planned(sql: str, tables: Tables) -> float:
 
 
 def _line(figures: Figures, ways: list[str]) -> str:
-    parts = [f"{figures.query}  {figures.central:7.2f} s {figures.central_cpu:7.2f}", f"{figures.planning:5.1f} ms"]
+    central = f"{figures.central:7.2f} s {figures.central_cpu:7.2f} {figures.alone:7.2f} s"
+    parts = [f"{figures.query}  {central}", f"{figures.planning:5.1f} ms"]
     for way in ways:
         if way in figures.bytes:
             parts.append(f"{figures.bytes[way] / MEGA:10.3f} MB {figures.seconds[way]:7.2f} s {figures.cpu[way]:7.2f}")
@@ -293,6 +299,9 @@ def report(kind: str, found: list[Figures], ways: list[str], memory: dict[str, i
     if "full zstd" in ways and scale == 1:
         small = sum(one.bytes.get("full zstd", math.inf) < MEGA for one in found)
         _say(f"queries of {len(found)} under 1 MB with zstd", small, BARS["small"], least=True)
+    long = [one.alone / one.central for one in found if one.central > _LONG]
+    if long:
+        print(f"  {_mean(long):10.2f}  the plan by itself: times one DuckDB, over queries longer than 100 ms")
     for way in [way for way in ways if way.startswith("full")]:
         _times(way, found)
     _say("ms of processor time for a plan, at most", max(one.planning for one in found), BARS["planning"])
@@ -303,7 +312,7 @@ def report(kind: str, found: list[Figures], ways: list[str], memory: dict[str, i
 
 def _times(way: str, found: list[Figures]) -> None:
     ratios = {one.query: one.seconds[way] / one.central for one in found if way in one.seconds}
-    long = {one.query: ratios[one.query] for one in found if way in one.seconds and one.central > 0.1}
+    long = {one.query: ratios[one.query] for one in found if way in one.seconds and one.central > _LONG}
     if ratios:
         _say(f"{way}: times one DuckDB, geometric mean of all", _mean(ratios.values()), BARS["mean"])
     if long:
@@ -348,7 +357,8 @@ def main() -> int:
     for kind in asked.layouts:
         told_of = "bytes, time and processor seconds for"
         print(
-            f"\n{kind}: query, one DuckDB (time, processor seconds), planning, {told_of} {', '.join(asked.modes)}",
+            f"\n{kind}: query, one DuckDB (time, processor seconds), the plan by itself, planning, {told_of} "
+            f"{', '.join(asked.modes)}",
             flush=True,
         )
         files = cut(folder, kind, folder / kind)

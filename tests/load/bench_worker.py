@@ -51,7 +51,7 @@ TRIVIAL = {
     "one row": "SELECT r_name FROM region WHERE r_regionkey = 1",
     "count of a small table": "SELECT count(*) FROM nation",
 }
-REPEATS = 8
+REPEATS = 16
 REST = 0.2
 MORE = 0.01  # what gate and accounting may cost a stream
 

@@ -30,9 +30,9 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
     """A pyarrow dataset under the name: the engine hands projections and simple filters down to it."""
-    import pyarrow.dataset as ds
+    from connector.datasets.sources.arrow_scan import Files
 
-    con.register(name, ds.dataset(list(paths), format="ipc"))
+    con.register(name, Files.at(paths))
 
 
 def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:

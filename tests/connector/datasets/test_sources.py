@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
@@ -54,6 +56,55 @@ async def test_rows_are_those_of_the_files(pool: Pool, tmp_path: Path, case: sui
     relation = await registered(pool, case.kind, case.write(tmp_path), tmp_path, **case.options)
     table = await rows_of(pool, relation)
     assert table.select(list(case.columns)).to_pylist() == suite.expected(case.columns)
+
+
+@pytest.mark.parametrize("sql", ["FROM t", "FROM t WHERE n % 2 = 0"])
+def test_an_arrow_file_is_read_as_fast_as_its_reader_is(tmp_path: Path, sql: str) -> None:
+    batches = [
+        pa.record_batch({"n": pa.array(range(start, start + 100_000))}) for start in range(0, 2_000_000, 100_000)
+    ]
+    path = tmp_path / "rows.arrow"
+    with pa.ipc.new_file(path, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    held, before = [], pa.total_allocated_bytes()
+    with duckdb.connect(":memory:", config={"threads": 1}) as con:
+        arrow_ipc.attach(con, "t", [str(path)], {})
+        for _ in con.sql(sql).to_arrow_reader(50_000):
+            time.sleep(0.001)
+            held.append(pa.total_allocated_bytes() - before)
+    assert max(held) < 4 * batches[0].nbytes
+
+
+_FIRST = pa.table({"x": pa.array([1, 2], pa.int64()), "y": ["a", "b"]})
+_SECOND = {
+    "alike": pa.table({"x": pa.array([3], pa.int64()), "y": ["c"]}),
+    "another order": pa.table({"y": ["c"], "x": pa.array([3], pa.int64())}),
+    "a column more": pa.table({"z": [0], "x": pa.array([3], pa.int64()), "y": ["c"]}),
+    "a column less": pa.table({"x": pa.array([3], pa.int64())}),
+    "a smaller type": pa.table({"x": pa.array([3], pa.int32()), "y": ["c"]}),
+    "a type that does not fit": pa.table({"x": ["three"], "y": ["c"]}),
+}
+
+
+@pytest.mark.parametrize("second", _SECOND.values(), ids=_SECOND)
+@pytest.mark.parametrize("sql", ["FROM t", "SELECT y FROM t WHERE x > 1", "SELECT x FROM t", "SELECT count(*) FROM t"])
+def test_arrow_files_are_one_table_as_arrow_has_them(tmp_path: Path, second: pa.Table, sql: str) -> None:
+    paths = [str(tmp_path / name) for name in ("first.arrow", "second.arrow")]
+    for path, table in zip(paths, (_FIRST, second), strict=True):
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+
+    def rows(con: duckdb.DuckDBPyConnection) -> Any:
+        try:
+            return con.sql(sql).fetchall()
+        except duckdb.InvalidInputException:
+            return "refused"
+
+    with duckdb.connect(":memory:") as ours, duckdb.connect(":memory:") as theirs:
+        arrow_ipc.attach(ours, "t", paths, {})
+        theirs.register("t", pa.dataset.dataset(paths, format="ipc"))
+        assert rows(ours) == rows(theirs)
 
 
 @worker

@@ -94,7 +94,6 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "memory": {"limits": Limits(memory_mb=100)},
     "disk": {"limits": Limits(temp_mb=64)},
     "threads": {"limits": Limits(threads=2)},
-    "once": {"once": True},
 }
 
 
@@ -108,7 +107,7 @@ async def test_an_engine_is_kept_for_the_same_consumer_data_and_limits_only(
     (first,) = await kept(pool)
     assert await rows(pool, replace(job, **DIFFERENT[different])) == [{"n": data.ROWS}]
     assert first in await kept(pool)
-    assert len(await kept(pool)) == (1 if different == "once" else 2)
+    assert len(await kept(pool)) == 2
 
 
 async def test_no_more_engines_are_kept_than_a_few(pool: Pool, numbers: Relation) -> None:
@@ -144,6 +143,37 @@ async def test_an_arrow_file_is_kept_under_the_next_name(pool: Pool, tmp_path: P
         job = Job(relations={name: data.relation("arrow_ipc", path, tmp_path)}, sql=f"SELECT count(*) AS n FROM {name}")
         assert await rows(pool, job) == [{"n": 50}]
         assert len(await kept(pool)) == 1
+
+
+def answers(path: Path, rows: int, *, loaded: bool) -> Relation:
+    """An Arrow file of numbers that only one job reads."""
+    table = pa.table({"id": range(rows)})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    return replace(data.relation("arrow_ipc", path, path.parent), loaded=loaded)
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+async def test_files_that_are_read_once_go_and_their_engine_stays(pool: Pool, tmp_path: Path, loaded: bool) -> None:
+    await forgotten(pool)
+    used = []
+    for number, names in enumerate(("ab", "bc", "a")):
+        relations = {name: answers(tmp_path / f"{name}{number}", 10 + number, loaded=loaded) for name in names}
+        sql = " UNION ALL ".join(f"SELECT count(*) AS n FROM {name}" for name in names)
+        assert await rows(pool, Job(relations=relations, sql=sql, once=True)) == [{"n": 10 + number}] * len(names)
+        used.append(await kept(pool))
+    assert used == [used[0]] * 3
+    assert len(used[0]) == 1
+    with pytest.raises(QueryInvalid):
+        await rows(pool, Job(relations={"a": relations["a"]}, sql="SELECT * FROM b", once=True))
+    assert await kept(pool) == []
+
+
+async def test_what_was_loaded_for_one_job_takes_no_memory_from_the_next(pool: Pool, tmp_path: Path) -> None:
+    relation = answers(tmp_path / "many", 5_000_000, loaded=True)  # 40 MB
+    job = Job(relations={"t": relation}, sql="SELECT max(id) AS m FROM t", limits=Limits(memory_mb=70), once=True)
+    for _ in range(6):
+        assert await rows(pool, job) == [{"m": 4_999_999}]
 
 
 async def test_what_ended_early_leaves_no_engine(pool: Pool, numbers: Relation) -> None:

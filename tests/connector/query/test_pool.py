@@ -48,9 +48,10 @@ async def test_of_a_relation_that_is_taken_in_the_engine_knows_the_rows(pool: Po
     feather.write_feather(table, path, compression="uncompressed")
     for loaded in (True, False):
         relations = {"f0.a": replace(data.relation("arrow_ipc", path, folder), loaded=loaded)}
-        found, _ = await read(pool, Job(relations=relations, sql='SELECT * FROM "f0.a"'))
+        found, _ = await read(pool, Job(relations=relations, sql='SELECT * FROM "f0.a"', once=True))
         assert found.equals(table.cast(found.schema))
-        plan = await pool.ask(Job(kind="report", relations=relations, sql='EXPLAIN SELECT * FROM "f0.a"'))
+        explained = Job(kind="report", relations=relations, sql='EXPLAIN SELECT * FROM "f0.a"', once=True)
+        plan = await pool.ask(explained)
         assert ("20,000 rows" in plan["rows"][0][1]) is loaded
 
 

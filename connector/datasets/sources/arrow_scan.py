@@ -1,0 +1,77 @@
+"""Arrow files as the engine scans them: a batch at a time, as its reader asks. Imported where one is attached only.
+
+Arrow's own scans read up to a gigabyte ahead of a slow reader, in memory that the engine's limit knows nothing of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+
+class Files(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
+    """A dataset, which is what the engine hands projections and simple filters to; its scans hold one batch."""
+
+    @classmethod
+    def at(cls, paths: Sequence[str]) -> Files:
+        found = ds.dataset(list(paths), format="ipc")
+        return cls(list(found.get_fragments()), found.schema, found.format, found.filesystem)
+
+    def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> _Scan:
+        """As the engine asks for one."""
+        names = tuple(self.schema.names if columns is None else columns)
+        return _Scan(tuple(self.files), self.schema, names, filter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """What the engine takes a scanner's rows from."""
+
+    paths: tuple[str, ...]
+    schema: pa.Schema
+    names: tuple[str, ...]
+    condition: Any
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """The rows, to be read once."""
+        return pa.RecordBatchReader.from_batches(self._schema(self.names), self._batches())
+
+    def _schema(self, names: Sequence[str]) -> pa.Schema:
+        return pa.schema([self.schema.field(name) for name in names])
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        needed = self._schema(self._needed())
+        for path in self.paths:
+            with pa.OSFile(path) as file:
+                for batch in _read(file, needed):
+                    kept = batch if self.condition is None else batch.filter(self.condition)
+                    yield kept.select(self.names)
+
+    def _needed(self) -> Sequence[str]:
+        """The columns to read: all where the condition looks at one that is not shown."""
+        if self.condition is None:
+            return self.names
+        try:
+            self._schema(self.names).empty_table().filter(self.condition)
+        except pa.ArrowInvalid:
+            return tuple(self.schema.names)
+        return self.names
+
+
+def _read(file: pa.NativeFile, needed: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """A file's batches in this schema, whatever the order of its columns: each cast where it is of another type, and
+    NULL where it is not there."""
+    there = pa.ipc.open_file(file).schema.names
+    options = pa.ipc.IpcReadOptions(included_fields=[there.index(name) for name in needed.names if name in there])
+    reader = pa.ipc.open_file(file, options=options)
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        columns = [
+            batch.column(field.name).cast(field.type) if field.name in there else pa.nulls(len(batch), field.type)
+            for field in needed
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=needed)
