@@ -251,14 +251,22 @@ class Grants:
         self._live.setdefault(wanted.agreement_id, []).append(grant)
         return grant
 
-    async def usable(self, agreement_id: str, *, consumer: str, purpose: str = "") -> Held:
+    async def usable(
+        self, agreement_id: str, *, consumer: str, purpose: str = "", transfer: tuple[str, int] | None = None
+    ) -> Held:
         """The agreement with those of its contracts whose own permission the party's facts make active. Refused where
         there is none.
 
-        What a request declares may be missing, and counters are asked when something is read.
+        What a request declares may be missing, and counters are asked when something is read. `transfer`: as `covers`.
         """
         held, now = await self.hold(agreement_id, consumer=consumer), time.time()
-        own = await self._store.read(lambda tx: _own(tx, held.agreement, now, counters=False))
+
+        def work(tx: Transaction) -> _Own:
+            if transfer is not None:
+                _check_transfer(tx, transfer[0], agreement_id, transfer[1])
+            return _own(tx, held.agreement, now, counters=False)
+
+        own = await self._store.read(work)
         facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose)
         decisions = [(one, _decided(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
         later = DECLARED - set(facts)

@@ -9,13 +9,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
+from fastapi import FastAPI
 
+from connector.dataplane import access
 from connector.dataplane.flight import protobuf
 from connector.dataplane.flight.front import Front
+from connector.errors import Refused
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
@@ -77,6 +81,31 @@ async def test_policy_holds_whatever_is_asked(running: Provider, front: Front) -
     assert listed.schema.names == table.schema.names == ["id", "name", "gap"]
     assert set(table["gap"].to_pylist()) == {2}
     assert set(table["name"].to_pylist()) == {None}
+
+
+async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+    ticket = running.ticket(agreement)
+
+    def go() -> list[Any]:
+        with flyer(front, ticket) as client:
+            return list(client.client.list_flights(options=client.options))
+
+    nobody: Any = None
+    app = FastAPI(routes=access.router(running.addresses, running.grants, nobody, owner="clinic").routes)
+    shown = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://here")
+    headers = {"authorization": f"Bearer {ticket}"}
+    assert len(await asyncio.to_thread(go)) == 1
+    assert (await shown.get("/data/v1/contract", headers=headers)).json()["name"] == "numbers"
+
+    def suspend(tx: Any) -> None:
+        tx.transfers.get(agreement.replace("agreement", "transfer")).generation += 1
+
+    await running.store.write(suspend)
+    with pytest.raises(fl.FlightUnauthorizedError, match="ticket_replaced"):
+        await asyncio.to_thread(go)
+    with pytest.raises(Refused, match="replaced by a newer one"):
+        await shown.get("/data/v1/contract", headers=headers)
 
 
 async def test_several_agreements_are_read_together(running: Provider, front: Front, tmp_path: Path) -> None:
