@@ -222,6 +222,7 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
         return _scalar_comparison(atom.operator, [literal.text for literal in atom.right])
     right = [values.parse(operand.type, one.text, one.datatype, operand.levels) for one in atom.right]
     test = operators.comparing(atom.operator, right, kinds=operand.kinds)
+    absent = operand.absent if atom.operator in ("neq", "isNoneOf") else ""
     read, one_more = values.reader(operand.type, operand.levels), operand.counting is Counting.BEFORE
 
     def compare(fact: Fact) -> int:
@@ -234,6 +235,8 @@ def _comparison(operand: Operand, atom: Atom) -> Callable[[Fact], int]:
         if one_more:
             left = [value + 1 for value in left if isinstance(value, Decimal)]
         answer = test(left)
+        if answer and absent and absent in fact.values:
+            return UNKNOWN
         return UNKNOWN if answer is None else SATISFIED if answer else UNSATISFIED
 
     return compare

@@ -307,7 +307,10 @@ def _one_mask(draft: Draft, name: str, method: str, argument: str | None, path: 
     if family == columns.OTHER and kind is not MaskKind.NULL:
         raise undecided(path, f"{found.name} ({found.type}) can only be masked by null")
     try:
-        return Mask(found.name, kind, _argument(kind, family, argument))
+        read = _argument(kind, family, argument)
+        if _keeps_all(kind, found.type, read):
+            raise ValueError("keeps every value as it is, and looks like a mask; make it coarser or leave it out")
+        return Mask(found.name, kind, read)
     except ValueError as wrong:
         raise undecided(path, f"mask {method} of {found.name} ({found.type}): {wrong}") from None
 
@@ -348,6 +351,17 @@ def _argument(kind: MaskKind, family: str, argument: str | None) -> Scalar:
     if width <= 0 or (family == columns.INTEGER and width != width.to_integral_value()):
         raise ValueError(f"expected a bin width above 0 (whole for whole numbers), got {argument!r}")
     return int(width) if width == width.to_integral_value() else float(width)
+
+
+def _keeps_all(kind: MaskKind, type_: str, argument: Scalar) -> bool:
+    """Whether a mask by rounding or generalising changes no value that a column of this type can hold."""
+    family = columns.family(type_)
+    if family == columns.DATE:
+        return kind is MaskKind.GENERALISE and argument in ("day", "hour")
+    if family not in (columns.INTEGER, columns.DECIMAL) or isinstance(argument, str | None):
+        return False
+    digits = 0 if family == columns.INTEGER else columns.decimal_scale(type_)
+    return argument >= digits if kind is MaskKind.ROUND else kind is MaskKind.GENERALISE and argument <= 10.0**-digits
 
 
 def _bounded(text: str, *, low: int, high: int, what: str) -> int:

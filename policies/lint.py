@@ -200,7 +200,7 @@ def _excluded(operand: Operand, found: list[tuple[str, Atom]]) -> Iterator[Probl
             allowed = texts if allowed is None else allowed & texts
         elif atom.operator in ("neq", "isNoneOf") and allowed is not None:
             allowed = allowed - texts
-        if allowed is not None and not allowed and operand.type is not ValueType.IRI:
+        if allowed is not None and not allowed and operand.type is not ValueType.IRI and not operand.kinds:
             yield _error(
                 here, "contradiction", f"no value of {compact(atom.left)} meets this and what stands before it"
             )

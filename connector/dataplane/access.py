@@ -30,7 +30,12 @@ def router(addresses: Addresses, grants: Grants, identity: Identity, *, owner: s
     @routes.get("/contract", summary="What the agreement of this ticket allows (bearer: ticket)")
     async def contract(request: Request) -> dict[str, Any]:
         ticket = addresses.read(request.headers.get("authorization"))
-        held = await grants.usable(ticket.agreement, consumer=ticket.consumer, purpose=ticket.purpose)
+        held = await grants.usable(
+            ticket.agreement,
+            consumer=ticket.consumer,
+            purpose=ticket.purpose,
+            transfer=(ticket.transfer, ticket.generation),
+        )
         return summary(held, owner=owner)
 
     @routes.post("/tickets", summary="A fresh data address for a started transfer (bearer: self-issued token)")

@@ -247,7 +247,8 @@ class PreparedStreams:
 def repeatable(contract: DataContract) -> bool:
     """Whether a contract gives the same bytes again: not for aggregates (each answer is judged anew) and quantities
     (what is left decides the batches)."""
-    return contract.grid is None and contract.limits.rows is None and contract.limits.bytes is None
+    limits = contract.limits
+    return contract.grid is None and limits.rows is None and limits.bytes is None and limits.share is None
 
 
 def keepable(contract: DataContract, *, sensitive: bool) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from connector.dataplane.owner import OwnersView
@@ -46,15 +47,23 @@ class Versions:
     async def effects(self, dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
         """Everything that changes, errors first; each meaning is looked at once, however many stand on it."""
         found: list[Effect] = []
-        standing = await self._store.read(lambda tx: _standing(tx, dataset.id, found))
+        standing, earlier = await self._store.read(
+            lambda tx: (_standing(tx, dataset.id, found), _earlier(tx, old, new.digest))
+        )
         for digest in dict.fromkeys(entry[2] for entry in standing):
             mine = [entry for entry in standing if entry[2] == digest]
-            said = await self._of(mine[0][3], old, new, concluded=new.created_at)
+            said = await self._of(mine[0][3], old, new, earlier, concluded=new.created_at)
             found += [Effect(one[0], on, id_, *one[1:]) for on, id_, _, _ in mine for one in said]
         return [one.to_json() for one in sorted(found, key=lambda one: one.level)]
 
     async def _of(
-        self, policy: Policy, old: DatasetVersion, new: DatasetVersion, *, concluded: float
+        self,
+        policy: Policy,
+        old: DatasetVersion,
+        new: DatasetVersion,
+        earlier: Sequence[DatasetVersion],
+        *,
+        concluded: float,
     ) -> list[tuple[str, str, str, str]]:
         try:
             contracts = compiler.contracts(policy, published_schema(new), concluded=concluded)
@@ -65,9 +74,33 @@ class Versions:
         for contract in contracts:
             changed = bound.retyped(contract, before)
             found += [_retyped(contract, one) for one in changed]
-            if contract.grid is None or contract.grid.privacy is not None:
+            if not compiler.exact(contract):
                 continue
             found += [_incomparable(contract, changed)] if changed else await self._grid(contract, old, new)
+            found += await self._held_against(contract, earlier, new)
+        return found
+
+    async def _held_against(
+        self, contract: DataContract, earlier: Sequence[DatasetVersion], new: DatasetVersion
+    ) -> list[tuple[str, str, str, str]]:
+        """The versions before the last: a mistake that is taken back brings one of them again, but for a few units."""
+        found, unknown = [], max(0, len(earlier) - _EARLIER_MAX)
+        for one in earlier[:_EARLIER_MAX]:
+            try:
+                lost = bool(bound.retyped(contract, published_schema(one)))
+                few = 0 if lost else await self._view.few_changed(contract, one, new)
+            except HanseError:  # most often: its files have been written over
+                lost, few = True, 0
+            unknown += lost
+            if few:
+                day = datetime.fromtimestamp(one.created_at, UTC).date().isoformat()
+                found.append(_too_small(contract, few, f"an earlier version ({day}, {one.digest[-12:]})"))
+        if unknown:
+            said = (
+                f"it cannot be held against {unknown:,} earlier versions, whose files are others now or which are too "
+                "many: whoever asked one of them learns of few by subtraction where it differs by few"
+            )
+            found.append(("warning", contract.permission, "difference_unknown", said))
         return found
 
     async def _grid(
@@ -91,18 +124,24 @@ class Versions:
                 ("warning", path, "groups_lost", f"{lost:,} more groups than before have fewer than {k} units")
             )
         if few:
-            said = (
-                f"{few:,} groups differ from the version before by fewer than {k} units: whoever asked that one "
-                "learns of those few by subtraction; add or remove at least as many at once"
-            )
-            found.append(("error", path, "difference_too_small", said))
+            found.append(_too_small(contract, few, "the version before"))
         return found
 
 
+_EARLIER_MAX = 20  # each costs as much as a question over all of both
 _TELLS = (
     "may tell of few by difference: keep the files of the version before and the types of its columns, or register it "
     "as another dataset"
 )
+
+
+def _too_small(contract: DataContract, few: int, than: str) -> tuple[str, str, str, str]:
+    least = contract.grid.min_group if contract.grid else 0
+    said = (
+        f"{few:,} groups differ from {than} by fewer than {least} units: whoever asked that one learns of those few by "
+        "subtraction; add or remove at least as many at once"
+    )
+    return "error", contract.permission, "difference_too_small", said
 
 
 def _retyped(contract: DataContract, one: bound.Retyped) -> tuple[str, str, str, str]:
@@ -132,6 +171,13 @@ def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[tupl
         else:
             found.append((on, row.id, row.digest, policy))
     return found
+
+
+def _earlier(tx: Transaction, old: DatasetVersion, coming: str) -> list[DatasetVersion]:
+    """The versions before `old`, the newest first, that somebody may have asked; none where nobody ever could."""
+    if next(iter(tx.agreements.on(old.dataset_id)), None) is None:
+        return []
+    return [one for one in tx.datasets.versions(old.dataset_id) if one.digest not in (old.digest, coming)]
 
 
 def _bounds(contract: DataContract, profile: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:

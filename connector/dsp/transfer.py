@@ -43,6 +43,7 @@ from connector.errors import (
 from connector.events import DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
 from connector.store import Transaction
+from connector.store.agreements import used_today
 from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
@@ -565,7 +566,7 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts:
 
     A purpose or an application that is not declared here has to be declared with each request for data.
     """
-    today = grant.queries_today if grant.day == int(tx.now // _DAY) else 0
+    today = used_today(grant, day=int(tx.now // _DAY))
     known = counted(facts, uses=grant.queries, uses_today=today, running=0)
     known = known.adding(fulfilled(tx, agreement, now=tx.now))
     verdict = terms.judge(stored.agreed(agreement), known, phase=Phase.TRANSFER, now=tx.now)

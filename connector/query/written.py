@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from connector.query.frames import ListSink, new_digest
 if TYPE_CHECKING:
     from connector.query.job import Job
 
-_FORMULA = "^[=+\\-@\t\r]"  # what a spreadsheet takes for the start of a formula
+_FORMULA = "^[=+\\-@\t\r\n]"  # what a spreadsheet takes for the start of a formula
 
 
 class Written:
@@ -75,7 +76,8 @@ class _Csv:
     """Lines with the names first. Missing values are empty, empty text is `""`; nested ones are JSON, bytes base64."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema, *, guarded: bool = False) -> None:
-        self._schema = pa.schema([(field.name, _shown(field.type)) for field in schema])
+        names = [f"'{name}" if guarded and re.match(_FORMULA, name) else name for name in schema.names]
+        self._schema = pa.schema(list(zip(names, map(_shown, schema.types), strict=True)))
         self._guarded = guarded
         self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(sink, mode="w"), self._schema)
 

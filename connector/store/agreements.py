@@ -44,10 +44,6 @@ class Looked(NamedTuple):
     source: str | None  # and where its files are, as it is stored: to be compared, not to be read
     transfer: TransferState | None
 
-    def used_on(self, day: int) -> int:
-        """Queries that are counted for a day (days since the epoch, UTC) by a clock that may be a little behind."""
-        return self.queries_today if self.day in (day, day + 1) else 0
-
 
 class Holding(NamedTuple):
     """An agreement of ours as a consumer: whose dataset it is on."""
@@ -130,6 +126,11 @@ _ADD = update(_GRANT).where(_THIS).values(_MORE)
 _RESERVE = (
     update(_GRANT).where(_HOLDS, *(more <= bindparam(f"most_{name}") for name, more in _MORE.items())).values(_MORE)
 )
+
+
+def used_today(row: Grant | Looked, *, day: int) -> int:
+    """Queries that are counted for a day (days since the epoch, UTC) by a clock that may be a little behind."""
+    return row.queries_today if row.day in (day, day + 1) else 0
 
 
 class Agreements:

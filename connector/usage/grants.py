@@ -30,7 +30,7 @@ from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
-from connector.store.agreements import Looked, TransferState
+from connector.store.agreements import Looked, TransferState, used_today
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
@@ -250,14 +250,22 @@ class Grants:
         self._live.setdefault(wanted.agreement_id, []).append(grant)
         return grant
 
-    async def usable(self, agreement_id: str, *, consumer: str, purpose: str = "") -> Held:
+    async def usable(
+        self, agreement_id: str, *, consumer: str, purpose: str = "", transfer: tuple[str, int] | None = None
+    ) -> Held:
         """The agreement with those of its contracts whose own permission the party's facts make active. Refused where
         there is none.
 
-        What a request declares may be missing, and counters are asked when something is read.
+        What a request declares may be missing, and counters are asked when something is read. `transfer`: as `covers`.
         """
-        held, now = await self.hold(agreement_id, consumer=consumer), time.time()
-        own = await self._store.read(lambda tx: _own(tx, held.agreement, now))
+        now = time.time()
+
+        def work(tx: Transaction) -> tuple[_Found, _Own]:
+            found, _ = self._found(tx, agreement_id, consumer, transfer)
+            return found, _own(tx, found.agreement, now)
+
+        found, own = await self._store.read(work)
+        held = self._compiled(found)
         facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose)
         decisions = [(one, _decided(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
         later = DECLARED - set(facts)
@@ -385,16 +393,16 @@ class Grants:
         self, tx: Transaction, agreement_id: str, consumer: str, transfer: tuple[str, int] | None, now: float
     ) -> tuple[_Found, _Own]:
         """Step 1, and what we know ourselves at this moment."""
-        name, generation = transfer or ("", 0)
-        found, looked = self._found(tx, agreement_id, consumer, transfer_id=name)
-        if transfer is not None:
-            _check_transfer(looked.transfer, agreement_id, generation)
+        found, looked = self._found(tx, agreement_id, consumer, transfer)
         return found, _own(tx, found.agreement, now, looked)
 
     def _found(
-        self, tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = ""
+        self, tx: Transaction, agreement_id: str, consumer: str, transfer: tuple[str, int] | None = None
     ) -> tuple[_Found, Looked]:
-        looked = _standing(tx, agreement_id, consumer, transfer_id=transfer_id)
+        name, generation = transfer or ("", 0)
+        looked = _standing(tx, agreement_id, consumer, transfer_id=name)
+        if transfer is not None:
+            _check_transfer(looked.transfer, agreement_id, generation)
         source, held = self._cached.get((agreement_id, looked.version or ""), ("", None))
         if held is not None and source == looked.source:
             return held, looked
@@ -667,7 +675,7 @@ def _sure_until(decision: Decision, facts: Facts) -> float:
 
 def _own(tx: Transaction, agreement: Agreement, now: float, looked: Looked | None = None) -> _Own:
     """What we know ourselves: what was used, where it is looked at, and which duties before use are fulfilled."""
-    today = 0 if looked is None else looked.used_on(int(now // _DAY))
+    today = 0 if looked is None else used_today(looked, day=int(now // _DAY))
     uses, rows, nbytes = (0, 0, 0) if looked is None else (looked.queries, looked.rows, looked.bytes)
     facts = counted(Facts(), uses=uses, uses_today=today, running=0)
     return _Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)

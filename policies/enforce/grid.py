@@ -197,10 +197,13 @@ def _holding(grid: Grid, index: int, one: Measure) -> tuple[exp.Expr, exp.Expr]:
 
 
 def _share(size: exp.Expr, dominance: float, maker: Maker) -> exp.Expr:
-    """The largest contribution is at most `dominance` of the sum; with nothing to sum there is no doubt."""
-    part = exp.Mul(this=maker.parameters.add(dominance), expression=exp.Sum(this=size.copy()))
-    within = exp.LTE(this=exp.Max(this=size), expression=part)
-    return exp.Coalesce(this=within, expressions=[exp.Boolean(this=True)])
+    """The largest contribution is at most `dominance` of the sum, which is finite: half of what is not is as large as
+    all of it. With nothing to sum there is no doubt."""
+    total = exp.Sum(this=size.copy())
+    part = exp.Mul(this=maker.parameters.add(dominance), expression=total)
+    finite = exp.LT(this=total.copy(), expression=wrap.try_cast(exp.Literal.string("inf"), "DOUBLE"))
+    within = exp.And(this=exp.LTE(this=exp.Max(this=size), expression=part), expression=finite)
+    return exp.Coalesce(this=exp.Paren(this=within), expressions=[exp.Boolean(this=True)])
 
 
 def _rows(grid: Grid, base: str, cells: str) -> exp.Select:

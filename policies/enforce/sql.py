@@ -20,6 +20,8 @@ from policies.enforce.functions import AGGREGATES, ENGINE_FUNCTIONS, WINDOW_ONLY
 from policies.enforce.private import Private
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
+from policies.model import HANSE
+from policies.vocabulary import SAME_ACTION
 
 __all__ = ["DEFAULT", "Caps", "Dataset", "Keys", "Prepared", "changed", "check_time", "prepare", "withheld"]
 
@@ -101,6 +103,8 @@ def prepare(
     bound = bind.bind(tree, (*catalogue, *tables), token=token)  # 3, 4
     used = _used(bound, catalogue)
     _admit(used, action, purpose)
+    if SAME_ACTION.get(action, action) == _STREAM:
+        _check_streamed(tree, bound)
     _joins(used, bound, catalogue, tree)
     if original is not None:
         template.check(original, used, brought=any(entry in tables for _, entry in bound.tables))
@@ -140,6 +144,26 @@ def _admit(used: Sequence[Dataset], action: str, purpose: str | None) -> None:
     for dataset in used:
         check_action(dataset.contract, action)
         check_purpose(dataset.contract, purpose)
+
+
+def _check_streamed(tree: exp.Expr, bound: Bound) -> None:
+    """Refuse (`not_a_stream`) all but rows of one dataset as they are. A question says itself that it is a stream:
+    whoever may stream and not query would ask what he likes, and call it one."""
+    filled = {name for name, value in tree.args.items() if value}
+    shown = (output.this if isinstance(output, exp.Alias) else output for output in tree.args.get("expressions") or ())
+    plain = isinstance(tree, exp.Select) and "from_" in filled and filled <= _STREAMED
+    plain = plain and isinstance(tree.args["from_"].this, exp.Table)
+    if not plain or len(bound.tables) != 1 or not all(isinstance(one, exp.Column | exp.Star) for one in shown):
+        refuse(
+            "not_a_stream",
+            "a stream is rows of one dataset as they are: SELECT columns FROM dataset WHERE a condition on its own "
+            "columns. Ask for anything else as a query, where the agreement permits those",
+            "action",
+        )
+
+
+_STREAM = HANSE + "stream"
+_STREAMED = frozenset({"expressions", "from_", "where", "limit"})
 
 
 def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset], tree: exp.Expr) -> None:

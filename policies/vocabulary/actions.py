@@ -1,4 +1,4 @@
-"""The tree of actions (ODRL 2.2 `includedIn`), and which deprecated names mean which.
+"""The tree of actions (ODRL 2.2 `includedIn`), and which other names mean which.
 
 A rule on an action covers everything below it. Roots are `use` and `transfer`.
 """
@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from policies.vocabulary.terms import Action, Tier, ds, odrl
 
-# Deprecated ODRL actions reach the tree only through their exact match.
-SAME: dict[str, str] = {odrl("write"): odrl("modify"), odrl("copy"): odrl("reproduce")}
+# Deprecated ODRL actions reach the tree only through their exact match. What ODRL calls stream is what the owner's
+# connector serves under that name: beside it, a prohibition of the one would leave the other.
+SAME: dict[str, str] = {
+    odrl("write"): odrl("modify"),
+    odrl("copy"): odrl("reproduce"),
+    odrl("stream"): ds("stream"),
+}
 
 
 def _plain(local: str, phrase: str, *, parent: str = "use") -> Action:
@@ -60,7 +65,6 @@ ACTIONS: tuple[Action, ...] = (
     _plain("print", "print the data"),
     _plain("reproduce", "make copies of the data"),
     _plain("extract", "extract parts of the data", parent="reproduce"),
-    _plain("stream", "deliver the data in real time"),
     _plain("synchronize", "combine the data in time with other media"),
     _plain("textToSpeech", "have the data read aloud"),
     _plain("transform", "convert the data to another format"),

@@ -34,8 +34,10 @@ OPERANDS: tuple[Operand, ...] = (
         tier=Tier.ATTESTED,
         fact="ds:membership",
         sources=("register",),
+        absent="none",
         enforced_by="identity",
-        help="State of the party's membership in the data space, as its operator signs it: active.",
+        help="State of the party's membership in the data space, as its operator signs it: active, suspended. Whoever "
+        "is no member is no other than suspended: neq and isNoneOf are unknown of him.",
         sentence="the party's membership in the data space {op} {value}",
     ),
     Operand(
@@ -70,8 +72,10 @@ OPERANDS: tuple[Operand, ...] = (
         tier=Tier.ATTESTED,
         fact="ds:participantCountry",
         sources=("register", "owner"),
+        kinds=True,
         enforced_by="identity",
-        help="Country of the party's seat (ISO 3166-1 alpha-2); regions: EU, EEA, EFTA, DACH, BENELUX, NORDIC.",
+        help="Country of the party's seat (ISO 3166-1 alpha-2); regions: EU, EEA, EFTA, DACH, BENELUX, NORDIC. A "
+        "country counts as every region that it is in, with each operator.",
         sentence="the party's country {op} {value}",
     ),
     Operand(

@@ -84,8 +84,7 @@ OPERANDS: tuple[Operand, ...] = (
         sources=("counter",),
         enforced_by="grant",
         counting=Counting.BEFORE,
-        help="Queries and streams open at the same time, this one included. Each instance of a connector counts its "
-        "own: several behind one address may open as many each.",
+        help="Queries and streams open at the same time, this one included, over all connectors on one database.",
         sentence="the number of queries and streams open at once {op} {value}",
     ),
 )

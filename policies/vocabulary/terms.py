@@ -85,7 +85,8 @@ class Operand:
     system that makes it true (see `ENFORCERS`), empty when nobody does. `by_engine`: a condition about
     the answer, which the compiled contract makes true. `parameter`: the operand is a family,
     `name` + one column. `sentence` is how `explain` says it, with {op} and {value}. `sources` names who can supply
-    the fact (see `SOURCES`). `kinds`: an observed value counts as everything that it is a kind of.
+    the fact (see `SOURCES`). `kinds`: an observed value counts as everything that it is a kind of. `absent`: the value
+    of whoever has none, which is no other value either: to be something else than X is not known of it.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Operand:
     levels: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     kinds: bool = False
+    absent: str = ""
     where: frozenset[str] = field(default_factory=lambda: frozenset({RULE}))
 
     def __post_init__(self) -> None:

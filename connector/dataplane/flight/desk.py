@@ -164,7 +164,12 @@ class Desk:
         """The datasets of the tickets, with their schemas where wanted."""
         found = []
         for ticket in call.tickets:
-            held = await self._reads.grants.usable(ticket.agreement, consumer=ticket.consumer, purpose=ticket.purpose)
+            held = await self._reads.grants.usable(
+                ticket.agreement,
+                consumer=ticket.consumer,
+                purpose=ticket.purpose,
+                transfer=(ticket.transfer, ticket.generation),
+            )
             schema = b""
             if call.question.schemas and held.contracts:
                 schema = await self._reads.columns(held, held.contracts[0], consumer=ticket.consumer)

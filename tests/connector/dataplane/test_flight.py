@@ -9,13 +9,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
+from fastapi import FastAPI
 
+from connector.dataplane import access
 from connector.dataplane.flight import protobuf
 from connector.dataplane.flight.front import Front
+from connector.errors import Refused
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer, whole
@@ -77,6 +81,31 @@ async def test_policy_holds_whatever_is_asked(running: Provider, front: Front) -
     assert listed.schema.names == table.schema.names == ["id", "name", "gap"]
     assert set(table["gap"].to_pylist()) == {2}
     assert set(table["name"].to_pylist()) == {None}
+
+
+async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+    ticket = running.ticket(agreement)
+
+    def go() -> list[Any]:
+        with flyer(front, ticket) as client:
+            return list(client.client.list_flights(options=client.options))
+
+    nobody: Any = None
+    app = FastAPI(routes=access.router(running.addresses, running.grants, nobody, owner="clinic").routes)
+    shown = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://here")
+    headers = {"authorization": f"Bearer {ticket}"}
+    assert len(await asyncio.to_thread(go)) == 1
+    assert (await shown.get("/data/v1/contract", headers=headers)).json()["name"] == "numbers"
+
+    def suspend(tx: Any) -> None:
+        tx.transfers.get(agreement.replace("agreement", "transfer")).generation += 1
+
+    await running.store.write(suspend)
+    with pytest.raises(fl.FlightUnauthorizedError, match="ticket_replaced"):
+        await asyncio.to_thread(go)
+    with pytest.raises(Refused, match="replaced by a newer one"):
+        await shown.get("/data/v1/contract", headers=headers)
 
 
 async def test_several_agreements_are_read_together(running: Provider, front: Front, tmp_path: Path) -> None:
@@ -143,7 +172,7 @@ async def test_revocation_ends_a_stream_within_a_second_with_its_reason(running:
 
     def go() -> None:
         with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
             reader.read_chunk()
             begun.append(clock())
             loop.call_soon_threadsafe(lambda: running.grants.stop(agreement_id=agreement, reason="consent withdrawn"))
@@ -167,7 +196,7 @@ async def test_an_ended_ticket_is_refused_and_a_stream_does_not_outlive_its_own(
 
     def go(seconds: float) -> None:
         with flyer(front, running.ticket(agreement, seconds=seconds)) as client:
-            client.read(sql=ENDLESS, action="stream")
+            client.read(sql=ENDLESS)
 
     with pytest.raises(fl.FlightUnauthenticatedError, match="ticket_expired"):
         await asyncio.to_thread(go, -1)
@@ -198,7 +227,7 @@ async def test_cancelling_ends_the_running_read(running: Provider, front: Front)
 
     def go() -> list[bytes]:
         with flyer(front, running.ticket(agreement)) as client:
-            info = client.info(sql=ENDLESS, action="stream")
+            info = client.info(sql=ENDLESS)
             reader = client.get(info.endpoints[0].ticket)
             reader.read_chunk()
             answer = client.act("CancelFlightInfo", protobuf.write([(1, info.serialize())]))
@@ -217,7 +246,7 @@ async def test_a_client_that_leaves_stops_the_worker_and_is_in_the_log(running: 
 
     def go() -> None:
         with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
             reader.read_chunk()
             reader.cancel()
 
@@ -233,7 +262,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_little_memory(ru
 
     def go() -> tuple[int, str]:
         with flyer(front, running.ticket(agreement)) as client:
-            reader = client.get(client.info(sql=ENDLESS, action="stream").endpoints[0].ticket)
+            reader = client.get(client.info(sql=ENDLESS).endpoints[0].ticket)
             reader.read_chunk()
             time.sleep(2.5)
             held = _rss_mb(front.pid) - before
@@ -270,7 +299,7 @@ async def test_reads_at_once_of_one_consumer_are_bounded(
 
     def go() -> None:
         with flyer(front, ticket) as client:
-            first, second = (client.info(sql=ENDLESS, action="stream").endpoints[0].ticket for _ in range(2))
+            first, second = (client.info(sql=ENDLESS).endpoints[0].ticket for _ in range(2))
             reader = client.get(first)
             reader.read_chunk()
             client.get(second)
@@ -286,7 +315,7 @@ async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> No
 
         def go() -> None:
             with flyer(front, leaving.ticket(agreement)) as client:
-                client.read(sql=ENDLESS, action="stream")
+                client.read(sql=ENDLESS)
 
         asking = asyncio.ensure_future(asyncio.to_thread(go))
         while not leaving.reads.live:

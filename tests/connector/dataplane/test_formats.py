@@ -196,6 +196,21 @@ async def test_csv_shows_every_type_and_guards_formulas_where_asked(running: Pro
 
 
 @module
+async def test_names_and_line_feeds_are_guarded_too(running: Provider, tmp_path: Path) -> None:
+    """The names are the owner's as much as the values."""
+    table = pa.table({"=1+1": ["\n=2", "\r=3"], "+n": [1, 2], "plain": ["a", "b"]})
+    pq.write_table(table, tmp_path / "named.parquet")
+    ticket = running.ticket(await running.agree(name="named", path=tmp_path / "named.parquet"))
+    path = "/data/v1/datasets/named/rows"
+    text = (await get(running, ticket, path=path, format="csv", guard="true")).text
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [
+        ["'=1+1", "'+n", "plain"], ["'\n=2", "1", "a"], ["'\r=3", "2", "b"],
+    ]  # fmt: skip
+    text = (await get(running, ticket, path=path, format="csv")).text
+    assert next(csv.reader(io.StringIO(text, newline=""))) == ["=1+1", "+n", "plain"]
+
+
+@module
 async def test_no_rows_are_a_file_too(running: Provider) -> None:
     ticket = running.ticket(await running.agree())
     found = pq.read_table(io.BytesIO((await get(running, ticket, format="parquet", where="id < 0")).content))

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MASKED = gate.agreement(duties=(mask("null", "name"),), action="odrl:use")
 LIMITED = gate.agreement(atom("ds:rowQuota", "lteq", "9000000"), action="odrl:use")
+SHARED = gate.agreement(atom("odrl:percentage", "lteq", "100"), action="odrl:use")
 FILTERED = gate.agreement(atom("ds:row/id", "lt", "150000"), action="odrl:use")
 
 
@@ -75,8 +76,8 @@ async def test_later_passes_are_the_first_byte_for_byte_without_a_worker(
 
 @pytest.mark.parametrize(
     ("policy", "parameters"),
-    [(MASKED, {}), (LIMITED, {}), (provider.OPEN, {"format": "csv"})],
-    ids=["masks", "a quota", "another format than Arrow"],
+    [(MASKED, {}), (LIMITED, {}), (SHARED, {}), (provider.OPEN, {"format": "csv"})],
+    ids=["masks", "a quota", "a share", "another format than Arrow"],
 )
 async def test_nothing_is_kept_of(
     running: Provider, prepared: PreparedStreams, policy: Any, parameters: dict[str, str]

@@ -49,27 +49,36 @@ def written(folder: Path, name: str, rows: str) -> Path:
     return path
 
 
-async def following(running: Provider, path: Path, dataset: str, *, after: float = 10) -> DatasetVersion:
+async def following(
+    running: Provider, path: Path, dataset: str, *, after: float = 10, digest: str = "v2"
+) -> DatasetVersion:
     """The version that these files would be, registered so many seconds from now."""
     relation = data.relation("parquet", path, path.parent)
     profile = await running.profile(relation)
     return DatasetVersion(
-        dataset_id=f"urn:hanse:{provider.OWNER}:{dataset}", digest="v2", source=provider._source(relation),
+        dataset_id=f"urn:hanse:{provider.OWNER}:{dataset}", digest=digest, source=provider._source(relation),
         created_at=time.time() + after, profile={"rows": profile["rows"], "columns": {}},
         schema=[{"name": one["name"], "type": one["type"]} for one in profile["columns"]],
     )  # fmt: skip
 
 
-async def codes(running: Provider, folder: Path, policy: Policy, old: str, new: str) -> list[str]:
-    """What the owner is told of a version that follows another one, errors only."""
-    name = f"d_{folder.name[-12:].strip('_').replace('-', '_').lower()}"
-    await running.agree(policy, name=name, path=written(folder, "old", old))
+def view(running: Provider) -> OwnersView:
+    known: Any = Known.__new__(Known)  # no question of these asks who somebody is
+    return OwnersView(running.store, running.pool, known, name="clinic", mask_secret=b"m" * 32, memory_mb=512)
+
+
+async def told(running: Provider, name: str, after: DatasetVersion) -> list[dict[str, str]]:
+    """What the owner is told of a version that would follow the current one."""
     dataset = await running.store.read(lambda tx: tx.datasets.of(name))
     before = await running.store.read(lambda tx: tx.datasets.current(dataset))
-    after = await following(running, written(folder, "new", new), name)
-    known: Any = Known.__new__(Known)  # no question of these asks who somebody is
-    view = OwnersView(running.store, running.pool, known, name="clinic", mask_secret=b"m" * 32, memory_mb=512)
-    found = await Versions(running.store, view).effects(dataset, before, after)
+    return await Versions(running.store, view(running)).effects(dataset, before, after)
+
+
+async def codes(running: Provider, folder: Path, policy: Policy, old: str, new: str) -> list[str]:
+    """The same of a version with these rows, errors only."""
+    name = f"d_{folder.name[-12:].strip('_').replace('-', '_').lower()}"
+    await running.agree(policy, name=name, path=written(folder, "old", old))
+    found = await told(running, name, await following(running, written(folder, "new", new), name))
     return [one["code"] for one in found if one["level"] == "error"]
 
 
@@ -95,6 +104,31 @@ CHANGES: dict[str, tuple[Policy, str, str, list[str]]] = {
 async def test_the_owner_is_told_what_a_version_would_do(running: Provider, tmp_path: Path, change: str) -> None:
     policy, old, new, expected = CHANGES[change]
     assert await codes(running, tmp_path, policy, old, new) == expected
+
+
+async def test_a_version_is_held_against_all_before_it(running: Provider, tmp_path: Path) -> None:
+    """A mistake that is taken back brings the first version again, and with it one person more."""
+    first = written(tmp_path, "first", FIRST)
+    await running.agree(CELLS, name="taken_back", path=first)
+    mistake = await following(
+        running, written(tmp_path, "mistake", COSTS.format("i", "DOUBLE", "", 90)), "taken_back", digest="mistake"
+    )
+
+    def renew(tx: Any) -> None:
+        tx.datasets.add(mistake)
+        tx.datasets.of("taken_back").version = "mistake"
+
+    await running.store.write(renew)
+    same = await following(running, first, "taken_back", after=20, digest="v1")
+    assert [one for one in await told(running, "taken_back", same) if one["level"] == "error"] == []
+    path = written(tmp_path, "better", COSTS.format("i", "DOUBLE", "", 101))
+    better = await following(running, path, "taken_back", after=20, digest="v3")
+    (found,) = [one for one in await told(running, "taken_back", better) if one["level"] == "error"]
+    assert found["code"] == "difference_too_small"
+    assert "1 groups" in found["message"]
+    first.unlink()
+    (found,) = [one for one in await told(running, "taken_back", better) if one["code"] == "difference_unknown"]
+    assert found["level"] == "warning"
 
 
 SINCE: dict[str, tuple[Policy, str, float]] = {  # policy, the version that the agreement names, when the next came
@@ -126,3 +160,20 @@ async def test_a_rule_is_not_kept_over_a_column_of_another_kind(running: Provide
     assert (refused.status_code, refused.json()["code"]) == (403, "schema_changed")
     gone = signed_for == "v0"
     assert ("not known here any more" if gone else "age is VARCHAR and was") in refused.json()["detail"]
+
+
+async def test_the_same_rows_in_other_files_are_read_from_these(running: Provider, tmp_path: Path) -> None:
+    """The owner has moved them and registered them again: the version is the same, and where it lies is not."""
+    path = written(tmp_path, "before", AGES.format("INTEGER"))
+    agreement = await running.agree(ADULTS, name="moved", path=path)
+    asked = 'SELECT count(*) AS n FROM "clinic".moved'
+    assert (await ask(running, running.ticket(agreement), asked)).status_code == 200
+    moved = path.rename(tmp_path / "after.parquet")
+    source = provider._source(data.relation("parquet", moved, tmp_path))
+
+    def renew(tx: Any) -> None:
+        tx.datasets.current(tx.datasets.of("moved")).source = source
+
+    await running.store.write(renew)
+    answer = await ask(running, running.ticket(agreement), asked)
+    assert answer.status_code == 200, answer.text

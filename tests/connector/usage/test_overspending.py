@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from connector.store import Store
+from connector.store.agreements import used_today
 from connector.store.tables import Grant
 
 PROCESSES, TRIES = 8, 48
@@ -68,3 +69,19 @@ async def test_eight_processes_never_overspend(store: Store, database_url: str) 
     assert micro == spent["epsilon"] <= MICRO
     assert micro > MICRO - 9 * 333
     assert ROWS - 9 < rows.rows <= ROWS  # what is left is smaller than anybody asked for
+
+
+async def test_a_clock_that_is_behind_begins_no_day_anew(store: Store) -> None:
+    """Around midnight the clocks of two connectors say different days: each would take back what the other counted."""
+    await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="days", revoked_at=None)))
+
+    async def used(day: int) -> bool:
+        return await store.write(lambda tx: tx.agreements.count_use("days", day=day, most=None, most_today=2))
+
+    assert [await used(day) for day in (5, 6, 5, 6, 5, 6)] == [True, True, True, False, False, False]
+    row = await store.read(lambda tx: tx.agreements.grant("days"))
+    assert row is not None
+    assert (row.day, row.queries, row.queries_today) == (6, 3, 2)
+    assert [used_today(row, day=day) for day in (4, 5, 6, 7)] == [0, 2, 2, 0]
+    assert [await used(day) for day in (7, 7, 7)] == [True, True, False]
+    assert await used(3)  # set right by more than a day, it is another clock

@@ -460,3 +460,19 @@ def test_bins_that_unite_those_of_another_grid_hold_what_it_withholds(width: str
     fine, other = (made.ask(f"select sum(income) from {name}")[0][0] for name in ("fine", "other"))
     made.connection.close()
     assert (other - fine or None) == shown
+
+
+@pytest.mark.parametrize("entity", [True, False])
+@pytest.mark.parametrize("largest", ["'inf'", "'-inf'", "1.7e308"])
+def test_one_unit_without_measure_is_not_within_its_share(entity: bool, largest: str) -> None:
+    """What adds up to no number is larger than any share of it, and is as large as half of itself."""
+    made = gate.Bench()
+    made.connection.execute(
+        f"CREATE TABLE s AS SELECT i AS id, i % 2 AS g, CASE WHEN i = 16 THEN {largest}::DOUBLE WHEN i = 18 "
+        "THEN 1e308 ELSE 1 END AS m FROM range(60) r(i)"
+    )
+    shape = [atom("ds:minGroupSize", "gteq", "10"), atom("ds:dimension/g", "eq", "exact")]
+    shape += [atom("ds:measure/m", "eq", "free")] + [atom("ds:entityKey", "eq", "id")] * entity
+    made.add("clinic", "people", "s", _contract(made, "s", *shape))
+    assert made.ask("SELECT g, sum(m) FROM people GROUP BY g") == [(1, 30.0)]
+    made.connection.close()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from policies.enforce.sql import DEFAULT, Dataset, Keys, prepare
+from policies.enforce.sql import DEFAULT, Dataset, Keys, Prepared, prepare
 from policies.errors import QueryRefused
 from policies.vocabulary.terms import expand
 from tests.support import clinic, gate
@@ -261,3 +261,43 @@ def test_dates_times_and_decimals_of_a_policy_are_bound_not_written(bench: gate.
 def test_grouped_sums_take_the_values_of_tables_and_never_hide_an_error(sql: str, plain: int) -> None:
     prepared = _one().prepare(sql)
     assert prepared.sql.count("TRY(") == plain
+
+
+STREAMS = {
+    "select * from t": "",
+    "select id, g as n from clinic.t where id > 1 and g + 1 < 9 limit 3": "",
+    "select t.* from t": "",
+    "select count(*) from t": "shape",
+    "select sum(id) from t group by g": "shape",
+    "select id + 1 as id from t": "shape",
+    "select (select max(id) from t) as m": "shape",
+    "select distinct g from t": "shape",
+    "select id from t order by id": "shape",
+    "select id from t limit 3 offset 1": "shape",
+    "select row_number() over (order by id) as n from t": "shape",
+    "select id from t qualify row_number() over (order by id) = 1": "shape",
+    "select t.id from t join u using (id)": "shape",
+    "select t.id from t, u": "shape",
+    "select id from t where id in (select id from u)": "shape",
+    "select id from t where exists (select 1 from u where u.id = t.id)": "shape",
+    "select id from (select id from t) s": "shape",
+    "with w as (select id from t) select id from w": "shape",
+    "select id from t union all select id from t": "shape",
+}
+
+
+@pytest.mark.parametrize("sql", STREAMS)
+def test_what_is_declared_a_stream_is_one(sql: str) -> None:
+    """Else who may only stream would ask what he likes, and call it a stream."""
+    made, stream = _one(), expand("ds:stream")
+    made.datasets = [replace(one, contract=replace(one.contract, actions=(stream,))) for one in made.datasets]
+
+    def prepared() -> Prepared:
+        return prepare(sql, made.datasets, action=stream, purpose=None, token=made.token, mask_key=gate.KEY)
+
+    if STREAMS[sql]:
+        with pytest.raises(QueryRefused) as refused:
+            prepared()
+        assert refused.value.code == "not_a_stream"
+    else:
+        made.run(prepared())
