@@ -167,8 +167,9 @@ class Agreements:
             .where(or_(Agreement.finalized.is_(True), Negotiation.state != "TERMINATED"))
             .order_by(Agreement.signed_at.desc(), Agreement.id)
         )
-        for row, reads in self._session.execute(query.execution_options(yield_per=500)):
-            yield row, int(reads)
+        with self._session.execute(query.execution_options(yield_per=500)) as found:  # closed where the first will do
+            for row, reads in found:
+                yield row, int(reads)
 
     def after(self, agreement_id: str, *, limit: int) -> Sequence[Agreement]:
         """Final agreements in order of their id, after that one; both sides of one with oneself come together."""

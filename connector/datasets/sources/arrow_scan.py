@@ -48,15 +48,20 @@ class _Scan:
         for path in self.paths:
             with pa.OSFile(path) as file:
                 for batch in _read(file, needed):
-                    kept = batch if self.condition is None else batch.filter(self.condition)
-                    yield kept.select(self.names)
+                    for kept in [batch] if self.condition is None else self._kept(batch):
+                        yield kept.select(self.names)
+
+    def _kept(self, batch: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
+        """In the pieces that they come in: Arrow cannot join those of a union."""
+        kept: Sequence[pa.RecordBatch] = pa.Table.from_batches([batch]).filter(self.condition).to_batches()
+        return kept
 
     def _needed(self) -> Sequence[str]:
         """The columns to read: all where the condition looks at one that is not shown."""
         if self.condition is None:
             return self.names
         try:
-            self._schema(self.names).empty_table().filter(self.condition)
+            pa.Table.from_batches([], self._schema(self.names)).filter(self.condition)
         except pa.ArrowInvalid:
             return tuple(self.schema.names)
         return self.names

@@ -107,6 +107,18 @@ def test_arrow_files_are_one_table_as_arrow_has_them(tmp_path: Path, second: pa.
         assert rows(ours) == rows(theirs)
 
 
+def test_a_condition_leaves_out_rows_of_a_union(tmp_path: Path) -> None:
+    children = [pa.array([10, 11, 12]), pa.array(["a", "b", "c"])]
+    table = pa.table({"n": [0, 1, 2], "either": pa.UnionArray.from_sparse(pa.array([0, 1, 0], pa.int8()), children)})
+    path = tmp_path / "rows.arrow"
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    with duckdb.connect(":memory:") as con:
+        arrow_ipc.attach(con, "t", [str(path)], {})
+        assert con.sql("SELECT either FROM t WHERE n > 0").fetchall() == [("b",), (12,)]
+        assert con.sql("SELECT either FROM t WHERE n > 2").fetchall() == []
+
+
 @worker
 @pytest.mark.parametrize("case", suite.CASES, ids=lambda case: f"{case.kind}-{case.write.__name__}")
 async def test_profile_counts_rows_and_digests_files(pool: Pool, tmp_path: Path, case: suite.Case) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from functools import partial
 from typing import Any
 
@@ -259,6 +260,10 @@ async def test_what_stands_on_a_dataset_is_what_could_be_read_under(store: Store
     found = await store.read(lambda tx: [(row.id, reads) for row, reads in tx.agreements.on("d")])
     assert sorted(found) == sorted((f"{name} of d", reads) for name, (*_, reads, on) in AGREEMENTS.items() if on)
     assert await store.read(lambda tx: list(tx.agreements.on("of others"))) == []
+    with warnings.catch_warnings(record=True) as told:  # a driver says what is left open
+        warnings.simplefilter("always", ResourceWarning)
+        assert await store.read(lambda tx: any(row.id for row, _ in tx.agreements.on("d")))
+    assert told == []
 
 
 async def test_who_holds_a_dataset_goes_alone(store: Store, database_url: str) -> None:
