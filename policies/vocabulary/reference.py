@@ -51,6 +51,7 @@ def page() -> str:
         _section("Conditions of a permission or prohibition", _operands(one for one in operands if RULE in one.where)),
         _section("Details of a duty or obligation", _operands(one for one in operands if RULE not in one.where)),
         _section("Actions that are permitted or prohibited", _actions(one for one in actions if one.use)),
+        f"Other names: {', '.join(_same())}.\n",
         _section("Actions that are owed", _actions(one for one in actions if one.duty)),
         _section("The short form", _words()),
         f"Regions: {', '.join(values.known_regions())}.\n",
@@ -92,6 +93,11 @@ def _actions(actions: Iterable[Action]) -> Iterator[str]:
     for one in actions:
         parent = f"`{compact(one.parent)}`" if one.parent else ""
         yield f"| `{compact(one.name)}` | {parent} | {one.tier.value} | {one.help} |"
+
+
+def _same() -> Iterator[str]:
+    for name, meant in vocabulary.SAME_ACTION.items():
+        yield f"`{compact(name)}` is `{compact(meant)}`"
 
 
 def _words() -> Iterator[str]:
