@@ -257,6 +257,14 @@ def _groups(policy: Policy) -> Iterator[Problem]:
             yield _warning(
                 here, "budget_of_rows", "without ds:entityKey each row is hidden by itself: one person may have many"
             )
+        groups = [found[word][0] for word in (ds("minGroupSize"), ds("epsilonBudget")) if word in found]
+        if groups and vocabulary.SAME_ACTION.get(rule.action, rule.action) == ds("stream"):
+            yield _warning(
+                groups[0],
+                "stream_of_groups",
+                "a stream is rows as they are, and groups are asked for: nothing can be had under this permission; "
+                "permit ds:query",
+            )
         if ds("minGroupSize") not in found:
             continue
         here, atom = found[ds("minGroupSize")]
