@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from policies.contract import DataContract
 from policies.errors import QueryRefused
 from policies.values import is_below
-from policies.vocabulary import SAME_ACTION, compact
+from policies.vocabulary import compact, meant
 
 
 def reason(contract: DataContract, effect: str) -> str:
@@ -28,7 +28,7 @@ def check_action(contract: DataContract, action: str) -> None:
             rule=contract.residual[0].partition(" ")[0],
             code="contract_undecided",
         )
-    if SAME_ACTION.get(action, action) not in contract.actions:
+    if meant(action) not in contract.actions:
         raise QueryRefused(
             f"{compact(action)} is not agreed; agreed: {_listed(contract.actions)}",
             rule=contract.permission,

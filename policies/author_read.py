@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from policies import rowlang, values
+from policies import rowlang, values, vocabulary
 from policies.errors import PolicyUnreadable
 from policies.form import (
     DECIDE,
@@ -27,7 +27,7 @@ from policies.form import (
     ordered,
     span,
 )
-from policies.vocabulary import ACTIONS, SAME_ACTION, expand
+from policies.vocabulary import expand
 from policies.yamlform import Item, fail, load, shown, unknown
 
 _SIZE = re.compile(r"(\d[\d_]{0,20})\s*(k|m|g|t|kb|mb|gb|tb|kib|mib|gib|tib)?", re.ASCII | re.IGNORECASE)
@@ -151,7 +151,7 @@ def _actions(item: Item, *, duty: bool) -> tuple[str, ...]:
     for one in item.items():
         word = one.text("an action")
         iri = action_iri(word)
-        action = ACTIONS.get(SAME_ACTION.get(iri, iri))
+        action = vocabulary.action(iri)
         if action is None or not (action.duty if duty else action.use):
             raise unknown(one.line, word, action_words(duty=duty), what="an action")
         found.append(word)

@@ -32,7 +32,7 @@ from policies.errors import ContractUndecided
 from policies.lowering import Draft, undecided
 from policies.model import HANSE, ODRL, Atom, Connective, Constraint, Duty, Group, Policy, Rule
 from policies.values import DAY, SECOND, decimal, duration, instant, is_below
-from policies.vocabulary import ACTIONS, SAME_ACTION, Phase, action_includes, column_of, compact, expand, operand
+from policies.vocabulary import ACTIONS, Phase, action_includes, column_of, compact, expand, meant, operand
 
 _EXACT = 2**53  # whole numbers that a float holds
 _MASK = HANSE + "mask"
@@ -213,7 +213,7 @@ class _Pass:
         covered = [name for name, action in ACTIONS.items() if action.use and action_includes(rule.action, name)]
         if not covered:
             raise undecided(self.path, f"nobody knows the action {compact(rule.action)}; use ds:query or ds:stream")
-        covered.sort(key=lambda name: (name != SAME_ACTION.get(rule.action, rule.action), name))
+        covered.sort(key=lambda name: (name != meant(rule.action), name))
         for index, prohibition in enumerate(prohibitions):
             covered = self._prohibit(prohibition, f"/prohibition/{index}", covered)
         if not covered:
@@ -222,7 +222,7 @@ class _Pass:
 
     def _prohibit(self, rule: Rule, path: str, covered: list[str]) -> list[str]:
         hit = [name for name in covered if action_includes(rule.action, name)]
-        if rule.action not in ACTIONS and rule.action not in SAME_ACTION:
+        if meant(rule.action) not in ACTIONS:
             self.residual.append(f"{path} {compact(rule.action)}")
         elif not hit:
             self.contractual.append(f"{compact(rule.action)} prohibited")

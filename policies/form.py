@@ -203,7 +203,7 @@ def action_iri(word: str) -> str:
     if word in (short := _short_actions()):
         return short[word]
     iri = vocabulary.expand(word)
-    return iri if iri in vocabulary.ACTIONS or iri in vocabulary.SAME_ACTION else ""
+    return iri if vocabulary.action(iri) else ""
 
 
 def action_word(iri: str) -> str:

@@ -115,7 +115,7 @@ def require(policy: Policy) -> None:
 
 
 def _action(name: str, path: str, place: str) -> Iterator[Unclear]:
-    action = vocabulary.ACTIONS.get(vocabulary.SAME_ACTION.get(name, name))
+    action = vocabulary.action(name)
     path = f"{path}/action"
     if action is None:
         yield Unclear(path, "action_unknown", f"action {compact(name)} is not registered; use a known action")

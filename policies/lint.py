@@ -258,7 +258,7 @@ def _groups(policy: Policy) -> Iterator[Problem]:
                 here, "budget_of_rows", "without ds:entityKey each row is hidden by itself: one person may have many"
             )
         groups = [found[word][0] for word in (ds("minGroupSize"), ds("epsilonBudget")) if word in found]
-        if groups and vocabulary.SAME_ACTION.get(rule.action, rule.action) == ds("stream"):
+        if groups and vocabulary.meant(rule.action) == ds("stream"):
             yield _warning(
                 groups[0],
                 "stream_of_groups",
@@ -302,7 +302,7 @@ def _repeated(policy: Policy) -> Iterator[Problem]:
 def _on_trust(policy: Policy) -> Iterator[Problem]:
     """Rules that nobody can enforce: they stand in the contract only."""
     for path, rule, place in known.rules(policy):
-        action = vocabulary.ACTIONS.get(vocabulary.SAME_ACTION.get(rule.action, rule.action))
+        action = vocabulary.action(rule.action)
         if action is None or action.tier is Tier.TECHNICAL or action.enforced_by:
             continue
         if place in ("prohibition", "obligation"):

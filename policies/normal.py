@@ -43,7 +43,7 @@ def _normal(policy: Policy) -> list[Any]:
 
 def _normal_rule(rule: Rule | Duty) -> list[Any]:
     duties = _unique(_normal_rule(duty) for duty in rule.duties) if isinstance(rule, Rule) else []
-    action = vocabulary.SAME_ACTION.get(rule.action, rule.action)
+    action = vocabulary.meant(rule.action)
     return [action, _conjunction(rule.constraints), duties]
 
 

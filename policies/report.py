@@ -52,7 +52,7 @@ def _rule(rule: Rule | Duty, path: str, place: str, problems: dict[str, str]) ->
     if path in problems:
         yield Line(path, REFUSED, "nobody", f"{text} ({problems[path]})")
     else:
-        action = vocabulary.ACTIONS[vocabulary.SAME_ACTION.get(rule.action, rule.action)]
+        action = vocabulary.ACTIONS[vocabulary.meant(rule.action)]
         yield Line(path, action.tier.value, _by(action.enforced_by), text)
     if isinstance(rule, Rule):
         for index, constraint in enumerate(rule.constraints):

@@ -127,7 +127,7 @@ def constraint(one: Constraint) -> str:
 
 def action(name: str) -> str:
     """`query the data`; an unknown action by its name."""
-    known = vocabulary.ACTIONS.get(vocabulary.SAME_ACTION.get(name, name))
+    known = vocabulary.action(name)
     return known.phrase if known else f"do {compact(name)} (an unknown action)"
 
 

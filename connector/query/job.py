@@ -49,8 +49,7 @@ class Relation:
 
     `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`,
     in a job that reads its files once: the engine takes them in first, so that it knows the counts by which it orders
-    joins. `columns`:
-    what a blob must hold, no more and no less, where somebody has said so.
+    joins. `columns`: what a blob must hold, no more and no less, where somebody has said so.
     """
 
     kind: str

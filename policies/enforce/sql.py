@@ -20,8 +20,7 @@ from policies.enforce.functions import AGGREGATES, ENGINE_FUNCTIONS, WINDOW_ONLY
 from policies.enforce.private import Private
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
-from policies.model import HANSE
-from policies.vocabulary import SAME_ACTION
+from policies.vocabulary import ds, meant
 
 __all__ = ["DEFAULT", "Caps", "Dataset", "Keys", "Prepared", "changed", "check_time", "prepare", "withheld"]
 
@@ -103,7 +102,7 @@ def prepare(
     bound = bind.bind(tree, (*catalogue, *tables), token=token)  # 3, 4
     used = _used(bound, catalogue)
     _admit(used, action, purpose)
-    if SAME_ACTION.get(action, action) == _STREAM:
+    if meant(action) == _STREAM:
         _check_streamed(tree, bound)
     _joins(used, bound, catalogue, tree)
     if original is not None:
@@ -162,7 +161,7 @@ def _check_streamed(tree: exp.Expr, bound: Bound) -> None:
         )
 
 
-_STREAM = HANSE + "stream"
+_STREAM = ds("stream")
 _STREAMED = frozenset({"expressions", "from_", "where", "limit"})
 
 

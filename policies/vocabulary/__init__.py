@@ -45,12 +45,14 @@ __all__ = [
     "Phase",
     "Tier",
     "ValueType",
+    "action",
     "action_includes",
     "column_of",
     "column_term",
     "compact",
     "ds",
     "expand",
+    "meant",
     "odrl",
     "operand",
     "register",
@@ -86,13 +88,23 @@ def suppliers(iri: str) -> str:
     return " or ".join(SOURCES[name] for name in names if name in SOURCES)
 
 
+def meant(action: str) -> str:
+    """The action (IRI) of the tree that a name stands for; itself where it is no other name of one."""
+    return actions.SAME.get(action, action)
+
+
+def action(name: str) -> Action | None:
+    """The action that a name (IRI) stands for; None where there is none."""
+    return ACTIONS.get(meant(name))
+
+
 def action_includes(broad: str, narrow: str) -> bool:
     """Whether a rule on `broad` covers `narrow` (IRIs): the same action, or one above it in the tree."""
-    return actions.SAME.get(broad, broad) in _above(narrow)
+    return meant(broad) in _above(narrow)
 
 
 def _above(action: str) -> frozenset[str]:
-    action = actions.SAME.get(action, action)
+    action = meant(action)
     known = _ABOVE.get(action)
     if known is None:
         found, current = [action], ACTIONS.get(action)
