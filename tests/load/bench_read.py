@@ -4,7 +4,8 @@ Processor time, not seconds on the wall: the main process is the one that everyb
 1. The steps of a read in the database, each by itself in a process of its own, on SQLite or (`--postgres`) PostgreSQL.
 2. A short read over HTTP from a connector as an operator starts it, its log's rounds and its watch over reads included;
    and what a question over two datasets of one owner costs the main processes of its asker and of that owner.
-`--beside`: another checkout (`git worktree add`) in turns with this one, in one run: the ratio is what counts.
+`--beside`: another checkout (`git worktree add`) in turns with this one, in one run: the ratio is what counts. It runs
+on that one's `tests.support`, which must have what is asked of it here: beside older ones, run this file as it was.
 """
 
 from __future__ import annotations
@@ -34,10 +35,7 @@ from connector.query.job import Relation
 from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Transfer
-from connector.usage.facts import party_facts
-from connector.usage.grants import Grants, Wanted
-from policies.evaluate import Facts
-from policies.vocabulary import expand
+from connector.usage.grants import Grants
 from tests.support import gate, postgres, processes, provider
 from tests.support.processes import Client, Process
 
@@ -99,7 +97,7 @@ class Steps:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._grants = Grants(store, facts_of=_facts_of)
+        self._grants = Grants(store, facts_of=provider.member)
         self._holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nobody is asked here
         self._log = Sequencer(store, signer=Signer("north.example/log", Ed25519PrivateKey.generate()))
         self._spent: Found = {}
@@ -132,14 +130,14 @@ class Steps:
             if unfinished.end(tx, ReadEnded(**told, detail={"rows": 10})):
                 self._grants.end(tx, grants)
 
-        grants = await self._timed(f"examine {name}", self._grants.examine(*map(_wanted, numbers)))
+        grants = await self._timed(f"examine {name}", self._grants.examine(*map(provider.wanted, numbers)))
         await self._timed(f"begin {name}", self._grants.begin(grants, start, read_id=told["process"]))
         await self._timed(f"end {name}", self._store.write(end))
         self._grants.forget(grants)
         await self._timed("number its events", self._log.settle())
 
     async def _watch(self) -> None:
-        grants = [grant for number in range(4) for grant in await self._grants.examine(_wanted(number))]
+        grants = [grant for number in range(4) for grant in await self._grants.examine(provider.wanted(number))]
         await self._timed("look for ends of four", self._grants._look_for_ends())
         self._grants.forget(grants)
 
@@ -151,22 +149,6 @@ class Steps:
 
 async def _all(works: Iterable[Awaitable[object]]) -> None:
     await asyncio.gather(*works)
-
-
-async def _facts_of(participant: str) -> Facts:
-    return party_facts(participant, {"status": "active"})
-
-
-def _wanted(number: int) -> Wanted:
-    return Wanted(
-        agreement_id=f"urn:agreement:{number}",
-        consumer=provider.CONSUMER,
-        transfer_id=f"urn:transfer:{number}",
-        generation=0,
-        action=expand("odrl:use"),
-        purpose="",
-        longest=600,
-    )
 
 
 # Outside.

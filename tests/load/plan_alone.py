@@ -13,9 +13,9 @@ from typing import Any
 
 import duckdb
 
-from connector.query.federation import Column, Fragment, Partition, Plan, TableInfo
+from connector.query.federation import Fragment, Partition, Plan, TableInfo
 from connector.query.plan import merge_sql, plan
-from tests.support.federation import ordered
+from tests.support.federation import columns_of, ordered, values
 from tests.support.federation_tpch import CUT, KEYS, PUBLIC
 
 
@@ -30,8 +30,7 @@ class Alone:
     def _table(self, kind: str, owner: str, dataset: str, path: Path) -> TableInfo:
         con = self.owners[owner]
         con.execute(f"CREATE VIEW {dataset} AS FROM read_parquet('{path}')")
-        shown = con.sql(f"FROM {dataset}")
-        columns = tuple(Column(name, str(type_)) for name, type_ in zip(shown.columns, shown.types, strict=True))
+        columns = columns_of(con.sql(f"FROM {dataset}"))
         more: dict[str, Any] = {**KEYS, "content": dataset if dataset in PUBLIC else ""}
         if kind == "horizontal" and dataset in CUT:
             more["partition"] = Partition("orders", (CUT[dataset],))
@@ -53,11 +52,7 @@ class Alone:
     def _fragment(self, fragment: Fragment, made: Plan) -> None:
         with self.owners[fragment.owner].cursor() as owner:
             for key in fragment.keys:
-                shares = " UNION ALL ".join(
-                    f'SELECT "{key.output}" AS k FROM "{x.id}"' for x in made.tables[key.source]
-                )
-                found = self.here.sql(f"SELECT DISTINCT k FROM ({shares}) WHERE k IS NOT NULL ORDER BY k")
-                owner.register(key.name, found.to_arrow_table())
+                owner.register(key.name, values(self.here, key, made))
             self.here.register("came", owner.sql(fragment.sql).to_arrow_table())
             self.here.execute(f'CREATE TABLE "{fragment.id}" AS FROM came')
             self.here.unregister("came")

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp, parse_one
 
-from connector.query.federation import Column, Fragment, Mode, Plan, TableInfo
+from connector.query.federation import Column, Fragment, Keys, Mode, Plan, TableInfo
 from connector.query.plan import merge_sql, plan
 from policies.enforce import recheck, statement
 from policies.enforce.functions import ENGINE_FUNCTIONS
@@ -61,7 +61,7 @@ class Federation:
         self.central.register("given", table)
         self.central.execute(f"CREATE TABLE {owner}.{dataset} AS SELECT {shown} FROM given")
         made = self.central.sql(f"SELECT * FROM {owner}.{dataset}")
-        columns = tuple(Column(name, str(kind)) for name, kind in zip(made.columns, made.types, strict=True))
+        columns = columns_of(made)
         self.central.unregister("given")
         rows = self.central.sql(f"SELECT count(*) FROM {owner}.{dataset}").fetchall()[0][0]
         self.tables[owner, dataset] = TableInfo(
@@ -115,10 +115,7 @@ class Federation:
         with self.owners[fragment.owner].cursor() as cursor:
             sent = 0
             for key in fragment.keys:
-                parts = " UNION ALL ".join(
-                    f'SELECT "{key.output}" AS k FROM "{one.id}"' for one in made.tables[key.source]
-                )
-                keys = here.sql(f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k").to_arrow_table()
+                keys = values(here, key, made)
                 cursor.register(key.name, keys)
                 sent += len(data.stream(keys))
             return cursor.sql(fragment.sql).to_arrow_table(), sent
@@ -131,6 +128,17 @@ class Federation:
                 cast.replace(exp.TryCast(this=cast.this, to=cast.args["to"], safe=True))
         found = self.central.sql(tree.sql(dialect="duckdb"))
         return list(map(str, found.types)), found.fetchall()
+
+
+def values(here: duckdb.DuckDBPyConnection, key: Keys, made: Plan) -> pa.Table:
+    """The keys of a fragment, from the answers that are here."""
+    parts = " UNION ALL ".join(f'SELECT "{key.output}" AS k FROM "{one.id}"' for one in made.tables[key.source])
+    return here.sql(f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k").to_arrow_table()
+
+
+def columns_of(relation: duckdb.DuckDBPyRelation) -> tuple[Column, ...]:
+    """What the planner knows of a relation's columns."""
+    return tuple(Column(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True))
 
 
 def ordered(fragments: Sequence[Fragment]) -> list[Fragment]:

@@ -29,9 +29,11 @@ from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
 from connector.usage.facts import party_facts
-from connector.usage.grants import Grants
+from connector.usage.grants import Grants, Wanted
 from policies import jsonld
+from policies.evaluate import Facts
 from policies.model import Policy
+from policies.vocabulary import expand
 from tests.support import data, gate
 
 PROVIDER, CONSUMER = "did:web:clinic.example", "did:web:lab.example"
@@ -96,6 +98,24 @@ class Provider:
         return [event for event in self.events if event.kind == kind]
 
 
+async def member(participant: str) -> Facts:
+    """What is known of a party that is a member."""
+    return party_facts(participant, {"status": "active"})
+
+
+def wanted(number: int | str) -> Wanted:
+    """A read under an agreement that `insert` has signed."""
+    return Wanted(
+        agreement_id=f"urn:agreement:{number}",
+        consumer=CONSUMER,
+        transfer_id=f"urn:transfer:{number}",
+        generation=0,
+        action=expand("odrl:use"),
+        purpose="",
+        longest=600,
+    )
+
+
 @asynccontextmanager
 async def running(
     folder: Path,
@@ -111,10 +131,7 @@ async def running(
     upgrade(url)
     store = Store(url)
 
-    async def facts(participant: str) -> Any:
-        return party_facts(participant, {"status": "active"})
-
-    grants = Grants(store, facts_of=facts)
+    grants = Grants(store, facts_of=member)
     key = ECKey.generate_key("P-256")
     events: list[Event] = []
     store.bus.subscribe(events.append)

@@ -11,17 +11,11 @@ from connector.errors import Limited
 from connector.query.job import Relation
 from connector.store import Store
 from connector.usage import grants as module
-from connector.usage.facts import party_facts
 from connector.usage.grants import Grant, Grants, Wanted
-from policies.vocabulary import expand
 from tests.support import gate, provider
 from tests.support.gate import atom
 
 PROFILE = {"rows": 10, "columns": [{"name": "id", "type": "BIGINT"}]}
-
-
-async def facts_of(participant: str) -> Any:
-    return party_facts(participant, {"status": "active"})
 
 
 async def agreed(store: Store, most: str) -> Wanted:
@@ -29,15 +23,7 @@ async def agreed(store: Store, most: str) -> Wanted:
     policy = gate.agreement(atom("ds:concurrency", "lteq", most), action="odrl:use")
     relation = Relation("parquet")
     await store.write(lambda tx: provider.insert(tx, policy, "1", name="n", relation=relation, profile=PROFILE))
-    return Wanted(
-        agreement_id="urn:agreement:1",
-        consumer=provider.CONSUMER,
-        transfer_id="urn:transfer:1",
-        generation=0,
-        action=expand("odrl:use"),
-        purpose="",
-        longest=600,
-    )
+    return provider.wanted(1)
 
 
 async def begun(grants: Grants, wanted: Wanted, read_id: str) -> Grant | None:
@@ -61,7 +47,7 @@ async def ended(store: Store, grants: Grants, grant: Grant) -> None:
 
 async def test_connectors_on_one_database_share_the_places_of_an_agreement(store: Store) -> None:
     wanted = await agreed(store, "2")
-    connectors = [Grants(store, facts_of=facts_of) for _ in range(6)]
+    connectors = [Grants(store, facts_of=provider.member) for _ in range(6)]
     for round_ in range(3):
         names = [(grants, f"{round_}-{number}-{turn}") for number, grants in enumerate(connectors) for turn in range(2)]
         found = await asyncio.gather(*(begun(grants, wanted, name) for grants, name in names))
@@ -78,7 +64,7 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = await agreed(store, "1")
-    gone, here = Grants(store, facts_of=facts_of), Grants(store, facts_of=facts_of)
+    gone, here = Grants(store, facts_of=provider.member), Grants(store, facts_of=provider.member)
     monkeypatch.setattr(module, "_PLACE_SECONDS", 0.0)
     left = await begun(gone, wanted, "left")
     assert left is not None
@@ -101,7 +87,7 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = await agreed(sqlite_store, "2")
-    grants = Grants(sqlite_store, facts_of=facts_of)
+    grants = Grants(sqlite_store, facts_of=provider.member)
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "_BLIND_SECONDS", 0.3)
     grant = await begun(grants, wanted, "r")
@@ -135,9 +121,9 @@ async def test_sources_of_facts_that_are_slow_hold_up_the_watch_over_reads_once_
         most = max(most, asking)
         await asyncio.sleep(0.05)
         asking -= 1
-        return await facts_of(participant)
+        return await provider.member(participant)
 
-    grants = Grants(sqlite_store, facts_of=facts_of)
+    grants = Grants(sqlite_store, facts_of=provider.member)
     reads = [await begun(grants, wanted, f"r{number}") for number in range(6)]
     monkeypatch.setattr(grants, "_facts_of", slow)
     await grants._recheck_all()

@@ -13,9 +13,7 @@ from connector.events import ReadEnded, ReadStarted
 from connector.query.job import Relation
 from connector.store import Store, Transaction
 from connector.store.tables import Table
-from connector.usage.facts import party_facts
-from connector.usage.grants import Grants, Wanted
-from policies.vocabulary import expand
+from connector.usage.grants import Grants
 from tests.support import gate, provider
 from tests.support.gate import atom
 
@@ -38,22 +36,6 @@ def counted(store: Store) -> Iterator[list[str]]:
     event.remove(store.engine, "before_cursor_execute", heard)
 
 
-async def facts_of(participant: str) -> Any:
-    return party_facts(participant, {"status": "active"})
-
-
-def wanted(number: int) -> Wanted:
-    return Wanted(
-        agreement_id=f"urn:agreement:{number}",
-        consumer=provider.CONSUMER,
-        transfer_id=f"urn:transfer:{number}",
-        generation=0,
-        action=expand("odrl:use"),
-        purpose="",
-        longest=600,
-    )
-
-
 async def test_a_read_under_known_contracts_asks_once_for_each_and_counts_each_in_one_statement(
     sqlite_store: Store,
 ) -> None:
@@ -65,10 +47,10 @@ async def test_a_read_under_known_contracts_asks_once_for_each_and_counts_each_i
             provider.insert(tx, policy, str(number), name=f"n{number}", relation=Relation("parquet"), profile=PROFILE)
 
     await store.write(fill)
-    grants = Grants(store, facts_of=facts_of)
-    grants.forget(await grants.examine(*map(wanted, numbers)))  # compiles
+    grants = Grants(store, facts_of=provider.member)
+    grants.forget(await grants.examine(*map(provider.wanted, numbers)))  # compiles
     with counted(store) as asked:
-        read = await grants.examine(*map(wanted, numbers))
+        read = await grants.examine(*map(provider.wanted, numbers))
     assert asked == ["SELECT agreement"] * 3
     with counted(store) as asked:
         await grants.begin(read, lambda tx: unfinished.begin(tx, ReadStarted(**TOLD), instance="i"), read_id="r")
