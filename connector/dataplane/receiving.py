@@ -318,7 +318,8 @@ class Receiving:
         await self._let_go(transfer_id)
 
     async def _let_go(self, transfer_id: str) -> None:
-        self._held -= await _in_thread(_unlinked, self._file(transfer_id))
+        size = await _in_thread(_unlinked, self._file(transfer_id))
+        self._held -= size  # not before the wait: others count meanwhile
 
     # The life of the process.
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -433,6 +434,26 @@ async def test_the_workers_see_what_arrives_and_nothing_that_was_received(here: 
 async def test_the_test_stream_is_what_it_says() -> None:
     with pa.ipc.open_stream(WHOLE) as reader:
         assert reader.read_all().equals(data.table(2000))
+
+
+async def test_what_comes_while_a_file_is_removed_is_counted(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, come, may = f"{pid}-gone", f"{pid}-come", threading.Event()
+    for one in (gone, come):
+        await here.transfer(one)
+    await here.push(gone, WHOLE)
+    unlinked = service._unlinked
+    monkeypatch.setattr(service, "_unlinked", lambda path: (may.wait(10), unlinked(path))[1])
+    removing = asyncio.ensure_future(here.receiving.remove(gone, by="somebody"))
+    try:
+        await asyncio.sleep(0.1)  # the disk takes its time
+        assert (await here.push(come, WHOLE)).status_code == 200
+    finally:
+        may.set()
+    await removing
+    await until(lambda: not here.receiving._tasks)
+    assert here.receiving._held == sum(path.stat().st_size for path in here.files())
 
 
 async def test_what_is_counted_is_what_is_there(here: Receiver, pid: str) -> None:
