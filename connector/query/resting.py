@@ -88,14 +88,17 @@ class Resting:
         return self
 
     def __next__(self) -> Part:
+        self._wanted()
         if self._floor.wanted and self._has_had_its_turn():
             self.rest()
-        while self._left:
+        if self._left:
             if self._parts is None:
                 self._go_on()
             assert self._parts is not None
             if (part := next(self._parts, None)) is not None:
                 return part
+        if self._left:  # parts that have failed or were interrupted end like those that are over
+            raise Coded("cancelled")
         self.rest()
         raise StopIteration
 

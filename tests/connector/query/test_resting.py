@@ -116,6 +116,48 @@ def test_who_is_not_wanted_any_more_waits_for_no_turn(stops: str) -> None:
     assert engines.open == 0
 
 
+def test_a_scan_that_has_failed_gives_no_more_and_does_not_look_for_more() -> None:
+    asked = 0
+
+    def parts() -> Iterator[Any]:
+        yield pa.record_batch({"n": [1]}), ""
+        raise OSError("the engine was interrupted")
+
+    class Counted:
+        def __init__(self) -> None:
+            self.parts = parts()
+
+        def __iter__(self) -> Iterator[Any]:
+            return self
+
+        def __next__(self) -> Any:
+            nonlocal asked
+            asked += 1
+            assert asked < 10, "it asks for ever"
+            return next(self.parts)
+
+    floor, left = Floor(1), [Range(-1, 0, 0, ROWS)]
+    scan = Resting(floor, left, begin=lambda _: (pa.schema([]), Counted()), end=lambda: None, check=lambda: None)
+    assert numbers([next(scan)]) == [1]
+    with pytest.raises(OSError, match="interrupted"):
+        next(scan)
+    with pytest.raises(Coded, match="cancelled"):  # asked for before the failure was seen
+        next(scan)
+    scan.rest()
+    floor.take(lambda: None)
+
+
+def test_a_scan_that_is_closed_makes_no_more_parts() -> None:
+    engines = Engines()
+    scan = engines.scan(Floor(1))
+    next(scan)
+    scan.close()
+    with pytest.raises(Coded, match="cancelled"):
+        next(scan)
+    scan.rest()
+    assert engines.open == 0
+
+
 def test_an_engine_that_does_not_open_leaves_its_place() -> None:
     floor = Floor(1)
 
