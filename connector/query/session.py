@@ -46,6 +46,8 @@ REST = 5.0  # seconds without a job until what was kept for the next one is let 
 # of a question may need: its other fragments run here or beside us, and its answers are merged right now.
 SOON = 0.05
 _KEPT = 3  # engines with the files of jobs that have ended
+_KEPT_MEMORY = 32 * 2**20  # they and all else that those jobs have left: whoever comes next has so much less,
+_KEPT_MAPPED = 2 * _KEPT_MEMORY  # and of memory that is mapped, which the next engine mostly uses again
 _TOLD_EVERY = 0.1
 _NOT_OF_ROWS = frozenset({"cancelled", "source_unreadable"})
 
@@ -258,8 +260,10 @@ class Worker:
         self.wake_in, self.wake_out = socket.socketpair()
         self.floor = Floor(max(_DECODE_AT_ONCE, os.cpu_count() or 1))
         self.resting = Memory()  # before the jobs that run now
+        self.bare = Memory()  # when nothing was kept
         self.most = 0  # MB that the jobs since then might take together at any one time
         self.untouched = 0  # mapped and not in memory before the first job: stacks above all
+        self.tidy = False  # ready for the next job
         self.keeping = False  # memory that no job uses
         self.shared: tuple[int, mmap.mmap] | None = None  # the memory file that we have mapped last
 
@@ -281,15 +285,11 @@ class Worker:
                 if not session.cancelled:
                     watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
             pressing = any(session.cancelled for session in sessions.values())
-            idle = None if sessions else SOON if self.spare is None else REST if self.keeping else None
+            idle = None if sessions else REST if self.tidy and self.keeping else None if self.tidy else SOON
             seconds = _INTERRUPT_EVERY if pressing else idle
             happened = watched.poll(None if seconds is None else seconds * 1000)
-            if not happened and not sessions and self.spare is None:
-                with suppress(Exception):  # the next job makes its own, and says what is wrong
-                    self.prepare()  # beside jobs it would count against their memory
-            elif not happened and not sessions:
-                self.forget()
-                self._give_back()
+            if not happened and not sessions:
+                self._rested() if self.tidy else self._tidy_up()
             for descriptor, _ in happened:
                 if descriptor == self.control.fileno():
                     self._take()
@@ -369,7 +369,7 @@ class Worker:
         descriptor = session.channel.fileno()
         with self.lock:
             self.sessions.pop(descriptor, None)
-            self.keeping = True
+            self.tidy, self.keeping = False, True
         session.channel.close()
         self.wake_in.send(b".")
         self._limit_memory()
@@ -407,15 +407,26 @@ class Worker:
         return self.resting.resident + self.resting.untouched - self.untouched
 
     def _rest(self) -> None:
-        """See what we rest on before the first of the jobs that come; keep no more than leaves them their slack."""
+        """See what we rest on before the first of the jobs that come.
+
+        That is without the engines that are kept: whoever finds his ready has its memory counted as his own, as it was
+        when it was opened.
+        """
         while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
             self._forget_oldest()  # whom it waits for has not come, though others keep us busy
-        self.resting, self.most = self._held(), 0
+        held = self._shed()
+        self.resting, self.most = min(held, self.bare, key=lambda one: one.data) if self.kept else held, 0
+
+    def _shed(self) -> Memory:
+        """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
-            if self._beside() + _SLACK_MIN <= _SLACK:
-                break
+            held = self._held()
+            grown = held.resident - self.bare.resident, held.data - self.bare.data
+            if grown[0] <= _KEPT_MEMORY and grown[1] <= _KEPT_MAPPED:
+                return held
             shed()
-            self.resting = self._held()
+        self.bare = self._held()
+        return self.bare
 
     def _held(self) -> Memory:
         """What we hold, with the engine that the first job opens itself where it comes before one is made for it."""
@@ -436,6 +447,17 @@ class Worker:
             if self.shared is None or self.shared[0] != number:
                 self.shared = number, mmap.mmap(descriptor, size)
             return self.shared[1]
+
+    def _tidy_up(self) -> None:
+        """What the next job would wait for otherwise. Beside jobs it would count against their memory."""
+        with suppress(Exception):  # the next job makes its own engine, and says what is wrong
+            self.prepare()
+        self._shed()
+        self.tidy = True
+
+    def _rested(self) -> None:
+        self.forget()
+        self._give_back()
 
     def _take(self) -> None:
         try:

@@ -131,6 +131,28 @@ async def test_the_gate_refuses_it_by_name_or_lets_it_through(bench: gate.Bench,
 async def test_it_is_stopped_in_time_and_memory_while_another_query_is_answered(
     two: Pool, bench: gate.Bench, numbers: Relation, case: Mapping[str, Any]
 ) -> None:
+    await stopped(two, bench, numbers, case)
+
+
+HUNGRY = (
+    "edit distance of long texts", "a long list", "cube over many columns", "approximate counts in many groups",
+    "sort of a product", "distinct aggregate in a window", "wide window frame",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HUNGRY)
+async def test_it_gets_no_more_memory_where_engines_are_kept_for_others(
+    two: Pool, bench: gate.Bench, numbers: Relation, what: str
+) -> None:
+    for number in range(6):  # as many as fill both workers
+        asked = Job(relations={"t": numbers}, sql="SELECT * FROM t", limits=LIMITS, consumer=f"lab {number}")
+        assert await ended(two, asked) == "done"
+    assert any(path for worker in await rested(two) for path in worker.folder.glob("job-*"))
+    await stopped(two, bench, numbers, next(case for case in ATTACKS if case["what"] == what))
+
+
+async def stopped(two: Pool, bench: gate.Bench, numbers: Relation, case: Mapping[str, Any]) -> None:
+    """It is, in time and memory, while another query is answered."""
     workers, peak = await rested(two), 0
     async with beats() as clock:
         begun = clock()

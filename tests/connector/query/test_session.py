@@ -103,3 +103,53 @@ def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
     one._rest()
     assert closed == ["gone"]
     assert list(one.kept) == ["new"]
+
+
+MB = 2**20
+
+
+def keeping(monkeypatch: pytest.MonkeyPatch, *engines: int, left: int = 0) -> tuple[Worker, list[int]]:
+    """A worker that keeps engines of so many MB, the oldest first, beside `left` that no engine has; whom it closed."""
+    one, closed = worker(), []
+    one.bare = Memory(data=100 * MB, resident=100 * MB)
+    held = dict(enumerate(engines))
+
+    def close(number: int) -> None:
+        closed.append(number)
+        del held[number]
+
+    def now(_: Worker) -> Memory:
+        return Memory(data=(100 + left + sum(held.values())) * MB, resident=(100 + left + sum(held.values())) * MB)
+
+    for number in held:
+        opening = SimpleNamespace(close=lambda number=number: close(number), rested_at=time.monotonic())
+        one.kept[str(number)] = opening  # type: ignore[assignment]
+    monkeypatch.setattr(Worker, "_held", now)
+    return one, closed
+
+
+@pytest.mark.parametrize(
+    ("engines", "left", "closed", "resting"),
+    [
+        ((), 0, [], 100),
+        ((), 7, [], 107),
+        ((10, 10), 0, [], 100),  # whoever comes has them counted as his own
+        ((20, 20), 0, [0], 100),
+        ((20, 20, 15), 0, [0, 1], 100),
+        ((20, 20), 40, [0, 1], 140),
+        ((50,), 0, [0], 100),
+    ],
+)
+def test_what_is_kept_counts_as_the_next_job_s_own_and_is_little(
+    monkeypatch: pytest.MonkeyPatch, engines: tuple[int, ...], left: int, closed: list[int], resting: int
+) -> None:
+    one, told = keeping(monkeypatch, *engines, left=left)
+    one._rest()
+    assert (told, one.resting.data // MB) == (closed, resting)
+
+
+def test_an_idle_worker_lets_go_before_anybody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.engine, "connect", object)
+    one, told = keeping(monkeypatch, 20, 20)
+    one._tidy_up()
+    assert (told, one.tidy, one.spare is not None) == ([0], True, True)
