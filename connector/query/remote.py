@@ -1,7 +1,8 @@
 """One fragment at its owner: ask, spool what comes, and have it checked, so that only whole answers are used.
 
-The bytes of others are not looked into in this process: they go to a file within a byte limit, and a worker reads
-and validates them there (a stream without its end record is no answer, whatever it holds). Knows no plans.
+The bytes of others are not looked into in this process: within a byte limit they go to a worker, through a file where
+they are many, and are read and validated there (a stream without its end record is no answer, whatever it holds).
+Knows no plans.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import RawIOBase
 from pathlib import Path
@@ -43,7 +45,7 @@ from connector.query.pool import Pool
 Ticket = Callable[[str], Awaitable[tuple[str, str]]]
 
 _ERROR_MAX = 64 * 2**10
-_WRITE = 2**20
+_WRITE = 2**20  # bytes that are written at once; less than this is not written at all
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
 _STATUS: Mapping[int, type[HanseError]] = {
     400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
@@ -174,10 +176,9 @@ class _Exchange:
                     return Answered(fragment, None, ms=_ms(self.begun), withheld=True, end={"refusal": error})
                 raise error
             self.stage = "answering"
-            with spool.open("xb", buffering=0) as file:
-                size = await _spool(answer, file, self.budget)
+            size, held = await _spool(answer, spool, self.budget)
         self.stage = "checking"
-        return await self._checked(spool, size)
+        return await self._checked(spool, size, held)
 
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
@@ -201,8 +202,8 @@ class _Exchange:
         }
         return endpoint, json.dumps(wire).encode(), ticket
 
-    async def _checked(self, spool: Path, size: int) -> Answered:
-        """Read and validated in a worker; complete by its own end record and by our count."""
+    async def _checked(self, spool: Path, size: int, held: bytes | None) -> Answered:
+        """Read and validated in a worker, as `_spool` left it; complete by its own end record and by our count."""
         request, saved = self.request, spool.with_suffix(".arrow")
         names = tuple(name.lower() for name in request.fragment.outputs)
         numbers = {name: names.index(name.lower()) for name in request.wanted}
@@ -211,15 +212,17 @@ class _Exchange:
             Job(
                 kind="check_arrow",
                 arguments={
-                    "path": str(spool),
+                    "path": str(spool) if held is None else "",
                     "save": str(saved),
                     "keys": [(numbers[name], str(path)) for name, path in distinct.items()],
                 },
+                blobs=() if held is None else (held,),
                 limits=Limits(seconds=self._left),
                 consumer="coordinator",
             )
         )
-        await asyncio.to_thread(spool.unlink, True)
+        if held is None:
+            await asyncio.to_thread(spool.unlink, True)
         end = found["end"]
         if end is None:
             raise PeerNonsense("the stream ended without its end record: what came is not a whole answer")
@@ -237,18 +240,26 @@ class _Exchange:
         )  # fmt: skip
 
 
-async def _spool(answer: Answer, file: RawIOBase, budget: Budget) -> int:
-    """The whole body into the file; its size. Written in a thread: a disk takes its time, and may be full."""
+async def _spool(answer: Answer, path: Path, budget: Budget) -> tuple[int, bytes | None]:
+    """The size of the whole body, and itself where it is small; else it is in the file.
+
+    Written in a thread: a disk takes its time, and may be full.
+    """
     size, held = 0, bytearray()
-    async for piece in answer.pieces():
-        budget.take(len(piece))
-        size += len(piece)
-        held += piece
-        if len(held) >= _WRITE:
-            await asyncio.to_thread(_write, file, held)
-            held = bytearray()
-    await asyncio.to_thread(_write, file, held)
-    return size
+    with ExitStack() as stack:
+        file: RawIOBase | None = None
+        async for piece in answer.pieces():
+            budget.take(len(piece))
+            size += len(piece)
+            held += piece
+            if len(held) >= _WRITE:
+                file = file or stack.enter_context(path.open("wb", buffering=0))
+                await asyncio.to_thread(_write, file, held)
+                held = bytearray()
+        if file is None:
+            return size, bytes(held)
+        await asyncio.to_thread(_write, file, held)
+    return size, None
 
 
 def _write(file: RawIOBase, held: bytearray) -> None:

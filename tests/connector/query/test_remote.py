@@ -1,9 +1,9 @@
-"""What comes from an owner goes to a file within its bounds."""
+"""What comes from an owner is kept within its bounds, in a file where it is much."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,25 +24,27 @@ class Answer:
             yield bytes([number]) * 100_000
 
 
-async def spool(file: Any, *, count: int = 25, most: int = 10_000_000) -> int:
+async def spool(path: Path, *, count: int = 25, most: int = 10_000_000) -> tuple[int, bytes | None]:
     answer: Any = Answer(count)
-    return await remote._spool(answer, file, Budget(most))
+    return await remote._spool(answer, path, Budget(most))
 
 
-async def test_every_byte_is_written_in_its_order() -> None:
-    file = io.BytesIO()
-    assert await spool(file) == 2_500_000
-    assert file.getvalue() == b"".join(bytes([number]) * 100_000 for number in range(25))
+@pytest.mark.parametrize("count", [0, 1, 10, 11, 25])
+async def test_every_byte_is_kept_in_its_order_and_many_in_a_file(tmp_path: Path, count: int) -> None:
+    size, held = await spool(tmp_path / "spool", count=count)
+    came = (tmp_path / "spool").read_bytes() if held is None else held
+    assert came == b"".join(bytes([number]) * 100_000 for number in range(count))
+    assert size == len(came)
+    assert (held is None) == (size > 2**20) == (tmp_path / "spool").exists()
 
 
 async def test_a_full_disk_is_said_with_what_to_do() -> None:
-    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(Busy, match="make room") as caught:  # noqa: ASYNC230
-        await spool(full)
+    with pytest.raises(Busy, match="make room") as caught:
+        await spool(Path("/dev/full"))
     assert caught.value.code == "disk_full"
 
 
-async def test_more_than_the_budget_is_not_written() -> None:
-    file = io.BytesIO()
+async def test_more_than_the_budget_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(Limited):
-        await spool(file, most=1_500_000)
-    assert len(file.getvalue()) <= 1_500_000
+        await spool(tmp_path / "spool", most=1_500_000)
+    assert (tmp_path / "spool").stat().st_size <= 1_500_000
