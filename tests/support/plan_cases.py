@@ -25,7 +25,6 @@ from connector.query.planning import Planning
 from connector.query.rules import RULES, apply
 
 FOLDER = Path(__file__).parent.parent / "cases" / "sql"
-PLACING = ("place", "semi_joins", "asked_once")
 
 
 @dataclass(frozen=True, slots=True)

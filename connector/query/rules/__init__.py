@@ -28,6 +28,7 @@ RULES: dict[str, str] = {
     "place": "what runs at which owner, and what is left to do here",
     "semi_joins": "fragments are narrowed by keys of others, where the agreements allow it",
     "asked_once": "fragments that differ in names alone are asked once",
+    "computed_once": "what a fragment derives twice is a WITH query of it",
 }
 
 

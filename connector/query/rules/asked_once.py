@@ -45,10 +45,11 @@ def _shape(draft: Draft) -> object:
 
 def _plain(draft: Draft) -> list[exp.Expr]:
     """The statements with their sources numbered."""
-    return [_numbered(share.statement) for share in draft.shares]
+    return [numbered(share.statement) for share in draft.shares]
 
 
-def _numbered(statement: exp.Expr) -> exp.Expr:
+def numbered(statement: exp.Expr) -> exp.Expr:
+    """A copy with its sources numbered in their order: what differs in their names alone is equal."""
     tree = statement.copy()
     names: dict[str, str] = {}
     for source in tree.find_all(exp.Table, exp.Subquery):
