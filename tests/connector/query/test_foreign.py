@@ -114,13 +114,16 @@ async def test_damaged_streams_never_take_the_worker_with_them_unnoticed(pool: P
     ("values", "expected"),
     [
         (pa.array([3, None, 1, 3, 1, 2]), [1, 2, 3]),
+        (pa.array([1, 1, 2, 3, 3]), [1, 2, 3]),
+        (pa.array([2**63 - 1, -(2**63), 2**63 - 1]), [-(2**63), 2**63 - 1]),
+        (pa.array([2**64 - 1, 0], pa.uint64()), [0, 2**64 - 1]),
         (pa.array(["b", "", None, "b"]), ["", "b"]),
         (pa.array([Decimal("2.50"), Decimal("-1.00"), None]), [Decimal("-1.00"), Decimal("2.50")]),
         (pa.array([None, None], pa.int64()), []),
         (pa.array([1.5, 2.5]), None),  # what equals what is for the engine to say
         (pa.array([[1], [2]]), None),
     ],
-    ids=["numbers", "texts", "decimals", "nulls only", "floats", "lists"],
+    ids=["numbers", "in order", "as far as they go", "unsigned", "texts", "decimals", "nulls only", "floats", "lists"],
 )
 async def test_the_distinct_values_of_a_column_are_kept_for_others(
     pool: Pool, folder: Path, values: pa.Array, expected: list[Any] | None
