@@ -63,6 +63,11 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "path_refused": (PathRefused, "the file is not one that may be read"),
     "store_refused": (SourceUnreadable, "the object store does not let the connector read there"),
     "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),
+    "disk_full": (
+        Busy,
+        "the answer cannot be written down at the connector that asked; its operator must make room on the disk of its "
+        "data directory, or the question must ask for less",
+    ),
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
     "arrow_columns": (BadInput, "expected Arrow with the columns that are named for it, came others; name all, once"),
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),

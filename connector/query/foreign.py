@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,13 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     rows = batches = before = 0
     keys = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
     end: dict[str, Any] | None = None
-    writer: Any = None
     try:
-        with _source(job) as opened, pa.ipc.open_stream(opened) as reader:
+        with (
+            _source(job) as opened,
+            pa.ipc.open_stream(opened) as reader,
+            _saved(str(job.arguments.get("save") or ""), reader.schema) as save,
+        ):
             schema, before = reader.schema, opened.tell()
-            save = job.arguments.get("save")
-            writer = pa.ipc.new_file(str(save), schema) if save else None
             for batch, metadata in _with_metadata(reader):
                 check()
                 if end is not None:
@@ -65,8 +67,7 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
                 if end is None:
                     rows, batches, before = rows + batch.num_rows, batches + 1, opened.tell()
                     _within(job, rows)
-                    if writer is not None:
-                        writer.write_batch(batch)
+                    save(batch)
                     for number, _, distinct in keys:
                         distinct.add(batch.column(number))
             if opened.read(1):
@@ -74,9 +75,6 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
             digest = _digest(opened, end, before, check) if job.arguments.get("digest") else ""
     except (pa.ArrowException, OSError, ValueError, IndexError):
         raise Coded("arrow_invalid") from None
-    finally:
-        if writer is not None:
-            writer.close()
     columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
     written = [path for _, path, distinct in keys if distinct.save(path)]
     return {
@@ -127,7 +125,7 @@ class Distinct:
             return False
         values = _distinct(self.found)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with pa.ipc.new_stream(path, pa.schema({"k": values.type}), options=options) as writer:
+        with _writing(), pa.ipc.new_stream(path, pa.schema({"k": values.type}), options=options) as writer:
             writer.write_batch(pa.record_batch({"k": values}))
         return True
 
@@ -157,6 +155,35 @@ def _distinct(parts: list[pa.Array]) -> pa.Array:
         return pa.array(ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))], values.type)
     values = values.unique()
     return values.take(pc.sort_indices(values))
+
+
+@contextmanager
+def _saved(path: str, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """What writes a batch to an Arrow IPC file; without a path it does nothing."""
+    if not path:
+        yield lambda _: None
+        return
+    with _writing():
+        writer = pa.ipc.new_file(path, schema)
+
+    def write(batch: pa.RecordBatch) -> None:
+        with _writing():
+            writer.write_batch(batch)
+
+    try:
+        yield write
+    finally:
+        with _writing():
+            writer.close()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """What goes wrong with a file of ours is no fault of the stream."""
+    try:
+        yield
+    except OSError:
+        raise Coded("disk_full") from None
 
 
 def _valid(reader: Any) -> Iterator[pa.RecordBatch]:

@@ -37,6 +37,7 @@ from connector.errors import (
     VersionChanged,
 )
 from connector.net import Answer, Net, origin
+from connector.query.codes import error_of
 from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Silent
 from connector.query.job import Job, Limits
@@ -268,11 +269,7 @@ def _write(file: RawIOBase, held: bytearray) -> None:
         while len(view):
             view = view[file.write(view) or 0 :]  # page cache: a worker reads it next
     except OSError as error:
-        raise Busy(
-            f"the answer cannot be written down at the connector that asked ({error.strerror}); its operator must make "
-            "room on the disk of its data directory, or the question must ask for less",
-            code="disk_full",
-        ) from error
+        raise error_of("disk_full", {}) from error
 
 
 async def refusal(answer: Answer, endpoint: str) -> HanseError:

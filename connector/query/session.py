@@ -46,8 +46,8 @@ REST = 5.0  # seconds without a job until what was kept for the next one is let 
 # of a question may need: its other fragments run here or beside us, and its answers are merged right now.
 SOON = 0.05
 _KEPT = 3  # engines with the files of jobs that have ended
-_KEPT_MEMORY = 32 * 2**20  # they and all else that those jobs have left: whoever comes next has so much less,
-_KEPT_MAPPED = 2 * _KEPT_MEMORY  # and of memory that is mapped, which the next engine mostly uses again
+_KEPT_MEMORY = 32 * 2**20  # they and all else that those jobs have left: whoever comes next has so much less
+_KEPT_MAPPED = 2 * _KEPT_MEMORY  # the same with what is mapped, and can be filled again without asking
 _TOLD_EVERY = 0.1
 _NOT_OF_ROWS = frozenset({"cancelled", "source_unreadable"})
 
@@ -235,6 +235,11 @@ class Memory:
             self.resident + other.resident,
         )
 
+    def without(self, size: int) -> Memory:
+        """Less so much that is in memory; the same where that is not positive."""
+        less = max(0, size)
+        return Memory(self.space - less, self.data - less, self.anonymous - less, self.resident - less)
+
     @classmethod
     def now(cls) -> Memory:
         with open("/proc/self/status", encoding="ascii") as status:
@@ -285,8 +290,7 @@ class Worker:
                 if not session.cancelled:
                     watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
             pressing = any(session.cancelled for session in sessions.values())
-            idle = None if sessions else REST if self.tidy and self.keeping else None if self.tidy else SOON
-            seconds = _INTERRUPT_EVERY if pressing else idle
+            seconds = _INTERRUPT_EVERY if pressing else None if sessions else self._patience()
             happened = watched.poll(None if seconds is None else seconds * 1000)
             if not happened and not sessions:
                 self._rested() if self.tidy else self._tidy_up()
@@ -409,13 +413,13 @@ class Worker:
     def _rest(self) -> None:
         """See what we rest on before the first of the jobs that come.
 
-        That is without the engines that are kept: whoever finds his ready has its memory counted as his own, as it was
-        when it was opened.
+        Of what came since nothing was kept, that which is in memory counts as the next job's own, as it did for the job
+        that opened an engine; what is mapped alone does not, and takes nothing from the job.
         """
         while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
             self._forget_oldest()  # whom it waits for has not come, though others keep us busy
         held = self._shed()
-        self.resting, self.most = min(held, self.bare, key=lambda one: one.data) if self.kept else held, 0
+        self.resting, self.most = held.without(held.anonymous - self.bare.anonymous) if self.kept else held, 0
 
     def _shed(self) -> Memory:
         """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
@@ -447,6 +451,12 @@ class Worker:
             if self.shared is None or self.shared[0] != number:
                 self.shared = number, mmap.mmap(descriptor, size)
             return self.shared[1]
+
+    def _patience(self) -> float | None:
+        """Seconds without a job until there is something to do; None where there is nothing any more."""
+        if not self.tidy:
+            return SOON
+        return REST if self.keeping or self.kept else None
 
     def _tidy_up(self) -> None:
         """What the next job would wait for otherwise. Beside jobs it would count against their memory."""

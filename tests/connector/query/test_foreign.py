@@ -15,6 +15,8 @@ import pytest
 import xxhash
 
 from connector.errors import HanseError
+from connector.query import foreign
+from connector.query.codes import Coded, error_of
 from connector.query.job import TRAILER_KEY, Job, Limits, Relation
 from connector.query.pool import Pool
 from tests.support import data
@@ -169,3 +171,12 @@ async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path
     job = Job(kind="check_arrow", blobs=(stream(),), arguments={"keys": [(7, str(folder / "none.stream"))]})
     with pytest.raises(HanseError, match="damaged"):
         await pool.ask(job)
+
+
+@pytest.mark.parametrize("arguments", [{"save": "/dev/full"}, {"keys": [(0, "/dev/full")]}], ids=["rows", "keys"])
+async def test_a_full_disk_is_not_the_stream_s_fault(arguments: dict[str, Any]) -> None:
+    job = Job(kind="check_arrow", blobs=(stream(end={"status": "complete"}),), arguments=arguments)
+    with pytest.raises(Coded) as caught:
+        foreign.check(job, check=lambda: None)
+    told = error_of(caught.value.code, {})
+    assert (told.code, "make room" in told.message) == ("disk_full", True)

@@ -18,6 +18,8 @@ from connector.query.job import Job, Limits, Relation
 from connector.query.pool import Frame, Pool, Worker
 from tests.support import data
 
+MANY = 2 * data.ROWS
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -28,6 +30,11 @@ async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
     async with Pool(tmp_path_factory.mktemp("work"), size=1, warm=1, readable=[], writable=roots) as started:
         await at_rest(started)
         yield started
+
+
+@pytest.fixture(scope="module")
+def many(folder: Path) -> Relation:
+    return data.relation("parquet", data.parquet(folder / "many.parquet", MANY), folder)
 
 
 async def rows(pool: Pool, job: Job) -> list[dict[str, object]]:
@@ -210,3 +217,20 @@ async def test_memory_is_shared_again_once_no_reader_holds_it(pool: Pool, number
     assert rings[0] is rings[1] is not rings[2]
     for frame, was in held:
         assert bytes(frame.payload) == was  # nobody has written over it
+
+
+async def test_engines_kept_for_others_take_no_memory_from_a_statement(pool: Pool, many: Relation) -> None:
+    limits = Limits(memory_mb=128, threads=4, temp_mb=1024)
+    for number in range(4):
+        asked = Job(
+            relations={"t": many}, sql="SELECT * FROM t", limits=replace(limits, temp_mb=0), consumer=f"{number}"
+        )
+        async with pool.run(asked) as result:
+            assert sum([frame.rows async for frame in result]) == MANY
+    assert await kept(pool)
+    tight = (
+        "SELECT a.id * 50 + b.id AS k, row_number() OVER (PARTITION BY a.name ORDER BY a.x) AS n "
+        "FROM t a, (SELECT id FROM t WHERE id < 6) b"
+    )
+    async with pool.run(Job(relations={"t": many}, sql=tight, limits=limits, consumer="lab")) as result:
+        assert sum([frame.rows async for frame in result]) == 6 * MANY

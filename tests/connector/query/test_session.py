@@ -108,48 +108,74 @@ def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
 MB = 2**20
 
 
-def keeping(monkeypatch: pytest.MonkeyPatch, *engines: int, left: int = 0) -> tuple[Worker, list[int]]:
-    """A worker that keeps engines of so many MB, the oldest first, beside `left` that no engine has; whom it closed."""
-    one, closed = worker(), []
-    one.bare = Memory(data=100 * MB, resident=100 * MB)
-    held = dict(enumerate(engines))
+class Heap:
+    """What a worker holds in MB: the engines that it keeps, the oldest first, and what else its jobs have left."""
 
-    def close(number: int) -> None:
-        closed.append(number)
-        del held[number]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *engines: int, left: int = 0, mapped: int = 0) -> None:
+        self.worker, self.closed, self.given_back = worker(), list[int](), 0
+        self.worker.bare = Memory(*[100 * MB] * 4)
+        self.engines, self.left, self.mapped = dict(enumerate(engines)), left, mapped
+        for number in self.engines:
+            opening = SimpleNamespace(close=lambda number=number: self.close(number), rested_at=time.monotonic())
+            self.worker.kept[str(number)] = opening  # type: ignore[assignment]
+        monkeypatch.setattr(session.engine, "connect", object)
+        monkeypatch.setattr(Worker, "_held", lambda _: self.held())
+        give_back = Worker._give_back
+        monkeypatch.setattr(Worker, "_give_back", lambda one: (give_back(one), self.give_back()))
 
-    def now(_: Worker) -> Memory:
-        return Memory(data=(100 + left + sum(held.values())) * MB, resident=(100 + left + sum(held.values())) * MB)
+    def close(self, number: int) -> None:
+        self.closed.append(number)
+        del self.engines[number]
 
-    for number in held:
-        opening = SimpleNamespace(close=lambda number=number: close(number), rested_at=time.monotonic())
-        one.kept[str(number)] = opening  # type: ignore[assignment]
-    monkeypatch.setattr(Worker, "_held", now)
-    return one, closed
+    def give_back(self) -> None:
+        self.left -= self.given_back
+
+    def held(self) -> Memory:
+        there = (100 + self.left + sum(self.engines.values())) * MB
+        return Memory(there + self.mapped * MB, there + self.mapped * MB, there, there)
 
 
 @pytest.mark.parametrize(
-    ("engines", "left", "closed", "resting"),
+    ("engines", "left", "mapped", "closed", "resting"),
     [
-        ((), 0, [], 100),
-        ((), 7, [], 107),
-        ((10, 10), 0, [], 100),  # whoever comes has them counted as his own
-        ((20, 20), 0, [0], 100),
-        ((20, 20, 15), 0, [0, 1], 100),
-        ((20, 20), 40, [0, 1], 140),
-        ((50,), 0, [0], 100),
+        ((), 0, 0, [], 100),
+        ((), 7, 0, [], 107),
+        ((10, 10), 0, 0, [], 100),  # whoever comes has them counted as his own,
+        ((10, 10), 0, 40, [], 140),  # and not what is mapped alone
+        ((20, 20), 0, 0, [0], 100),
+        ((20, 20, 15), 0, 0, [0, 1], 100),
+        ((20, 20), 40, 0, [0, 1], 140),
+        ((10, 10), 0, 50, [0], 150),
+        ((50,), 0, 0, [0], 100),
     ],
 )
 def test_what_is_kept_counts_as_the_next_job_s_own_and_is_little(
-    monkeypatch: pytest.MonkeyPatch, engines: tuple[int, ...], left: int, closed: list[int], resting: int
+    monkeypatch: pytest.MonkeyPatch,
+    engines: tuple[int, ...],
+    left: int,
+    mapped: int,
+    closed: list[int],
+    resting: int,
 ) -> None:
-    one, told = keeping(monkeypatch, *engines, left=left)
-    one._rest()
-    assert (told, one.resting.data // MB) == (closed, resting)
+    heap = Heap(monkeypatch, *engines, left=left, mapped=mapped)
+    heap.worker._rest()
+    assert (heap.closed, heap.worker.resting.data // MB) == (closed, resting)
 
 
 def test_an_idle_worker_lets_go_before_anybody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.engine, "connect", object)
-    one, told = keeping(monkeypatch, 20, 20)
-    one._tidy_up()
-    assert (told, one.tidy, one.spare is not None) == ([0], True, True)
+    heap = Heap(monkeypatch, 20, 20)
+    heap.worker._tidy_up()
+    assert (heap.closed, heap.worker.tidy, heap.worker.spare is not None) == ([0], True, True)
+
+
+@pytest.mark.parametrize("given_back", [0, 40])
+def test_what_is_kept_goes_after_its_time_whatever_was_given_back_before(
+    monkeypatch: pytest.MonkeyPatch, given_back: int
+) -> None:
+    heap = Heap(monkeypatch, 10, left=40 if given_back else 0)
+    heap.given_back, heap.worker.keeping = given_back, True
+    assert heap.worker._patience() == session.SOON
+    heap.worker._tidy_up()
+    assert (heap.closed, heap.worker._patience()) == ([], session.REST)
+    heap.worker._rested()
+    assert (heap.closed, heap.worker._patience()) == ([0], None)
