@@ -12,7 +12,7 @@ from connector.dsp import states
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.net import Reply
 from tests.support.counterparty import DATASET, OFFER_ID, PATHS, Counterparty, snapshot
-from tests.support.pair import Call, Pair, emptied, pair, settled
+from tests.support.pair import Call, Pair, announced, emptied, pair, settled
 
 
 async def arranged(two: Pair, decide: str = "manual") -> Counterparty:
@@ -144,8 +144,8 @@ async def test_an_agreement_that_overtakes_the_answer_to_the_request_is_taken_in
         two.cable.tamper = hold
         row = await two.ask(OFFER_ID)
         await settled(two.south, "negotiation", row.id, "FINALIZED")
-        told = [event.detail["state"] for event in two.south.events if event.kind == "NegotiationAdvanced"]
-        assert told == ["REQUESTED", "AGREED", "VERIFIED", "FINALIZED"]
+        states = ["REQUESTED", "AGREED", "VERIFIED", "FINALIZED"]
+        assert await announced(two.south, states) == states
 
 
 async def test_a_transfer_asked_for_before_the_acknowledgement_of_finalized_is_started(tmp_path: Path) -> None:

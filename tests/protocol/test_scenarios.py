@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from connector.errors import Conflict, HanseError
-from tests.support.pair import Pair, Side, emptied, pair, settled
+from tests.support.pair import Pair, Side, announced, emptied, pair, settled
 
 NEGOTIATIONS = {
     "agreed at once": "S:request=REQUESTED N:agree=AGREED S:verify=VERIFIED N:finalize=FINALIZED",
@@ -175,7 +175,7 @@ async def test_events_tell_every_state_once_on_both_sides(tmp_path: Path) -> Non
     async with pair(tmp_path) as two:
         await two.north.publish(decide="manual")
         await Talk(two, "negotiation").play(NEGOTIATIONS["offered first"])
+        states = ["REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED", "FINALIZED"]
         for side in (two.north, two.south):
-            told = [event.detail["state"] for event in side.events if event.kind == "NegotiationAdvanced"]
-            assert told == ["REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED", "FINALIZED"]
+            assert await announced(side, states) == states
             assert [event.kind for event in side.events].count("AgreementConcluded") == 1

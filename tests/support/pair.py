@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -406,6 +406,17 @@ async def settled(where: Side, kind: str, pid: str, state: str, *, pending: str 
     except TimeoutError:
         now = "nowhere" if row is None else f"in {row.state!r}, pending {row.pending!r}, reason {row.reason!r}"
         raise AssertionError(f"expected {kind} {pid} at {where.name} to be in {state}, it is {now}") from None
+
+
+async def announced(where: Side, wanted: Sequence[str], within: float = 10.0) -> list[str]:
+    """The states of negotiations that events told of, once there are as many as wanted: they come after the commit."""
+    found: list[str] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            while len(found) < len(wanted):
+                await asyncio.sleep(0.005)
+                found = [event.detail["state"] for event in where.events if event.kind == "NegotiationAdvanced"]
+    return found
 
 
 async def emptied(two: Pair, within: float = 10.0) -> None:
