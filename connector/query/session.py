@@ -425,7 +425,7 @@ class Worker:
         """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
             held = self._held()
-            grown = held.resident - self.bare.resident, held.data - self.bare.data
+            grown = held.anonymous - self.bare.anonymous, held.data - self.bare.data
             if grown[0] <= _KEPT_MEMORY and grown[1] <= _KEPT_MAPPED:
                 return held
             shed()
