@@ -14,6 +14,7 @@ from connector.query import tree as trees
 from connector.query.parse import SETS
 from connector.query.planning import Draft, Planning
 from connector.query.rules.asked_once import numbered
+from policies.enforce.rewrite import every
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
@@ -26,9 +27,11 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
 
 
 def _once(statement: exp.Expr) -> None:
-    alike: dict[exp.Expr, list[exp.Subquery]] = {}
     derived = list(_derived(statement))
-    for one in derived if len(derived) > 1 and statement.find(exp.With) is None else ():
+    if len(derived) < 2 or statement.find(exp.With) is not None:
+        return
+    alike: dict[exp.Expr, list[exp.Subquery]] = {}
+    for one in derived:
         alike.setdefault(numbered(one.this), []).append(one)
     taken = {table.name for table in trees.tables(statement)} | trees.aliases(statement)
     queries = []
@@ -45,7 +48,7 @@ def _once(statement: exp.Expr) -> None:
 
 def _derived(statement: exp.Expr) -> Iterator[exp.Subquery]:
     """The outermost derived tables that take work and read from nothing around them."""
-    stack = [statement]
+    stack = [statement] if any(type(node) is exp.Subquery for node in every(statement)) else []
     while stack:
         node = stack.pop()
         if isinstance(node, exp.Subquery) and _takes_work(node):
