@@ -290,7 +290,7 @@ class Worker:
                 if not session.cancelled:
                     watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
             pressing = any(session.cancelled for session in sessions.values())
-            seconds = _INTERRUPT_EVERY if pressing else None if sessions else self._patience()
+            seconds = _INTERRUPT_EVERY if pressing else None if sessions else self._pause()
             happened = watched.poll(None if seconds is None else seconds * 1000)
             if not happened and not sessions:
                 self._rested() if self.tidy else self._tidy_up()
@@ -425,8 +425,8 @@ class Worker:
         """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
             held = self._held()
-            grown = held.anonymous - self.bare.anonymous, held.data - self.bare.data
-            if grown[0] <= _KEPT_MEMORY and grown[1] <= _KEPT_MAPPED:
+            there, mapped = held.anonymous - self.bare.anonymous, held.data - self.bare.data
+            if there <= _KEPT_MEMORY and mapped <= _KEPT_MAPPED:
                 return held
             shed()
         self.bare = self._held()
@@ -452,7 +452,7 @@ class Worker:
                 self.shared = number, mmap.mmap(descriptor, size)
             return self.shared[1]
 
-    def _patience(self) -> float | None:
+    def _pause(self) -> float | None:
         """Seconds without a job until there is something to do; None where there is nothing any more."""
         if not self.tidy:
             return SOON
@@ -466,6 +466,7 @@ class Worker:
         self.tidy = True
 
     def _rested(self) -> None:
+        """Nobody has come: all that was kept goes."""
         self.forget()
         self._give_back()
 

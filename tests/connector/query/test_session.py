@@ -174,8 +174,8 @@ def test_what_is_kept_goes_after_its_time_whatever_was_given_back_before(
 ) -> None:
     heap = Heap(monkeypatch, 10, left=40 if given_back else 0)
     heap.given_back, heap.worker.keeping = given_back, True
-    assert heap.worker._patience() == session.SOON
+    assert heap.worker._pause() == session.SOON
     heap.worker._tidy_up()
-    assert (heap.closed, heap.worker._patience()) == ([], session.REST)
+    assert (heap.closed, heap.worker._pause()) == ([], session.REST)
     heap.worker._rested()
-    assert (heap.closed, heap.worker._patience()) == ([0], None)
+    assert (heap.closed, heap.worker._pause()) == ([0], None)
