@@ -110,6 +110,7 @@ async def test_the_console_leads_to_its_progress_and_stops_it(
     said = {"name": "parts", "path": str(tmp_path / "parts"), "title": "All <parts>"}
     answer = await desk.post("/datasets/new", said, "owner", "read")
     assert (answer.status_code, answer.headers["location"]) == (303, "/registrations/parts")
+    await stuck.begun.wait()
     page = (await desk.get("/registrations/parts", "owner", "read")).text
     assert "1 of 3 files" in page
     assert 'data-refresh="1"' in page
