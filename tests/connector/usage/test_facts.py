@@ -71,7 +71,7 @@ async def test_the_owners_record_counts_where_several_speak_and_ends_when_it_say
     found = await who.of(DID)
     assert found["ds:role"] == Fact(("insurer",), "owner", soon)
     assert found["ds:permit"].values == ("P-1", "P-2")
-    monkeypatch.setattr("connector.usage.facts.time", SimpleNamespace(time=lambda: soon))
+    monkeypatch.setattr("connector.usage.facts.time", SimpleNamespace(time=lambda: soon, monotonic=time.monotonic))
     assert (await who.of(DID))["ds:role"].values == ("hospital",)
     await who.withdraw(DID, "ds:permit", "P-1", by="test")
     assert (await who.of(DID))["ds:permit"].values == ("P-2",)
