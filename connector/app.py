@@ -418,9 +418,9 @@ def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Pat
 
 
 class _Public(FastAPI):
-    """The protocol's messages and pushes take the short way; the rest of what others reach takes the framework's."""
+    """The protocol's messages and data take the short way; the rest of what others reach takes the framework's."""
 
-    def __init__(self, *direct: dsp_routes.Direct | Pushed, **about: Any) -> None:
+    def __init__(self, *direct: dsp_routes.Direct | Pushed | data_http.Direct, **about: Any) -> None:
         super().__init__(**about)
         self._direct = direct
 
@@ -445,19 +445,19 @@ def public_app(parts: Services) -> FastAPI:
     app = _Public(
         dsp_routes.Direct(protocol),
         Pushed(parts.receiving),
+        data_http.Direct(data_http.routes(parts.reads, parts.addresses, owner=settings.name)),
         title="Hanse connector, public",
         version=VERSION,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        max_body_size=max(settings.body_max_bytes, data_http.BODY_MAX),  # the protocol's routes keep the smaller one
+        max_body_size=settings.body_max_bytes,
     )
     problems.install(app)
     app.include_router(protocol)
     app.include_router(dsp_routes.version_router())
     app.include_router(access.router(parts.addresses, parts.grants, parts.identity, owner=settings.name))
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
-    app.router.routes.extend(data_http.routes(parts.reads, parts.addresses, owner=settings.name))
     app.include_router(_well_known(parts))
     app.include_router(_health(parts))
     return app

@@ -464,6 +464,20 @@ async def test_reads_at_once_of_one_consumer_are_bounded(running: Provider) -> N
     assert (answer.status_code, answer.json()["code"]) == (429, "streams_of_consumer")
 
 
+async def test_what_nobody_foresaw_is_a_problem_without_its_words(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a path, a row, a secret")
+
+    agreement = await running.agree()
+    monkeypatch.setattr(running.reads, "open", broken)
+    async with client(running, running.ticket(agreement)) as session:
+        answer = await session.get(ROWS)
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert (answer.json()["code"], "secret" in answer.text) == ("internal", False)
+
+
 async def test_http_1_0_is_refused(running: Provider) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
     ticket = running.ticket(await running.agree())
