@@ -33,6 +33,9 @@ _NEVER = tuple(
                  "2001::/32", "fec0::/10", "ff00::/8", "100::/64")
 )  # fmt: skip
 _RESOLVED_MAX = 16
+# As much as the event loop takes from a socket at once: with the 64 KB of the library each of these is cut in four, and
+# what is left of it copied each time.
+httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
 
 
 class Direct:
-    """Answers the data plane's requests itself: what a framework puts around its routes touches every part of a body."""
+    """Answers the data plane's requests: what a framework puts around its routes touches every part of a body."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self._routes = routes

@@ -213,14 +213,22 @@ def rename(con: duckdb.DuckDBPyConnection, name: str, to: str) -> None:
     con.execute(f"ALTER VIEW {quote_name(name)} RENAME TO {quote_name(to)}")
 
 
+def attach_once(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
+    """Make the rows of an Arrow stream that was found valid readable under a name; we read it for the engine."""
+    from connector.datasets.sources.arrow_scan import Stream
+
+    con.register(name, Stream.at(opened.paths[0]))
+
+
 def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
-    """Take the rows of Arrow files into the engine, under a name; to its disk where they are many.
+    """Take such rows into the engine, under a name; to its disk where they are many.
 
     One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
     """
-    con.register(_LOADING, pa.RecordBatchReader.from_batches(schema_of_file(opened), batches_of_files(opened)))
-    con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
-    con.unregister(_LOADING)
+    with pa.OSFile(opened.paths[0]) as file:
+        con.register(_LOADING, pa.ipc.open_stream(file))
+        con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
+        con.unregister(_LOADING)
 
 
 def drop(con: duckdb.DuckDBPyConnection, name: str) -> None:
@@ -229,23 +237,8 @@ def drop(con: duckdb.DuckDBPyConnection, name: str) -> None:
 
 
 def detach(con: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Forget rows in memory, or Arrow files that we read for the engine."""
+    """Forget rows in memory, or a stream that we read for the engine."""
     con.unregister(name)
-
-
-def schema_of_file(opened: Files) -> pa.Schema:
-    """The schema of Arrow files, by the first."""
-    with pa.OSFile(opened.paths[0]) as file:
-        return pa.ipc.open_file(file).schema
-
-
-def batches_of_files(opened: Files) -> Iterator[pa.RecordBatch]:
-    """The batches of Arrow files, one after the other."""
-    for path in opened.paths:
-        with pa.OSFile(path) as file:
-            reader = pa.ipc.open_file(file)
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
 
 
 def attach_table(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

@@ -43,7 +43,7 @@ def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
 def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     """Read a stream from `arguments.path` or blob 0 to its end; its columns, totals and end record.
 
-    With `arguments.save` the valid batches are kept as an Arrow IPC file, which the engine can read as a relation.
+    With `arguments.once` the engine reads the stream next, from the path: a blob is kept there.
     `arguments.keys` are numbers of columns and files: there go their distinct values, sorted, as a stream of one column
     `k`; `keys` of the answer are the files that were written.
     `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
@@ -53,11 +53,7 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     keys = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
     end: dict[str, Any] | None = None
     try:
-        with (
-            _source(job) as opened,
-            pa.ipc.open_stream(opened) as reader,
-            _saved(str(job.arguments.get("save") or ""), reader.schema) as save,
-        ):
+        with _source(job) as opened, pa.ipc.open_stream(opened) as reader:
             schema, before = reader.schema, opened.tell()
             for batch, metadata in _with_metadata(reader):
                 check()
@@ -67,11 +63,12 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
                 if end is None:
                     rows, batches, before = rows + batch.num_rows, batches + 1, opened.tell()
                     _within(job, rows)
-                    save(batch)
                     for number, _, distinct in keys:
                         distinct.add(batch.column(number))
             if opened.read(1):
                 raise Coded("arrow_invalid")  # bytes that nobody has looked at
+            if job.arguments.get("once"):
+                _keep(job, reader.stats)
             digest = _digest(opened, end, before, check) if job.arguments.get("digest") else ""
     except (pa.ArrowException, OSError, ValueError, IndexError):
         raise Coded("arrow_invalid") from None
@@ -157,24 +154,13 @@ def _distinct(parts: list[pa.Array]) -> pa.Array:
     return values.take(pc.sort_indices(values))
 
 
-@contextmanager
-def _saved(path: str, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    """What writes a batch to an Arrow IPC file; without a path it does nothing."""
-    if not path:
-        yield lambda _: None
-        return
-    with _writing():
-        writer = pa.ipc.new_file(path, schema)
-
-    def write(batch: pa.RecordBatch) -> None:
+def _keep(job: Job, stats: Any) -> None:
+    """What the engine can read; it may take one dictionary of a column for another that came after it."""
+    if stats.num_replaced_dictionaries or stats.num_dictionary_deltas:
+        raise Coded("arrow_invalid")
+    if job.blobs:
         with _writing():
-            writer.write_batch(batch)
-
-    try:
-        yield write
-    finally:
-        with _writing():
-            writer.close()
+            Path(job.arguments["path"]).write_bytes(job.blobs[0])
 
 
 @contextmanager
@@ -212,9 +198,7 @@ def _end(metadata: Any) -> dict[str, Any] | None:
 
 
 def _source(job: Job) -> Any:
-    if path := job.arguments.get("path"):
-        return pa.OSFile(str(Path(path)), "rb")
-    return pa.BufferReader(job.blobs[0])
+    return pa.BufferReader(job.blobs[0]) if job.blobs else pa.OSFile(str(job.arguments["path"]), "rb")
 
 
 def _within(job: Job, rows: int) -> None:

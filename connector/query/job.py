@@ -112,11 +112,11 @@ class Job:
     unite_keys, verbatim (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
-    than the engine. `passed`: the only relation is an Arrow file of ours whose rows are the answer, under these names;
+    than the engine. `passed`: the only relation is a stream (`once`) whose rows are the answer, under these names;
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
-    `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are Arrow files that
-    no other job reads.
+    `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are Arrow
+    streams, found valid, that no other job reads.
     """
 
     kind: str = "query"

@@ -73,14 +73,11 @@ class Opening:
         return self.con
 
     def ready_once(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
-        """The same for Arrow files that no other job reads. We read them for the engine, which is let at no file."""
+        """The same for Arrow streams that no other job reads. We read them for the engine, which is let at no file."""
         con = self.con or self.fence(new())
         for name, relation in _files_in(relations).items():
             found = self.pin(relation)
-            if relation.loaded:
-                engine.load(con, name, found)
-            else:
-                engine.attach(con, name, relation, found)
+            (engine.load if relation.loaded else engine.attach_once)(con, name, found)
             self.brought.append((name, engine.drop if relation.loaded else engine.detach))
         return con
 

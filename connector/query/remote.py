@@ -102,7 +102,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A whole, validated answer of one owner. `file` is Arrow IPC; None where everything was withheld."""
+    """A whole, validated answer of one owner. `file` is its Arrow stream; None where everything was withheld."""
 
     fragment: Fragment
     file: Path | None
@@ -205,7 +205,7 @@ class _Exchange:
 
     async def _checked(self, spool: Path, size: int, held: bytes | None) -> Answered:
         """Read and validated in a worker, as `_spool` left it; complete by its own end record and by our count."""
-        request, saved = self.request, spool.with_suffix(".arrow")
+        request = self.request
         names = tuple(name.lower() for name in request.fragment.outputs)
         numbers = {name: names.index(name.lower()) for name in request.wanted}
         distinct = {name: spool.with_suffix(f".{number}.keys") for name, number in numbers.items()}
@@ -213,8 +213,8 @@ class _Exchange:
             Job(
                 kind="check_arrow",
                 arguments={
-                    "path": str(spool) if held is None else "",
-                    "save": str(saved),
+                    "path": str(spool),
+                    "once": True,
                     "keys": [(numbers[name], str(path)) for name, path in distinct.items()],
                 },
                 blobs=() if held is None else (held,),
@@ -222,8 +222,6 @@ class _Exchange:
                 consumer="coordinator",
             )
         )
-        if held is None:
-            await asyncio.to_thread(spool.unlink, True)
         end = found["end"]
         if end is None:
             raise PeerNonsense("the stream ended without its end record: what came is not a whole answer")
@@ -235,7 +233,7 @@ class _Exchange:
         if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return Answered(
-            request.fragment, saved, found["rows"], size, _ms(self.begun), end, bool(end.get("suppressed")),
+            request.fragment, spool, found["rows"], size, _ms(self.begun), end, bool(end.get("suppressed")),
             tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
             {name: path for name, path in distinct.items() if str(path) in found["keys"]},
         )  # fmt: skip

@@ -153,15 +153,14 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
 
 
 def _passed(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]] | None:
-    """The rows of an Arrow file as they stand; None where a type is not one that the engine would give as it came."""
+    """The rows of a stream as they stand; None where a type is not one that the engine would give as it came."""
     opening, (relation,) = session.open_new(job), job.relations.values()
-    found = opening.pin(relation)
-    stored = engine.schema_of_file(found)
-    if not all(map(_is_plain, stored.types)):
+    reader = pa.ipc.open_stream(pa.OSFile(opening.pin(relation).paths[0]))
+    if not all(map(_is_plain, reader.schema.types)):
         opening.close()
         return None
-    schema = pa.schema(list(zip(job.passed, stored.types, strict=True)))  # of the foreign schema nothing but the types
-    batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in engine.batches_of_files(found))
+    schema = pa.schema(list(zip(job.passed, reader.schema.types, strict=True)))  # of the foreign one only the types
+    batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
     return schema, ((piece, "") for batch in batches for piece in engine.cut(batch, job.batch_bytes))
 
 

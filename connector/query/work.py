@@ -276,7 +276,7 @@ class Work:
     def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
         assert self.folder is not None
         return {
-            answer.fragment.id: Relation("arrow_ipc", (own_ref(str(answer.file), folder=self.folder).to_json(),))
+            answer.fragment.id: Relation("", (own_ref(str(answer.file), folder=self.folder).to_json(),))
             for answer in answers
             if answer.file is not None
         }

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connector.datasets.sources import read_options, source
+from connector.datasets.sources.files import own_ref
 from connector.query.job import Relation
 
 ROWS = 200_000
@@ -41,6 +42,16 @@ def stream(rows: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
     return bytes(sink.getvalue())
+
+
+def once(path: Path, rows: pa.Table, *, loaded: bool = False) -> Relation:
+    """A table as an Arrow stream that one job reads, written to `path` in two batches and an empty one."""
+    half = len(rows) // 2
+    with pa.ipc.new_stream(path, rows.schema) as writer:
+        writer.write_table(rows.slice(0, half))
+        writer.write_table(rows.slice(half))
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema=rows.schema))
+    return Relation("", (own_ref(str(path), folder=path.parent).to_json(),), loaded=loaded)
 
 
 def relation(kind: str, path: Path, root: Path, **options: object) -> Relation:

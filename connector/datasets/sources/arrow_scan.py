@@ -5,8 +5,9 @@ Arrow's own scans read up to a gigabyte ahead of a slow reader, in memory that t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,18 +24,44 @@ class Files(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
 
     def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> _Scan:
         """As the engine asks for one."""
-        names = tuple(self.schema.names if columns is None else columns)
-        return _Scan(tuple(self.files), self.schema, names, filter)
+        return _Scan.of(partial(_files, tuple(self.files)), self.schema, columns, filter)
+
+
+class Stream(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no types
+    """A file in the stream form, which is read from its beginning by each scan."""
+
+    path: str
+
+    @classmethod
+    def at(cls, path: str) -> Stream:
+        with pa.OSFile(path) as file:
+            found = cls(pa.ipc.open_stream(file).schema.empty_table())
+        found.path = path
+        return found
+
+    def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> _Scan:
+        """As the engine asks for one."""
+        return _Scan.of(partial(_stream, self.path), self.schema, columns, filter)
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """What the engine takes a scanner's rows from."""
+    """What the engine takes a scanner's rows from. `read` gives the batches, with these columns."""
 
-    paths: tuple[str, ...]
+    read: Callable[[pa.Schema], Iterator[pa.RecordBatch]]
     schema: pa.Schema
     names: tuple[str, ...]
     condition: Any
+
+    @classmethod
+    def of(
+        cls,
+        read: Callable[[pa.Schema], Iterator[pa.RecordBatch]],
+        schema: pa.Schema,
+        columns: Sequence[str] | None,
+        condition: Any,
+    ) -> _Scan:
+        return cls(read, schema, tuple(schema.names if columns is None else columns), condition)
 
     def to_reader(self) -> pa.RecordBatchReader:
         """The rows, to be read once."""
@@ -44,12 +71,9 @@ class _Scan:
         return pa.schema([self.schema.field(name) for name in names])
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        needed = self._schema(self._needed())
-        for path in self.paths:
-            with pa.OSFile(path) as file:
-                for batch in _read(file, needed):
-                    for kept in [batch] if self.condition is None else self._kept(batch):
-                        yield kept.select(self.names)
+        for batch in self.read(self._schema(self._needed())):
+            for kept in [batch] if self.condition is None else self._kept(batch):
+                yield kept.select(self.names)
 
     def _kept(self, batch: pa.RecordBatch) -> Sequence[pa.RecordBatch]:
         """In the pieces that they come in: Arrow cannot join those of a union."""
@@ -67,16 +91,31 @@ class _Scan:
         return self.names
 
 
-def _read(file: pa.NativeFile, needed: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """A file's batches in this schema, whatever the order of its columns: each cast where it is of another type, and
-    NULL where it is not there."""
-    there = pa.ipc.open_file(file).schema.names
-    options = pa.ipc.IpcReadOptions(included_fields=[there.index(name) for name in needed.names if name in there])
-    reader = pa.ipc.open_file(file, options=options)
-    for number in range(reader.num_record_batches):
-        batch = reader.get_batch(number)
-        columns = [
-            batch.column(field.name).cast(field.type) if field.name in there else pa.nulls(len(batch), field.type)
-            for field in needed
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=needed)
+def _files(paths: Sequence[str], needed: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The batches of files in this schema, whatever the order of their columns: each cast where it is of another type,
+    and NULL where it is not there."""
+    for path in paths:
+        with pa.OSFile(path) as file:
+            there = pa.ipc.open_file(file).schema.names
+            reader = pa.ipc.open_file(file, options=_only(there, needed))
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                columns = [
+                    batch.column(field.name).cast(field.type)
+                    if field.name in there
+                    else pa.nulls(len(batch), field.type)
+                    for field in needed
+                ]
+                yield pa.RecordBatch.from_arrays(columns, schema=needed)
+
+
+def _stream(path: str, needed: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(path) as file:
+        there = pa.ipc.open_stream(file).schema.names
+        file.seek(0)
+        for batch in pa.ipc.open_stream(file, options=_only(there, needed)):
+            yield batch.select(needed.names)
+
+
+def _only(there: Sequence[str], needed: pa.Schema) -> pa.ipc.IpcReadOptions:
+    return pa.ipc.IpcReadOptions(included_fields=[there.index(name) for name in needed.names if name in there])

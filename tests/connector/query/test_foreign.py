@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
+from connector.datasets.sources.files import own_ref
 from connector.errors import HanseError
 from connector.query import foreign
 from connector.query.codes import Coded, error_of
@@ -49,16 +50,36 @@ def stream(*, end: dict[str, object] | None = None, after: bool = False) -> byte
     return bytes(sink.getvalue().to_pybytes())
 
 
-async def test_a_valid_stream_is_measured_and_can_be_kept_for_the_engine(pool: Pool, folder: Path) -> None:
-    spool, saved = folder / "spool", folder / "saved.arrow"
-    spool.write_bytes(stream(end={"status": "complete", "rows": 2000}))
-    found = await pool.ask(Job(kind="check_arrow", arguments={"path": str(spool), "save": str(saved)}))
-    assert (found["rows"], found["batches"], found["end"]) == (2000, 4, {"status": "complete", "rows": 2000})
-    assert [column["name"] for column in found["columns"]] == data.table(1).column_names
-    relation: Relation = data.relation("arrow_ipc", saved, folder)
-    job = Job(kind="report", relations={"t": relation}, sql="SELECT count(*), sum(id) FROM t WHERE gap = 2")
+async def test_a_valid_stream_is_measured_and_lies_ready_for_the_engine(pool: Pool, folder: Path) -> None:
+    whole = stream(end={"status": "complete", "rows": 2000})
     expected = [row["id"] for row in data.table(2000).select(["id", "gap"]).to_pylist() if row["gap"] == 2]
-    assert (await pool.ask(job))["rows"] == [[len(expected), str(sum(expected))]]
+    for name, blobs in (("came in a file", ()), ("came as a blob", (whole,))):
+        path = folder / name
+        if not blobs:
+            path.write_bytes(whole)
+        found = await pool.ask(Job(kind="check_arrow", arguments={"path": str(path), "once": True}, blobs=blobs))
+        assert (found["rows"], found["batches"], found["end"]) == (2000, 4, {"status": "complete", "rows": 2000})
+        assert [column["name"] for column in found["columns"]] == data.table(1).column_names
+        relations = {"t": Relation("", (own_ref(str(path), folder=folder).to_json(),))}
+        sql = "SELECT count(*), sum(id) FROM t WHERE gap = 2"
+        answer = await pool.ask(Job(kind="report", relations=relations, sql=sql, once=True))
+        assert answer["rows"] == [[len(expected), str(sum(expected))]]
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+async def test_dictionaries_that_change_are_not_for_the_engine(pool: Pool, folder: Path, deltas: bool) -> None:
+    parts = [pa.array(["a", "b"]).dictionary_encode(), pa.array(["a", "b", "c"]).dictionary_encode()]
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=deltas)
+    with pa.ipc.new_stream(sink, pa.schema({"a": parts[0].type}), options=options) as writer:
+        for part in parts:
+            writer.write_batch(pa.record_batch({"a": part}))
+    blobs, arguments = (sink.getvalue().to_pybytes(),), {"path": str(folder / "no"), "once": True}
+    assert (await pool.ask(Job(kind="check_arrow", blobs=blobs)))["rows"] == 5
+    with pytest.raises(HanseError) as raised:
+        await pool.ask(Job(kind="check_arrow", blobs=blobs, arguments=arguments))
+    assert raised.value.code == "arrow_invalid"
+    assert not (folder / "no").exists()
 
 
 async def test_a_stream_without_its_end_record_is_told_from_a_whole_one(pool: Pool) -> None:
@@ -173,7 +194,9 @@ async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path
         await pool.ask(job)
 
 
-@pytest.mark.parametrize("arguments", [{"save": "/dev/full"}, {"keys": [(0, "/dev/full")]}], ids=["rows", "keys"])
+@pytest.mark.parametrize(
+    "arguments", [{"path": "/dev/full", "once": True}, {"keys": [(0, "/dev/full")]}], ids=["rows", "keys"]
+)
 async def test_a_full_disk_is_not_the_stream_s_fault(arguments: dict[str, Any]) -> None:
     job = Job(kind="check_arrow", blobs=(stream(end={"status": "complete"}),), arguments=arguments)
     with pytest.raises(Coded) as caught:

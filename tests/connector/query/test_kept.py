@@ -153,11 +153,8 @@ async def test_an_arrow_file_is_kept_under_the_next_name(pool: Pool, tmp_path: P
 
 
 def answers(path: Path, rows: int, *, loaded: bool) -> Relation:
-    """An Arrow file of numbers that only one job reads."""
-    table = pa.table({"id": range(rows)})
-    with pa.ipc.new_file(path, table.schema) as writer:
-        writer.write_table(table)
-    return replace(data.relation("arrow_ipc", path, path.parent), loaded=loaded)
+    """Numbers that only one job reads."""
+    return data.once(path, pa.table({"id": range(rows)}), loaded=loaded)
 
 
 @pytest.mark.parametrize("loaded", [True, False])

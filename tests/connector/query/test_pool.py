@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
-import pyarrow.feather as feather
 import pytest
 import xxhash
 
@@ -44,15 +44,25 @@ async def test_stream_equals_the_file_and_its_totals(pool: Pool, numbers: Relati
 
 
 async def test_of_a_relation_that_is_taken_in_the_engine_knows_the_rows(pool: Pool, folder: Path) -> None:
-    table, path = data.table(20_000), folder / "loaded.arrow"
-    feather.write_feather(table, path, compression="uncompressed")
+    table = data.table(20_000)
     for loaded in (True, False):
-        relations = {"f0.a": replace(data.relation("arrow_ipc", path, folder), loaded=loaded)}
+        relations = {"f0.a": data.once(folder / "loaded", table, loaded=loaded)}
         found, _ = await read(pool, Job(relations=relations, sql='SELECT * FROM "f0.a"', once=True))
         assert found.equals(table.cast(found.schema))
         explained = Job(kind="report", relations=relations, sql='EXPLAIN SELECT * FROM "f0.a"', once=True)
         plan = await pool.ask(explained)
         assert ("20,000 rows" in plan["rows"][0][1]) is loaded
+
+
+async def test_a_stream_that_is_read_in_place_is_read_by_each_scan_with_what_it_needs(pool: Pool, folder: Path) -> None:
+    table = data.table(20_000)
+    relations = {"f0": data.once(folder / "scanned", table)}
+    sql = """SELECT a.x, (SELECT max(b.name) FROM f0 b WHERE b.day < DATE '1970-02-01') AS name
+             FROM f0 a WHERE a.gap = 3 AND a.id >= 19000 ORDER BY a.id DESC"""
+    found, _ = await read(pool, Job(relations=relations, sql=sql, once=True))
+    expected = duckdb.sql(sql.replace("f0", '"table"')).to_arrow_table()
+    assert len(found) > 10
+    assert found.equals(expected.cast(found.schema))
 
 
 async def test_a_worker_that_cleans_up_after_its_job_is_waited_for(tmp_path: Path, numbers: Relation) -> None:
