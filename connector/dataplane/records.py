@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
-from connector.errors import HanseError
+from connector.errors import HanseError, Refused
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.grants import Grant
 from policies.contract import DataContract
@@ -60,12 +60,13 @@ def _told(asked: Asked) -> str:
 
 
 def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None) -> ReadEnded:
-    """The record of an end, with what left."""
-    if end is None:
+    """The record of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came."""
+    refusal = isinstance(failure, Refused)
+    if end is None or (refusal and not end.rows):
         code = getattr(failure, "code", "cancelled")
         return ReadEnded(
             **_common(asked, grants),
-            outcome="failed",
+            outcome="refused" if refusal else "failed",
             code=code,
             reason=str(failure)[:400] if isinstance(failure, HanseError | PolicyError) else "",
             rule=getattr(failure, "rule", ""),

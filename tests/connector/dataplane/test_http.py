@@ -312,6 +312,7 @@ async def test_revocation_interrupts_a_query_that_gives_nothing_yet(running: Pro
         assert parse(answer.content)[1]["status"] == "revoked"
     else:
         assert answer.json()["code"] in ("revoked", "cancelled")
+    assert running.of_kind("ReadEnded")[-1].outcome == "refused"
 
 
 async def test_expired_ticket_is_refused_and_a_stream_does_not_outlive_its_own(running: Provider) -> None:
@@ -414,6 +415,8 @@ async def test_aggregate_only_answers_hide_small_groups(running: Provider) -> No
     assert {row["gap"] for row in parse(answer.content)[0].to_pylist()} <= {0, 1, 2, 3, 4, None}
     answer = await ask(running, ticket, 'SELECT gap, count(*) AS n FROM "clinic".numbers WHERE gap = 77 GROUP BY gap')
     assert (answer.status_code, answer.json()["code"]) == (403, "min_group_size")
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code, ended.rule) == ("refused", "min_group_size", answer.json()["rule"])
     for sql in ('SELECT id FROM "clinic".numbers', 'SELECT max(x) AS m FROM "clinic".numbers'):
         assert (await ask(running, ticket, sql)).status_code in (400, 403)
     async with client(running, ticket) as session:
