@@ -17,6 +17,7 @@ from connector.query import job as wire
 from connector.query import nulls
 from connector.query.codes import Coded
 from connector.query.job import Job
+from connector.query.keeping import limit_cpu
 from connector.query.ring import slot_bytes
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Frames:
             digest.update(piece)
         left = () if slot else parts
         self.session.send(wire.BATCH, *left, size=size, rows=batch.num_rows, digest=digest.digest(), slot=slot)
-        self.session.worker.limit_cpu(self.job)
+        limit_cpu(self.job)
 
     def end(self) -> None:
         """The foot, where there is one, and the totals."""

@@ -49,12 +49,12 @@ from connector.telemetry import logger
 
 GRACE = 1.2
 _REST = 0.1
-_GIVEN_BACK = 6.0  # seconds after which a worker at rest has given its memory back; `session.REST` is shorter
+_GIVEN_BACK = 6.0  # seconds after which a worker at rest has given its memory back; `keeping.REST` is shorter
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
 _RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
 _KEPT_MB = 64  # beyond that, between two jobs
-# Batches of megabytes come and go all the time: while a job runs, and until the worker rests (`session.REST`), their
+# Batches of megabytes come and go all the time: while a job runs, and until the worker rests (`keeping.REST`), their
 # memory is kept for the next one instead of being given back to the kernel, whose page faults would cost more than the
 # copy.
 _ALLOCATION = {

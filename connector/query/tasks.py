@@ -50,7 +50,7 @@ def run(session: Session, job: Job) -> None:
 def opened(session: Session, job: Job) -> Any:
     """A fenced engine with the job's relations in it, and its SQL checked once more."""
     opening = session.open(job)
-    con = (opening.ready_once if job.once else opening.ready)(job.relations, session.worker.engine)
+    con = (opening.ready_once if job.once else opening.ready)(job.relations, session.worker.keeping.engine)
     for name, relation in job.relations.items():
         if relation.blob is not None:
             table = foreign.read_blob(job.blobs[relation.blob], columns=relation.columns)
@@ -186,7 +186,7 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
     opening, worker = session.open(job), session.worker
 
     def begin(left: list[wire.Range]) -> tuple[pa.Schema, Iterator[ranges.Part]]:
-        con = opening.ready(job.relations, worker.engine)
+        con = opening.ready(job.relations, worker.keeping.engine)
         _recheck(con, job)
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
@@ -274,7 +274,7 @@ def profile(session: Session, job: Job) -> None:
     widths: Mapping[str, float] = {}
     if relation.kind in ("parquet", "hive", "s3"):
         widths = profiling.parquet_widths(files, union=union, reached=session.reached)
-    con = opening.fence(session.worker.engine(), followed=True)
+    con = opening.fence(session.worker.keeping.engine(), followed=True)
     engine.attach(con, name, relation, files)
 
     def ask(sql: str, told: Callable[[float], None]) -> Sequence[Any]:
@@ -293,7 +293,7 @@ def convert(session: Session, job: Job) -> None:
     opening = session.open(job)
     files = opening.pin(relation)
     target = str(job.arguments["target"])
-    con = opening.fence(session.worker.engine(), target)
+    con = opening.fence(session.worker.keeping.engine(), target)
     try:
         found = source(relation.kind).convert(con, files.paths, relation.options, target)
         files.check_unchanged()

@@ -43,8 +43,9 @@ CONNECTOR = {
 }
 WORKER = {
     "connector.query.session": (
-        "read_job", "Worker._take", "Worker.prepare", "Worker.ended", "Session._close",
+        "read_job", "Worker._take", "Worker.ended", "Session._close",
     ),
+    "connector.query.keeping": ("Keeping.prepare",),
     "connector.query.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
     "connector.query.opening": ("Opening.pin", "Opening.fence", "Opening.ready"),
     "connector.query.engine": ("attach", "load", "query", "batches"),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import resource
 import socket
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from connector.query import session
-from connector.query.session import Memory, Session, Worker
+from connector.query import keeping
+from connector.query.keeping import Memory
+from connector.query.session import Session, Worker
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         if which == resource.RLIMIT_DATA:
             told.append(pair[0] // 2**20)
 
-    monkeypatch.setattr(session.resource, "setrlimit", setrlimit)
+    monkeypatch.setattr(keeping.resource, "setrlimit", setrlimit)
     return told
 
 
 def worker() -> Worker:
     ours, _ = socket.socketpair()
     made = Worker(ours, Path("nowhere"))
-    made.resting = Memory(data=100 * 2**20)
+    made.keeping.resting = Memory(data=100 * 2**20)
     return made
 
 
@@ -71,7 +71,7 @@ def test_a_job_that_begins_while_the_one_before_ends_has_its_limit(
             known.join(0.3)
         return getrlimit(which)
 
-    monkeypatch.setattr(session.resource, "getrlimit", meanwhile)
+    monkeypatch.setattr(keeping.resource, "getrlimit", meanwhile)
     one._limit_memory()  # by the thread of the job before
     known.join()
     assert limits[-1] > 512
@@ -90,92 +90,3 @@ def test_a_session_ends_though_its_engine_cannot_be_put_to_rest(tmp_path: Path) 
     with channel, theirs:
         one._close()
     assert (ended, closed) == ([one], [True])
-
-
-def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Worker, "_held", lambda _: Memory())
-    one, closed = worker(), []
-    for key, seconds in (("gone", session.REST + 1), ("new", 0.0)):
-        opening = SimpleNamespace(close=lambda key=key: closed.append(key), rested_at=time.monotonic() - seconds)
-        one.kept[key] = opening  # type: ignore[assignment]
-    one._rest()
-    assert closed == ["gone"]
-    assert list(one.kept) == ["new"]
-
-
-MB = 2**20
-
-
-class Heap:
-    """What a worker holds in MB: the engines that it keeps, the oldest first, and what else its jobs have left."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *engines: int, left: int = 0, mapped: int = 0) -> None:
-        self.worker, self.closed, self.given_back = worker(), list[int](), 0
-        self.worker.bare = Memory(*[100 * MB] * 4)
-        self.engines, self.left, self.mapped = dict(enumerate(engines)), left, mapped
-        for number in self.engines:
-            opening = SimpleNamespace(close=lambda number=number: self.close(number), rested_at=time.monotonic())
-            self.worker.kept[str(number)] = opening  # type: ignore[assignment]
-        monkeypatch.setattr(session.engine, "connect", object)
-        monkeypatch.setattr(Worker, "_held", lambda _: self.held())
-        give_back = Worker._give_back
-        monkeypatch.setattr(Worker, "_give_back", lambda one: (give_back(one), self.give_back()))
-
-    def close(self, number: int) -> None:
-        self.closed.append(number)
-        del self.engines[number]
-
-    def give_back(self) -> None:
-        self.left -= self.given_back
-
-    def held(self) -> Memory:
-        there = (100 + self.left + sum(self.engines.values())) * MB
-        return Memory(there + self.mapped * MB, there + self.mapped * MB, there, there)
-
-
-@pytest.mark.parametrize(
-    ("engines", "left", "mapped", "closed", "resting"),
-    [
-        ((), 0, 0, [], 100),
-        ((), 7, 0, [], 107),
-        ((10, 10), 0, 0, [], 100),  # whoever comes has them counted as his own,
-        ((10, 10), 0, 40, [], 140),  # and not what is mapped alone
-        ((20, 20), 0, 0, [0], 100),
-        ((20, 20, 15), 0, 0, [0, 1], 100),
-        ((20, 20), 40, 0, [0, 1], 140),
-        ((10, 10), 0, 50, [0], 150),
-        ((50,), 0, 0, [0], 100),
-    ],
-)
-def test_what_is_kept_counts_as_the_next_job_s_own_and_is_little(
-    monkeypatch: pytest.MonkeyPatch,
-    engines: tuple[int, ...],
-    left: int,
-    mapped: int,
-    closed: list[int],
-    resting: int,
-) -> None:
-    heap = Heap(monkeypatch, *engines, left=left, mapped=mapped)
-    heap.worker._rest()
-    assert (heap.closed, heap.worker.resting.data // MB) == (closed, resting)
-
-
-def test_an_idle_worker_lets_go_before_anybody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    heap = Heap(monkeypatch, 20, 20)
-    heap.worker._tidy_up()
-    assert (heap.closed, heap.worker.tidy, heap.worker.spare is not None) == ([0], True, True)
-
-
-@pytest.mark.parametrize("given_back", [0, 40])
-def test_what_is_kept_goes_after_its_time_whatever_was_given_back_before(
-    monkeypatch: pytest.MonkeyPatch, given_back: int
-) -> None:
-    heap = Heap(monkeypatch, 10, left=40 if given_back else 0)
-    heap.given_back, heap.worker.keeping = given_back, True
-    assert heap.worker._pause() == session.SOON
-    heap.worker._tidy_up()
-    assert (heap.closed, heap.worker._pause()) == ([], session.REST)
-    heap.worker._rested()
-    assert (heap.closed, heap.worker._pause()) == ([0], None)

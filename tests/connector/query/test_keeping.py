@@ -1,0 +1,104 @@
+"""What a worker keeps for its next job, and how little of it there is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from connector.query import keeping
+from connector.query.keeping import Keeping, Memory
+
+MB = 2**20
+
+
+def empty() -> Keeping:
+    return Keeping(threading.RLock())
+
+
+def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Keeping, "_held", lambda _: Memory())
+    one, closed = empty(), []
+    for key, seconds in (("gone", keeping.REST + 1), ("new", 0.0)):
+        opening = SimpleNamespace(close=lambda key=key: closed.append(key), rested_at=time.monotonic() - seconds)
+        one.kept[key] = opening  # type: ignore[assignment]
+    one.begin()
+    assert closed == ["gone"]
+    assert list(one.kept) == ["new"]
+
+
+class Heap:
+    """What a worker holds in MB: the engines that it keeps, the oldest first, and what else its jobs have left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *engines: int, left: int = 0, mapped: int = 0) -> None:
+        self.keeping, self.closed, self.given_back = empty(), list[int](), 0
+        self.keeping.bare = Memory(*[100 * MB] * 4)
+        self.engines, self.left, self.mapped = dict(enumerate(engines)), left, mapped
+        for number in self.engines:
+            opening = SimpleNamespace(close=lambda number=number: self.close(number), rested_at=time.monotonic())
+            self.keeping.kept[str(number)] = opening  # type: ignore[assignment]
+        monkeypatch.setattr(keeping.engine, "connect", object)
+        monkeypatch.setattr(Keeping, "_held", lambda _: self.held())
+        give_back = Keeping._give_back
+        monkeypatch.setattr(Keeping, "_give_back", lambda one: (give_back(one), self.give_back()))
+
+    def close(self, number: int) -> None:
+        self.closed.append(number)
+        del self.engines[number]
+
+    def give_back(self) -> None:
+        self.left -= self.given_back
+
+    def held(self) -> Memory:
+        there = (100 + self.left + sum(self.engines.values())) * MB
+        return Memory(there + self.mapped * MB, there + self.mapped * MB, there, there)
+
+
+@pytest.mark.parametrize(
+    ("engines", "left", "mapped", "closed", "resting"),
+    [
+        ((), 0, 0, [], 100),
+        ((), 7, 0, [], 107),
+        ((10, 10), 0, 0, [], 100),  # whoever comes has them counted as his own,
+        ((10, 10), 0, 40, [], 140),  # and not what is mapped alone
+        ((20, 20), 0, 0, [0], 100),
+        ((20, 20, 15), 0, 0, [0, 1], 100),
+        ((20, 20), 40, 0, [0, 1], 140),
+        ((10, 10), 0, 50, [0], 150),
+        ((50,), 0, 0, [0], 100),
+    ],
+)
+def test_what_is_kept_counts_as_the_next_job_s_own_and_is_little(
+    monkeypatch: pytest.MonkeyPatch,
+    engines: tuple[int, ...],
+    left: int,
+    mapped: int,
+    closed: list[int],
+    resting: int,
+) -> None:
+    heap = Heap(monkeypatch, *engines, left=left, mapped=mapped)
+    heap.keeping.begin()
+    assert (heap.closed, heap.keeping.resting.data // MB) == (closed, resting)
+
+
+def test_an_idle_worker_lets_go_before_anybody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(monkeypatch, 20, 20)
+    heap.keeping.quiet()
+    assert (heap.closed, heap.keeping.tidy, heap.keeping.spare is not None) == ([0], True, True)
+
+
+@pytest.mark.parametrize("given_back", [0, 40])
+def test_what_is_kept_goes_after_its_time_whatever_was_given_back_before(
+    monkeypatch: pytest.MonkeyPatch, given_back: int
+) -> None:
+    heap = Heap(monkeypatch, 10, left=40 if given_back else 0)
+    heap.given_back, heap.keeping.left = given_back, True
+    assert heap.keeping.pause() == keeping.SOON
+    heap.keeping.quiet()
+    assert (heap.closed, heap.keeping.pause()) == ([], keeping.REST)
+    heap.keeping.quiet()
+    assert (heap.closed, heap.keeping.pause()) == ([0], None)
