@@ -23,6 +23,8 @@ from connector.query.opening import Opening
 _SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
 _SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool ends a process that rests on more
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
+_STACK = 8 * 2**20  # of a thread, mapped
+_STACKS = 5 * _STACK  # of threads that have ended, which the C library keeps for others
 _CPU_SLACK = 30
 REST = 5.0  # seconds without a job until what was kept for the next one is let go of
 # Seconds without a job until the next one's engine is made. That takes ten milliseconds of a processor, which the rest
@@ -81,6 +83,7 @@ class Keeping:
         self.kept: OrderedDict[str, Opening] = OrderedDict()  # with the files of jobs that have ended, by their key
         self.resting = Memory()  # before the jobs that run now
         self.bare = Memory()  # when nothing was kept
+        self.stacks = _STACKS  # mapped for threads at most
         self.most = 0  # MB that the jobs since then might take together at any one time
         self.untouched = 0  # mapped and not in memory before the first job: stacks above all
         self.tidy = False  # ready for the next job
@@ -162,12 +165,13 @@ class Keeping:
             resource.setrlimit(limit, (hard if more is None else before + more, hard))
 
     def _slack(self) -> int:
-        """What is left of the slack beside what the process rests on."""
-        return max(_SLACK_MIN, _SLACK - _FIRST - self._beside())
+        """What is left of the slack beside what the process rests on: in memory, or mapped again without asking.
 
-    def _beside(self) -> int:
-        """What there is beside the jobs: in memory, or mapped again without asking."""
-        return self.resting.resident + self.resting.untouched - self.untouched
+        Something is left in any case, as nobody fills the stacks of threads. A heap in pieces is filled.
+        """
+        mapped = self.resting.untouched - self.untouched
+        left = max(_SLACK_MIN, _SLACK - _FIRST - self.resting.resident - mapped)
+        return left - max(0, mapped - self.stacks)
 
     def begin(self) -> None:
         """See what we rest on before the first of the jobs that come.
@@ -179,6 +183,7 @@ class Keeping:
             self._forget_oldest()  # whom it waits for has not come, though others keep us busy
         held = self._shed()
         self.resting, self.most = held.without(held.anonymous - self.bare.anonymous) if self.kept else held, 0
+        self.stacks = _STACKS + sum(opening.limits.threads for opening in self.kept.values()) * _STACK
 
     def _shed(self) -> Memory:
         """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""

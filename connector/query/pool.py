@@ -53,7 +53,8 @@ _GIVEN_BACK = 6.0  # seconds after which a worker at rest has given its memory b
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
 _RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
-_KEPT_MB = 64  # beyond that, between two jobs
+_MAPPED_MB = 96  # mapped to write to, at rest, and not before the first job: 40 of it may be stacks kept for threads
+_KEPT_MB = 64  # beyond _RECYCLE_MB, between two jobs
 # Batches of megabytes come and go all the time: while a job runs, and until the worker rests (`keeping.REST`), their
 # memory is kept for the next one instead of being given back to the kernel, whose page faults would cost more than the
 # copy.
@@ -97,6 +98,7 @@ class Worker:
     watch: asyncio.Task[None] | None = None
     idle_since: float = 0.0
     ring: Ring | None = None  # of its last job
+    began_mb: int = 0  # mapped to write to before its first job
     ending: asyncio.Task[None] | None = None  # its job has ended by itself, and it will be free in a moment
 
     @property
@@ -138,12 +140,19 @@ class Worker:
 
     def rss_mb(self) -> int:
         """What of it is in memory."""
-        return memory_of(self.process.pid)[0] // 2**20
+        return memory_of(self.process.pid).resident // 2**20
 
     def own_mb(self) -> int:
         """Of that, what the kernel cannot take back: not the pages of mapped files."""
-        resident, mapped = memory_of(self.process.pid)
-        return (resident - mapped) // 2**20
+        held = memory_of(self.process.pid)
+        return (held.resident - held.files) // 2**20
+
+    @property
+    def swollen(self) -> bool:
+        """Whether it rests on so much that the next job would have less: also what is mapped only, and would be filled
+        again without asking."""
+        mapped = memory_of(self.process.pid).data // 2**20
+        return self.own_mb() > _RECYCLE_MB or mapped > self.began_mb + _MAPPED_MB
 
 
 class Result:
@@ -581,6 +590,7 @@ class Pool:
             worker.kill("worker_crashed")
             await self._bury(worker)
             raise Busy("expected a query worker to start, it did not; try again, or look at the memory of the machine")
+        worker.began_mb = memory_of(process.pid).data // 2**20
         return worker
 
     async def _bury(self, worker: Worker) -> None:
@@ -613,8 +623,7 @@ class Pool:
                 if rested > _GIVEN_BACK and worker.ring is not None:
                     worker.ring.rest()
                 unneeded = rested > self._idle_seconds and self.processes > self._warm
-                too_large = rested > _GIVEN_BACK and worker.own_mb() > _RECYCLE_MB
-                if unneeded or too_large or not worker.alive():
+                if unneeded or (rested > _GIVEN_BACK and worker.swollen) or not worker.alive():
                     self._idle.remove(worker)
                     worker.kill("idle")
                     await self._bury(worker)

@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _NO_NEW_PRIVILEGES = 38
@@ -59,14 +60,24 @@ def environment(**more: str) -> dict[str, str]:
     return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | more
 
 
-def memory_of(pid: int) -> tuple[int, int]:
-    """Bytes that a process has in memory, and of them those of mapped files and shared memory; zeros if it is gone."""
+class Held(NamedTuple):
+    """Bytes of a process: in memory; of them those of mapped files and shared memory; mapped to be written to."""
+
+    resident: int
+    files: int
+    data: int
+
+
+def memory_of(pid: int) -> Held:
+    """What a process holds; zeros if it is gone."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
-            _, resident, mapped = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in statm.read().split()[:3])
+            _, resident, files, _, _, data, _ = (
+                int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in statm.read().split()
+            )
     except (OSError, ValueError):
-        return 0, 0
-    return resident, mapped
+        return Held(0, 0, 0)
+    return Held(resident, files, data)
 
 
 def _own_code() -> Iterable[str]:

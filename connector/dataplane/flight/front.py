@@ -89,7 +89,7 @@ class Front:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         while process.returncode is None:
-            if memory_of(process.pid)[0] // 2**20 > self._listen.memory_mb:
+            if memory_of(process.pid).resident // 2**20 > self._listen.memory_mb:
                 _log.error("the Flight process takes too much memory", most_mb=self._listen.memory_mb)
                 with suppress(ProcessLookupError):
                     process.kill()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from connector.query import keeping
+from connector.query.job import Limits
 from connector.query.keeping import Keeping, Memory
 
 MB = 2**20
@@ -18,14 +21,18 @@ def empty() -> Keeping:
     return Keeping(threading.RLock())
 
 
+def opening(close: Callable[[], None], seconds: float = 0.0) -> Any:
+    """What has rested for so long."""
+    return SimpleNamespace(close=close, rested_at=time.monotonic() - seconds, limits=Limits(threads=2))
+
+
 def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Keeping, "_held", lambda _: Memory())
     one, closed = empty(), []
     for key, seconds in (("gone", keeping.REST + 1), ("new", 0.0)):
-        opening = SimpleNamespace(close=lambda key=key: closed.append(key), rested_at=time.monotonic() - seconds)
-        one.kept[key] = opening  # type: ignore[assignment]
+        one.kept[key] = opening(lambda key=key: closed.append(key), seconds)
     one.begin()
     assert closed == ["gone"]
     assert list(one.kept) == ["new"]
@@ -39,8 +46,7 @@ class Heap:
         self.keeping.bare = Memory(*[100 * MB] * 4)
         self.engines, self.left, self.mapped = dict(enumerate(engines)), left, mapped
         for number in self.engines:
-            opening = SimpleNamespace(close=lambda number=number: self.close(number), rested_at=time.monotonic())
-            self.keeping.kept[str(number)] = opening  # type: ignore[assignment]
+            self.keeping.kept[str(number)] = opening(lambda number=number: self.close(number))
         monkeypatch.setattr(keeping.engine, "connect", object)
         monkeypatch.setattr(Keeping, "_held", lambda _: self.held())
         give_back = Keeping._give_back

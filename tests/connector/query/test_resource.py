@@ -151,6 +151,20 @@ async def test_it_gets_no_more_memory_where_engines_are_kept_for_others(
     await stopped(two, bench, numbers, next(case for case in ATTACKS if case["what"] == what))
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.4])
+async def test_it_gets_no_more_memory_where_one_was_stopped_before_in_the_same_process(
+    two: Pool, bench: gate.Bench, numbers: Relation, seconds: float
+) -> None:
+    """What the parser had of a long list is free again, and still mapped: in pieces."""
+    case = next(case for case in ATTACKS if case["what"] == "a long list")
+    attack = job_of(case, bench, numbers)
+    short = replace(attack, limits=replace(attack.limits, seconds=seconds, total_seconds=seconds))
+    for _ in range(2):
+        await asyncio.gather(ended(two, short), ended(two, short))
+        await rested(two)
+    await stopped(two, bench, numbers, case)
+
+
 async def stopped(two: Pool, bench: gate.Bench, numbers: Relation, case: Mapping[str, Any]) -> None:
     """It is, in time and memory, while another query is answered."""
     workers, peak = await rested(two), 0

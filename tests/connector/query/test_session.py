@@ -57,6 +57,21 @@ def test_a_statement_of_somebody_has_its_own_limit_whatever_ran_before(limits: l
     assert limits[0] - limits[1] == 384
 
 
+@pytest.mark.parametrize(
+    ("mapped", "left"),
+    [(0, 81), (40, 56), (100, -4), (140, -44)],  # 40 MB are stacks of threads, which nobody fills
+)
+def test_what_would_be_filled_again_without_asking_is_taken_from_a_statement(
+    limits: list[int], mapped: int, left: int
+) -> None:
+    one = worker()
+    one.keeping.untouched = 130 * 2**20
+    one.keeping.resting = Memory(data=(80 + 130 + mapped) * 2**20, anonymous=80 * 2**20, resident=187 * 2**20)
+    one.sessions = jobs(256, plain=False)
+    one._limit_memory()
+    assert limits == [80 + 130 + mapped + 256 + left]
+
+
 def test_a_job_that_begins_while_the_one_before_ends_has_its_limit(
     limits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
