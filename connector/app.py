@@ -451,7 +451,7 @@ def public_app(parts: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        max_body_size=settings.body_max_bytes,
+        max_body_size=max(settings.body_max_bytes, data_http.BODY_MAX),  # the protocol's routes keep the smaller one
     )
     problems.install(app)
     app.include_router(protocol)

@@ -172,13 +172,20 @@ class Exchange:
         return dict(pairs)
 
     @property
-    def small(self) -> bool:
-        """Whether the body is said to be small; a server sees to it that it is what its length says."""
+    def length(self) -> int | None:
+        """Bytes that the body is said to have; a server sees to it that it has them."""
         text = self.headers.get("content-length", "")
-        return text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= _SMALL
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+    @property
+    def small(self) -> bool:
+        """Whether the body is said to be small."""
+        return self.length is not None and self.length <= _SMALL
 
     async def body(self) -> bytes:
-        """The whole body, at most BODY_MAX."""
+        """The whole body, at most BODY_MAX; of one that is said to have more nothing is read."""
+        if (self.length or 0) > BODY_MAX:
+            raise BadInput(f"expected a body of at most {BODY_MAX} bytes, came {self.length}", code="body_too_large")
         parts, size, more = [], 0, True
         while more:
             message = await self.receive()

@@ -489,7 +489,7 @@ class Reads:
                 await _settled_groups(stream, prepared, begun)
                 yield stream
         except BaseException as error:
-            failure = _why(error, grants)
+            failure = _why(error, grants, self.draining)
             if failure is error:
                 raise
             raise failure from error
@@ -692,10 +692,12 @@ def lease_left(grants: Sequence[Grant]) -> float:
     return min(grant.lease.deadline for grant in grants) - time.monotonic()
 
 
-def _why(error: BaseException, grants: Sequence[Grant]) -> BaseException:
+def _why(error: BaseException, grants: Sequence[Grant], draining: str) -> BaseException:
     """A read that its grant's end has interrupted before its first byte is refused for that reason."""
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
         return error
+    if draining:  # nobody took a right away
+        return Busy(draining, code="shutting_down")
     for grant in grants:
         if grant.lease.revoked:
             return Refused(grant.stop_reason, code=REVOKED, rule=grant.contract.permission)

@@ -41,7 +41,8 @@ def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
 
 
 def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
-    """Read a stream from `arguments.path` or blob 0 to its end; its columns, totals and end record.
+    """Read a stream from `arguments.path` or blob 0 to its end; its columns, totals and end record. `bytes` are those
+    of its rows in memory, whatever the codec.
 
     With `arguments.once` the engine reads the stream next, from the path: a blob is kept there.
     `arguments.keys` are numbers of columns and files: there go their distinct values, sorted, as a stream of one column
@@ -49,7 +50,7 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
     With `arguments.digest`, `digest` is that of the bytes before the end record, in the algorithm that it names.
     """
-    rows = batches = before = 0
+    rows = batches = before = size = 0
     keys = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
     end: dict[str, Any] | None = None
     try:
@@ -60,8 +61,11 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
                 if end is not None:
                     raise Coded("arrow_invalid")  # nothing may follow the end record
                 end = _end(metadata)
+                if end is not None and batch.num_rows:
+                    raise Coded("arrow_invalid")  # rows that nobody counts
                 if end is None:
                     rows, batches, before = rows + batch.num_rows, batches + 1, opened.tell()
+                    size += batch.nbytes
                     _within(job, rows)
                     for number, _, distinct in keys:
                         distinct.add(batch.column(number))
@@ -75,7 +79,8 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
     written = [path for _, path, distinct in keys if distinct.save(path)]
     return {
-        "columns": columns, "rows": rows, "batches": batches, "end": end, "digest": digest, "keys": written,
+        "columns": columns, "rows": rows, "batches": batches, "bytes": size, "end": end, "digest": digest,
+        "keys": written,
     }  # fmt: skip
 
 

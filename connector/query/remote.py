@@ -107,7 +107,8 @@ class Answered:
     fragment: Fragment
     file: Path | None
     rows: int = 0
-    nbytes: int = 0
+    nbytes: int = 0  # as it came
+    size: int = 0  # of its rows in memory
     ms: int = 0
     end: Mapping[str, Any] = field(default_factory=dict)
     withheld: bool = False
@@ -233,8 +234,8 @@ class _Exchange:
         if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return Answered(
-            request.fragment, spool, found["rows"], size, _ms(self.begun), end, bool(end.get("suppressed")),
-            tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
+            request.fragment, spool, found["rows"], size, found["bytes"], _ms(self.begun), end,
+            bool(end.get("suppressed")), tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
             {name: path for name, path in distinct.items() if str(path) in found["keys"]},
         )  # fmt: skip
 

@@ -243,7 +243,9 @@ class Work:
 
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers' files and nothing else."""
-        relations = self._loaded(self._relations(self.answers), joined=len(plan.tables) > 1)
+        relations = self._relations(self.answers)
+        if len(plan.tables) > 1:
+            relations = self._loaded(relations, self.answers)
         without = {answer.fragment.id for answer in self.answers if answer.file is None}
         sql, functions = await asyncio.to_thread(_residual, plan, without)
         report = json.dumps(self.report("complete"))
@@ -281,11 +283,11 @@ class Work:
             if answer.file is not None
         }
 
-    def _loaded(self, relations: dict[str, Relation], *, joined: bool) -> dict[str, Relation]:
-        """The same, to be taken in where they are joined and not too much: of a file the engine does not know how many
-        rows it has, and joins two large ones on a column of few values before a small one."""
-        size = sum(int(file["size"]) for relation in relations.values() for file in relation.files)
-        if not joined or size > max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE:
+    def _loaded(self, relations: dict[str, Relation], answers: Sequence[Answered]) -> dict[str, Relation]:
+        """The same, to be taken in where they are not too much: of a stream the engine does not know how many rows it
+        has, and joins two large ones on a column of few values before a small one."""
+        most = max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE
+        if sum(answer.size for answer in answers) > most:
             return relations
         return {name: replace(relation, loaded=True) for name, relation in relations.items()}
 

@@ -50,7 +50,7 @@ def once(path: Path, rows: pa.Table, *, loaded: bool = False) -> Relation:
     with pa.ipc.new_stream(path, rows.schema) as writer:
         writer.write_table(rows.slice(0, half))
         writer.write_table(rows.slice(half))
-        writer.write_batch(pa.RecordBatch.from_pylist([], schema=rows.schema))
+        writer.write_batch(rows.to_batches()[0].slice(0, 0))
     return Relation("", (own_ref(str(path), folder=path.parent).to_json(),), loaded=loaded)
 
 

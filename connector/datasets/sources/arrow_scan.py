@@ -35,7 +35,7 @@ class Stream(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no types
     @classmethod
     def at(cls, path: str) -> Stream:
         with pa.OSFile(path) as file:
-            found = cls(pa.ipc.open_stream(file).schema.empty_table())
+            found = cls(pa.Table.from_batches([], pa.ipc.open_stream(file).schema))  # also of unions
         found.path = path
         return found
 

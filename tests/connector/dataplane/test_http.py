@@ -18,7 +18,8 @@ import pytest
 import pytest_asyncio
 import xxhash
 
-from connector.errors import Busy
+from connector.dataplane.http import BODY_MAX, Exchange
+from connector.errors import BadInput, Busy
 from policies.model import Rule
 from policies.vocabulary import expand
 from tests.support import data, gate, provider
@@ -479,6 +480,17 @@ async def test_what_nobody_foresaw_is_a_problem_without_its_words(
         answer = await session.get(ROWS)
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert (answer.json()["code"], "secret" in answer.text) == ("internal", False)
+
+
+async def test_of_a_body_that_is_said_to_be_too_large_nothing_is_read(running: Provider) -> None:
+    async def never() -> Any:
+        raise AssertionError("read")
+
+    length = {"content-length": str(BODY_MAX + 1)}
+    scope = {"headers": [(name.encode(), value.encode()) for name, value in length.items()]}
+    with pytest.raises(BadInput) as raised:
+        await Exchange(scope, never, never).body()  # type: ignore[arg-type]  # nothing is sent
+    assert raised.value.code == "body_too_large"
 
 
 async def test_http_1_0_is_refused(running: Provider) -> None:

@@ -35,16 +35,17 @@ def written(*tables: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def stream(*, end: dict[str, object] | None = None, after: bool = False) -> bytes:
-    """The test table as a stream of several batches, with an end record where asked."""
+def stream(*, end: dict[str, object] | None = None, after: bool = False, last: int = 0) -> bytes:
+    """The test table as a stream of several batches, with an end record where asked, on a batch of `last` rows."""
     table = data.table(2000)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         for batch in table.to_batches(max_chunksize=500):
             writer.write_batch(batch)
         if end is not None:
-            empty = pa.RecordBatch.from_pylist([], schema=table.schema)
-            writer.write_batch(empty, custom_metadata={TRAILER_KEY: json.dumps(end)})
+            writer.write_batch(
+                table.slice(0, 500).to_batches()[0].slice(0, last), custom_metadata={TRAILER_KEY: json.dumps(end)}
+            )
         if after:
             writer.write_batch(table.to_batches()[0])
     return bytes(sink.getvalue().to_pybytes())
@@ -59,6 +60,7 @@ async def test_a_valid_stream_is_measured_and_lies_ready_for_the_engine(pool: Po
             path.write_bytes(whole)
         found = await pool.ask(Job(kind="check_arrow", arguments={"path": str(path), "once": True}, blobs=blobs))
         assert (found["rows"], found["batches"], found["end"]) == (2000, 4, {"status": "complete", "rows": 2000})
+        assert found["bytes"] == pytest.approx(data.table(2000).nbytes, rel=0.01)
         assert [column["name"] for column in found["columns"]] == data.table(1).column_names
         relations = {"t": Relation("", (own_ref(str(path), folder=folder).to_json(),))}
         sql = "SELECT count(*), sum(id) FROM t WHERE gap = 2"
@@ -89,8 +91,24 @@ async def test_a_stream_without_its_end_record_is_told_from_a_whole_one(pool: Po
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"not arrow", stream(end={"a": 1}, after=True), stream()[:-1000], b"\xff" * 64, stream() + b"x"],
-    ids=["empty", "text", "rows after the end", "cut in a batch", "ones", "bytes after the end"],
+    [
+        b"",
+        b"not arrow",
+        stream(end={"a": 1}, after=True),
+        stream(end={"a": 1}, last=3),
+        stream()[:-1000],
+        b"\xff" * 64,
+        stream() + b"x",
+    ],
+    ids=[
+        "empty",
+        "text",
+        "rows after the end",
+        "rows in the end record",
+        "cut in a batch",
+        "ones",
+        "bytes after the end",
+    ],
 )
 async def test_what_is_not_a_whole_stream_is_refused(pool: Pool, body: bytes) -> None:
     with pytest.raises(HanseError) as raised:

@@ -65,6 +65,13 @@ async def test_a_stream_that_is_read_in_place_is_read_by_each_scan_with_what_it_
     assert found.equals(expected.cast(found.schema))
 
 
+async def test_columns_of_several_types_are_read_in_place(pool: Pool, folder: Path) -> None:
+    sql = "SELECT i AS k, i::UNION(n BIGINT, s VARCHAR) AS u, [i::UNION(n BIGINT, s VARCHAR)] AS l FROM range(10) r(i)"
+    relations = {"f0": data.once(folder / "unions", duckdb.sql(sql).to_arrow_table())}
+    found, _ = await read(pool, Job(relations=relations, sql="SELECT k, u FROM f0 WHERE k > 6", once=True))
+    assert found["u"].to_pylist() == [7, 8, 9]
+
+
 async def test_a_worker_that_cleans_up_after_its_job_is_waited_for(tmp_path: Path, numbers: Relation) -> None:
     async with Pool(tmp_path, size=2, warm=1) as pool:
         while not pool._idle:
