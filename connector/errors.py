@@ -70,6 +70,11 @@ class HanseError(Exception):
         }
 
 
+def unforeseen() -> HanseError:
+    """What others are told of a failure that nobody foresaw: its words are for our own log."""
+    return HanseError("the connector failed; its log says why")
+
+
 class BadInput(HanseError):
     status = 400
     code = "bad_input"

@@ -37,7 +37,16 @@ from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, 
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import GovernedStream, Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, HanseError, Limited, NotFound, QueryInvalid, Refused, VersionChanged
+from connector.errors import (
+    BadInput,
+    HanseError,
+    Limited,
+    NotFound,
+    QueryInvalid,
+    Refused,
+    VersionChanged,
+    unforeseen,
+)
 from connector.telemetry import logger
 from connector.usage.grants import Grants
 from policies import strictjson
@@ -277,7 +286,7 @@ class _Endpoint:
             if exchange.started:
                 raise
             _log.exception("unforeseen", exc_info=error)
-            await _refuse(exchange, HanseError("the connector failed; its log says why"))
+            await _refuse(exchange, unforeseen())
 
     def _check(self, scope: Scope) -> None:
         if scope["method"] != self._method:

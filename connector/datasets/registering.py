@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from connector.errors import Conflict, HanseError
+from connector.errors import Conflict, HanseError, unforeseen
 
 FINDING, CONVERTING, CHECKING, DIGESTING, COUNTING = "finding", "converting", "checking", "digesting", "counting"
 STORING, REGISTERED, REFUSED, STOPPED = "storing", "registered", "refused", "stopped"
@@ -112,7 +112,7 @@ class UnderWay:
             raise
         except Exception as error:
             one.reached(REFUSED, one.done)
-            one.error = error if isinstance(error, HanseError) else HanseError("the connector failed; its log says why")
+            one.error = error if isinstance(error, HanseError) else unforeseen()
             raise
         finally:
             one.task, one.ended_at = None, self._clock()

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connector.errors import BadInput, HanseError, NotFound
+from connector.errors import BadInput, HanseError, NotFound, unforeseen
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -47,9 +47,9 @@ def install(app: FastAPI) -> None:
         return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
 
     @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+    async def of_nobody(_: Request, error: Exception) -> JSONResponse:
         _log.exception("unforeseen", exc_info=error)
-        return problem_response(HanseError("the connector failed; its log says why"))
+        return problem_response(unforeseen())
 
 
 def _in_words(errors: Any) -> str:

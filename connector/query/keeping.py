@@ -21,7 +21,7 @@ from connector.query.job import Job
 from connector.query.opening import Opening
 
 _SLACK = 300 * 2**20  # what a worker may take beyond its jobs' limits
-_SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL in any case; the pool ends a process that rests on more
+_SLACK_MIN = 56 * 2**20  # of that: left to somebody's SQL whatever is in memory; the pool ends who rests on more
 _FIRST = 32 * 2**20  # of that: code and stacks that a job is the first to touch
 _STACK = 8 * 2**20  # of a thread, mapped
 _STACKS = 5 * _STACK  # of threads that have ended, which the C library keeps for others
@@ -167,7 +167,7 @@ class Keeping:
     def _slack(self) -> int:
         """What is left of the slack beside what the process rests on: in memory, or mapped again without asking.
 
-        Something is left in any case, as nobody fills the stacks of threads. A heap in pieces is filled.
+        _SLACK_MIN is left beside stacks of threads, which nobody fills; a heap in pieces is filled, and takes from it.
         """
         mapped = self.resting.untouched - self.untouched
         left = max(_SLACK_MIN, _SLACK - _FIRST - self.resting.resident - mapped)

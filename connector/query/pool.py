@@ -144,15 +144,14 @@ class Worker:
 
     def own_mb(self) -> int:
         """Of that, what the kernel cannot take back: not the pages of mapped files."""
-        held = memory_of(self.process.pid)
-        return (held.resident - held.files) // 2**20
+        return memory_of(self.process.pid).own // 2**20
 
     @property
     def swollen(self) -> bool:
         """Whether it rests on so much that the next job would have less: also what is mapped only, and would be filled
         again without asking."""
-        mapped = memory_of(self.process.pid).data // 2**20
-        return self.own_mb() > _RECYCLE_MB or mapped > self.began_mb + _MAPPED_MB
+        held = memory_of(self.process.pid)
+        return held.own // 2**20 > _RECYCLE_MB or held.data // 2**20 > self.began_mb + _MAPPED_MB
 
 
 class Result:

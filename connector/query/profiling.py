@@ -49,7 +49,7 @@ def profile(
 
 def _counted(reached: Reached, files: int, before: float, share: float, part: float) -> None:
     """Tell `part` of a pass, which is `share` of all passes, as files."""
-    reached("counting", int(files * (before + share * part)))
+    reached("counting", min(files - 1, int(files * (before + share * part))))  # the stage is not over
 
 
 def digests(files: Files, *, reached: Reached) -> list[dict[str, Any]]:

@@ -67,6 +67,11 @@ class Held(NamedTuple):
     files: int
     data: int
 
+    @property
+    def own(self) -> int:
+        """In memory, and nothing that the kernel can take back."""
+        return self.resident - self.files
+
 
 def memory_of(pid: int) -> Held:
     """What a process holds; zeros if it is gone."""

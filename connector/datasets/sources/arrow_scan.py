@@ -24,7 +24,7 @@ class Files(ds.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
 
     def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> _Scan:
         """As the engine asks for one."""
-        return _Scan.of(partial(_files, tuple(self.files)), self.schema, columns, filter)
+        return _Scan(partial(_files, tuple(self.files)), self.schema, columns, filter)
 
 
 class Stream(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no types
@@ -41,7 +41,7 @@ class Stream(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no types
 
     def scanner(self, columns: Sequence[str] | None = None, filter: Any = None, **_: Any) -> _Scan:
         """As the engine asks for one."""
-        return _Scan.of(partial(_stream, self.path), self.schema, columns, filter)
+        return _Scan(partial(_stream, self.path, self.schema.names), self.schema, columns, filter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +50,13 @@ class _Scan:
 
     read: Callable[[pa.Schema], Iterator[pa.RecordBatch]]
     schema: pa.Schema
-    names: tuple[str, ...]
+    columns: Sequence[str] | None
     condition: Any
 
-    @classmethod
-    def of(
-        cls,
-        read: Callable[[pa.Schema], Iterator[pa.RecordBatch]],
-        schema: pa.Schema,
-        columns: Sequence[str] | None,
-        condition: Any,
-    ) -> _Scan:
-        return cls(read, schema, tuple(schema.names if columns is None else columns), condition)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns that are shown: all where the engine names none."""
+        return tuple(self.schema.names if self.columns is None else self.columns)
 
     def to_reader(self) -> pa.RecordBatchReader:
         """The rows, to be read once."""
@@ -109,10 +104,9 @@ def _files(paths: Sequence[str], needed: pa.Schema) -> Iterator[pa.RecordBatch]:
                 yield pa.RecordBatch.from_arrays(columns, schema=needed)
 
 
-def _stream(path: str, needed: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _stream(path: str, there: Sequence[str], needed: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The batches of a stream with these of its columns."""
     with pa.OSFile(path) as file:
-        there = pa.ipc.open_stream(file).schema.names
-        file.seek(0)
         for batch in pa.ipc.open_stream(file, options=_only(there, needed)):
             yield batch.select(needed.names)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import os
 import signal
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -19,7 +21,9 @@ import pytest_asyncio
 import xxhash
 
 from connector.dataplane.http import BODY_MAX, Exchange
-from connector.errors import BadInput, Busy
+from connector.dataplane.stream import _why
+from connector.errors import BadInput, Busy, EngineFailed
+from policies.gate import Lease
 from policies.model import Rule
 from policies.vocabulary import expand
 from tests.support import data, gate, provider
@@ -500,6 +504,13 @@ async def test_http_1_0_is_refused(running: Provider) -> None:
     answer = await reader.read(65_536)
     writer.close()
     assert b"http_version" in answer
+
+
+async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_refused_by_no_policy() -> None:
+    grant: Any = SimpleNamespace(lease=Lease(deadline=math.inf, revoked=True), stop_reason="x")
+    found = _why(EngineFailed("stopped", code="cancelled"), [grant], "the connector is shutting down")
+    assert isinstance(found, Busy)
+    assert found.code == "shutting_down"
 
 
 async def test_shutting_down_ends_streams_with_that_reason_and_records_them(tmp_path: Any) -> None:
