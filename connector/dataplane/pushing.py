@@ -20,6 +20,7 @@ from connector.store.tables import Transfer
 from connector.telemetry import logger
 
 MEDIA = "application/vnd.apache.arrow.stream"
+_RENEWALS = 3  # in the life of a ticket
 _ANSWER_SECONDS = 900.0  # for a consumer that checks what has come before it acknowledges it
 _ANSWER_MAX = 16 * 2**10
 _LATER = (401, 404, 408, 425, 429)  # a no that may be a yes in a moment; other 4xx stay, however often it is sent
@@ -131,7 +132,7 @@ async def _renewed(
 async def _renew(stream: GovernedStream, transfer: Transfer, addresses: Addresses, reads: Reads) -> None:
     try:
         while True:
-            await asyncio.sleep(addresses.seconds / 3)
+            await asyncio.sleep(addresses.seconds / _RENEWALS)
             await reads.renew(stream.id, _ticket(transfer, addresses))
     except HanseError as error:  # not permitted any more: the read ends with the ticket that it has
         _log.info("push_not_renewed", transfer=transfer.id, code=error.code, reason=error.message)

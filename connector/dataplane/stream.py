@@ -163,7 +163,7 @@ class GovernedStream:
         A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
         """
         for grant in grants:
-            grant.lease.deadline = time.monotonic() + min(seconds, self._reads.left(grant.contract))
+            grant.lease.deadline = grant.lease.clock() + min(seconds, self._reads.left(grant.contract))
 
     async def _next(self) -> Frame | Part | None:
         if self._failed is not None:
@@ -689,7 +689,7 @@ async def watch(grants: Sequence[Grant], result: Result) -> None:
 
 def lease_left(grants: Sequence[Grant]) -> float:
     """Seconds that the shortest lease has left."""
-    return min(grant.lease.deadline for grant in grants) - time.monotonic()
+    return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
 
 
 def _why(error: BaseException, grants: Sequence[Grant], draining: str) -> BaseException:

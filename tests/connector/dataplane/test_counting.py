@@ -102,7 +102,7 @@ async def test_two_reads_at_once_never_take_more_uses_than_there_are(running: Pr
 
 async def test_a_renewed_ticket_extends_what_it_is_for_and_no_other_of_the_same_read(running: Provider) -> None:
     first, second = await running.agree(name="na"), await running.agree(name="nb")
-    tickets = [running.ticket(first), running.ticket(second, seconds=3)]
+    tickets = [running.ticket(first), running.ticket(second, seconds=60)]
     read = tuple(running.addresses.read(f"Bearer {one}") for one in tickets)
     sql = "SELECT na.id, nb.name FROM na JOIN nb ON na.id = nb.id"
     async with running.reads.open(Asked(tickets=read, sql=sql, action=QUERY, query_id="two")) as stream:

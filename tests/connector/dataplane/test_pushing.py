@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import pushing
 from connector.dataplane.gather import Protocol
 from connector.dataplane.pushing import Target, push
 from connector.dsp.messages import address_of
@@ -137,9 +138,16 @@ async def test_a_push_that_stops_with_its_connector_is_tried_again(
 async def test_a_push_outlives_its_ticket_as_a_read_does(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     async def slow(wait: Callable[[], Awaitable[Any]]) -> None:
         await wait()
-        await asyncio.sleep(3.5)
+        (stream,) = provider.reads.live.values()
+        (grant,) = stream.grants
+        for later in (40, 80):
+            provider.later(later)
+            async with asyncio.timeout(40):
+                while grant.lease.deadline - grant.lease.clock() < 50:  # renewed since the clock was set forward
+                    await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(provider.addresses, "seconds", 2)
+    monkeypatch.setattr(provider.addresses, "seconds", 60)
+    monkeypatch.setattr(pushing, "_RENEWALS", 200)
     async with scripted(200, b"", first=slow) as url:
         await sent(provider, Target(url))
 
