@@ -475,33 +475,29 @@ def management_app(parts: Services) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    api = APIRouter(prefix="/api/v1")
-    api.include_router(system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION))
-    api.include_router(datasets.router(parts.registry, parts.owners_view, tokens))
-    api.include_router(registrations.router(parts.registry, tokens))
-    api.include_router(offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view))
-    api.include_router(
+    # One below the other they would be matched once more a level; first comes what is asked most.
+    for routes in (
+        queries.router(parts.coordinator, tokens),
+        system.router(settings, tokens, parts.trust, participant_id=parts.participant, version=VERSION),
+        datasets.router(parts.registry, parts.owners_view, tokens),
+        registrations.router(parts.registry, tokens),
+        offers.router(parts.offers, tokens, known=parts.known, view_of=parts.owners_view),
         search.router(
             parts.net,
             parts.identity,
             tokens,
             catalogue_url=settings.catalogue_url,
             operator=settings.trust_anchor,
-        )
-    )
-    api.include_router(audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens))
-    api.include_router(
-        negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens)
-    )
-    api.include_router(
-        transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens)
-    )
-    api.include_router(agreements.router(agreements=parts.agreements, tokens=tokens))
-    api.include_router(duties.router(parts.ledger, tokens))
-    api.include_router(facts.router(parts.known, tokens))
-    api.include_router(events.router(feed=events.Feed(parts.store.bus), webhooks=parts.webhooks, tokens=tokens))
-    api.include_router(queries.router(parts.coordinator, tokens))
-    app.include_router(api)
+        ),
+        audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens),
+        negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
+        transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens),
+        agreements.router(agreements=parts.agreements, tokens=tokens),
+        duties.router(parts.ledger, tokens),
+        facts.router(parts.known, tokens),
+        events.router(feed=events.Feed(parts.store.bus), webhooks=parts.webhooks, tokens=tokens),
+    ):
+        app.include_router(routes, prefix="/api/v1")
     app.include_router(_health(parts))
     app.include_router(_metrics(parts))
     app.include_router(_console(parts))

@@ -3,9 +3,9 @@
 `Reads.open` admits a read and `GovernedStream` delivers it; the numbers stand beside the code:
 1. the grants: each agreement holds, covers action and purpose, and has uses and quota left (`usage.grants`);
 2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
-3. the use is counted, and the start of the read is durable in the log before anything leaves;
-4. a worker checks the SQL again with the engine's parser and runs it over the pinned files (`query.pool`), or its
-   answer is there from an earlier pass (`prepared`);
+3. the use is counted, and the start of the read is durable in the log, before the first row is read;
+4. a worker, made ready meanwhile, checks the SQL again with the engine's parser and runs it over the pinned files
+   (`query.pool`), or its answer is there from an earlier pass (`prepared`);
 5. before each batch the gate looks at every lease: revoked, expired, rows, bytes; a batch is counted, then released;
 6. revocation and expiry also interrupt a worker that gives no batch;
 7. the stream ends with its end record, whatever the reason, and the log has the totals; quota not used goes back.
@@ -479,11 +479,13 @@ class Reads:
         stream: GovernedStream | None = None
         failure: BaseException | None = None
         try:
-            charged = await asyncio.shield(beginning)
+            charged = None
+            if prepared.private is not None or any(grant.rationed for grant in grants):
+                charged = await asyncio.shield(beginning)
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:
                 job = await self._noised(job, grants, prepared, charged)
-            async with self._source(asked, grants, job, spans) as result:
+            async with self._source(asked, grants, job, spans, beginning) as result:
                 stream = GovernedStream(self, asked, grants, prepared, result, records.applied(prepared, charged))
                 self._live[asked.query_id] = stream
                 await _settled_groups(stream, prepared, begun)
@@ -564,15 +566,19 @@ class Reads:
         )  # fmt: skip
 
     @asynccontextmanager
-    async def _source(self, asked: Asked, grants: Sequence[Grant], job: Job, spans: bool) -> AsyncIterator[Source]:
-        """Where the bytes come from (4, 6): files that hold them already, or a worker, whose answer may be kept."""
+    async def _source(
+        self, asked: Asked, grants: Sequence[Grant], job: Job, spans: bool, begun: asyncio.Task[Any]
+    ) -> AsyncIterator[Source]:
+        """Where the bytes come from (4, 6): files that hold them already, or a worker, whose answer may be kept. Made
+        ready while the read's beginning is recorded, and read when it is."""
         files = self._prepared
         key = "" if files is None else files.key(asked, grants)
         if files is not None and key and (entry := await files.find(key, grants[0])) is not None:
+            await asyncio.shield(begun)
             async with files.serve(entry, spans=spans) as passed:
                 yield passed
             return
-        async with self._pool.run(job, watch=partial(watch, grants)) as result:
+        async with self._pool.run(job, watch=partial(watch, grants), after=begun) as result:
             if files is None or not key or job.batch_bytes < _BATCH_BYTES:
                 yield result
             elif files.wants_index(key, job):

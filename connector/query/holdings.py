@@ -1,6 +1,7 @@
 """What we hold as a consumer: our agreements, the tickets of their transfers, and the tables a query may name.
 
-What an agreement shows is asked of its provider and kept for a minute; tickets are renewed before they end.
+What an agreement shows is asked of its provider and kept for a minute; tickets are renewed before they end. Which
+transfer is started under an agreement is looked up with the tables of a question, for all of its fragments.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from connector.errors import Busy, HanseError, NotFound, PeerNonsense, Refused
+from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
 from connector.query.federation import Column, GridInfo, Known, Silent, TableInfo
-from connector.store import Store
+from connector.store import Store, Transaction
 from connector.store.agreements import Holding, Readable, Started
 from policies.values import is_below
 from policies.vocabulary import expand
 
 _KEPT_SECONDS = 60.0
 _KEPT_MAX = 1024
+_LOOKED_SECONDS = 1.0  # what another process has changed is known this late; the owner knows it anyway
 _RENEW_BEFORE = 60.0
 _AT_ONCE = 8
 _QUERY = "https://w3id.org/hanse/policy/1/query"
@@ -50,8 +53,8 @@ class Holdings:
         self._renewed: dict[str, Access] = {}
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._looked_for: set[str] = set()  # agreements, until we look
-        self._look: asyncio.Future[dict[str, Readable]]
+        self._looked: dict[str, tuple[float, Readable]] = {}
+        store.bus.subscribe(self._heard)
 
     async def ticket(self, agreement_id: str) -> tuple[str, str]:
         """(endpoint, ticket) of a started transfer under one of our agreements; NotFound says what is missing."""
@@ -59,15 +62,22 @@ class Holdings:
         return access.endpoint, access.ticket
 
     async def _transfer(self, agreement_id: str) -> Started:
-        """A started transfer. A question's fragments ask for theirs at once: one look at the database is for all."""
-        if not self._looked_for:
-            self._look = asyncio.ensure_future(self._look_for_all())
-        self._looked_for.add(agreement_id)
-        return _started(agreement_id, (await asyncio.shield(self._look)).get(agreement_id))
+        looked, found = self._looked.get(agreement_id, (float("-inf"), None))
+        if time.monotonic() - looked > _LOOKED_SECONDS:
+            readable = await self._store.read(lambda tx: tx.agreements.readable({agreement_id}))
+            found = readable.get(agreement_id)
+            self._keep(readable)
+        return _started(agreement_id, found)
 
-    async def _look_for_all(self) -> dict[str, Readable]:
-        wanted, self._looked_for = self._looked_for, set()
-        return await self._store.read(lambda tx: tx.agreements.readable(wanted))
+    def _keep(self, readable: Mapping[str, Readable]) -> None:
+        if len(self._looked) + len(readable) > _KEPT_MAX:
+            self._looked.clear()
+        now = time.monotonic()
+        self._looked.update({agreement_id: (now, found) for agreement_id, found in readable.items()})
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, AgreementConcluded | AgreementRevoked | TransferAdvanced):
+            self._looked.clear()
 
     async def access(self, transfer: Started) -> Access:
         """The data address of a started transfer of ours, its ticket renewed where it is near its end."""
@@ -90,7 +100,16 @@ class Holdings:
         `names` None: all that we hold. `fresh`: nothing of what was said before counts. An owner that says no has
         ended the agreement, or does not serve it now: its dataset is not there.
         """
-        agreements = await self._store.read(lambda tx: tx.agreements.holdings(limit=_AGREEMENTS_MAX))
+
+        def look(tx: Transaction) -> tuple[list[Holding], Mapping[str, Readable]]:
+            agreements = tx.agreements.holdings(limit=_AGREEMENTS_MAX)
+            if names is None:
+                return agreements, {}
+            named = [agreement for agreement in agreements if _may_be(agreement.dataset_id, names)]
+            return named, tx.agreements.readable({agreement.id for agreement in named})
+
+        wanted, readable = await self._store.read(look)
+        self._keep(readable)
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def shown(agreement: Holding) -> Mapping[str, Any] | HanseError:
@@ -100,7 +119,6 @@ class Holdings:
                 except HanseError as error:
                     return error
 
-        wanted = [agreement for agreement in agreements if names is None or _may_be(agreement.dataset_id, names)]
         found: dict[tuple[str, str], TableInfo] = {}
         silent: list[Silent] = []
         for agreement, said in zip(wanted, await asyncio.gather(*map(shown, wanted)), strict=True):

@@ -4,7 +4,7 @@ A job goes over a socket of its own: its JSON, then its blobs. Back come frames 
 `schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`; or any number of `progress`
 (JSON: a stage, and how many files are done in it) and one `value`. A batch
 whose header names a slot has its payload in shared memory (`connector.query.ring`). After the job, the connector sends
-single bytes: the number of a slot that is free again, or ANYWAY.
+single bytes: GO where the job is held, then the number of a slot that is free again, or ANYWAY.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ VALUE: Final = 6
 PROGRESS: Final = 7
 
 HEADER: Final = struct.Struct("<BBBxIQ32s")  # kind, digest length, slot, rows, payload length, digest so far
+GO: Final = 255
 ANYWAY: Final = 0  # send one batch over the socket: every slot is held by somebody who wants more
 # What goes to a worker beside a job's socket: (a desk to borrow objects at, the memory of a ring) -> the byte sent.
 WITH: Final = {(False, False): b"j", (True, False): b"d", (False, True): b"r", (True, True): b"b"}
@@ -116,7 +117,7 @@ class Job:
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
     `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are Arrow
-    streams, found valid, that no other job reads.
+    streams, found valid, that no other job reads. `held`: a query is made ready, and no row of it is read before GO.
     """
 
     kind: str = "query"
@@ -141,6 +142,7 @@ class Job:
     consumer: str = ""
     shared: bool = False
     once: bool = False
+    held: bool = False
 
     def encode(self) -> bytes:
         """The job as it goes to the worker, blobs after it."""

@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -188,6 +188,10 @@ class Result:
         """Send the job and wait for the schema (or the value)."""
         await self._loop.sock_sendall(self._channel, self.job.encode())
 
+    def go(self) -> None:
+        """Let a held job work."""
+        self._tell(wire.GO)
+
     async def next(self) -> tuple[int, int, bytearray | memoryview, bytes]:
         """The next frame within the job's limits of time, or the error that ended the job."""
         if self.ended:
@@ -242,9 +246,9 @@ class Result:
         if self.ring is not None:
             self._worker.take_ring(self.ring)
 
-    def _tell(self, credit: int) -> None:
+    def _tell(self, said: int) -> None:
         with suppress(OSError):  # the job is over
-            self._channel.send(bytes((credit,)))
+            self._channel.send(bytes((said,)))
 
     def _seconds_left(self) -> float:
         limits = self.job.limits
@@ -400,14 +404,20 @@ class Pool:
         self._busy.clear()
 
     @asynccontextmanager
-    async def run(self, job: Job, *, watch: Watch | None = None) -> AsyncIterator[Result]:
+    async def run(
+        self, job: Job, *, watch: Watch | None = None, after: asyncio.Future[Any] | None = None
+    ) -> AsyncIterator[Result]:
         """A job that gives frames. Raises what the table of errors below holds, and Busy.
 
-        `watch(result)` runs beside the job from its start, before there is a schema; it may `interrupt` it.
+        `watch(result)` runs beside the job from its start, before there is a schema; it may `interrupt` it. The job is
+        made ready beside `after`, and reads its first row when that is over; where it raises, none.
         """
-        result = await self._begin(job)
+        result = await self._begin(job if after is None else replace(job, held=True))
         watching = None if watch is None else asyncio.ensure_future(watch(result))
         try:
+            if after is not None:
+                await asyncio.shield(after)
+                result.go()
             kind, _, payload, _ = await result.next()
             while kind != wire.TRAILER:
                 result.schema = bytes(payload) if kind == wire.SCHEMA else b""

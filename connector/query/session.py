@@ -113,6 +113,11 @@ class Session:
         except OSError:
             raise Coded("cancelled") from None
 
+    def wait_for_go(self, job: Job) -> None:
+        """Nothing of a held job is read before."""
+        if job.held and self.channel.recv(1) != bytes((wire.GO,)):
+            raise Coded("cancelled")
+
     def credits(self, idle: Callable[[], None]) -> bytes:
         """Wait for what the connector says of the ring: numbers of free slots, or ANYWAY. `idle` is called now and
         then if it takes a while."""

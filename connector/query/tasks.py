@@ -135,17 +135,20 @@ def _format(job: Job, schema: pa.Schema) -> Format:
 def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]]:
     """The schema and the batches of a query, with their places where it is one of ranges."""
     if (only := _turns(session, job)) is not None:
+        session.wait_for_go(job)
         resting = _resting(session, job, only)
         return resting.schema, resting
     if job.passed and (found := _passed(session, job)) is not None:
         return found
     con = opened(session, job)
     if job.only is not None:
+        session.wait_for_go(job)
         return ranges.read(con, job, job.only, session.files[0].paths)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
+    session.wait_for_go(job)
     schema, batches = _batches(session, job, relation, rows)
     if job.noise:
         schema, batches = _noisy(session, schema, batches, job.noise)

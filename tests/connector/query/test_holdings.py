@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import time
 from collections.abc import Collection
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from connector.errors import NotFound, Refused
+from connector.errors import HanseError, NotFound, Refused
+from connector.events import Bus, QueryCoordinated, TransferAdvanced
 from connector.query.holdings import Holdings
-from connector.store.agreements import Readable, Started
+from connector.store.agreements import Holding, Readable, Started
 
 _ADDRESS = {"endpoint": "http://owner/data/v1", "endpointProperties": [{"name": "authorization", "value": "ticket"}]}
 
@@ -22,32 +23,66 @@ class _Store:
 
     def __init__(self) -> None:
         self.looks = 0
-        self.agreements = SimpleNamespace(readable=self._readable)
+        self.over = {"ended"}
+        self.bus = Bus()
+        held = [Holding(name, "did:web:owner", f"urn:hanse:owner:{name}") for name in ("one", "two")]
+        self.agreements = SimpleNamespace(readable=self._readable, holdings=lambda limit: held[:limit])
 
     async def read(self, work: Any) -> Any:
         self.looks += 1
         await asyncio.sleep(0)
         return work(self)
 
-    @staticmethod
-    def _readable(names: Collection[str]) -> dict[str, Readable]:
+    def _readable(self, names: Collection[str]) -> dict[str, Readable]:
         transfers = {name: None if name == "none" else Started(name, "", "", _ADDRESS) for name in names}
-        ends = {name: 1.0 if name == "ended" else None for name in names}
+        ends = {name: 1.0 if name in self.over else None for name in names}
         return {name: Readable(ends[name], "", transfers[name]) for name in names if name != "unknown"}
 
 
-async def test_tickets_that_are_asked_for_at_once_take_one_look_at_the_database() -> None:
+async def test_which_transfer_is_started_is_looked_up_once_until_something_happens() -> None:
     store = _Store()
     holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
-    names = ("one", "two", "none", "ended", "one", "unknown")
-    found = await asyncio.gather(*map(holdings.ticket, names), return_exceptions=True)
+    assert [await holdings.ticket("one") for _ in range(3)] == [("http://owner/data/v1", "ticket")] * 3
     assert store.looks == 1
-    assert [found[0], found[1], found[4]] == list(itertools.repeat(("http://owner/data/v1", "ticket"), 3))
-    assert isinstance(found[2], NotFound)
-    assert isinstance(found[3], Refused)
-    assert isinstance(found[5], NotFound)
+    store.bus.deliver(QueryCoordinated(actor="us"))
     assert await holdings.ticket("one")
+    assert store.looks == 1
+    store.bus.deliver(TransferAdvanced(actor="them"))
+    store.over = {"one"}
+    with pytest.raises(Refused):
+        await holdings.ticket("one")
     assert store.looks == 2
+
+
+async def test_the_tables_of_a_question_come_with_their_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _Store()
+    holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
+
+    async def silent(_agreement: str, *, fresh: bool) -> NoReturn:
+        raise NotFound("nothing is shown here")
+
+    monkeypatch.setattr(holdings, "contract", silent)
+    await holdings.tables([("owner", "one")], "")
+    assert await holdings.ticket("one")
+    assert store.looks == 1
+    await holdings.ticket("two")
+    assert store.looks == 2
+
+
+async def test_what_was_looked_up_is_not_believed_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = _Store(), [0.0]
+    monkeypatch.setattr("connector.query.holdings.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
+    for moment, looks in ((0.0, 1), (0.9, 1), (1.1, 2)):
+        now[0] = moment
+        assert await holdings.ticket("one")
+        assert store.looks == looks
+
+
+@pytest.mark.parametrize(("name", "kind"), [("none", NotFound), ("ended", Refused), ("unknown", NotFound)])
+async def test_what_is_missing_for_a_ticket_is_said(name: str, kind: type[HanseError]) -> None:
+    with pytest.raises(kind):
+        await Holdings(_Store(), None, None).ticket(name)  # type: ignore[arg-type]
 
 
 async def test_who_waits_for_a_ticket_hears_that_the_database_does_not_answer() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import select
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -17,7 +18,7 @@ import xxhash
 
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from connector.query.job import Job, Limits, Range, Ranges, Recheck, Relation
-from connector.query.pool import GRACE, Pool, Result
+from connector.query.pool import GRACE, Pool, Result, Worker
 from tests.support import data
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -272,6 +273,84 @@ async def test_a_reader_that_leaves_stops_the_work(pool: Pool, numbers: Relation
     while worker in pool._busy:
         await asyncio.sleep(0.01)
     assert worker.alive()  # it stopped by itself: what does not is killed
+
+
+HELD = {
+    "a query": Job(sql="SELECT * FROM t"),
+    "a scan": Job(sql="SELECT * FROM t", scan="t", shared=True),
+    "ranges": Job(sql="SELECT * FROM t", scan="t", only=Ranges([Range(0, 0, 0, 1000)], "")),
+}
+
+
+@pytest.mark.parametrize("job", HELD.values(), ids=HELD.keys())
+async def test_a_held_job_is_made_ready_and_gives_nothing_before_it_may(
+    pool: Pool, numbers: Relation, job: Job
+) -> None:
+    after: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    job = replace(job, relations={"t": numbers})
+
+    async def rows() -> int:
+        async with pool.run(job, after=after) as result:
+            return sum([frame.rows async for frame in result])
+
+    reading = asyncio.ensure_future(rows())
+    channel = (await held(pool)).result._channel
+    told = select.poll()
+    told.register(channel, select.POLLIN)
+    assert not await asyncio.to_thread(told.poll, 500)
+    after.set_result(None)
+    assert await reading == (1000 if job.only else data.ROWS)
+
+
+async def test_a_held_job_that_may_not_work_never_does_and_costs_no_worker(pool: Pool, numbers: Relation) -> None:
+    after: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def asked() -> None:
+        async with pool.run(Job(relations={"t": numbers}, sql=RUNAWAY), after=after):
+            raise AssertionError("nothing comes")
+
+    asking = asyncio.ensure_future(asked())
+    worker = (await held(pool)).worker
+    after.set_exception(Limited("no more", code="count_spent"))
+    with pytest.raises(Limited) as raised:
+        await asking
+    assert raised.value.code == "count_spent"
+    while worker in pool._busy:
+        await asyncio.sleep(0.01)
+    assert worker.alive()
+
+
+async def test_whoever_leaves_a_held_job_leaves_what_it_waits_for_alone(pool: Pool, numbers: Relation) -> None:
+    after: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def asked() -> None:
+        async with pool.run(Job(relations={"t": numbers}, sql="FROM t"), after=after):
+            raise AssertionError("nothing comes")
+
+    asking = asyncio.ensure_future(asked())
+    worker = (await held(pool)).worker
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not after.cancelled()
+    while worker in pool._busy:
+        await asyncio.sleep(0.01)
+    assert worker.alive()
+
+
+class Holding(NamedTuple):
+    worker: Worker
+    result: Result
+
+
+async def held(pool: Pool) -> Holding:
+    """Where a held job waits, once it does; one that has ended and is not cleaned up yet is none."""
+    while True:
+        for worker in pool._busy:
+            for result in worker.results:
+                if result.job.held and not result.ended:
+                    return Holding(worker, result)
+        await asyncio.sleep(0.01)
 
 
 async def test_a_slow_reader_slows_the_work(pool: Pool, numbers: Relation) -> None:
