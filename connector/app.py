@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.note import Signer, origin_of
-from connector.dataplane import access
+from connector.dataplane import access, receiving_http
 from connector.dataplane import http as data_http
 from connector.dataplane.addresses import FLIGHT_FORMAT, Addresses
 from connector.dataplane.flight.desk import Desk
@@ -28,12 +28,12 @@ from connector.dataplane.owner import OwnersView
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.pushing import Target, push
 from connector.dataplane.receiving import Receiving, Room, arriving
-from connector.dataplane.receiving_http import Pushed
 from connector.dataplane.stream import Reads
 from connector.dataplane.versions import Versions
 from connector.datasets.offers import Offers
 from connector.datasets.outside import Outside
 from connector.datasets.registry import Registry, Told
+from connector.direct import Direct, bare
 from connector.dsp import admission
 from connector.dsp import routes as dsp_routes
 from connector.dsp.agreements import Agreements
@@ -420,15 +420,13 @@ def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Pat
 class _Public(FastAPI):
     """The protocol's messages and data take the short way; the rest of what others reach takes the framework's."""
 
-    def __init__(self, *direct: dsp_routes.Direct | Pushed | data_http.Direct, **about: Any) -> None:
+    def __init__(self, direct: Direct, **about: Any) -> None:
         super().__init__(**about)
         self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for one in self._direct:
-            if await one.answered(scope, receive, send):
-                return
-        await super().__call__(scope, receive, send)
+        if not await self._direct.answered(scope, receive, send):
+            await super().__call__(scope, receive, send)
 
 
 def public_app(parts: Services) -> FastAPI:
@@ -443,9 +441,11 @@ def public_app(parts: Services) -> FastAPI:
         body_max_bytes=settings.body_max_bytes,
     )
     app = _Public(
-        dsp_routes.Direct(protocol),
-        Pushed(parts.receiving),
-        data_http.Direct(data_http.routes(parts.reads, parts.addresses, owner=settings.name)),
+        Direct(
+            *data_http.routes(parts.reads, parts.addresses, owner=settings.name),
+            *receiving_http.routes(parts.receiving),
+            *bare(protocol.routes),
+        ),
         title="Hanse connector, public",
         version=VERSION,
         docs_url=None,

@@ -25,7 +25,7 @@ from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane import asked as ask
@@ -135,24 +135,6 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
         Route(f"{PATH}/reads/{{read}}/renew", _Endpoint(part.renew, "POST")),
         Route(PATH, _Endpoint(part.rows, "GET")),
     ]
-
-
-class Direct:
-    """Answers the data plane's requests: what a framework puts around its routes touches every part of a body."""
-
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._routes = routes
-
-    async def answered(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether this was a request of the data plane; then it is answered."""
-        if scope["type"] == "http" and scope["path"].startswith(PATH):
-            for route in self._routes:
-                match, found = route.matches(scope)
-                if match is Match.FULL:
-                    scope.update(found)
-                    await route.handle(scope, receive, send)
-                    return True
-        return False
 
 
 class Exchange:
@@ -573,7 +555,6 @@ def _identifier(text: str) -> str:
 
 __all__ = [
     "MEDIA",
-    "Direct",
     "Envelope",
     "Exchange",
     "accepted_codec",

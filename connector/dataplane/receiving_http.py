@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane.http import Exchange
@@ -21,22 +22,21 @@ _REST, _REST_SECONDS = 8 * 2**20, 5.0  # of a refused body: bytes and seconds
 _log = logger("receiving")
 
 
-class Pushed:
-    """The endpoint, as an ASGI application."""
+def routes(receiving: Receiving) -> list[BaseRoute]:
+    """The endpoint, for the public application."""
+    return [Route(f"{PUSHED}/{{transfer:path}}", _Endpoint(receiving))]
 
+
+class _Endpoint:
     def __init__(self, receiving: Receiving) -> None:
         self._receiving = receiving
 
-    async def answered(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether this was a push; then it is answered."""
-        if scope["type"] != "http" or not scope["path"].startswith(f"{PUSHED}/"):
-            return False
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
         try:
             await self._take(exchange)
         except HanseError as error:
             await _refuse(exchange, error)
-        return True
 
     async def _take(self, exchange: Exchange) -> None:
         if exchange.scope["method"] not in _METHODS:
@@ -44,7 +44,7 @@ class Pushed:
         if exchange.scope.get("http_version") == "1.0":
             raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
         row = await self._receiving.take(
-            exchange.scope["path"].removeprefix(f"{PUSHED}/"),
+            exchange.path("transfer"),
             exchange.headers.get("authorization", ""),
             media=exchange.headers.get("content-type", ""),
             ask=_Pieces(exchange),

@@ -15,7 +15,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from connector.dsp import messages
 from connector.dsp.catalog import Catalog
@@ -200,34 +199,6 @@ def router(
         return await transferring(request, pid, messages.TransferTerminationMessage)
 
     return routes
-
-
-class Direct:
-    """Answers the protocol's requests without what a framework puts around them, which costs more than they do.
-
-    The endpoints limit their bodies and turn their errors into answers themselves; whatever is not theirs is left to
-    the application that the same router is mounted on, and that describes them.
-    """
-
-    def __init__(self, routes: APIRouter) -> None:
-        self._handlers = [
-            (method, route.path_regex, route.get_route_handler())
-            for route in routes.routes
-            if isinstance(route, APIRoute)
-            for method in route.methods or ()
-        ]
-
-    async def answered(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether this was a request of the protocol; then it is answered."""
-        if scope["type"] != "http" or not scope["path"].startswith(f"{PATH}/"):
-            return False
-        for method, path, handle in self._handlers:
-            if method == scope["method"] and (found := path.match(scope["path"])):
-                scope["path_params"] = found.groupdict()
-                answer = await handle(Request(scope, receive, send))
-                await answer(scope, receive, send)
-                return True
-        return False
 
 
 def version_router() -> APIRouter:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from connector.dataplane.gather import Protocol
 from connector.dataplane.receiving import MEDIA, Receiving, Room, arriving
-from connector.dataplane.receiving_http import Pushed
+from connector.dataplane.receiving_http import routes
 from connector.events import Event
 from connector.query.job import TRAILER_KEY
 from connector.query.pool import Pool
@@ -118,15 +118,8 @@ async def _on(folder: Path, pool: Pool, url: str, room: dict[str, Any]) -> Async
 
 
 def _app(receiving: Receiving) -> FastAPI:
-    """As the public listener has it: pushes before everything."""
-    pushed, app = Pushed(receiving), FastAPI()
-
-    class First(FastAPI):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            if not await pushed.answered(scope, receive, send):
-                await app(scope, receive, send)
-
-    return First()
+    """As the public listener has it, with nothing beside."""
+    return FastAPI(routes=routes(receiving))
 
 
 def stream(rows: int = 2000, *, end: dict[str, Any] | None = None, ended: bool = True) -> bytes:
