@@ -12,7 +12,7 @@ from typing import IO, Protocol, Self
 
 from connector.datasets.sources.files import FileRef, check_unchanged
 from connector.errors import VersionChanged
-from connector.query.pool import Frame
+from connector.query.running import Frame
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from connector.dataplane.asked import COMPLETE
 from connector.errors import BadInput
 
 if TYPE_CHECKING:
+    from connector.dataplane.governed import GovernedStream
     from connector.dataplane.http import Exchange, Sender
-    from connector.dataplane.stream import GovernedStream
 
 ARROW = "arrow"
 MEDIA: Mapping[str, str] = {

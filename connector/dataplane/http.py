@@ -34,8 +34,9 @@ from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
 from connector.dataplane.blocks import Span
 from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, TRAILERS, Part
+from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import Wanted
-from connector.dataplane.stream import GovernedStream, Reads
+from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import (
     BadInput,

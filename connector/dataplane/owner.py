@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from connector.dataplane import records
-from connector.dataplane.stream import version_relation
+from connector.dataplane.jobs import version_relation
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, NotFound, Refused

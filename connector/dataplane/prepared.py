@@ -34,7 +34,7 @@ from connector.datasets.sources.files import FileRef, open_pinned, unchanged
 from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.query.job import Job
-from connector.query.pool import Frame, Result
+from connector.query.running import Frame, Result
 from connector.telemetry import logger
 from connector.usage.grants import Grant
 from policies.contract import DataContract, to_json

@@ -12,7 +12,8 @@ from typing import Self
 from connector.dataplane import asked, tickets
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.asked import Asked
-from connector.dataplane.stream import GovernedStream, Reads
+from connector.dataplane.governed import GovernedStream
+from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, HanseError, Limited, PeerRefused, Refused
 from connector.net import Answer, Net, origin

@@ -1,6 +1,6 @@
 """The one path of every byte that leaves an owner: source, contract, gate, audit, frames. Transports only frame it.
 
-`Reads.open` admits a read and `GovernedStream` delivers it; the numbers stand beside the code:
+`Reads.open` admits a read and `GovernedStream` (`governed`) delivers it; the numbers stand beside the code:
 1. the grants: each agreement holds, covers action and purpose, and has uses and quota left (`usage.grants`);
 2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
 3. the use is counted, and the start of the read is durable in the log, before the first row is read;
@@ -17,26 +17,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, private, records, unfinished
-from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, STREAM, Asked, End, Split, quoted
-from connector.dataplane.blocks import Part, Passed, Source, Span
+from connector.dataplane.asked import STREAM, Asked, Split, quoted
+from connector.dataplane.blocks import Source
+from connector.dataplane.governed import GovernedStream, watch, why_ended
+from connector.dataplane.jobs import BATCH_BYTES, gated, job_of, version_relation
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, Busy, EngineFailed, HanseError, Limited, NotFound, Refused
-from connector.query.job import ARROW, SLOTS, Job, Limits, Recheck, Relation
-from connector.query.pool import Frame, Pool, Result
+from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
+from connector.query.job import Job, Limits, Recheck, Relation
+from connector.query.pool import Pool
 from connector.store import Store, Transaction
-from connector.store.tables import DatasetVersion
 from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grant, Grants, Held, Wanted
 from policies import gate
@@ -50,185 +50,9 @@ if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not
 _T = TypeVar("_T")
 _log = logger("dataplane")
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
-_BATCH_BYTES = 3 * 2**20
-_IN_FLIGHT = 16 * 2**20
-_FEW = 4  # reads that may have a batch more each waiting for their reader
-_THREADS_MAX = 4
 _LONGEST = 24 * 3600.0
 _END_SECONDS = 30.0  # how long an end waits for a database that is away, and
 _END_PAUSE = 0.1  # how long until the second attempt
-_PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
-_STOPPED = {
-    gate.REVOKED: REVOKED,
-    gate.EXPIRED: EXPIRED,
-    gate.ROWS_SPENT: QUOTA,
-    gate.BYTES_SPENT: QUOTA,
-}
-_REASONS = {
-    EXPIRED: "the ticket or the agreement has ended; renew the ticket and go on from here",
-    QUOTA: "the agreement's rows or bytes are used up",
-}
-
-
-class GovernedStream:
-    """One read under way. `schema` first, then the parts of `frames`; together one Arrow IPC stream."""
-
-    def __init__(
-        self,
-        reads: Reads,
-        asked: Asked,
-        grants: Sequence[Grant],
-        prepared: Prepared,
-        result: Source,
-        policy: tuple[str, ...],
-    ) -> None:
-        self.id = asked.query_id
-        self.schema = result.schema
-        self.columns = prepared.columns
-        self.end: End | None = None
-        self.rows = self.batches = self.bytes = 0
-        self._reads = reads
-        self.grants = tuple(grants)
-        self._result = result
-        self._asked = asked
-        self._digest = result.digest
-        self._policy = policy
-        self._first: Frame | Part | None = None  # taken from the source and not let through yet
-        self._failed: HanseError | None = None  # what the source said where nobody could end the stream
-        self._tell_at = time.monotonic() + _PROGRESS_SECONDS
-
-    @property
-    def over(self) -> bool:
-        """Whether a grant has ended, so that no further batch will pass."""
-        return any(grant.lease.revoked for grant in self.grants) or lease_left(self.grants) <= 0
-
-    async def peek(self) -> bool:
-        """Wait for the first batch without releasing it. Whether there is one."""
-        self._first = await anext(self._result, None)
-        return self._first is not None
-
-    async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
-        """As `parts`, for a transport that sends memory only."""
-        async with aclosing(self.parts()) as parts:
-            async for part in parts:
-                assert not isinstance(part, Span)  # only whoever opens a read with `spans` gets them
-                yield part
-
-    async def parts(self) -> AsyncGenerator[memoryview | bytes | Span, None]:
-        """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
-        end: End | None = None
-        try:
-            while end is None:
-                frame = await self._next()
-                if frame is None:
-                    end = self._ended(COMPLETE)
-                elif (stop := await self._pass(frame)) is not None:
-                    end = self._ended(stop)
-                else:
-                    yield frame.payload
-        except HanseError as error:
-            end = self._broken(error)
-        self.end = end
-        if self._asked.format == ARROW:
-            yield end.fill(self._result.trailer)
-
-    def following(self) -> Span | None:
-        """The batch after the one that `parts` gave last, where it lies in a file and passes the gate as things stand.
-
-        For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
-        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
-        """
-        try:
-            part = self._result.at_once() if isinstance(self._result, Passed) else None
-        except HanseError as error:
-            self._failed = error
-            return None
-        if part is not None and self._stopped_by(part) is not None:
-            self._first, part = part, None
-        return part.payload if part is not None and isinstance(part.payload, Span) else None
-
-    def abandon(self, code: str, reason: str) -> None:
-        """The client has gone or does not read: the log says so."""
-        if self.end is None:
-            self.end = replace(self._ended(FAILED), code=code, reason=reason)
-
-    def of(self, ticket: Ticket) -> list[Grant]:
-        """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
-        shown = ticket.agreement, ticket.transfer
-        return [one for one in self.grants if (one.agreement_id, one.transfer_id) == shown]
-
-    def extend(self, grants: Sequence[Grant], seconds: float) -> None:
-        """A renewed ticket: as far as it goes, the read may go on this long from now, within the agreement's time.
-
-        A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
-        """
-        for grant in grants:
-            grant.lease.deadline = grant.lease.clock() + min(seconds, self._reads.left(grant.contract))
-
-    async def _next(self) -> Frame | Part | None:
-        if self._failed is not None:
-            raise self._failed
-        frame, self._first = self._first, None
-        return frame or await anext(self._result, None)
-
-    async def _pass(self, frame: Frame | Part) -> str | None:
-        """None and the batch is counted in every lease (5), or the status that the stream ends with."""
-        filled: Grant | None = None
-        while (stop := self._stopped_by(frame)) is not None:
-            grant, reason = stop
-            if reason not in (gate.ROWS_SPENT, gate.BYTES_SPENT) or grant is filled:
-                return _STOPPED[reason]
-            short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
-            await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
-            filled = grant
-        if time.monotonic() >= self._tell_at:
-            self._tell_at = time.monotonic() + _PROGRESS_SECONDS
-            self._reads.tell_progress(self.id, rows=self.rows, nbytes=self.bytes)
-        return None
-
-    def _stopped_by(self, frame: Frame | Part) -> tuple[Grant, str] | None:
-        """None and the batch is counted in every lease, or the first that it does not pass, and counted in none."""
-        for number, grant in enumerate(self.grants):
-            if (reason := gate.check(grant.lease, frame.rows, frame.nbytes)) is not None:
-                for passed in self.grants[:number]:
-                    passed.lease.rows += frame.rows
-                    passed.lease.bytes += frame.nbytes
-                return grant, reason
-        self.rows += frame.rows
-        self.batches += 1
-        self.bytes += frame.nbytes
-        self._digest = frame.digest
-        return None
-
-    def _broken(self, error: HanseError) -> End:
-        """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
-        if any(grant.lease.revoked for grant in self.grants):
-            return self._ended(REVOKED)
-        if error.code == "cancelled" and lease_left(self.grants) <= 0:
-            return self._ended(EXPIRED)
-        return replace(self._ended(FAILED), code=error.code, reason=error.message)
-
-    def _ended(self, status: str) -> End:
-        name = self._asked.digest
-        stopped = next((grant for grant in self.grants if grant.lease.revoked), None)
-        reason, rule = _REASONS.get(status, ""), ""
-        code = "" if status == COMPLETE else status
-        if status == REVOKED and self._reads.draining:  # nobody took a right away: go on elsewhere or later
-            status, code, reason = FAILED, "shutting_down", self._reads.draining
-        elif status == REVOKED and stopped is not None:
-            reason, rule = stopped.stop_reason, stopped.contract.permission
-        return End(
-            status=status,
-            rows=self.rows,
-            batches=self.batches,
-            nbytes=self.bytes,
-            digest=f"{name}:{self._digest.hex()}",
-            code=code,
-            reason=reason,
-            rule=rule,
-            policy=self._policy,
-            query=self.id,
-        )
 
 
 class Reads:
@@ -258,8 +82,7 @@ class Reads:
         self._name = name
         self._mask_secret = mask_secret
         self.plans = plans.Plans(grants, pool, name=name, secret=mask_secret, relation_of=version_relation)
-        self._memory_mb, self._temp_mb = memory_mb, temp_mb
-        self._seconds = seconds
+        self._most = Limits(seconds=seconds, memory_mb=memory_mb, temp_mb=temp_mb)
         self._streams_max = streams_max
         self._metrics = metrics
         self._live: dict[str, GovernedStream] = {}
@@ -491,7 +314,7 @@ class Reads:
                 await _settled_groups(stream, prepared, begun)
                 yield stream
         except BaseException as error:
-            failure = _why(error, grants, self.draining)
+            failure = why_ended(error, grants, self.draining)
             if failure is error:
                 raise
             raise failure from error
@@ -532,38 +355,7 @@ class Reads:
         return replace(job, relations={asked.relation: Relation("", blob=0)}, blobs=(answer,))
 
     def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
-        relations = {
-            dataset.relation: version_relation(grant.held.version)
-            for dataset in prepared.datasets
-            for grant in grants
-            if grant.held.dataset.name == dataset.name[1]
-        }
-        brought = {one.relation: Relation("", blob=number, columns=one.columns) for number, one in enumerate(keys)}
-        rows = min(grant.lease.rows for grant in grants)
-        spare = min(grant.lease.bytes for grant in grants)
-        return Job(
-            relations=relations | brought,
-            sql=prepared.sql,
-            params=prepared.params,
-            scan=untouched(asked, prepared),
-            only=asked.split.only if asked.split else None,
-            recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
-            limits=Limits(
-                seconds=self._seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
-                memory_mb=self._memory_mb if not asked.plain_scan else max(128, self._memory_mb // 4),
-                temp_mb=0 if asked.plain_scan else self._temp_mb,
-                threads=self._threads(),
-            ),
-            batch_bytes=max(2**16, min(self._batch_bytes(asked.format), spare // 2)),
-            slots=SLOTS if sum(self._running.values()) <= _FEW else SLOTS - 1,
-            batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
-            format=asked.format,
-            codec=asked.codec,
-            digest=asked.digest,
-            blobs=tuple(brought.arrow for brought in asked.brought),
-            consumer=asked.consumer,
-            shared=asked.plain_scan and not prepared.aggregate,
-        )  # fmt: skip
+        return job_of(asked, grants, prepared, keys, most=self._most, running=sum(self._running.values()))
 
     @asynccontextmanager
     async def _source(
@@ -579,7 +371,7 @@ class Reads:
                 yield passed
             return
         async with self._pool.run(job, watch=partial(watch, grants), after=begun) as result:
-            if files is None or not key or job.batch_bytes < _BATCH_BYTES:
+            if files is None or not key or job.batch_bytes < BATCH_BYTES:
                 yield result
             elif files.wants_index(key, job):
                 yield result
@@ -587,16 +379,6 @@ class Reads:
             else:
                 async with files.keep(key, grants[0], result) as kept:
                     yield kept
-
-    def _threads(self) -> int:
-        """Threads that work for one read: the machine's, shared between the reads that run."""
-        return max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, sum(self._running.values()))))
-
-    def _batch_bytes(self, form: str) -> int:
-        """Smaller batches where many read: what is in flight for all of them together stays bounded."""
-        if form == "parquet":  # a batch is a row group there, and few of them make a better file
-            return max(2**20, _IN_FLIGHT // (2 * max(1, sum(self._running.values()))))
-        return max(2**19, min(_BATCH_BYTES, _IN_FLIGHT // max(1, sum(self._running.values()))))
 
     async def _record_end(
         self,
@@ -679,79 +461,6 @@ def _named(ids: set[str], read_id: str) -> Iterator[None]:
         ids.discard(read_id)
 
 
-async def watch(grants: Sequence[Grant], result: Result) -> None:
-    """Interrupt the worker when a grant ends while no batch comes (6)."""
-    stops = [asyncio.ensure_future(grant.stopped.wait()) for grant in grants]
-    try:
-        while (left := lease_left(grants)) > 0:
-            done, _ = await asyncio.wait(stops, timeout=min(left, 60), return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                break
-        result.interrupt()
-    finally:
-        for stop in stops:
-            stop.cancel()
-
-
-def lease_left(grants: Sequence[Grant]) -> float:
-    """Seconds that the shortest lease has left."""
-    return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
-
-
-def _why(error: BaseException, grants: Sequence[Grant], draining: str) -> BaseException:
-    """A read that its grant's end has interrupted before its first byte is refused for that reason."""
-    if not isinstance(error, EngineFailed) or error.code != "cancelled":
-        return error
-    if draining:  # nobody took a right away
-        return Busy(draining, code="shutting_down")
-    for grant in grants:
-        if grant.lease.revoked:
-            return Refused(grant.stop_reason, code=REVOKED, rule=grant.contract.permission)
-    return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error
-
-
-def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) -> tuple[Prepared, list[Keys]]:
-    """The gate over the grants' datasets, and the tables brought along. In a thread: hostile text takes its time."""
-    from policies.enforce.sql import Dataset, Keys, prepare
-
-    datasets = [
-        Dataset((name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id, asked.position)
-        for grant in grants
-    ]
-    names = [dataset.name for dataset in datasets]
-    if len(set(names)) < len(names):
-        raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
-    keys = [Keys(brought.name, _token(), brought.columns) for brought in asked.brought]
-    purpose = grants[0].purpose or None
-    prepared = prepare(
-        asked.sql, datasets, action=asked.action, purpose=purpose, token=_token, mask_key=mask_key, keys=keys
-    )
-    return prepared, keys
-
-
-def untouched(asked: Asked, prepared: Prepared) -> str:
-    """The relation whose rows leave as they are, some columns of them; empty where anything is done to them."""
-    if not asked.unfiltered or not asked.plain_scan or len(prepared.datasets) != 1:
-        return ""
-    contract = prepared.datasets[0].contract
-    touched = contract.row_filter is not None or contract.grid is not None or prepared.barrier
-    shown = {name for name in contract.columns if all(name.casefold() != m.column.casefold() for m in contract.masks)}
-    return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
-
-
-def version_relation(version: DatasetVersion) -> Relation:
-    """The pinned files of a version, as the engine takes them."""
-    source = version.source
-    return Relation(source["kind"], tuple(source["files"]), source["options"], row_bytes=_row_bytes(version.profile))
-
-
-def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
-    """Average bytes of a value per column, where the profile knows them."""
-    rows, columns = profile.get("rows") or 0, profile.get("columns") or ()
-    found = columns if not isinstance(columns, Mapping) else [dict(value, name=name) for name, value in columns.items()]
-    return {column["name"]: column["bytes"] / rows for column in found if rows and column.get("bytes")}
-
-
 async def _settled_groups(stream: GovernedStream, prepared: Prepared, begun: float) -> None:
     """An aggregate-only answer leaves when it is known whole: no cell and a small cell look the same, also in time."""
     if not prepared.aggregate:
@@ -771,7 +480,3 @@ async def _settled_groups(stream: GovernedStream, prepared: Prepared, begun: flo
 
 async def _quantised(begun: float) -> None:
     await asyncio.sleep(-(time.monotonic() - begun) % _QUANTUM)
-
-
-def _token() -> str:
-    return f"r_{secrets.token_hex(8)}"

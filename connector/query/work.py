@@ -24,9 +24,10 @@ from connector.errors import HanseError, Limited, Refused, VersionChanged
 from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Plan
 from connector.query.job import Job, Limits, Recheck, Relation
-from connector.query.pool import Pool, Result
+from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
 from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
+from connector.query.running import Result
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8

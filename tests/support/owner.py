@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from connector.app import Profiles
-from connector.dataplane.stream import version_relation
+from connector.dataplane.jobs import version_relation
 from connector.datasets.outside import Outside
 from connector.datasets.registering import Registration
 from connector.datasets.registry import Registry

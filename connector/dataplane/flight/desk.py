@@ -26,8 +26,9 @@ from connector.dataplane.blocks import Span
 from connector.dataplane.flight import link, parameters, passes
 from connector.dataplane.flight.passes import Pass
 from connector.dataplane.flight.slots import Slots
+from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import BLOCKS_MAX, Wanted
-from connector.dataplane.stream import GovernedStream, Reads
+from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated, VersionChanged
 from connector.telemetry import logger

@@ -15,8 +15,8 @@ import pytest
 from connector.dataplane import gather
 from connector.dataplane.blocks import Span
 from connector.dataplane.gather import FILE, Cycle
+from connector.dataplane.governed import GovernedStream
 from connector.dataplane.http import Exchange, _Transport
-from connector.dataplane.stream import GovernedStream
 from tests.connector.dataplane.test_gather import served
 
 TWO = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" * 2

@@ -21,8 +21,8 @@ import pytest
 import pytest_asyncio
 import xxhash
 
+from connector.dataplane.governed import why_ended
 from connector.dataplane.http import BODY_MAX, Exchange
-from connector.dataplane.stream import _why
 from connector.errors import BadInput, Busy, EngineFailed
 from policies.gate import Lease
 from policies.model import Policy, Rule
@@ -535,7 +535,7 @@ async def test_http_1_0_is_refused(running: Provider) -> None:
 
 async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_refused_by_no_policy() -> None:
     grant: Any = SimpleNamespace(lease=Lease(deadline=math.inf, revoked=True), stop_reason="x")
-    found = _why(EngineFailed("stopped", code="cancelled"), [grant], "the connector is shutting down")
+    found = why_ended(EngineFailed("stopped", code="cancelled"), [grant], "the connector is shutting down")
     assert isinstance(found, Busy)
     assert found.code == "shutting_down"
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.dataplane.stream import version_relation
+from connector.dataplane.jobs import version_relation
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
 from connector.query.job import Job, Limits, Range, Ranges
 from tests.support import data, objectstore

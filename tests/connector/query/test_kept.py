@@ -15,7 +15,8 @@ import pytest_asyncio
 
 from connector.errors import QueryInvalid, VersionChanged
 from connector.query.job import Job, Limits, Relation
-from connector.query.pool import Frame, Pool, Worker
+from connector.query.pool import Pool
+from connector.query.running import Frame, Worker
 from tests.support import data
 
 MANY = 2 * data.ROWS

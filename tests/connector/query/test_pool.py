@@ -18,7 +18,8 @@ import xxhash
 
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from connector.query.job import Job, Limits, Range, Ranges, Recheck, Relation
-from connector.query.pool import GRACE, Pool, Result, Worker
+from connector.query.pool import Pool
+from connector.query.running import GRACE, Result, Worker
 from tests.support import data
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

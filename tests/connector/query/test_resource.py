@@ -17,7 +17,8 @@ import yaml
 
 from connector.errors import HanseError
 from connector.query.job import Job, Limits, Recheck, Relation
-from connector.query.pool import Pool, Worker
+from connector.query.pool import Pool
+from connector.query.running import Worker
 from policies.errors import QueryRefused
 from tests.support import data, gate
 from tests.support.beats import beats

@@ -1,0 +1,227 @@
+"""One read on its way out: batch after batch past the gate, then the end record. What stops it, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
+from connector.dataplane.blocks import Part, Passed, Source, Span
+from connector.dataplane.tickets import Ticket
+from connector.errors import Busy, EngineFailed, HanseError, Refused
+from connector.query.job import ARROW
+from connector.query.running import Frame, Result
+from connector.usage.grants import Grant
+from policies import gate
+
+if TYPE_CHECKING:
+    from connector.dataplane.stream import Reads
+    from policies.enforce.sql import Prepared
+
+_PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
+_STOPPED = {
+    gate.REVOKED: REVOKED,
+    gate.EXPIRED: EXPIRED,
+    gate.ROWS_SPENT: QUOTA,
+    gate.BYTES_SPENT: QUOTA,
+}
+_REASONS = {
+    EXPIRED: "the ticket or the agreement has ended; renew the ticket and go on from here",
+    QUOTA: "the agreement's rows or bytes are used up",
+}
+
+
+class GovernedStream:
+    """One read under way. `schema` first, then the parts of `frames`; together one Arrow IPC stream."""
+
+    def __init__(
+        self,
+        reads: Reads,
+        asked: Asked,
+        grants: Sequence[Grant],
+        prepared: Prepared,
+        result: Source,
+        policy: tuple[str, ...],
+    ) -> None:
+        self.id = asked.query_id
+        self.schema = result.schema
+        self.columns = prepared.columns
+        self.end: End | None = None
+        self.rows = self.batches = self.bytes = 0
+        self._reads = reads
+        self.grants = tuple(grants)
+        self._result = result
+        self._asked = asked
+        self._digest = result.digest
+        self._policy = policy
+        self._first: Frame | Part | None = None  # taken from the source and not let through yet
+        self._failed: HanseError | None = None  # what the source said where nobody could end the stream
+        self._tell_at = time.monotonic() + _PROGRESS_SECONDS
+
+    @property
+    def over(self) -> bool:
+        """Whether a grant has ended, so that no further batch will pass."""
+        return any(grant.lease.revoked for grant in self.grants) or lease_left(self.grants) <= 0
+
+    async def peek(self) -> bool:
+        """Wait for the first batch without releasing it. Whether there is one."""
+        self._first = await anext(self._result, None)
+        return self._first is not None
+
+    async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
+        """As `parts`, for a transport that sends memory only."""
+        async with aclosing(self.parts()) as parts:
+            async for part in parts:
+                assert not isinstance(part, Span)  # only whoever opens a read with `spans` gets them
+                yield part
+
+    async def parts(self) -> AsyncGenerator[memoryview | bytes | Span, None]:
+        """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
+        end: End | None = None
+        try:
+            while end is None:
+                frame = await self._next()
+                if frame is None:
+                    end = self._ended(COMPLETE)
+                elif (stop := await self._pass(frame)) is not None:
+                    end = self._ended(stop)
+                else:
+                    yield frame.payload
+        except HanseError as error:
+            end = self._broken(error)
+        self.end = end
+        if self._asked.format == ARROW:
+            yield end.fill(self._result.trailer)
+
+    def following(self) -> Span | None:
+        """The batch after the one that `parts` gave last, where it lies in a file and passes the gate as things stand.
+
+        For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
+        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
+        """
+        try:
+            part = self._result.at_once() if isinstance(self._result, Passed) else None
+        except HanseError as error:
+            self._failed = error
+            return None
+        if part is not None and self._stopped_by(part) is not None:
+            self._first, part = part, None
+        return part.payload if part is not None and isinstance(part.payload, Span) else None
+
+    def abandon(self, code: str, reason: str) -> None:
+        """The client has gone or does not read: the log says so."""
+        if self.end is None:
+            self.end = replace(self._ended(FAILED), code=code, reason=reason)
+
+    def of(self, ticket: Ticket) -> list[Grant]:
+        """What this read has under that ticket: a fresh one of the same transfer, or the very one."""
+        shown = ticket.agreement, ticket.transfer
+        return [one for one in self.grants if (one.agreement_id, one.transfer_id) == shown]
+
+    def extend(self, grants: Sequence[Grant], seconds: float) -> None:
+        """A renewed ticket: as far as it goes, the read may go on this long from now, within the agreement's time.
+
+        A read under several tickets goes on as long as the first of them to end: each is renewed by itself.
+        """
+        for grant in grants:
+            grant.lease.deadline = grant.lease.clock() + min(seconds, self._reads.left(grant.contract))
+
+    async def _next(self) -> Frame | Part | None:
+        if self._failed is not None:
+            raise self._failed
+        frame, self._first = self._first, None
+        return frame or await anext(self._result, None)
+
+    async def _pass(self, frame: Frame | Part) -> str | None:
+        """None and the batch is counted in every lease (5), or the status that the stream ends with."""
+        filled: Grant | None = None
+        while (stop := self._stopped_by(frame)) is not None:
+            grant, reason = stop
+            if reason not in (gate.ROWS_SPENT, gate.BYTES_SPENT) or grant is filled:
+                return _STOPPED[reason]
+            short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
+            await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
+            filled = grant
+        if time.monotonic() >= self._tell_at:
+            self._tell_at = time.monotonic() + _PROGRESS_SECONDS
+            self._reads.tell_progress(self.id, rows=self.rows, nbytes=self.bytes)
+        return None
+
+    def _stopped_by(self, frame: Frame | Part) -> tuple[Grant, str] | None:
+        """None and the batch is counted in every lease, or the first that it does not pass, and counted in none."""
+        for number, grant in enumerate(self.grants):
+            if (reason := gate.check(grant.lease, frame.rows, frame.nbytes)) is not None:
+                for passed in self.grants[:number]:
+                    passed.lease.rows += frame.rows
+                    passed.lease.bytes += frame.nbytes
+                return grant, reason
+        self.rows += frame.rows
+        self.batches += 1
+        self.bytes += frame.nbytes
+        self._digest = frame.digest
+        return None
+
+    def _broken(self, error: HanseError) -> End:
+        """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
+        if any(grant.lease.revoked for grant in self.grants):
+            return self._ended(REVOKED)
+        if error.code == "cancelled" and lease_left(self.grants) <= 0:
+            return self._ended(EXPIRED)
+        return replace(self._ended(FAILED), code=error.code, reason=error.message)
+
+    def _ended(self, status: str) -> End:
+        name = self._asked.digest
+        stopped = next((grant for grant in self.grants if grant.lease.revoked), None)
+        reason, rule = _REASONS.get(status, ""), ""
+        code = "" if status == COMPLETE else status
+        if status == REVOKED and self._reads.draining:  # nobody took a right away: go on elsewhere or later
+            status, code, reason = FAILED, "shutting_down", self._reads.draining
+        elif status == REVOKED and stopped is not None:
+            reason, rule = stopped.stop_reason, stopped.contract.permission
+        return End(
+            status=status,
+            rows=self.rows,
+            batches=self.batches,
+            nbytes=self.bytes,
+            digest=f"{name}:{self._digest.hex()}",
+            code=code,
+            reason=reason,
+            rule=rule,
+            policy=self._policy,
+            query=self.id,
+        )
+
+
+async def watch(grants: Sequence[Grant], result: Result) -> None:
+    """Interrupt the worker when a grant ends while no batch comes (6)."""
+    stops = [asyncio.ensure_future(grant.stopped.wait()) for grant in grants]
+    try:
+        while (left := lease_left(grants)) > 0:
+            done, _ = await asyncio.wait(stops, timeout=min(left, 60), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
+        result.interrupt()
+    finally:
+        for stop in stops:
+            stop.cancel()
+
+
+def lease_left(grants: Sequence[Grant]) -> float:
+    """Seconds that the shortest lease has left."""
+    return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
+
+
+def why_ended(error: BaseException, grants: Sequence[Grant], draining: str) -> BaseException:
+    """A read that its grant's end has interrupted before its first byte is refused for that reason."""
+    if not isinstance(error, EngineFailed) or error.code != "cancelled":
+        return error
+    if draining:  # nobody took a right away
+        return Busy(draining, code="shutting_down")
+    for grant in grants:
+        if grant.lease.revoked:
+            return Refused(grant.stop_reason, code=REVOKED, rule=grant.contract.permission)
+    return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error

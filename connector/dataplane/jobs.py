@@ -1,0 +1,114 @@
+"""What a worker is asked for a read: the SQL after the gate, the pinned files behind its names, and its limits."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from connector.dataplane.asked import Asked
+from connector.errors import BadInput
+from connector.query.job import SLOTS, Job, Limits, Recheck, Relation
+from connector.store.tables import DatasetVersion
+from connector.usage.grants import Grant
+from policies import gate
+
+if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
+    from policies.enforce.sql import Keys, Prepared
+
+BATCH_BYTES = 3 * 2**20
+_IN_FLIGHT = 16 * 2**20
+_FEW = 4  # reads that may have a batch more each waiting for their reader
+_THREADS_MAX = 4
+
+
+def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) -> tuple[Prepared, list[Keys]]:
+    """The gate over the grants' datasets, and the tables brought along. In a thread: hostile text takes its time."""
+    from policies.enforce.sql import Dataset, Keys, prepare
+
+    datasets = [
+        Dataset((name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id, asked.position)
+        for grant in grants
+    ]
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
+    keys = [Keys(brought.name, _token(), brought.columns) for brought in asked.brought]
+    purpose = grants[0].purpose or None
+    prepared = prepare(
+        asked.sql, datasets, action=asked.action, purpose=purpose, token=_token, mask_key=mask_key, keys=keys
+    )
+    return prepared, keys
+
+
+def untouched(asked: Asked, prepared: Prepared) -> str:
+    """The relation whose rows leave as they are, some columns of them; empty where anything is done to them."""
+    if not asked.unfiltered or not asked.plain_scan or len(prepared.datasets) != 1:
+        return ""
+    contract = prepared.datasets[0].contract
+    touched = contract.row_filter is not None or contract.grid is not None or prepared.barrier
+    shown = {name for name in contract.columns if all(name.casefold() != m.column.casefold() for m in contract.masks)}
+    return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
+
+
+def version_relation(version: DatasetVersion) -> Relation:
+    """The pinned files of a version, as the engine takes them."""
+    source = version.source
+    return Relation(source["kind"], tuple(source["files"]), source["options"], row_bytes=_row_bytes(version.profile))
+
+
+def _row_bytes(profile: Mapping[str, Any]) -> dict[str, float]:
+    """Average bytes of a value per column, where the profile knows them."""
+    rows, columns = profile.get("rows") or 0, profile.get("columns") or ()
+    found = columns if not isinstance(columns, Mapping) else [dict(value, name=name) for name, value in columns.items()]
+    return {column["name"]: column["bytes"] / rows for column in found if rows and column.get("bytes")}
+
+
+def job_of(
+    asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys], *, most: Limits, running: int
+) -> Job:
+    """The work of one read. `most`: what any may take; `running`: reads that share the machine, this one among them."""
+    relations = {
+        dataset.relation: version_relation(grant.held.version)
+        for dataset in prepared.datasets
+        for grant in grants
+        if grant.held.dataset.name == dataset.name[1]
+    }
+    brought = {one.relation: Relation("", blob=number, columns=one.columns) for number, one in enumerate(keys)}
+    rows = min(grant.lease.rows for grant in grants)
+    spare = min(grant.lease.bytes for grant in grants)
+    return Job(
+        relations=relations | brought,
+        sql=prepared.sql,
+        params=prepared.params,
+        scan=untouched(asked, prepared),
+        only=asked.split.only if asked.split else None,
+        recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
+        limits=Limits(
+            seconds=most.seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
+            memory_mb=most.memory_mb if not asked.plain_scan else max(128, most.memory_mb // 4),
+            temp_mb=0 if asked.plain_scan else most.temp_mb,
+            threads=max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, running))),
+        ),
+        batch_bytes=max(2**16, min(_batch_bytes(asked.format, running), spare // 2)),
+        slots=SLOTS if running <= _FEW else SLOTS - 1,
+        batch_rows=min(asked.batch_rows or rows, rows) if asked.batch_rows or rows < gate.UNLIMITED else None,
+        format=asked.format,
+        codec=asked.codec,
+        digest=asked.digest,
+        blobs=tuple(brought.arrow for brought in asked.brought),
+        consumer=asked.consumer,
+        shared=asked.plain_scan and not prepared.aggregate,
+    )  # fmt: skip
+
+
+def _batch_bytes(form: str, running: int) -> int:
+    """Smaller batches where many read: what is in flight for all of them together stays bounded."""
+    if form == "parquet":  # a batch is a row group there, and few of them make a better file
+        return max(2**20, _IN_FLIGHT // (2 * max(1, running)))
+    return max(2**19, min(BATCH_BYTES, _IN_FLIGHT // max(1, running)))
+
+
+def _token() -> str:
+    return f"r_{secrets.token_hex(8)}"

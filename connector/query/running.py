@@ -1,0 +1,292 @@
+"""A worker process, and a job that runs in it, as the main process has them. `connector.query.pool` gives them out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from connector.errors import HanseError
+from connector.query import job as wire
+from connector.query.codes import error_of
+from connector.query.job import Job
+from connector.query.ring import Ring, slot_bytes
+from connector.query.sandbox import memory_of
+from connector.telemetry import logger
+
+GRACE = 1.2
+KEPT_MB = 64  # beyond _RECYCLE_MB, between two jobs
+_RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
+_MAPPED_MB = 96  # mapped to write to, at rest, and not before the first job: 40 of it may be stacks kept for threads
+
+_log = logger("query")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One batch: its rows, its bytes on the wire, the IPC message, and the digest of all messages up to it.
+
+    The message lies in memory that is used again once nobody holds `payload`: let go of it as soon as it is sent.
+    """
+
+    rows: int
+    nbytes: int
+    payload: memoryview
+    digest: bytes
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One process and what runs in it."""
+
+    process: asyncio.subprocess.Process
+    control: socket.socket
+    folder: Path
+    results: set[Result] = field(default_factory=set)
+    killed: str = ""  # the code that its jobs get
+    doomed: bool = False  # a job of it did not stop: it takes no other, and ends with those that it has
+    watch: asyncio.Task[None] | None = None
+    idle_since: float = 0.0
+    ring: Ring | None = None  # of its last job
+    began_mb: int = 0  # mapped to write to before its first job
+    ending: asyncio.Task[None] | None = None  # its job has ended by itself, and it will be free in a moment
+
+    @property
+    def shared(self) -> bool:
+        return any(result.job.shared for result in self.results)
+
+    def alive(self) -> bool:
+        return not self.killed and self.process.returncode is None
+
+    def lend_ring(self, slots: int, size: int) -> Ring:
+        """Memory to share with it in a job that is about to begin: what its last job has left, where that fits."""
+        ring, self.ring = self.ring, None
+        if ring is not None and (ring.slots, ring.size) != (slots, size):
+            ring.close()
+            ring = None
+        return ring or Ring(slots, size, released=_nobody)
+
+    def take_ring(self, ring: Ring) -> None:
+        """A job has ended: its memory waits for the next one, from when no reader holds any of it any more."""
+        if self.ring is not None or self.doomed or not self.alive():
+            ring.close()
+        elif ring.held:
+            ring.released = lambda _: None if ring.held else self.take_ring(ring)
+        else:
+            ring.released, self.ring = _nobody, ring
+
+    def give_up(self, result: Result) -> None:
+        """A job does not stop: its process is killed, as soon as nobody else has one in it."""
+        self.doomed = True
+        if not self.results - {result}:
+            self.kill("worker_crashed")
+
+    def kill(self, code: str) -> None:
+        """End the process now; its jobs end with `code`."""
+        self.killed = self.killed or code
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGKILL)
+
+    def rss_mb(self) -> int:
+        """What of it is in memory."""
+        return memory_of(self.process.pid).resident // 2**20
+
+    def own_mb(self) -> int:
+        """Of that, what the kernel cannot take back: not the pages of mapped files."""
+        return memory_of(self.process.pid).own // 2**20
+
+    @property
+    def worn(self) -> bool:
+        """Whether it holds more of its own after a job than may wait for the next one."""
+        return self.own_mb() > _RECYCLE_MB + KEPT_MB
+
+    @property
+    def swollen(self) -> bool:
+        """Whether it rests on so much that the next job would have less: also what is mapped only, and would be filled
+        again without asking."""
+        held = memory_of(self.process.pid)
+        return held.own // 2**20 > _RECYCLE_MB or held.data // 2**20 > self.began_mb + _MAPPED_MB
+
+
+class Result:
+    """A running query: its schema, its frames, and its totals once they are all read."""
+
+    def __init__(self, worker: Worker, job: Job, channel: socket.socket) -> None:
+        self.job = job
+        self.schema = b""
+        self.trailer = b""
+        self.digest = b""
+        self.totals: dict[str, int] = {}
+        self.ended = False
+        self.worked = 0.0  # seconds that we waited for the worker
+        self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
+        self._worker = worker
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self.ring: Ring | None = None
+        if job.kind == "query":
+            self.ring = worker.lend_ring(job.slots, slot_bytes(job.batch_bytes))
+            self.ring.released = lambda slot: self._tell(slot + 1)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        kind, rows, payload, digest = await self.next()
+        if kind != wire.BATCH:
+            raise StopAsyncIteration
+        whole = payload if isinstance(payload, memoryview) else memoryview(payload)
+        return Frame(rows, len(payload), whole, digest)
+
+    async def start(self) -> None:
+        """Send the job and wait for the schema (or the value)."""
+        await self._loop.sock_sendall(self._channel, self.job.encode())
+
+    def go(self) -> None:
+        """Let a held job work."""
+        self._tell(wire.GO)
+
+    async def next(self) -> tuple[int, int, bytearray | memoryview, bytes]:
+        """The next frame within the job's limits of time, or the error that ended the job."""
+        if self.ended:
+            return wire.END, 0, bytearray(), self.digest
+        if self.ring is not None and self.ring.held == self.ring.slots:
+            self._tell(wire.ANYWAY)
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds_left()):
+                frame = await self._frame()
+        except TimeoutError:
+            self._worker_log("time_limit")
+            await self.stop()
+            raise error_of(
+                "time_limit", {"seconds": self.job.limits.total_seconds or self.job.limits.seconds}
+            ) from None
+        finally:
+            self.worked += time.monotonic() - begun
+        return self._taken(*frame)
+
+    def interrupt(self) -> None:
+        """Tell the worker to stop; whoever waits for a frame gets the error `cancelled` soon."""
+        with suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+        if self.desk is not None:  # a worker that waits for a block does not hear of it otherwise
+            with suppress(OSError):
+                self.desk.shutdown(socket.SHUT_RDWR)
+
+    async def stop(self) -> None:
+        """End the work: interrupt, then kill. Safe to call at any time."""
+        self.interrupt()
+        try:
+            async with asyncio.timeout(GRACE):
+                await self._drain()
+        except TimeoutError:
+            self._worker.give_up(self)
+        self.ended = True
+
+    async def settle(self) -> None:
+        """Wait until the worker has cleaned up after a job that ended by itself."""
+        if not self.ended:
+            await self.stop()
+        elif self._worker.alive():
+            try:
+                async with asyncio.timeout(GRACE):
+                    await self._drain()
+            except TimeoutError:
+                self._worker.give_up(self)
+
+    def close(self) -> None:
+        self._channel.close()
+        if self.ring is not None:
+            self._worker.take_ring(self.ring)
+
+    def _tell(self, said: int) -> None:
+        with suppress(OSError):  # the job is over
+            self._channel.send(bytes((said,)))
+
+    def _seconds_left(self) -> float:
+        limits = self.job.limits
+        if limits.total_seconds is None:
+            return limits.seconds
+        return max(0.0, min(limits.seconds, limits.total_seconds - self.worked))
+
+    async def _frame(self) -> tuple[int, int, bytearray | memoryview, bytes]:
+        header = await self._receive(wire.HEADER.size)
+        kind, digest_length, slot, rows, length, digest = wire.HEADER.unpack(header)
+        if length > wire.PAYLOAD_MAX:
+            raise self._nonsense()
+        payload = self._shared(slot - 1, length) if slot else await self._receive(length)
+        return kind, rows, payload, digest[:digest_length]
+
+    def _shared(self, slot: int, length: int) -> memoryview:
+        try:
+            if self.ring is None:
+                raise ValueError("expected no slot")
+            return self.ring.take(slot, length)
+        except ValueError:
+            raise self._nonsense() from None
+
+    def _nonsense(self) -> HanseError:
+        """A worker that does not speak as it should is not ours any more."""
+        self._worker.kill("worker_crashed")
+        return error_of("worker_crashed", {})
+
+    async def _receive(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view, got = memoryview(data), 0
+        while got < size:
+            try:
+                more = await self._loop.sock_recv_into(self._channel, view[got:])
+            except OSError:
+                more = 0
+            if not more:
+                raise await self._died()
+            got += more
+        return data
+
+    async def _died(self) -> HanseError:
+        """The worker closed our socket in mid-job: it was killed or has crashed."""
+        self.ended = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._worker.process.wait()
+        code = self._worker.killed or "worker_crashed"
+        self._worker_log(code, exit_code=self._worker.process.returncode)
+        self._worker.kill(code)
+        return error_of(code, {})
+
+    def _taken(
+        self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes
+    ) -> tuple[int, int, bytearray | memoryview, bytes]:
+        if kind in (wire.SCHEMA, wire.BATCH, wire.END):
+            self.digest = digest
+        if kind == wire.END:
+            self.ended, self.totals = True, json.loads(bytes(payload))
+        elif kind == wire.VALUE:
+            self.ended = True
+        elif kind == wire.ERROR:
+            self.ended = True
+            told = json.loads(bytes(payload))
+            self._worker_log(told["code"], told["class"])
+            raise error_of(told["code"], told["facts"], told["message"])
+        return kind, rows, payload, digest
+
+    async def _drain(self) -> None:
+        scratch = bytearray(2**18)
+        with suppress(OSError):
+            while await self._loop.sock_recv_into(self._channel, scratch):
+                pass
+
+    def _worker_log(self, code: str, kind: str = "", **more: Any) -> None:
+        _log.info("job ended", code=code, engine_error=kind, consumer=self.job.consumer, task=self.job.kind, **more)
+
+
+def _nobody(_: int) -> None:
+    """Hears of slots that come back while no job runs: there are none."""
