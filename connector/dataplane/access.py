@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.dataplane.addresses import PATH, Addresses
 from connector.datasets import counts
 from connector.identity.service import Identity
-from connector.usage.grants import Grants, Held
+from connector.usage.grants import Grants
+from connector.usage.held import Held
 from policies.contract import DataContract
 from policies.masks import MASKS
 from policies.model import ODRL

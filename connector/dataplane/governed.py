@@ -15,7 +15,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, EngineFailed, HanseError, Refused
 from connector.query.job import ARROW
 from connector.query.running import Frame, Result
-from connector.usage.grants import Grant
+from connector.usage.held import Grant
 from policies import gate
 
 if TYPE_CHECKING:

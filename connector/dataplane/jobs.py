@@ -11,7 +11,7 @@ from connector.dataplane.asked import Asked
 from connector.errors import BadInput
 from connector.query.job import SLOTS, Job, Limits, Recheck, Relation
 from connector.store.tables import DatasetVersion
-from connector.usage.grants import Grant
+from connector.usage.held import Grant
 from policies import gate
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start

@@ -26,7 +26,8 @@ from connector.errors import BadInput, EngineFailed, QueryInvalid, Refused, Vers
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store.tables import DatasetVersion
-from connector.usage.grants import Grants, Held
+from connector.usage.grants import Grants
+from connector.usage.held import Held
 from policies.contract import DataContract, to_json
 
 BLOCKS_MAX = 1024  # in one read: a longer list is asked for in parts

@@ -36,7 +36,7 @@ from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned,
 from connector.query.job import Job
 from connector.query.running import Frame, Result
 from connector.telemetry import logger
-from connector.usage.grants import Grant
+from connector.usage.held import Grant
 from policies.contract import DataContract, to_json
 
 _ENTRIES_MAX = 256

@@ -17,7 +17,7 @@ from connector.query.job import Job
 from connector.query.pool import Pool, Watch
 from connector.store import Store, Transaction
 from connector.store.tables import PrivateAnswer
-from connector.usage.grants import Grant
+from connector.usage.held import Grant
 from policies import admission
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
 from connector.errors import HanseError, Refused
 from connector.events import ReadEnded, ReadRefused, ReadStarted
-from connector.usage.grants import Grant
+from connector.usage.held import Grant
 from policies.contract import DataContract
 from policies.errors import PolicyError
 

@@ -38,7 +38,8 @@ from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store import Store, Transaction
 from connector.telemetry import Metrics, logger
-from connector.usage.grants import Grant, Grants, Held, Wanted
+from connector.usage.grants import Grants
+from connector.usage.held import Grant, Held, Wanted
 from policies import gate
 from policies.contract import DataContract
 from policies.errors import PolicyError

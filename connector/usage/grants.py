@@ -22,132 +22,33 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from connector.datasets import counts, stored
+from connector.datasets import stored
 from connector.datasets.registry import published_schema
-from connector.errors import HanseError, Limited, NotFound, Refused
+from connector.errors import HanseError, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
 from connector.store.agreements import Looked, TransferState, used_today
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
+from connector.usage.counting import DAY, admit, place_until, reserve
+from connector.usage.deciding import against, chosen, covering, decided, not_permitted, permitted_until, refusal_of
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
-from policies import admission, bound
+from connector.usage.held import Grant, Held, Own, Wanted
+from policies import bound
 from policies.contract import DataContract, TableSchema
-from policies.errors import QueryRefused
-from policies.evaluate import Decision, Facts, evaluate, next_turn
+from policies.evaluate import Facts
 from policies.gate import Lease
-from policies.model import Policy
-from policies.vocabulary import Phase
 
 _T = TypeVar("_T")
 _log = logger("usage")
-_CHUNK_ROWS = 1_000_000
-_CHUNK_BYTES = 256 * 2**20
 _POLL_SECONDS = 0.5
 _RECHECK_SECONDS = 5.0  # how often the party's facts are asked again, and its place kept, while a read runs
 _BLIND_SECONDS = 5.0  # how long reads go on where the database cannot be asked about them
-_PLACE_SECONDS = 60.0  # how long a read of a process that is gone is in the way of others
 _CACHED_MAX = 512
-_DAY = 86_400
-_NOT_NOW = "the agreement does not permit this now: "
-_NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # what passes by itself comes first
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """An agreement as the provider holds it: the rows, the policy, and one contract per permission."""
-
-    agreement: Agreement
-    dataset: Dataset
-    version: DatasetVersion
-    policy: Policy
-    contracts: tuple[DataContract, ...]
-
-
-@dataclass(slots=True, eq=False)
-class Grant:
-    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it.
-
-    `drawn`: how often the question draws on all rows of the dataset at once (`Prepared.drawn`). Where rows are counted,
-    that many are, as if they had left: one row of the answer may carry all of them.
-    """
-
-    held: Held
-    contract: DataContract
-    consumer: str
-    transfer_id: str
-    action: str
-    purpose: str
-    application: str
-    lease: Lease
-    reserved_rows: int = 0
-    reserved_bytes: int = 0
-    drawn: int = 0
-    place: str = ""  # the read's id, where its agreement limits how many run at once
-    stop_reason: str = ""
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def agreement_id(self) -> str:
-        return self.held.agreement.id
-
-    @property
-    def packed(self) -> int:
-        """Rows that are used whatever the answer has."""
-        if not self.drawn:
-            return 0
-        rows = int(self.held.version.profile["rows"])
-        # Upwards: a refusal for want of quota must not tell how many rows are hidden, and nothing be had for less.
-        return self.drawn * (rows if self.contract.row_filter is None else counts.at_most(rows))
-
-    @property
-    def rationed(self) -> bool:
-        """Whether its rows or bytes are counted: how many it may send is known once the read has begun."""
-        limits = self.contract.limits
-        return any(limit is not None for limit in (limits.rows, limits.bytes, limits.share))
-
-    def take(self, rows: int, nbytes: int) -> None:
-        """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
-        if rows:
-            self.lease.rows = rows + (self.lease.rows if self.reserved_rows else 0)
-        if nbytes:
-            self.lease.bytes = nbytes + (self.lease.bytes if self.reserved_bytes else 0)
-        self.reserved_rows += rows
-        self.reserved_bytes += nbytes
-
-    def stop(self, reason: str) -> None:
-        """End the read at its next batch, and wake whoever waits for the batch."""
-        self.stop_reason = self.stop_reason or reason
-        self.lease.revoked = True
-        self.stopped.set()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """One read that asks to be admitted, for at most `longest` seconds."""
-
-    agreement_id: str
-    consumer: str
-    transfer_id: str
-    generation: int
-    action: str
-    purpose: str
-    longest: float
-    application: str = ""
-
-
-class _Own(NamedTuple):
-    """What the provider knows itself of an agreement at one moment, as facts and as counters."""
-
-    facts: Facts
-    uses: int
-    today: int
-    rows: int
-    bytes: int
 
 
 class Grants:
@@ -194,14 +95,14 @@ class Grants:
         held = self._compiled(found)
         candidates = covering(held.contracts, action=action, purpose=purpose, now=now)
         facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose, application=application)
-        return held, _chosen(held, candidates, facts, own, action=action, running=0, now=now)[0]
+        return held, chosen(held, candidates, facts, own, action=action, running=0, now=now)[0]
 
     async def examine(self, *wanted: Wanted) -> list[Grant]:
         """A place for a read under these agreements, all or none, of which nothing is counted yet: Refused, Limited or
         NotFound with the first reason. Whoever has them calls `forget`, whatever happens, after `begin` also `end`."""
         now = time.time()
 
-        def work(tx: Transaction) -> list[tuple[_Found, _Own]]:
+        def work(tx: Transaction) -> list[tuple[_Found, Own]]:
             shown = ((one, (one.transfer_id, one.generation)) for one in wanted)
             return [self._look(tx, one.agreement_id, one.consumer, transfer, now) for one, transfer in shown]
 
@@ -225,7 +126,7 @@ class Grants:
         ordered, now = sorted(grants, key=lambda grant: grant.agreement_id), time.time()
 
         def work(tx: Transaction) -> tuple[list[tuple[int, int]], _T]:
-            return [_admit(tx, grant, now, read_id) for grant in ordered], start(tx)
+            return [admit(tx, grant, now, read_id) for grant in ordered], start(tx)
 
         reserved, started = await self._store.write(work)  # 6
         for grant, quota in zip(ordered, reserved, strict=True):
@@ -233,14 +134,14 @@ class Grants:
             grant.place = "" if grant.contract.limits.concurrency is None else read_id
         return started
 
-    async def _examined(self, wanted: Wanted, held: Held, own: _Own, now: float) -> Grant:
+    async def _examined(self, wanted: Wanted, held: Held, own: Own, now: float) -> Grant:
         """The grant, counted as running from here on, before anything of it is used."""
         candidates = covering(held.contracts, action=wanted.action, purpose=wanted.purpose, now=now)  # 2
         facts = (await self._facts_of(wanted.consumer)).adding(own.facts)
         # Nothing waits from here to the place among those that run: two reads at once would both find it free.
         running = self.running(wanted.agreement_id)
         facts = requested(facts, purpose=wanted.purpose, application=wanted.application)
-        contract, known = _chosen(held, candidates, facts, own, action=wanted.action, running=running, now=now)
+        contract, known = chosen(held, candidates, facts, own, action=wanted.action, running=running, now=now)
         ends = min(wanted.longest, (contract.not_after or float("inf")) - now, known - now)
         lease = Lease(deadline=time.monotonic() + ends)
         grant = Grant(
@@ -266,18 +167,18 @@ class Grants:
         """
         now = time.time()
 
-        def work(tx: Transaction) -> tuple[_Found, _Own]:
+        def work(tx: Transaction) -> tuple[_Found, Own]:
             found, _ = self._found(tx, agreement_id, consumer, transfer)
             return found, _own(tx, found.agreement, now)
 
         found, own = await self._store.read(work)
         held = self._compiled(found)
         facts = requested((await self._facts_of(consumer)).adding(own.facts), purpose=purpose)
-        decisions = [(one, _decided(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
+        decisions = [(one, decided(held, one, facts, action=one.actions[0], now=now)) for one in held.contracts]
         later = DECLARED - set(facts)
-        contracts = tuple(one for one, decision in decisions if decision.permitted or _against(decision) <= later)
+        contracts = tuple(one for one, decision in decisions if decision.permitted or against(decision) <= later)
         if not contracts:
-            raise _refusal([_not_permitted(one, decision) for one, decision in decisions])
+            raise refusal_of([not_permitted(one, decision) for one, decision in decisions])
         return replace(held, contracts=contracts)
 
     async def recheck(self, grant: Grant) -> float:
@@ -291,7 +192,7 @@ class Grants:
             own = await self._store.read(lambda tx: _own(tx, grant.held.agreement, now))
             facts = (await self._facts_of(grant.consumer)).adding(own.facts)
             facts = requested(facts, purpose=grant.purpose, application=grant.application)
-            return _permitted(grant.held, grant.contract, facts, action=grant.action, now=now) - now
+            return permitted_until(grant.held, grant.contract, facts, action=grant.action, now=now) - now
         except Refused as refused:
             grant.stop(refused.message)
             raise
@@ -306,7 +207,7 @@ class Grants:
             raise
 
     async def _refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
-        quota = await self._store.write(lambda tx: _reserve(tx, grant, rows=rows, nbytes=nbytes))
+        quota = await self._store.write(lambda tx: reserve(tx, grant, rows=rows, nbytes=nbytes))
         if quota is not None:
             grant.take(*quota)
         return quota is not None
@@ -377,7 +278,7 @@ class Grants:
         having = [grant for grant in self._all() if grant.place]
         if not having:
             return
-        ids, until = {grant.place for grant in having}, time.time() + _PLACE_SECONDS
+        ids, until = {grant.place for grant in having}, place_until(time.time())
         kept = await self._store.write(lambda tx: tx.reads.keep_places(ids, until=until))
         for grant in having:
             if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
@@ -397,7 +298,7 @@ class Grants:
 
     def _look(
         self, tx: Transaction, agreement_id: str, consumer: str, transfer: tuple[str, int] | None, now: float
-    ) -> tuple[_Found, _Own]:
+    ) -> tuple[_Found, Own]:
         """Step 1, and what we know ourselves at this moment."""
         found, looked = self._found(tx, agreement_id, consumer, transfer)
         return found, _own(tx, found.agreement, now, looked)
@@ -474,121 +375,6 @@ def _check_types(contract: DataContract, signed: TableSchema, dataset: Dataset) 
         )
 
 
-def covering(contracts: Sequence[DataContract], *, action: str, purpose: str, now: float) -> list[DataContract]:
-    """The contracts that cover this action, purpose and time; Refused where none does."""
-    try:
-        return admission.covering(contracts, action=action, purpose=purpose or None, now=now)
-    except QueryRefused as refusal:
-        raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
-
-
-def _chosen(
-    held: Held,
-    candidates: Sequence[DataContract],
-    facts: Facts,
-    own: _Own,
-    *,
-    action: str,
-    running: int,
-    now: float,
-) -> tuple[DataContract, float]:
-    """The first whose own permission is active and has something left, and until when (UTC seconds) that is sure.
-
-    Else Refused or Limited, with what is missing for each: two permissions are never merged.
-    """
-    facts = facts.adding(Facts.of({"ds:concurrency": running}, source="counter"))
-    refusals: list[HanseError] = []
-    for contract in candidates:
-        try:
-            _check_concurrency(contract, running)  # 3
-            until = _permitted(held, contract, facts, action=action, now=now)  # 4
-            _check_left(held, contract, own, now=now)  # 5
-        except HanseError as refusal:
-            refusals.append(refusal)
-        else:
-            return contract, until
-    raise _refusal(refusals)
-
-
-def _refusal(refusals: Sequence[HanseError]) -> HanseError:
-    """The one refusal, or the one that the least stands against with the words of all."""
-    nearest = min(refusals, key=lambda one: _NEAREST.index(one.code))
-    if len(refusals) == 1:
-        return nearest
-    told = dict.fromkeys(one.message.removeprefix(_NOT_NOW) for one in refusals)
-    return type(nearest)(f"{_NOT_NOW}{'; '.join(told)}", code=nearest.code, **nearest.facts)
-
-
-def _check_concurrency(contract: DataContract, running: int) -> None:
-    most = contract.limits.concurrency
-    if most is not None and running >= most:
-        raise Limited(
-            f"the agreement allows {most} reads at once and {running} are running; end one or wait",
-            code="concurrency",
-            rule=admission.reason(contract, "concurrency"),
-        )
-
-
-def _permitted(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> float:
-    """Until when (UTC seconds) the party surely may: the first end of a fact that the decision rests on, or the first
-    time at which a prohibition may begin. Refused where the contract's own permission is not active."""
-    decision = _decided(held, contract, facts, action=action, now=now)
-    if not decision.permitted:
-        raise _not_permitted(contract, decision)
-    return min(_sure_until(decision, facts), next_turn(held.policy, action=action, now=now))
-
-
-def _decided(held: Held, contract: DataContract, facts: Facts, *, action: str, now: float) -> Decision:
-    """What the evaluator says of the contract's own permission; what another one permits does not count."""
-    own = contract.permission
-    return evaluate(held.policy, facts, action=action, permission=own, phase=Phase.TRANSFER, now=now)
-
-
-def _not_permitted(contract: DataContract, decision: Decision) -> Refused:
-    return Refused(
-        f"{_NOT_NOW}{'; '.join(decision.reasons) or 'no permission is active'}",
-        code="not_permitted",
-        rule=contract.permission,
-        decision=decision.to_json(),
-    )
-
-
-def _against(decision: Decision) -> set[str]:
-    """The facts that stand against a permission; under a prohibition it is those that meet it or are not known."""
-    permission = ("unknown", "unsatisfied"), ("unknown", "satisfied")
-    return {one.left for one in decision.findings if one.result in permission[one.rule.startswith("/prohibition")]}
-
-
-def _check_left(held: Held, contract: DataContract, own: _Own, *, now: float) -> None:
-    """Limited where nothing is left of what is counted; the counting itself asks again."""
-    limits, rows = contract.limits, _most_rows(held, contract)
-    if limits.queries_per_day is not None and own.today >= limits.queries_per_day:
-        raise _uses_spent(contract, own.uses)
-    if (rows is not None and own.rows >= rows) or (limits.bytes is not None and own.bytes >= limits.bytes):
-        raise _quota_spent(contract)
-
-
-def _uses_spent(contract: DataContract, uses: int) -> Limited:
-    limits = contract.limits
-    spent = limits.queries is not None and uses >= limits.queries
-    what = f"{limits.queries} reads" if spent else f"{limits.queries_per_day} reads a day"
-    return Limited(
-        f"the agreement allows {what} and they are used up",
-        code="count_spent",
-        rule=admission.reason(contract, "count" if spent else "queriesPerDay"),
-    )
-
-
-def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
-    told = "the agreement's rows or bytes are used up"
-    if draws:
-        told = (
-            "a question that combines rows (aggregates, windows, WITH, UNION, a dataset twice) counts as all rows of "
-            "the dataset, and fewer are left under the agreement; ask for rows, which are counted as they leave"
-        )
-    return Limited(told, code="quota_spent", rule=_quota_rule(contract))
-
-
 def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id: str = "") -> Looked:
     """What is looked at of an agreement that holds; Refused or NotFound where it does not."""
     looked = tx.agreements.look(agreement_id, transfer_id=transfer_id)
@@ -613,75 +399,9 @@ def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 
 
-def _admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int, int]:
-    """Count one use, take a place; the first rows and bytes of the quota."""
-    limits = grant.contract.limits
-    counted = tx.agreements.count_use(
-        grant.agreement_id, day=int(now // _DAY), most=limits.queries, most_today=limits.queries_per_day
-    )
-    if not counted:
-        row = tx.agreements.grant(grant.agreement_id)
-        if row is None or row.revoked_at is not None:
-            raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
-        raise _uses_spent(grant.contract, row.queries)
-    if limits.concurrency is not None:
-        running = tx.reads.take_place(read_id, grant.agreement_id, now=now, until=now + _PLACE_SECONDS) - 1
-        _check_concurrency(grant.contract, running)
-    quota = _reserve(tx, grant, rows=grant.packed, nbytes=0)
-    if quota is None:
-        raise _quota_spent(grant.contract, draws=grant.drawn > 0)
-    return quota
-
-
-def _reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[int, int] | None:
-    """Rows and bytes of the quota: a whole chunk, else a smaller one, else what the next batch needs; None if spent.
-
-    The grant takes them once they are committed: a transaction may be tried again.
-    """
-    limits = grant.contract.limits
-    most_rows = _most_rows(grant.held, grant.contract)
-    if most_rows is None and limits.bytes is None:
-        return 0, 0
-    for share in (1, 8, 64, 512, 0):
-        more_rows = 0 if most_rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
-        more_bytes = 0 if limits.bytes is None else max(nbytes, 1, _CHUNK_BYTES // share if share else 0)
-        taken = tx.agreements.reserve(
-            grant.agreement_id, rows=more_rows, nbytes=more_bytes, most_rows=most_rows, most_bytes=limits.bytes
-        )
-        if taken:
-            return more_rows, more_bytes
-    return None
-
-
-def _quota_rule(contract: DataContract) -> str:
-    """The rule behind the quota: rows where they are limited, else bytes."""
-    limits = contract.limits
-    spent = "rowQuota" if limits.rows is not None else "percentage" if limits.share is not None else "byteQuota"
-    return admission.reason(contract, spent)
-
-
-def _most_rows(held: Held, contract: DataContract) -> int | None:
-    """Rows that may leave under the agreement: the quota, or the share of the version that is read."""
-    limits = contract.limits
-    if limits.share is None:
-        return limits.rows
-    rows = held.version.profile["rows"]
-    if contract.row_filter is not None:  # where the reads end would tell of the hidden rows
-        rows = counts.at_least(rows)
-    share = int(rows * limits.share / 100)
-    return share if limits.rows is None else min(share, limits.rows)
-
-
-def _sure_until(decision: Decision, facts: Facts) -> float:
-    """The first end (UTC seconds) of a fact that the decision looked at; infinite where none ends."""
-    seen = {finding.left for finding in decision.findings}
-    ends = [fact.valid_until for key, fact in facts.items() if fact.valid_until is not None and key in seen]
-    return min(ends, default=float("inf"))
-
-
-def _own(tx: Transaction, agreement: Agreement, now: float, looked: Looked | None = None) -> _Own:
+def _own(tx: Transaction, agreement: Agreement, now: float, looked: Looked | None = None) -> Own:
     """What we know ourselves: what was used, where it is looked at, and which duties before use are fulfilled."""
-    today = 0 if looked is None else used_today(looked, day=int(now // _DAY))
+    today = 0 if looked is None else used_today(looked, day=int(now // DAY))
     uses, rows, nbytes = (0, 0, 0) if looked is None else (looked.queries, looked.rows, looked.bytes)
     facts = counted(Facts(), uses=uses, uses_today=today, running=0)
-    return _Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)
+    return Own(facts.adding(fulfilled(tx, agreement, now=now)), uses, today, rows, nbytes)

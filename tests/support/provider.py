@@ -29,7 +29,8 @@ from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
 from connector.usage.facts import party_facts
-from connector.usage.grants import Grants, Wanted
+from connector.usage.grants import Grants
+from connector.usage.held import Wanted
 from policies import jsonld
 from policies.evaluate import Facts
 from policies.model import Policy

@@ -32,7 +32,7 @@ from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated, VersionChanged
 from connector.telemetry import logger
-from connector.usage.grants import Held
+from connector.usage.held import Held
 from policies.contract import Limits
 from policies.errors import PolicyError
 from policies.vocabulary import expand

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
 from connector.errors import Busy, NotFound, Refused
-from connector.usage import grants as grants_module
+from connector.usage import counting
 from policies.evaluate import Facts
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask
@@ -272,7 +272,7 @@ async def test_what_is_reserved_for_a_reader_who_leaves_meanwhile_goes_back(
 ) -> None:
     agreement = await running.agree(limited("ds:rowQuota", "4000"))
     ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
-    monkeypatch.setattr(grants_module, "_CHUNK_ROWS", 1000)
+    monkeypatch.setattr(counting, "_CHUNK_ROWS", 1000)
     reached, told = asyncio.Event(), running.store.write
 
     async def slow(work: Any) -> Any:

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from connector.errors import Limited
 from connector.store import Store
 from connector.store.agreements import Agreements
-from connector.usage import grants
+from connector.usage import counting, held as values
 from policies.contract import Limits
 from policies.gate import Lease
 
@@ -45,9 +45,9 @@ async def main():
     store = Store(url, pool_size=1)
     contract = SimpleNamespace(limits=Limits(queries={READS}, rows={ROWS}), permission="/permission/0", reasons={{}})
     held = SimpleNamespace(agreement=SimpleNamespace(id="g"), version=None)
-    grant = grants.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
+    grant = values.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
     try:
-        grant.take(*await store.write(lambda tx: grants._admit(tx, grant, time.time(), "r")))
+        grant.take(*await store.write(lambda tx: counting.admit(tx, grant, time.time(), "r")))
     except Limited as refused:
         print(json.dumps({{"refused": refused.code}}))
         return

@@ -12,7 +12,8 @@ import pytest
 from connector.errors import BadInput, HanseError, NotFound, Refused
 from connector.store import Store
 from connector.usage.facts import Known, party_facts
-from connector.usage.grants import Grant, Grants, Wanted
+from connector.usage.grants import Grants
+from connector.usage.held import Grant, Wanted
 from policies.evaluate import Fact, Facts
 from policies.vocabulary import expand
 from tests.protocol.test_transfers import agreed, constrained, started

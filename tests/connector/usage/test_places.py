@@ -10,8 +10,10 @@ import pytest
 from connector.errors import Limited
 from connector.query.job import Relation
 from connector.store import Store
+from connector.usage import counting
 from connector.usage import grants as module
-from connector.usage.grants import Grant, Grants, Wanted
+from connector.usage.grants import Grants
+from connector.usage.held import Grant, Wanted
 from tests.support import gate, provider
 from tests.support.gate import atom
 
@@ -65,12 +67,12 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
 ) -> None:
     wanted = await agreed(store, "1")
     gone, here = Grants(store, facts_of=provider.member), Grants(store, facts_of=provider.member)
-    monkeypatch.setattr(module, "_PLACE_SECONDS", 0.0)
+    monkeypatch.setattr(counting, "_PLACE_SECONDS", 0.0)
     left = await begun(gone, wanted, "left")
     assert left is not None
     await gone._keep_places()
     assert not left.lease.revoked  # nobody has taken it
-    monkeypatch.setattr(module, "_PLACE_SECONDS", 60.0)
+    monkeypatch.setattr(counting, "_PLACE_SECONDS", 60.0)
     read = await begun(here, wanted, "mine")
     assert read is not None
     await gone._keep_places()

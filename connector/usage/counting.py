@@ -1,0 +1,119 @@
+"""What is counted of an agreement: uses, rows, bytes, reads at once. Looked at before a read, taken as it begins."""
+
+from __future__ import annotations
+
+from connector.datasets import counts
+from connector.errors import Limited, Refused
+from connector.store import Transaction
+from connector.usage.held import Grant, Held, Own
+from policies import admission
+from policies.contract import DataContract
+
+_CHUNK_ROWS = 1_000_000
+_CHUNK_BYTES = 256 * 2**20
+DAY = 86_400
+_PLACE_SECONDS = 60.0  # how long a read of a process that is gone is in the way of others
+
+
+def place_until(now: float) -> float:
+    """Until when a place that is taken or kept now is somebody's."""
+    return now + _PLACE_SECONDS
+
+
+def check_concurrency(contract: DataContract, running: int) -> None:
+    most = contract.limits.concurrency
+    if most is not None and running >= most:
+        raise Limited(
+            f"the agreement allows {most} reads at once and {running} are running; end one or wait",
+            code="concurrency",
+            rule=admission.reason(contract, "concurrency"),
+        )
+
+
+def check_left(held: Held, contract: DataContract, own: Own, *, now: float) -> None:
+    """Limited where nothing is left of what is counted; the counting itself asks again."""
+    limits, rows = contract.limits, _most_rows(held, contract)
+    if limits.queries_per_day is not None and own.today >= limits.queries_per_day:
+        raise _uses_spent(contract, own.uses)
+    if (rows is not None and own.rows >= rows) or (limits.bytes is not None and own.bytes >= limits.bytes):
+        raise _quota_spent(contract)
+
+
+def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int, int]:
+    """Count one use, take a place; the first rows and bytes of the quota."""
+    limits = grant.contract.limits
+    counted = tx.agreements.count_use(
+        grant.agreement_id, day=int(now // DAY), most=limits.queries, most_today=limits.queries_per_day
+    )
+    if not counted:
+        row = tx.agreements.grant(grant.agreement_id)
+        if row is None or row.revoked_at is not None:
+            raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
+        raise _uses_spent(grant.contract, row.queries)
+    if limits.concurrency is not None:
+        running = tx.reads.take_place(read_id, grant.agreement_id, now=now, until=place_until(now)) - 1
+        check_concurrency(grant.contract, running)
+    quota = reserve(tx, grant, rows=grant.packed, nbytes=0)
+    if quota is None:
+        raise _quota_spent(grant.contract, draws=grant.drawn > 0)
+    return quota
+
+
+def reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[int, int] | None:
+    """Rows and bytes of the quota: a whole chunk, else a smaller one, else what the next batch needs; None if spent.
+
+    The grant takes them once they are committed: a transaction may be tried again.
+    """
+    limits = grant.contract.limits
+    most_rows = _most_rows(grant.held, grant.contract)
+    if most_rows is None and limits.bytes is None:
+        return 0, 0
+    for share in (1, 8, 64, 512, 0):
+        more_rows = 0 if most_rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
+        more_bytes = 0 if limits.bytes is None else max(nbytes, 1, _CHUNK_BYTES // share if share else 0)
+        taken = tx.agreements.reserve(
+            grant.agreement_id, rows=more_rows, nbytes=more_bytes, most_rows=most_rows, most_bytes=limits.bytes
+        )
+        if taken:
+            return more_rows, more_bytes
+    return None
+
+
+def _quota_rule(contract: DataContract) -> str:
+    """The rule behind the quota: rows where they are limited, else bytes."""
+    limits = contract.limits
+    spent = "rowQuota" if limits.rows is not None else "percentage" if limits.share is not None else "byteQuota"
+    return admission.reason(contract, spent)
+
+
+def _most_rows(held: Held, contract: DataContract) -> int | None:
+    """Rows that may leave under the agreement: the quota, or the share of the version that is read."""
+    limits = contract.limits
+    if limits.share is None:
+        return limits.rows
+    rows = held.version.profile["rows"]
+    if contract.row_filter is not None:  # where the reads end would tell of the hidden rows
+        rows = counts.at_least(rows)
+    share = int(rows * limits.share / 100)
+    return share if limits.rows is None else min(share, limits.rows)
+
+
+def _uses_spent(contract: DataContract, uses: int) -> Limited:
+    limits = contract.limits
+    spent = limits.queries is not None and uses >= limits.queries
+    what = f"{limits.queries} reads" if spent else f"{limits.queries_per_day} reads a day"
+    return Limited(
+        f"the agreement allows {what} and they are used up",
+        code="count_spent",
+        rule=admission.reason(contract, "count" if spent else "queriesPerDay"),
+    )
+
+
+def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
+    told = "the agreement's rows or bytes are used up"
+    if draws:
+        told = (
+            "a question that combines rows (aggregates, windows, WITH, UNION, a dataset twice) counts as all rows of "
+            "the dataset, and fewer are left under the agreement; ask for rows, which are counted as they leave"
+        )
+    return Limited(told, code="quota_spent", rule=_quota_rule(contract))

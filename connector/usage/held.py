@@ -1,0 +1,107 @@
+"""What a read has under an agreement: the agreement as it is held, and the read's own grant. Values; no database."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from connector.datasets import counts
+from connector.store.tables import Agreement, Dataset, DatasetVersion
+from policies.contract import DataContract
+from policies.evaluate import Facts
+from policies.gate import Lease
+from policies.model import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An agreement as the provider holds it: the rows, the policy, and one contract per permission."""
+
+    agreement: Agreement
+    dataset: Dataset
+    version: DatasetVersion
+    policy: Policy
+    contracts: tuple[DataContract, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Grant:
+    """One admitted read. `lease` is what the gate checks before each batch; `close` settles it.
+
+    `drawn`: how often the question draws on all rows of the dataset at once (`Prepared.drawn`). Where rows are counted,
+    that many are, as if they had left: one row of the answer may carry all of them.
+    """
+
+    held: Held
+    contract: DataContract
+    consumer: str
+    transfer_id: str
+    action: str
+    purpose: str
+    application: str
+    lease: Lease
+    reserved_rows: int = 0
+    reserved_bytes: int = 0
+    drawn: int = 0
+    place: str = ""  # the read's id, where its agreement limits how many run at once
+    stop_reason: str = ""
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def agreement_id(self) -> str:
+        return self.held.agreement.id
+
+    @property
+    def packed(self) -> int:
+        """Rows that are used whatever the answer has."""
+        if not self.drawn:
+            return 0
+        rows = int(self.held.version.profile["rows"])
+        # Upwards: a refusal for want of quota must not tell how many rows are hidden, and nothing be had for less.
+        return self.drawn * (rows if self.contract.row_filter is None else counts.at_most(rows))
+
+    @property
+    def rationed(self) -> bool:
+        """Whether its rows or bytes are counted: how many it may send is known once the read has begun."""
+        limits = self.contract.limits
+        return any(limit is not None for limit in (limits.rows, limits.bytes, limits.share))
+
+    def take(self, rows: int, nbytes: int) -> None:
+        """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
+        if rows:
+            self.lease.rows = rows + (self.lease.rows if self.reserved_rows else 0)
+        if nbytes:
+            self.lease.bytes = nbytes + (self.lease.bytes if self.reserved_bytes else 0)
+        self.reserved_rows += rows
+        self.reserved_bytes += nbytes
+
+    def stop(self, reason: str) -> None:
+        """End the read at its next batch, and wake whoever waits for the batch."""
+        self.stop_reason = self.stop_reason or reason
+        self.lease.revoked = True
+        self.stopped.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One read that asks to be admitted, for at most `longest` seconds."""
+
+    agreement_id: str
+    consumer: str
+    transfer_id: str
+    generation: int
+    action: str
+    purpose: str
+    longest: float
+    application: str = ""
+
+
+class Own(NamedTuple):
+    """What the provider knows itself of an agreement at one moment, as facts and as counters."""
+
+    facts: Facts
+    uses: int
+    today: int
+    rows: int
+    bytes: int
