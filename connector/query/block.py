@@ -51,7 +51,7 @@ class Source:
 
     @property
     def aggregate_only(self) -> bool:
-        return any(info.grid is not None for part in self.parts for info in part.infos)
+        return any(info.aggregate_only for part in self.parts for info in part.infos)
 
 
 @dataclass(slots=True, eq=False)
@@ -127,7 +127,7 @@ def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]
     Not for anything aggregate-only, which answers one shape of query only.
     """
     infos = planning.infos(node)
-    if not infos or any(info.grid is not None for info in infos) or planning.unites(node):
+    if not infos or any(info.aggregate_only for info in infos) or planning.unites(node):
         return None
     common = set.intersection(*(set(planning.sites(info)) for info in infos))
     if not common:

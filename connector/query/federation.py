@@ -85,6 +85,11 @@ class TableInfo:
     ndv: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def aggregate_only(self) -> bool:
+        """Whether it answers one shape of question only: figures over groups of its grid."""
+        return self.grid is not None
+
+    @property
     def shown(self) -> str:
         """The name as SQL writes it."""
         return f'"{self.owner}".{self.dataset}'

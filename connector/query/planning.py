@@ -214,7 +214,7 @@ class Planning:
                 sql=sql[id(share.statement)],
                 outputs=draft.outputs,
                 kind=draft.kind,
-                aggregate_only=any(info.grid is not None for info in infos),
+                aggregate_only=any(info.aggregate_only for info in infos),
                 keys=tuple(draft.keys),
                 pushed=tuple(draft.pushed),
                 rows=None if expected is None else expected[0],

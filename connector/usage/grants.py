@@ -1,7 +1,8 @@
 """Grants: whether an agreement still lets this party read this dataset now, and how much is left.
 
 The agreement is immutable and the contract derived; what changes stands here: revoked, uses, rows, bytes, leases of
-running reads. `examine` and `begin` answer for one read, in this order; the numbers stand beside the code:
+running reads. `examine` and `begin` answer for one read, in this order; the numbers stand beside the code, here, in
+`deciding` and in `counting`:
 1. the agreement exists, is final, has not ended, and is this consumer's; the transfer is started, the ticket its own;
 2. the agreement compiles to contracts, with nothing undecided, over columns of the kinds that they had when it was
    signed; those are looked at, in order, that cover the asked action and purpose at this time. Each is of one

@@ -66,4 +66,4 @@ def _takes_work(source: exp.Subquery) -> bool:
 
 def _aggregate_only(draft: Draft) -> bool:
     """Such answer one shape of question only."""
-    return any(info.grid is not None for infos in draft.read for info in infos)
+    return any(info.aggregate_only for infos in draft.read for info in infos)

@@ -211,7 +211,7 @@ def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     if not planning.full:
         return False
     infos = planning.infos(condition)
-    if any(info.grid is not None or not set(group.owners) <= set(planning.sites(info)) for info in infos):
+    if any(info.aggregate_only or not set(group.owners) <= set(planning.sites(info)) for info in infos):
         return False
     if planning.unites(condition) or any(not table.db for table in condition.find_all(exp.Table)):
         return False

@@ -175,7 +175,7 @@ def _agreed(edge: Edge, planning: Planning) -> bool:
     source, target = planning.drafts[edge.source], planning.drafts[edge.target]
     infos = [info for read in source.read for info in read]
     others = [info for read in target.read for info in read]
-    if any(info.grid is not None for info in (*infos, *others)):
+    if any(info.aggregate_only for info in (*infos, *others)):
         return False
     if {info.owner for info in infos} == {info.owner for info in others} and len({i.owner for i in infos}) == 1:
         return True  # its own values, back to where they came from
