@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # loads what only readers of object stores need
 _ROWS_MIN, _ROWS_MAX = 256, 262_144
 _VECTOR = 2048
 _LIST_LENGTH = 4
-_LOADING = "hanse_loading"
 _BINARY = (".parquet", ".pq", ".arrow", ".feather", ".ipc")  # what needs no ending to be read
 # Bytes of one value where the type fixes them; text and blobs are guessed unless the profile knows better.
 _WIDTHS = {
@@ -169,13 +168,14 @@ def _set(con: duckdb.DuckDBPyConnection, settings: Mapping[str, str]) -> None:
 Files: TypeAlias = "Opened | Borrowed"
 
 
-def open_files(relation: Relation, folder: Path, *, number: int = 0, desk: socket.socket | None = None) -> Files:
+def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: socket.socket | None = None) -> Files:
     """Open a relation's files and give the engine names for the opened ones, or VersionChanged.
 
     Objects in a store are not opened: their blocks are borrowed over `desk`, under the relation's `number`.
 
     The names lead through links in a private folder to our descriptors: a file that is replaced after this line is not
-    read, and the engine never sees the owner's path. Partition folders keep their names.
+    read, and the engine never sees the owner's path. Partition folders keep their names. Without a folder there are no
+    links: the names are for us.
     """
     refs = tuple(FileRef.from_json(dict(file)) for file in relation.files)
     if any(ref.etag for ref in refs):
@@ -187,7 +187,7 @@ def open_files(relation: Relation, folder: Path, *, number: int = 0, desk: socke
     descriptors: list[int] = []
     try:
         descriptors.extend(open_pinned(ref) for ref in refs)
-        paths = _linked(folder, refs, descriptors)
+        paths = [_ours(one) for one in descriptors] if folder is None else _linked(folder, refs, descriptors)
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -226,9 +226,7 @@ def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
     """
     with pa.OSFile(opened.paths[0]) as file:
-        con.register(_LOADING, pa.ipc.open_stream(file))
-        con.execute(f"CREATE TABLE {quote_name(name)} AS FROM {_LOADING}")
-        con.unregister(_LOADING)
+        con.from_arrow(pa.ipc.open_stream(file)).create(quote_name(name))
 
 
 def drop(con: duckdb.DuckDBPyConnection, name: str) -> None:
@@ -396,9 +394,13 @@ def _linked(folder: Path, refs: Sequence[FileRef], descriptors: Sequence[int]) -
         link = place.parent / "fd" if binary else place
         if not binary or not link.is_symlink():
             link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            link.symlink_to("/proc/self/fd" if binary else f"/proc/self/fd/{descriptor}")
+            link.symlink_to("/proc/self/fd" if binary else _ours(descriptor))
         paths.append(f"{link}/{descriptor}" if binary else str(link))
     return paths
+
+
+def _ours(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

@@ -34,10 +34,12 @@ class Opening:
         self.brought: list[tuple[str, Callable[[Any, str], object]]] = []  # names of this job only, and what ends them
         self.rested_at = 0.0
 
-    def pin(self, relation: Relation) -> engine.Files:
-        """The next relation's files, opened; VersionChanged where they are not those that were registered."""
+    def pin(self, relation: Relation, *, linked: bool = True) -> engine.Files:
+        """The next relation's files, opened; VersionChanged where they are not those that were registered. The engine
+        finds them where they are `linked`."""
         number = len(self.files)
-        found = engine.open_files(relation, self.folder / str(number), number=number, desk=self.desk)
+        folder = self.folder / str(number) if linked else None
+        found = engine.open_files(relation, folder, number=number, desk=self.desk)
         self.files.append(found)
         found.check_unchanged()
         return found
@@ -76,7 +78,7 @@ class Opening:
         """The same for Arrow streams that no other job reads. We read them for the engine, which is let at no file."""
         con = self.con or self.fence(new())
         for name, relation in _files_in(relations).items():
-            found = self.pin(relation)
+            found = self.pin(relation, linked=False)
             (engine.load if relation.loaded else engine.attach_once)(con, name, found)
             self.brought.append((name, engine.drop if relation.loaded else engine.detach))
         return con
@@ -94,8 +96,6 @@ class Opening:
             end(self.con, name)
         self.brought.clear()
         if not self.names:
-            for number in range(len(self.files)):
-                shutil.rmtree(self.folder / str(number), ignore_errors=True)
             self._close_files()
         temp = self.folder / "temp"
         return not temp.exists() or not any(temp.iterdir())

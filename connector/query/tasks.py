@@ -158,7 +158,7 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
 def _passed(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]] | None:
     """The rows of a stream as they stand; None where a type is not one that the engine would give as it came."""
     opening, (relation,) = session.open_new(job), job.relations.values()
-    reader = pa.ipc.open_stream(pa.OSFile(opening.pin(relation).paths[0]))
+    reader = pa.ipc.open_stream(pa.OSFile(opening.pin(relation, linked=False).paths[0]))
     if not all(map(_is_plain, reader.schema.types)):
         opening.close()
         return None

@@ -20,6 +20,7 @@ from connector.query.running import Frame, Worker
 from tests.support import data
 
 MANY = 2 * data.ROWS
+DISK = Limits(temp_mb=64)  # of an engine that reads no files, its folder is for this
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -165,12 +166,13 @@ async def test_files_that_are_read_once_go_and_their_engine_stays(pool: Pool, tm
     for number, names in enumerate(("ab", "bc", "a")):
         relations = {name: answers(tmp_path / f"{name}{number}", 10 + number, loaded=loaded) for name in names}
         sql = " UNION ALL ".join(f"SELECT count(*) AS n FROM {name}" for name in names)
-        assert await rows(pool, Job(relations=relations, sql=sql, once=True)) == [{"n": 10 + number}] * len(names)
+        job = Job(relations=relations, sql=sql, once=True, limits=DISK)
+        assert await rows(pool, job) == [{"n": 10 + number}] * len(names)
         used.append(await kept(pool))
     assert used == [used[0]] * 3
     assert len(used[0]) == 1
     with pytest.raises(QueryInvalid):
-        await rows(pool, Job(relations={"a": relations["a"]}, sql="SELECT * FROM b", once=True))
+        await rows(pool, Job(relations={"a": relations["a"]}, sql="SELECT * FROM b", once=True, limits=DISK))
     assert await kept(pool) == []
 
 
