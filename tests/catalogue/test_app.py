@@ -157,7 +157,7 @@ def test_the_process_idles_small_writes_its_token_and_ends_when_told(
     process: tuple[subprocess.Popen[bytes], str, Path], tmp_path: Path
 ) -> None:
     running, url, token = process
-    with urllib.request.urlopen(f"{url}/?q=herring", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/?q=herring", timeout=60) as answer:
         assert b"<h1>" in answer.read()
     status = Path(f"/proc/{running.pid}/status").read_text()
     resident = int(status.partition("VmRSS:")[2].split()[0]) // 1024
@@ -165,7 +165,7 @@ def test_the_process_idles_small_writes_its_token_and_ends_when_told(
     asked = urllib.request.Request(
         f"{url}/api/v1/members", headers={"authorization": f"Bearer {token.read_text().strip()}"}
     )
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         assert answer.read() == b"[]"
     running.send_signal(signal.SIGTERM)
     assert running.wait(15) in (0, -signal.SIGTERM)

@@ -197,7 +197,7 @@ async def test_whoever_asks_for_a_visit_sees_what_has_changed_by_then(catalogue:
     north.answer = slow
     await catalogue.admit(north, "north")
     first = catalogue.parts.crawler.start(north.did, why="schedule")
-    await asyncio.wait_for(entered.wait(), 5)
+    await asyncio.wait_for(entered.wait(), 60)
     north.datasets = [dataset("urn:hanse:north:new")]
     assert catalogue.parts.crawler.start(north.did, why="schedule") is first
     asked = [catalogue.parts.crawler.start(north.did, why="operator") for _ in range(3)]

@@ -151,7 +151,7 @@ async def test_what_is_refused_for_now_is_asked_again(tmp_path: Path) -> None:
     async with pair(tmp_path, limits=Limits(open=1, per_minute=600)) as two:
         await two.north.publish(DATASET, offer=OFFER_ID, decide="manual")
         first, second = await two.ask(OFFER_ID), await two.ask(OFFER_ID)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 rows = {row.id: row.state for row in await two.south.store.read(lambda tx: tx.negotiations.page())}
                 if sorted(rows.values()) == ["", "REQUESTED"]:
@@ -160,7 +160,7 @@ async def test_what_is_refused_for_now_is_asked_again(tmp_path: Path) -> None:
         through = first.id if rows[first.id] else second.id
         await two.south.negotiations.command(through, "terminate", by="test")
         waiting = ({first.id, second.id} - {through}).pop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await two.south.negotiation(waiting)).state != "REQUESTED":
                 await asyncio.sleep(0.005)
 

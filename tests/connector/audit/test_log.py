@@ -32,7 +32,7 @@ async def stored(store: Store) -> tuple[list[int], int, int]:
 
 
 async def until_settled(store: Store) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await stored(store))[1]:  # the other side is a database
             await asyncio.sleep(0.01)
 
@@ -89,7 +89,7 @@ async def test_a_sequencer_outlives_what_fails_and_says_what_it_is(store: Store)
 
 
 async def _until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():  # the other side tells nobody
             await asyncio.sleep(0.01)
 

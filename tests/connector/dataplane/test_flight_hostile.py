@@ -156,7 +156,7 @@ async def test_a_flood_of_bytes_ends_the_flight_process_not_the_connector(runnin
 async def test_what_is_no_http2_is_dropped(running: Provider, front: Front) -> None:
     def go() -> None:
         for junk in (b"GET / HTTP/1.1\r\n\r\n", random.Random(3).randbytes(4096)):
-            with socket.create_connection(("127.0.0.1", front.port), timeout=10) as raw:
+            with socket.create_connection(("127.0.0.1", front.port), timeout=60) as raw:
                 raw.sendall(junk)
                 while raw.recv(65_536):
                     pass

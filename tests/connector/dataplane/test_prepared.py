@@ -46,7 +46,7 @@ def _empty(prepared: PreparedStreams) -> None:
 
 
 async def read(running: Provider, ticket: str, **parameters: Any) -> httpx2.Response:
-    async with httpx2.AsyncClient(base_url=running.url, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=running.url, timeout=60) as client:
         headers = {"authorization": f"Bearer {ticket}"}
         return await client.get("/data/v1/datasets/numbers/rows", params=parameters, headers=headers)
 

@@ -38,7 +38,7 @@ def pid() -> str:
 
 
 async def until(look: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not look():
             await asyncio.sleep(0.01)
 
@@ -73,7 +73,7 @@ class Sender:
         await self.writer.drain()
 
     async def answer(self) -> bytes:
-        return await asyncio.wait_for(self.reader.read(2**16), 20)
+        return await asyncio.wait_for(self.reader.read(2**16), 60)
 
 
 async def test_a_whole_stream_is_kept_for_nobody_elses_eyes(here: Receiver, pid: str) -> None:
@@ -401,7 +401,7 @@ async def test_without_room_nothing_is_ordered_or_taken(here: Receiver, tmp_path
         with pytest.raises(BadInput, match="HANSE_RECEIVED_MB"):
             none.receiving.address(pid)
         await none.transfer(pid)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await none.push(pid, WHOLE, shown=here)).status_code == 401
 
 

@@ -38,7 +38,7 @@ class Script(Courier):
         return []
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.settled) < count:
                 await asyncio.sleep(0.002)
 
@@ -235,7 +235,7 @@ async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqli
 
     made = sender(sqlite_store, Script(carry))
     await made.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await sqlite_store.read(lambda tx: tx.messages.seen("a", "old")):
             await asyncio.sleep(0.005)
     await made.stop()
@@ -275,5 +275,5 @@ async def test_a_stop_that_meets_a_wake_ends_all_the_same(sqlite_store: Store) -
         await made.start()
         await asyncio.sleep(0.005)
         made.wake()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await made.stop()

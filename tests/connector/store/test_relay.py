@@ -38,7 +38,7 @@ class Instance:
 
     async def until(self, there: Callable[[list[str]], bool]) -> None:
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not there(self.heard):
                     await asyncio.sleep(0.005)
         except TimeoutError:
