@@ -206,7 +206,7 @@ def test_an_owner_that_is_down_at_the_start_is_an_error_and_only_on_request_left
 def test_an_owner_that_is_too_slow_is_stopped_at_its_part_of_the_deadline(asker: Asker) -> None:
     query_id = asker.fresh()
     with pytest.raises(Failed) as failed:
-        asker.ask(LONG["north"], id=query_id, limits={"seconds": 3})
+        asker.ask(LONG["north"], id=query_id, limits={"seconds": 12})
     told = problem(failed.value)
     assert (failed.value.status, told["code"]) == (429, "time_limit")
     assert (told["owner"], told["stage"]) == ("north", "asking")

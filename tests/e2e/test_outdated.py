@@ -63,7 +63,7 @@ class Outdated:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{address['endpoint']}{path}", headers=headers, data=data)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 answer.read()
                 return int(answer.status), {}
         except urllib.error.HTTPError as error:
@@ -98,7 +98,7 @@ def spoil(directory: Path, table: str, key: str, members: Json) -> None:
     connection.close()
 
 
-def eventually(look: Callable[[], Any], seconds: float = 30.0) -> Any:
+def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
     ends = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < ends, "waited in vain"

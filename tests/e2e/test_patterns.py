@@ -201,7 +201,7 @@ def fetch(url: str, ticket: str, *, body: Json | None = None) -> Json | tuple[pa
     headers = {"authorization": f"Bearer {ticket}"}
     request = urllib.request.Request(url, headers=headers, data=None if body is None else json.dumps(body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             reader = pa.ipc.open_stream(answer.read())
             batches, end = [], {}
             while True:
