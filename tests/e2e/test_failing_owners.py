@@ -126,9 +126,9 @@ def shifting(running: Running) -> str:
             "offer_id": offer["id"],
         },
     )
-    done = forge.get(f"/negotiations/{begun['id']}", wait=30, until="FINALIZED")
+    done = forge.get(f"/negotiations/{begun['id']}", wait=60, until="FINALIZED")
     transfer = forge.post("/transfers", {"agreement_id": done["agreement_id"], "format": "HttpData-PULL"})
-    assert forge.get(f"/transfers/{transfer['id']}", wait=30, until="STARTED")["state"] == "STARTED"
+    assert forge.get(f"/transfers/{transfer['id']}", wait=60, until="STARTED")["state"] == "STARTED"
     return str(done["agreement_id"])
 
 

@@ -128,7 +128,7 @@ def test_other_agreements_go_on(outdated: Outdated) -> None:
 def test_transfers_are_refused(outdated: Outdated, name: str) -> None:
     api = outdated.south.api()
     begun = api.post("/transfers", {"agreement_id": outdated.agreements[name], "format": "HttpData-PULL"})
-    ended = api.get(f"/transfers/{begun['id']}?wait=30&until=TERMINATED")
+    ended = api.get(f"/transfers/{begun['id']}?wait=60&until=TERMINATED")
     api.close()
     assert (ended["state"], SPOILT[name][2] in ended["reason"]) == ("TERMINATED", True), ended["reason"]
 
@@ -193,7 +193,7 @@ def test_nobody_new_agrees_to_them(outdated: Outdated, name: str) -> None:
     policy = {"@id": outdated.offers[name], "permission": [{"action": "use"}]}
     dataset = f"urn:hanse:north:{name}"
     begun = south.post("/negotiations", {**asked, "dataset": dataset, "policy": policy})
-    ended = south.get(f"/negotiations/{begun['id']}?wait=30&until=TERMINATED")
+    ended = south.get(f"/negotiations/{begun['id']}?wait=60&until=TERMINATED")
     south.close()
     assert ended["state"] == "TERMINATED"
 
@@ -202,7 +202,7 @@ def test_they_can_be_ended_and_the_log_knows_no_failure(outdated: Outdated) -> N
     api, south = outdated.north.api(), outdated.south.api()
     for name in SPOILT:
         api.post(f"/agreements/{quote(outdated.agreements[name], safe='')}/revoke", {"reason": "made anew"})
-        ended = south.get(f"/transfers/{outdated.transfers[name]}?wait=30&until=TERMINATED")
+        ended = south.get(f"/transfers/{outdated.transfers[name]}?wait=60&until=TERMINATED")
         assert ended["state"] == "TERMINATED"
         api.call("DELETE", f"/offers/{quote(outdated.offers[name], safe='')}")
     outdated.north.kill()

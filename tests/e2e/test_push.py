@@ -42,7 +42,7 @@ def agreed(pair: tuple[Process, Process], name: str, policy: Json = POLICY) -> s
 def hanse(south: Process, *words: str) -> subprocess.CompletedProcess[str]:
     where = {"HANSE_URL": f"http://127.0.0.1:{south.management_port}", "HANSE_TOKEN": south.token}
     command = [str(Path(sys.executable).with_name("hanse")), *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **where}, timeout=90)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **where}, timeout=180)
 
 
 def files(one: Process) -> list[Path]:

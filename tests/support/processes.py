@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from tests.support.ports import free_range
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 _ANYBODY = "/.well-known/dspace-version"
 POLICY = {"permission": [{"action": "use"}]}
 
@@ -38,7 +38,7 @@ class Failed(Exception):
 class Client:
     """JSON over one kept connection. Lean, so that it does not measure itself."""
 
-    def __init__(self, port: int, *, token: str = "", prefix: str = "", timeout: float = 60.0) -> None:
+    def __init__(self, port: int, *, token: str = "", prefix: str = "", timeout: float = 120.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._prefix = prefix
@@ -167,11 +167,11 @@ class Process:
         api = self.api()
         asked = {"counter_party_id": owner.participant, "counter_party_address": owner.base}
         negotiation = api.post("/negotiations", {**asked, "dataset": dataset, "offer_id": offer})
-        done = api.get(f"/negotiations/{negotiation['id']}?wait=30&until=FINALIZED")
+        done = api.get(f"/negotiations/{negotiation['id']}?wait=60&until=FINALIZED")
         if done["state"] != "FINALIZED":
             raise RuntimeError(f"{dataset}: expected an agreement, came {done['state']} {done.get('reason')}")
         transfer = api.post("/transfers", {"agreement_id": done["agreement_id"], "format": form})
-        begun = api.get(f"/transfers/{transfer['id']}?wait=30&until=STARTED")
+        begun = api.get(f"/transfers/{transfer['id']}?wait=60&until=STARTED")
         api.close()
         if begun["state"] != "STARTED":
             raise RuntimeError(f"{dataset}: expected a started transfer, came {begun['state']} {begun.get('reason')}")

@@ -105,7 +105,7 @@ async def test_a_crash_between_commit_and_round_loses_nothing(store: Store) -> N
         raise KeyboardInterrupt  # and once more in the middle of a round, after all of its writes
 
     with pytest.raises(BaseException):  # noqa: B017, PT011  # whichever way the store reports it
-        await asyncio.wait_for(store.write(_as_error(dies)), 5)
+        await asyncio.wait_for(store.write(_as_error(dies)), 60)
     assert (await stored(store))[1:] == (5, 10)
     await log_over(store).sequencer.settle()
     assert await stored(store) == (list(range(15)), 0, 15)
