@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tests.support.ports import free_range
 
 PATIENCE = 120.0
+_KEPT = 10.0  # seconds after which a connection is not used again: a connector closes it after thirty
 _ANYBODY = "/.well-known/dspace-version"
 POLICY = {"permission": [{"action": "use"}]}
 
@@ -42,6 +43,7 @@ class Client:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._prefix = prefix
+        self._used = 0.0
 
     def call(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a successful answer, whole."""
@@ -55,12 +57,15 @@ class Client:
         text = None if body is None else json.dumps(body)
         if text is not None:
             sent["Content-Type"] = "application/json"
+        if time.monotonic() - self._used > _KEPT:
+            self._connection.close()
         try:
             self._connection.request(method, self._prefix + path, text, sent)
             reply = self._connection.getresponse()
         except (OSError, http.client.HTTPException):
             self._connection.close()
             raise
+        self._used = time.monotonic()
         if not 200 <= reply.status < 300:
             raise Failed(reply.status, reply.read())
         return reply
