@@ -295,7 +295,9 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
             raise Unauthenticated("expected a token for us")
         return Principal(who)
 
-    sender = Sender(store=store, **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, **timing})
+    sender = Sender(
+        store=store, **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 60.0, **timing}
+    )
     peer = Peer(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
     base = f"http://{host}{routes.PATH}"
     parts: dict[str, Any] = {
