@@ -54,7 +54,8 @@ class Catalogue:
 
     async def crawl(self, name: str = "") -> dict[str, Any]:
         """Visit one member (or the only one) and the run's report."""
-        answer = await self.http.post("/api/v1/crawl", params={"member": name} if name else {}, headers=self.operator)
+        params = {"wait": "600", **({"member": name} if name else {})}
+        answer = await self.http.post("/api/v1/crawl", params=params, headers=self.operator)
         assert answer.status_code == 200, answer.text
         run: dict[str, Any] = answer.json()["runs"][0]
         return run
@@ -92,7 +93,7 @@ def catalogue_settings(tmp_path: Path, migrated: Path) -> dict[str, Any]:
         "public_url": ROOT,
         "allow_private": ("127.0.0.1",),
         "insecure_http": True,
-        "call_timeout": 20.0,  # a busy machine is no outage
+        "call_timeout": 60.0,  # a busy machine is no outage
         "title": "Test space",
     }
 

@@ -90,7 +90,7 @@ def test_numbers_of_writers_at_once_are_never_the_same_and_never_late(store: Sto
     barrier = threading.Barrier(4)
 
     def bump(_: int) -> list[int]:
-        barrier.wait(10)
+        barrier.wait(60)
         return [store.write_now(lambda tx: tx.entries.next_seq()) for _ in range(8)]
 
     store.write_now(lambda tx: tx.entries.next_seq())

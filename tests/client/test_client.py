@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -182,13 +183,16 @@ def test_answers_that_are_not_as_expected_are_typed_errors(
 
 
 def test_a_slow_connector_is_given_up_on(served: Connector) -> None:
+    given_up = threading.Event()
+
     def slow(_: Asked) -> dict[str, Any]:
-        time.sleep(0.5)
+        given_up.wait(60)
         return {}
 
     served.routes["GET", "/self"] = slow
     with pytest.raises(hanse.Unreachable, match="in time"):
         Space(served.url, "t", seconds=0.1).me()
+    given_up.set()
 
 
 def test_nobody_there_is_said_with_what_to_look_at() -> None:

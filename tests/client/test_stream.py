@@ -17,7 +17,7 @@ ROWS = sum(one.num_rows for one in BATCHES)
 WHOLE = ipc(BATCHES, complete(ROWS, policy=["row filter"], owners=[{"owner": "north", "rows": ROWS}]))
 
 
-def read(answer: Any, *, idle_seconds: float = 5.0, **options: Any) -> Stream:
+def read(answer: Any, *, idle_seconds: float = 60.0, **options: Any) -> Stream:
     with connector({("GET", "/rows"): answer}) as served:
         stream = Stream(_wire.ask(Request("GET", f"{served.url}/rows", idle_seconds=idle_seconds)), **options)
         stream.to_arrow()
@@ -153,7 +153,7 @@ def test_nobody_there_is_said_plainly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(errors.Unreachable, match=f"no connection to 127.0.0.1:{port}"):
-        _wire.ask(Request("GET", f"http://127.0.0.1:{port}/", idle_seconds=1))
+        _wire.ask(Request("GET", f"http://127.0.0.1:{port}/", idle_seconds=60))
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "host/x", "http://", ""])

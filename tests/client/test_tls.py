@@ -83,24 +83,24 @@ def test_a_trusted_owner_is_read_whole(tmp_path: Path, monkeypatch: pytest.Monke
     file = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url:
-        table = Stream(_wire.ask(Request("GET", url, idle_seconds=5))).to_arrow()
+        table = Stream(_wire.ask(Request("GET", url, idle_seconds=60))).to_arrow()
     assert table == pa.Table.from_batches(BATCHES)
 
 
 def test_an_owner_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
     with owner(certificate(tmp_path), whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
-        _wire.ask(Request("GET", url, idle_seconds=5))
+        _wire.ask(Request("GET", url, idle_seconds=60))
 
 
 def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
-        _wire.ask(Request("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=5))
+        _wire.ask(Request("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=60))
 
 
 def test_a_cut_connection_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, cut) as url, pytest.raises(errors.Unreachable):
-        Stream(_wire.ask(Request("GET", url, idle_seconds=5))).to_arrow()
+        Stream(_wire.ask(Request("GET", url, idle_seconds=60))).to_arrow()

@@ -126,9 +126,9 @@ def shifting(running: Running) -> str:
             "offer_id": offer["id"],
         },
     )
-    done = forge.get(f"/negotiations/{begun['id']}", wait=30, until="FINALIZED")
+    done = forge.get(f"/negotiations/{begun['id']}", wait=60, until="FINALIZED")
     transfer = forge.post("/transfers", {"agreement_id": done["agreement_id"], "format": "HttpData-PULL"})
-    assert forge.get(f"/transfers/{transfer['id']}", wait=30, until="STARTED")["state"] == "STARTED"
+    assert forge.get(f"/transfers/{transfer['id']}", wait=60, until="STARTED")["state"] == "STARTED"
     return str(done["agreement_id"])
 
 
@@ -206,7 +206,7 @@ def test_an_owner_that_is_down_at_the_start_is_an_error_and_only_on_request_left
 def test_an_owner_that_is_too_slow_is_stopped_at_its_part_of_the_deadline(asker: Asker) -> None:
     query_id = asker.fresh()
     with pytest.raises(Failed) as failed:
-        asker.ask(LONG["north"], id=query_id, limits={"seconds": 3})
+        asker.ask(LONG["north"], id=query_id, limits={"seconds": 12})
     told = problem(failed.value)
     assert (failed.value.status, told["code"]) == (429, "time_limit")
     assert (told["owner"], told["stage"]) == ("north", "asking")

@@ -73,7 +73,7 @@ class Hook:
 
     def until(self, count: int) -> list[tuple[str, dict[str, Any]]]:
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.got) >= count, 30), f"got {len(self.got)} of {count}"
+            assert self.changed.wait_for(lambda: len(self.got) >= count, 100), f"got {len(self.got)} of {count}"
             return list(self.got)
 
 

@@ -63,7 +63,7 @@ class Outdated:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{address['endpoint']}{path}", headers=headers, data=data)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 answer.read()
                 return int(answer.status), {}
         except urllib.error.HTTPError as error:
@@ -98,7 +98,7 @@ def spoil(directory: Path, table: str, key: str, members: Json) -> None:
     connection.close()
 
 
-def eventually(look: Callable[[], Any], seconds: float = 30.0) -> Any:
+def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
     ends = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < ends, "waited in vain"
@@ -128,7 +128,7 @@ def test_other_agreements_go_on(outdated: Outdated) -> None:
 def test_transfers_are_refused(outdated: Outdated, name: str) -> None:
     api = outdated.south.api()
     begun = api.post("/transfers", {"agreement_id": outdated.agreements[name], "format": "HttpData-PULL"})
-    ended = api.get(f"/transfers/{begun['id']}?wait=30&until=TERMINATED")
+    ended = api.get(f"/transfers/{begun['id']}?wait=60&until=TERMINATED")
     api.close()
     assert (ended["state"], SPOILT[name][2] in ended["reason"]) == ("TERMINATED", True), ended["reason"]
 
@@ -193,7 +193,7 @@ def test_nobody_new_agrees_to_them(outdated: Outdated, name: str) -> None:
     policy = {"@id": outdated.offers[name], "permission": [{"action": "use"}]}
     dataset = f"urn:hanse:north:{name}"
     begun = south.post("/negotiations", {**asked, "dataset": dataset, "policy": policy})
-    ended = south.get(f"/negotiations/{begun['id']}?wait=30&until=TERMINATED")
+    ended = south.get(f"/negotiations/{begun['id']}?wait=60&until=TERMINATED")
     south.close()
     assert ended["state"] == "TERMINATED"
 
@@ -202,7 +202,7 @@ def test_they_can_be_ended_and_the_log_knows_no_failure(outdated: Outdated) -> N
     api, south = outdated.north.api(), outdated.south.api()
     for name in SPOILT:
         api.post(f"/agreements/{quote(outdated.agreements[name], safe='')}/revoke", {"reason": "made anew"})
-        ended = south.get(f"/transfers/{outdated.transfers[name]}?wait=30&until=TERMINATED")
+        ended = south.get(f"/transfers/{outdated.transfers[name]}?wait=60&until=TERMINATED")
         assert ended["state"] == "TERMINATED"
         api.call("DELETE", f"/offers/{quote(outdated.offers[name], safe='')}")
     outdated.north.kill()

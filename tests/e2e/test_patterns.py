@@ -147,7 +147,7 @@ class Walk:
     def negotiated(self, until: str = "FINALIZED") -> Json:
         body = {"participant": "north", "dataset": "urn:hanse:north:patterns", "policy": self.offer}
         row = self.pair.consumer.post("/negotiations", body)
-        return dict(self.pair.consumer.get(f"/negotiations/{quote(row['id'], safe='')}", wait=5, until=until))
+        return dict(self.pair.consumer.get(f"/negotiations/{quote(row['id'], safe='')}", wait=60, until=until))
 
     def agreed(self) -> str:
         if not self.agreement:
@@ -158,7 +158,7 @@ class Walk:
 
     def started(self) -> Json:
         row = self.pair.consumer.post("/transfers", {"agreement_id": self.agreed(), "format": "HttpData-PULL"})
-        return dict(self.pair.consumer.get(f"/transfers/{quote(row['id'], safe='')}", wait=5, until="STARTED"))
+        return dict(self.pair.consumer.get(f"/transfers/{quote(row['id'], safe='')}", wait=60, until="STARTED"))
 
     def address(self) -> Json:
         if not self.transfer:
@@ -201,7 +201,7 @@ def fetch(url: str, ticket: str, *, body: Json | None = None) -> Json | tuple[pa
     headers = {"authorization": f"Bearer {ticket}"}
     request = urllib.request.Request(url, headers=headers, data=None if body is None else json.dumps(body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             reader = pa.ipc.open_stream(answer.read())
             batches, end = [], {}
             while True:

@@ -42,14 +42,14 @@ def agreed(pair: tuple[Process, Process], name: str, policy: Json = POLICY) -> s
 def hanse(south: Process, *words: str) -> subprocess.CompletedProcess[str]:
     where = {"HANSE_URL": f"http://127.0.0.1:{south.management_port}", "HANSE_TOKEN": south.token}
     command = [str(Path(sys.executable).with_name("hanse")), *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **where}, timeout=90)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **where}, timeout=180)
 
 
 def files(one: Process) -> list[Path]:
     return [path for path in (one.directory / "received").rglob("*") if path.is_file()]
 
 
-def eventually(look: Callable[[], Any], seconds: float = 30.0) -> Any:
+def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
     ends = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < ends, "waited in vain"
@@ -95,7 +95,7 @@ def test_an_agreement_that_is_revoked_in_mid_push_leaves_nothing(pair: tuple[Pro
     eventually(lambda: (api.get(f"/transfers/{begun}").get("received") or {}).get("bytes"))
     assert files(south)
     owner.post(f"/agreements/{agreement}/revoke", {"reason": "the study was closed"})
-    ended = api.get(f"/transfers/{begun}?wait=30&until=TERMINATED")
+    ended = api.get(f"/transfers/{begun}?wait=60&until=TERMINATED")
     assert (ended["state"], ended["reason"]) == ("TERMINATED", "the study was closed")
     eventually(lambda: not files(south))
     with pytest.raises(Failed, match="nothing"):
@@ -135,7 +135,7 @@ def test_an_owner_pushes_to_no_private_address_that_its_operator_has_not_listed(
         to = {"endpoint": f"http://127.0.0.2:{sink.getsockname()[1]}/sink"}
         api, owner = south.api(), north.api()
         begun = api.post("/transfers", {"agreement_id": agreement, "format": FORM, "data_address": to})["id"]
-        api.get(f"/transfers/{begun}?wait=30&until=STARTED")
+        api.get(f"/transfers/{begun}?wait=60&until=STARTED")
         peer = api.get(f"/transfers/{begun}")["peer_pid"]
         failed = eventually(lambda: row if (row := owner.get(f"/transfers/{peer}"))["code"] else None)
         assert (failed["code"], "HANSE_ALLOW_PRIVATE" in failed["reason"]) == ("push_failed", True)

@@ -44,7 +44,7 @@ def test_the_commands_of_the_readme_run(running: Running, line: str) -> None:
         "HOME": "/nowhere",
     }
     done = subprocess.run(
-        [program, *shlex.split(line)[1:]], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [program, *shlex.split(line)[1:]], capture_output=True, text=True, env=environment, timeout=120, check=False
     )
     assert (done.returncode, done.stderr[-2000:]) == (0, done.stderr[-2000:])
     assert done.stdout.strip()

@@ -21,10 +21,10 @@ def test_the_public_listener_speaks_tls_and_nothing_else(tmp_path: Path) -> None
     north.start()
     try:
         context = ssl.create_default_context(cafile=str(certificate))
-        secure = http.client.HTTPSConnection("127.0.0.1", north.public_port, context=context, timeout=20)
+        secure = http.client.HTTPSConnection("127.0.0.1", north.public_port, context=context, timeout=60)
         secure.request("GET", "/.well-known/did.json")
         assert f"https://127.0.0.1:{north.public_port}" in json.dumps(json.load(secure.getresponse()))
-        plain = http.client.HTTPConnection("127.0.0.1", north.public_port, timeout=20)
+        plain = http.client.HTTPConnection("127.0.0.1", north.public_port, timeout=60)
         plain.request("GET", "/.well-known/did.json")
         with pytest.raises((http.client.HTTPException, OSError)):
             plain.getresponse()

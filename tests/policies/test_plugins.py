@@ -110,7 +110,7 @@ def test_an_installed_plugin_brings_a_term_a_mask_and_a_source_of_facts(tmp_path
         [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {root!r}]\n{TRY}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

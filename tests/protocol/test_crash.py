@@ -137,12 +137,12 @@ async def story(directory: Path, victim: str, n: int, *, before: bool) -> int:
         connect(two, fuse)
         operator = asyncio.ensure_future(_to_the_end(two))
         dying = asyncio.ensure_future(fuse.blown.wait())
-        done, _ = await asyncio.wait({operator, dying}, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        done, _ = await asyncio.wait({operator, dying}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
         assert done, "neither done nor dead"
         if operator not in done:
             operator.cancel()
             setattr(two, victim, await restart(two, fuse))
-            await asyncio.wait_for(_to_the_end(two), 20)
+            await asyncio.wait_for(_to_the_end(two), 60)
         dying.cancel()
         fuse.out()
         await _check(two)
@@ -155,7 +155,7 @@ async def _to_the_end(two: Pair) -> None:
 
 
 async def _quiet(two: Pair) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await two.north.outbox() or await two.south.outbox():
             await asyncio.sleep(0.005)
 

@@ -20,9 +20,9 @@ MANY = 20
 async def whole_story(two: Pair) -> Any:
     """An agreement and, the very moment that its consumer has it, a transfer under it."""
     row = await two.ask(OFFER_ID, dataset=DATASET)
-    done = await settled(two.south, "negotiation", row.id, "FINALIZED", within=30)
+    done = await settled(two.south, "negotiation", row.id, "FINALIZED")
     transfer = await two.south.transfers.request(agreement_id=done.agreement_id, by="test")
-    return await settled(two.south, "transfer", transfer.id, "STARTED", within=30)
+    return await settled(two.south, "transfer", transfer.id, "STARTED")
 
 
 def once_each(two: Pair) -> None:
@@ -32,10 +32,10 @@ def once_each(two: Pair) -> None:
 
 
 async def test_many_conversations_at_once_all_come_to_their_end(tmp_path: Path, urls: tuple[str, str]) -> None:
-    async with pair(tmp_path, urls=urls) as two:
+    async with pair(tmp_path, urls=urls, lease=60.0) as two:  # however long one is held up, it keeps its messages
         await two.north.publish(DATASET, offer=OFFER_ID)
         started = await asyncio.gather(*(whole_story(two) for _ in range(MANY)))
-        await emptied(two, within=30)
+        await emptied(two)
         for one in started:
             await settled(two.north, "transfer", one.peer_pid, "STARTED")
         told = [(e.kind, e.process, e.detail.get("state")) for s in (two.north, two.south) for e in s.events]
@@ -51,9 +51,9 @@ SHARED = pytest.mark.parametrize("urls", DATABASES[1:], indirect=True)
 @SHARED
 async def test_several_processes_of_one_connector_share_the_work(tmp_path: Path, urls: tuple[str, str]) -> None:
     """Requests reach either process, messages leave either, and nothing leaves twice."""
-    async with pair(tmp_path, urls=urls) as two:
+    async with pair(tmp_path, urls=urls, lease=60.0) as two:  # however long one is held up, it keeps its messages
         await two.north.publish(DATASET, offer=OFFER_ID)
-        second = side("north", two.north.host, two.cable, urls[0])
+        second = side("north", two.north.host, two.cable, urls[0], lease=60.0)
         apps, turn = [two.north.app, second.app], iter(range(10**6))
         await second.sender.start()
 
@@ -63,7 +63,7 @@ async def test_several_processes_of_one_connector_share_the_work(tmp_path: Path,
 
         two.cable.tamper = either
         started = await asyncio.gather(*(whole_story(two) for _ in range(MANY)))
-        await emptied(two, within=30)
+        await emptied(two)
         assert len(started) == MANY
         once_each(two)
         await second.sender.stop()
@@ -74,11 +74,11 @@ async def test_several_processes_of_one_connector_share_the_work(tmp_path: Path,
 async def test_what_a_dead_process_had_leased_is_delivered_by_another_one(
     tmp_path: Path, urls: tuple[str, str]
 ) -> None:
-    async with pair(tmp_path, urls=urls, lease=0.5) as two:
+    async with pair(tmp_path, urls=urls, lease=60.0) as two:
         await two.north.publish(DATASET, offer=OFFER_ID)
         row = await two.ask("offer:none-yet")
         await settled(two.south, "negotiation", row.id, "TERMINATED")
-        dying = side("south", two.south.host, two.cable, urls[1], lease=0.5)
+        dying = side("south", two.south.host, two.cable, urls[1], lease=0.1)
         await dying.negotiations.request(  # its sender was never started: the message stays leased to it
             counterparty=two.north.participant,
             address=two.north.base,
@@ -88,6 +88,7 @@ async def test_what_a_dead_process_had_leased_is_delivered_by_another_one(
         )
         dying.store.close()
         two.cable.apps[two.south.host] = two.south.app
+        two.south.sender.wake()  # by itself it looks every five seconds
         (pending,) = [one for one in await two.south.store.read(lambda tx: tx.negotiations.page()) if one.id != row.id]
-        await settled(two.south, "negotiation", pending.id, "FINALIZED", within=20)
+        await settled(two.south, "negotiation", pending.id, "FINALIZED")
         once_each(two)

@@ -137,7 +137,7 @@ async def test_an_agreement_that_overtakes_the_answer_to_the_request_is_taken_in
                 return reply
             if call.kind == "ContractRequestMessage":
                 reply = await call.go()
-                await asyncio.wait_for(seen.wait(), 5)
+                await asyncio.wait_for(seen.wait(), 60)
                 return reply
             return None
 
@@ -157,7 +157,7 @@ async def test_a_transfer_asked_for_before_the_acknowledgement_of_finalized_is_s
             if call.message.get("eventType") != "FINALIZED":
                 return None
             reply = await call.go()
-            await asyncio.wait_for(go_on.wait(), 5)
+            await asyncio.wait_for(go_on.wait(), 60)
             return reply
 
         two.cable.tamper = hold
@@ -290,7 +290,7 @@ async def test_a_negotiation_ended_before_its_request_was_answered_is_ended_at_t
 
         two.cable.tamper = hold
         row = await two.ask(OFFER_ID)
-        await asyncio.wait_for(come.wait(), 5)
+        await asyncio.wait_for(come.wait(), 60)
         await two.south.negotiations.command(row.id, "terminate", by="test", reason="changed our mind")
         go_on.set()
         await settled(two.south, "negotiation", row.id, "TERMINATED")
@@ -309,7 +309,7 @@ async def test_suspension_and_completion_that_cross_end_in_one_state_on_both_sid
 
         async def meet(call: Call) -> Reply | None:
             if call.kind in ("TransferCompletionMessage", "TransferSuspensionMessage") and len(two.cable.calls) < 100:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     await both.wait()
             return None
 

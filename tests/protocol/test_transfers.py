@@ -293,7 +293,7 @@ async def test_bytes_stop_whoever_ends_a_transfer(tmp_path: Path, ending: str) -
         here, there = await started(two, await agreed(two))
         await two.south.transfers.command(here.id, ending, by="test")
         await settled(two.north, "transfer", there.id, "COMPLETED" if ending == "complete" else "TERMINATED")
-        async with asyncio.timeout(5):  # the data plane is told right after the commit that we have just read
+        async with asyncio.timeout(60):  # the data plane is told right after the commit that we have just read
             while not two.north.plane.stopped:
                 await asyncio.sleep(0.005)
         assert [pid for pid, _ in two.north.plane.stopped] == [there.id]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ def upkeep(side: Side) -> Upkeep:
 def known(side: Side, who: Side, **facts: Any) -> None:
     given = {f"ds:{name}": value for name, value in facts.items()}
     side.facts[who.participant] = Facts.of({"ds:participant": who.participant, **given}, source="register")
+
+
+def in_an_hour() -> str:
+    return (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+
+
+def two_hours_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the upkeep alone: what it sees as over, nobody else keeps from going on."""
+    monkeypatch.setattr("connector.dsp.ledger.time", SimpleNamespace(time=lambda: time.time() + 7_200))
 
 
 def reminders(side: Side) -> list[tuple[str, str]]:
@@ -106,15 +116,15 @@ async def test_only_the_owners_word_fulfils_a_duty_before_use(tmp_path: Path) ->
         await started(two, agreement)
 
 
-async def test_an_agreement_whose_time_is_over_ends_over_the_protocol(tmp_path: Path) -> None:
+async def test_an_agreement_whose_time_is_over_ends_over_the_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with pair(tmp_path) as two:
-        soon = (datetime.now(UTC) + timedelta(seconds=2.5)).isoformat()
-        agreement = await agreed(two, policy=constrained("odrl:dateTime", "lteq", soon))
+        agreement = await agreed(two, policy=constrained("odrl:dateTime", "lteq", in_an_hour()))
         here, there = await started(two, agreement)
         await upkeep(two.north).look()
         assert (await two.north.transfer(there.id)).state == "STARTED"
-        while datetime.now(UTC) <= datetime.fromisoformat(soon):
-            await asyncio.sleep(0.05)
+        two_hours_later(monkeypatch)
         await upkeep(two.north).look()
         ended = await settled(two.south, "transfer", here.id, "TERMINATED")
         assert "time that was agreed has ended" in ended.reason
@@ -122,10 +132,11 @@ async def test_an_agreement_whose_time_is_over_ends_over_the_protocol(tmp_path: 
         assert row.ended_at is not None
 
 
-async def test_an_agreement_that_cannot_be_read_any_more_keeps_no_other_from_its_end(tmp_path: Path) -> None:
+async def test_an_agreement_that_cannot_be_read_any_more_keeps_no_other_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with pair(tmp_path) as two:
-        soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
-        agreement = await agreed(two, policy=constrained("odrl:dateTime", "lteq", soon))
+        agreement = await agreed(two, policy=constrained("odrl:dateTime", "lteq", in_an_hour()))
 
         def spoil(tx: Any) -> None:
             row = Agreement(id="a", role="provider", negotiation_id="n", dataset_id="urn:x", provider="p", consumer="c")
@@ -134,7 +145,7 @@ async def test_an_agreement_that_cannot_be_read_any_more_keeps_no_other_from_its
             tx.agreements.add(row)
 
         await two.north.store.write(spoil)
-        await asyncio.sleep(1.1)
+        two_hours_later(monkeypatch)
         await upkeep(two.north).look()
         row, _ = await two.north.agreements.get(agreement, role="provider")
         assert row.ended_at is not None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from connector.events import Event, QueryCoordinated
+from connector.query import work
 from connector.query.coordinate import Coordinator, Question
+from connector.query.deadline import Deadline
+from tests.support.clocks import hands
 from tests.support.owners import Owners
 
 
@@ -27,6 +33,16 @@ class Asked:
         finally:
             await answer.close()
         return read(data)
+
+    async def late(self, sql: str, *, answered: int, **more: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """As `rows`, where the time of one owner is over once this many others have answered: ten minutes in all."""
+        with hands() as clock, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(work, "Deadline", partial(Deadline, clock=clock))
+            asking = asyncio.ensure_future(self.rows(sql, seconds=600.0, **more))
+            while not asking.done() and all(len(one.owners) < answered for one in self.coordinator.recent()):
+                await asyncio.sleep(0.01)
+            await clock.go_on(545.0)  # a tenth is kept for merging
+            return await asking
 
     @property
     def recorded(self) -> list[QueryCoordinated]:

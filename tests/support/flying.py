@@ -20,7 +20,7 @@ from tests.support.provider import Provider
 
 
 @asynccontextmanager
-async def flying(running: Provider, *, stall_seconds: float = 5.0, **listen: Any) -> AsyncIterator[Front]:
+async def flying(running: Provider, *, stall_seconds: float = 60.0, **listen: Any) -> AsyncIterator[Front]:
     """The provider's data over Flight on a free port, until the block ends."""
     desk = Desk(running.reads, running.addresses, owner=provider.OWNER, key=b"k" * 32, stall_seconds=stall_seconds)
     front = Front(desk, Listen(**{"host": "127.0.0.1", "port": 0, **listen}))

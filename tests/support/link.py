@@ -41,7 +41,7 @@ class Link:
             except OSError:
                 return
             try:
-                outward = socket.create_connection(("127.0.0.1", self._port), timeout=20)
+                outward = socket.create_connection(("127.0.0.1", self._port), timeout=60)
             except OSError:  # nobody is there just now: the caller sees a connection that breaks
                 inward.close()
                 continue

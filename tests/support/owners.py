@@ -129,7 +129,7 @@ class Owners:
             if len(owner.asked) >= 8:
                 owner.crowded.set()
             try:
-                await asyncio.sleep(60)
+                await asyncio.get_running_loop().create_future()
             except asyncio.CancelledError:
                 owner.cancelled += 1
                 raise

@@ -295,7 +295,9 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
             raise Unauthenticated("expected a token for us")
         return Principal(who)
 
-    sender = Sender(store=store, **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 20.0, **timing})
+    sender = Sender(
+        store=store, **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 60.0, **timing}
+    )
     peer = Peer(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
     base = f"http://{host}{routes.PATH}"
     parts: dict[str, Any] = {
@@ -393,7 +395,7 @@ async def pair(
             one.store.close()
 
 
-async def settled(where: Side, kind: str, pid: str, state: str, *, pending: str = "", within: float = 10.0) -> Any:
+async def settled(where: Side, kind: str, pid: str, state: str, *, pending: str = "", within: float = 60.0) -> Any:
     """The process once it has reached `state` with nothing more than `pending` on its way; fails saying where it is."""
     row: Any = None
     try:
@@ -408,7 +410,7 @@ async def settled(where: Side, kind: str, pid: str, state: str, *, pending: str 
         raise AssertionError(f"expected {kind} {pid} at {where.name} to be in {state}, it is {now}") from None
 
 
-async def announced(where: Side, wanted: Sequence[str], within: float = 10.0) -> list[str]:
+async def announced(where: Side, wanted: Sequence[str], within: float = 60.0) -> list[str]:
     """The states of negotiations that events told of, once there are as many as wanted: they come after the commit."""
     found: list[str] = []
     with suppress(TimeoutError):
@@ -419,7 +421,7 @@ async def announced(where: Side, wanted: Sequence[str], within: float = 10.0) ->
     return found
 
 
-async def emptied(two: Pair, within: float = 10.0) -> None:
+async def emptied(two: Pair, within: float = 60.0) -> None:
     """Wait until nothing is to be delivered any more, at either side."""
     async with asyncio.timeout(within):
         while await two.north.outbox() or await two.south.outbox():

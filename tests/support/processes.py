@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from tests.support.ports import free_range
 
-PATIENCE = 60.0
+PATIENCE = 120.0
+_KEPT = 10.0  # seconds after which a connection is not used again: a connector closes it after thirty
 _ANYBODY = "/.well-known/dspace-version"
 POLICY = {"permission": [{"action": "use"}]}
 
@@ -38,10 +39,11 @@ class Failed(Exception):
 class Client:
     """JSON over one kept connection. Lean, so that it does not measure itself."""
 
-    def __init__(self, port: int, *, token: str = "", prefix: str = "", timeout: float = 60.0) -> None:
+    def __init__(self, port: int, *, token: str = "", prefix: str = "", timeout: float = 120.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._prefix = prefix
+        self._used = 0.0
 
     def call(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a successful answer, whole."""
@@ -55,12 +57,15 @@ class Client:
         text = None if body is None else json.dumps(body)
         if text is not None:
             sent["Content-Type"] = "application/json"
+        if time.monotonic() - self._used > _KEPT:
+            self._connection.close()
         try:
             self._connection.request(method, self._prefix + path, text, sent)
             reply = self._connection.getresponse()
         except (OSError, http.client.HTTPException):
             self._connection.close()
             raise
+        self._used = time.monotonic()
         if not 200 <= reply.status < 300:
             raise Failed(reply.status, reply.read())
         return reply
@@ -167,11 +172,11 @@ class Process:
         api = self.api()
         asked = {"counter_party_id": owner.participant, "counter_party_address": owner.base}
         negotiation = api.post("/negotiations", {**asked, "dataset": dataset, "offer_id": offer})
-        done = api.get(f"/negotiations/{negotiation['id']}?wait=30&until=FINALIZED")
+        done = api.get(f"/negotiations/{negotiation['id']}?wait=60&until=FINALIZED")
         if done["state"] != "FINALIZED":
             raise RuntimeError(f"{dataset}: expected an agreement, came {done['state']} {done.get('reason')}")
         transfer = api.post("/transfers", {"agreement_id": done["agreement_id"], "format": form})
-        begun = api.get(f"/transfers/{transfer['id']}?wait=30&until=STARTED")
+        begun = api.get(f"/transfers/{transfer['id']}?wait=60&until=STARTED")
         api.close()
         if begun["state"] != "STARTED":
             raise RuntimeError(f"{dataset}: expected a started transfer, came {begun['state']} {begun.get('reason')}")

@@ -129,7 +129,7 @@ async def running(
     folder: Path,
     *,
     rows: int = data.ROWS,
-    stall_seconds: float = 5.0,
+    stall_seconds: float = 60.0,
     protocol: Any = Protocol,
     prepared: PreparedStreams | None = None,
 ) -> AsyncIterator[Provider]:
@@ -144,7 +144,7 @@ async def running(
     events: list[Event] = []
     store.bus.subscribe(events.append)
     async with Pool(folder / "work", size=2, warm=1) as pool:
-        reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, seconds=10, prepared=prepared)
+        reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, prepared=prepared)
         if prepared is not None:
             store.bus.subscribe(prepared.heard)
         addresses = Addresses(

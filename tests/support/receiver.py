@@ -105,7 +105,7 @@ async def running(folder: Path, pool: Pool | None = None, **room: Any) -> AsyncI
 @asynccontextmanager
 async def _on(folder: Path, pool: Pool, url: str, room: dict[str, Any]) -> AsyncIterator[Receiver]:
     store = Store(url)
-    wanted = {"each": 32 * 2**20, "total": 64 * 2**20, "stall": 5.0} | room
+    wanted = {"each": 32 * 2**20, "total": 64 * 2**20, "stall": 60.0} | room
     receiving = Receiving(
         store, pool, folder / "received", secret=b"s" * 32, root_url="http://127.0.0.1", room=Room(**wanted)
     )

@@ -55,7 +55,7 @@ class Relay:
                 inward.close()
                 continue
             try:
-                outward = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+                outward = socket.create_connection(("127.0.0.1", self._target), timeout=60)
             except OSError:
                 inward.close()
                 continue

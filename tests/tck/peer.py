@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 
 Message = dict[str, Any]
 CONTEXT = ["https://w3id.org/dspace/2025/1/context.jsonld"]
-PATIENCE = 20.0  # seconds for one message of the connector
+PATIENCE = 60.0  # seconds for one message of the connector
 
 
 def _pid() -> str:

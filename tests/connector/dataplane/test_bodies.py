@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from connector.dataplane import http
 from tests.connector.dataplane.test_http import ask, client
 from tests.support import provider
 from tests.support.provider import Provider
@@ -33,20 +34,32 @@ async def send(running: Provider, ticket: str, *, seconds: float) -> int:
         return int((await session.post("/data/v1/query", content=body)).status_code)
 
 
-async def test_of_one_consumer_two_large_bodies_are_on_their_way(tmp_path: Path) -> None:
+async def test_of_one_consumer_two_large_bodies_are_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[http._Bodies] = []
+
+    class Bodies(http._Bodies):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(http, "_Bodies", Bodies)
     async with provider.running(tmp_path, rows=100) as running:
         agreement = await running.agree()
         ticket, other = running.ticket(agreement), running.ticket(await running.agree())
         stalled = [await begun(running, ticket) for _ in range(2)]
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(60):
+            while sum(users for one in made for _, users in one._turns.values()) < 2:
+                await asyncio.sleep(0.01)
         with pytest.raises(TimeoutError):
             await send(running, ticket, seconds=1)
         assert (await ask(running, ticket, COUNT)).status_code == 200
         theirs = running.ticket(agreement, consumer="did:web:other.example")
-        assert await send(running, theirs, seconds=5) == 404  # read, and no agreement of theirs
+        assert await send(running, theirs, seconds=60) == 404  # read, and no agreement of theirs
         for writer in stalled:
             writer.close()
-        assert await send(running, other, seconds=5) == 200
+        assert await send(running, other, seconds=60) == 200
 
 
 async def test_a_body_that_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +69,8 @@ async def test_a_body_that_does_not_come_is_refused(tmp_path: Path, monkeypatch:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
         head = f"POST /data/v1/query HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\n"
         writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n5\r\n     \r\n")
-        assert b" 429 " in await asyncio.wait_for(reader.readline(), 5)
-        assert b"body_late" in await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        assert b" 429 " in await asyncio.wait_for(reader.readline(), 60)
+        assert b"body_late" in await asyncio.wait_for(reader.readuntil(b"}"), 60)
         writer.close()
-        assert await send(running, ticket, seconds=5) == 200
+        monkeypatch.setattr("connector.dataplane.http._BODY_SECONDS", 60.0)
+        assert await send(running, ticket, seconds=60) == 200

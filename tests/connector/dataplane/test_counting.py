@@ -41,8 +41,10 @@ async def used(running: Provider, agreement: str) -> tuple[int, int]:
     return row.queries, row.rows
 
 
-async def test_reads_that_ask_at_the_same_moment_are_as_many_as_may_be(running: Provider) -> None:
-    before = running.grants._facts_of
+async def test_reads_that_ask_at_the_same_moment_are_as_many_as_may_be(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, begin = running.grants._facts_of, running.grants.begin
 
     async def slow(who: str) -> Facts:
         await running.store.read(lambda tx: tx.now)  # as for what the owner recorded
@@ -54,7 +56,18 @@ async def test_reads_that_ask_at_the_same_moment_are_as_many_as_may_be(running: 
     try:
         agreement = await running.agree(limited("ds:concurrency", "1"))
         ticket = running.ticket(agreement)
-        answers = await asyncio.gather(*(ask(running, ticket, "SELECT count(*) FROM numbers") for _ in range(6)))
+        asking = [asyncio.ensure_future(ask(running, ticket, "SELECT count(*) FROM numbers")) for _ in range(6)]
+
+        async def last(*arguments: Any, **more: Any) -> Any:
+            """The one that may go on is not over before the others have their answers."""
+            async with asyncio.timeout(60):
+                while sum(one.done() for one in asking) < 5:
+                    await asyncio.sleep(0.01)
+            return await begin(*arguments, **more)
+
+        monkeypatch.setattr(running.grants, "begin", last)
+        answers = await asyncio.gather(*asking)
+        monkeypatch.setattr(running.grants, "begin", begin)
         told = [answer.json()["code"] if answer.status_code != 200 else "" for answer in answers]
         assert sorted(told) == ["", *["concurrency"] * 5]
         await settled(running)
@@ -85,8 +98,8 @@ async def test_what_the_gate_refuses_takes_no_use_no_quota_and_no_place(running:
 async def test_a_use_is_counted_before_the_first_byte_and_stays_when_the_engine_fails(running: Provider) -> None:
     agreement = await running.agree(limited("odrl:count", "2"))
     failing = "SELECT a.id FROM numbers a, numbers b, numbers c, numbers d ORDER BY a.id + b.id * c.id - d.id"
-    more: dict[str, Any] = {"limits": {"deadline_ms": 300}}
-    assert (await ask(running, running.ticket(agreement), failing, **more)).status_code != 400
+    answer = await ask(running, running.ticket(agreement), failing)
+    assert answer.json()["code"] in ("memory_limit", "time_limit")  # and not one byte of rows
     await settled(running)
     assert (await used(running, agreement))[0] == 1
 
@@ -289,7 +302,7 @@ async def test_what_is_reserved_for_a_reader_who_leaves_meanwhile_goes_back(
                 pass
 
     reading = asyncio.ensure_future(read())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await reached.wait()
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):

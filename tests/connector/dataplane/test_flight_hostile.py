@@ -140,7 +140,7 @@ async def test_a_flood_of_bytes_ends_the_flight_process_not_the_connector(runnin
             client.client.get_flight_info(fl.FlightDescriptor.for_command(bytes(200_000_000)), client.options)
 
     await asyncio.to_thread(flood)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while front.pid in (0, pid):
         await asyncio.sleep(0.05)
         assert time.monotonic() < until, "expected another Flight process"
@@ -156,7 +156,7 @@ async def test_a_flood_of_bytes_ends_the_flight_process_not_the_connector(runnin
 async def test_what_is_no_http2_is_dropped(running: Provider, front: Front) -> None:
     def go() -> None:
         for junk in (b"GET / HTTP/1.1\r\n\r\n", random.Random(3).randbytes(4096)):
-            with socket.create_connection(("127.0.0.1", front.port), timeout=10) as raw:
+            with socket.create_connection(("127.0.0.1", front.port), timeout=60) as raw:
                 raw.sendall(junk)
                 while raw.recv(65_536):
                     pass

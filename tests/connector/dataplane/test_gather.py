@@ -276,6 +276,6 @@ async def test_a_reader_that_leaves_or_waits_holds_nothing(leaves: bool) -> None
         await reader.read(100)
         if leaves:
             writer.transport.abort()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await ended.wait()
         writer.close()

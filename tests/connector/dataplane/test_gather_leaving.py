@@ -18,6 +18,7 @@ from connector.dataplane.gather import FILE, Cycle
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.http import Exchange, _Transport
 from tests.connector.dataplane.test_gather import served
+from tests.support.clocks import hands
 
 TWO = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" * 2
 SIZE = 2**26
@@ -109,7 +110,7 @@ async def test_the_first_of_two_pipelined_requests_hears_that_its_client_has_lef
         writer.write(TWO)
         await reader.read(100)
         writer.transport.abort()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert {await told.get(), await told.get()} == {"gone", "refused"}
 
 
@@ -157,7 +158,7 @@ async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool)
         async def file(self, span: Any, following: Any, moved: Any = None) -> None:
             nonlocal taken
             while taken < 20:
-                await asyncio.sleep(0.05)
+                await clock.go_on(0.05)
                 taken += 1
                 moved()
 
@@ -172,7 +173,7 @@ async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool)
     )
     exchange = Sips({"headers": []}, cast("Any", None), cast("Any", None))
     transport = _Transport(cast("Any", None), cast("Any", None), owner="o", stall_seconds=0.4)
-    with tempfile.TemporaryFile() as file:
+    with hands(stands=True) as clock, tempfile.TemporaryFile() as file:
         part = transport._part(exchange, cast("GovernedStream", stream), Span(file, 0, 1))
         if over:
             with pytest.raises(ConnectionAbortedError):

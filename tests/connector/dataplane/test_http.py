@@ -295,7 +295,7 @@ async def test_a_revocation_elsewhere_ends_a_stream_though_the_database_was_away
         while away:
             await asyncio.sleep(0.05)
         await running.store.write(revoke)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             last = b""
             async for part in parts:
                 last = (last + part)[-20_000:]
@@ -313,7 +313,7 @@ async def test_revocation_interrupts_a_query_that_gives_nothing_yet(running: Pro
     async with beats() as clock:
         running.grants.stop(agreement_id=agreement, reason="over")
         answer = await asking
-        assert clock() < 1
+        assert clock() < 3  # the statement alone would end after ten seconds
     if answer.status_code == 200:
         assert parse(answer.content)[1]["status"] == "revoked"
     else:

@@ -134,7 +134,7 @@ async def test_a_read_ends_when_its_own_permission_does_though_another_is_active
         async with running.reads.open(asked) as stream:
             assert list(stream.columns) == ALL
             role[:] = ["sales"]
-            async with httpx2.AsyncClient() as session:
+            async with httpx2.AsyncClient(timeout=60) as session:
                 path, bearer = f"{running.url}/data/v1/reads/own/renew", f"Bearer {running.ticket(agreement)}"
                 renewed = await session.post(path, headers={"authorization": bearer})
             assert renewed.json()["code"] == "not_permitted"

@@ -46,7 +46,7 @@ def _empty(prepared: PreparedStreams) -> None:
 
 
 async def read(running: Provider, ticket: str, **parameters: Any) -> httpx2.Response:
-    async with httpx2.AsyncClient(base_url=running.url, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=running.url, timeout=60) as client:
         headers = {"authorization": f"Bearer {ticket}"}
         return await client.get("/data/v1/datasets/numbers/rows", params=parameters, headers=headers)
 
@@ -129,7 +129,9 @@ async def test_revocation_drops_it_and_stops_whoever_reads_it(running: Provider,
 async def test_a_changed_file_is_refused_and_its_stream_forgotten(running: Provider, prepared: PreparedStreams) -> None:
     path = data.parquet(running.path.with_name("other.parquet"), 1000)
     ticket = running.ticket(await running.agree(name="other", path=path))
-    async with httpx2.AsyncClient(base_url=running.url, headers={"authorization": f"Bearer {ticket}"}) as client:
+    async with httpx2.AsyncClient(
+        base_url=running.url, headers={"authorization": f"Bearer {ticket}"}, timeout=60
+    ) as client:
         assert (await client.get("/data/v1")).status_code == 200
         assert len(prepared) == 1
         os.utime(path, ns=(1, 1))

@@ -45,7 +45,7 @@ async def sent(provider: Provider, to: Target, *, allow: tuple[str, ...] = ("127
     number = agreement.rsplit(":", 1)[-1]
     transfer = await provider.store.read(lambda tx: tx.transfers.peek(f"urn:transfer:{number}"))
     assert isinstance(transfer, Transfer)
-    wire = Net(Guard(allow=allow, insecure_http=True), timeout=net.get("timeout", 20.0), max_bytes=2**20)
+    wire = Net(Guard(allow=allow, insecure_http=True), timeout=net.get("timeout", 60.0), max_bytes=2**20)
     try:
         await push(transfer, to=to, addresses=provider.addresses, reads=provider.reads, net=wire, owner=OWNER)
     finally:
@@ -89,7 +89,7 @@ async def test_more_than_the_consumer_takes_is_not_sent_again_and_again(provider
     with pytest.raises(Refused, match="expected at most 1000000 bytes") as raised:
         await sent(provider, Target(little.endpoint, little.authorization, most=1_000_000))
     assert raised.value.code == "push_too_large"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not consumer.told(pid):
             await asyncio.sleep(0.01)
     assert consumer.told(pid)[0].code == "cut"

@@ -38,7 +38,7 @@ def pid() -> str:
 
 
 async def until(look: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not look():
             await asyncio.sleep(0.01)
 
@@ -73,7 +73,7 @@ class Sender:
         await self.writer.drain()
 
     async def answer(self) -> bytes:
-        return await asyncio.wait_for(self.reader.read(2**16), 20)
+        return await asyncio.wait_for(self.reader.read(2**16), 60)
 
 
 async def test_a_whole_stream_is_kept_for_nobody_elses_eyes(here: Receiver, pid: str) -> None:
@@ -339,8 +339,8 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def small(here: Receiver, tmp_path: Path) -> AsyncIterator[Receiver]:
-    """One with little room and patience; its worker may not read here, so nothing can be checked."""
-    async with running(tmp_path, here.pool, each=4_000_000, total=5_000_000, stall=0.5, seconds=3.0) as made:
+    """One with little room; its worker may not read here, so nothing can be checked."""
+    async with running(tmp_path, here.pool, each=4_000_000, total=5_000_000) as made:
         yield made
 
 
@@ -366,24 +366,26 @@ async def test_all_pushes_together_have_a_room_that_comes_free_again(small: Rece
     assert answer.json()["code"] != "received_full"
 
 
-async def test_a_sender_that_stalls_is_cut_off(small: Receiver, pid: str) -> None:
-    await small.transfer(pid)
-    sender = await Sender.to(small, pid)
-    await sender.send(WHOLE[:5000])
-    assert b'"sender_stalled"' in await sender.answer()
-    await until(lambda: small.told(pid))
-    await nothing_left(small, pid, [], "sender_stalled")
+async def test_a_sender_that_stalls_is_cut_off(here: Receiver, tmp_path: Path, pid: str) -> None:
+    async with running(tmp_path, here.pool, stall=0.5) as small:
+        await small.transfer(pid)
+        sender = await Sender.to(small, pid)
+        await sender.send(WHOLE[:5000])
+        assert b'"sender_stalled"' in await sender.answer()
+        await until(lambda: small.told(pid))
+        await nothing_left(small, pid, [], "sender_stalled")
 
 
-async def test_a_sender_that_dribbles_has_an_end_too(small: Receiver, pid: str) -> None:
-    await small.transfer(pid)
-    sender = await Sender.to(small, pid)
-    answering = asyncio.ensure_future(sender.answer())
-    while not answering.done():
-        await sender.send(b"x")
-        await asyncio.sleep(0.1)
-    assert b'"too_slow"' in answering.result()
-    await nothing_left(small, pid, [], "too_slow")
+async def test_a_sender_that_dribbles_has_an_end_too(here: Receiver, tmp_path: Path, pid: str) -> None:
+    async with running(tmp_path, here.pool, seconds=1.0) as small:
+        await small.transfer(pid)
+        sender = await Sender.to(small, pid)
+        answering = asyncio.ensure_future(sender.answer())
+        while not answering.done():
+            await sender.send(b"x")
+            await asyncio.sleep(0.1)
+        assert b'"too_slow"' in answering.result()
+        await nothing_left(small, pid, [], "too_slow")
 
 
 async def test_stopping_ends_what_comes_and_takes_nothing_new(small: Receiver, pid: str) -> None:
@@ -401,7 +403,7 @@ async def test_without_room_nothing_is_ordered_or_taken(here: Receiver, tmp_path
         with pytest.raises(BadInput, match="HANSE_RECEIVED_MB"):
             none.receiving.address(pid)
         await none.transfer(pid)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await none.push(pid, WHOLE, shown=here)).status_code == 401
 
 
@@ -444,7 +446,7 @@ async def test_what_comes_while_a_file_is_removed_is_counted(
         await here.transfer(one)
     await here.push(gone, WHOLE)
     unlinked = service._unlinked
-    monkeypatch.setattr(service, "_unlinked", lambda path: (may.wait(10), unlinked(path))[1])
+    monkeypatch.setattr(service, "_unlinked", lambda path: (may.wait(60), unlinked(path))[1])
     removing = asyncio.ensure_future(here.receiving.remove(gone, by="somebody"))
     try:
         await asyncio.sleep(0.1)  # the disk takes its time

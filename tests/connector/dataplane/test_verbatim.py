@@ -134,7 +134,7 @@ async def indexed(running: Provider, prepared: PreparedStreams, agreement: str) 
 
 async def read(running: Provider, agreement: str, **parameters: Any) -> httpx2.Response:
     headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
-    async with httpx2.AsyncClient(base_url=running.url, timeout=20, headers=headers) as client:
+    async with httpx2.AsyncClient(base_url=running.url, timeout=60, headers=headers) as client:
         return await client.get("/data/v1", params=parameters)
 
 

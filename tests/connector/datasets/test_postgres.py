@@ -234,7 +234,7 @@ async def test_a_cancelled_snapshot_leaves_nothing(url: str, owner: Owner) -> No
     assert not _drafts(owner)
     with psycopg.connect(url, autocommit=True) as con:  # inside one transaction the view does not change
         asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hanse' AND state <> 'idle'"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (con.execute(asked).fetchone() or (1,))[0]:
                 await asyncio.sleep(0.05)
 

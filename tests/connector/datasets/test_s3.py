@@ -164,7 +164,7 @@ async def test_a_reader_that_leaves_stops_the_borrowing(s3: objectstore.Server, 
     version = await archive.add("left", put(s3, "left/t.parquet", data.table(100_000)))
     async with archive.pool.run(archive.job(version, "SELECT * FROM t", batch_bytes=2**16)) as result:
         await anext(result)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while any(worker.results for worker in archive.pool._busy):
             await asyncio.sleep(0.02)
     assert (await archive.rows(version, "SELECT count(*) AS n FROM t"))["n"].to_pylist() == [100_000]

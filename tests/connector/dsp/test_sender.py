@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from connector.dsp.sender import Courier, Outcome, Result, Sender
 from connector.errors import AddressRefused, PeerUnreachable, Refused
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
+from tests.support.clocks import hands
 
 Carry = Callable[[Outbox], Awaitable[Outcome]]
 DELIVERED = Outcome(Result.DELIVERED)
@@ -38,7 +41,7 @@ class Script(Courier):
         return []
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.settled) < count:
                 await asyncio.sleep(0.002)
 
@@ -48,7 +51,7 @@ def message(path: str, process: str = "p", address: str = "http://peer") -> Outb
 
 
 def sender(store: Store, courier: Courier, **timing: Any) -> Sender:
-    made = Sender(store=store, **{"retry_first": 0.005, "retry_cap": 0.02, "retry_deadline": 5.0, **timing})
+    made = Sender(store=store, **{"retry_first": 0.005, "retry_cap": 0.02, "retry_deadline": 600.0, **timing})
     made.register("test", courier)
     return made
 
@@ -58,20 +61,29 @@ async def send(made: Sender, store: Store, *rows: Outbox) -> None:
     made.hand_over(queued)
 
 
-async def test_a_message_leaves_right_after_its_commit_without_a_tick(sqlite_store: Store) -> None:
+async def test_a_message_leaves_right_after_its_commit_without_a_tick(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def carry(_: Outbox) -> Outcome:
         return DELIVERED
 
     courier = Script(carry)
     made = sender(sqlite_store, courier)
+    looked, look = asyncio.Event(), made._take_up
+
+    async def once() -> float:
+        """It has looked, found nothing, and does not look again."""
+        assert await look() > 0
+        looked.set()
+        return 3_600.0
+
+    monkeypatch.setattr(made, "_take_up", once)
     await made.start()
-    await asyncio.sleep(0.05)  # it has looked once, and found nothing
-    looks: list[float] = []
-    made._take_up = lambda: looks.append(1.0)  # type: ignore[method-assign,assignment,return-value]  # nobody may look
+    await looked.wait()
     await send(made, sqlite_store, message("one"))
     await courier.until(1)
     await made.stop()
-    assert (courier.settled, looks) == ([("one", Result.DELIVERED)], [])
+    assert courier.settled == [("one", Result.DELIVERED)]
 
 
 async def test_what_was_left_behind_is_delivered_oldest_first_in_each_process(sqlite_store: Store) -> None:
@@ -173,19 +185,53 @@ async def test_a_peer_that_hangs_does_not_keep_others_from_being_served(sqlite_s
     await made.stop()
 
 
-async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(sqlite_store: Store) -> None:
+class _Resting:
+    """The module `asyncio`, with a note of who sleeps."""
+
+    def __init__(self) -> None:
+        self.rests = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.rests += 1
+        await asyncio.sleep(seconds)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+
+async def reached(there: Callable[[], bool]) -> None:
+    """Wait, where the loop's own clock stands."""
+    ends = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < ends
+        await asyncio.sleep(0)
+
+
+async def test_a_delivery_that_takes_longer_than_its_lease_is_not_done_twice(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, resting = 30.0, _Resting()
+
     async def carry(_: Outbox) -> Outcome:
-        await asyncio.sleep(0.5)
+        """Takes twice its lease; another looks for what is left behind whenever it was due to be renewed."""
+        for number in range(1, 7):
+            await reached(lambda number=number: resting.rests >= number)  # type: ignore[misc]  # bound
+            await second._take_up()
+            await clock.go_on(lease / 3)
         return DELIVERED
 
     courier = Script(carry)
-    first, second = (sender(sqlite_store, courier, lease=0.15) for _ in range(2))
-    await first.start()
-    await second.start()
-    await send(first, sqlite_store, message("long"))
-    await courier.until(1)
-    await first.stop()
-    await second.stop()
+    first, second = (sender(sqlite_store, courier, lease=lease) for _ in range(2))
+    with hands(stands=True) as clock:
+        for module in ("dsp.sender", "store.engine"):
+            monkeypatch.setattr(f"connector.{module}.time", SimpleNamespace(time=clock, monotonic=clock))
+        monkeypatch.setattr("connector.dsp.sender.asyncio", resting)
+        await first.start()
+        await second.start()
+        await send(first, sqlite_store, message("long"))
+        await reached(lambda: bool(courier.settled))
+        await first.stop()
+        await second.stop()
     assert courier.carried == ["long"]
 
 
@@ -235,7 +281,7 @@ async def test_old_notes_of_messages_taken_in_are_forgotten(tmp_path: Path, sqli
 
     made = sender(sqlite_store, Script(carry))
     await made.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await sqlite_store.read(lambda tx: tx.messages.seen("a", "old")):
             await asyncio.sleep(0.005)
     await made.stop()
@@ -251,7 +297,7 @@ async def test_an_instance_that_comes_back_takes_up_what_it_had_leased(
     async def carry(_: Outbox) -> Outcome:
         return DELIVERED
 
-    dead = sender(store, Script(carry), instance="first")
+    dead = sender(store, Script(carry), instance="first", lease=600.0)
     await store.write(lambda tx: dead.queue(tx, message("left behind")))
     courier = Script(carry)
     back = sender(store, courier, instance=instance)
@@ -275,5 +321,5 @@ async def test_a_stop_that_meets_a_wake_ends_all_the_same(sqlite_store: Store) -
         await made.start()
         await asyncio.sleep(0.005)
         made.wake()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await made.stop()

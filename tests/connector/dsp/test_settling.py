@@ -39,7 +39,7 @@ class Book:
         return [row(f"after {delivered.process}")]
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.recorded) < count:
                 await asyncio.sleep(0.002)
 

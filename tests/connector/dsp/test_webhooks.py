@@ -48,7 +48,7 @@ class Receiver:
         return Reply(status, {}, b"")
 
     async def until(self, count: int) -> list[dict[str, Any]]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.got) < count:
                 await asyncio.sleep(0.002)
         return [json.loads(body) for _, body in self.got]

@@ -89,7 +89,7 @@ async def desks(tmp_path: Path, decide: str = "auto") -> AsyncIterator[tuple[Des
 
 async def agree(south: Desk) -> Any:
     begun = await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 201)
-    return await south.get(f"/negotiations/{begun['id']}?wait=10&until=FINALIZED")
+    return await south.get(f"/negotiations/{begun['id']}?wait=50&until=FINALIZED")
 
 
 async def test_a_name_and_a_dataset_are_enough_to_agree_and_read(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_a_name_and_a_dataset_are_enough_to_agree_and_read(tmp_path: Path)
         (row,) = await south.get(f"/agreements?role=consumer&dataset={DATASET}")
         assert (row["id"], row["state"]) == (done["agreement_id"], "active")
         begun = await south.post("/transfers", {"agreement_id": row["id"], "correlation": "job-7"}, 201)
-        started = await south.get(f"/transfers/{begun['id']}?wait=10&until=STARTED")
+        started = await south.get(f"/transfers/{begun['id']}?wait=50&until=STARTED")
         assert started["state"] == "STARTED"
         assert "ticket:" not in json.dumps(started)
         address = await south.get(f"/transfers/{begun['id']}/address")
@@ -123,7 +123,7 @@ async def test_whoever_is_in_no_register_is_reached_by_id_and_address(tmp_path: 
         }
         for terms in ({"offer_id": OFFER_ID, "policy": USE}, {"offer_id": OFFER_ID}, {}):
             begun = await south.post("/negotiations", {**whom, **terms}, 201)
-            done = await south.get(f"/negotiations/{begun['id']}?wait=10&until=FINALIZED")
+            done = await south.get(f"/negotiations/{begun['id']}?wait=50&until=FINALIZED")
             assert done["state"] == "FINALIZED"
         catalog = await south.get(f"/catalog?participant={north.side.participant}&address={north.side.base}")
         assert [entry["@id"] for entry in catalog["dataset"]] == [DATASET]
@@ -161,7 +161,7 @@ async def test_the_queue_of_what_waits_for_us_is_worked_off_by_approving(tmp_pat
         problem = await north.post(f"/negotiations/{waiting['id']}/finalize", {}, 409)
         assert problem["code"] == "illegal_step"
         await north.post(f"/negotiations/{waiting['id']}/approve")
-        done = await north.get(f"/negotiations/{waiting['id']}?wait=10&until=FINALIZED")
+        done = await north.get(f"/negotiations/{waiting['id']}?wait=50&until=FINALIZED")
         assert done["state"] == "FINALIZED"
         assert await north.get("/negotiations?waiting_for_us=true") == []
 
@@ -181,11 +181,11 @@ async def test_revoking_needs_a_reason_and_ends_everything(tmp_path: Path) -> No
     async with desks(tmp_path) as (north, south):
         agreement_id = (await agree(south))["agreement_id"]
         begun = await south.post("/transfers", {"agreement_id": agreement_id}, 201)
-        await south.get(f"/transfers/{begun['id']}?wait=10&until=STARTED")
+        await south.get(f"/transfers/{begun['id']}?wait=50&until=STARTED")
         await north.post(f"/agreements/{agreement_id}/revoke", {}, 400)
         ended = await north.post(f"/agreements/{agreement_id}/revoke", {"reason": "over"})
         assert (ended["state"], ended["end_reason"]) == ("ended", "over")
-        gone = await south.get(f"/transfers/{begun['id']}?wait=10&until=TERMINATED")
+        gone = await south.get(f"/transfers/{begun['id']}?wait=50&until=TERMINATED")
         assert (gone["code"], gone["reason"]) == ("agreement_revoked", "over")
         await south.get(f"/transfers/{begun['id']}/address", 404)
         await north.post("/agreements/urn:uuid:none/revoke", {"reason": "x"}, 404)
@@ -216,7 +216,7 @@ async def test_a_long_poll_ends_with_the_time_with_the_goal_or_with_the_end(tmp_
         waiting = asyncio.ensure_future(south.get(f"/negotiations/{begun['id']}?wait=20&until=FINALIZED"))
         await asyncio.sleep(0.05)
         await south.post(f"/negotiations/{begun['id']}/terminate")
-        assert (await asyncio.wait_for(waiting, 5))["state"] == "TERMINATED"
+        assert (await asyncio.wait_for(waiting, 60))["state"] == "TERMINATED"
         await south.get("/negotiations/urn:uuid:none?wait=1", 404)
         await south.get("/transfers/urn:uuid:none", 404)
 
@@ -224,7 +224,7 @@ async def test_a_long_poll_ends_with_the_time_with_the_goal_or_with_the_end(tmp_
 async def test_transfers_are_steered(tmp_path: Path) -> None:
     async with desks(tmp_path) as (north, south):
         begun = await south.post("/transfers", {"agreement_id": (await agree(south))["agreement_id"]}, 201)
-        started = await south.get(f"/transfers/{begun['id']}?wait=10&until=STARTED")
+        started = await south.get(f"/transfers/{begun['id']}?wait=50&until=STARTED")
         pid = started["peer_pid"]
         await settled(north.side, "transfer", pid, "STARTED")
         for command, state in (("suspend", "SUSPENDED"), ("resume", "STARTED"), ("complete", "COMPLETED")):
@@ -242,7 +242,7 @@ async def test_the_event_stream_tells_committed_events_of_the_wanted_kinds(tmp_p
         assert await anext(lines) == ": joined\n\n"
         await north.side.store.write(lambda tx: tx.publish(ServiceStarted(actor="x")))
         await north.side.store.write(lambda tx: tx.publish(DecisionNeeded(actor="x", process="p")))
-        number, kind, data = (await asyncio.wait_for(anext(lines), 5)).split("\n")[:3]
+        number, kind, data = (await asyncio.wait_for(anext(lines), 60)).split("\n")[:3]
         assert (number, kind) == ("id: 1", "event: DecisionNeeded")
         assert json.loads(data.removeprefix("data: "))["process"] == "p"
         north.feed.close()

@@ -181,7 +181,7 @@ async def test_a_client_that_leaves_ends_the_work_at_the_owners(asker: Asker) ->
     request = asyncio.ensure_future(asker.app(scope, receive, send))
     await asker.owners.of["north"].waiting.wait()
     left.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(request, return_exceptions=True)
     assert asker.owners.of["north"].cancelled == 1
     assert asker.coordinator.recent()[0].state == "broken"

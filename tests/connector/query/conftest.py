@@ -56,7 +56,7 @@ async def asked(pool: Pool, sqlite_store: Store, tmp_path: Path) -> AsyncIterato
         work_dir=tmp_path / "queries",
         tables_for=owners.tables_for,
         ticket=owners.ticket,
-        seconds=20,
+        seconds=60,
     )
     yield Asked(owners, coordinator, events, tmp_path / "queries")
     unsubscribe()

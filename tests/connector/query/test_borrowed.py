@@ -38,9 +38,9 @@ def test_a_seek_of_another_thread_between_seek_and_read_changes_nothing() -> Non
 
     def ranged(start: int) -> bytes:
         file.seek(start)
-        between.wait(timeout=20)  # both have sought, neither has read
+        between.wait(timeout=60)  # both have sought, neither has read
         found = file.read(100)
-        between.wait(timeout=20)
+        between.wait(timeout=60)
         return found
 
     with ThreadPoolExecutor(2) as threads:

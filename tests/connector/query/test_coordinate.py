@@ -199,7 +199,7 @@ async def test_a_refusal_is_not_repeated_and_keeps_the_owners_rule(asked: Asked)
 async def test_the_first_failure_cancels_what_the_others_still_do(asked: Asked) -> None:
     asked.owners.break_("north", "slow")
     asked.owners.break_("south", "refuse:revoked")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(Refused):
             await asked.rows(COUNTS)
     assert asked.owners.of["north"].cancelled == 1
@@ -208,7 +208,7 @@ async def test_the_first_failure_cancels_what_the_others_still_do(asked: Asked) 
 async def test_the_deadline_names_the_owner_that_was_waited_for(asked: Asked) -> None:
     asked.owners.break_("north", "slow")
     with pytest.raises(Limited) as late:
-        await asked.rows(COUNTS, seconds=0.5)
+        await asked.late(COUNTS, answered=2)
     assert late.value.code == "time_limit"
     assert (late.value.facts["owner"], late.value.facts["stage"]) == ("north", "asking")
     assert '"north" (f0.north: patients)' in late.value.message
@@ -218,10 +218,10 @@ async def test_the_deadline_names_the_owner_that_was_waited_for(asked: Asked) ->
 async def test_an_owner_is_told_to_end_while_there_is_still_time_to_merge(asked: Asked) -> None:
     asked.owners.publish("north", "many", shares_keys=True, takes_keys=True)
     asked.owners.add("south", "few", "SELECT range * 1000 AS id FROM range(5)", shares_keys=True, takes_keys=True)
-    await asked.rows("SELECT count(*) AS n FROM south.few f JOIN north.many m ON m.id = f.id", seconds=20)
+    await asked.rows("SELECT count(*) AS n FROM south.few f JOIN north.many m ON m.id = f.id", seconds=2_000)
     first, second = (asked.owners.of[name].asked[0]["limits"]["deadline_ms"] for name in ("south", "north"))
-    assert first <= 16_000  # a tenth each is kept for the fragment that waits for its keys, and for merging
-    assert 16_000 < second <= 18_000
+    assert first <= 1_600_000  # a tenth each is kept for the fragment that waits for its keys, and for merging
+    assert 1_600_000 < second <= 1_800_000
 
 
 async def test_a_question_is_planned_anew_once_where_an_owner_has_another_version_by_then(asked: Asked) -> None:

@@ -132,7 +132,7 @@ def _arrow(values: list[int]) -> str:
 
 async def send(owner: Provider, ticket: str, body: Mapping[str, Any]) -> httpx2.Response:
     async with httpx2.AsyncClient(base_url=owner.url, headers={"authorization": f"Bearer {ticket}"}) as http:
-        return await http.post("/data/v1/query", json=body, timeout=20)
+        return await http.post("/data/v1/query", json=body, timeout=60)
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -30,6 +30,7 @@ def test_an_engine_that_has_waited_long_goes_though_others_keep_the_worker_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Keeping, "_held", lambda _: Memory())
+    monkeypatch.setattr(keeping, "REST", 3_600.0)
     one, closed = empty(), []
     for key, seconds in (("gone", keeping.REST + 1), ("new", 0.0)):
         one.kept[key] = opening(lambda key=key: closed.append(key), seconds)

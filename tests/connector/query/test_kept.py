@@ -17,7 +17,7 @@ from connector.errors import QueryInvalid, VersionChanged
 from connector.query.job import Job, Limits, Relation
 from connector.query.pool import Pool
 from connector.query.running import Frame, Worker
-from tests.support import data
+from tests.support import data, workers
 
 MANY = 2 * data.ROWS
 DISK = Limits(temp_mb=64)  # of an engine that reads no files, its folder is for this
@@ -25,13 +25,14 @@ DISK = Limits(temp_mb=64)  # of an engine that reads no files, its folder is for
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="module")
 async def pool(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pool]:
-    """One worker, so that each job meets what the last one left."""
+    """One worker, so that each job meets what the last one left, and nothing of another test."""
     roots = [tmp_path_factory.getbasetemp()]
-    async with Pool(tmp_path_factory.mktemp("work"), size=1, warm=1, readable=[], writable=roots) as started:
-        await at_rest(started)
-        yield started
+    with workers.patient():
+        async with Pool(tmp_path_factory.mktemp("work"), size=1, warm=1, readable=[], writable=roots) as started:
+            await at_rest(started)
+            yield started
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ async def rows(pool: Pool, job: Job) -> list[dict[str, object]]:
 
 async def at_rest(pool: Pool) -> Worker:
     """The worker, once it has cleaned up after its last job."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not pool._idle:
             await asyncio.sleep(0.01)
     return pool._idle[0]
@@ -59,15 +60,7 @@ async def kept(pool: Pool) -> list[str]:
     return sorted(path.name for path in (await at_rest(pool)).folder.glob("job-*"))
 
 
-async def forgotten(pool: Pool) -> None:
-    """Until none is kept: the worker has rested."""
-    async with asyncio.timeout(20):
-        while await kept(pool):
-            await asyncio.sleep(0.05)
-
-
 async def test_the_next_of_its_kind_finds_the_engine_of_the_last(pool: Pool, numbers: Relation) -> None:
-    await forgotten(pool)
     used = []
     for name in ("t", "r_1", "T"):
         job = Job(relations={name: numbers}, sql=f'SELECT count(*) AS n FROM "{name}"', consumer="lab")
@@ -78,7 +71,14 @@ async def test_the_next_of_its_kind_finds_the_engine_of_the_last(pool: Pool, num
     with pytest.raises(QueryInvalid):  # the names of the jobs before are gone
         await rows(pool, Job(relations={"u": numbers}, sql='SELECT * FROM "T"', consumer="lab"))
     assert await kept(pool) == []  # a job that fails leaves nothing
-    await forgotten(pool)
+
+
+async def test_a_worker_that_rests_lets_go_of_what_it_kept(tmp_path: Path, folder: Path, numbers: Relation) -> None:
+    async with Pool(tmp_path, size=1, warm=1, readable=[folder]) as pool:
+        await rows(pool, Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t"))
+        async with asyncio.timeout(60):
+            while await kept(pool):
+                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("change", ["times", "replaced", "gone"])
@@ -110,7 +110,6 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 async def test_an_engine_is_kept_for_the_same_consumer_data_and_limits_only(
     pool: Pool, numbers: Relation, different: str
 ) -> None:
-    await forgotten(pool)
     job = Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t", consumer="lab")
     await rows(pool, job)
     (first,) = await kept(pool)
@@ -120,7 +119,6 @@ async def test_an_engine_is_kept_for_the_same_consumer_data_and_limits_only(
 
 
 async def test_no_more_engines_are_kept_than_a_few(pool: Pool, numbers: Relation) -> None:
-    await forgotten(pool)
     for number in range(7):
         await rows(pool, Job(relations={"t": numbers}, sql="SELECT id FROM t LIMIT 1", consumer=f"lab {number}"))
     assert 1 <= len(await kept(pool)) <= 3
@@ -147,7 +145,6 @@ async def test_an_arrow_file_is_kept_under_the_next_name(pool: Pool, tmp_path: P
     path = tmp_path / "numbers.arrow"
     with pa.ipc.new_file(path, data.table(50).schema) as writer:
         writer.write_table(data.table(50))
-    await forgotten(pool)
     for name in ("t", "u", "v"):
         job = Job(relations={name: data.relation("arrow_ipc", path, tmp_path)}, sql=f"SELECT count(*) AS n FROM {name}")
         assert await rows(pool, job) == [{"n": 50}]
@@ -161,7 +158,6 @@ def answers(path: Path, rows: int, *, loaded: bool) -> Relation:
 
 @pytest.mark.parametrize("loaded", [True, False])
 async def test_files_that_are_read_once_go_and_their_engine_stays(pool: Pool, tmp_path: Path, loaded: bool) -> None:
-    await forgotten(pool)
     used = []
     for number, names in enumerate(("ab", "bc", "a")):
         relations = {name: answers(tmp_path / f"{name}{number}", 10 + number, loaded=loaded) for name in names}
@@ -184,7 +180,6 @@ async def test_what_was_loaded_for_one_job_takes_no_memory_from_the_next(pool: P
 
 
 async def test_what_ended_early_leaves_no_engine(pool: Pool, numbers: Relation) -> None:
-    await forgotten(pool)
     sql = "SELECT a.id FROM t a, t b, t c"
     async with pool.run(Job(relations={"t": numbers}, sql=sql, consumer="leaves")) as result:
         await anext(result)
@@ -192,7 +187,6 @@ async def test_what_ended_early_leaves_no_engine(pool: Pool, numbers: Relation) 
 
 
 async def test_jobs_with_keys_of_their_own_share_what_was_opened(pool: Pool, numbers: Relation) -> None:
-    await forgotten(pool)
     for key in (3, 5, 8):
         job = Job(
             relations={"t": numbers, "k": Relation("", blob=0)},

@@ -66,7 +66,7 @@ async def test_the_answer_is_that_about_the_others_and_lists_who_is_missing(aske
 @asyncio_module
 async def test_an_owner_that_is_late_is_missing_while_there_is_still_time_for_the_others(asked: Asked) -> None:
     asked.owners.break_("south", "slow")
-    rows, end = await asked.rows(TOTAL, partial=True, seconds=5)
+    rows, end = await asked.late(TOTAL, answered=2, partial=True)
     assert rows == [{"n": 50 + 52}]
     assert [one["code"] for one in end["missing"]] == ["time_limit"]
     assert asked.owners.of["south"].cancelled == 1

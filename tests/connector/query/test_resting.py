@@ -61,7 +61,7 @@ def test_scans_that_take_turns_give_every_row_once_and_in_order(monkeypatch: pyt
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert found == [list(range(ROWS))] * 8
     assert (engines.most, engines.open) == (2, 0)
     assert engines.made > 8  # they did take turns
@@ -109,7 +109,7 @@ def test_who_is_not_wanted_any_more_waits_for_no_turn(stops: str) -> None:
     while not floor.wanted:
         time.sleep(0.001)
     other.close() if stops == "the scan" else gone.set()
-    waiting.join(30)
+    waiting.join(60)
     assert raised == ["cancelled"]
     assert not floor.wanted
     assert len(numbers(holding)) == ROWS - 10

@@ -45,7 +45,7 @@ def jobs(work: Path) -> list[Path]:
 
 async def gone(work: Path) -> None:
     """Wait until no query's directory is left; a worker that has ended its answer cleans up by itself."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while jobs(work):
             await asyncio.sleep(0.02)
 
@@ -65,7 +65,7 @@ async def test_a_query_beyond_its_memory_goes_on_on_disk_and_leaves_nothing(
                 assert spilled(work)
             rows += frame.rows
     assert rows == 40 * data.ROWS
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while narrow._busy:
             await asyncio.sleep(0.01)
     assert not jobs(work)  # nor is its engine kept, which had rows on the disk

@@ -141,12 +141,12 @@ async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tu
 
 async def test_a_read_rests_on_a_fact_only_until_its_end_and_stops_when_it_is_gone(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
-        facts = {"ds:permit": Fact(("P-1",), "owner", time.time() + 60)}
+        facts = {"ds:permit": Fact(("P-1",), "owner", time.time() + 400)}
         two.north.facts[two.south.participant] = Facts.of({"ds:participant": two.south.participant, **facts})
         grants, grant = await opened(two, facts, "ds:permit", "P-1")
-        assert 50 < grant.lease.deadline - time.monotonic() <= 60
-        facts["ds:permit"] = Fact(("P-1",), "owner", time.time() + 90)
-        assert 80 < await grants.recheck(grant) <= 90
+        assert 100 < grant.lease.deadline - time.monotonic() <= 400
+        facts["ds:permit"] = Fact(("P-1",), "owner", time.time() + 1_200)
+        assert 900 < await grants.recheck(grant) <= 1_200
         facts["ds:permit"] = Fact(("P-2",), "owner")
         with pytest.raises(Refused, match="observed P-2"):
             await grants.recheck(grant)

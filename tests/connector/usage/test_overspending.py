@@ -15,6 +15,7 @@ PROCESSES, TRIES = 8, 48
 USES, TODAY, ROWS, MICRO = 100, 37, 500, 100_000
 CHILD = """
 import asyncio, json, random, sys
+from connector.errors import Busy
 from connector.store import Store
 
 USES, TODAY, ROWS, MICRO = 100, 37, 500, 100_000
@@ -23,12 +24,19 @@ async def main(url, tries, seed):
     store, rng = Store(url, pool_size=2), random.Random(seed)
     spent = {"uses": 0, "today": 0, "rows": 0, "epsilon": 0}
 
+    async def write(work):
+        while True:
+            try:
+                return await store.write(work)
+            except Busy:  # eight wait for one file, on a machine that may stand still: nothing was counted
+                pass
+
     async def once(amount):
-        used = await store.write(lambda tx: tx.agreements.count_use("uses", day=1, most=USES, most_today=None))
-        today = await store.write(lambda tx: tx.agreements.count_use("today", day=1, most=None, most_today=TODAY))
-        taken = await store.write(lambda tx: tx.agreements.reserve(
+        used = await write(lambda tx: tx.agreements.count_use("uses", day=1, most=USES, most_today=None))
+        today = await write(lambda tx: tx.agreements.count_use("today", day=1, most=None, most_today=TODAY))
+        taken = await write(lambda tx: tx.agreements.reserve(
             "rows", rows=amount, nbytes=amount * 8, most_rows=ROWS, most_bytes=ROWS * 8 + 4))
-        private = await store.write(lambda tx: tx.answers.spend("epsilon", micro=amount * 333, most=MICRO))
+        private = await write(lambda tx: tx.answers.spend("epsilon", micro=amount * 333, most=MICRO))
         spent["uses"] += used
         spent["epsilon"] += private * amount * 333
         spent["today"] += today

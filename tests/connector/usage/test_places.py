@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,22 +92,37 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
 ) -> None:
     wanted = await agreed(sqlite_store, "2")
     grants = Grants(sqlite_store, facts_of=provider.member)
+    passed, told, answers, looks = 0.0, sqlite_store.read, True, 0
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + passed)
+    monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(module, "_BLIND_SECONDS", 0.3)
+    monkeypatch.setattr(module, "_BLIND_SECONDS", 1_000.0)
+
+    async def sometimes(work: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if not answers:
+            raise ConnectionError("no such host")
+        return await told(work)
+
+    async def looked() -> None:
+        """It looks, sees how late it is, and looks again."""
+        before = looks
+        async with asyncio.timeout(60):
+            while looks < before + 3:
+                await asyncio.sleep(0.01)
+
     grant = await begun(grants, wanted, "r")
     assert grant is not None
-    told = sqlite_store.read
-
-    async def unreachable(work: Any) -> Any:
-        raise ConnectionError("no such host")
-
-    monkeypatch.setattr(sqlite_store, "read", unreachable)
-    await asyncio.sleep(0.1)
-    monkeypatch.setattr(sqlite_store, "read", told)
-    await asyncio.sleep(0.1)
-    assert not grant.lease.revoked  # it was away for a moment
-    monkeypatch.setattr(sqlite_store, "read", unreachable)
-    async with asyncio.timeout(10):
+    monkeypatch.setattr(sqlite_store, "read", sometimes)
+    for there in (False, True, False):  # it is away for a while, twice
+        answers = there
+        await looked()
+        passed += 0 if there else 600
+        await looked()
+        assert not grant.lease.revoked
+    passed += 600
+    async with asyncio.timeout(60):
         await grant.stopped.wait()
     assert "cannot ask its database" in grant.stop_reason
     grants.forget([grant])

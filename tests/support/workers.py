@@ -1,0 +1,50 @@
+"""Worker processes with patience, for tests of what is there after a job: no stall of the machine takes it away.
+
+A worker in use lets go of what it keeps after five seconds without a job, and is killed when it has not stopped, or
+cleaned up, within one. Of both a machine that stands still for a moment knows nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from connector.query import pool, running
+
+_LONG = 60.0
+_STARTED = ("-m", "connector.query.worker")
+# As the module itself begins; the libraries come after the process has shut itself in.
+_PROGRAM = f"""
+from connector.query import worker
+confine = worker.confine
+
+def shut_in(**allowed):
+    confine(**allowed)
+    from connector.query import keeping
+    keeping.REST = {_LONG}
+
+worker.confine = shut_in
+worker.main()
+"""
+
+
+@contextmanager
+def patient(*, in_stopping: bool = True) -> Iterator[None]:
+    """Workers that are started meanwhile keep what they have for a minute, and have a minute to stop."""
+    start = asyncio.create_subprocess_exec
+
+    async def started(program: str, *arguments: str, **more: Any) -> asyncio.subprocess.Process:
+        if arguments[:2] == _STARTED:
+            arguments = ("-c", _PROGRAM, *arguments[2:])
+        return await start(program, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "create_subprocess_exec", started)
+        if in_stopping:
+            patch.setattr(running, "GRACE", _LONG)
+        patch.setattr(pool, "_GIVEN_BACK", _LONG + 1)
+        yield
