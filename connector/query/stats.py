@@ -25,6 +25,12 @@ def rows(draft: Draft) -> float:
     return sum(_of_shares(draft))
 
 
+def unfiltered(draft: Draft) -> float:
+    """The rows of each share's largest dataset together; infinite where one is not known."""
+    sizes = [max((math.inf if info.rows is None else info.rows for info in infos), default=0) for infos in draft.read]
+    return sum(sizes)
+
+
 def expected(draft: Draft, planning: Planning) -> list[tuple[int, int] | None]:
     """Rows and bytes that each share may give; None where a dataset's size is not known."""
     found: list[tuple[int, int] | None] = []

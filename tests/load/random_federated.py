@@ -35,7 +35,11 @@ def daring(on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    with mock.patch.object(eager, "_pays", return_value=True), mock.patch.object(semi_joins, "_MUCH", 1e9):
+    with (
+        mock.patch.object(eager, "_pays", return_value=True),
+        mock.patch.object(semi_joins, "_MUCH", 1e9),
+        mock.patch.object(semi_joins, "_SMALL", -1),
+    ):
         yield
 
 

@@ -8,12 +8,13 @@ one of another's by =, the smaller may send its values to the larger. Directions
 - from an outer block into a correlated subquery, always; out of it only for a positive EXISTS or IN.
 
 A key list is egress of one owner's column and a question to another: only where the agreements of both allow it.
-A fragment that two places read is not narrowed, and none by values that (through others) came from itself.
+A fragment that two places read is not narrowed, and none by values that (through others) came from itself. Keys make a
+fragment wait for others: where all that wait longest are small anyway, nobody does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
@@ -26,6 +27,7 @@ from connector.query.planning import Draft, Planning
 _GAIN = 2.0  # keys that one row saved may cost, however narrow it is
 _KEY_BYTES = 8
 _MUCH = 0.1  # an unfiltered fragment narrows another only if it is this much smaller
+_SMALL = 2**18  # bytes that are here before a question that waited for keys has been read
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,15 @@ class Edge:
     output: str
     target: str
     column: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """What an edge puts into its target's statements: for each of them the same condition, over the keys `name`."""
+
+    edge: Edge
+    name: str
+    conditions: Sequence[tuple[exp.Expr, exp.Expr]]
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
@@ -49,18 +60,48 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
              for name, draft in planning.drafts.items()}  # fmt: skip
     edges = {edge for select in tree.find_all(exp.Select) for edge in _edges(select, planning)}
     left = [edge for edge in edges if uses[edge.target] == 1]
+    tests: list[_Test] = []
+    waits: dict[str, set[str]] = {name: set() for name in planning.drafts}
     while left:
         # Of those with conditions the smallest first: what it narrows may then narrow others, also the whole tables.
         edge = min(left, key=lambda e: (share[e.source] == 1, size[e.source], e.source, e.output, e.target, e.column))
         left.remove(edge)
         saved = size[edge.target] * (1 - share[edge.source])
         pays = size[edge.source] <= worth[edge.target] * saved or size[edge.source] <= _MUCH * size[edge.target]
-        if not pays or _depends(planning, edge.source, edge.target):
+        if not pays or _depends(waits, edge.source, edge.target):
             continue
-        if _agreed(edge, planning) and _narrow(edge, planning):
+        if _agreed(edge, planning) and (test := _test(edge, planning)) is not None:
+            tests.append(test)
+            waits[edge.target].add(edge.source)
             size[edge.target] *= share[edge.source]
             share[edge.target] *= share[edge.source]
+    at_once = _small(planning, waits)
+    for test in tests:
+        if test.edge.target not in at_once:
+            _narrow(test, planning)
     return tree
+
+
+def _small(planning: Planning, waits: dict[str, set[str]]) -> set[str]:
+    """Drafts that are asked at once, without keys: all those that would wait longest give little as they are."""
+    found: set[str] = set()
+    while True:
+        wave = {name: _wave(waits, name) for name in waits}
+        last = [name for name in waits if wave[name] == max(wave.values())]
+        if not all(waits[name] and _gives_little(planning.drafts[name], planning) for name in last):
+            return found
+        found.update(last)
+        for name in last:
+            waits[name] = set()
+
+
+def _wave(waits: dict[str, set[str]], name: str) -> int:
+    return max((_wave(waits, source) + 1 for source in waits[name]), default=0)
+
+
+def _gives_little(draft: Draft, planning: Planning) -> bool:
+    """Whatever its conditions leave: how much that is, is a guess."""
+    return stats.unfiltered(draft) * stats.width(draft, planning) <= _SMALL
 
 
 def _uses(tree: exp.Expr) -> dict[str, int]:
@@ -166,9 +207,9 @@ def _of_in(
 # whether they may, and how
 
 
-def _depends(planning: Planning, name: str, on: str) -> bool:
+def _depends(waits: dict[str, set[str]], name: str, on: str) -> bool:
     """Whether a draft waits for another, by keys of keys."""
-    return name == on or any(_depends(planning, key.source, on) for key in planning.drafts[name].keys)
+    return name == on or any(_depends(waits, source, on) for source in waits[name])
 
 
 def _agreed(edge: Edge, planning: Planning) -> bool:
@@ -187,24 +228,30 @@ def _agreed(edge: Edge, planning: Planning) -> bool:
     return agreed
 
 
-def _narrow(edge: Edge, planning: Planning) -> bool:
-    """Put the test into every share's statement, if its column can be tested before anything is counted."""
+def _test(edge: Edge, planning: Planning) -> _Test | None:
+    """The test for every share's statement, if its column can be tested before anything is counted."""
     draft, source = planning.drafts[edge.target], planning.drafts[edge.source]
     name = f"keys_{edge.source}_{source.outputs.index(edge.output)}"
     statements = list({id(share.statement): share.statement for share in draft.shares}.values())
     values = [value for one in statements if (value := _tested(one, edge.column)) is not None]
     if len(values) < len(statements):
-        return False
+        return None
     kinds = _kinds(source, edge.output, planning) | _kinds(draft, edge.column, planning)
     if not _comparable(kinds):
-        return False
+        return None
     conditions = [_condition(value, name, as_text=kinds == {"UUID"}) for value in values]
     if any(one != conditions[0] for one in conditions):  # shares call the column differently
-        return False
-    draft.keys.append(Keys(edge.source, edge.output, edge.column, name, parse.write(conditions[0])))
-    for statement, condition in zip(statements, conditions, strict=True):
-        _add(statement, condition)
-    return True
+        return None
+    return _Test(edge, name, list(zip(statements, conditions, strict=True)))
+
+
+def _narrow(test: _Test, planning: Planning) -> None:
+    """Put it there."""
+    edge, condition = test.edge, test.conditions[0][1]
+    draft = planning.drafts[edge.target]
+    draft.keys.append(Keys(edge.source, edge.output, edge.column, test.name, parse.write(condition)))
+    for statement, one in test.conditions:
+        _add(statement, one)
 
 
 _WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}

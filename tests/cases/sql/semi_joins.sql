@@ -60,3 +60,25 @@ SELECT d.name FROM f0 AS d CROSS JOIN f1 AS t WHERE t.drug = d.drug;
 SELECT d.name, d.drug FROM drugs AS d WHERE d.price > 9;
 -- f1
 SELECT t.drug FROM (SELECT * FROM trials AS t WHERE t.drug IN (SELECT keys_f0_1.k FROM keys_f0_1)) AS t WHERE t.dose > (SELECT AVG(i.dose) AS _col_0 FROM trials AS i WHERE i.drug = t.drug);
+
+-- Nobody waits for keys to what is small as it is.
+SELECT t.dose, v.cost FROM south.trials t, north.visits v WHERE v.patient = t.patient AND t.dose = 9;
+-- here
+SELECT t.dose, v.cost FROM f0 AS t CROSS JOIN f1 AS v WHERE v.patient = t.patient;
+-- f0
+SELECT t.dose, t.patient FROM trials AS t WHERE t.dose = 9;
+-- f1
+SELECT v.cost, v.patient FROM visits AS v;
+
+-- Of three times as much the rows that meet nobody stay where they are.
+SELECT t.dose, v.cost FROM south.trials t, "all".visits v WHERE v.patient = t.patient AND t.dose = 9;
+-- here
+SELECT t.dose, v.cost FROM f0 AS t CROSS JOIN f1 AS v WHERE v.patient = t.patient;
+-- f0
+SELECT t.dose, t.patient FROM trials AS t WHERE t.dose = 9;
+-- f1.north
+SELECT v.cost, v.patient FROM visits AS v WHERE v.patient IN (SELECT keys_f0_1.k FROM keys_f0_1);
+-- f1.south
+SELECT v.cost, v.patient FROM visits AS v WHERE v.patient IN (SELECT keys_f0_1.k FROM keys_f0_1);
+-- f1.west
+SELECT v.cost, v.patient FROM visits AS v WHERE v.patient IN (SELECT keys_f0_1.k FROM keys_f0_1);
