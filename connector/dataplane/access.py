@@ -96,6 +96,7 @@ def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
         "limits": {
             "rows": contract.limits.rows,
             "bytes": contract.limits.bytes,
+            "share": contract.limits.share,
             "queries": contract.limits.queries,
             "queries_per_day": contract.limits.queries_per_day,
             "concurrency": contract.limits.concurrency,

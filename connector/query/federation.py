@@ -82,6 +82,7 @@ class TableInfo:
     takes_keys: bool = False
     version: str = ""  # digest of the version that the agreement reads now
     joins: tuple[str, ...] | None = None  # datasets it may be joined with at its owner; None: any
+    rationed: bool = False  # rows or bytes that leave are counted, and there is an end of them
     ndv: Mapping[str, int] = field(default_factory=dict)
 
     @property

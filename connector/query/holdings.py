@@ -207,6 +207,7 @@ def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> Ta
             shares_keys=bool(summary.get("shares_keys", False)),
             takes_keys=bool(summary.get("takes_keys", False)) and contract["joins"] is None,
             joins=None if contract["joins"] is None else tuple(contract["joins"]),
+            rationed=any(contract.get("limits", {}).get(name) is not None for name in ("rows", "bytes", "share")),
             grid=None
             if aggregate is None
             else GridInfo(

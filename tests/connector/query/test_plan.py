@@ -143,6 +143,15 @@ def test_shares_that_differ_in_their_owner_alone_are_written_once() -> None:
     assert write.call_count == 2  # their statement and the residual
 
 
+def test_what_is_counted_by_the_row_is_asked_for_few_however_small_it_is() -> None:
+    sql = "SELECT t.dose, v.cost FROM south.trials t, north.visits v WHERE v.patient = t.patient AND t.dose = 9"
+    tables = dict(plan_cases.schema())
+    tables["north", "visits"] = replace(tables["north", "visits"], rationed=True)
+    for known, keys in ((plan_cases.schema(), []), (tables, ["keys_f0_1"])):
+        _, visits = plan(sql, known, across_agreements=True).fragments
+        assert [key.name for key in visits.keys] == keys
+
+
 REFUSED = [
     (
         "SELECT age FROM north.census c JOIN north.drugs d ON d.drug = c.age",
