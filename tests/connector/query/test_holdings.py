@@ -12,7 +12,7 @@ import pytest
 
 from connector.errors import HanseError, NotFound, Refused
 from connector.events import Bus, QueryCoordinated, TransferAdvanced
-from connector.query.holdings import Holdings
+from connector.query.holdings import Holdings, table_of
 from connector.store.agreements import Holding, Readable, Started
 
 _ADDRESS = {"endpoint": "http://owner/data/v1", "endpointProperties": [{"name": "authorization", "value": "ticket"}]}
@@ -90,3 +90,22 @@ async def test_who_waits_for_a_ticket_hears_that_the_database_does_not_answer() 
     store.agreements = None  # type: ignore[assignment]  # any error of the database's
     with pytest.raises(AttributeError):
         await Holdings(store, None, None).ticket("one")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("limits", "rationed"),
+    [
+        ({"rows": None, "bytes": None, "share": None, "queries": 5}, False),
+        ({"rows": 1000}, True),
+        ({"bytes": 2**30}, True),
+        ({"share": 10.0}, True),
+        (None, False),  # of a connector that does not say
+    ],
+)
+def test_a_table_says_whether_what_leaves_is_counted(limits: dict[str, float] | None, rationed: bool) -> None:
+    contract: dict[str, Any] = {
+        "actions": ["odrl:use"], "purposes": [], "columns": [], "aggregate": None, "joins": None,
+        **({} if limits is None else {"limits": limits}),
+    }  # fmt: skip
+    summary = {"owner": "o", "name": "d", "rows": 10, "contracts": [contract]}
+    assert table_of(summary, Holding("a", "did:web:owner", "urn:hanse:o:d"), "").rationed is rationed
