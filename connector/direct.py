@@ -36,11 +36,13 @@ class Direct:
 
 def bare(routes: Iterable[BaseRoute]) -> list[BaseRoute]:
     """Routes that a framework describes, with nothing of it around their handlers."""
-    return [
-        Route(route.path, _Handled(route.get_route_handler()), methods=route.methods)
-        for route in routes
-        if isinstance(route, APIRoute)
-    ]
+    found: list[BaseRoute] = []
+    for route in routes:
+        if isinstance(route, APIRoute):
+            made = Route(route.path, _Handled(route.get_route_handler()))
+            made.methods = set(route.methods or ())  # these: given as an argument, GET would be HEAD as well
+            found.append(made)
+    return found
 
 
 class _Handled:

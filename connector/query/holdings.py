@@ -54,6 +54,9 @@ class Holdings:
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._looked: dict[str, tuple[float, Readable]] = {}
+        self._changes = 0  # heard of so far
+        self._looked_for: set[str] = set()  # agreements, until we look
+        self._look: asyncio.Future[dict[str, Readable]]
         store.bus.subscribe(self._heard)
 
     async def ticket(self, agreement_id: str) -> tuple[str, str]:
@@ -62,21 +65,36 @@ class Holdings:
         return access.endpoint, access.ticket
 
     async def _transfer(self, agreement_id: str) -> Started:
+        """A started transfer. A question's fragments ask for theirs at once: one look at the database is for all."""
         looked, found = self._looked.get(agreement_id, (float("-inf"), None))
         if time.monotonic() - looked > _LOOKED_SECONDS:
-            readable = await self._store.read(lambda tx: tx.agreements.readable({agreement_id}))
-            found = readable.get(agreement_id)
-            self._keep(readable)
+            if not self._looked_for:
+                self._look = asyncio.ensure_future(self._look_for_all())
+            self._looked_for.add(agreement_id)
+            found = (await asyncio.shield(self._look)).get(agreement_id)
         return _started(agreement_id, found)
 
-    def _keep(self, readable: Mapping[str, Readable]) -> None:
+    async def _look_for_all(self) -> dict[str, Readable]:
+        wanted, self._looked_for = self._looked_for, set()
+        changes = self._changes
+        readable = await self._store.read(lambda tx: tx.agreements.readable(wanted))
+        self._keep(readable, changes)
+        return readable
+
+    def _keep(self, readable: Mapping[str, Readable], changes: int) -> None:
+        """What can be read, for a moment: what cannot may in the next. Nothing that changed while we looked."""
+        if changes != self._changes:
+            return
         if len(self._looked) + len(readable) > _KEPT_MAX:
             self._looked.clear()
         now = time.monotonic()
-        self._looked.update({agreement_id: (now, found) for agreement_id, found in readable.items()})
+        for agreement_id, found in readable.items():
+            if found.transfer is not None and found.ended_at is None:
+                self._looked[agreement_id] = now, found
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, AgreementConcluded | AgreementRevoked | TransferAdvanced):
+            self._changes += 1
             self._looked.clear()
 
     async def access(self, transfer: Started) -> Access:
@@ -108,8 +126,9 @@ class Holdings:
             named = [agreement for agreement in agreements if _may_be(agreement.dataset_id, names)]
             return named, tx.agreements.readable({agreement.id for agreement in named})
 
+        changes = self._changes
         wanted, readable = await self._store.read(look)
-        self._keep(readable)
+        self._keep(readable, changes)
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def shown(agreement: Holding) -> Mapping[str, Any] | HanseError:

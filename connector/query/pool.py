@@ -149,15 +149,19 @@ class Pool:
     ) -> AsyncIterator[Result]:
         """A job that gives frames. Raises what the table of errors below holds, and Busy.
 
-        `watch(result)` runs beside the job from its start, before there is a schema; it may `interrupt` it. The job is
-        made ready beside `after`, and reads its first row when that is over; where it raises, none.
+        `watch(result)` runs beside the job from its start, before there is a schema; it may `interrupt` it. The job
+        reads its first row when `after` is over; where that raises, none. It is made ready meanwhile, unless somebody
+        else may want the worker.
         """
+        if after is not None and self._sharing(job) is None and not self._turns.spare:
+            await asyncio.shield(after)
+            after = None
         result = await self._begin(job if after is None else replace(job, held=True))
         watching = None if watch is None else asyncio.ensure_future(watch(result))
         try:
             if after is not None:
                 await asyncio.shield(after)
-                result.go()
+                await result.go()
             kind, _, payload, _ = await result.next()
             while kind != wire.TRAILER:
                 result.schema = bytes(payload) if kind == wire.SCHEMA else b""

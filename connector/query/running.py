@@ -149,9 +149,10 @@ class Result:
         """Send the job and wait for the schema (or the value)."""
         await self._loop.sock_sendall(self._channel, self.job.encode())
 
-    def go(self) -> None:
-        """Let a held job work."""
-        self._tell(wire.GO)
+    async def go(self) -> None:
+        """Let a held job work. Its worker may still be reading the job: the word must not be lost for that."""
+        with suppress(OSError):  # the job is over
+            await self._loop.sock_sendall(self._channel, bytes((wire.GO,)))
 
     async def next(self) -> tuple[int, int, bytearray | memoryview, bytes]:
         """The next frame within the job's limits of time, or the error that ended the job."""

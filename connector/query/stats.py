@@ -7,7 +7,7 @@ Only order and choice of plan depend on them, never an answer. A fixed share for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlglot import exp
 
@@ -16,6 +16,10 @@ from connector.query.federation import TableInfo
 from connector.query.planning import Draft, Planning
 
 _WIDTHS = {"VARCHAR": 24, "INTEGER": 4, "DATE": 4, "BOOLEAN": 1, "SMALLINT": 2, "TINYINT": 1, "FLOAT": 4}
+_FIXED = (
+    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "FLOAT",
+    "DOUBLE", "DATE", "TIME", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE",
+)  # fmt: skip
 UNKNOWN = 1_000_000
 _SHARE, _EQUAL, _SUBQUERY, _EXISTS, _MOST = 0.25, 0.1, 0.05, 0.5, 0.9
 
@@ -31,6 +35,21 @@ def unfiltered(draft: Draft) -> float:
     return sum(sizes)
 
 
+def is_narrow(draft: Draft, planning: Planning) -> bool:
+    """Whether the types of a draft's outputs say how wide they are: of texts, lists and blobs nobody knows."""
+    types = _types(draft, planning)
+    return all(_is_fixed(output.unalias(), types) for output in _selected(draft.shares[0].statement))
+
+
+def _is_fixed(value: exp.Expr, types: Mapping[tuple[str, str], str]) -> bool:
+    if isinstance(value, exp.Predicate | exp.Connector | exp.Not):
+        return True
+    if value.find(exp.Func) is not None:
+        return False
+    columns = [types.get((one.table, one.name.lower()), "") for one in value.find_all(exp.Column)]
+    return all(kind.startswith("DECIMAL") or kind in _FIXED for kind in columns)
+
+
 def expected(draft: Draft, planning: Planning) -> list[tuple[int, int] | None]:
     """Rows and bytes that each share may give; None where a dataset's size is not known."""
     found: list[tuple[int, int] | None] = []
@@ -43,13 +62,20 @@ def expected(draft: Draft, planning: Planning) -> list[tuple[int, int] | None]:
 
 def width(draft: Draft, planning: Planning) -> int:
     """Bytes of a row that a draft gives."""
+    types = _types(draft, planning)
+    return sum(_width(output.unalias(), types) for output in _selected(draft.shares[0].statement))
+
+
+def _types(draft: Draft, planning: Planning) -> dict[tuple[str, str], str]:
     share = draft.shares[0]
-    types = {(table.alias_or_name, column.name.lower()): column.type for table in trees.base_tables(share.statement)
-             for column in planning.info(table, share.owner).columns}  # fmt: skip
-    first = share.statement
-    while not isinstance(first, exp.Select):
-        first = first.this
-    return sum(_width(output.unalias(), types) for output in first.selects)
+    return {(table.alias_or_name, column.name.lower()): column.type for table in trees.base_tables(share.statement)
+            for column in planning.info(table, share.owner).columns}  # fmt: skip
+
+
+def _selected(statement: exp.Expr) -> list[exp.Expr]:
+    while not isinstance(statement, exp.Select):
+        statement = statement.this
+    return list(statement.selects)
 
 
 def _width(value: exp.Expr, types: dict[tuple[str, str], str]) -> int:

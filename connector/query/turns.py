@@ -21,6 +21,11 @@ class Turns:
     def waiting(self) -> int:
         return sum(len(line) for line in self._lines.values())
 
+    @property
+    def spare(self) -> bool:
+        """Whether somebody who takes a place now leaves one for others."""
+        return self._free > 1 and not self._lines
+
     async def take(self, consumer: str) -> None:
         """Wait for a place; Busy when the line is full or the wait too long. Pair it with `give_back`."""
         if self._free and not self._lines:

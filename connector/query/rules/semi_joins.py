@@ -101,8 +101,9 @@ def _wave(waits: dict[str, set[str]], name: str) -> int:
 
 def _gives_little(draft: Draft, planning: Planning) -> bool:
     """Whatever its conditions leave: how much that is, is a guess. Nothing is little that is counted by the row."""
-    rationed = any(info.rationed for infos in draft.read for info in infos)
-    return not rationed and stats.unfiltered(draft) * stats.width(draft, planning) <= _SMALL
+    if any(info.rationed for infos in draft.read for info in infos) or not stats.is_narrow(draft, planning):
+        return False
+    return stats.unfiltered(draft) * stats.width(draft, planning) <= _SMALL
 
 
 def _uses(tree: exp.Expr) -> dict[str, int]:

@@ -82,3 +82,12 @@ SELECT v.cost, v.patient FROM visits AS v WHERE v.patient IN (SELECT keys_f0_1.k
 SELECT v.cost, v.patient FROM visits AS v WHERE v.patient IN (SELECT keys_f0_1.k FROM keys_f0_1);
 -- f1.west
 SELECT v.cost, v.patient FROM visits AS v WHERE v.patient IN (SELECT keys_f0_1.k FROM keys_f0_1);
+
+-- Of texts nobody knows how long they are.
+SELECT t.dose, p.ward FROM south.trials t, north.patients p WHERE p.id = t.patient AND t.dose = 9 AND t.drug = 1 AND t.started = DATE '2026-01-01';
+-- here
+SELECT t.dose, p.ward FROM f0 AS t CROSS JOIN f1 AS p WHERE p.id = t.patient;
+-- f0
+SELECT t.dose, t.patient FROM trials AS t WHERE t.dose = 9 AND t.drug = 1 AND t.started = TRY_CAST('2026-01-01' AS DATE);
+-- f1
+SELECT p.ward, p.id FROM patients AS p WHERE p.id IN (SELECT keys_f0_1.k FROM keys_f0_1);

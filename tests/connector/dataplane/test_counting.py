@@ -17,7 +17,7 @@ from connector.errors import Busy, NotFound, Refused
 from connector.usage import counting
 from policies.evaluate import Facts
 from policies.model import Policy
-from tests.connector.dataplane.test_http import ask
+from tests.connector.dataplane.test_http import ask, parse
 from tests.support import data, gate, provider
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
@@ -312,3 +312,20 @@ async def test_what_is_reserved_for_a_reader_who_leaves_meanwhile_goes_back(
     queries, rows = await used(running, agreement)
     assert queries == 1
     assert rows <= 1200  # as many as have left
+
+
+async def test_a_read_gets_what_its_quota_has_however_long_that_takes_to_be_reserved(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of the usual size has more rows than are left: its size is known once they are reserved."""
+    agreement, begin = await running.agree(limited("ds:rowQuota", "3000")), running.grants.begin
+
+    async def slow(*given: Any, **more: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await begin(*given, **more)
+
+    monkeypatch.setattr(running.grants, "begin", slow)
+    answer = await ask(running, running.ticket(agreement), "SELECT * FROM numbers")
+    table, end = parse(answer.content)
+    assert end["status"] == "quota"
+    assert 0 < len(table) == end["rows"] <= 3000

@@ -79,6 +79,38 @@ async def test_what_was_looked_up_is_not_believed_for_long(monkeypatch: pytest.M
         assert store.looks == looks
 
 
+async def test_tickets_that_are_asked_for_at_once_take_one_look_at_the_database() -> None:
+    store = _Store()
+    holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
+    names = ("one", "two", "none", "ended", "one", "unknown")
+    found = await asyncio.gather(*map(holdings.ticket, names), return_exceptions=True)
+    assert store.looks == 1
+    assert [found[0], found[1], found[4]] == [("http://owner/data/v1", "ticket")] * 3
+    assert [type(found[place]) for place in (2, 3, 5)] == [NotFound, Refused, NotFound]
+
+
+async def test_what_cannot_be_read_is_looked_up_each_time_as_it_may_in_the_next_moment() -> None:
+    store = _Store()
+    holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
+    for name in ("none", "ended"):
+        for _ in range(2):
+            with pytest.raises((NotFound, Refused)):
+                await holdings.ticket(name)
+    assert store.looks == 4
+
+
+async def test_what_changed_while_we_looked_is_not_kept() -> None:
+    store = _Store()
+    holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
+    looking = asyncio.ensure_future(holdings.ticket("one"))
+    while not store.looks:
+        await asyncio.sleep(0)
+    store.bus.deliver(TransferAdvanced(actor="them"))
+    await looking
+    await holdings.ticket("one")
+    assert store.looks == 2
+
+
 @pytest.mark.parametrize(("name", "kind"), [("none", NotFound), ("ended", Refused), ("unknown", NotFound)])
 async def test_what_is_missing_for_a_ticket_is_said(name: str, kind: type[HanseError]) -> None:
     with pytest.raises(kind):

@@ -299,6 +299,7 @@ async def test_a_held_job_is_made_ready_and_gives_nothing_before_it_may(
         async with pool.run(job, after=after) as result:
             return sum([frame.rows async for frame in result])
 
+    await at_rest(pool)
     reading = asyncio.ensure_future(rows())
     channel = (await held(pool)).result._channel
     told = select.poll()
@@ -315,6 +316,7 @@ async def test_a_held_job_that_may_not_work_never_does_and_costs_no_worker(pool:
         async with pool.run(Job(relations={"t": numbers}, sql=RUNAWAY), after=after):
             raise AssertionError("nothing comes")
 
+    await at_rest(pool)
     asking = asyncio.ensure_future(asked())
     worker = (await held(pool)).worker
     after.set_exception(Limited("no more", code="count_spent"))
@@ -333,6 +335,7 @@ async def test_whoever_leaves_a_held_job_leaves_what_it_waits_for_alone(pool: Po
         async with pool.run(Job(relations={"t": numbers}, sql="FROM t"), after=after):
             raise AssertionError("nothing comes")
 
+    await at_rest(pool)
     asking = asyncio.ensure_future(asked())
     worker = (await held(pool)).worker
     asking.cancel()
@@ -342,6 +345,43 @@ async def test_whoever_leaves_a_held_job_leaves_what_it_waits_for_alone(pool: Po
     while worker in pool._busy:
         await asyncio.sleep(0.01)
     assert worker.alive()
+
+
+@pytest.mark.parametrize("size", range(205_000, 221_000, 2_000))
+async def test_the_word_to_begin_is_not_lost_where_the_job_has_filled_its_socket(
+    pool: Pool, numbers: Relation, size: int
+) -> None:
+    after: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    after.set_result(None)
+    table = pa.table({"k": pa.array(range(size // 8), pa.int64())})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    relations = {"t": numbers, "k": Relation("", blob=0, columns=("k",))}
+    job = Job(relations=relations, sql="SELECT count(*) FROM k", blobs=(sink.getvalue().to_pybytes(),))
+    async with asyncio.timeout(50), pool.run(job, after=after) as result:
+        assert sum([frame.rows async for frame in result]) == 1
+
+
+async def test_what_is_refused_meanwhile_waits_for_no_worker(tmp_path: Path, numbers: Relation) -> None:
+    """Nor is it told that all workers are busy: why it is refused is what counts."""
+    after: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    after.set_exception(Limited("no more", code="count_spent"))
+    async with (
+        Pool(tmp_path, size=2, warm=1, wait_seconds=60.0) as small,
+        small.run(Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b")) as result,
+    ):
+        await anext(result)
+        with pytest.raises(Limited):
+            async with small.run(Job(relations={"t": numbers}, sql="FROM t"), after=after):
+                raise AssertionError("nothing comes")
+        assert small.processes == 1  # one is left for whoever comes next, so none was made ready
+
+
+async def at_rest(pool: Pool) -> None:
+    """Until more than one worker may be had: only then is a job made ready that may have to wait."""
+    while not pool._turns.spare:
+        await asyncio.sleep(0.01)
 
 
 class Holding(NamedTuple):
