@@ -121,6 +121,11 @@ class Limits:
     concurrency: int | None = None
     share: float | None = None  # per cent of the dataset's rows
 
+    @property
+    def rationed(self) -> bool:
+        """Whether what leaves is counted, and there is an end of it."""
+        return any(limit is not None for limit in (self.rows, self.bytes, self.share))
+
 
 @dataclass(frozen=True, slots=True)
 class Owed:

@@ -247,8 +247,7 @@ class PreparedStreams:
 def repeatable(contract: DataContract) -> bool:
     """Whether a contract gives the same bytes again: not for aggregates (each answer is judged anew) and quantities
     (what is left decides the batches)."""
-    limits = contract.limits
-    return contract.grid is None and limits.rows is None and limits.bytes is None and limits.share is None
+    return contract.grid is None and not contract.limits.rationed
 
 
 def keepable(contract: DataContract, *, sensitive: bool) -> bool:

@@ -304,7 +304,8 @@ class Reads:
         failure: BaseException | None = None
         try:
             charged = None
-            if prepared.private is not None or any(grant.rationed for grant in grants):
+            # How much may be sent, and how much noise there is, is known once the read has begun.
+            if prepared.private is not None or any(grant.contract.limits.rationed for grant in grants):
                 charged = await asyncio.shield(beginning)
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:

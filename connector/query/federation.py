@@ -6,7 +6,7 @@ parts of one `table` (`f0`) are united: datasets that several owners hold a shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -220,6 +220,16 @@ class Plan:
     def owners(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(fragment.owner for fragment in self.fragments))
 
+    @property
+    def waves(self) -> dict[str, int]:
+        """How many tables each table waits for, by the keys of its fragments."""
+        return waves(
+            {
+                table: {key.source for fragment in fragments for key in fragment.keys}
+                for table, fragments in self.tables.items()
+            }
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The plan for machines (federated-query, section 9.3)."""
         return {
@@ -249,3 +259,15 @@ class Plan:
             "stayed": [{"what": note.what, "reason": note.reason, "detail": note.detail} for note in self.notes],
             "rules": list(self.rules),
         }
+
+
+def waves(sources: Mapping[str, Collection[str]]) -> dict[str, int]:
+    """How many tables each waits for, one after the other, before it can be asked: its keys come from its `sources`."""
+    found: dict[str, int] = {}
+
+    def wave(table: str) -> int:
+        if table not in found:
+            found[table] = max((wave(source) + 1 for source in sources[table]), default=0)
+        return found[table]
+
+    return {table: wave(table) for table in sources}

@@ -102,7 +102,7 @@ class Work:
         progress.fragments = plan.fragments
         self.folder = Path(tempfile.mkdtemp(prefix="query-", dir=means.work_dir))
         progress.state, self.asked = "asking", True
-        self._waves = waves(plan)
+        self._waves = plan.waves
         self._wanted = {table: wanted(plan, table) for table in plan.tables}
         self.answers = await self._fragments(plan)
 
@@ -385,19 +385,6 @@ def filled(trailer: bytes, record: bytes, room: int) -> bytes:
     return trailer[:start] + record.ljust(room)[:room] + trailer[start + room :] + END_OF_STREAM
 
 
-def waves(plan: Plan) -> dict[str, int]:
-    """How many tables each table waits for, one after the other, before it can be asked: its keys come from them."""
-    found: dict[str, int] = {}
-
-    def wave(table: str) -> int:
-        if table not in found:
-            sources = {key.source for fragment in plan.tables[table] for key in fragment.keys}
-            found[table] = max((wave(source) + 1 for source in sources), default=0)
-        return found[table]
-
-    return {table: wave(table) for table in plan.tables}
-
-
 def wanted(plan: Plan, table: str) -> tuple[str, ...]:
     """The outputs of a table whose values narrow others."""
     keys = (key for fragment in plan.fragments for key in fragment.keys if key.source == table)
@@ -447,4 +434,4 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((one for one in found if isinstance(one, HanseError)), found[0])
 
 
-__all__ = ["END_OF_STREAM", "Answer", "Means", "Work", "filled", "waves"]
+__all__ = ["END_OF_STREAM", "Answer", "Means", "Work", "filled"]

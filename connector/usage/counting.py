@@ -65,9 +65,9 @@ def reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[i
     The grant takes them once they are committed: a transaction may be tried again.
     """
     limits = grant.contract.limits
-    most_rows = _most_rows(grant.held, grant.contract)
-    if most_rows is None and limits.bytes is None:
+    if not limits.rationed:
         return 0, 0
+    most_rows = _most_rows(grant.held, grant.contract)
     for share in (1, 8, 64, 512, 0):
         more_rows = 0 if most_rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
         more_bytes = 0 if limits.bytes is None else max(nbytes, 1, _CHUNK_BYTES // share if share else 0)

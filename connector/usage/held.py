@@ -61,12 +61,6 @@ class Grant:
         # Upwards: a refusal for want of quota must not tell how many rows are hidden, and nothing be had for less.
         return self.drawn * (rows if self.contract.row_filter is None else counts.at_most(rows))
 
-    @property
-    def rationed(self) -> bool:
-        """Whether its rows or bytes are counted: how many it may send is known once the read has begun."""
-        limits = self.contract.limits
-        return any(limit is not None for limit in (limits.rows, limits.bytes, limits.share))
-
     def take(self, rows: int, nbytes: int) -> None:
         """Quota that was reserved for this read, onto what it may still send; nothing where none is counted."""
         if rows:

@@ -21,7 +21,7 @@ from sqlglot import exp
 
 from connector.query import parse, stats
 from connector.query import tree as trees
-from connector.query.federation import Keys, Mode
+from connector.query.federation import Keys, Mode, waves
 from connector.query.planning import Draft, Planning
 
 _GAIN = 2.0  # keys that one row saved may cost, however narrow it is
@@ -86,17 +86,14 @@ def _small(planning: Planning, waits: dict[str, set[str]]) -> set[str]:
     """Drafts that are asked at once, without keys: all those that would wait longest give little as they are."""
     found: set[str] = set()
     while True:
-        wave = {name: _wave(waits, name) for name in waits}
-        last = [name for name in waits if wave[name] == max(wave.values())]
+        wave = waves(waits)
+        longest = max(wave.values())
+        last = [name for name in waits if wave[name] == longest]
         if not all(waits[name] and _gives_little(planning.drafts[name], planning) for name in last):
             return found
         found.update(last)
         for name in last:
             waits[name] = set()
-
-
-def _wave(waits: dict[str, set[str]], name: str) -> int:
-    return max((_wave(waits, source) + 1 for source in waits[name]), default=0)
 
 
 def _gives_little(draft: Draft, planning: Planning) -> bool:

@@ -6,7 +6,6 @@ import pytest
 
 from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Keys, Mode, Plan
-from connector.query.work import waves
 
 CASES = [  # seconds, passed, stages that follow, seconds for this one
     (100, 0, 0, 100),
@@ -34,4 +33,4 @@ def _fragment(table: str, *sources: str) -> Fragment:
 def test_a_fragment_comes_after_those_whose_keys_it_takes() -> None:
     fragments = (_fragment("f0", "f2"), _fragment("f1"), _fragment("f2", "f1"), _fragment("f3", "f1"))
     plan = Plan("", Mode.FULL, fragments, "", ())
-    assert waves(plan) == {"f1": 0, "f2": 1, "f0": 2, "f3": 1}
+    assert plan.waves == {"f1": 0, "f2": 1, "f0": 2, "f3": 1}
