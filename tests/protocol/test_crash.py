@@ -29,6 +29,7 @@ ONCE = Counter(
         *(("TransferAdvanced", state) for state in ("REQUESTED", "STARTED", "COMPLETED")),
     ]
 )
+LEASE = 6.0  # as in the product: whoever dies, or leaves, in the middle may have leased what the story goes on with
 MOST = 60  # commits of one side in the whole story are fewer
 
 
@@ -97,7 +98,7 @@ async def restart(two: Pair, fuse: Fuse) -> Side:
     url = old.store.engine.url.render_as_string(hide_password=False)
     old.store.close()
     two.cable.tamper = None
-    fresh = side(old.name, old.host, two.cable, url, retry_cap=0.05)
+    fresh = side(old.name, old.host, two.cable, url, retry_cap=0.05, lease=LEASE)
     await fresh.sender.start()
     return fresh
 
@@ -131,7 +132,7 @@ async def _next(south: Side, north: Side, negotiations: list[Negotiation], trans
 
 async def story(directory: Path, victim: str, n: int, *, before: bool) -> int:
     """The whole story with one death in it. How often the victim committed in it, with or without dying."""
-    async with pair(directory) as two:
+    async with pair(directory, lease=LEASE) as two:
         await two.north.publish(DATASET, offer=OFFER_ID)
         fuse = Fuse(getattr(two, victim), n, before=before)
         connect(two, fuse)

@@ -295,8 +295,10 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
             raise Unauthenticated("expected a token for us")
         return Principal(who)
 
+    # A lease outlives a stall of the machine, and ends well before a test's patience: what a caller who left has
+    # committed and handed to nobody is found when it ends.
     sender = Sender(
-        store=store, **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 60.0, **timing}
+        store=store, **{"retry_first": 0.01, "retry_cap": 0.05, "retry_deadline": 600.0, "lease": 20.0, **timing}
     )
     peer = Peer(wire=cable, mint=lambda audience: f"Bearer {participant}>{audience}")
     base = f"http://{host}{routes.PATH}"
