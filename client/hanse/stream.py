@@ -173,8 +173,7 @@ class Stream:
     def to_arrow(self) -> pa.Table:
         """Everything as a table, kept: call it as often as you like."""
         if self._table is None:
-            # For pieces of megabytes that stay, Arrow's own pool has the kernel clear several times their size.
-            self._body.memory = pa.system_memory_pool()
+            self._body.keep()
             self._table = pa.Table.from_batches(list(self), schema=self.schema)
         return self._table
 

@@ -50,7 +50,7 @@ BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _SENDERS = 8
-_AHEAD = 8 * 2**20  # bytes behind a part that are read from the disk while it goes
+_WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 _TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
 
@@ -143,7 +143,6 @@ class _Sending:
     def __init__(self, first: Part, *, before: Callable[[], object] | None, more: More | None) -> None:
         self._chunk: _Chunk | None = _Chunk(*first)
         self._before, self._more = before, more or (lambda: None)
-        self._ahead = 0  # up to where the kernel was told to read
         self.stopped = False
 
     def push(self, out: socket.socket) -> bool:
@@ -152,22 +151,14 @@ class _Sending:
         if self._before is not None:
             self._before()
             self._before = None
-        wait = _Waiting(out)
+        wait, window = _Waiting(out), _Window()
         while (chunk := self._chunk) is not None:
-            self._tell_ahead(chunk)
-            if self.stopped or not chunk.push(out, wait):
+            if self.stopped or not chunk.push(out, wait, window):
                 return False
             self._chunk = _Chunk(*part) if (part := self._more()) is not None else None
             if self._chunk is not None and wait.over:
                 return False
         return True
-
-    def _tell_ahead(self, chunk: _Chunk) -> None:
-        end = chunk.at + chunk.size + _AHEAD
-        if not chunk.at <= self._ahead < end:
-            self._ahead = chunk.at
-        os.posix_fadvise(chunk.number, self._ahead, end - self._ahead, os.POSIX_FADV_WILLNEED)
-        self._ahead = end
 
 
 class _Waiting:
@@ -188,57 +179,78 @@ class _Waiting:
         return left > 0 and bool(self._poll.poll(left * 1000))
 
 
+class _Window:
+    """Where a thread sends from: a map of a part of a file, which only the kernel looks into.
+
+    Where the file has been cut short meanwhile the kernel says EFAULT, and no bus error meets this process. Windows
+    begin at multiples of their size: what the page cache holds in huge pages is mapped by one entry for each.
+    """
+
+    def __init__(self) -> None:
+        self._number, self._start = -1, 0
+        self._data = memoryview(b"")
+
+    def of(self, number: int, at: int, most: int) -> memoryview:
+        """At most that many bytes of the file, and one at least. EOFError where it has none there."""
+        if number != self._number or not self._start <= at < self._start + len(self._data):
+            self._number, self._start = number, at - at % _WINDOW
+            self._data = _mapped(number, self._start)
+        if not (found := self._data[at - self._start :][:most]):
+            raise _shorter()
+        return found
+
+
+def _mapped(number: int, start: int) -> memoryview:
+    """A window of a file; it is unmapped with the last view of it. Nobody here may look into it."""
+    size = min(_WINDOW, os.fstat(number).st_size - start)
+    if size <= 0:
+        raise _shorter()
+    try:
+        held = mmap.mmap(number, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start)
+    except ValueError:  # said of a length that the file does not have any more
+        raise _shorter() from None
+    with suppress(OSError):  # some kernels have none
+        held.madvise(mmap.MADV_HUGEPAGE)  # what is not in memory yet is read ahead in huge pages
+    return memoryview(held)
+
+
+def _shorter() -> EOFError:
+    return EOFError("expected a file as long as it was, came a shorter one")
+
+
 class _Chunk:
     """A part of a file as one HTTP chunk, and how much of it has gone."""
 
     def __init__(self, number: int, at: int, size: int) -> None:
-        self.number, self.at, self.size = number, at, size
+        self._number, self._at, self._size = number, at, size
         self._head, self._tail = (b"%x\r\n" % size, b"\r\n") if size else (b"", b"")
         self._gone = 0
 
     @property
     def _left(self) -> int:
-        return len(self._head) + self.size + len(self._tail) - self._gone
+        return len(self._head) + self._size + len(self._tail) - self._gone
 
-    def push(self, out: socket.socket, wait: _Waiting) -> bool:
-        """Send until all has gone (True) or the reader makes us wait.
-
-        From a map of the part, which only the kernel looks into: where the file has been cut short meanwhile it says
-        EFAULT, and no bus error meets this process. The map lives as long as this call.
-        """
-        if not self._left:
-            return True
-        data = _mapped(self.number, self.at, self.size)
+    def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
+        """Send until all has gone (True) or the reader makes us wait."""
         while self._left:
             try:
-                self._gone += out.sendmsg(self._rest(data))
+                self._gone += out.sendmsg(self._rest(window))
             except BlockingIOError:
                 if not wait.writable():
                     return False
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
-                raise EOFError("expected a file as long as it was, came a shorter one") from None
+                raise _shorter() from None
         return True
 
-    def _rest(self, data: memoryview) -> list[memoryview]:
-        """What has not gone of head, file and tail."""
-        rest, gone = [], self._gone
-        for part in (memoryview(self._head), data, memoryview(self._tail)):
-            if gone < len(part):
-                rest.append(part[gone:])
-            gone = max(0, gone - len(part))
-        return rest
-
-
-def _mapped(number: int, at: int, size: int) -> memoryview:
-    """A part of a file; it is unmapped with the last view of it. Nobody here may look into it."""
-    start = at - at % mmap.ALLOCATIONGRANULARITY
-    try:
-        held = mmap.mmap(number, at + size - start, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start)
-    except ValueError:  # said of a length that the file does not have
-        raise EOFError("expected a file as long as it was, came a shorter one") from None
-    return memoryview(held)[at - start :]
+    def _rest(self, window: _Window) -> list[memoryview | bytes]:
+        """What comes next of head, file and tail, as far as the window reaches."""
+        head, gone = self._head[self._gone :], max(0, self._gone - len(self._head))
+        if gone >= self._size:
+            return [self._tail[gone - self._size :]]
+        data = window.of(self._number, self._at + gone, self._size - gone)
+        return [head, data, self._tail] if gone + len(data) == self._size else [head, data]
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +41,23 @@ def test_a_batch_in_one_chunk_is_read_without_a_copy() -> None:
         stream.close()
     assert got == big
     assert held < 1.2 * big.nbytes
+
+
+def test_memory_for_what_stays_is_apart_and_aligned_and_goes_with_its_last_buffer() -> None:
+    memory = _wire.Kept()
+    sizes = [0, 1, 63, 64, 65, 3_000_000, _wire._PIECE - 70, _wire._PIECE + 1, 5]
+    buffers = [memory.buffer(size) for size in sizes]
+    for number, buffer in enumerate(buffers):
+        memoryview(buffer).cast("B")[:] = bytes([number]) * buffer.size
+    assert [buffer.to_pybytes() for buffer in buffers] == [bytes([n]) * size for n, size in enumerate(sizes)]
+    assert all(buffer.address % 64 == 0 for buffer in buffers if buffer.size)
+    held = _resident()
+    del buffers[6:8]
+    assert _resident() < held - _wire._PIECE  # of those two
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_the_end_record_says_how_it_was() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from connector.dataplane import gather
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, Protocol
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
@@ -214,6 +215,25 @@ async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_t
     async with served(app) as port:
         await slow(port)
     assert raised == [EOFError]
+
+
+async def test_a_part_may_be_larger_than_what_is_mapped_at_once() -> None:
+    data = os.urandom(2 * gather._WINDOW + 4321)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            for at, end in ((123, gather._WINDOW - 1), (gather._WINDOW - 1, len(data)), (gather._WINDOW, len(data))):
+                part = {"type": "http.response.body", FILE: (file.fileno(), at, end - at), "more_body": True}
+                await send(part)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with served(app) as port:
+        for read in (exchange(port, REQUEST), slow(port)):
+            came = decoded((await read).partition(b"\r\n\r\n")[2])
+            assert came == data[123:] + data[gather._WINDOW :]
 
 
 async def test_what_follows_a_part_is_asked_for_beside_the_event_loop() -> None:

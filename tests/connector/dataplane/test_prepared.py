@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane.asked import STREAM, Asked
-from connector.dataplane.prepared import PreparedStreams, keepable
+from connector.dataplane.prepared import PreparedStreams, _nameless, _write, keepable
 from connector.events import AgreementRevoked
 from policies import compile as compiler
 from policies.contract import DataContract
@@ -64,7 +64,8 @@ async def test_later_passes_are_the_first_byte_for_byte_without_a_worker(
 ) -> None:
     ticket = running.ticket(await running.agree(FILTERED))
     first = await read(running, ticket, **parameters)
-    assert len(prepared) == 1
+    (entry,) = prepared._entries.values()
+    assert os.fstat(entry.files[0].fileno()).st_size == entry.nbytes
     monkeypatch.setattr(running.pool, "run", None)
     second = await read(running, ticket, **parameters)
     assert second.status_code == 200
@@ -72,6 +73,23 @@ async def test_later_passes_are_the_first_byte_for_byte_without_a_worker(
     before, after = running.of_kind("ReadEnded")[-2:]
     assert before.detail == after.detail
     assert after.outcome == "ok"
+
+
+HUGE = 2 * 2**20
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[1, 2], [HUGE], [HUGE - 1, 2, HUGE, 1], [3 * HUGE + 5, 7, 5 * HUGE], [700_001] * 9],
+    ids=["small", "a page", "borders", "large", "many"],
+)
+async def test_payloads_lie_one_behind_the_other_whatever_pages_they_begin(tmp_path: Path, sizes: list[int]) -> None:
+    payloads = [os.urandom(size) for size in sizes]
+    with _nameless(tmp_path) as file:
+        for number, payload in enumerate(payloads):
+            _write(file, memoryview(payload), sum(sizes[:number]))
+        file.seek(0)
+        assert file.read(sum(sizes)) == b"".join(payloads)
 
 
 @pytest.mark.parametrize(
