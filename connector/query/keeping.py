@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from connector.query import engine
 from connector.query.job import Job
 from connector.query.opening import Opening
@@ -204,6 +206,7 @@ class Keeping:
     def _give_back(self) -> None:
         """Memory kept for the next batch goes back to the kernel; other C libraries than glibc keep none."""
         self.left = False
+        pa.default_memory_pool().release_unused()  # Arrow's own
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

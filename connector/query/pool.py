@@ -54,7 +54,12 @@ _RSS_SLACK_MB = 300
 # memory is kept for the next one instead of being given back to the kernel, whose page faults would cost more than the
 # copy.
 _ALLOCATION = {
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    # The C library's heap, which Arrow may use as well, gives back and takes again what each row group of wide columns
+    # takes. What this one sets aside must not be memory that the process may fill without asking: so it is little, and
+    # asked for when it is used.
+    "ARROW_DEFAULT_MEMORY_POOL": "mimalloc",
+    "MIMALLOC_ARENA_RESERVE": str(64 * 2**10),  # KB
+    "MIMALLOC_ARENA_EAGER_COMMIT": "0",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(KEPT_MB * 2**20),
