@@ -39,6 +39,7 @@ from policies.vocabulary import expand
 
 _PASS_SECONDS = 900.0
 _PARTS = 4  # endpoints of one dataset: as many reads at once as most clients make of them
+_PART_BYTES = 512 * 2**20  # each at least: the beginning of a read takes as long as twenty megabytes
 _QUESTION_SECONDS = 10.0
 _CALLS_OF_ONE = 32  # channels that one consumer may hold open, also those that it does not read
 _log = logger("flight")
@@ -389,9 +390,11 @@ def _wanted(question: Question) -> dict[str, Any]:
 
 def _parted(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[str, Any]]:
     """All rows of a dataset in runs of its blocks, to be read side by side; the whole without a plan of more."""
-    blocks = 0 if plan is None else len(plan["blocks"])
-    count = min(_PARTS, blocks)
-    if plan is None or count <= 1 or blocks > count * BLOCKS_MAX:
+    if plan is None:
+        return [wanted]
+    blocks = len(plan["blocks"])
+    count = min(_PARTS, blocks, sum(block["bytes"] for block in plan["blocks"]) // _PART_BYTES)
+    if count <= 1 or blocks > count * BLOCKS_MAX:
         return [wanted]
     runs = (range(part * blocks // count, (part + 1) * blocks // count) for part in range(count))
     return [wanted | {"blocks": ",".join(map(str, run)), "snapshot": plan["snapshot"]} for run in runs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
 
+from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
 from tests.support import data, flying, provider
@@ -58,6 +60,13 @@ async def front(running: Provider) -> AsyncIterator[Front]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch, prepared: PreparedStreams) -> None:
+    """Datasets of these few megabytes have several endpoints, too; nothing is prepared yet."""
+    monkeypatch.setattr(desk, "_PART_BYTES", 1)
+    prepared.drop(lambda _: True)
+
+
 async def agreed(running: Provider, folder: Path, batches: list[pa.RecordBatch]) -> tuple[str, str, Path]:
     """The agreement on a file of these batches, its dataset's name, the file."""
     path, name = folder / "t.arrow", f"t{os.urandom(4).hex()}"
@@ -96,6 +105,31 @@ async def test_later_passes_come_from_the_files_without_a_worker(
         assert [end["status"] for _, end in found] == ["complete", "complete"]
     assert [event.detail["rows"] for event in running.of_kind("ReadEnded")[-2:]] == [one["rows"] for one in recorded]
     prepared.drop(lambda _: True)
+
+
+async def test_four_endpoints_may_be_read_side_by_side(running: Provider, front: Front, tmp_path: Path) -> None:
+    batches = [pa.record_batch({"id": range(number * 10**6, (number + 1) * 10**6)}) for number in range(5)]
+    agreement, name, _ = await agreed(running, tmp_path, batches)
+
+    def go() -> tuple[Any, list[tuple[pa.Table, dict[str, Any]]]]:
+        with flyer(front, running.ticket(agreement)) as client, ThreadPoolExecutor(4) as pool:
+            info = client.info(provider.OWNER, name)
+            return info, list(pool.map(lambda one: flying.whole(client.get(one.ticket)), info.endpoints))
+
+    info, parts = await asyncio.to_thread(go)
+    assert (len(info.endpoints), info.ordered) == (4, True)
+    assert all(part.num_rows for part, _ in parts)
+    assert [end["rows"] for _, end in parts] == [part.num_rows for part, _ in parts]
+    assert pa.concat_tables([part for part, _ in parts]).equals(pa.Table.from_batches(batches))
+
+
+async def test_small_datasets_have_one_endpoint(
+    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, name, _ = await agreed(running, tmp_path, narrow())
+    for least, endpoints in ((desk._PARTS * 2**30, 1), (1, 2)):
+        monkeypatch.setattr(desk, "_PART_BYTES", least)
+        assert len(await flown(running, front, agreement, name)) == endpoints
 
 
 async def test_a_batch_of_two_blocks_is_cut_by_the_engine(
