@@ -27,8 +27,7 @@ _HEADERS_MAX = 64 * 1024
 _CHUNK_MAX = 1 << 30  # far above any batch of ours; checked before memory is taken for it
 _PROBLEM_MAX = 1 << 20
 _LINE_MAX = 256
-_PIECE = 64 * 2**20
-_ALIGNED = 64
+_HUGE = 2 * 2**20  # bytes of a huge page
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,7 @@ class Body:
 
     def keep(self) -> None:
         """Say that what comes from now on stays: it goes to memory that is made for that."""
-        self._memory = Kept().buffer
+        self._memory = kept
 
     def rest(self, most: int) -> bytes:
         """Everything that is left, for small bodies."""
@@ -230,24 +229,18 @@ class Body:
         return not self.ended
 
 
-class Kept:
-    """Memory for what stays, in huge pages where the system has them: clearing it takes the kernel a sixth of the time.
+def kept(size: int) -> pa.Buffer:
+    """So many bytes for what stays; each buffer is given back by itself.
 
-    A piece is given back when nothing that lies in it is used any more.
+    Large ones are in huge pages where the system has them: clearing those takes the kernel a sixth of the time. For
+    pieces of megabytes that stay, Arrow's own pool has it clear several times their size.
     """
-
-    def __init__(self) -> None:
-        self._free = memoryview(bytearray())
-
-    def buffer(self, size: int) -> pa.Buffer:
-        """So many bytes, aligned as Arrow wants them."""
-        if size > len(self._free):
-            piece = mmap.mmap(-1, max(_PIECE, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with suppress(AttributeError, OSError):  # no such thing here
-                piece.madvise(mmap.MADV_HUGEPAGE)
-            self._free = memoryview(piece)
-        found, self._free = self._free[:size], self._free[size + -size % _ALIGNED :]
-        return pa.py_buffer(found)
+    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return pa.allocate_buffer(size, memory_pool=pa.system_memory_pool())
+    piece = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        piece.madvise(mmap.MADV_HUGEPAGE)
+    return pa.py_buffer(piece)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ than the network. Here a body may be a list of buffers, which goes to the transp
 chunk. Offered to the application as the extension `hanse.gather`; a body message then has the keys
 
     hanse.buffers  a list of buffers, none of which may change until it is sent
-    hanse.file     a part of a file: (descriptor, offset, bytes), sent by a thread as one chunk. Where the
-                   extension `hanse.files` is offered; `send` returns when all of it has gone, and calls
+    hanse.file     a part of a file: (descriptor, offset, bytes), sent by a thread as one chunk; the descriptor
+                   stands for that file until `send` returns, which is when all parts have gone. Where the extension
+                   `hanse.files` is offered. Called are
     hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
     hanse.moved    as it goes. EOFError where the file is shorter, ConnectionAbortedError where the client has left.
     hanse.more     in that thread, too, when the part has gone: the next part, sent as a chunk of its own, or none
@@ -232,6 +233,8 @@ class _Chunk:
 
     def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
         """Send until all has gone (True) or the reader makes us wait."""
+        if self._size and not self._gone and os.fstat(self._number).st_size < self._at + self._size:
+            raise _shorter()  # the end of the file's last page would be zeros
         while self._left:
             try:
                 self._gone += out.sendmsg(self._rest(window))

@@ -67,7 +67,7 @@ class Keeping:
         try:
             frame = await anext(self._source)
         except StopAsyncIteration:
-            self.whole = await self._written()
+            self.whole = await self._written() and await self._cut()
             raise
         if await self._written():
             self._keep(frame)
@@ -81,7 +81,7 @@ class Keeping:
         at = entry.nbytes
         entry.blocks.append(Block(at, frame.nbytes, frame.rows, frame.digest))
         entry.nbytes += frame.nbytes
-        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.files[0], frame.payload, at))
+        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.files[0], frame.payload, at, self._room))
 
     async def _written(self) -> bool:
         """Whether everything so far is in the file."""
@@ -92,6 +92,14 @@ class Keeping:
             except OSError:  # no room on the disk
                 self.given_up = True
         return not self.given_up
+
+    async def _cut(self) -> bool:
+        """Whether the file ends with its last payload."""
+        try:
+            await asyncio.to_thread(os.ftruncate, self._entry.files[0].fileno(), self._entry.nbytes)
+        except OSError:
+            return False
+        return True
 
 
 class PreparedStreams:
@@ -170,7 +178,6 @@ class PreparedStreams:
             keeping = Keeping(source, entry, min(self.quota, shutil.disk_usage(self._folder).free // 2))
             yield keeping
             if keeping.whole and not grant.lease.revoked and endings == self._endings:
-                os.ftruncate(entry.files[0].fileno(), entry.nbytes)
                 self._add(entry)
         finally:
             self._made.discard(key)
@@ -282,15 +289,17 @@ def _nameless(folder: Path) -> IO[bytes]:
     return tempfile.TemporaryFile("w+b", dir=folder)  # mode 0600 until its name goes, at once
 
 
-def _write(file: IO[bytes], payload: memoryview, at: int) -> float:
+def _write(file: IO[bytes], payload: memoryview, at: int, most: int) -> float:
     """Seconds that it took.
 
     What is written to an empty part of a file lies in the page cache in pieces as large as the write: so each huge page
-    is written whole at first, with nothing behind the payload, and later passes are sent from huge pages.
+    but the first is written whole, with nothing behind the payload, and later passes are sent from huge pages. The file
+    does not become longer than `most` for that.
     """
     begun, number, end = time.monotonic(), file.fileno(), at + len(payload)
-    fresh = end - end % _HUGE >= at  # the page that the payload ends in has nothing else yet
-    parts = [payload, _NOTHING[: -end % _HUGE]] if fresh else [payload]
+    last = end - end % _HUGE  # where the page begins that the payload ends in
+    fresh = last >= max(at, 1)
+    parts = [payload, _NOTHING[: max(0, min(last + _HUGE, most) - end)]] if fresh else [payload]
     written = os.pwritev(number, parts, at)
     while written < len(payload):
         written += os.pwrite(number, payload[written:], at + written)

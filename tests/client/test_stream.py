@@ -43,17 +43,19 @@ def test_a_batch_in_one_chunk_is_read_without_a_copy() -> None:
     assert held < 1.2 * big.nbytes
 
 
-def test_memory_for_what_stays_is_apart_and_aligned_and_goes_with_its_last_buffer() -> None:
-    memory = _wire.Kept()
-    sizes = [0, 1, 63, 64, 65, 3_000_000, _wire._PIECE - 70, _wire._PIECE + 1, 5]
-    buffers = [memory.buffer(size) for size in sizes]
+@pytest.mark.parametrize("huge", [True, False])
+def test_memory_for_what_stays_is_apart_and_each_goes_by_itself(monkeypatch: pytest.MonkeyPatch, huge: bool) -> None:
+    if not huge:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    sizes = [0, 1, 65, 3_000_000, 2 * 2**20, 100_000_000, 5]
+    buffers = [_wire.kept(size) for size in sizes]
     for number, buffer in enumerate(buffers):
         memoryview(buffer).cast("B")[:] = bytes([number]) * buffer.size
     assert [buffer.to_pybytes() for buffer in buffers] == [bytes([n]) * size for n, size in enumerate(sizes)]
     assert all(buffer.address % 64 == 0 for buffer in buffers if buffer.size)
     held = _resident()
-    del buffers[6:8]
-    assert _resident() < held - _wire._PIECE  # of those two
+    del buffers[5]
+    assert _resident() < held - 90_000_000
 
 
 def _resident() -> int:

@@ -39,7 +39,7 @@ from policies.vocabulary import expand
 
 _PASS_SECONDS = 900.0
 _PARTS = 4  # endpoints of one dataset: as many reads at once as most clients make of them
-_PART_BYTES = 512 * 2**20  # each at least: the beginning of a read takes as long as twenty megabytes
+_PART_BYTES = 512 * 2**20  # each on average at least: the beginning of a read takes as long as twenty megabytes
 _QUESTION_SECONDS = 10.0
 _CALLS_OF_ONE = 32  # channels that one consumer may hold open, also those that it does not read
 _log = logger("flight")
@@ -393,7 +393,8 @@ def _parted(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[st
     if plan is None:
         return [wanted]
     blocks = len(plan["blocks"])
-    count = min(_PARTS, blocks, sum(block["bytes"] for block in plan["blocks"]) // _PART_BYTES)
+    worth = sum(block["bytes"] for block in plan["blocks"]) // _PART_BYTES
+    count = min(_PARTS, blocks, max(worth, -(-blocks // BLOCKS_MAX)))
     if count <= 1 or blocks > count * BLOCKS_MAX:
         return [wanted]
     runs = (range(part * blocks // count, (part + 1) * blocks // count) for part in range(count))

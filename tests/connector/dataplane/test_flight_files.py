@@ -126,8 +126,9 @@ async def test_four_endpoints_may_be_read_side_by_side(running: Provider, front:
 async def test_small_datasets_have_one_endpoint(
     running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agreement, name, _ = await agreed(running, tmp_path, narrow())
-    for least, endpoints in ((desk._PARTS * 2**30, 1), (1, 2)):
+    agreement, name, path = await agreed(running, tmp_path, narrow())
+    size = path.stat().st_size
+    for least, endpoints in ((size * 2 // 3, 1), (size // 3, 2)):
         monkeypatch.setattr(desk, "_PART_BYTES", least)
         assert len(await flown(running, front, agreement, name)) == endpoints
 

@@ -236,6 +236,32 @@ async def test_a_part_may_be_larger_than_what_is_mapped_at_once() -> None:
             assert came == data[123:] + data[gather._WINDOW :]
 
 
+async def test_a_file_that_is_cut_short_between_two_parts_ends_the_read() -> None:
+    """Within its last page the kernel says nothing of it."""
+    raised: list[type[BaseException]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x" * 4096)
+            file.flush()
+
+            def more() -> Any:
+                file.truncate(200)
+                return file.fileno(), 100, 3000
+
+            part = {"type": "http.response.body", FILE: (file.fileno(), 0, 100), "more_body": True}
+            try:
+                await send(part | {MORE: more})
+            except EOFError as error:
+                raised.append(type(error))
+                await send({"type": "http.response.body", ABORT: True})
+
+    async with served(app) as port:
+        await exchange(port, REQUEST)
+    assert raised == [EOFError]
+
+
 async def test_what_follows_a_part_is_asked_for_beside_the_event_loop() -> None:
     asked: list[str] = []
 

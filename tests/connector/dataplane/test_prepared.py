@@ -87,9 +87,20 @@ async def test_payloads_lie_one_behind_the_other_whatever_pages_they_begin(tmp_p
     payloads = [os.urandom(size) for size in sizes]
     with _nameless(tmp_path) as file:
         for number, payload in enumerate(payloads):
-            _write(file, memoryview(payload), sum(sizes[:number]))
+            _write(file, memoryview(payload), sum(sizes[:number]), 2**40)
         file.seek(0)
         assert file.read(sum(sizes)) == b"".join(payloads)
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "length"),
+    [(1000, 2**40, 1000), (HUGE + 1, 2**40, 2 * HUGE), (HUGE + 1, HUGE + 9, HUGE + 9), (3 * HUGE, 3 * HUGE, 3 * HUGE)],
+    ids=["small", "whole pages", "no further than it may", "nothing behind"],
+)
+async def test_pages_are_written_whole(tmp_path: Path, size: int, most: int, length: int) -> None:
+    with _nameless(tmp_path) as file:
+        _write(file, memoryview(bytes(size)), 0, most)
+        assert os.fstat(file.fileno()).st_size == length
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from connector.query import keeping
+from connector.query import keeping, pool
 from connector.query.job import Limits
 from connector.query.keeping import Keeping, Memory
+from connector.query.sandbox import environment
 
 MB = 2**20
 
@@ -109,3 +112,20 @@ def test_what_is_kept_goes_after_its_time_whatever_was_given_back_before(
     assert (heap.closed, heap.keeping.pause()) == ([], keeping.REST)
     heap.keeping.quiet()
     assert (heap.closed, heap.keeping.pause()) == ([0], None)
+
+
+def test_arrow_in_a_worker_sets_little_aside() -> None:
+    """What its allocator may fill without asking the kernel would be beside the limits of a job."""
+    program = (
+        "import pyarrow as pa\n"
+        "def data(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmData'))\n"
+        "before = data()\n"
+        "held = [pa.allocate_buffer(2**20) for _ in range(8)]\n"
+        "print(pa.default_memory_pool().backend_name, (data() - before) // 1024)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(**pool._ALLOCATION), capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert told[0] == "mimalloc"
+    assert int(told[1]) < 64
