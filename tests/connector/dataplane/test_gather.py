@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import uvicorn
@@ -177,21 +177,29 @@ def test_parts_of_files_are_the_same_bytes_on_uvloop() -> None:
     assert found.stdout.strip() == "same", found.stderr
 
 
-async def test_a_file_that_is_too_short_never_completes_a_chunk() -> None:
-    raised: list[type[BaseException]] = []
+def short(raised: list[type[BaseException]], message: Callable[[IO[bytes]], dict[str, Any]]) -> Any:
+    """An application that sends what `message` makes of a file. One that is too short ends the answer."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        with tempfile.TemporaryFile() as file:
-            file.write(b"x" * 1000)
-            file.flush()
+        with tempfile.TemporaryFile(buffering=0) as file:
             try:
-                await send({"type": "http.response.body", FILE: (file.fileno(), 0, 2000), "more_body": True})
+                await send({"type": "http.response.body", "more_body": True} | message(file))
             except EOFError as error:
                 raised.append(type(error))
                 await send({"type": "http.response.body", ABORT: True})
 
-    async with served(app) as port:
+    return app
+
+
+async def test_a_file_that_is_too_short_never_completes_a_chunk() -> None:
+    raised: list[type[BaseException]] = []
+
+    def message(file: IO[bytes]) -> dict[str, Any]:
+        file.write(b"x" * 1000)
+        return {FILE: (file.fileno(), 0, 2000)}
+
+    async with served(short(raised, message)) as port:
         answer = await exchange(port, REQUEST)
     assert raised == [EOFError]
     assert not answer.partition(b"\r\n\r\n")[2].endswith(b"\r\n")
@@ -201,18 +209,11 @@ async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_t
     """The kernel alone looks into the map: it says EFAULT, and there is no bus error."""
     raised: list[type[BaseException]] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        with tempfile.TemporaryFile() as file:
-            file.truncate(64 * 2**20)
-            part = {"type": "http.response.body", FILE: (file.fileno(), 0, 64 * 2**20), "more_body": True}
-            try:
-                await send(part | {MOVED: lambda: file.truncate(2**20)})
-            except EOFError as error:
-                raised.append(type(error))
-                await send({"type": "http.response.body", ABORT: True})
+    def message(file: IO[bytes]) -> dict[str, Any]:
+        file.truncate(64 * 2**20)
+        return {FILE: (file.fileno(), 0, 64 * 2**20), MOVED: lambda: file.truncate(2**20)}
 
-    async with served(app) as port:
+    async with served(short(raised, message)) as port:
         await slow(port)
     assert raised == [EOFError]
 
@@ -240,24 +241,16 @@ async def test_a_file_that_is_cut_short_between_two_parts_ends_the_read() -> Non
     """Within its last page the kernel says nothing of it."""
     raised: list[type[BaseException]] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        with tempfile.TemporaryFile() as file:
-            file.write(b"x" * 4096)
-            file.flush()
+    def message(file: IO[bytes]) -> dict[str, Any]:
+        file.write(b"x" * 4096)
 
-            def more() -> Any:
-                file.truncate(200)
-                return file.fileno(), 100, 3000
+        def more() -> Any:
+            file.truncate(200)
+            return file.fileno(), 100, 3000
 
-            part = {"type": "http.response.body", FILE: (file.fileno(), 0, 100), "more_body": True}
-            try:
-                await send(part | {MORE: more})
-            except EOFError as error:
-                raised.append(type(error))
-                await send({"type": "http.response.body", ABORT: True})
+        return {FILE: (file.fileno(), 0, 100), MORE: more}
 
-    async with served(app) as port:
+    async with served(short(raised, message)) as port:
         await exchange(port, REQUEST)
     assert raised == [EOFError]
 
