@@ -243,10 +243,11 @@ async def test_a_file_that_is_cut_short_between_two_parts_ends_the_read() -> Non
 
     def message(file: IO[bytes]) -> dict[str, Any]:
         file.write(b"x" * 4096)
+        parts = [(file.fileno(), 100, 3000)]
 
         def more() -> Any:
             file.truncate(200)
-            return file.fileno(), 100, 3000
+            return parts.pop() if parts else None
 
         return {FILE: (file.fileno(), 0, 100), MORE: more}
 
