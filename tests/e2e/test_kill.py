@@ -10,6 +10,9 @@ from hanse._http import Api
 
 from connector.demo.story import RESEARCH
 from tests.e2e.conftest import Running
+from tests.support.waiting import eventually
+
+MOVES = {"REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED"}  # the connector goes on from these by itself
 
 
 def state(api: Api) -> dict[str, Any]:
@@ -24,6 +27,17 @@ def state(api: Api) -> dict[str, Any]:
     }
 
 
+def at_rest(api: Api) -> dict[str, Any]:
+    """The state when nothing is on its way: an owner notes a step only when the other side has answered to it."""
+
+    def look() -> dict[str, Any] | None:
+        now = state(api)
+        return now if not MOVES & {at for kind in ("negotiations", "transfers") for _, at in now[kind]} else None
+
+    found: dict[str, Any] = eventually(look)
+    return found
+
+
 def records(api: Api) -> list[tuple[int, dict[str, Any]]]:
     return [(row["idx"], row["body"]) for row in reversed(api.get("/audit/events", limit=1000)["records"])]
 
@@ -31,7 +45,7 @@ def records(api: Api) -> list[tuple[int, dict[str, Any]]]:
 @pytest.mark.parametrize("name", ["north", "south", "west", "forge"])
 def test_a_killed_connector_comes_back_with_everything(running: Running, name: str) -> None:
     api = running.story.api(name)
-    before, log = state(api), records(api)
+    before, log = at_rest(api), records(api)
     running.space.kill(name)
     running.space.start(name)
     running.space.wait(name)

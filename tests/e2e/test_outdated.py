@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.processes import Failed, Process, two
+from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 DS = "https://w3id.org/hanse/policy/1/"
@@ -96,14 +96,6 @@ def spoil(directory: Path, table: str, key: str, members: Json) -> None:
         policy = json.dumps({**json.loads(found[0][0]), **members})
         connection.execute(f"UPDATE {table} SET policy = ? WHERE id = ?", [policy, key])
     connection.close()
-
-
-def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
-    ends = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.mark.parametrize("name", SPOILT)

@@ -7,8 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.processes import POLICY, Failed, Process, two
+from tests.support.waiting import eventually
 
 ROWS = 250_000
 FORM = "HttpData-PUSH"
@@ -47,14 +47,6 @@ def hanse(south: Process, *words: str) -> subprocess.CompletedProcess[str]:
 
 def files(one: Process) -> list[Path]:
     return [path for path in (one.directory / "received").rglob("*") if path.is_file()]
-
-
-def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
-    ends = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def test_a_push_is_ordered_received_fetched_and_removed_with_commands_alone(
