@@ -24,20 +24,23 @@ $(BIN)/uv:
 
 $(VENV)/.run: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
 	@echo "setting up $(VENV) from uv.lock ..."
-	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --python $(BIN)/python
+	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --group dev --python $(BIN)/python
+	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --group dev --python $(BIN)/python
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
 	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --group bench --python $(BIN)/python
 	@touch $@
 
+# A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.
 setup: $(VENV)/.run ## virtual environment with what the product needs, from the lock file
+	@$(BIN)/python -m compileall -q $(PACKAGES)
 
 setup-dev: $(VENV)/.dev ## the same, with the tools for tests and checks
+	@$(BIN)/python -m compileall -q $(PACKAGES)
 
 fmt: setup-dev ## format the code
 	@$(BIN)/ruff check --quiet --fix --select I $(PACKAGES) || true
