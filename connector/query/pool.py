@@ -103,7 +103,8 @@ class Pool:
         self._turns = Turns(size, waiting=waiting, wait_seconds=wait_seconds)
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
-        self._starting: set[asyncio.Future[None]] = set()
+        self._starting = 0
+        self._takers: set[asyncio.Future[None]] = set()  # who waits for a worker
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._library = library
@@ -128,14 +129,8 @@ class Pool:
         for directory in (self._work_dir, *self._writable):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(_remove_left_over, self._work_dir)
-        self._background(self._warm_up())
+        self._background(self._keep_warm())
         self._background(self._reap())
-
-    async def _warm_up(self) -> None:
-        try:
-            await self._keep_warm()
-        except Busy as error:
-            _log.warning("no warm worker", reason=error.message)
 
     async def close(self) -> None:
         """Stop every worker; running jobs end with an error."""
@@ -199,7 +194,7 @@ class Pool:
 
     @property
     def processes(self) -> int:
-        return len(self._idle) + len(self._busy) + len(self._starting)
+        return len(self._idle) + len(self._busy) + self._starting
 
     @property
     def rss_mb(self) -> int:
@@ -256,38 +251,56 @@ class Pool:
         return min(fitting, key=lambda worker: len(worker.results), default=None)
 
     async def _take_worker(self) -> Worker:
-        """One that is free, or will be in a moment: a new one takes half a second to start, and memory."""
-        while self._idle or await self._freed():
-            if not self._idle:
-                continue  # somebody else was faster
-            worker = self._idle.pop(self._rested())
-            if worker.alive():
-                self._busy.add(worker)
-                return worker
-            await self._bury(worker)
-        worker = await self._spawn()
+        """One that is free, or the first that will be: a new one takes half a second to start, and memory.
+
+        One whose job has ended by itself cleans up, and is free in a moment; only where there is none, and may be more,
+        a new one is started. Whoever was freed before that one had started is taken, and it waits for others.
+        """
+        hired: asyncio.Task[None] | None = None
+        while (worker := await self._rested()) is None:
+            enough = self._starting > len(self._takers) or any(one.ending for one in self._busy)
+            if hired is None and not enough and self.processes < self._size:
+                hired = self._hire()
+            freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._takers.add(freed)
+            try:
+                await freed
+            finally:
+                self._takers.discard(freed)
+            if hired is not None and hired.done():
+                if hired.cancelled():
+                    raise error_of("shutting_down", {})
+                hired.result()
+                hired = None
         self._busy.add(worker)
         return worker
 
-    async def _freed(self) -> bool:
-        """Wait for a worker whose job has ended by itself, while it cleans up, or for one that starts where there may
-        be no more. Whether there was one."""
-        coming: list[asyncio.Future[None]] = [one.ending for one in self._busy if one.ending is not None]
-        if self.processes >= self._size:
-            coming += self._starting
-        if coming:
-            await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
-        return bool(coming)
+    async def _rested(self) -> Worker | None:
+        """Of those that are free the one used last that has had time to open its next engine; else the oldest."""
+        while self._idle:
+            cut = time.monotonic() - _REST
+            place = max((place for place, worker in enumerate(self._idle) if worker.idle_since <= cut), default=0)
+            worker = self._idle.pop(place)
+            if worker.alive():
+                return worker
+            await self._bury(worker)
+        return None
+
+    def _rest(self, worker: Worker) -> None:
+        worker.idle_since = time.monotonic()
+        self._idle.append(worker)
+        self._tell_takers()
+
+    def _tell_takers(self) -> None:
+        """Something has changed that somebody may wait for."""
+        for taker in self._takers:
+            if not taker.done():
+                taker.set_result(None)
 
     def _finish(self, result: Result) -> None:
         worker, work = result._worker, self._background(self._end(result))
         if result.ended and worker.results == {result}:
             worker.ending = work
-
-    def _rested(self) -> int:
-        """The place of the worker used last of those that have had time to open their next engine; else the oldest."""
-        cut = time.monotonic() - _REST
-        return max((place for place, worker in enumerate(self._idle) if worker.idle_since <= cut), default=0)
 
     async def _end(self, result: Result) -> None:
         """After a job: clean up, and let the worker rest, or bury and replace it."""
@@ -305,27 +318,33 @@ class Pool:
         if self._closed or worker.doomed or not worker.alive() or worker.worn:
             worker.kill("recycled")
             await self._bury(worker)
+            self._tell_takers()
         else:
-            worker.idle_since = time.monotonic()
-            self._idle.append(worker)
+            self._rest(worker)
         self._turns.give_back()
         await self._keep_warm()
 
     async def _keep_warm(self) -> None:
-        while not self._closed and self.processes < self._warm:
-            worker = await self._spawn()
-            worker.idle_since = time.monotonic()
-            self._idle.append(worker)
-
-    async def _spawn(self) -> Worker:
-        """A new process, which counts as one from now on."""
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._starting.add(started)
         try:
-            return await self._started()
+            while not self._closed and self.processes < self._warm:
+                await self._hire()
+        except Busy as error:
+            _log.warning("no warm worker", reason=error.message)
+
+    def _hire(self) -> asyncio.Task[None]:
+        """A new process, which counts as one from now on, for whoever comes first."""
+        self._starting += 1
+        work = self._background(self._hired())
+        work.add_done_callback(_heard)
+        return work
+
+    async def _hired(self) -> None:
+        try:
+            worker = await self._started()
         finally:
-            self._starting.discard(started)
-            started.set_result(None)
+            self._starting -= 1
+            self._tell_takers()
+        self._rest(worker)
 
     async def _started(self) -> Worker:
         ours, theirs = socket.socketpair()
@@ -392,6 +411,12 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """Nobody may be there any more to hear that a worker did not start."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("a worker did not start", reason=str(error))
 
 
 def _remove_left_over(work_dir: Path) -> None:

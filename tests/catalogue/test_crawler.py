@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -17,6 +16,7 @@ from connector.identity.did import Resolver
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, Reply, Request, dataset
+from tests.support.waiting import until
 
 DAY = 86_400.0
 
@@ -219,12 +219,6 @@ async def test_the_schedule_visits_members_who_are_due(catalogue: Catalogue, nor
     finally:
         running.cancel()
     assert await catalogue.ids() == ["urn:hanse:north:a"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_a_member_may_ask_for_its_own_connector_only(

@@ -37,7 +37,7 @@ CONNECTOR = {
     "connector.query.holdings": ("Holdings.tables", "Holdings.ticket"),
     "connector.query.remote": ("_Exchange._once", "_Exchange._envelope", "_Exchange._checked", "_spool"),
     "connector.query.work": ("Work._merge", "Work._distinct", "Work.end", "_residual"),
-    "connector.query.pool": ("Pool._begin", "Pool._spawn", "Pool._end"),
+    "connector.query.pool": ("Pool._begin", "Pool._started", "Pool._end"),
     "connector.query.running": ("Result.next",),
     "connector.dataplane.stream": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
     "connector.usage.grants": ("Grants._examined",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,3 +15,10 @@ def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
         assert time.monotonic() < ends, "waited in vain"
         time.sleep(0.05)
     return found
+
+
+async def until(look: Callable[[], Any]) -> None:
+    """The same where the other side is another task."""
+    async with asyncio.timeout(60):
+        while not look():
+            await asyncio.sleep(0.01)

@@ -21,6 +21,7 @@ from connector.errors import BadInput, NotFound
 from connector.query.job import Job
 from tests.support import data
 from tests.support.receiver import Receiver, running, stream
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WHOLE = stream()
@@ -35,12 +36,6 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Receiv
 @pytest.fixture
 def pid() -> str:
     return f"urn:uuid:{os.urandom(8).hex()}"
-
-
-async def until(look: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not look():
-            await asyncio.sleep(0.01)
 
 
 class _Disk:

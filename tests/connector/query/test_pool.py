@@ -23,6 +23,7 @@ from connector.query.pool import Pool
 from connector.query.running import Result, Worker
 from tests.support import data
 from tests.support.clocks import hands
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -84,6 +85,43 @@ async def test_a_worker_that_cleans_up_after_its_job_is_waited_for(tmp_path: Pat
             await pool.ask(Job(kind="report", relations={"t": numbers}, sql="SELECT count(*) FROM t"))
             await read(pool, Job(relations={"t": numbers}, sql="SELECT id FROM t WHERE id < 5"))
         assert pool.processes == 1
+
+
+async def test_a_worker_that_is_free_before_a_new_one_has_started_is_taken(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+    async with Pool(tmp_path, size=2, warm=1) as pool:
+        await until(lambda: len(pool._idle) == 1)
+        only, start, started = pool._idle[0], asyncio.Event(), pool._started
+
+        async def late() -> Worker:
+            await start.wait()
+            return await started()
+
+        monkeypatch.setattr(pool, "_started", late)
+        async with pool.run(job):
+            waiting = asyncio.ensure_future(read(pool, job))
+            await until(lambda: pool.processes == 2)
+            assert not waiting.done()
+        _, result = await asyncio.wait_for(waiting, 60)
+        assert result._worker is only
+        start.set()
+        await until(lambda: len(pool._idle) == 2)
+
+
+async def test_of_a_worker_that_does_not_start_whoever_waits_is_told_and_the_next_one_may(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+    async with Pool(tmp_path, size=1, warm=0) as pool:
+        monkeypatch.setattr(pool, "_allowed", "not what a worker understands")
+        with pytest.raises(Busy, match="expected a query worker to start"):
+            await read(pool, job)
+        assert pool.processes == 0
+        monkeypatch.setattr(pool, "_allowed", "null")
+        table, _ = await read(pool, job)
+        assert len(table) == data.ROWS
 
 
 async def test_there_are_never_more_processes_than_may_be_also_where_several_end_at_once(
