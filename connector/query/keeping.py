@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.query import engine
+from connector.query import allocator, engine
+from connector.query.allocator import REUSED_MB
 from connector.query.job import Job
 from connector.query.opening import Opening
 
@@ -35,6 +36,7 @@ SOON = 0.05
 _KEPT = 3  # engines with the files of jobs that have ended
 _KEPT_MEMORY = 32 * 2**20  # they and all else that those jobs have left: whoever comes next has so much less
 _KEPT_MAPPED = 2 * _KEPT_MEMORY  # the same with what is mapped, and can be filled again without asking
+_REUSED = REUSED_MB * 2**20  # what the engine takes first: a part of what the next job may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,8 @@ class Keeping:
         """
         asked, more = [most for most, _ in jobs], None
         if asked and all(asked):
+            if allocator.unused() > sum(asked) * 2**20 // 2:
+                allocator.give_back()  # a small job wants memory for other things than its engine, too
             plain = all(ours for _, ours in jobs)
             self.most = max(self.most, sum(asked)) if plain else sum(asked)
             more = self.most * 2**20 + (_SLACK if plain else self._slack())
@@ -199,13 +203,17 @@ class Keeping:
         return self.bare
 
     def _held(self) -> Memory:
-        """What we hold, with the engine that the first job opens itself where it comes before one is made for it."""
-        held = Memory.now()
+        """What we hold, with the engine that the first job opens itself where it comes before one is made for it.
+
+        Without what its engine takes before it asks the kernel: that is within the job's own limit.
+        """
+        held = Memory.now().without(min(allocator.unused(), _REUSED))
         return held if self.spare is not None else held.with_more(_ENGINE)
 
     def _give_back(self) -> None:
         """Memory kept for the next batch goes back to the kernel; other C libraries than glibc keep none."""
         self.left = False
+        allocator.give_back()
         pa.default_memory_pool().release_unused()  # Arrow's own
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

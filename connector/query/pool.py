@@ -64,8 +64,9 @@ _ALLOCATION = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(KEPT_MB * 2**20),
     # The engine's own allocator gives address space back, too: what is kept of it, with nothing in it, would count
-    # against the process's limit, and be as much again as the engine's memory where a query spills.
-    "DUCKDB_JE_MALLOC_CONF": "retain:false",
+    # against the process's limit, and be as much again as the engine's memory where a query spills. It keeps what was
+    # freed until we tell it (`allocator`), in one arena: what one thread has freed, every other can take.
+    "DUCKDB_JE_MALLOC_CONF": "retain:false,narenas:1,dirty_decay_ms:-1",
 }
 _START_SECONDS = 30.0
 

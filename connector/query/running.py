@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from connector.errors import HanseError
 from connector.query import job as wire
+from connector.query.allocator import REUSED_MB
 from connector.query.codes import error_of
 from connector.query.job import Job
 from connector.query.ring import Ring, slot_bytes
@@ -105,7 +106,7 @@ class Worker:
     @property
     def worn(self) -> bool:
         """Whether it holds more of its own after a job than may wait for the next one."""
-        return self.own_mb() > _RECYCLE_MB + KEPT_MB
+        return self.own_mb() > _RECYCLE_MB + KEPT_MB + REUSED_MB
 
     @property
     def swollen(self) -> bool:

@@ -95,6 +95,50 @@ def test_what_is_kept_counts_as_the_next_job_s_own_and_is_little(
     assert (heap.closed, heap.keeping.resting.data // MB) == (closed, resting)
 
 
+@pytest.mark.parametrize(
+    ("unused", "left", "resting", "asked"),
+    [
+        (0, 0, 100, 0),
+        (100, 0, 100, 0),  # in memory, and the next job's engine takes it first
+        (100, 20, 120, 0),
+        (300, 0, 100, 1),  # more than that is given back
+    ],
+)
+def test_what_the_engine_has_freed_is_a_part_of_what_the_next_job_may_take(
+    monkeypatch: pytest.MonkeyPatch, unused: int, left: int, resting: int, asked: int
+) -> None:
+    freed = Freed(monkeypatch, unused)
+    now = 100 + left
+    monkeypatch.setattr(Memory, "now", lambda: Memory(*[(now + freed.mb) * MB] * 4))
+    one = empty()
+    one.bare, one.spare = Memory(*[100 * MB] * 4), object()
+    one.begin()
+    assert (one.resting.data // MB, freed.asked) == (resting, asked)
+
+
+@pytest.mark.parametrize(("most", "asked"), [(512, 0), (400, 0), (256, 1)])
+def test_a_small_job_does_not_find_its_memory_taken_by_what_the_engine_has_freed(
+    monkeypatch: pytest.MonkeyPatch, most: int, asked: int
+) -> None:
+    monkeypatch.setattr(keeping.resource, "setrlimit", lambda *_: None)
+    freed = Freed(monkeypatch, 150)
+    for jobs in ([], [(0, False)], [(most, False)]):
+        empty().limit(jobs)
+    assert freed.asked == asked
+
+
+class Freed:
+    """What the engine's allocator has been given back, in MB, and how often it was asked to let go of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mb: int) -> None:
+        self.mb, self.asked = mb, 0
+        monkeypatch.setattr(keeping.allocator, "unused", lambda: self.mb * MB)
+        monkeypatch.setattr(keeping.allocator, "give_back", self.give_back)
+
+    def give_back(self) -> None:
+        self.mb, self.asked = 0, self.asked + 1
+
+
 def test_an_idle_worker_lets_go_before_anybody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     heap = Heap(monkeypatch, 20, 20)
     heap.keeping.quiet()
@@ -123,9 +167,35 @@ def test_arrow_in_a_worker_sets_little_aside() -> None:
         "held = [pa.allocate_buffer(2**20) for _ in range(8)]\n"
         "print(pa.default_memory_pool().backend_name, (data() - before) // 1024)"
     )
-    told = subprocess.run(
+    backend, mapped = in_a_worker(program)
+    assert backend == "mimalloc"
+    assert int(mapped) < 64
+
+
+def test_the_engine_s_memory_is_taken_again_or_given_back() -> None:
+    program = (
+        "from connector.query import allocator, engine\n"
+        "from connector.query.keeping import Memory\n"
+        "con = engine.connect()\n"
+        "con.execute('SET threads = 2')\n"
+        "groups = 'SELECT i % 1000000 AS k, count(*) AS n FROM range(3000000) t(i) GROUP BY k'\n"
+        "def ask(): con.sql(f'SELECT max(n) FROM ({groups})').fetchall()\n"
+        "told = []\n"
+        "for _ in range(3):\n"
+        "    ask()\n"
+        "    told += [allocator.unused() // 2**20, Memory.now().data // 2**20]\n"
+        "allocator.give_back()\n"
+        "print(*told, allocator.unused() // 2**20, Memory.now().data // 2**20)"
+    )
+    first, held, *_, last, still, left, without = map(int, in_a_worker(program))
+    assert min(first, last) > 30
+    assert still < held + first // 2
+    assert (left, without < held - first // 2) == (0, True)
+
+
+def in_a_worker(program: str) -> list[str]:
+    """What a program prints where memory is had as in a worker."""
+    return subprocess.run(
         [sys.executable, "-c", program],
         env=environment(**pool._ALLOCATION), capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
-    assert told[0] == "mimalloc"
-    assert int(told[1]) < 64
