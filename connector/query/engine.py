@@ -220,6 +220,12 @@ def attach_once(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> Non
     con.register(name, Stream.at(opened.paths[0]))
 
 
+def hold(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
+    """Read such rows into memory, and make them readable under a name."""
+    with pa.OSFile(opened.paths[0]) as file:
+        attach_table(con, name, pa.ipc.open_stream(file).read_all())
+
+
 def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     """Take such rows into the engine, under a name; to its disk where they are many.
 

@@ -207,6 +207,7 @@ class Plan:
     notes: tuple[Note, ...] = ()
     rules: tuple[str, ...] = ()  # those that changed something, in order
     ctes: tuple[str, ...] = ()  # WITH queries that the residual kept
+    once: frozenset[str] = frozenset()  # tables that the residual reads in one place
     passed: bool = False  # the only fragment's answer is the question's: its rows stay as they are, in their order
 
     @property

@@ -44,13 +44,18 @@ TRAILER_KEY: Final = "hanse.end"
 AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after its last row
 
 
+IN_PLACE = ""  # each scan reads the file, and the engine knows nothing
+HELD = "held"  # in memory of ours, the fastest where it is little: it knows how many rows there are
+LOADED = "loaded"  # in the engine, and on its disk where they are many: it knows how many differ
+
+
 @dataclass(frozen=True, slots=True)
 class Relation:
     """A name the SQL may use, and where its rows are: files of a source kind, or blob number `blob` of the job.
 
-    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `loaded`,
-    in a job that reads its files once: the engine takes them in first, so that it knows the counts by which it orders
-    joins. `columns`: what a blob must hold, no more and no less, where somebody has said so.
+    `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `taken`,
+    in a job that reads its files once: where their rows are when it begins, of which the engine knows all the more by
+    which it orders joins. `columns`: what a blob must hold, no more and no less, where somebody has said so.
     """
 
     kind: str
@@ -58,7 +63,7 @@ class Relation:
     options: Mapping[str, Any] = field(default_factory=dict)
     row_bytes: Mapping[str, float] = field(default_factory=dict)
     blob: int | None = None
-    loaded: bool = False
+    taken: str = ""  # IN_PLACE, HELD, LOADED
     columns: tuple[str, ...] = ()
 
 

@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from connector.query import engine
+from connector.query import job as wire
 from connector.query.job import Job, Limits, Relation, fields_of
 
+# How rows that only one job reads become readable, and how they are forgotten.
+_TAKEN: Mapping[str, tuple[Callable[[Any, str, Any], None], Callable[[Any, str], None]]] = {
+    wire.IN_PLACE: (engine.attach_once, engine.detach),
+    wire.HELD: (engine.hold, engine.detach),
+    wire.LOADED: (engine.load, engine.drop),
+}
 _KEPT_FILES = 64  # no more are held open for a job that may never come
 
 
@@ -79,8 +86,9 @@ class Opening:
         con = self.con or self.fence(new())
         for name, relation in _files_in(relations).items():
             found = self.pin(relation, linked=False)
-            (engine.load if relation.loaded else engine.attach_once)(con, name, found)
-            self.brought.append((name, engine.drop if relation.loaded else engine.detach))
+            begin, end = _TAKEN[relation.taken]
+            begin(con, name, found)
+            self.brought.append((name, end))
         return con
 
     def bring(self, name: str, table: Any) -> None:

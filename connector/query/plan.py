@@ -8,6 +8,7 @@ stays in the residual. The owner's own rewrite is the law; this only decides wha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from sqlglot import exp
@@ -65,7 +66,13 @@ def plan(
         notes=tuple(planning.notes),
         rules=tuple(changed),
         ctes=ctes,
+        once=_once(residual),
     )
+
+
+def _once(residual: exp.Expr) -> frozenset[str]:
+    found = Counter(table.name for table in trees.tables(residual))
+    return frozenset(name for name, times in found.items() if times == 1)
 
 
 def _passed(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:

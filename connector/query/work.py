@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from connector.datasets.sources.files import own_ref
 from connector.errors import HanseError, Limited, Refused, VersionChanged
 from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Plan
-from connector.query.job import Job, Limits, Recheck, Relation
+from connector.query.job import HELD, LOADED, Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
 from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
@@ -32,6 +33,7 @@ from connector.query.running import Result
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _AT_ONCE = 8
 _THREADS = max(1, min(4, os.cpu_count() or 1))
+_HELD_MAX = 24 * 2**20  # bytes of rows that are held beside the engine, within what a worker may take beyond its limit
 _KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
 _LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their joins need as much again and more
 _KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
@@ -246,7 +248,7 @@ class Work:
         """Start the residual in a worker, over the answers' files and nothing else."""
         relations = self._relations(self.answers)
         if len(plan.tables) > 1:
-            relations = self._loaded(relations, self.answers)
+            relations = self._taken(relations, plan)
         without = {answer.fragment.id for answer in self.answers if answer.file is None}
         sql, functions = await asyncio.to_thread(_residual, plan, without)
         report = json.dumps(self.report("complete"))
@@ -284,13 +286,26 @@ class Work:
             if answer.file is not None
         }
 
-    def _loaded(self, relations: dict[str, Relation], answers: Sequence[Answered]) -> dict[str, Relation]:
+    def _taken(self, relations: dict[str, Relation], plan: Plan) -> dict[str, Relation]:
         """The same, to be taken in where they are not too much: of a stream the engine does not know how many rows it
-        has, and joins two large ones on a column of few values before a small one."""
+        has, and joins two large ones on a column of few values before a small one.
+
+        The largest table may be held, which takes half the time: its partners in every join are loaded, and what is
+        known of one side is enough.
+        """
         most = max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE
-        if sum(answer.size for answer in answers) > most:
+        sizes = Counter[str]()
+        for answer in self.answers:
+            sizes[answer.fragment.table] += answer.size
+        if sizes.total() > most:
             return relations
-        return {name: replace(relation, loaded=True) for name, relation in relations.items()}
+        ((largest, size),) = sizes.most_common(1)
+        held = largest in plan.once and size <= _HELD_MAX
+        return {
+            fragment.id: replace(relations[fragment.id], taken=HELD if held and fragment.table == largest else LOADED)
+            for fragment in plan.fragments
+            if fragment.id in relations
+        }
 
     def owners(self) -> list[dict[str, Any]]:
         return [_told(answer) for answer in self.answers if answer.missing is None]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from connector.datasets.sources import read_options, source
 from connector.datasets.sources.files import own_ref
-from connector.query.job import Relation
+from connector.query.job import IN_PLACE, Relation
 
 ROWS = 200_000
 
@@ -44,14 +44,14 @@ def stream(rows: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def once(path: Path, rows: pa.Table, *, loaded: bool = False) -> Relation:
+def once(path: Path, rows: pa.Table, *, taken: str = IN_PLACE) -> Relation:
     """A table as an Arrow stream that one job reads, written to `path` in two batches and an empty one."""
     half = len(rows) // 2
     with pa.ipc.new_stream(path, rows.schema) as writer:
         writer.write_table(rows.slice(0, half))
         writer.write_table(rows.slice(half))
         writer.write_batch(rows.to_batches()[0].slice(0, 0))
-    return Relation("", (own_ref(str(path), folder=path.parent).to_json(),), loaded=loaded)
+    return Relation("", (own_ref(str(path), folder=path.parent).to_json(),), taken=taken)
 
 
 def relation(kind: str, path: Path, root: Path, **options: object) -> Relation:

@@ -21,7 +21,7 @@ from connector.errors import (
 from connector.query import work
 from connector.query.coordinate import Question
 from connector.query.federation import GridInfo
-from connector.query.job import Job
+from connector.query.job import HELD, IN_PLACE, LOADED, Job
 from connector.query.pool import Pool
 from tests.support.asking import Asked
 
@@ -83,15 +83,15 @@ async def test_keys_of_several_owners_are_united_for_another(asked: Asked, monke
 
 
 @pytest.mark.parametrize(
-    ("sql", "share", "loaded"),
+    ("sql", "share", "taken"),
     [
-        ("SELECT count(*) FROM south.patients p JOIN north.wards w ON w.ward = p.ward", 4, True),
-        ("SELECT count(*) FROM south.patients p JOIN north.wards w ON w.ward = p.ward", 2**40, False),  # too much
-        (COUNTS, 4, False),  # one table, however many owners have it
+        ("SELECT count(*) FROM south.patients p JOIN north.wards w ON w.ward = p.ward", 4, {HELD, LOADED}),
+        ("SELECT count(*) FROM south.patients p JOIN north.wards w ON w.ward = p.ward", 2**40, {IN_PLACE}),  # too much
+        (COUNTS, 4, {IN_PLACE}),  # one table, however many owners have it
     ],
 )
 async def test_answers_that_are_joined_are_taken_in_so_that_the_engine_knows_their_rows(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch, sql: str, share: int, loaded: bool
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, sql: str, share: int, taken: set[str]
 ) -> None:
     jobs: list[Job] = []
     run = Pool.run
@@ -103,7 +103,7 @@ async def test_answers_that_are_joined_are_taken_in_so_that_the_engine_knows_the
     monkeypatch.setattr(work, "_LOADED_SHARE", share)
     monkeypatch.setattr(Pool, "run", noted)
     await asked.rows(sql)
-    assert {relation.loaded for relation in jobs[-1].relations.values()} == {loaded}
+    assert {relation.taken for relation in jobs[-1].relations.values()} == taken
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from connector.errors import QueryInvalid, VersionChanged
-from connector.query.job import Job, Limits, Relation
+from connector.query.job import HELD, IN_PLACE, LOADED, Job, Limits, Relation
 from connector.query.pool import Pool
 from connector.query.running import Frame, Worker
 from tests.support import data, workers
@@ -151,16 +151,16 @@ async def test_an_arrow_file_is_kept_under_the_next_name(pool: Pool, tmp_path: P
         assert len(await kept(pool)) == 1
 
 
-def answers(path: Path, rows: int, *, loaded: bool) -> Relation:
+def answers(path: Path, rows: int, *, taken: str) -> Relation:
     """Numbers that only one job reads."""
-    return data.once(path, pa.table({"id": range(rows)}), loaded=loaded)
+    return data.once(path, pa.table({"id": range(rows)}), taken=taken)
 
 
-@pytest.mark.parametrize("loaded", [True, False])
-async def test_files_that_are_read_once_go_and_their_engine_stays(pool: Pool, tmp_path: Path, loaded: bool) -> None:
+@pytest.mark.parametrize("taken", [IN_PLACE, HELD, LOADED])
+async def test_files_that_are_read_once_go_and_their_engine_stays(pool: Pool, tmp_path: Path, taken: str) -> None:
     used = []
     for number, names in enumerate(("ab", "bc", "a")):
-        relations = {name: answers(tmp_path / f"{name}{number}", 10 + number, loaded=loaded) for name in names}
+        relations = {name: answers(tmp_path / f"{name}{number}", 10 + number, taken=taken) for name in names}
         sql = " UNION ALL ".join(f"SELECT count(*) AS n FROM {name}" for name in names)
         job = Job(relations=relations, sql=sql, once=True, limits=DISK)
         assert await rows(pool, job) == [{"n": 10 + number}] * len(names)
@@ -172,11 +172,14 @@ async def test_files_that_are_read_once_go_and_their_engine_stays(pool: Pool, tm
     assert await kept(pool) == []
 
 
-async def test_what_was_loaded_for_one_job_takes_no_memory_from_the_next(pool: Pool, tmp_path: Path) -> None:
-    relation = answers(tmp_path / "many", 5_000_000, loaded=True)  # 40 MB
+@pytest.mark.parametrize(("taken", "rows_there"), [(LOADED, 5_000_000), (HELD, 3_000_000)])  # 40 MB, 24 MB
+async def test_what_was_taken_in_for_one_job_takes_no_memory_from_the_next(
+    pool: Pool, tmp_path: Path, taken: str, rows_there: int
+) -> None:
+    relation = answers(tmp_path / "many", rows_there, taken=taken)
     job = Job(relations={"t": relation}, sql="SELECT max(id) AS m FROM t", limits=Limits(memory_mb=70), once=True)
     for _ in range(6):
-        assert await rows(pool, job) == [{"m": 4_999_999}]
+        assert await rows(pool, job) == [{"m": rows_there - 1}]
 
 
 async def test_what_ended_early_leaves_no_engine(pool: Pool, numbers: Relation) -> None:

@@ -18,7 +18,7 @@ import pytest
 import xxhash
 
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
-from connector.query.job import Job, Limits, Range, Ranges, Recheck, Relation
+from connector.query.job import HELD, IN_PLACE, LOADED, Job, Limits, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.query.running import Result, Worker
 from tests.support import data
@@ -50,13 +50,13 @@ async def test_stream_equals_the_file_and_its_totals(pool: Pool, numbers: Relati
 
 async def test_of_a_relation_that_is_taken_in_the_engine_knows_the_rows(pool: Pool, folder: Path) -> None:
     table = data.table(20_000)
-    for loaded in (True, False):
-        relations = {"f0.a": data.once(folder / "loaded", table, loaded=loaded)}
+    for taken in (IN_PLACE, HELD, LOADED):
+        relations = {"f0.a": data.once(folder / "taken", table, taken=taken)}
         found, _ = await read(pool, Job(relations=relations, sql='SELECT * FROM "f0.a"', once=True))
         assert found.equals(table.cast(found.schema))
         explained = Job(kind="report", relations=relations, sql='EXPLAIN SELECT * FROM "f0.a"', once=True)
         plan = await pool.ask(explained)
-        assert ("20,000 rows" in plan["rows"][0][1]) is loaded
+        assert ("20,000 rows" in plan["rows"][0][1]) is (taken != IN_PLACE)
 
 
 async def test_a_stream_that_is_read_in_place_is_read_by_each_scan_with_what_it_needs(pool: Pool, folder: Path) -> None:
@@ -70,9 +70,10 @@ async def test_a_stream_that_is_read_in_place_is_read_by_each_scan_with_what_it_
     assert found.equals(expected.cast(found.schema))
 
 
-async def test_columns_of_several_types_are_read_in_place(pool: Pool, folder: Path) -> None:
+@pytest.mark.parametrize("taken", [IN_PLACE, HELD])
+async def test_columns_of_several_types_are_read_from_arrow(pool: Pool, folder: Path, taken: str) -> None:
     sql = "SELECT i AS k, i::UNION(n BIGINT, s VARCHAR) AS u, [i::UNION(n BIGINT, s VARCHAR)] AS l FROM range(10) r(i)"
-    relations = {"f0": data.once(folder / "unions", duckdb.sql(sql).to_arrow_table())}
+    relations = {"f0": data.once(folder / "unions", duckdb.sql(sql).to_arrow_table(), taken=taken)}
     found, _ = await read(pool, Job(relations=relations, sql="SELECT k, u FROM f0 WHERE k > 6", once=True))
     assert found["u"].to_pylist() == [7, 8, 9]
 
@@ -319,14 +320,14 @@ async def test_a_reader_that_leaves_stops_the_work(
     assert worker.alive()  # it stopped by itself: what does not is killed, in this test after a minute
 
 
-HELD = {
+WAITING = {
     "a query": Job(sql="SELECT * FROM t"),
     "a scan": Job(sql="SELECT * FROM t", scan="t", shared=True),
     "ranges": Job(sql="SELECT * FROM t", scan="t", only=Ranges([Range(0, 0, 0, 1000)], "")),
 }
 
 
-@pytest.mark.parametrize("job", HELD.values(), ids=HELD.keys())
+@pytest.mark.parametrize("job", WAITING.values(), ids=WAITING.keys())
 async def test_a_held_job_is_made_ready_and_gives_nothing_before_it_may(
     pool: Pool, numbers: Relation, job: Job
 ) -> None:
