@@ -32,7 +32,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --group bench --python $(BIN)/python
+	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --group bench --python $(BIN)/python
 	@touch $@
 
 # A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.

@@ -62,10 +62,11 @@ class Memory:
             self.resident + other.resident,
         )
 
-    def without(self, size: int) -> Memory:
-        """Less so much that is in memory; the same where that is not positive."""
+    def without(self, size: int, there: int | None = None) -> Memory:
+        """Less so much that is mapped, of which so much is in memory (None: all); the same where it is not positive."""
         less = max(0, size)
-        return Memory(self.space - less, self.data - less, self.anonymous - less, self.resident - less)
+        there = less if there is None else there
+        return Memory(self.space - less, self.data - less, self.anonymous - there, self.resident - there)
 
     @classmethod
     def now(cls) -> Memory:
@@ -175,7 +176,7 @@ class Keeping:
 
         _SLACK_MIN is left beside stacks of threads, which nobody fills; a heap in pieces is filled, and takes from it.
         """
-        mapped = self.resting.untouched - self.untouched
+        mapped = self._refillable()
         left = max(_SLACK_MIN, _SLACK - _FIRST - self.resting.resident - mapped)
         return left - max(0, mapped - self.stacks)
 
@@ -187,9 +188,18 @@ class Keeping:
         """
         while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
             self._forget_oldest()  # whom it waits for has not come, though others keep us busy
-        held = self._shed()
-        self.resting, self.most = held.without(held.anonymous - self.bare.anonymous) if self.kept else held, 0
         self.stacks = _STACKS + sum(opening.limits.threads for opening in self.kept.values()) * _STACK
+        self._rest_on(self._shed())
+        if self._refillable() > self.stacks:  # the next statement would have less than it may
+            self._give_back()
+            self._rest_on(self._held())
+
+    def _rest_on(self, held: Memory) -> None:
+        self.resting, self.most = held.without(held.anonymous - self.bare.anonymous) if self.kept else held, 0
+
+    def _refillable(self) -> int:
+        """What we rest on that is mapped and not in memory, beyond what was so before the first job."""
+        return self.resting.untouched - self.untouched
 
     def _shed(self) -> Memory:
         """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
@@ -205,9 +215,11 @@ class Keeping:
     def _held(self) -> Memory:
         """What we hold, with the engine that the first job opens itself where it comes before one is made for it.
 
-        Without what its engine takes before it asks the kernel: that is within the job's own limit.
+        Without what its engine takes before it asks the kernel: that is within the job's own limit. Of it may be in
+        memory what came since nothing was kept; the rest was set aside, and never touched.
         """
-        held = Memory.now().without(min(allocator.unused(), _REUSED))
+        held, unused = Memory.now(), min(allocator.unused(), _REUSED)
+        held = held.without(unused, max(0, min(unused, held.anonymous - self.bare.anonymous)))
         return held if self.spare is not None else held.with_more(_ENGINE)
 
     def _give_back(self) -> None:

@@ -69,6 +69,7 @@ _ALLOCATION = {
     "DUCKDB_JE_MALLOC_CONF": "retain:false,narenas:1,dirty_decay_ms:-1",
 }
 _START_SECONDS = 30.0
+_NO_WORKER = "expected a query worker to start, it did not; try again, or look at the memory of the machine"
 
 _log = logger("query")
 
@@ -105,7 +106,7 @@ class Pool:
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._starting = 0
-        self._takers: set[asyncio.Future[None]] = set()  # who waits for a worker
+        self._takers: list[asyncio.Future[None]] = []  # who waits for a worker, longest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._library = library
@@ -143,6 +144,7 @@ class Pool:
             await self._bury(worker)
         self._idle.clear()
         self._busy.clear()
+        self._tell_takers()
 
     @asynccontextmanager
     async def run(
@@ -259,20 +261,20 @@ class Pool:
         """
         hired: asyncio.Task[None] | None = None
         while (worker := await self._rested()) is None:
+            if self._closed:
+                raise error_of("shutting_down", {})
+            if hired is not None and hired.done():
+                hired.result()
+                hired = None
             enough = self._starting > len(self._takers) or any(one.ending for one in self._busy)
             if hired is None and not enough and self.processes < self._size:
                 hired = self._hire()
             freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._takers.add(freed)
+            self._takers.append(freed)
             try:
                 await freed
             finally:
-                self._takers.discard(freed)
-            if hired is not None and hired.done():
-                if hired.cancelled():
-                    raise error_of("shutting_down", {})
-                hired.result()
-                hired = None
+                self._takers.remove(freed)
         self._busy.add(worker)
         return worker
 
@@ -311,6 +313,7 @@ class Pool:
         worker.results.discard(result)
         worker.ending = None
         if worker.results:
+            self._tell_takers()  # it is not free after all: others have begun in it meanwhile
             return
         if worker.watch is not None:
             worker.watch.cancel()
@@ -326,17 +329,15 @@ class Pool:
         await self._keep_warm()
 
     async def _keep_warm(self) -> None:
-        try:
+        with suppress(Busy):  # it is in the log, and whoever wants one tries again
             while not self._closed and self.processes < self._warm:
                 await self._hire()
-        except Busy as error:
-            _log.warning("no warm worker", reason=error.message)
 
     def _hire(self) -> asyncio.Task[None]:
         """A new process, which counts as one from now on, for whoever comes first."""
         self._starting += 1
         work = self._background(self._hired())
-        work.add_done_callback(_heard)
+        work.add_done_callback(_heard)  # nobody may be there any more to hear of it
         return work
 
     async def _hired(self) -> None:
@@ -348,28 +349,39 @@ class Pool:
         self._rest(worker)
 
     async def _started(self) -> Worker:
-        ours, theirs = socket.socketpair()
-        folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=self._work_dir))
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder), self._allowed,
-                pass_fds=(theirs.fileno(),), cwd=folder, stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-                env=environment(**_ALLOCATION),
-            )  # fmt: skip
-        worker = Worker(process, ours, folder)
-        ours.setblocking(False)
+        try:
+            worker = await self._process()
+        except (OSError, MemoryError) as error:  # no more processes, descriptors, memory, or disk
+            reason = error.strerror if isinstance(error, OSError) else "no memory"  # and no path
+            raise Busy(f"{_NO_WORKER} ({reason})") from error
         try:
             async with asyncio.timeout(_START_SECONDS):
-                ready = await asyncio.get_running_loop().sock_recv(ours, 1)
+                ready = await asyncio.get_running_loop().sock_recv(worker.control, 1)
         except (TimeoutError, OSError):
             ready = b""
         if not ready:
             worker.kill("worker_crashed")
             await self._bury(worker)
-            raise Busy("expected a query worker to start, it did not; try again, or look at the memory of the machine")
-        worker.began_mb = memory_of(process.pid).data // 2**20
+            raise Busy(_NO_WORKER)
+        worker.began_mb = memory_of(worker.process.pid).data // 2**20
         return worker
+
+    async def _process(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        with ExitStack() as failed:
+            failed.callback(ours.close)
+            folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=self._work_dir))
+            failed.callback(shutil.rmtree, folder, ignore_errors=True)
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder), self._allowed,
+                    pass_fds=(theirs.fileno(),), cwd=folder, stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+                    env=environment(**_ALLOCATION),
+                )  # fmt: skip
+            failed.pop_all()
+        ours.setblocking(False)
+        return Worker(process, ours, folder)
 
     async def _bury(self, worker: Worker) -> None:
         worker.control.close()
@@ -401,6 +413,8 @@ class Pool:
                 if rested > _GIVEN_BACK and worker.ring is not None:
                     worker.ring.rest()
                 unneeded = rested > self._idle_seconds and self.processes > self._warm
+                if worker not in self._idle:
+                    continue  # somebody has taken it while we buried another
                 if unneeded or (rested > _GIVEN_BACK and worker.swollen) or not worker.alive():
                     self._idle.remove(worker)
                     worker.kill("idle")
@@ -415,7 +429,6 @@ class Pool:
 
 
 def _heard(task: asyncio.Task[None]) -> None:
-    """Nobody may be there any more to hear that a worker did not start."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.warning("a worker did not start", reason=str(error))
 

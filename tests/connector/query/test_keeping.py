@@ -116,6 +116,38 @@ def test_what_the_engine_has_freed_is_a_part_of_what_the_next_job_may_take(
     assert (one.resting.data // MB, freed.asked) == (resting, asked)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("unused", "touched", "others", "limit", "asked"),
+    [
+        (0, 0, 0, 100, 0),
+        (100, 100, 0, 100, 0),
+        (150, 60, 0, 100, 0),  # a statement has as much as ever though a part of it was never touched,
+        (150, 0, 0, 100, 0),
+        (150, 60, 40, 140, 0),  # what others have left mapped is no stack of a thread,
+        (150, 60, 60, 160, 1),  # and more of it than stacks is not kept
+    ],
+)
+def test_what_the_engine_has_set_aside_and_never_touched_takes_nothing_from_a_statement(
+    monkeypatch: pytest.MonkeyPatch, *, kept: bool, unused: int, touched: int, others: int, limit: int, asked: int
+) -> None:
+    freed = Freed(monkeypatch, unused)
+
+    def now() -> Memory:
+        there = 100 + (touched if freed.mb else 0)
+        mapped = 100 + freed.mb + others
+        return Memory(mapped * MB, mapped * MB, there * MB, there * MB)
+
+    monkeypatch.setattr(Memory, "now", now)
+    one = empty()
+    one.bare, one.spare = Memory(*[100 * MB] * 4), object()
+    if kept:
+        one.kept["engine"] = opening(lambda: None)
+    one.begin()
+    assert (one.resting.data // MB, freed.asked) == (limit, asked)
+    assert one._refillable() // MB == others
+
+
 @pytest.mark.parametrize(("most", "asked"), [(512, 0), (400, 0), (256, 1)])
 def test_a_small_job_does_not_find_its_memory_taken_by_what_the_engine_has_freed(
     monkeypatch: pytest.MonkeyPatch, most: int, asked: int

@@ -10,7 +10,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import duckdb
 import pyarrow as pa
@@ -123,6 +123,143 @@ async def test_of_a_worker_that_does_not_start_whoever_waits_is_told_and_the_nex
         monkeypatch.setattr(pool, "_allowed", "null")
         table, _ = await read(pool, job)
         assert len(table) == data.ROWS
+
+
+async def test_whoever_waits_for_one_that_starts_anyway_starts_no_other(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, start = Pool(tmp_path, size=3, warm=1), asyncio.Event()
+    started = pool._started
+
+    async def late() -> Worker:
+        await start.wait()
+        return await started()
+
+    monkeypatch.setattr(pool, "_started", late)
+    async with pool:
+        await until(lambda: pool.processes == 1)
+        job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+        one, two = (asyncio.ensure_future(read(pool, job)) for _ in range(2))
+        await until(lambda: pool.processes == 2)
+        await asyncio.sleep(0)
+        assert (pool.processes, len(pool._takers)) == (2, 2)
+        start.set()
+        await asyncio.gather(one, two)
+
+
+async def cleaning(pool: Pool, job: Job, monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, asyncio.Event]:
+    """A worker whose job has ended by itself, and that cleans up until it is told that it has."""
+    clean = asyncio.Event()
+    async with pool.run(job) as result:
+        assert [frame async for frame in result]
+        settle = result.settle
+
+        async def slowly() -> None:
+            await clean.wait()
+            await settle()
+
+        monkeypatch.setattr(result, "settle", slowly)
+    return result._worker, clean
+
+
+async def test_whoever_waited_for_a_worker_that_others_go_on_with_has_another(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Job(relations={"t": numbers}, sql="SELECT * FROM t", scan="t", shared=True)
+    async with Pool(tmp_path, size=2, warm=1) as pool:
+        await until(lambda: pool._idle)
+        worker, clean = await cleaning(pool, scan, monkeypatch)
+        waiting = asyncio.ensure_future(read(pool, Job(relations={"t": numbers}, sql="SELECT id FROM t")))
+        await until(lambda: pool._takers)
+        assert pool.processes == 1
+        async with pool.run(scan) as other:
+            assert other._worker is worker
+            clean.set()
+            await asyncio.wait_for(waiting, 60)
+
+
+async def test_whoever_waited_for_a_worker_that_is_not_fit_any_more_has_another(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+    async with Pool(tmp_path, size=2, warm=0) as pool:
+        worker, clean = await cleaning(pool, job, monkeypatch)
+        monkeypatch.setattr(Worker, "worn", property(lambda one: one is worker))
+        waiting = asyncio.ensure_future(read(pool, job))
+        await until(lambda: pool._takers)
+        clean.set()
+        _, result = await asyncio.wait_for(waiting, 60)
+        assert worker.killed
+        assert result._worker is not worker
+
+
+async def test_whoever_waits_for_a_worker_that_cleans_up_is_told_that_the_pool_closes(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+    async with Pool(tmp_path, size=2, warm=0) as pool:
+        await cleaning(pool, job, monkeypatch)
+        waiting = asyncio.ensure_future(read(pool, job))
+        await until(lambda: pool._takers)
+    with pytest.raises(Busy, match="stopping"):
+        await asyncio.wait_for(waiting, 60)
+    assert pool.processes == 0
+
+
+async def test_whoever_waits_is_told_that_the_pool_closes(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+    for size, warm in ((2, 1), (2, 0), (1, 0)):
+        pool = Pool(tmp_path / f"{size}{warm}", size=size, warm=warm)
+        never = asyncio.Event()
+        monkeypatch.setattr(pool, "_started", never.wait)
+        await pool.start()
+        jobs = [asyncio.ensure_future(read(pool, job)) for _ in range(4)]
+        await until(lambda: len(pool._takers) == pool._size)  # noqa: B023  of this round
+        await pool.close()
+        found = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 60)
+        assert [str(one) for one in found] == ["the connector is stopping; try again later"] * 4
+        assert (pool.processes, pool._takers) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (OSError(24, "Too many open files", "/somewhere"), r"\(Too many open files\)$"),
+        (MemoryError(), r"\(no memory\)$"),
+    ],
+)
+async def test_a_start_that_fails_ends_nothing_else(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch, failure: Exception, said: str
+) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+    async with Pool(tmp_path, size=2, warm=1, idle_seconds=0.2) as pool:
+        await until(lambda: pool._idle)
+        (watch,) = (task for task in pool._tasks if "_reap" in repr(task.get_coro()))
+        tried: list[object] = []
+
+        async def fails(*_: object, **__: object) -> None:
+            tried.append(failure)
+            raise failure
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "create_subprocess_exec", fails)
+            pool._idle[0].kill("worker_crashed")
+            await until(lambda: len(tried) > 2)
+            with pytest.raises(Busy, match=f"to start, it did not.*{said}"):
+                await read(pool, job)
+        assert not watch.done()
+        assert len((await read(pool, job))[0]) == data.ROWS
+        await until(lambda: len([*tmp_path.glob("worker-*")]) == pool.processes)
+
+
+@pytest.mark.parametrize(("own", "worn"), [(189, False), (381, False), (382, True)])
+async def test_a_worker_is_worn_by_more_than_what_the_next_job_takes_again(
+    monkeypatch: pytest.MonkeyPatch, own: int, worn: bool
+) -> None:
+    monkeypatch.setattr(Worker, "own_mb", lambda _: own)
+    assert Worker(*cast("Any", [None] * 3)).worn is worn
 
 
 async def test_there_are_never_more_processes_than_may_be_also_where_several_end_at_once(
