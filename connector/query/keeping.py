@@ -176,7 +176,7 @@ class Keeping:
 
         _SLACK_MIN is left beside stacks of threads, which nobody fills; a heap in pieces is filled, and takes from it.
         """
-        mapped = self._refillable()
+        mapped = self.resting.untouched - self.untouched
         left = max(_SLACK_MIN, _SLACK - _FIRST - self.resting.resident - mapped)
         return left - max(0, mapped - self.stacks)
 
@@ -188,25 +188,16 @@ class Keeping:
         """
         while self.kept and next(iter(self.kept.values())).rested_at + REST < time.monotonic():
             self._forget_oldest()  # whom it waits for has not come, though others keep us busy
-        self.stacks = _STACKS + sum(opening.limits.threads for opening in self.kept.values()) * _STACK
-        self._rest_on(self._shed())
-        if self._refillable() > self.stacks:  # the next statement would have less than it may
-            self._give_back()
-            self._rest_on(self._held())
-
-    def _rest_on(self, held: Memory) -> None:
+        held = self._shed()
         self.resting, self.most = held.without(held.anonymous - self.bare.anonymous) if self.kept else held, 0
-
-    def _refillable(self) -> int:
-        """What we rest on that is mapped and not in memory, beyond what was so before the first job."""
-        return self.resting.untouched - self.untouched
+        self.stacks = _STACKS + sum(opening.limits.threads for opening in self.kept.values()) * _STACK
 
     def _shed(self) -> Memory:
         """Let go of what is kept, the oldest first, down to what leaves the next job its slack; what is held then."""
         for shed in (self._give_back, *[self._forget_oldest] * len(self.kept)):
             held = self._held()
             there, mapped = held.anonymous - self.bare.anonymous, held.data - self.bare.data
-            if there <= _KEPT_MEMORY and mapped <= _KEPT_MAPPED:
+            if there <= _KEPT_MEMORY and mapped <= _KEPT_MAPPED and allocator.unused() <= _REUSED:
                 return held
             shed()
         self.bare = self._held()

@@ -124,8 +124,8 @@ def test_what_the_engine_has_freed_is_a_part_of_what_the_next_job_may_take(
         (100, 100, 0, 100, 0),
         (150, 60, 0, 100, 0),  # a statement has as much as ever though a part of it was never touched,
         (150, 0, 0, 100, 0),
-        (150, 60, 40, 140, 0),  # what others have left mapped is no stack of a thread,
-        (150, 60, 60, 160, 1),  # and more of it than stacks is not kept
+        (150, 60, 40, 140, 0),  # and what else is mapped counts as before
+        (193, 60, 0, 100, 1),  # more is given back, touched or not
     ],
 )
 def test_what_the_engine_has_set_aside_and_never_touched_takes_nothing_from_a_statement(
@@ -145,7 +145,7 @@ def test_what_the_engine_has_set_aside_and_never_touched_takes_nothing_from_a_st
         one.kept["engine"] = opening(lambda: None)
     one.begin()
     assert (one.resting.data // MB, freed.asked) == (limit, asked)
-    assert one._refillable() // MB == others
+    assert one.resting.untouched // MB == others
 
 
 @pytest.mark.parametrize(("most", "asked"), [(512, 0), (400, 0), (256, 1)])
