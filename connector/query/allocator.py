@@ -15,7 +15,10 @@ _ALL = 4096  # stands for every arena (jemalloc, MALLCTL_ARENAS_ALL)
 
 
 def unused() -> int:
-    """Bytes in memory that were freed, and that the engine takes first when it wants some. 0 where nobody can say."""
+    """Bytes that were freed, and that the engine takes first when it wants some; 0 where nobody can say.
+
+    Pages that were set aside and never touched are among them: as much as that may not be in memory.
+    """
     control = _control()
     if control is None:
         return 0

@@ -71,6 +71,8 @@ def plan(
 
 
 def _once(residual: exp.Expr) -> frozenset[str]:
+    if residual.find(exp.CTE) is not None:  # which may stand in several places itself
+        return frozenset()
     found = Counter(table.name for table in trees.tables(residual))
     return frozenset(name for name, times in found.items() if times == 1)
 

@@ -270,6 +270,21 @@ def test_what_one_owner_answers_whole_is_passed_on(sql: str, passed: bool) -> No
     assert plan(sql, plan_cases.schema()).passed is passed
 
 
+@pytest.mark.parametrize(
+    ("sql", "once", "twice"),
+    [
+        ("SELECT p.id FROM south.patients p JOIN north.visits v ON v.patient = p.id", 2, 0),
+        ("SELECT v.day FROM north.visits v WHERE v.cost > (SELECT avg(w.cost) FROM west.visits w WHERE w.day = v.day)",
+         2, 0),
+        ("WITH v AS (SELECT v.patient, p.age FROM north.visits v JOIN south.patients p ON p.id = v.patient LIMIT 5) "
+         "SELECT a.age FROM v a JOIN v b ON b.patient = a.patient", 0, 2),
+    ],
+)  # fmt: skip
+def test_the_plan_knows_which_tables_are_read_in_one_place(sql: str, once: int, twice: int) -> None:
+    found = plan(sql, plan_cases.schema())
+    assert (len(found.once), len(found.tables.keys() - found.once)) == (once, twice)
+
+
 def test_the_plan_in_words_says_what_runs_where_and_what_stays() -> None:
     made = plan(
         "SELECT d.name, sum(t.dose) AS s FROM north.drugs d JOIN south.trials t ON t.drug = d.drug "
