@@ -11,6 +11,9 @@ SCALE ?=
 ROUNDS ?= 5
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
+# A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.
+SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
+COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
 .PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated clean
 
@@ -24,23 +27,22 @@ $(BIN)/uv:
 
 $(VENV)/.run: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
 	@echo "setting up $(VENV) from uv.lock ..."
-	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
+	@$(SYNC)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --group dev --python $(BIN)/python
+	@$(SYNC) --group dev
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	@VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --group bench --python $(BIN)/python
+	@$(SYNC) --group bench
 	@touch $@
 
-# A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.
 setup: $(VENV)/.run ## virtual environment with what the product needs, from the lock file
-	@$(BIN)/python -m compileall -q $(PACKAGES)
+	@$(COMPILE)
 
 setup-dev: $(VENV)/.dev ## the same, with the tools for tests and checks
-	@$(BIN)/python -m compileall -q $(PACKAGES)
+	@$(COMPILE)
 
 fmt: setup-dev ## format the code
 	@$(BIN)/ruff check --quiet --fix --select I $(PACKAGES) || true

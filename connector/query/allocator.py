@@ -19,13 +19,11 @@ def unused() -> int:
 
     Pages that were set aside and never touched are among them: as much as that may not be in memory.
     """
-    control = _control()
+    control, epoch = _control(), ctypes.c_uint64(1)
     if control is None:
         return 0
-    epoch, pages, size = ctypes.c_uint64(1), ctypes.c_size_t(), ctypes.c_size_t(ctypes.sizeof(ctypes.c_size_t))
     control(b"epoch", None, None, ctypes.byref(epoch), ctypes.sizeof(epoch))  # figures are of the last one
-    failed = control(b"stats.arenas.%d.pdirty" % _ALL, ctypes.byref(pages), ctypes.byref(size), None, 0)
-    return 0 if failed else pages.value * _page()
+    return _figure(b"stats.arenas.%d.pdirty" % _ALL) * _page()
 
 
 def give_back() -> None:
@@ -50,7 +48,12 @@ def _control() -> Any:
 @cache
 def _page() -> int:
     """jemalloc's own page, in bytes."""
-    control, size = _control(), ctypes.c_size_t()
-    length = ctypes.c_size_t(ctypes.sizeof(size))
-    failed = control(b"arenas.page", ctypes.byref(size), ctypes.byref(length), None, 0)
-    return 0 if failed else size.value
+    return _figure(b"arenas.page")
+
+
+def _figure(name: bytes) -> int:
+    """One of jemalloc's sizes; 0 where it is not counted."""
+    found = ctypes.c_size_t()
+    length = ctypes.c_size_t(ctypes.sizeof(found))
+    failed = _control()(name, ctypes.byref(found), ctypes.byref(length), None, 0)
+    return 0 if failed else found.value

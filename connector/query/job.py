@@ -43,10 +43,9 @@ TRAILER_ROOM: Final = 2048
 TRAILER_KEY: Final = "hanse.end"
 AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after its last row
 
-
-IN_PLACE = ""  # each scan reads the file, and the engine knows nothing
-HELD = "held"  # in memory of ours, the fastest where it is little: it knows how many rows there are
-LOADED = "loaded"  # in the engine, and on its disk where they are many: it knows how many differ
+IN_PLACE: Final = ""  # each scan reads the file, and the engine knows nothing
+HELD: Final = "held"  # in memory of ours, the fastest where it is little: it knows how many rows there are
+LOADED: Final = "loaded"  # in the engine, and on its disk where they are many: it knows how many differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Relation:
     options: Mapping[str, Any] = field(default_factory=dict)
     row_bytes: Mapping[str, float] = field(default_factory=dict)
     blob: int | None = None
-    taken: str = ""  # IN_PLACE, HELD, LOADED
+    taken: str = IN_PLACE  # HELD, LOADED
     columns: tuple[str, ...] = ()
 
 

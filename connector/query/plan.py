@@ -66,13 +66,11 @@ def plan(
         notes=tuple(planning.notes),
         rules=tuple(changed),
         ctes=ctes,
-        once=_once(residual),
+        once=frozenset() if ctes else _once(residual),  # a WITH query may itself stand in several places
     )
 
 
 def _once(residual: exp.Expr) -> frozenset[str]:
-    if residual.find(exp.CTE) is not None:  # which may stand in several places itself
-        return frozenset()
     found = Counter(table.name for table in trees.tables(residual))
     return frozenset(name for name, times in found.items() if times == 1)
 

@@ -312,8 +312,8 @@ class Pool:
         result.close()
         worker.results.discard(result)
         worker.ending = None
+        self._tell_takers()  # who waited for it looks again: others may have begun in it, or it may not be fit any more
         if worker.results:
-            self._tell_takers()  # it is not free after all: others have begun in it meanwhile
             return
         if worker.watch is not None:
             worker.watch.cancel()
@@ -322,7 +322,6 @@ class Pool:
         if self._closed or worker.doomed or not worker.alive() or worker.worn:
             worker.kill("recycled")
             await self._bury(worker)
-            self._tell_takers()
         else:
             self._rest(worker)
         self._turns.give_back()
@@ -409,12 +408,12 @@ class Pool:
             await asyncio.sleep(min(5.0, self._idle_seconds / 4))
             now = time.monotonic()
             for worker in tuple(self._idle):
+                if worker not in self._idle:
+                    continue  # somebody has taken it while we buried another
                 rested = now - worker.idle_since
                 if rested > _GIVEN_BACK and worker.ring is not None:
                     worker.ring.rest()
                 unneeded = rested > self._idle_seconds and self.processes > self._warm
-                if worker not in self._idle:
-                    continue  # somebody has taken it while we buried another
                 if unneeded or (rested > _GIVEN_BACK and worker.swollen) or not worker.alive():
                     self._idle.remove(worker)
                     worker.kill("idle")

@@ -80,8 +80,7 @@ async def test_columns_of_several_types_are_read_from_arrow(pool: Pool, folder: 
 
 async def test_a_worker_that_cleans_up_after_its_job_is_waited_for(tmp_path: Path, numbers: Relation) -> None:
     async with Pool(tmp_path, size=2, warm=1) as pool:
-        while not pool._idle:
-            await asyncio.sleep(0.01)
+        await until(lambda: pool._idle)
         for _ in range(5):  # the next job comes while the worker has not closed the socket of the one before
             await pool.ask(Job(kind="report", relations={"t": numbers}, sql="SELECT count(*) FROM t"))
             await read(pool, Job(relations={"t": numbers}, sql="SELECT id FROM t WHERE id < 5"))
@@ -267,8 +266,7 @@ async def test_there_are_never_more_processes_than_may_be_also_where_several_end
 ) -> None:
     async with Pool(tmp_path, size=2, warm=2) as pool:
         for _ in range(2):
-            while len(pool._idle) < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(pool._idle) >= 2)
             for worker in pool._idle:
                 worker.kill("worker_crashed")
             job = Job(relations={"t": numbers}, sql="SELECT id FROM t LIMIT 1")
@@ -423,8 +421,7 @@ async def test_crash_of_a_worker_costs_its_own_job_only(pool: Pool, numbers: Rel
     async with pool.run(Job(relations={"t": numbers}, sql="SELECT * FROM t", batch_bytes=2**18)) as safe:
         first = await anext(safe)
         runaway = asyncio.ensure_future(read(pool, Job(relations={"t": numbers}, sql=RUNAWAY)))
-        while len(pool._busy) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(pool._busy) >= 2)
         (other,) = pool._busy - {safe._worker}
         os.kill(other.process.pid, signal.SIGSEGV)
         with pytest.raises(EngineFailed) as raised:
@@ -452,8 +449,7 @@ async def test_a_reader_that_leaves_stops_the_work(
     async with pool.run(Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b")) as result:
         await anext(result)
         worker = result._worker
-    while worker in pool._busy:
-        await asyncio.sleep(0.01)
+    await until(lambda: worker not in pool._busy)
     assert worker.alive()  # it stopped by itself: what does not is killed, in this test after a minute
 
 
@@ -499,8 +495,7 @@ async def test_a_held_job_that_may_not_work_never_does_and_costs_no_worker(pool:
     with pytest.raises(Limited) as raised:
         await asking
     assert raised.value.code == "count_spent"
-    while worker in pool._busy:
-        await asyncio.sleep(0.01)
+    await until(lambda: worker not in pool._busy)
     assert worker.alive()
 
 
@@ -518,8 +513,7 @@ async def test_whoever_leaves_a_held_job_leaves_what_it_waits_for_alone(pool: Po
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert not after.cancelled()
-    while worker in pool._busy:
-        await asyncio.sleep(0.01)
+    await until(lambda: worker not in pool._busy)
     assert worker.alive()
 
 
@@ -556,8 +550,7 @@ async def test_what_is_refused_meanwhile_waits_for_no_worker(tmp_path: Path, num
 
 async def at_rest(pool: Pool) -> None:
     """Until more than one worker may be had: only then is a job made ready that may have to wait."""
-    while not pool._turns.spare:
-        await asyncio.sleep(0.01)
+    await until(lambda: pool._turns.spare)
 
 
 class Holding(NamedTuple):
@@ -666,13 +659,11 @@ async def test_a_scan_that_does_not_stop_takes_no_other_with_it(pool: Pool, numb
             await anext(leaves)
             os.kill(worker.process.pid, signal.SIGSTOP)
         async with asyncio.timeout(60):
-            while not worker.doomed:
-                await asyncio.sleep(0.01)
+            await until(lambda: worker.doomed)
         assert (worker.doomed, worker.alive(), pool._sharing(job)) == (True, True, None)
         os.kill(worker.process.pid, signal.SIGCONT)
         assert first.rows + sum([frame.rows async for frame in stays]) == data.ROWS
-    while worker in pool._busy:
-        await asyncio.sleep(0.01)
+    await until(lambda: worker not in pool._busy)
     assert not worker.alive()
 
 
