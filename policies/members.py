@@ -113,7 +113,7 @@ def prefixes(context: object) -> dict[str, str]:
             for key, value in part.items():
                 if not _says_nothing(key, value):
                     found[key] = _prefix(key, value)
-        elif part not in _CONTEXTS:
+        elif not isinstance(part, str) or part not in _CONTEXTS:
             raise PolicyUnreadable(
                 f"expected a context that is known here ({', '.join(sorted(_CONTEXTS))}) or prefixes, got "
                 f"{str(part)[:200]}; contexts are not fetched. Leave it out and write full names",

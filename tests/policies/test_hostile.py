@@ -104,6 +104,7 @@ def nearly(draw: st.DrawFn) -> dict[str, Any]:
 
 @QUICK
 @given(st.one_of(anything, nearly()))
+@example({"@context": [[]]})
 @example({"@type": "Offer", "permission": {"@set": [{"@list": []}]}})
 def test_any_json_is_read_or_refused(wire: Any) -> None:
     refused = refusal(jsonld.read, wire)
