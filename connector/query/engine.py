@@ -226,13 +226,18 @@ def hold(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
         attach_table(con, name, pa.ipc.open_stream(file).read_all())
 
 
-def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
+def load_stream(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     """Take such rows into the engine, under a name; to its disk where they are many.
 
     One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
     """
     with pa.OSFile(opened.paths[0]) as file:
-        con.from_arrow(pa.ipc.open_stream(file)).create(quote_name(name))
+        load(con, name, pa.ipc.open_stream(file))
+
+
+def load(con: duckdb.DuckDBPyConnection, name: str, reader: pa.RecordBatchReader) -> None:
+    """Take rows into the engine as they come, under a name."""
+    con.from_arrow(reader).create(quote_name(name))
 
 
 def drop(con: duckdb.DuckDBPyConnection, name: str) -> None:

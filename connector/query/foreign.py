@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from connector.query.job import Job
 
 _BLOB_MAX = 256 * 2**20
 _PIECE = 4 * 2**20
+_HELD_MAX = 8 * 2**20  # bytes of rows of answers that came small: a megabyte may unfold to a thousand
 _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they are joined: three million numbers
 
 
@@ -50,38 +52,136 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     `end` is None where the stream has no end record: such a stream is not complete, whatever it holds.
     With `arguments.digest`, `digest` is that of the bytes before the end record, in the algorithm that it names.
     """
-    rows = batches = before = size = 0
-    keys = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
+    keys = _Keys(job)
+    with _judging(), _source(job) as opened:
+        seen = _seen(opened, keys.add, check, most=job.limits.rows)
+        if job.arguments.get("once"):
+            seen.for_engine()
+            if job.blobs:
+                _keep(job.arguments["path"], job.blobs[0])
+        digest = _digest(opened, seen.end, seen.before, check) if job.arguments.get("digest") else ""
+    return {**seen.told(), "digest": digest, "keys": keys.save()}
+
+
+def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
+    """Read answers of owners, a blob each, and keep them where the engine reads them next: `arguments.answers` has the
+    path and the columns of each. `arguments.keys` as for `check`, over all of them. One that is not whole fails all."""
+    keys, found = _Keys(job), []
+    for blob, one in zip(job.blobs, job.arguments["answers"], strict=True):
+        with _judging():
+            seen = _whole(blob, one["columns"], keys.add, check)
+        _keep(one["path"], blob)
+        found.append(seen.told())
+    return {"answers": found, "keys": keys.save()}
+
+
+class Unread:
+    """Answers of owners, a blob each, read into memory by the job that joins them."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.told: dict[str, dict[str, Any]] = {}
+        self._check = check
+        self._left = _HELD_MAX
+
+    def table(self, name: str, blob: bytes, columns: Sequence[str]) -> pa.Table:
+        """The rows of a whole answer, and what `told` tells of it."""
+        batches: list[pa.RecordBatch] = []
+        with _judging():
+            seen = _whole(blob, columns, lambda batch: self._hold(batches, batch), self._check)
+        self.told[name] = seen.told()
+        return pa.Table.from_batches(batches, schema=seen.schema)
+
+    def _hold(self, batches: list[pa.RecordBatch], batch: pa.RecordBatch) -> None:
+        self._left -= batch.nbytes
+        if self._left < 0:
+            raise Coded("arrow_too_large", most=_HELD_MAX)
+        batches.append(batch)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a stream held."""
+
+    schema: pa.Schema
+    before: int  # bytes before its end record
+    rows: int = 0
+    batches: int = 0
+    size: int = 0
     end: dict[str, Any] | None = None
+    stats: Any = None
+
+    def for_engine(self) -> None:
+        """Refused where the engine might take one dictionary of a column for another that came after it."""
+        if self.stats.num_replaced_dictionaries or self.stats.num_dictionary_deltas:
+            raise Coded("arrow_invalid")
+
+    def told(self) -> dict[str, Any]:
+        columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in self.schema]
+        return {
+            "columns": columns, "rows": self.rows, "batches": self.batches, "bytes": self.size, "end": self.end,
+        }  # fmt: skip
+
+
+def _seen(
+    opened: Any, each: Callable[[pa.RecordBatch], None], check: Callable[[], None], *, most: int | None = None
+) -> _Seen:
+    """Read a stream to its end, each batch before the end record given to `each`; nothing follows it."""
+    with pa.ipc.open_stream(opened) as reader:
+        seen = _Seen(reader.schema, opened.tell())
+        for batch, metadata in _with_metadata(reader):
+            check()
+            if seen.end is not None:
+                raise Coded("arrow_invalid")  # nothing may follow the end record
+            seen.end = _end(metadata)
+            if seen.end is not None and batch.num_rows:
+                raise Coded("arrow_invalid")  # rows that nobody counts
+            if seen.end is None:
+                seen.rows, seen.batches, seen.before = seen.rows + batch.num_rows, seen.batches + 1, opened.tell()
+                seen.size += batch.nbytes
+                if most is not None and seen.rows > most:
+                    raise Coded("rows_limit")
+                each(batch)
+        if opened.read(1):
+            raise Coded("arrow_invalid")  # bytes that nobody has looked at
+        seen.stats = reader.stats
+    return seen
+
+
+def _whole(
+    blob: bytes, columns: Sequence[str], each: Callable[[pa.RecordBatch], None], check: Callable[[], None]
+) -> _Seen:
+    """Read an owner's answer that is complete by its own end record, by our count, and by its columns."""
+    seen = _seen(pa.BufferReader(blob), each, check)
+    seen.for_engine()
+    end = seen.end or {}
+    named = [name.lower() for name in seen.schema.names] == [name.lower() for name in columns]
+    if end.get("status") != "complete" or end.get("rows") != seen.rows or not named:
+        raise Coded("answer_unsound")
+    return seen
+
+
+@contextmanager
+def _judging() -> Iterator[None]:
+    """Whatever the parser says of a stream, the stream is damaged."""
     try:
-        with _source(job) as opened, pa.ipc.open_stream(opened) as reader:
-            schema, before = reader.schema, opened.tell()
-            for batch, metadata in _with_metadata(reader):
-                check()
-                if end is not None:
-                    raise Coded("arrow_invalid")  # nothing may follow the end record
-                end = _end(metadata)
-                if end is not None and batch.num_rows:
-                    raise Coded("arrow_invalid")  # rows that nobody counts
-                if end is None:
-                    rows, batches, before = rows + batch.num_rows, batches + 1, opened.tell()
-                    size += batch.nbytes
-                    _within(job, rows)
-                    for number, _, distinct in keys:
-                        distinct.add(batch.column(number))
-            if opened.read(1):
-                raise Coded("arrow_invalid")  # bytes that nobody has looked at
-            if job.arguments.get("once"):
-                _keep(job, reader.stats)
-            digest = _digest(opened, end, before, check) if job.arguments.get("digest") else ""
+        yield
     except (pa.ArrowException, OSError, ValueError, IndexError):
         raise Coded("arrow_invalid") from None
-    columns = [{"name": field.name, "type": str(field.type), "nullable": field.nullable} for field in schema]
-    written = [path for _, path, distinct in keys if distinct.save(path)]
-    return {
-        "columns": columns, "rows": rows, "batches": batches, "bytes": size, "end": end, "digest": digest,
-        "keys": written,
-    }  # fmt: skip
+
+
+class _Keys:
+    """The distinct values of the columns that a job names, each for a file."""
+
+    def __init__(self, job: Job) -> None:
+        self._found = [(number, path, Distinct()) for number, path in job.arguments.get("keys") or ()]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for number, _, distinct in self._found:
+            distinct.add(batch.column(number))
+
+    def save(self) -> list[str]:
+        """The files that were written."""
+        return [path for _, path, distinct in self._found if distinct.save(path)]
 
 
 def _digest(opened: Any, end: dict[str, Any] | None, before: int, check: Callable[[], None]) -> str:
@@ -123,7 +223,7 @@ class Distinct:
 
     def save(self, path: str) -> bool:
         """Write them as a stream; whether there is anything to write."""
-        if not self._there or not self.found:
+        if not self._there or len({values.type for values in self.found}) != 1:  # of several types: not compared here
             return False
         values = _distinct(self.found)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -134,7 +234,7 @@ class Distinct:
 
 def unite(job: Job, *, check: Callable[[], None]) -> bool:
     """The values of the files of `Distinct.save` at `arguments.paths` as one, at `arguments.save`; whether that could
-    be: values of several types are not compared here."""
+    be."""
     distinct = Distinct()
     try:
         for path in job.arguments["paths"]:
@@ -142,8 +242,7 @@ def unite(job: Job, *, check: Callable[[], None]) -> bool:
             with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
                 for batch in _valid(reader):
                     distinct.add(batch.column(0))
-        alike = len({values.type for values in distinct.found}) == 1
-        return alike and distinct.save(str(job.arguments["save"]))
+        return distinct.save(str(job.arguments["save"]))
     except (pa.ArrowException, OSError):
         return False
 
@@ -159,13 +258,10 @@ def _distinct(parts: list[pa.Array]) -> pa.Array:
     return values.take(pc.sort_indices(values))
 
 
-def _keep(job: Job, stats: Any) -> None:
-    """What the engine can read; it may take one dictionary of a column for another that came after it."""
-    if stats.num_replaced_dictionaries or stats.num_dictionary_deltas:
-        raise Coded("arrow_invalid")
-    if job.blobs:
-        with _writing():
-            Path(job.arguments["path"]).write_bytes(job.blobs[0])
+def _keep(path: str, blob: bytes) -> None:
+    """Where the engine reads it next."""
+    with _writing():
+        Path(path).write_bytes(blob)
 
 
 @contextmanager
@@ -204,8 +300,3 @@ def _end(metadata: Any) -> dict[str, Any] | None:
 
 def _source(job: Job) -> Any:
     return pa.BufferReader(job.blobs[0]) if job.blobs else pa.OSFile(str(job.arguments["path"]), "rb")
-
-
-def _within(job: Job, rows: int) -> None:
-    if job.limits.rows is not None and rows > job.limits.rows:
-        raise Coded("rows_limit")

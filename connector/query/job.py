@@ -1,10 +1,11 @@
 """What the main process asks of a worker, and the frames that come back. Standard library only: both ends load it.
 
 A job goes over a socket of its own: its JSON, then its blobs. Back come frames of a fixed header and a payload:
-`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`; or any number of `progress`
-(JSON: a stage, and how many files are done in it) and one `value`. A batch
-whose header names a slot has its payload in shared memory (`connector.query.ring`). After the job, the connector sends
-single bytes: GO where the job is held, then the number of a slot that is free again, or ANYWAY.
+`schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`, after `answers` (JSON: what
+the answers that came unread hold) where there are any; or any number of `progress` (JSON: a stage, and how many files
+are done in it) and one `value`. A batch whose header names a slot has its payload in shared memory
+(`connector.query.ring`). After the job, the connector sends single bytes: GO where the job is held, then the number of
+a slot that is free again, or ANYWAY.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ END: Final = 4
 ERROR: Final = 5
 VALUE: Final = 6
 PROGRESS: Final = 7
+ANSWERS: Final = 8
 
 HEADER: Final = struct.Struct("<BBBxIQ32s")  # kind, digest length, slot, rows, payload length, digest so far
 GO: Final = 255
@@ -64,6 +66,7 @@ class Relation:
     blob: int | None = None
     taken: str = IN_PLACE  # HELD, LOADED
     columns: tuple[str, ...] = ()
+    answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class Ranges:
 @dataclass(frozen=True, slots=True)
 class Job:
     """One piece of work for a worker. `kind`: query (frames), or report, plan, profile, convert, check_arrow,
-    unite_keys, verbatim (one value).
+    read_answers, unite_keys, verbatim (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
     than the engine. `passed`: the only relation is a stream (`once`) whose rows are the answer, under these names;

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from connector.query import engine
 from connector.query import job as wire
 from connector.query.job import Job, Limits, Relation, fields_of
@@ -23,7 +25,7 @@ from connector.query.job import Job, Limits, Relation, fields_of
 _TAKEN: Mapping[str, tuple[Callable[[Any, str, Any], None], Callable[[Any, str], None]]] = {
     wire.IN_PLACE: (engine.attach_once, engine.detach),
     wire.HELD: (engine.hold, engine.detach),
-    wire.LOADED: (engine.load, engine.drop),
+    wire.LOADED: (engine.load_stream, engine.drop),
 }
 _KEPT_FILES = 64  # no more are held open for a job that may never come
 
@@ -95,6 +97,14 @@ class Opening:
         """A table in memory, readable under its name by this job."""
         engine.attach_table(self.con, name, table)
         self.brought.append((name, engine.detach))
+
+    def take(self, name: str, table: pa.Table, taken: str) -> None:
+        """An answer that came small, readable under its name by this job; held where it is not loaded."""
+        if taken == wire.LOADED:
+            engine.load(self.con, name, table.to_reader())
+            self.brought.append((name, engine.drop))
+        else:
+            self.bring(name, table)
 
     def rest(self) -> bool:
         """Let go of what the ended job alone had. Whether another one may have the engine: nothing is on its disk."""

@@ -165,11 +165,7 @@ class Pool:
             if after is not None:
                 await asyncio.shield(after)
                 await result.go()
-            kind, _, payload, _ = await result.next()
-            while kind != wire.TRAILER:
-                result.schema = bytes(payload) if kind == wire.SCHEMA else b""
-                kind, _, payload, _ = await result.next()
-            result.trailer = bytes(payload)
+            await result.begin()
             yield result
         finally:
             if watching is not None:
@@ -395,12 +391,12 @@ class Pool:
 
         What a job has freed, its process may keep for those that go on beside it: so the most of them counts.
         """
-        most = 0
+        most = worker.jobs_mb
         while worker.alive():
-            most = max(most, sum(result.job.limits.memory_mb for result in worker.results))
+            await asyncio.sleep(_RSS_EVERY)
+            most = max(most, worker.jobs_mb)
             if worker.own_mb() > most + _RSS_SLACK_MB:
                 worker.kill("memory_limit")
-            await asyncio.sleep(_RSS_EVERY)
 
     async def _reap(self) -> None:
         """Stop workers that nobody has needed for a while, down to those kept warm, and those that rest on too much."""

@@ -109,7 +109,8 @@ class Progress:
             "waiting": [
                 {"owner": one.owner, "fragment": one.id, "dataset": ",".join(one.datasets)}
                 for one in self.fragments
-                if all(told["fragment"] != one.id for told in self.owners)
+                if self.state != "merging"
+                and all(told["fragment"] != one.id for told in self.owners)
                 and (one.owner, ",".join(one.datasets)) not in gone
             ],
             "rows": self.rows,

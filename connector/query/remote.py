@@ -2,7 +2,8 @@
 
 The bytes of others are not looked into in this process: within a byte limit they go to a worker, through a file where
 they are many, and are read and validated there (a stream without its end record is no answer, whatever it holds).
-Knows no plans.
+A job costs more than a small answer does: such a one may stay unread until others can be read with it, and is read
+alone where one of them is not as it should be. Knows no plans.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ Ticket = Callable[[str], Awaitable[tuple[str, str]]]
 
 _ERROR_MAX = 64 * 2**10
 _WRITE = 2**20  # bytes that are written at once; less than this is not written at all
+_SMALL = 2**17  # bytes of an answer that may stay unread, and
+_UNREAD_MAX = 2**22  # of all those of one question
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
 _STATUS: Mapping[int, type[HanseError]] = {
     400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,
@@ -87,9 +90,10 @@ class Request:
 
 @dataclass(slots=True)
 class Budget:
-    """Bytes that the fragments of one question may still bring."""
+    """Bytes that the fragments of one question may still bring, and of those that may stay unread."""
 
     left: int
+    unread: int = _UNREAD_MAX
 
     def take(self, size: int) -> None:
         self.left -= size
@@ -99,10 +103,28 @@ class Budget:
                 code="bytes_limit",
             )
 
+    def keep(self, size: int) -> bool:
+        """Whether an answer of this size may stay unread."""
+        if size > min(_SMALL, self.unread):
+            return False
+        self.unread -= size
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """An answer as it came, which nobody has looked into."""
+
+    exchange: _Exchange
+    body: bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A whole, validated answer of one owner. `file` is its Arrow stream; None where everything was withheld."""
+    """A whole, validated answer of one owner. `file` is its Arrow stream; None where everything was withheld.
+
+    With `unread` it is neither validated nor known to be whole, and nothing is in the file.
+    """
 
     fragment: Fragment
     file: Path | None
@@ -112,10 +134,23 @@ class Answered:
     ms: int = 0
     end: Mapping[str, Any] = field(default_factory=dict)
     withheld: bool = False
-    columns: Sequence[Mapping[str, Any]] = ()
     keys_sent: int = 0  # bytes of keys that went to the owner
     distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
     missing: HanseError | None = None  # there is no answer, and the question goes on without it
+    unread: Unread | None = None
+
+    def read(self, found: Mapping[str, Any], distinct: Mapping[str, Path]) -> Answered:
+        """The same, of which a worker has told what it holds, and where the values of wanted outputs are."""
+        end = found["end"]
+        return replace(
+            self,
+            rows=found["rows"],
+            size=found["bytes"],
+            end=end,
+            withheld=bool(end.get("suppressed")),
+            distinct=distinct,
+            unread=None,
+        )
 
 
 class Remote:
@@ -127,16 +162,35 @@ class Remote:
         self.ticket = ticket
 
     async def ask(self, request: Request, folder: Path, budget: Budget) -> Answered:
-        """The owner's answer, or the error that names the owner and the stage. Retried once where that may help."""
-        exchange = _Exchange(self, request, folder, budget)
-        for attempt in (1, 2):
-            try:
-                return await exchange.attempt(attempt)
-            except HanseError as error:
-                if attempt == 2 or not isinstance(error, _AGAIN):
-                    raise named(error, request.fragment, exchange.stage) from error
-            await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311  spreads retries, keeps no secret
-        raise AssertionError("a second attempt ends")
+        """The owner's answer, or the error that names the owner and the stage. Retried once where that may help.
+        Small ones are unread."""
+        return await _Exchange(self, request, folder, budget).answered()
+
+    async def read(self, answered: Answered) -> Answered:
+        """What came unread, read alone; asked for once more where that may help, and the error as of `ask`."""
+        assert answered.unread is not None
+        return await answered.unread.exchange.looked_into(answered)
+
+    async def read_together(self, answers: Sequence[Answered], wanted: Sequence[str], limits: Limits) -> list[Answered]:
+        """What came unread, read in one job, with the values of `wanted` outputs over all of them. Where one is not as
+        it should be, all fail, and the error does not say which."""
+        names = [name.lower() for name in answers[0].fragment.outputs]
+        numbers = {name: names.index(name.lower()) for name in wanted}
+        united = {name: _file(answers[0]).with_suffix(f".{number}.keys") for name, number in numbers.items()}
+        told = await self.pool.ask(
+            Job(
+                kind="read_answers",
+                arguments={
+                    "answers": [{"path": str(one.file), "columns": one.fragment.outputs} for one in answers],
+                    "keys": [(numbers[name], str(path)) for name, path in united.items()],
+                },
+                blobs=tuple(one.unread.body for one in answers if one.unread is not None),
+                limits=limits,
+                consumer="coordinator",
+            )
+        )
+        distinct = {name: path for name, path in united.items() if str(path) in told["keys"]}
+        return [one.read(found, distinct) for one, found in zip(answers, told["answers"], strict=True)]
 
 
 class _Exchange:
@@ -146,17 +200,42 @@ class _Exchange:
         self.remote, self.request, self.folder, self.budget = remote, request, folder, budget
         self.begun = time.monotonic()
         self.stage = "asking"
+        self.attempts = 0
 
     @property
     def _left(self) -> float:
         return self.request.deadline.left(self.request.later)
 
-    async def attempt(self, number: int) -> Answered:
-        """The whole answer, asked for from its beginning."""
-        self.stage = "asking"
+    async def answered(self, *, small: bool = True) -> Answered:
+        """The answer, asked for from its beginning, and once more where that may help; read at once unless `small`
+        ones may wait."""
+        self.attempts += 1
+        try:
+            return await self._in_time(self._once(small=small))
+        except HanseError as error:
+            await self._before_again(error)
+        return await self.answered(small=small)
+
+    async def looked_into(self, answered: Answered) -> Answered:
+        """What came unread, read; asked for once more where that may help."""
+        assert answered.unread is not None
+        self.stage = "checking"
+        try:
+            return await self._in_time(self._checked(answered, answered.unread.body))
+        except HanseError as error:
+            await self._before_again(error)
+        return await self.answered(small=False)
+
+    async def _before_again(self, error: HanseError) -> None:
+        """Wait a moment; the error, named, where asking again would not help."""
+        if self.attempts == 2 or not isinstance(error, _AGAIN):
+            raise named(error, self.request.fragment, self.stage) from error
+        await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311  spreads retries, keeps no secret
+
+    async def _in_time(self, work: Awaitable[Answered]) -> Answered:
         try:
             async with asyncio.timeout(self._left):
-                return await self._once(number)
+                return await work
         except TimeoutError:
             raise Limited(
                 f"no whole answer after {time.monotonic() - self.begun:.1f} s; the question has "
@@ -164,10 +243,11 @@ class _Exchange:
                 code="time_limit",
             ) from None
 
-    async def _once(self, attempt: int) -> Answered:
+    async def _once(self, *, small: bool) -> Answered:
+        self.stage = "asking"
         fragment, left = self.request.fragment, self._left
-        spool = self.folder / f"{fragment.id}.{attempt}.stream"
-        endpoint, body, ticket = await self._envelope(attempt)
+        spool = self.folder / f"{fragment.id}.{self.attempts}.stream"
+        endpoint, body, ticket = await self._envelope(self.attempts)
         headers = {"authorization": f"Bearer {ticket}", "content-type": "application/json"}
         async with self.remote.net.stream(
             "POST", f"{endpoint}/query", headers=headers, body=body, seconds=left + 1
@@ -179,8 +259,12 @@ class _Exchange:
                 raise error
             self.stage = "answering"
             size, held = await _spool(answer, spool, self.budget)
+        sent = sum(len(table.arrow) for table in self.request.keys)
+        came = Answered(fragment, spool, nbytes=size, ms=_ms(self.begun), keys_sent=sent)
+        if small and held is not None and self.budget.keep(size):
+            return replace(came, unread=Unread(self, held))
         self.stage = "checking"
-        return await self._checked(spool, size, held)
+        return await self._checked(came, held)
 
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
@@ -204,9 +288,9 @@ class _Exchange:
         }
         return endpoint, json.dumps(wire).encode(), ticket
 
-    async def _checked(self, spool: Path, size: int, held: bytes | None) -> Answered:
+    async def _checked(self, came: Answered, held: bytes | None) -> Answered:
         """Read and validated in a worker, as `_spool` left it; complete by its own end record and by our count."""
-        request = self.request
+        request, spool = self.request, _file(came)
         names = tuple(name.lower() for name in request.fragment.outputs)
         numbers = {name: names.index(name.lower()) for name in request.wanted}
         distinct = {name: spool.with_suffix(f".{number}.keys") for name, number in numbers.items()}
@@ -233,11 +317,13 @@ class _Exchange:
             raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
         if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
-        return Answered(
-            request.fragment, spool, found["rows"], size, found["bytes"], _ms(self.begun), end,
-            bool(end.get("suppressed")), tuple(found["columns"]), sum(len(table.arrow) for table in request.keys),
-            {name: path for name, path in distinct.items() if str(path) in found["keys"]},
-        )  # fmt: skip
+        kept = {name: path for name, path in distinct.items() if str(path) in found["keys"]}
+        return replace(came, ms=_ms(self.begun)).read(found, kept)
+
+
+def _file(answered: Answered) -> Path:
+    assert answered.file is not None
+    return answered.file
 
 
 async def _spool(answer: Answer, path: Path, budget: Budget) -> tuple[int, bytes | None]:

@@ -23,6 +23,7 @@ from connector.telemetry import logger
 
 GRACE = 1.2
 KEPT_MB = 64  # beyond _RECYCLE_MB, between two jobs
+_TOGETHER = 2**15  # bytes
 _RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
 _MAPPED_MB = 96  # mapped to write to, at rest, and not before the first job: 40 of it may be stacks kept for threads
 
@@ -95,6 +96,11 @@ class Worker:
             with suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGKILL)
 
+    @property
+    def jobs_mb(self) -> int:
+        """What its jobs may take."""
+        return sum(result.job.limits.memory_mb for result in self.results)
+
     def rss_mb(self) -> int:
         """What of it is in memory."""
         return memory_of(self.process.pid).resident // 2**20
@@ -125,11 +131,13 @@ class Result:
         self.trailer = b""
         self.digest = b""
         self.totals: dict[str, int] = {}
+        self.answers: dict[str, Any] = {}  # what is in those that came unread
         self.ended = False
         self.worked = 0.0  # seconds that we waited for the worker
         self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
         self._worker = worker
         self._channel = channel
+        self._come = bytearray()  # what came with what was read before it
         self._loop = asyncio.get_running_loop()
         self.ring: Ring | None = None
         if job.kind == "query":
@@ -149,6 +157,17 @@ class Result:
     async def start(self) -> None:
         """Send the job and wait for the schema (or the value)."""
         await self._loop.sock_sendall(self._channel, self.job.encode())
+
+    async def begin(self) -> None:
+        """Wait for what comes before the first batch."""
+        kind, _, payload, _ = await self.next()
+        while kind != wire.TRAILER:
+            if kind == wire.ANSWERS:
+                self.answers = json.loads(bytes(payload))
+            else:
+                self.schema = bytes(payload) if kind == wire.SCHEMA else b""
+            kind, _, payload, _ = await self.next()
+        self.trailer = bytes(payload)
 
     async def go(self) -> None:
         """Let a held job work. Its worker may still be reading the job: the word must not be lost for that."""
@@ -241,8 +260,27 @@ class Result:
         return error_of("worker_crashed", {})
 
     async def _receive(self, size: int) -> bytearray:
-        data = bytearray(size)
-        view, got = memoryview(data), 0
+        """Exactly so many bytes. Small frames come several at once, and are taken from the socket together."""
+        if size > _TOGETHER:
+            return await self._received(size)
+        while len(self._come) < size:
+            try:
+                more = await self._loop.sock_recv(self._channel, _TOGETHER)
+            except OSError:
+                more = b""
+            if not more:
+                raise await self._died()
+            self._come += more
+        data = self._come[:size]
+        del self._come[:size]
+        return data
+
+    async def _received(self, size: int) -> bytearray:
+        """The same of much, each byte written once."""
+        data, got = bytearray(size), len(self._come)
+        data[:got] = self._come
+        self._come.clear()
+        view = memoryview(data)
         while got < size:
             try:
                 more = await self._loop.sock_recv_into(self._channel, view[got:])

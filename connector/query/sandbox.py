@@ -76,13 +76,12 @@ class Held(NamedTuple):
 def memory_of(pid: int) -> Held:
     """What a process holds; zeros if it is gone."""
     try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
-            _, resident, files, _, _, data, _ = (
-                int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in statm.read().split()
-            )
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
+            _, resident, files, _, _, data, _ = map(int, statm.read(256).split())
     except (OSError, ValueError):
         return Held(0, 0, 0)
-    return Held(resident, files, data)
+    page = os.sysconf("SC_PAGE_SIZE")
+    return Held(resident * page, files * page, data * page)
 
 
 def _own_code() -> Iterable[str]:

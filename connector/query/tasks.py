@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -47,17 +48,31 @@ def run(session: Session, job: Job) -> None:
     TASKS[job.kind](session, job)
 
 
-def opened(session: Session, job: Job) -> Any:
-    """A fenced engine with the job's relations in it, and its SQL checked once more."""
+def opened(session: Session, job: Job, answers: Mapping[str, pa.Table] = MappingProxyType({})) -> Any:
+    """A fenced engine with the job's relations in it, `answers` among them, and its SQL checked once more."""
     opening = session.open(job)
     con = (opening.ready_once if job.once else opening.ready)(job.relations, session.worker.keeping.engine)
     for name, relation in job.relations.items():
-        if relation.blob is not None:
-            table = foreign.read_blob(job.blobs[relation.blob], columns=relation.columns)
-            opening.bring(name, table)
+        if relation.answer:
+            opening.take(name, answers[name], relation.taken)
+        elif relation.blob is not None:
+            opening.bring(name, foreign.read_blob(job.blobs[relation.blob], columns=relation.columns))
     _recheck(con, job)
     session.check()
     return con
+
+
+def _answers(session: Session, job: Job) -> dict[str, pa.Table]:
+    """The answers that came unread, all of them whole; what is in them is told at once."""
+    unread = foreign.Unread(session.check)
+    tables = {
+        name: unread.table(name, job.blobs[relation.blob or 0], relation.columns)
+        for name, relation in job.relations.items()
+        if relation.answer
+    }
+    if tables:
+        session.send(wire.ANSWERS, json.dumps(unread.told).encode())
+    return tables
 
 
 def _recheck(con: Any, job: Job) -> None:
@@ -138,9 +153,10 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
         session.wait_for_go(job)
         resting = _resting(session, job, only)
         return resting.schema, resting
-    if job.passed and (found := _passed(session, job)) is not None:
+    answers = _answers(session, job)
+    if job.passed and (found := _passed(session, job, answers)) is not None:
         return found
-    con = opened(session, job)
+    con = opened(session, job, answers)
     if job.only is not None:
         session.wait_for_go(job)
         return ranges.read(con, job, job.only, session.files[0].paths)
@@ -155,10 +171,15 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     return schema, ((batch, "") for batch in batches)
 
 
-def _passed(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]] | None:
+def _passed(
+    session: Session, job: Job, answers: Mapping[str, pa.Table]
+) -> tuple[pa.Schema, Iterator[ranges.Part]] | None:
     """The rows of a stream as they stand; None where a type is not one that the engine would give as it came."""
-    opening, (relation,) = session.open_new(job), job.relations.values()
-    reader = pa.ipc.open_stream(pa.OSFile(opening.pin(relation, linked=False).paths[0]))
+    opening, ((name, relation),) = session.open_new(job), job.relations.items()
+    if name in answers:
+        reader: Any = answers[name].to_reader()
+    else:
+        reader = pa.ipc.open_stream(pa.OSFile(opening.pin(relation, linked=False).paths[0]))
     if not all(map(_is_plain, reader.schema.types)):
         opening.close()
         return None
@@ -311,6 +332,11 @@ def check_arrow(session: Session, job: Job) -> None:
     value(session, foreign.check(job, check=session.check))
 
 
+def read_answers(session: Session, job: Job) -> None:
+    """Read small answers of several owners, and say what is in them."""
+    value(session, foreign.read(job, check=session.check))
+
+
 def unite_keys(session: Session, job: Job) -> None:
     """The keys of several answers as one list, where that needs no engine."""
     value(session, foreign.unite(job, check=session.check))
@@ -331,6 +357,7 @@ TASKS: dict[str, Callable[[Session, Job], None]] = {
     "profile": profile,
     "convert": convert,
     "check_arrow": check_arrow,
+    "read_answers": read_answers,
     "unite_keys": unite_keys,
     "verbatim": verbatim,
 }

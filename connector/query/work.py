@@ -27,6 +27,7 @@ from connector.query.federation import Fragment, Plan
 from connector.query.job import HELD, LOADED, Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
+from connector.query.reading import Reading
 from connector.query.remote import Answered, Budget, KeyTable, Remote, Request
 from connector.query.running import Result
 
@@ -37,6 +38,9 @@ _HELD_MAX = 24 * 2**20  # bytes of rows that are held beside the engine, within 
 _KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs less
 _LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their joins need as much again and more
 _KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
+_POLICY_ROOM = 2048  # bytes of an end record: what was done to an answer, in words, at most
+# Why the residual does not start over answers that came unread.
+_UNREADABLE = frozenset({"arrow_invalid", "arrow_too_large", "answer_unsound", "worker_crashed"})
 
 Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
 
@@ -72,6 +76,7 @@ class Work:
         self.done = False
         self._waves: dict[str, int] = {}
         self._wanted: dict[str, tuple[str, ...]] = {}
+        self._reading: Reading | None = None
         self._key_tables: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
 
     async def begin(self) -> Answer:
@@ -89,7 +94,7 @@ class Work:
         progress.owners = self.owners()
         try:
             async with asyncio.timeout(self.deadline.left()):
-                return await self._merge(plan)
+                return await self._merged(plan)
         except TimeoutError:
             raise self._late() from None
 
@@ -110,7 +115,7 @@ class Work:
 
     def _forget(self) -> None:
         """What came of versions that are no longer those of the owners."""
-        self._cancel_keys()
+        self._cancel_reading()
         self._key_tables.clear()
         self.progress.owners, self.progress.missing = [], []
         if self.folder is not None:
@@ -133,6 +138,8 @@ class Work:
         """Every fragment's answer, in the plan's order; the first failure ends the rest."""
         gate, budget = asyncio.Semaphore(_AT_ONCE), Budget(self.question.nbytes or self.means.bytes_max)
         tasks: dict[str, asyncio.Task[Answered]] = {}
+        sources = [table for table, outputs in self._wanted.items() if outputs]
+        self._reading = reading = Reading(plan, sources=sources, together=self._read_together, alone=self._read_alone)
 
         async def one(fragment: Fragment) -> Answered:
             sources = {key.source for key in fragment.keys}
@@ -140,7 +147,8 @@ class Work:
             async with gate:
                 sql, keys = await self._keys(fragment, shares)
                 answered = await self._ask(fragment, sql, keys, budget)
-            if answered.missing is None:
+            answered = await reading.read(answered)
+            if answered.missing is None and answered.unread is None:
                 self.progress.owners.append(_told(answered))
             return answered
 
@@ -193,9 +201,9 @@ class Work:
 
     async def _united(self, output: str, answers: Sequence[Answered]) -> Path | None:
         """A file of the values that were found when the answers were checked; None where they were not for each."""
-        paths = [answer.distinct.get(output) for answer in answers if answer.rows]
+        paths = dict.fromkeys(answer.distinct.get(output) for answer in answers if answer.rows)
         found = [path for path in paths if path is not None]
-        if not found or len(found) < len(paths) or sum(path.stat().st_size for path in found) > _KEY_BYTES_MAX:
+        if not found or None in paths or sum(path.stat().st_size for path in found) > _KEY_BYTES_MAX:
             return None
         if len(found) == 1:
             return found[0]
@@ -219,8 +227,18 @@ class Work:
             codec=self.question.wire,
             wanted=self._wanted[fragment.table],
         )
+        return await self._unless_missing(fragment, self.means.remote.ask(request, self.folder, budget))
+
+    async def _read_alone(self, answered: Answered) -> Answered:
+        return await self._unless_missing(answered.fragment, self.means.remote.read(answered))
+
+    async def _read_together(self, answers: Sequence[Answered]) -> list[Answered]:
+        wanted = self._wanted[answers[0].fragment.table]
+        return await self.means.remote.read_together(answers, wanted, self._limits(later=2))
+
+    async def _unless_missing(self, fragment: Fragment, answer: Awaitable[Answered]) -> Answered:
         try:
-            return await self.means.remote.ask(request, self.folder, budget)
+            return await answer
         except HanseError as error:
             missing = Missing.of(
                 error, fragment.owner, fragment.participant, ",".join(fragment.datasets), agreements=fragment.agreements
@@ -244,9 +262,25 @@ class Work:
                 rule=getattr(refused, "rule", "") or str(refused.facts.get("rule", "")),
             )
 
+    async def _merged(self, plan: Plan) -> Answer:
+        """The residual under way. Where an answer is not what it should be, each that came unread is read alone first:
+        so it is asked for once more, or the error says whose it is."""
+        try:
+            return await self._merge(plan)
+        except HanseError as error:
+            if error.code not in _UNREADABLE or all(answer.unread is None for answer in self.answers):
+                raise
+        self.answers = [one if one.unread is None else await self._read_alone(one) for one in self.answers]
+        self._check_withheld(plan)
+        return await self._merge(plan)
+
     async def _merge(self, plan: Plan) -> Answer:
-        """Start the residual in a worker, over the answers' files and nothing else."""
-        relations = self._relations(self.answers)
+        """Start the residual in a worker, over the answers and nothing else."""
+        unread = [(one.fragment, one.unread.body) for one in self.answers if one.unread is not None]
+        relations = self._relations(self.answers) | {
+            one.id: Relation("", blob=number, columns=one.outputs, answer=True)
+            for number, (one, _) in enumerate(unread)
+        }
         if len(plan.tables) > 1:
             relations = self._taken(relations, plan)
         without = {answer.fragment.id for answer in self.answers if answer.file is None}
@@ -260,12 +294,16 @@ class Work:
                 recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
                 limits=self._limits(rows=self.question.rows),
                 codec=self.question.codec,
-                trailer_room=len(report) + 1024,
+                trailer_room=len(report) + 1024 + _POLICY_ROOM * len(unread),
+                blobs=tuple(body for _, body in unread),
                 consumer="coordinator",
                 once=True,
             )
         )
         self.result = await self.run.__aenter__()
+        found = self.result.answers
+        self.answers = [one if one.unread is None else one.read(found[one.fragment.id], {}) for one in self.answers]
+        self.progress.owners = self.owners()
         return Answer(self, self.result)
 
     def _limits(self, *, later: int = 0, rows: int | None = None) -> Limits:
@@ -283,7 +321,7 @@ class Work:
         return {
             answer.fragment.id: Relation("", (own_ref(str(answer.file), folder=self.folder).to_json(),))
             for answer in answers
-            if answer.file is not None
+            if answer.file is not None and answer.unread is None
         }
 
     def _taken(self, relations: dict[str, Relation], plan: Plan) -> dict[str, Relation]:
@@ -296,7 +334,7 @@ class Work:
         most = max(self.means.memory_mb, self.means.temp_mb) * 2**20 // _LOADED_SHARE
         sizes = Counter[str]()
         for answer in self.answers:
-            sizes[answer.fragment.table] += answer.size
+            sizes[answer.fragment.table] += answer.size or answer.nbytes  # little, where it is not read yet
         if sizes.total() > most:
             return relations
         ((largest, size),) = sizes.most_common(1)
@@ -308,7 +346,7 @@ class Work:
         }
 
     def owners(self) -> list[dict[str, Any]]:
-        return [_told(answer) for answer in self.answers if answer.missing is None]
+        return [_told(answer) for answer in self.answers if answer.missing is None and answer.unread is None]
 
     def report(self, status: str, **more: Any) -> dict[str, Any]:
         """The end record."""
@@ -326,7 +364,9 @@ class Work:
             **more,
         }
 
-    def _cancel_keys(self) -> None:
+    def _cancel_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
         for table in self._key_tables.values():
             table.cancel()
 
@@ -337,7 +377,7 @@ class Work:
         self.done = True
         self.progress.ms = int(self.deadline.passed * 1000)
         self.progress.task = None
-        self._cancel_keys()
+        self._cancel_reading()
         if self.run is not None and self.result is not None:
             with suppress(HanseError):
                 await self.run.__aexit__(None, None, None)
@@ -386,8 +426,12 @@ class Answer:
         yield self._trailer("complete")
 
     def _trailer(self, status: str, **more: Any) -> bytes:
-        report = json.dumps(self._work.report(status, **more), separators=(",", ":")).encode()
-        return filled(self._result.trailer, report, self._result.job.trailer_room)
+        report, room = self._work.report(status, **more), self._result.job.trailer_room
+        text = json.dumps(report, separators=(",", ":"))
+        if len(text) > room:  # more was done to an answer than anybody of ours would say
+            report["owners"] = [one | {"policy": []} for one in report["owners"]]
+            text = json.dumps(report, separators=(",", ":"))
+        return filled(self._result.trailer, text.encode(), room)
 
     async def close(self) -> None:
         """End the question; without all parts read it counts as broken off."""
@@ -425,8 +469,13 @@ def _told(answer: Answered) -> dict[str, Any]:
         "keys_bytes": answer.keys_sent,
         "ms": answer.ms,
         "withheld": answer.withheld,
-        "policy": list(answer.end.get("policy", ())) if answer.file is not None else [],
+        "policy": _policy(answer.end),
     }
+
+
+def _policy(end: Mapping[str, Any]) -> list[str]:
+    found = end.get("policy")
+    return [str(one)[:200] for one in found[:20]] if isinstance(found, list) else []
 
 
 def _residual(plan: Plan, without: Collection[str]) -> tuple[str, tuple[str, ...]]:

@@ -41,8 +41,8 @@ class FakeAnswer(Answer):
 
 @dataclass(slots=True)
 class Owner:
-    """One owner's database, what was asked of it, and how it fails: `cut`, `no_end`, `lie`, `down`, `slow`, `changing`
-    (its datasets' versions), `refuse:<code>`."""
+    """One owner's database, what was asked of it, and how it fails: `cut`, `no_end`, `lie`, `other` (columns),
+    `talkative`, `stopped`, `damaged`, `down`, `slow`, `changing` (its datasets' versions), `refuse:<code>`."""
 
     name: str
     database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
@@ -158,6 +158,8 @@ class Owners:
                     cursor.register(table["name"], reader.read_all())
             try:
                 relation = cursor.sql(envelope["sql"])
+                if failing == "other":
+                    relation = relation.project("1 AS other")
                 reader = relation.to_arrow_reader(10_000)
                 return _framed(reader, failing)
             except duckdb.Error as error:
@@ -183,9 +185,15 @@ def _framed(reader: Any, failing: str) -> bytes:
         writer.write_batch(batch)
     if failing == "cut":  # at the border of a batch: a shorter table, as far as Arrow can tell
         return bytes(sink.getvalue())
+    if failing == "damaged":
+        return b"not Arrow"
     if failing != "no_end":
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
         end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "policy": []}
+        if failing == "talkative":
+            end["policy"] = ["\0" * 200] * 20
+        if failing == "stopped":
+            end |= {"status": "revoked", "code": "revoked", "reason": "the owner revoked the agreement"}
         writer.write_batch(zero, custom_metadata={"hanse.end": json.dumps(end)})
     writer.close()
     return bytes(sink.getvalue())

@@ -12,18 +12,20 @@ import pytest
 from connector.errors import (
     HanseError,
     Limited,
+    PeerFailed,
     PeerNonsense,
     PeerUnreachable,
     QueryInvalid,
     Refused,
     VersionChanged,
 )
-from connector.query import work
+from connector.query import reading, remote, work
 from connector.query.coordinate import Question
 from connector.query.federation import GridInfo
 from connector.query.job import HELD, IN_PLACE, LOADED, Job
 from connector.query.pool import Pool
 from tests.support.asking import Asked
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,7 +65,10 @@ async def test_keys_of_one_owner_narrow_what_another_sends(asked: Asked) -> None
     assert [table["columns"] for table in envelope["keys"]] == [["k"]]
 
 
-async def test_keys_of_several_owners_are_united_for_another(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("small", "jobs"), [(2**17, ["read_answers"]), (0, ["check_arrow", "unite_keys"])])
+async def test_keys_of_several_owners_are_united_for_another(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, small: int, jobs: list[str]
+) -> None:
     kinds: list[str] = []
     ask = Pool.ask
 
@@ -71,6 +76,7 @@ async def test_keys_of_several_owners_are_united_for_another(asked: Asked, monke
         kinds.append(job.kind)
         return await ask(pool, job)
 
+    monkeypatch.setattr(remote, "_SMALL", small)
     monkeypatch.setattr(Pool, "ask", noted)
     for number, owner in enumerate(("south", "west", "north")):
         few = f"SELECT range * 1000 + {number} AS id FROM range(5) WHERE {number} < 2"  # north has none of it
@@ -79,7 +85,7 @@ async def test_keys_of_several_owners_are_united_for_another(asked: Asked, monke
     rows, end = await asked.rows('SELECT count(*) AS n FROM "all".few f JOIN north.many m ON m.id = f.id')
     assert rows == [{"n": 10}]
     assert next(one["rows"] for one in end["owners"] if one["dataset"] == "many") == 10
-    assert "unite_keys" in kinds
+    assert list(dict.fromkeys(kinds)) == jobs
 
 
 @pytest.mark.parametrize(
@@ -160,14 +166,19 @@ BROKEN = [
     ("cut", PeerNonsense, "peer_nonsense", "checking"),
     ("no_end", PeerNonsense, "peer_nonsense", "checking"),
     ("lie", PeerNonsense, "peer_nonsense", "checking"),
+    ("other", PeerNonsense, "peer_nonsense", "checking"),
+    ("stopped", Refused, "revoked", "answering"),
+    ("damaged", PeerFailed, "arrow_invalid", "checking"),
     ("refuse:revoked", Refused, "revoked", "asking"),
 ]
 
 
+@pytest.mark.parametrize("small", [2**17, 0])
 @pytest.mark.parametrize(("how", "kind", "code", "stage"), BROKEN, ids=[how for how, *_ in BROKEN])
 async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_answer(
-    asked: Asked, how: str, kind: type[HanseError], code: str, stage: str
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, how: str, kind: type[HanseError], code: str, stage: str, small: int
 ) -> None:
+    monkeypatch.setattr(remote, "_SMALL", small)
     asked.owners.break_("south", how)
     with pytest.raises(kind) as failure:
         await asked.rows(COUNTS)
@@ -179,13 +190,68 @@ async def test_an_owner_that_fails_is_an_error_that_names_it_and_never_a_short_a
     assert list(asked.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("how", ["down", "cut", "no_end"])
-async def test_a_fragment_that_broke_off_is_asked_once_more_from_the_start(asked: Asked, how: str) -> None:
+@pytest.mark.parametrize("small", [2**17, 0])
+@pytest.mark.parametrize("how", ["down", "cut", "no_end", "lie"])
+async def test_a_fragment_that_broke_off_is_asked_once_more_from_the_start(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, how: str, small: int
+) -> None:
+    monkeypatch.setattr(remote, "_SMALL", small)
     asked.owners.break_("south", how, times=1)
     rows, end = await asked.rows(COUNTS)
     assert sum(row["n"] for row in rows) > 0
     assert {one["owner"]: one["rows"] for one in end["owners"]}["south"] == 3
     assert len(asked.owners.of["south"].asked) == 2
+
+
+async def test_small_answers_are_read_by_the_job_that_joins_them(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    begin = Pool._begin
+
+    async def noted(pool: Pool, job: Job) -> Any:
+        kinds.append(job.kind)
+        return await begin(pool, job)
+
+    monkeypatch.setattr(Pool, "_begin", noted)
+    joined = "SELECT p.ward, count(*) AS n FROM south.patients p JOIN north.wards w ON w.ward = p.ward GROUP BY p.ward"
+    for sql, rows in ((COUNTS, [3, 3, 3]), (joined, [51, 3])):
+        kinds.clear()
+        _, end = await asked.rows(sql)
+        assert kinds == ["query"]
+        assert [one["rows"] for one in end["owners"]] == rows
+        assert [one["rows"] for one in asked.recorded[-1].detail["owners"]] == rows
+
+
+async def test_an_answer_that_waits_in_vain_for_others_is_read_alone_and_shown(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_PATIENCE", 0.05)
+    asked.owners.break_("north", "slow")
+    asking = asyncio.ensure_future(asked.rows(COUNTS))
+    await until(lambda: any(len(one.owners) == 2 for one in asked.coordinator.recent()))
+    (progress,) = asked.coordinator.recent()
+    assert {one["owner"]: one["rows"] for one in progress.to_json()["owners"]} == {"south": 3, "west": 3}
+    assert [one["owner"] for one in progress.to_json()["waiting"]] == ["north"]
+    asking.cancel()
+    await asyncio.wait([asking])
+
+
+async def test_what_is_wrong_with_an_answer_is_said_while_others_still_work(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_PATIENCE", 0.05)
+    asked.owners.break_("north", "slow")
+    asked.owners.break_("south", "stopped")
+    with pytest.raises(Refused, match="revoked"):
+        await asked.rows(COUNTS)
+    assert asked.owners.of["north"].cancelled == 1
+
+
+async def test_words_about_an_answer_that_fill_the_end_record_are_left_out(asked: Asked) -> None:
+    asked.owners.break_("south", "talkative")
+    rows, end = await asked.rows(COUNTS)
+    assert [row["ward"] for row in rows] == ["w0", "w1", "w2"]
+    assert end["status"] == "complete"
+    assert [one["policy"] for one in end["owners"]] == [[], [], []]
 
 
 async def test_a_refusal_is_not_repeated_and_keeps_the_owners_rule(asked: Asked) -> None:

@@ -18,7 +18,7 @@ from connector.datasets.sources.files import own_ref
 from connector.errors import HanseError
 from connector.query import foreign
 from connector.query.codes import Coded, error_of
-from connector.query.job import TRAILER_KEY, Job, Limits, Relation
+from connector.query.job import IN_PLACE, LOADED, TRAILER_KEY, Job, Limits, Relation
 from connector.query.pool import Pool
 from tests.support import data
 
@@ -204,6 +204,110 @@ async def test_the_distinct_values_of_several_answers_are_united(
     assert await pool.ask(Job(kind="unite_keys", arguments=arguments)) is (expected is not None)
     if expected is not None:
         assert pa.ipc.open_stream(saved.read_bytes()).read_all().to_pydict() == {"k": expected}
+
+
+def _nothing(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
+def answer(table: pa.Table, **end: object) -> bytes:
+    """What an owner answers: its rows in two batches, and the end record."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.slice(0, 2))
+        writer.write_table(table.slice(2))
+        told = {"status": "complete", "rows": len(table)} | end
+        writer.write_batch(_nothing(table.schema), custom_metadata={TRAILER_KEY: json.dumps(told)})
+    return bytes(sink.getvalue().to_pybytes())
+
+
+SHARES = [pa.table({"Id": [3, 1, 3], "v": ["abc", "b", "c"]}), pa.table({"Id": [2], "v": ["d"]})]
+
+
+def reading(folder: Path, *blobs: bytes, names: tuple[str, ...] = ("id", "V")) -> Job:
+    answers = [{"path": str(folder / f"{number}.stream"), "columns": names} for number in range(len(blobs))]
+    keys = [(0, str(folder / "both.keys"))]
+    return Job(kind="read_answers", blobs=blobs, arguments={"answers": answers, "keys": keys})
+
+
+async def test_answers_of_several_owners_are_read_together(pool: Pool, folder: Path) -> None:
+    found = await pool.ask(reading(folder, *(answer(share, policy=["masked"]) for share in SHARES)))
+    assert [one["rows"] for one in found["answers"]] == [3, 1]
+    assert [one["end"]["policy"] for one in found["answers"]] == [["masked"], ["masked"]]
+    assert all(one["bytes"] > 0 for one in found["answers"])
+    assert found["keys"] == [str(folder / "both.keys")]
+    assert pa.ipc.open_stream((folder / "both.keys").read_bytes()).read_all().to_pydict() == {"k": [1, 2, 3]}
+    files = [own_ref(str(folder / f"{number}.stream"), folder=folder).to_json() for number in range(2)]
+    relations = {f"f{number}": Relation("", (file,)) for number, file in enumerate(files)}
+    sql = 'SELECT "Id", v FROM f0 UNION ALL SELECT "Id", v FROM f1 ORDER BY v'
+    rows = await pool.ask(Job(kind="report", relations=relations, sql=sql, once=True))
+    assert rows["rows"] == [[3, "abc"], [1, "b"], [3, "c"], [2, "d"]]
+
+
+_CHANGING = [pa.array(["a", "b"]).dictionary_encode(), pa.array(["c"]).dictionary_encode()]
+DICTIONARIES = pa.table({"id": pa.chunked_array(_CHANGING), "v": [1, 2, 3]})
+UNSOUND = [
+    ("no end record", written(SHARES[0]), "answer_unsound"),
+    ("fewer rows than it counts", answer(SHARES[0], rows=4), "answer_unsound"),
+    ("rows counted as text", answer(SHARES[0], rows="3"), "answer_unsound"),
+    ("stopped", answer(SHARES[0], status="revoked"), "answer_unsound"),
+    ("a column less", answer(SHARES[0].select(["Id"])), "answer_unsound"),
+    ("columns in another order", answer(SHARES[0].select(["v", "Id"])), "answer_unsound"),
+    ("dictionaries that change", answer(DICTIONARIES), "arrow_invalid"),
+    ("bytes after the end", answer(SHARES[0]) + b"x", "arrow_invalid"),
+    ("nothing", b"", "arrow_invalid"),
+    ("half a letter", answer(SHARES[0]).replace(b"abc", b"\xffbc"), "arrow_invalid"),
+]
+
+
+@pytest.mark.parametrize(("body", "code"), [case[1:] for case in UNSOUND], ids=[case[0] for case in UNSOUND])
+async def test_one_answer_that_is_not_whole_fails_all_that_are_read_with_it(
+    pool: Pool, folder: Path, body: bytes, code: str
+) -> None:
+    with pytest.raises(HanseError) as raised:
+        await pool.ask(reading(folder, answer(SHARES[1]), body))
+    assert raised.value.code == code
+    relations = {
+        name: Relation("", blob=blob, columns=("id", "v"), answer=True) for blob, name in enumerate(("good", "bad"))
+    }
+    job = Job(relations=relations, sql="SELECT 1", blobs=(answer(SHARES[1]), body), once=True)
+    with pytest.raises(HanseError) as raised:
+        async with pool.run(job):
+            pass
+    assert raised.value.code == code
+
+
+@pytest.mark.parametrize("taken", [IN_PLACE, LOADED])
+async def test_answers_are_read_by_the_job_that_joins_them(pool: Pool, taken: str) -> None:
+    relations = {
+        f"f{blob}": Relation("", blob=blob, columns=("ID", "v"), answer=True, taken=taken) for blob in range(2)
+    }
+    sql = "SELECT sum(id)::BIGINT AS s, string_agg(v, '' ORDER BY v) AS v FROM (FROM f0 UNION ALL FROM f1)"
+    blobs = tuple(map(answer, SHARES))
+    for _ in range(2):  # the second finds the engine of the first, and nothing in it
+        async with pool.run(Job(relations=relations, sql=sql, blobs=blobs, once=True)) as result:
+            assert {name: one["rows"] for name, one in result.answers.items()} == {"f0": 3, "f1": 1}
+            batches = [bytes(frame.payload) async for frame in result]
+            schema = result.schema
+        assert pa.ipc.open_stream(schema + b"".join(batches)).read_all().to_pylist() == [{"s": 9, "v": "abcbcd"}]
+
+
+async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder: Path) -> None:
+    sink = pa.BufferOutputStream()
+    rows = pa.table({"id": pa.repeat(0, 1_000_000)})
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for _ in range(2):
+            writer.write_table(rows)
+        end = {"status": "complete", "rows": 2_000_000}
+        writer.write_batch(_nothing(rows.schema), custom_metadata={TRAILER_KEY: json.dumps(end)})
+    body = bytes(sink.getvalue().to_pybytes())
+    assert len(body) < 2**17
+    relations = {"t": Relation("", blob=0, columns=("id",), answer=True)}
+    with pytest.raises(HanseError) as raised:
+        async with pool.run(Job(relations=relations, sql="SELECT 1", blobs=(body,), once=True)):
+            pass
+    assert raised.value.code == "arrow_too_large"
+    assert (await pool.ask(reading(folder, body, names=("id",))))["answers"][0]["rows"] == 2_000_000
 
 
 async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path) -> None:

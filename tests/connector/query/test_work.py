@@ -43,6 +43,15 @@ def test_all_shares_of_a_table_are_taken_in_alike() -> None:
     assert _taken(answers, "f0 f1") == ["held", "loaded"]
 
 
+def test_an_answer_that_nobody_has_read_counts_as_what_came() -> None:
+    answers = [
+        Answered(_of(0), Path("f"), nbytes=3),
+        Answered(_of(1), Path("f"), nbytes=4),
+        Answered(_of(2), Path("f")),
+    ]
+    assert _taken(answers, "f0 f1 f2") == ["loaded", "held", "loaded"]
+
+
 def _of(number: int, table: str = "") -> Any:
     return SimpleNamespace(id=f"s{number}", table=table or f"f{number}")
 
