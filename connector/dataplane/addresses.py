@@ -24,6 +24,7 @@ ENDPOINT_TYPE = "https://w3id.org/idsa/v4.1/HTTP"
 FLIGHT_TYPE = "https://w3id.org/hanse/endpoint/ArrowFlight"
 FLIGHT_FORMAT = "ArrowFlight-PULL"
 PATH = "/data/v1"
+_READ_MAX = 1024  # tickets whose signature is known to be ours
 
 
 class Addresses:
@@ -48,6 +49,8 @@ class Addresses:
         self._endpoint = root_url + PATH
         self.seconds = ticket_seconds
         self.clock: Callable[[], float] = time.time
+        # A consumer shows one ticket with every request until it ends. Whether it still holds is asked of the grant.
+        self._read: dict[str, Ticket] = {}
 
     def issue(self, transfer: Transfer) -> tuple[str, float]:
         """A ticket for a started transfer, and when it ends (UTC seconds)."""
@@ -105,4 +108,11 @@ class Addresses:
     def read(self, authorization: str | None) -> Ticket:
         """The ticket in a request's Authorization header. Unauthenticated otherwise."""
         text = (authorization or "").removeprefix("Bearer ").removeprefix("bearer ").strip()
-        return tickets.read(text, self.key, provider=self.participant, now=self.clock())
+        now, kept = self.clock(), self._read.get(text)
+        if kept is not None and kept.expires > now:
+            return kept
+        ticket = tickets.read(text, self.key, provider=self.participant, now=now)
+        if len(self._read) >= _READ_MAX:
+            self._read.clear()
+        self._read[text] = ticket
+        return ticket
