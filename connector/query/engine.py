@@ -226,23 +226,34 @@ def hold(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
         attach_table(con, name, pa.ipc.open_stream(file).read_all())
 
 
-def load_stream(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
+def load(con: duckdb.DuckDBPyConnection, name: str, opened: Files) -> None:
     """Take such rows into the engine, under a name; to its disk where they are many.
 
     One batch after the other: what Arrow reads ahead of the engine does not count against the engine's memory.
     """
     with pa.OSFile(opened.paths[0]) as file:
-        load(con, name, pa.ipc.open_stream(file))
+        take_in(con, name, pa.ipc.open_stream(file))
 
 
-def load(con: duckdb.DuckDBPyConnection, name: str, reader: pa.RecordBatchReader) -> None:
-    """Take rows into the engine as they come, under a name."""
-    con.from_arrow(reader).create(quote_name(name))
+def take_in(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table | pa.RecordBatchReader) -> None:
+    """Copy rows into the engine, under a name."""
+    con.from_arrow(rows).create(quote_name(name))
+
+
+def unite(con: duckdb.DuckDBPyConnection, name: str, parts: Sequence[str]) -> None:
+    """The rows of all parts readable under a name, where they are."""
+    rows = " UNION ALL ".join(f"FROM {quote_name(part)}" for part in parts)
+    con.execute(f"CREATE VIEW {quote_name(name)} AS {rows}")
 
 
 def drop(con: duckdb.DuckDBPyConnection, name: str) -> None:
     """Forget what was loaded under a name."""
     con.execute(f"DROP TABLE {quote_name(name)}")
+
+
+def drop_view(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Forget what was united under a name."""
+    con.execute(f"DROP VIEW {quote_name(name)}")
 
 
 def detach(con: duckdb.DuckDBPyConnection, name: str) -> None:

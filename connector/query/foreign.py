@@ -7,7 +7,7 @@ section 0): a crash here costs one job. Runs in a worker.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,17 +79,25 @@ class Unread:
     """Answers of owners, a blob each, read into memory by the job that joins them."""
 
     def __init__(self, check: Callable[[], None]) -> None:
-        self.told: dict[str, dict[str, Any]] = {}
+        self.told: dict[int, dict[str, Any]] = {}
         self._check = check
         self._left = _HELD_MAX
 
-    def table(self, name: str, blob: bytes, columns: Sequence[str]) -> pa.Table:
-        """The rows of a whole answer, and what `told` tells of it."""
+    def tables(self, blobs: Mapping[int, bytes], columns: Sequence[str]) -> list[pa.Table]:
+        """The rows of whole answers, one table where their types are the same; `told` tells of each by its number."""
+        found = [self._table(number, blob, columns) for number, blob in blobs.items()]
+        alike = all(one.schema == found[0].schema for one in found)
+        return [pa.concat_tables(found)] if alike else found
+
+    def _table(self, number: int, blob: bytes, columns: Sequence[str]) -> pa.Table:
         batches: list[pa.RecordBatch] = []
         with _judging():
             seen = _whole(blob, columns, lambda batch: self._hold(batches, batch), self._check)
-        self.told[name] = seen.told()
-        return pa.Table.from_batches(batches, schema=seen.schema)
+        self.told[number] = seen.told()
+        schema = pa.schema(list(zip(columns, seen.schema.types, strict=True)))  # of the foreign one only the types
+        return pa.Table.from_batches(
+            [pa.RecordBatch.from_arrays(one.columns, schema=schema) for one in batches], schema
+        )
 
     def _hold(self, batches: list[pa.RecordBatch], batch: pa.RecordBatch) -> None:
         self._left -= batch.nbytes

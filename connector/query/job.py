@@ -57,6 +57,7 @@ class Relation:
     `files` are `FileRef.to_json()` values; `row_bytes` holds the average width of columns where it is known. `taken`,
     in a job that reads its files once: where their rows are when it begins, of which the engine knows all the more by
     which it orders joins. `columns`: what a blob must hold, no more and no less, where somebody has said so.
+    `answers`: blobs, each what an owner answered, unread, their rows in this order; the job fails unless all are whole.
     """
 
     kind: str
@@ -66,7 +67,7 @@ class Relation:
     blob: int | None = None
     taken: str = IN_PLACE  # HELD, LOADED
     columns: tuple[str, ...] = ()
-    answer: bool = False
+    answers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

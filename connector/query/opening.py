@@ -25,7 +25,7 @@ from connector.query.job import Job, Limits, Relation, fields_of
 _TAKEN: Mapping[str, tuple[Callable[[Any, str, Any], None], Callable[[Any, str], None]]] = {
     wire.IN_PLACE: (engine.attach_once, engine.detach),
     wire.HELD: (engine.hold, engine.detach),
-    wire.LOADED: (engine.load_stream, engine.drop),
+    wire.LOADED: (engine.load, engine.drop),
 }
 _KEPT_FILES = 64  # no more are held open for a job that may never come
 
@@ -98,13 +98,20 @@ class Opening:
         engine.attach_table(self.con, name, table)
         self.brought.append((name, engine.detach))
 
-    def take(self, name: str, table: pa.Table, taken: str) -> None:
-        """An answer that came small, readable under its name by this job; held where it is not loaded."""
-        if taken == wire.LOADED:
-            engine.load(self.con, name, table.to_reader())
+    def take(self, name: str, tables: Sequence[pa.Table], taken: str) -> None:
+        """Answers that came small, readable under a name by this job: held, or loaded. Of several types the engine
+        makes one."""
+        if len(tables) > 1:
+            parts = [f"{name}.{number}" for number in range(len(tables))]
+            for part, table in zip(parts, tables, strict=True):
+                self.bring(part, table)
+            engine.unite(self.con, name, parts)
+            self.brought.insert(0, (name, engine.drop_view))
+        elif taken == wire.LOADED:
+            engine.take_in(self.con, name, tables[0])
             self.brought.append((name, engine.drop))
         else:
-            self.bring(name, table)
+            self.bring(name, tables[0])
 
     def rest(self) -> bool:
         """Let go of what the ended job alone had. Whether another one may have the engine: nothing is on its disk."""
@@ -142,7 +149,7 @@ class Opening:
 
 
 def _files_in(relations: Mapping[str, Relation]) -> dict[str, Relation]:
-    return {name: relation for name, relation in relations.items() if relation.blob is None}
+    return {name: one for name, one in relations.items() if one.blob is None and not one.answers}
 
 
 def key_of(job: Job) -> str:

@@ -92,12 +92,13 @@ def _passed(residual: exp.Expr, fragments: Sequence[Fragment]) -> bool:
     )
 
 
-def merge_sql(found: Plan, *, without: Collection[str] = ()) -> str:
-    """The residual over relations named as fragments, those `without` (which gave nothing) left out."""
+def merge_sql(found: Plan, *, without: Collection[str] = (), whole: Collection[str] = ()) -> str:
+    """The residual over relations named as fragments, those `without` (which gave nothing) left out, and as tables that
+    are `whole` already."""
     united = []
     for table, fragments in found.tables.items():
         there = [one for one in fragments if one.id not in without]
-        if [one.id for one in there] != [table]:
+        if table not in whole and [one.id for one in there] != [table]:
             united.append(f'"{table}" AS ({" UNION ALL ".join(_all(one) for one in there)})')
     if not united:
         return found.residual

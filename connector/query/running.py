@@ -131,7 +131,7 @@ class Result:
         self.trailer = b""
         self.digest = b""
         self.totals: dict[str, int] = {}
-        self.answers: dict[str, Any] = {}  # what is in those that came unread
+        self.answers: list[dict[str, Any]] = []  # what is in those that came unread, in the order of the job's blobs
         self.ended = False
         self.worked = 0.0  # seconds that we waited for the worker
         self.desk: socket.socket | None = None  # where the worker borrows blocks of objects

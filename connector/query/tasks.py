@@ -48,12 +48,12 @@ def run(session: Session, job: Job) -> None:
     TASKS[job.kind](session, job)
 
 
-def opened(session: Session, job: Job, answers: Mapping[str, pa.Table] = MappingProxyType({})) -> Any:
+def opened(session: Session, job: Job, answers: Mapping[str, list[pa.Table]] = MappingProxyType({})) -> Any:
     """A fenced engine with the job's relations in it, `answers` among them, and its SQL checked once more."""
     opening = session.open(job)
     con = (opening.ready_once if job.once else opening.ready)(job.relations, session.worker.keeping.engine)
     for name, relation in job.relations.items():
-        if relation.answer:
+        if relation.answers:
             opening.take(name, answers[name], relation.taken)
         elif relation.blob is not None:
             opening.bring(name, foreign.read_blob(job.blobs[relation.blob], columns=relation.columns))
@@ -62,16 +62,16 @@ def opened(session: Session, job: Job, answers: Mapping[str, pa.Table] = Mapping
     return con
 
 
-def _answers(session: Session, job: Job) -> dict[str, pa.Table]:
+def _answers(session: Session, job: Job) -> dict[str, list[pa.Table]]:
     """The answers that came unread, all of them whole; what is in them is told at once."""
     unread = foreign.Unread(session.check)
     tables = {
-        name: unread.table(name, job.blobs[relation.blob or 0], relation.columns)
+        name: unread.tables({one: job.blobs[one] for one in relation.answers}, relation.columns)
         for name, relation in job.relations.items()
-        if relation.answer
+        if relation.answers
     }
     if tables:
-        session.send(wire.ANSWERS, json.dumps(unread.told).encode())
+        session.send(wire.ANSWERS, json.dumps([told for _, told in sorted(unread.told.items())]).encode())
     return tables
 
 
@@ -172,12 +172,12 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
 
 
 def _passed(
-    session: Session, job: Job, answers: Mapping[str, pa.Table]
+    session: Session, job: Job, answers: Mapping[str, list[pa.Table]]
 ) -> tuple[pa.Schema, Iterator[ranges.Part]] | None:
     """The rows of a stream as they stand; None where a type is not one that the engine would give as it came."""
     opening, ((name, relation),) = session.open_new(job), job.relations.items()
     if name in answers:
-        reader: Any = answers[name].to_reader()
+        reader: Any = pa.concat_tables(answers[name]).to_reader()  # of one fragment
     else:
         reader = pa.ipc.open_stream(pa.OSFile(opening.pin(relation, linked=False).paths[0]))
     if not all(map(_is_plain, reader.schema.types)):

@@ -276,15 +276,13 @@ class Work:
 
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers and nothing else."""
-        unread = [(one.fragment, one.unread.body) for one in self.answers if one.unread is not None]
-        relations = self._relations(self.answers) | {
-            one.id: Relation("", blob=number, columns=one.outputs, answer=True)
-            for number, (one, _) in enumerate(unread)
-        }
+        blobs = {one.fragment.id: one.unread.body for one in self.answers if one.unread is not None}
+        without = {answer.fragment.id for answer in self.answers if answer.file is None}
+        unread = _unread(plan, list(blobs), without)
+        relations = self._relations(self.answers) | unread
         if len(plan.tables) > 1:
             relations = self._taken(relations, plan)
-        without = {answer.fragment.id for answer in self.answers if answer.file is None}
-        sql, functions = await asyncio.to_thread(_residual, plan, without)
+        sql, functions = await asyncio.to_thread(_residual, plan, without, unread)
         report = json.dumps(self.report("complete"))
         self.run = self.means.pool.run(
             Job(
@@ -294,15 +292,15 @@ class Work:
                 recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
                 limits=self._limits(rows=self.question.rows),
                 codec=self.question.codec,
-                trailer_room=len(report) + 1024 + _POLICY_ROOM * len(unread),
-                blobs=tuple(body for _, body in unread),
+                trailer_room=len(report) + 1024 + _POLICY_ROOM * len(blobs),
+                blobs=tuple(blobs.values()),
                 consumer="coordinator",
                 once=True,
             )
         )
         self.result = await self.run.__aenter__()
-        found = self.result.answers
-        self.answers = [one if one.unread is None else one.read(found[one.fragment.id], {}) for one in self.answers]
+        told = dict(zip(blobs, self.result.answers, strict=True))
+        self.answers = [one.read(told[one.fragment.id], {}) if one.unread else one for one in self.answers]
         self.progress.owners = self.owners()
         return Answer(self, self.result)
 
@@ -339,10 +337,10 @@ class Work:
             return relations
         ((largest, size),) = sizes.most_common(1)
         held = largest in plan.once and size <= _HELD_MAX
+        table_of = {fragment.id: fragment.table for fragment in plan.fragments}
         return {
-            fragment.id: replace(relations[fragment.id], taken=HELD if held and fragment.table == largest else LOADED)
-            for fragment in plan.fragments
-            if fragment.id in relations
+            name: replace(one, taken=HELD if held and table_of.get(name, name) == largest else LOADED)
+            for name, one in relations.items()
         }
 
     def owners(self) -> list[dict[str, Any]]:
@@ -478,11 +476,28 @@ def _policy(end: Mapping[str, Any]) -> list[str]:
     return [str(one)[:200] for one in found[:20]] if isinstance(found, list) else []
 
 
-def _residual(plan: Plan, without: Collection[str]) -> tuple[str, tuple[str, ...]]:
+def _unread(plan: Plan, unread: Sequence[str], without: Collection[str]) -> dict[str, Relation]:
+    """Fragments that came unread, which are the job's blobs in this order, as relations: those of a table as one where
+    they are all that there is of it, and no type of theirs is to be restored."""
+    found: dict[str, Relation] = {}
+    for table, fragments in plan.tables.items():
+        there = [one for one in fragments if one.id not in without]
+        if there and all(one.id in unread and not one.restored for one in there):
+            found[table] = Relation("", answers=tuple(unread.index(one.id) for one in there), columns=there[0].outputs)
+        else:
+            found |= {
+                one.id: Relation("", answers=(unread.index(one.id),), columns=one.outputs)
+                for one in there
+                if one.id in unread
+            }
+    return found
+
+
+def _residual(plan: Plan, without: Collection[str], whole: Collection[str]) -> tuple[str, tuple[str, ...]]:
     from connector.query.plan import merge_sql
     from policies.enforce.functions import ENGINE_FUNCTIONS
 
-    return merge_sql(plan, without=without), tuple(sorted(ENGINE_FUNCTIONS))
+    return merge_sql(plan, without=without, whole=whole), tuple(sorted(ENGINE_FUNCTIONS))
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:

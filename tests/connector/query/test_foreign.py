@@ -206,8 +206,9 @@ async def test_the_distinct_values_of_several_answers_are_united(
         assert pa.ipc.open_stream(saved.read_bytes()).read_all().to_pydict() == {"k": expected}
 
 
-def _nothing(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+def _nothing(table: pa.Table) -> pa.RecordBatch:
+    """No rows of it, with the dictionaries that it begins with."""
+    return pa.RecordBatch.from_arrays([column.chunk(0).slice(0, 0) for column in table.columns], schema=table.schema)
 
 
 def answer(table: pa.Table, **end: object) -> bytes:
@@ -217,7 +218,7 @@ def answer(table: pa.Table, **end: object) -> bytes:
         writer.write_table(table.slice(0, 2))
         writer.write_table(table.slice(2))
         told = {"status": "complete", "rows": len(table)} | end
-        writer.write_batch(_nothing(table.schema), custom_metadata={TRAILER_KEY: json.dumps(told)})
+        writer.write_batch(_nothing(table), custom_metadata={TRAILER_KEY: json.dumps(told)})
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -267,9 +268,7 @@ async def test_one_answer_that_is_not_whole_fails_all_that_are_read_with_it(
     with pytest.raises(HanseError) as raised:
         await pool.ask(reading(folder, answer(SHARES[1]), body))
     assert raised.value.code == code
-    relations = {
-        name: Relation("", blob=blob, columns=("id", "v"), answer=True) for blob, name in enumerate(("good", "bad"))
-    }
+    relations = {name: Relation("", answers=(blob,), columns=("id", "v")) for blob, name in enumerate(("good", "bad"))}
     job = Job(relations=relations, sql="SELECT 1", blobs=(answer(SHARES[1]), body), once=True)
     with pytest.raises(HanseError) as raised:
         async with pool.run(job):
@@ -277,16 +276,25 @@ async def test_one_answer_that_is_not_whole_fails_all_that_are_read_with_it(
     assert raised.value.code == code
 
 
+WIDER = pa.table({"id": pa.array([2], pa.int32()), "v": ["d"]})
+CODED = pa.table({"id": [2], "v": pa.array(["d"]).dictionary_encode()})
+
+
 @pytest.mark.parametrize("taken", [IN_PLACE, LOADED])
-async def test_answers_are_read_by_the_job_that_joins_them(pool: Pool, taken: str) -> None:
-    relations = {
-        f"f{blob}": Relation("", blob=blob, columns=("ID", "v"), answer=True, taken=taken) for blob in range(2)
-    }
-    sql = "SELECT sum(id)::BIGINT AS s, string_agg(v, '' ORDER BY v) AS v FROM (FROM f0 UNION ALL FROM f1)"
-    blobs = tuple(map(answer, SHARES))
+@pytest.mark.parametrize("other", [SHARES[1], WIDER, CODED], ids=["alike", "another width", "a dictionary"])
+@pytest.mark.parametrize("apart", [False, True])
+async def test_answers_are_read_by_the_job_that_joins_them(
+    pool: Pool, taken: str, other: pa.Table, apart: bool
+) -> None:
+    blobs, columns = (answer(other, policy=["b"]), answer(SHARES[0], policy=["a"])), ("ID", "v")
+    relations = {"f0": Relation("", answers=(1, 0), columns=columns, taken=taken)}
+    if apart:
+        relations = {f"f{blob}": Relation("", answers=(blob,), columns=columns, taken=taken) for blob in range(2)}
+    rows = " UNION ALL ".join(f"FROM {name}" for name in relations)
+    sql = f"SELECT sum(id)::BIGINT AS s, string_agg(v, '' ORDER BY v) AS v FROM ({rows})"
     for _ in range(2):  # the second finds the engine of the first, and nothing in it
         async with pool.run(Job(relations=relations, sql=sql, blobs=blobs, once=True)) as result:
-            assert {name: one["rows"] for name, one in result.answers.items()} == {"f0": 3, "f1": 1}
+            assert [(one["rows"], one["end"]["policy"]) for one in result.answers] == [(1, ["b"]), (3, ["a"])]
             batches = [bytes(frame.payload) async for frame in result]
             schema = result.schema
         assert pa.ipc.open_stream(schema + b"".join(batches)).read_all().to_pylist() == [{"s": 9, "v": "abcbcd"}]
@@ -299,10 +307,10 @@ async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder
         for _ in range(2):
             writer.write_table(rows)
         end = {"status": "complete", "rows": 2_000_000}
-        writer.write_batch(_nothing(rows.schema), custom_metadata={TRAILER_KEY: json.dumps(end)})
+        writer.write_batch(_nothing(rows), custom_metadata={TRAILER_KEY: json.dumps(end)})
     body = bytes(sink.getvalue().to_pybytes())
     assert len(body) < 2**17
-    relations = {"t": Relation("", blob=0, columns=("id",), answer=True)}
+    relations = {"t": Relation("", answers=(0,), columns=("id",))}
     with pytest.raises(HanseError) as raised:
         async with pool.run(Job(relations=relations, sql="SELECT 1", blobs=(body,), once=True)):
             pass
