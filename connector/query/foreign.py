@@ -64,14 +64,12 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
 
 
 def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
-    """Read answers of owners, a blob each, and keep them where the engine reads them next: `arguments.answers` has the
-    path and the columns of each. `arguments.keys` as for `check`, over all of them. One that is not whole fails all."""
+    """Read answers of owners, a blob each, of `arguments.columns`. `arguments.keys` as for `check`, over all of them.
+    One that is not whole fails all."""
     keys, found = _Keys(job), []
-    for blob, one in zip(job.blobs, job.arguments["answers"], strict=True):
+    for blob, columns in zip(job.blobs, job.arguments["columns"], strict=True):
         with _judging():
-            seen = _whole(blob, one["columns"], keys.add, check)
-        _keep(one["path"], blob)
-        found.append(seen.told())
+            found.append(_whole(blob, columns, keys.add, check).told())
     return {"answers": found, "keys": keys.save()}
 
 

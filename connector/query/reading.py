@@ -62,7 +62,7 @@ class Reading:
         for one in (self._all, company):
             if one is not None:
                 one.came()
-        if answered.unread is None:
+        if not answered.unread:
             return answered
         if company is None:
             return answered if await self._all.gathers() else await self._alone(answered)

@@ -112,8 +112,8 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
-    """An answer as it came, which nobody has looked into."""
+class Small:
+    """An answer that stays in memory as it came."""
 
     exchange: _Exchange
     body: bytes
@@ -121,10 +121,8 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A whole, validated answer of one owner. `file` is its Arrow stream; None where everything was withheld.
-
-    With `unread` it is neither validated nor known to be whole, and nothing is in the file.
-    """
+    """A whole, validated answer of one owner: an Arrow stream in a `file`, or a `small` one; neither where everything
+    was withheld. `unread`: it is neither validated nor known to be whole yet."""
 
     fragment: Fragment
     file: Path | None
@@ -137,7 +135,13 @@ class Answered:
     keys_sent: int = 0  # bytes of keys that went to the owner
     distinct: Mapping[str, Path] = field(default_factory=dict)  # streams of the distinct values of wanted outputs
     missing: HanseError | None = None  # there is no answer, and the question goes on without it
-    unread: Unread | None = None
+    small: Small | None = None
+    unread: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything in it, be it no row."""
+        return self.file is not None or self.small is not None
 
     def read(self, found: Mapping[str, Any], distinct: Mapping[str, Path]) -> Answered:
         """The same, of which a worker has told what it holds, and where the values of wanted outputs are."""
@@ -149,7 +153,7 @@ class Answered:
             end=end,
             withheld=bool(end.get("suppressed")),
             distinct=distinct,
-            unread=None,
+            unread=False,
         )
 
 
@@ -168,23 +172,25 @@ class Remote:
 
     async def read(self, answered: Answered) -> Answered:
         """What came unread, read alone; asked for once more where that may help, and the error as of `ask`."""
-        assert answered.unread is not None
-        return await answered.unread.exchange.looked_into(answered)
+        assert answered.small is not None
+        return await answered.small.exchange.looked_into(answered.small.body)
 
     async def read_together(self, answers: Sequence[Answered], wanted: Sequence[str], limits: Limits) -> list[Answered]:
         """What came unread, read in one job, with the values of `wanted` outputs over all of them. Where one is not as
         it should be, all fail, and the error does not say which."""
+        first, bodies = answers[0].small, [one.small.body for one in answers if one.small is not None]
+        assert first is not None
         names = [name.lower() for name in answers[0].fragment.outputs]
         numbers = {name: names.index(name.lower()) for name in wanted}
-        united = {name: _file(answers[0]).with_suffix(f".{number}.keys") for name, number in numbers.items()}
+        united = {name: first.exchange.file.with_suffix(f".{number}.keys") for name, number in numbers.items()}
         told = await self.pool.ask(
             Job(
                 kind="read_answers",
                 arguments={
-                    "answers": [{"path": str(one.file), "columns": one.fragment.outputs} for one in answers],
+                    "columns": [one.fragment.outputs for one in answers],
                     "keys": [(numbers[name], str(path)) for name, path in united.items()],
                 },
-                blobs=tuple(one.unread.body for one in answers if one.unread is not None),
+                blobs=tuple(bodies),
                 limits=limits,
                 consumer="coordinator",
             )
@@ -203,6 +209,11 @@ class _Exchange:
         self.attempts = 0
 
     @property
+    def file(self) -> Path:
+        """Where the answer of this attempt goes if it is large."""
+        return self.folder / f"{self.request.fragment.id}.{self.attempts}.stream"
+
+    @property
     def _left(self) -> float:
         return self.request.deadline.left(self.request.later)
 
@@ -216,12 +227,11 @@ class _Exchange:
             await self._before_again(error)
         return await self.answered(small=small)
 
-    async def looked_into(self, answered: Answered) -> Answered:
+    async def looked_into(self, body: bytes) -> Answered:
         """What came unread, read; asked for once more where that may help."""
-        assert answered.unread is not None
         self.stage = "checking"
         try:
-            return await self._in_time(self._checked(answered, answered.unread.body))
+            return await self._in_time(self._checked(len(body), body))
         except HanseError as error:
             await self._before_again(error)
         return await self.answered(small=False)
@@ -246,7 +256,6 @@ class _Exchange:
     async def _once(self, *, small: bool) -> Answered:
         self.stage = "asking"
         fragment, left = self.request.fragment, self._left
-        spool = self.folder / f"{fragment.id}.{self.attempts}.stream"
         endpoint, body, ticket = await self._envelope(self.attempts)
         headers = {"authorization": f"Bearer {ticket}", "content-type": "application/json"}
         async with self.remote.net.stream(
@@ -258,13 +267,15 @@ class _Exchange:
                     return Answered(fragment, None, ms=_ms(self.begun), withheld=True, end={"refusal": error})
                 raise error
             self.stage = "answering"
-            size, held = await _spool(answer, spool, self.budget)
-        sent = sum(len(table.arrow) for table in self.request.keys)
-        came = Answered(fragment, spool, nbytes=size, ms=_ms(self.begun), keys_sent=sent)
+            size, held = await _spool(answer, self.file, self.budget)
         if small and held is not None and self.budget.keep(size):
-            return replace(came, unread=Unread(self, held))
+            return replace(self._came(size), file=None, small=Small(self, held), unread=True)
         self.stage = "checking"
-        return await self._checked(came, held)
+        return await self._checked(size, held)
+
+    def _came(self, size: int) -> Answered:
+        sent = sum(len(table.arrow) for table in self.request.keys)
+        return Answered(self.request.fragment, self.file, nbytes=size, ms=_ms(self.begun), keys_sent=sent)
 
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
@@ -288,9 +299,9 @@ class _Exchange:
         }
         return endpoint, json.dumps(wire).encode(), ticket
 
-    async def _checked(self, came: Answered, held: bytes | None) -> Answered:
+    async def _checked(self, size: int, held: bytes | None) -> Answered:
         """Read and validated in a worker, as `_spool` left it; complete by its own end record and by our count."""
-        request, spool = self.request, _file(came)
+        request, spool = self.request, self.file
         names = tuple(name.lower() for name in request.fragment.outputs)
         numbers = {name: names.index(name.lower()) for name in request.wanted}
         distinct = {name: spool.with_suffix(f".{number}.keys") for name, number in numbers.items()}
@@ -318,12 +329,7 @@ class _Exchange:
         if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         kept = {name: path for name, path in distinct.items() if str(path) in found["keys"]}
-        return replace(came, ms=_ms(self.begun)).read(found, kept)
-
-
-def _file(answered: Answered) -> Path:
-    assert answered.file is not None
-    return answered.file
+        return self._came(size).read(found, kept)
 
 
 async def _spool(answer: Answer, path: Path, budget: Budget) -> tuple[int, bytes | None]:

@@ -148,7 +148,7 @@ class Work:
                 sql, keys = await self._keys(fragment, shares)
                 answered = await self._ask(fragment, sql, keys, budget)
             answered = await reading.read(answered)
-            if answered.missing is None and answered.unread is None:
+            if answered.missing is None and not answered.unread:
                 self.progress.owners.append(_told(answered))
             return answered
 
@@ -179,13 +179,14 @@ class Work:
         """The distinct values of an output over its shares, sorted, as an Arrow stream; None where too many."""
         if (path := await self._united(output, answers)) is not None:
             return await asyncio.to_thread(_small, path)
-        relations = self._relations(answers)
+        relations, blobs = self._given(answers)
         parts = " UNION ALL ".join(f'SELECT "{output}" AS k FROM "{name}"' for name in relations)  # noqa: S608
         job = Job(
             relations=relations,
             sql=f"SELECT DISTINCT k FROM ({parts}) WHERE k IS NOT NULL ORDER BY k",  # noqa: S608  names of the plan
             limits=self._limits(later=2),
             codec="zstd",
+            blobs=tuple(blobs.values()),
             consumer="coordinator",
             once=True,
         )
@@ -251,7 +252,7 @@ class Work:
         by = {answer.fragment.id: answer for answer in self.answers}
         for fragments in plan.tables.values():
             there = [by[one.id] for one in fragments]
-            if any(answer.file is not None for answer in there):
+            if any(answer.given for answer in there):
                 continue
             refused = next((answer.end["refusal"] for answer in there if answer.withheld), None)
             if refused is None:
@@ -268,21 +269,19 @@ class Work:
         try:
             return await self._merge(plan)
         except HanseError as error:
-            if error.code not in _UNREADABLE or all(answer.unread is None for answer in self.answers):
+            if error.code not in _UNREADABLE or not any(answer.unread for answer in self.answers):
                 raise
-        self.answers = [one if one.unread is None else await self._read_alone(one) for one in self.answers]
+        self.answers = [await self._read_alone(one) if one.unread else one for one in self.answers]
         self._check_withheld(plan)
         return await self._merge(plan)
 
     async def _merge(self, plan: Plan) -> Answer:
         """Start the residual in a worker, over the answers and nothing else."""
-        blobs = {one.fragment.id: one.unread.body for one in self.answers if one.unread is not None}
-        without = {answer.fragment.id for answer in self.answers if answer.file is None}
-        unread = _unread(plan, list(blobs), without)
-        relations = self._relations(self.answers) | unread
+        relations, blobs = self._given(self.answers)
         if len(plan.tables) > 1:
             relations = self._taken(relations, plan)
-        sql, functions = await asyncio.to_thread(_residual, plan, without, unread)
+        without = {answer.fragment.id for answer in self.answers if not answer.given}
+        sql, functions = await asyncio.to_thread(_residual, plan, without, relations)
         report = json.dumps(self.report("complete"))
         self.run = self.means.pool.run(
             Job(
@@ -314,13 +313,30 @@ class Work:
             threads=_THREADS,
         )
 
-    def _relations(self, answers: Sequence[Answered]) -> dict[str, Relation]:
+    def _given(self, answers: Sequence[Answered]) -> tuple[dict[str, Relation], dict[str, bytes]]:
+        """Answers as relations, and those that are blobs of the job, by their fragments. A table is one relation where
+        all of it that was given is small, and no type is to be restored; else each fragment is."""
+        blobs = {one.fragment.id: one.small.body for one in answers if one.small is not None}
+        places = {name: (number,) for number, name in enumerate(blobs)}
+        tables: dict[str, list[Answered]] = {}
+        for answer in answers:
+            if answer.given:
+                tables.setdefault(answer.fragment.table, []).append(answer)
+        relations: dict[str, Relation] = {}
+        for table, given in tables.items():
+            columns = given[0].fragment.outputs
+            if all(one.small is not None and not one.fragment.restored for one in given):
+                whole = tuple(number for one in given for number in places[one.fragment.id])
+                relations[table] = Relation("", answers=whole, columns=columns)
+            else:
+                relations |= {one.fragment.id: self._relation(one, places.get(one.fragment.id, ())) for one in given}
+        return relations, blobs
+
+    def _relation(self, answer: Answered, places: tuple[int, ...]) -> Relation:
+        if places:
+            return Relation("", answers=places, columns=answer.fragment.outputs)
         assert self.folder is not None
-        return {
-            answer.fragment.id: Relation("", (own_ref(str(answer.file), folder=self.folder).to_json(),))
-            for answer in answers
-            if answer.file is not None and answer.unread is None
-        }
+        return Relation("", (own_ref(str(answer.file), folder=self.folder).to_json(),))
 
     def _taken(self, relations: dict[str, Relation], plan: Plan) -> dict[str, Relation]:
         """The same, to be taken in where they are not too much: of a stream the engine does not know how many rows it
@@ -344,7 +360,7 @@ class Work:
         }
 
     def owners(self) -> list[dict[str, Any]]:
-        return [_told(answer) for answer in self.answers if answer.missing is None and answer.unread is None]
+        return [_told(answer) for answer in self.answers if answer.missing is None and not answer.unread]
 
     def report(self, status: str, **more: Any) -> dict[str, Any]:
         """The end record."""
@@ -474,23 +490,6 @@ def _told(answer: Answered) -> dict[str, Any]:
 def _policy(end: Mapping[str, Any]) -> list[str]:
     found = end.get("policy")
     return [str(one)[:200] for one in found[:20]] if isinstance(found, list) else []
-
-
-def _unread(plan: Plan, unread: Sequence[str], without: Collection[str]) -> dict[str, Relation]:
-    """Fragments that came unread, which are the job's blobs in this order, as relations: those of a table as one where
-    they are all that there is of it, and no type of theirs is to be restored."""
-    found: dict[str, Relation] = {}
-    for table, fragments in plan.tables.items():
-        there = [one for one in fragments if one.id not in without]
-        if there and all(one.id in unread and not one.restored for one in there):
-            found[table] = Relation("", answers=tuple(unread.index(one.id) for one in there), columns=there[0].outputs)
-        else:
-            found |= {
-                one.id: Relation("", answers=(unread.index(one.id),), columns=one.outputs)
-                for one in there
-                if one.id in unread
-            }
-    return found
 
 
 def _residual(plan: Plan, without: Collection[str], whole: Collection[str]) -> tuple[str, tuple[str, ...]]:

@@ -226,9 +226,8 @@ SHARES = [pa.table({"Id": [3, 1, 3], "v": ["abc", "b", "c"]}), pa.table({"Id": [
 
 
 def reading(folder: Path, *blobs: bytes, names: tuple[str, ...] = ("id", "V")) -> Job:
-    answers = [{"path": str(folder / f"{number}.stream"), "columns": names} for number in range(len(blobs))]
     keys = [(0, str(folder / "both.keys"))]
-    return Job(kind="read_answers", blobs=blobs, arguments={"answers": answers, "keys": keys})
+    return Job(kind="read_answers", blobs=blobs, arguments={"columns": [names] * len(blobs), "keys": keys})
 
 
 async def test_answers_of_several_owners_are_read_together(pool: Pool, folder: Path) -> None:
@@ -238,11 +237,6 @@ async def test_answers_of_several_owners_are_read_together(pool: Pool, folder: P
     assert all(one["bytes"] > 0 for one in found["answers"])
     assert found["keys"] == [str(folder / "both.keys")]
     assert pa.ipc.open_stream((folder / "both.keys").read_bytes()).read_all().to_pydict() == {"k": [1, 2, 3]}
-    files = [own_ref(str(folder / f"{number}.stream"), folder=folder).to_json() for number in range(2)]
-    relations = {f"f{number}": Relation("", (file,)) for number, file in enumerate(files)}
-    sql = 'SELECT "Id", v FROM f0 UNION ALL SELECT "Id", v FROM f1 ORDER BY v'
-    rows = await pool.ask(Job(kind="report", relations=relations, sql=sql, once=True))
-    assert rows["rows"] == [[3, "abc"], [1, "b"], [3, "c"], [2, "d"]]
 
 
 _CHANGING = [pa.array(["a", "b"]).dictionary_encode(), pa.array(["c"]).dictionary_encode()]

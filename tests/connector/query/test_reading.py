@@ -38,10 +38,9 @@ class Answers:
 
     async def came(self, name: str, *, small: bool = True) -> str:
         """Whether it was `read` in the end, or is `unread` still."""
-        unread: Any = object() if small else None
-        found = await self.reading.read(Answered(FRAGMENTS[name], Path(name), unread=unread))
+        found = await self.reading.read(Answered(FRAGMENTS[name], Path(name), unread=small))
         assert found.fragment is FRAGMENTS[name]
-        return "read" if found.unread is None else "unread"
+        return "unread" if found.unread else "read"
 
     async def all(self, *names: str, small: bool = True) -> list[str]:
         return await asyncio.gather(*(self.came(name, small=small) for name in names))
@@ -51,13 +50,13 @@ class Answers:
         self.read.append("+".join(names))
         if self.bad in names:
             raise BadInput("one of them")
-        return [replace(one, unread=None) for one in answers]
+        return [replace(one, unread=False) for one in answers]
 
     async def _alone(self, answered: Answered) -> Answered:
         self.read.append(answered.fragment.id)
         if answered.fragment.id == self.bad:
             raise PeerNonsense(self.bad)
-        return replace(answered, unread=None)
+        return replace(answered, unread=False)
 
 
 async def test_answers_that_narrow_nothing_stay_unread_until_all_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
