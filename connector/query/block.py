@@ -126,17 +126,19 @@ def home(node: exp.Expr, planning: Planning) -> tuple[str, tuple[TableInfo, ...]
 
     Not for anything aggregate-only, which answers one shape of query only.
     """
-    infos = planning.infos(node)
-    if not infos or any(info.aggregate_only for info in infos) or planning.unites(node):
+    tables = trees.tables(node)
+    infos = planning.infos(tables)
+    if not infos or any(info.aggregate_only for info in infos) or planning.unites(tables):
         return None
     common = set.intersection(*(set(planning.sites(info)) for info in infos))
     if not common:
         return None
     owner = infos[0].owner if infos[0].owner in common else min(common)
     infos = tuple(planning.sites(info)[owner] for info in infos)
-    if not planning.may_join(infos, tables=len(trees.base_tables(node))):
+    own = [table for table in tables if not table.db]
+    if not planning.may_join(infos, tables=len(tables) - len(own)):
         return None
-    if any(not table.db and not _defined(table, node) for table in node.find_all(exp.Table)):
+    if not all(_defined(table, node) for table in own):
         return None
     return owner, infos
 

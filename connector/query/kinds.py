@@ -7,14 +7,14 @@ of an expression is not known to be one of these, it stays as it came.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlglot import exp
 
 from connector.query import tree as trees
 from connector.query.federation import TableInfo
 from connector.query.parse import SETS
-from connector.query.planning import Planning, Share
+from connector.query.planning import Planning
 
 HUGE, WHOLE, OTHER = "INT128", "whole", ""
 ANY = "any"  # a text as it is written, or NULL: takes the type of what it stands with
@@ -35,25 +35,26 @@ _COUNTS = (exp.Count, exp.Year, exp.Month, exp.Day, exp.Quarter, exp.Week, exp.H
            exp.StrPosition, exp.DayOfWeek, exp.DayOfYear, exp.Sign, exp.RegrCount)  # fmt: skip
 
 
-def restored(share: Share, planning: Planning) -> dict[str, str]:
-    """Outputs of a share that must be converted back, by position's name, with the type they had."""
-    found = _Kinds(share, planning).outputs(share.statement)
+def restored(statement: exp.Expr, sources: Mapping[str, TableInfo], planning: Planning) -> dict[str, str]:
+    """Outputs of a statement that must be converted back, by position's name, with the type they had.
+
+    `sources`: the datasets that it reads, by alias.
+    """
+    found = _Kinds(statement, sources, planning).outputs(statement)
     return {name: kind for name, kind in found.items() if kind in _RESTORED}
 
 
 class _Kinds:
-    def __init__(self, share: Share, planning: Planning) -> None:
-        statement = share.statement
-        self.tables: dict[str, TableInfo] = {}
+    def __init__(self, statement: exp.Expr, sources: Mapping[str, TableInfo], planning: Planning) -> None:
+        self.sources, self.planning = sources, planning
         self.derived: dict[str, exp.Expr] = {}
-        named = {cte.alias: cte.this for cte in statement.find_all(exp.CTE)}
-        for source in statement.find_all(exp.Table, exp.Subquery):
-            if isinstance(source, exp.Table) and source.db:
-                self.tables[source.alias_or_name] = planning.info(source, share.owner)
-            elif isinstance(source, exp.Table) and source.name in named:
-                self.derived[source.alias_or_name] = named[source.name]
-            elif isinstance(source, exp.Subquery) and source.alias:
-                self.derived[source.alias] = source.this
+        nodes = trees.nodes(statement)
+        named = {node.alias: node.this for node in nodes if isinstance(node, exp.CTE)}
+        for node in nodes:
+            if isinstance(node, exp.Table) and not node.db and node.name in named:
+                self.derived[node.alias_or_name] = named[node.name]
+            elif isinstance(node, exp.Subquery) and node.alias:
+                self.derived[node.alias] = node.this
 
     def outputs(self, query: exp.Expr) -> dict[str, str]:
         """The kind of each output; a set operation has the widest of its sides."""
@@ -107,10 +108,9 @@ class _Kinds:
         return _widest([self.of(one) for one in values if one is not None])
 
     def _column(self, column: exp.Column) -> str:
-        info = self.tables.get(column.table)
+        info = self.sources.get(column.table)
         if info is not None:
-            types = {one.name.lower(): one.type for one in info.columns}
-            return _OF_TYPE.get(types.get(column.name.lower(), ""), OTHER)
+            return _OF_TYPE.get(self.planning.types(info.columns).get(column.name.lower(), ""), OTHER)
         query = self.derived.get(column.table)
         return self.outputs(query).get(column.name, OTHER) if query is not None else OTHER
 

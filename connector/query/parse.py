@@ -14,6 +14,7 @@ from sqlglot.dialects.duckdb import DuckDB
 from connector.errors import QueryInvalid
 from connector.query.federation import ALL
 from policies.enforce import statement
+from policies.enforce.rewrite import every
 from policies.errors import QueryRefused
 
 _DIALECT = DuckDB()
@@ -27,17 +28,17 @@ def read(sql: str) -> exp.Expr:
         tree = statement.parse(sql)
     except QueryRefused as error:
         raise QueryInvalid(str(error), code=error.code, rule=error.rule) from None
-    for cast in list(tree.find_all(exp.Cast)):
+    for node in every(tree):
         # At an owner a cast never fails, as its error would quote a value; where it runs must not change the answer.
-        if type(cast) is exp.Cast:
-            cast.replace(exp.TryCast(this=cast.this, to=cast.args["to"], safe=True))
+        if type(node) is exp.Cast:
+            node.replace(exp.TryCast(this=node.this, to=node.args["to"], safe=True))
     return tree
 
 
 def datasets(tree: exp.Expr) -> tuple[tuple[str, str], ...]:
     """Every (owner, dataset) that the tree names, in order; QueryInvalid for a name without its owner."""
     found: dict[tuple[str, str], None] = {}
-    for table in tree.find_all(exp.Table):
+    for table in [node for node in every(tree) if type(node) is exp.Table]:
         if table.db:
             found[(table.db.lower(), table.name.lower())] = None
         elif not any(table.name.lower() == name for name in _with_names(table)):

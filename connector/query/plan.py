@@ -54,7 +54,8 @@ def plan(
     residual = _named(tree, names)
     ctes = tuple(cte.alias for cte in residual.find_all(exp.CTE))
     fragments = planning.fragments(
-        lambda draft: stats.expected(draft, planning), lambda share: kinds.restored(share, planning)
+        lambda draft: stats.expected(draft, planning),
+        lambda statement, sources: kinds.restored(statement, sources, planning),
     )
     return Plan(
         sql=sql,
@@ -171,7 +172,7 @@ def _notes(tree: exp.Expr, planning: Planning) -> None:
     if planning.mode is not Mode.FULL:
         planning.note("joins and aggregates", "mode", planning.mode.value)
         return
-    for select in tree.find_all(exp.Select):
+    for select in trees.selects(tree):
         if len(trees.sources(select)) > 1:
             planning.note(" >< ".join(one.alias_or_name for one in trees.sources(select)), "two_owners", "join")
         if select.args.get("order") is not None and len(planning.drafts) > 1:

@@ -30,7 +30,8 @@ class Draft:
     outputs: tuple[str, ...]
     kind: str
     pushed: list[str]
-    read: list[tuple[TableInfo, ...]]  # the datasets that each share reads
+    sources: list[dict[str, TableInfo]]  # the datasets that each share reads, by the aliases that they have there
+    read: list[tuple[TableInfo, ...]]  # the same, each once
     keys: list[Keys] = field(default_factory=list)
 
 
@@ -46,6 +47,7 @@ class Planning:
     notes: list[Note] = field(default_factory=list)
     _known: dict[tuple[tuple[str, exp.Expr], ...], str] = field(default_factory=dict)
     _columns: dict[tuple[str, str], tuple[Column, ...]] = field(default_factory=dict)
+    _types: dict[int, dict[str, str]] = field(default_factory=dict)
 
     @property
     def full(self) -> bool:
@@ -72,6 +74,12 @@ class Planning:
         common = [{column.name.lower() for column in info.columns} for info in others]
         return tuple(one for one in first.columns if all(one.name.lower() in names for names in common))
 
+    def types(self, columns: tuple[Column, ...]) -> Mapping[str, str]:
+        """The types of a dataset's columns, by their names in small letters."""
+        if id(columns) not in self._types:  # a dataset's columns live longer than its question
+            self._types[id(columns)] = {column.name.lower(): column.type for column in columns}
+        return self._types[id(columns)]
+
     def info(self, table: exp.Table, at: str = "") -> TableInfo:
         """What is known of a dataset (`at`: of that name at another owner); QueryInvalid without an agreement."""
         found = self.tables.get(((at or table.db).lower(), table.name.lower()))
@@ -85,20 +93,15 @@ class Planning:
             )
         return found
 
-    def infos(self, node: exp.Expr) -> tuple[TableInfo, ...]:
-        """The datasets anywhere below a node, each once."""
-        found = {id(info): info for table in trees.base_tables(node) for info in self.shares(table)}
+    def infos(self, tables: Sequence[exp.Table]) -> tuple[TableInfo, ...]:
+        """The datasets among tables, each once."""
+        found = {id(info): info for table in tables if table.db for info in self.shares(table)}
         return tuple(found.values())
 
-    def _read_by(self, shares: Sequence[Share]) -> list[tuple[TableInfo, ...]]:
-        """The datasets that each share's statement reads at its owner, each once."""
-        tables = {id(share.statement): trees.base_tables(share.statement) for share in shares}
-        found = [[self.info(table, share.owner) for table in tables[id(share.statement)]] for share in shares]
-        return [tuple({id(info): info for info in read}.values()) for read in found]
-
-    def unites(self, node: exp.Expr) -> bool:
-        """Whether a dataset of several owners is read anywhere below a node."""
-        return any(table.db.lower() == ALL for table in trees.tables(node))
+    @staticmethod
+    def unites(tables: Sequence[exp.Table]) -> bool:
+        """Whether one of the tables is a dataset of several owners."""
+        return any(table.db.lower() == ALL for table in tables)
 
     def sites(self, info: TableInfo) -> dict[str, TableInfo]:
         """Owners at which the same rows are: the dataset's own, and those with a copy of it."""
@@ -122,31 +125,35 @@ class Planning:
                 return False
         return True
 
-    def _moved(self, statement: exp.Expr, owner: str) -> exp.Expr:
-        """The statement, reading the owner's own copies of what others have too."""
-        for table in trees.base_tables(statement):
+    def _moved(self, statement: exp.Expr, owner: str) -> list[exp.Table]:
+        """The statement's datasets, which are the owner's own copies now where others have them too."""
+        tables = trees.base_tables(statement)
+        for table in tables:
             info = self.info(table)
             if info.owner != owner:
                 there = self.sites(info)[owner]
                 table.set("this", exp.to_identifier(there.dataset))
                 table.set("db", exp.to_identifier(there.owner))
-        return statement
+        return tables
 
-    def _at_owners(self, shares: Sequence[Share]) -> Iterator[Share]:
-        """Each share with the names of its owner; what was one tree stays one where the names are the same."""
-        first: dict[int, str] = {}
+    def _at_owners(self, shares: Sequence[Share]) -> Iterator[tuple[Share, list[exp.Table]]]:
+        """Each share with the names of its owner, and the datasets it reads; what was one tree stays one where the
+        names are the same."""
+        first: dict[int, tuple[str, list[exp.Table]]] = {}
         for share in shares:
-            begun = first.setdefault(id(share.statement), share.owner)
-            if begun == share.owner:
-                yield Share(share.owner, self._moved(share.statement, share.owner))
-            elif self._alike(share.statement, begun, share.owner):
-                yield share
+            owner, statement = share.owner, share.statement
+            if id(statement) not in first:
+                first[id(statement)] = owner, self._moved(statement, owner)
+            begun, tables = first[id(statement)]
+            if begun == owner or self._alike(tables, begun, owner):
+                yield share, tables
             else:
-                yield Share(share.owner, self._moved(share.statement.copy(), share.owner))
+                own = statement.copy()
+                yield Share(owner, own), self._moved(own, owner)
 
-    def _alike(self, statement: exp.Expr, owner: str, other: str) -> bool:
-        """Whether every copy that the statement reads at an owner has the same name at another."""
-        for table in trees.base_tables(statement):
+    def _alike(self, tables: Sequence[exp.Table], owner: str, other: str) -> bool:
+        """Whether every copy that is read at an owner has the same name at another."""
+        for table in tables:
             info = self.info(table, owner)
             if info.content and self.sites(info)[other].dataset != info.dataset:
                 return False
@@ -170,20 +177,24 @@ class Planning:
         The statements are the draft's from now on: nobody changes them.
         """
         found = list(self._at_owners(shares))
-        same = tuple((share.owner, share.statement) for share in found)  # trees compare by what they say
+        same = tuple((share.owner, share.statement) for share, _ in found)  # trees compare by what they say
         if same not in self._known:
             table = self._known[same] = f"f{len(self._known)}"
-            self.drafts[table] = Draft(table, found, tuple(outputs), kind, list(pushed), self._read_by(found))
+            sources = [{one.alias_or_name: self.info(one, share.owner) for one in there} for share, there in found]
+            read = [tuple({id(info): info for info in one.values()}.values()) for one in sources]
+            every = [share for share, _ in found]
+            self.drafts[table] = Draft(table, every, tuple(outputs), kind, list(pushed), sources, read)
         return self._known[same]
 
     def fragments(
         self,
         estimate: Callable[[Draft], Sequence[tuple[int, int] | None]],
-        restored: Callable[[Share], Mapping[str, str]],
+        restored: Callable[[exp.Expr, Mapping[str, TableInfo]], Mapping[str, str]],
     ) -> tuple[Fragment, ...]:
         """The drafts as fragments, one for each share.
 
-        `estimate` gives rows and bytes of each share, `restored` a share's outputs whose type Arrow does not carry.
+        `estimate` gives rows and bytes of each share; `restored` those outputs of a statement over these sources whose
+        type Arrow does not carry.
         """
         return tuple(one for draft in self.drafts.values() for one in self._fragments(draft, estimate, restored))
 
@@ -191,14 +202,14 @@ class Planning:
         self,
         draft: Draft,
         estimate: Callable[[Draft], Sequence[tuple[int, int] | None]],
-        restored: Callable[[Share], Mapping[str, str]],
+        restored: Callable[[exp.Expr, Mapping[str, TableInfo]], Mapping[str, str]],
     ) -> Iterator[Fragment]:
         owners = [share.owner for share in draft.shares]
-        once = {id(share.statement): share for share in draft.shares}
-        types = {tree: restored(share) for tree, share in once.items()}
+        once = {id(share.statement): number for number, share in enumerate(draft.shares)}
+        types = {tree: restored(draft.shares[number].statement, draft.sources[number]) for tree, number in once.items()}
         back = [types[id(share.statement)] for share in draft.shares]
         sizes = estimate(draft)
-        sql = {tree: _bare(share.statement) for tree, share in once.items()}
+        sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
             # A table that is more than one answer as it came has another name than its answers.

@@ -7,7 +7,7 @@ Only order and choice of plan depend on them, never an answer. A fixed share for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from sqlglot import exp
 
@@ -37,17 +37,16 @@ def unfiltered(draft: Draft) -> float:
 
 def is_narrow(draft: Draft, planning: Planning) -> bool:
     """Whether the types of a draft's outputs say how wide they are: of texts, lists and blobs nobody knows."""
-    types = _types(draft, planning)
-    return all(_is_fixed(output.unalias(), types) for output in _selected(draft.shares[0].statement))
+    return all(_is_fixed(output.unalias(), draft, planning) for output in _selected(draft.shares[0].statement))
 
 
-def _is_fixed(value: exp.Expr, types: Mapping[tuple[str, str], str]) -> bool:
+def _is_fixed(value: exp.Expr, draft: Draft, planning: Planning) -> bool:
     if isinstance(value, exp.Predicate | exp.Connector | exp.Not):
         return True
     if value.find(exp.Func) is not None:
         return False
-    columns = [types.get((one.table, one.name.lower()), "") for one in value.find_all(exp.Column)]
-    return all(kind.startswith("DECIMAL") or kind in _FIXED for kind in columns)
+    types = [_type(column, draft, planning) for column in value.find_all(exp.Column)]
+    return all(kind.startswith("DECIMAL") or kind in _FIXED for kind in types)
 
 
 def expected(draft: Draft, planning: Planning) -> list[tuple[int, int] | None]:
@@ -62,14 +61,13 @@ def expected(draft: Draft, planning: Planning) -> list[tuple[int, int] | None]:
 
 def width(draft: Draft, planning: Planning) -> int:
     """Bytes of a row that a draft gives."""
-    types = _types(draft, planning)
-    return sum(_width(output.unalias(), types) for output in _selected(draft.shares[0].statement))
+    return sum(_width(output.unalias(), draft, planning) for output in _selected(draft.shares[0].statement))
 
 
-def _types(draft: Draft, planning: Planning) -> dict[tuple[str, str], str]:
-    share = draft.shares[0]
-    return {(table.alias_or_name, column.name.lower()): column.type for table in trees.base_tables(share.statement)
-            for column in planning.info(table, share.owner).columns}  # fmt: skip
+def _type(column: exp.Column, draft: Draft, planning: Planning) -> str:
+    """The type of a dataset's column; empty for one of a derived table."""
+    info = draft.sources[0].get(column.table)
+    return "" if info is None else planning.types(info.columns).get(column.name.lower(), "")
 
 
 def _selected(statement: exp.Expr) -> list[exp.Expr]:
@@ -78,8 +76,8 @@ def _selected(statement: exp.Expr) -> list[exp.Expr]:
     return list(statement.selects)
 
 
-def _width(value: exp.Expr, types: dict[tuple[str, str], str]) -> int:
-    kind = types.get((value.table, value.name), "") if isinstance(value, exp.Column) else ""
+def _width(value: exp.Expr, draft: Draft, planning: Planning) -> int:
+    kind = _type(value, draft, planning) if isinstance(value, exp.Column) else ""
     if kind.startswith("DECIMAL"):
         return 16
     return _WIDTHS.get(kind, 8)

@@ -15,6 +15,7 @@ from policies.enforce.rewrite import every
 
 _QUERIES = frozenset(QUERIES)
 _FROM = frozenset({exp.Table, exp.Subquery})
+_NAMES = frozenset({exp.Table, exp.Column, exp.Literal, exp.Identifier})  # below them are names only
 WINDOW_FUNCTIONS = (
     exp.RowNumber, exp.Rank, exp.DenseRank, exp.PercentRank, exp.CumeDist, exp.Ntile, exp.Lag, exp.Lead,
     exp.FirstValue, exp.LastValue,
@@ -116,9 +117,19 @@ def unwrapped(node: exp.Expr) -> exp.Expr:
     return node
 
 
+def nodes(node: exp.Expr) -> list[exp.Expr]:
+    """What `every` gives, but for the names that tables and columns are made of."""
+    return every(node, closed=_NAMES)
+
+
+def selects(node: exp.Expr) -> list[exp.Select]:
+    """The SELECTs of a tree, outermost first."""
+    return [one for one in nodes(node) if type(one) is exp.Select]
+
+
 def tables(node: exp.Expr) -> list[exp.Table]:
     """Tables anywhere below: datasets, WITH queries, fragments."""
-    return [one for one in every(node) if type(one) is exp.Table]
+    return [one for one in nodes(node) if type(one) is exp.Table]
 
 
 def base_tables(node: exp.Expr) -> list[exp.Table]:
@@ -128,7 +139,11 @@ def base_tables(node: exp.Expr) -> list[exp.Table]:
 
 def aliases(node: exp.Expr) -> set[str]:
     """Aliases of all sources anywhere below."""
-    return {one.alias_or_name for one in every(node)
+    return _named(nodes(node))
+
+
+def _named(found: Iterable[exp.Expr]) -> set[str]:
+    return {one.alias_or_name for one in found
             if type(one) in _FROM and isinstance(one.parent, exp.From | exp.Join)}  # fmt: skip
 
 
@@ -136,7 +151,11 @@ def columns(node: exp.Expr) -> list[exp.Column]:
     """Columns of sources anywhere below (those without a table name outputs)."""
     if type(node) is exp.Column:  # most that is asked about is one
         return [node] if node.table else []
-    return [one for one in every(node) if type(one) is exp.Column and one.table]
+    return _read(nodes(node))
+
+
+def _read(found: Iterable[exp.Expr]) -> list[exp.Column]:
+    return [one for one in found if type(one) is exp.Column and one.table]
 
 
 def column_tables(node: exp.Expr) -> set[str]:
@@ -145,11 +164,12 @@ def column_tables(node: exp.Expr) -> set[str]:
 
 def free_tables(node: exp.Expr) -> set[str]:
     """Sources outside of `node` that it reads from: what makes it correlated."""
-    return column_tables(node) - aliases(node)
+    found = nodes(node)
+    return {column.table for column in _read(found)} - _named(found)
 
 
 def has_query(node: exp.Expr) -> bool:
-    return not _QUERIES.isdisjoint(map(type, every(node)))
+    return not _QUERIES.isdisjoint(map(type, nodes(node)))
 
 
 def nested_queries(node: exp.Expr) -> Iterator[exp.Expr]:
@@ -168,17 +188,19 @@ _NOTHING_BELOW = frozenset({*QUERIES, exp.Column, exp.Literal, exp.Identifier}) 
 _BEFORE = (*_SOURCES, "where")  # what is done before rows are grouped: no aggregate and no window stands there
 
 
-def in_block(select: exp.Expr, *, without: Collection[str] = _SOURCES) -> Iterator[exp.Expr]:
+def in_block(select: exp.Expr, *, without: Collection[str] = _SOURCES) -> list[exp.Expr]:
     """Nodes of one SELECT, its sources and nested queries left out (the nested query itself is named)."""
     stack: list[exp.Expr] = []
+    found: list[exp.Expr] = []
     for name, values in select.args.items():
         if name not in without:
             stack += [v for v in (values if isinstance(values, list) else [values]) if isinstance(v, exp.Expr)]
     while stack:
         node = stack.pop()
-        yield node
+        found.append(node)
         if type(node) not in _NOTHING_BELOW:
             stack.extend(node.iter_expressions())
+    return found
 
 
 def is_aggregate(node: exp.Expr) -> bool:
@@ -194,8 +216,6 @@ def is_aggregate(node: exp.Expr) -> bool:
 def aggregates(select: exp.Select) -> list[exp.Expr]:
     """The block's aggregates, with their FILTER where they have one."""
     found: list[exp.Expr] = []
-    if select.find(exp.AggFunc) is None:
-        return found
     for node in in_block(select, without=_BEFORE):
         if isinstance(node, exp.AggFunc) and is_aggregate(node):
             found.append(node.parent if isinstance(node.parent, exp.Filter) and node.parent.this is node else node)
@@ -205,8 +225,7 @@ def aggregates(select: exp.Select) -> list[exp.Expr]:
 def has_window(select: exp.Select) -> bool:
     if select.args.get("qualify") is not None:
         return True
-    some = select.find(exp.Window) is not None
-    return some and any(isinstance(node, exp.Window) for node in in_block(select, without=_BEFORE))
+    return any(isinstance(node, exp.Window) for node in in_block(select, without=_BEFORE))
 
 
 def is_plain(select: exp.Expr) -> bool:

@@ -6,16 +6,28 @@ TRY_CAST. Must not know contracts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sqlglot import exp
 
 from policies.enforce.statement import refuse
 
+_LEAVES = frozenset({exp.Identifier, exp.Literal})
 
-def every(tree: exp.Expr) -> list[exp.Expr]:
-    """The nodes of a tree, parents first, as a list: they may be changed on the way. Twice as quick as `find_all`."""
-    return list(tree.walk())
+
+def every(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> list[exp.Expr]:
+    """The nodes of a tree, parents first, as a list: they may be changed on the way. `closed`: classes of nodes that
+    are not looked into. Twice as quick as `walk`."""
+    found = [tree]
+    for node in found:  # which grows on the way
+        if type(node) in closed:
+            continue
+        for value in node.args.values():
+            if isinstance(value, exp.Expression):
+                found.append(value)
+            elif type(value) is list:
+                found.extend([one for one in value if isinstance(one, exp.Expression)])
+    return found
 
 
 def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from sqlglot import exp
 
 from connector.errors import QueryInvalid
+from connector.query import tree as trees
 from connector.query.federation import ALL, TableInfo
 from connector.query.planning import Planning
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree, every union in it one that can be made."""
-    for table in tree.find_all(exp.Table):
+    for table in trees.tables(tree):
         if table.db.lower() == ALL:
             _check(table, planning)
     return tree

@@ -11,8 +11,9 @@ Columns count as equal only where their types are the same: a comparison across 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
+from typing import TypeAlias
 
 from sqlglot import exp
 
@@ -21,6 +22,7 @@ from connector.query import tree as trees
 from connector.query.planning import Planning
 
 Key = tuple[str, str]
+Types: TypeAlias = "Mapping[str, Mapping[str, str]]"  # by the source's alias and the column's name
 _COMPARISONS = (exp.EQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
 _ADDED_MAX = 64
 
@@ -28,23 +30,19 @@ _ADDED_MAX = 64
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with implied conditions added to each WHERE."""
     types = _types(tree, planning)
-    for select in list(tree.find_all(exp.Select)):
+    for select in trees.selects(tree):
         if trees.sources(select) and select.args.get("where") is not None:
             _Implied(select, types, planning).add()
     return tree
 
 
-def _types(tree: exp.Expr, planning: Planning) -> dict[Key, str]:
+def _types(tree: exp.Expr, planning: Planning) -> Types:
     """The types of all columns of datasets; aliases are unique over the tree."""
-    found: dict[Key, str] = {}
-    for table in trees.base_tables(tree):
-        for column in planning.columns(table):
-            found[table.alias_or_name, column.name.lower()] = column.type
-    return found
+    return {table.alias_or_name: planning.types(planning.columns(table)) for table in trees.base_tables(tree)}
 
 
 class _Implied:
-    def __init__(self, select: exp.Select, types: dict[Key, str], planning: Planning) -> None:
+    def __init__(self, select: exp.Select, types: Types, planning: Planning) -> None:
         self.select, self.types, self.planning = select, types, planning
         self.conditions = trees.where_of(select)
         self.known = set(self.conditions)  # trees compare by what they say
@@ -143,7 +141,7 @@ def _owners(source: exp.Expr, planning: Planning) -> set[str]:
     return {parts[0].owner} if len(parts) == 1 else set()
 
 
-def _classes(conditions: list[exp.Expr], types: dict[Key, str]) -> list[list[Key]]:
+def _classes(conditions: list[exp.Expr], types: Types) -> list[list[Key]]:
     """Columns that WHERE makes equal, each class in order of mention."""
     classes: list[list[Key]] = []
     for condition in conditions:
@@ -151,7 +149,8 @@ def _classes(conditions: list[exp.Expr], types: dict[Key, str]) -> list[list[Key
             continue
         sides = [(side.table, side.name) for side in (condition.this, condition.expression)
                  if isinstance(side, exp.Column) and side.table]  # fmt: skip
-        if len(sides) < 2 or types.get(sides[0]) is None or types.get(sides[0]) != types.get(sides[1]):
+        kinds = [types.get(table, {}).get(name) for table, name in sides]
+        if len(sides) < 2 or kinds[0] is None or kinds[0] != kinds[1]:
             continue
         touched = [members for members in classes if sides[0] in members or sides[1] in members]
         merged = list(dict.fromkeys([key for members in touched for key in members] + sides))

@@ -14,7 +14,7 @@ from connector.query.planning import Planning
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with such derived tables merged, innermost first."""
-    for select in reversed(list(tree.find_all(exp.Select))):
+    for select in reversed(trees.selects(tree)):
         for source in trees.sources(select):
             if isinstance(source, exp.Subquery) and _fits(select, source):
                 _merge(select, source)

@@ -23,20 +23,20 @@ _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the ta
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The bound tree, or QueryInvalid that names what is unknown or ambiguous."""
-    for select in list(tree.find_all(exp.Select)):
+    for select in trees.selects(tree):
         _plain_using(select)
         for source in trees.sources(select):
             _written_alias(source)
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
-        shown = {column.name.lower(): "TEXT" for column in planning.columns(table)}
+        shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")
         schema.setdefault(table.db.lower(), {})[table.name.lower()] = shown  # type: ignore[index]  # one of dicts
     try:
         known = MappingSchema(schema, dialect="duckdb", normalize=False)  # small letters already
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
         raise QueryInvalid(f"{_words(error)}; see the schema of the datasets", code="column_unknown") from None
-    for select in list(bound.find_all(exp.Select)):
+    for select in trees.selects(bound):
         _clauses(select)
     rename(bound)
     _forget(bound)

@@ -16,7 +16,7 @@ _STRICT = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILik
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with such joins turned into inner ones."""
-    for select in list(tree.find_all(exp.Select)):
+    for select in trees.selects(tree):
         joins = select.args.get("joins") or []
         if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
             continue

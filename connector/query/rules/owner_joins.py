@@ -210,10 +210,11 @@ def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
     """Whether the subqueries of a condition read only what the group's one owner has."""
     if not planning.full:
         return False
-    infos = planning.infos(condition)
+    tables = trees.tables(condition)
+    infos = planning.infos(tables)
     if any(info.aggregate_only or not set(group.owners) <= set(planning.sites(info)) for info in infos):
         return False
-    if planning.unites(condition) or any(not table.db for table in condition.find_all(exp.Table)):
+    if planning.unites(tables) or any(not table.db for table in tables):
         return False
     return planning.may_join(tuple({id(info): info for info in (*infos, *group.infos)}.values()), tables=2)
 

@@ -15,7 +15,7 @@ from connector.query.planning import Planning
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with conditions repeated inside derived tables, outermost first."""
-    for select in list(tree.find_all(exp.Select)):
+    for select in trees.selects(tree):
         joins = select.args.get("joins") or []
         if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):
             continue

@@ -58,7 +58,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     share = {name: stats.share(draft) for name, draft in planning.drafts.items()}
     worth = {name: max(_GAIN, stats.width(draft, planning) / _KEY_BYTES)
              for name, draft in planning.drafts.items()}  # fmt: skip
-    edges = {edge for select in tree.find_all(exp.Select) for edge in _edges(select, planning)}
+    edges = {edge for select in trees.selects(tree) for edge in _edges(select, planning)}
     left = [edge for edge in edges if uses[edge.target] == 1]
     tests: list[_Test] = []
     waits: dict[str, set[str]] = {name: set() for name in planning.drafts}
@@ -259,22 +259,12 @@ _WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "
 def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
     """The types of an output in each share; empty text where it is computed."""
     found = set()
-    once = {id(share.statement): _read(share.statement, output) for share in draft.shares}
-    for share in draft.shares:
-        table, name = once[id(share.statement)]
-        columns = planning.info(table, share.owner).columns if table is not None else ()
-        found.add(next((one.type for one in columns if one.name.lower() == name), ""))
+    for share, sources in zip(draft.shares, draft.sources, strict=True):
+        value, kind = _value(share.statement, output), ""
+        if isinstance(value, exp.Column) and (info := sources.get(value.table)) is not None:
+            kind = planning.types(info.columns).get(value.name.lower(), "")
+        found.add(kind)
     return found
-
-
-def _read(statement: exp.Expr, output: str) -> tuple[exp.Table | None, str]:
-    """The table and the column that an output is; None where it is computed."""
-    value = _value(statement, output)
-    return (_source_of(statement, value), value.name.lower()) if isinstance(value, exp.Column) else (None, "")
-
-
-def _source_of(statement: exp.Expr, value: exp.Column) -> exp.Table | None:
-    return next((table for table in trees.base_tables(statement) if table.alias_or_name == value.table), None)
 
 
 def _comparable(kinds: set[str]) -> bool:
