@@ -50,9 +50,10 @@ def plan(
             names = _names(tree, written, planning)
     if not planning.drafts:
         raise QueryInvalid("the question reads no dataset; name one after FROM", code="dataset_missing")
-    _notes(tree, planning)
     residual = _named(tree, names)
-    ctes = tuple(cte.alias for cte in residual.find_all(exp.CTE))
+    nodes = rewrite.every(residual)
+    _notes(nodes, planning)
+    ctes = tuple(node.alias for node in nodes if isinstance(node, exp.CTE))
     fragments = planning.fragments(
         lambda draft: stats.expected(draft, planning),
         lambda statement, sources: kinds.restored(statement, sources, planning),
@@ -62,17 +63,17 @@ def plan(
         mode=mode,
         fragments=fragments,
         passed=_passed(residual, fragments),
-        residual=_text(residual),
+        residual=_text(residual, nodes),
         columns=tuple(names),
         notes=tuple(planning.notes),
         rules=tuple(changed),
         ctes=ctes,
-        once=frozenset() if ctes else _once(residual),  # a WITH query may itself stand in several places
+        once=frozenset() if ctes else _once(nodes),  # a WITH query may itself stand in several places
     )
 
 
-def _once(residual: exp.Expr) -> frozenset[str]:
-    found = Counter(table.name for table in trees.tables(residual))
+def _once(nodes: Sequence[exp.Expr]) -> frozenset[str]:
+    found = Counter(node.name for node in nodes if isinstance(node, exp.Table))
     return frozenset(name for name, times in found.items() if times == 1)
 
 
@@ -167,19 +168,19 @@ def _named(tree: exp.Expr, names: Sequence[str]) -> exp.Expr:
     return tree
 
 
-def _notes(tree: exp.Expr, planning: Planning) -> None:
+def _notes(nodes: Sequence[exp.Expr], planning: Planning) -> None:
     """What the residual still does, with the reason that it is not done at an owner."""
     if planning.mode is not Mode.FULL:
         planning.note("joins and aggregates", "mode", planning.mode.value)
         return
-    for select in trees.selects(tree):
+    for select in [node for node in nodes if isinstance(node, exp.Select)]:
         if len(trees.sources(select)) > 1:
             planning.note(" >< ".join(one.alias_or_name for one in trees.sources(select)), "two_owners", "join")
         if select.args.get("order") is not None and len(planning.drafts) > 1:
             planning.note("ORDER BY", "two_owners")
 
 
-def _text(residual: exp.Expr) -> str:
+def _text(residual: exp.Expr, nodes: Sequence[exp.Expr]) -> str:
     """The residual in the words of the engine's parser, which then reads nothing that the gate did not."""
-    rewrite.safe(rewrite.every(residual))
+    rewrite.safe(nodes)
     return parse.write(residual, spend=True)

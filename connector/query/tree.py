@@ -263,7 +263,12 @@ def grouping_sets(clause: exp.Expr) -> list[exp.Expr]:
 
 
 def column(name: str, table: str = "") -> exp.Column:
-    return exp.column(exp.to_identifier(name), table=exp.to_identifier(table) if table else None)
+    return exp.column(exp.to_identifier(name), table=exp.to_identifier(table) if table else None, copy=False)
+
+
+def cast(value: exp.Expr, kind: exp.DType) -> exp.TryCast:
+    """The value as another type; NULL where that cannot be."""
+    return exp.TryCast(this=value, to=exp.DataType(this=kind), safe=True)
 
 
 def named(value: exp.Expr, name: str) -> exp.Alias:

@@ -23,10 +23,10 @@ def every(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> li
         if type(node) in closed:
             continue
         for value in node.args.values():
-            if isinstance(value, exp.Expression):
+            if isinstance(value, exp.Expr):
                 found.append(value)
             elif type(value) is list:
-                found.extend([one for one in value if isinstance(one, exp.Expression)])
+                found.extend([one for one in value if isinstance(one, exp.Expr)])
     return found
 
 

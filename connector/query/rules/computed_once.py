@@ -14,7 +14,6 @@ from connector.query import tree as trees
 from connector.query.parse import SETS
 from connector.query.planning import Draft, Planning
 from connector.query.rules.asked_once import numbered
-from policies.enforce.rewrite import every
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
@@ -48,7 +47,7 @@ def _once(statement: exp.Expr) -> None:
 
 def _derived(statement: exp.Expr) -> Iterator[exp.Subquery]:
     """The outermost derived tables that take work and read from nothing around them."""
-    stack = [statement] if any(type(node) is exp.Subquery for node in every(statement)) else []
+    stack = [statement] if any(type(node) is exp.Subquery for node in trees.nodes(statement)) else []
     while stack:
         node = stack.pop()
         if isinstance(node, exp.Subquery) and _takes_work(node):

@@ -15,7 +15,6 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with ON of inner joins moved, and RIGHT joins of two sources turned round."""
     for select in reversed(trees.selects(tree)):  # innermost first: turning copies what is inside
         _turn(select)
-    for select in trees.selects(tree):
         _move(select)
     return tree
 

@@ -54,18 +54,17 @@ def weighed(function: exp.Expr, condition: exp.Expr | None, weight: Callable[[],
     if isinstance(function, exp.Sum):
         return summed(product)
     divisor = exp.Nullif(this=summed(there), expression=exp.Literal.number(0))
-    total = exp.TryCast(this=summed(product), to=exp.DataType.build("DOUBLE"), safe=True)
+    total = trees.cast(summed(product), exp.DType.DOUBLE)
     return exp.Paren(this=exp.Div(this=total, expression=divisor, typed=False, safe=False))
 
 
 def _counted(total: exp.Expr) -> exp.Expr:
-    some = exp.Coalesce(this=total, expressions=[exp.Literal.number(0)])
-    return exp.TryCast(this=some, to=exp.DataType.build("BIGINT"), safe=True)
+    return trees.cast(exp.Coalesce(this=total, expressions=[exp.Literal.number(0)]), exp.DType.BIGINT)
 
 
 def _wide(value: exp.Expr, function: exp.Expr) -> exp.Expr:
     """Whole numbers as HUGEINT, which is what their sum is: a product must not overflow before it."""
-    return exp.TryCast(this=value, to=exp.DataType.build("INT128"), safe=True) if function.meta.get("whole") else value
+    return trees.cast(value, exp.DType.INT128) if function.meta.get("whole") else value
 
 
 class _Work:
@@ -78,7 +77,7 @@ class _Work:
         self.nested = any(trees.has_query(node) for node in self.nodes)
         self.types = {(source.alias, column.name.lower()): column.type
                       for source in sources for info in source.infos for column in info.columns}  # fmt: skip
-        inside = {id(column) for node in self.nodes for column in node.find_all(exp.Column)}
+        inside = {id(column) for node in self.nodes for column in trees.columns(node)}
         # What is read outside of aggregates: a fragment that is grouped first keeps it.
         self.outside = {(column.table, column.name) for column in trees.columns(select) if id(column) not in inside}
 

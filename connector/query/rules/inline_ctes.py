@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
+from connector.query import tree as trees
 from connector.query.planning import Planning
 from connector.query.rules import names
 
@@ -18,7 +19,8 @@ _UNSTABLE = (exp.Limit, exp.Offset, exp.AnyValue, exp.Window, exp.ApproxDistinct
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with as few WITH queries as may be."""
     changed = False
-    for clause in reversed(list(tree.find_all(exp.With))):  # innermost first: a name means its nearest definition
+    clauses = [node for node in trees.nodes(tree) if isinstance(node, exp.With)]
+    for clause in reversed(clauses):  # innermost first: a name means its nearest definition
         changed = _inline(clause) or changed
     return names.rename(tree) if changed else tree
 

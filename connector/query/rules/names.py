@@ -6,6 +6,7 @@ Sources are told apart by their alias over the whole tree, so later rules need n
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -18,6 +19,7 @@ from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
 from policies.enforce.rewrite import every
 
+_NESTED = (*QUERIES, exp.Subquery)
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
 
@@ -36,17 +38,18 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
         raise QueryInvalid(f"{_words(error)}; see the schema of the datasets", code="column_unknown") from None
-    for select in trees.selects(bound):
-        _clauses(select)
-    rename(bound)
-    _forget(bound)
-    return bound
+    nodes = every(bound)
+    _forget(nodes)
+    for node in nodes:
+        if isinstance(node, exp.Select):
+            _clauses(node)
+    return rename(bound)
 
 
-def _forget(tree: exp.Expr) -> None:
+def _forget(nodes: Iterable[exp.Expr]) -> None:
     """Drop what the parser and the binder noted at nodes (places in the text, names before they were bound): nobody
     reads it any more, and every copy of a node would copy it."""
-    for node in every(tree):
+    for node in nodes:
         node._meta = None
 
 
@@ -146,11 +149,11 @@ class _Aliases:
         stack = [part]
         while stack:
             node = stack.pop()
-            if isinstance(node, (*QUERIES, exp.Subquery)):
+            if isinstance(node, exp.Column):
+                if old := node.table:
+                    node.set("table", exp.to_identifier(names.get(old, old)))
+            elif isinstance(node, _NESTED):
                 self.query(node, names)
-            elif isinstance(node, exp.Column):
-                if node.table:
-                    node.set("table", exp.to_identifier(names.get(node.table, node.table)))
             else:
                 stack.extend(node.iter_expressions())
 

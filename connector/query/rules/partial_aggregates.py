@@ -11,7 +11,7 @@ Aggregate-only datasets have no other way than this, in the one shape that their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlglot import exp
 
@@ -31,7 +31,8 @@ _TEMPORAL = ("DATE", "TIME", "INTERVAL")
 def apply(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> list[Group]:
     """The groups that were answered by partial aggregates; the block is unchanged if there are none."""
     grid = next((group for group in groups if group.aggregate_only), None)
-    if not trees.aggregates(select) and select.args.get("group") is None:
+    aggregates = trees.aggregates(select)
+    if not aggregates and select.args.get("group") is None:
         return []
     if not (planning.full or grid):
         return []
@@ -41,9 +42,9 @@ def apply(select: exp.Select, groups: list[Group], sources: list[Source], planni
         work = _Partials(select, group, planning, others=True)
     else:
         return []
-    if not all(work.can(node) for node in trees.aggregates(select)) or not work.fits_grid():
+    if not all(work.can(node) for node in aggregates) or not work.fits_grid():
         return []
-    work.split()
+    work.split(aggregates)
     return [work.group]
 
 
@@ -112,7 +113,7 @@ class _Partials:
     def _reads(self) -> set[tuple[str, str]]:
         """Columns of the group outside of aggregates, in WHERE and in FILTER."""
         inside = {id(column) for node in trees.aggregates(self.select)
-                  for column in _function(node)[0].find_all(exp.Column)}  # fmt: skip
+                  for column in trees.columns(_function(node)[0])}  # fmt: skip
         return {(column.table, column.name) for column in trees.columns(self.select)
                 if id(column) not in inside and column.table in self.group.aliases}  # fmt: skip
 
@@ -147,9 +148,9 @@ class _Partials:
 
     # splitting
 
-    def split(self) -> None:
+    def split(self, aggregates: Sequence[exp.Expr]) -> None:
         """Put partials into the fragment and their merging into the block."""
-        for node in trees.aggregates(self.select):
+        for node in aggregates:
             new = self._merged(node)
             if new is not None:
                 node.replace(new)
@@ -272,7 +273,7 @@ def _count(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge)
     total = merged(exp.Sum, partial(function))
     if work.grid is None:  # where groups may be withheld, nothing is not zero
         total = exp.Coalesce(this=total, expressions=[exp.Literal.number(0)])
-    return _cast(total, "BIGINT")
+    return trees.cast(total, exp.DType.BIGINT)
 
 
 def _sum(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
@@ -284,7 +285,8 @@ def _avg(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -
     total = merged(exp.Sum, partial(exp.Sum(this=function.this.copy())))
     count = merged(exp.Sum, partial(exp.Count(this=function.this.copy())))
     divisor = exp.Nullif(this=count, expression=exp.Literal.number(0))
-    return exp.Paren(this=exp.Div(this=_cast(total, "DOUBLE"), expression=divisor, typed=False, safe=False))
+    total = trees.cast(total, exp.DType.DOUBLE)
+    return exp.Paren(this=exp.Div(this=total, expression=divisor, typed=False, safe=False))
 
 
 def _itself(work: _Partials, function: exp.Expr, partial: Partial, merged: Merge) -> exp.Expr:
@@ -297,7 +299,3 @@ _MERGES: dict[type[exp.Expr], Callable[[_Partials, exp.Expr, Partial, Merge], ex
     exp.Sum: _sum,
     exp.Avg: _avg,
 }
-
-
-def _cast(value: exp.Expr, kind: str) -> exp.Expr:
-    return exp.TryCast(this=value, to=exp.DataType.build(kind, dialect="duckdb"), safe=True)

@@ -284,7 +284,7 @@ def _condition(value: exp.Expr, name: str, *, as_text: bool) -> exp.Expr:
     keys = exp.Select(expressions=[trees.column("k", name)], from_=exp.From(this=table))
     tested: exp.Expr = value.copy()
     if as_text:
-        tested = exp.TryCast(this=tested, to=exp.DataType.build("VARCHAR"), safe=True)
+        tested = trees.cast(tested, exp.DType.VARCHAR)
     return exp.In(this=tested, query=exp.Subquery(this=keys))
 
 
