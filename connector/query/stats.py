@@ -13,6 +13,7 @@ from sqlglot import exp
 
 from connector.query import tree as trees
 from connector.query.federation import TableInfo
+from connector.query.parse import QUERIES
 from connector.query.planning import Draft, Planning
 
 _WIDTHS = {"VARCHAR": 24, "INTEGER": 4, "DATE": 4, "BOOLEAN": 1, "SMALLINT": 2, "TINYINT": 1, "FLOAT": 4}
@@ -117,9 +118,11 @@ def _left(statement: exp.Select) -> float:
 
 
 def _selectivity(condition: exp.Expr) -> float:
-    if trees.has_query(condition):
-        return _EXISTS if condition.find(exp.Exists) is not None else _SUBQUERY
-    if len(trees.column_tables(condition)) > 1:  # a join: its rows are those of its largest table
+    nodes = trees.nodes(condition)
+    kinds = set(map(type, nodes))
+    if not kinds.isdisjoint(QUERIES):
+        return _EXISTS if exp.Exists in kinds else _SUBQUERY
+    if len(trees.tables_read(nodes)) > 1:  # a join: its rows are those of its largest table
         return 1.0
     if isinstance(condition, exp.EQ | exp.Like | exp.ILike):
         return _EQUAL

@@ -151,21 +151,22 @@ def columns(node: exp.Expr) -> list[exp.Column]:
     """Columns of sources anywhere below (those without a table name outputs)."""
     if type(node) is exp.Column:  # most that is asked about is one
         return [node] if node.table else []
-    return _read(nodes(node))
-
-
-def _read(found: Iterable[exp.Expr]) -> list[exp.Column]:
-    return [one for one in found if type(one) is exp.Column and one.table]
+    return [one for one in nodes(node) if type(one) is exp.Column and one.table]
 
 
 def column_tables(node: exp.Expr) -> set[str]:
     return {column.table for column in columns(node)}
 
 
+def tables_read(found: Iterable[exp.Expr]) -> set[str]:
+    """What `column_tables` gives, of nodes that are at hand."""
+    return {one.table for one in found if type(one) is exp.Column and one.table}
+
+
 def free_tables(node: exp.Expr) -> set[str]:
     """Sources outside of `node` that it reads from: what makes it correlated."""
     found = nodes(node)
-    return {column.table for column in _read(found)} - _named(found)
+    return tables_read(found) - _named(found)
 
 
 def has_query(node: exp.Expr) -> bool:

@@ -26,7 +26,9 @@ def every(tree: exp.Expr, *, closed: Collection[type[exp.Expr]] = _LEAVES) -> li
             if isinstance(value, exp.Expr):
                 found.append(value)
             elif type(value) is list:
-                found.extend([one for one in value if isinstance(one, exp.Expr)])
+                for one in value:
+                    if isinstance(one, exp.Expr):
+                        found.append(one)
     return found
 
 

@@ -36,7 +36,7 @@ def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
         if len(paying) == len(found):
             break
         found = paying  # what is not moved reads its columns, which are then needed by themselves
-    return _named(found, group)
+    return _named(found, group) if found else []
 
 
 def _candidates(select: exp.Select, group: Group) -> list[exp.Expr]:

@@ -46,8 +46,8 @@ def _once(statement: exp.Expr) -> None:
 
 
 def _derived(statement: exp.Expr) -> Iterator[exp.Subquery]:
-    """The outermost derived tables that take work and read from nothing around them."""
-    stack = [statement] if any(type(node) is exp.Subquery for node in trees.nodes(statement)) else []
+    """The outermost derived tables that take work and read from nothing around them; none where there are not two."""
+    stack = [statement] if sum(type(node) is exp.Subquery for node in trees.nodes(statement)) > 1 else []
     while stack:
         node = stack.pop()
         if isinstance(node, exp.Subquery) and _takes_work(node):

@@ -11,7 +11,7 @@ Columns count as equal only where their types are the same: a comparison across 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TypeAlias
 
@@ -29,16 +29,18 @@ _ADDED_MAX = 64
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree with implied conditions added to each WHERE."""
-    types = _types(tree, planning)
-    for select in trees.selects(tree):
+    nodes = trees.nodes(tree)
+    types = _types(nodes, planning)
+    for select in [node for node in nodes if isinstance(node, exp.Select)]:
         if trees.sources(select) and select.args.get("where") is not None:
             _Implied(select, types, planning).add()
     return tree
 
 
-def _types(tree: exp.Expr, planning: Planning) -> Types:
+def _types(nodes: Sequence[exp.Expr], planning: Planning) -> Types:
     """The types of all columns of datasets; aliases are unique over the tree."""
-    return {table.alias_or_name: planning.types(planning.columns(table)) for table in trees.base_tables(tree)}
+    tables = [node for node in nodes if isinstance(node, exp.Table) and node.db]
+    return {table.alias_or_name: planning.types(planning.columns(table)) for table in tables}
 
 
 class _Implied:

@@ -62,6 +62,7 @@ def groups(select: exp.Select, found: list[Source], planning: Planning) -> list[
 def _joined(select: exp.Select, made: list[Group], planning: Planning) -> list[Group]:
     """Merge groups of one owner that a condition connects."""
     conditions = [(one, trees.column_tables(one)) for one in trees.where_of(select)] if len(made) > 1 else []
+    conditions = [(one, tables) for one, tables in conditions if len(tables) > 1]
     changed = True
     while changed:
         changed = False
