@@ -6,10 +6,13 @@ connections. A schema that this program does not know is refused, so that an old
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from connector.errors import Conflict
 
@@ -35,9 +38,30 @@ def open_engine(url: str, *, pool_size: int) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         mode = "IMMEDIATE" if connection.get_execution_options().get("writing") else "DEFERRED"
-        connection.exec_driver_sql(f"BEGIN {mode}")
+        say(connection, f"BEGIN {mode}")
 
     return engine
+
+
+def say(connection: Connection, sql: str) -> None:
+    """Run a statement that has no values and no answer, by the driver alone."""
+    with closing(connection.connection.cursor()) as cursor:
+        run_by_driver(connection, cursor.execute, sql, ())
+
+
+def run_by_driver(connection: Connection, execute: Callable[[str, Any], Any], sql: str, parameters: Any) -> None:
+    """Run `execute` of a cursor on a connection: its errors are SQLAlchemy's, and a connection that is gone is not used
+    again."""
+    dialect = connection.dialect
+    try:
+        execute(sql, parameters)
+    except dialect.loaded_dbapi.Error as error:
+        gone = dialect.is_disconnect(error, connection.connection, None)
+        if gone:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            sql, None, error, dialect.loaded_dbapi.Error, connection_invalidated=gone, dialect=dialect
+        ) from error
 
 
 def config(folder: Path, connection: Connection | None = None) -> Config:

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Integer, Select, Text, and_, bindparam, case, cast, exists, func, or_, select, update
-from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
+from connector.store.prepared import Prepared
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Json, Negotiation, Transfer, bare
+from connector.store.unit import Unit
 
 _AGREEMENT, _GRANT, _TRANSFER = bare(Agreement), bare(Grant), bare(Transfer)
 _DATASET, _VERSION = bare(Dataset), bare(DatasetVersion)
@@ -70,7 +71,7 @@ class Readable(NamedTuple):
     transfer: Started | None
 
 
-_LOOK = (
+_LOOK = Prepared(
     select(  # in the order of `Looked`
         *(_AGREEMENT.c[name] for name in ("consumer", "finalized", "ended_at", "end_reason")),
         *(_GRANT.c[name] for name in ("agreement_id", "revoked_at", "reason")),
@@ -86,10 +87,12 @@ _LOOK = (
     .outerjoin(_TRANSFER, _TRANSFER.c.id == bindparam("transfer"))
     .where(_AGREEMENT.c.id == bindparam("agreement"), _AGREEMENT.c.role == "provider")
 )
-_ENDS = select(_GRANT.c.agreement_id, _GRANT.c.revoked_at, _GRANT.c.reason).where(
-    _GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True))
+_ENDS = Prepared(
+    select(_GRANT.c.agreement_id, _GRANT.c.revoked_at, _GRANT.c.reason).where(
+        _GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True))
+    )
 )
-_HOLDINGS = (
+_HOLDINGS = Prepared(
     select(*(_AGREEMENT.c[name] for name in (*Holding._fields, "finalized", "ended_at")))
     .where(_AGREEMENT.c.role == "consumer")
     .order_by(_AGREEMENT.c.signed_at.desc(), _AGREEMENT.c.id)
@@ -98,7 +101,7 @@ _HOLDINGS = (
 _OF_OURS = and_(
     _TRANSFER.c.agreement_id == _AGREEMENT.c.id, _TRANSFER.c.role == "consumer", _TRANSFER.c.state == "STARTED"
 )
-_READABLE = (
+_READABLE = Prepared(
     select(
         *(_AGREEMENT.c[name] for name in ("id", "ended_at", "end_reason")),
         *(_TRANSFER.c[name] for name in Started._fields),
@@ -112,7 +115,7 @@ _THIS = _GRANT.c.agreement_id == bindparam("agreement")
 _HOLDS = and_(_THIS, _GRANT.c.revoked_at.is_(None))
 _SAME_DAY = _GRANT.c.day.between(bindparam("today"), bindparam("today") + 1)
 _TODAY = case((_SAME_DAY, _GRANT.c.queries_today), else_=0)
-_COUNT_USE = (
+_COUNT_USE = Prepared(
     update(_GRANT)
     .where(_HOLDS, _GRANT.c.queries < bindparam("most"), bindparam("most_today", type_=BigInteger) > _TODAY)
     .values(
@@ -122,8 +125,8 @@ _COUNT_USE = (
     )
 )
 _MORE = {name: _GRANT.c[name] + bindparam(f"more_{name}") for name in ("rows", "bytes")}
-_ADD = update(_GRANT).where(_THIS).values(_MORE)
-_RESERVE = (
+_ADD = Prepared(update(_GRANT).where(_THIS).values(_MORE))
+_RESERVE = Prepared(
     update(_GRANT).where(_HOLDS, *(more <= bindparam(f"most_{name}") for name, more in _MORE.items())).values(_MORE)
 )
 
@@ -134,14 +137,14 @@ def used_today(row: Grant | Looked, *, day: int) -> int:
 
 
 class Agreements:
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
 
     def add(self, row: Agreement | Grant) -> None:
-        self._session.add(row)
+        self._unit.session.add(row)
 
     def get(self, agreement_id: str, *, role: str) -> Agreement | None:
-        return self._session.get(Agreement, (agreement_id, role))
+        return self._unit.session.get(Agreement, (agreement_id, role))
 
     def of(self, agreement_id: str, *, role: str) -> Agreement:
         if (found := self.get(agreement_id, role=role)) is None:
@@ -154,7 +157,7 @@ class Agreements:
             query = query.where(Agreement.role == role)
         if dataset_id:
             query = query.where(Agreement.dataset_id == dataset_id)
-        return self._session.scalars(query).all()
+        return self._unit.session.scalars(query).all()
 
     def on(self, dataset_id: str) -> Iterator[tuple[Agreement, int]]:
         """Every agreement that we signed as provider of a dataset, with how many reads were counted under it; none
@@ -167,7 +170,8 @@ class Agreements:
             .where(or_(Agreement.finalized.is_(True), Negotiation.state != "TERMINATED"))
             .order_by(Agreement.signed_at.desc(), Agreement.id)
         )
-        with self._session.execute(query.execution_options(yield_per=500)) as found:  # closed where the first will do
+        page = query.execution_options(yield_per=500)
+        with self._unit.session.execute(page) as found:  # closed where the first will do
             for row, reads in found:
                 yield row, int(reads)
 
@@ -175,7 +179,7 @@ class Agreements:
         """Final agreements in order of their id, after that one; both sides of one with oneself come together."""
         query = select(Agreement).where(Agreement.finalized.is_(True), Agreement.id > agreement_id)
         ids = select(Agreement.id).where(Agreement.finalized.is_(True), Agreement.id > agreement_id).distinct()
-        return self._session.scalars(
+        return self._unit.session.scalars(
             query.where(Agreement.id.in_(ids.order_by(Agreement.id).limit(limit))).order_by(Agreement.id)
         ).all()
 
@@ -183,7 +187,7 @@ class Agreements:
         """Whether this provider has ended an agreement with that consumer under an offer for another reason than
         `lapsed`."""
         query = self._under(offer_id, consumer).where(Agreement.ended_at.is_not(None), Agreement.end_reason != lapsed)
-        return self._session.scalar(query.where(Agreement.finalized.is_(True))) is not None
+        return self._unit.session.scalar(query.where(Agreement.finalized.is_(True))) is not None
 
     def held_under(self, offer_id: str, *, consumer: str, ended: bool = False) -> bool:
         """Whether that consumer has an agreement under an offer that is final or may become so; `ended`: or had one."""
@@ -191,7 +195,7 @@ class Agreements:
         if not ended:
             query = query.where(Agreement.ended_at.is_(None))
         coming = exists().where(Negotiation.id == Agreement.negotiation_id, Negotiation.state != "TERMINATED")
-        return self._session.scalar(query.where(or_(Agreement.finalized.is_(True), coming))) is not None
+        return self._unit.session.scalar(query.where(or_(Agreement.finalized.is_(True), coming))) is not None
 
     @staticmethod
     def _under(offer_id: str, consumer: str) -> Select[str]:
@@ -200,49 +204,47 @@ class Agreements:
 
     def fresh(self, row: Agreement) -> Agreement:
         """The row as it is now: for whoever has just waited for a lock."""
-        self._session.flush()  # what this transaction changed stays
-        self._session.refresh(row)
+        self._unit.session.flush()  # what this transaction changed stays
+        self._unit.session.refresh(row)
         return row
 
     def look(self, agreement_id: str, *, transfer_id: str = "") -> Looked | None:
         """What a read looks at under an agreement that we signed as provider, and of one transfer."""
-        which = {"agreement": agreement_id, "transfer": transfer_id}
-        self._session.flush()  # what this transaction changed counts
-        row = self._session.connection().execute(_LOOK, which).first()
-        if row is None:
+        found = self._unit.rows(_LOOK, agreement=agreement_id, transfer=transfer_id)
+        if not found:
             return None
+        row = found[0]
         about, transfer = row[: -len(TransferState._fields)], TransferState(*row[-len(TransferState._fields) :])
         return Looked(*(*about, None if transfer.agreement_id is None else transfer))
 
     def ended(self, agreement_ids: Collection[str]) -> dict[str, str]:
         """Those of these agreements whose grant holds no more, and the reason where one was given."""
-        rows = self._session.connection().execute(_ENDS, {"agreements": list(agreement_ids)})
-        found = {row.agreement_id: row for row in rows}
-        over = (one for one in agreement_ids if one not in found or found[one].revoked_at is not None)
-        return {one: found[one].reason if one in found else "" for one in over}
+        rows = self._unit.rows(_ENDS, agreements=list(agreement_ids))
+        found = {name: (revoked_at, reason) for name, revoked_at, reason in rows}
+        ends = {one: found.get(one, (0.0, "")) for one in agreement_ids}
+        return {one: reason for one, (revoked_at, reason) in ends.items() if revoked_at is not None}
 
     def holdings(self, *, limit: int) -> list[Holding]:
         """What we may read as consumer: of our newest agreements those that are in force."""
-        rows = self._session.connection().execute(_HOLDINGS, {"most": limit})
-        return [Holding(row.id, row.provider, row.dataset_id) for row in rows if row.finalized and row.ended_at is None]
+        rows = self._unit.rows(_HOLDINGS, most=limit)
+        return [Holding(*about) for *about, finalized, ended_at in rows if finalized and ended_at is None]
 
     def readable(self, agreement_ids: Collection[str]) -> dict[str, Readable]:
         """Those of these agreements that are ours as a consumer, each with what it is read through."""
         found: dict[str, Readable] = {}
-        for name, ended_at, reason, *transfer in self._session.connection().execute(
-            _READABLE, {"agreements": list(agreement_ids)}
-        ):
+        rows = self._unit.rows(_READABLE, agreements=list(agreement_ids))
+        for name, ended_at, reason, *transfer in rows:
             if name not in found or found[name].transfer is None:
                 started = Started(*transfer)
                 found[name] = Readable(ended_at, reason, started if started.data_address else None)
         return found
 
     def grant(self, agreement_id: str) -> Grant | None:
-        return self._session.get(Grant, agreement_id)
+        return self._unit.session.get(Grant, agreement_id)
 
     def grant_held(self, agreement_id: str, *, to_change: bool = False) -> Grant | None:
         """The grant, which nobody revokes before this transaction ends."""
-        return self._session.get(Grant, agreement_id, with_for_update=True if to_change else {"read": True})
+        return self._unit.session.get(Grant, agreement_id, with_for_update=True if to_change else {"read": True})
 
     def count_use(self, agreement_id: str, *, day: int, most: int | None, most_today: int | None) -> bool:
         """Count one more query, if the grant holds and has room. Whether it did.
@@ -251,8 +253,7 @@ class Agreements:
         have no end of queries as long as their clocks differ.
         """
         room = {"most": _or_unlimited(most), "most_today": _or_unlimited(most_today)}
-        counted = self._session.connection().execute(_COUNT_USE, {"agreement": agreement_id, "today": day, **room})
-        return counted.rowcount > 0
+        return self._unit.change(_COUNT_USE, agreement=agreement_id, today=day, **room) > 0
 
     def reserve(
         self, agreement_id: str, *, rows: int, nbytes: int, most_rows: int | None, most_bytes: int | None
@@ -260,12 +261,11 @@ class Agreements:
         """Take rows and bytes from what is left, whole or not at all. Whether it was there."""
         room = {"most_rows": _or_unlimited(most_rows), "most_bytes": _or_unlimited(most_bytes)}
         more = {"agreement": agreement_id, "more_rows": rows, "more_bytes": nbytes}
-        return self._session.connection().execute(_RESERVE, {**more, **room}).rowcount > 0
+        return self._unit.change(_RESERVE, **more, **room) > 0
 
     def give_back(self, agreement_id: str, *, rows: int, nbytes: int) -> None:
         """Return what was reserved and not used."""
-        less = {"agreement": agreement_id, "more_rows": -rows, "more_bytes": -nbytes}
-        self._session.connection().execute(_ADD, less)
+        self._unit.change(_ADD, agreement=agreement_id, more_rows=-rows, more_bytes=-nbytes)
 
 
 def _or_unlimited(most: int | None) -> int:

@@ -4,57 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Integer, Row, String, bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, Integer, String, bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
 
-from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile, bare
+from connector.store.prepared import Prepared, adding
+from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile, Json, bare
+from connector.store.unit import Unit
 
 CHANNEL = "hanse_log"  # NOTIFY: records were numbered
 _LOCK = 0x48616E7365  # any number, the same for every connector process on one database
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 
+
+class Pending(NamedTuple):
+    """A record that is not numbered yet."""
+
+    id: int
+    ts: float
+    body: Json
+    origin: str
+
+
 _EVENT, _PENDING, _TILE = bare(AuditEvent), bare(AuditPending), bare(AuditTile)
-_LOCKED = select(func.pg_try_advisory_xact_lock(_LOCK))
-_TELL = select(func.pg_notify(CHANNEL, bindparam("origin", type_=String)))
-_OLDEST = select(_PENDING).order_by(_PENDING.c.id).limit(bindparam("most", type_=Integer))
-_SETTLE = delete(_PENDING).where(_PENDING.c.id.in_(bindparam("ids", expanding=True)))
-_TOP = select(func.max(_EVENT.c.idx))
-_APPEND = insert(_EVENT)
-_TILE_AT = select(_TILE.c.data).where(_TILE.c.level == bindparam("level"), _TILE.c.n == bindparam("n"))
-_CHECKPOINT = insert(bare(AuditCheckpoint))
+_LOCKED = Prepared(select(func.pg_try_advisory_xact_lock(_LOCK)))
+_TELL = Prepared(select(func.pg_notify(CHANNEL, bindparam("origin", type_=String))))
+_OLDEST = Prepared(
+    select(*(_PENDING.c[name] for name in Pending._fields))
+    .order_by(_PENDING.c.id)
+    .limit(bindparam("most", type_=Integer))
+)
+_SETTLE = Prepared(delete(_PENDING).where(_PENDING.c.id.in_(bindparam("ids", expanding=True))))
+_TOP = Prepared(select(func.max(_EVENT.c.idx)))
+_APPEND = adding(_EVENT, *_EVENT.c.keys())
+_TILE_AT = Prepared(select(_TILE.c.data).where(_TILE.c.level == bindparam("level"), _TILE.c.n == bindparam("n")))
+_CHECKPOINT = adding(bare(AuditCheckpoint), "size", "note", "created_at")
 
 
-def _put(build: Any) -> Any:
+def _put(build: Any) -> Prepared:
     put = build(_TILE)
-    return put.on_conflict_do_update(index_elements=[_TILE.c.level, _TILE.c.n], set_={"data": put.excluded.data})
+    return Prepared(
+        put.on_conflict_do_update(index_elements=[_TILE.c.level, _TILE.c.n], set_={"data": put.excluded.data})
+    )
 
 
 _PUT = {"sqlite": _put(sqlite.insert), "postgresql": _put(postgresql.insert)}
 
 
 class AuditRows:
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
 
     def lock(self) -> bool:
         """Whether this transaction is the only one that may number records. SQLite has one writer at a time anyway."""
-        connection = self._session.connection()
-        return connection.dialect.name == "sqlite" or bool(connection.scalar(_LOCKED))
+        return self._unit.database == "sqlite" or bool(self._unit.rows(_LOCKED)[0][0])
 
-    def pending(self, limit: int) -> Sequence[Row[Any]]:
-        """The oldest records that are not numbered yet, with the columns of `AuditPending`."""
-        return self._session.connection().execute(_OLDEST, {"most": limit}).all()
+    def pending(self, limit: int) -> list[Pending]:
+        """The oldest records that are not numbered yet."""
+        return [Pending(*row) for row in self._unit.rows(_OLDEST, most=limit)]
 
     def settle(self, ids: Sequence[int]) -> None:
         """Remove pending records that now stand in the log."""
-        self._session.connection().execute(_SETTLE, {"ids": ids})
+        self._unit.change(_SETTLE, ids=ids)
 
     def size(self) -> int:
         """How many records the log has."""
-        top: int | None = self._session.connection().scalar(_TOP)
+        top: int | None = self._unit.rows(_TOP)[0][0]
         return 0 if top is None else top + 1
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -62,40 +78,40 @@ class AuditRows:
 
         The notice names the process that all of them are from, if it is one: that one has nothing to look for.
         """
-        connection = self._session.connection()
-        connection.execute(_APPEND, rows)
-        if connection.dialect.name == "postgresql":
+        self._unit.add(_APPEND, rows)
+        if self._unit.database == "postgresql":
             origins = {str(row["origin"]) for row in rows}
-            connection.execute(_TELL, {"origin": origins.pop() if len(origins) == 1 else ""})
+            self._unit.rows(_TELL, origin=origins.pop() if len(origins) == 1 else "")
 
     def of_others(self, origin: str, *, start: int, stop: int, limit: int) -> Sequence[AuditEvent]:
         """Records from `start` to before `stop` that another process committed, in order."""
         others = select(AuditEvent).where(AuditEvent.idx >= start, AuditEvent.idx < stop, AuditEvent.origin != origin)
-        return self._session.scalars(others.order_by(AuditEvent.idx).limit(limit)).all()
+        return self._unit.session.scalars(others.order_by(AuditEvent.idx).limit(limit)).all()
 
     def waiting_since(self) -> float | None:
         """The time of the oldest record that is not numbered yet; None where there is none."""
         oldest = select(AuditPending.ts).order_by(AuditPending.id).limit(1)
-        found: float | None = self._session.scalar(oldest)
+        found: float | None = self._unit.session.scalar(oldest)
         return found
 
     def put_tile(self, level: int, n: int, data: bytes) -> None:
-        connection = self._session.connection()
-        connection.execute(_PUT[connection.dialect.name], {"level": level, "n": n, "data": data})
+        self._unit.change(_PUT[self._unit.database], level=level, n=n, data=data)
 
     def tile(self, level: int, n: int) -> bytes | None:
-        data: bytes | None = self._session.connection().scalar(_TILE_AT, {"level": level, "n": n})
-        return data
+        found = self._unit.rows(_TILE_AT, level=level, n=n)
+        return found[0][0] if found else None
 
     def put_checkpoint(self, size: int, note: str, created_at: float) -> None:
-        self._session.connection().execute(_CHECKPOINT, {"size": size, "note": note, "created_at": created_at})
+        self._unit.change(_CHECKPOINT, size=size, note=note, created_at=created_at)
 
     def checkpoint(self) -> AuditCheckpoint | None:
         """The newest signed tree head."""
-        return self._session.scalars(select(AuditCheckpoint).order_by(AuditCheckpoint.size.desc()).limit(1)).first()
+        return self._unit.session.scalars(
+            select(AuditCheckpoint).order_by(AuditCheckpoint.size.desc()).limit(1)
+        ).first()
 
     def event(self, idx: int) -> AuditEvent | None:
-        return self._session.get(AuditEvent, idx)
+        return self._unit.session.get(AuditEvent, idx)
 
     def events(
         self,
@@ -111,7 +127,7 @@ class AuditRows:
         """Records from `start` to before `stop` whose kind, actor, agreement, dataset, outcome are `equals`."""
         query = select(AuditEvent).where(*_conditions(start, stop, since, until, equals))
         order = AuditEvent.idx.desc() if newest_first else AuditEvent.idx
-        return self._session.scalars(query.order_by(order).limit(limit)).all()
+        return self._unit.session.scalars(query.order_by(order).limit(limit)).all()
 
     def walk(
         self,
@@ -130,7 +146,7 @@ class AuditRows:
                 return
             yield from rows
             start = rows[-1].idx + 1
-            self._session.expunge_all()
+            self._unit.session.expunge_all()
 
 
 def _conditions(

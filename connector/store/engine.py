@@ -11,16 +11,16 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import Session
 
-from connector.database import open_engine
+from connector.database import open_engine, say
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
 from connector.store.transaction import Transaction
@@ -77,9 +77,10 @@ class Store:
 
     def _read(self, work: Work[T]) -> T:
         try:
-            with self.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
-                session.info["reading"] = True
-                return work(Transaction(session, now=time.time()))
+            with self.engine.connect() as connection:
+                connection.begin()  # rolled back as the connection is given back
+                with closing(Transaction(connection, now=time.time())) as tx:
+                    return work(tx)
         except (DBAPIError, PoolTimeout) as error:
             raise _unavailable(error) from error
 
@@ -90,15 +91,12 @@ class Store:
         self.engine.dispose()
 
 
-def _run(connection: Connection, work: Work[T], *, alone: bool, origin: str) -> tuple[T, Transaction]:
-    """One unit of work in an open transaction: in a savepoint of its own, unless it is `alone` in there."""
-    mode: Any = "rollback_only" if alone else "create_savepoint"
-    with Session(connection, expire_on_commit=False, join_transaction_mode=mode) as session:
-        tx = Transaction(session, now=time.time(), origin=origin)
+def _run(connection: Connection, work: Work[T], *, origin: str, shared: bool = False) -> tuple[T, Transaction]:
+    """One unit of work in an open transaction, `shared` with others or not. Who opened it undoes it after an error."""
+    with closing(Transaction(connection, now=time.time(), origin=origin, shared=shared)) as tx:
         try:
             result = work(tx)
-            tx.store_events()
-            session.commit()
+            tx.finish()
         except IntegrityError as error:
             raise AlreadyExists("the same was stored by somebody else a moment ago; read it again") from error
         return result, tx
@@ -111,6 +109,7 @@ class _GroupWriter:
         self._engine, self._origin = engine, origin
         self._waiting: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue(_WAITING_MAX)
         self._closed = False
+        self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._loop, name="store-write", daemon=True)
         self._thread.start()
 
@@ -142,7 +141,25 @@ class _GroupWriter:
                 group.append(more)
             self._commit(group)
             if stop:
-                return
+                break
+        self._give_back()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """On one connection for all of them, until something fails: the pool knows what to do with it then."""
+        if self._connection is None:
+            self._connection = self._engine.connect().execution_options(writing=True)
+        try:
+            with self._connection.begin():
+                yield self._connection
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _commit(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
         if len(group) == 1:
@@ -150,14 +167,17 @@ class _GroupWriter:
             return
         done: list[tuple[Future[Any], Any]] = []
         try:
-            with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
+            with self._transaction() as connection:
                 for work, future in group:
                     if not future.set_running_or_notify_cancel():
                         continue  # whoever asked has gone away before it began; from here on it cannot be cancelled
+                    say(connection, "SAVEPOINT unit")  # SQLAlchemy's own cost more than what most units do
                     try:
-                        done.append((future, _run(connection, work, alone=False, origin=self._origin)))
+                        done.append((future, _run(connection, work, origin=self._origin, shared=True)))
                     except Exception as error:  # noqa: BLE001  # the unit's own failure goes to its caller, whole
-                        future.set_exception(error)
+                        say(connection, "ROLLBACK TO unit")
+                        future.set_exception(_unavailable(error))
+                    say(connection, "RELEASE unit")
         except Exception as error:  # noqa: BLE001  # no commit: nobody of the group may believe in one
             refusal = _unavailable(error)
             for _, future in group:
@@ -171,8 +191,8 @@ class _GroupWriter:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
-                outcome = _run(connection, work, alone=True, origin=self._origin)
+            with self._transaction() as connection:
+                outcome = _run(connection, work, origin=self._origin)
         except Exception as error:  # noqa: BLE001  # the unit's own failure, or the database's
             future.set_exception(_unavailable(error))
         else:
@@ -196,7 +216,7 @@ class _PooledWriter:
         for attempt in range(_RETRIES):
             try:
                 with self._engine.connect() as connection, connection.begin():
-                    return _run(connection, work, alone=True, origin=self._origin)
+                    return _run(connection, work, origin=self._origin)
             except OperationalError as error:
                 collided = getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
                 if not collided:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from sqlalchemy import insert
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from connector.events import Event
@@ -15,14 +15,16 @@ from connector.store.answers import PrivateAnswers
 from connector.store.audit import AuditRows
 from connector.store.datasets import Datasets
 from connector.store.messages import Messages
+from connector.store.prepared import adding
 from connector.store.processes import Negotiations, Transfers
 from connector.store.reads import OpenReads
 from connector.store.received import ReceivedRows
 from connector.store.tables import AuditPending, bare
 from connector.store.tokens import Tokens
+from connector.store.unit import Unit
 from connector.store.usage import Attestations, Duties
 
-_STORE = insert(bare(AuditPending))
+_STORE = adding(bare(AuditPending), "ts", "body", "origin")
 
 
 class Transaction:
@@ -31,8 +33,8 @@ class Transaction:
     `origin` names the process, so that another one on the same database tells our events from its own.
     """
 
-    def __init__(self, session: Session, *, now: float, origin: str = "") -> None:
-        self.session = session
+    def __init__(self, connection: Connection, *, now: float, origin: str = "", shared: bool = False) -> None:
+        self._unit = Unit(connection, shared=shared)
         self.now = now
         self._origin = origin
         self.published: list[Event] = []
@@ -46,11 +48,20 @@ class Transaction:
         """Call `act` once this is committed, in the event loop's thread, before the events are delivered."""
         self.afterwards.append(act)
 
-    def store_events(self) -> None:
-        """Write what was published; the store calls this at the end of a unit of work."""
+    def finish(self) -> None:
+        """Write what was published and what was changed; the store calls this at the end of a unit of work."""
         if self.published:
             rows = [{"ts": self.now, "body": event.body(), "origin": self._origin} for event in self.published]
-            self.session.execute(_STORE, rows)
+            self._unit.add(_STORE, rows)
+        self._unit.finish()
+
+    def close(self) -> None:
+        """The store calls this when nothing more is asked; rows that were objects can be read on."""
+        self._unit.close()
+
+    @property
+    def session(self) -> Session:
+        return self._unit.session
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -74,7 +85,7 @@ class Transaction:
 
     @cached_property
     def agreements(self) -> Agreements:
-        return Agreements(self.session)
+        return Agreements(self._unit)
 
     @cached_property
     def messages(self) -> Messages:
@@ -86,7 +97,7 @@ class Transaction:
 
     @cached_property
     def reads(self) -> OpenReads:
-        return OpenReads(self.session)
+        return OpenReads(self._unit)
 
     @cached_property
     def received(self) -> ReceivedRows:
@@ -102,4 +113,4 @@ class Transaction:
 
     @cached_property
     def audit(self) -> AuditRows:
-        return AuditRows(self.session)
+        return AuditRows(self._unit)
