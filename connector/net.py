@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import httpcore2
 
+from connector import streams
 from connector.errors import AddressRefused, PeerNonsense, PeerUnreachable
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -115,7 +116,6 @@ class _GuardedBackend(httpcore2.AsyncNetworkBackend):
     def __init__(self, guard: Guard, *, secure: bool) -> None:
         self._guard = guard
         self._secure = secure
-        self._plain = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -126,7 +126,7 @@ class _GuardedBackend(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         address = await self._guard.pin(host, port, secure=self._secure)
-        return await self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+        return await streams.connect(address, port, timeout)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -204,16 +204,26 @@ class Net:
             raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
         limits["read"] = seconds or self._timeout
-        all_headers = {"Host": parts.netloc, "Accept-Encoding": "identity", **(headers or {})}
+        all_headers = {"Host": parts.netloc, "Accept-Encoding": "identity", **_framing(body), **(headers or {})}
+        request = httpcore2.Request(
+            method, url, headers=list(all_headers.items()), content=body, extensions={"timeout": limits}
+        )
         try:
-            async with self._pools[parts.scheme].stream(
-                method, url, headers=list(all_headers.items()), content=body, extensions={"timeout": limits}
-            ) as response:
+            response = await self._pools[parts.scheme].handle_async_request(request)
+            try:
                 yield Answer(response)
+            finally:
+                await response.aclose()
         except _FAILED as error:
             raise PeerUnreachable(
                 f"{origin(url)} cannot be reached ({type(error).__name__}); check that it runs and the address is right"
             ) from error
+
+
+def _framing(body: bytes | AsyncIterator[bytes] | None) -> dict[str, str]:
+    if body is None:
+        return {}
+    return {"Content-Length": str(len(body))} if isinstance(body, bytes) else {"Transfer-Encoding": "chunked"}
 
 
 class Answer:
