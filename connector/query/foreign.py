@@ -24,7 +24,7 @@ from connector.query.job import Job
 
 _BLOB_MAX = 256 * 2**20
 _PIECE = 4 * 2**20
-_HELD_MAX = 8 * 2**20  # bytes of rows of answers that came small: a megabyte may unfold to a thousand
+_HELD_MAX = 16 * 2**20  # bytes of rows of answers that came small: a megabyte may unfold to a thousand
 _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they are joined: three million numbers
 
 

@@ -99,11 +99,12 @@ class Frames:
         self.messages = messages
         self.slots = None if session.shared is None else Slots(session, job, idle)
         self.rows = self.batches = self.bytes = 0
-        self.session.send(wire.SCHEMA, messages.head, digest=messages.first)
+        self.session.send(wire.SCHEMA, messages.head, digest=messages.first, more=True)
         self.session.send(wire.TRAILER, messages.trailer)
 
-    def write(self, batch: pa.RecordBatch, *, at: str = "") -> None:
-        """One batch out, with its place where it has one; or the error of the limit it would break."""
+    def write(self, batch: pa.RecordBatch, *, at: str = "", last: Callable[[], bool] = lambda: False) -> None:
+        """One batch out, with its place where it has one; or the error of the limit it would break. The `last` goes
+        with the end, which follows at once."""
         parts, size = self.messages.message(batch, at=at)
         limits = self.job.limits
         if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
@@ -117,8 +118,9 @@ class Frames:
             if slot and self.slots is not None:
                 self.slots.put(piece)
             digest.update(piece)
-        left = () if slot else parts
-        self.session.send(wire.BATCH, *left, size=size, rows=batch.num_rows, digest=digest.digest(), slot=slot)
+        left, more = () if slot else parts, bool(slot) and last()
+        told = {"size": size, "rows": batch.num_rows, "digest": digest.digest(), "slot": slot}
+        self.session.send(wire.BATCH, *left, more=more, **told)
         limit_cpu(self.job)
 
     def end(self) -> None:

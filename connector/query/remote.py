@@ -48,8 +48,8 @@ Ticket = Callable[[str], Awaitable[tuple[str, str]]]
 
 _ERROR_MAX = 64 * 2**10
 _WRITE = 2**20  # bytes that are written at once; less than this is not written at all
-_SMALL = 2**17  # bytes of an answer that may stay unread, and
-_UNREAD_MAX = 2**22  # of all those of one question
+_SMALL = 2**19  # bytes of an answer that may stay unread, and
+_UNREAD_MAX = 2**21  # of all those of one question
 _AGAIN = (PeerUnreachable, PeerNonsense, Busy)
 _STATUS: Mapping[int, type[HanseError]] = {
     400: QueryInvalid, 401: Unauthenticated, 403: Refused, 404: NotFound, 409: VersionChanged, 429: Limited, 503: Busy,

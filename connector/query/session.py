@@ -60,6 +60,7 @@ class Session:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.maker = ThreadPoolExecutor(1)  # makes the next batch while one is sent
         self.told = ("", 0.0)  # the last stage, and when
+        self.unsent: list[Any] = []  # frames that go with the next
 
     def cancel(self) -> None:
         """Interrupt what runs; called again and again until the session ends, as an interrupt can come too early."""
@@ -103,13 +104,25 @@ class Session:
             self.send(wire.PROGRESS, json.dumps([stage, done]).encode())
 
     def send(
-        self, kind: int, *parts: Any, size: int | None = None, rows: int = 0, digest: bytes = b"", slot: int = 0
+        self,
+        kind: int,
+        *parts: Any,
+        size: int | None = None,
+        rows: int = 0,
+        digest: bytes = b"",
+        slot: int = 0,
+        more: bool = False,
     ) -> None:
-        """One frame; blocks while the reader is slow. `parts` go out without being joined; none if `slot` has them."""
+        """One frame; blocks while the reader is slow. `parts` go out without being joined; none if `slot` has them.
+        `more`: another follows at once, and they go together."""
         length = sum(len(part) for part in parts) if size is None else size
         header = wire.HEADER.pack(kind, len(digest), slot, rows, length, digest)
+        self.unsent += (header, *parts)
+        if more:
+            return
+        unsent, self.unsent = self.unsent, []
         try:
-            send_all(self.channel, [header, *parts])
+            send_all(self.channel, unsent)
         except OSError:
             raise Coded("cancelled") from None
 

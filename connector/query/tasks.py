@@ -96,7 +96,7 @@ def query(session: Session, job: Job) -> None:
         for batch, at in coming:
             session.check()
             if batch.num_rows:
-                out.write(batch, at=at)
+                out.write(batch, at=at, last=coming.over)
     for found in session.files:
         found.check_unchanged()
     out.end()
@@ -117,6 +117,11 @@ class _Ahead:
         while (part := self._coming.popleft().result()) is not None:
             self._coming.append(self._next())
             yield part
+
+    def over(self) -> bool:
+        """Whether it is known by now that nothing follows."""
+        following = self._coming[0]
+        return following.done() and following.exception() is None and following.result() is None
 
     def idle(self) -> None:
         """Our reader keeps us waiting: others may have the engine."""

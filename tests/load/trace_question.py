@@ -35,8 +35,14 @@ MODULE = "tests.load.trace_question"
 CONNECTOR = {
     "connector.query.coordinate": ("Coordinator.ask", "Coordinator._plan", "_read", "_planned", "Coordinator._record"),
     "connector.query.holdings": ("Holdings.tables", "Holdings.ticket"),
-    "connector.query.remote": ("_Exchange._once", "_Exchange._envelope", "_Exchange._checked", "_spool"),
-    "connector.query.work": ("Work._merge", "Work._distinct", "Work.end", "_residual"),
+    "connector.query.remote": (
+        "_Exchange._once",
+        "_Exchange._envelope",
+        "_Exchange._checked",
+        "_spool",
+        "Remote.read_together",
+    ),
+    "connector.query.work": ("Work._merged", "Work._merge", "Work._distinct", "Work.end", "_residual"),
     "connector.query.pool": ("Pool._begin", "Pool._started", "Pool._end"),
     "connector.query.running": ("Result.next",),
     "connector.dataplane.stream": ("Reads._admit", "gated", "Reads._job", "Reads._begin", "Reads._record_end"),
@@ -50,7 +56,7 @@ WORKER = {
     "connector.query.tasks": ("run", "opened", "_recheck", "_Ahead.close"),
     "connector.query.opening": ("Opening.pin", "Opening.fence", "Opening.ready"),
     "connector.query.engine": ("attach", "load", "query", "batches"),
-    "connector.query.foreign": ("check", "unite"),
+    "connector.query.foreign": ("check", "read", "unite", "Unread.tables"),
     "connector.query.frames": ("Frames.__init__", "Frames.write", "Frames.end"),
 }  # fmt: skip
 _SETTLED = 0.3  # seconds after an answer in which what it left to do is done

@@ -7,6 +7,7 @@ import hashlib
 import os
 import select
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 import xxhash
 
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
+from connector.query import job as wire
 from connector.query.job import HELD, IN_PLACE, LOADED, Job, Limits, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.query.running import Result, Worker
@@ -718,3 +720,32 @@ async def test_a_worker_that_has_grown_takes_the_next_small_job(pool: Pool, numb
         for _ in range(3):
             table, _ = await read(pool, small)
             assert table["n"].to_pylist() == [data.ROWS]
+
+
+async def test_what_comes_soon_is_waited_for_and_not_taken(pool: Pool) -> None:
+    sql = "SELECT range AS n FROM range(5000)"
+    async with pool.run(Job(sql=sql)) as result:
+        assert await result.soon(60)
+        assert await result.soon(0)  # it is here
+        assert sum([frame.rows async for frame in result]) == 5000
+        assert result.totals["rows"] == 5000
+
+
+async def test_what_does_not_come_soon_is_not_lost() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    nobody: Any = None
+    result = Result(nobody, Job(kind="report"), ours)
+    frames = [wire.HEADER.pack(wire.PROGRESS, 0, 0, 0, size, b"") + bytes(size) for size in (3, 100_000, 5)]
+    assert not await result.soon(0.01)
+    theirs.sendall(frames[0][:7])
+    assert not await result.soon(0.01)
+    theirs.sendall(frames[0][7:])
+    assert await result.soon(60)
+    assert await result.soon(0)  # it is here
+    sending = asyncio.ensure_future(asyncio.to_thread(theirs.sendall, frames[1] + frames[2]))
+    found = [await result.next() for _ in frames]
+    assert [bytes(payload) for _, _, payload, _ in found] == [bytes(3), bytes(100_000), bytes(5)]
+    await sending
+    theirs.close()
+    result.close()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import resource
 import socket
 import threading
+from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from connector.query import keeping
+from connector.query import job as wire
+from connector.query import keeping, tasks
 from connector.query.keeping import Memory
 from connector.query.session import Session, Worker
 
@@ -105,3 +108,35 @@ def test_a_session_ends_though_its_engine_cannot_be_put_to_rest(tmp_path: Path) 
     with channel, theirs:
         one._close()
     assert (ended, closed) == ([one], [True])
+
+
+def test_frames_that_follow_at_once_leave_together() -> None:
+    ours, theirs = socket.socketpair()
+    nobody: Any = None
+    session = Session(theirs, Path("nowhere"), nobody, desk=None, shared=None)
+    ours.setblocking(False)
+    session.send(wire.BATCH, size=7, slot=1, more=True)
+    with pytest.raises(BlockingIOError):
+        ours.recv(1)
+    session.send(wire.END, b"{}")
+    came = ours.recv(2**16)
+    size = wire.HEADER.size
+    heads = [wire.HEADER.unpack(came[at : at + size]) for at in (0, size)]
+    assert [(kind, slot, length) for kind, _, slot, _, length, _ in heads] == [(wire.BATCH, 1, 7), (wire.END, 0, 2)]
+    assert came[2 * size :] == b"{}"
+    session.send(wire.END, b"{}")
+    assert len(ours.recv(2**16)) == size + 2  # nothing twice
+
+
+@pytest.mark.parametrize(
+    ("following", "over"), [(None, True), ("a part", False), (RuntimeError(), False), (..., False)]
+)
+def test_an_answer_is_over_where_nothing_follows_and_that_is_known(following: Any, over: bool) -> None:
+    future: Future[Any] = Future()
+    if isinstance(following, Exception):
+        future.set_exception(following)
+    elif following is not ...:
+        future.set_result(following)
+    coming = object.__new__(tasks._Ahead)
+    coming._coming = deque([future])
+    assert coming.over() is over
