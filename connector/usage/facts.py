@@ -32,7 +32,8 @@ _REGISTERED = {
     "framework_agreements": "ds:frameworkAgreement",
     "security_level": "ds:securityLevel",
 }
-_KEPT_SECONDS = 1.0  # what another process recorded is known this late
+_KEPT_SECONDS = 1.0  # what another process recorded is known this late,
+_KEPT_ALONE = 60.0  # and where the database is one process's, nobody else records anything
 _KEPT_MAX = 4_096
 _VALUE_MAX = 255
 
@@ -62,6 +63,8 @@ class Known:
     def __init__(self, store: Store, trust: Trust, *, more: Iterable[FactSource] = ()) -> None:
         self._store, self._trust, self._more = store, trust, tuple(more)
         self._kept: dict[str, tuple[float, tuple[Attestation, ...]]] = {}
+        self._changes = 0  # that we have heard of
+        self._kept_seconds = _KEPT_ALONE if store.is_sqlite else _KEPT_SECONDS
         store.bus.subscribe(self._heard)
 
     async def of(self, participant: str) -> Facts:
@@ -128,16 +131,18 @@ class Known:
 
     async def _attested(self, subject: str) -> tuple[Attestation, ...]:
         at, rows = self._kept.get(subject, (float("-inf"), ()))
-        if time.monotonic() - at > _KEPT_SECONDS:
-            at = time.monotonic()
+        if time.monotonic() - at > self._kept_seconds:
+            at, changes = time.monotonic(), self._changes
             rows = tuple(await self._store.read(lambda tx: tx.facts.of(subject)))
             if len(self._kept) >= _KEPT_MAX:
                 self._kept.clear()
-            self._kept[subject] = (at, rows)
+            if changes == self._changes:  # else what was read may be older than what we have heard
+                self._kept[subject] = (at, rows)
         return rows
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, FactRecorded | FactWithdrawn):
+            self._changes += 1
             self._kept.pop(str(event.detail.get("subject", "")), None)
 
 

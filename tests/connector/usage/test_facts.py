@@ -116,6 +116,43 @@ async def test_a_failing_register_leaves_membership_unknown(sqlite_store: Store)
     assert sorted(await who.of(DID)) == ["ds:environment", "ds:participant"]
 
 
+async def test_what_is_withdrawn_while_it_is_read_is_not_kept(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who, read = known(sqlite_store, None), sqlite_store.read
+    await who.record(DID, "ds:environment", ["secure"], evidence="", until=None, by="test")
+
+    async def read_before(work: Any) -> Any:
+        found = await read(work)
+        monkeypatch.setattr(sqlite_store, "read", read)
+        await who.withdraw(DID, "ds:environment", by="test")
+        return found
+
+    monkeypatch.setattr(sqlite_store, "read", read_before)
+    assert "ds:environment" in await who.of(DID)  # as it was when it was asked
+    assert "ds:environment" not in await who.of(DID)
+
+
+async def test_what_the_owner_records_is_read_once_until_it_changes(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who, read, count = known(sqlite_store, None), sqlite_store.read, 0
+
+    async def counted(work: Any) -> Any:
+        nonlocal count
+        count += 1
+        return await read(work)
+
+    monkeypatch.setattr(sqlite_store, "read", counted)
+    for _ in range(3):
+        assert "ds:environment" not in await who.of(DID)
+    assert count == 1
+    await who.record(DID, "ds:environment", ["secure"], evidence="", until=None, by="test")
+    for _ in range(3):
+        assert "ds:environment" in await who.of(DID)
+    assert count == 2
+
+
 async def opened(two: Pair, facts: dict[str, Fact], left: str, right: str) -> tuple[Grants, Grant]:
     """A read admitted under a policy on one fact; `facts` may change afterwards."""
 
