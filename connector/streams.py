@@ -152,6 +152,7 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
                 secure = await self._loop.start_tls(plain, self, ssl_context, server_hostname=server_hostname)
         except BaseException as error:
             plain.abort()
+            await asyncio.sleep(0)  # as above
             if isinstance(error, TimeoutError):
                 raise ConnectTimeout(str(error)) from error
             if isinstance(error, OSError):

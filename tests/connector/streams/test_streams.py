@@ -85,9 +85,11 @@ def serve(request: pytest.FixtureRequest, pem: Path) -> Serve:
 
         server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=own)
         peer = Peer(server.sockets[0].getsockname()[1], request.param, trust)
-        yield peer
-        await until(lambda: not peer.open)
-        server.close()
+        try:
+            yield peer
+            await until(lambda: not peer.open)
+        finally:
+            server.close()
         gc.collect()
         assert not [told for told in complaints if "Stream" in repr(told) or "never retrieved" in repr(told)]
 
@@ -425,6 +427,7 @@ async def test_a_handshake_that_ended_leaves_nothing_to_the_loop(monkeypatch: py
         monkeypatch.setattr(asyncio.get_running_loop(), "start_tls", never, raising=False)
         with pytest.raises(httpcore2.ConnectTimeout):
             await stream.start_tls(ssl.create_default_context(), "127.0.0.1", 0.05)
+        assert stream.get_extra_info("socket").fileno() < 0
         await until(lambda: peer.seen and not peer.open)
 
 
@@ -492,5 +495,7 @@ async def plain(handler: Handler) -> AsyncIterator[Peer]:
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     peer = Peer(server.sockets[0].getsockname()[1], "http", None)
-    yield peer
-    server.close()
+    try:
+        yield peer
+    finally:
+        server.close()
