@@ -13,7 +13,7 @@ import base64
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from io import RawIOBase
@@ -178,25 +178,19 @@ class Remote:
     async def read_together(self, answers: Sequence[Answered], wanted: Sequence[str], limits: Limits) -> list[Answered]:
         """What came unread, read in one job, with the values of `wanted` outputs over all of them. Where one is not as
         it should be, all fail, and the error does not say which."""
-        first, bodies = answers[0].small, [one.small.body for one in answers if one.small is not None]
-        assert first is not None
-        names = [name.lower() for name in answers[0].fragment.outputs]
-        numbers = {name: names.index(name.lower()) for name in wanted}
-        united = {name: first.exchange.file.with_suffix(f".{number}.keys") for name, number in numbers.items()}
+        small = [one.small for one in answers if one.small is not None]
+        keys = _keys(answers[0].fragment, wanted, small[0].exchange.file)
         told = await self.pool.ask(
             Job(
                 kind="read_answers",
-                arguments={
-                    "columns": [one.fragment.outputs for one in answers],
-                    "keys": [(numbers[name], str(path)) for name, path in united.items()],
-                },
-                blobs=tuple(bodies),
+                arguments={"columns": [one.fragment.outputs for one in answers], "keys": list(keys.values())},
+                blobs=tuple(one.body for one in small),
                 limits=limits,
                 consumer="coordinator",
             )
         )
-        distinct = {name: path for name, path in united.items() if str(path) in told["keys"]}
-        return [one.read(found, distinct) for one, found in zip(answers, told["answers"], strict=True)]
+        kept = _kept(keys, told["keys"])
+        return [one.read(found, kept) for one, found in zip(answers, told["answers"], strict=True)]
 
 
 class _Exchange:
@@ -303,16 +297,11 @@ class _Exchange:
         """Read and validated in a worker, as `_spool` left it; complete by its own end record and by our count."""
         request, spool = self.request, self.file
         names = tuple(name.lower() for name in request.fragment.outputs)
-        numbers = {name: names.index(name.lower()) for name in request.wanted}
-        distinct = {name: spool.with_suffix(f".{number}.keys") for name, number in numbers.items()}
+        keys = _keys(request.fragment, request.wanted, spool)
         found = await self.remote.pool.ask(
             Job(
                 kind="check_arrow",
-                arguments={
-                    "path": str(spool),
-                    "once": True,
-                    "keys": [(numbers[name], str(path)) for name, path in distinct.items()],
-                },
+                arguments={"path": str(spool), "once": True, "keys": list(keys.values())},
                 blobs=() if held is None else (held,),
                 limits=Limits(seconds=self._left),
                 consumer="coordinator",
@@ -328,8 +317,19 @@ class _Exchange:
             raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
         if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
-        kept = {name: path for name, path in distinct.items() if str(path) in found["keys"]}
-        return self._came(size).read(found, kept)
+        return self._came(size).read(found, _kept(keys, found["keys"]))
+
+
+def _keys(fragment: Fragment, wanted: Sequence[str], file: Path) -> dict[str, tuple[int, str]]:
+    """The number of each wanted output among the columns, and beside the answer's file the one for its values."""
+    names = [name.lower() for name in fragment.outputs]
+    numbers = {name: names.index(name.lower()) for name in wanted}
+    return {name: (number, str(file.with_suffix(f".{number}.keys"))) for name, number in numbers.items()}
+
+
+def _kept(keys: Mapping[str, tuple[int, str]], written: Collection[str]) -> dict[str, Path]:
+    """Those of the files that were written."""
+    return {name: Path(path) for name, (_, path) in keys.items() if path in written}
 
 
 async def _spool(answer: Answer, path: Path, budget: Budget) -> tuple[int, bytes | None]:

@@ -298,9 +298,9 @@ async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder
     sink = pa.BufferOutputStream()
     rows = pa.table({"id": pa.repeat(0, 1_000_000)})
     with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        for _ in range(2):
+        for _ in range(3):
             writer.write_table(rows)
-        end = {"status": "complete", "rows": 2_000_000}
+        end = {"status": "complete", "rows": 3_000_000}
         writer.write_batch(_nothing(rows), custom_metadata={TRAILER_KEY: json.dumps(end)})
     body = bytes(sink.getvalue().to_pybytes())
     assert len(body) < 2**17
@@ -309,7 +309,7 @@ async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder
         async with pool.run(Job(relations=relations, sql="SELECT 1", blobs=(body,), once=True)):
             pass
     assert raised.value.code == "arrow_too_large"
-    assert (await pool.ask(reading(folder, body, names=("id",))))["answers"][0]["rows"] == 2_000_000
+    assert (await pool.ask(reading(folder, body, names=("id",))))["answers"][0]["rows"] == 3_000_000
 
 
 async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path) -> None:
