@@ -72,10 +72,6 @@ class GovernedStream:
         self._first = await anext(self._result, None)
         return self._first is not None
 
-    async def soon(self, seconds: float) -> bool:
-        """Whether the first batch, or what there is instead, comes within so long."""
-        return self._first is not None or (isinstance(self._result, Result) and await self._result.soon(seconds))
-
     async def frames(self) -> AsyncGenerator[memoryview | bytes, None]:
         """As `parts`, for a transport that sends memory only."""
         async with aclosing(self.parts()) as parts:

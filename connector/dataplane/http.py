@@ -62,7 +62,6 @@ _PARTS_MAX = (
 _SMALL = 64 * 2**10  # bodies up to here are read at once
 _BODIES = 2  # larger ones of one consumer on their way at the same time
 _BODY_SECONDS = 120.0
-_MOMENT = 0.25  # seconds that the head of an answer waits for its first batch, to leave with it
 _COLUMN_MAX = 255
 _ROWS_PARAMETERS = (
     "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks",
@@ -207,10 +206,10 @@ class Exchange:
         """Whether `part` takes spans of files."""
         return FILES in self.scope.get("extensions", {})
 
-    async def part(self, *body: bytes | memoryview) -> None:
+    async def part(self, body: bytes | memoryview) -> None:
         """A piece of a long answer: handed to the socket as it is where the server can, in one chunk."""
         message: dict[str, object] = {"type": "http.response.body", "more_body": True}
-        await self.send(message | ({BUFFERS: [*body]} if self._gathers else {"body": b"".join(body)}))
+        await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
 
     async def file(
         self, span: Span, following: Callable[[], Span | None], moved: Callable[[], object] = lambda: None
@@ -420,7 +419,6 @@ class _Transport:
             if asked.format != formats.ARROW:
                 await formats.send(exchange, stream, asked.format, exchange.path("dataset") or "rows", self._part)
                 return
-            head = [stream.schema] if await stream.soon(_MOMENT) else []  # of no use to anybody without a batch
             media = MEDIA if asked.codec == "none" else f'{MEDIA}; codecs="{asked.codec}"'
             await exchange.begin(
                 200,
@@ -432,20 +430,18 @@ class _Transport:
                     **({"hanse-snapshot": asked.split.snapshot} if asked.split else {}),
                 },
             )
-            if not head:
-                await self._part(exchange, stream, stream.schema)
+            await self._part(exchange, stream, stream.schema)
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
                     if isinstance(part, Span):
                         await self._span(exchange, stream, part)
                     else:
-                        await self._part(exchange, stream, *head, part)
-                        head.clear()
+                        await self._part(exchange, stream, part)
         await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _part(self, exchange: Exchange, stream: GovernedStream, *part: bytes | memoryview) -> None:
-        """Send what lies in memory, in one piece."""
-        await self._within_stall(exchange, stream, lambda _: exchange.part(*part))
+    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview) -> None:
+        """Send what lies in memory."""
+        await self._within_stall(exchange, stream, lambda _: exchange.part(part))
 
     async def _span(self, exchange: Exchange, stream: GovernedStream, span: Span) -> None:
         """Send a part of a file, and those that follow it."""

@@ -25,6 +25,7 @@ from connector.query.job import Job
 _BLOB_MAX = 256 * 2**20
 _PIECE = 4 * 2**20
 _HELD_MAX = 16 * 2**20  # bytes of rows of answers that came small: a megabyte may unfold to a thousand
+_END_FIELDS, _END_TEXT = 32, 1000  # of an end record
 _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they are joined: three million numbers
 
 
@@ -66,10 +67,14 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
 def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
     """Read answers of owners, a blob each, of `arguments.columns`. `arguments.keys` as for `check`, over all of them.
     One that is not whole fails all."""
-    keys, found = _Keys(job), []
+    keys, found, size = _Keys(job), [], 0
     for blob, columns in zip(job.blobs, job.arguments["columns"], strict=True):
         with _judging():
-            found.append(_whole(blob, columns, keys.add, check).told())
+            seen = _whole(blob, columns, keys.add, check)
+        size += seen.size
+        found.append(seen.told())
+    if size > _HELD_MAX:  # they would not be held by the job that joins them
+        raise Coded("arrow_too_large", most=_HELD_MAX)
     return {"answers": found, "keys": keys.save()}
 
 
@@ -171,7 +176,7 @@ def _judging() -> Iterator[None]:
     """Whatever the parser says of a stream, the stream is damaged."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, IndexError):
+    except (pa.ArrowException, OSError, ValueError, IndexError, RecursionError):
         raise Coded("arrow_invalid") from None
 
 
@@ -301,7 +306,16 @@ def _end(metadata: Any) -> dict[str, Any] | None:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise Coded("arrow_invalid")
-    return found
+    return {str(name)[:100]: _flat(value) for name, value in list(found.items())[:_END_FIELDS]}
+
+
+def _flat(value: Any) -> Any:
+    """What an end record may say: a number, a short text, a list of them. Others would decide how it is nested."""
+    if isinstance(value, list):
+        return [str(one)[:_END_TEXT] for one in value[:_END_FIELDS] if isinstance(one, str | int | float)]
+    if isinstance(value, str):
+        return value[:_END_TEXT]
+    return value if value is None or isinstance(value, int | float) else ""
 
 
 def _source(job: Job) -> Any:

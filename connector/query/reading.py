@@ -41,7 +41,7 @@ class _Company:
 
 
 class Reading:
-    """The answers of one question. `together` reads several, and fails where one is not whole; `alone` reads one."""
+    """The answers of one question. `together` reads several, and fails where one is not whole; `apart` each alone."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class Reading:
         *,
         sources: Collection[str],
         together: Callable[[Sequence[Answered]], Awaitable[list[Answered]]],
-        alone: Callable[[Answered], Awaitable[Answered]],
+        apart: Callable[[Sequence[Answered]], Awaitable[list[Answered]]],
     ) -> None:
         """`sources`: the tables whose values narrow other fragments."""
         self._all = _Company(len(plan.fragments))
         self._shares = {table: _Company(len(plan.tables[table])) for table in sources}
-        self._together, self._alone = together, alone
+        self._together, self._apart = together, apart
 
     async def read(self, answered: Answered) -> Answered:
         """The answer, read, or left unread: then every answer of the question is there."""
@@ -65,7 +65,7 @@ class Reading:
         if not answered.unread:
             return answered
         if company is None:
-            return answered if await self._all.gathers() else await self._alone(answered)
+            return answered if await self._all.gathers() else (await self._apart([answered]))[0]
         return await self._with(company, answered)
 
     async def _with(self, company: _Company, answered: Answered) -> Answered:
@@ -73,7 +73,7 @@ class Reading:
         company.unread[name] = answered
         if not await company.gathers():
             del company.unread[name]
-            return await self._alone(answered)
+            return (await self._apart([answered]))[0]
         if company.reading is None:
             company.reading = asyncio.ensure_future(self._read(list(company.unread.values())))
         return (await asyncio.shield(company.reading))[name]
@@ -82,7 +82,7 @@ class Reading:
         try:
             found = await self._together(unread)
         except HanseError:  # of one of them, and nobody knows which
-            found = [await self._alone(one) for one in unread]
+            found = await self._apart(unread)
         return {one.fragment.id: one for one in found}
 
     def cancel(self) -> None:

@@ -194,14 +194,6 @@ class Result:
             self.worked += time.monotonic() - begun
         return self._taken(*frame)
 
-    async def soon(self, seconds: float) -> bool:
-        """Whether the next frame, or what there is instead, comes within so long. It is not taken."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._comes(wire.HEADER.size)
-                return True
-        return False
-
     def interrupt(self) -> None:
         """Tell the worker to stop; whoever waits for a frame gets the error `cancelled` soon."""
         with suppress(OSError):
@@ -271,24 +263,17 @@ class Result:
         """Exactly so many bytes. Small frames come several at once, and are taken from the socket together."""
         if size > _TOGETHER:
             return await self._received(size)
-        if not await self._comes(size):
-            raise await self._died()
-        data = self._come[:size]
-        del self._come[:size]
-        return data
-
-    async def _comes(self, size: int) -> bool:
-        """Wait until so much is here, to be taken later; False where it will not be. May be cancelled, and no byte is
-        lost."""
         while len(self._come) < size:
             try:
                 more = await self._loop.sock_recv(self._channel, _TOGETHER)
             except OSError:
-                return False
+                more = b""
             if not more:
-                return False
+                raise await self._died()
             self._come += more
-        return True
+        data = self._come[:size]
+        del self._come[:size]
+        return data
 
     async def _received(self, size: int) -> bytearray:
         """The same of much, each byte written once."""

@@ -39,8 +39,8 @@ _KEYS_MAX = 3_000_000  # federated-query, section 9.1: beyond this a scan costs 
 _LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their joins need as much again and more
 _KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
 _POLICY_ROOM = 2048  # bytes of an end record: what was done to an answer, in words, at most
-# Why the residual does not start over answers that came unread.
-_UNREADABLE = frozenset({"arrow_invalid", "arrow_too_large", "answer_unsound", "worker_crashed"})
+# Why the residual does not begin, whatever the answers are.
+_NOT_OF_ANSWERS = frozenset({"cancelled", "time_limit", "shutting_down"})
 
 Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
 
@@ -82,12 +82,15 @@ class Work:
     async def begin(self) -> Answer:
         """Everything until the first bytes of the answer are there."""
         try:
-            await self._ask_owners(fresh=False)
+            return await self._answer(fresh=False)
         except VersionChanged as changed:
             if changed.code != "snapshot_changed":
                 raise
             self._forget()
-            await self._ask_owners(fresh=True)
+            return await self._answer(fresh=True)
+
+    async def _answer(self, *, fresh: bool) -> Answer:
+        await self._ask_owners(fresh=fresh)
         progress, plan = self.progress, self._planned
         self._check_withheld(plan)
         progress.state = "merging"
@@ -139,7 +142,7 @@ class Work:
         gate, budget = asyncio.Semaphore(_AT_ONCE), Budget(self.question.nbytes or self.means.bytes_max)
         tasks: dict[str, asyncio.Task[Answered]] = {}
         sources = [table for table, outputs in self._wanted.items() if outputs]
-        self._reading = reading = Reading(plan, sources=sources, together=self._read_together, alone=self._read_alone)
+        self._reading = reading = Reading(plan, sources=sources, together=self._read_together, apart=self._read_apart)
 
         async def one(fragment: Fragment) -> Answered:
             sources = {key.source for key in fragment.keys}
@@ -231,7 +234,18 @@ class Work:
         return await self._unless_missing(fragment, self.means.remote.ask(request, self.folder, budget))
 
     async def _read_alone(self, answered: Answered) -> Answered:
+        if answered.small is None:
+            return answered
         return await self._unless_missing(answered.fragment, self.means.remote.read(answered))
+
+    async def _read_apart(self, answers: Sequence[Answered]) -> list[Answered]:
+        """Each that is small read alone, all at once: none waits for another's owner."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._read_alone(one)) for one in answers]
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+        return [task.result() for task in tasks]
 
     async def _read_together(self, answers: Sequence[Answered]) -> list[Answered]:
         wanted = self._wanted[answers[0].fragment.table]
@@ -264,14 +278,14 @@ class Work:
             )
 
     async def _merged(self, plan: Plan) -> Answer:
-        """The residual under way. Where an answer is not what it should be, each that came unread is read alone first:
-        so it is asked for once more, or the error says whose it is."""
+        """The residual under way. Where it does not begin, each small answer is read alone first: one that is not what
+        it should be is asked for once more, or the error says whose it is."""
         try:
             return await self._merge(plan)
         except HanseError as error:
-            if error.code not in _UNREADABLE or not any(answer.unread for answer in self.answers):
+            if error.code in _NOT_OF_ANSWERS or all(answer.small is None for answer in self.answers):
                 raise
-        self.answers = [await self._read_alone(one) if one.unread else one for one in self.answers]
+        self.answers = await self._read_apart(self.answers)
         self._check_withheld(plan)
         return await self._merge(plan)
 
@@ -282,7 +296,8 @@ class Work:
             relations = self._taken(relations, plan)
         without = {answer.fragment.id for answer in self.answers if not answer.given}
         sql, functions = await asyncio.to_thread(_residual, plan, without, relations)
-        report = json.dumps(self.report("complete"))
+        told = [_told(answer) for answer in self.answers if answer.missing is None]  # also of what is unread
+        room = len(json.dumps(self.report("complete", owners=told))) + 1024 + _POLICY_ROOM * len(blobs)
         self.run = self.means.pool.run(
             Job(
                 relations=relations,
@@ -291,15 +306,15 @@ class Work:
                 recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
                 limits=self._limits(rows=self.question.rows),
                 codec=self.question.codec,
-                trailer_room=len(report) + 1024 + _POLICY_ROOM * len(blobs),
+                trailer_room=room,
                 blobs=tuple(blobs.values()),
                 consumer="coordinator",
                 once=True,
             )
         )
         self.result = await self.run.__aenter__()
-        told = dict(zip(blobs, self.result.answers, strict=True))
-        self.answers = [one.read(told[one.fragment.id], {}) if one.unread else one for one in self.answers]
+        read = dict(zip(blobs, self.result.answers, strict=True))
+        self.answers = [one.read(read[one.fragment.id], {}) if one.unread else one for one in self.answers]
         self.progress.owners = self.owners()
         return Answer(self, self.result)
 

@@ -32,8 +32,7 @@ _REGISTERED = {
     "framework_agreements": "ds:frameworkAgreement",
     "security_level": "ds:securityLevel",
 }
-_KEPT_SECONDS = 1.0  # what another process recorded is known this late,
-_KEPT_ALONE = 60.0  # and where the database is one process's, nobody else records anything
+_KEPT_SECONDS = 1.0  # what another process recorded is known this late
 _KEPT_MAX = 4_096
 _VALUE_MAX = 255
 
@@ -64,7 +63,6 @@ class Known:
         self._store, self._trust, self._more = store, trust, tuple(more)
         self._kept: dict[str, tuple[float, tuple[Attestation, ...]]] = {}
         self._changes = 0  # that we have heard of
-        self._kept_seconds = _KEPT_ALONE if store.is_sqlite else _KEPT_SECONDS
         store.bus.subscribe(self._heard)
 
     async def of(self, participant: str) -> Facts:
@@ -131,7 +129,7 @@ class Known:
 
     async def _attested(self, subject: str) -> tuple[Attestation, ...]:
         at, rows = self._kept.get(subject, (float("-inf"), ()))
-        if time.monotonic() - at > self._kept_seconds:
+        if time.monotonic() - at > _KEPT_SECONDS:
             at, changes = time.monotonic(), self._changes
             rows = tuple(await self._store.read(lambda tx: tx.facts.of(subject)))
             if len(self._kept) >= _KEPT_MAX:

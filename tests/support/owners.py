@@ -25,6 +25,7 @@ from connector.query.federation import Column, Known, Silent, TableInfo, Tables
 from policies.enforce import statement
 
 _PIECE = 16_384
+NESTED = 960  # lists in lists: a worker can read them, and its caller has less of a stack
 
 
 class FakeAnswer(Answer):
@@ -42,7 +43,8 @@ class FakeAnswer(Answer):
 @dataclass(slots=True)
 class Owner:
     """One owner's database, what was asked of it, and how it fails: `cut`, `no_end`, `lie`, `other` (columns),
-    `talkative`, `stopped`, `damaged`, `down`, `slow`, `changing` (its datasets' versions), `refuse:<code>`."""
+    `talkative`, `nested`, `moving`, `stopped`, `damaged`, `down`, `slow`, `changing` (its datasets' versions),
+    `refuse:<code>`."""
 
     name: str
     database: duckdb.DuckDBPyConnection = field(default_factory=lambda: duckdb.connect(":memory:"))
@@ -143,6 +145,8 @@ class Owners:
             yield FakeAnswer(409, _once(_problem("snapshot_changed", "another version")))
             return
         data = await asyncio.to_thread(self._answer, owner, envelope, tickets, failing)
+        if failing == "moving":  # its answer breaks off, and there is a new version by then
+            self.version(owner.name, *(name for at, name in self.tables if at == owner.name))
         if isinstance(data, str):
             yield FakeAnswer(400, _once(_problem("query_invalid", data)))
             return
@@ -187,14 +191,17 @@ def _framed(reader: Any, failing: str) -> bytes:
         return bytes(sink.getvalue())
     if failing == "damaged":
         return b"not Arrow"
-    if failing != "no_end":
+    if failing not in ("no_end", "moving"):
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema)
         end = {"status": "complete", "rows": rows + (1 if failing == "lie" else 0), "policy": []}
         if failing == "talkative":
             end["policy"] = ["\0" * 200] * 20
         if failing == "stopped":
             end |= {"status": "revoked", "code": "revoked", "reason": "the owner revoked the agreement"}
-        writer.write_batch(zero, custom_metadata={"hanse.end": json.dumps(end)})
+        text = json.dumps(end)
+        if failing == "nested":
+            text = text.replace('"policy": []', f'"policy": {"[" * NESTED}{"]" * NESTED}')
+        writer.write_batch(zero, custom_metadata={"hanse.end": text})
     writer.close()
     return bytes(sink.getvalue())
 

@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 import xxhash
 
-from connector.dataplane.governed import GovernedStream, why_ended
+from connector.dataplane.governed import why_ended
 from connector.dataplane.http import BODY_MAX, Exchange
 from connector.errors import BadInput, Busy, EngineFailed
 from policies.gate import Lease
@@ -91,33 +91,6 @@ async def test_rows_come_whole_with_an_end_record_and_are_in_the_log(running: Pr
     assert running.events.index(started) < running.events.index(ended)
     assert ended.detail == {name: end[name] for name in ("rows", "bytes", "batches", "digest")}
     assert (ended.outcome, ended.actor, ended.agreement) == ("ok", provider.CONSUMER, agreement)
-
-
-async def test_the_head_of_an_answer_leaves_with_its_first_batch(running: Provider) -> None:
-    async with (
-        client(running, running.ticket(await running.agree())) as session,
-        session.stream("GET", ROWS, params={"batch_rows": 1000}) as answer,
-    ):
-        first = await anext(answer.aiter_raw())
-    with pa.ipc.open_stream(first) as reader:
-        assert reader.read_next_batch().num_rows == 1000
-
-
-async def test_the_head_of_an_answer_that_takes_its_time_leaves_before(
-    running: Provider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(GovernedStream, "soon", _never)
-    async with (
-        client(running, running.ticket(await running.agree())) as session,
-        session.stream("GET", ROWS, params={"batch_rows": 1000}) as answer,
-    ):
-        parts = answer.aiter_raw()
-        schema = pa.ipc.read_schema(pa.BufferReader(await anext(parts)))
-        assert schema.names == data.table().column_names
-
-
-async def _never(*_: object) -> bool:
-    return False
 
 
 async def test_digest_covers_every_byte_before_the_end_record(running: Provider) -> None:

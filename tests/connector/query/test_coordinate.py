@@ -24,6 +24,7 @@ from connector.query.coordinate import Question
 from connector.query.federation import GridInfo
 from connector.query.job import HELD, IN_PLACE, LOADED, Job
 from connector.query.pool import Pool
+from tests.support import owners
 from tests.support.asking import Asked
 from tests.support.waiting import until
 
@@ -252,6 +253,55 @@ async def test_words_about_an_answer_that_fill_the_end_record_are_left_out(asked
     assert [row["ward"] for row in rows] == ["w0", "w1", "w2"]
     assert end["status"] == "complete"
     assert [one["policy"] for one in end["owners"]] == [[], [], []]
+
+
+async def test_an_end_record_is_whole_however_long_the_question(asked: Asked) -> None:
+    some = ", ".join(map(str, range(3000)))
+    rows, end = await asked.rows(f'SELECT ward, count(*) AS n FROM "all".patients WHERE id IN ({some}) GROUP BY ward')
+    assert sum(row["n"] for row in rows) == 153
+    assert end["status"] == "complete"
+    assert [one["rows"] for one in end["owners"]] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("kind", ["BIGINT", "DOUBLE"])
+async def test_small_answers_that_unfold_to_much_are_joined_all_the_same(asked: Asked, kind: str) -> None:
+    for owner in ("south", "west"):
+        many = f"SELECT CAST(7 AS {kind}) AS id FROM range(1_200_000)"
+        asked.owners.add(owner, "few", many, shares_keys=True, takes_keys=True)
+    lots = f"SELECT CAST(range AS {kind}) AS id FROM range(4_000_000)"
+    asked.owners.add("north", "lots", lots, shares_keys=True, takes_keys=True)
+    rows, end = await asked.rows('SELECT count(f.id) AS n FROM "all".few f JOIN north.lots m ON m.id = f.id')
+    assert rows == [{"n": 2_400_000}]
+    assert end["status"] == "complete"
+
+
+@pytest.mark.parametrize("depth", [20, 960])
+async def test_of_an_end_record_that_is_nested_only_what_is_flat_counts(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    monkeypatch.setattr(owners, "NESTED", depth)
+    asked.owners.break_("south", "nested")
+    _, end = await asked.rows(COUNTS)
+    assert end["status"] == "complete"
+    assert [one["policy"] for one in end["owners"]] == [[], [], []]
+
+
+async def test_an_end_record_that_no_parser_takes_is_its_owner_s_fault(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "NESTED", 100_000)
+    asked.owners.break_("south", "nested")
+    with pytest.raises(PeerFailed) as failure:
+        await asked.rows(COUNTS)
+    assert (failure.value.code, failure.value.facts["owner"]) == ("arrow_invalid", "south")
+
+
+async def test_a_version_that_changes_while_an_answer_is_asked_for_again_is_planned_anew(asked: Asked) -> None:
+    asked.owners.break_("south", "moving", times=1)
+    rows, end = await asked.rows(COUNTS)
+    assert [row["ward"] for row in rows] == ["w0", "w1", "w2"]
+    assert end["status"] == "complete"
+    assert len(asked.owners.of["south"].asked) == 3
 
 
 async def test_a_refusal_is_not_repeated_and_keeps_the_owners_rule(asked: Asked) -> None:

@@ -34,7 +34,7 @@ class Answers:
             fragments=tuple(FRAGMENTS.values()),
             tables={table: [FRAGMENTS[name] for name in names] for table, names in TABLES.items()},
         )
-        self.reading = Reading(plan, sources=sources.split(), together=self.together, alone=self._alone)
+        self.reading = Reading(plan, sources=sources.split(), together=self.together, apart=self._apart)
 
     async def came(self, name: str, *, small: bool = True) -> str:
         """Whether it was `read` in the end, or is `unread` still."""
@@ -52,11 +52,12 @@ class Answers:
             raise BadInput("one of them")
         return [replace(one, unread=False) for one in answers]
 
-    async def _alone(self, answered: Answered) -> Answered:
-        self.read.append(answered.fragment.id)
-        if answered.fragment.id == self.bad:
-            raise PeerNonsense(self.bad)
-        return replace(answered, unread=False)
+    async def _apart(self, answers: Sequence[Answered]) -> list[Answered]:
+        for one in answers:
+            self.read.append(one.fragment.id)
+            if one.fragment.id == self.bad:
+                raise PeerNonsense(self.bad)
+        return [replace(one, unread=False) for one in answers]
 
 
 async def test_answers_that_narrow_nothing_stay_unread_until_all_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
