@@ -433,24 +433,10 @@ class _Transport:
             await self._part(exchange, stream, stream.schema)
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
-                    if isinstance(part, Span):
-                        await self._span(exchange, stream, part)
-                    else:
-                        await self._part(exchange, stream, part)
+                    await self._part(exchange, stream, part)
         await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview) -> None:
-        """Send what lies in memory."""
-        await self._within_stall(exchange, stream, lambda _: exchange.part(part))
-
-    async def _span(self, exchange: Exchange, stream: GovernedStream, span: Span) -> None:
-        """Send a part of a file, and those that follow it."""
-        await self._within_stall(exchange, stream, lambda moved: exchange.file(span, stream.following, moved))
-
-    async def _within_stall(
-        self, exchange: Exchange, stream: GovernedStream, send: Callable[[Callable[[], None]], Awaitable[None]]
-    ) -> None:
-        """Send, while the client takes anything; `send` calls what it is given while it goes on."""
+    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | Span) -> None:
         now = asyncio.get_running_loop().time
 
         def moved() -> None:
@@ -459,7 +445,10 @@ class _Transport:
 
         try:
             async with asyncio.timeout(self._stall_seconds) as limit:
-                await send(moved)
+                if isinstance(part, Span):
+                    await exchange.file(part, stream.following, moved)
+                else:
+                    await exchange.part(part)
         except TimeoutError:
             took = "not all that it may" if stream.over else "nothing"
             stream.abandon("client_stalled", f"the client took {took} for {self._stall_seconds:g} s")

@@ -61,7 +61,8 @@ def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
             if job.blobs:
                 _keep(job.arguments["path"], job.blobs[0])
         digest = _digest(opened, seen.end, seen.before, check) if job.arguments.get("digest") else ""
-    return {**seen.told(), "digest": digest, "keys": keys.save()}
+    columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in seen.schema]
+    return {**seen.told(), "columns": columns, "digest": digest, "keys": keys.save()}
 
 
 def read(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
@@ -127,10 +128,7 @@ class _Seen:
             raise Coded("arrow_invalid")
 
     def told(self) -> dict[str, Any]:
-        columns = [{"name": one.name, "type": str(one.type), "nullable": one.nullable} for one in self.schema]
-        return {
-            "columns": columns, "rows": self.rows, "batches": self.batches, "bytes": self.size, "end": self.end,
-        }  # fmt: skip
+        return {"rows": self.rows, "batches": self.batches, "bytes": self.size, "end": self.end}
 
 
 def _seen(

@@ -174,7 +174,7 @@ async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool)
     exchange = Sips({"headers": []}, cast("Any", None), cast("Any", None))
     transport = _Transport(cast("Any", None), cast("Any", None), owner="o", stall_seconds=0.4)
     with hands(stands=True) as clock, tempfile.TemporaryFile() as file:
-        part = transport._span(exchange, cast("GovernedStream", stream), Span(file, 0, 1))
+        part = transport._part(exchange, cast("GovernedStream", stream), Span(file, 0, 1))
         if over:
             with pytest.raises(ConnectionAbortedError):
                 await part

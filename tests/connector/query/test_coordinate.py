@@ -33,6 +33,19 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 COUNTS = 'SELECT ward, count(*) AS n, avg(age) AS age FROM "all".patients WHERE age >= 10 GROUP BY ward ORDER BY ward'
 
 
+def noted(monkeypatch: pytest.MonkeyPatch, method: str) -> list[Job]:
+    """The jobs that a method of the pool is given from now on."""
+    jobs: list[Job] = []
+    real = getattr(Pool, method)
+
+    def noting(pool: Pool, job: Job) -> Any:
+        jobs.append(job)
+        return real(pool, job)
+
+    monkeypatch.setattr(Pool, method, noting)
+    return jobs
+
+
 async def test_a_question_over_three_owners_is_answered_from_partial_results(asked: Asked) -> None:
     rows, end = await asked.rows(COUNTS)
     assert [row["ward"] for row in rows] == ["w0", "w1", "w2"]
@@ -70,15 +83,8 @@ async def test_keys_of_one_owner_narrow_what_another_sends(asked: Asked) -> None
 async def test_keys_of_several_owners_are_united_for_another(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, small: int, jobs: list[str]
 ) -> None:
-    kinds: list[str] = []
-    ask = Pool.ask
-
-    async def noted(pool: Pool, job: Job) -> Any:
-        kinds.append(job.kind)
-        return await ask(pool, job)
-
     monkeypatch.setattr(remote, "_SMALL", small)
-    monkeypatch.setattr(Pool, "ask", noted)
+    begun = noted(monkeypatch, "ask")
     for number, owner in enumerate(("south", "west", "north")):
         few = f"SELECT range * 1000 + {number} AS id FROM range(5) WHERE {number} < 2"  # north has none of it
         asked.owners.add(owner, "few", few, shares_keys=True, takes_keys=True)
@@ -86,7 +92,7 @@ async def test_keys_of_several_owners_are_united_for_another(
     rows, end = await asked.rows('SELECT count(*) AS n FROM "all".few f JOIN north.many m ON m.id = f.id')
     assert rows == [{"n": 10}]
     assert next(one["rows"] for one in end["owners"] if one["dataset"] == "many") == 10
-    assert list(dict.fromkeys(kinds)) == jobs
+    assert list(dict.fromkeys(job.kind for job in begun)) == jobs
 
 
 @pytest.mark.parametrize(
@@ -100,15 +106,8 @@ async def test_keys_of_several_owners_are_united_for_another(
 async def test_answers_that_are_joined_are_taken_in_so_that_the_engine_knows_their_rows(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, sql: str, share: int, taken: set[str]
 ) -> None:
-    jobs: list[Job] = []
-    run = Pool.run
-
-    def noted(pool: Pool, job: Job) -> Any:
-        jobs.append(job)
-        return run(pool, job)
-
     monkeypatch.setattr(work, "_LOADED_SHARE", share)
-    monkeypatch.setattr(Pool, "run", noted)
+    jobs = noted(monkeypatch, "run")
     await asked.rows(sql)
     assert {relation.taken for relation in jobs[-1].relations.values()} == taken
 
@@ -124,14 +123,7 @@ async def test_answers_that_are_joined_are_taken_in_so_that_the_engine_knows_the
 async def test_what_one_owner_answers_whole_is_passed_on_as_it_came(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, sql: str, rows: list[tuple[Any, ...]]
 ) -> None:
-    jobs: list[Job] = []
-    run = Pool.run
-
-    def noted(pool: Pool, job: Job) -> Any:
-        jobs.append(job)
-        return run(pool, job)
-
-    monkeypatch.setattr(Pool, "run", noted)
+    jobs = noted(monkeypatch, "run")
     found, end = await asked.rows(sql)
     assert jobs[-1].passed
     assert [tuple(row.values()) for row in found][: len(rows) or None] == rows
@@ -205,19 +197,12 @@ async def test_a_fragment_that_broke_off_is_asked_once_more_from_the_start(
 
 
 async def test_small_answers_are_read_by_the_job_that_joins_them(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds: list[str] = []
-    begin = Pool._begin
-
-    async def noted(pool: Pool, job: Job) -> Any:
-        kinds.append(job.kind)
-        return await begin(pool, job)
-
-    monkeypatch.setattr(Pool, "_begin", noted)
+    jobs = noted(monkeypatch, "_begin")
     joined = "SELECT p.ward, count(*) AS n FROM south.patients p JOIN north.wards w ON w.ward = p.ward GROUP BY p.ward"
     for sql, rows in ((COUNTS, [3, 3, 3]), (joined, [51, 3])):
-        kinds.clear()
+        jobs.clear()
         _, end = await asked.rows(sql)
-        assert kinds == ["query"]
+        assert [job.kind for job in jobs] == ["query"]
         assert [one["rows"] for one in end["owners"]] == rows
         assert [one["rows"] for one in asked.recorded[-1].detail["owners"]] == rows
 
