@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import mmap
 import os
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -114,6 +116,7 @@ class Passed:
         self._entry = entry
         self._spans = spans
         self._left = deque(entry.blocks)
+        self._pieces = _Pieces(max((block.nbytes for block in entry.blocks), default=0))
         self._next: asyncio.Future[Part | None] | None = None
 
     def __aiter__(self) -> Self:
@@ -149,16 +152,36 @@ class Passed:
         block = self._left.popleft()
         span = self._entry.span(block)
         span.check()
-        return Part(block.rows, block.nbytes, span if self._spans else _memory(span), block.digest)
+        return Part(block.rows, block.nbytes, span if self._spans else self._memory(span), block.digest)
+
+    def _memory(self, span: Span) -> memoryview:
+        """The bytes of a span. Only our own are mapped: one of the owner's that is cut short would end this process."""
+        if span.ref is None:
+            return _mapped(span)
+        memory = self._pieces.take()
+        span.read_into(memory)
+        return memory[: span.nbytes].toreadonly()
 
 
-def _memory(span: Span) -> memoryview:
-    """The bytes of a span. Only our own are mapped: one of the owner's that is cut short would end this process."""
-    if span.ref is None:
-        return _mapped(span)
-    data = memoryview(bytearray(span.nbytes))
-    span.read_into(data)
-    return data.toreadonly()
+class _Pieces:
+    """Memory for one batch after the other. A piece is taken again when its last view is gone, which is when the
+    transport has sent it: new memory for each batch costs the kernel more than reading it."""
+
+    def __init__(self, size: int) -> None:
+        self._kind = ctypes.c_ubyte * size
+        self._free: list[mmap.mmap] = []
+        self._taken: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
+
+    def take(self) -> memoryview:
+        """A piece that nobody else has."""
+        piece = self._free.pop() if self._free else mmap.mmap(-1, ctypes.sizeof(self._kind))
+        whole = self._kind.from_buffer(piece)
+        self._taken[id(piece)] = weakref.ref(whole, lambda _: self._let_go(piece))
+        return memoryview(whole).cast("B")
+
+    def _let_go(self, piece: mmap.mmap) -> None:
+        del self._taken[id(piece)]
+        self._free.append(piece)
 
 
 def _mapped(span: Span) -> memoryview:

@@ -51,6 +51,7 @@ BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _SENDERS = 8
+_PIECE = 2**19  # bytes that are encrypted at once
 _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 _TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
@@ -93,7 +94,26 @@ class Cycle(RequestResponseCycle):
         buffers = message[BUFFERS]
         # An empty chunk would end the body.
         if total := sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers):
-            self.transport.writelines([b"%x\r\n" % total, *buffers, b"\r\n"])
+            whole = [b"%x\r\n" % total, *buffers, b"\r\n"]
+            if self._encrypts:
+                await self._in_pieces(whole)
+            else:
+                self.transport.writelines(whole)
+
+    async def _in_pieces(self, buffers: list[Any]) -> None:
+        """Encrypted a piece at a time: what has been goes out, still in the processor's cache, before the next."""
+        for buffer in buffers:
+            data = memoryview(buffer)
+            for at in range(0, len(data), _PIECE):
+                if self.flow.write_paused and not self.disconnected:
+                    await self.flow.drain()
+                if self.disconnected:
+                    return
+                self.transport.write(data[at : at + _PIECE])
+
+    @property
+    def _encrypts(self) -> bool:
+        return self.transport.get_extra_info("sslcontext") is not None
 
     async def _from_file(self, message: Mapping[str, Any]) -> None:
         sending = _Sending(message[FILE], before=message.get(BEFORE), more=message.get(MORE))
@@ -305,6 +325,6 @@ class Protocol(HttpToolsProtocol):
         self.answering = cast("Cycle", cycle)
         extensions: dict[str, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = {}
-        if self.transport.get_extra_info("sslcontext") is None:
+        if not self.answering._encrypts:
             extensions[FILES] = {}
         super()._start_asgi_task(cycle, app)

@@ -120,7 +120,8 @@ def fence(
     empty one.
     """
     # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
-    threads = _ONE_THREAD if limits.threads == 1 else {"threads": str(limits.threads)}
+    # Several work at a row group each, and all but the first wait unless there is room for what they make.
+    threads = _ONE_THREAD if limits.threads == 1 else {"threads": str(limits.threads)} | _AHEAD
     waiting = {"async_threads": _WAITING_THREADS} if far else {}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
     told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
@@ -142,6 +143,7 @@ def fence(
 
 
 _ONE_THREAD = {"streaming_buffer_size": "'64KB'"}
+_AHEAD = {"streaming_buffer_size": "'16MB'"}
 _WAITING_THREADS = "8"
 _ALWAYS = {
     "temp_directory": "''",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -18,6 +20,7 @@ import uvicorn
 
 from connector.dataplane import gather
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, Protocol
+from tests.load.stream.space import self_signed
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
 
@@ -61,9 +64,11 @@ async def stalled(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def served(app: Any, *, http: Any = Protocol) -> AsyncIterator[int]:
+async def served(app: Any, *, http: Any = Protocol, certificate: Path | None = None) -> AsyncIterator[int]:
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=http, log_level="critical", lifespan="off", date_header=False)
+    config = uvicorn.Config(
+        app, http=http, log_level="critical", lifespan="off", date_header=False, ssl_certfile=certificate
+    )
     server = uvicorn.Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started:
@@ -75,8 +80,9 @@ async def served(app: Any, *, http: Any = Protocol) -> AsyncIterator[int]:
         await task
 
 
-async def exchange(port: int, request: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def exchange(port: int, request: bytes, certificate: Path | None = None) -> bytes:
+    context = None if certificate is None else ssl.create_default_context(cafile=certificate)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     writer.write(request)
     answer = await reader.read(-1)
     writer.close()
@@ -87,23 +93,32 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
 PIPELINED = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" + REQUEST
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return self_signed(tmp_path_factory.mktemp("tls") / "certificate.pem")
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("request_", [REQUEST, PIPELINED], ids=["one", "pipelined"])
-async def test_bytes_on_the_wire_are_those_of_the_stock_path(request_: bytes) -> None:
-    async with served(application, http="httptools") as port:
-        stock = await exchange(port, request_)
-    async with served(application) as port:
-        assert await exchange(port, request_) == stock
+async def test_bytes_on_the_wire_are_those_of_the_stock_path(request_: bytes, secure: bool, certificate: Path) -> None:
+    known = certificate if secure else None
+    async with served(application, http="httptools", certificate=known) as port:
+        stock = await exchange(port, request_, known)
+    async with served(application, certificate=known) as port:
+        assert await exchange(port, request_, known) == stock
 
 
-def test_bytes_are_the_same_on_uvloop() -> None:
+def test_bytes_are_the_same_on_uvloop(certificate: Path) -> None:
     """In a process of its own: the loop of a test run is asyncio's."""
     code = (
-        "import uvloop, tests.connector.dataplane.test_gather as t\n"
+        "import sys, uvloop, pathlib, tests.connector.dataplane.test_gather as t\n"
         "for request in (t.REQUEST, t.PIPELINED):\n"
-        "    uvloop.run(t.test_bytes_on_the_wire_are_those_of_the_stock_path(request))\n"
+        "    for secure in (False, True):\n"
+        "        known = pathlib.Path(sys.argv[1])\n"
+        "        uvloop.run(t.test_bytes_on_the_wire_are_those_of_the_stock_path(request, secure, known))\n"
         "print('same')"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    found = subprocess.run([sys.executable, "-c", code, str(certificate)], capture_output=True, text=True, check=False)
     assert found.stdout.strip() == "same", found.stderr
 
 
@@ -120,9 +135,12 @@ async def test_buffers_outside_a_chunked_body_are_refused() -> None:
     assert answer.endswith(b"\r\n\r\nabc")
 
 
-async def test_a_client_that_does_not_read_is_cut_off() -> None:
-    async with served(stalled) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10)
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_a_client_that_does_not_read_is_cut_off(secure: bool, certificate: Path) -> None:
+    known = certificate if secure else None
+    context = ssl.create_default_context(cafile=known) if known else None
+    async with served(stalled, certificate=known) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**10, ssl=context)
         writer.write(REQUEST)
         await asyncio.sleep(0.5)
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import blocks
 from connector.dataplane import prepared as prepared_streams
 from connector.dataplane.asked import STREAM, Asked
 from connector.dataplane.blocks import Span
@@ -177,7 +178,18 @@ async def test_memory_and_spans_are_the_same_bytes(
         found.append(
             [whole[p.at : p.at + p.nbytes] if isinstance(p, Span) else bytes(p) for p in parts[:-1]]
         )  # the last is the end record, with the id of the read
-    assert found[0] == found[1]
+    assert found[0] == found[1]  # all were held until here: none was filled again
+
+
+async def test_memory_that_was_sent_is_filled_again_and_no_other() -> None:
+    pieces = blocks._Pieces(100)
+    first = pieces.take()
+    first[:3] = b"one"
+    sent = first[:3].toreadonly()
+    del first
+    assert bytes(pieces.take()[:3]) != b"one"  # a part of it is held
+    del sent
+    assert b"one" in [bytes(one[:3]) for one in [pieces.take(), pieces.take()]]
 
 
 @pytest.mark.parametrize("make", UNLIKE, ids=lambda make: make.__name__)
