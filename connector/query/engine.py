@@ -106,7 +106,7 @@ def _start_threads() -> None:
 
 def fence(
     con: duckdb.DuckDBPyConnection,
-    *,
+    *beside: duckdb.DuckDBPyConnection,
     paths: Sequence[str],
     limits: Limits,
     temp: Path | None = None,
@@ -115,19 +115,24 @@ def fence(
 ) -> None:
     """Close everything but `paths`, set the limits, and lock the settings. `followed`: it can be asked how far it is.
 
+    `beside`: more connections to the same engine, which have to themselves only how far they work ahead.
     `far`: some of the files are objects in a store, of which much is better asked for at once. Without `temp` nothing
     spills: the engine lets queries read its temporary directory, so there is none unless the caller gives a private,
     empty one.
     """
     # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
     # Several work at a row group each, and all but the first wait unless there is room for what they make.
-    threads = _ONE_THREAD if limits.threads == 1 else {"threads": str(limits.threads)} | _AHEAD
+    ahead = {"streaming_buffer_size": _ONE_THREAD if limits.threads == 1 else _THREADS}
+    for other in beside:
+        _set(other, ahead)
+    threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}
     waiting = {"async_threads": _WAITING_THREADS} if far else {}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
     told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
     _set(
         con,
         {
+            **ahead,
             **threads,
             **waiting,
             **spill,
@@ -142,8 +147,7 @@ def fence(
     )
 
 
-_ONE_THREAD = {"streaming_buffer_size": "'64KB'"}
-_AHEAD = {"streaming_buffer_size": "'16MB'"}
+_ONE_THREAD, _THREADS = "'64KB'", "'16MB'"
 _WAITING_THREADS = "8"
 _ALWAYS = {
     "temp_directory": "''",

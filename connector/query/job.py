@@ -48,6 +48,7 @@ AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after 
 IN_PLACE: Final = ""  # each scan reads the file, and the engine knows nothing
 HELD: Final = "held"  # in memory of ours, the fastest where it is little: it knows how many rows there are
 LOADED: Final = "loaded"  # in the engine, and on its disk where they are many: it knows how many differ
+PARQUET: Final = ("parquet", "hive", "s3")  # kinds of relations whose rows lie in Parquet
 
 
 @dataclass(frozen=True, slots=True)

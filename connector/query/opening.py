@@ -12,6 +12,7 @@ import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,16 @@ _KEPT_FILES = 64  # no more are held open for a job that may never come
 class Opening:
     """Opened step by step: `pin` files, `fence` an engine around them; or `ready`, all of it. `close` it."""
 
-    def __init__(self, limits: Limits, folder: Path, *, desk: socket.socket | None = None, key: str = "") -> None:
+    def __init__(
+        self, limits: Limits, folder: Path, *, desk: socket.socket | None = None, key: str = "", readers: int = 1
+    ) -> None:
         """`folder` is private and need not exist yet; over `desk` blocks of objects are borrowed. `key`: for which jobs
-        it may be kept, empty for none."""
+        it may be kept, empty for none. `readers`: connections to the engine, each read by a thread of its own."""
         self.limits, self.folder, self.desk, self.key = limits, folder, desk, key
         self.files: list[engine.Files] = []
         self.con: Any = None
+        self.beside: list[Any] = []  # the other connections
+        self._readers = readers
         self.names: list[str] = []  # under which the engine has the files
         self.brought: list[tuple[str, Callable[[Any, str], object]]] = []  # names of this job only, and what ends them
         self.rested_at = 0.0
@@ -55,15 +60,25 @@ class Opening:
 
     def fence(self, con: Any, *more: str, followed: bool = False) -> Any:
         """Let the engine read what is pinned, and `more` paths, and nothing else. `followed`: it says how far it is."""
-        self.con = con
+        self.con, self.beside = con, [con.cursor() for _ in range(self._readers - 1)]
         engine.lend(con, self.files)
         temp = self.folder / "temp" if self.limits.temp_mb else None
         if temp is not None:
             temp.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = [path for found in self.files for path in found.paths]
         far = any(not isinstance(found, engine.Opened) for found in self.files)
-        engine.fence(con, paths=[*paths, *more], limits=self.limits, temp=temp, followed=followed, far=far)
+        limits = replace(self.limits, threads=1) if self.beside else self.limits
+        engine.fence(
+            con, *self.beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far
+        )  # fmt: skip
         return con
+
+    def interrupt(self) -> None:
+        """Stop what the engine does now; nobody has it after us."""
+        self.key = ""
+        for con in () if self.con is None else (self.con, *self.beside):
+            with suppress(Exception):
+                con.interrupt()
 
     def ready(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
         """An engine in which all relations that are files are readable under their names: ours, or a `new` one."""
@@ -131,8 +146,8 @@ class Opening:
 
     def let_go(self) -> None:
         """Close the engine, and keep the files."""
-        con, self.con = self.con, None
-        if con is not None:
+        cons, self.con, self.beside = (*self.beside, self.con), None, []
+        for con in cons:
             with suppress(Exception):
                 con.close()
 
@@ -150,6 +165,13 @@ class Opening:
 
 def _files_in(relations: Mapping[str, Relation]) -> dict[str, Relation]:
     return {name: one for name, one in relations.items() if one.blob is None and not one.answers}
+
+
+def readers(job: Job) -> int:
+    """How many ranges of a job are read at once: the engine's own threads work on different row groups, and a range may
+    have only one."""
+    (first, *_) = (*job.relations.values(), Relation(""))
+    return 1 if job.only is None or first.kind not in wire.PARQUET else min(job.limits.threads, len(job.only.ranges))
 
 
 def key_of(job: Job) -> str:

@@ -7,8 +7,11 @@ whole, and row groups outside the range are never decoded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,60 +19,74 @@ import pyarrow as pa
 from connector.datasets.sources import Rows, divisible
 from connector.datasets.splits import Place, seal
 from connector.query import engine, scan
+from connector.query.abreast import abreast
 from connector.query.job import Job, Range, Ranges, Relation
 
 Part = tuple[pa.RecordBatch, str]  # and what its metadata says of its place
+_Placed = tuple[pa.RecordBatch, int]  # and the number of its last row
 
 
 def read(
-    con: Any, job: Job, only: Ranges, paths: Sequence[str], left: list[Range] | None = None
+    cons: Sequence[Any], job: Job, only: Ranges, paths: Sequence[str], left: list[Range] | None = None
 ) -> tuple[pa.Schema, Iterator[Part]]:
     """The schema of the answer without the column of positions, and its batches as they come.
 
+    With several connections to the engine as many ranges are read at once, each in a thread of its own.
     `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
     """
     name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
-    target, left = job.batch_bytes, list(only.ranges) if left is None else left
+    target, left, binding = job.batch_bytes, list(only.ranges) if left is None else left, threading.Lock()
 
-    def attached(one: Range) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        rows = Rows(one.file, one.first, one.stop, only.position)
-        divisible(relation.kind).attach_rows(con, name, paths, relation.options, rows)
-        answer = engine.query(con, job.sql, job.params)
-        size = engine.rows_of(answer, relation.row_bytes, target=target)
-        size = size if job.batch_rows is None else max(1, min(size, job.batch_rows))
-        if _fast(job, relation):
-            schema = engine.schema_of(answer)
-            if scan.faster(schema, paths, relation.kind):
-                return schema, scan.rows_between(paths[one.file], schema, one.first, one.stop, rows=size, target=target)
-        return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
+    def attached(con: Any, one: Range) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        with binding:  # the connections have one view, whose rows are those of the range that was attached last
+            rows = Rows(one.file, one.first, one.stop, only.position)
+            divisible(relation.kind).attach_rows(con, name, paths, relation.options, rows)
+            answer = engine.query(con, job.sql, job.params)
+            size = engine.rows_of(answer, relation.row_bytes, target=target)
+            size = size if job.batch_rows is None else max(1, min(size, job.batch_rows))
+            if _fast(job, relation):
+                schema = engine.schema_of(answer)
+                if scan.faster(schema, paths, relation.kind):
+                    between = scan.rows_between(
+                        paths[one.file], schema, one.first, one.stop, rows=size, target=target
+                    )  # fmt: skip
+                    return schema, between
+            return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
 
-    schema, batches = attached(left[0])
+    todo = tuple(left)
+    schema, first = attached(cons[0], todo[0])
+
+    def every(number: int) -> Generator[Iterator[_Placed]]:
+        """Those that one of the connections reads."""
+        for place in range(number, len(todo), len(cons)):
+            yield _placed(todo[place], attached(cons[number], todo[place])[1] if place else first, only)
+
+    def stop() -> None:
+        for con in cons:
+            con.interrupt()
+
+    coming = every(0) if len(cons) == 1 else abreast([partial(every, number) for number in range(len(cons))], stop=stop)
     shown = schema.remove(len(schema) - 1) if only.position else schema
-    return shown, _parts(batches, left, attached, only)
+    return shown, _parts(coming, left, only)
 
 
 def _fast(job: Job, relation: Relation) -> bool:
     return bool(job.scan) and job.batch_rows is None and relation.kind == "parquet"
 
 
-def _parts(
-    batches: Iterator[pa.RecordBatch],
-    left: list[Range],
-    attached: Callable[[Range], tuple[pa.Schema, Iterator[pa.RecordBatch]]],
-    only: Ranges,
-) -> Iterator[Part]:
+def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges) -> Iterator[Part]:
     key = bytes.fromhex(only.key)
-    while left:
-        one = left[0]
-        for batch, row in _placed(one, batches, only):
-            left[0] = replace(one, first=row + 1)
-            at = json.dumps({"block": one.block, "cursor": seal(Place(one.file, row), key)}) if key else ""
-            yield batch, at
-        left.pop(0)
-        batches = attached(left[0])[1] if left else batches
+    with closing(coming):
+        for batches in coming:
+            one = left[0]
+            for batch, row in batches:
+                left[0] = replace(one, first=row + 1)
+                at = json.dumps({"block": one.block, "cursor": seal(Place(one.file, row), key)}) if key else ""
+                yield batch, at
+            left.pop(0)
 
 
-def _placed(one: Range, batches: Iterator[pa.RecordBatch], only: Ranges) -> Iterator[tuple[pa.RecordBatch, int]]:
+def _placed(one: Range, batches: Iterator[pa.RecordBatch], only: Ranges) -> Iterator[_Placed]:
     """Batches with the numbers of their last rows: counted, or by the column of positions, which goes."""
     row = one.first - 1
     for batch in batches:

@@ -29,7 +29,7 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
 from connector.query.keeping import Keeping, limit_cpu
-from connector.query.opening import Opening, key_of
+from connector.query.opening import Opening, key_of, readers
 from connector.query.resting import Floor
 
 _INTERRUPT_EVERY = 0.05
@@ -70,10 +70,8 @@ class Session:
     def interrupt(self) -> None:
         """Stop what the engine does now."""
         with self.guard:
-            if self.opening is not None and (con := self.opening.con) is not None:
-                self.opening.key = ""  # nobody has it after us
-                with suppress(Exception):
-                    con.interrupt()
+            if self.opening is not None:
+                self.opening.interrupt()
 
     def open(self, job: Job) -> Opening:
         """What the job may read: kept from one before, or yet to be opened."""
@@ -83,7 +81,7 @@ class Session:
 
     def open_new(self, job: Job, *, key: str = "") -> Opening:
         """What the job may read, yet to be opened, and for it alone without a key."""
-        self.opening = found = Opening(job.limits, self.folder, desk=self.desk, key=key)
+        self.opening = found = Opening(job.limits, self.folder, desk=self.desk, key=key, readers=readers(job))
         return found
 
     @property

@@ -35,7 +35,6 @@ _VALUE_ROWS_MAX = 10_000
 _AHEAD = 2  # batches
 _BATCHES = 8 * 2**20  # bytes that the batches of all scans in a process have together, one each
 _BATCH_MIN = 2**19
-_PARQUET = ("parquet", "hive", "s3")
 _ALL = 2**62
 # With whole numbers and decimals: types that the engine gives as they are stored.
 _PLAIN = (pa.bool_(), pa.float32(), pa.float64(), pa.string(), pa.date32())
@@ -164,7 +163,8 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     con = opened(session, job, answers)
     if job.only is not None:
         session.wait_for_go(job)
-        return ranges.read(con, job, job.only, session.files[0].paths)
+        beside = session.opening.beside if session.opening is not None else ()
+        return ranges.read((con, *beside), job, job.only, session.files[0].paths)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
@@ -204,7 +204,7 @@ def _turns(session: Session, job: Job) -> wire.Ranges | None:
     everything is one of ranges only among many: it costs a little.
     """
     relation = job.relations.get(job.scan)
-    if relation is None or relation.kind not in _PARQUET:
+    if relation is None or relation.kind not in wire.PARQUET:
         return None
     if job.only is None and session.worker.crowded:
         return wire.Ranges([wire.Range(-1, number, 0, _ALL) for number in range(len(relation.files))], "")
@@ -219,7 +219,7 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
         _recheck(con, job)
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
-        return ranges.read(con, smaller, only, opening.files[0].paths, left)
+        return ranges.read((con, *opening.beside), smaller, only, opening.files[0].paths, left)
 
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 
@@ -301,7 +301,7 @@ def profile(session: Session, job: Job) -> None:
     files = opening.pin(relation)
     union = bool(relation.options.get("union_by_name", False))
     widths: Mapping[str, float] = {}
-    if relation.kind in ("parquet", "hive", "s3"):
+    if relation.kind in wire.PARQUET:
         widths = profiling.parquet_widths(files, union=union, reached=session.reached)
     con = opening.fence(session.worker.keeping.engine(), followed=True)
     engine.attach(con, name, relation, files)

@@ -695,6 +695,39 @@ async def test_scans_that_take_turns_give_every_row_in_order(pool: Pool, numbers
         assert table.equals((blocks if place % 2 else whole).cast(table.schema))
 
 
+@pytest.mark.parametrize("position", ["", "place"], ids=["all rows", "some rows"])
+async def test_ranges_that_are_read_at_once_are_those_that_are_read_one_by_one(
+    pool: Pool, numbers: Relation, position: str
+) -> None:
+    ranges = [Range(n, 0, at, min(at + 30_000, data.ROWS)) for n, at in enumerate(range(0, data.ROWS, 30_000))]
+    only = Ranges(ranges[::-1], "", position)  # cursors differ each time
+    where = " WHERE id % 3 = 0" if position else ""
+    shown = f"id, name{position and ', '}{position}"
+    job = Job(
+        relations={"t": numbers}, sql=f"SELECT {shown} FROM t{where}", scan="" if position else "t", only=only,
+        batch_bytes=2**17,
+    )  # fmt: skip
+    found = []
+    for threads in (1, 3):
+        async with pool.run(replace(job, limits=Limits(threads=threads))) as result:
+            found.append([bytes(frame.payload) async for frame in result])
+            assert (result.totals["rows"] > 60_000, result.totals["batches"] > 20) == (True, True)
+    assert found[0] == found[1]
+
+
+async def test_a_reader_that_leaves_stops_ranges_that_are_read_at_once(
+    pool: Pool, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.query.running.GRACE", 60.0)
+    pairs = "SELECT a.id, a.place FROM t a, t b WHERE a.id + b.id < 0 OR a.id + b.id = 2"  # slow for the second range
+    only = Ranges([Range(0, 0, 0, 5), Range(1, 0, 0, data.ROWS)], "00" * 32, "place")
+    async with pool.run(Job(relations={"t": numbers}, sql=pairs, only=only, limits=Limits(threads=2))) as result:
+        worker = result._worker
+        await anext(result)
+    await until(lambda: worker not in pool._busy)
+    assert worker.alive()
+
+
 async def test_unknown_kinds_of_job_are_refused(pool: Pool) -> None:
     with pytest.raises(HanseError) as raised:
         await pool.ask(Job(kind="shell"))

@@ -1,0 +1,98 @@
+"""Several sequences made at once, each in a thread of its own, and given one after the other. Runs in a worker.
+
+Knows nothing of engines: whoever stops early sees to it that what a thread waits for comes to an end.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+_AHEAD = 3  # items that a thread has ready
+
+
+def abreast(
+    makers: Sequence[Callable[[], Iterator[Iterator[_T]]]], *, stop: Callable[[], None]
+) -> Generator[Iterator[_T]]:
+    """The sequences of all makers by turns: the first of each, then the second of each, until one has no more.
+
+    Each is to be read to its end before the next is asked for. `stop` is called, again and again, while threads are
+    still at work that nobody wants any more. What a maker raises is raised where its items would be.
+    """
+    lines = [_Line(make) for make in makers]
+    try:
+        number = 0
+        while lines[number].another():
+            yield lines[number].items()
+            number = (number + 1) % len(lines)
+    finally:
+        for line in lines:
+            line.unwanted = True
+        for line in lines:
+            line.end(stop)
+
+
+class _Line:
+    """What one thread makes: _BEGIN, the items of a sequence, _END, and so on; _END again when there is no more."""
+
+    def __init__(self, make: Callable[[], Iterator[Iterator[Any]]]) -> None:
+        self.unwanted = False
+        self._ready: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._thread = threading.Thread(target=self._fill, args=(make,), daemon=True)
+        self._thread.start()
+
+    def another(self) -> bool:
+        """Whether there is another sequence."""
+        return self._next() is _BEGIN
+
+    def items(self) -> Iterator[Any]:
+        """The items of the sequence that has begun."""
+        while (item := self._next()) is not _END:
+            yield item
+
+    def end(self, stop: Callable[[], None]) -> None:
+        """Wait for the thread."""
+        while self._thread.is_alive():
+            stop()
+            while not self._ready.empty():
+                self._ready.get()
+            self._thread.join(0.01)
+
+    def _next(self) -> Any:
+        item = self._ready.get()
+        if isinstance(item, _Raised):
+            raise item.error
+        return item
+
+    def _fill(self, make: Callable[[], Iterator[Iterator[Any]]]) -> None:
+        try:
+            for sequence in make():
+                self._put(_BEGIN)
+                for item in sequence:
+                    self._put(item)
+                self._put(_END)
+            self._put(_END)
+        except _Unwanted:
+            pass
+        except BaseException as error:  # noqa: BLE001  it belongs to the reader, in another thread
+            self._ready.put(_Raised(error))
+
+    def _put(self, item: Any) -> None:
+        self._ready.put(item)
+        if self.unwanted:
+            raise _Unwanted
+
+
+class _Raised:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Unwanted(Exception):
+    """Nobody reads any more."""
+
+
+_BEGIN, _END = object(), object()
