@@ -185,3 +185,58 @@ def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> No
             assert found[name] == value
     starts = [found[name].data_ptr() for name in ("id", "yes", "shaped", "every second")]
     assert [start - starts[0] for start in starts] == [0, 64, 128, 192]
+
+
+def _loaded(dataset: Dataset, *, workers: int = 2, batch_size: int = 64, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset.to_torch(batch_size=batch_size),
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=True,
+        **options,
+    )
+
+
+def test_batches_of_workers_lie_in_memory_that_is_filled_again(training: Dataset) -> None:
+    loader, places = _loaded(training, workers=1), []
+    for _ in range(2):
+        for batch in loader:
+            assert type(batch) is dict
+            places.append(batch["id"].data_ptr())
+            del batch
+    assert len(places) > 40
+    assert len(set(places)) <= 8
+
+
+def test_batches_that_are_kept_stay_as_they_are(training: Dataset) -> None:
+    here = list(training.to_torch(batch_size=64))
+    kept = list(_loaded(training, workers=1))
+    assert len(kept) == len(here) > 8
+    assert as_rows(kept) == as_rows(here)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_every_kind_of_start_give_the_same(training: Dataset, method: str) -> None:
+    found = as_rows(_loaded(training, multiprocessing_context=method))
+    assert sorted(row["id"] for row in found) == sorted(row["id"] for row in as_rows(training.to_torch(batch_size=64)))
+
+
+def _shifted(batch: Any) -> Any:
+    assert "id" in batch.keys()  # noqa: SIM118  as a loop's own code may ask
+    return {"id": batch["id"] + 1, "images": len(batch["image"]), "columns": sorted(batch)}
+
+
+def test_a_collate_function_in_the_worker_finds_the_columns(training: Dataset) -> None:
+    found = list(_loaded(training, collate_fn=_shifted))
+    assert sorted(number for batch in found for number in batch["id"].tolist()) == list(range(1, ROWS + 1))
+    assert {"id", "image"} <= set(found[0]["columns"])
+
+
+def _looked_at(batch: Any) -> Any:
+    batch["id"] += 1
+    return batch
+
+
+def test_what_somebody_changed_in_the_worker_comes_changed(training: Dataset) -> None:
+    found = list(_loaded(training, collate_fn=_looked_at))
+    assert sorted(number for batch in found for number in batch["id"].tolist()) == list(range(1, ROWS + 1))

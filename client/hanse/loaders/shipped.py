@@ -1,17 +1,106 @@
-"""A batch on its way from a DataLoader's worker to the training loop, its tensors as one piece of shared memory.
+"""A batch on its way from a DataLoader's worker to the training loop, as one piece of shared memory.
 
-PyTorch sends each tensor as a file of its own: a batch of many columns costs more on this way than on the network. Here
-its tensors lie one after the other in one; at the other end they are views of it. All else goes as it would.
+PyTorch sends each tensor as a file of its own, and all else through a pipe: a batch costs more on this way than on the
+network. A batch that nobody has changed goes as Arrow and becomes a dict of tensors in the loop, over the memory that
+it came in (`Rows`). Of a dict that somebody has made, the tensors go as one piece (`Columns`).
 """
 
 from __future__ import annotations
 
 import math
+import secrets
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
+import pyarrow as pa
 import torch
 
+from hanse.loaders.arena import Arena
+
 _ALIGNED = 64
+_BESIDE = 2**18  # bytes of a stream that are not its batch: schema and end
+_WAYS: WeakValueDictionary[str, Way] = WeakValueDictionary()
+
+
+class Way:
+    """From the workers of a dataset to its loop: the memory that they share, and what a batch becomes there."""
+
+    def __init__(self, form: Callable[[pa.RecordBatch], Any], arena: Arena | None = None, name: str = "") -> None:
+        self.form, self.arena = form, arena or Arena()
+        self.name = name or secrets.token_hex(8)
+        _WAYS[self.name] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Way, (self.form, self.arena, self.name)
+
+
+class Rows:
+    """A batch as it was read. For whoever looks at it in the worker it is a mapping of what it will become.
+
+    It is no `Mapping` by type: PyTorch would look at every value of it.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, way: Way) -> None:
+        self._batch, self._way = batch, way
+        self._made: dict[str, Any] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self._columns[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._columns[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._columns, name)  # keys, values, items, get, pop
+
+    @property
+    def _columns(self) -> dict[str, Any]:
+        if self._made is None:
+            self._made = self._way.form(self._batch)
+        return self._made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._made is not None:
+            return Columns, (self._made,)  # it may have been changed
+        size = pa.ipc.get_record_batch_size(self._batch) + _BESIDE
+        if (room := self._way.arena.room(size)) is not None:
+            region, slot, memory = room
+            return _read, (self._way.name, region, slot, _written(self._batch, memory))
+        piece = _shared(size)
+        _written(self._batch, memoryview(piece.numpy()))
+        return _unpacked, (self._way.name, piece)
+
+
+def _written(batch: pa.RecordBatch, memory: memoryview) -> int:
+    sink = pa.FixedSizeBufferWriter(pa.py_buffer(memory))
+    with pa.ipc.new_stream(sink, batch.schema) as out:
+        out.write_batch(batch)
+    return int(sink.tell())
+
+
+def _read(name: str, region: int, slot: int, nbytes: int) -> Any:
+    way = _WAYS[name]
+    return way.form(_batch(way.arena.take(region, slot, nbytes)))
+
+
+def _unpacked(name: str, piece: Any) -> Any:
+    return _WAYS[name].form(_batch(memoryview(piece.numpy())))
+
+
+def _batch(memory: Any) -> pa.RecordBatch:
+    return pa.ipc.open_stream(pa.py_buffer(memory)).read_next_batch()
 
 
 class Columns(dict[str, Any]):
@@ -32,12 +121,16 @@ def _put(tensors: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, Any, tuple[
     for name, tensor in tensors.items():
         places[name] = (size, tensor.dtype, tuple(tensor.shape))
         size += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
-    # As PyTorch's own `default_collate` makes it: in shared memory from the start.
-    piece = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(1, size)))
+    piece = _shared(size)
     memory = memoryview(piece.numpy())
     for name, place in places.items():
         _at(memory, *place).copy_(tensors[name])
     return piece, places
+
+
+def _shared(size: int) -> Any:
+    """As PyTorch's own `default_collate` makes it: in shared memory from the start."""
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(1, size)))
 
 
 def _taken(rest: dict[str, Any], piece: Any, places: dict[str, tuple[int, Any, tuple[int, ...]]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -28,12 +29,14 @@ def tensors(batch: pa.RecordBatch, *, shapes: Mapping[str, tuple[int, ...]] | No
     """Each column of a batch by its name. `shapes`: of columns whose lists all have one length, without the rows."""
     given = shapes or {}
     return {
-        field.name: _column(field.name, column, given.get(field.name))
-        for field, column in zip(batch.schema, batch.columns, strict=True)
+        name: _column(name, column, given.get(name))
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
 
 
 def _column(name: str, column: pa.Array, given: tuple[int, ...] | None) -> Any:
+    if given is None and _is_number(column.type):
+        return _numbers(name, column)
     shape: tuple[int, ...] = (len(column),)
     if given is not None:
         return _numbers(name, _flat(name, column, given)).reshape((len(column), *given))
@@ -45,7 +48,7 @@ def _column(name: str, column: pa.Array, given: tuple[int, ...] | None) -> Any:
         return _numbers(name, column.flatten()).reshape(shape)
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
-    if _is_number(column.type) or pa.types.is_boolean(column.type):
+    if _is_number(column.type) or pa.types.is_boolean(column.type):  # by now
         return _numbers(name, column)
     return column.to_pylist()
 
@@ -71,12 +74,29 @@ def _numbers(name: str, column: pa.Array) -> Any:
             f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
             "not null, or leave it out"
         )
+    _warned()
     plain = column.null_count == 0 and not pa.types.is_boolean(column.type)
-    values = column.to_numpy(zero_copy_only=plain)
+    return torch.from_numpy(column.to_numpy(zero_copy_only=plain))
+
+
+@cache
+def _warned() -> None:
+    """PyTorch warns once of memory that must not be written to: now, and nobody. What it becomes is told above."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
+        torch.from_numpy(pa.array([1]).to_numpy())
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    return kind.id in _NUMBERS
+
+
+_NUMBERS = frozenset(
+    kind.id
+    for kind in (
+        pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.float16(),
+        pa.float32(), pa.float64(),
+    )
+)  # fmt: skip  # asked for each column of each batch

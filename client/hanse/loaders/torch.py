@@ -20,27 +20,37 @@ from torch.utils.data import IterableDataset, get_worker_info
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders.loader import Loader
-from hanse.loaders.shipped import Columns
+from hanse.loaders.shipped import Columns, Rows, Way
 from hanse.loaders.tensors import tensors
 
 
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
     """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch."""
 
-    def __init__(self, loader: Loader, *, form: Callable[[pa.RecordBatch], Any], rank: int, world: int) -> None:
+    def __init__(
+        self, loader: Loader, *, form: Callable[[pa.RecordBatch], Any], rank: int, world: int, way: Way | None = None
+    ) -> None:
+        """`way`: by which batches leave workers as they are, and take their form in the loop."""
         super().__init__()
         self._loader = loader
-        self._form = form
+        self._form, self._way = form, way
         self._rank, self._world = rank, world
         # Shared with the workers, so that `set_epoch` reaches those that live on between epochs.
         self._epoch = torch.tensor(loader.epoch, dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Any]:
         self._place()
-        shipped = get_worker_info() is not None
-        for batch in self._loader:
-            made = self._form(batch)
-            yield Columns(made) if shipped and type(made) is dict else made
+        if get_worker_info() is None:
+            yield from map(self._form, self._loader)
+        else:
+            yield from map(self._shipped, self._loader)
+
+    def _shipped(self, batch: pa.RecordBatch) -> Any:
+        # A null may be one that no tensor holds: the worker's reader is told, not the loop.
+        if self._way is not None and not any(column.null_count for column in batch.columns):
+            return Rows(batch, self._way)
+        made = self._form(batch)
+        return Columns(made) if type(made) is dict else made
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
@@ -88,8 +98,9 @@ def dataset(
     if state is not None:
         loader.load_state_dict(state)
     found = _ranks() if rank is None or world is None else (rank, world)
+    way = Way(tensors) if form is None and not shapes else None
     form = form or partial(tensors, shapes=shapes)
-    return Batches(loader, form=form, rank=found[0], world=found[1])
+    return Batches(loader, form=form, rank=found[0], world=found[1], way=way)
 
 
 def _ranks() -> tuple[int, int]:
