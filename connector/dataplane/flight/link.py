@@ -23,7 +23,7 @@ END: Final = 5
 HEADER: Final = struct.Struct("<BBBxQ")  # kind, slot, whether a descriptor comes along, size
 LENGTH: Final = struct.Struct("<I")
 QUESTION_MAX: Final = 2**20
-SLOTS: Final = 3  # one being sent, one ready, one being filled
+SLOTS: Final = 4  # one being sent, two ready, one being filled: with one less the sender waits now and then
 
 
 def ask(channel: socket.socket, question: dict[str, Any]) -> None:
