@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from connector.query.codes import Coded
 from connector.query.job import Job
 from connector.query.keeping import limit_cpu
 from connector.query.ring import slot_bytes
+from connector.query.stored import Values
 
 if TYPE_CHECKING:
     from connector.query.session import Session
@@ -113,10 +115,13 @@ class Frames:
             raise Coded("bytes_limit")
         self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
         slot = 0 if self.slots is None or size > self.slots.size else self.slots.free()
-        digest = self.messages.digest
-        for piece in _pieces(parts):
-            if slot and self.slots is not None:
-                self.slots.put(piece)
+        digest, parts = self.messages.digest, [self.session.stored.find(part) or part for part in parts]
+        if slot and self.slots is not None:
+            pieces = map(self.slots.put, parts)
+        else:
+            parts = [part.read() if isinstance(part, Values) else part for part in parts]
+            pieces = map(_pieces, parts)
+        for piece in chain.from_iterable(pieces):
             digest.update(piece)
         left, more = () if slot else parts, bool(slot) and last()
         told = {"size": size, "rows": batch.num_rows, "digest": digest.digest(), "slot": slot}
@@ -135,12 +140,11 @@ class Frames:
         self.session.send(wire.END, json.dumps(totals).encode(), digest=self.messages.digest.digest())
 
 
-def _pieces(parts: list[Any]) -> Iterator[memoryview]:
-    """The parts in pieces that stay in a processor's cache from their copy to their digest."""
-    for part in parts:
-        whole = memoryview(part).cast("B")
-        for at in range(0, len(whole), _PIECE):
-            yield whole[at : at + _PIECE]
+def _pieces(part: Any) -> Iterator[memoryview]:
+    """A part in pieces that stay in a processor's cache from their copy to their digest."""
+    whole = memoryview(part).cast("B")
+    for at in range(0, len(whole), _PIECE):
+        yield whole[at : at + _PIECE]
 
 
 class Slots:
@@ -150,7 +154,8 @@ class Slots:
         assert session.shared is not None
         self.session, self.size, self._idle = session, slot_bytes(job.batch_bytes), idle
         memory = memoryview(session.worker.map(session.shared, job.slots * self.size))
-        self._slots = [pa.py_buffer(memory[at : at + self.size]) for at in range(0, len(memory), self.size)]
+        self._slots = [memory[at : at + self.size] for at in range(0, len(memory), self.size)]
+        self._left = memory[:0]  # of the slot that is being filled
         self._file: Any = None
         self._free = list(range(job.slots, 0, -1))
 
@@ -160,12 +165,23 @@ class Slots:
             self._free += self.session.credits(self._idle)
         slot = self._free.pop()  # the last one that came back: it is still in the cache
         if slot:
-            self._file = pa.FixedSizeBufferWriter(self._slots[slot - 1])  # copies without the interpreter's lock
+            self._go_on(self._slots[slot - 1])
         return slot
 
-    def put(self, part: Any) -> None:
-        """More of the batch into the slot."""
-        self._file.write(part)
+    def put(self, part: Any) -> Iterator[memoryview]:
+        """More of the batch into the slot; pieces of it, each as soon as it is there."""
+        if isinstance(part, Values):
+            at = self._file.tell()
+            yield from part.into(self._left[at : at + part.size])
+            self._go_on(self._left[at + part.size :])
+            return
+        for piece in _pieces(part):
+            self._file.write(piece)
+            yield piece
+
+    def _go_on(self, memory: memoryview) -> None:
+        self._left = memory
+        self._file = pa.FixedSizeBufferWriter(pa.py_buffer(memory))  # copies without the interpreter's lock
 
 
 class ListSink:

@@ -21,18 +21,26 @@ from connector.datasets.splits import Place, seal
 from connector.query import engine, scan
 from connector.query.abreast import abreast
 from connector.query.job import Job, Range, Ranges, Relation
+from connector.query.stored import Stored
 
 Part = tuple[pa.RecordBatch, str]  # and what its metadata says of its place
 _Placed = tuple[pa.RecordBatch, int]  # and the number of its last row
 
 
 def read(
-    cons: Sequence[Any], job: Job, only: Ranges, paths: Sequence[str], left: list[Range] | None = None
+    cons: Sequence[Any],
+    job: Job,
+    only: Ranges,
+    paths: Sequence[str],
+    left: list[Range] | None = None,
+    *,
+    stored: Stored | None = None,
 ) -> tuple[pa.Schema, Iterator[Part]]:
     """The schema of the answer without the column of positions, and its batches as they come.
 
     With several connections to the engine as many ranges are read at once, each in a thread of its own.
     `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
+    `stored`: as in `scan.batches`.
     """
     name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
     target, left, binding = job.batch_bytes, list(only.ranges) if left is None else left, threading.Lock()
@@ -48,8 +56,8 @@ def read(
                 schema = engine.schema_of(answer)
                 if scan.faster(schema, paths, relation.kind):
                     between = scan.rows_between(
-                        paths[one.file], schema, one.first, one.stop, rows=size, target=target
-                    )  # fmt: skip
+                        paths[one.file], schema, one.first, one.stop, rows=size, target=target, stored=stored
+                    )
                     return schema, between
             return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
 

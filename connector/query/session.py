@@ -31,6 +31,7 @@ from connector.query.job import Job
 from connector.query.keeping import Keeping, limit_cpu
 from connector.query.opening import Opening, key_of, readers
 from connector.query.resting import Floor
+from connector.query.stored import Stored
 
 _INTERRUPT_EVERY = 0.05
 _PATIENCE = 0.1
@@ -61,6 +62,7 @@ class Session:
         self.maker = ThreadPoolExecutor(1)  # makes the next batch while one is sent
         self.told = ("", 0.0)  # the last stage, and when
         self.unsent: list[Any] = []  # frames that go with the next
+        self.stored = Stored()  # what is sent from the files themselves
 
     def cancel(self) -> None:
         """Interrupt what runs; called again and again until the session ends, as an interrupt can come too early."""

@@ -26,6 +26,7 @@ from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages
 from connector.query.job import Job
 from connector.query.resting import Resting
+from connector.query.stored import Stored
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -164,7 +165,8 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     if job.only is not None:
         session.wait_for_go(job)
         beside = session.opening.beside if session.opening is not None else ()
-        return ranges.read((con, *beside), job, job.only, session.files[0].paths)
+        paths = session.files[0].paths
+        return ranges.read((con, *beside), job, job.only, paths, stored=_stored(session, job))
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
@@ -219,7 +221,8 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
         _recheck(con, job)
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
-        return ranges.read((con, *opening.beside), smaller, only, opening.files[0].paths, left)
+        cons, paths = (con, *opening.beside), opening.files[0].paths
+        return ranges.read(cons, smaller, only, paths, left, stored=_stored(session, job))
 
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 
@@ -246,10 +249,16 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
         schema = engine.schema_of(relation)
         paths = session.files[list(job.relations).index(job.scan)].paths
         if scan.faster(schema, paths, job.relations[job.scan].kind):
+            threads, stored = job.limits.threads > 1, _stored(session, job)
             return schema, scan.batches(
-                paths, schema, rows=rows, target=job.batch_bytes, threads=job.limits.threads > 1
+                paths, schema, rows=rows, target=job.batch_bytes, threads=threads, stored=stored
             )
     return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None)
+
+
+def _stored(session: Session, job: Job) -> Stored | None:
+    """Where values may be left in the files until they are sent: nobody looks at them before."""
+    return session.stored if job.format == wire.ARROW and job.codec == "none" and not job.noise else None
 
 
 def report(session: Session, job: Job) -> None:

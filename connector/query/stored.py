@@ -1,0 +1,264 @@
+"""Values of Parquet that go from the file straight to where they are sent from: large ones that lie there as they are.
+
+An uncompressed page of blobs in PLAIN encoding is its values one after the other, each with its length before it. So
+such a column need not be decoded: where its values lie is found by their lengths, and the kernel copies them into the
+memory that leaves (data-plane, section 3.1). Until then an Arrow array stands for them whose offsets are true and
+whose bytes are not there: its memory may not even be read, and a batch with it is for `frames` alone. Nothing in a file
+is believed: a column that is not exactly as it is described here is read by Arrow, with all of its group. Runs in a
+worker.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import weakref
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from connector.errors import VersionChanged
+
+_VALUE_MIN = 16 * 2**10  # bytes on average: for each value we ask the kernel twice, and small ones are faster decoded
+_CHUNK_MAX = 2**28
+_PIECE = 2**18
+_HEADER_MAX = 2**13  # of a page, with its levels
+_DATA_PAGE, _DATA_PAGE_V2 = 0, 3
+_PLAIN, _RLE = 0, 3
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 8, 12  # Thrift's compact types
+
+Fields = dict[tuple[int, int], Any]  # of a Thrift struct, by number and type
+
+
+class Stored:
+    """The columns of one answer that are still in their files. Some threads add, another asks."""
+
+    def __init__(self) -> None:
+        self._columns: list[weakref.ref[_Column]] = []
+        self._adding = threading.Lock()
+
+    def columns(self, file: File, metadata: Any, group: int, names: Sequence[str], *, at_least: int) -> dict[str, Any]:
+        """Arrays that stand for those columns of a row group that can be left in the file, by name; none where they are
+        not so many bytes together."""
+        found = {}
+        for number in range(metadata.num_columns):
+            column = metadata.schema.column(number)
+            if column.path in names and (kept := _column(file, column, metadata.row_group(group), number)) is not None:
+                found[column.path] = kept
+        if sum(column.size for column in found.values()) < at_least:
+            return {}
+        with self._adding:  # a new list, without those that no batch refers to: whoever asks may have the old one
+            self._columns = [one for one in self._columns if one() is not None] + list(map(weakref.ref, found.values()))
+        return {name: column.stand_in() for name, column in found.items()}
+
+    def find(self, part: Any) -> Values | None:
+        """What a buffer stands for; None for one that is what it is."""
+        if isinstance(part, pa.Buffer):
+            for one in self._columns:
+                column = one()
+                if column is not None and 0 <= (first := part.address - column.address) < column.size:
+                    return Values(column, first, part.size)
+        return None
+
+
+class File:
+    """A file to read from, closed when nothing is in it any more that somebody needs."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.size = os.fstat(self.descriptor).st_size
+
+
+class Values:
+    """Some bytes of a column that is still in its file."""
+
+    def __init__(self, column: _Column, first: int, size: int) -> None:
+        self.size = size
+        self._column, self._first = column, first
+
+    def into(self, memory: memoryview) -> Iterator[memoryview]:
+        """Read them; each piece of `memory` as soon as it is filled. VersionChanged where the file has become shorter:
+        they were there."""
+        done = 0
+        for at, size in self._column.places(self._first, self._first + self.size):
+            piece = memory[done : done + size]
+            _fill(self._column.file.descriptor, piece, at)
+            done += size
+            yield piece
+
+    def read(self) -> bytearray:
+        """They, in memory of their own."""
+        memory = bytearray(self.size)
+        for _ in self.into(memoryview(memory)):
+            pass
+        return memory
+
+
+class _Column:
+    """The values of one column of a row group: where each begins in the file, and where it ends among them all."""
+
+    def __init__(self, file: File, starts: array[int], ends: array[int]) -> None:
+        self.file, self._starts, self._ends = file, starts, ends
+        self.size = ends[-1]
+        # Addresses that are nobody else's while we live. Whoever reads there has not been told, and must not go on.
+        self._memory = pa.py_buffer(mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0))
+        self.address = self._memory.address
+
+    def stand_in(self) -> pa.Array:
+        """What stands for the values; we live as long as any part of it does."""
+        offsets = pa.py_buffer(array("i", [0]) + self._ends)
+        values = pa.foreign_buffer(self.address, self.size, base=self)
+        return pa.Array.from_buffers(pa.binary(), len(self._ends), [None, offsets, values], 0)
+
+    def places(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Place in the file and size of each piece from `first` to `stop` of all the values."""
+        number = bisect_right(self._ends, first)
+        while first < stop:
+            end = self._ends[number]
+            begin = self._ends[number - 1] if number else 0
+            while first < (until := min(end, stop)):
+                size = min(until - first, _PIECE)
+                yield self._starts[number] + first - begin, size
+                first += size
+            number += 1
+
+
+def _fill(descriptor: int, memory: memoryview, at: int) -> None:
+    while memory:
+        if not (got := os.preadv(descriptor, [memory], at)):
+            raise VersionChanged("a file of this version has changed since it was registered; register a new version")
+        memory, at = memory[got:], at + got
+
+
+class _OtherwiseError(Exception):
+    """It is not as it would have to be."""
+
+
+def _column(file: File, column: Any, group: Any, number: int) -> _Column | None:
+    """A column of a row group, or None where Arrow must read it."""
+    chunk, rows = group.column(number), group.num_rows
+    flat = column.physical_type == "BYTE_ARRAY" and not column.max_repetition_level and column.max_definition_level <= 1
+    stored = chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page and not chunk.file_path
+    if not flat or not stored or chunk.num_values != rows:
+        return None
+    at = chunk.data_page_offset
+    stop = at + chunk.total_compressed_size
+    if not (0 < at < stop <= file.size and 0 < rows * _VALUE_MIN <= stop - at <= _CHUNK_MAX):
+        return None
+    try:
+        return _Column(file, *_walk(file.descriptor, at, stop, rows, optional=column.max_definition_level == 1))
+    except (_OtherwiseError, LookupError, OSError):
+        return None
+
+
+def _walk(descriptor: int, at: int, stop: int, rows: int, *, optional: bool) -> tuple[array[int], array[int]]:
+    """Where each value of a column chunk begins, and where it ends among them all. OSError where the kernel has not got
+    all of it in memory: who jumps from length to length waits for each, and Arrow reads one piece behind the other."""
+    starts, ends, total = array("q"), array("i"), 0
+    head, prefix = bytearray(_HEADER_MAX), bytearray(4)
+    while len(starts) < rows:
+        got = os.preadv(descriptor, [head], at, os.RWF_NOWAIT)
+        at, page_stop, count = _page(bytes(head[: min(got, stop - at)]), at, stop, optional=optional)
+        _expect(0 < count <= rows - len(starts))
+        for _ in range(count):
+            _expect(os.preadv(descriptor, [prefix], at, os.RWF_NOWAIT) == len(prefix))
+            length = int.from_bytes(prefix, "little")
+            at += len(prefix)
+            _expect(at + length <= page_stop)
+            starts.append(at)
+            total, at = total + length, at + length
+            ends.append(total)
+        _expect(at == page_stop)
+    _expect(at == stop)
+    return starts, ends
+
+
+def _page(head: bytes, at: int, stop: int, *, optional: bool) -> tuple[int, int, int]:
+    """Where the values of the page at `at` begin and end, and how many there are; `head` are its first bytes."""
+    header, used = _struct(head, 0)
+    size, kind = header[3, _I32], header[1, _I32]
+    _expect(size == header[2, _I32])
+    end = at + used + size
+    if kind == _DATA_PAGE:
+        told: Fields = header[5, _STRUCT]
+        count = told[1, _I32]
+        _expect(told[2, _I32] == _PLAIN)
+        if optional:
+            _expect(told[3, _I32] == _RLE)
+            length = int.from_bytes(head[used : used + 4], "little")
+            used += 4
+            _expect_ones(head, used, length, count)
+            used += length
+    else:
+        _expect(kind == _DATA_PAGE_V2)
+        told = header[8, _STRUCT]
+        count, length = told[1, _I32], told[5, _I32]
+        _expect(told[4, _I32] == _PLAIN and told[2, _I32] == 0 and told[3, _I32] == count and told[6, _I32] == 0)
+        _expect(length >= 0)
+        if optional:
+            _expect_ones(head, used, length, count)
+        used += length
+    _expect(at + used <= end <= stop)
+    return at + used, end, count
+
+
+def _expect_ones(head: bytes, at: int, length: int, count: int) -> None:
+    """That so many definition levels are all 1 (Parquet's encodings, "RLE/bit-packing hybrid", one bit wide)."""
+    levels, at = head[at : at + length], 0
+    while count > 0:
+        run, at = _varint(levels, at)
+        if run & 1:
+            size = run >> 1
+            _expect(0 < size <= len(levels) - at)
+            bits = (1 << min(count, 8 * size)) - 1
+            _expect(int.from_bytes(levels[at : at + size], "little") & bits == bits)
+            at, count = at + size, count - 8 * size
+        else:
+            _expect(run > 0 and levels[at] == 1)
+            at, count = at + 1, count - (run >> 1)
+
+
+def _struct(data: bytes, at: int, *, within: int = 2) -> tuple[Fields, int]:
+    """A struct in Thrift's compact protocol, of those types that page headers have, and where it ends."""
+    found: Fields = {}
+    number = 0
+    while field := data[at]:
+        kind, step, at = field & 15, field >> 4, at + 1
+        _expect(step > 0)
+        number += step
+        value: Any = kind == _TRUE
+        if kind == _STRUCT:
+            _expect(within > 0)
+            value, at = _struct(data, at, within=within - 1)
+        elif kind == _BINARY:
+            size, at = _varint(data, at)
+            at += size
+        elif kind in (_I16, _I32, _I64):
+            value, at = _varint(data, at)
+            value = value >> 1 ^ -(value & 1)
+        elif kind == _BYTE:
+            at += 1
+        else:
+            _expect(kind in (_TRUE, _FALSE))
+        found[number, kind] = value
+    return found, at + 1
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        value, at = value | (byte & 127) << shift, at + 1
+        if byte < 128:
+            return value, at
+    raise _OtherwiseError
+
+
+def _expect(fact: bool) -> None:
+    if not fact:
+        raise _OtherwiseError
