@@ -28,6 +28,8 @@ _TAKEN: Mapping[str, tuple[Callable[[Any, str, Any], None], Callable[[Any, str],
     wire.HELD: (engine.hold, engine.detach),
     wire.LOADED: (engine.load, engine.drop),
 }
+_PAGES = 2 * 2**20  # bytes of a column that a reader holds: writers make pages of a megabyte, and they come compressed
+_BLOB = 4096  # bytes of a value, from which all of a column's may be held: Arrow reads blobs by the row group
 _KEPT_FILES = 64  # no more are held open for a job that may never come
 
 
@@ -169,9 +171,14 @@ def _files_in(relations: Mapping[str, Relation]) -> dict[str, Relation]:
 
 def readers(job: Job) -> int:
     """How many ranges of a job are read at once: the engine's own threads work on different row groups, and a range may
-    have only one."""
+    have only one. As many as half of the job's memory holds the pages of; one where nobody knows how large they are."""
     (first, *_) = (*job.relations.values(), Relation(""))
-    return 1 if job.only is None or first.kind not in wire.PARQUET else min(job.limits.threads, len(job.only.ranges))
+    if job.only is None or first.kind not in wire.PARQUET or not first.row_bytes:
+        return 1
+    rows = max(one.stop - one.first for one in job.only.ranges)
+    pages = sum(rows * width if width > _BLOB else min(rows * width, _PAGES) for width in first.row_bytes.values())
+    most = int(job.limits.memory_mb * 2**20 / 2 // max(pages, 1))
+    return max(1, min(job.limits.threads, len(job.only.ranges), most))
 
 
 def key_of(job: Job) -> str:

@@ -21,6 +21,7 @@ import xxhash
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from connector.query import job as wire
 from connector.query.job import HELD, IN_PLACE, LOADED, Job, Limits, Range, Ranges, Recheck, Relation
+from connector.query.opening import readers
 from connector.query.pool import Pool
 from connector.query.running import Result, Worker
 from tests.support import data
@@ -701,6 +702,7 @@ async def test_ranges_that_are_read_at_once_are_those_that_are_read_one_by_one(
 ) -> None:
     ranges = [Range(n, 0, at, min(at + 30_000, data.ROWS)) for n, at in enumerate(range(0, data.ROWS, 30_000))]
     only = Ranges(ranges[::-1], "", position)  # cursors differ each time
+    numbers = replace(numbers, row_bytes={"id": 8.0, "name": 7.0})
     where = " WHERE id % 3 = 0" if position else ""
     shown = f"id, name{position and ', '}{position}"
     job = Job(
@@ -711,8 +713,31 @@ async def test_ranges_that_are_read_at_once_are_those_that_are_read_one_by_one(
     for threads in (1, 3):
         async with pool.run(replace(job, limits=Limits(threads=threads))) as result:
             found.append([bytes(frame.payload) async for frame in result])
-            assert (result.totals["rows"] > 60_000, result.totals["batches"] > 20) == (True, True)
+            assert (result.totals["rows"] > 60_000, result.totals["batches"] > 7) == (True, True)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "widths", "kind", "expected"),
+    [
+        (100_000, {"a": 8.0}, "parquet", 3),
+        (100_000, {f"f{n}": 4.0 for n in range(66)}, "hive", 2),
+        (1_000_000, {f"f{n}": 4.0 for n in range(66)}, "parquet", 1),  # 66 columns' pages, twice: more than it may take
+        (1_000_000, {f"f{n}": 9.0 for n in range(16)}, "s3", 2),
+        (200, {"image": 100_000.0}, "parquet", 3),
+        (1000, {"image": 100_000.0}, "parquet", 1),
+        (100_000, {}, "parquet", 1),
+        (100_000, {"a": 8.0}, "arrow_ipc", 1),
+    ],
+)
+def test_as_many_ranges_are_read_at_once_as_memory_holds(
+    rows: int, widths: dict[str, float], kind: str, expected: int
+) -> None:
+    only = Ranges([Range(n, 0, n * rows, (n + 1) * rows) for n in range(3)], "")
+    relations = {"t": Relation(kind, row_bytes=widths)}
+    job = Job(relations=relations, sql="SELECT * FROM t", only=only, limits=Limits(memory_mb=128, threads=4))
+    assert readers(job) == expected
+    assert readers(replace(job, only=None)) == 1
 
 
 async def test_a_reader_that_leaves_stops_ranges_that_are_read_at_once(
@@ -721,7 +746,8 @@ async def test_a_reader_that_leaves_stops_ranges_that_are_read_at_once(
     monkeypatch.setattr("connector.query.running.GRACE", 60.0)
     pairs = "SELECT a.id, a.place FROM t a, t b WHERE a.id + b.id < 0 OR a.id + b.id = 2"  # slow for the second range
     only = Ranges([Range(0, 0, 0, 5), Range(1, 0, 0, data.ROWS)], "00" * 32, "place")
-    async with pool.run(Job(relations={"t": numbers}, sql=pairs, only=only, limits=Limits(threads=2))) as result:
+    known = replace(numbers, row_bytes={"id": 8.0})
+    async with pool.run(Job(relations={"t": known}, sql=pairs, only=only, limits=Limits(threads=2))) as result:
         worker = result._worker
         await anext(result)
     await until(lambda: worker not in pool._busy)
