@@ -78,6 +78,7 @@ def job_of(
     brought = {one.relation: Relation("", blob=number, columns=one.columns) for number, one in enumerate(keys)}
     rows = min(grant.lease.rows for grant in grants)
     spare = min(grant.lease.bytes for grant in grants)
+    threads = max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, running)))
     return Job(
         relations=relations | brought,
         sql=prepared.sql,
@@ -87,9 +88,9 @@ def job_of(
         recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
         limits=Limits(
             seconds=most.seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
-            memory_mb=most.memory_mb if not asked.plain_scan else max(128, most.memory_mb // 4),
+            memory_mb=_scan_mb(most.memory_mb, threads) if asked.plain_scan else most.memory_mb,
             temp_mb=0 if asked.plain_scan else most.temp_mb,
-            threads=max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, running))),
+            threads=threads,
         ),
         batch_bytes=max(2**16, min(_batch_bytes(asked.format, running), spare // 2)),
         slots=SLOTS if running <= _FEW else SLOTS - 1,
@@ -101,6 +102,11 @@ def job_of(
         consumer=asked.consumer,
         shared=asked.plain_scan and not prepared.aggregate,
     )  # fmt: skip
+
+
+def _scan_mb(most: int, threads: int) -> int:
+    """Memory for a scan: each of its threads may hold a row group's pages, and there are several where few read."""
+    return max(128, min(most, threads * (most // 4)))
 
 
 def _batch_bytes(form: str, running: int) -> int:

@@ -11,19 +11,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_Maker = Callable[[], Iterator[Iterator[_T]]]
 _AHEAD = 3  # items that a thread has ready
 
 
-def abreast(
-    makers: Sequence[Callable[[], Iterator[Iterator[_T]]]], *, stop: Callable[[], None]
-) -> Generator[Iterator[_T]]:
+def abreast(makers: Sequence[_Maker[_T]], *, stop: Callable[[], None]) -> Generator[Iterator[_T]]:
     """The sequences of all makers by turns: the first of each, then the second of each, until one has no more.
 
     Each is to be read to its end before the next is asked for. `stop` is called, again and again, while threads are
     still at work that nobody wants any more. What a maker raises is raised where its items would be.
     """
-    lines = [_Line(make) for make in makers]
+    lines: list[_Line] = []
     try:
+        lines.extend(map(_Line, makers))
         number = 0
         while lines[number].another():
             yield lines[number].items()
@@ -38,7 +38,7 @@ def abreast(
 class _Line:
     """What one thread makes: _BEGIN, the items of a sequence, _END, and so on; _END again when there is no more."""
 
-    def __init__(self, make: Callable[[], Iterator[Iterator[Any]]]) -> None:
+    def __init__(self, make: _Maker[Any]) -> None:
         self.unwanted = False
         self._ready: queue.Queue[Any] = queue.Queue(_AHEAD)
         self._thread = threading.Thread(target=self._fill, args=(make,), daemon=True)
@@ -63,11 +63,14 @@ class _Line:
 
     def _next(self) -> Any:
         item = self._ready.get()
-        if isinstance(item, _Raised):
+        if not isinstance(item, _Raised):
+            return item
+        try:
             raise item.error
-        return item
+        finally:
+            del item  # or it would hold this call, and all that the error came from
 
-    def _fill(self, make: Callable[[], Iterator[Iterator[Any]]]) -> None:
+    def _fill(self, make: _Maker[Any]) -> None:
         try:
             for sequence in make():
                 self._put(_BEGIN)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,10 +35,11 @@ def read(
     left: list[Range] | None = None,
     *,
     stored: Stored | None = None,
-) -> tuple[pa.Schema, Iterator[Part]]:
+) -> tuple[pa.Schema, Generator[Part]]:
     """The schema of the answer without the column of positions, and its batches as they come.
 
     With several connections to the engine as many ranges are read at once, each in a thread of its own.
+    Close what gives the batches before the connections: its threads work in them.
     `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
     `stored`: as in `scan.batches`.
     """
@@ -71,7 +72,8 @@ def read(
 
     def stop() -> None:
         for con in cons:
-            con.interrupt()
+            with suppress(Exception):  # one that is closed has nothing to stop
+                con.interrupt()
 
     coming = every(0) if len(cons) == 1 else abreast([partial(every, number) for number in range(len(cons))], stop=stop)
     shown = schema.remove(len(schema) - 1) if only.position else schema
@@ -82,7 +84,7 @@ def _fast(job: Job, relation: Relation) -> bool:
     return bool(job.scan) and job.batch_rows is None and relation.kind == "parquet"
 
 
-def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges) -> Iterator[Part]:
+def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges) -> Generator[Part]:
     key = bytes.fromhex(only.key)
     with closing(coming):
         for batches in coming:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Self
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ _LONGEST = 2  # but before so many turns are over
 _LOOK = 0.05
 
 # Opens an engine over ranges, takes from the list what it has read; the schema, and the parts as they come.
-Begin = Callable[[list[Range]], tuple[pa.Schema, Iterator[Part]]]
+Begin = Callable[[list[Range]], tuple[pa.Schema, Generator[Part]]]
 
 
 class Floor:
@@ -79,7 +79,7 @@ class Resting:
         """`end` closes what `begin` has opened; `check` raises where nobody wants more."""
         self._floor, self._begin, self._end, self._check = floor, begin, end, check
         self._left = list(ranges)
-        self._parts: Iterator[Part] | None = None
+        self._parts: Generator[Part] | None = None
         self._begun = 0.0
         self._over = False
         self.schema = self._go_on()
@@ -111,6 +111,7 @@ class Resting:
         """Let go of the engine until the next part is asked for."""
         parts, self._parts = self._parts, None
         if parts is not None:
+            parts.close()  # first: its threads work in the engine
             self._end()
             self._floor.give_back()
 

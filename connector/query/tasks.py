@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import replace
@@ -139,6 +139,8 @@ class _Ahead:
             self._session.interrupt()
         if isinstance(self._parts, Resting):
             self._parts.rest()
+        elif isinstance(self._parts, Generator):
+            self._parts.close()  # before the engine that its threads may work in
 
     def _next(self) -> Future[ranges.Part | None]:
         return self._session.maker.submit(next, self._parts, None)
@@ -216,7 +218,7 @@ def _turns(session: Session, job: Job) -> wire.Ranges | None:
 def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
     opening, worker = session.open(job), session.worker
 
-    def begin(left: list[wire.Range]) -> tuple[pa.Schema, Iterator[ranges.Part]]:
+    def begin(left: list[wire.Range]) -> tuple[pa.Schema, Generator[ranges.Part]]:
         con = opening.ready(job.relations, worker.keeping.engine)
         _recheck(con, job)
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))

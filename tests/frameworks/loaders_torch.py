@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -15,10 +16,10 @@ import pytest
 import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.loaders import merge
-from hanse.loaders.shipped import Columns
+from hanse.loaders import merge, shipped
+from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import tensors
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.suites import loaders
@@ -187,9 +188,12 @@ def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> No
     assert [start - starts[0] for start in starts] == [0, 64, 128, 192]
 
 
+FLAT = ["id", "image"]  # what goes to the loop as it is
+
+
 def _loaded(dataset: Dataset, *, workers: int = 2, batch_size: int = 64, **options: Any) -> DataLoader[Any]:
     return DataLoader(
-        dataset.to_torch(batch_size=batch_size),
+        dataset.to_torch(columns=FLAT, batch_size=batch_size),
         batch_size=None,
         num_workers=workers,
         persistent_workers=True,
@@ -209,7 +213,7 @@ def test_batches_of_workers_lie_in_memory_that_is_filled_again(training: Dataset
 
 
 def test_batches_that_are_kept_stay_as_they_are(training: Dataset) -> None:
-    here = list(training.to_torch(batch_size=64))
+    here = list(training.to_torch(columns=FLAT, batch_size=64))
     kept = list(_loaded(training, workers=1))
     assert len(kept) == len(here) > 8
     assert as_rows(kept) == as_rows(here)
@@ -218,7 +222,9 @@ def test_batches_that_are_kept_stay_as_they_are(training: Dataset) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_every_kind_of_start_give_the_same(training: Dataset, method: str) -> None:
     found = as_rows(_loaded(training, multiprocessing_context=method))
-    assert sorted(row["id"] for row in found) == sorted(row["id"] for row in as_rows(training.to_torch(batch_size=64)))
+    assert sorted(row["id"] for row in found) == sorted(
+        row["id"] for row in as_rows(training.to_torch(columns=FLAT, batch_size=64))
+    )
 
 
 def _shifted(batch: Any) -> Any:
@@ -240,3 +246,74 @@ def _looked_at(batch: Any) -> Any:
 def test_what_somebody_changed_in_the_worker_comes_changed(training: Dataset) -> None:
     found = list(_loaded(training, collate_fn=_looked_at))
     assert sorted(number for batch in found for number in batch["id"].tolist()) == list(range(1, ROWS + 1))
+
+
+def test_a_copy_of_a_dataset_has_batches_of_its_own(training: Dataset) -> None:
+    one = training.to_torch(columns=FLAT, batch_size=64)
+    here = as_rows(one)
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        theirs = iter(DataLoader(other, batch_size=None, num_workers=1))
+        begun = [next(theirs) for _ in range(5)]  # so that the two are at different places
+        assert as_rows(DataLoader(one, batch_size=None, num_workers=1)) == here
+        assert as_rows([*begun, *theirs]) == here
+
+
+class _Made(IterableDataset[Any]):
+    """A dataset that makes ours where it runs."""
+
+    def __init__(self, training: Dataset) -> None:
+        self._training = training
+
+    def __iter__(self) -> Any:
+        yield from self._training.to_torch(columns=FLAT, batch_size=64, rank=0, world=1)
+
+
+def test_a_dataset_that_is_made_in_a_worker_gives_the_same(training: Dataset) -> None:
+    found = as_rows(DataLoader(_Made(training), batch_size=None, num_workers=1))
+    assert found == as_rows(training.to_torch(columns=FLAT, batch_size=64))
+
+
+class _Wide(IterableDataset[Any]):
+    """Batches whose schema is larger than anybody expects, by the way of ours."""
+
+    def __init__(self) -> None:
+        self.way = Way(tensors)
+
+    def __iter__(self) -> Any:
+        names = [f"a column with a long name and the number {number}" for number in range(6000)]
+        for start in range(12):
+            yield shipped.Rows(pa.record_batch([pa.array([start, start + 1])] * len(names), names), self.way)
+
+
+def test_a_wide_schema_goes_as_any_other() -> None:
+    found = list(DataLoader(_Wide(), batch_size=None, num_workers=1, timeout=60))
+    assert [batch["a column with a long name and the number 5999"].tolist() for batch in found] == [
+        [start, start + 1] for start in range(12)
+    ]
+
+
+class _Unwritten(_Wide):
+    def __iter__(self) -> Any:
+        shipped._written = _refused  # type: ignore[attr-defined]  # in the worker only
+        return super().__iter__()
+
+
+def _refused(*_: object) -> int:
+    raise OSError("no memory")
+
+
+def test_what_cannot_be_written_goes_another_way() -> None:
+    assert len(list(DataLoader(_Unwritten(), batch_size=None, num_workers=1, timeout=60))) == 12
+
+
+def _joined(batch: Any) -> Any:
+    return batch | {"more": 1} if "id" in batch else None
+
+
+def test_a_batch_in_the_worker_is_joined_with_others_as_dicts_are(training: Dataset) -> None:
+    found = list(_loaded(training, collate_fn=_joined))
+    assert {batch["more"] for batch in found} == {1}
+    assert sum(len(batch["id"]) for batch in found) == ROWS
+    numbers = training.to_torch(columns=["id"], batch_size=50, drop_last=True)
+    pairs = list(DataLoader(numbers, batch_size=2, num_workers=1, drop_last=True))
+    assert pairs[0]["id"].shape == (2, 50)

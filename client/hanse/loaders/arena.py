@@ -10,16 +10,22 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
 import weakref
 from contextlib import suppress
 from typing import Any
 
+from hanse.errors import Broken
+
 _REGIONS = 256  # a worker fills one: loaders, times their workers, that live at once
 _SLOTS = 8  # in each: batches that a loop holds or that wait for it; untouched ones take no memory
 _SLOT = 32 * 2**20
-_HEAD = 4096  # of a region: the state of each of its slots
+_HEAD = 4096  # of a region: the state of each of its slots, and how often somebody began to fill it
+_BEGUN = struct.Struct("<Q")
+_BEGUN_AT = 64
 _REGION = _HEAD + _SLOTS * _SLOT
 _FREE, _SENT, _READ = 0, 1, 2
+Place = tuple[int, int, int]  # region, slot, and how often somebody had begun to fill the region
 
 
 class Arena:
@@ -29,13 +35,13 @@ class Arena:
         """`file`: the descriptor of one that was made elsewhere."""
         self._file = _made() if file < 0 else file
         self._maps: dict[int, mmap.mmap] = {}
-        self._held: dict[tuple[int, int], weakref.ref[Any]] = {}
+        self._held: dict[Place, weakref.ref[Any]] = {}
         self._ours = (0, -1)  # a process, and the region that it fills
         if self._file >= 0:
             weakref.finalize(self, os.close, self._file)
 
-    def room(self, nbytes: int) -> tuple[int, int, memoryview] | None:
-        """Region and number of a slot that is ours to fill, and its memory; None where there is none."""
+    def room(self, nbytes: int) -> tuple[Place, memoryview] | None:
+        """A slot that is ours to fill, and its memory; None where there is none."""
         if nbytes > _SLOT or (region := self._region()) < 0:
             return None
         memory = self._map(region)
@@ -43,18 +49,28 @@ class Arena:
             if memory[slot] == _FREE:
                 memory[slot] = _SENT
                 start = _HEAD + slot * _SLOT
-                return region, slot, memoryview(memory)[start : start + _SLOT]
+                return (region, slot, _begun(memory)), memoryview(memory)[start : start + _SLOT]
         return None
 
-    def take(self, region: int, slot: int, nbytes: int) -> Any:
-        """What a worker has put there, as an object with a buffer; the slot is free when nobody has any of it."""
-        memory, place = self._map(region), (region, slot)
+    def give_back(self, place: Place) -> None:
+        """What was not sent after all."""
+        region, slot, _ = place
+        self._map(region)[slot] = _FREE
+
+    def take(self, place: Place, nbytes: int) -> Any:
+        """What a worker has put there, as an object with a buffer; the slot is free when nobody has any of it. Broken
+        where another one fills that memory by now: the worker is gone."""
+        region, slot, begun = place
+        memory, taker = self._map(region), os.getpid()
+        if _begun(memory) != begun:
+            raise Broken("the worker that read this batch is gone, and its memory is another's; begin the epoch anew")
         memory[slot] = _READ
         whole = (ctypes.c_ubyte * nbytes).from_buffer(memory, _HEAD + slot * _SLOT)
 
         def let_go(_: object) -> None:
-            del self._held[place]
-            memory[slot] = _FREE
+            if os.getpid() == taker:  # what a process forked from us forgets, we have
+                del self._held[place]
+                memory[slot] = _FREE
 
         self._held[place] = weakref.ref(whole, let_go)
         return whole
@@ -79,10 +95,15 @@ class Arena:
             self._ours = os.getpid(), _locked(self._file)
             if self._ours[1] >= 0:
                 memory = self._map(self._ours[1])
+                _BEGUN.pack_into(memory, _BEGUN_AT, _begun(memory) + 1)
                 for slot in range(_SLOTS):
                     if memory[slot] == _SENT:  # by a worker that is gone, to a loop that did not come to it
                         memory[slot] = _FREE
         return self._ours[1]
+
+
+def _begun(memory: mmap.mmap) -> int:
+    return int(_BEGUN.unpack_from(memory, _BEGUN_AT)[0])
 
 
 def _made() -> int:

@@ -35,7 +35,7 @@ def tensors(batch: pa.RecordBatch, *, shapes: Mapping[str, tuple[int, ...]] | No
 
 
 def _column(name: str, column: pa.Array, given: tuple[int, ...] | None) -> Any:
-    if given is None and _is_number(column.type):
+    if given is None and is_number(column.type):
         return _numbers(name, column)
     shape: tuple[int, ...] = (len(column),)
     if given is not None:
@@ -43,12 +43,12 @@ def _column(name: str, column: pa.Array, given: tuple[int, ...] | None) -> Any:
     if isinstance(column, pa.FixedShapeTensorArray):
         shape = (len(column), *column.type.shape)
         column = column.storage
-    if pa.types.is_fixed_size_list(column.type) and _is_number(column.type.value_type) and not column.null_count:
+    if pa.types.is_fixed_size_list(column.type) and is_number(column.type.value_type) and not column.null_count:
         shape = shape if len(shape) > 1 else (len(column), column.type.list_size)
         return _numbers(name, column.flatten()).reshape(shape)
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
-    if _is_number(column.type) or pa.types.is_boolean(column.type):  # by now
+    if is_number(column.type) or pa.types.is_boolean(column.type):  # by now
         return _numbers(name, column)
     return column.to_pylist()
 
@@ -89,7 +89,8 @@ def _warned() -> None:
         torch.from_numpy(pa.array([1]).to_numpy())
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of this type are whole numbers or floats."""
     return kind.id in _NUMBERS
 
 

@@ -46,8 +46,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
             yield from map(self._shipped, self._loader)
 
     def _shipped(self, batch: pa.RecordBatch) -> Any:
-        # A null may be one that no tensor holds: the worker's reader is told, not the loop.
-        if self._way is not None and not any(column.null_count for column in batch.columns):
+        if self._way is not None and self._way.carries(batch):
             return Rows(batch, self._way)
         made = self._form(batch)
         return Columns(made) if type(made) is dict else made

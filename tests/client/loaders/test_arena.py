@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hanse.errors import Broken
 from hanse.loaders import arena
 from hanse.loaders.arena import Arena
 
@@ -20,8 +21,8 @@ def fill(shared: Arena, texts: list[bytes], told: Any, go: Any) -> None:
     for text in texts:
         room = shared.room(len(text))
         if room is not None:
-            room[2][: len(text)] = text
-        told.send(room[:2] if room is not None else None)
+            room[1][: len(text)] = text
+        told.send(room[0] if room is not None else None)
         go.recv()
 
 
@@ -64,7 +65,7 @@ Start = Callable[..., Worker]
 def test_what_a_worker_fills_is_read_where_it_is(started: Start, method: str) -> None:
     shared = Arena()
     worker = started(shared, [b"one", b"two"], method=method)
-    first, second = shared.take(*worker.next(), 3), shared.take(*worker.next(last=True), 3)
+    first, second = shared.take(worker.next(), 3), shared.take(worker.next(last=True), 3)
     assert (bytes(first), bytes(second)) == (b"one", b"two")
 
 
@@ -72,7 +73,7 @@ def test_a_slot_is_filled_again_when_nobody_has_any_of_it(started: Start) -> Non
     shared = Arena()
     worker = started(shared, [b"first", b"second", b"third"])
     place = worker.next()
-    part = memoryview(shared.take(*place, 5))[1:3]
+    part = memoryview(shared.take(place, 5))[1:3]
     other = worker.next(last=True)
     assert (other != place, bytes(part)) == (True, b"ir")
     part.release()
@@ -80,13 +81,13 @@ def test_a_slot_is_filled_again_when_nobody_has_any_of_it(started: Start) -> Non
     gc.collect()
     worker._go.send(None)
     assert worker.next(last=True) == place
-    assert bytes(shared.take(*place, 5)) == b"third"
+    assert bytes(shared.take(place, 5)) == b"third"
 
 
 def test_a_worker_whose_slots_are_all_held_is_told_so(started: Start) -> None:
     shared = Arena()
     worker = started(shared, [b"x"] * (arena._SLOTS + 1))
-    held = [shared.take(*worker.next(), 1) for _ in range(arena._SLOTS)]
+    held = [shared.take(worker.next(), 1) for _ in range(arena._SLOTS)]
     assert len(held) == arena._SLOTS
     assert worker.next(last=True) is None
     assert Arena().room(arena._SLOT + 1) is None
@@ -95,20 +96,43 @@ def test_a_worker_whose_slots_are_all_held_is_told_so(started: Start) -> None:
 def test_workers_that_live_at_once_fill_different_memory(started: Start) -> None:
     shared = Arena()
     places = [started(shared, [b"x"]).next(last=True) for _ in range(3)]
-    assert len({region for region, _ in places}) == 3
+    assert len({region for region, _, _ in places}) == 3
 
 
 def test_what_a_worker_sent_to_nobody_is_free_for_the_next_and_what_is_held_is_not(started: Start) -> None:
     shared = Arena()
     first = started(shared, [b"held", b"lost"])
-    held = shared.take(*first.next(), 4)
+    held = shared.take(first.next(), 4)
     lost = first.next(last=True)
     first.end()
     second = started(shared, [b"again", b"more."])
     places = [second.next(), second.next(last=True)]
-    assert places[0] == lost
+    assert places[0][:2] == lost[:2]
+    with pytest.raises(Broken, match="is gone"):
+        shared.take(lost, 4)
     assert bytes(held) == b"held"
-    assert [bytes(shared.take(*place, 5)) for place in places] == [b"again", b"more."]
+    assert [bytes(shared.take(place, 5)) for place in places] == [b"again", b"more."]
+
+
+def test_what_a_fork_of_the_loop_forgets_stays_the_loops(started: Start) -> None:
+    shared = Arena()
+    worker = started(shared, [b"first", b"second"])
+    held = shared.take(worker.next(last=True), 5)
+    if (pid := os.fork()) == 0:
+        del held
+        gc.collect()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    worker._go.send(None)
+    worker.next(last=True)
+    assert bytes(held) == b"first"
+
+
+def test_what_was_not_sent_is_given_back(started: Start) -> None:
+    shared = Arena()
+    place, _ = shared.room(1) or ((0, 0, 0), b"")
+    shared.give_back(place)
+    assert (shared.room(1) or ((1, 1, 1), b""))[0] == place
 
 
 def test_without_memory_to_share_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -730,7 +730,7 @@ async def test_ranges_that_are_read_at_once_are_those_that_are_read_one_by_one(
         (100_000, {"a": 8.0}, "arrow_ipc", 1),
     ],
 )
-def test_as_many_ranges_are_read_at_once_as_memory_holds(
+async def test_as_many_ranges_are_read_at_once_as_memory_holds(
     rows: int, widths: dict[str, float], kind: str, expected: int
 ) -> None:
     only = Ranges([Range(n, 0, n * rows, (n + 1) * rows) for n in range(3)], "")

@@ -119,7 +119,7 @@ def test_who_is_not_wanted_any_more_waits_for_no_turn(stops: str) -> None:
 def test_a_scan_that_has_failed_gives_no_more_and_does_not_look_for_more() -> None:
     asked = 0
 
-    def parts() -> Iterator[Any]:
+    def parts() -> Any:
         yield pa.record_batch({"n": [1]}), ""
         raise OSError("the engine was interrupted")
 
@@ -135,6 +135,9 @@ def test_a_scan_that_has_failed_gives_no_more_and_does_not_look_for_more() -> No
             asked += 1
             assert asked < 10, "it asks for ever"
             return next(self.parts)
+
+        def close(self) -> None:
+            self.parts.close()
 
     floor, left = Floor(1), [Range(-1, 0, 0, ROWS)]
     scan = Resting(floor, left, begin=lambda _: (pa.schema([]), Counted()), end=lambda: None, check=lambda: None)
@@ -168,3 +171,24 @@ def test_an_engine_that_does_not_open_leaves_its_place() -> None:
         with pytest.raises(Coded):
             Resting(floor, [Range(-1, 0, 0, ROWS)], begin=begin, end=lambda: None, check=lambda: None)
     floor.take(lambda: None)
+
+
+def test_what_reads_in_an_engine_ends_before_the_engine() -> None:
+    said: list[str] = []
+
+    def parts() -> Any:
+        try:
+            yield pa.record_batch({"n": [1]}), ""
+        finally:
+            said.append("reader")
+
+    def begin(_: list[Range]) -> Any:
+        return pa.schema([]), parts()
+
+    scan = Resting(
+        Floor(1), [Range(-1, 0, 0, ROWS)], begin=begin, end=lambda: said.append("engine"), check=lambda: None
+    )
+    next(scan)
+    kept = scan._parts  # somebody may hold it still
+    scan.rest()
+    assert (said, kept is None) == (["reader", "engine"], False)
