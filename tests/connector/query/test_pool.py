@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
+from connector.dataplane.jobs import _scan_mb
 from connector.errors import Busy, EngineFailed, HanseError, Limited, QueryInvalid, VersionChanged
 from connector.query import job as wire
 from connector.query.job import HELD, IN_PLACE, LOADED, Job, Limits, Range, Ranges, Recheck, Relation
@@ -738,6 +739,14 @@ async def test_as_many_ranges_are_read_at_once_as_memory_holds(
     job = Job(relations=relations, sql="SELECT * FROM t", only=only, limits=Limits(memory_mb=128, threads=4))
     assert readers(job) == expected
     assert readers(replace(job, only=None)) == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "threads", "expected"),
+    [(512, 1, 128), (512, 2, 256), (512, 4, 512), (1024, 4, 1024), (256, 4, 256), (64, 4, 128)],
+)
+async def test_a_scan_has_memory_for_each_of_its_threads(most: int, threads: int, expected: int) -> None:
+    assert _scan_mb(most, threads) == expected
 
 
 async def test_a_reader_that_leaves_stops_ranges_that_are_read_at_once(
