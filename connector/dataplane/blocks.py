@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, Protocol, Self
 
 from connector.datasets.sources.files import FileRef, check_unchanged
@@ -116,7 +117,6 @@ class Passed:
         self._entry = entry
         self._spans = spans
         self._left = deque(entry.blocks)
-        self._pieces = _Pieces(max((block.nbytes for block in entry.blocks), default=0))
         self._next: asyncio.Future[Part | None] | None = None
 
     def __aiter__(self) -> Self:
@@ -153,6 +153,11 @@ class Passed:
         span = self._entry.span(block)
         span.check()
         return Part(block.rows, block.nbytes, span if self._spans else self._memory(span), block.digest)
+
+    @cached_property
+    def _pieces(self) -> _Pieces:
+        """Asked for where an owner's file is read into memory only."""
+        return _Pieces(max(block.nbytes for block in self._entry.blocks))
 
     def _memory(self, span: Span) -> memoryview:
         """The bytes of a span. Only our own are mapped: one of the owner's that is cut short would end this process."""

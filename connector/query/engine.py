@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -270,6 +271,13 @@ def detach(con: duckdb.DuckDBPyConnection, name: str) -> None:
 def attach_table(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
     """Make rows in memory (keys of a semi-join) readable under a name."""
     con.register(name, table)
+
+
+def interrupt(cons: Sequence[duckdb.DuckDBPyConnection]) -> None:
+    """Stop what these connections do now. One that is closed has nothing to stop."""
+    for con in cons:
+        with suppress(Exception):
+            con.interrupt()
 
 
 def query(

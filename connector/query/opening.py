@@ -44,7 +44,7 @@ class Opening:
         self.limits, self.folder, self.desk, self.key = limits, folder, desk, key
         self.files: list[engine.Files] = []
         self.con: Any = None
-        self.beside: list[Any] = []  # the other connections
+        self._beside: list[Any] = []  # the other connections
         self._readers = readers
         self.names: list[str] = []  # under which the engine has the files
         self.brought: list[tuple[str, Callable[[Any, str], object]]] = []  # names of this job only, and what ends them
@@ -62,25 +62,28 @@ class Opening:
 
     def fence(self, con: Any, *more: str, followed: bool = False) -> Any:
         """Let the engine read what is pinned, and `more` paths, and nothing else. `followed`: it says how far it is."""
-        self.con, self.beside = con, [con.cursor() for _ in range(self._readers - 1)]
+        self.con, self._beside = con, [con.cursor() for _ in range(self._readers - 1)]
         engine.lend(con, self.files)
         temp = self.folder / "temp" if self.limits.temp_mb else None
         if temp is not None:
             temp.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = [path for found in self.files for path in found.paths]
         far = any(not isinstance(found, engine.Opened) for found in self.files)
-        limits = replace(self.limits, threads=1) if self.beside else self.limits
+        limits = replace(self.limits, threads=1) if self._beside else self.limits
         engine.fence(
-            con, *self.beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far
+            con, *self._beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far
         )  # fmt: skip
         return con
 
     def interrupt(self) -> None:
         """Stop what the engine does now; nobody has it after us."""
         self.key = ""
-        for con in () if self.con is None else (self.con, *self.beside):
-            with suppress(Exception):
-                con.interrupt()
+        engine.interrupt(self.cons)
+
+    @property
+    def cons(self) -> tuple[Any, ...]:
+        """The connections to the engine, where it is open: ours, and those that are read beside it."""
+        return () if self.con is None else (self.con, *self._beside)
 
     def ready(self, relations: Mapping[str, Relation], new: Callable[[], Any]) -> Any:
         """An engine in which all relations that are files are readable under their names: ours, or a `new` one."""
@@ -148,8 +151,8 @@ class Opening:
 
     def let_go(self) -> None:
         """Close the engine, and keep the files."""
-        cons, self.con, self.beside = (*self.beside, self.con), None, []
-        for con in cons:
+        cons, self.con = self.cons, None
+        for con in reversed(cons):
             with suppress(Exception):
                 con.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -70,12 +70,11 @@ def read(
         for place in range(number, len(todo), len(cons)):
             yield _placed(todo[place], attached(cons[number], todo[place])[1] if place else first, only)
 
-    def stop() -> None:
-        for con in cons:
-            with suppress(Exception):  # one that is closed has nothing to stop
-                con.interrupt()
-
-    coming = every(0) if len(cons) == 1 else abreast([partial(every, number) for number in range(len(cons))], stop=stop)
+    coming = (
+        every(0)
+        if len(cons) == 1
+        else abreast([partial(every, number) for number in range(len(cons))], stop=partial(engine.interrupt, cons))
+    )
     shown = schema.remove(len(schema) - 1) if only.position else schema
     return shown, _parts(coming, left, only)
 

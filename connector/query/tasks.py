@@ -166,9 +166,9 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     con = opened(session, job, answers)
     if job.only is not None:
         session.wait_for_go(job)
-        beside = session.opening.beside if session.opening is not None else ()
-        paths = session.files[0].paths
-        return ranges.read((con, *beside), job, job.only, paths, stored=_stored(session, job))
+        assert session.opening is not None
+        cons, paths = session.opening.cons, session.files[0].paths
+        return ranges.read(cons, job, job.only, paths, stored=_stored(session, job))
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
@@ -223,8 +223,8 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
         _recheck(con, job)
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
-        cons, paths = (con, *opening.beside), opening.files[0].paths
-        return ranges.read(cons, smaller, only, paths, left, stored=_stored(session, job))
+        paths = opening.files[0].paths
+        return ranges.read(opening.cons, smaller, only, paths, left, stored=_stored(session, job))
 
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 
