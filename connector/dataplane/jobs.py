@@ -52,6 +52,13 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
     return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
 
 
+def given_on(asked: Asked, prepared: Prepared) -> tuple[str, ...]:
+    """The columns of a scan whose stored values leave and decide on nothing, whatever is done to its rows."""
+    if not asked.plain_scan or len(prepared.datasets) != 1 or prepared.datasets[0].contract.grid is not None:
+        return ()
+    return tuple(one for one in prepared.columns if one.casefold() in prepared.given_on and one != asked.position)
+
+
 def version_relation(version: DatasetVersion) -> Relation:
     """The pinned files of a version, as the engine takes them."""
     source = version.source
@@ -79,11 +86,13 @@ def job_of(
     rows = min(grant.lease.rows for grant in grants)
     spare = min(grant.lease.bytes for grant in grants)
     threads = max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, running)))
+    scan = untouched(asked, prepared)
     return Job(
         relations=relations | brought,
         sql=prepared.sql,
         params=prepared.params,
-        scan=untouched(asked, prepared),
+        scan=scan,
+        given_on=() if scan else given_on(asked, prepared),
         only=asked.split.only if asked.split else None,
         recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
         limits=Limits(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import duckdb
 import pyarrow as pa
 
-from connector.datasets.sources import source
+from connector.datasets.sources import parquet, source
 from connector.datasets.sources.files import (
     FileRef,
     check_unchanged,
@@ -215,6 +215,11 @@ def attach(con: duckdb.DuckDBPyConnection, name: str, relation: Relation, opened
     source(relation.kind).attach(con, name, opened.paths, relation.options)
 
 
+def attach_placed(con: duckdb.DuckDBPyConnection, name: str, opened: Files, placed: Sequence[str]) -> None:
+    """The rows of Parquet files under the name that they have, with places (`sources.place_of`) in some columns."""
+    parquet.attach_placed(con, name, opened.paths, placed)
+
+
 def rename(con: duckdb.DuckDBPyConnection, name: str, to: str) -> None:
     """Make what was attached under a name readable under another, and under that only."""
     con.execute(f"ALTER VIEW {quote_name(name)} RENAME TO {quote_name(to)}")
@@ -335,13 +340,14 @@ def _measured(guess: float, known: float | None) -> float:
     return guess if known is None or guess <= 16 else max(8.0, known)
 
 
-def gather(batches: Iterator[pa.RecordBatch], *, at_least: int) -> Iterator[pa.RecordBatch]:
-    """Batches that came out far too small, joined; the first goes out at once, whatever its size."""
+def gather(batches: Iterator[pa.RecordBatch], *, at_least: int, width: float = 0.0) -> Iterator[pa.RecordBatch]:
+    """Batches that came out far too small, joined; the first goes out at once, whatever its size. `width`: bytes of a
+    row where it is more than is in them."""
     kept: list[pa.RecordBatch] = []
     size = at_least
     for batch in batches:
         kept.append(batch)
-        size += batch.nbytes
+        size += int(batch.num_rows * width) or batch.nbytes
         if size >= at_least:
             yield kept[0] if len(kept) == 1 else pa.concat_batches(kept)
             kept, size = [], 0

@@ -124,9 +124,11 @@ class Job:
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
     than the engine. `passed`: the only relation is a stream (`once`) whose rows are the answer, under these names;
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
-    `shared` jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is.
-    `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are Arrow
-    streams, found valid, that no other job reads. `held`: a query is made ready, and no row of it is read before GO.
+    `given_on`: columns of the only relation that `sql` gives on as they are stored and looks at nowhere: their values
+    may be put in after it. `shared` jobs are plain scans that may run beside others in one process; SQL that somebody
+    wrote never is. `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are
+    Arrow streams, found valid, that no other job reads. `held`: a query is made ready, and no row of it is read before
+    GO.
     """
 
     kind: str = "query"
@@ -135,6 +137,7 @@ class Job:
     params: Sequence[Any] | Mapping[str, Any] = ()
     recheck: Recheck | None = None
     scan: str = ""
+    given_on: Sequence[str] = ()
     passed: Sequence[str] = ()
     only: Ranges | None = None
     limits: Limits = Limits()

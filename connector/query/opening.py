@@ -118,6 +118,12 @@ class Opening:
         engine.attach_table(self.con, name, table)
         self.brought.append((name, engine.detach))
 
+    def place(self, names: Sequence[str]) -> None:
+        """Give the places of its rows instead of values in these columns of the only relation, to this job."""
+        (name,), (found,) = self.names, self.files
+        engine.attach_placed(self.con, name, found, names)
+        self.brought.append((name, lambda con, name: engine.attach_placed(con, name, found, ())))
+
     def take(self, name: str, tables: Sequence[pa.Table], taken: str) -> None:
         """Answers that came small, readable under a name by this job: held, or loaded. Of several types the engine
         makes one."""

@@ -21,6 +21,7 @@ from connector.datasets.splits import Place, seal
 from connector.query import engine, scan
 from connector.query.abreast import abreast
 from connector.query.job import Job, Range, Ranges, Relation
+from connector.query.placed import Placed
 from connector.query.stored import Stored
 
 Part = tuple[pa.RecordBatch, str]  # and what its metadata says of its place
@@ -35,20 +36,21 @@ def read(
     left: list[Range] | None = None,
     *,
     stored: Stored | None = None,
+    placed: Placed | None = None,
 ) -> tuple[pa.Schema, Generator[Part]]:
     """The schema of the answer without the column of positions, and its batches as they come.
 
     With several connections to the engine as many ranges are read at once, each in a thread of its own.
     Close what gives the batches before the connections: its threads work in them.
     `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
-    `stored`: as in `scan.batches`.
+    `stored`: as in `scan.batches`. `placed`: columns that are read after the engine.
     """
     name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
     target, left, binding = job.batch_bytes, list(only.ranges) if left is None else left, threading.Lock()
 
     def attached(con: Any, one: Range) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         with binding:  # the connections have one view, whose rows are those of the range that was attached last
-            rows = Rows(one.file, one.first, one.stop, only.position)
+            rows = Rows(one.file, one.first, one.stop, only.position, () if placed is None else placed.names)
             divisible(relation.kind).attach_rows(con, name, paths, relation.options, rows)
             answer = engine.query(con, job.sql, job.params)
             size = engine.rows_of(answer, relation.row_bytes, target=target)
@@ -60,6 +62,8 @@ def read(
                         paths[one.file], schema, one.first, one.stop, rows=size, target=target, stored=stored
                     )
                     return schema, between
+            if placed is not None:
+                return placed.batches(answer, rows=size, target=target)
             return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
 
     todo = tuple(left)

@@ -20,13 +20,13 @@ from connector.query.stored import File, Stored
 
 _Part = tuple[bool, pa.RecordBatch]
 _ALL = 2**62
-_FILES_MAX = 256
-_GROUP_MAX = 128 * 2**20  # a row group is read whole
+FILES_MAX = 256
+GROUP_MAX = 128 * 2**20  # a row group is read whole
 
 
 def faster(schema: pa.Schema, paths: Sequence[str], kind: str) -> bool:
     """Whether these files may and should be read the fast way to give `schema`."""
-    if kind != "parquet" or not 0 < len(paths) <= _FILES_MAX or any("." in name for name in schema.names):
+    if kind != "parquet" or not 0 < len(paths) <= FILES_MAX or any("." in name for name in schema.names):
         return False
     if len(set(schema.names)) < len(schema.names):
         return False
@@ -117,4 +117,4 @@ def _fits(schema: pa.Schema, path: str) -> bool:
     found = plain_schema(footer.schema.to_arrow_schema())
     same = all(found.get_field_index(one.name) >= 0 and found.field(one.name).type == one.type for one in schema)
     sizes = (footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
-    return same and max(sizes, default=0) <= _GROUP_MAX
+    return same and max(sizes, default=0) <= GROUP_MAX

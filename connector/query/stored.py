@@ -17,6 +17,7 @@ import weakref
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -44,16 +45,19 @@ class Stored:
     def columns(self, file: File, metadata: Any, group: int, names: Sequence[str], *, at_least: int) -> dict[str, Any]:
         """Arrays that stand for those columns of a row group that can be left in the file, by name; none where they are
         not so many bytes together."""
-        found = {}
-        for number in range(metadata.num_columns):
-            column = metadata.schema.column(number)
-            if column.path in names and (kept := _column(file, column, metadata.row_group(group), number)) is not None:
-                found[column.path] = kept
-        if sum(column.size for column in found.values()) < at_least:
+        found = lying(file, metadata, group, names)
+        if sum(places.nbytes for places in found.values()) < at_least:
             return {}
+        return {name: self.stand_in(file, places) for name, places in found.items()}
+
+    def stand_in(self, file: File, places: Places) -> pa.Array:
+        """An array that stands for the values at these places of a file."""
+        if not places.nbytes:
+            return pa.array([b""] * len(places), pa.binary())
+        column = _Column(file, places)
         with self._adding:  # a new list, without those that no batch refers to: whoever asks may have the old one
-            self._columns = [one for one in self._columns if one() is not None] + list(map(weakref.ref, found.values()))
-        return {name: column.stand_in() for name, column in found.items()}
+            self._columns = [*(one for one in self._columns if one() is not None), weakref.ref(column)]
+        return column.stand_in()
 
     def find(self, part: Any) -> Values | None:
         """What a buffer stands for; None for one that is what it is."""
@@ -63,6 +67,30 @@ class Stored:
                 if column is not None and 0 <= (first := part.address - column.address) < column.size:
                     return Values(column, first, part.size)
         return None
+
+
+@dataclass(slots=True)
+class Places:
+    """Values in a file: where each begins there, and where it ends among them all."""
+
+    starts: array[int] = field(default_factory=lambda: array("q"))
+    ends: array[int] = field(default_factory=lambda: array("i"))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def nbytes(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def size(self, number: int) -> int:
+        """Bytes of one of them."""
+        return self.ends[number] - (self.ends[number - 1] if number else 0)
+
+    def add(self, start: int, size: int) -> None:
+        """One more, behind the others."""
+        self.starts.append(start)
+        self.ends.append(self.nbytes + size)
 
 
 class File:
@@ -100,11 +128,11 @@ class Values:
 
 
 class _Column:
-    """The values of one column of a row group: where each begins in the file, and where it ends among them all."""
+    """Values of one column, all of one file."""
 
-    def __init__(self, file: File, starts: array[int], ends: array[int]) -> None:
-        self.file, self._starts, self._ends = file, starts, ends
-        self.size = ends[-1]
+    def __init__(self, file: File, places: Places) -> None:
+        self.file, self._starts, self._ends = file, places.starts, places.ends
+        self.size = places.nbytes
         # Addresses that are nobody else's while we live. Whoever reads there has not been told, and must not go on.
         self._memory = pa.py_buffer(mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0))
         self.address = self._memory.address
@@ -139,43 +167,62 @@ class _OtherwiseError(Exception):
     """It is not as it would have to be."""
 
 
-def _column(file: File, column: Any, group: Any, number: int) -> _Column | None:
-    """A column of a row group, or None where Arrow must read it."""
-    chunk, rows = group.column(number), group.num_rows
+def lying(file: File, metadata: Any, group: int, names: Sequence[str]) -> dict[str, Places]:
+    """Where the values of these columns of a row group lie, by name; those that Arrow must read are left out."""
+    found = {}
+    for number in range(metadata.num_columns):
+        column = metadata.schema.column(number)
+        if (
+            column.path in names
+            and may_lie(metadata, group, number)
+            and (places := _places(file, metadata, group, number))
+        ):
+            found[column.path] = places
+    return found
+
+
+def may_lie(metadata: Any, group: int, number: int) -> bool:
+    """Whether a column of a row group is, by the footer, of large values that lie there as they are."""
+    column, rows = metadata.schema.column(number), metadata.row_group(group).num_rows
+    chunk = metadata.row_group(group).column(number)
     flat = column.physical_type == "BYTE_ARRAY" and not column.max_repetition_level and column.max_definition_level <= 1
     stored = chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page and not chunk.file_path
-    if not flat or not stored or chunk.num_values != rows:
-        return None
+    fits = 0 < rows * _VALUE_MIN <= chunk.total_compressed_size <= _CHUNK_MAX
+    return bool(flat and stored and fits and chunk.num_values == rows)
+
+
+def _places(file: File, metadata: Any, group: int, number: int) -> Places | None:
+    """Where the values lie of a column of a row group that is, by the footer, as we can read it; None where not."""
+    chunk, optional = metadata.row_group(group).column(number), metadata.schema.column(number).max_definition_level == 1
     at = chunk.data_page_offset
     stop = at + chunk.total_compressed_size
-    if not (0 < at < stop <= file.size and 0 < rows * _VALUE_MIN <= stop - at <= _CHUNK_MAX):
+    if not 0 < at < stop <= file.size:
         return None
     try:
-        return _Column(file, *_walk(file.descriptor, at, stop, rows, optional=column.max_definition_level == 1))
+        return _walk(file.descriptor, at, stop, metadata.row_group(group).num_rows, optional=optional)
     except (_OtherwiseError, LookupError, OSError):
         return None
 
 
-def _walk(descriptor: int, at: int, stop: int, rows: int, *, optional: bool) -> tuple[array[int], array[int]]:
-    """Where each value of a column chunk begins, and where it ends among them all. OSError where the kernel has not got
+def _walk(descriptor: int, at: int, stop: int, rows: int, *, optional: bool) -> Places:
+    """Where each value of a column chunk lies. OSError where the kernel has not got
     all of it in memory: who jumps from length to length waits for each, and Arrow reads one piece behind the other."""
-    starts, ends, total = array("q"), array("i"), 0
+    found = Places()
     head, prefix = bytearray(_HEADER_MAX), bytearray(4)
-    while len(starts) < rows:
+    while len(found) < rows:
         got = os.preadv(descriptor, [head], at, os.RWF_NOWAIT)
         at, page_stop, count = _page(bytes(head[: min(got, stop - at)]), at, stop, optional=optional)
-        _expect(0 < count <= rows - len(starts))
+        _expect(0 < count <= rows - len(found))
         for _ in range(count):
             _expect(os.preadv(descriptor, [prefix], at, os.RWF_NOWAIT) == len(prefix))
             length = int.from_bytes(prefix, "little")
             at += len(prefix)
             _expect(at + length <= page_stop)
-            starts.append(at)
-            total, at = total + length, at + length
-            ends.append(total)
+            found.add(at, length)
+            at += length
         _expect(at == page_stop)
     _expect(at == stop)
-    return starts, ends
+    return found
 
 
 def _page(head: bytes, at: int, stop: int, *, optional: bool) -> tuple[int, int, int]:

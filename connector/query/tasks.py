@@ -25,6 +25,7 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages
 from connector.query.job import Job
+from connector.query.placed import Placed
 from connector.query.resting import Resting
 from connector.query.stored import Stored
 from policies.errors import PolicyError
@@ -168,13 +169,19 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
         session.wait_for_go(job)
         assert session.opening is not None
         cons, paths = session.opening.cons, session.files[0].paths
-        return ranges.read(cons, job, job.only, paths, stored=_stored(session, job))
+        return ranges.read(cons, job, job.only, paths, stored=_stored(session, job), placed=_placed(session, job))
+    placed = _placed(session, job)
+    if placed is not None and session.opening is not None:
+        session.opening.place(placed.names)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
     rows = engine.rows_of(relation, widths, target=job.batch_bytes)
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     session.wait_for_go(job)
-    schema, batches = _batches(session, job, relation, rows)
+    if placed is not None:
+        schema, batches = placed.batches(relation, rows=rows, target=job.batch_bytes)
+    else:
+        schema, batches = _batches(session, job, relation, rows)
     if job.noise:
         schema, batches = _noisy(session, schema, batches, job.noise)
     return schema, ((batch, "") for batch in batches)
@@ -224,7 +231,9 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
         most = max(_BATCH_MIN, _BATCHES // max(1, len(worker.sessions)))
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
         paths = opening.files[0].paths
-        return ranges.read(opening.cons, smaller, only, paths, left, stored=_stored(session, job))
+        return ranges.read(
+            opening.cons, smaller, only, paths, left, stored=_stored(session, job), placed=_placed(session, job)
+        )
 
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 
@@ -261,6 +270,14 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
 def _stored(session: Session, job: Job) -> Stored | None:
     """Where values may be left in the files until they are sent: nobody looks at them before."""
     return session.stored if job.format == wire.ARROW and job.codec == "none" and not job.noise else None
+
+
+def _placed(session: Session, job: Job) -> Placed | None:
+    """The columns whose values are put in after the engine, where there are any."""
+    kinds = [relation.kind for relation in job.relations.values()]
+    stored = _stored(session, job) if job.given_on and job.batch_rows is None and kinds == ["parquet"] else None
+    found = None if stored is None else Placed(session.files[0].paths, job.given_on, stored)
+    return found if found is not None and found.names else None
 
 
 def report(session: Session, job: Job) -> None:

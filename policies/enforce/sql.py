@@ -58,6 +58,7 @@ class Prepared:
     aggregate-only query is refused with `min_group_size`, so that no cell and a small cell look the same.
     `units`: whether its groups are left out too where different units are not told.
     `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
+    `given_on`: see `_given_on`.
     `drawn`: how often a dataset whose rows are counted is drawn on in a way that may put several rows of it into one
     of the answer; the caller counts all its rows that often. Names that are not there are counted as they leave.
     """
@@ -74,6 +75,7 @@ class Prepared:
     private: Private | None = None
     drawn: Mapping[tuple[str, str], int] = field(default_factory=dict)
     units: bool = False
+    given_on: frozenset[str] = frozenset()
 
 
 def prepare(
@@ -395,7 +397,29 @@ def _prepared(
         min_group=None if coarse is None else coarse.min_group,
         drawn=drawn,
         units=coarse is not None and grid.counts_units(tree),
+        given_on=_given_on(tree),
     )
+
+
+def _given_on(tree: exp.Expr) -> frozenset[str]:
+    """The columns, in lower case, that a stream of one dataset gives on as they are stored and looks at nowhere: what
+    their values are decides on nothing. None of a statement of any other form."""
+    if not isinstance(tree, exp.Select) or not all(_streams(one, tree) for one in tree.find_all(exp.Select)):
+        return frozenset()
+    given: set[str] = set()
+    other = {one.alias.casefold() for one in tree.find_all(exp.Alias)}
+    for column in tree.find_all(exp.Column):
+        (given if isinstance(column.parent, exp.Select) else other).add(column.name.casefold())
+    return frozenset(given - other)
+
+
+def _streams(select: exp.Expr, tree: exp.Expr) -> bool:
+    """Whether a part of a statement is rows of one source as they are, and stands where the next one's rows come
+    from."""
+    around = select.parent
+    feeds = isinstance(around, exp.CTE) or (isinstance(around, exp.Subquery) and isinstance(around.parent, exp.From))
+    filled = {name for name, value in select.args.items() if value}
+    return (select is tree or feeds) and filled <= _STREAMED | {"with_"}
 
 
 _DIALECT = DuckDB()

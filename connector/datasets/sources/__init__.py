@@ -63,12 +63,25 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows `first` to `stop` of file number `file`; `position` names a further column with each row's number."""
+    """Rows `first` to `stop` of file number `file`; `position` names a further column with each row's number.
+
+    `placed`: columns that have each row's place instead of their values: the file's number and the row's in it, as one
+    (`place_of`).
+    """
 
     file: int
     first: int
     stop: int
     position: str = ""
+    placed: tuple[str, ...] = ()
+
+
+FILE_BIT = 40  # rows of a file are fewer
+
+
+def place_of(value: int) -> tuple[int, int]:
+    """The number of a file, and of a row in it."""
+    return value >> FILE_BIT, value & (1 << FILE_BIT) - 1
 
 
 class Divisible(Protocol):

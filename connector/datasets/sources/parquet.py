@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option, Rows
+from connector.datasets.sources import FILE_BIT, Option, Rows
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, resolve
 from connector.errors import SourceUnreadable
 
@@ -48,13 +48,29 @@ def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str,
     view_of_rows(con, name, f"read_parquet({quote_list(paths)}, hive_partitioning = false)", rows, files=len(paths))
 
 
+def attach_placed(con: Any, name: str, paths: Sequence[str], placed: Sequence[str]) -> None:
+    """All rows, in place of what had the name before, with places for the values of these columns."""
+    table = f"read_parquet({quote_list(paths)}, hive_partitioning = false)"
+    shown = _shown(placed, files=len(paths))
+    con.execute(f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown} FROM {table}")  # noqa: S608  ours
+
+
+def _shown(placed: Sequence[str], *, files: int) -> str:
+    """Every column; a place as `sources.place_of` reads it."""
+    if not placed:
+        return "*"
+    place = f"(file_index::BIGINT << {FILE_BIT}) + file_row_number" if files > 1 else "file_row_number"
+    return f"* REPLACE ({', '.join(f'{place} AS {quote_name(name)}' for name in placed)})"
+
+
 def view_of_rows(con: Any, name: str, table: str, rows: Rows, *, files: int) -> None:
     """A view of some rows of a `read_parquet`. All files stay in it, so that types are what they are for the whole."""
     number = f", file_row_number AS {quote_name(rows.position)}" if rows.position else ""
+    shown = _shown(rows.placed, files=files)
     where = f"file_row_number >= {rows.first:d} AND file_row_number < {rows.stop:d}"
     where += f" AND file_index = {rows.file:d}" if files > 1 else ""
     con.execute(
-        f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT *{number} FROM {table} WHERE {where}"  # noqa: S608  ours
+        f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown}{number} FROM {table} WHERE {where}"  # noqa: S608  ours
     )
 
 

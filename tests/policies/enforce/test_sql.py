@@ -301,3 +301,55 @@ def test_what_is_declared_a_stream_is_one(sql: str) -> None:
         assert refused.value.code == "not_a_stream"
     else:
         made.run(prepared())
+
+
+GIVEN_ON = {
+    "SELECT id, image FROM images": {"id", "image"},
+    "SELECT * FROM images": {"id", "image", "thumb"},
+    "SELECT * FROM images WHERE id > 3 LIMIT 4": {"image", "thumb"},
+    'SELECT "IMAGE" FROM images WHERE id > 3': {"image"},
+    "SELECT image, thumb FROM images WHERE thumb IS NULL": {"image"},
+    "SELECT image, id AS thumb FROM images": {"image"},
+    "SELECT image AS thumb, thumb AS image FROM images": set(),
+    "SELECT * FROM (SELECT image, id FROM images WHERE id > 2) AS x WHERE id < 9": {"image", "thumb"},
+    "WITH x AS (SELECT image, id FROM images) SELECT image FROM x WHERE id < 9": {"image"},
+    "SELECT DISTINCT image FROM images": set(),
+    "SELECT image FROM images ORDER BY 1": set(),
+    "SELECT image, count(*) FROM images GROUP BY image": set(),
+    "SELECT image FROM images UNION SELECT thumb FROM images": set(),
+    "SELECT max(image) FROM images": set(),
+    "SELECT a.image FROM images AS a JOIN images AS b USING (image)": set(),
+    "SELECT image FROM images WHERE image IN (SELECT thumb FROM images)": set(),
+    "SELECT image, thumb FROM images WHERE (SELECT image) = thumb": set(),
+    "SELECT image FROM images WHERE EXISTS (SELECT image)": set(),
+    "SELECT image FROM images QUALIFY row_number() OVER (ORDER BY image) = 1": set(),
+}
+
+
+@pytest.mark.parametrize("sql", GIVEN_ON)
+def test_which_columns_a_statement_gives_on_and_looks_at_nowhere(sql: str) -> None:
+    """Whatever stands in such a column leaves at its row's place: numbers of rows are put there, and come back."""
+    made = gate.Bench()
+    made.connection.execute(
+        "CREATE TABLE src AS SELECT i AS id, i::VARCHAR::BLOB AS image, (9 - i)::VARCHAR::BLOB AS thumb "
+        "FROM range(9) r(i)"
+    )
+    made.add("clinic", "images", "src", gate.contract(gate.schema_of(made.connection, "src")))
+    prepared = made.prepare(sql)
+    assert prepared.given_on == GIVEN_ON[sql]
+    before = made.connection.sql(prepared.sql, params=prepared.params or None).fetchall()
+    for column in prepared.given_on - {"id"}:
+        made.connection.execute(f"UPDATE src SET {column} = NULL")
+    after = made.connection.sql(prepared.sql, params=prepared.params or None).fetchall()
+    at = [number for number, name in enumerate(prepared.columns) if name.casefold() not in prepared.given_on - {"id"}]
+    assert [[row[number] for number in at] for row in after] == [[row[number] for number in at] for row in before]
+
+
+@pytest.mark.parametrize("method", ["null", "hash"])
+def test_a_masked_column_is_not_given_on(method: str) -> None:
+    made = gate.Bench()
+    made.connection.execute("CREATE TABLE src AS SELECT i AS id, i::VARCHAR AS image FROM range(9) r(i)")
+    duties = [gate.mask(method, "image")]
+    made.add("clinic", "images", "src", gate.contract(gate.schema_of(made.connection, "src"), duties=duties))
+    for sql in ("SELECT image, id FROM images", "SELECT * FROM images"):
+        assert made.prepare(sql).given_on == {"id"}

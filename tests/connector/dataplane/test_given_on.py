@@ -1,0 +1,90 @@
+"""Blobs that a condition passes over or lets through: a read of them as a client meets it, whatever the policy does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import duckdb
+import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+
+from connector.query.job import Job
+from policies.model import Policy
+from tests.support import gate, provider
+from tests.support.gate import atom, mask
+from tests.support.images import images, write
+from tests.support.provider import OPEN, Provider
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ROWS = 250
+
+
+def under(*constraints: Any, **more: Any) -> Policy:
+    return gate.agreement(*constraints, action="odrl:use", **more)
+
+
+FEW = atom("ds:row/id", "lt", "90")
+WITHOUT = mask("null", "image")
+EITHER = gate.either(atom("ds:row/id", "lt", "20"), atom("ds:row/note", "gt", "200"))
+# The policy, the condition; what is put in after the engine, and the same in plain DuckDB.
+READS: dict[str, tuple[Policy, str, tuple[str, ...], str]] = {
+    "a filter": (under(FEW), "", ("image", "note", "name"), "id < 90"),
+    "a condition": (OPEN, "name LIKE '%7'", ("id", "image", "note"), "name LIKE '%7'"),
+    "both": (under(FEW), "note >= 30", ("image", "name"), "id < 90 AND note >= 30"),
+    "a barrier": (under(EITHER), "", ("image", "name"), "id < 20 OR note > 200"),
+    "a barrier and a condition": (under(EITHER), "id > 9", ("image", "name"), "(id < 20 OR note > 200) AND id > 9"),
+    "another column masked": (under(FEW, duties=[mask("null", "name")]), "", ("image", "note"), "id < 90"),
+    "the column looked at": (under(FEW), "image IS NOT NULL", ("note", "name"), "id < 90"),
+    "the column masked": (under(FEW, duties=[WITHOUT]), "", ("note", "name"), "id < 90"),
+    "no condition": (OPEN, "", (), "true"),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    folder = tmp_path_factory.mktemp("images")
+    async with provider.running(folder, rows=1000) as started:
+        started.path = folder / "images.parquet"
+        write(started.path, images(ROWS))
+        yield started
+
+
+@pytest.fixture
+def jobs(running: Provider, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What the workers are asked for."""
+    seen: list[Job] = []
+    run = running.pool.run
+    monkeypatch.setattr(running.pool, "run", lambda job, **more: (seen.append(job), run(job, **more))[1])
+    return seen
+
+
+async def read(running: Provider, agreement: str, **parameters: str) -> pa.Table:
+    headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
+    async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:
+        answer = await session.get("/data/v1/datasets/images/rows", params=parameters)
+    assert answer.status_code == 200, answer.text
+    with pa.ipc.open_stream(answer.content) as reader:
+        return reader.read_all()
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "by blocks"])
+@pytest.mark.parametrize("name", READS)
+async def test_what_leaves_is_what_the_policy_lets_out(
+    running: Provider, jobs: list[Job], name: str, blocks: bool
+) -> None:
+    policy, where, given_on, condition = READS[name]
+    agreement = await running.agree(policy, name="images", path=running.path)
+    found = await read(
+        running, agreement, **({"where": where} if where else {}), **({"blocks": "all"} if blocks else {})
+    )
+    whole = pq.read_table(running.path)
+    hidden = {"the column masked": "image", "another column masked": "name"}.get(name, "")
+    shown = ", ".join(f"NULL AS {one}" if one == hidden else one for one in whole.column_names)
+    expected = duckdb.sql(f"SELECT {shown} FROM whole WHERE {condition}")
+    assert found.to_pylist() == expected.to_arrow_table().to_pylist()
+    assert tuple(jobs[-1].given_on) == given_on
