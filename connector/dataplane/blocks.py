@@ -13,45 +13,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Protocol, Self
 
-from connector.datasets.sources.files import FileRef, check_unchanged
-from connector.errors import VersionChanged
-from connector.query.running import Frame
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A part of an open file, for a transport that can send one without reading it, or reads it to where it sends from.
-
-    `ref`: what an owner's file is registered as; none for a copy of ours.
-    """
-
-    file: IO[bytes]
-    at: int
-    nbytes: int
-    ref: FileRef | None = None
-
-    def check(self) -> None:
-        """VersionChanged where the owner's file is not what was registered any more."""
-        if self.ref is not None:
-            check_unchanged(self.file.fileno(), self.ref)
-
-    def read_into(self, memory: memoryview) -> None:
-        """Fill the start of `memory`; VersionChanged where the file is shorter. In a thread: it may be on disk only."""
-        got = 0
-        while got < self.nbytes:
-            more = os.preadv(self.file.fileno(), [memory[got : self.nbytes]], self.at + got)
-            if not more:
-                raise VersionChanged("a file of this version has been cut short; register a new version")
-            got += more
+from connector.datasets.sources.files import FileRef, check_unchanged, open_pinned
+from connector.query import job as wire
+from connector.query.running import Frame, Result
+from connector.query.spans import Scattered, Span
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """As `query.pool.Frame`, from a file."""
+    """As `query.running.Frame`, from files."""
 
     rows: int
     nbytes: int
-    payload: memoryview | Span
+    payload: memoryview | Span | Scattered
     digest: bytes
 
 
@@ -168,6 +142,57 @@ class Passed:
         return memory[: span.nbytes].toreadonly()
 
 
+class Spread:
+    """The result of a job with `spans`: of its messages, some have pieces in the owner's files."""
+
+    def __init__(self, result: Result) -> None:
+        self.schema, self.trailer, self.digest = result.schema, result.trailer, result.digest
+        self._result = result
+        self._refs = [FileRef.from_json(dict(file)) for file in next(iter(result.job.relations.values())).files]
+        self._open: dict[int, tuple[IO[bytes], FileRef]] = {}  # those that the last message was in
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame | Part:
+        kind, rows, payload, digest = await self._result.next()
+        if kind == wire.SCATTERED:
+            if not self._known():
+                await asyncio.to_thread(self._files)
+            return self._part(rows, memoryview(payload), digest)
+        if kind != wire.BATCH:
+            raise StopAsyncIteration
+        return Frame.of(rows, payload, digest)
+
+    def at_once(self) -> Frame | Part | None:
+        """As of `Passed`: the next one where all of it is there."""
+        found = self._result.at_once()
+        if found is None:
+            return None
+        kind, rows, payload, digest = found
+        if kind != wire.SCATTERED:
+            return Frame.of(rows, payload, digest)
+        return self._part(rows, memoryview(payload), digest)
+
+    def _part(self, rows: int, memory: memoryview, digest: bytes) -> Part:
+        pieces = self._result.pieces
+        size = sum(size for _, _, size in pieces)
+        return Part(rows, size, Scattered(memory, self._files(), pieces, size), digest)
+
+    def _known(self) -> bool:
+        return all(number < 0 or number in self._open for number, _, _ in self._result.pieces)
+
+    def _files(self) -> dict[int, tuple[IO[bytes], FileRef]]:
+        """The files that the message is in, opened. In a thread, unless they are."""
+        if not self._known():
+            numbers = {number for number, _, _ in self._result.pieces if number >= 0}
+            self._open = {
+                number: self._open.get(number) or (open_owners(self._refs[number]), self._refs[number])
+                for number in numbers
+            }
+        return self._open
+
+
 class _Pieces:
     """Memory for one batch after the other. A piece is taken again when its last view is gone, which is when the
     transport has sent it: new memory for each batch costs the kernel more than reading it."""
@@ -195,3 +220,8 @@ def _mapped(span: Span) -> memoryview:
     length = span.at + span.nbytes - start
     held = mmap.mmap(span.file.fileno(), length, flags=flags, prot=mmap.PROT_READ, offset=start)
     return memoryview(held)[span.at - start :]
+
+
+def open_owners(ref: FileRef) -> IO[bytes]:
+    """An owner's file as it was registered, or VersionChanged. It closes with the last that refers to it."""
+    return os.fdopen(open_pinned(ref), "rb", buffering=0)

@@ -5,16 +5,16 @@ than the network. Here a body may be a list of buffers, which goes to the transp
 chunk. Offered to the application as the extension `hanse.gather`; a body message then has the keys
 
     hanse.buffers  a list of buffers, none of which may change until it is sent
-    hanse.file     a part of a file: (descriptor, offset, bytes), sent by a thread as one chunk; the descriptor
-                   stands for that file until `send` returns, which is when all parts have gone. Where the extension
-                   `hanse.files` is offered. Called are
+    hanse.file     a list of parts of files, each (descriptor, offset, bytes), and of buffers, sent by a thread as one
+                   chunk; a descriptor stands for its file until `send` returns, which is when all parts have gone.
+                   Where the extension `hanse.files` is offered. Called are
     hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
     hanse.moved    as it goes. EOFError where the file is shorter, ConnectionAbortedError where the client has left.
-    hanse.more     in that thread, too, when the part has gone: the next part, sent as a chunk of its own, or none
+    hanse.more     in that thread, too, when they have gone: the next parts, sent as a chunk of their own, or none
     hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
 
-A part of a file goes to the socket behind the transport's back, on a descriptor of our own: only when the
+What lies in files goes to the socket behind the transport's back, on a descriptor of our own: only when the
 transport has nothing to write, and nothing else writes during an answer.
 
 It rests on uvicorn's internals (the range is pinned; a contract test compares the bytes with the stock path) and knows
@@ -31,9 +31,11 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -54,10 +56,12 @@ _SENDERS = 8
 _PIECE = 2**19  # bytes that are encrypted at once
 _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
+_AT_ONCE = 512  # parts in one call: half of IOV_MAX
 _TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
 
-Part = tuple[int, int, int]  # of a file: descriptor, offset, bytes
-More = Callable[[], Part | None]
+Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
+Parts = Sequence[Part]  # of one chunk
+More = Callable[[], Parts | None]
 
 
 class Cycle(RequestResponseCycle):
@@ -161,8 +165,8 @@ class Cycle(RequestResponseCycle):
 class _Sending:
     """Parts of files on their way, one chunk after the other."""
 
-    def __init__(self, first: Part, *, before: Callable[[], object] | None, more: More | None) -> None:
-        self._chunk: _Chunk | None = _Chunk(*first)
+    def __init__(self, first: Parts, *, before: Callable[[], object] | None, more: More | None) -> None:
+        self._chunk: _Chunk | None = _Chunk(first)
         self._before, self._more = before, more or (lambda: None)
         self.stopped = False
 
@@ -176,7 +180,7 @@ class _Sending:
         while (chunk := self._chunk) is not None:
             if self.stopped or not chunk.push(out, wait, window):
                 return False
-            self._chunk = _Chunk(*part) if (part := self._more()) is not None else None
+            self._chunk = _Chunk(parts) if (parts := self._more()) is not None else None
             if self._chunk is not None and wait.over:
                 return False
         return True
@@ -240,24 +244,23 @@ def _shorter() -> EOFError:
 
 
 class _Chunk:
-    """A part of a file as one HTTP chunk, and how much of it has gone."""
+    """Parts of files, and buffers, as one HTTP chunk, and what of it has not gone yet."""
 
-    def __init__(self, number: int, at: int, size: int) -> None:
-        self._number, self._at, self._size = number, at, size
-        self._head, self._tail = (b"%x\r\n" % size, b"\r\n") if size else (b"", b"")
-        self._gone = 0
-
-    @property
-    def _left(self) -> int:
-        return len(self._head) + self._size + len(self._tail) - self._gone
+    def __init__(self, parts: Parts) -> None:
+        sizes = list(map(_size, parts))
+        size = sum(sizes)
+        # An empty chunk would end the body.
+        self._left: deque[Part] = deque((b"%x\r\n" % size, *compress(parts, sizes), b"\r\n") if size else ())
+        self._whole = True
 
     def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
         """Send until all has gone (True) or the reader makes us wait."""
-        if self._size and not self._gone and os.fstat(self._number).st_size < self._at + self._size:
-            raise _shorter()  # the end of the file's last page would be zeros
+        if self._whole:
+            self._check_lengths()
+            self._whole = False
         while self._left:
             try:
-                self._gone += out.sendmsg(self._rest(window))
+                self._drop(out.sendmsg(self._next(window)))
             except BlockingIOError:
                 if not wait.writable():
                     return False
@@ -267,13 +270,41 @@ class _Chunk:
                 raise _shorter() from None
         return True
 
-    def _rest(self, window: _Window) -> list[memoryview | bytes]:
-        """What comes next of head, file and tail, as far as the window reaches."""
-        head, gone = self._head[self._gone :], max(0, self._gone - len(self._head))
-        if gone >= self._size:
-            return [self._tail[gone - self._size :]]
-        data = window.of(self._number, self._at + gone, self._size - gone)
-        return [head, data, self._tail] if gone + len(data) == self._size else [head, data]
+    def _check_lengths(self) -> None:
+        """EOFError where a file does not reach as far as its parts: the end of its last page would be zeros."""
+        ends: dict[int, int] = {}
+        for part in self._left:
+            if isinstance(part, tuple):
+                number, at, size = part
+                ends[number] = max(ends.get(number, 0), at + size)
+        if any(os.fstat(number).st_size < end for number, end in ends.items()):
+            raise _shorter()
+
+    def _next(self, window: _Window) -> list[bytes | memoryview]:
+        """The parts that go in one call, the last as far as a window of its file reaches."""
+        found: list[bytes | memoryview] = []
+        for part in islice(self._left, _AT_ONCE):
+            if not isinstance(part, tuple):
+                found.append(part)
+                continue
+            found.append(window.of(*part))
+            if len(found[-1]) < part[2]:
+                break
+        return found
+
+    def _drop(self, sent: int) -> None:
+        """What has gone is not left."""
+        while self._left and sent >= (size := _size(self._left[0])):
+            self._left.popleft()
+            sent -= size
+        if sent:
+            part = self._left[0]
+            rest = (part[0], part[1] + sent, part[2] - sent) if isinstance(part, tuple) else memoryview(part)[sent:]
+            self._left[0] = rest
+
+
+def _size(part: Part) -> int:
+    return part[2] if isinstance(part, tuple) else len(part)
 
 
 @functools.cache

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
-from connector.dataplane.blocks import Part, Passed, Source, Span
+from connector.dataplane.blocks import Part, Passed, Source, Spread
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, EngineFailed, HanseError, Refused
 from connector.query.job import ARROW
 from connector.query.running import Frame, Result
+from connector.query.spans import InFiles
 from connector.usage.held import Grant
 from policies import gate
 
@@ -76,10 +77,10 @@ class GovernedStream:
         """As `parts`, for a transport that sends memory only."""
         async with aclosing(self.parts()) as parts:
             async for part in parts:
-                assert not isinstance(part, Span)  # only whoever opens a read with `spans` gets them
+                assert not isinstance(part, InFiles)  # only whoever opens a read with `spans` gets them
                 yield part
 
-    async def parts(self) -> AsyncGenerator[memoryview | bytes | Span, None]:
+    async def parts(self) -> AsyncGenerator[memoryview | bytes | InFiles, None]:
         """Batches as they pass the gate, then the end record: at most one batch is held at a time."""
         end: End | None = None
         try:
@@ -97,20 +98,23 @@ class GovernedStream:
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
 
-    def following(self) -> Span | None:
-        """The batch after the one that `parts` gave last, where it lies in a file and passes the gate as things stand.
+    def following(self) -> InFiles | None:
+        """The batch after the one that `parts` gave last, where it lies in files and passes the gate as things stand.
 
         For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
         through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
         """
         try:
-            part = self._result.at_once() if isinstance(self._result, Passed) else None
+            part = self._result.at_once() if isinstance(self._result, Passed | Spread) else None
         except HanseError as error:
             self._failed = error
             return None
-        if part is not None and self._stopped_by(part) is not None:
-            self._first, part = part, None
-        return part.payload if part is not None and isinstance(part.payload, Span) else None
+        if part is None:
+            return None
+        if not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
+            self._first = part
+            return None
+        return part.payload
 
     def abandon(self, code: str, reason: str) -> None:
         """The client has gone or does not read: the log says so."""

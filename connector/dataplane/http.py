@@ -32,8 +32,7 @@ from connector.dataplane import asked as ask
 from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
-from connector.dataplane.blocks import Span
-from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, TRAILERS, Part
+from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, TRAILERS, Parts
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import Reads
@@ -48,6 +47,7 @@ from connector.errors import (
     VersionChanged,
     unforeseen,
 )
+from connector.query.spans import InFiles
 from connector.telemetry import logger
 from connector.usage.grants import Grants
 from policies import strictjson
@@ -212,18 +212,18 @@ class Exchange:
         await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
 
     async def file(
-        self, span: Span, following: Callable[[], Span | None], moved: Callable[[], object] = lambda: None
+        self, span: InFiles, following: Callable[[], InFiles | None], moved: Callable[[], object] = lambda: None
     ) -> None:
-        """A part of a file in one chunk, and those that follow it, which are asked for in the thread that sends.
+        """What lies in files in one chunk, and what follows it there, which are asked for in the thread that sends.
 
         `moved` is called while they go.
         """
 
-        def more() -> Part | None:
+        def more() -> Parts | None:
             after = following()
-            return None if after is None else _where(after)
+            return None if after is None else after.parts()
 
-        message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: _where(span)}
+        message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: span.parts()}
         await self.send(message | {BEFORE: span.check, MORE: more, MOVED: moved})
 
     async def end(self, trailers: Mapping[str, str]) -> None:
@@ -436,7 +436,7 @@ class _Transport:
                     await self._part(exchange, stream, part)
         await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | Span) -> None:
+    async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
         now = asyncio.get_running_loop().time
 
         def moved() -> None:
@@ -445,7 +445,7 @@ class _Transport:
 
         try:
             async with asyncio.timeout(self._stall_seconds) as limit:
-                if isinstance(part, Span):
+                if isinstance(part, InFiles):
                     await exchange.file(part, stream.following, moved)
                 else:
                     await exchange.part(part)
@@ -458,10 +458,6 @@ class _Transport:
             stream.abandon("version_changed", "a file of this version is not what it was; register a new version")
             await exchange.abort()
             raise ConnectionAbortedError("the file does not hold what it did") from None
-
-
-def _where(span: Span) -> Part:
-    return span.file.fileno(), span.at, span.nbytes
 
 
 def parse_envelope(body: bytes) -> Envelope:

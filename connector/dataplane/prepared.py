@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from connector.dataplane.asked import Asked
-from connector.dataplane.blocks import Block, Entry, Passed, Source
-from connector.datasets.sources.files import FileRef, open_pinned, unchanged
+from connector.dataplane.blocks import Block, Entry, Passed, Source, open_owners
+from connector.datasets.sources.files import FileRef, unchanged
 from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.query.job import Job
@@ -165,12 +165,16 @@ class PreparedStreams:
         finally:
             await passed.settle()
 
+    def keeps(self, key: str, grant: Grant) -> bool:
+        """Whether a stream that is read now would be kept."""
+        return key not in self._made and bool(self.quota) and keepable(grant.contract, sensitive=self._sensitive)
+
     @asynccontextmanager
     async def keep(self, key: str, grant: Grant, source: Result) -> AsyncIterator[Source]:
-        """The source, written down on its way. It is kept if the block ends well and all of it has passed."""
-        if key in self._made or not self.quota or not keepable(grant.contract, sensitive=self._sensitive):
-            yield source
-            return
+        """The source, written down on its way. It is kept if the block ends well and all of it has passed.
+
+        Only of what is read now by nobody else (`keeps`).
+        """
         self._made.add(key)
         endings = self._endings
         try:
@@ -274,7 +278,7 @@ def _entry(key: str, grant: Grant, files: tuple[IO[bytes], ...], refs: tuple[Fil
 
 def _owners(refs: Sequence[FileRef]) -> tuple[IO[bytes], ...]:
     with ExitStack() as stack:
-        files = tuple(stack.enter_context(os.fdopen(open_pinned(ref), "rb", buffering=0)) for ref in refs)
+        files = tuple(stack.enter_context(open_owners(ref)) for ref in refs)
         stack.pop_all()
     return files
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import STREAM, Asked, Split, quoted
-from connector.dataplane.blocks import Source
+from connector.dataplane.blocks import Source, Spread
 from connector.dataplane.governed import GovernedStream, watch, why_ended
 from connector.dataplane.jobs import BATCH_BYTES, gated, job_of, version_relation
 from connector.dataplane.prepared import PreparedStreams
@@ -372,15 +372,19 @@ class Reads:
             async with files.serve(entry, spans=spans) as passed:
                 yield passed
             return
+        known = files is not None and bool(key) and job.batch_bytes >= BATCH_BYTES
+        indexed = files is not None and known and files.wants_index(key, job)
+        keeps = files is not None and known and not indexed and files.keeps(key, grants[0])
+        if spans and not keeps:  # whoever sends one batch after the other in a thread holds on to the first, too
+            job = replace(job, spans=True, slots=job.slots + 1)
         async with self._pool.run(job, watch=partial(watch, grants), after=begun) as result:
-            if files is None or not key or job.batch_bytes < BATCH_BYTES:
-                yield result
-            elif files.wants_index(key, job):
-                yield result
-                self._spawn(files.index(key, grants[0], job, self._pool.ask))
-            else:
+            if files is not None and keeps:
                 async with files.keep(key, grants[0], result) as kept:
                     yield kept
+                return
+            yield Spread(result) if job.spans else result
+            if files is not None and indexed:
+                self._spawn(files.index(key, grants[0], job, self._pool.ask))
 
     async def _record_end(
         self,

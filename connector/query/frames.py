@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,18 +115,24 @@ class Frames:
             raise Coded("bytes_limit")
         self.rows, self.batches, self.bytes = self.rows + batch.num_rows, self.batches + 1, self.bytes + size
         slot = 0 if self.slots is None or size > self.slots.size else self.slots.free()
-        digest, parts = self.messages.digest, [self.session.stored.find(part) or part for part in parts]
-        if slot and self.slots is not None:
-            pieces = map(self.slots.put, parts)
-        else:
+        parts = [self.session.stored.find(part) or part for part in parts]
+        if not slot or self.slots is None:
             parts = [part.read() if isinstance(part, Values) else part for part in parts]
-            pieces = map(_pieces, parts)
-        for piece in chain.from_iterable(pieces):
-            digest.update(piece)
-        left, more = () if slot else parts, bool(slot) and last()
-        told = {"size": size, "rows": batch.num_rows, "digest": digest.digest(), "slot": slot}
-        self.session.send(wire.BATCH, *left, more=more, **told)
+            told = {"size": size, "rows": batch.num_rows, "digest": self._digested(map(_pieces, parts))}
+            self.session.send(wire.BATCH, *parts, **told)
+        elif self.job.spans and any(isinstance(part, Values) for part in parts):
+            told = {"slot": slot, "rows": batch.num_rows, "digest": self._digested(map(self.slots.leave, parts))}
+            self.session.send(wire.SCATTERED, bytes(self.slots.pieces), more=last(), **told)
+        else:
+            told = {"slot": slot, "rows": batch.num_rows, "digest": self._digested(map(self.slots.put, parts))}
+            self.session.send(wire.BATCH, size=size, more=last(), **told)
         limit_cpu(self.job)
+
+    def _digested(self, parts: Iterable[Iterator[memoryview]]) -> bytes:
+        """The digest of all so far, once these pieces have been looked at."""
+        for piece in chain.from_iterable(parts):
+            self.messages.digest.update(piece)
+        return bytes(self.messages.digest.digest())
 
     def end(self) -> None:
         """The foot, where there is one, and the totals."""
@@ -157,6 +163,8 @@ class Slots:
         self._slots = [memory[at : at + self.size] for at in range(0, len(memory), self.size)]
         self._left = memory[:0]  # of the slot that is being filled
         self._file: Any = None
+        self._seen = memoryview(bytearray(_PIECE))  # where values pass that stay in their files
+        self.pieces = bytearray()  # of the message: see `wire.PIECE`
         self._free = list(range(job.slots, 0, -1))
 
     def free(self) -> int:
@@ -166,6 +174,7 @@ class Slots:
         slot = self._free.pop()  # the last one that came back: it is still in the cache
         if slot:
             self._go_on(self._slots[slot - 1])
+            self.pieces.clear()
         return slot
 
     def put(self, part: Any) -> Iterator[memoryview]:
@@ -178,6 +187,17 @@ class Slots:
         for piece in _pieces(part):
             self._file.write(piece)
             yield piece
+
+    def leave(self, part: Any) -> Iterator[memoryview]:
+        """As `put`, but that values stay in their files; `pieces` has where all of the message is."""
+        if isinstance(part, Values):
+            paths = self.session.files[0].paths
+            for path, at, size in part.places():
+                self.pieces += wire.PIECE.pack(paths.index(path), at, size)
+            yield from part.passed(self._seen)
+        else:
+            self.pieces += wire.PIECE.pack(wire.IN_SLOT, self._file.tell(), memoryview(part).nbytes)
+            yield from self.put(part)
 
     def _go_on(self, memory: memoryview) -> None:
         self._left = memory

@@ -4,8 +4,9 @@ A job goes over a socket of its own: its JSON, then its blobs. Back come frames 
 `schema` and `trailer` (a prepared end record), any number of `batch`, and `end` or `error`, after `answers` (JSON: what
 the answers that came unread hold) where there are any; or any number of `progress` (JSON: a stage, and how many files
 are done in it) and one `value`. A batch whose header names a slot has its payload in shared memory
-(`connector.query.ring`). After the job, the connector sends single bytes: GO where the job is held, then the number of
-a slot that is free again, or ANYWAY.
+(`connector.query.ring`); one that is `scattered` has pieces of it there and pieces in the files of the job's first
+relation, and its frame says where (PIECE each). After the job, the connector sends single bytes: GO where the job is
+held, then the number of a slot that is free again, or ANYWAY.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ ERROR: Final = 5
 VALUE: Final = 6
 PROGRESS: Final = 7
 ANSWERS: Final = 8
+SCATTERED: Final = 9
 
 HEADER: Final = struct.Struct("<BBBxIQ32s")  # kind, digest length, slot, rows, payload length, digest so far
+PIECE: Final = struct.Struct("<iQQ")  # of a message: the file's number, or IN_SLOT; offset; bytes
+IN_SLOT: Final = -1
 GO: Final = 255
 ANYWAY: Final = 0  # send one batch over the socket: every slot is held by somebody who wants more
 # What goes to a worker beside a job's socket: (a desk to borrow objects at, the memory of a ring) -> the byte sent.
@@ -125,10 +129,10 @@ class Job:
     than the engine. `passed`: the only relation is a stream (`once`) whose rows are the answer, under these names;
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `given_on`: columns of the only relation that `sql` gives on as they are stored and looks at nowhere: their values
-    may be put in after it. `shared` jobs are plain scans that may run beside others in one process; SQL that somebody
-    wrote never is. `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are
-    Arrow streams, found valid, that no other job reads. `held`: a query is made ready, and no row of it is read before
-    GO.
+    may be put in after it. `spans`: what is left in files may be sent from there, by who reads the frames. `shared`
+    jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is. `consumer` is whom
+    the work is for: free workers go round between consumers. `once`: its files are Arrow streams, found valid, that no
+    other job reads. `held`: a query is made ready, and no row of it is read before GO.
     """
 
     kind: str = "query"
@@ -138,6 +142,7 @@ class Job:
     recheck: Recheck | None = None
     scan: str = ""
     given_on: Sequence[str] = ()
+    spans: bool = False
     passed: Sequence[str] = ()
     only: Ranges | None = None
     limits: Limits = Limits()

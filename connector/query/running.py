@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -41,6 +42,12 @@ class Frame:
     nbytes: int
     payload: memoryview
     digest: bytes
+
+    @classmethod
+    def of(cls, rows: int, payload: bytearray | memoryview, digest: bytes) -> Self:
+        """As `Result.next` gives it."""
+        whole = payload if isinstance(payload, memoryview) else memoryview(payload)
+        return cls(rows, len(payload), whole, digest)
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +138,7 @@ class Result:
         self.trailer = b""
         self.digest = b""
         self.totals: dict[str, int] = {}
+        self.pieces: list[tuple[int, int, int]] = []  # of the message that came last, where it is scattered
         self.answers: list[dict[str, Any]] = []  # what is in those that came unread, in the order of the job's blobs
         self.ended = False
         self.worked = 0.0  # seconds that we waited for the worker
@@ -139,6 +147,7 @@ class Result:
         self._channel = channel
         self._come = bytearray()  # what came with what was read before it
         self._loop = asyncio.get_running_loop()
+        self._open = threading.Lock()
         self.ring: Ring | None = None
         if job.kind == "query":
             self.ring = worker.lend_ring(job.slots, slot_bytes(job.batch_bytes))
@@ -151,8 +160,7 @@ class Result:
         kind, rows, payload, digest = await self.next()
         if kind != wire.BATCH:
             raise StopAsyncIteration
-        whole = payload if isinstance(payload, memoryview) else memoryview(payload)
-        return Frame(rows, len(payload), whole, digest)
+        return Frame.of(rows, payload, digest)
 
     async def start(self) -> None:
         """Send the job and wait for the schema (or the value)."""
@@ -194,6 +202,27 @@ class Result:
             self.worked += time.monotonic() - begun
         return self._taken(*frame)
 
+    def at_once(self) -> tuple[int, int, bytearray | memoryview, bytes] | None:
+        """The next batch, where all of it has come. For a thread, while nobody waits for one in `next`."""
+        with self._open:  # a thread that nobody waits for any more must not find another job's ring
+            if self.ended or self.ring is None or self.ring.held == self.ring.slots or not self._has(wire.HEADER.size):
+                return None
+            kind, digest_length, slot, rows, length, digest = wire.HEADER.unpack_from(self._come)
+            whole = wire.HEADER.size + (length if kind == wire.SCATTERED else 0)
+            if kind not in (wire.BATCH, wire.SCATTERED) or not slot or whole > _TOGETHER or not self._has(whole):
+                return None
+            told = self._come[wire.HEADER.size : whole]
+            del self._come[:whole]
+            payload = self._shared(slot - 1, length) if kind == wire.BATCH else self._scattered(slot - 1, told)
+            return self._taken(kind, rows, payload, digest[:digest_length])
+
+    def _has(self, size: int) -> bool:
+        """Whether so many bytes have come."""
+        if len(self._come) < size:
+            with suppress(OSError):
+                self._come += self._channel.recv(_TOGETHER)
+        return len(self._come) >= size
+
     def interrupt(self) -> None:
         """Tell the worker to stop; whoever waits for a frame gets the error `cancelled` soon."""
         with suppress(OSError):
@@ -224,9 +253,11 @@ class Result:
                 self._worker.give_up(self)
 
     def close(self) -> None:
-        self._channel.close()
-        if self.ring is not None:
-            self._worker.take_ring(self.ring)
+        with self._open:
+            self.ended = True
+            self._channel.close()
+            if self.ring is not None:
+                self._worker.take_ring(self.ring)
 
     def _tell(self, said: int) -> None:
         with suppress(OSError):  # the job is over
@@ -243,7 +274,10 @@ class Result:
         kind, digest_length, slot, rows, length, digest = wire.HEADER.unpack(header)
         if length > wire.PAYLOAD_MAX:
             raise self._nonsense()
-        payload = self._shared(slot - 1, length) if slot else await self._receive(length)
+        if kind == wire.SCATTERED:
+            payload: bytearray | memoryview = self._scattered(slot - 1, await self._receive(length))
+        else:
+            payload = self._shared(slot - 1, length) if slot else await self._receive(length)
         return kind, rows, payload, digest[:digest_length]
 
     def _shared(self, slot: int, length: int) -> memoryview:
@@ -253,6 +287,18 @@ class Result:
             return self.ring.take(slot, length)
         except ValueError:
             raise self._nonsense() from None
+
+    def _scattered(self, slot: int, told: bytearray) -> memoryview:
+        """The slot with those pieces of a message that are not in files; `pieces` has all of them."""
+        if not self.job.spans or len(told) % wire.PIECE.size:
+            raise self._nonsense()
+        self.pieces = list(wire.PIECE.iter_unpack(told))
+        sizes = [file["size"] for file in next(iter(self.job.relations.values())).files]
+        ends = [(number, at + size) for number, at, size in self.pieces]
+        there = all(number < len(sizes) and end <= sizes[number] for number, end in ends if number >= 0)
+        if not there or sum(size for _, _, size in self.pieces) > wire.PAYLOAD_MAX:
+            raise self._nonsense()
+        return self._shared(slot, max((end for number, end in ends if number < 0), default=0))
 
     def _nonsense(self) -> HanseError:
         """A worker that does not speak as it should is not ours any more."""
@@ -305,7 +351,7 @@ class Result:
     def _taken(
         self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes
     ) -> tuple[int, int, bytearray | memoryview, bytes]:
-        if kind in (wire.SCHEMA, wire.BATCH, wire.END):
+        if kind in (wire.SCHEMA, wire.BATCH, wire.SCATTERED, wire.END):
             self.digest = digest
         if kind == wire.END:
             self.ended, self.totals = True, json.loads(bytes(payload))

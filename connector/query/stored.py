@@ -97,6 +97,7 @@ class File:
     """A file to read from, closed when nothing is in it any more that somebody needs."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.descriptor)
         self.size = os.fstat(self.descriptor).st_size
@@ -114,10 +115,24 @@ class Values:
         they were there."""
         done = 0
         for at, size in self._column.places(self._first, self._first + self.size):
-            piece = memory[done : done + size]
-            _fill(self._column.file.descriptor, piece, at)
+            for start in range(0, size, _PIECE):
+                piece = memory[done + start : done + min(start + _PIECE, size)]
+                _fill(self._column.file.descriptor, piece, at + start)
+                yield piece
             done += size
-            yield piece
+
+    def passed(self, memory: memoryview) -> Iterator[memoryview]:
+        """Read them one piece after the other into the same `memory`, for whoever only has to have seen them."""
+        for _, at, size in self.places():
+            for done in range(0, size, len(memory)):
+                piece = memory[: min(len(memory), size - done)]
+                _fill(self._column.file.descriptor, piece, at + done)
+                yield piece
+
+    def places(self) -> Iterator[tuple[str, int, int]]:
+        """Where each value lies: a file's path, an offset, and bytes."""
+        for at, size in self._column.places(self._first, self._first + self.size):
+            yield self._column.file.path, at, size
 
     def read(self) -> bytearray:
         """They, in memory of their own."""
@@ -144,15 +159,14 @@ class _Column:
         return pa.Array.from_buffers(pa.binary(), len(self._ends), [None, offsets, values], 0)
 
     def places(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Place in the file and size of each piece from `first` to `stop` of all the values."""
+        """Place in the file and size of each value, or part of one, from `first` to `stop` of them all."""
         number = bisect_right(self._ends, first)
         while first < stop:
             end = self._ends[number]
             begin = self._ends[number - 1] if number else 0
-            while first < (until := min(end, stop)):
-                size = min(until - first, _PIECE)
-                yield self._starts[number] + first - begin, size
-                first += size
+            if first < (until := min(end, stop)):
+                yield self._starts[number] + first - begin, until - first
+                first = until
             number += 1
 
 

@@ -22,7 +22,6 @@ from connector.dataplane import asked as ask
 from connector.dataplane import http, plans
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.asked import Asked, End
-from connector.dataplane.blocks import Span
 from connector.dataplane.flight import link, parameters, passes
 from connector.dataplane.flight.passes import Pass
 from connector.dataplane.flight.slots import Slots
@@ -31,6 +30,7 @@ from connector.dataplane.plans import BLOCKS_MAX, Wanted
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated, VersionChanged
+from connector.query.spans import InFiles
 from connector.telemetry import logger
 from connector.usage.held import Held
 from policies.contract import Limits
@@ -251,11 +251,11 @@ class Desk:
             assert stream.end is not None
             await _frame(channel, link.END, _told(stream.end))
 
-    async def _put(self, stream: GovernedStream, slots: Slots, part: memoryview | bytes | Span) -> None:
+    async def _put(self, stream: GovernedStream, slots: Slots, part: memoryview | bytes | InFiles) -> None:
         """A part, and those in files that follow it."""
         async with asyncio.timeout(self._stall_seconds):
             await slots.put(part)
-        more = isinstance(part, Span)
+        more = isinstance(part, InFiles)
         while more:
             async with asyncio.timeout(self._stall_seconds):
                 more = await slots.put_next(stream.following)

@@ -9,8 +9,8 @@ import os
 import socket
 from collections.abc import Callable
 
-from connector.dataplane.blocks import Span
 from connector.dataplane.flight import link
+from connector.query.spans import InFiles
 
 _PAGE = mmap.PAGESIZE
 
@@ -39,11 +39,11 @@ class Slots:
                 if slot < link.SLOTS:
                     self._free.put_nowait(slot)
 
-    async def put(self, payload: memoryview | bytes | Span) -> None:
+    async def put(self, payload: memoryview | bytes | InFiles) -> None:
         """Hand over a batch, once a slot is free for it; a part of a file is read to there, and nowhere else."""
         await self._place(await self._free.get(), payload)
 
-    async def put_next(self, more: Callable[[], Span | None]) -> bool:
+    async def put_next(self, more: Callable[[], InFiles | None]) -> bool:
         """As `put`, of the part that `more` gives in a thread once a slot is free, and not before. Whether it did."""
         slot = await self._free.get()
         span, is_read = await asyncio.to_thread(_read_next, more, self._memory[slot])
@@ -55,15 +55,15 @@ class Slots:
             await self._place(slot, span)
         return span is not None
 
-    async def _place(self, slot: int, payload: memoryview | bytes | Span) -> None:
-        size = payload.nbytes if isinstance(payload, Span) else memoryview(payload).nbytes
+    async def _place(self, slot: int, payload: memoryview | bytes | InFiles) -> None:
+        size = payload.nbytes if isinstance(payload, InFiles) else memoryview(payload).nbytes
         memory = self._memory[slot]
         descriptor = None
         if memory is None or len(memory) < size:
             descriptor, memory = _made(size)
             self._memory[slot] = memory
         try:
-            if isinstance(payload, Span):
+            if isinstance(payload, InFiles):
                 await asyncio.to_thread(_read, payload, memory)
             else:
                 memory[:size] = memoryview(payload).cast("B")
@@ -85,12 +85,12 @@ class Slots:
                 await asyncio.sleep(0.01)
 
 
-def _read(span: Span, memory: mmap.mmap) -> None:
+def _read(span: InFiles, memory: mmap.mmap) -> None:
     span.check()
     span.read_into(memoryview(memory))
 
 
-def _read_next(more: Callable[[], Span | None], memory: mmap.mmap | None) -> tuple[Span | None, bool]:
+def _read_next(more: Callable[[], InFiles | None], memory: mmap.mmap | None) -> tuple[InFiles | None, bool]:
     """The next part, and whether it is in `memory` already: it is not where there is no room for it."""
     span = more()
     fits = span is not None and memory is not None and len(memory) >= span.nbytes

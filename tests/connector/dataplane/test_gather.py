@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import IO, Any
 
 import pytest
@@ -158,7 +159,7 @@ async def from_files(scope: Any, receive: Any, send: Any) -> None:
         for piece in PIECES:
             message: dict[str, Any] = {"type": "http.response.body", "more_body": True}
             if FILES in scope.get("extensions", {}):
-                await send(message | {FILE: (file.fileno(), at, len(piece))})
+                await send(message | {FILE: [(file.fileno(), at, len(piece))]})
             elif piece:
                 await send(message | {"body": bytes(piece)})
             at += len(piece)
@@ -215,7 +216,7 @@ async def test_a_file_that_is_too_short_never_completes_a_chunk() -> None:
 
     def message(file: IO[bytes]) -> dict[str, Any]:
         file.write(b"x" * 1000)
-        return {FILE: (file.fileno(), 0, 2000)}
+        return {FILE: [(file.fileno(), 0, 2000)]}
 
     async with served(short(raised, message)) as port:
         answer = await exchange(port, REQUEST)
@@ -229,7 +230,7 @@ async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_t
 
     def message(file: IO[bytes]) -> dict[str, Any]:
         file.truncate(64 * 2**20)
-        return {FILE: (file.fileno(), 0, 64 * 2**20), MOVED: lambda: file.truncate(2**20)}
+        return {FILE: [(file.fileno(), 0, 64 * 2**20)], MOVED: lambda: file.truncate(2**20)}
 
     async with served(short(raised, message)) as port:
         await slow(port)
@@ -245,7 +246,7 @@ async def test_a_part_may_be_larger_than_what_is_mapped_at_once() -> None:
             file.write(data)
             file.flush()
             for at, end in ((123, gather._WINDOW - 1), (gather._WINDOW - 1, len(data)), (gather._WINDOW, len(data))):
-                part = {"type": "http.response.body", FILE: (file.fileno(), at, end - at), "more_body": True}
+                part = {"type": "http.response.body", FILE: [(file.fileno(), at, end - at)], "more_body": True}
                 await send(part)
         await send({"type": "http.response.body", "body": b""})
 
@@ -265,12 +266,58 @@ async def test_a_file_that_is_cut_short_between_two_parts_ends_the_read() -> Non
 
         def more() -> Any:
             file.truncate(200)
-            return parts.pop() if parts else None
+            return [parts.pop()] if parts else None
 
-        return {FILE: (file.fileno(), 0, 100), MORE: more}
+        return {FILE: [(file.fileno(), 0, 100)], MORE: more}
 
     async with served(short(raised, message)) as port:
         await exchange(port, REQUEST)
+    assert raised == [EOFError]
+
+
+async def test_pieces_of_files_and_memory_are_one_chunk() -> None:
+    """Many more than one call takes, of two files, in any order, also for a reader who takes a little at a time."""
+    random = Random(5)
+    whole = random.randbytes(30 * 2**20)  # several windows
+    spans = [(random.randrange(len(whole) - 100_000), random.choice((0, 1, 5, 4096, 90_000))) for _ in range(1500)]
+    memory = [random.randbytes(random.choice((1, 8, 3000))) for _ in range(400)]
+    order = random.sample(range(1900), 1900)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
+            for file in (one, two):
+                file.write(whole)
+                file.flush()
+            places = [((one, two)[number % 2].fileno(), *span) for number, span in enumerate(spans)]
+            pieces = [*places, memoryview(memory[0]), *memory[1:]]
+            parts = [pieces[number] for number in order]
+            message = {"type": "http.response.body", "more_body": True}
+            await send(message | {FILE: parts, MORE: lambda left=[parts[::-1]]: left.pop() if left else None})
+            await send(message | {FILE: [(one.fileno(), 5, 0)]})  # not the end of the body
+            await send(message | {FILE: [b"x"]})
+        await send({"type": "http.response.body", "body": b""})
+
+    expected = [([whole[at : at + size] for at, size in spans] + memory)[number] for number in order]
+    async with served(app) as port:
+        for read in (exchange(port, REQUEST), slow(port)):
+            body = (await read).partition(b"\r\n\r\n")[2]
+            assert int(body[: body.index(b"\r")], 16) == sum(map(len, expected))
+            assert decoded(body) == b"".join(expected + expected[::-1]) + b"x"
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+async def test_a_piece_of_a_file_that_is_cut_short_ends_the_read(at: int) -> None:
+    raised: list[type[BaseException]] = []
+
+    def message(file: IO[bytes]) -> dict[str, Any]:
+        file.write(b"x" * 5000)
+        file.flush()
+        parts: list[Any] = [b"memory", (file.fileno(), 0, 200)]
+        return {FILE: [*parts[:at], (file.fileno(), 4000, 1001), *parts[at:]]}
+
+    async with served(short(raised, message)) as port:
+        assert b"memory" not in await exchange(port, REQUEST)
     assert raised == [EOFError]
 
 
@@ -286,9 +333,9 @@ async def test_what_follows_a_part_is_asked_for_beside_the_event_loop() -> None:
 
             def more() -> Any:
                 asked.append(threading.current_thread().name)
-                return (file.fileno(), *parts.pop(0)) if parts else None
+                return [(file.fileno(), *parts.pop(0))] if parts else None
 
-            part = {"type": "http.response.body", FILE: (file.fileno(), 0, 1_000_000), "more_body": True}
+            part = {"type": "http.response.body", FILE: [(file.fileno(), 0, 1_000_000)], "more_body": True}
             await send(part | {MORE: more})
         await send({"type": "http.response.body", "body": b""})
 
@@ -318,7 +365,7 @@ async def test_a_reader_that_leaves_or_waits_holds_nothing(leaves: bool) -> None
         await send({"type": "http.response.start", "status": 200, "headers": []})
         with tempfile.TemporaryFile() as file:
             file.truncate(2**28)
-            message = {"type": "http.response.body", FILE: (file.fileno(), 0, 2**28), "more_body": True}
+            message = {"type": "http.response.body", FILE: [(file.fileno(), 0, 2**28)], "more_body": True}
             try:
                 async with asyncio.timeout(None if leaves else 0.2):
                     await send(message)

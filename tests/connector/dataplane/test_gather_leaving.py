@@ -13,10 +13,10 @@ from typing import Any, cast
 import pytest
 
 from connector.dataplane import gather
-from connector.dataplane.blocks import Span
 from connector.dataplane.gather import FILE, Cycle
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.http import Exchange, _Transport
+from connector.query.spans import Span
 from tests.connector.dataplane.test_gather import served
 from tests.support.clocks import hands
 
@@ -62,7 +62,7 @@ async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
     with tempfile.TemporaryFile() as file:
         file.write(b"S" * 1000)
         file.flush()
-        message = {FILE: (file.fileno(), 0, 1000), "more_body": True}
+        message = {FILE: [(file.fileno(), 0, 1000)], "more_body": True}
         sending = asyncio.ensure_future(cycle(mine).send(message))
         for _ in range(2):
             await asyncio.sleep(0.02)
@@ -99,7 +99,7 @@ async def test_the_first_of_two_pipelined_requests_hears_that_its_client_has_lef
         await send({"type": "http.response.start", "status": 200, "headers": []})
         with tempfile.TemporaryFile() as file:
             file.truncate(SIZE)
-            message = {"type": "http.response.body", FILE: (file.fileno(), 0, SIZE), "more_body": True}
+            message = {"type": "http.response.body", FILE: [(file.fileno(), 0, SIZE)], "more_body": True}
             with pytest.raises(ConnectionAbortedError):
                 await again(send, message)
         await told.put("refused")
@@ -139,10 +139,10 @@ def pushed(out: socket.socket, peer: socket.socket) -> int:
         file.truncate(SIZE)
         reading.start()
         try:
-            sending = gather._Sending((file.fileno(), 0, SIZE // 4), before=None, more=None)
+            sending = gather._Sending([(file.fileno(), 0, SIZE // 4)], before=None, more=None)
             assert not sending.push(out)
             assert sending._chunk is not None
-            return sending._chunk._gone
+            return SIZE // 4 - sum(map(gather._size, sending._chunk._left))
         finally:
             enough.set()
             out.close()

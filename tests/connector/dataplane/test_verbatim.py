@@ -18,10 +18,10 @@ import pytest_asyncio
 from connector.dataplane import blocks
 from connector.dataplane import prepared as prepared_streams
 from connector.dataplane.asked import STREAM, Asked
-from connector.dataplane.blocks import Span
 from connector.dataplane.prepared import PreparedStreams
 from connector.events import AgreementRevoked
 from connector.query.job import Job
+from connector.query.spans import Span
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider
