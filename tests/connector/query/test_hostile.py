@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,41 @@ def statements(name: str) -> list[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """The clinic's gate, what it shares of its tables, and the database of whoever asks."""
+
+    bench: gate.Bench
+    tables: Mapping[tuple[str, str], TableInfo]
+    merging: duckdb.DuckDBPyConnection
+
+    def answer(self, sql: str) -> Sequence[tuple[Any, ...]]:
+        """The federated answer: fragments through the owner's gate, the residual over what they gave."""
+        made = plan(sql, self.tables, across_agreements=True)
+        with self.merging.cursor() as here:
+            for fragment in made.fragments:
+                assert not fragment.keys  # all at one owner
+                prepared = self.bench.prepare(fragment.sql)
+                self.bench.recheck(prepared)
+                found = self.bench.connection.execute(prepared.sql, prepared.params)
+                here.register(fragment.id, found.to_arrow_reader(10_000).read_all())
+            return here.sql(merge_sql(made)).fetchall()
+
+    def told(self, sql: str) -> Sequence[tuple[Any, ...]] | str:
+        """What the asker sees: the answer, or the refusal. An engine's error never leaves an owner but as a code."""
+        try:
+            return self.answer(sql)
+        except (HanseError, PolicyError) as refused:
+            return f"refused: {refused}"
+        except duckdb.Error:
+            return "refused: engine"
+
+
 @pytest.fixture(scope="module")
-def bench() -> Iterator[gate.Bench]:
-    made = clinic.bench()
-    yield made
-    made.connection.close()
+def federation() -> Iterator[Federation]:
+    bench = clinic.bench()
+    with bench.connection, duckdb.connect(":memory:", config={"threads": 1}) as merging:
+        yield Federation(bench, tables(bench), merging)
 
 
 def tables(bench: gate.Bench) -> dict[tuple[str, str], TableInfo]:
@@ -55,33 +86,10 @@ def tables(bench: gate.Bench) -> dict[tuple[str, str], TableInfo]:
     return found
 
 
-def answer(bench: gate.Bench, sql: str) -> Sequence[tuple[Any, ...]]:
-    """The federated answer: fragments through the owner's gate, the residual over what they gave."""
-    made = plan(sql, tables(bench), across_agreements=True)
-    with duckdb.connect(":memory:", config={"threads": 1}) as here:
-        for fragment in made.fragments:
-            assert not fragment.keys  # all at one owner
-            prepared = bench.prepare(fragment.sql)
-            bench.recheck(prepared)
-            found = bench.connection.execute(prepared.sql, prepared.params)
-            here.register(fragment.id, found.to_arrow_reader(10_000).read_all())
-        return here.sql(merge_sql(made)).fetchall()
-
-
-def text_of(bench: gate.Bench, sql: str) -> str:
-    """What the asker sees: the answer, or the refusal. An engine's error never leaves an owner but as a code."""
-    try:
-        return repr(answer(bench, sql))
-    except (HanseError, PolicyError) as refused:
-        return f"refused: {refused}"
-    except duckdb.Error:
-        return "refused: engine"
-
-
-def test_the_escape_suite_is_refused_over_many_owners_too(bench: gate.Bench) -> None:
+def test_the_escape_suite_is_refused_over_many_owners_too(federation: Federation) -> None:
     leaks, answered = [], []
     for sql in [*statements("escape.yaml"), *statements("escape_inference.yaml")]:
-        told = text_of(bench, sql)
+        told = str(federation.told(sql))
         if any(secret in told for secret in SECRETS if secret not in sql):
             leaks.append((sql, told[:200]))
         if not told.startswith("refused"):
@@ -90,15 +98,15 @@ def test_the_escape_suite_is_refused_over_many_owners_too(bench: gate.Bench) -> 
     assert len(answered) <= 20, answered  # what was written anew without its odd part, and passed the owner's gate
 
 
-def test_harmless_statements_are_answered_alike_and_without_a_secret(bench: gate.Bench) -> None:
+def test_harmless_statements_are_answered_alike_and_without_a_secret(federation: Federation) -> None:
     differing, answered = [], 0
     for sql in statements("harmless.yaml"):
-        told = text_of(bench, sql)
-        assert not any(secret in told for secret in SECRETS if secret not in sql), sql
-        if told.startswith("refused"):
+        told = federation.told(sql)
+        assert not any(secret in str(told) for secret in SECRETS if secret not in sql), sql
+        if isinstance(told, str):
             continue
         answered += 1
-        if sorted(map(repr, answer(bench, sql))) != sorted(map(repr, bench.ask(sql))):
+        if sorted(map(repr, told)) != sorted(map(repr, federation.bench.ask(sql))):
             differing.append(sql)
     assert answered > 50
     assert differing == []
