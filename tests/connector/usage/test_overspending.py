@@ -3,65 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 
 from connector.store import Store
 from connector.store.agreements import used_today
 from connector.store.tables import Grant
+from tests.connector.usage.victims import spends
+from tests.support.children import ran
 
 PROCESSES, TRIES = 8, 48
-USES, TODAY, ROWS, MICRO = 100, 37, 500, 100_000
-CHILD = """
-import asyncio, json, random, sys
-from connector.errors import Busy
-from connector.store import Store
-
-USES, TODAY, ROWS, MICRO = 100, 37, 500, 100_000
-
-async def main(url, tries, seed):
-    store, rng = Store(url, pool_size=2), random.Random(seed)
-    spent = {"uses": 0, "today": 0, "rows": 0, "epsilon": 0}
-
-    async def write(work):
-        while True:
-            try:
-                return await store.write(work)
-            except Busy:  # eight wait for one file, on a machine that may stand still: nothing was counted
-                pass
-
-    async def once(amount):
-        used = await write(lambda tx: tx.agreements.count_use("uses", day=1, most=USES, most_today=None))
-        today = await write(lambda tx: tx.agreements.count_use("today", day=1, most=None, most_today=TODAY))
-        taken = await write(lambda tx: tx.agreements.reserve(
-            "rows", rows=amount, nbytes=amount * 8, most_rows=ROWS, most_bytes=ROWS * 8 + 4))
-        private = await write(lambda tx: tx.answers.spend("epsilon", micro=amount * 333, most=MICRO))
-        spent["uses"] += used
-        spent["epsilon"] += private * amount * 333
-        spent["today"] += today
-        spent["rows"] += taken * amount
-
-    for start in range(0, tries, 6):
-        await asyncio.gather(*(once(rng.randint(1, 9)) for _ in range(6)))
-    store.close()
-    print(json.dumps(spent))
-
-url, tries, seed = sys.argv[1:]
-asyncio.run(main(url, int(tries), int(seed)))
-"""
+MOST = {"uses": 100, "today": 37, "rows": 500, "micro": 100_000}
 
 
 async def test_eight_processes_never_overspend(store: Store, database_url: str) -> None:
     for name in ("uses", "today", "rows", "epsilon"):
         await store.write(lambda tx, name=name: tx.agreements.add(Grant(agreement_id=name, revoked_at=None)))  # type: ignore[misc]  # bound for this round
-    children = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", CHILD, database_url, str(TRIES), str(seed), stdout=subprocess.PIPE
-        )
-        for seed in range(PROCESSES)
-    ]
-    reports = [json.loads(out) for out, _ in await asyncio.gather(*(child.communicate() for child in children))]
+    ends = await asyncio.gather(*(ran(spends, database_url, TRIES, seed, MOST) for seed in range(PROCESSES)))
+    reports = [report for _, report in ends]
     spent = {name: sum(report[name] for report in reports) for name in ("uses", "today", "rows", "epsilon")}
     uses, today, rows = [
         await store.read(lambda tx, name=name: tx.agreements.grant(name))  # type: ignore[misc]  # bound for this round
@@ -70,13 +27,13 @@ async def test_eight_processes_never_overspend(store: Store, database_url: str) 
     assert uses is not None
     assert today is not None
     assert rows is not None
-    assert uses.queries == spent["uses"] == USES
-    assert today.queries_today == spent["today"] == TODAY
+    assert uses.queries == spent["uses"] == MOST["uses"]
+    assert today.queries_today == spent["today"] == MOST["today"]
     assert (rows.rows, rows.bytes) == (spent["rows"], spent["rows"] * 8)
     micro = await store.read(lambda tx: tx.answers.spent("epsilon"))
-    assert micro == spent["epsilon"] <= MICRO
-    assert micro > MICRO - 9 * 333
-    assert ROWS - 9 < rows.rows <= ROWS  # what is left is smaller than anybody asked for
+    assert micro == spent["epsilon"] <= MOST["micro"]
+    assert micro > MOST["micro"] - 9 * 333
+    assert MOST["rows"] - 9 < rows.rows <= MOST["rows"]  # what is left is smaller than anybody asked for
 
 
 async def test_a_clock_that_is_behind_begins_no_day_anew(store: Store) -> None:

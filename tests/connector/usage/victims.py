@@ -1,0 +1,111 @@
+"""What child processes do, and where they die: with a connector's store, at one grant."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from connector.errors import Busy, Limited
+from connector.management.auth import Tokens
+from connector.store import Store, Transaction
+from connector.store.agreements import Agreements
+from connector.usage import counting
+from connector.usage import held as values
+from policies.contract import Limits
+from policies.gate import Lease
+
+READS, ROWS = 4, 15_625  # a grant gives rows out in chunks, this is one
+
+
+def admits(url: str, dies: str, said: Connection) -> None:
+    """Admits one read as `usage.grants` does, and dies where it is told to; without a place to die it says what it
+    got."""
+    for name in ("count_use", "reserve"):
+        _after(name, dies)
+    asyncio.run(_admits(url, dies, said))
+
+
+def hands_over(url: str, file: str, _: Connection) -> None:
+    """Makes the first token, and dies when it has written it."""
+
+    def hand_over(text: str) -> None:
+        Path(file).write_text(text)
+        _die()
+
+    asyncio.run(Tokens(Store(url, pool_size=1)).first(hand_over))
+
+
+def spends(url: str, tries: int, seed: int, most: dict[str, int], said: Connection) -> None:
+    """Counts uses, rows and epsilon as often as it can, and says what it got."""
+    said.send(asyncio.run(_spends(url, tries, random.Random(seed), most)))
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after(name: str, dies: str) -> None:
+    real = getattr(Agreements, name)
+
+    def counted(self: Agreements, *args: Any, **more: Any) -> Any:
+        done = real(self, *args, **more)
+        if dies == name:
+            _die()
+        return done
+
+    setattr(Agreements, name, counted)
+
+
+async def _admits(url: str, dies: str, said: Connection) -> None:
+    store = Store(url, pool_size=1)
+    contract: Any = SimpleNamespace(limits=Limits(queries=READS, rows=ROWS), permission="/permission/0", reasons={})
+    held: Any = SimpleNamespace(agreement=SimpleNamespace(id="g"), version=None)
+    grant = values.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
+    try:
+        grant.take(*await store.write(lambda tx: counting.admit(tx, grant, time.time(), "r")))
+    except Limited as refused:
+        said.send({"refused": refused.code})
+        return
+    if dies == "commit":
+        _die()
+    said.send({"rows": grant.lease.rows})
+    store.close()
+
+
+async def _spends(url: str, tries: int, rng: random.Random, most: dict[str, int]) -> dict[str, int]:
+    store = Store(url, pool_size=2)
+    spent = {"uses": 0, "today": 0, "rows": 0, "epsilon": 0}
+
+    async def write(work: Callable[[Transaction], bool]) -> bool:
+        while True:
+            try:
+                return await store.write(work)
+            except Busy:  # eight wait for one file, on a machine that may stand still: nothing was counted
+                pass
+
+    async def once(amount: int) -> None:
+        used = await write(lambda tx: tx.agreements.count_use("uses", day=1, most=most["uses"], most_today=None))
+        today = await write(lambda tx: tx.agreements.count_use("today", day=1, most=None, most_today=most["today"]))
+        taken = await write(
+            lambda tx: tx.agreements.reserve(
+                "rows", rows=amount, nbytes=amount * 8, most_rows=most["rows"], most_bytes=most["rows"] * 8 + 4
+            )
+        )
+        private = await write(lambda tx: tx.answers.spend("epsilon", micro=amount * 333, most=most["micro"]))
+        spent["uses"] += used
+        spent["epsilon"] += private * amount * 333
+        spent["today"] += today
+        spent["rows"] += taken * amount
+
+    for _ in range(0, tries, 6):
+        await asyncio.gather(*(once(rng.randint(1, 9)) for _ in range(6)))
+    store.close()
+    return spent
