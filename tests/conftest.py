@@ -11,8 +11,7 @@ import pytest
 from hypothesis import settings
 
 from connector.store import Store
-from connector.store.migrate import upgrade
-from tests.support import postgres
+from tests.support import migrated, postgres
 
 _HAS_POSTGRES = postgres.binaries() is not None
 DATABASES = ["sqlite", "postgresql"] if _HAS_POSTGRES else ["sqlite"]
@@ -34,11 +33,20 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
             yield url
 
 
+@pytest.fixture(params=DATABASES)
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A migrated database of each kind."""
+    if request.param == "sqlite":
+        yield migrated.sqlite(tmp_path / "store.db")
+    else:
+        with migrated.postgresql(request.getfixturevalue("postgres_cluster")) as url:
+            yield url
+
+
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
+def store(migrated_url: str) -> Iterator[Store]:
     """A migrated store on each kind of database."""
-    upgrade(database_url)
-    opened = Store(database_url)
+    opened = Store(migrated_url)
     yield opened
     opened.close()
 
@@ -46,9 +54,7 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture
 def sqlite_store(tmp_path: Path) -> Iterator[Store]:
     """A migrated store on SQLite, for tests whose subject is not the store."""
-    url = f"sqlite:///{tmp_path / 'store.db'}"
-    upgrade(url)
-    opened = Store(url)
+    opened = Store(migrated.sqlite(tmp_path / "store.db"))
     yield opened
     opened.close()
 

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import DATABASES
+from tests.support import migrated
 
 
 @pytest.fixture(params=DATABASES)
 def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Two empty databases of each kind."""
+    """Two migrated databases of each kind."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'a.db'}", f"sqlite:///{tmp_path / 'b.db'}"
+        yield migrated.sqlite(tmp_path / "a.db"), migrated.sqlite(tmp_path / "b.db")
     else:
         cluster = request.getfixturevalue("postgres_cluster")
         with ExitStack() as stack:
-            yield stack.enter_context(cluster.database()), stack.enter_context(cluster.database())
+            a, b = (stack.enter_context(migrated.postgresql(cluster)) for _ in range(2))
+            yield a, b

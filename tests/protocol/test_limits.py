@@ -21,8 +21,9 @@ from connector.dsp.states import CONSUMER, PROVIDER
 from connector.events import RequestRefused
 from connector.net import Reply
 from connector.store import Store
+from tests.support import migrated
 from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, USE, Counterparty, snapshot
-from tests.support.pair import Pair, empty_database, pair, side
+from tests.support.pair import Pair, pair, side
 
 Begin = Callable[[Counterparty, str], Awaitable[Reply]]
 
@@ -198,9 +199,7 @@ async def test_many_at_once_over_every_instance_get_exactly_what_is_allowed(
 
 
 async def test_a_clock_that_is_set_back_keeps_nobody_out(tmp_path: Path) -> None:
-    path = tmp_path / "store.db"
-    path.write_bytes(empty_database())
-    store = Store(f"sqlite:///{path}", pool_size=1)
+    store = Store(migrated.sqlite(tmp_path / "store.db"), pool_size=1)
 
     async def ask(at: float) -> float:
         return await store.write(lambda tx: tx.admissions.take("them", kind="transfer", step=30.0, most=60.0, now=at))
@@ -222,9 +221,7 @@ def test_any_minute_holds_what_is_allowed_at_once_and_what_a_minute_adds(
 ) -> None:
     """However the asking is spread: never more in a span of time than the burst and what that span refills, and
     whoever waits as long as told is let through."""
-    path = tmp_path_factory.mktemp("rate") / "store.db"
-    path.write_bytes(empty_database())
-    store = Store(f"sqlite:///{path}", pool_size=1)
+    store = Store(migrated.sqlite(tmp_path_factory.mktemp("rate") / "store.db"), pool_size=1)
     step, now, admitted = 60 / per_minute, 1_000.0, []
 
     def ask(at: float) -> float:

@@ -20,8 +20,8 @@ from connector.query.job import Job
 from connector.query.pool import Pool
 from connector.settings import Settings
 from connector.store import Store
-from connector.store.migrate import upgrade
 from connector.store.tables import DatasetVersion
+from tests.support import migrated
 
 
 @dataclass
@@ -52,9 +52,8 @@ class Owner:
 async def owning(folder: Path, connections: Path | None, *, cache_mb: int = 64) -> AsyncIterator[Owner]:
     """Workers confined as in production: `folder/data` is readable, nothing else of the test's is."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    url = f"sqlite:///{folder / 'owner.db'}"
-    upgrade(url)
-    store, outside = Store(url), Outside(connections, folder / "outside", cache_bytes=cache_mb * 2**20)
+    store = Store(migrated.sqlite(folder / "owner.db"))
+    outside = Outside(connections, folder / "outside", cache_bytes=cache_mb * 2**20)
     prepared = folder / "prepared"
     async with Pool(
         folder / "work", size=2, warm=1, readable=[folder / "data"], writable=[prepared, outside.drafts],

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,10 @@ from connector.events import Event
 from connector.identity.principal import Principal
 from connector.net import Guard, Reply
 from connector.store import Store, Transaction
-from connector.store.migrate import upgrade
 from connector.store.tables import Dataset, DatasetVersion, Offer, Transfer
 from policies import jsonld
 from policies.evaluate import Facts
-from tests.support import wire_check
+from tests.support import migrated, wire_check
 
 Json = dict[str, Any]
 Tamper = Callable[["Call"], Awaitable[Reply | None]]
@@ -364,27 +361,15 @@ class Pair:
         )
 
 
-@cache
-def empty_database() -> bytes:
-    """A migrated SQLite file; migrating takes longer than most tests."""
-    with tempfile.TemporaryDirectory() as directory:
-        upgrade(f"sqlite:///{directory}/empty.db")
-        return (Path(directory) / "empty.db").read_bytes()
-
-
 @asynccontextmanager
 async def pair(
     directory: Path, *, urls: tuple[str, str] | None = None, limits: Limits | None = None, **timing: float
 ) -> AsyncIterator[Pair]:
-    """Two running connectors, on SQLite files in `directory` or on the databases given."""
+    """Two running connectors, on SQLite files in `directory` or on the migrated databases given."""
     cable = Cable()
     sides = []
     for index, name in enumerate(("north", "south")):
-        url = urls[index] if urls else f"sqlite:///{directory / name}.db"
-        if urls or (directory / f"{name}.db").exists():
-            upgrade(url)
-        else:
-            (directory / f"{name}.db").write_bytes(empty_database())
+        url = urls[index] if urls else migrated.sqlite(directory / f"{name}.db")
         sides.append(side(name, f"203.0.113.{index + 1}", cable, url, limits=limits, **timing))
     for one in sides:
         await one.sender.start()

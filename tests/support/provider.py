@@ -26,7 +26,6 @@ from connector.events import Event
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
 from connector.store import Store, Transaction
-from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
 from connector.usage.facts import party_facts
 from connector.usage.grants import Grants
@@ -35,7 +34,7 @@ from policies import jsonld
 from policies.evaluate import Facts
 from policies.model import Policy
 from policies.vocabulary import expand
-from tests.support import data, gate
+from tests.support import data, gate, migrated
 
 PROVIDER, CONSUMER = "did:web:clinic.example", "did:web:lab.example"
 OWNER, DATASET = "clinic", "numbers"
@@ -135,9 +134,7 @@ async def running(
 ) -> AsyncIterator[Provider]:
     """A provider with a store on SQLite and a pool of two workers, until the block ends."""
     path = data.parquet(folder / "numbers.parquet", rows)
-    url = f"sqlite:///{folder / 'provider.db'}"
-    upgrade(url)
-    store = Store(url)
+    store = Store(migrated.sqlite(folder / "provider.db"))
 
     grants = Grants(store, facts_of=member)
     key = ECKey.generate_key("P-256")

@@ -21,9 +21,8 @@ from connector.events import Event
 from connector.query.job import TRAILER_KEY
 from connector.query.pool import Pool
 from connector.store import Store
-from connector.store.migrate import upgrade
 from connector.store.tables import Received, Transfer
-from tests.support import data
+from tests.support import data, migrated
 from tests.support.provider import served
 
 PROVIDER, AGREEMENT = "did:web:clinic.example", "urn:agreement:1"
@@ -93,8 +92,7 @@ class Receiver:
 @asynccontextmanager
 async def running(folder: Path, pool: Pool | None = None, **room: Any) -> AsyncIterator[Receiver]:
     """A consumer with a store on SQLite, until the block ends; with `pool`, on its workers."""
-    url = f"sqlite:///{folder / 'consumer.db'}"
-    upgrade(url)
+    url = migrated.sqlite(folder / "consumer.db")
     async with AsyncExitStack() as stack:
         if pool is None:
             made = Pool(folder / "work", size=1, warm=1, readable=[arriving(folder / "received")])

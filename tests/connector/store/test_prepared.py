@@ -14,11 +14,11 @@ from sqlalchemy.exc import DBAPIError
 
 from connector.errors import AlreadyExists, Busy, NotFound
 from connector.store import Store, Transaction
-from connector.store.migrate import upgrade
 from connector.store.prepared import Prepared, adding
 from connector.store.tables import Agreement, AuditPending, AuditTile, Grant, OpenRead, ReadPlace, bare
 from connector.store.unit import Unit
 from tests.conftest import DATABASES
+from tests.support import migrated
 
 READ, PLACE, TILE, PENDING, GRANT = map(bare, (OpenRead, ReadPlace, AuditTile, AuditPending, Grant))
 on_postgres = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
@@ -309,8 +309,7 @@ async def test_a_connection_on_which_something_failed_is_not_simply_used_again(
 
 @pytest.fixture
 def on_server(postgres_cluster: Any) -> Iterator[Store]:
-    with postgres_cluster.database() as url:
-        upgrade(url)
+    with migrated.postgresql(postgres_cluster) as url:
         opened = Store(url, pool_size=2)
         yield opened
         opened.close()

@@ -16,8 +16,8 @@ from connector.audit.log import Sequencer
 from connector.audit.note import Signer
 from connector.events import Event, NegotiationAdvanced, event_of, kinds
 from connector.store import Relay, Store
-from connector.store.migrate import upgrade
 from tests.conftest import DATABASES
+from tests.support import migrated
 
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
@@ -47,8 +47,7 @@ class Instance:
 
 @pytest.fixture
 def url(postgres_cluster: Any) -> Iterator[str]:
-    with postgres_cluster.database() as made:
-        upgrade(made)
+    with migrated.postgresql(postgres_cluster) as made:
         yield made
 
 

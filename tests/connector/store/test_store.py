@@ -266,11 +266,11 @@ async def test_what_stands_on_a_dataset_is_what_could_be_read_under(store: Store
     assert told == []
 
 
-async def test_who_holds_a_dataset_goes_alone(store: Store, database_url: str) -> None:
+async def test_who_holds_a_dataset_goes_alone(store: Store, migrated_url: str) -> None:
     """Two processes look at once whether they are the first; one is."""
     about = {"title": "", "description": "", "keywords": [], "theme": "", "license": "", "version": "v1"}
     await store.write(lambda tx: tx.datasets.add(Dataset(id="d", name="d", created_at=1.0, **about)))
-    other = Store(database_url)
+    other = Store(migrated_url)
 
     def first(tx: Transaction, number: int) -> bool:
         tx.datasets.hold("d")

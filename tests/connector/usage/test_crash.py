@@ -23,33 +23,33 @@ async def counters(store: Store) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("dies", ["count_use", "reserve"])
-async def test_a_read_that_dies_before_its_commit_was_never_counted(store: Store, database_url: str, dies: str) -> None:
+async def test_a_read_that_dies_before_its_commit_was_never_counted(store: Store, migrated_url: str, dies: str) -> None:
     await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
     for _ in range(2):
-        code, out = await ran(admits, database_url, dies)
+        code, out = await ran(admits, migrated_url, dies)
         assert (code, out) == (-signal.SIGKILL, None)
         assert await counters(store) == (0, 0, 0)
-    code, out = await ran(admits, database_url, "")  # no lock is left: the next one is admitted, whole
+    code, out = await ran(admits, migrated_url, "")  # no lock is left: the next one is admitted, whole
     assert (code, out) == (0, {"rows": ROWS})
     assert await counters(store) == (1, 1, ROWS)
 
 
 async def test_a_read_that_dies_after_its_commit_stays_counted_so_that_nothing_is_overspent(
-    store: Store, database_url: str
+    store: Store, migrated_url: str
 ) -> None:
     """What it had reserved may have left; it does not come back, and no other read gets it."""
     await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
-    assert (await ran(admits, database_url, "commit"))[0] == -signal.SIGKILL
+    assert (await ran(admits, migrated_url, "commit"))[0] == -signal.SIGKILL
     assert await counters(store) == (1, 1, ROWS)
-    assert await ran(admits, database_url, "") == (0, {"refused": "quota_spent"})
+    assert await ran(admits, migrated_url, "") == (0, {"refused": "quota_spent"})
     assert await counters(store) == (1, 1, ROWS)
 
 
 async def test_crashes_among_eight_processes_leave_the_counters_at_what_was_admitted(
-    store: Store, database_url: str
+    store: Store, migrated_url: str
 ) -> None:
     await store.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
-    ends = await asyncio.gather(*(ran(admits, database_url, dies) for dies in ["count_use", "", "reserve", ""] * 2))
+    ends = await asyncio.gather(*(ran(admits, migrated_url, dies) for dies in ["count_use", "", "reserve", ""] * 2))
     assert [code for code, _ in ends] == [-signal.SIGKILL, 0, -signal.SIGKILL, 0] * 2
     admitted = [out["rows"] for code, out in ends if code == 0 and "rows" in out]
     used, _, rows = await counters(store)
@@ -58,10 +58,10 @@ async def test_crashes_among_eight_processes_leave_the_counters_at_what_was_admi
 
 
 async def test_a_first_token_that_was_handed_over_and_not_committed_is_worth_nothing_and_another_is_made(
-    store: Store, database_url: str, tmp_path: Path
+    store: Store, migrated_url: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "admin.token"
-    assert (await ran(hands_over, database_url, str(file)))[0] == -signal.SIGKILL
+    assert (await ran(hands_over, migrated_url, str(file)))[0] == -signal.SIGKILL
     lost, tokens = file.read_text(), Tokens(store)
     with pytest.raises(Unauthenticated):
         await tokens.caller(lost)

@@ -14,10 +14,10 @@ PROCESSES, TRIES = 8, 48
 MOST = {"uses": 100, "today": 37, "rows": 500, "micro": 100_000}
 
 
-async def test_eight_processes_never_overspend(store: Store, database_url: str) -> None:
+async def test_eight_processes_never_overspend(store: Store, migrated_url: str) -> None:
     for name in ("uses", "today", "rows", "epsilon"):
         await store.write(lambda tx, name=name: tx.agreements.add(Grant(agreement_id=name, revoked_at=None)))  # type: ignore[misc]  # bound for this round
-    ends = await asyncio.gather(*(ran(spends, database_url, TRIES, seed, MOST) for seed in range(PROCESSES)))
+    ends = await asyncio.gather(*(ran(spends, migrated_url, TRIES, seed, MOST) for seed in range(PROCESSES)))
     reports = [report for _, report in ends]
     spent = {name: sum(report[name] for report in reports) for name in ("uses", "today", "rows", "epsilon")}
     uses, today, rows = [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass, field
-from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,8 +14,8 @@ from connector.events import RequestRefused
 from connector.management.auth import COOKIE
 from connector.settings import Settings
 from connector.store import Transaction
-from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Negotiation, Transfer
+from tests.support import migrated
 
 SECRET = "lab-token-that-no-page-shows"
 FORM = """offer: small-groups
@@ -64,15 +62,6 @@ class Console:
         return await self.http.post(path, data=data, headers={"cookie": f"{COOKIE}={token}", **said})
 
 
-@cache
-def _migrated() -> bytes:
-    """An empty database as a file: migrations run once for all tests."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "empty.db"
-        upgrade(f"sqlite:///{file}")
-        return file.read_bytes()
-
-
 def console(folder: Path, **settings: object) -> Console:
     """A console with an empty database. `parts.store` must be closed."""
     given = Settings.model_validate(
@@ -86,7 +75,7 @@ def console(folder: Path, **settings: object) -> Console:
         }
     )
     given.data_dir.mkdir(parents=True)
-    (given.data_dir / "connector.db").write_bytes(_migrated())
+    migrated.sqlite(given.data_dir / "connector.db")
     parts = build(given)
     transport = httpx2.ASGITransport(management_app(parts))
     return Console(parts, httpx2.AsyncClient(transport=transport, base_url="http://console.test"))
