@@ -6,7 +6,9 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -70,6 +72,26 @@ def pytest_collection_finish() -> None:
     """Thousands of tests are no garbage: what looks for some, as some tests ask it to, need not look through them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, one worker for all stories of the running data space: so it is started once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneSpace(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "the data space" if _of_the_space(config.rootpath / file) else file
+
+    return OneSpace(config, log)
+
+
+@cache
+def _of_the_space(file: Path) -> bool:
+    return "from tests.e2e.conftest import" in file.read_text()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
