@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from connector.query.job import IN_PLACE, Relation
 ROWS = 200_000
 
 
+@lru_cache(maxsize=4)  # making one takes longer than writing it
 def table(rows: int = ROWS) -> pa.Table:
     """Numbers, text, dates, nulls and a nested column."""
     number = np.arange(rows)
