@@ -1,7 +1,11 @@
-"""Random policies, facts and spellings for property tests."""
+"""Random policies, facts and spellings for property tests.
+
+What is drawn from is made once: Hypothesis looks through a new strategy before it draws, which takes longer than that.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -48,15 +52,33 @@ def _pool(operand: Operand) -> list[str]:
 @st.composite
 def atoms(draw: st.DrawFn, where: str = RULE, *, only: tuple[str, ...] = ()) -> Atom:
     """An atom of known words whose value its operand can take."""
-    known = [one for one in vocabulary.OPERANDS.values() if where in one.where and (not only or one.name in only)]
-    operand = draw(st.sampled_from(known))
-    operator = draw(st.sampled_from(sorted(operand.ops)))
+    operand = vocabulary.OPERANDS[draw(_known(where, only))]
+    operator = draw(_operators(operand.name))
     many = operator in MANY
-    texts = draw(st.lists(st.sampled_from(_pool(operand)), min_size=1, max_size=3 if many else 1, unique=True))
+    texts = draw(_texts(operand.name, 3 if many else 1))
     left = operand.name
     if operand.parameter:
-        left = column_term(operand.name[len(HANSE) :].rstrip("/"), draw(st.sampled_from(COLUMNS)))
+        left = column_term(operand.name[len(HANSE) :].rstrip("/"), draw(_COLUMN))
     return Atom(left, operator, tuple(Literal(text) for text in texts), many)
+
+
+_COLUMN = st.sampled_from(COLUMNS)
+
+
+@cache
+def _known(where: str, only: tuple[str, ...]) -> st.SearchStrategy[str]:
+    known = [name for name, one in vocabulary.OPERANDS.items() if where in one.where and (not only or name in only)]
+    return st.sampled_from(known)
+
+
+@cache
+def _operators(name: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(sorted(vocabulary.OPERANDS[name].ops))
+
+
+@cache
+def _texts(name: str, most: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(_pool(vocabulary.OPERANDS[name])), min_size=1, max_size=most, unique=True)
 
 
 def constraints(where: str = RULE, *, only: tuple[str, ...] = ()) -> st.SearchStrategy[Any]:
@@ -141,6 +163,8 @@ _FEW_FACTS = {
     "ds:fulfilled": [odrl("compensate"), odrl("inform")],
     "ds:miningReserved": ["true", "false"],
 }
+_FEW_VALUES = {key: st.sampled_from(pool) for key, pool in _FEW_FACTS.items()}
+_MOSTLY = st.integers(0, 3)
 FEW_USES = [ds("query"), odrl("use"), ds("train")]
 
 
@@ -176,10 +200,20 @@ def few_policies() -> st.SearchStrategy[Policy]:
 @st.composite
 def few_facts(draw: st.DrawFn) -> dict[str, Any]:
     """One of two values for each fact, mostly present."""
-    return {key: draw(st.sampled_from(pool)) for key, pool in _FEW_FACTS.items() if draw(st.integers(0, 3))}
+    return {key: draw(value) for key, value in _FEW_VALUES.items() if draw(_MOSTLY)}
 
 
 # --- spellings -------------------------------------------------------------------------------------------
+
+
+@cache
+def _place(many: int) -> st.SearchStrategy[int]:
+    return st.integers(0, many - 1)
+
+
+@cache
+def _order(many: int) -> st.SearchStrategy[list[int]]:
+    return st.permutations(range(many))
 
 
 class Spelling:
@@ -189,10 +223,10 @@ class Spelling:
         self._draw = draw
 
     def pick(self, *options: Any) -> Any:
-        return self._draw(st.sampled_from(options))
+        return options[self._draw(_place(len(options)))]
 
     def shuffled(self, items: list[Any]) -> list[Any]:
-        return list(self._draw(st.permutations(items)))
+        return [items[place] for place in self._draw(_order(len(items)))]
 
     def policy(self, wire: dict[str, Any]) -> dict[str, Any]:
         found = {self.pick("@id", "uid", "odrl:uid"): wire["@id"]}
@@ -271,18 +305,26 @@ def facts(draw: st.DrawFn) -> dict[str, Any]:
     """Facts under the keys that the vocabulary asks for, some missing, some mistyped."""
     found: dict[str, Any] = {}
     for operand in vocabulary.OPERANDS.values():
-        if RULE not in operand.where or operand.parameter or not operand.fact or draw(st.booleans()):
+        if RULE not in operand.where or operand.parameter or not operand.fact or draw(_EVEN):
             continue
-        pool = TIMES if operand.fact == "ds:start" else _pool(operand)
-        found[operand.fact] = draw(st.lists(st.sampled_from(pool), min_size=1, max_size=2, unique=True))
+        found[operand.fact] = draw(_START if operand.fact == "ds:start" else _texts(operand.name, 2))
     for column in COLUMNS:
-        if draw(st.booleans()):
-            found[vocabulary.compact(column_term("row", column))] = draw(st.sampled_from([*TEXTS, 10, 2.5, True]))
+        if draw(_EVEN):
+            found[vocabulary.compact(column_term("row", column))] = draw(_CELL)
+    for key, values in _SOME.items():
+        if draw(_EVEN):
+            found[key] = draw(values)
+    return found
+
+
+_EVEN = st.booleans()
+_START = st.lists(st.sampled_from(TIMES), min_size=1, max_size=2, unique=True)
+_CELL = st.sampled_from([*TEXTS, 10, 2.5, True])
+_SOME = {
+    key: st.lists(st.sampled_from(options), min_size=1, max_size=3, unique=True)
     for key, options in (
         ("ds:fulfilled", OWED),
         ("ds:enforced", [ds("minGroupSize"), ds("resultKind"), ds("row/")]),
         ("ds:miningReserved", ["true", "false"]),
-    ):
-        if draw(st.booleans()):
-            found[key] = draw(st.lists(st.sampled_from(options), min_size=1, max_size=3, unique=True))
-    return found
+    )
+}
