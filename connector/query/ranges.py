@@ -47,32 +47,38 @@ def read(
     """
     name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
     target, left, binding = job.batch_bytes, list(only.ranges) if left is None else left, threading.Lock()
-
-    def attached(con: Any, one: Range) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        with binding:  # the connections have one view, whose rows are those of the range that was attached last
-            rows = Rows(one.file, one.first, one.stop, only.position, () if placed is None else placed.names)
-            divisible(relation.kind).attach_rows(con, name, paths, relation.options, rows)
-            answer = engine.query(con, job.sql, job.params)
-            size = engine.rows_of(answer, relation.row_bytes, target=target)
-            size = size if job.batch_rows is None else max(1, min(size, job.batch_rows))
-            if _fast(job, relation):
-                schema = engine.schema_of(answer)
-                if scan.faster(schema, paths, relation.kind):
-                    between = scan.rows_between(
-                        paths[one.file], schema, one.first, one.stop, rows=size, target=target, stored=stored
-                    )
-                    return schema, between
-            if placed is not None:
-                return placed.batches(answer, rows=size, target=target)
-            return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
-
     todo = tuple(left)
-    schema, first = attached(cons[0], todo[0])
+
+    def answered(con: Any, one: Range) -> Any:
+        rows = Rows(one.file, one.first, one.stop, only.position, () if placed is None else placed.names)
+        divisible(relation.kind).attach_rows(con, name, paths, relation.options, rows)
+        return engine.query(con, job.sql, job.params)
+
+    def decoded(answer: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        if placed is not None:
+            return placed.batches(answer, rows=size, target=target)
+        return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
+
+    answer = answered(cons[0], todo[0])
+    size = engine.rows_of(answer, relation.row_bytes, target=target)
+    size = size if job.batch_rows is None else max(1, min(size, job.batch_rows))
+    fast = _fast(job, relation, answer, paths)
+    schema, first = (fast, iter(())) if fast else decoded(answer)
+
+    def between(con: Any, one: Range) -> Iterator[pa.RecordBatch]:
+        if fast:
+            return scan.rows_between(
+                paths[one.file], fast, one.first, one.stop, rows=size, target=target, stored=stored
+            )
+        if one is todo[0]:
+            return first
+        with binding:  # the connections have one view, whose rows are those of the range that was attached last
+            return decoded(answered(con, one))[1]
 
     def every(number: int) -> Generator[Iterator[_Placed]]:
         """Those that one of the connections reads."""
-        for place in range(number, len(todo), len(cons)):
-            yield _placed(todo[place], attached(cons[number], todo[place])[1] if place else first, only)
+        for one in todo[number :: len(cons)]:
+            yield _placed(one, between(cons[number], one), only)
 
     coming = (
         every(0)
@@ -83,8 +89,12 @@ def read(
     return shown, _parts(coming, left, only)
 
 
-def _fast(job: Job, relation: Relation) -> bool:
-    return bool(job.scan) and job.batch_rows is None and relation.kind == "parquet"
+def _fast(job: Job, relation: Relation, answer: Any, paths: Sequence[str]) -> pa.Schema | None:
+    """The schema of an answer that is read faster without the engine, the same for all ranges; None for others."""
+    if not job.scan or job.batch_rows is not None or relation.kind != "parquet":
+        return None
+    schema = engine.schema_of(answer)
+    return schema if scan.faster(schema, paths, relation.kind) else None
 
 
 def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges) -> Generator[Part]:

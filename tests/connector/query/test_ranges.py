@@ -1,0 +1,36 @@
+"""Range after range: what is the same for all of them is found out once."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connector.query import engine, ranges, scan
+from connector.query.job import Job, Range, Ranges, Relation
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize("fast", [True, False], ids=["blobs", "numbers"])
+def test_the_schema_is_asked_for_once_and_each_range_has_its_rows(tmp_path: Path, fast: bool, readers: int) -> None:
+    values = [bytes([number]) * 10 for number in range(40)] if fast else [float(number) for number in range(40)]
+    table, path = pa.table({"id": range(40), "value": values}), str(tmp_path / "t.parquet")
+    pq.write_table(table, path, row_group_size=10)
+    con = engine.connect()
+    cons = [con, *(con.cursor() for _ in range(readers - 1))]
+    job = Job(relations={"t": Relation("parquet")}, sql="SELECT * FROM t", scan="t")
+    wanted = [Range(number, 0, number * 10, number * 10 + 10) for number in (3, 0, 2)]
+    with (
+        mock.patch.object(engine, "schema_of", wraps=engine.schema_of) as asked,
+        mock.patch.object(scan, "faster", wraps=scan.faster) as judged,
+    ):
+        schema, parts = ranges.read(cons, job, Ranges(wanted, "00" * 32), [path])
+        with closing(parts):
+            found = [batch for batch, _ in parts]
+    assert schema == table.schema
+    assert pa.Table.from_batches(found).column("id").to_pylist() == [*range(30, 40), *range(10), *range(20, 30)]
+    assert (asked.call_count, judged.call_count) == (1, 1)
