@@ -17,7 +17,7 @@ import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import merge, shipped
-from hanse.loaders.shipped import Columns, Way
+from hanse.loaders.shipped import Came, Columns, Way
 from hanse.loaders.tensors import tensors
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -277,12 +277,13 @@ class _Wide(IterableDataset[Any]):
     """Batches whose schema is larger than anybody expects, by the way of ours."""
 
     def __init__(self) -> None:
-        self.way = Way(tensors)
+        self.way = Way()
 
     def __iter__(self) -> Any:
         names = [f"a column with a long name and the number {number}" for number in range(6000)]
         for start in range(12):
-            yield shipped.Rows(pa.record_batch([pa.array([start, start + 1])] * len(names), names), self.way)
+            batch = pa.record_batch([pa.array([start, start + 1])] * len(names), names)
+            yield shipped.Rows([(Came(batch), 0, 2)], self.way)
 
 
 def test_a_wide_schema_goes_as_any_other() -> None:
@@ -294,7 +295,7 @@ def test_a_wide_schema_goes_as_any_other() -> None:
 
 class _Unwritten(_Wide):
     def __iter__(self) -> Any:
-        shipped._written = _refused  # type: ignore[attr-defined]  # in the worker only
+        shipped.Layout.write = _refused  # type: ignore[method-assign,assignment]  # in the worker only
         return super().__iter__()
 
 
@@ -304,6 +305,62 @@ def _refused(*_: object) -> int:
 
 def test_what_cannot_be_written_goes_another_way() -> None:
     assert len(list(DataLoader(_Unwritten(), batch_size=None, num_workers=1, timeout=60))) == 12
+
+
+def _mixed(start: int, rows: int) -> pa.RecordBatch:
+    numbers = range(start, start + rows)
+    return pa.record_batch(
+        {
+            "text": [f"é{number}" for number in numbers],
+            "wide": pa.array(numbers, pa.float64()),
+            "fixed": pa.FixedSizeListArray.from_arrays(pa.array([n for n in numbers for _ in range(3)], pa.int16()), 3),
+            "shaped": pa.ExtensionArray.from_storage(
+                pa.fixed_shape_tensor(pa.float32(), (2, 2)),
+                pa.FixedSizeListArray.from_arrays(pa.array([n for n in numbers for _ in range(4)], pa.float32()), 4),
+            ),
+            "narrow": pa.array([number % 100 for number in numbers], pa.int8()),
+            "yes": [number % 3 == 0 for number in numbers],
+            "day": pa.array(numbers, pa.date32()),
+            "again": pa.array(numbers, pa.float64()),
+            "bytes": [bytes([number % 256]) * (number % 7) for number in numbers],
+        }
+    )
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["in a slot", "in a piece of its own"])
+def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
+    room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices = [(_mixed(0, 50), 13, 50), (_mixed(50, 20), 0, 20), (_mixed(70, 90), 0, 41)]
+    way = Way()
+    assert way.rows(slices) is None  # here
+    way._maker = 0
+    if not room:
+        monkeypatch.setattr(way.arena, "room", lambda _: None)
+    rows = way.rows(slices)
+    assert rows is not None
+    made, expected = pickle.loads(pickle.dumps(rows)), tensors(_mixed(13, 98))
+    assert list(made) == list(expected)
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert (made[name].dtype, made[name].shape) == (value.dtype, value.shape), name
+            assert torch.equal(made[name], value), name
+        else:
+            assert made[name] == value, name
+    weight = torch.ones(98, dtype=torch.float64, requires_grad=True)
+    again = made["again"].clone()
+    made["wide"].mul_(weight)  # one may be changed as a tensor of its own
+    assert torch.equal(made["again"], again)
+    assert rows["narrow"].tolist() == made["narrow"].tolist()
+
+
+@pytest.mark.parametrize("columns", [{"n": [1, None]}, {"x": [1.0, None]}, {"t": ["a", None]}, {"l": [[1], [2]]}])
+def test_a_batch_that_may_have_another_form_does_not_go_as_it_is(columns: dict[str, Any]) -> None:
+    way, whole = Way(), pa.record_batch({name: [values[0]] for name, values in columns.items()})
+    way._maker = 0
+    there = way.rows([(whole, 0, 1)])
+    assert (there is None) == ("l" in columns)
+    assert way.rows([(whole, 0, 1), (pa.record_batch(columns), 0, 2)]) is None
 
 
 def _joined(batch: Any) -> Any:

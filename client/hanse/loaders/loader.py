@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from hanse.loaders.prefetch import ahead
 from hanse.plan import PER_READ, Plan
 
 _PREFETCH_BYTES = 32 * 2**20
+Slice = tuple[pa.RecordBatch, int, int]  # rows from one number to another
 
 
 @dataclass(slots=True)
@@ -154,18 +156,23 @@ class Loader:
 
     def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
         """The batches from the loaded state, or from the beginning of the epoch."""
+        with closing(self.in_slices()) as found:
+            yield from map(one, found)
+
+    def in_slices(self) -> Generator[Sequence[Slice], None, None]:
+        """The same batches, each as the slices that it is made of: for whoever copies them to where they are used."""
         share = self._pending or self._fresh()
         self._share, self._pending = share, None
         self.throughput = Throughput()
-        pieces = ahead(self._pieces(share), nbytes=self._prefetch_bytes, size=lambda piece: piece.batch.nbytes)
+        pieces = ahead(self._pieces(share), nbytes=self._prefetch_bytes, size=lambda piece: _held(piece.batch))
         told = _Told(self.throughput, self.rows) if self._progress else None
         try:
-            for batch, after in self._joined(pieces, share):
+            for slices, after in self._joined(pieces, share):
                 self._share = after
-                self._count(batch)
+                self._count(slices)
                 if told is not None:
                     told.tell()
-                yield batch
+                yield slices
             self._base = Progress()  # the next iteration is a whole epoch
         finally:
             pieces.close()
@@ -183,28 +190,31 @@ class Loader:
     def _fresh(self) -> Share:
         return Share(self._base, self._part, self._parts)
 
-    def _count(self, batch: pa.RecordBatch) -> None:
+    def _count(self, slices: Sequence[Slice]) -> None:
         seen = self.throughput
-        seen.rows, seen.nbytes, seen.batches = seen.rows + batch.num_rows, seen.nbytes + batch.nbytes, seen.batches + 1
+        seen.batches += 1
+        for batch, start, stop in slices:
+            seen.rows += stop - start
+            seen.nbytes += _held(batch) * (stop - start) // batch.num_rows
 
-    def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[pa.RecordBatch, Share], None, None]:
+    def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[Sequence[Slice], Share], None, None]:
         """Pieces as batches of the size asked for, each with the share after its last row."""
         size = self.batch_size
-        kept: list[pa.RecordBatch] = []
+        kept: list[Slice] = []
         held = 0
         after = share
         for piece in pieces:
             start = 0
             while start < piece.batch.num_rows:
                 end = piece.batch.num_rows if size is None else min(piece.batch.num_rows, start + size - held)
-                kept.append(piece.batch.slice(start, end - start))
+                kept.append((piece.batch, start, end))
                 held, start = held + end - start, end
                 after = share.at(piece.done, piece.mark(end))
                 if size is None or held == size:
-                    yield _one(kept), after
+                    yield kept, after
                     kept, held = [], 0
         if kept and not self.drop_last:
-            yield _one(kept), after
+            yield kept, after
 
     def _pieces(self, share: Share) -> Generator[_Piece, None, None]:
         """The rows of a share in their order, in the pieces that they come in."""
@@ -277,10 +287,10 @@ def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
             kept.append(batch.slice(start, end - start))
             held, start = held + end - start, end
             if held == window:
-                yield _one(kept), first, cursor, cursor_row
+                yield _joined(kept), first, cursor, cursor_row
                 kept, held = [], 0
     if kept:
-        yield _one(kept), first, cursor, cursor_row
+        yield _joined(kept), first, cursor, cursor_row
 
 
 class _Feed:
@@ -326,8 +336,18 @@ def _runs(blocks: Sequence[tuple[int, str]]) -> list[list[tuple[int, str]]]:
     return found
 
 
-def _one(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+def one(slices: Sequence[Slice]) -> pa.RecordBatch:
+    """The batch that slices make: without a copy where it is a single one."""
+    return _joined([batch.slice(start, stop - start) for batch, start, stop in slices])
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def _held(batch: pa.RecordBatch) -> int:
+    """Bytes of memory that a batch as it came keeps; `nbytes` looks at every column for its exact ones."""
+    return int(batch.get_total_buffer_size())
 
 
 def _one_schema(plans: Sequence[Plan]) -> pa.Schema:

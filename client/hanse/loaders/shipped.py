@@ -1,8 +1,9 @@
 """A batch on its way from a DataLoader's worker to the training loop, as one piece of shared memory.
 
 PyTorch sends each tensor as a file of its own, and all else through a pipe: a batch costs more on this way than on the
-network. A batch that nobody has changed goes as Arrow and becomes a dict of tensors in the loop, over the memory that
-it came in (`Rows`). Of a dict that somebody has made, the tensors go as one piece (`Columns`).
+network. A batch that nobody has changed is put together where the loop reads it, from the slices that it came in
+(`Rows`): the numbers of all columns of a type one after the other, texts and bytes as Arrow. Of a dict that somebody
+has made, the tensors go as one piece (`Columns`).
 """
 
 from __future__ import annotations
@@ -10,55 +11,92 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch.utils.data._utils import collate
 
 from hanse.loaders.arena import Arena, Place
-from hanse.loaders.tensors import is_number
+from hanse.loaders.loader import Slice, one
+from hanse.loaders.tensors import is_number, tensors, values
 
 _ALIGNED = 64
-_BESIDE = 2**12  # bytes of a stream that are neither its schema nor its batch
-_FLAT = frozenset(
-    (pa.bool_(), pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.date32(), pa.date64())
-)  # fmt: skip
+_BESIDE = 2**12  # bytes of a stream that are neither its schema nor its batches
+_TEXTS = frozenset((pa.string(), pa.large_string(), pa.binary(), pa.large_binary()))
+_FLAT = _TEXTS | {pa.bool_(), pa.date32(), pa.date64()}
 _WAYS: WeakValueDictionary[str, Way] = WeakValueDictionary()
+
+# Columns whose numbers lie one after the other: their type, the shape of a row's, and their names.
+_Group = tuple[Any, tuple[int, ...], tuple[str, ...]]
 
 
 class Way:
-    """From the workers of a dataset to its loop: the memory that they share, and what a batch becomes there."""
+    """From the workers of a dataset to its loop: the memory that they share."""
 
-    def __init__(self, form: Callable[[pa.RecordBatch], Any]) -> None:
-        self.form, self.arena = form, Arena()
+    _last: Came | None
+
+    def __init__(self) -> None:
+        self.arena = Arena()
         self._begin(secrets.token_hex(8), os.getpid())
 
-    def carries(self, batch: pa.RecordBatch) -> bool:
-        """Whether a batch may go as it is: from a process that did not make us, and where no value can be one that has
-        no form, which is for the worker to say."""
-        return os.getpid() != self._maker and all(map(_certain, batch.columns))
+    def rows(self, slices: Sequence[Slice]) -> Rows | None:
+        """A batch that may go as it is; None where it may not: in the process that made us, and where some value could
+        be one that has no form, which is for the worker to say."""
+        if os.getpid() == self._maker:
+            return None
+        parts = [(self._looked_at(batch), start, stop) for batch, start, stop in slices]
+        return Rows(parts, self) if all(came.certain for came, _, _ in parts) else None
+
+    def _looked_at(self, batch: pa.RecordBatch) -> Came:
+        """Once for all slices of it, which follow each other."""
+        if self._last is None or self._last.batch is not batch:
+            self._last = Came(batch)
+        return self._last
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker that is being started; a copy that goes anywhere else is a way of its own."""
         if get_spawning_popen() is None:
-            return Way, (self.form,)
-        return _brought, (self.form, self.arena, self.name)
+            return Way, ()
+        return _brought, (self.arena, self.name)
 
     def _begin(self, name: str, maker: int) -> None:
         self.name, self._maker = name, maker
+        self._last = None
         _WAYS[name] = self
 
 
-def _brought(form: Callable[[pa.RecordBatch], Any], arena: Arena, name: str) -> Way:
+def _brought(arena: Arena, name: str) -> Way:
     way = Way.__new__(Way)
-    way.form, way.arena = form, arena
+    way.arena = arena
     way._begin(name, 0)
     return way
+
+
+class Came:
+    """A batch as it came over the network: arrays of its numbers, and its texts and bytes."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        self.certain = len(columns) == batch.num_columns and all(map(_certain, columns.values()))
+        texts = [name for name, column in columns.items() if column.type in _TEXTS]
+        self.texts = batch.select(texts) if texts else None
+        self.arrays = {}
+        if self.certain:
+            self.arrays = {name: values(name, column) for name, column in columns.items() if name not in texts}
+
+    def groups(self) -> list[_Group]:
+        """What can lie together, in the order of the columns."""
+        found: dict[tuple[Any, tuple[int, ...]], list[str]] = {}
+        for name, array in self.arrays.items():
+            found.setdefault((array.dtype, array.shape[1:]), []).append(name)
+        return [(kind, shape, tuple(names)) for (kind, shape), names in found.items()]
 
 
 def _certain(column: pa.Array) -> bool:
@@ -77,8 +115,8 @@ class Rows:
     It is no `Mapping` by type: PyTorch would look at every value of it. What is in it may be changed.
     """
 
-    def __init__(self, batch: pa.RecordBatch, way: Way) -> None:
-        self._batch, self._way = batch, way
+    def __init__(self, parts: Sequence[tuple[Came, int, int]], way: Way) -> None:
+        self._parts, self._way = parts, way
         self._made: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> Any:
@@ -113,7 +151,7 @@ class Rows:
     @property
     def _columns(self) -> dict[str, Any]:
         if self._made is None:
-            self._made = self._way.form(self._batch)
+            self._made = tensors(one([(came.batch, start, stop) for came, start, stop in self._parts]))
         return self._made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -121,54 +159,104 @@ class Rows:
             return Columns(self._made).__reduce__()  # it may have been changed
         # In a thread of the queue, where an error would be printed and its batch be missing.
         with suppress(Exception):
-            size = pa.ipc.get_record_batch_size(self._batch) + self._batch.schema.serialize().size + _BESIDE
-            return self._sent(size) or self._packed(size)
+            layout = Layout(self._parts)
+            return self._sent(layout) or self._packed(layout)
         return Columns(self._columns).__reduce__()
 
-    def _sent(self, size: int) -> tuple[Any, ...] | None:
+    def _sent(self, layout: Layout) -> tuple[Any, ...] | None:
         """By memory that is shared, where there is room."""
-        if (room := self._way.arena.room(size)) is None:
+        if (room := self._way.arena.room(layout.most)) is None:
             return None
         place, memory = room
         try:
-            return _read, (self._way.name, place, _written(self._batch, memory))
+            return _read, (self._way.name, place, layout.write(self._parts, memory), layout.told)
         except BaseException:
             self._way.arena.give_back(place)
             raise
 
-    def _packed(self, size: int) -> tuple[Any, ...]:
+    def _packed(self, layout: Layout) -> tuple[Any, ...]:
         """By a piece of memory for it alone."""
-        piece = _shared(size)
-        _written(self._batch, memoryview(piece.numpy()))
-        return _unpacked, (self._way.name, piece)
+        piece = _shared(layout.most)
+        layout.write(self._parts, memoryview(piece.numpy()))
+        return _unpacked, (piece, layout.told)
+
+
+class Layout:
+    """Where the columns of a batch lie in a piece of memory of at most `most` bytes; `told` is enough to find them."""
+
+    def __init__(self, parts: Sequence[tuple[Came, int, int]]) -> None:
+        came = parts[0][0]
+        self._rows = sum(stop - start for _, start, stop in parts)
+        self._groups = came.groups()
+        self._texts = [made.texts.slice(start, stop - start) for made, start, stop in parts if made.texts is not None]
+        self.told = came.batch.schema.names, self._rows, self._groups, bool(self._texts)
+        self.most = sum(_room(group, self._rows) for group in self._groups)
+        if self._texts:
+            self.most += sum(map(pa.ipc.get_record_batch_size, self._texts))
+            self.most += self._texts[0].schema.serialize().size + len(self._texts) * _BESIDE
+
+    def write(self, parts: Sequence[tuple[Came, int, int]], memory: memoryview) -> int:
+        """Copy the columns there: how many bytes they take."""
+        at = 0
+        for kind, shape, names in self._groups:
+            count = len(names) * self._rows
+            there = np.frombuffer(memory, kind, count * math.prod(shape), at).reshape(count, *shape)
+            np.concatenate([came.arrays[name][start:stop] for name in names for came, start, stop in parts], out=there)
+            at += _room((kind, shape, names), self._rows)
+        return at + (_written(self._texts, memory[at:]) if self._texts else 0)
+
+
+def _room(group: _Group, rows: int) -> int:
+    kind, shape, names = group
+    size: int = len(names) * rows * math.prod(shape) * kind.itemsize
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _written(batches: Sequence[pa.RecordBatch], memory: memoryview) -> int:
+    sink = pa.FixedSizeBufferWriter(pa.py_buffer(memory))
+    with pa.ipc.new_stream(sink, batches[0].schema) as out:
+        for batch in batches:
+            out.write_batch(batch)
+    return int(sink.tell())
+
+
+def _read(name: str, place: Place, nbytes: int, told: Any) -> dict[str, Any]:
+    return _found(_WAYS[name].arena.take(place, nbytes), *told)
+
+
+def _unpacked(piece: Any, told: Any) -> dict[str, Any]:
+    return _found(memoryview(piece.numpy()), *told)
+
+
+def _found(memory: Any, names: Sequence[str], rows: int, groups: Sequence[_Group], texts: bool) -> dict[str, Any]:
+    """The columns again: tensors over the memory, and lists."""
+    made: dict[str, Any] = dict.fromkeys(names)
+    at = 0
+    for kind, shape, columns in groups:
+        count = len(columns) * rows
+        whole = np.frombuffer(memory, kind, count * math.prod(shape), at).reshape(count, *shape)
+        # "Unsafe" is that one may be written to while another is used: they have nothing in common but their memory.
+        made.update(zip(columns, torch.from_numpy(whole).unsafe_split(rows), strict=True))
+        at += _room((kind, shape, columns), rows)
+    if texts:
+        made.update(_lists(pa.py_buffer(memory).slice(at)))
+    return made
+
+
+def _lists(stream: pa.Buffer) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for batch in pa.ipc.open_stream(stream):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            found.setdefault(name, []).extend(column.to_pylist())
+    return found
 
 
 def _collated(batches: Sequence[Rows], *, collate_fn_map: Any = None) -> Any:
     """As PyTorch puts dicts together, where a DataLoader is given a batch size too."""
-    return collate.collate([dict(one.items()) for one in batches], collate_fn_map=collate_fn_map)
+    return collate.collate([dict(rows.items()) for rows in batches], collate_fn_map=collate_fn_map)
 
 
 collate.default_collate_fn_map[Rows] = _collated
-
-
-def _written(batch: pa.RecordBatch, memory: memoryview) -> int:
-    sink = pa.FixedSizeBufferWriter(pa.py_buffer(memory))
-    with pa.ipc.new_stream(sink, batch.schema) as out:
-        out.write_batch(batch)
-    return int(sink.tell())
-
-
-def _read(name: str, place: Place, nbytes: int) -> Any:
-    way = _WAYS[name]
-    return way.form(_batch(way.arena.take(place, nbytes)))
-
-
-def _unpacked(name: str, piece: Any) -> Any:
-    return _WAYS[name].form(_batch(memoryview(piece.numpy())))
-
-
-def _batch(memory: Any) -> pa.RecordBatch:
-    return pa.ipc.open_stream(pa.py_buffer(memory)).read_next_batch()
 
 
 class Columns(dict[str, Any]):

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from hanse.errors import BadInput
@@ -29,12 +30,21 @@ def tensors(batch: pa.RecordBatch, *, shapes: Mapping[str, tuple[int, ...]] | No
     """Each column of a batch by its name. `shapes`: of columns whose lists all have one length, without the rows."""
     given = shapes or {}
     return {
-        name: _column(name, column, given.get(name))
+        name: tensor(array) if isinstance(array := values(name, column, given.get(name)), np.ndarray) else array
         for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
 
 
-def _column(name: str, column: pa.Array, given: tuple[int, ...] | None) -> Any:
+def tensor(array: Any) -> Any:
+    """The tensor over an array's memory."""
+    import torch
+
+    _warned()
+    return torch.from_numpy(array)
+
+
+def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) -> Any:
+    """A column as what a tensor is made over, an array of numbers, or as a list of Python values."""
     if given is None and is_number(column.type):
         return _numbers(name, column)
     shape: tuple[int, ...] = (len(column),)
@@ -67,16 +77,13 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
 
 
 def _numbers(name: str, column: pa.Array) -> Any:
-    import torch
-
     if column.null_count and not pa.types.is_floating(column.type):
         raise BadInput(
             f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
             "not null, or leave it out"
         )
-    _warned()
     plain = column.null_count == 0 and not pa.types.is_boolean(column.type)
-    return torch.from_numpy(column.to_numpy(zero_copy_only=plain))
+    return column.to_numpy(zero_copy_only=plain)
 
 
 @cache

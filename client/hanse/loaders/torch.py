@@ -19,8 +19,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.loaders.loader import Loader
-from hanse.loaders.shipped import Columns, Rows, Way
+from hanse.loaders.loader import Loader, Slice, one
+from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import tensors
 
 
@@ -43,12 +43,12 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         if get_worker_info() is None:
             yield from map(self._form, self._loader)
         else:
-            yield from map(self._shipped, self._loader)
+            yield from map(self._shipped, self._loader.in_slices())
 
-    def _shipped(self, batch: pa.RecordBatch) -> Any:
-        if self._way is not None and self._way.carries(batch):
-            return Rows(batch, self._way)
-        made = self._form(batch)
+    def _shipped(self, slices: Sequence[Slice]) -> Any:
+        if self._way is not None and (rows := self._way.rows(slices)) is not None:
+            return rows
+        made = self._form(one(slices))
         return Columns(made) if type(made) is dict else made
 
     def set_epoch(self, epoch: int) -> None:
@@ -97,7 +97,7 @@ def dataset(
     if state is not None:
         loader.load_state_dict(state)
     found = _ranks() if rank is None or world is None else (rank, world)
-    way = Way(tensors) if form is None and not shapes else None
+    way = Way() if form is None and not shapes else None
     form = form or partial(tensors, shapes=shapes)
     return Batches(loader, form=form, rank=found[0], world=found[1], way=way)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -12,6 +14,7 @@ import hanse
 import hanse.plan
 import polars
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, Conflict, Unreachable
@@ -229,15 +232,21 @@ def test_a_ticket_that_ends_in_the_middle_is_renewed(owner: Owner) -> None:
     assert stream.reopened >= 1
 
 
-def test_revocation_raises_its_own_exception_with_the_reason(owner: Owner) -> None:
-    dataset = owner.dataset()
-    agreement = dataset.agreement_id
+def test_revocation_raises_its_own_exception_with_the_reason(owner: Owner, tmp_path: Path) -> None:
+    path = tmp_path / "large.parquet"  # more than lies between owner and reader
+    pq.write_table(pa.table({"id": range(6_000_000)}), path, row_group_size=100_000)
+    dataset = owner.dataset(name="large", path=path)
+    agreement, stopped = dataset.agreement_id, threading.Event()
+
+    def stop() -> None:
+        owner.provider.grants.stop(agreement_id=agreement, reason="the study was closed")
+        stopped.set()
+
     with pytest.raises(AccessRevoked, match="study was closed"):  # noqa: PT012  it is raised in mid-iteration
-        for number, _ in enumerate(dataset.loader(columns=["id", "name"], batch_size=100, prefetch_bytes=1)):
+        for number, _ in enumerate(dataset.loader(batch_size=10_000, prefetch_bytes=1)):
             if number == 0:
-                owner.loop.call_soon_threadsafe(
-                    lambda: owner.provider.grants.stop(agreement_id=agreement, reason="the study was closed")
-                )
+                owner.loop.call_soon_threadsafe(stop)
+                assert stopped.wait(10)
 
 
 def test_another_version_is_a_conflict_and_never_other_rows(owner: Owner, numbers: Dataset) -> None:
@@ -281,3 +290,23 @@ def test_streams_and_loaders_go_to_plain_libraries_as_they_are(numbers: Dataset,
 def test_a_dataset_and_its_plan_can_be_sent_to_a_worker(numbers: Dataset) -> None:
     dataset, plan = pickle.loads(pickle.dumps((numbers, numbers.plan(columns=["id"], where="id % 2 = 0"))))
     assert ids(dataset.read(plan, [2])) == list(range(200_000, 210_000, 2))
+
+
+def test_a_batch_comes_as_the_slices_that_it_is_made_of(numbers: Dataset) -> None:
+    options: dict[str, Any] = {"batch_size": 70_000, "seed": 3}
+    whole, loader = list(numbers.loader(**options)), numbers.loader(**options)
+    found = list(loader.in_slices())
+    rows = [[batch.slice(start, stop - start) for batch, start, stop in slices] for slices in found]
+    assert max(map(len, rows)) > 1
+    assert [pa.Table.from_batches(one) for one in rows] == [pa.Table.from_batches([one]) for one in whole]
+    assert loader.throughput.batches == len(whole)
+    assert loader.throughput.nbytes == pytest.approx(sum(batch.nbytes for batch in whole), rel=0.01)
+
+
+def test_the_state_is_of_the_slices_that_were_given_last(numbers: Dataset) -> None:
+    loader, again = (numbers.loader(batch_size=1000, seed=3) for _ in range(2))
+    slices = loader.in_slices()
+    given = [number for _ in range(7) for batch, start, stop in next(slices) for number in ids([batch])[start:stop]]
+    again.load_state_dict(loader.state_dict())
+    slices.close()
+    assert given + ids(again) == sequence(3)
