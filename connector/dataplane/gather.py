@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import mmap
 import os
 import select
@@ -33,12 +32,14 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import compress, islice
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from connector.dataplane.senders import TURN, in_thread
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -52,12 +53,10 @@ MORE = "hanse.more"
 BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
-_SENDERS = 8
 _PIECE = 2**19  # bytes that are encrypted at once
 _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 _AT_ONCE = 512  # parts in one call: half of IOV_MAX
-_TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
 
 Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
 Parts = Sequence[Part]  # of one chunk
@@ -137,7 +136,7 @@ class Cycle(RequestResponseCycle):
     async def _pushed(self, sending: _Sending, out: socket.socket) -> bool:
         """Send as much as the reader takes without making us wait. Whether that was all."""
         try:
-            whole = await _in_thread(sending, out)
+            whole = await in_thread(partial(sending.push, out), stop=sending.stop)
         except (ConnectionError, TimeoutError):
             self.transport.abort()
             raise ConnectionAbortedError("the client has left") from None
@@ -168,7 +167,11 @@ class _Sending:
     def __init__(self, first: Parts, *, before: Callable[[], object] | None, more: More | None) -> None:
         self._chunk: _Chunk | None = _Chunk(first)
         self._before, self._more = before, more or (lambda: None)
-        self.stopped = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Have a thread that sends end before it sends more."""
+        self._stopped = True
 
     def push(self, out: socket.socket) -> bool:
         """Send until there is no more (True), or the reader has made us wait, or others wait. In a thread: the files
@@ -178,7 +181,7 @@ class _Sending:
             self._before = None
         wait, window = _Waiting(out), _Window()
         while (chunk := self._chunk) is not None:
-            if self.stopped or not chunk.push(out, wait, window):
+            if self._stopped or not chunk.push(out, wait, window):
                 return False
             self._chunk = _Chunk(parts) if (parts := self._more()) is not None else None
             if self._chunk is not None and wait.over:
@@ -192,7 +195,7 @@ class _Waiting:
     def __init__(self, out: socket.socket) -> None:
         self._poll = select.poll()
         self._poll.register(out, select.POLLOUT)
-        self._ends = time.monotonic() + _TURN
+        self._ends = time.monotonic() + TURN
 
     @property
     def over(self) -> bool:
@@ -305,26 +308,6 @@ class _Chunk:
 
 def _size(part: Part) -> int:
     return part[2] if isinstance(part, tuple) else len(part)
-
-
-@functools.cache
-def _senders() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_SENDERS, thread_name_prefix="file-to-socket")
-
-
-async def _in_thread(sending: _Sending, out: socket.socket) -> bool:
-    """Whether all was sent. Who is cancelled waits, too, however often: descriptors that it uses must not be closed
-    under it, as the next connection or file to be opened would have the same numbers."""
-    job = _senders().submit(sending.push, out)
-    running = asyncio.wrap_future(job)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        sending.stopped = True
-        while not job.cancel() and not job.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait((running,))
-        raise
 
 
 async def _writable(out: socket.socket) -> None:

@@ -11,9 +11,10 @@ import base64
 import json
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -205,7 +206,7 @@ class Desk:
         asked = replace(await self._asked(one.wanted, call.tickets), query_id=f"{one.id}.{secrets.token_hex(4)}")
         slots = Slots(call.channel)
         sending = asyncio.ensure_future(self._send(call, asked, slots))
-        leaving = asyncio.ensure_future(slots.listen())
+        leaving = asyncio.ensure_future(slots.left.wait())
         self._running.setdefault(one.id, set()).add(sending)
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -220,6 +221,7 @@ class Desk:
             self._running[one.id].discard(sending)
             if not self._running[one.id]:
                 del self._running[one.id]
+            await slots.close()
 
     async def _sent(self, sending: asyncio.Future[None], channel: socket.socket) -> None:
         try:
@@ -253,12 +255,15 @@ class Desk:
 
     async def _put(self, stream: GovernedStream, slots: Slots, part: memoryview | bytes | InFiles) -> None:
         """A part, and those in files that follow it."""
-        async with asyncio.timeout(self._stall_seconds):
-            await slots.put(part)
-        more = isinstance(part, InFiles)
+        if not isinstance(part, InFiles):
+            async with asyncio.timeout(self._stall_seconds):
+                await slots.put(part)
+            return
+        spans: Iterator[InFiles | None] = chain((part,), iter(stream.following, None))
+        more = True
         while more:
             async with asyncio.timeout(self._stall_seconds):
-                more = await slots.put_next(stream.following)
+                more = await slots.put_spans(lambda: next(spans, None))
 
     # Who may, and what is meant.
 

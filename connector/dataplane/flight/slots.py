@@ -6,97 +6,146 @@ import asyncio
 import fcntl
 import mmap
 import os
+import select
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 
 from connector.dataplane.flight import link
+from connector.dataplane.senders import TURN, in_thread
 from connector.query.spans import InFiles
 
 _PAGE = mmap.PAGESIZE
+_PATIENCE = 0.01  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
+_FULL_SECONDS = 0.01  # until a full channel is tried again: frames are a few bytes, so that is next to impossible
 
 
 class Slots:
-    """The slots of one stream on its channel. `listen` runs beside `put`; both end when the reader has gone."""
+    """The slots of one stream on its channel, until `close`. One `put` at a time; `left` when the reader has gone."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._memory: list[mmap.mmap | None] = [None] * link.SLOTS
-        self._free: asyncio.Queue[int] = asyncio.Queue()
-        for slot in range(link.SLOTS):
-            self._free.put_nowait(slot)
+        self._free = list(range(link.SLOTS))
+        self._given = asyncio.Event()  # when there may be a free one again
+        self._turning: asyncio.Future[bool] | None = None
+        self._stopped = self._closed = False
+        self.left = asyncio.Event()
+        self._listen()
 
-    async def listen(self) -> None:
-        """Take slots back; returns when the reader has closed its end."""
-        while True:
-            try:
-                found = await self._loop.sock_recv(self._channel, 64)
-            except OSError:
-                return
-            if not found:
-                return
-            for slot in found:
-                if slot < link.SLOTS:
-                    self._free.put_nowait(slot)
+    async def close(self) -> None:
+        """Back when nobody here uses the channel any more, however often cancelled: it may be closed then."""
+        self._closed = True
+        self._stop()
+        while self._turning is not None and not self._turning.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((self._turning,))
+        self._loop.remove_reader(self._channel)
 
-    async def put(self, payload: memoryview | bytes | InFiles) -> None:
-        """Hand over a batch, once a slot is free for it; a part of a file is read to there, and nowhere else."""
-        await self._place(await self._free.get(), payload)
+    async def put(self, payload: memoryview | bytes) -> None:
+        """Hand over a batch, once a slot is free for it."""
+        slot, size = await self._one(), memoryview(payload).nbytes
+        with self._room(slot, size) as (memory, descriptor):
+            memory[:size] = memoryview(payload).cast("B")
+            while True:
+                if self._told(slot, size, descriptor):
+                    return
+                await asyncio.sleep(_FULL_SECONDS)
 
-    async def put_next(self, more: Callable[[], InFiles | None]) -> bool:
-        """As `put`, of the part that `more` gives in a thread once a slot is free, and not before. Whether it did."""
-        slot = await self._free.get()
-        span, is_read = await asyncio.to_thread(_read_next, more, self._memory[slot])
-        if span is None:
-            self._free.put_nowait(slot)
-        elif is_read:
-            await self._send(link.HEADER.pack(link.BATCH, slot, False, span.nbytes), None)
+    async def put_spans(self, more: Callable[[], InFiles | None]) -> bool:
+        """Hand over what `more` gives: asked in a thread, once a slot is free for it and not before, it is read to
+        there and nowhere else. Whether it may have more: a thread does not wait long, neither do others for it."""
+        slot = await self._one()
+        self._loop.remove_reader(self._channel)  # the thread takes slots back
+        self._turning = asyncio.ensure_future(in_thread(partial(self._turn, slot, more), stop=self._stop))
+        try:
+            return await self._turning
+        finally:
+            self._listen()
+
+    def _turn(self, slot: int | None, more: Callable[[], InFiles | None]) -> bool:
+        poll, ends = select.poll(), time.monotonic() + TURN
+        poll.register(self._channel, select.POLLIN)
+        while slot is not None and not self._stopped:
+            if (span := more()) is None:
+                self._free.append(slot)
+                return False
+            self._read(slot, span)
+            slot = self._soon(poll, ends)
+        return True
+
+    def _read(self, slot: int, span: InFiles) -> None:
+        with self._room(slot, span.nbytes) as (memory, descriptor):
+            span.check()
+            span.read_into(memoryview(memory))
+            while not self._stopped and not self._told(slot, span.nbytes, descriptor):
+                time.sleep(_FULL_SECONDS)
+
+    def _soon(self, poll: select.poll, ends: float) -> int | None:
+        """A slot for another part, where there is one soon enough."""
+        left = ends - time.monotonic()
+        if left > 0 and not self._free and poll.poll(min(left, _PATIENCE) * 1000):
+            self._take_back()
+        return self._free.pop() if left > 0 and self._free else None
+
+    async def _one(self) -> int:
+        while not self._free:
+            self._given.clear()
+            await self._given.wait()
+        return self._free.pop()
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    def _listen(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._channel, self._heard)
+
+    def _heard(self) -> None:
+        if self._take_back():
+            self._given.set()
         else:
-            await self._place(slot, span)
-        return span is not None
+            self._loop.remove_reader(self._channel)
+            self.left.set()
 
-    async def _place(self, slot: int, payload: memoryview | bytes | InFiles) -> None:
-        size = payload.nbytes if isinstance(payload, InFiles) else memoryview(payload).nbytes
-        memory = self._memory[slot]
-        descriptor = None
+    def _take_back(self) -> bool:
+        """Slots that nobody holds any more. False where the reader has gone."""
+        try:
+            found = self._channel.recv(64)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._free += {slot for slot in found if slot < link.SLOTS and slot not in self._free}
+        return bool(found)
+
+    @contextmanager
+    def _room(self, slot: int, size: int) -> Iterator[tuple[mmap.mmap, int | None]]:
+        """The memory of a slot, and where it is new its descriptor, until the block ends."""
+        memory, descriptor = self._memory[slot], None
         if memory is None or len(memory) < size:
             descriptor, memory = _made(size)
             self._memory[slot] = memory
         try:
-            if isinstance(payload, InFiles):
-                await asyncio.to_thread(_read, payload, memory)
-            else:
-                memory[:size] = memoryview(payload).cast("B")
-            header = link.HEADER.pack(link.BATCH, slot, descriptor is not None, size)
-            await self._send(header, descriptor)
+            yield memory, descriptor
         finally:
             if descriptor is not None:
                 os.close(descriptor)
 
-    async def _send(self, header: bytes, descriptor: int | None) -> None:
-        if descriptor is None:
-            await self._loop.sock_sendall(self._channel, header)
-            return
-        while True:
-            try:
+    def _told(self, slot: int, size: int, descriptor: int | None) -> bool:
+        """Tell the reader of a batch, and whether that is done: it is not where the channel is full."""
+        header = link.HEADER.pack(link.BATCH, slot, descriptor is not None, size)
+        try:
+            if descriptor is None:
+                self._channel.send(header)
+            else:
                 socket.send_fds(self._channel, [header], [descriptor])
-                return
-            except BlockingIOError:  # a few bytes, so a full buffer is next to impossible; and then short
-                await asyncio.sleep(0.01)
-
-
-def _read(span: InFiles, memory: mmap.mmap) -> None:
-    span.check()
-    span.read_into(memoryview(memory))
-
-
-def _read_next(more: Callable[[], InFiles | None], memory: mmap.mmap | None) -> tuple[InFiles | None, bool]:
-    """The next part, and whether it is in `memory` already: it is not where there is no room for it."""
-    span = more()
-    fits = span is not None and memory is not None and len(memory) >= span.nbytes
-    if span is not None and memory is not None and fits:
-        _read(span, memory)
-    return span, fits
+        except BlockingIOError:
+            return False
+        return True
 
 
 def _made(size: int) -> tuple[int, mmap.mmap]:

@@ -343,7 +343,7 @@ async def test_what_follows_a_part_is_asked_for_beside_the_event_loop() -> None:
         for read in (exchange(port, REQUEST), slow(port)):
             assert decoded((await read).partition(b"\r\n\r\n")[2]) == bytes(range(200)) * 50_000
     assert len(asked) == 20
-    assert all(name.startswith("file-to-socket") for name in asked)
+    assert all(name.startswith("sender") for name in asked)
 
 
 def decoded(body: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from connector.dataplane import gather
+from connector.dataplane import gather, senders
 from connector.dataplane.gather import FILE, Cycle
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.http import Exchange, _Transport
@@ -55,8 +55,8 @@ def cycle(out: socket.socket) -> Cycle:
 async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
     """Cancelled twice while it waits for a thread: the next connection has the numbers, and must not get the bytes."""
     busy = threading.Event()
-    for _ in range(gather._SENDERS):
-        gather._senders().submit(busy.wait)
+    for _ in range(senders._SENDERS):
+        senders._senders().submit(busy.wait)
     mine, _peer = socket.socketpair()
     mine.setblocking(False)
     with tempfile.TemporaryFile() as file:
@@ -71,7 +71,7 @@ async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
         others = [end for _ in range(4) for end in socket.socketpair()]
         busy.set()
         await asyncio.wait((sending,))
-        await asyncio.to_thread(gather._senders().submit(len, "").result)
+        await asyncio.to_thread(senders._senders().submit(len, "").result)
     for other in others:
         other.setblocking(False)
         with pytest.raises(BlockingIOError):

@@ -1,0 +1,40 @@
+"""The threads that send parts of files: few, so each goes on with another stream when its turn is over.
+
+Knows neither sockets nor streams; `gather` sends to HTTP's sockets there, `flight.slots` to the Flight process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
+_SENDERS = 8
+_T = TypeVar("_T")
+
+
+async def in_thread(work: Callable[[], _T], *, stop: Callable[[], None]) -> _T:
+    """What `work` gives; `stop` has it end soon.
+
+    Who is cancelled waits for its end, too, however often: descriptors that it uses must not be closed under it, as the
+    next connection or file to be opened would have the same numbers.
+    """
+    job = _senders().submit(work)
+    running = asyncio.wrap_future(job)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop()
+        while not job.cancel() and not job.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((running,))
+        raise
+
+
+@functools.cache
+def _senders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_SENDERS, thread_name_prefix="sender")
