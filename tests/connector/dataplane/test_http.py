@@ -431,8 +431,8 @@ async def test_a_worker_that_dies_gives_an_end_record_that_says_failed(running: 
     ):
         parts = answer.aiter_raw()
         body = await anext(parts)
-        (stream,) = running.reads.live.values()
-        os.kill(stream._result._worker.process.pid, signal.SIGKILL)
+        (worker,) = running.pool._busy
+        os.kill(worker.process.pid, signal.SIGKILL)
         body += b"".join([part async for part in parts])
     _, end = parse(body)
     assert (end["status"], end["code"]) == ("error", "worker_crashed")
