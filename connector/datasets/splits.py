@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from connector.errors import BadInput
 
-RULE = 1  # of this cut: part of every snapshot, to be raised when `cut` changes
+RULE = 2  # of this cut: part of every snapshot, to be raised when `cut` changes
 ROWS_MIN, ROWS_MAX = 2**16, 2**20
+BYTES_MIN = 64 * 2**20  # enough for a block of fewer rows: of images a few hundred are as much work as a table
 RESERVED = ("file_row_number", "file_index", "filename")  # what the engine calls its own columns of positions
 
 _PLACE = struct.Struct("<IQ")
@@ -49,8 +50,8 @@ def snapshot_of(digest: str) -> str:
 def cut(files: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
     """The blocks of a version, from the (rows, bytes) of each file's row groups.
 
-    Groups are joined while they have fewer than ROWS_MIN rows together; a group of more than ROWS_MAX is cut into
-    equal parts. No block reaches over the end of a file.
+    Groups are joined while they have fewer than ROWS_MIN rows and BYTES_MIN bytes together; a group of more than
+    ROWS_MAX is cut into equal parts. No block reaches over the end of a file.
     """
     return tuple(block for number, groups in enumerate(files) for block in _of_file(number, groups))
 
@@ -60,7 +61,7 @@ def _of_file(number: int, groups: Sequence[tuple[int, int]]) -> list[Block]:
     first = rows = nbytes = 0
     for group_rows, group_bytes in groups:
         rows, nbytes = rows + group_rows, nbytes + group_bytes
-        if rows >= ROWS_MIN:
+        if rows >= ROWS_MIN or (rows and nbytes >= BYTES_MIN):
             found += _parts(number, first, rows, nbytes)
             first, rows, nbytes = first + rows, 0, 0
     return found + (_parts(number, first, rows, nbytes) if rows else [])

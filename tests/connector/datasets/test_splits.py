@@ -11,6 +11,7 @@ from connector.datasets.splits import Block, Place
 from connector.errors import BadInput
 
 KEY = splits.cursor_key(b"s" * 32, consumer="did:web:lab.example", snapshot="sha256:aa/1")
+MB = 2**20
 GROUPS = st.lists(st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 10**9)), max_size=8), max_size=6)
 
 
@@ -23,8 +24,19 @@ GROUPS = st.lists(st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 1
         ([[(122_880, 9)], [(122_880, 9)]], [Block(0, 0, 122_880, 9), Block(1, 0, 122_880, 9)]),
         ([[(1_500_000, 30)]], [Block(0, 0, 750_000, 15), Block(0, 750_000, 750_000, 15)]),
         ([[], [(7, 7)]], [Block(1, 0, 7, 7)]),
+        ([[(200, 40 * MB)] * 3], [Block(0, 0, 400, 80 * MB), Block(0, 400, 200, 40 * MB)]),
+        ([[(0, 70 * MB), (9, 1), (9, 1)]], [Block(0, 0, 9, 70 * MB + 1), Block(0, 9, 9, 1)]),
     ],
-    ids=["nothing", "one small", "small groups are joined", "files stay apart", "a huge group is cut", "an empty file"],
+    ids=[
+        "nothing",
+        "one small",
+        "small groups are joined",
+        "files stay apart",
+        "a huge group is cut",
+        "an empty file",
+        "large values",
+        "bytes without rows",
+    ],
 )
 def test_row_groups_become_blocks(files: list[list[tuple[int, int]]], expected: list[Block]) -> None:
     assert list(splits.cut(files)) == expected
@@ -41,7 +53,7 @@ def test_blocks_hold_every_row_once_and_are_never_huge(files: list[list[tuple[in
             assert 0 < block.rows <= splits.ROWS_MAX
             at += block.rows
         assert at == sum(rows for rows, _ in groups)
-        assert all(block.rows >= splits.ROWS_MIN for block in own[:-1])
+        assert all(one.rows >= splits.ROWS_MIN or one.nbytes >= splits.BYTES_MIN for one in own[:-1])
 
 
 @given(st.integers(0, 4095), st.integers(0, 2**48))
