@@ -53,10 +53,11 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
 
 
 def given_on(asked: Asked, prepared: Prepared) -> tuple[str, ...]:
-    """The columns of a scan whose stored values leave and decide on nothing, whatever is done to its rows."""
+    """The columns of blobs of a scan whose stored values leave and decide on nothing, whatever is done to its rows."""
     if not asked.plain_scan or len(prepared.datasets) != 1 or prepared.datasets[0].contract.grid is not None:
         return ()
-    return tuple(one for one in prepared.columns if one.casefold() in prepared.given_on and one != asked.position)
+    blobs = {one.name for one in prepared.datasets[0].contract.schema.columns if one.type == "BLOB"}
+    return tuple(one for one in prepared.columns if one in blobs and one.casefold() in prepared.given_on)
 
 
 def version_relation(version: DatasetVersion) -> Relation:

@@ -171,10 +171,10 @@ class PreparedStreams:
 
     @asynccontextmanager
     async def keep(self, key: str, grant: Grant, source: Result) -> AsyncIterator[Source]:
-        """The source, written down on its way. It is kept if the block ends well and all of it has passed.
-
-        Only of what is read now by nobody else (`keeps`).
-        """
+        """The source, written down on its way. It is kept if the block ends well and all of it has passed."""
+        if not self.keeps(key, grant):
+            yield source
+            return
         self._made.add(key)
         endings = self._endings
         try:

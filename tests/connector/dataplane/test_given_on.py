@@ -33,14 +33,14 @@ WITHOUT = mask("null", "image")
 EITHER = gate.either(atom("ds:row/id", "lt", "20"), atom("ds:row/note", "gt", "200"))
 # The policy, the condition; what is put in after the engine, and the same in plain DuckDB.
 READS: dict[str, tuple[Policy, str, tuple[str, ...], str]] = {
-    "a filter": (under(FEW), "", ("image", "note", "name"), "id < 90"),
-    "a condition": (OPEN, "name LIKE '%7'", ("id", "image", "note"), "name LIKE '%7'"),
-    "both": (under(FEW), "note >= 30", ("image", "name"), "id < 90 AND note >= 30"),
-    "a barrier": (under(EITHER), "", ("image", "name"), "id < 20 OR note > 200"),
-    "a barrier and a condition": (under(EITHER), "id > 9", ("image", "name"), "(id < 20 OR note > 200) AND id > 9"),
-    "another column masked": (under(FEW, duties=[mask("null", "name")]), "", ("image", "note"), "id < 90"),
-    "the column looked at": (under(FEW), "image IS NOT NULL", ("note", "name"), "id < 90"),
-    "the column masked": (under(FEW, duties=[WITHOUT]), "", ("note", "name"), "id < 90"),
+    "a filter": (under(FEW), "", ("image",), "id < 90"),
+    "a condition": (OPEN, "name LIKE '%7'", ("image",), "name LIKE '%7'"),
+    "both": (under(FEW), "note >= 30", ("image",), "id < 90 AND note >= 30"),
+    "a barrier": (under(EITHER), "", ("image",), "id < 20 OR note > 200"),
+    "a barrier and a condition": (under(EITHER), "id > 9", ("image",), "(id < 20 OR note > 200) AND id > 9"),
+    "another column masked": (under(FEW, duties=[mask("null", "name")]), "", ("image",), "id < 90"),
+    "the column looked at": (under(FEW), "image IS NOT NULL", (), "id < 90"),
+    "the column masked": (under(FEW, duties=[WITHOUT]), "", (), "id < 90"),
     "no condition": (OPEN, "", (), "true"),
 }
 
