@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connector.datasets.sources import place_of
+from connector.datasets.splits import RESERVED
 from connector.query import engine
 from connector.query.scan import FILES_MAX, GROUP_MAX
 from connector.query.stored import File, Places, Stored, lying, may_lie
@@ -114,9 +115,12 @@ class _Source:
         self._reading = threading.Lock()
 
     def has(self, name: str) -> bool:
-        """Whether there is a column of blobs with that name, in row groups that Arrow may read."""
+        """Whether there is a column of blobs with that name, in row groups that Arrow may read, and no column that the
+        engine would take for a place."""
         small = max((group.total_byte_size for group in self._groups), default=0) <= GROUP_MAX
-        return small and self._number(name) >= 0 and self._parquet.schema_arrow.field(name).type == pa.binary()
+        mistaken = any(one.casefold() in RESERVED for one in self._parquet.schema_arrow.names)
+        found = small and not mistaken and self._number(name) >= 0
+        return found and self._parquet.schema_arrow.field(name).type == pa.binary()
 
     def lying_bytes(self, name: str) -> int:
         """Bytes of a column that lie, by the footer, in the file as they are."""

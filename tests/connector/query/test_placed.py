@@ -135,8 +135,20 @@ def other(table: pa.Table, name: str) -> pa.Table:
         ([images(60), other(images(60), "IMAGE")], {}),
         ([images(60).append_column("IMAGE", [blobs(60)])], {}),
         ([other(images(60), "im.age")], {}),
+        ([images(60).append_column("File_Row_Number", [range(60)])], {}),
+        ([images(60).append_column("file_index", [range(60)]), images(60)], {}),
     ],
-    ids=["compressed", "dictionary", "small", "text", "another name", "two names", "a dot"],
+    ids=[
+        "compressed",
+        "dictionary",
+        "small",
+        "text",
+        "another name",
+        "two names",
+        "a dot",
+        "a number of its own",
+        "an index of its own",
+    ],
 )
 def test_columns_that_the_engine_reads(tmp_path: Path, tables: Sequence[pa.Table], how: dict[str, Any]) -> None:
     paths = placed(tmp_path, *tables, **how)
