@@ -30,7 +30,6 @@ class Ring:
     def __init__(self, slots: int, size: int, *, released: Callable[[int], None]) -> None:
         """`released` is told the slots that come back; it may be replaced for another job while none is held."""
         self.slots, self.size = slots, size
-        self.held = 0
         self.released = released
         self._resting = True  # no page of it is in memory
         self._kinds: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
@@ -47,13 +46,17 @@ class Ring:
             self.close()
             raise
 
+    @property
+    def held(self) -> int:
+        """Slots that somebody holds. They are taken and let go of in any thread."""
+        return len(self._kinds)
+
     def take(self, slot: int, length: int) -> memoryview:
         """The bytes in a slot that the worker has filled. ValueError where there is no such slot or it is held."""
         if self._memory is None or not 0 <= slot < self.slots or length > self.size or slot in self._kinds:
             raise ValueError("expected a free slot of the ring and a length that fits")
         whole = self._slot_type.from_buffer(self._memory, slot * self.size)
         self._kinds[slot] = weakref.ref(whole, lambda _: self._let_go(slot))
-        self.held += 1
         self._resting = False
         return memoryview(whole).cast("B")[:length].toreadonly()
 
@@ -76,5 +79,4 @@ class Ring:
 
     def _let_go(self, slot: int) -> None:
         del self._kinds[slot]
-        self.held -= 1
         self.released(slot)
