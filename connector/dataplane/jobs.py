@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import Asked
+from connector.datasets.splits import RESERVED
 from connector.errors import BadInput
 from connector.query.job import SLOTS, Job, Limits, Recheck, Relation
 from connector.store.tables import DatasetVersion
@@ -110,8 +111,13 @@ def job_of(
         digest=asked.digest,
         blobs=tuple(brought.arrow for brought in asked.brought),
         consumer=asked.consumer,
-        shared=asked.plain_scan and not prepared.aggregate,
+        shared=asked.plain_scan and not prepared.aggregate and not _misleading(grants),
     )  # fmt: skip
+
+
+def _misleading(grants: Sequence[Grant]) -> bool:
+    """Whether a column has a name that the engine has for a row's place: such rows cannot be read by turns."""
+    return any(one["name"].casefold() in RESERVED for grant in grants for one in grant.held.version.schema)
 
 
 def _scan_mb(most: int, threads: int) -> int:

@@ -32,6 +32,8 @@ async def in_thread(work: Callable[[], _T], *, stop: Callable[[], None]) -> _T:
         while not job.cancel() and not job.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait((running,))
+        if running.done() and not running.cancelled():
+            running.exception()  # nobody asks any more
         raise
 
 

@@ -190,9 +190,19 @@ def readers(job: Job) -> int:
     return max(1, min(job.limits.threads, len(job.only.ranges), most))
 
 
+def limits_of(job: Job) -> Limits:
+    """The limits of a job's engine: with one thread where it would not keep the order of the rows.
+
+    It makes a join of IN with several values, and joins in several threads in any order (found with DuckDB 2.0.1, whose
+    setting says otherwise). A cursor of a range stands for all rows before it, and rows as they are stored come so.
+    """
+    placed = job.only is not None and bool(job.only.position)
+    return replace(job.limits, threads=1) if placed or (job.shared and " IN (" in job.sql) else job.limits
+
+
 def key_of(job: Job) -> str:
     """For which jobs what this one opens may be kept; empty for none."""
-    limits = (job.limits.memory_mb, job.limits.temp_mb, job.limits.threads)
+    limits = (job.limits.memory_mb, job.limits.temp_mb, limits_of(job).threads)
     if job.kind != "query" or job.only is not None:
         return ""
     if job.once:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -33,6 +34,7 @@ class Placed:
     def __init__(self, paths: Sequence[str], given_on: Sequence[str], stored: Stored) -> None:
         """`given_on`: columns whose values decide on nothing."""
         self._stored = stored
+        self._looked = threading.local()  # at a row group, the last one; several threads may read ranges
         self._files = [_Source(path) for path in paths] if given_on and len(paths) <= FILES_MAX else []
         self.names = tuple(name for name in dict.fromkeys(given_on) if self._lies(name))
         rows = sum(file.metadata.num_rows for file in self._files)
@@ -42,9 +44,11 @@ class Placed:
         """As `engine.batches`, of a relation that has places where the values are to be."""
         reader = relation.to_arrow_reader(min(rows, engine.rows_for(self._width, target)))
         there = engine.plain_schema(reader.schema)
-        if not all(one.type == pa.int64() for one in there if one.name in self.names):
+        places = [self._name(one.name) for one in there]
+        if not all(one.type == pa.int64() for one, name in zip(there, places, strict=True) if name):
             raise TypeError("expected a place in each column whose values are put in later, came something else")
-        schema = pa.schema([one.with_type(pa.binary()) if one.name in self.names else one for one in there])
+        fields = zip(there, places, strict=True)
+        schema = pa.schema([one.with_type(pa.binary()) if name else one for one, name in fields])
         coming = (engine.plain(batch, there) for batch in reader)
         joined = engine.gather(coming, at_least=target // 4, width=self._width)
         return schema, (piece for batch in joined for piece in self._filled(batch, schema, target))
@@ -56,11 +60,16 @@ class Placed:
         whole = sum(file.nbytes(name) for file in self._files)
         return sum(file.lying_bytes(name) for file in self._files) > _MOST * whole
 
+    def _name(self, shown: str) -> str:
+        """Which of our columns a column of the answer is; empty for others."""
+        return next((name for name in self.names if name.casefold() == shown.casefold()), "")
+
     def _filled(self, batch: pa.RecordBatch, schema: pa.Schema, target: int) -> Iterator[pa.RecordBatch]:
-        start = 0
-        for stop, values in self._values(batch.column(self.names[0]).to_pylist(), target):
+        names, start = list(map(self._name, schema.names)), 0
+        places = next(column for name, column in zip(names, batch.columns, strict=True) if name)
+        for stop, values in self._values(places.to_pylist(), target):
             part = batch.slice(start, stop - start)
-            columns = [values.get(name, column) for name, column in zip(schema.names, part.columns, strict=True)]
+            columns = [values.get(name, column) for name, column in zip(names, part.columns, strict=True)]
             yield from engine.cut(pa.RecordBatch.from_arrays(columns, schema=schema), target)
             start = stop
 
@@ -70,14 +79,14 @@ class Placed:
         stop, file, found = 0, self._files[0], self._none()
         for (number, group), located in groupby(map(self._located, places), key=lambda one: one[:2]):
             rows = [row for _, _, row in located]
-            kept = self._files[number].lying(group, self.names)
+            kept = self._group(number, group).lying
             if len(found[self.names[0]]) and not (kept and file is self._files[number]):
                 yield stop, self._stand_ins(file, found)
                 found = self._none()
             file = self._files[number]
             if not kept:
                 stop += len(rows)
-                yield stop, file.taken(group, self.names, rows)
+                yield stop, self._group(number, group).taken(rows)
                 continue
             for row in rows:
                 for name, where in kept.items():
@@ -94,6 +103,14 @@ class Placed:
         number, row = place_of(place)
         return number, *self._files[number].locate(row)
 
+    def _group(self, number: int, group: int) -> _Group:
+        """A row group, looked at once while a thread reads in it; of one that Arrow has read nothing stays behind."""
+        last: _Group | None = getattr(self._looked, "last", None)
+        if last is None or (last.file, last.number) != (self._files[number], group):
+            self._looked.last = None
+            self._looked.last = last = _Group(self._files[number], group, self.names)
+        return last
+
     def _none(self) -> dict[str, Places]:
         return {name: Places() for name in self.names}
 
@@ -101,26 +118,41 @@ class Placed:
         return {name: self._stored.stand_in(file.file, places) for name, places in found.items()}
 
 
+class _Group:
+    """A row group of a file, and some of its columns."""
+
+    def __init__(self, file: _Source, number: int, names: Sequence[str]) -> None:
+        self.file, self.number, self._names = file, number, names
+        found = lying(file.file, file.metadata, number, names)
+        self.lying = found if len(found) == len(names) else {}  # where values lie; nothing where Arrow has to read them
+
+    def taken(self, rows: Sequence[int]) -> _Values:
+        """The values of some rows, by Arrow."""
+        chosen = self._table.take(pa.array(rows, pa.int64()))
+        return {name: pa.concat_arrays(chosen.column(name).chunks) for name in self._names}
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return self.file.read(self.number, self._names)
+
+
 class _Source:
-    """One of the files, and what is known of the row group that was asked for last. Any thread may ask."""
+    """One of the files. Any thread may ask."""
 
     def __init__(self, path: str) -> None:
         self.file = File(path)
-        self._parquet = pq.ParquetFile(path)
-        self.metadata = self._parquet.metadata
+        self.metadata = pq.read_metadata(path)
+        self._schema = self.metadata.schema.to_arrow_schema()
         self._groups = [self.metadata.row_group(number) for number in range(self.metadata.num_row_groups)]
         self._ends = list(accumulate(group.num_rows for group in self._groups))
-        self._last: tuple[int, dict[str, Places]] = (-1, {})
-        self._table: tuple[int, pa.Table] | None = None
-        self._reading = threading.Lock()
 
     def has(self, name: str) -> bool:
         """Whether there is a column of blobs with that name, in row groups that Arrow may read, and no column that the
         engine would take for a place."""
         small = max((group.total_byte_size for group in self._groups), default=0) <= GROUP_MAX
-        mistaken = any(one.casefold() in RESERVED for one in self._parquet.schema_arrow.names)
+        mistaken = any(one.casefold() in RESERVED for one in self._schema.names)
         found = small and not mistaken and self._number(name) >= 0
-        return found and self._parquet.schema_arrow.field(name).type == pa.binary()
+        return found and self._schema.field(name).type == pa.binary()
 
     def lying_bytes(self, name: str) -> int:
         """Bytes of a column that lie, by the footer, in the file as they are."""
@@ -138,22 +170,10 @@ class _Source:
         number = bisect_right(self._ends, row)
         return number, row - (self._ends[number] - self._groups[number].num_rows)
 
-    def lying(self, group: int, names: Sequence[str]) -> dict[str, Places]:
-        """Where the values of a row group lie; nothing where Arrow has to read one of these columns."""
-        last = self._last
-        if last[0] != group:
-            found = lying(self.file, self.metadata, group, names)
-            self._last = last = group, found if len(found) == len(names) else {}
-        return last[1]
-
-    def taken(self, group: int, names: Sequence[str], rows: Sequence[int]) -> _Values:
-        """The values of some rows of a row group, by Arrow."""
-        with self._reading:
-            if self._table is None or self._table[0] != group:
-                self._table = None  # one at a time
-                self._table = group, self._parquet.read_row_group(group, columns=list(names), use_threads=False)
-            chosen = self._table[1].take(pa.array(rows, pa.int64()))
-        return {name: pa.concat_arrays(chosen.column(name).chunks) for name in names}
+    def read(self, group: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a row group, by Arrow: anew each time, as what has read holds as much as it has given."""
+        with pq.ParquetFile(self.file.path, metadata=self.metadata) as file:
+            return file.read_row_group(group, columns=list(names), use_threads=False)
 
     def _size(self, group: int, column: int) -> int:
         return int(self._groups[group].column(column).total_uncompressed_size)

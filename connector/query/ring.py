@@ -17,6 +17,9 @@ import weakref
 from collections.abc import Callable
 
 _PAGE = mmap.PAGESIZE
+# Rings of which somebody holds a slot. What tells us that it comes back is held by the ring alone: a collector of
+# garbage that found both at once would never say so, and the memory would stay open.
+_HELD: set[Ring] = set()
 
 
 def slot_bytes(batch_bytes: int) -> int:
@@ -56,6 +59,7 @@ class Ring:
         if self._memory is None or not 0 <= slot < self.slots or length > self.size or slot in self._kinds:
             raise ValueError("expected a free slot of the ring and a length that fits")
         whole = self._slot_type.from_buffer(self._memory, slot * self.size)
+        _HELD.add(self)
         self._kinds[slot] = weakref.ref(whole, lambda _: self._let_go(slot))
         self._resting = False
         return memoryview(whole).cast("B")[:length].toreadonly()
@@ -79,4 +83,6 @@ class Ring:
 
     def _let_go(self, slot: int) -> None:
         del self._kinds[slot]
+        if not self._kinds:
+            _HELD.discard(self)
         self.released(slot)

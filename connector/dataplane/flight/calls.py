@@ -116,21 +116,15 @@ class Stream:
 
     def __init__(self, channel: socket.socket, cancelled: Cancelled) -> None:
         self._channel = channel
-        self._cancelled = cancelled
-        self._poll = select.poll()
-        self._poll.register(channel, select.POLLIN)
-        self._slots: dict[int, pa.Buffer] = {}
-        self._end: dict[str, Any] | None = None
-        self._buffer: pa.Buffer | None = self._next()
-        self._at = 0
-        self._reader = pa.ipc.open_stream(pa.PythonFile(self, mode="r"))
+        self._messages = _Messages(channel, cancelled)
+        self._reader = pa.ipc.open_stream(pa.PythonFile(self._messages, mode="r"))
         self.schema: pa.Schema = self._reader.schema
 
     def batches(self) -> Iterator[Any]:
         """The batches as they come, and a last one of no rows with the end record as its metadata; or the error."""
         with closing(self._channel):
             yield from self._reader
-            end = self._end
+            end = self._messages.end
             if end is None:
                 raise _gone()
             if end["status"] != "complete":
@@ -140,9 +134,23 @@ class Stream:
             )
             yield nothing, json.dumps(end).encode()
 
-    # As a file, for the reader: what it asks for lies whole in one message, so it gets that memory itself.
+
+class _Messages:
+    """What comes over a channel, as a file for Arrow's reader: what that asks for lies whole in one message, so it gets
+    that memory itself. Must not know the reader: who holds it through Arrow's file is seen by no collector of
+    garbage."""
 
     closed = False
+
+    def __init__(self, channel: socket.socket, cancelled: Cancelled) -> None:
+        self._channel = channel
+        self._cancelled = cancelled
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        self._slots: dict[int, pa.Buffer] = {}
+        self.end: dict[str, Any] | None = None
+        self._buffer: pa.Buffer | None = self._next()
+        self._at = 0
 
     def read(self, size: int) -> Any:
         """The next bytes, of the present message only."""
@@ -176,7 +184,7 @@ class Stream:
         if kind == link.SCHEMA:
             return pa.py_buffer(payload)
         if kind == link.END:
-            self._end = json.loads(payload)
+            self.end = json.loads(payload)
             return None
         raise error_of(json.loads(payload))
 

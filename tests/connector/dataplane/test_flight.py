@@ -25,6 +25,7 @@ from tests.support.beats import beats
 from tests.support.flying import flyer, whole
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider, settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -344,3 +345,15 @@ async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> No
 def _rss_mb(pid: int) -> int:
     with open(f"/proc/{pid}/statm", encoding="ascii") as statm:
         return int(statm.read().split()[1]) * 4096 // 2**20
+
+
+async def test_a_read_that_is_over_holds_nothing_in_the_flight_process(running: Provider, front: Front) -> None:
+    ticket = running.ticket(await running.agree())
+
+    def read() -> None:
+        for _ in range(3):
+            with flyer(front, ticket) as client:
+                client.read(provider.OWNER, provider.DATASET)
+
+    await asyncio.to_thread(read)
+    await until(lambda: "hanse-flight" not in Path(f"/proc/{front.pid}/maps").read_text())

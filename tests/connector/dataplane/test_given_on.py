@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -63,10 +64,10 @@ def jobs(running: Provider, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     return seen
 
 
-async def read(running: Provider, agreement: str, **parameters: str) -> pa.Table:
+async def read(running: Provider, agreement: str, dataset: str = "images", **parameters: str) -> pa.Table:
     headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
     async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:
-        answer = await session.get("/data/v1/datasets/images/rows", params=parameters)
+        answer = await session.get(f"/data/v1/datasets/{dataset}/rows", params=parameters)
     assert answer.status_code == 200, answer.text
     with pa.ipc.open_stream(answer.content) as reader:
         return reader.read_all()
@@ -88,3 +89,34 @@ async def test_what_leaves_is_what_the_policy_lets_out(
     expected = duckdb.sql(f"SELECT {shown} FROM whole WHERE {condition}")
     assert found.to_pylist() == expected.to_arrow_table().to_pylist()
     assert tuple(jobs[-1].given_on) == given_on
+
+
+async def test_a_column_asked_for_twice_comes_twice(running: Provider) -> None:
+    agreement = await running.agree(under(FEW), name="images", path=running.path)
+    found = await read(running, agreement, columns="image,image,id")
+    expected = pq.read_table(running.path).slice(0, 90)
+    assert found.num_columns == 3
+    for at, name in enumerate(("image", "image", "id")):
+        assert found.column(at).to_pylist() == expected[name].to_pylist()
+
+
+async def test_names_that_the_engine_has_for_places_are_the_owner_s(running: Provider, tmp_path: Path) -> None:
+    """The numbers in such a column lead to rows that the policy hides."""
+    table = images(ROWS).append_column("file_row_number", [list(range(ROWS))[::-1]])
+    write(tmp_path / "own.parquet", table)
+    agreement = await running.agree(under(FEW), name="own", path=tmp_path / "own.parquet")
+    for _ in range(2):
+        found = await read(running, agreement, dataset="own")
+        assert found.to_pylist() == table.slice(0, 90).to_pylist()
+
+
+async def test_rows_that_many_values_choose_come_in_their_order(running: Provider, tmp_path: Path) -> None:
+    """A cursor stands for all rows before it."""
+    table = pa.table({"id": range(4000), "text": ["x" * 200] * 4000})
+    pq.write_table(table, tmp_path / "many.parquet", row_group_size=30)
+    wanted = [0, 1, 26, 96, 175, 258, 334, 1500, 1800, 2300, 2900, 3700, 3800, 3900]
+    policy = under(atom("ds:row/id", "isAnyOf", *map(str, wanted)))
+    agreement = await running.agree(policy, name="many", path=tmp_path / "many.parquet")
+    for parameters in ({}, {"blocks": "all"}) * 4:
+        found = await read(running, agreement, dataset="many", **parameters)
+        assert found["id"].to_pylist() == wanted

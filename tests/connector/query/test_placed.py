@@ -82,6 +82,29 @@ def test_few_rows_of_many_groups_leave_together(tmp_path: Path) -> None:
     assert 4 < len(found) < 20
 
 
+@pytest.mark.parametrize("shown", ["image, image", "IMAGE, id, image", '"Image"'])
+def test_a_column_that_is_asked_for_twice_or_in_other_letters(paths: list[str], shown: str) -> None:
+    expected, found = asked(paths, f"SELECT {shown} FROM t WHERE id % 3 = 1")
+    for at, column in enumerate(expected.columns):
+        assert pa.Table.from_batches(found).column(at).to_pylist() == column.to_pylist()
+
+
+def test_of_groups_that_arrow_reads_one_is_held(tmp_path: Path) -> None:
+    values: list[bytes | None] = [*blobs(60)]
+    values[5] = None
+    paths = placed(tmp_path, *[images(60, values=values)] * 12)
+    group = 60 * 50_000
+    with duckdb.connect() as con:
+        one = Placed(paths, ("image",), Stored())
+        assert one.names
+        parquet.attach_placed(con, "t", paths, one.names)
+        before = pa.total_allocated_bytes()
+        _, batches = one.batches(con.sql("SELECT id, image FROM t WHERE id = 7"), rows=256, target=TARGET)
+        held = [pa.total_allocated_bytes() - before for _ in batches]
+    assert len(held) == 12
+    assert max(held) < 4 * group
+
+
 def test_no_more_than_a_batch_is_gathered_at_once(tmp_path: Path) -> None:
     """However large values are beside what they are on average: together they may be more than an array can have."""
     paths = placed(tmp_path, images(190, values=[*blobs(100, 20_000), *[POOL] * 90]), row_group_size=190)

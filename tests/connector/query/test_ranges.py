@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.query import engine, ranges, scan
-from connector.query.job import Job, Range, Ranges, Relation
+from connector.query.job import Job, Limits, Range, Ranges, Relation
+from connector.query.opening import limits_of
 
 
 @pytest.mark.parametrize("readers", [1, 2])
@@ -34,3 +35,23 @@ def test_the_schema_is_asked_for_once_and_each_range_has_its_rows(tmp_path: Path
     assert schema == table.schema
     assert pa.Table.from_batches(found).column("id").to_pylist() == [*range(30, 40), *range(10), *range(20, 30)]
     assert (asked.call_count, judged.call_count) == (1, 1)
+
+
+IN = 'SELECT * FROM (SELECT "a"."id" FROM "t" AS "a" WHERE "a"."id" IN ($p0, $p1)) AS "x"'
+
+
+@pytest.mark.parametrize(
+    ("job", "threads"),
+    [
+        (Job(sql=IN, shared=True, limits=Limits(threads=2)), 1),
+        (Job(sql="SELECT 1", only=Ranges([], "", "place"), limits=Limits(threads=2)), 1),
+        (Job(sql="SELECT 1", only=Ranges([], ""), limits=Limits(threads=2)), 2),
+        (Job(sql="SELECT 1", shared=True, limits=Limits(threads=2)), 2),
+        (Job(sql=IN, limits=Limits(threads=2)), 2),
+    ],
+    ids=["IN", "with places", "whole ranges", "a scan", "somebody's question"],
+)
+def test_rows_that_come_as_they_are_stored_come_from_one_thread_where_several_would_mix_them(
+    job: Job, threads: int
+) -> None:
+    assert limits_of(job).threads == threads

@@ -103,3 +103,27 @@ def test_memory_at_rest_is_given_back_and_can_be_used_again(ring: Ring) -> None:
         assert os.fstat(ring.descriptor).st_blocks < blocks
         theirs[:5] = b"after"
         assert bytes(ring.take(0, 5)) == b"after"
+
+
+def test_a_ring_that_nobody_knows_any_more_hears_of_its_slots() -> None:
+    """Also where a collector of garbage comes by meanwhile: else its memory would stay open for ever."""
+    told: list[int] = []
+
+    def lent() -> tuple[int, memoryview]:
+        """As a worker's whose job has ended: only what is told of its slots knows it."""
+        mine = Ring(2, 4096, released=told.append)
+
+        def released(slot: int) -> None:
+            told.append(slot)
+            mine.close()
+
+        mine.released = released
+        return mine.descriptor, mine.take(1, 5)
+
+    descriptor, view = lent()
+    gc.collect()
+    os.fstat(descriptor)
+    del view
+    assert told == [1]
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(descriptor)
