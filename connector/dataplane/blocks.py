@@ -155,29 +155,24 @@ class Spread:
         return self
 
     async def __anext__(self) -> Frame | Part:
-        kind, rows, payload, digest = await self._result.next()
-        if kind == wire.SCATTERED:
-            if not self._known():
-                await asyncio.to_thread(self._files)
-            return self._part(rows, memoryview(payload), digest)
-        if kind != wire.BATCH:
+        found = await self._result.next()
+        if found[0] == wire.SCATTERED and not self._known():
+            await asyncio.to_thread(self._files)
+        if found[0] not in (wire.BATCH, wire.SCATTERED):
             raise StopAsyncIteration
-        return Frame.of(rows, payload, digest)
+        return self._of(*found)
 
     def at_once(self) -> Frame | Part | None:
         """As of `Passed`: the next one where all of it is there."""
         found = self._result.at_once()
-        if found is None:
-            return None
-        kind, rows, payload, digest = found
+        return None if found is None else self._of(*found)
+
+    def _of(self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes) -> Frame | Part:
         if kind != wire.SCATTERED:
             return Frame.of(rows, payload, digest)
-        return self._part(rows, memoryview(payload), digest)
-
-    def _part(self, rows: int, memory: memoryview, digest: bytes) -> Part:
         pieces = self._result.pieces
         size = sum(size for _, _, size in pieces)
-        return Part(rows, size, Scattered(memory, self._files(), pieces, size), digest)
+        return Part(rows, size, Scattered(memoryview(payload), self._files(), pieces, size), digest)
 
     def _known(self) -> bool:
         return all(number < 0 or number in self._open for number, _, _ in self._result.pieces)

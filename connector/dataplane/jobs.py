@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import Asked
-from connector.datasets.splits import RESERVED
+from connector.datasets.splits import reserved
 from connector.errors import BadInput
 from connector.query.job import SLOTS, Job, Limits, Recheck, Relation
 from connector.store.tables import DatasetVersion
@@ -117,7 +117,7 @@ def job_of(
 
 def _misleading(grants: Sequence[Grant]) -> bool:
     """Whether a column has a name that the engine has for a row's place: such rows cannot be read by turns."""
-    return any(one["name"].casefold() in RESERVED for grant in grants for one in grant.held.version.schema)
+    return any(reserved(column["name"] for column in grant.held.version.schema) for grant in grants)
 
 
 def _scan_mb(most: int, threads: int) -> int:

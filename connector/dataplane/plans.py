@@ -129,8 +129,7 @@ class Plans:
                 rule=contract.permission,
             )
         divisible(held.version.source["kind"])
-        taken = {column["name"].casefold() for column in held.version.schema}
-        if found := [name for name in splits.RESERVED if name in taken]:
+        if found := splits.reserved(column["name"] for column in held.version.schema):
             raise BadInput(
                 f"{held.dataset.name!r} has a column {found[0]}, which is the engine's name for a row's place; "
                 "read it as one stream",

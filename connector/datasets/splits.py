@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from connector.errors import BadInput
@@ -40,6 +40,12 @@ class Place:
 
     file: int
     row: int
+
+
+def reserved(names: Iterable[str]) -> list[str]:
+    """Those names for a row's place that columns have, whatever their case: in such files nobody can ask for places."""
+    taken = {name.casefold() for name in names}
+    return [name for name in RESERVED if name in taken]
 
 
 def snapshot_of(digest: str) -> str:

@@ -20,13 +20,12 @@ from connector.query.codes import Coded
 from connector.query.job import Job
 from connector.query.keeping import limit_cpu
 from connector.query.ring import slot_bytes
-from connector.query.stored import Values
+from connector.query.stored import PIECE, Values
 
 if TYPE_CHECKING:
     from connector.query.session import Session
 
 _WORTH = 0.85  # of a batch's bytes; what compresses less goes as it is (data-plane, section 6)
-_PIECE = 2**18
 _TRIED_EVERY = 16  # batches, while it does not compress: it may yet
 
 
@@ -118,14 +117,14 @@ class Frames:
         parts = [self.session.stored.find(part) or part for part in parts]
         if not slot or self.slots is None:
             parts = [part.read() if isinstance(part, Values) else part for part in parts]
-            told = {"size": size, "rows": batch.num_rows, "digest": self._digested(map(_pieces, parts))}
-            self.session.send(wire.BATCH, *parts, **told)
+            digest = self._digested(map(_pieces, parts))
+            self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=digest)
         elif self.job.spans and any(isinstance(part, Values) for part in parts):
-            told = {"slot": slot, "rows": batch.num_rows, "digest": self._digested(map(self.slots.leave, parts))}
-            self.session.send(wire.SCATTERED, bytes(self.slots.pieces), more=last(), **told)
+            digest, where = self._digested(map(self.slots.leave, parts)), bytes(self.slots.pieces)
+            self.session.send(wire.SCATTERED, where, slot=slot, rows=batch.num_rows, digest=digest, more=last())
         else:
-            told = {"slot": slot, "rows": batch.num_rows, "digest": self._digested(map(self.slots.put, parts))}
-            self.session.send(wire.BATCH, size=size, more=last(), **told)
+            digest = self._digested(map(self.slots.put, parts))
+            self.session.send(wire.BATCH, size=size, slot=slot, rows=batch.num_rows, digest=digest, more=last())
         limit_cpu(self.job)
 
     def _digested(self, parts: Iterable[Iterator[memoryview]]) -> bytes:
@@ -147,10 +146,10 @@ class Frames:
 
 
 def _pieces(part: Any) -> Iterator[memoryview]:
-    """A part in pieces that stay in a processor's cache from their copy to their digest."""
+    """A part in pieces."""
     whole = memoryview(part).cast("B")
-    for at in range(0, len(whole), _PIECE):
-        yield whole[at : at + _PIECE]
+    for at in range(0, len(whole), PIECE):
+        yield whole[at : at + PIECE]
 
 
 class Slots:
@@ -163,7 +162,7 @@ class Slots:
         self._slots = [memory[at : at + self.size] for at in range(0, len(memory), self.size)]
         self._left = memory[:0]  # of the slot that is being filled
         self._file: Any = None
-        self._seen = memoryview(bytearray(_PIECE))  # where values pass that stay in their files
+        self._seen = memoryview(bytearray(PIECE))  # where values pass that stay in their files
         self.pieces = bytearray()  # of the message: see `wire.PIECE`
         self._free = list(range(job.slots, 0, -1))
 
@@ -194,7 +193,7 @@ class Slots:
             paths = self.session.files[0].paths
             for path, at, size in part.places():
                 self.pieces += wire.PIECE.pack(paths.index(path), at, size)
-            yield from part.passed(self._seen)
+            yield from part.into(self._seen, over=True)
         else:
             self.pieces += wire.PIECE.pack(wire.IN_SLOT, self._file.tell(), memoryview(part).nbytes)
             yield from self.put(part)

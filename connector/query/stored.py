@@ -26,7 +26,7 @@ from connector.errors import VersionChanged
 
 _VALUE_MIN = 16 * 2**10  # bytes on average: for each value we ask the kernel twice, and small ones are faster decoded
 _CHUNK_MAX = 2**28
-_PIECE = 2**18
+PIECE = 2**18  # bytes that stay in a processor's cache from their copy to their digest
 _HEADER_MAX = 2**13  # of a page, with its levels
 _DATA_PAGE, _DATA_PAGE_V2 = 0, 3
 _PLAIN, _RLE = 0, 3
@@ -110,23 +110,15 @@ class Values:
         self.size = size
         self._column, self._first = column, first
 
-    def into(self, memory: memoryview) -> Iterator[memoryview]:
+    def into(self, memory: memoryview, *, over: bool = False) -> Iterator[memoryview]:
         """Read them; each piece of `memory` as soon as it is filled. VersionChanged where the file has become shorter:
-        they were there."""
+        they were there. `over`: one piece over the other, for whoever only has to have seen them."""
         done = 0
-        for at, size in self._column.places(self._first, self._first + self.size):
-            for start in range(0, size, _PIECE):
-                piece = memory[done + start : done + min(start + _PIECE, size)]
-                _fill(self._column.file.descriptor, piece, at + start)
-                yield piece
-            done += size
-
-    def passed(self, memory: memoryview) -> Iterator[memoryview]:
-        """Read them one piece after the other into the same `memory`, for whoever only has to have seen them."""
         for _, at, size in self.places():
-            for done in range(0, size, len(memory)):
-                piece = memory[: min(len(memory), size - done)]
-                _fill(self._column.file.descriptor, piece, at + done)
+            for start in range(0, size, PIECE):
+                piece = memory[done : done + min(PIECE, size - start)]
+                _fill(self._column.file.descriptor, piece, at + start)
+                done += 0 if over else len(piece)
                 yield piece
 
     def places(self) -> Iterator[tuple[str, int, int]]:

@@ -404,12 +404,15 @@ def _prepared(
 def _given_on(tree: exp.Expr) -> frozenset[str]:
     """The columns, in lower case, that a stream of one dataset gives on as they are stored and looks at nowhere: what
     their values are decides on nothing. None of a statement of any other form."""
-    if not isinstance(tree, exp.Select) or not all(_streams(one, tree) for one in tree.find_all(exp.Select)):
-        return frozenset()
     given: set[str] = set()
-    other = {one.alias.casefold() for one in tree.find_all(exp.Alias)}
-    for column in tree.find_all(exp.Column):
-        (given if isinstance(column.parent, exp.Select) else other).add(column.name.casefold())
+    other: set[str] = set()
+    for node in rewrite.every(tree) if _streams(tree, tree) else ():
+        if isinstance(node, exp.Query) and not (isinstance(node, exp.Subquery) or _streams(node, tree)):
+            return frozenset()
+        if isinstance(node, exp.Column):
+            (given if isinstance(node.parent, exp.Select) else other).add(node.name.casefold())
+        elif isinstance(node, exp.Alias):
+            other.add(node.alias.casefold())
     return frozenset(given - other)
 
 

@@ -287,10 +287,10 @@ def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
             kept.append(batch.slice(start, end - start))
             held, start = held + end - start, end
             if held == window:
-                yield _joined(kept), first, cursor, cursor_row
+                yield _whole(kept), first, cursor, cursor_row
                 kept, held = [], 0
     if kept:
-        yield _joined(kept), first, cursor, cursor_row
+        yield _whole(kept), first, cursor, cursor_row
 
 
 class _Feed:
@@ -338,10 +338,10 @@ def _runs(blocks: Sequence[tuple[int, str]]) -> list[list[tuple[int, str]]]:
 
 def one(slices: Sequence[Slice]) -> pa.RecordBatch:
     """The batch that slices make: without a copy where it is a single one."""
-    return _joined([batch.slice(start, stop - start) for batch, start, stop in slices])
+    return _whole([batch.slice(start, stop - start) for batch, start, stop in slices])
 
 
-def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+def _whole(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 

@@ -25,10 +25,7 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
     """A view; filters and projections reach into the scan through it."""
-    con.execute(
-        f"CREATE VIEW {quote_name(name)} AS SELECT * FROM "  # noqa: S608  names and paths are quoted, ours
-        f"read_parquet({quote_list(paths)}, hive_partitioning = false)"
-    )
+    con.execute(f"CREATE VIEW {quote_name(name)} AS SELECT * FROM {_table(paths)}")  # noqa: S608  quoted
 
 
 def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
@@ -45,14 +42,17 @@ def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
 
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
     """A view; the engine passes over the row groups that hold none of these rows."""
-    view_of_rows(con, name, f"read_parquet({quote_list(paths)}, hive_partitioning = false)", rows, files=len(paths))
+    view_of_rows(con, name, _table(paths), rows, files=len(paths))
 
 
 def attach_placed(con: Any, name: str, paths: Sequence[str], placed: Sequence[str]) -> None:
     """All rows, in place of what had the name before, with places for the values of these columns."""
-    table = f"read_parquet({quote_list(paths)}, hive_partitioning = false)"
     shown = _shown(placed, files=len(paths))
-    con.execute(f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown} FROM {table}")  # noqa: S608  ours
+    con.execute(f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown} FROM {_table(paths)}")  # noqa: S608  ours
+
+
+def _table(paths: Sequence[str]) -> str:
+    return f"read_parquet({quote_list(paths)}, hive_partitioning = false)"
 
 
 def _shown(placed: Sequence[str], *, files: int) -> str:

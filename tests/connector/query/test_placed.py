@@ -12,7 +12,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import xxhash
 
 from connector.datasets.sources import parquet
 from connector.errors import HanseError, VersionChanged
@@ -21,6 +20,7 @@ from connector.query.placed import Placed
 from connector.query.pool import Pool
 from connector.query.stored import File, Places, Stored
 from tests.support import data
+from tests.support.digested import messages
 from tests.support.images import POOL, blobs, images, write
 
 TARGET = 2**20
@@ -199,13 +199,8 @@ def test_a_column_that_is_shown_as_another_type_is_an_error(tmp_path: Path) -> N
 
 async def rows(pool: Pool, job: Job) -> tuple[pa.Table, list[Any]]:
     """The rows of a job, after a look at the digest of each batch; and the places that they name."""
-    async with pool.run(job) as result:
-        running, parts = xxhash.xxh3_128(result.schema), []
-        async for frame in result:
-            running.update(frame.payload)
-            assert frame.digest == running.digest()
-            parts.append(bytes(frame.payload))
-    with pa.ipc.open_stream(b"".join((result.schema, *parts))) as reader:
+    parts = await messages(pool, job)
+    with pa.ipc.open_stream(b"".join(parts)) as reader:
         batches = list(reader.iter_batches_with_custom_metadata())
         found = pa.Table.from_batches([one.batch for one in batches], reader.schema)
         return found, [one.custom_metadata for one in batches]

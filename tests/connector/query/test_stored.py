@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import xxhash
 
 from connector.errors import VersionChanged
 from connector.query import scan
@@ -20,6 +19,7 @@ from connector.query.job import Job, Limits, Range, Ranges, Relation
 from connector.query.pool import Pool
 from connector.query.stored import File, Stored
 from tests.support import data
+from tests.support.digested import messages
 from tests.support.images import POOL, blobs, images, write
 
 TARGET = 2**20
@@ -198,14 +198,9 @@ async def frames(pool: Pool, path: Path, table: pa.Table, **more: Any) -> tuple[
     relation: Relation = data.relation("parquet", path, path.parent)
     names = ", ".join(table.column_names)
     job = Job(relations={"t": relation}, sql=f"SELECT {names} FROM t", scan="t", batch_bytes=TARGET, **more)
-    async with pool.run(job) as result:
-        running, parts = xxhash.xxh3_128(result.schema), []
-        async for frame in result:
-            running.update(frame.payload)
-            assert frame.digest == running.digest()
-            parts.append(bytes(frame.payload))
-    with pa.ipc.open_stream(b"".join((result.schema, *parts))) as reader:
-        return reader.read_all(), list(map(len, parts))
+    parts = await messages(pool, job)
+    with pa.ipc.open_stream(b"".join(parts)) as reader:
+        return reader.read_all(), list(map(len, parts[1:]))
 
 
 def cut_off(path: Path) -> None:
