@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+from hanse import _valid
 from hanse._valid import Validator
 
 TEXT = ["plain", "", None, "Grüße", "\U0001f600", "x" * 100_000]
@@ -47,8 +48,59 @@ def test_what_is_broken_is_found(kind: pa.DataType, data: bytes, offsets: list[i
         validate(batch)
 
 
+HALF = 2**64
+# As they lie, 16 bytes each: what a precision of 5 and one of 20 make of them.
+DECIMALS = {
+    "small": ([0, 99_999, 1], True, True),
+    "too large by one": ([1, 100_000], False, True),
+    "signed": ([-99_999, 5, 0], True, True),
+    "too small by one": ([5, -100_000], False, True),
+    "late sign": ([7] * 100 + [-1], True, True),
+    "fills its lower half": ([HALF - 1], False, True),
+    "upper half": ([3, HALF], False, True),
+    "late upper half": ([3] * 100 + [HALF + 3], False, True),
+    "widest": ([10**20 - 1, 1 - 10**20], False, True),
+    "wider": ([10**20], False, False),
+    "widest of all": ([2**127 - 1], False, False),
+}
+
+
+def decimals(values: list[int], precision: int, missing: pa.Buffer | None = None, nulls: int = 0) -> pa.RecordBatch:
+    data = pa.py_buffer(b"".join(value.to_bytes(16, "little", signed=True) for value in values))
+    kind = pa.decimal128(precision, 2)
+    return pa.record_batch({"a": pa.Array.from_buffers(kind, len(values), [missing, data], null_count=nulls)})
+
+
+@pytest.mark.parametrize(("values", "narrow", "wide"), DECIMALS.values(), ids=DECIMALS)
+def test_a_decimal_has_no_more_digits_than_its_type(values: list[int], narrow: bool, wide: bool) -> None:
+    for precision, fits in ((5, narrow), (20, wide)):
+        batch = decimals(values, precision)
+        for one in (batch, batch.slice(len(values) - 1)):
+            if fits:
+                validate(one)
+                continue
+            with pytest.raises(pa.ArrowInvalid):
+                one.validate(full=True)
+            with pytest.raises(pa.ArrowInvalid):
+                validate(one)
+
+
+def test_decimals_that_are_missing_are_counted() -> None:
+    first_of_two = pa.py_buffer(b"\x01")
+    validate(decimals([1, 2], 5, first_of_two, 1))
+    with pytest.raises(pa.ArrowInvalid):
+        validate(decimals([1, 2], 5, first_of_two, 2))
+
+
 def test_other_columns_are_validated_as_fully() -> None:
-    wide = pa.array([2**100], pa.decimal128(38, 0)).buffers()
-    broken = pa.Array.from_buffers(pa.decimal128(5, 2), 1, wide)
+    wide = pa.array([10**70], pa.decimal256(76, 0)).buffers()
+    broken = pa.Array.from_buffers(pa.decimal256(5, 2), 1, wide)
     with pytest.raises(pa.ArrowInvalid):
         validate(pa.record_batch({"a": broken}))
+
+
+@pytest.mark.parametrize("batch", [text(b"ab\xffcd", [0, 2, 5], pa.string()), decimals([10**20], 5)])
+def test_without_numpy_all_columns_are_arrows(batch: pa.RecordBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_valid, "np", None)
+    with pytest.raises(pa.ArrowInvalid):
+        validate(batch)
