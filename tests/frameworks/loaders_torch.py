@@ -85,6 +85,39 @@ def test_tensors_of_all_kinds() -> None:
         tensors(pa.record_batch({"v": pa.array([[1], [1, 2]])}), shapes={"v": (2,)})
 
 
+NUMBERS = [pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64(),
+           pa.float16(), pa.float32(), pa.float64()]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*NUMBERS, pa.bool_(), pa.date32(), pa.timestamp("ms")], ids=str)
+def test_a_slice_of_a_column_is_as_arrow_has_it(kind: pa.DataType) -> None:
+    drawn = pa.array([number * 7 % 100 for number in range(40)], pa.uint8())
+    whole = pa.record_batch({"n": drawn.cast(f"int{max(32, kind.bit_width)}").cast(kind)})
+    for start, stop in ((0, 40), (3, 40), (9, 30), (40, 40)):
+        batch = whole.slice(start, stop - start)
+        plain = batch["n"] if kind in NUMBERS or kind == pa.bool_() else batch["n"].cast(f"int{kind.bit_width}")
+        assert tensors(batch)["n"].tolist() == plain.to_pylist()
+    assert tensors(pa.RecordBatch.from_arrays([pa.array([], kind)], ["n"]))["n"].tolist() == []
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_floats_that_are_missing_are_nan_and_others_as_they_are(kind: pa.DataType) -> None:
+    batch = pa.record_batch({"n": pa.array([1.5, None, 2.5, None, -4.0], kind)})
+    assert [value if value == value else None for value in tensors(batch.slice(1))["n"].tolist()] == [
+        None, 2.5, None, -4.0
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_program_that_ends_in_the_middle_ends_well_and_did_not_wait_for_pandas(
+    training: Dataset, tmp_path: Path, workers: int
+) -> None:
+    (tmp_path / "datasets").write_bytes(pickle.dumps([training]))
+    command = [sys.executable, "-m", "tests.frameworks.leaving", str(tmp_path / "datasets"), str(workers)]
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def ids(batches: Any) -> list[int]:
     return [number for batch in batches for number in batch["id"].tolist()]
 

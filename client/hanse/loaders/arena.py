@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -67,10 +68,11 @@ class Arena:
         memory[slot] = _READ
         whole = (ctypes.c_ubyte * nbytes).from_buffer(memory, _HEAD + slot * _SLOT)
 
-        def let_go(_: object) -> None:
-            if os.getpid() == taker:  # what a process forked from us forgets, we have
+        # Its own names for what it needs: when the interpreter ends, ours are gone before the last batch is.
+        def let_go(_: object, pid: Callable[[], int] = os.getpid, free: int = _FREE) -> None:
+            if pid() == taker:  # what a process forked from us forgets, we have
                 del self._held[place]
-                memory[slot] = _FREE
+                memory[slot] = free
 
         self._held[place] = weakref.ref(whole, let_go)
         return whole

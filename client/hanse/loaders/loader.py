@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -248,9 +249,14 @@ class Loader:
         emitted = mark.emitted
         for batch, row, cursor, cursor_row in _windows(placed, self._order.window):
             shown = self._order.within(name, row // self._order.window, batch.num_rows)
-            batch = batch if shown is None else batch.take(pa.array(shown, pa.int64()))
+            batch = batch if shown is None else batch.take(_numbers(shown))
             yield _Piece(batch.slice(emitted), done, _emitting(row, emitted, cursor, cursor_row))
             emitted = 0
+
+
+def _numbers(shown: Sequence[int]) -> pa.Array:
+    """As `pa.array` makes them, which would load pandas where that is installed."""
+    return pa.Array.from_buffers(pa.int64(), len(shown), [None, pa.py_buffer(array("q", shown))])
 
 
 _Placed = tuple[pa.RecordBatch, int, str, int]  # rows, the row they begin at, the cursor before them and its row

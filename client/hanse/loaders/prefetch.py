@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -9,6 +10,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_END_SECONDS = 5.0  # a thread that reads has something to read by then, or is not waited for
+_RUNNING: dict[threading.Thread, _Queue] = {}
 
 
 def ahead(source: Iterator[T], *, nbytes: int, size: Callable[[T], int]) -> Generator[T, None, None]:
@@ -18,16 +21,30 @@ def ahead(source: Iterator[T], *, nbytes: int, size: Callable[[T], int]) -> Gene
     """
     queue = _Queue(nbytes)
     thread = threading.Thread(target=_fill, args=(source, queue, size), daemon=True, name="hanse-prefetch")
-    thread.start()
+    _RUNNING[thread] = queue
     try:
+        thread.start()
         while (found := queue.take()) is not None:
             item, error = found
             if error is not None:
                 raise error
             yield item
     finally:
+        _end(thread, queue)
+
+
+def _end(thread: threading.Thread, queue: _Queue) -> None:
+    _RUNNING.pop(thread, None)
+    if thread.is_alive():  # not where we were forked from whoever has it
         queue.close()
-        thread.join(timeout=5)
+        thread.join(timeout=_END_SECONDS)
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that the interpreter finds in the middle of reading when it ends takes the process down: abort."""
+    for thread, queue in tuple(_RUNNING.items()):
+        _end(thread, queue)
 
 
 def _fill(source: Iterator[Any], queue: _Queue, size: Callable[[Any], int]) -> None:

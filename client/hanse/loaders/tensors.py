@@ -82,8 +82,22 @@ def _numbers(name: str, column: pa.Array) -> Any:
             f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
             "not null, or leave it out"
         )
-    plain = column.null_count == 0 and not pa.types.is_boolean(column.type)
-    return column.to_numpy(zero_copy_only=plain)
+    # Arrow's `to_numpy` would load pandas where that is installed: longer than the first batch takes to come.
+    if pa.types.is_boolean(column.type):
+        bits = np.frombuffer(_data(column), np.uint8)
+        return np.unpackbits(bits, bitorder="little")[column.offset :][: len(column)].view(np.bool_)
+    kind = _NUMBERS[column.type.id]
+    found = np.frombuffer(_data(column), kind, len(column), column.offset * kind.itemsize)
+    return found if not column.null_count else np.where(_there(column), found, kind.type(math.nan))
+
+
+def _data(column: pa.Array) -> Any:
+    return column.buffers()[1] or b""
+
+
+def _there(column: pa.Array) -> Any:
+    """Which values are not null."""
+    return _numbers("", column.is_valid())
 
 
 @cache
@@ -93,7 +107,7 @@ def _warned() -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        torch.from_numpy(pa.array([1]).to_numpy())
+        torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -101,10 +115,12 @@ def is_number(kind: pa.DataType) -> bool:
     return kind.id in _NUMBERS
 
 
-_NUMBERS = frozenset(
-    kind.id
-    for kind in (
-        pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.float16(),
-        pa.float32(), pa.float64(),
+_NUMBERS = {  # asked for each column of each batch
+    kind.id: np.dtype(f"{letter}{kind.bit_width // 8}")
+    for letter, kinds in (
+        ("i", (pa.int8(), pa.int16(), pa.int32(), pa.int64())),
+        ("u", (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())),
+        ("f", (pa.float16(), pa.float32(), pa.float64())),
     )
-)  # fmt: skip  # asked for each column of each batch
+    for kind in kinds
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -138,3 +139,17 @@ def test_what_was_not_sent_is_given_back(started: Start) -> None:
 def test_without_memory_to_share_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
     assert Arena().room(1) is None
+
+
+def test_a_batch_may_be_forgotten_when_the_interpreter_has_ended_our_module(
+    started: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, said = Arena(), []
+    taken = shared.take(started(shared, [b"last"]).next(), 4)
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with monkeypatch.context() as ending:
+        for name in ("os", "_FREE"):
+            ending.setattr(arena, name, None)
+        del taken
+        gc.collect()
+    assert said == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,3 +98,40 @@ def test_patience_ends_when_nothing_came_for_its_time_and_begins_anew_with_a_row
 def _bear_for_ever(patience: Patience) -> None:
     while True:
         patience.bear(Unreachable("down"))
+
+
+LEAVING = """
+import time
+import pyarrow as pa
+from hanse.loaders.prefetch import ahead
+
+class Slow:
+    closed = False
+    def __init__(self):
+        sink = pa.BufferOutputStream()
+        batch = pa.record_batch([range(1000)], ["n"])
+        with pa.ipc.new_stream(sink, batch.schema) as out:
+            for _ in range(1000):
+                out.write_batch(batch)
+        self.data = pa.BufferReader(sink.getvalue())
+    def read(self, size=-1):
+        time.sleep(0.001)
+        return self.data.read_buffer(size)
+    def readable(self):
+        return True
+
+class Late:
+    sleep = staticmethod(time.sleep)
+    def __del__(self):
+        self.sleep(0.2)  # what ends with the interpreter takes its time
+
+late = Late()
+rows = ahead(pa.ipc.open_stream(Slow()), nbytes=1 << 30, size=lambda batch: batch.nbytes)
+assert next(rows).num_rows == 1000
+"""
+
+
+@pytest.mark.parametrize("attempt", range(5))  # as it was, three of five were taken down
+def test_a_program_that_ends_while_more_is_read_ends_well(attempt: int) -> None:
+    ran = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
