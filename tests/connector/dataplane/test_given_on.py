@@ -120,3 +120,17 @@ async def test_rows_that_many_values_choose_come_in_their_order(running: Provide
     for parameters in ({}, {"blocks": "all"}) * 4:
         found = await read(running, agreement, dataset="many", **parameters)
         assert found["id"].to_pylist() == wanted
+
+
+async def test_the_few_rows_at_the_end_of_a_group_come_before_those_of_the_next(
+    running: Provider, tmp_path: Path
+) -> None:
+    """The engine keeps few rows that come out of a join until there are more, also with one thread."""
+    table = pa.table({"id": range(21_000), "k": [number % 100 for number in range(21_000)]})
+    pq.write_table(table, tmp_path / "tails.parquet", row_group_size=2100)
+    wanted = (51, 55, 57, 59, 61, 63, 67, 71)
+    policy = under(atom("ds:row/k", "isAnyOf", *map(str, wanted)))
+    agreement = await running.agree(policy, name="tails", path=tmp_path / "tails.parquet")
+    for parameters in ({}, {"blocks": "all"}, {"where": f"k IN {wanted}"}):
+        found = await read(running, agreement, dataset="tails", **parameters)
+        assert found["id"].to_pylist() == [number for number in range(21_000) if number % 100 in wanted]
