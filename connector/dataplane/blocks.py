@@ -143,7 +143,10 @@ class Passed:
 
 
 class Spread:
-    """The result of a job with `spans`: of its messages, some have pieces in the owner's files."""
+    """The result of a job with `spans`: of its messages, some have pieces in the owner's files.
+
+    A worker has looked at the files for the last time before we send from them: so do we, when all has gone.
+    """
 
     def __init__(self, result: Result) -> None:
         self.schema, self.trailer, self.digest = result.schema, result.trailer, result.digest
@@ -159,13 +162,19 @@ class Spread:
         if found[0] == wire.SCATTERED and not self._known():
             await asyncio.to_thread(self._files)
         if found[0] not in (wire.BATCH, wire.SCATTERED):
+            await asyncio.to_thread(self._check)
             raise StopAsyncIteration
         return self._of(*found)
 
     def at_once(self) -> Frame | Part | None:
         """As of `Passed`: the next one where all of it is there."""
         found = self._result.at_once()
-        return None if found is None else self._of(*found)
+        if found is None:
+            return None
+        part = self._of(*found)
+        if found[0] == wire.SCATTERED:
+            self._check()
+        return part
 
     def _of(self, kind: int, rows: int, payload: bytearray | memoryview, digest: bytes) -> Frame | Part:
         if kind != wire.SCATTERED:
@@ -180,12 +189,18 @@ class Spread:
     def _files(self) -> dict[int, tuple[IO[bytes], FileRef]]:
         """The files that the message is in, opened. In a thread, unless they are."""
         if not self._known():
+            self._check()  # what was sent from others has gone
             numbers = {number for number, _, _ in self._result.pieces if number >= 0}
             self._open = {
                 number: self._open.get(number) or (open_owners(self._refs[number]), self._refs[number])
                 for number in numbers
             }
         return self._open
+
+    def _check(self) -> None:
+        """VersionChanged where a file that the last message was in is not what was registered any more."""
+        for file, ref in self._open.values():
+            check_unchanged(file.fileno(), ref)
 
 
 class _Pieces:

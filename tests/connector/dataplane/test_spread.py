@@ -121,9 +121,9 @@ def cut_short(path: Path) -> None:
     os.truncate(path, 3_000_000)
 
 
-def write_over(path: Path) -> None:
+def write_over(path: Path, at: int = 15_000_000) -> None:
     with path.open("r+b") as file:
-        file.seek(15_000_000)
+        file.seek(at)
         file.write(bytes(1000))
 
 
@@ -173,6 +173,27 @@ async def test_a_change_is_seen_before_the_bytes_are_sent(running: Provider, tmp
         with pytest.raises(VersionChanged, match="changed"):
             first.check()
         await parts.aclose()
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["by the loop", "in a thread"])
+@pytest.mark.parametrize(
+    ("sent", "files"), [(100, 1), (240, 1), (240, 2)], ids=["in mid-read", "the last batch", "before the next file"]
+)
+async def test_a_change_that_the_worker_did_not_see_ends_the_read(
+    running: Provider, tmp_path: Path, sent: int, files: int, ahead: bool
+) -> None:
+    """A worker is some batches ahead, and has ended while its reader takes them."""
+    asked, _, paths = await agreed(running, tmp_path, *[images(240), images(120)][:files])
+    async with running.reads.open(asked, spans=True) as stream:
+        async for part in stream.parts():
+            following: Any = part
+            while following is not None:
+                if stream.end is None and stream.rows >= sent:
+                    await asyncio.sleep(0.2)  # the worker ends
+                    write_over(paths[0], at=5_000_000)
+                following = await asyncio.to_thread(stream.following) if ahead and stream.end is None else None
+    assert stream.end is not None
+    assert (stream.end.status, stream.end.code) == ("error", "version_changed")
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["by the loop", "in a thread"])
