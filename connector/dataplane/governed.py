@@ -102,7 +102,8 @@ class GovernedStream:
         """The batch after the one that `parts` gave last, where it lies in files and passes the gate as things stand.
 
         For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
-        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
+        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up, and
+        now and then to note what has left.
         """
         try:
             part = self._result.at_once() if isinstance(self._result, Passed | Spread) else None
@@ -111,7 +112,8 @@ class GovernedStream:
             return None
         if part is None:
             return None
-        if not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
+        due = time.monotonic() >= self._tell_at
+        if due or not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
             self._first = part
             return None
         return part.payload

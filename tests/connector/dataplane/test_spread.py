@@ -210,6 +210,23 @@ async def test_revocation_stops_it_at_the_next_batch(running: Provider, tmp_path
         assert (stream.end.status, stream.end.reason) == ("revoked", "enough")
 
 
+async def test_what_a_thread_sends_is_noted_now_and_then(running: Provider, tmp_path: Path) -> None:
+    """For the record that a crash leaves behind: a read from files may take an hour, and all of it go in one call."""
+    asked, _, _ = await agreed(running, tmp_path)
+    async with running.reads.open(asked, spans=True) as stream:
+        parts = stream.parts()
+        await anext(parts)
+        await asyncio.sleep(0.3)  # the next ones have come
+        stream._tell_at = 0.0
+        assert await asyncio.to_thread(stream.following) is None
+        await anext(parts)
+        await until(lambda: not running.reads._tasks)
+        noted = await running.store.write(lambda tx: [(one.rows, one.bytes) for one in tx.reads.left_by("")])
+        assert noted == [(stream.rows, stream.bytes)]
+        assert stream.batches == 2
+        await parts.aclose()
+
+
 # A worker that is not itself any more.
 
 
