@@ -248,7 +248,7 @@ class Dataset:
             left = list(blocks) if place is None else list(blocks)[list(blocks).index(place["block"]) :]
             return {**wanted, "blocks": ",".join(map(str, left)), "after": after if place is None else ""}
 
-        return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, wait=True)
+        return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, plan=plan)
 
     def loader(self, **options: Any) -> Loader:
         """Batches for training, in a fixed order, shared between readers, with a state to go on from: `Loader`."""
@@ -286,11 +286,11 @@ class Dataset:
         *,
         idle_seconds: float,
         patience: float,
-        wait: bool = False,
+        plan: Plan | None = None,
     ) -> Stream:
         """A stream that reads on after its last place. `asked` gives the parameters of a request from a place on.
 
-        `wait`: also before its first row.
+        Of a `plan` it waits also before its first row, and has the plan's columns.
         """
         kept: dict[str, str] = {}
 
@@ -304,11 +304,12 @@ class Dataset:
             return answer
 
         waiting = Patience(patience)
+        schema = None if plan is None else plan.schema
 
         def begun() -> Stream:
-            return Stream(opened(None), reopen=opened, patience=waiting)
+            return Stream(opened(None), reopen=opened, patience=waiting, schema=schema)
 
-        return waiting.outlast(begun) if wait else begun()
+        return begun() if plan is None else waiting.outlast(begun)
 
     def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = _IDLE_SECONDS) -> Stream:
         """One SELECT at this owner, under this agreement alone.

@@ -45,7 +45,9 @@ class Stream:
         validate: bool = True,
         reopen: Reopen | None = None,
         patience: Patience | None = None,
+        schema: pa.Schema | None = None,
     ) -> None:
+        """`schema`: what must come, where that is known."""
         self._validate = validate
         self._reopen = reopen
         self._patience = patience or Patience()
@@ -57,15 +59,21 @@ class Stream:
         self.reopened = 0
         self.end: Mapping[str, Any] = {}
         self.error: HanseError | None = None
+        self.schema: pa.Schema = schema
         self._take(answer)
-        self.schema: pa.Schema = self._reader.schema
 
     def _take(self, answer: Answer) -> None:
-        """Read from this answer on."""
+        """Read from this answer on. Broken where its columns are others: who has been told the schema believes it, and
+        reads memory by it."""
         self._body = answer.body
         self.read_id = answer.headers.get("hanse-read", "")
         self._rows_before = self.rows
         self._reader = self._told(lambda: pa.ipc.open_stream(self._body))
+        if self.schema is None:
+            self.schema = self._reader.schema
+        elif not self._reader.schema.equals(self.schema):
+            self._body.close()
+            raise Broken("expected a stream of the columns and types that were told before, came others")
         self._validator = Validator(self._reader.schema)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:

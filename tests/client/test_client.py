@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import hanse
+import pyarrow as pa
 import pytest
+from hanse import errors
 from hanse.client import Dataset, Space
 from hanse.flow import DPV, Access, Name
 
@@ -94,6 +97,15 @@ def test_a_stream_comes_from_the_owner_with_the_ticket_and_not_with_our_token(se
         "batch_rows": "2",
         "blocks": "all",
     }
+
+
+def test_a_stream_of_a_plan_has_its_columns_and_no_others(served: Connector, space: Space) -> None:
+    dataset = started(served, space)
+    told = {"snapshot": "v1/2", "plan": "p", "blocks": [{"rows": 3, "bytes": 48}], "rows": 3, "exact": True}
+    schema = pa.schema([("age", pa.string()), ("name", pa.string())])
+    served.routes["POST", "/data/v1/streams"] = told | {"schema": base64.b64encode(schema.serialize()).decode()}
+    with pytest.raises(errors.Broken, match="columns and types"):
+        dataset.read(dataset.plan(), [0])
 
 
 def test_a_ticket_is_asked_for_once_while_it_lasts_and_again_near_its_end(served: Connector, space: Space) -> None:

@@ -209,6 +209,22 @@ def test_a_stream_is_taken_batch_by_batch_over_the_c_interface() -> None:
         assert [one.num_rows for one in reader] == [3, 490, 1]
 
 
+def test_what_goes_on_with_other_columns_is_no_part_of_a_stream() -> None:
+    """Who takes it over the C interface reads memory by the schema that came first: eight bytes of each of one."""
+    other = pa.schema([("age", pa.int8()), ("name", pa.string())])
+    small = batch(*range(100)).cast(other)
+    routes = {
+        ("GET", "/a"): chunked(ipc([batch()], None)[:-1], last=False),
+        ("GET", "/b"): chunked(ipc([small], complete(100), schema=other)),
+    }
+    with connector(routes) as served:
+        first, second = (Request("GET", f"{served.url}/{name}") for name in "ab")
+        stream = Stream(_wire.ask(first), reopen=lambda _: _wire.ask(second))
+        with pytest.raises(Exception, match="columns and types"):
+            pa.RecordBatchReader.from_stream(stream).read_all()
+    assert isinstance(stream.error, errors.Broken)
+
+
 def test_what_ends_a_stream_reaches_whoever_took_it_over_the_c_interface() -> None:
     with connector({("GET", "/"): chunked(ipc(BATCHES, {"status": "revoked", "reason": "no more"}))}) as served:
         stream = Stream(_wire.ask(Request("GET", served.url)))
