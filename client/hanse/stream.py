@@ -230,7 +230,8 @@ def _place(metadata: Any) -> Mapping[str, Any] | None:
         place = json.loads(text)
     except (ValueError, RecursionError):
         place = None
-    if not isinstance(place, dict) or not isinstance(place.get("cursor"), str):
+    kinds = {"block": int, "cursor": str}
+    if not isinstance(place, dict) or any(type(place.get(name)) is not kind for name, kind in kinds.items()):
         raise Broken("the place of a batch cannot be read")
     return place
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from hanse.client import Dataset
-from hanse.errors import BadInput
+from hanse.errors import BadInput, Broken
 from hanse.loaders import order as orders
 from hanse.loaders.order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
@@ -325,10 +325,14 @@ class _Feed:
         dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, str]], loader: Loader
     ) -> Generator[tuple[int, pa.RecordBatch, str], None, None]:
         for run in _runs(blocks):
-            with dataset.read(plan, [block for block, _ in run], after=run[0][1], **loader._options) as stream:
+            left = [block for block, _ in run]
+            with dataset.read(plan, left, after=run[0][1], **loader._options) as stream:
                 for batch in stream:
-                    assert stream.place is not None
-                    yield int(stream.place["block"]), batch, str(stream.place["cursor"])
+                    place = stream.place
+                    if place is None or place["block"] not in left:  # it would be passed over, with all after it
+                        raise Broken("expected rows of the blocks that were asked for, in their order, came others")
+                    left = left[left.index(place["block"]) :]
+                    yield place["block"], batch, place["cursor"]
                 loader.throughput.reopened += stream.reopened
 
 
