@@ -137,7 +137,9 @@ class PreparedStreams:
         if not repeatable(grant.contract) or not _pins(version.source):
             return ""
         request = repr(replace(asked, tickets=asked.tickets[:1], query_id="", fragment="", seconds=None))
-        told = request.replace(repr(asked.tickets[0]), "")  # every field but who shows which ticket
+        told = request.replace(repr(asked.tickets[0]), "")  # every field but who shows which ticket,
+        if asked.position:
+            told = told.replace(asked.position, "")  # and a name that each read has for what does not leave
         parts = (
             version.digest, repr(version.source), to_json(grant.contract), grant.agreement_id, grant.consumer,
             grant.purpose, told,

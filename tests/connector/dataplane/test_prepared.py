@@ -57,7 +57,17 @@ def rows_of(answer: httpx2.Response) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "parameters", [{}, {"columns": "id,x"}, {"where": "id > 7 AND x < 99"}, {"codec": "lz4"}, {"batch_rows": "5000"}]
+    "parameters",
+    [
+        {},
+        {"columns": "id,x"},
+        {"where": "id > 7 AND x < 99"},
+        {"codec": "lz4"},
+        {"batch_rows": "5000"},
+        {"blocks": "all"},
+        {"blocks": "1,0", "columns": "id,x", "where": "x < 99"},
+    ],
+    ids=str,
 )
 async def test_later_passes_are_the_first_byte_for_byte_without_a_worker(
     running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str]
