@@ -303,9 +303,11 @@ def batches(
     relation: duckdb.DuckDBPyRelation, *, rows: int, target: int, exact: bool = False
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The schema, and batches of `rows` rows, cut near `target` bytes (joined too unless `exact`), as they come."""
-    reader = relation.to_arrow_reader(rows)
+    # What it works ahead is counted in bytes of values, and a batch of its takes hundreds more, however few it has.
+    reader = relation.to_arrow_reader(rows * -(-_ROWS_MIN // rows) if exact else rows)
     schema = plain_schema(reader.schema)
-    pieces = (piece for batch in reader for piece in cut(plain(batch, schema), target, apart=exact))
+    parts = (part for batch in reader for part in (_of_rows(batch, rows) if exact else (batch,)))
+    pieces = (piece for part in parts for piece in cut(plain(part, schema), target, apart=exact))
     return schema, pieces if exact else gather(pieces, at_least=target // 4)
 
 
@@ -379,9 +381,21 @@ def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False) -> Iterator[
         yield batch
         return
     step = -(-batch.num_rows // pieces)
+    if apart:
+        yield from _of_rows(batch, step)
+        return
     for start in range(0, batch.num_rows, step):
-        piece = batch.slice(start, step)
-        yield pa.concat_batches([piece, piece.slice(0, 0)]) if apart else piece
+        yield batch.slice(start, step)
+
+
+def _of_rows(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
+    """A batch in copies of at most so many of its rows."""
+    if batch.num_rows <= rows:
+        yield batch
+        return
+    for start in range(0, batch.num_rows, rows):
+        piece = batch.slice(start, rows)
+        yield pa.concat_batches([piece, piece.slice(0, 0)])
 
 
 def code_of(error: BaseException, *, asked: bool) -> str:

@@ -1,0 +1,39 @@
+"""What the engine is asked for, and what is made of its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from connector.query import engine
+
+TABLE = pa.table({"id": range(1000), "name": [f"name-{number:03}" for number in range(1000)]})
+
+
+class Answer:
+    """A relation with these rows."""
+
+    asked = 0
+
+    def to_arrow_reader(self, rows: int) -> Any:
+        self.asked = rows
+        return TABLE.to_reader(max_chunksize=rows)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 256, 600])
+def test_batches_of_few_rows_are_cut_from_larger_ones(rows: int) -> None:
+    """The engine works ahead by the bytes of values: batches of one number each would take gigabytes."""
+    answer = Answer()
+    _, batches = engine.batches(answer, rows=rows, target=2**20, exact=True)
+    found = list(batches)
+    assert pa.Table.from_batches(found).equals(TABLE)
+    assert [one.num_rows for one in found] == [min(rows, 1000 - start) for start in range(0, 1000, rows)]
+    assert answer.asked >= 256
+
+
+def test_nothing_of_the_next_rows_lies_behind_a_batch() -> None:
+    """A writer would pad it with them, and a quota may keep them from leaving."""
+    _, batches = engine.batches(Answer(), rows=7, target=2**20, exact=True)
+    assert [one.column("name").buffers()[2].size for one in batches] == [7 * 8] * 142 + [6 * 8]
