@@ -50,12 +50,16 @@ _log = logger("dataplane")
 
 
 class Keeping:
-    """A worker's result on its way out, written down beside it. A stream that is not kept is not disturbed."""
+    """A worker's result on its way out, written down beside it. A stream that is not kept is not disturbed.
 
-    def __init__(self, source: Result, entry: Entry, room: int) -> None:
+    All that are written at once, `coming`, share the room on the disk and in the index: readers may ask for batches of
+    one row, and for many streams.
+    """
+
+    def __init__(self, source: Result, entry: Entry, room: int, coming: Sequence[Entry]) -> None:
         self.schema, self.trailer, self.digest = source.schema, source.trailer, source.digest
         entry.schema, entry.trailer, entry.first_digest = source.schema, source.trailer, source.digest
-        self._source, self._entry, self._room = source, entry, room
+        self._source, self._entry, self._room, self._coming = source, entry, room, coming
         self._writing: asyncio.Future[float] | None = None
         self.whole = False
         self.given_up = False
@@ -75,8 +79,9 @@ class Keeping:
 
     def _keep(self, frame: Frame) -> None:
         entry = self._entry
-        if entry.nbytes + frame.nbytes > self._room:
-            self.given_up = True
+        blocks = sum(len(one.blocks) for one in self._coming)
+        if blocks >= _BLOCKS_MAX or sum(one.nbytes for one in self._coming) + frame.nbytes > self._room:
+            self._give_up()
             return
         at = entry.nbytes
         entry.blocks.append(Block(at, frame.nbytes, frame.rows, frame.digest))
@@ -88,10 +93,18 @@ class Keeping:
         writing, self._writing = self._writing, None
         if writing is not None:
             try:
-                self.given_up = self.given_up or await writing > _SLOW_SECONDS
+                slow = await writing > _SLOW_SECONDS
             except OSError:  # no room on the disk
-                self.given_up = True
+                slow = True
+            if slow:
+                self._give_up()
         return not self.given_up
+
+    def _give_up(self) -> None:
+        """What has been written goes now, not with the read."""
+        self.given_up = True
+        self._entry.files, self._entry.nbytes = (), 0
+        self._entry.blocks.clear()
 
     async def _cut(self) -> bool:
         """Whether the file ends with its last payload."""
@@ -114,6 +127,7 @@ class PreparedStreams:
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._made: set[str] = set()
+        self._coming: list[Entry] = []  # being written
         self._endings = 0  # of agreements and versions, heard so far
         self._unlike: OrderedDict[str, None] = OrderedDict()  # reads whose files do not hold their messages
         if quota:
@@ -181,8 +195,12 @@ class PreparedStreams:
         endings = self._endings
         try:
             entry = _entry(key, grant, (await asyncio.to_thread(_nameless, self._folder),))
-            keeping = Keeping(source, entry, min(self.quota, shutil.disk_usage(self._folder).free // 2))
-            yield keeping
+            keeping = Keeping(source, entry, min(self.quota, shutil.disk_usage(self._folder).free // 2), self._coming)
+            self._coming.append(entry)
+            try:
+                yield keeping
+            finally:
+                self._coming.remove(entry)
             if keeping.whole and not grant.lease.revoked and endings == self._endings:
                 self._add(entry)
         finally:

@@ -6,15 +6,18 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import prepared as prepared_streams
 from connector.dataplane.asked import STREAM, Asked
-from connector.dataplane.prepared import PreparedStreams, _nameless, _write, keepable
+from connector.dataplane.blocks import Entry
+from connector.dataplane.prepared import Keeping, PreparedStreams, _nameless, _write, keepable
 from connector.events import AgreementRevoked
+from connector.query.running import Frame
 from policies import compile as compiler
 from policies.contract import DataContract
 from tests.support import data, gate, provider
@@ -194,6 +197,50 @@ async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, 
         assert os.listdir(tmp_path) == []  # no file has a name
     finally:
         running.reads._prepared = before
+
+
+class Source:
+    """So many batches of so many bytes, of one row each."""
+
+    schema = trailer = digest = b""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._left = iter([Frame(1, size, memoryview(bytes(size)), b"")] * count)
+
+    def __aiter__(self) -> Source:
+        return self
+
+    async def __anext__(self) -> Frame:
+        for frame in self._left:
+            return frame
+        raise StopAsyncIteration
+
+
+def _keeping(folder: Path, coming: list[Entry], *, count: int, room: int) -> Keeping:
+    entry = Entry("", "", "", "", None, (_nameless(folder),))
+    coming.append(entry)
+    return Keeping(cast("Any", Source(count, 1000)), entry, room, coming)
+
+
+async def test_streams_that_are_written_at_once_share_their_room(tmp_path: Path) -> None:
+    coming: list[Entry] = []
+    small, large = (_keeping(tmp_path, coming, count=count, room=10_000) for count in (4, 9))
+    for keeping in (small, large, large) * 9:
+        await anext(keeping, None)
+        assert sum(entry.nbytes for entry in coming) <= 10_000
+    assert (small.whole, large.whole) == (True, False)
+    assert (coming[1].files, coming[1].blocks) == ((), [])
+
+
+async def test_a_stream_of_very_many_batches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory in the index, also where it has one row."""
+    monkeypatch.setattr(prepared_streams, "_BLOCKS_MAX", 10)
+    coming: list[Entry] = []
+    for count in (10, 11):
+        keeping = _keeping(tmp_path, coming, count=count, room=10**6)
+        assert len([frame async for frame in keeping]) == count
+        assert keeping.whole is (count == 10)
+        coming.clear()
 
 
 def _contract() -> DataContract:
