@@ -29,7 +29,7 @@ async def in_thread(work: Callable[[], _T], *, stop: Callable[[], None]) -> _T:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         stop()
-        while not job.cancel() and not job.done():
+        while not job.cancel() and not running.done():  # which is a little later than the job
             with suppress(asyncio.CancelledError):
                 await asyncio.wait((running,))
         if running.done() and not running.cancelled():

@@ -4,6 +4,7 @@ and nobody else waits."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import tempfile
 import threading
@@ -78,6 +79,32 @@ async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
             other.recv(1)
     for one in (mine, *others):
         one.close()
+
+
+async def test_what_a_thread_said_of_a_reader_who_has_left_is_in_nobody_s_log() -> None:
+    loop = asyncio.get_running_loop()
+    told: list[Any] = []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    begun, left = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        left.wait()
+        raise BrokenPipeError
+
+    def stop() -> None:
+        left.set()
+        time.sleep(0.05)  # the thread is done, and nobody here has heard of it
+
+    sending = asyncio.ensure_future(senders.in_thread(work, stop=stop))
+    await asyncio.to_thread(begun.wait)
+    sending.cancel()
+    await asyncio.wait((sending,))
+    assert sending.cancelled()
+    del sending
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
 
 
 async def again(send: Any, message: dict[str, Any]) -> None:
