@@ -24,7 +24,7 @@ from hanse.errors import Broken, HanseError, Unreachable, of_problem
 ARROW = "application/vnd.apache.arrow.stream"
 _SCRATCH = 64 * 1024
 _HEADERS_MAX = 64 * 1024
-_CHUNK_MAX = 1 << 30  # far above any batch of ours; checked before memory is taken for it
+_CHUNK_MAX = 1 << 30  # far above any batch of ours, however it is cut; checked before memory is taken for it
 _PROBLEM_MAX = 1 << 20
 _LINE_MAX = 256
 _HUGE = 2 * 2**20  # bytes of a huge page
@@ -143,6 +143,8 @@ class Body:
         """The next `size` bytes, fewer only at the end. Unreachable where the connection ends before the body."""
         if size < 0:
             raise ValueError("expected a number of bytes to read")
+        if size > _CHUNK_MAX:
+            raise Broken(f"the stream is not Arrow as expected: a message of {size} bytes, more than {_CHUNK_MAX}")
         held = 0 if self._chunk is None else self._chunk.size - self._at
         if held >= size and self._chunk is not None:
             part = self._chunk.slice(self._at, size)
