@@ -113,13 +113,11 @@ def fence(
     temp: Path | None = None,
     followed: bool = False,
     far: bool = False,
-    in_order: bool = False,
 ) -> None:
     """Close everything but `paths`, set the limits, and lock the settings. `followed`: it can be asked how far it is.
 
     `beside`: more connections to the same engine, which have to themselves only how far they work ahead.
-    `far`: some of the files are objects in a store, of which much is better asked for at once. `in_order`: nothing is
-    made of a condition that would give rows in another order than they are stored in. Without `temp` nothing
+    `far`: some of the files are objects in a store, of which much is better asked for at once. Without `temp` nothing
     spills: the engine lets queries read its temporary directory, so there is none unless the caller gives a private,
     empty one.
     """
@@ -132,14 +130,12 @@ def fence(
     waiting = {"async_threads": _WAITING_THREADS} if far else {}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
     told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
-    joins = {"disabled_optimizers": "'in_clause'"} if in_order else {}  # it makes one of IN with several values
     _set(
         con,
         {
             **ahead,
             **threads,
             **waiting,
-            **joins,
             **spill,
             **told,
             "memory_limit": quote_text(f"{limits.memory_mb}MB"),

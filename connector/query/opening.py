@@ -37,23 +37,15 @@ class Opening:
     """Opened step by step: `pin` files, `fence` an engine around them; or `ready`, all of it. `close` it."""
 
     def __init__(
-        self,
-        limits: Limits,
-        folder: Path,
-        *,
-        desk: socket.socket | None = None,
-        key: str = "",
-        readers: int = 1,
-        in_order: bool = False,
+        self, limits: Limits, folder: Path, *, desk: socket.socket | None = None, key: str = "", readers: int = 1
     ) -> None:
         """`folder` is private and need not exist yet; over `desk` blocks of objects are borrowed. `key`: for which jobs
-        it may be kept, empty for none. `readers`: connections to the engine, each read by a thread of its own.
-        `in_order`: rows come as they are stored."""
+        it may be kept, empty for none. `readers`: connections to the engine, each read by a thread of its own."""
         self.limits, self.folder, self.desk, self.key = limits, folder, desk, key
         self.files: list[engine.Files] = []
         self.con: Any = None
         self._beside: list[Any] = []  # the other connections
-        self._readers, self._in_order = readers, in_order
+        self._readers = readers
         self.names: list[str] = []  # under which the engine has the files
         self.brought: list[tuple[str, Callable[[Any, str], object]]] = []  # names of this job only, and what ends them
         self.rested_at = 0.0
@@ -79,8 +71,7 @@ class Opening:
         far = any(not isinstance(found, engine.Opened) for found in self.files)
         limits = replace(self.limits, threads=1) if self._beside else self.limits
         engine.fence(
-            con, *self._beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far,
-            in_order=self._in_order,
+            con, *self._beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far
         )  # fmt: skip
         return con
 
@@ -199,25 +190,19 @@ def readers(job: Job) -> int:
     return max(1, min(job.limits.threads, len(job.only.ranges), most))
 
 
-def in_order(job: Job) -> bool:
-    """Whether a job's engine has to be told to keep the order of the rows.
+def limits_of(job: Job) -> Limits:
+    """The limits of a job's engine: with one thread where it would not keep the order of the rows.
 
-    It makes a join of IN with several values, and what it joins comes in any order: from several threads, and from one,
-    which keeps what few rows of a row group's end are left and gives them later (found with DuckDB 2.0.1, whose setting
-    says otherwise). A cursor of a range stands for all rows before it, and rows as they are stored come so.
+    It makes a join of IN with several values, and joins in several threads in any order (found with DuckDB 2.0.1, whose
+    setting says otherwise). A cursor of a range stands for all rows before it, and rows as they are stored come so.
     """
     placed = job.only is not None and bool(job.only.position)
-    return placed or (job.shared and " IN (" in job.sql)
-
-
-def limits_of(job: Job) -> Limits:
-    """The limits of a job's engine: with one thread where it keeps the order of the rows."""
-    return replace(job.limits, threads=1) if in_order(job) else job.limits
+    return replace(job.limits, threads=1) if placed or (job.shared and " IN (" in job.sql) else job.limits
 
 
 def key_of(job: Job) -> str:
     """For which jobs what this one opens may be kept; empty for none."""
-    limits = (job.limits.memory_mb, job.limits.temp_mb, limits_of(job).threads, in_order(job))
+    limits = (job.limits.memory_mb, job.limits.temp_mb, limits_of(job).threads)
     if job.kind != "query" or job.only is not None:
         return ""
     if job.once:
