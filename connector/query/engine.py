@@ -116,31 +116,31 @@ def fence(
 ) -> None:
     """Close everything but `paths`, set the limits, and lock the settings. `followed`: it can be asked how far it is.
 
-    `beside`: more connections to the same engine, which have to themselves only how far they work ahead.
+    `beside`: more connections to the same engine. What is set for one connection another does not have, not even the
+    time zone: they are set as ours is.
     `far`: some of the files are objects in a store, of which much is better asked for at once. Without `temp` nothing
     spills: the engine lets queries read its temporary directory, so there is none unless the caller gives a private,
     empty one.
     """
     # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
     # Several work at a row group each, and all but the first wait unless there is room for what they make.
-    ahead = {"streaming_buffer_size": _ONE_THREAD if limits.threads == 1 else _THREADS}
+    ahead = _ONE_THREAD if limits.threads == 1 else _THREADS
+    told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
+    each = {"streaming_buffer_size": ahead, "disable_parquet_prefetching": "false" if far else "true", **told}
     for other in beside:
-        _set(other, ahead)
+        _set(other, _ALWAYS | each)
     threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}
     waiting = {"async_threads": _WAITING_THREADS} if far else {}
     spill = {} if temp is None else {"temp_directory": quote_text(str(temp))}
-    told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
     _set(
         con,
         {
-            **ahead,
+            **each,
             **threads,
             **waiting,
             **spill,
-            **told,
             "memory_limit": quote_text(f"{limits.memory_mb}MB"),
             "max_temp_directory_size": quote_text(f"{limits.temp_mb}MB"),
-            "disable_parquet_prefetching": "false" if far else "true",
             "allowed_paths": quote_list(paths),
             "enable_external_access": "false",
             "lock_configuration": "true",

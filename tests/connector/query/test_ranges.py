@@ -12,7 +12,7 @@ import pytest
 
 from connector.query import engine, ranges, scan
 from connector.query.job import Job, Limits, Range, Ranges, Relation
-from connector.query.opening import limits_of
+from connector.query.opening import Opening, limits_of
 
 
 @pytest.mark.parametrize("readers", [1, 2])
@@ -55,3 +55,13 @@ def test_rows_that_come_as_they_are_stored_come_from_one_thread_where_several_wo
     job: Job, threads: int
 ) -> None:
     assert limits_of(job).threads == threads
+
+
+def test_all_connections_that_ranges_are_read_with_are_set_alike(tmp_path: Path) -> None:
+    """Not the time zone, either: days and hours would be others in some of the blocks."""
+    opening = Opening(Limits(threads=2), tmp_path, readers=2)
+    with closing(opening):
+        opening.ready({}, engine.connect)
+        one, other = (con.execute("SELECT name, value FROM duckdb_settings()").fetchall() for con in opening.cons)
+    assert one == other
+    assert ("TimeZone", "UTC") in one
