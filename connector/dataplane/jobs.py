@@ -112,6 +112,7 @@ def job_of(
         blobs=tuple(brought.arrow for brought in asked.brought),
         consumer=asked.consumer,
         shared=asked.plain_scan and not prepared.aggregate and not _misleading(grants),
+        ordered=asked.plain_scan,
     )  # fmt: skip
 
 

@@ -113,20 +113,22 @@ def fence(
     temp: Path | None = None,
     followed: bool = False,
     far: bool = False,
+    ordered: bool = False,
 ) -> None:
     """Close everything but `paths`, set the limits, and lock the settings. `followed`: it can be asked how far it is.
 
     `beside`: more connections to the same engine. What is set for one connection another does not have, not even the
     time zone: they are set as ours is.
-    `far`: some of the files are objects in a store, of which much is better asked for at once. Without `temp` nothing
-    spills: the engine lets queries read its temporary directory, so there is none unless the caller gives a private,
-    empty one.
+    `far`: some of the files are objects in a store, of which much is better asked for at once. `ordered`: where there
+    is one thread, no rows wait in it while others pass them. Without `temp` nothing spills: the engine lets queries
+    read its temporary directory, so there is none unless the caller gives a private, empty one.
     """
     # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
     # Several work at a row group each, and all but the first wait unless there is room for what they make.
     ahead = _ONE_THREAD if limits.threads == 1 else _THREADS
     told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
-    each = {"streaming_buffer_size": ahead, "disable_parquet_prefetching": "false" if far else "true", **told}
+    waits = {"enable_caching_operators": "false"} if ordered else {}
+    each = {"streaming_buffer_size": ahead, "disable_parquet_prefetching": "false" if far else "true", **told, **waits}
     for other in beside:
         _set(other, _ALWAYS | each)
     threads = {} if limits.threads == 1 else {"threads": str(limits.threads)}

@@ -37,15 +37,23 @@ class Opening:
     """Opened step by step: `pin` files, `fence` an engine around them; or `ready`, all of it. `close` it."""
 
     def __init__(
-        self, limits: Limits, folder: Path, *, desk: socket.socket | None = None, key: str = "", readers: int = 1
+        self,
+        limits: Limits,
+        folder: Path,
+        *,
+        desk: socket.socket | None = None,
+        key: str = "",
+        readers: int = 1,
+        ordered: bool = False,
     ) -> None:
         """`folder` is private and need not exist yet; over `desk` blocks of objects are borrowed. `key`: for which jobs
-        it may be kept, empty for none. `readers`: connections to the engine, each read by a thread of its own."""
+        it may be kept, empty for none. `readers`: connections to the engine, each read by a thread of its own.
+        `ordered`: where the engine has one thread, no rows wait in it while others pass them."""
         self.limits, self.folder, self.desk, self.key = limits, folder, desk, key
         self.files: list[engine.Files] = []
         self.con: Any = None
         self._beside: list[Any] = []  # the other connections
-        self._readers = readers
+        self._readers, self._ordered = readers, ordered
         self.names: list[str] = []  # under which the engine has the files
         self.brought: list[tuple[str, Callable[[Any, str], object]]] = []  # names of this job only, and what ends them
         self.rested_at = 0.0
@@ -71,7 +79,8 @@ class Opening:
         far = any(not isinstance(found, engine.Opened) for found in self.files)
         limits = replace(self.limits, threads=1) if self._beside else self.limits
         engine.fence(
-            con, *self._beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far
+            con, *self._beside, paths=[*paths, *more], limits=limits, temp=temp, followed=followed, far=far,
+            ordered=self._ordered,
         )  # fmt: skip
         return con
 
@@ -190,19 +199,25 @@ def readers(job: Job) -> int:
     return max(1, min(job.limits.threads, len(job.only.ranges), most))
 
 
-def limits_of(job: Job) -> Limits:
-    """The limits of a job's engine: with one thread where it would not keep the order of the rows.
+def mixes(job: Job) -> bool:
+    """Whether the engine, left to itself, might not keep an order that the rows of a job have to come in.
 
-    It makes a join of IN with several values, and joins in several threads in any order (found with DuckDB 2.0.1, whose
-    setting says otherwise). A cursor of a range stands for all rows before it, and rows as they are stored come so.
+    It makes a join of IN with several values, and has no order for what it joins, whatever its setting says (found with
+    DuckDB 2.0.1): several threads mix it, and in one thread few rows wait until all others have passed. A cursor of a
+    range stands for all rows before it.
     """
     placed = job.only is not None and bool(job.only.position)
-    return replace(job.limits, threads=1) if placed or (job.shared and " IN (" in job.sql) else job.limits
+    return placed or (job.ordered and " IN (" in job.sql)
+
+
+def limits_of(job: Job) -> Limits:
+    """The limits of a job's engine: with one thread where several would mix the rows."""
+    return replace(job.limits, threads=1) if mixes(job) else job.limits
 
 
 def key_of(job: Job) -> str:
     """For which jobs what this one opens may be kept; empty for none."""
-    limits = (job.limits.memory_mb, job.limits.temp_mb, limits_of(job).threads)
+    limits = (job.limits.memory_mb, job.limits.temp_mb, limits_of(job).threads, mixes(job))
     if job.kind != "query" or job.only is not None:
         return ""
     if job.once:

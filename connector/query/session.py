@@ -29,7 +29,7 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
 from connector.query.keeping import Keeping, limit_cpu
-from connector.query.opening import Opening, key_of, limits_of, readers
+from connector.query.opening import Opening, key_of, limits_of, mixes, readers
 from connector.query.resting import Floor
 from connector.query.stored import Stored
 
@@ -83,7 +83,9 @@ class Session:
 
     def open_new(self, job: Job, *, key: str = "") -> Opening:
         """What the job may read, yet to be opened, and for it alone without a key."""
-        self.opening = found = Opening(limits_of(job), self.folder, desk=self.desk, key=key, readers=readers(job))
+        self.opening = found = Opening(
+            limits_of(job), self.folder, desk=self.desk, key=key, readers=readers(job), ordered=mixes(job)
+        )
         return found
 
     @property

@@ -134,3 +134,20 @@ async def test_the_few_rows_at_the_end_of_a_group_come_before_those_of_the_next(
     for parameters in ({}, {"blocks": "all"}, {"where": f"k IN {wanted}"}):
         found = await read(running, agreement, dataset="tails", **parameters)
         assert found["id"].to_pylist() == [number for number in range(21_000) if number % 100 in wanted]
+
+
+@pytest.mark.parametrize("name", ["note", "file_index"], ids=["alone", "beside a name of places"])
+async def test_few_rows_that_many_values_choose_do_not_wait_until_many_have_passed(
+    running: Provider, tmp_path: Path, name: str
+) -> None:
+    table = pa.table({"id": range(900), "kind": [one * one for one in range(900)], name: range(900)})
+    with pq.ParquetWriter(tmp_path / "kinds.parquet", table.schema) as file:
+        for group in (table.slice(0, 40), table.slice(40)):
+            file.write_table(group)
+    wanted = [3, 26, 30, 35, 96, 175, 258, 334, 500, 600, 700, 800]
+    squares = [str(one * one) for one in wanted]
+    policy = under(atom("ds:row/kind", "isAnyOf", *squares))
+    agreement = await running.agree(policy, name=f"kinds-{name}", path=tmp_path / "kinds.parquet")
+    for parameters in ({}, {"blocks": "all"}, {"where": f"kind IN ({', '.join(squares)})"}):
+        found = await read(running, agreement, dataset=f"kinds-{name}", **parameters)
+        assert found["id"].to_pylist() == wanted

@@ -43,10 +43,10 @@ IN = 'SELECT * FROM (SELECT "a"."id" FROM "t" AS "a" WHERE "a"."id" IN ($p0, $p1
 @pytest.mark.parametrize(
     ("job", "threads"),
     [
-        (Job(sql=IN, shared=True, limits=Limits(threads=2)), 1),
+        (Job(sql=IN, ordered=True, limits=Limits(threads=2)), 1),
         (Job(sql="SELECT 1", only=Ranges([], "", "place"), limits=Limits(threads=2)), 1),
         (Job(sql="SELECT 1", only=Ranges([], ""), limits=Limits(threads=2)), 2),
-        (Job(sql="SELECT 1", shared=True, limits=Limits(threads=2)), 2),
+        (Job(sql="SELECT 1", ordered=True, limits=Limits(threads=2)), 2),
         (Job(sql=IN, limits=Limits(threads=2)), 2),
     ],
     ids=["IN", "with places", "whole ranges", "a scan", "somebody's question"],
