@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from connector.datasets.sources import parquet
 from connector.query import engine, ranges, scan
 from connector.query.job import Job, Limits, Range, Ranges, Relation
 from connector.query.opening import Opening, limits_of
@@ -65,3 +66,13 @@ def test_all_connections_that_ranges_are_read_with_are_set_alike(tmp_path: Path)
         one, other = (con.execute("SELECT name, value FROM duckdb_settings()").fetchall() for con in opening.cons)
     assert one == other
     assert ("TimeZone", "UTC") in one
+
+
+def test_what_is_no_number_is_found_whatever_a_footer_says(tmp_path: Path) -> None:
+    """It is greater than any number, and no greatest value of a row group says that it is there."""
+    path = str(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"x": [1.0, float("nan"), 9.0, 2.0, 2.0, float("nan")]}), path, row_group_size=2)
+    for condition, rows in (("x > 5", 3), ("x <> 2", 4)):
+        con = engine.connect()
+        parquet.attach(con, "t", [path], {})
+        assert len(engine.query(con, f"SELECT * FROM t WHERE {condition}", ()).fetchall()) == rows
