@@ -130,9 +130,10 @@ class Job:
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `given_on`: columns of the only relation that `sql` gives on as they are stored and looks at nowhere: their values
     may be put in after it. `spans`: what is left in files may be sent from there, by who reads the frames. `shared`
-    jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is. `ordered`: rows come
-    in the order in which they are stored. `consumer` is whom the work is for: free workers go round between consumers. `once`: its files are Arrow streams, found valid, that no
-    other job reads. `held`: a query is made ready, and no row of it is read before GO.
+    jobs are plain scans that may run beside others in one process; SQL that somebody wrote never is. `ordered`: rows
+    come in the order in which they are stored. `consumer` is whom the work is for: free workers go round between
+    consumers. `once`: its files are Arrow streams, found valid, that no other job reads. `held`: a query is made ready,
+    and no row of it is read before GO.
     """
 
     kind: str = "query"

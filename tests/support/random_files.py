@@ -73,8 +73,10 @@ def write(rng: random.Random, folder: Path) -> Files:
         mine = rng.sample(columns, len(columns)) if number and rng.random() < 0.2 else columns
         table = pa.table([_array(rng, one, rows) for one in mine], schema=_schema(mine))
         paths.append(f"{folder}/{number}.parquet")
-        how |= _grouped(rng, rows)
-        pq.write_table(table, paths[-1], **how)
+        with pq.ParquetWriter(paths[-1], table.schema, **how) as file:
+            cut = rng.randint(0, rows) if rng.random() < 0.5 else rows  # row groups of two sizes
+            for part in (table.slice(0, cut), table.slice(cut)):
+                file.write_table(part, row_group_size=_group(rng, rows))
     return Files(folder, tuple(paths), tuple(columns), sum(counts), repr(how))
 
 
@@ -247,5 +249,6 @@ def _encoding(rng: random.Random, column: Column) -> str:
     return next((rng.choice(known) for test, known in _DELTAS.items() if test(column.type)), "")
 
 
-def _grouped(rng: random.Random, rows: int) -> dict[str, Any]:
-    return {"row_group_size": max(1, rows // 20, rng.choice((1, 7, 30, 60, rows, rows)))}
+def _group(rng: random.Random, rows: int) -> int:
+    """Rows of a row group."""
+    return max(1, rows // 20, rng.choice((1, 7, 30, 60, rows, rows)))

@@ -100,10 +100,9 @@ def terms(rng: random.Random, columns: Sequence[Seen], *, rows: int, key: bytes)
     duties, masks, methods = [], {}, {}
     for one in rng.sample(shown, min(len(shown), rng.choice((0, 0, 0, 1, 1, 2, 3)) * (not all_of_it))):
         method, argument = _mask(rng, one)
-        if method:
-            duties.append(gate.mask(method, one.name, argument=argument))
-            masks[one.name] = _masked(one, method, argument, key)
-            methods[one.name] = method
+        duties.append(gate.mask(method, one.name, argument=argument))
+        masks[one.name] = _masked(one, method, argument, key)
+        methods[one.name] = method
     if quota := rng.random() < 0.06:
         constraints.append(gate.atom("ds:rowQuota", "lteq", "9000000"))
     text = {name for name, method in methods.items() if method in ("hash", "truncate")}
@@ -228,21 +227,20 @@ def _literal(text: str, family: str, one: Seen) -> str:
 
 
 def _mask(rng: random.Random, one: Seen) -> tuple[str, str | None]:
-    """A method and its argument; no method where it would keep every value as it is."""
+    """A method and its argument, but for those that would keep every value as it is: they are refused."""
     family = one.of.family
     method = rng.choice(_METHODS.get(family, ("null",)))
     if method == "truncate":
         return method, str(rng.randint(0, 4))
     if method == "round":
-        return method, str(rng.randint(-2, -1 if family == INTEGER else 0))
+        return method, str(rng.randint(-2, 0 if family == FLOAT else -1))
     if method == "generalise" and family == DATE:
         return method, rng.choice(("year", "quarter", "month", "week"))
     if method == "generalise" and family in (STAMP, ZONED):
         return method, rng.choice(("year", "quarter", "month", "week", "day", "hour"))
     if method == "generalise":
         return method, rng.choice(("3", "10"))
-    scale = getattr(one.of.type, "scale", 1)
-    return ("null", None) if method == "round" and scale == 0 else (method, None)
+    return method, None
 
 
 def _masked(one: Seen, method: str, argument: str | None, key: bytes) -> str:

@@ -1,10 +1,10 @@
-"""An Arrow stream as it came over HTTP, read with nothing of ours: batches, places, end record, totals, bytes under nulls."""
+"""An Arrow stream as it came, read with nothing of ours: batches, places, the end record, what lies under nulls."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import xxhash
 
 _END = b"hanse.end"
 _PADDING = 64  # bytes: Arrow's writer pads a buffer, also with what stands behind a slice of it
-_HASHES = {"xxh3": xxhash.xxh3_128, "sha256": hashlib.sha256}
+_HASHES: dict[str, Callable[[bytes], Any]] = {"xxh3": xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 
 @dataclass(frozen=True, slots=True)
