@@ -273,7 +273,7 @@ class Worker:
     def admit(self, session: Session, job: Job) -> None:
         """Set the limits of the process to those of the jobs in it."""
         session.memory_mb = job.limits.memory_mb + job.limits.temp_mb // 64
-        session.plain = job.shared or job.kind not in ("query", "report")
+        session.plain = job.shared or job.ordered or job.kind not in ("query", "report")
         self._limit_memory()
         limit_cpu(job)
 

@@ -15,6 +15,7 @@ import pytest
 
 from connector.query import job as wire
 from connector.query import keeping, tasks
+from connector.query.job import Job
 from connector.query.keeping import Memory
 from connector.query.session import Session, Worker
 
@@ -58,6 +59,15 @@ def test_a_statement_of_somebody_has_its_own_limit_whatever_ran_before(limits: l
         one.sessions = jobs(size, plain=False)
         one._limit_memory()
     assert limits[0] - limits[1] == 384
+
+
+def test_a_scan_that_takes_no_turns_has_the_memory_of_one_that_does(limits: list[int]) -> None:
+    """Its files have names for places, and nothing else is different."""
+    one = worker()
+    for job in (Job(shared=True, ordered=True), Job(ordered=True)):
+        one.sessions = jobs(0, plain=False)
+        one.admit(one.sessions[0], job)
+    assert limits[0] == limits[1]
 
 
 @pytest.mark.parametrize(
