@@ -15,7 +15,7 @@ PACKAGES := connector catalogue policies client tests
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ random-queries: setup-dev ## 10,000 generated queries against planted secrets
 
 random-federated: setup-dev ## N=10000 generated questions over three owners against one database (FIRST=0: the first seed)
 	@$(BIN)/python -m tests.load.random_federated --count $(or $(N),10000) --first $(or $(FIRST),0)
+
+random-streams: setup-dev ## N=2000 random streams of random data and policies against plain DuckDB (SEED=1: the first seed)
+	@$(BIN)/python -m tests.load.random_streams --count $(or $(N),2000) --first $(or $(SEED),1)
 
 fuzz-arrow: setup-dev ## 5,000 mutated Arrow streams against the process that reads foreign Arrow
 	@$(BIN)/python -m tests.load.fuzz_arrow 5000 7
