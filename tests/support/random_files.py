@@ -187,7 +187,7 @@ KINDS: list[Kind] = [
     (pa.timestamp("us"), STAMP, _stamp),
     (pa.timestamp("ms"), STAMP, _stamp),
     (pa.timestamp("ns"), STAMP, _stamp),
-    (pa.timestamp("us", tz="UTC"), ZONED, lambda rng: _stamp(rng).replace(tzinfo=dt.UTC)),
+    *[(pa.timestamp("us", tz="UTC"), ZONED, lambda rng: _stamp(rng).replace(tzinfo=dt.UTC))] * 4,
     (pa.time64("us"), OTHER, lambda rng: dt.time(rng.randint(0, 23), 30)),
     (pa.decimal128(4, 1), DECIMAL, _decimals(4, 1)),
     (pa.decimal128(8, 2), DECIMAL, _decimals(8, 2)),
