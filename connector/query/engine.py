@@ -126,7 +126,7 @@ def fence(
     # What a scan holds: one thread cannot work ahead of its reader, and a whole row group need not be there at once.
     # Several work at a row group each, and all but the first wait unless there is room for what they make.
     ahead = _ONE_THREAD if limits.threads == 1 else _THREADS
-    told = {"enable_progress_bar": "true", "enable_progress_bar_print": "false"} if followed else {}
+    told = {"enable_progress_bar": str(followed).lower(), "enable_progress_bar_print": "false"}
     waits = {"enable_caching_operators": "false"} if ordered else {}
     each = {"streaming_buffer_size": ahead, "disable_parquet_prefetching": "false" if far else "true", **told, **waits}
     for other in beside:

@@ -15,11 +15,13 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from connector.datasets.sources import Rows, divisible
 from connector.datasets.splits import Place, seal
 from connector.query import engine, scan
 from connector.query.abreast import abreast
+from connector.query.codes import Coded
 from connector.query.job import Job, Range, Ranges, Relation
 from connector.query.placed import Placed
 from connector.query.stored import Stored
@@ -117,8 +119,17 @@ def _placed(one: Range, batches: Iterator[pa.RecordBatch], only: Ranges) -> Iter
             continue
         if only.position:
             last = batch.num_columns - 1
-            row = batch.column(last)[-1].as_py()
+            row = _last(batch.column(last), after=row, stop=one.stop)
             batch = batch.remove_column(last)
         else:
             row += batch.num_rows
         yield batch, row
+
+
+def _last(numbers: pa.Array, *, after: int, stop: int) -> int:
+    """The last of the numbers of a batch's rows. A cursor stands for all rows before it: were the engine to give them
+    in another order, reading on after it would lose some and double others, so the read ends here."""
+    first, last = numbers[0].as_py(), numbers[-1].as_py()
+    if not after < first <= last < stop or not pc.all(pc.greater(numbers[1:], numbers[:-1])).as_py():
+        raise Coded("engine_failed")
+    return int(last)

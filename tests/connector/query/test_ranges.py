@@ -12,6 +12,7 @@ import pytest
 
 from connector.datasets.sources import parquet
 from connector.query import engine, ranges, scan
+from connector.query.codes import Coded
 from connector.query.job import Job, Limits, Range, Ranges, Relation
 from connector.query.opening import Opening, limits_of
 
@@ -76,3 +77,21 @@ def test_what_is_no_number_is_found_whatever_a_footer_says(tmp_path: Path) -> No
         con = engine.connect()
         parquet.attach(con, "t", [path], {})
         assert len(engine.query(con, f"SELECT * FROM t WHERE {condition}", ()).fetchall()) == rows
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [[[3, 5, 4]], [[3, 4], [4, 5]], [[5], [3, 4]], [[2, 3]], [[3, 10]], [[3, 3]]],
+    ids=["in a batch", "twice", "of batches", "before the range", "after the range", "twice in a batch"],
+)
+def test_rows_in_another_order_end_the_read(tmp_path: Path, batches: list[list[int]]) -> None:
+    """Whatever the engine does: a cursor would stand for rows that have not come."""
+    path = str(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"id": range(20)}), path)
+    schema = pa.schema([("id", pa.int64()), ("row", pa.int64())])
+    mixed = [pa.record_batch([numbers, numbers], schema=schema) for numbers in batches]
+    job = Job(relations={"t": Relation("parquet")}, sql="SELECT * FROM t")
+    with mock.patch.object(engine, "batches", return_value=(schema, iter(mixed))):
+        _, parts = ranges.read([engine.connect()], job, Ranges([Range(0, 0, 3, 10)], "00" * 32, "row"), [path])
+    with closing(parts), pytest.raises(Coded, match="engine_failed"):
+        list(parts)
