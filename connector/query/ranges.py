@@ -130,6 +130,6 @@ def _last(numbers: pa.Array, *, after: int, stop: int) -> int:
     """The last of the numbers of a batch's rows. A cursor stands for all rows before it: were the engine to give them
     in another order, reading on after it would lose some and double others, so the read ends here."""
     first, last = numbers[0].as_py(), numbers[-1].as_py()
-    if not after < first <= last < stop or not pc.all(pc.greater(numbers[1:], numbers[:-1])).as_py():
+    if not after < first <= last < stop or not pc.all(pc.greater(numbers[1:], numbers[:-1]), min_count=0).as_py():
         raise Coded("engine_failed")
     return int(last)

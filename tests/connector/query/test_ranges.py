@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from unittest import mock
@@ -79,6 +80,22 @@ def test_what_is_no_number_is_found_whatever_a_footer_says(tmp_path: Path) -> No
         assert len(engine.query(con, f"SELECT * FROM t WHERE {condition}", ()).fetchall()) == rows
 
 
+def given(tmp_path: Path, batches: list[list[int]]) -> Generator[ranges.Part]:
+    """A range whose rows the engine gives by these numbers."""
+    path = str(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"id": range(20)}), path)
+    schema = pa.schema([("id", pa.int64()), ("row", pa.int64())])
+    coming = [pa.record_batch([numbers, numbers], schema=schema) for numbers in batches]
+    job = Job(relations={"t": Relation("parquet")}, sql="SELECT * FROM t")
+    with mock.patch.object(engine, "batches", return_value=(schema, iter(coming))):
+        return ranges.read([engine.connect()], job, Ranges([Range(0, 0, 3, 10)], "00" * 32, "row"), [path])[1]
+
+
+def test_rows_in_their_order_come(tmp_path: Path) -> None:
+    with closing(given(tmp_path, [[3], [], [5, 6, 8], [9]])) as parts:
+        assert [batch.column(0).to_pylist() for batch, _ in parts] == [[3], [5, 6, 8], [9]]
+
+
 @pytest.mark.parametrize(
     "batches",
     [[[3, 5, 4]], [[3, 4], [4, 5]], [[5], [3, 4]], [[2, 3]], [[3, 10]], [[3, 3]]],
@@ -86,12 +103,5 @@ def test_what_is_no_number_is_found_whatever_a_footer_says(tmp_path: Path) -> No
 )
 def test_rows_in_another_order_end_the_read(tmp_path: Path, batches: list[list[int]]) -> None:
     """Whatever the engine does: a cursor would stand for rows that have not come."""
-    path = str(tmp_path / "t.parquet")
-    pq.write_table(pa.table({"id": range(20)}), path)
-    schema = pa.schema([("id", pa.int64()), ("row", pa.int64())])
-    mixed = [pa.record_batch([numbers, numbers], schema=schema) for numbers in batches]
-    job = Job(relations={"t": Relation("parquet")}, sql="SELECT * FROM t")
-    with mock.patch.object(engine, "batches", return_value=(schema, iter(mixed))):
-        _, parts = ranges.read([engine.connect()], job, Ranges([Range(0, 0, 3, 10)], "00" * 32, "row"), [path])
-    with closing(parts), pytest.raises(Coded, match="engine_failed"):
+    with closing(given(tmp_path, batches)) as parts, pytest.raises(Coded, match="engine_failed"):
         list(parts)
