@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import IO, Protocol, Self
 
-from connector.datasets.sources.files import FileRef, check_unchanged, open_pinned
+from connector.datasets.sources.files import FileRef, open_pinned
 from connector.query import job as wire
 from connector.query.running import Frame, Result
-from connector.query.spans import Scattered, Span
+from connector.query.spans import Scattered, Span, check_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,7 @@ class Entry:
 
     def check(self) -> None:
         """VersionChanged where one of the owner's files is not what was registered any more."""
-        for file, ref in zip(self.files, self.refs, strict=False):
-            check_unchanged(file.fileno(), ref)
+        check_all(zip(self.files, self.refs, strict=False))
 
 
 class Passed:
@@ -199,8 +198,7 @@ class Spread:
 
     def _check(self) -> None:
         """VersionChanged where a file that the last message was in is not what was registered any more."""
-        for file, ref in self._open.values():
-            check_unchanged(file.fileno(), ref)
+        check_all(self._open.values())
 
 
 class _Pieces:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -66,8 +66,7 @@ class Scattered:
 
     def check(self) -> None:
         """As of a span, once for each file."""
-        for file, ref in self.files.values():
-            check_unchanged(file.fileno(), ref)
+        check_all(self.files.values())
 
     def read_into(self, memory: memoryview) -> None:
         """As of a span."""
@@ -81,3 +80,9 @@ class Scattered:
 
 
 InFiles = Span | Scattered
+
+
+def check_all(files: Iterable[tuple[IO[bytes], FileRef]]) -> None:
+    """VersionChanged where one of the owner's files is not what was registered any more."""
+    for file, ref in files:
+        check_unchanged(file.fileno(), ref)
