@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from hanse._tls import trusted
 from hanse.errors import BadInput, Broken, Unreachable, of_problem
 from hanse.flow import Call
 
@@ -37,7 +38,7 @@ class Api:
         self.base = f"{self.url}/api/v1"
         self._seconds = seconds
         self.headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx2.Client(headers=self.headers, follow_redirects=False)
+        self._http = httpx2.Client(headers=self.headers, follow_redirects=False, verify=trusted())
 
     def do(self, call: Call) -> Any:
         """Carry out a call: its JSON, or None for an empty answer."""
@@ -115,9 +116,10 @@ def ask_at(url: str, ticket: str, body: Mapping[str, Any], *, seconds: float) ->
     """The JSON answer of an owner's data plane to a small request under a ticket."""
     headers = {"authorization": f"Bearer {ticket}"}
     where = urlsplit(url).netloc.rpartition("@")[2]
+    timeout = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
     try:
         with (
-            httpx2.Client(follow_redirects=False, timeout=httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)) as client,
+            httpx2.Client(follow_redirects=False, timeout=timeout, verify=trusted()) as client,
             client.stream("POST", url, headers=headers, json=body) as answer,
         ):
             if answer.status_code >= 300:

@@ -5,10 +5,30 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import time
+from functools import lru_cache
 
+import httpx2
+
+_ANEW_SECONDS = 3600
 _BLOCK = 256 * 1024
+
+
+def trusted() -> ssl.SSLContext:
+    """Whose certificates are believed: those of the system's store, or of what SSL_CERT_FILE or SSL_CERT_DIR name.
+
+    The same for the management API and for streams, and loaded once an hour: it takes 20 ms, more than a small read,
+    and a job that runs for weeks has to hear of new ones.
+    """
+    return _loaded(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), time.monotonic() // _ANEW_SECONDS)
+
+
+@lru_cache(maxsize=4)
+def _loaded(_file: str | None, _folder: str | None, _hour: float) -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
 
 
 class TlsSocket:
@@ -17,7 +37,7 @@ class TlsSocket:
     def __init__(self, plain: socket.socket, host: str) -> None:
         self._plain = plain
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = ssl.create_default_context().wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._tls = trusted().wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._block = memoryview(bytearray(_BLOCK))
         self._handshake()
 

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx2
 import pyarrow as pa
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hanse import _wire, errors
+from hanse import _tls, _wire, errors
+from hanse._http import Api
 from hanse._wire import Request
 from hanse.stream import Stream
 
@@ -97,6 +99,23 @@ def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
         _wire.ask(Request("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=60))
+
+
+def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    loaded: list[ssl.SSLContext] = []
+    load = httpx2.create_ssl_context
+    monkeypatch.setattr(httpx2, "create_ssl_context", lambda: loaded.append(load()) or loaded[-1])
+    for _ in range(2):
+        with owner(file, whole) as url:
+            Stream(_wire.ask(Request("GET", url, idle_seconds=60))).to_arrow()
+        Api("https://127.0.0.1:1", "token").close()
+    assert len(loaded) == 1
+    monkeypatch.setattr(_tls, "_ANEW_SECONDS", 1e-9)  # an hour later
+    assert _tls.trusted() is loaded[1]
+    monkeypatch.setenv("SSL_CERT_FILE", "")
+    assert _tls.trusted() is loaded[2]
 
 
 def test_a_cut_connection_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
