@@ -133,8 +133,9 @@ bench-federated: setup-dev ## TPC-H over three connectors against one DuckDB (SF
 bench-stream: $(VENV)/.bench ## streams beside sockets, Flight, files over HTTP and local readers (15 minutes; SCALE=1 ROUNDS=5)
 	@$(BIN)/python -m tests.load.bench_stream --scale $(or $(SCALE),1) --rounds $(ROUNDS)
 
-bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain batches, in the environment of the loaders (SCALE=0.5 ROUNDS=5)
+bench-loader: $(VENV)-loaders/.made ## PyTorch's loader beside the SDK's plain batches, first and later epochs, in the environment of the loaders (SCALE=0.5 ROUNDS=5)
 	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS)
+	@$(VENV)-loaders/bin/python -m tests.load.bench_loader --scale $(or $(SCALE),0.5) --rounds $(ROUNDS) --later
 
 clean: ## remove what was built and what the demo wrote
 	@rm -rf $(VENV) $(VENV)-loaders var .mypy_cache .ruff_cache .pytest_cache .hypothesis

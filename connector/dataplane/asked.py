@@ -54,10 +54,14 @@ class Brought:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Some rows of one version, by their place. Made by `plans` under the reader's ticket, never by the reader."""
+    """Some rows of one version, by their place. Made by `plans` under the reader's ticket, never by the reader.
+
+    `resumed`: the first range begins in the middle of its block.
+    """
 
     snapshot: str
     only: Ranges
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import IO, Protocol, Self
 
 from connector.datasets.sources.files import FileRef, open_pinned
 from connector.query import job as wire
+from connector.query.digests import AsItGoes
 from connector.query.running import Frame, Result
 from connector.query.spans import Scattered, Span, check_all
 
@@ -26,7 +27,7 @@ class Part:
     rows: int
     nbytes: int
     payload: memoryview | Span | Scattered
-    digest: bytes
+    digest: bytes | AsItGoes
 
 
 class Source(Protocol):
@@ -34,7 +35,9 @@ class Source(Protocol):
 
     schema: bytes
     trailer: bytes
-    digest: bytes
+
+    @property
+    def digest(self) -> bytes | AsItGoes: ...
 
     def __aiter__(self) -> AsyncIterator[Frame | Part]: ...
 
@@ -135,7 +138,7 @@ class Passed:
     def _memory(self, span: Span) -> memoryview:
         """The bytes of a span. Only our own are mapped: one of the owner's that is cut short would end this process."""
         if span.ref is None:
-            return _mapped(span)
+            return mapped(span)
         memory = self._pieces.take()
         span.read_into(memory)
         return memory[: span.nbytes].toreadonly()
@@ -222,7 +225,8 @@ class _Pieces:
         self._free.append(piece)
 
 
-def _mapped(span: Span) -> memoryview:
+def mapped(span: Span) -> memoryview:
+    """The bytes of a span of a file of ours: nobody else can make it shorter."""
     start = span.at - span.at % mmap.ALLOCATIONGRANULARITY
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     length = span.at + span.nbytes - start

@@ -7,9 +7,11 @@ chunk. Offered to the application as the extension `hanse.gather`; a body messag
     hanse.buffers  a list of buffers, none of which may change until it is sent
     hanse.file     a list of parts of files, each (descriptor, offset, bytes), and of buffers, sent by a thread as one
                    chunk; a descriptor stands for its file until `send` returns, which is when all parts have gone.
-                   Where the extension `hanse.files` is offered. Called are
+                   Where the extension `hanse.files` is offered. EOFError where the file is shorter,
+                   ConnectionAbortedError where the client has left. Called are
     hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
-    hanse.moved    as it goes. EOFError where the file is shorter, ConnectionAbortedError where the client has left.
+    hanse.moved    as it goes
+    hanse.seen     in that thread, with all bytes of the parts in their order, each before it goes
     hanse.more     in that thread, too, when they have gone: the next parts, sent as a chunk of their own, or none
     hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
@@ -29,6 +31,7 @@ import mmap
 import os
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +51,7 @@ EXTENSION = "hanse.gather"
 FILES = "hanse.files"
 FILE = "hanse.file"
 BEFORE = "hanse.before"
+SEEN = "hanse.seen"
 MOVED = "hanse.moved"
 MORE = "hanse.more"
 BUFFERS = "hanse.buffers"
@@ -55,12 +59,15 @@ TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _PIECE = 2**19  # bytes that are encrypted at once
 _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
+_ROOM = 2**19  # bytes of files that somebody has to see: they stay in a processor's cache from their copy to the socket
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
 _AT_ONCE = 512  # parts in one call: half of IOV_MAX
 
 Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
 Parts = Sequence[Part]  # of one chunk
 More = Callable[[], Parts | None]
+Seen = Callable[[bytes | memoryview], object]
+_thread = threading.local()
 
 
 class Cycle(RequestResponseCycle):
@@ -119,7 +126,7 @@ class Cycle(RequestResponseCycle):
         return self.transport.get_extra_info("sslcontext") is not None
 
     async def _from_file(self, message: Mapping[str, Any]) -> None:
-        sending = _Sending(message[FILE], before=message.get(BEFORE), more=message.get(MORE))
+        sending = _Sending(message[FILE], before=message.get(BEFORE), more=message.get(MORE), seen=message.get(SEEN))
         await self._ready(message)
         self._must_be_there()
         pause = 0.0
@@ -164,8 +171,11 @@ class Cycle(RequestResponseCycle):
 class _Sending:
     """Parts of files on their way, one chunk after the other."""
 
-    def __init__(self, first: Parts, *, before: Callable[[], object] | None, more: More | None) -> None:
-        self._chunk: _Chunk | None = _Chunk(first)
+    def __init__(
+        self, first: Parts, *, before: Callable[[], object] | None, more: More | None, seen: Seen | None = None
+    ) -> None:
+        self._made = _Chunk if seen is None else partial(_SeenChunk, seen=seen)
+        self._chunk: _Chunk | None = self._made(first)
         self._before, self._more = before, more or (lambda: None)
         self._stopped = False
 
@@ -183,7 +193,7 @@ class _Sending:
         while (chunk := self._chunk) is not None:
             if self._stopped or not chunk.push(out, wait, window):
                 return False
-            self._chunk = _Chunk(parts) if (parts := self._more()) is not None else None
+            self._chunk = self._made(parts) if (parts := self._more()) is not None else None
             if self._chunk is not None and wait.over:
                 return False
         return True
@@ -254,14 +264,12 @@ class _Chunk:
         size = sum(sizes)
         # An empty chunk would end the body.
         self._left: deque[Part] = deque((b"%x\r\n" % size, *compress(parts, sizes), b"\r\n") if size else ())
-        self._whole = True
+        self._parts = parts  # before the first of them goes
 
     def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
         """Send until all has gone (True) or the reader makes us wait."""
-        if self._whole:
-            self._check_lengths()
-            self._whole = False
-        while self._left:
+        self._check_lengths()
+        while self._left or self._refilled():
             try:
                 self._drop(out.sendmsg(self._next(window)))
             except BlockingIOError:
@@ -273,10 +281,15 @@ class _Chunk:
                 raise _shorter() from None
         return True
 
+    def _refilled(self) -> bool:
+        """Whether there is more to send."""
+        return False
+
     def _check_lengths(self) -> None:
         """EOFError where a file does not reach as far as its parts: the end of its last page would be zeros."""
+        parts, self._parts = self._parts, ()
         ends: dict[int, int] = {}
-        for part in self._left:
+        for part in parts:
             if isinstance(part, tuple):
                 number, at, size = part
                 ends[number] = max(ends.get(number, 0), at + size)
@@ -304,6 +317,46 @@ class _Chunk:
             part = self._left[0]
             rest = (part[0], part[1] + sent, part[2] - sent) if isinstance(part, tuple) else memoryview(part)[sent:]
             self._left[0] = rest
+
+
+class _SeenChunk(_Chunk):
+    """The same where somebody has to see all that goes: files are read to a little memory of the thread's."""
+
+    def __init__(self, parts: Parts, *, seen: Seen) -> None:
+        super().__init__(parts)
+        self._seen = seen
+        self._left, self._unseen = deque(islice(self._left, 1)), deque(islice(self._left, 1, None))
+
+    def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
+        """As of a chunk. What is left then has memory of its own: the thread's is another stream's next."""
+        whole, room = super().push(out, wait, window), _room().obj
+        self._left = deque(bytes(one) if isinstance(one, memoryview) and one.obj is room else one for one in self._left)
+        return whole
+
+    def _refilled(self) -> bool:
+        """Read and show what goes next, where there is any."""
+        room = _room()
+        while self._unseen and room:
+            part = self._unseen.popleft()
+            if isinstance(part, tuple):
+                number, at, size = part
+                if not (got := os.preadv(number, [room[:size]], at)):
+                    raise _shorter()
+                if got < size:
+                    self._unseen.appendleft((number, at + got, size - got))
+                part, room = room[:got], room[got:]
+            if self._unseen:  # the end of the chunk is not of its parts
+                self._seen(part)
+            self._left.append(part)
+        return bool(self._left)
+
+
+def _room() -> memoryview:
+    """Memory that each thread has once."""
+    if not hasattr(_thread, "room"):
+        _thread.room = memoryview(bytearray(_ROOM))
+    found: memoryview = _thread.room
+    return found
 
 
 def _size(part: Part) -> int:

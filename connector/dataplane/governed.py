@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
 from connector.dataplane.blocks import Part, Passed, Source, Spread
+from connector.dataplane.mixed import Mixed
 from connector.dataplane.tickets import Ticket
 from connector.errors import Busy, EngineFailed, HanseError, Refused
+from connector.query.digests import AsItGoes
 from connector.query.job import ARROW
 from connector.query.running import Frame, Result
 from connector.query.spans import InFiles
@@ -91,6 +93,7 @@ class GovernedStream:
                 elif (stop := await self._pass(frame)) is not None:
                     end = self._ended(stop)
                 else:
+                    await _seen(frame)
                     yield frame.payload
         except HanseError as error:
             end = self._broken(error)
@@ -106,7 +109,7 @@ class GovernedStream:
         now and then to note what has left.
         """
         try:
-            part = self._result.at_once() if isinstance(self._result, Passed | Spread) else None
+            part = self._result.at_once() if isinstance(self._result, Passed | Spread | Mixed) else None
         except HanseError as error:
             self._failed = error
             return None
@@ -200,6 +203,12 @@ class GovernedStream:
             policy=self._policy,
             query=self.id,
         )
+
+
+async def _seen(frame: Frame | Part) -> None:
+    """Show what leaves as memory to a digest that is taken as it goes; a transport shows what it sends from files."""
+    if isinstance(frame, Part) and isinstance(frame.digest, AsItGoes) and isinstance(frame.payload, memoryview):
+        await asyncio.to_thread(frame.digest.update, frame.payload)
 
 
 async def watch(grants: Sequence[Grant], result: Result) -> None:

@@ -32,7 +32,19 @@ from connector.dataplane import asked as ask
 from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked, Brought
-from connector.dataplane.gather import ABORT, BEFORE, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, TRAILERS, Parts
+from connector.dataplane.gather import (
+    ABORT,
+    BEFORE,
+    BUFFERS,
+    EXTENSION,
+    FILE,
+    FILES,
+    MORE,
+    MOVED,
+    SEEN,
+    TRAILERS,
+    Parts,
+)
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import Wanted
 from connector.dataplane.stream import Reads
@@ -47,7 +59,7 @@ from connector.errors import (
     VersionChanged,
     unforeseen,
 )
-from connector.query.spans import InFiles
+from connector.query.spans import InFiles, Span
 from connector.telemetry import logger
 from connector.usage.grants import Grants
 from policies import strictjson
@@ -224,6 +236,8 @@ class Exchange:
             return None if after is None else after.parts()
 
         message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: span.parts()}
+        if isinstance(span, Span):  # and so is all that follows it
+            message[SEEN] = span.seen
         await self.send(message | {BEFORE: span.check, MORE: more, MOVED: moved})
 
     async def end(self, trailers: Mapping[str, str]) -> None:

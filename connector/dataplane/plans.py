@@ -109,7 +109,8 @@ class Plans:
             return Split(snapshot=current, only=Ranges(_joined(ranges) or _NOTHING, ""))
         hides = bool(wanted.where.strip()) or any(one.row_filter is not None for one in held.contracts)
         position = f"r_{secrets.token_hex(8)}" if hides else ""
-        return Split(snapshot=current, only=Ranges(ranges or _NOTHING, key.hex(), position))
+        only = Ranges(ranges or _NOTHING, key.hex(), position)
+        return Split(snapshot=current, only=only, resumed=bool(after))
 
     async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
         """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""

@@ -1,7 +1,8 @@
 """Prepared streams: what one contract lets out of one version, kept as Arrow IPC, so that later passes decode nothing.
 
-The first complete pass of a plain read is written beside its delivery (`Keeping`); later ones are sent from the file
-(`Passed`) under the same admission, gate, accounting and log. Where the owner's Arrow files hold the very messages that
+The first complete pass of a plain read is written beside its delivery (`copies`); later ones are sent from the file
+(`Passed`) under the same admission, gate, accounting and log. Of reads of blocks, which come in another order in each
+epoch, each block is kept by itself (`Mixed`). Where the owner's Arrow files hold the very messages that
 leave, there is no copy: an index of them is made after the first pass (`query.verbatim`). Fail closed, any doubt means
 "read it anew":
 - only where nothing but version, contract and request makes the bytes: a plain scan of one dataset, of a contract
@@ -17,102 +18,32 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import os
 import shutil
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
-from connector.dataplane.asked import Asked
+from connector.dataplane.asked import Asked, Split
 from connector.dataplane.blocks import Block, Entry, Passed, Source, open_owners
+from connector.dataplane.copies import BLOCKS_MAX, Copy, Keeping, Shelf, nameless
 from connector.datasets.sources.files import FileRef, unchanged
 from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.query.job import Job
-from connector.query.running import Frame, Result
+from connector.query.running import Result
 from connector.telemetry import logger
 from connector.usage.held import Grant
 from policies.contract import DataContract, to_json
 
 _ENTRIES_MAX = 256
-_BLOCKS_MAX = 200_000  # of all entries: what their index takes in memory
+_SMALL = 2**20  # bytes of batches that are not worth a copy of a block
 _FILES_MAX = 256  # of all entries: descriptors that they hold, of those that connections need, too
-_SLOW_SECONDS = 2.0  # a disk that takes this long for one batch is no place to keep a stream
 _DAY = 86_400.0
-_HUGE = 2 * 2**20  # bytes of a huge page
-_NOTHING = memoryview(bytes(_HUGE))
 _log = logger("dataplane")
-
-
-class Keeping:
-    """A worker's result on its way out, written down beside it. A stream that is not kept is not disturbed.
-
-    All that are written at once, `coming`, share the room on the disk and in the index: readers may ask for batches of
-    one row, and for many streams.
-    """
-
-    def __init__(self, source: Result, entry: Entry, room: int, coming: Sequence[Entry]) -> None:
-        self.schema, self.trailer, self.digest = source.schema, source.trailer, source.digest
-        entry.schema, entry.trailer, entry.first_digest = source.schema, source.trailer, source.digest
-        self._source, self._entry, self._room, self._coming = source, entry, room, coming
-        self._writing: asyncio.Future[float] | None = None
-        self.whole = False
-        self.given_up = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Frame:
-        try:
-            frame = await anext(self._source)
-        except StopAsyncIteration:
-            self.whole = await self._written() and await self._cut()
-            raise
-        if await self._written():
-            self._keep(frame)
-        return frame
-
-    def _keep(self, frame: Frame) -> None:
-        entry = self._entry
-        blocks = sum(len(one.blocks) for one in self._coming)
-        if blocks >= _BLOCKS_MAX or sum(one.nbytes for one in self._coming) + frame.nbytes > self._room:
-            self._give_up()
-            return
-        at = entry.nbytes
-        entry.blocks.append(Block(at, frame.nbytes, frame.rows, frame.digest))
-        entry.nbytes += frame.nbytes
-        self._writing = asyncio.ensure_future(asyncio.to_thread(_write, entry.files[0], frame.payload, at, self._room))
-
-    async def _written(self) -> bool:
-        """Whether everything so far is in the file."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            try:
-                slow = await writing > _SLOW_SECONDS
-            except OSError:  # no room on the disk
-                slow = True
-            if slow:
-                self._give_up()
-        return not self.given_up
-
-    def _give_up(self) -> None:
-        """What has been written goes now, not with the read."""
-        self.given_up = True
-        self._entry.files, self._entry.nbytes = (), 0
-        self._entry.blocks.clear()
-
-    async def _cut(self) -> bool:
-        """Whether the file ends with its last payload."""
-        try:
-            await asyncio.to_thread(os.ftruncate, self._entry.files[0].fileno(), self._entry.nbytes)
-        except OSError:
-            return False
-        return True
 
 
 class PreparedStreams:
@@ -194,8 +125,8 @@ class PreparedStreams:
         self._made.add(key)
         endings = self._endings
         try:
-            entry = _entry(key, grant, (await asyncio.to_thread(_nameless, self._folder),))
-            keeping = Keeping(source, entry, min(self.quota, shutil.disk_usage(self._folder).free // 2), self._coming)
+            entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
+            keeping = Keeping(source, Copy(source, entry, self._room(), self._coming))
             self._coming.append(entry)
             try:
                 yield keeping
@@ -205,6 +136,69 @@ class PreparedStreams:
                 self._add(entry)
         finally:
             self._made.discard(key)
+
+    def form(self, asked: Asked, grants: Sequence[Grant]) -> str:
+        """What all reads of blocks have in common whose blocks have the same bytes; empty where none is kept."""
+        split = asked.split
+        if split is None or not split.only.key or any(one.block < 0 for one in split.only.ranges):
+            return ""
+        sql = asked.sql.replace(asked.position, "") if asked.position else asked.sql
+        key = self.key(replace(asked, split=None, sql=sql), grants)
+        kept = bool(key) and bool(self.quota) and keepable(grants[0].contract, sensitive=self._sensitive)
+        return f"{key}/" if kept else ""
+
+    async def blocks(self, form: str, split: Split, grant: Grant) -> dict[int, Entry]:
+        """Those blocks of a read that are kept, by number."""
+        self.sweep()
+        known = [one.block for one in split.only.ranges[split.resumed :]]
+        found = {one: entry for one in known if (entry := self._entries.get(f"{form}{one}")) is not None}
+        if found and not await asyncio.to_thread(unchanged, grant.held.version.source["files"]):
+            self.drop(lambda entry: entry.key.startswith(form))
+            return {}
+        for entry in found.values():
+            if entry.key in self._entries:
+                self._entries.move_to_end(entry.key)
+        return found
+
+    @asynccontextmanager
+    async def shelf(self, form: str, split: Split, grant: Grant, source: Result) -> AsyncIterator[Shelf]:
+        """Where blocks of a read are written down on their way. They are kept if the block ends well and all of it has
+        passed. What is kept of the same form stays: blocks of a dataset that has not room enough would only take turns.
+        """
+        endings, made, coming = self._endings, set[str](), list[Entry]()
+        room = self._room() - sum(entry.nbytes for key, entry in self._entries.items() if key.startswith(form))
+        left_out = split.only.ranges[0].block if split.resumed else -1
+
+        async def begin(block: int) -> Copy | None:
+            key = f"{form}{block}"
+            full = len(self._entries) + len(self._coming) >= _FILES_MAX or any(not one.files for one in coming)
+            small = source.job.batch_bytes < _SMALL  # as for many readers; later ones may be few
+            if block == left_out or full or small or key in self._made or key in self._entries:
+                return None
+            self._made.add(key)
+            made.add(key)
+            try:
+                entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
+            except OSError:
+                return None
+            coming.append(entry)
+            self._coming.append(entry)
+            return Copy(source, entry, room, self._coming)
+
+        shelf = Shelf(begin)
+        try:
+            yield shelf
+            if shelf.ended and not grant.lease.revoked and endings == self._endings:
+                for entry in shelf.whole:
+                    self._add(entry)
+        finally:
+            self._made -= made
+            for entry in coming:
+                self._coming.remove(entry)
+
+    def _room(self) -> int:
+        """Bytes that may be written now."""
+        return min(self.quota, shutil.disk_usage(self._folder).free // 2)
 
     def wants_index(self, key: str, job: Job) -> bool:
         """Whether the files of this read may hold its messages: not known yet, and of the kind that can.
@@ -272,7 +266,7 @@ class PreparedStreams:
     def _too_much(self) -> bool:
         blocks = sum(len(entry.blocks) for entry in self._entries.values())
         files = sum(len(entry.files) for entry in self._entries.values())
-        many = len(self._entries) > _ENTRIES_MAX or blocks > _BLOCKS_MAX or files > _FILES_MAX
+        many = len(self._entries) > _ENTRIES_MAX or blocks > BLOCKS_MAX or files > _FILES_MAX
         return self.nbytes > self.quota or many
 
     def _drop(self, entry: Entry) -> None:
@@ -307,24 +301,3 @@ def _pins(source: Mapping[str, Any]) -> bool:
     """Whether the version is made of files whose change we can see."""
     files = source.get("files") or ()
     return bool(files) and all(file.get("inode") and not file.get("etag") for file in files)
-
-
-def _nameless(folder: Path) -> IO[bytes]:
-    return tempfile.TemporaryFile("w+b", dir=folder)  # mode 0600 until its name goes, at once
-
-
-def _write(file: IO[bytes], payload: memoryview, at: int, most: int) -> float:
-    """Seconds that it took.
-
-    What is written to an empty part of a file lies in the page cache in pieces as large as the write: so each huge page
-    but the first is written whole, with nothing behind the payload, and later passes are sent from huge pages. The file
-    does not become longer than `most` for that.
-    """
-    begun, number, end = time.monotonic(), file.fileno(), at + len(payload)
-    last = end - end % _HUGE  # where the page begins that the payload ends in
-    fresh = last >= max(at, 1)
-    parts = [payload, _NOTHING[: max(0, min(last + _HUGE, most) - end)]] if fresh else [payload]
-    written = os.pwritev(number, parts, at)
-    while written < len(payload):
-        written += os.pwrite(number, payload[written:], at + written)
-    return time.monotonic() - begun

@@ -30,6 +30,7 @@ from connector.dataplane.asked import STREAM, Asked, Split, quoted
 from connector.dataplane.blocks import Source, Spread
 from connector.dataplane.governed import GovernedStream, watch, why_ended
 from connector.dataplane.jobs import BATCH_BYTES, gated, job_of, version_relation
+from connector.dataplane.mixed import Mixed
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
@@ -366,6 +367,10 @@ class Reads:
         """Where the bytes come from (4, 6): files that hold them already, or a worker, whose answer may be kept. Made
         ready while the read's beginning is recorded, and read when it is."""
         files = self._prepared
+        if files is not None and asked.split is not None and (form := files.form(asked, grants)):
+            async with self._blocks(files, form, asked.split, grants, job, spans, begun) as mixed:
+                yield mixed
+            return
         key = "" if files is None else files.key(asked, grants)
         if files is not None and key and (entry := await files.find(key, grants[0])) is not None:
             await asyncio.shield(begun)
@@ -385,6 +390,33 @@ class Reads:
             yield Spread(result) if job.spans else result
             if files is not None and indexed:
                 self._spawn(files.index(key, grants[0], job, self._pool.ask))
+
+    @asynccontextmanager
+    async def _blocks(
+        self,
+        files: PreparedStreams,
+        form: str,
+        split: Split,
+        grants: Sequence[Grant],
+        job: Job,
+        spans: bool,
+        begun: asyncio.Task[Any],
+    ) -> AsyncIterator[Source]:
+        """Blocks from files, where they are prepared, and from a worker, who is asked for no other ones."""
+        known = await files.blocks(form, split, grants[0])
+        ranges, digest = split.only.ranges, job.digest
+        if known:
+            left = [one for one in ranges if one.block not in known]
+            job = replace(job, digest="none", only=replace(split.only, ranges=left))
+        if job.only is None or not job.only.ranges:
+            await asyncio.shield(begun)
+            yield Mixed(ranges, known, None, None, digest=digest, spans=spans)
+            return
+        async with (
+            self._pool.run(job, watch=partial(watch, grants), after=begun) as result,
+            files.shelf(form, split, grants[0], result) as shelf,
+        ):
+            yield Mixed(ranges, known, result, shelf, digest=digest, spans=spans)
 
     async def _record_end(
         self,

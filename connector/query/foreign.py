@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from connector.query import job as wire
 from connector.query.codes import Coded
-from connector.query.frames import new_digest
+from connector.query.digests import new_digest
 from connector.query.job import Job
 
 _BLOB_MAX = 256 * 2**20

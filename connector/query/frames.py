@@ -5,18 +5,17 @@ The memory of a batch is copied once, to where it is sent from. Runs in the work
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-import xxhash
 
 from connector.query import job as wire
 from connector.query import nulls
 from connector.query.codes import Coded
+from connector.query.digests import new_digest
 from connector.query.job import Job
 from connector.query.keeping import limit_cpu
 from connector.query.ring import slot_bytes
@@ -103,9 +102,11 @@ class Frames:
         self.session.send(wire.SCHEMA, messages.head, digest=messages.first, more=True)
         self.session.send(wire.TRAILER, messages.trailer)
 
-    def write(self, batch: pa.RecordBatch, *, at: str = "", last: Callable[[], bool] = lambda: False) -> None:
-        """One batch out, with its place where it has one; or the error of the limit it would break. The `last` goes
-        with the end, which follows at once."""
+    def write(
+        self, batch: pa.RecordBatch, *, at: str = "", block: int = -1, last: Callable[[], bool] = lambda: False
+    ) -> None:
+        """One batch out, with its place and its block where it has one; or the error of the limit it would break. The
+        `last` goes with the end, which follows at once."""
         parts, size = self.messages.message(batch, at=at)
         limits = self.job.limits
         if limits.rows is not None and self.rows + batch.num_rows > limits.rows:
@@ -118,13 +119,17 @@ class Frames:
         if not slot or self.slots is None:
             parts = [part.read() if isinstance(part, Values) else part for part in parts]
             digest = self._digested(map(_pieces, parts))
-            self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=digest)
+            self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=digest, block=block)
         elif self.job.spans and any(isinstance(part, Values) for part in parts):
             digest, where = self._digested(map(self.slots.leave, parts)), bytes(self.slots.pieces)
-            self.session.send(wire.SCATTERED, where, slot=slot, rows=batch.num_rows, digest=digest, more=last())
+            self.session.send(
+                wire.SCATTERED, where, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
+            )
         else:
             digest = self._digested(map(self.slots.put, parts))
-            self.session.send(wire.BATCH, size=size, slot=slot, rows=batch.num_rows, digest=digest, more=last())
+            self.session.send(
+                wire.BATCH, size=size, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
+            )
         limit_cpu(self.job)
 
     def _digested(self, parts: Iterable[Iterator[memoryview]]) -> bytes:
@@ -244,18 +249,3 @@ class ListSink:
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-class _NoDigest:
-    def update(self, _: Any) -> None:
-        """Nothing is counted."""
-
-    def digest(self) -> bytes:
-        return b""
-
-
-def new_digest(name: str) -> Any:
-    """A running digest: xxh3 (128 bits), sha256, or none."""
-    if name == "sha256":
-        return hashlib.sha256()
-    return _NoDigest() if name == "none" else xxhash.xxh3_128()

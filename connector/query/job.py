@@ -27,7 +27,8 @@ PROGRESS: Final = 7
 ANSWERS: Final = 8
 SCATTERED: Final = 9
 
-HEADER: Final = struct.Struct("<BBBxIQ32s")  # kind, digest length, slot, rows, payload length, digest so far
+# Kind, digest length, slot, rows, payload length, the block of a batch (negative: none), digest so far.
+HEADER: Final = struct.Struct("<BBBxIQi32s")
 PIECE: Final = struct.Struct("<iQQ")  # of a message: the file's number, or IN_SLOT; offset; bytes
 IN_SLOT: Final = -1
 GO: Final = 255

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,8 +26,15 @@ from connector.query.job import Job, Range, Ranges, Relation
 from connector.query.placed import Placed
 from connector.query.stored import Stored
 
-Part = tuple[pa.RecordBatch, str]  # and what its metadata says of its place
 _Placed = tuple[pa.RecordBatch, int]  # and the number of its last row
+
+
+class Part(NamedTuple):
+    """A batch, what its metadata says of its place, and the block that it is of."""
+
+    batch: pa.RecordBatch
+    at: str = ""
+    block: int = -1
 
 
 def read(
@@ -107,7 +114,7 @@ def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges
             for batch, row in batches:
                 left[0] = replace(one, first=row + 1)
                 at = json.dumps({"block": one.block, "cursor": seal(Place(one.file, row), key)}) if key else ""
-                yield batch, at
+                yield Part(batch, at, one.block)
             left.pop(0)
 
 

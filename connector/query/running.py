@@ -42,12 +42,13 @@ class Frame:
     nbytes: int
     payload: memoryview
     digest: bytes
+    block: int = -1  # that its rows are of, in a read of blocks
 
     @classmethod
-    def of(cls, rows: int, payload: bytearray | memoryview, digest: bytes) -> Self:
+    def of(cls, rows: int, payload: bytearray | memoryview, digest: bytes, *, block: int = -1) -> Self:
         """As `Result.next` gives it."""
         whole = payload if isinstance(payload, memoryview) else memoryview(payload)
-        return cls(rows, len(payload), whole, digest)
+        return cls(rows, len(payload), whole, digest, block)
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +140,7 @@ class Result:
         self.digest = b""
         self.totals: dict[str, int] = {}
         self.pieces: list[tuple[int, int, int]] = []  # of the message that came last, where it is scattered
+        self.block = -1  # of the message that came last
         self.answers: list[dict[str, Any]] = []  # what is in those that came unread, in the order of the job's blobs
         self.ended = False
         self.worked = 0.0  # seconds that we waited for the worker
@@ -160,7 +162,7 @@ class Result:
         kind, rows, payload, digest = await self.next()
         if kind != wire.BATCH:
             raise StopAsyncIteration
-        return Frame.of(rows, payload, digest)
+        return Frame.of(rows, payload, digest, block=self.block)
 
     async def start(self) -> None:
         """Send the job and wait for the schema (or the value)."""
@@ -207,7 +209,7 @@ class Result:
         with self._open:  # a thread that nobody waits for any more must not find another job's ring
             if self.ended or self.ring is None or self.ring.held == self.ring.slots or not self._has(wire.HEADER.size):
                 return None
-            kind, digest_length, slot, rows, length, digest = wire.HEADER.unpack_from(self._come)
+            kind, digest_length, slot, rows, length, self.block, digest = wire.HEADER.unpack_from(self._come)
             whole = wire.HEADER.size + (length if kind == wire.SCATTERED else 0)
             if kind not in (wire.BATCH, wire.SCATTERED) or not slot or whole > _TOGETHER or not self._has(whole):
                 return None
@@ -271,7 +273,7 @@ class Result:
 
     async def _frame(self) -> tuple[int, int, bytearray | memoryview, bytes]:
         header = await self._receive(wire.HEADER.size)
-        kind, digest_length, slot, rows, length, digest = wire.HEADER.unpack(header)
+        kind, digest_length, slot, rows, length, self.block, digest = wire.HEADER.unpack(header)
         if length > wire.PAYLOAD_MAX:
             raise self._nonsense()
         if kind == wire.SCATTERED:

@@ -113,12 +113,13 @@ class Session:
         rows: int = 0,
         digest: bytes = b"",
         slot: int = 0,
+        block: int = -1,
         more: bool = False,
     ) -> None:
         """One frame; blocks while the reader is slow. `parts` go out without being joined; none if `slot` has them.
         `more`: another follows at once, and they go together."""
         length = sum(len(part) for part in parts) if size is None else size
-        header = wire.HEADER.pack(kind, len(digest), slot, rows, length, digest)
+        header = wire.HEADER.pack(kind, len(digest), slot, rows, length, block, digest)
         self.unsent += (header, *parts)
         if more:
             return

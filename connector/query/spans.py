@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -17,13 +17,15 @@ Place = tuple[int, int, int]
 class Span:
     """A part of an open file, for a transport that can send one without reading it, or reads it to where it sends from.
 
-    `ref`: what an owner's file is registered as; none for a copy of ours.
+    `ref`: what an owner's file is registered as; none for a copy of ours. `seen` is to be called with its bytes as they
+    are sent, all of them and in order, where it is given.
     """
 
     file: IO[bytes]
     at: int
     nbytes: int
     ref: FileRef | None = None
+    seen: Callable[[bytes | memoryview], object] | None = None
 
     def parts(self) -> Sequence[Place | memoryview]:
         """What there is to send: of files, the descriptor, the offset and the bytes."""
@@ -42,6 +44,8 @@ class Span:
             if not more:
                 raise VersionChanged("a file of this version has been cut short; register a new version")
             got += more
+        if self.seen is not None:
+            self.seen(memory[: self.nbytes])
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,10 +94,10 @@ def query(session: Session, job: Job) -> None:
     schema, parts = _parts(session, job)
     with closing(_Ahead(session, parts)) as coming:
         out = Frames(session, job, _format(job, schema), idle=coming.idle)
-        for batch, at in coming:
+        for batch, at, block in coming:
             session.check()
             if batch.num_rows:
-                out.write(batch, at=at, last=coming.over)
+                out.write(batch, at=at, block=block, last=coming.over)
     for found in session.files:
         found.check_unchanged()
     out.end()
@@ -184,7 +184,7 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
         schema, batches = _batches(session, job, relation, rows)
     if job.noise:
         schema, batches = _noisy(session, schema, batches, job.noise)
-    return schema, ((batch, "") for batch in batches)
+    return schema, map(ranges.Part, batches)
 
 
 def _passed(
@@ -201,7 +201,7 @@ def _passed(
         return None
     schema = pa.schema(list(zip(job.passed, reader.schema.types, strict=True)))  # of the foreign one only the types
     batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
-    return schema, ((piece, "") for batch in batches for piece in engine.cut(batch, job.batch_bytes))
+    return schema, (ranges.Part(piece) for batch in batches for piece in engine.cut(batch, job.batch_bytes))
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -18,7 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from connector.query.codes import Coded
-from connector.query.frames import ListSink, new_digest
+from connector.query.digests import new_digest
+from connector.query.frames import ListSink
 
 if TYPE_CHECKING:
     from connector.query.job import Job

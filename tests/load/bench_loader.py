@@ -1,6 +1,7 @@
 """PyTorch's loader side by side with the SDK's plain batches: `make bench-loader`, in the environment of the loaders.
 
     python -m tests.load.bench_loader [--scale 0.25] [--rounds 3] [--tables floats images] [--folder var/bench]
+                                      [--later]
 
 One owner as an operator starts it, one consumer that negotiated; each reader is a process of its own, in rotated
 rounds, and every batch is dropped as it comes. Ways:
@@ -9,6 +10,8 @@ rounds, and every batch is dropped as it comes. Ways:
     loader            `Dataset.loader(batch_size=...)`: the same in an order, read ahead in a thread
     torch, here       `to_torch` in one process: a dict of tensors
     torch, 2 workers  the same by a DataLoader with two workers: what the aim is about, at least 0.9 of plain
+
+With `--later` every pass is a later epoch of one job, in an order of its own: the owner has kept what left before.
 
 Printed for each: MB of Arrow a second from the first batch to the last (what a job has that runs for hours), and with
 the start, which for workers is their start too. The aim is held against the first. Tables without PyTorch's types
@@ -36,6 +39,7 @@ from hanse.client import Dataset
 from hanse.flow import Access, Name
 
 from tests.load.stream.tables import Table, tables
+from tests.load.stream.usage import Tree
 from tests.support.ports import free_range
 from tests.support.processes import Process
 
@@ -51,43 +55,44 @@ class Took:
     seconds: float
     cpu: float
     batches: int
+    owner_cpu: float = 0.0
 
 
 @dataclass
 class Way:
     name: str
-    read: Callable[[Any, int], Iterable[Any]]
+    read: Callable[..., Iterable[Any]]
     took: list[Took] = field(default_factory=list)
 
 
-def _torch(dataset: Any, rows: int, workers: int) -> Iterable[Any]:
+def _torch(dataset: Any, rows: int, workers: int, **order: Any) -> Iterable[Any]:
     from torch.utils.data import DataLoader
 
-    return DataLoader(dataset.to_torch(batch_size=rows), batch_size=None, num_workers=workers)
+    return DataLoader(dataset.to_torch(batch_size=rows, **order), batch_size=None, num_workers=workers)
 
 
-def _plain(dataset: Any, _: int) -> Iterable[Any]:
+def _plain(dataset: Any, _: int, **__: Any) -> Iterable[Any]:
     found: Iterable[Any] = dataset.stream()
     return found
 
 
-def _loader(dataset: Any, rows: int) -> Iterable[Any]:
-    found: Iterable[Any] = dataset.loader(batch_size=rows)
+def _loader(dataset: Any, rows: int, **order: Any) -> Iterable[Any]:
+    found: Iterable[Any] = dataset.loader(batch_size=rows, **order)
     return found
 
 
-def _here(dataset: Any, rows: int) -> Iterable[Any]:
-    return _torch(dataset, rows, 0)
+def _here(dataset: Any, rows: int, **order: Any) -> Iterable[Any]:
+    return _torch(dataset, rows, 0, **order)
 
 
-def _workers(dataset: Any, rows: int) -> Iterable[Any]:
-    return _torch(dataset, rows, 2)
+def _workers(dataset: Any, rows: int, **order: Any) -> Iterable[Any]:
+    return _torch(dataset, rows, 2, **order)
 
 
 WAYS = {"plain": _plain, "loader": _loader, "torch, here": _here, "torch, 2 workers": _workers}
 
 
-def _read(way: str, url: str, token: str, access: Access, rows: int, answer: Any) -> None:
+def _read(way: str, url: str, token: str, access: Access, rows: int, order: dict[str, Any], answer: Any) -> None:
     """In a process of its own: one read, everything loaded before the clock runs."""
     importlib.import_module("hanse.loaders.torch")  # not at the top: whoever measures needs no PyTorch
 
@@ -95,7 +100,7 @@ def _read(way: str, url: str, token: str, access: Access, rows: int, answer: Any
         multiprocessing.set_start_method("fork", force=True)  # as in a job: we were spawned, and it would be for us too
         dataset, cpu = Dataset(space, access), _cpu()
         begun, first, count = time.perf_counter(), 0.0, 0
-        for _ in WAYS[way](dataset, rows):
+        for _ in WAYS[way](dataset, rows, **order):
             first = first or time.perf_counter() - begun
             count += 1
         seconds = time.perf_counter() - begun
@@ -124,7 +129,8 @@ def report(table: Table, ways: list[Way]) -> bool:
     """Print the table; whether the aim is met."""
     size, plain = table.nbytes / 1e6, ways[0]
     print(f"\n{table.name}: {size:.0f} MB as Arrow, batches of {_BATCH_ROWS[table.name]} rows")
-    print(f"  {'':20}{'MB/s':>8}{'of plain':>10}{'with start':>12}{'of plain':>10}{'first ms':>10}{'CPU s/GB':>10}")
+    heads = ("of plain", 10), ("with start", 12), ("of plain", 10), ("first ms", 10), ("CPU s/GB", 10), ("owner", 8)
+    print(f"  {'':20}{'MB/s':>8}{''.join(head.rjust(width) for head, width in heads)}")
     ratio = 0.0
     for way in ways:
         pairs = list(zip(plain.took, way.took, strict=True))
@@ -135,6 +141,7 @@ def report(table: Table, ways: list[Way]) -> bool:
             f"{size / statistics.median(t.seconds for t in way.took):12.0f}{whole:10.2f}"
             f"{statistics.median(t.first for t in way.took) * 1e3:10.0f}"
             f"{statistics.median(t.cpu for t in way.took) / size * 1e3:10.2f}"
+            f"{statistics.median(t.owner_cpu for t in way.took) / size * 1e3:8.2f}"
         )
     print(f"  aim: {ways[-1].name} at least {_AIM} of plain: {ratio:.2f}, {'met' if ratio >= _AIM else 'MISSED'}")
     return ratio >= _AIM
@@ -147,12 +154,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tables", nargs="+", default=["floats", "images"], choices=list(_BATCH_ROWS))
     parser.add_argument("--folder", type=Path, default=Path("var/bench"))
+    parser.add_argument("--later", action="store_true", help="epochs after the first, which the owner has kept")
     asked = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, scale {asked.scale:g}", flush=True)
     made = tables(asked.folder.resolve(), scale=asked.scale, only=asked.tables)
     with tempfile.TemporaryDirectory(prefix="hanse-bench-") as held:
         first = free_range(4)
-        settings = {"SOURCE_ROOTS": str(made[0].parquet.parent), "PREPARED_MB": "0", "STREAMS_MAX": "64"}
+        room = "20000" if asked.later else "0"
+        settings = {"SOURCE_ROOTS": str(made[0].parquet.parent), "PREPARED_MB": room, "STREAMS_MAX": "64"}
         north = Process("north", Path(held) / "north", first, first + 1, settings=settings)
         south = Process("south", Path(held) / "south", first + 2, first + 3)
         try:
@@ -162,7 +171,7 @@ def main() -> int:
                 dataset, offer = north.offer(table.name, table.parquet)
                 access = Access(Name("north", table.name), dataset, *south.agree(north, dataset, offer), "")
                 ways = [Way(name, read) for name, read in WAYS.items()]
-                _rounds(access, ways, south, asked.rounds)
+                _rounds(access, ways, (north, south), asked.rounds, later=asked.later)
                 report(table, ways)
         finally:
             north.kill()
@@ -170,12 +179,17 @@ def main() -> int:
     return 0
 
 
-def _rounds(access: Access, ways: list[Way], south: Process, rounds: int) -> None:
+def _rounds(access: Access, ways: list[Way], two: tuple[Process, Process], rounds: int, *, later: bool) -> None:
+    north, south = two
     url, rows = f"http://127.0.0.1:{south.management_port}", _BATCH_ROWS[access.name.dataset]
+    assert north.running is not None
     for number in range(-1, rounds):  # the first warms up
         at = max(0, number) % len(ways)
-        for way in ways[at:] + ways[:at]:
-            found = _measured(way.name, url, south.token, access, rows)
+        for epoch, way in enumerate(ways[at:] + ways[:at], (number + 1) * len(ways)):
+            before = Tree(north.running.pid).cpu()
+            order = {"seed": 7, "epoch": epoch} if later else {}
+            found = _measured(way.name, url, south.token, access, rows, order)
+            found.owner_cpu = Tree(north.running.pid).cpu() - before
             if number >= 0:
                 way.took.append(found)
 

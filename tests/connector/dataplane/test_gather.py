@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import socket
 import ssl
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import IO, Any
@@ -20,7 +21,7 @@ import pytest
 import uvicorn
 
 from connector.dataplane import gather
-from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, Protocol
+from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
 from tests.load.stream.space import self_signed
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
@@ -224,13 +225,14 @@ async def test_a_file_that_is_too_short_never_completes_a_chunk() -> None:
     assert not answer.partition(b"\r\n\r\n")[2].endswith(b"\r\n")
 
 
-async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_the_process() -> None:
+@pytest.mark.parametrize("more", [{}, {SEEN: len}], ids=["unseen", "seen"])
+async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_the_process(more: Any) -> None:
     """The kernel alone looks into the map: it says EFAULT, and there is no bus error."""
     raised: list[type[BaseException]] = []
 
     def message(file: IO[bytes]) -> dict[str, Any]:
         file.truncate(64 * 2**20)
-        return {FILE: [(file.fileno(), 0, 64 * 2**20)], MOVED: lambda: file.truncate(2**20)}
+        return more | {FILE: [(file.fileno(), 0, 64 * 2**20)], MOVED: lambda: file.truncate(2**20)}
 
     async with served(short(raised, message)) as port:
         await slow(port)
@@ -275,13 +277,17 @@ async def test_a_file_that_is_cut_short_between_two_parts_ends_the_read() -> Non
     assert raised == [EOFError]
 
 
-async def test_pieces_of_files_and_memory_are_one_chunk() -> None:
-    """Many more than one call takes, of two files, in any order, also for a reader who takes a little at a time."""
+@pytest.mark.parametrize("seen", [False, True], ids=["unseen", "seen"])
+async def test_pieces_of_files_and_memory_are_one_chunk(seen: bool) -> None:
+    """Many more than one call takes, of two files, in any order, also for a reader who takes a little at a time. Who
+    has to see them sees them all, in that order, and nothing of what is around them."""
     random = Random(5)
     whole = random.randbytes(30 * 2**20)  # several windows
     spans = [(random.randrange(len(whole) - 100_000), random.choice((0, 1, 5, 4096, 90_000))) for _ in range(1500)]
     memory = [random.randbytes(random.choice((1, 8, 3000))) for _ in range(400)]
     order = random.sample(range(1900), 1900)
+    shown = bytearray()
+    more: dict[str, Any] = {SEEN: shown.extend} if seen else {}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -292,7 +298,7 @@ async def test_pieces_of_files_and_memory_are_one_chunk() -> None:
             places = [((one, two)[number % 2].fileno(), *span) for number, span in enumerate(spans)]
             pieces = [*places, memoryview(memory[0]), *memory[1:]]
             parts = [pieces[number] for number in order]
-            message = {"type": "http.response.body", "more_body": True}
+            message = {"type": "http.response.body", "more_body": True} | more
             await send(message | {FILE: parts, MORE: lambda left=[parts[::-1]]: left.pop() if left else None})
             await send(message | {FILE: [(one.fileno(), 5, 0)]})  # not the end of the body
             await send(message | {FILE: [b"x"]})
@@ -303,7 +309,10 @@ async def test_pieces_of_files_and_memory_are_one_chunk() -> None:
         for read in (exchange(port, REQUEST), slow(port)):
             body = (await read).partition(b"\r\n\r\n")[2]
             assert int(body[: body.index(b"\r")], 16) == sum(map(len, expected))
-            assert decoded(body) == b"".join(expected + expected[::-1]) + b"x"
+            came = decoded(body)
+            assert came == b"".join(expected + expected[::-1]) + b"x"
+            assert not seen or shown == came
+            shown.clear()
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -384,3 +393,31 @@ async def test_a_reader_that_leaves_or_waits_holds_nothing(leaves: bool) -> None
         async with asyncio.timeout(60):
             await ended.wait()
         writer.close()
+
+
+async def test_streams_that_share_a_thread_do_not_share_its_memory() -> None:
+    """One makes it wait in the middle of what it has read; then it reads for another."""
+    shown = [bytearray(), bytearray()]
+    with tempfile.TemporaryFile() as file, concurrent.futures.ThreadPoolExecutor(1) as thread:
+        file.write(b"a" * 2**20 + b"b" * 2**20)
+        file.flush()
+        parts = [[(file.fileno(), number * 2**20, 2**20)] for number in (0, 1)]
+        sending = [gather._Sending(one, before=None, more=None, seen=shown[n].extend) for n, one in enumerate(parts)]
+        pairs = [socket.socketpair() for _ in parts]
+        came = [b"", b""]
+        for ours, theirs in pairs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+        done = [False, False]
+        while not all(done):
+            for number, (ours, theirs) in enumerate(pairs):
+                done[number] = done[number] or thread.submit(sending[number].push, ours).result()
+                with suppress(BlockingIOError):
+                    while part := theirs.recv(50_000):
+                        came[number] += part
+        for number, letter in enumerate((b"a", b"b")):
+            assert came[number] == b"100000\r\n" + letter * 2**20 + b"\r\n"
+            assert shown[number] == letter * 2**20
+        for pair in pairs:
+            for one in pair:
+                one.close()

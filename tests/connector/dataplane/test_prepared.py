@@ -12,10 +12,11 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from connector.dataplane import prepared as prepared_streams
+from connector.dataplane import copies
 from connector.dataplane.asked import STREAM, Asked
 from connector.dataplane.blocks import Entry
-from connector.dataplane.prepared import Keeping, PreparedStreams, _nameless, _write, keepable
+from connector.dataplane.copies import Copy, Keeping, nameless
+from connector.dataplane.prepared import PreparedStreams, keepable
 from connector.events import AgreementRevoked
 from connector.query.running import Frame
 from policies import compile as compiler
@@ -77,8 +78,9 @@ async def test_later_passes_are_the_first_byte_for_byte_without_a_worker(
 ) -> None:
     ticket = running.ticket(await running.agree(FILTERED))
     first = await read(running, ticket, **parameters)
-    (entry,) = prepared._entries.values()
-    assert os.fstat(entry.files[0].fileno()).st_size == entry.nbytes
+    assert len(prepared) == (2 if parameters.get("blocks") == "1,0" else 1)
+    for entry in prepared._entries.values():
+        assert os.fstat(entry.files[0].fileno()).st_size == entry.nbytes
     monkeypatch.setattr(running.pool, "run", None)
     second = await read(running, ticket, **parameters)
     assert second.status_code == 200
@@ -98,9 +100,9 @@ HUGE = 2 * 2**20
 )
 async def test_payloads_lie_one_behind_the_other_whatever_pages_they_begin(tmp_path: Path, sizes: list[int]) -> None:
     payloads = [os.urandom(size) for size in sizes]
-    with _nameless(tmp_path) as file:
+    with nameless(tmp_path) as file:
         for number, payload in enumerate(payloads):
-            _write(file, memoryview(payload), sum(sizes[:number]), 2**40)
+            copies._write(file, memoryview(payload), sum(sizes[:number]), 2**40)
         file.seek(0)
         assert file.read(sum(sizes)) == b"".join(payloads)
 
@@ -111,8 +113,8 @@ async def test_payloads_lie_one_behind_the_other_whatever_pages_they_begin(tmp_p
     ids=["small", "whole pages", "no further than it may", "nothing behind"],
 )
 async def test_pages_are_written_whole(tmp_path: Path, size: int, most: int, length: int) -> None:
-    with _nameless(tmp_path) as file:
-        _write(file, memoryview(bytes(size)), 0, most)
+    with nameless(tmp_path) as file:
+        copies._write(file, memoryview(bytes(size)), 0, most)
         assert os.fstat(file.fileno()).st_size == length
 
 
@@ -217,9 +219,10 @@ class Source:
 
 
 def _keeping(folder: Path, coming: list[Entry], *, count: int, room: int) -> Keeping:
-    entry = Entry("", "", "", "", None, (_nameless(folder),))
+    entry = Entry("", "", "", "", None, (nameless(folder),))
     coming.append(entry)
-    return Keeping(cast("Any", Source(count, 1000)), entry, room, coming)
+    source = cast("Any", Source(count, 1000))
+    return Keeping(source, Copy(source, entry, room, coming))
 
 
 async def test_streams_that_are_written_at_once_share_their_room(tmp_path: Path) -> None:
@@ -234,7 +237,7 @@ async def test_streams_that_are_written_at_once_share_their_room(tmp_path: Path)
 
 async def test_a_stream_of_very_many_batches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes memory in the index, also where it has one row."""
-    monkeypatch.setattr(prepared_streams, "_BLOCKS_MAX", 10)
+    monkeypatch.setattr(copies, "BLOCKS_MAX", 10)
     coming: list[Entry] = []
     for count in (10, 11):
         keeping = _keeping(tmp_path, coming, count=count, room=10**6)

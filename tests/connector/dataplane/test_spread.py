@@ -256,7 +256,7 @@ class Worker:
 
     def send(self, *pieces: tuple[int, int, int], slot: int = 1, kind: int = wire.SCATTERED, more: bytes = b"") -> None:
         told = b"".join(wire.PIECE.pack(*piece) for piece in pieces) + more
-        self.channel.sendall(wire.HEADER.pack(kind, 0, slot, 1, len(told), b"") + told)
+        self.channel.sendall(wire.HEADER.pack(kind, 0, slot, 1, len(told), -1, b"") + told)
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ async def test_a_job_without_spans_gets_none(relation: Relation) -> None:
 
 async def test_a_batch_that_has_not_come_whole_is_not_there_yet(relation: Relation) -> None:
     worker = Worker(relation)
-    frame = wire.HEADER.pack(wire.SCATTERED, 0, 1, 7, wire.PIECE.size, b"") + wire.PIECE.pack(0, 0, 5)
+    frame = wire.HEADER.pack(wire.SCATTERED, 0, 1, 7, wire.PIECE.size, -1, b"") + wire.PIECE.pack(0, 0, 5)
     spread = Spread(worker.result)
     for at in range(len(frame)):
         assert spread.at_once() is None

@@ -796,7 +796,7 @@ async def test_frames_that_come_in_pieces_are_whole() -> None:
     ours.setblocking(False)
     nobody: Any = None
     result = Result(nobody, Job(kind="report"), ours)
-    frames = [wire.HEADER.pack(wire.PROGRESS, 0, 0, 0, size, b"") + bytes(size) for size in (3, 100_000, 5)]
+    frames = [wire.HEADER.pack(wire.PROGRESS, 0, 0, 0, size, -1, b"") + bytes(size) for size in (3, 100_000, 5)]
     first = asyncio.ensure_future(result.next())
     for at in range(0, len(frames[0]), 20):
         theirs.sendall(frames[0][at : at + 20])

@@ -34,7 +34,7 @@ def test_the_schema_is_asked_for_once_and_each_range_has_its_rows(tmp_path: Path
     ):
         schema, parts = ranges.read(cons, job, Ranges(wanted, "00" * 32), [path])
         with closing(parts):
-            found = [batch for batch, _ in parts]
+            found = [batch for batch, *_ in parts]
     assert schema == table.schema
     assert pa.Table.from_batches(found).column("id").to_pylist() == [*range(30, 40), *range(10), *range(20, 30)]
     assert (asked.call_count, judged.call_count) == (1, 1)
@@ -93,7 +93,7 @@ def given(tmp_path: Path, batches: list[list[int]]) -> Generator[ranges.Part]:
 
 def test_rows_in_their_order_come(tmp_path: Path) -> None:
     with closing(given(tmp_path, [[3], [], [5, 6, 8], [9]])) as parts:
-        assert [batch.column(0).to_pylist() for batch, _ in parts] == [[3], [5, 6, 8], [9]]
+        assert [batch.column(0).to_pylist() for batch, *_ in parts] == [[3], [5, 6, 8], [9]]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class Engines:
 
 
 def numbers(parts: Any) -> list[int]:
-    return [number for batch, _ in parts for number in batch["n"].to_pylist()]
+    return [number for batch, *_ in parts for number in batch["n"].to_pylist()]
 
 
 def test_scans_that_take_turns_give_every_row_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_frames_that_follow_at_once_leave_together() -> None:
     came = ours.recv(2**16)
     size = wire.HEADER.size
     heads = [wire.HEADER.unpack(came[at : at + size]) for at in (0, size)]
-    assert [(kind, slot, length) for kind, _, slot, _, length, _ in heads] == [(wire.BATCH, 1, 7), (wire.END, 0, 2)]
+    assert [(kind, slot, length) for kind, _, slot, _, length, _, _ in heads] == [(wire.BATCH, 1, 7), (wire.END, 0, 2)]
     assert came[2 * size :] == b"{}"
     session.send(wire.END, b"{}")
     assert len(ours.recv(2**16)) == size + 2  # nothing twice
