@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -31,9 +32,11 @@ class Ring:
     """The connector's end. It owns the memory file; `descriptor` goes to the worker and may be closed then."""
 
     def __init__(self, slots: int, size: int, *, released: Callable[[int], None]) -> None:
-        """`released` is told the slots that come back; it may be replaced for another job while none is held."""
+        """`released` is told the slots that come back; one for another job hears of those taken from then on."""
         self.slots, self.size = slots, size
         self.released = released
+        self._lock = threading.RLock()  # a collector of garbage may let go of a slot in the middle of anything
+        self._then: Callable[[], None] | None = None
         self._resting = True  # no page of it is in memory
         self._kinds: dict[int, weakref.ref[ctypes.Array[ctypes.c_ubyte]]] = {}
         self._slot_type = ctypes.c_ubyte * size
@@ -58,11 +61,17 @@ class Ring:
         """The bytes in a slot that the worker has filled. ValueError where there is no such slot or it is held."""
         if self._memory is None or not 0 <= slot < self.slots or length > self.size or slot in self._kinds:
             raise ValueError("expected a free slot of the ring and a length that fits")
-        whole = self._slot_type.from_buffer(self._memory, slot * self.size)
-        _HELD.add(self)
-        self._kinds[slot] = weakref.ref(whole, lambda _: self._let_go(slot))
+        whole, released = self._slot_type.from_buffer(self._memory, slot * self.size), self.released
+        with self._lock:
+            _HELD.add(self)
+            self._kinds[slot] = weakref.ref(whole, lambda _: self._let_go(slot, released))
         self._resting = False
         return memoryview(whole).cast("B")[:length].toreadonly()
+
+    def when_free(self, act: Callable[[], None]) -> None:
+        """Call `act` once when nobody holds a slot: now, or in the thread that lets go of the last one."""
+        self._then = act
+        self._tell_free()
 
     def rest(self) -> None:
         """Give the memory back to the machine until somebody writes there again. Only while nobody holds a slot."""
@@ -81,8 +90,17 @@ class Ring:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _let_go(self, slot: int) -> None:
-        del self._kinds[slot]
-        if not self._kinds:
-            _HELD.discard(self)
-        self.released(slot)
+    def _let_go(self, slot: int, released: Callable[[int], None]) -> None:
+        with self._lock:
+            del self._kinds[slot]
+            if not self._kinds:
+                _HELD.discard(self)
+        released(slot)
+        self._tell_free()
+
+    def _tell_free(self) -> None:
+        with self._lock:
+            if self._kinds or self._then is None:
+                return
+            then, self._then = self._then, None
+        then()

@@ -64,6 +64,7 @@ class Worker:
     watch: asyncio.Task[None] | None = None
     idle_since: float = 0.0
     ring: Ring | None = None  # of its last job
+    lending: threading.RLock = field(default_factory=threading.RLock)
     began_mb: int = 0  # mapped to write to before its first job
     ending: asyncio.Task[None] | None = None  # its job has ended by itself, and it will be free in a moment
 
@@ -76,7 +77,8 @@ class Worker:
 
     def lend_ring(self, slots: int, size: int) -> Ring:
         """Memory to share with it in a job that is about to begin: what its last job has left, where that fits."""
-        ring, self.ring = self.ring, None
+        with self.lending:
+            ring, self.ring = self.ring, None
         if ring is not None and (ring.slots, ring.size) != (slots, size):
             ring.close()
             ring = None
@@ -84,12 +86,14 @@ class Worker:
 
     def take_ring(self, ring: Ring) -> None:
         """A job has ended: its memory waits for the next one, from when no reader holds any of it any more."""
-        if self.ring is not None or self.doomed or not self.alive():
+        ring.when_free(lambda: self._keep(ring))
+
+    def _keep(self, ring: Ring) -> None:
+        with self.lending:  # rings come back in any thread
+            if kept := self.ring is None and not self.doomed and self.alive():
+                ring.released, self.ring = _nobody, ring
+        if not kept:
             ring.close()
-        elif ring.held:
-            ring.released = lambda _: None if ring.held else self.take_ring(ring)
-        else:
-            ring.released, self.ring = _nobody, ring
 
     def give_up(self, result: Result) -> None:
         """A job does not stop: its process is killed, as soon as nobody else has one in it."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import mmap
 import os
+import socket
+import threading
+import time
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from connector.query.ring import Ring, slot_bytes
+from connector.query.running import Worker
 
 
 @pytest.fixture
@@ -127,3 +134,102 @@ def test_a_ring_that_nobody_knows_any_more_hears_of_its_slots() -> None:
     assert told == [1]
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(descriptor)
+
+
+def test_a_slot_that_comes_back_late_is_no_news_for_the_next_job(ring: Ring, freed: list[int]) -> None:
+    view = ring.take(0, 1)
+    ring.released = [].append
+    del view
+    assert freed == [0]
+
+
+def test_who_waits_for_a_ring_hears_once_that_nobody_holds_it(ring: Ring) -> None:
+    heard: list[int] = []
+    views = [[ring.take(0, 1)], [ring.take(1, 1)]]
+    ring.when_free(lambda: heard.append(ring.held))
+    letting_go = [threading.Thread(target=view.clear) for view in views]
+    ring._kinds = Together(ring._kinds)
+    for thread in letting_go:
+        thread.start()
+    for thread in letting_go:
+        thread.join()
+    assert heard == [0]
+    ring.when_free(lambda: heard.append(ring.held))
+    assert heard == [0, 0]
+
+
+class Together(dict[int, Any]):
+    """Nobody who takes something out goes on before a second one has done so, if one can."""
+
+    barrier = threading.Barrier(2)
+
+    def __delitem__(self, key: int) -> None:
+        super().__delitem__(key)
+        with suppress(threading.BrokenBarrierError):
+            self.barrier.wait(0.5)
+
+
+class Leaving(Ring):
+    """Its last reader lets go just when somebody has seen that it is held."""
+
+    view: list[memoryview]
+
+    @property
+    def held(self) -> int:
+        found = super().held
+        self.view.clear()
+        return found
+
+
+def test_a_ring_that_is_let_go_of_while_its_job_ends_waits_for_the_next_one() -> None:
+    worker = Worker(Alive(), socket.socket(), Path())  # type: ignore[arg-type]
+    with worker.control:
+        ring = Leaving(1, 4096, released=lambda _: None)
+        ring.view = [ring.take(0, 1)]
+        worker.take_ring(ring)
+        ring.view.clear()
+        assert worker.lend_ring(1, 4096) is ring
+        ring.close()
+
+
+def test_a_ring_that_two_readers_let_go_of_at_once_is_lent_once() -> None:
+    worker = Worker(Alive(), socket.socket(), Path())  # type: ignore[arg-type]
+    with worker.control:
+        ring = Late(2, 4096, released=lambda _: None)
+        views = [[ring.take(0, 1)], [ring.take(1, 1)]]
+        worker.take_ring(ring)
+        ring._kinds = Together(ring._kinds)
+        letting_go = [threading.Thread(target=view.clear) for view in views]
+        for thread in letting_go:
+            thread.start()
+        while worker.ring is None:
+            time.sleep(0.01)
+        first = worker.lend_ring(2, 4096)
+        ring.go.set()
+        for thread in letting_go:
+            thread.join()
+        second = worker.lend_ring(2, 4096)
+        assert first is not second
+        for one in (first, second):
+            assert one.descriptor >= 0
+            one.close()
+
+
+class Late(Ring):
+    """Of two who see that nobody holds it, the second goes on later."""
+
+    seen = itertools.count()
+    go = threading.Event()
+
+    @property
+    def held(self) -> int:
+        found = super().held
+        if not found and next(self.seen):
+            self.go.wait(5)
+        return found
+
+
+class Alive:
+    """A process, as far as a ring asks."""
+
+    returncode = None
