@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -30,21 +31,25 @@ def ahead(source: Iterator[T], *, nbytes: int, size: Callable[[T], int]) -> Gene
                 raise error
             yield item
     finally:
-        _end(thread, queue)
+        _end({thread: queue})
 
 
-def _end(thread: threading.Thread, queue: _Queue) -> None:
-    _RUNNING.pop(thread, None)
-    if thread.is_alive():  # not where we were forked from whoever has it
-        queue.close()
-        thread.join(timeout=_END_SECONDS)
+def _end(running: Mapping[threading.Thread, _Queue]) -> None:
+    """All of them are told first; then they are waited for, together no longer than one would be."""
+    alive = [thread for thread in running if thread.is_alive()]  # not where we were forked from whoever has them
+    for thread in alive:
+        running[thread].close()
+    until = time.monotonic() + _END_SECONDS
+    for thread in alive:
+        thread.join(timeout=max(0.0, until - time.monotonic()))
+    for thread in running:
+        _RUNNING.pop(thread, None)
 
 
 @atexit.register
 def _end_all() -> None:
     """A thread that the interpreter finds in the middle of reading when it ends takes the process down: abort."""
-    for thread, queue in tuple(_RUNNING.items()):
-        _end(thread, queue)
+    _end(dict(_RUNNING))
 
 
 def _fill(source: Iterator[Any], queue: _Queue, size: Callable[[Any], int]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from hanse.errors import AccessRevoked, Busy, HanseError, QuotaSpent, StreamFailed, Unreachable
+from hanse.loaders import prefetch
 from hanse.loaders.prefetch import ahead
 from hanse.patience import Patience, passes
 
@@ -48,6 +49,37 @@ def test_no_more_than_the_bound_waits(nbytes: int, waiting: int) -> None:
     assert settled(lambda: source.taken, least=waiting + 1) == waiting + 1
     found.close()
     assert source.closed.wait(60)
+
+
+def test_at_the_end_all_are_told_at_once_and_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_END_SECONDS", 0.4)
+    told, goes_on = threading.Event(), threading.Event()
+
+    def waiting(until: threading.Event) -> Iterator[int]:
+        yield 0
+        until.wait(60)
+        yield 1
+
+    def telling() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            told.set()
+
+    readers = [ahead(waiting(told), nbytes=1, size=lambda _: 1)]  # ends as soon as the last one is told to
+    readers += [ahead(waiting(goes_on), nbytes=1, size=lambda _: 1) for _ in range(8)]
+    readers += [ahead(telling(), nbytes=1, size=lambda _: 1)]
+    for reader in readers:
+        assert next(reader) == 0
+    first = next(iter(prefetch._RUNNING))
+    begun = time.monotonic()
+    prefetch._end_all()
+    assert time.monotonic() - begun < 2
+    assert not first.is_alive()
+    goes_on.set()
+    for reader in readers:
+        reader.close()
+    assert not prefetch._RUNNING
 
 
 def test_items_come_in_order_and_the_error_after_them() -> None:
