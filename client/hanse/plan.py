@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hanse._messages import METADATA_MAX
 from hanse.errors import Broken
 
 PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows
@@ -46,7 +47,7 @@ class Plan:
             return cls(
                 snapshot=str(answer["snapshot"]),
                 digest=str(answer["plan"]),
-                schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(answer["schema"], validate=True))),
+                schema=_schema(answer["schema"]),
                 blocks=tuple(Block(int(one["rows"]), int(one["bytes"])) for one in answer["blocks"]),
                 rows=int(answer["rows"]),
                 exact=bool(answer["exact"]),
@@ -55,6 +56,13 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError, binascii.Error, pa.ArrowException) as error:
             raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error
+
+
+def _schema(text: str) -> pa.Schema:
+    data = base64.b64decode(text, validate=True)
+    if len(data) > METADATA_MAX:
+        raise ValueError(f"a schema of {len(data)} bytes")
+    return pa.ipc.read_schema(pa.py_buffer(data))
 
 
 def parted(blocks: int, parts: int) -> list[tuple[int, ...]]:

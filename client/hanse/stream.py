@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
+from hanse._messages import Messages
 from hanse._valid import Validator
 from hanse._wire import Answer
 from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
@@ -68,7 +69,7 @@ class Stream:
         self._body = answer.body
         self.read_id = answer.headers.get("hanse-read", "")
         self._rows_before = self.rows
-        self._reader = self._told(lambda: pa.ipc.open_stream(self._body))
+        self._reader = self._told(lambda: pa.ipc.open_stream(Messages(self._body)))
         if self.schema is None:
             self.schema = self._reader.schema
         elif not self._reader.schema.equals(self.schema):

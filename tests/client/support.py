@@ -106,11 +106,19 @@ def batch(*ages: int) -> pa.RecordBatch:
     return pa.record_batch([pa.array(ages, pa.int64()), pa.array([f"n{age}" for age in ages])], schema=SCHEMA)
 
 
-def ipc(batches: Sequence[pa.RecordBatch], end: dict[str, Any] | None, *, schema: pa.Schema = SCHEMA) -> list[bytes]:
+def ipc(
+    batches: Sequence[pa.RecordBatch],
+    end: dict[str, Any] | None,
+    *,
+    schema: pa.Schema = SCHEMA,
+    codec: str | None = None,
+    deltas: bool = False,
+) -> list[bytes]:
     """A governed stream as the owner sends it: schema, batches, end record; one piece a message."""
     sink = pa.BufferOutputStream()
     cuts = []
-    with pa.ipc.new_stream(sink, schema) as writer:
+    options = pa.ipc.IpcWriteOptions(compression=codec, emit_dictionary_deltas=deltas)
+    with pa.ipc.new_stream(sink, schema, options=options) as writer:
         cuts.append(sink.tell())
         for one in batches:
             writer.write_batch(one)

@@ -1,0 +1,128 @@
+"""What a message of an Arrow stream takes of memory, looked at before Arrow takes it.
+
+A compressed buffer says how long it will be, and Arrow takes that much: sixty kilobytes from a hostile owner become
+gigabytes. A schema may name one field many times, and becomes a thousand times its size. The library reads both
+(Arrow's Message.fbs, flatbuffers) and has no limit for either.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+from hanse.errors import Broken
+
+METADATA_MAX = 4 * 2**20  # a schema of thousands of columns is a tenth of it
+_UNFOLDED_MAX = 1 << 30  # as much as a message may have that is not compressed
+_GOES_ON = b"\xff\xff\xff\xff"
+_V5 = 4
+_DICTIONARY, _BATCH = 2, 3
+
+_Look: TypeAlias = "Callable[[Any], _Look]"
+_Buffers = list[tuple[int, int]]  # of a compressed body: where they begin, and their lengths there
+
+
+class Messages:
+    """A body as a file for `pa.ipc.open_stream`. Broken before a message that would unfold to too much.
+
+    Arrow asks for each part of a message by itself: four bytes, the length of the metadata, these, and what they say
+    follows.
+    """
+
+    closed = False
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self._look: _Look = self._prefix
+        self._dictionaries: dict[int, int] = {}  # bytes of each, which Arrow keeps
+
+    def read(self, size: int = -1) -> Any:
+        data = self._body.read(size)
+        if len(data) == size > 0:  # else it is the end of the body, and Arrow's to judge
+            try:
+                self._look = self._look(data)
+            except struct.error:
+                raise Broken("the stream is not Arrow as expected: its metadata cannot be read") from None
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._body.close()
+        self.closed = True
+
+    def _prefix(self, data: Any) -> _Look:
+        if bytes(data) != _GOES_ON:
+            raise Broken("the stream is not Arrow as expected: no message begins where one should")
+        return self._length
+
+    def _length(self, data: Any) -> _Look:
+        (length,) = struct.unpack("<i", data)
+        if not 0 <= length <= METADATA_MAX:
+            raise Broken(f"the stream is not Arrow as expected: a message of {length} bytes, more than {METADATA_MAX}")
+        return self._metadata if length else self._prefix
+
+    def _metadata(self, data: Any) -> _Look:
+        message = _follow(data, 0)
+        kind, follows = _number(data, message, 1, "<B"), _number(data, message, 3, "<q")
+        if not follows:
+            return self._prefix
+        table, number, more = _follow(data, _field(data, message, 2)), None, False
+        if kind == _DICTIONARY:
+            number, more = _number(data, table, 0, "<q"), bool(_number(data, table, 2, "<B"))
+            table = _follow(data, _field(data, table, 1))
+        buffers: _Buffers | None = None
+        if kind in (_DICTIONARY, _BATCH):
+            if _number(data, message, 0, "<h") < _V5:  # some of those say elsewhere that they are compressed
+                raise Broken("expected a stream in version 5 of Arrow's format, came an older one")
+            buffers = _buffers(data, table) if _field(data, table, 3) else None
+        return partial(self._unfolded, buffers=buffers, number=number, more=more)
+
+    def _unfolded(self, data: Any, *, buffers: _Buffers | None, number: int | None, more: bool) -> _Look:
+        """The body of a message; `number` is that of a dictionary, `more` says that it is added to."""
+        size = len(data) if buffers is None else sum(_told(data, *one) for one in buffers)
+        if number is not None:
+            self._dictionaries[number] = size + (self._dictionaries.get(number, 0) if more else 0)
+            size = sum(self._dictionaries.values())
+        if size > _UNFOLDED_MAX:
+            what = "a message" if number is None else "dictionaries"
+            raise Broken(f"expected {what} of at most {_UNFOLDED_MAX} bytes, came some that unfold to {size}")
+        return self._prefix
+
+
+def _buffers(data: Any, batch: int) -> _Buffers:
+    vector = _follow(data, _field(data, batch, 2))
+    (count,) = struct.unpack_from("<I", data, vector)
+    return [struct.unpack_from("<qq", data, vector + 4 + 16 * one) for one in range(count)]
+
+
+def _told(data: Any, at: int, length: int) -> int:
+    """Bytes that a buffer of a compressed body says it will have; it may lie there as it is."""
+    if not length:
+        return 0
+    (size,) = struct.unpack_from("<q", data, at)
+    return max(size, 0) if size != -1 else length
+
+
+def _follow(data: Any, place: int) -> int:
+    """Where the offset at this place leads."""
+    (offset,) = struct.unpack_from("<I", data, place)
+    return place + int(offset)
+
+
+def _field(data: Any, table: int, number: int) -> int:
+    """The place of a field of a table; 0 where it is left out."""
+    (back,) = struct.unpack_from("<i", data, table)
+    (size,) = struct.unpack_from("<H", data, table - back)
+    if size < 6 + 2 * number:
+        return 0
+    (offset,) = struct.unpack_from("<H", data, table - back + 4 + 2 * number)
+    return table + offset if offset else 0
+
+
+def _number(data: Any, table: int, number: int, kind: str) -> int:
+    place = _field(data, table, number)
+    return int(struct.unpack_from(kind, data, place)[0]) if place else 0
