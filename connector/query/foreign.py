@@ -34,13 +34,10 @@ def read_blob(blob: bytes, *, columns: Sequence[str] = ()) -> pa.Table:
     read the query by them."""
     if len(blob) > _BLOB_MAX:
         raise Coded("arrow_too_large", most=_BLOB_MAX)
-    try:
-        with pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
-            if columns and sorted(reader.schema.names) != sorted(columns):
-                raise Coded("arrow_columns")
-            return pa.Table.from_batches(list(_valid(reader)), schema=reader.schema)
-    except (pa.ArrowException, OSError):
-        raise Coded("arrow_invalid") from None
+    with _judging(), pa.ipc.open_stream(pa.BufferReader(blob)) as reader:
+        if columns and sorted(reader.schema.names) != sorted(columns):
+            raise Coded("arrow_columns")
+        return pa.Table.from_batches(list(_valid(reader)), schema=reader.schema)
 
 
 def check(job: Job, *, check: Callable[[], None]) -> dict[str, Any]:
@@ -171,9 +168,11 @@ def _whole(
 
 @contextmanager
 def _judging() -> Iterator[None]:
-    """Whatever the parser says of a stream, the stream is damaged."""
+    """Whatever the parser says of a stream, the stream is damaged, unless it has too much in it for us."""
     try:
         yield
+    except MemoryError:  # Arrow's own, too
+        raise Coded("memory_limit") from None
     except (pa.ArrowException, OSError, ValueError, IndexError, RecursionError):
         raise Coded("arrow_invalid") from None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,19 @@ async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder
     with pytest.raises(HanseError) as raised:
         await pool.ask(reading(folder, body, names=("id",)))
     assert raised.value.code == "arrow_too_large"
+
+
+async def test_what_unfolds_to_more_than_a_job_may_have_is_too_much_and_not_damaged(pool: Pool, folder: Path) -> None:
+    sink = pa.BufferOutputStream()
+    rows = pa.record_batch({"id": pa.repeat(0, 60_000_000)})  # half a gigabyte
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(rows)
+    body = bytes(sink.getvalue().to_pybytes())
+    assert len(body) < 2**15
+    for job in (Job(kind="check_arrow", blobs=(body,)), reading(folder, body, names=("id",))):
+        with pytest.raises(HanseError) as raised:
+            await pool.ask(replace(job, limits=Limits(memory_mb=64)))
+        assert raised.value.code == "memory_limit"
 
 
 async def test_a_column_that_did_not_come_keeps_nothing(pool: Pool, folder: Path) -> None:
