@@ -155,10 +155,13 @@ def _is_address(url: str) -> bool:
 
 def _read(answer: httpx2.Response, url: str) -> bytes:
     parts, size = [], 0
-    for part in answer.iter_bytes():
-        parts.append(part)
-        if (size := size + len(part)) > _ANSWER_MAX:
-            raise Broken(f"{url} sent more than {_ANSWER_MAX} bytes where JSON was expected")
+    try:
+        for part in answer.iter_bytes():
+            parts.append(part)
+            if (size := size + len(part)) > _ANSWER_MAX:
+                raise Broken(f"{url} sent more than {_ANSWER_MAX} bytes where JSON was expected")
+    except httpx2.DecodingError as error:
+        raise Broken(f"{url} sent an answer that cannot be unpacked: {error}") from error
     return b"".join(parts)
 
 

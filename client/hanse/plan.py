@@ -6,7 +6,6 @@ The server remembers none; what holds it to its word is the snapshot, which ever
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +53,7 @@ class Plan:
                 columns=tuple(columns),
                 where=where,
             )
-        except (KeyError, TypeError, ValueError, binascii.Error, pa.ArrowException) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
             raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error
 
 

@@ -15,7 +15,7 @@ from hanse import errors
 from hanse.client import Dataset, Space
 from hanse.flow import DPV, Access, Name
 
-from tests.client.support import Asked, Connector, batch, chunked, complete, connector, ipc
+from tests.client.support import Asked, Connector, Raw, batch, chunked, complete, connector, ipc
 
 RESEARCH = DPV + "ScientificResearch"
 STREAM = ipc([batch(1, 2), batch(3)], complete(3, policy=["row filter"]))
@@ -106,6 +106,33 @@ def test_a_stream_of_a_plan_has_its_columns_and_no_others(served: Connector, spa
     served.routes["POST", "/data/v1/streams"] = told | {"schema": base64.b64encode(schema.serialize()).decode()}
     with pytest.raises(errors.Broken, match="columns and types"):
         dataset.read(dataset.plan(), [0])
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK", b"HTTP/1.1 500 Failed"])
+@pytest.mark.parametrize("encoding", [b"gzip", b"gzip, " * 5 + b"gzip"], ids=["damaged", "many times"])
+def test_an_owner_s_answer_that_cannot_be_unpacked_is_one_of_our_errors(
+    served: Connector, space: Space, head: bytes, encoding: bytes
+) -> None:
+    dataset = started(served, space)
+    served.routes["POST", "/data/v1/streams"] = Raw(
+        head + b"\r\ncontent-encoding: " + encoding + b"\r\ncontent-length: 7\r\n\r\ngarbage"
+    )
+    with pytest.raises(errors.Broken, match="unpacked"):
+        dataset.plan()
+
+
+@pytest.mark.parametrize(
+    "odd", [{"rows": float("inf")}, {"rows": "x"}, {"blocks": [{"rows": float("inf"), "bytes": 1}]}, {"schema": "?"}]
+)
+def test_a_plan_that_cannot_be_read_is_one_of_our_errors(
+    served: Connector, space: Space, odd: dict[str, object]
+) -> None:
+    dataset = started(served, space)
+    told = {"snapshot": "v1/2", "plan": "p", "blocks": [{"rows": 3, "bytes": 48}], "rows": 3, "exact": True}
+    schema = {"schema": base64.b64encode(pa.schema([]).serialize()).decode()}
+    served.routes["POST", "/data/v1/streams"] = told | schema | odd
+    with pytest.raises(errors.Broken, match="expected a plan"):
+        dataset.plan()
 
 
 def test_a_ticket_is_asked_for_once_while_it_lasts_and_again_near_its_end(served: Connector, space: Space) -> None:
