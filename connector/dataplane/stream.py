@@ -34,7 +34,7 @@ from connector.dataplane.mixed import Mixed
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused
+from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited, NotFound, Refused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store import Store, Transaction
@@ -111,7 +111,7 @@ class Reads:
         """
         asked = asked if asked.query_id else replace(asked, query_id=secrets.token_hex(16))
         if asked.query_id in self._ids:
-            raise BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
+            raise _taken(asked)
         begun = time.monotonic()
         grants: list[Grant] = []
         beginning: asyncio.Task[Charged | None] | None = None
@@ -336,7 +336,10 @@ class Reads:
             unfinished.begin(tx, event, instance=self._instance)
             return charged
 
-        return await self.grants.begin(grants, start, read_id=asked.query_id)
+        try:
+            return await self.grants.begin(grants, start, read_id=asked.query_id)
+        except AlreadyExists:  # in another process on this database
+            raise _taken(asked) from None
 
     async def _noised(self, job: Job, grants: Sequence[Grant], prepared: Prepared, charged: Charged) -> Job:
         """The public statement over the noised table, which a worker makes now or the same question has left."""
@@ -487,6 +490,10 @@ class _Place:
             del self._running[self._consumer]
         if not self._running:
             self._quiet.set()
+
+
+def _taken(asked: Asked) -> BadInput:
+    return BadInput(f"a read with the id {asked.query_id!r} is running; choose another", code="id_taken")
 
 
 @contextmanager

@@ -248,6 +248,16 @@ async def test_of_two_reads_with_one_id_at_once_one_is_refused_and_takes_nothing
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 1", query_id="twice")).status_code == 200
 
 
+async def test_the_id_of_a_read_of_another_process_is_taken_too(running: Provider) -> None:
+    agreement = await running.agree(limited("odrl:count", "5"))
+    await running.store.write(lambda tx: tx.reads.add("elsewhere", instance="another", body={}))
+    answer = await ask(running, running.ticket(agreement), "SELECT id FROM numbers LIMIT 1", query_id="elsewhere")
+    assert (answer.status_code, answer.json()["code"]) == (400, "id_taken")
+    await settled(running)
+    assert await used(running, agreement) == (0, 0)
+    assert await running.store.write(lambda tx: tx.reads.close("elsewhere"))
+
+
 async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_it_does(
     running: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
