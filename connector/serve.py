@@ -137,7 +137,6 @@ def _server(app: ASGIApp, *, certificate: Path | None = None, key: Path | None =
             log_config=None,
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=64 * 1024,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=30,
             backlog=512,

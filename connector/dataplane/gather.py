@@ -61,6 +61,8 @@ _PIECE = 2**19  # bytes that are encrypted at once
 _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _ROOM = 2**19  # bytes of files that somebody has to see: they stay in a processor's cache from their copy to the socket
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
+HEAD_MAX = 2**18  # bytes: the names of thousands of columns
+HEAD_SECONDS = 30.0  # as long as a connection may rest
 _AT_ONCE = 512  # parts in one call: half of IOV_MAX
 
 Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
@@ -374,12 +376,74 @@ async def _writable(out: socket.socket) -> None:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools, with cycles of ours."""
+    """uvicorn's protocol on httptools, with cycles of ours, and bounds for the head of a request: who asks is not known
+    before it is there."""
 
     answering: Cycle | None = None
+    _unfinished = 0  # bytes that came since anything of a request was whole
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As uvicorn's."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's. What is longer than a head may be is not waited for: the parser would keep all of it."""
+        self._unfinished += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._unfinished > HEAD_MAX:
+            self.send_400_response(f"Expected a head of at most {HEAD_MAX} bytes.")
+        elif self._rests and self._late is None:  # what came is no beginning of a request
+            self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """As uvicorn's."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """As uvicorn's."""
+        self._unfinished = 0
+        self._expect_no_head()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn's."""
+        self._unfinished = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """As uvicorn's."""
+        self._unfinished = 0
+        super().on_message_complete()
+
+    def _expect_head(self) -> None:
+        self._expect_no_head()
+        self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def _expect_no_head(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    @property
+    def _rests(self) -> bool:
+        """Whether nothing is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _too_late(self) -> None:
+        self._late = None
+        if self._rests:
+            self.transport.close()
+        else:  # the next request has begun while this one is answered
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's, which tells the request that came last: of pipelined ones the first is being answered."""
+        self._expect_no_head()
         cycle = self.answering
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

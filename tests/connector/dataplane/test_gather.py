@@ -421,3 +421,78 @@ async def test_streams_that_share_a_thread_do_not_share_its_memory() -> None:
         for pair in pairs:
             for one in pair:
                 one.close()
+
+
+async def counting(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the number of bytes that came, slowly where that is asked for."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
+    await asyncio.sleep(float(scope["query_string"] or b"0"))
+    await send({"type": "http.response.body", "body": b"%8d" % size})
+
+
+async def told(port: int, *sent: bytes, pause: float = 0.0) -> bytes:
+    """What comes back, up to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(60):
+        with suppress(ConnectionError):
+            for part in sent:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        answer = b""
+        with suppress(ConnectionError):
+            while part := await reader.read(65536):
+                answer += part
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"GET / HTTP/1.1\r\na: ",
+        b"GET /",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1;a=",
+        b"GET / HTTP/1.1\r\na",
+    ],
+    ids=["value", "address", "extension of a chunk", "name"],
+)
+async def test_a_head_without_an_end_is_not_kept(endless: bytes) -> None:
+    async with served(counting) as port:
+        answer = await told(port, endless, *[b"b" * 2**16] * 100)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
+
+
+async def test_a_head_of_thousands_of_names_and_a_body_of_any_size_are_no_endless_heads() -> None:
+    close = b"connection: close\r\n"
+    head = b"POST /?0 HTTP/1.1\r\na: " + b"b" * 200_000 + b"\r\n" + close
+    async with served(counting) as port:
+        for size in (0, 3_000_000):
+            length = b"content-length: %d\r\n\r\n" % size
+            assert (await told(port, head + length, b"c" * size)).endswith(b"%8d" % size)
+        chunks = [b"7\r\n1234567\r\n"] * 50_000
+        body = b"transfer-encoding: chunked\r\n\r\n" + b"".join(chunks) + b"0\r\n\r\n"
+        assert (await told(port, head + body)).endswith(b"%8d" % 350_000)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [[], [b"G"], [b"GET / HTTP/1.1\r\n", *[b"a: b\r\n"] * 100], [b"GET / HTTP/1.1\r\n\r\n", b"\r\n"]],
+    ids=["nothing", "a letter", "line after line", "no second request"],
+)
+async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, sent: list[bytes]) -> None:
+    monkeypatch.setattr(gather, "HEAD_SECONDS", 0.3)
+    async with served(counting) as port:
+        async with asyncio.timeout(20):
+            await told(port, *sent, pause=0.02)
+
+
+async def test_an_answer_takes_its_time_though_the_next_request_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "HEAD_SECONDS", 0.2)
+    async with served(counting) as port:
+        answer = await told(port, b"GET /?1 HTTP/1.1\r\n\r\nG")
+    assert answer.endswith(b"%8d" % 0)
