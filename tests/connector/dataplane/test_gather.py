@@ -481,14 +481,40 @@ async def test_a_head_of_thousands_of_names_and_a_body_of_any_size_are_no_endles
 
 @pytest.mark.parametrize(
     "sent",
-    [[], [b"G"], [b"GET / HTTP/1.1\r\n", *[b"a: b\r\n"] * 100], [b"GET / HTTP/1.1\r\n\r\n", b"\r\n"]],
-    ids=["nothing", "a letter", "line after line", "no second request"],
+    [
+        [],
+        [b"G"],
+        [b"GET / HTTP/1.1\r\n", *[b"a: b\r\n"] * 100],
+        [b"GET / HTTP/1.1\r\n\r\n", b"\r\n"],
+        [b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\n"],
+        [b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\n", b"a", b"b"],
+    ],
+    ids=["nothing", "a letter", "line after line", "no second request", "no body", "half a body"],
 )
-async def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, sent: list[bytes]) -> None:
+async def test_a_request_that_does_not_come_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, sent: list[bytes]
+) -> None:
     monkeypatch.setattr(gather, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(gather, "SILENCE_SECONDS", 0.3)
     async with served(counting) as port:
         async with asyncio.timeout(20):
             await told(port, *sent, pause=0.02)
+
+
+async def late(scope: Any, receive: Any, send: Any) -> None:
+    """Reads the body when it has time for it."""
+    await asyncio.sleep(1)
+    await counting(scope, receive, send)
+
+
+async def test_a_body_takes_its_time_where_it_comes_or_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(gather, "SILENCE_SECONDS", 0.3)
+    head = b"POST /?0 HTTP/1.1\r\nconnection: close\r\ncontent-length: "
+    async with served(counting) as port:
+        assert (await told(port, head + b"10\r\n\r\n", *[b"a"] * 10, pause=0.1)).endswith(b"%8d" % 10)
+    async with served(late) as port:
+        assert (await told(port, head + b"5000000\r\n\r\n", b"a" * 5_000_000)).endswith(b"%8d" % 5_000_000)
 
 
 async def test_an_answer_takes_its_time_though_the_next_request_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
