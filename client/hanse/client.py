@@ -245,7 +245,11 @@ class Dataset:
         }
 
         def asked(place: Mapping[str, Any] | None) -> dict[str, Any]:
-            left = list(blocks) if place is None else list(blocks)[list(blocks).index(place["block"]) :]
+            left = list(blocks)
+            if place is not None:
+                if place["block"] not in left:
+                    raise Broken("expected rows of the blocks that were asked for, came those of another")
+                left = left[left.index(place["block"]) :]
             return {**wanted, "blocks": ",".join(map(str, left)), "after": after if place is None else ""}
 
         return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, plan=plan)

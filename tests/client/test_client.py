@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import pytest
 from hanse import errors
 from hanse.client import Dataset, Space
 from hanse.flow import DPV, Access, Name
+from hanse.plan import Block, Plan
 
-from tests.client.support import Asked, Connector, Raw, batch, chunked, complete, connector, ipc
+from tests.client.support import SCHEMA, Asked, Connector, Raw, batch, chunked, complete, connector, ipc
 
 RESEARCH = DPV + "ScientificResearch"
 STREAM = ipc([batch(1, 2), batch(3)], complete(3, policy=["row filter"]))
@@ -106,6 +108,21 @@ def test_a_stream_of_a_plan_has_its_columns_and_no_others(served: Connector, spa
     served.routes["POST", "/data/v1/streams"] = told | {"schema": base64.b64encode(schema.serialize()).decode()}
     with pytest.raises(errors.Broken, match="columns and types"):
         dataset.read(dataset.plan(), [0])
+
+
+def test_a_stream_that_breaks_in_a_block_that_nobody_asked_for_is_not_gone_on_with(
+    served: Connector, space: Space
+) -> None:
+    dataset = started(served, space)
+    plan = Plan("v1/2", "p", SCHEMA, (Block(3, 48),), 3, exact=True)
+    place = {"hanse.at": json.dumps({"block": 7, "cursor": "c"})}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, SCHEMA) as writer:
+        writer.write_batch(batch(1, 2), custom_metadata=place)
+        sent = sink.tell()
+    served.routes["GET", "/data/v1"] = chunked([sink.getvalue().to_pybytes()[:sent]], last=False)
+    with pytest.raises(errors.Broken, match="those of another"):
+        list(dataset.read(plan, [0]))
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK", b"HTTP/1.1 500 Failed"])
