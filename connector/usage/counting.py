@@ -11,6 +11,7 @@ from policies.contract import DataContract
 
 _CHUNK_ROWS = 1_000_000
 _CHUNK_BYTES = 256 * 2**20
+_SHARE = 8  # of what is left: no reader takes more of it at once
 DAY = 86_400
 _PLACE_SECONDS = 60.0  # how long a read of a process that is gone is in the way of others
 
@@ -60,17 +61,20 @@ def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int,
 
 
 def reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[int, int] | None:
-    """Rows and bytes of the quota: a whole chunk, else a smaller one, else what the next batch needs; None if spent.
+    """Rows and bytes of the quota: a share of what is left, as others may read at the same time, and a chunk at most;
+    else what the next batch needs. None if spent.
 
     The grant takes them once they are committed: a transaction may be tried again.
     """
     limits = grant.contract.limits
     if not limits.rationed:
         return 0, 0
-    most_rows = _most_rows(grant.held, grant.contract)
-    for share in (1, 8, 64, 512, 0):
-        more_rows = 0 if most_rows is None else max(rows, 1, _CHUNK_ROWS // share if share else 0)
-        more_bytes = 0 if limits.bytes is None else max(nbytes, 1, _CHUNK_BYTES // share if share else 0)
+    most_rows, used = _most_rows(grant.held, grant.contract), tx.agreements.grant(grant.agreement_id)
+    left_rows = 0 if most_rows is None or used is None else max(0, most_rows - used.rows)
+    left_bytes = 0 if limits.bytes is None or used is None else max(0, limits.bytes - used.bytes)
+    for rows_more, bytes_more in ((left_rows // _SHARE, left_bytes // _SHARE), (0, 0)):
+        more_rows = 0 if most_rows is None else max(rows, 1, min(_CHUNK_ROWS, rows_more))
+        more_bytes = 0 if limits.bytes is None else max(nbytes, 1, min(_CHUNK_BYTES, bytes_more))
         taken = tx.agreements.reserve(
             grant.agreement_id, rows=more_rows, nbytes=more_bytes, most_rows=most_rows, most_bytes=limits.bytes
         )

@@ -15,6 +15,7 @@ import pytest_asyncio
 from connector.dataplane.asked import QUERY, Asked
 from connector.errors import Busy, NotFound, Refused
 from connector.usage import counting
+from connector.usage.held import Grant
 from policies.evaluate import Facts
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask, parse
@@ -288,6 +289,28 @@ async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_i
     assert len(told_ends) <= 1  # the one whose answer was lost goes out by the log
     left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
     assert asked.query_id not in left
+
+
+@pytest.mark.parametrize("most", ["100", "1000000", "2000000"])
+async def test_reads_at_once_share_a_quota_that_has_room_for_all(running: Provider, most: str) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", most))
+    begun: list[Grant] = []
+    for number in range(8):
+        grants = await running.grants.examine(provider.wanted(agreement.rpartition(":")[2]))
+        await running.grants.begin(grants, lambda _: None, read_id=f"{agreement} {number}")
+        begun += grants
+    assert all(grant.lease.rows > int(most) // 64 for grant in begun)
+    await running.store.write(lambda tx: running.grants.end(tx, begun))
+    running.grants.forget(begun)
+    assert await used(running, agreement) == (8, 0)
+
+
+async def test_a_small_quota_is_not_given_out_row_by_row(running: Provider) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "1000"))
+    answer = await ask(running, running.ticket(agreement), "SELECT id FROM numbers LIMIT 900")
+    _, end = parse(answer.content)
+    assert (end["status"], end["rows"]) == ("complete", 900)
+    assert end["batches"] < 20
 
 
 async def test_what_is_reserved_for_a_reader_who_leaves_meanwhile_goes_back(

@@ -388,12 +388,12 @@ async def test_a_renewed_ticket_lets_a_stream_go_on(running: Provider, renews: b
 
 async def test_rows_beyond_the_quota_do_not_leave(running: Provider) -> None:
     agreement = await running.agree(gate.agreement(atom("ds:rowQuota", "lteq", "5000"), action="odrl:use"))
-    table, end = await read(running, running.ticket(agreement), batch_rows=1500)
+    table, end = await read(running, running.ticket(agreement), batch_rows=600)
     assert end["status"] == "quota"
-    assert table.num_rows == end["rows"] == 4500
+    assert table.num_rows == end["rows"] == 4800
     await settled(running)
     table, _ = await read(running, running.ticket(agreement), where="id < 500")
-    assert table.num_rows == 500
+    assert table.num_rows == 200
     async with client(running, running.ticket(agreement)) as session:
         answer = await session.get(ROWS)
     assert answer.status_code == 429

@@ -22,7 +22,7 @@ from connector.usage import held as values
 from policies.contract import Limits
 from policies.gate import Lease
 
-READS, ROWS = 4, 15_625  # a grant gives rows out in chunks, this is one
+READS, ROWS = 4, 15_625
 
 
 def admits(url: str, dies: str, said: Connection) -> None:
@@ -66,6 +66,7 @@ def _after(name: str, dies: str) -> None:
 
 async def _admits(url: str, dies: str, said: Connection) -> None:
     store = Store(url, pool_size=1)
+    counting._SHARE = 1  # whoever is admitted takes all that is left
     contract: Any = SimpleNamespace(limits=Limits(queries=READS, rows=ROWS), permission="/permission/0", reasons={})
     held: Any = SimpleNamespace(agreement=SimpleNamespace(id="g"), version=None)
     grant = values.Grant(held, contract, "did:web:lab.example", "t", "ds:query", "", "", Lease(deadline=9e9))
