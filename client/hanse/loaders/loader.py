@@ -84,6 +84,10 @@ class Loader:
     ) -> None:
         if not 0 <= part < parts:
             raise BadInput(f"expected part to be from 0 to {parts - 1}, came {part}")
+        if batch_size is not None and batch_size < 1:
+            raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, came {batch_size}")
+        if window < 0:
+            raise BadInput(f"expected a window of at least 0 rows, came {window}")
         if window and seed is None:
             raise BadInput("expected a seed beside window: without one nothing is permuted")
         self.datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)

@@ -76,6 +76,15 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -1}, {"window": -1, "seed": 1}], ids=str)
+def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[str, int]) -> None:
+    """They would never end."""
+    with pytest.raises(
+        BadInput, match=f"expected a {next(iter(wrong))} of at least .*, came {next(iter(wrong.values()))}"
+    ):
+        numbers.loader(**wrong)
+
+
 def test_blocks_that_come_in_another_order_are_not_passed_over(
     numbers: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
