@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 from hanse.client import Dataset
 
@@ -49,6 +50,12 @@ def test_hugging_face_goes_on_from_its_state_twice_with_every_row_once(training:
     dataset.load_state_dict(state)
     seen += [example["id"] for example in dataset]
     assert seen == loaders.sequence(2)
+
+
+def test_hugging_face_has_no_examples_of_a_dataset_without_rows(owner: Owner, tmp_path: Path) -> None:
+    path = tmp_path / "none.parquet"
+    pq.write_table(loaders.table().slice(0, 0), path)
+    assert list(owner.dataset(name="none", path=path).to_hf()) == []
 
 
 @pytest.fixture(scope="module")

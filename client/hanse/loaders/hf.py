@@ -40,6 +40,8 @@ def dataset(
 
 def _examples(blocks: list[int], of: Dataset, plan: Plan, patience: float) -> Iterator[dict[str, Any]]:
     """The rows of some blocks: a list, because `datasets` shares out lists between its workers."""
+    if not blocks:  # of a dataset without rows; there is no list that could be asked for
+        return
     with of.read(plan, blocks, patience=patience) as stream:
         for batch in stream:
             yield from batch.to_pylist()
