@@ -145,7 +145,7 @@ def snippet(card: Card) -> str:
     actions = {action for offer in card.offers for action in offer.actions}
     if actions & {"ds:stream", "ds:train", "odrl:read", "odrl:use"}:
         return "\n".join([*lines, "for batch in data.stream():", "    print(batch.num_rows)"])
-    table = f'"{card.owner}".{_name(card.entry.name)}'
+    table = f'"{card.owner}"."{card.entry.name}"'
     lines += [
         "answer = space.query(",
         f"    'SELECT count(*) FROM {table}',",  # noqa: S608  # shown, not run
@@ -154,10 +154,6 @@ def snippet(card: Card) -> str:
         "print(answer.to_pandas())",
     ]
     return "\n".join(lines)
-
-
-def _name(dataset: str) -> str:
-    return dataset if dataset.isidentifier() else f'"{dataset}"'
 
 
 _TOKENS = re.compile(r"""(?P<c>\#[^\n]*)|(?P<s>'[^'\n]*'|"[^"\n]*")|(?P<k>\b(?:import|for|in)\b)""")

@@ -166,8 +166,8 @@ class Dataset:
 
     @property
     def sql_name(self) -> str:
-        """As SQL names it."""
-        return f'"{self._access.name.participant}".{self._access.name.dataset}'
+        """As SQL names it; in quotes, as it may be a word of SQL (`json`)."""
+        return f'"{self._access.name.participant}"."{self._access.name.dataset}"'
 
     @property
     def agreement_id(self) -> str:

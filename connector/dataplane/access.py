@@ -55,7 +55,7 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
         "dataset": held.dataset.id,
         "name": held.dataset.name,
         "owner": owner,
-        "sql_name": f'"{owner}".{held.dataset.name}',
+        "sql_name": f'"{owner}"."{held.dataset.name}"',
         "version": held.version.digest,
         "rows": counts.shown(held.version.profile["rows"], held.contracts),
         "contracts": [_contract(contract, types) for contract in held.contracts],

@@ -92,8 +92,8 @@ class TableInfo:
 
     @property
     def shown(self) -> str:
-        """The name as SQL writes it."""
-        return f'"{self.owner}".{self.dataset}'
+        """The name as SQL writes it; in quotes, as it may be a word of SQL (`json`)."""
+        return f'"{self.owner}"."{self.dataset}"'
 
 
 Tables: TypeAlias = "Mapping[tuple[str, str], TableInfo]"

@@ -204,7 +204,7 @@ def test_the_snippet_streams_where_rows_may_leave_and_queries_where_not() -> Non
         compile(code, "snippet", "exec")
         assert 'purpose="dpv:Marketing"' in code
     assert "data.stream()" in rows
-    assert """'SELECT count(*) FROM "north".patients'""" in figures
+    assert """'SELECT count(*) FROM "north"."patients"'""" in figures
 
 
 def test_rules_with_the_same_conditions_are_said_once() -> None:

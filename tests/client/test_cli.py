@@ -327,7 +327,7 @@ def test_negotiating_shows_what_was_agreed(run: Run, served: Connector) -> None:
     }
     ran = run("negotiate", "north/flights")
     assert ran.code == 0, ran.err
-    assert '"north".flights' in ran.out
+    assert '"north"."flights"' in ran.out
     assert "Members only." in ran.out
 
 

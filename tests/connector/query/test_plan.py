@@ -14,10 +14,12 @@ from xml.etree import ElementTree
 import pytest
 import sqlglot
 import yaml
+from hanse.client import Dataset, Space
+from hanse.flow import Access, Name
 
 from connector.errors import HanseError, QueryInvalid, Refused
 from connector.query import explain, parse
-from connector.query.federation import Layout, Mode
+from connector.query.federation import Layout, Mode, TableInfo
 from connector.query.plan import plan
 from connector.query.rules import RULES
 from tests.load.random_federated import Owners, check, wrong
@@ -35,6 +37,14 @@ RATIO = 100  # of planning to reading a query: 10 ms is the aim, reading takes a
 def test_a_rule_makes_of_its_case_what_the_case_says(case: plan_cases.Case) -> None:
     got = {label: plan_cases.canonical(sql) for label, sql in plan_cases.outcome(case).items()}
     assert got == {label: plan_cases.canonical(sql) for label, sql in case.after.items()}
+
+
+@pytest.mark.parametrize("word", ["order", "json", "uuid", "table", "user", "all", "flights"])
+def test_a_dataset_is_named_so_that_sql_can_be_written_with_it(word: str) -> None:
+    """A dataset may be called as a word of SQL is."""
+    shown = TableInfo("north", word, (), agreement="").shown
+    assert parse.datasets(parse.read(f"SELECT count(*) AS n FROM {shown}")) == (("north", word),)
+    assert Dataset(Space("http://localhost", ""), Access(Name("north", word), "", "", "", "")).sql_name == shown
 
 
 def test_every_rule_has_cases() -> None:
