@@ -39,11 +39,12 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Read all lines (types from all of them, not a sample) and write Parquet."""
+    """Read all lines (types from those of all files, not a sample) and write Parquet."""
     given = {
         "header": str(bool(options.get("header", True))),
         "all_varchar": str(bool(options.get("all_text", False))),
         "sample_size": "-1",
+        "files_to_sniff": "-1",
         "store_rejects": "true",
         "rejects_limit": str(int(options.get("skip_bad_lines", 0)) + 1),
     }

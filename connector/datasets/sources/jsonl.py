@@ -31,10 +31,10 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Read all lines (types from all of them, not a sample) and write Parquet; one bad line refuses the file."""
+    """Read all lines (types from those of all files, not a sample) and write Parquet; one bad line refuses the file."""
     depth = int(options.get("max_depth", 4))
     table = (
-        f"read_json({quote_list(paths)}, format = 'newline_delimited', sample_size = -1, "
+        f"read_json({quote_list(paths)}, format = 'newline_delimited', sample_size = -1, maximum_sample_files = -1, "
         f"maximum_depth = {depth}, maximum_object_size = {_LINE_MAX})"
     )
     return write_parquet(con, table, target, bad_lines_max=0)

@@ -196,6 +196,26 @@ async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: P
     assert report["left_out"][0]["line"] == 52
 
 
+LAST_OF_MANY = {
+    "csv": ("csv", "n,v\n1,2\n", "n,v\n1.5,x\n", [{"n": 1.0, "v": "2"}, {"n": 1.5, "v": "x"}]),
+    "jsonl": ("jsonl", '{"n": 1}\n', '{"n": 1.5, "v": "x"}\n', [{"n": 1.0, "v": None}, {"n": 1.5, "v": "x"}]),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(LAST_OF_MANY))
+async def test_what_stands_in_the_last_of_many_text_files_counts_for_types(
+    pool: Pool, tmp_path: Path, name: str
+) -> None:
+    kind, other, last, rows = LAST_OF_MANY[name]
+    (tmp_path / "many").mkdir()
+    for number in range(40):
+        (tmp_path / "many" / f"{number:02d}.{kind}").write_text(last if number == 39 else other)
+    relation = await registered(pool, kind, tmp_path / "many", tmp_path)
+    found = (await rows_of(pool, relation)).to_pylist()
+    assert (len(found), found[-2:]) == (40, rows)
+
+
 def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
 
