@@ -216,6 +216,22 @@ async def test_what_stands_in_the_last_of_many_text_files_counts_for_types(
     assert (len(found), found[-2:]) == (40, rows)
 
 
+LARGE = 2**64 - 1
+LARGE_NUMBERS = {
+    "csv": ("csv", f"id,n\n{10**22 + 1},{LARGE}\n-1,1\n", [10**22 + 1, -1], [LARGE, 1]),
+    "jsonl": ("jsonl", f'{{"id": [{LARGE}], "n": {LARGE}}}\n{{"id": [-1], "n": 1}}\n', [[LARGE], [-1]], [LARGE, 1]),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(LARGE_NUMBERS))
+async def test_whole_numbers_of_more_than_64_bits_keep_every_digit(pool: Pool, tmp_path: Path, name: str) -> None:
+    kind, text, ids, others = LARGE_NUMBERS[name]
+    (tmp_path / "t").write_text(text)
+    table = await rows_of(pool, await registered(pool, kind, tmp_path / "t", tmp_path))
+    assert (table["id"].to_pylist(), table["n"].to_pylist()) == (ids, others)
+
+
 def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
 
