@@ -16,6 +16,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz")
 OPTIONS: tuple[Option, ...] = (Option("max_depth", int, 4, "Objects nested deeper than this stay JSON text."),)
 CONVERTED = True
 _LINE_MAX = 16 * 2**20
+_KEYS_MAX = 2_000  # of an object; one with as many whose values are alike is a map, and not a column for each
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -35,6 +36,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     depth = int(options.get("max_depth", 4))
     table = (
         f"read_json({quote_list(paths)}, format = 'newline_delimited', sample_size = -1, maximum_sample_files = -1, "
-        f"maximum_depth = {depth}, maximum_object_size = {_LINE_MAX})"
+        f"maximum_depth = {depth}, maximum_object_size = {_LINE_MAX}, "
+        f"map_inference_threshold = {_KEYS_MAX})"
     )
     return write_parquet(con, table, target, bad_lines_max=0)

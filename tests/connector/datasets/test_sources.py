@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -214,6 +215,14 @@ async def test_what_stands_in_the_last_of_many_text_files_counts_for_types(
     relation = await registered(pool, kind, tmp_path / "many", tmp_path)
     found = (await rows_of(pool, relation)).to_pylist()
     assert (len(found), found[-2:]) == (40, rows)
+
+
+@worker
+async def test_json_lines_with_hundreds_of_keys_have_a_column_for_each(pool: Pool, tmp_path: Path) -> None:
+    rows = [{f"c{number}": number * row for number in range(500)} for row in range(3)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    relation = await registered(pool, "jsonl", tmp_path / "t.jsonl", tmp_path)
+    assert (await rows_of(pool, relation)).to_pylist() == rows
 
 
 LARGE = 2**64 - 1
