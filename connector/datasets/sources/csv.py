@@ -24,6 +24,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 CONVERTED = True
+_TOLD_MAX = 5
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -51,7 +52,34 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     for option, name in (("delimiter", "delim"), ("null_text", "nullstr"), ("date_format", "dateformat")):
         if options.get(option):
             given[name] = quote_text(str(options[option]))
-    named = ", ".join(f"{name} = {value}" for name, value in given.items())
+    _check_columns(con, paths, given)
     return write_parquet(
-        con, f"read_csv({quote_list(paths)}, {named})", target, bad_lines_max=int(options.get("skip_bad_lines", 0))
+        con,
+        f"read_csv({quote_list(paths)}, {_named(given)})",
+        target,
+        bad_lines_max=int(options.get("skip_bad_lines", 0)),
     )
+
+
+def _named(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in options.items())
+
+
+def _check_columns(con: Any, paths: Sequence[str], options: Mapping[str, str]) -> None:
+    """All files must have the columns of the first: what others have beside them would be left out without a word."""
+    first: list[str] = []
+    few = _named({**options, "sample_size": "20480"})  # lines: names are at the top
+    for number, path in enumerate(paths if len(paths) > 1 else ()):
+        if not Path(path).stat().st_size:  # it has no line with names either
+            continue
+        shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
+        found = [name.casefold() for name in shown]
+        first = first or found
+        told = [f"{name} is missing" for name in first if name not in found]
+        told += [f"{name} is there beside" for name in found if name not in first]
+        if told:
+            raise SourceUnreadable(
+                f"expected files of one schema; compared with the first, in file {number + 1} of {len(paths)} (in the "
+                f"order of their names) {'; '.join(told[:_TOLD_MAX])}; write it again",
+                code="schemas_differ",
+            )

@@ -218,6 +218,33 @@ async def test_what_stands_in_the_last_of_many_text_files_counts_for_types(
 
 
 @worker
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("b,a,c\n20,10,30\n", "file 2 of 2 .*c is there beside"),
+        ("a\n10\n", "b is missing"),
+        ("a,c\n1,2\n", "b is missing; c is"),
+    ],
+)
+async def test_text_files_of_other_columns_are_refused(pool: Pool, tmp_path: Path, second: str, said: str) -> None:
+    (tmp_path / "many").mkdir()
+    for name, text in (("a", "a,b\n1,2\n"), ("b", second)):
+        (tmp_path / "many" / f"{name}.csv").write_text(text)
+    with pytest.raises(SourceUnreadable, match=said) as raised:
+        await registered(pool, "csv", tmp_path / "many", tmp_path)
+    assert raised.value.code == "schemas_differ"
+
+
+@worker
+async def test_text_files_of_the_same_columns_are_one_table(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for number, text in enumerate(("a,b\n1,2\n", "", "B,a\n4,3\n", "a,b\n")):
+        (tmp_path / "many" / f"{number}.csv").write_text(text)
+    relation = await registered(pool, "csv", tmp_path / "many", tmp_path)
+    assert (await rows_of(pool, relation)).to_pylist() == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+
+
+@worker
 async def test_json_lines_with_hundreds_of_keys_have_a_column_for_each(pool: Pool, tmp_path: Path) -> None:
     rows = [{f"c{number}": number * row for number in range(500)} for row in range(3)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
