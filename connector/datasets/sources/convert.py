@@ -9,6 +9,7 @@ from connector.datasets.sources.files import quote_name, quote_text
 from connector.errors import SourceUnreadable
 
 _BAD_LINES_SHOWN = 20
+_BAD_LINES_TOLD = 3
 _GROUP_ROWS = 122_880
 _HUGE = re.compile(r"\bU?HUGEINT\b")
 
@@ -23,8 +24,9 @@ def write_parquet(con: Any, table: str, target: str, *, bad_lines_max: int) -> d
         _copy(con, shown, table, target)
     bad = _bad_lines(con)
     if len(bad) > bad_lines_max:
+        told = ", ".join(f"line {one['line']} ({one['column']}: {one['problem']})" for one in bad[:_BAD_LINES_TOLD])
         raise SourceUnreadable(
-            f"expected at most {bad_lines_max} unreadable lines, came {len(bad)} or more; "
+            f"expected at most {bad_lines_max} unreadable lines, came {len(bad)} or more: {told}; "
             "correct the file or its options",
             code="lines_unreadable",
             lines=bad[:_BAD_LINES_SHOWN],

@@ -9,12 +9,14 @@ from typing import Any
 from connector.datasets.sources import Option
 from connector.datasets.sources.convert import write_parquet
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_text, resolve
-from connector.errors import SourceUnreadable
+from connector.errors import BadInput, SourceUnreadable
 
 TITLE = "CSV file"
 SUFFIXES = (".csv", ".tsv", ".csv.gz")
+ENCODINGS = ("utf-8", "latin-1", "utf-16")
 OPTIONS: tuple[Option, ...] = (
     Option("delimiter", str, "", "The character between fields; empty finds out."),
+    Option("encoding", str, "", f"How characters are written: {', '.join(ENCODINGS)}; empty is utf-8."),
     Option("header", bool, True, "The first line holds the names of the columns."),
     Option("null_text", str, "", "What stands for a missing value."),
     Option("date_format", str, "", "How dates are written (%d.%m.%Y); empty finds out."),
@@ -25,10 +27,13 @@ OPTIONS: tuple[Option, ...] = (
 )
 CONVERTED = True
 _TOLD_MAX = 5
+_TEXTS = {"delimiter": "delim", "encoding": "encoding", "null_text": "nullstr", "date_format": "dateformat"}
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
     """The file, or every CSV file below the directory."""
+    if (encoding := options.get("encoding")) and encoding not in ENCODINGS:
+        raise BadInput(f"expected encoding to be {', '.join(ENCODINGS)}, came {encoding!r}", code="option_invalid")
     if resolve(path, roots=roots).is_dir():
         return files_under(path, roots=roots, suffixes=SUFFIXES)
     return (file_ref(path, roots=roots),)
@@ -49,7 +54,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         "store_rejects": "true",
         "rejects_limit": str(int(options.get("skip_bad_lines", 0)) + 1),
     }
-    for option, name in (("delimiter", "delim"), ("null_text", "nullstr"), ("date_format", "dateformat")):
+    for option, name in _TEXTS.items():
         if options.get(option):
             given[name] = quote_text(str(options[option]))
     _check_columns(con, paths, given)

@@ -268,6 +268,27 @@ async def test_whole_numbers_of_more_than_64_bits_keep_every_digit(pool: Pool, t
     assert (table["id"].to_pylist(), table["n"].to_pylist()) == (ids, others)
 
 
+@worker
+async def test_bad_csv_lines_are_told_by_number_and_kind(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("id,name\n1,Anna\n2,Jürgen\n".encode("latin-1"))
+    with pytest.raises(SourceUnreadable, match=r"line 3 \(name: invalid encoding\)"):
+        await registered(pool, "csv", tmp_path / "t.csv", tmp_path)
+
+
+@worker
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8"])
+async def test_csv_may_have_another_encoding_that_its_owner_tells(pool: Pool, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "t.csv").write_bytes("id,name\n1,Jürgen\n".encode(encoding))
+    relation = await registered(pool, "csv", tmp_path / "t.csv", tmp_path, encoding=encoding)
+    assert (await rows_of(pool, relation)).to_pylist() == [{"id": 1, "name": "Jürgen"}]
+
+
+def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id\n1\n")
+    with pytest.raises(BadInput, match="utf-8, latin-1, utf-16, came 'windows-1252'"):
+        source("csv").find(str(tmp_path / "t.csv"), roots=[tmp_path], options={"encoding": "windows-1252"})
+
+
 def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
 
