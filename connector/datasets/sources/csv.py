@@ -27,6 +27,7 @@ OPTIONS: tuple[Option, ...] = (
 )
 CONVERTED = True
 _TOLD_MAX = 5
+_LINE_MAX = 16 * 2**20
 _TEXTS = {"delimiter": "delim", "encoding": "encoding", "null_text": "nullstr", "date_format": "dateformat"}
 
 
@@ -51,6 +52,8 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         "all_varchar": str(bool(options.get("all_text", False))),
         "sample_size": "-1",
         "files_to_sniff": "-1",
+        "max_line_size": str(_LINE_MAX),
+        "buffer_size": str(2 * _LINE_MAX),
         "store_rejects": "true",
         "rejects_limit": str(int(options.get("skip_bad_lines", 0)) + 1),
     }

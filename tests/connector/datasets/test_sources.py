@@ -289,6 +289,13 @@ def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path) -> None:
         source("csv").find(str(tmp_path / "t.csv"), roots=[tmp_path], options={"encoding": "windows-1252"})
 
 
+@worker
+async def test_a_csv_line_may_have_megabytes(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,text\n1," + "x" * 5_000_000 + '\n2,"' + "y,\n" * 2_000_000 + '"\n')
+    relation = await registered(pool, "csv", tmp_path / "t.csv", tmp_path)
+    assert (await rows_of(pool, relation, "SELECT length(text) AS n FROM t"))["n"].to_pylist() == [5_000_000, 6_000_000]
+
+
 def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
 
