@@ -60,6 +60,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "value_unmappable": (SourceUnreadable, "a column has values without an exact form; leave them out"),
     "columns_repeated": (SourceUnreadable, "two columns have one name; write the data again"),
     "schemas_differ": (SourceUnreadable, "the files are not of one schema; write them again"),
+    "type_unread": (SourceUnreadable, "a column is of a type that cannot be given on as it is; write it as another"),
     "path_refused": (PathRefused, "the file is not one that may be read"),
     "store_refused": (SourceUnreadable, "the object store does not let the connector read there"),
     "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),

@@ -6,7 +6,7 @@ owner's: whoever publishes the profile leaves them out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ def parquet_widths(files: Files, *, union: bool = False, reached: Reached) -> di
         reached("checking", number)
         footer, schema = _footer(files.open(number), ref.name)
         first = first or (ref.name, schema)
-        _check_schema(schema, ref.name, like=None if union else first)
+        _check_schema(schema, ref.name, like=None if union else first, unread=_unread_parquet)
         rows += footer.num_rows
         for group in range(footer.num_row_groups):
             for column in range(footer.num_columns):
@@ -91,13 +91,33 @@ def parquet_widths(files: Files, *, union: bool = False, reached: Reached) -> di
     return {name: size / max(rows, 1) for name, size in sizes.items()}
 
 
-def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None) -> None:
-    """One name a column, whatever its case; the columns of the first file, if that is asked."""
+def check_arrow(files: Files, *, reached: Reached) -> None:
+    """SourceUnreadable for Arrow files that are not of one schema, or that we do not read."""
+    first: tuple[str, pa.Schema] | None = None
+    for number, ref in enumerate(files.refs):
+        reached("checking", number)
+        with pa.OSFile(files.open(number)) as file:
+            schema = plain_schema(pa.ipc.open_file(file).schema).remove_metadata()
+        first = first or (ref.name, schema)
+        _check_schema(schema, ref.name, like=first, unread=_unread_arrow)
+
+
+def _check_schema(
+    schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None, unread: Callable[[pa.DataType], bool]
+) -> None:
+    """One name a column, whatever its case; types that are read; the columns of the first file, if that is asked."""
     folded = [column.casefold() for column in schema.names]
     if twice := sorted({column for column in schema.names if folded.count(column.casefold()) > 1}):
         raise SourceUnreadable(
             f"expected columns whose names differ in more than case, came {', '.join(twice)} in {name!r}; rename them",
             code="columns_repeated",
+            file=name,
+        )
+    if strange := [f"{field.name} ({field.type})" for field in schema if any(map(unread, _parts(field.type)))]:
+        raise SourceUnreadable(
+            f"expected columns of types that can be given on as they are, came {', '.join(strange[:_TOLD_MAX])} in "
+            f"{name!r}; write them as another type, such as float, a decimal of at most 38 digits, or text",
+            code="type_unread",
             file=name,
         )
     if like is None or schema.equals(like[1]):
@@ -111,10 +131,28 @@ def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] |
     if told:
         raise SourceUnreadable(
             f"expected files of one schema; compared with {like[0]!r}, in {name!r} {'; '.join(told[:_TOLD_MAX])}; "
-            "write it again, or register a directory with the option union_by_name",
+            "write it again, or register a directory of Parquet with the option union_by_name",
             code="schemas_differ",
             file=name,
         )
+
+
+def _unread_parquet(kind: pa.DataType) -> bool:
+    """The engine makes DOUBLE of such a decimal, and rounds it."""
+    return bool(pa.types.is_decimal(kind)) and kind.precision > 38
+
+
+def _unread_arrow(kind: pa.DataType) -> bool:
+    dense = pa.types.is_union(kind) and kind.mode == "dense"
+    return bool(dense or pa.types.is_decimal256(kind) or pa.types.is_float16(kind))
+
+
+def _parts(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """A type and all those that it is made of."""
+    yield kind
+    plain = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    for number in range(plain.num_fields):
+        yield from _parts(plain.field(number).type)
 
 
 def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
@@ -124,7 +162,8 @@ def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
         return footer, plain_schema(footer.schema.to_arrow_schema()).remove_metadata()
     except (pa.ArrowException, OSError) as error:
         raise SourceUnreadable(
-            f"expected a Parquet file, came something else or a damaged one: {name!r}; write it again",
+            "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "
+            f"something else or a damaged one: {name!r}; write it again",
             code="not_parquet",
             file=name,
         ) from error

@@ -331,6 +331,8 @@ def profile(session: Session, job: Job) -> None:
     widths: Mapping[str, float] = {}
     if relation.kind in wire.PARQUET:
         widths = profiling.parquet_widths(files, union=union, reached=session.reached)
+    if relation.kind == "arrow_ipc":
+        profiling.check_arrow(files, reached=session.reached)
     con = opening.fence(session.worker.keeping.engine(), followed=True)
     engine.attach(con, name, relation, files)
 

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,70 @@ async def test_a_csv_line_may_have_megabytes(pool: Pool, tmp_path: Path) -> None
     (tmp_path / "t.csv").write_text("id,text\n1," + "x" * 5_000_000 + '\n2,"' + "y,\n" * 2_000_000 + '"\n')
     relation = await registered(pool, "csv", tmp_path / "t.csv", tmp_path)
     assert (await rows_of(pool, relation, "SELECT length(text) AS n FROM t"))["n"].to_pylist() == [5_000_000, 6_000_000]
+
+
+_LONG = Decimal("1" * 50)
+_HALF = pa.array([1.5], pa.float16())
+_DENSE = pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1]), pa.array(["x"])])
+UNREAD: dict[str, tuple[str, pa.Table]] = {
+    "parquet, a long decimal": ("parquet", pa.table({"n": [1], "v": pa.array([_LONG], pa.decimal256(60, 2))})),
+    "parquet, in a list": ("parquet", pa.table({"v": pa.array([[_LONG]], pa.list_(pa.decimal256(60, 2)))})),
+    "arrow, a long decimal": ("arrow_ipc", pa.table({"n": [1], "v": pa.array([_LONG], pa.decimal256(60, 2))})),
+    "arrow, a dense union": ("arrow_ipc", pa.table({"n": [1], "v": _DENSE})),
+    "arrow, half precision": ("arrow_ipc", pa.table({"n": [1], "v": _HALF})),
+    "arrow, in a struct": ("arrow_ipc", pa.table({"v": pa.StructArray.from_arrays([_HALF], ["h"])})),
+}
+
+
+def _write(kind: str, table: pa.Table, path: Path) -> None:
+    if kind == "parquet":
+        pq.write_table(table, path)
+        return
+    with pa.ipc.new_file(path, table.schema) as out:
+        out.write_table(table)
+
+
+async def profiled(pool: Pool, kind: str, path: Path, root: Path) -> Any:
+    return await pool.ask(Job(kind="profile", relations={"t": data.relation(kind, path, root)}))
+
+
+@worker
+@pytest.mark.parametrize("name", list(UNREAD))
+async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refused(
+    pool: Pool, tmp_path: Path, name: str
+) -> None:
+    kind, table = UNREAD[name]
+    _write(kind, table, tmp_path / "t")
+    with pytest.raises(SourceUnreadable, match=r"came v \(") as raised:
+        await profiled(pool, kind, tmp_path / "t", tmp_path)
+    assert raised.value.code == "type_unread"
+
+
+@worker
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "A")], ids=str)
+@pytest.mark.parametrize("kind", ["parquet", "arrow_ipc"])
+async def test_columns_of_one_name_are_refused(pool: Pool, tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
+    _write(kind, pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=names), tmp_path / "t")
+    with pytest.raises(SourceUnreadable) as raised:
+        await profiled(pool, kind, tmp_path / "t", tmp_path)
+    assert raised.value.code == "columns_repeated"
+
+
+@worker
+@pytest.mark.parametrize("second", _SECOND.values(), ids=_SECOND)
+@pytest.mark.parametrize(("kind", "suffix"), [("parquet", "parquet"), ("arrow_ipc", "arrow")])
+async def test_files_of_a_directory_are_of_one_schema(
+    pool: Pool, tmp_path: Path, kind: str, suffix: str, second: pa.Table
+) -> None:
+    (tmp_path / "many").mkdir()
+    for name, table in (("first", _FIRST), ("second", second)):
+        _write(kind, table, tmp_path / "many" / f"{name}.{suffix}")
+    if dict(zip(second.schema.names, second.schema.types, strict=True)) == {"x": pa.int64(), "y": pa.string()}:
+        assert (await profiled(pool, kind, tmp_path / "many", tmp_path))["rows"] == 3
+        return
+    with pytest.raises(SourceUnreadable, match=f"in 'second.{suffix}'") as raised:
+        await profiled(pool, kind, tmp_path / "many", tmp_path)
+    assert raised.value.code == "schemas_differ"
 
 
 def _append(path: Path, more: bytes) -> None:
