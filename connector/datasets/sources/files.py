@@ -23,7 +23,7 @@ from connector.errors import HanseError, PathRefused, SourceUnreadable, VersionC
 
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
-_PATTERN = re.compile(r"[*?\[\]{}]")
+_PATTERN = re.compile(r"[*?\[\]{}=\\\r\n]")
 _CLOCK_STEP_NS = 20_000_000  # file times move on by a tick of the kernel's clock, at most 10 ms
 
 
@@ -188,11 +188,16 @@ def sha256(descriptor: int) -> str:
 def engine_name(name: str, number: int) -> str:
     """Where the engine sees file `number`: under its partition folders, which keep their names.
 
-    What the engine would take for a pattern is written as it reads it back from a folder's name (`%2A` for `*`).
+    What the engine would take for a pattern, or for the end of a name or value, is written as it reads it back from a
+    folder's name (`%2A` for `*`).
     """
     parts = PurePosixPath(name).parts[:-1]
-    folders = [_PATTERN.sub(lambda found: f"%{ord(found[0]):02X}", part) for part in parts if "=" in part]
+    folders = ["=".join(map(_escaped, part.split("=", 1))) for part in parts if "=" in part]
     return "/".join((*folders, f"{number}{PurePosixPath(name).suffix}"))
+
+
+def _escaped(text: str) -> str:
+    return _PATTERN.sub(lambda found: f"%{ord(found[0]):02X}", text)
 
 
 def quote_text(value: str) -> str:

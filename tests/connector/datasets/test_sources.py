@@ -156,6 +156,20 @@ async def test_partition_folders_become_columns_and_prune(pool: Pool, tmp_path: 
     assert sorted(table["year"].to_pylist()) == ["2020", "2021", "2022"]
 
 
+FOLDERS = ["x=y", "==", "a\\b", "line\nline", "a\rb", "*", "[1]", "{a,b}", "a?", "O'Brien", '"', "a b", "ü😀"]
+
+
+@worker
+@pytest.mark.parametrize("value", FOLDERS)
+async def test_a_partition_folder_may_hold_any_text(pool: Pool, tmp_path: Path, value: str) -> None:
+    for place in (f"k={value}", "k=z"):
+        (tmp_path / "top" / place).mkdir(parents=True)
+        pq.write_table(_FIRST, tmp_path / "top" / place / "part.parquet")
+    relation = data.relation("hive", tmp_path / "top", tmp_path)
+    table = await rows_of(pool, relation, "SELECT k, count(*) AS n FROM t GROUP BY k ORDER BY k = 'z'")
+    assert table.to_pylist() == [{"k": value, "n": 2}, {"k": "z", "n": 2}]
+
+
 BAD_FILES = {
     "garbage": ("parquet", lambda p: p.write_bytes(b"PAR1" + os.urandom(2000) + b"PAR1"), "not_parquet"),
     "text": ("parquet", lambda p: p.write_text("a,b\n1,2\n"), "not_parquet"),
