@@ -136,7 +136,8 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         if found := _unmappable(con, text, columns):
             raise SourceUnreadable(
                 f"expected values that have an exact form, came others in {', '.join(found)} (infinity, NaN in a "
-                "numeric, dates before Christ, arrays of several dimensions); register a view that leaves them out",
+                "numeric, dates before Christ, the time 24:00, arrays of several dimensions, rows of more than "
+                f"{_LINE_MAX // 2**20} MB); register a view that leaves them out",
                 code="value_unmappable",
                 columns=found,
             ) from None
@@ -167,8 +168,8 @@ def _exact(text: str, kind: str) -> str:
         return text
     if kind == "BLOB":
         return f"unhex(substr({text}, 3))"
-    if kind.startswith(("DATE", "TIMESTAMP")):
-        strange = f"{text} LIKE '%infinity' OR {text} LIKE '%BC'"
+    if kind.startswith(("DATE", "TIME")):  # 24:00:00 is a time to PostgreSQL, and to Arrow's readers none
+        strange = f"{text} LIKE '%infinity' OR {text} LIKE '%BC' OR {text} LIKE '24:%'"
         return f"CAST(CASE WHEN {strange} THEN error('no exact form') ELSE {text} END AS {kind})"
     if kind.startswith("DECIMAL"):
         scale = int(kind[:-1].split(",")[1])
@@ -246,6 +247,12 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
     except psycopg.errors.InsufficientPrivilege:
         raise SourceUnreadable(
             "the database does not let the connector read this table; grant it SELECT", code="database_refused"
+        ) from None
+    except psycopg.DataError as error:
+        raise SourceUnreadable(
+            f"the database cannot compute the rows of this view (SQLSTATE {error.sqlstate}: {type(error).__name__}); "
+            "correct it, or register another",
+            code="view_failed",
         ) from None
     except psycopg.Error as error:
         raise SourceUnreadable(

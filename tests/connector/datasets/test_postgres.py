@@ -124,6 +124,7 @@ PREPARED = (
     "CREATE SCHEMA other",
     "CREATE TABLE private (id integer)",
     'CREATE TABLE twice (id integer, "ID" integer)',
+    "CREATE VIEW failing AS SELECT 1 / (i - i) AS n FROM generate_series(1, 2) i",
     "DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
 )
 UNMAPPABLE = {
@@ -133,6 +134,8 @@ UNMAPPABLE = {
     "a matrix": ("integer[]", "'{{1,2},{3,4}}'"),
     "a matrix of text": ("text[]", "'{{a,b},{c,d}}'"),
     "not a number": ("numeric(5,2)", "'NaN'"),
+    "the end of a day": ("time", "'24:00'"),
+    "ends of days": ("time[]", "ARRAY['12:00'::time, '24:00'::time]"),
 }
 
 
@@ -197,6 +200,7 @@ REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
     "no table": ("postgres://registry/", HanseError, "bad_input"),
     "nobody there": ("postgres://gone/t", SourceUnreadable, "database_unreachable"),
     "not readable": ("postgres://limited/private", SourceUnreadable, "database_refused"),
+    "a view that fails": ("postgres://registry/failing", SourceUnreadable, "view_failed"),
     "names that differ in case": ("postgres://registry/twice", SourceUnreadable, "columns_repeated"),
     "a name that would be SQL": ('postgres://registry/t"; DROP TABLE private; --', NotFound, "not_found"),
 }
