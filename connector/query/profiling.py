@@ -40,11 +40,22 @@ def profile(
         counted(0.0)
         *answer, rows = ask(_question(name, some), counted)
         figures += _figures(some, answer, rows)
+    _check_times(figures)
     for figure in figures:
         figure["bytes"] = round(widths.get(figure["name"], 0.0) * rows) or None
     found = digests(files, reached=reached)
     files.check_unchanged()
     return {"rows": rows, "columns": figures, "files": found, "bytes": sum(file["size"] for file in found)}
+
+
+def _check_times(figures: Sequence[Mapping[str, Any]]) -> None:
+    """SourceUnreadable for the time 24:00, which the engine has and Arrow's readers do not take."""
+    if late := [one["name"] for one in figures if one["type"].startswith("TIME") and str(one["max"]).startswith("24:")]:
+        raise SourceUnreadable(
+            f"expected times before 24:00, came 24:00 in {', '.join(late)}; write another time, or text",
+            code="value_unmappable",
+            columns=late,
+        )
 
 
 def _counted(reached: Reached, files: int, before: float, share: float, part: float) -> None:

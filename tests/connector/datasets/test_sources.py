@@ -349,6 +349,18 @@ async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refus
 
 
 @worker
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+async def test_a_time_that_no_reader_takes_is_refused(pool: Pool, tmp_path: Path, kind: str) -> None:
+    if kind == "csv":
+        (tmp_path / "t").write_text("n,at\n1,10:00\n2,24:00\n")
+    else:
+        duckdb.sql("SELECT 1 AS n, TIME '24:00:00' AS at").write_parquet(str(tmp_path / "t"))
+    relation = await registered(pool, kind, tmp_path / "t", tmp_path)
+    with pytest.raises(SourceUnreadable, match="24:00 in at;"):
+        await pool.ask(Job(kind="profile", relations={"t": relation}))
+
+
+@worker
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "A")], ids=str)
 @pytest.mark.parametrize("kind", ["parquet", "arrow_ipc"])
 async def test_columns_of_one_name_are_refused(pool: Pool, tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
