@@ -1,0 +1,78 @@
+"""One case of random streams: a policy, a request, and what must come of it, whichever way it is asked."""
+
+from __future__ import annotations
+
+import hmac
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Self
+
+from tests.support import random_reads
+from tests.support.provider import CONSUMER
+from tests.support.random_files import BLOB
+from tests.support.random_reads import PLACE, Read, Terms
+from tests.support.random_space import Space, World
+
+_SECRET = b"m" * 32  # the provider's, of masks
+
+
+class Case(ABC):
+    """A policy, a request, and what must come."""
+
+    def __init__(self, over: Space, world: World, found: Terms, asked: Read, rng: random.Random) -> None:
+        self.over, self.world, self.found, self.asked, self.rng = over, world, found, asked, rng
+        whole = world.con.sql(random_reads.select(found, asked, limited=not asked.blocks)).to_arrow_table()
+        self.places = whole.column(PLACE).to_numpy()
+        self.expected = whole.drop_columns([PLACE])
+        self.headers: dict[str, str] = {}
+        self.went_on = False
+
+    @classmethod
+    def drawn(cls, over: Space, world: World, rng: random.Random) -> Self:
+        """A case of this dataset; few that let nothing through."""
+        key = hmac.digest(_SECRET, CONSUMER.encode(), "sha256")
+        for _ in range(4):
+            found = random_reads.terms(rng, world.columns, rows=world.files.rows, key=key)
+            asked = random_reads.read(rng, found, world.columns, rows=world.files.rows)
+            case = cls(over, world, found, asked, rng)
+            if len(case.expected) or rng.random() < 0.1:
+                break
+        return case
+
+    @property
+    def told(self) -> str:
+        """The case in words."""
+        return (
+            f"    {self.world.files.how}\n    {[(one.name, one.type) for one in self.world.columns]}\n"
+            f"    {self.asked}\n    {random_reads.select(self.found, self.asked, limited=True)[:1500]}"
+        )
+
+    def words(self) -> Iterator[str]:
+        """What there is to it."""
+        found, asked = self.found, self.asked
+        shown = [one for one in self.world.columns if one.name in found.shown]
+        met = {
+            "row filters": found.filters,
+            "alternatives in filters": any("OR" in one or "coalesce" in one for one in found.filters),
+            "a condition": asked.where,
+            "hidden columns": len(shown) < len(self.world.columns),
+            "blobs": any(one.of.family == BLOB for one in shown),
+            "a quota": found.quota,
+            "limit_rows": asked.most,
+            "batch_rows": asked.batch_rows,
+            f"codec {asked.codec}": asked.codec in ("lz4", "zstd"),
+            "several files": len(self.world.files.paths) > 1,
+            f"blocks: {asked.blocks}": asked.blocks,
+            "a cursor": self.went_on,
+            "a second pass": asked.twice,
+            "several readers": asked.readers > 1,
+            "no rows": not len(self.expected),
+            "names of places": self.world.reserved,
+        }
+        yield from (word for word, there in met.items() if there)
+        yield from (f"mask {method}" for method in set(found.masks.values()))
+
+    @abstractmethod
+    async def run(self) -> str:
+        """Ask, and compare; whether it was answered, or rightly refused. Different where it is not as it must be."""

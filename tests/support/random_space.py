@@ -1,0 +1,188 @@
+"""A provider that is served over HTTP, with one random dataset after the other: its rows, and which ways reads take."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import duckdb
+import httpx2
+import numpy as np
+import pyarrow.parquet as pq
+
+from connector.dataplane import blocks, stream
+from connector.dataplane.prepared import PreparedStreams
+from connector.datasets import splits
+from connector.errors import HanseError
+from connector.query.job import Job
+from connector.query.placed import Placed
+from connector.query.spans import Scattered
+from connector.query.stored import Stored
+from tests.support import data, provider, random_files, random_reads
+from tests.support.provider import Provider
+from tests.support.random_files import Files
+from tests.support.random_reads import PLACE, Seen, Terms
+
+_ROWS = (40, 200)  # of a block
+_BYTES = 2**20
+
+
+class Different(Exception):
+    """What differs."""
+
+
+@dataclass
+class World:
+    """A dataset that is registered, and the same rows in plain DuckDB, each with its place."""
+
+    files: Files
+    name: str
+    columns: tuple[Seen, ...]
+    con: duckdb.DuckDBPyConnection
+    profile: dict[str, Any]
+
+    @property
+    def reserved(self) -> bool:
+        """Whether a column has a name that the engine has for a row's place."""
+        return any(one.name.lower() in ("file_row_number", "file_index", "filename") for one in self.columns)
+
+    @property
+    def blocks(self) -> list[range]:
+        """The places of the rows of each block: rows of one file, of whole row groups unless these are large."""
+        groups = [pq.read_metadata(path) for path in self.files.paths]
+        sizes = [[(one.row_group(n).num_rows, one.row_group(n).total_byte_size) for n in range(one.num_row_groups)]
+                 for one in groups]  # fmt: skip
+        before = np.cumsum([0, *(one.num_rows for one in groups)]).tolist()
+        found = ((before[one.file] + one.first, one.rows) for one in splits.cut(sizes))
+        return [range(first, first + rows) for first, rows in found]
+
+
+@dataclass
+class Ways:
+    """Which ways through the product reads have taken."""
+
+    jobs: list[Job] = field(default_factory=list)
+    scattered: int = 0
+    served: int = 0
+
+    @contextmanager
+    def seen(self, running: Provider, prepared: PreparedStreams) -> Iterator[None]:
+        """While the block runs."""
+        run, serve = running.pool.run, prepared.serve
+
+        def asked(job: Job, **more: Any) -> Any:
+            self.jobs.append(job)
+            return run(job, **more)
+
+        def served(*given: Any, **more: Any) -> Any:
+            self.served += 1
+            return serve(*given, **more)
+
+        def scattered(*given: Any) -> Scattered:
+            self.scattered += 1
+            return Scattered(*given)
+
+        with (
+            mock.patch.object(running.pool, "run", asked),
+            mock.patch.object(prepared, "serve", served),
+            mock.patch.object(blocks, "Scattered", scattered),
+        ):
+            yield
+
+    def words(self, world: World) -> Iterator[str]:
+        """What the reads of the last seed were."""
+        for job in self.jobs:
+            yield "rows as they are" if job.scan else "rows by the engine"
+            whole = job.given_on and job.batch_rows is None and job.codec == "none"
+            if whole and (names := Placed(world.files.paths, job.given_on, Stored()).names):
+                yield f"places, {'by blocks' if job.only else 'whole'}"
+                yield from ["places of several columns"] if len(names) > 1 else []
+        if self.scattered:
+            yield "values left in files, " + ("rows as they are" if self.jobs[0].scan else "after the engine")
+        yield from ["prepared"] if self.served else []
+        self.jobs, self.scattered, self.served = [], 0, 0
+
+
+class Space:
+    """A provider that is served, and its datasets one after the other."""
+
+    def __init__(self, running: Provider, prepared: PreparedStreams, client: httpx2.AsyncClient, folder: Path) -> None:
+        self.running, self.prepared, self.client, self.folder = running, prepared, client, folder
+        self.ways = Ways()
+        self._last: tuple[int, World | None] = (-1, None)
+
+    async def world(self, number: int) -> World | None:
+        """The dataset of some seeds; None where there is none, because its files are refused."""
+        if self._last[0] != number:
+            self.close()
+            self._last = number, await self._made(number)
+        return self._last[1]
+
+    def close(self) -> None:
+        """Remove the dataset's files."""
+        number, world = self._last
+        if world is not None:
+            world.con.close()
+        shutil.rmtree(self.folder / str(number), ignore_errors=True)
+
+    async def _made(self, number: int) -> World | None:
+        folder = self.folder / str(number)
+        folder.mkdir()
+        files = random_files.write(random.Random(f"files {number}"), folder)
+        con = duckdb.connect(config={"threads": 1})
+        con.execute("SET TimeZone = 'UTC'")
+        place = random_reads.quoted(PLACE)
+        try:
+            con.execute(f"CREATE TABLE raw AS SELECT row_number() OVER () - 1 AS {place}, * FROM read_parquet($1)",
+                        [list(files.paths)])  # fmt: skip
+        except duckdb.Error:
+            return None
+        types = con.execute("SELECT column_name, column_type FROM (DESCRIBE raw)").fetchall()[1:]
+        columns = tuple(Seen(name, kind, one) for (name, kind), one in zip(types, files.columns, strict=True))
+        try:
+            profile = await self.running.profile(data.relation("parquet", folder, folder))
+        except HanseError:
+            if not files.refused:
+                raise
+            return None
+        if files.refused:
+            raise Different("names that differ in case only were registered")
+        return World(files, f"d{number}", columns, con, profile)
+
+    async def agree(self, world: World, found: Terms) -> str:
+        """Sign an agreement; the header that its reader sends."""
+        number = f"{random.getrandbits(64):016x}"
+        relation = data.relation("parquet", world.files.folder, world.files.folder)
+        await self.running.store.write(
+            lambda tx: provider.insert(
+                tx, found.policy, number, name=world.name, relation=relation, profile=world.profile
+            )
+        )
+        return f"Bearer {self.running.ticket(f'urn:agreement:{number}')}"
+
+
+@asynccontextmanager
+async def space(folder: Path) -> AsyncIterator[Space]:
+    """A provider with small blocks."""
+    prepared = PreparedStreams(folder / "streams", quota=256 * 2**20, sensitive=True)
+    (folder / "data").mkdir()
+    with (
+        mock.patch.object(splits, "ROWS_MIN", _ROWS[0]),
+        mock.patch.object(splits, "ROWS_MAX", _ROWS[1]),
+        mock.patch.object(splits, "BYTES_MIN", _BYTES),
+        mock.patch.object(stream, "BATCH_BYTES", 2**16),
+    ):
+        async with (
+            provider.running(folder, rows=10, prepared=prepared) as running,
+            httpx2.AsyncClient(base_url=running.url, timeout=60) as client,
+        ):
+            found = Space(running, prepared, client, folder / "data")
+            with found.ways.seen(running, prepared):
+                yield found
+            found.close()
