@@ -312,7 +312,8 @@ def batches(
 
 def schema_of(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
     """The schema of an answer, without its rows."""
-    return plain_schema(relation.limit(0).to_arrow_table().schema)
+    nothing = relation.limit(0).to_arrow_table()  # where two columns have one name, it has another for the second
+    return plain_schema(nothing.rename_columns(relation.columns).schema)
 
 
 def rows_of(relation: duckdb.DuckDBPyRelation, row_bytes: Mapping[str, float], *, target: int) -> int:

@@ -65,6 +65,18 @@ async def test_a_query_comes_as_arrow_and_as_rows(front: Front, ticket: str) -> 
     assert rows == [(data.ROWS // 10,)]
 
 
+async def test_a_column_that_is_asked_for_twice_comes_twice(front: Front, ticket: str) -> None:
+    """The driver holds what comes against what it was told would come."""
+
+    def work(cursor: Any) -> pa.Table:
+        cursor.execute(f"SELECT id, id FROM {NUMBERS} WHERE id < 3")
+        return cursor.fetch_arrow_table()
+
+    table = await use(front, ticket, work)
+    assert table.column_names == ["id", "id"]
+    assert table.column(1).to_pylist() == [0, 1, 2]
+
+
 BOUND = {
     "a number": ("gap = ?", (1,), 40_000),
     "text with quotes": ("name = ?", ("it's -- /* '",), 0),
