@@ -1,11 +1,12 @@
-"""Random streams over real HTTP against plain DuckDB: values, types, order, totals and cursors, none may differ.
+"""Random streams over real connections against plain DuckDB: values, types, order, totals and cursors, none may differ.
 
-    python -m tests.load.random_streams [--count 2000] [--first 0]
+    python -m tests.load.random_streams [--count 2000] [--first 0] [--kind KIND]
 
 Ten seeds in a row share a dataset of random Parquet files (`random_files`); each has a policy and a request of its own
-(`random_reads`). Blocks and batches are made small, so that small files have many. A product that refused much would
-prove nothing, nor would one that never took the way that is to be looked at: what was met is counted, and the exit
-status is 0 if no answer differed and fewer than a tenth were refused.
+(`random_reads`), and is asked over HTTP (`random_http`) or Arrow Flight (`random_flight`). Blocks and batches are made
+small, so that small files have many. A product that refused much would prove nothing, nor would one that never took the
+way that is to be looked at: what was met is counted, and the exit status is 0 if no answer differed and fewer than a
+tenth were refused.
 """
 
 from __future__ import annotations
@@ -18,23 +19,26 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
+from tests.support.random_case import Case
+from tests.support.random_flight import OverFlight
 from tests.support.random_http import OverHttp
 from tests.support.random_space import Different, Space, space
 
 EACH = 10  # seeds that share a dataset
+KINDS: Mapping[str, tuple[type[Case], int]] = {"http": (OverHttp, 70), "flight": (OverFlight, 30)}  # and how often
 
 
-async def check(over: Space, seed: int) -> list[str]:
+async def check(over: Space, seed: int, kind: str) -> list[str]:
     """What became of one seed, and what was met on the way. Different where an answer is not as it must be."""
     world = await over.world(seed // EACH)
     if world is None:
         return ["no dataset"]
-    case = OverHttp.drawn(over, world, random.Random(f"read {seed}"))
+    case = KINDS[kind or kind_of(seed)][0].drawn(over, world, random.Random(f"read {seed}"))
     try:
         outcome = await case.run()
     except Different as error:
@@ -42,7 +46,12 @@ async def check(over: Space, seed: int) -> list[str]:
     return [outcome, *sorted({*case.words(), *over.ways.words(world)})]
 
 
-async def run(numbers: Sequence[int]) -> collections.Counter[str]:
+def kind_of(seed: int) -> str:
+    """Which kind of case a seed is."""
+    return random.Random(f"kind {seed}").choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
+
+
+async def run(numbers: Sequence[int], kind: str = "") -> collections.Counter[str]:
     """Carry out these seeds; what became of them, and what was met."""
     counted: collections.Counter[str] = collections.Counter()
     begun = time.monotonic()
@@ -50,7 +59,7 @@ async def run(numbers: Sequence[int]) -> collections.Counter[str]:
         async with space(Path(folder)) as over:
             for number, seed in enumerate(numbers, 1):
                 try:
-                    counted.update(await check(over, seed))
+                    counted.update(await check(over, seed, kind))
                 except Exception as error:  # noqa: BLE001  whatever breaks is a wrong answer, too
                     counted["different"] += 1
                     print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
@@ -67,9 +76,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--kind", choices=list(KINDS), default="", help="of this kind only")
     asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    counted = asyncio.run(run(range(asked.first, asked.first + asked.count)))
+    counted = asyncio.run(run(range(asked.first, asked.first + asked.count), asked.kind))
     for word, times in sorted(counted.items(), key=lambda one: -one[1]):
         print(f"  {times:6d}  {word}")
     refused = sum(times for word, times in counted.items() if word.startswith(("refused", "no dataset")))

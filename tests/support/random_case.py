@@ -5,14 +5,18 @@ from __future__ import annotations
 import hmac
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
+from unittest import mock
 
-from tests.support import random_reads
+import pyarrow as pa
+
+from connector.dataplane import jobs
+from tests.support import random_reads, streamed
 from tests.support.provider import CONSUMER
 from tests.support.random_files import BLOB
 from tests.support.random_reads import PLACE, Read, Terms
-from tests.support.random_space import Space, World
+from tests.support.random_space import Different, Space, World
 
 _SECRET = b"m" * 32  # the provider's, of masks
 
@@ -25,7 +29,7 @@ class Case(ABC):
         whole = world.con.sql(random_reads.select(found, asked, limited=not asked.blocks)).to_arrow_table()
         self.places = whole.column(PLACE).to_numpy()
         self.expected = whole.drop_columns([PLACE])
-        self.headers: dict[str, str] = {}
+        self.ticket = ""
         self.went_on = False
 
     @classmethod
@@ -34,7 +38,7 @@ class Case(ABC):
         key = hmac.digest(_SECRET, CONSUMER.encode(), "sha256")
         for _ in range(4):
             found = random_reads.terms(rng, world.columns, rows=world.files.rows, key=key)
-            asked = random_reads.read(rng, found, world.columns, rows=world.files.rows)
+            asked = cls.fitting(random_reads.read(rng, found, world.columns, rows=world.files.rows), rng)
             case = cls(over, world, found, asked, rng)
             if len(case.expected) or rng.random() < 0.1:
                 break
@@ -73,6 +77,26 @@ class Case(ABC):
         yield from (word for word, there in met.items() if there)
         yield from (f"mask {method}" for method in set(found.masks.values()))
 
-    @abstractmethod
     async def run(self) -> str:
-        """Ask, and compare; whether it was answered, or rightly refused. Different where it is not as it must be."""
+        """Whether it was answered, or rightly refused. Different where anything is not as it must be."""
+        self.ticket = await self.over.agree(self.world, self.found)
+        self.over.running.reads._prepared = self.over.prepared if self.asked.twice else None
+        with mock.patch.object(jobs, "_batch_bytes", return_value=self.asked.batch_bytes):
+            return await self.ask()
+
+    @classmethod
+    def fitting(cls, asked: Read, rng: random.Random) -> Read:
+        """The request, without what cannot be asked for this way."""
+        return asked
+
+    @abstractmethod
+    async def ask(self) -> str:
+        """Ask, and compare."""
+
+    def check_batches(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """Different where they have more in their bytes than values, or too many rows."""
+        if hidden := next(filter(None, map(streamed.hides, batches)), ""):
+            raise Different(f"more than its values is in {hidden}")
+        most = self.asked.batch_rows
+        if most and any(one.num_rows > most for one in batches):
+            raise Different(f"batches of {[one.num_rows for one in batches]} rows for {most}")

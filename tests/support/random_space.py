@@ -1,4 +1,4 @@
-"""A provider that is served over HTTP, with one random dataset after the other: its rows, and which ways reads take."""
+"""A provider that is served, with one random dataset after the other: its rows, and which ways reads take."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from connector.dataplane import blocks, stream
+from connector.dataplane.flight import desk
+from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
 from connector.datasets import splits
 from connector.errors import HanseError
@@ -25,6 +27,7 @@ from connector.query.placed import Placed
 from connector.query.spans import Scattered
 from connector.query.stored import Stored
 from tests.support import data, provider, random_files, random_reads
+from tests.support.flying import flying
 from tests.support.provider import Provider
 from tests.support.random_files import Files
 from tests.support.random_reads import PLACE, Seen, Terms
@@ -112,8 +115,10 @@ class Ways:
 class Space:
     """A provider that is served, and its datasets one after the other."""
 
-    def __init__(self, running: Provider, prepared: PreparedStreams, client: httpx2.AsyncClient, folder: Path) -> None:
-        self.running, self.prepared, self.client, self.folder = running, prepared, client, folder
+    def __init__(
+        self, running: Provider, prepared: PreparedStreams, client: httpx2.AsyncClient, front: Front, folder: Path
+    ) -> None:
+        self.running, self.prepared, self.client, self.front, self.folder = running, prepared, client, front, folder
         self.ways = Ways()
         self._last: tuple[int, World | None] = (-1, None)
 
@@ -156,7 +161,7 @@ class Space:
         return World(files, f"d{number}", columns, con, profile)
 
     async def agree(self, world: World, found: Terms) -> str:
-        """Sign an agreement; the header that its reader sends."""
+        """Sign an agreement; the ticket of its reader."""
         number = f"{random.getrandbits(64):016x}"
         relation = data.relation("parquet", world.files.folder, world.files.folder)
         await self.running.store.write(
@@ -164,12 +169,12 @@ class Space:
                 tx, found.policy, number, name=world.name, relation=relation, profile=world.profile
             )
         )
-        return f"Bearer {self.running.ticket(f'urn:agreement:{number}')}"
+        return self.running.ticket(f"urn:agreement:{number}")
 
 
 @asynccontextmanager
 async def space(folder: Path) -> AsyncIterator[Space]:
-    """A provider with small blocks."""
+    """A provider with small blocks, several endpoints of them over Flight."""
     prepared = PreparedStreams(folder / "streams", quota=256 * 2**20, sensitive=True)
     (folder / "data").mkdir()
     with (
@@ -177,12 +182,14 @@ async def space(folder: Path) -> AsyncIterator[Space]:
         mock.patch.object(splits, "ROWS_MAX", _ROWS[1]),
         mock.patch.object(splits, "BYTES_MIN", _BYTES),
         mock.patch.object(stream, "BATCH_BYTES", 2**16),
+        mock.patch.object(desk, "_PART_BYTES", 2**16),
     ):
         async with (
             provider.running(folder, rows=10, prepared=prepared) as running,
             httpx2.AsyncClient(base_url=running.url, timeout=60) as client,
+            flying(running) as front,
         ):
-            found = Space(running, prepared, client, folder / "data")
+            found = Space(running, prepared, client, front, folder / "data")
             with found.ways.seen(running, prepared):
                 yield found
             found.close()

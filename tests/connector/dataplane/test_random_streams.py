@@ -9,6 +9,7 @@ SEEDS = [EACH * number + seed for number in DATASETS for seed in range(5)]
 MET = (
     "places, whole", "places, by blocks", "values left in files, after the engine", "several readers", "a cursor",
     "values left in files, rows as they are", "prepared", "alternatives in filters", "mask hash", "codec zstd",
+    "over Flight", "several endpoints",
 )  # fmt: skip
 
 
