@@ -53,17 +53,20 @@ def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
     """A reader that opens the batches with these rows only. It can be read once, as one scan does.
 
-    Read, not mapped: a map of the whole file counts against the worker's address space, whatever is read of it.
+    Read, not mapped: a map of the whole file counts against the worker's address space, whatever is read of it. Columns
+    stand as in the first file: the engine calls one without a name by its place.
     """
     import pyarrow as pa
 
     reader = pa.ipc.open_file(pa.OSFile(paths[rows.file]))
-    schema = reader.schema.append(pa.field(rows.position, pa.int64())) if rows.position else reader.schema
+    names = pa.ipc.open_file(pa.OSFile(paths[0])).schema.names
+    schema = pa.schema([reader.schema.field(one) for one in names])
+    schema = schema.append(pa.field(rows.position, pa.int64())) if rows.position else schema
     counts = [count for count, _ in groups([paths[rows.file]])[0]]
-    con.register(name, pa.RecordBatchReader.from_batches(schema, _within(reader, counts, rows)))
+    con.register(name, pa.RecordBatchReader.from_batches(schema, _within(reader, names, counts, rows)))
 
 
-def _within(reader: Any, counts: Sequence[int], rows: Rows) -> Iterator[Any]:
+def _within(reader: Any, names: Sequence[str], counts: Sequence[int], rows: Rows) -> Iterator[Any]:
     import numpy as np
     import pyarrow as pa
 
@@ -71,7 +74,7 @@ def _within(reader: Any, counts: Sequence[int], rows: Rows) -> Iterator[Any]:
     for number, count in enumerate(counts):
         first, stop = max(rows.first, start), min(rows.stop, start + count)
         if first < stop:
-            part = reader.get_batch(number).slice(first - start, stop - first)
+            part = reader.get_batch(number).select(names).slice(first - start, stop - first)
             yield part.append_column(rows.position, pa.array(np.arange(first, stop))) if rows.position else part
         start += count
 

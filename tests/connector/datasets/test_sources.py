@@ -518,6 +518,21 @@ def test_rows_of_an_arrow_file_are_read_without_mapping_it(tmp_path: Path, monke
         assert con.sql("FROM t").fetchall() == [(number,) for number in range(5, 25)]
 
 
+def test_a_column_of_arrow_files_without_a_name_is_the_same_in_each(tmp_path: Path) -> None:
+    """The engine calls it by its place, which is another in a file that has its columns in another order."""
+    paths = [str(tmp_path / f"{number}.arrow") for number in range(2)]
+    for path, names in zip(paths, (["", "a"], ["a", ""]), strict=True):
+        table = pa.table({"": [1], "a": ["x"]}).select(names)
+        with pa.ipc.new_file(path, table.schema) as out:
+            out.write_table(table)
+    with duckdb.connect(":memory:") as con:
+        arrow_ipc.attach(con, "whole", paths, {})
+        whole = con.sql("FROM whole")
+        arrow_ipc.attach_rows(con, "t", paths, {}, Rows(1, 0, 1))
+        rows = con.sql("FROM t")
+        assert (rows.columns, rows.fetchall()) == (whole.columns, whole.fetchall()[1:])
+
+
 def test_a_file_of_our_own_is_pinned_without_waiting_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
