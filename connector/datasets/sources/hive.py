@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, Rows
-from connector.datasets.sources.files import FileRef, files_under, quote_list, quote_name
+from connector.datasets.sources.files import FileRef, files_under, quote_list, quote_name, quote_text
 from connector.datasets.sources.parquet import groups, view_of_rows
 from connector.errors import SourceUnreadable
 
@@ -50,8 +50,12 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 
 
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A view; files and row groups that hold none of these rows are passed over."""
-    view_of_rows(con, name, _table(paths, options), rows, files=len(paths))
+    """A view; files and row groups that hold none of these rows are passed over.
+
+    The file by its name: by its number the engine means one of those that are left once a condition on folders is met.
+    """
+    file = f"filename = {quote_text(paths[rows.file])}"
+    view_of_rows(con, name, _table(paths, options), rows, file=file, files=len(paths))
 
 
 def _table(paths: Sequence[str], options: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
 
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
     """A view; the engine passes over the row groups that hold none of these rows."""
-    view_of_rows(con, name, _table(paths), rows, files=len(paths))
+    view_of_rows(con, name, _table(paths), rows, file=f"file_index = {rows.file:d}", files=len(paths))
 
 
 def attach_placed(con: Any, name: str, paths: Sequence[str], placed: Sequence[str]) -> None:
@@ -63,12 +63,15 @@ def _shown(placed: Sequence[str], *, files: int) -> str:
     return f"* REPLACE ({', '.join(f'{place} AS {quote_name(name)}' for name in placed)})"
 
 
-def view_of_rows(con: Any, name: str, table: str, rows: Rows, *, files: int) -> None:
-    """A view of some rows of a `read_parquet`. All files stay in it, so that types are what they are for the whole."""
+def view_of_rows(con: Any, name: str, table: str, rows: Rows, *, file: str, files: int) -> None:
+    """A view of some rows of a `read_parquet`. All files stay in it, so that types are what they are for the whole.
+
+    `file`: the condition that a row is of the right file.
+    """
     number = f", file_row_number AS {quote_name(rows.position)}" if rows.position else ""
     shown = _shown(rows.placed, files=files)
     where = f"file_row_number >= {rows.first:d} AND file_row_number < {rows.stop:d}"
-    where += f" AND file_index = {rows.file:d}" if files > 1 else ""
+    where += f" AND {file}" if files > 1 else ""
     con.execute(
         f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown}{number} FROM {table} WHERE {where}"  # noqa: S608  ours
     )

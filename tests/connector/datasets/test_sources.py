@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.datasets.sources import SOURCES, Rows, arrow_ipc, files, guess, read_options, remote, source
+from connector.datasets.sources import SOURCES, Rows, arrow_ipc, divisible, files, guess, read_options, remote, source
 from connector.errors import BadInput, HanseError, PathRefused, SourceUnreadable, VersionChanged
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
@@ -516,6 +516,19 @@ def test_rows_of_an_arrow_file_are_read_without_mapping_it(tmp_path: Path, monke
     with duckdb.connect(":memory:") as con:
         arrow_ipc.attach_rows(con, "t", [str(path)], {}, Rows(0, 5, 25))
         assert con.sql("FROM t").fetchall() == [(number,) for number in range(5, 25)]
+
+
+def test_a_condition_on_folders_does_not_change_which_file_rows_are_of(tmp_path: Path) -> None:
+    """The engine passes files over for it, and counts those that are left."""
+    paths = []
+    for number, part in enumerate(("part=a b", "part=b", "part=c")):
+        (tmp_path / part).mkdir()
+        paths.append(str(tmp_path / part / "rows.parquet"))
+        pq.write_table(pa.table({"n": [10 * number, 10 * number + 1]}), paths[-1])
+    with duckdb.connect(":memory:") as con:
+        for number, found in enumerate(([], [(11,)], [(21,)])):
+            divisible("hive").attach_rows(con, "t", paths, {}, Rows(number, 1, 2))
+            assert con.sql("SELECT n FROM t WHERE part IN ('b', 'c')").fetchall() == found
 
 
 def test_a_column_of_arrow_files_without_a_name_is_the_same_in_each(tmp_path: Path) -> None:
