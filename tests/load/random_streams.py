@@ -2,11 +2,11 @@
 
     python -m tests.load.random_streams [--count 2000] [--first 0] [--kind KIND]
 
-Ten seeds in a row share a dataset of random Parquet files (`random_files`); each has a policy and a request of its own
-(`random_reads`), and is asked over HTTP (`random_http`) or Arrow Flight (`random_flight`). Blocks and batches are made
-small, so that small files have many. A product that refused much would prove nothing, nor would one that never took the
-way that is to be looked at: what was met is counted, and the exit status is 0 if no answer differed and fewer than a
-tenth were refused.
+Ten seeds in a row share a dataset (`random_files`, `random_sources`); each has a policy and a request of its own
+(`random_reads`), and is a case of one kind: read over HTTP or Arrow Flight. Blocks and batches are made small, so that
+small files have many. A product that refused much would prove nothing, nor would one that never took the way that is
+to be looked at: what was met is counted, and the exit status is 0 if no answer differed and fewer than a tenth were
+refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from tests.support.random_http import OverHttp
 from tests.support.random_space import Different, Space, space
 
 EACH = 10  # seeds that share a dataset
-KINDS: Mapping[str, tuple[type[Case], int]] = {"http": (OverHttp, 70), "flight": (OverFlight, 30)}  # and how often
+KINDS: Mapping[str, tuple[type[Case], int]] = {  # and how often
+    "http": (OverHttp, 50),
+    "flight": (OverFlight, 20),
+}
 
 
 async def check(over: Space, seed: int, kind: str) -> list[str]:
@@ -38,7 +41,7 @@ async def check(over: Space, seed: int, kind: str) -> list[str]:
     world = await over.world(seed // EACH)
     if world is None:
         return ["no dataset"]
-    case = KINDS[kind or kind_of(seed)][0].drawn(over, world, random.Random(f"read {seed}"))
+    case = KINDS[kind][0].drawn(over, world, random.Random(f"read {seed}"))
     try:
         outcome = await case.run()
     except Different as error:
@@ -51,18 +54,18 @@ def kind_of(seed: int) -> str:
     return random.Random(f"kind {seed}").choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
 
 
-async def run(numbers: Sequence[int], kind: str = "") -> collections.Counter[str]:
-    """Carry out these seeds; what became of them, and what was met."""
+async def run(seeds: Sequence[tuple[int, str]]) -> collections.Counter[str]:
+    """Carry out these seeds, each with its kind of case; what became of them, and what was met."""
     counted: collections.Counter[str] = collections.Counter()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         async with space(Path(folder)) as over:
-            for number, seed in enumerate(numbers, 1):
+            for number, (seed, kind) in enumerate(seeds, 1):
                 try:
                     counted.update(await check(over, seed, kind))
                 except Exception as error:  # noqa: BLE001  whatever breaks is a wrong answer, too
                     counted["different"] += 1
-                    print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
+                    print(f"seed {seed} ({kind}): {type(error).__name__}: {error}", flush=True)
                 if number % 200 == 0:
                     print(
                         f"{number} reads, {time.monotonic() - begun:.0f} s, {counted['different']} different",
@@ -79,7 +82,8 @@ def main() -> int:
     parser.add_argument("--kind", choices=list(KINDS), default="", help="of this kind only")
     asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    counted = asyncio.run(run(range(asked.first, asked.first + asked.count), asked.kind))
+    seeds = range(asked.first, asked.first + asked.count)
+    counted = asyncio.run(run([(seed, asked.kind or kind_of(seed)) for seed in seeds]))
     for word, times in sorted(counted.items(), key=lambda one: -one[1]):
         print(f"  {times:6d}  {word}")
     refused = sum(times for word, times in counted.items() if word.startswith(("refused", "no dataset")))

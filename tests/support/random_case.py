@@ -29,7 +29,7 @@ class Case(ABC):
         whole = world.con.sql(random_reads.select(found, asked, limited=not asked.blocks)).to_arrow_table()
         self.places = whole.column(PLACE).to_numpy()
         self.expected = whole.drop_columns([PLACE])
-        self.ticket = ""
+        self.agreement = self.ticket = ""
         self.went_on = False
 
     @classmethod
@@ -38,7 +38,7 @@ class Case(ABC):
         key = hmac.digest(_SECRET, CONSUMER.encode(), "sha256")
         for _ in range(4):
             found = random_reads.terms(rng, world.columns, rows=world.files.rows, key=key)
-            asked = cls.fitting(random_reads.read(rng, found, world.columns, rows=world.files.rows), rng)
+            asked = cls.fitting(random_reads.read(rng, found, world.columns, rows=world.files.rows), world, rng)
             case = cls(over, world, found, asked, rng)
             if len(case.expected) or rng.random() < 0.1:
                 break
@@ -66,6 +66,7 @@ class Case(ABC):
             "limit_rows": asked.most,
             "batch_rows": asked.batch_rows,
             f"codec {asked.codec}": asked.codec in ("lz4", "zstd"),
+            f"files: {self.world.files.kind}": self.world.files.kind != "parquet",
             "several files": len(self.world.files.paths) > 1,
             f"blocks: {asked.blocks}": asked.blocks,
             "a cursor": self.went_on,
@@ -79,13 +80,14 @@ class Case(ABC):
 
     async def run(self) -> str:
         """Whether it was answered, or rightly refused. Different where anything is not as it must be."""
-        self.ticket = await self.over.agree(self.world, self.found)
+        self.agreement = await self.over.agree(self.world, self.found)
+        self.ticket = self.over.running.ticket(self.agreement)
         self.over.running.reads._prepared = self.over.prepared if self.asked.twice else None
         with mock.patch.object(jobs, "_batch_bytes", return_value=self.asked.batch_bytes):
             return await self.ask()
 
     @classmethod
-    def fitting(cls, asked: Read, rng: random.Random) -> Read:
+    def fitting(cls, asked: Read, world: World, rng: random.Random) -> Read:
         """The request, without what cannot be asked for this way."""
         return asked
 

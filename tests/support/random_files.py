@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -48,13 +48,18 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A dataset in a folder; `paths` in the order of its rows, `columns` as they stand in the first."""
+    """A dataset in a folder; `paths` in the order of its rows, `columns` as they stand in the first.
+
+    `told`: the rows, where nobody else's reader of such files is to be believed.
+    """
 
     folder: Path
     paths: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: int
     how: str  # they were written
+    kind: str = "parquet"
+    told: pa.Table | None = None
 
     @property
     def refused(self) -> bool:
@@ -64,14 +69,12 @@ class Files:
 
 def write(rng: random.Random, folder: Path) -> Files:
     """A dataset of one to three files."""
-    large = rng.random() < 0.6
-    columns = _columns(rng, large=large, kinds=PLAIN if rng.random() < 0.4 else KINDS)
-    counts = [_rows(rng, large=large) for _ in range(rng.choice((1, 1, 2, 3)))]
+    columns, counts = drawn(rng, KINDS)
     how = _how(rng, columns, max(counts))
     paths: list[str] = []
     for number, rows in enumerate(counts):
         mine = rng.sample(columns, len(columns)) if number and rng.random() < 0.2 else columns
-        table = pa.table([_array(rng, one, rows) for one in mine], schema=_schema(mine))
+        table = pa.table([array_of(rng, one, rows) for one in mine], schema=schema_of(mine))
         paths.append(f"{folder}/{number}.parquet")
         with pq.ParquetWriter(paths[-1], table.schema, **how) as file:
             cut = rng.randint(0, rows) if rng.random() < 0.5 else rows  # row groups of two sizes
@@ -80,17 +83,26 @@ def write(rng: random.Random, folder: Path) -> Files:
     return Files(folder, tuple(paths), tuple(columns), sum(counts), repr(how))
 
 
+def drawn(rng: random.Random, kinds: Sequence[Kind]) -> tuple[list[Column], list[int]]:
+    """The columns of a dataset, and the rows of its files."""
+    large = rng.random() < 0.6
+    columns = _columns(rng, large=large, kinds=PLAIN if rng.random() < 0.4 else kinds)
+    return columns, [_rows(rng, large=large) for _ in range(rng.choice((1, 1, 2, 3)))]
+
+
 def _rows(rng: random.Random, *, large: bool) -> int:
     few = rng.random() < 0.15
     most = 130 if large else 3000
     return rng.choice((0, 1, 17)) if few else rng.choice((most // 2, rng.randint(2, most), rng.randint(2, most)))
 
 
-def _schema(columns: list[Column]) -> pa.Schema:
-    return pa.schema([pa.field(one.name, one.type, nullable=one.nulls > 0) for one in columns])
+def schema_of(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema(
+        [pa.field(one.name, one.type, nullable=one.nulls > 0 or pa.types.is_null(one.type)) for one in columns]
+    )
 
 
-def _array(rng: random.Random, column: Column, rows: int) -> pa.Array:
+def array_of(rng: random.Random, column: Column, rows: int) -> pa.Array:
     if column.unique:
         values = [column.draw(rng) for _ in range(rows)] if column.family == BLOB else list(range(rows))
     else:
@@ -100,7 +112,7 @@ def _array(rng: random.Random, column: Column, rows: int) -> pa.Array:
     return pa.array(values, column.type)
 
 
-def _columns(rng: random.Random, *, large: bool, kinds: list[Kind]) -> list[Column]:
+def _columns(rng: random.Random, *, large: bool, kinds: Sequence[Kind]) -> list[Column]:
     blobs = rng.choice((1, 1, 2, 3)) if large else rng.choice((0, 0, 1))
     names = _names(rng, blobs + rng.randint(2, 6))
     columns = [_blob(rng, name, large=large) for name in names[:blobs]]
@@ -133,7 +145,7 @@ def _blob(rng: random.Random, name: str, *, large: bool) -> Column:
     return Column(name, pa.binary(), BLOB, draw, nulls, unique=large, lies=lies)
 
 
-def _column(rng: random.Random, name: str, kinds: list[Kind]) -> Column:
+def _column(rng: random.Random, name: str, kinds: Sequence[Kind]) -> Column:
     kind, family, draw = rng.choice(kinds)
     return Column(name, kind, family, draw, rng.choice((0.0, 0.0, 0.15, 0.6, 1.0)))
 
@@ -151,7 +163,7 @@ def _decimals(digits: int, scale: int) -> Callable[[random.Random], Decimal]:
     return lambda rng: Decimal(rng.choice((rng.randint(-500, 500), most, -most))).scaleb(-scale)
 
 
-def _date(rng: random.Random) -> dt.date:
+def date(rng: random.Random) -> dt.date:
     return dt.date(2020, 1, 1) + dt.timedelta(days=rng.randint(-20_000, 500))
 
 
@@ -159,7 +171,7 @@ def _stamp(rng: random.Random) -> dt.datetime:
     return _START + dt.timedelta(hours=rng.randint(-9000, 60))
 
 
-def _text(rng: random.Random) -> str:
+def text(rng: random.Random) -> str:
     return rng.choice(_TEXTS)
 
 
@@ -179,11 +191,11 @@ KINDS: list[Kind] = [
     (pa.float32(), FLOAT, _quarters),
     (pa.float64(), FLOAT, _quarters),
     (pa.bool_(), BOOL, lambda rng: rng.random() < 0.5),
-    (pa.string(), TEXT, _text),
-    (pa.string(), TEXT, _text),
-    (pa.large_string(), TEXT, _text),
-    (pa.dictionary(pa.int32(), pa.string()), TEXT, _text),
-    (pa.date32(), DATE, _date),
+    (pa.string(), TEXT, text),
+    (pa.string(), TEXT, text),
+    (pa.large_string(), TEXT, text),
+    (pa.dictionary(pa.int32(), pa.string()), TEXT, text),
+    (pa.date32(), DATE, date),
     (pa.timestamp("us"), STAMP, _stamp),
     (pa.timestamp("ms"), STAMP, _stamp),
     (pa.timestamp("ns"), STAMP, _stamp),
@@ -194,14 +206,14 @@ KINDS: list[Kind] = [
     (pa.decimal128(18, 0), DECIMAL, _decimals(18, 0)),
     (pa.decimal128(38, 10), DECIMAL, _decimals(28, 10)),
     (pa.list_(pa.int32()), OTHER, _some(_whole(0, 3))),
-    (pa.list_(pa.string()), OTHER, _some(_text)),
+    (pa.list_(pa.string()), OTHER, _some(text)),
     (pa.list_(pa.list_(pa.float32())), OTHER, _some(_some(_whole(0, 3)))),
     (pa.list_(pa.float32(), 3), OTHER, lambda rng: [float(rng.randint(0, 9)) for _ in range(3)]),
-    (pa.struct([("a", pa.int32()), ("b", pa.string())]), OTHER, lambda rng: {"a": rng.randint(0, 3), "b": _text(rng)}),
+    (pa.struct([("a", pa.int32()), ("b", pa.string())]), OTHER, lambda rng: {"a": rng.randint(0, 3), "b": text(rng)}),
     (
         pa.struct([("l", pa.list_(pa.int16())), ("b", pa.binary())]),
         OTHER,
-        lambda rng: {"l": [1, None], "b": _text(rng).encode()},
+        lambda rng: {"l": [1, None], "b": text(rng).encode()},
     ),
     (pa.map_(pa.string(), pa.int32()), OTHER, lambda rng: [(word, rng.randint(0, 3)) for word in rng.sample("abc", 2)]),
     (pa.binary(), BLOB, lambda rng: rng.choice((b"", b"a", b"\x00\xff", b"ab"))),

@@ -15,7 +15,7 @@ import pyarrow.flight as fl
 from tests.support import flying, provider, streamed
 from tests.support.random_case import Case
 from tests.support.random_reads import Read, quoted
-from tests.support.random_space import Different
+from tests.support.random_space import Different, World
 
 
 class OverFlight(Case):
@@ -24,7 +24,7 @@ class OverFlight(Case):
     endpoints = 0
 
     @classmethod
-    def fitting(cls, asked: Read, rng: random.Random) -> Read:
+    def fitting(cls, asked: Read, world: World, rng: random.Random) -> Read:
         whole = replace(asked, columns=(), where="") if rng.random() < 0.5 else asked
         return replace(whole, blocks="", cut=None, most=None, batch_rows=None, codec="")
 

@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +14,7 @@ from unittest import mock
 import duckdb
 import httpx2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from connector.dataplane import blocks, stream
@@ -21,12 +22,13 @@ from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
 from connector.datasets import splits
+from connector.datasets.sources import source
 from connector.errors import HanseError
-from connector.query.job import Job
+from connector.query.job import Job, Relation
 from connector.query.placed import Placed
 from connector.query.spans import Scattered
 from connector.query.stored import Stored
-from tests.support import data, provider, random_files, random_reads
+from tests.support import data, provider, random_reads, random_sources
 from tests.support.flying import flying
 from tests.support.provider import Provider
 from tests.support.random_files import Files
@@ -45,6 +47,7 @@ class World:
     """A dataset that is registered, and the same rows in plain DuckDB, each with its place."""
 
     files: Files
+    relation: Relation
     name: str
     columns: tuple[Seen, ...]
     con: duckdb.DuckDBPyConnection
@@ -58,12 +61,24 @@ class World:
     @property
     def blocks(self) -> list[range]:
         """The places of the rows of each block: rows of one file, of whole row groups unless these are large."""
-        groups = [pq.read_metadata(path) for path in self.files.paths]
-        sizes = [[(one.row_group(n).num_rows, one.row_group(n).total_byte_size) for n in range(one.num_row_groups)]
-                 for one in groups]  # fmt: skip
-        before = np.cumsum([0, *(one.num_rows for one in groups)]).tolist()
+        sizes = list(map(_batches if self.files.kind == "arrow_ipc" else _groups, self.files.paths))
+        before = np.cumsum([0, *(sum(rows for rows, _ in one) for one in sizes)]).tolist()
         found = ((before[one.file] + one.first, one.rows) for one in splits.cut(sizes))
         return [range(first, first + rows) for first, rows in found]
+
+
+def _groups(path: str) -> list[tuple[int, int]]:
+    """Rows and bytes of each row group."""
+    found = pq.read_metadata(path)
+    groups = (found.row_group(number) for number in range(found.num_row_groups))
+    return [(one.num_rows, one.total_byte_size) for one in groups]
+
+
+def _batches(path: str) -> list[tuple[int, int]]:
+    """Rows of each batch of an Arrow file, and its share of the bytes."""
+    found = pa.ipc.open_file(path)
+    rows = [found.get_batch(number).num_rows for number in range(found.num_record_batches)]
+    return [(one, int(one * (Path(path).stat().st_size / max(1, sum(rows))))) for one in rows]
 
 
 @dataclass
@@ -102,7 +117,7 @@ class Ways:
         """What the reads of the last seed were."""
         for job in self.jobs:
             yield "rows as they are" if job.scan else "rows by the engine"
-            whole = job.given_on and job.batch_rows is None and job.codec == "none"
+            whole = job.given_on and job.batch_rows is None and job.codec == "none" and world.files.kind == "parquet"
             if whole and (names := Placed(world.files.paths, job.given_on, Stored()).names):
                 yield f"places, {'by blocks' if job.only else 'whole'}"
                 yield from ["places of several columns"] if len(names) > 1 else []
@@ -126,6 +141,7 @@ class Space:
         """The dataset of some seeds; None where there is none, because its files are refused."""
         if self._last[0] != number:
             self.close()
+            self._last = number, None
             self._last = number, await self._made(number)
         return self._last[1]
 
@@ -139,37 +155,54 @@ class Space:
     async def _made(self, number: int) -> World | None:
         folder = self.folder / str(number)
         folder.mkdir()
-        files = random_files.write(random.Random(f"files {number}"), folder)
+        files = random_sources.write(number, folder)
         con = duckdb.connect(config={"threads": 1})
         con.execute("SET TimeZone = 'UTC'")
-        place = random_reads.quoted(PLACE)
         try:
-            con.execute(f"CREATE TABLE raw AS SELECT row_number() OVER () - 1 AS {place}, * FROM read_parquet($1)",
-                        [list(files.paths)])  # fmt: skip
+            files, relation = await self._relation(files)
+            profile = await self.running.profile(relation)
+            _fill(con, files)
         except duckdb.Error:
             return None
-        types = con.execute("SELECT column_name, column_type FROM (DESCRIBE raw)").fetchall()[1:]
-        columns = tuple(Seen(name, kind, one) for (name, kind), one in zip(types, files.columns, strict=True))
-        try:
-            profile = await self.running.profile(data.relation("parquet", folder, folder))
         except HanseError:
             if not files.refused:
                 raise
             return None
         if files.refused:
             raise Different("names that differ in case only were registered")
-        return World(files, f"d{number}", columns, con, profile)
+        types = con.execute("SELECT column_name, column_type FROM (DESCRIBE raw)").fetchall()[1:]
+        columns = tuple(Seen(name, kind, one) for (name, kind), one in zip(types, files.columns, strict=True))
+        return World(files, relation, f"d{number}", columns, con, profile)
+
+    async def _relation(self, files: Files) -> tuple[Files, Relation]:
+        """As the files would be registered, in that order: text becomes Parquet."""
+        found = data.relation(files.kind, files.folder, files.folder)
+        if not source(files.kind).CONVERTED:
+            return replace(files, paths=tuple(one["path"] for one in found.files)), found
+        target = files.folder / "converted.parquet"
+        await self.running.pool.ask(Job(kind="convert", relations={"t": found}, arguments={"target": str(target)}))
+        return replace(files, paths=(str(target),)), data.relation("parquet", target, files.folder)
 
     async def agree(self, world: World, found: Terms) -> str:
-        """Sign an agreement; the ticket of its reader."""
+        """Sign an agreement; its id."""
         number = f"{random.getrandbits(64):016x}"
-        relation = data.relation("parquet", world.files.folder, world.files.folder)
         await self.running.store.write(
             lambda tx: provider.insert(
-                tx, found.policy, number, name=world.name, relation=relation, profile=world.profile
+                tx, found.policy, number, name=world.name, relation=world.relation, profile=world.profile
             )
         )
-        return self.running.ticket(f"urn:agreement:{number}")
+        return f"urn:agreement:{number}"
+
+
+def _fill(con: duckdb.DuckDBPyConnection, files: Files) -> None:
+    """The rows as a table, each with its place."""
+    rows = "told"
+    if files.told is None:
+        rows = f"read_parquet({list(files.paths)}, hive_partitioning = {files.kind == 'hive'})"
+    else:
+        con.register("told", files.told)
+    place = random_reads.quoted(PLACE)
+    con.execute(f"CREATE TABLE raw AS SELECT row_number() OVER () - 1 AS {place}, * FROM {rows}")
 
 
 @asynccontextmanager

@@ -1,0 +1,192 @@
+"""Random datasets of every kind of source whose files are here: Arrow, folders that carry columns, and text.
+
+Arrow files have all that its format allows and a careful reader may stumble over: batches of no rows and slices of
+larger ones, values under nulls, dictionaries, views, compression.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.support import random_files
+from tests.support.random_files import BLOB, BOOL, DATE, FLOAT, INTEGER, KINDS, OTHER, TEXT, Column, Files, Kind
+
+_ARROW_KINDS: list[Kind] = [
+    *KINDS,
+    (pa.string_view(), TEXT, random_files.text),
+    (pa.string_view(), TEXT, random_files.text),
+    (pa.large_binary(), BLOB, lambda rng: rng.choice((b"", b"a", b"\x00" * 20))),
+    (pa.binary_view(), BLOB, lambda rng: rng.choice((b"", b"a", b"\x00" * 20))),
+    (pa.dictionary(pa.int8(), pa.large_string()), TEXT, random_files.text),
+    (pa.dictionary(pa.uint16(), pa.int64()), INTEGER, lambda rng: rng.randint(0, 9)),
+    (pa.large_list(pa.int8()), OTHER, lambda rng: [1, None, 2][: rng.randint(0, 3)]),
+    (pa.list_(pa.dictionary(pa.int8(), pa.string())), OTHER, lambda rng: ["a", None, "b"][: rng.randint(0, 3)]),
+    (pa.struct([("v", pa.string_view()), ("n", pa.bool_())]), OTHER, lambda rng: {"v": "x" * 20, "n": None}),
+    (pa.date64(), DATE, random_files.date),
+    (pa.uint16(), INTEGER, lambda rng: rng.randint(0, 2**16 - 1)),
+    (pa.null(), OTHER, lambda rng: None),
+]
+_TEXT_KINDS: list[Kind] = [
+    (pa.int64(), INTEGER, lambda rng: rng.choice((0, 5, -(2**63), 2**63 - 1))),
+    (pa.float64(), FLOAT, lambda rng: rng.randint(-20, 20) / 8),
+    (pa.bool_(), BOOL, lambda rng: rng.random() < 0.5),
+    (pa.date32(), DATE, random_files.date),
+    (pa.string(), TEXT, lambda rng: random_files.text(rng) or "a,b\n c"),
+]
+
+
+_OLD = {"metadata_version": pa.ipc.MetadataVersion.V4}
+
+
+def write(number: int, folder: Path) -> Files:
+    """The dataset of this number, of a random kind."""
+    kind = random.Random(f"source {number}").choices(list(_WRITERS), list(_WRITERS.values()))[0]
+    return kind(random.Random(f"files {number}"), folder)
+
+
+def _arrow(rng: random.Random, folder: Path) -> Files:
+    columns, counts = random_files.drawn(rng, _ARROW_KINDS)
+    schema = random_files.schema_of(columns)
+    options = rng.choice(({}, {}, {"compression": "lz4"}, {"compression": "zstd"}, _OLD))
+    how = pa.ipc.IpcWriteOptions(**options)
+    tables, paths = [], []
+    for number, rows in enumerate(counts):
+        table = pa.table([_over_rubbish(rng, one, rows) for one in columns], schema=schema)
+        mine = rng.sample(schema.names, len(columns)) if number and rng.random() < 0.2 else schema.names
+        paths.append(f"{folder}/{number}.arrow")
+        with pa.ipc.new_file(paths[-1], table.select(mine).schema, options=how) as file:
+            for batch in _batches(rng, table.select(mine)):
+                file.write_batch(batch)
+        tables.append(table)
+    return Files(
+        folder, tuple(paths), tuple(columns), sum(counts), repr(options), "arrow_ipc", pa.concat_tables(tables)
+    )
+
+
+def _batches(rng: random.Random, table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Slices of the table, some of no rows."""
+    (whole,) = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
+    cuts = sorted(rng.randint(0, len(table)) for _ in range(rng.choice((0, 0, 1, 3, 9))))
+    for first, stop in zip((0, *cuts), (*cuts, len(table)), strict=True):
+        yield whole.slice(first, stop - first)
+
+
+def _over_rubbish(rng: random.Random, column: Column, rows: int) -> pa.Array:
+    """Values with others under the nulls, where such an array can be made of buffers."""
+    found = random_files.array_of(rng, column, rows)
+    if not column.nulls or pa.types.is_null(column.type) or not rows:
+        return found
+    under = random_files.array_of(rng, replace(column, nulls=0.0), rows)
+    if pa.types.is_dictionary(column.type):
+        return under.from_arrays(_hidden(under.indices, rng, column), under.dictionary)
+    return _hidden(under, rng, column)
+
+
+def _hidden(under: pa.Array, rng: random.Random, column: Column) -> pa.Array:
+    kind, buffers = under.type, under.buffers()
+    bits = np.packbits([rng.random() >= column.nulls for _ in range(len(under))], bitorder="little").tobytes()
+    if pa.types.is_struct(kind):
+        children, own = [under.field(number) for number in range(kind.num_fields)], 1
+    elif pa.types.is_map(kind):
+        children, own = [pa.StructArray.from_arrays([under.keys, under.items], fields=_entries(kind))], 2
+    elif pa.types.is_fixed_size_list(kind):
+        children, own = [under.values], 1
+    elif pa.types.is_nested(kind):
+        children, own = [under.values], 2
+    else:
+        children, own = [], len(buffers)
+    return pa.Array.from_buffers(kind, len(under), [pa.py_buffer(bits), *buffers[1:own]], children=children)
+
+
+def _entries(kind: pa.MapType) -> list[pa.Field]:
+    return [kind.key_field, kind.item_field]
+
+
+def _hive(rng: random.Random, folder: Path) -> Files:
+    """As many files as values of a column that is in no file, in one level of folders or two."""
+    columns, _ = random_files.drawn(rng, KINDS)
+    columns = [one for one in columns if one.name.isidentifier()] or [replace(columns[0], name="one")]
+    paths, rows = [], 0
+    for place in rng.choice(_PLACES):
+        count = rng.choice((0, 1, 50, 200))
+        (folder / place).mkdir(parents=True)
+        paths.append(f"{folder}/{place}/{rng.choice('abc')}.parquet")
+        table = pa.table([random_files.array_of(rng, one, count) for one in columns], random_files.schema_of(columns))
+        pq.write_table(table, paths[-1], row_group_size=rng.choice((20, 60, 500)), compression="none")
+        rows += count
+    carried = [_carried(part) for part in sorted(Path(paths[0]).relative_to(folder).parts[:-1])]  # as the engine does
+    return Files(folder, tuple(paths), (*columns, *carried), rows, f"hive {paths}", "hive")
+
+
+_PLACES = [
+    ["year=2023", "year=2024", "year=2025"],
+    ["year=2024/part=a b", "year=2024/part=c", "year=2025/part=a b"],
+    ["day=2024-01-01", "day=2024-02-29"],
+    ["part=1", "part=x", "part=__HIVE_DEFAULT_PARTITION__"],
+    ["part=01", "part=1", "part=%41"],
+]
+
+
+def _carried(part: str) -> Column:
+    name = part.split("=")[0]
+    if name == "year":
+        return Column(name, pa.int64(), INTEGER, lambda rng: rng.randint(2022, 2026), 0.0)
+    if name == "day":
+        return Column(name, pa.date32(), DATE, random_files.date, 0.0)
+    return Column(name, pa.string(), TEXT, lambda rng: rng.choice(("a b", "c", "1", "01", "x", "A")), 0.5)
+
+
+def _text(rng: random.Random, folder: Path, kind: str) -> Files:
+    names = rng.sample([one for one in random_files.NAMES if one.isidentifier()], rng.randint(1, 5))
+    columns = [Column("id", pa.int64(), INTEGER, lambda rng: rng.randint(0, 99), 0.0, unique=True)]
+    for name in names:
+        made, family, draw = rng.choice(_TEXT_KINDS)
+        columns += [Column(name, made, family, draw, rng.choice((0.0, 0.2)))] if name != "id" else []
+    schema, rows = random_files.schema_of(columns), rng.choice((1, 30, 2500))
+    table = pa.table([_known(rng, one, rows) for one in columns], schema=schema)
+    path = folder / f"rows.{kind}"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        _WRITE_TEXT[kind](file, table)
+    return Files(folder, (str(path),), tuple(columns), rows, kind, kind, table)
+
+
+def _known(rng: random.Random, column: Column, rows: int) -> pa.Array:
+    """Values of which the first tell the type."""
+    first = "ab" if column.family == TEXT else column.draw(rng)
+    rest = random_files.array_of(rng, column, rows - 1).to_pylist()
+    return pa.array([0 if column.unique else first, *rest], column.type)
+
+
+def _as_csv(file: Any, table: pa.Table) -> None:
+    out = csv.writer(file, quoting=csv.QUOTE_MINIMAL)
+    out.writerow(table.column_names)
+    out.writerows(zip(*(map(_field, column.to_pylist()) for column in table.columns), strict=True))
+
+
+def _field(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_json(file: Any, table: pa.Table) -> None:
+    for row in table.to_pylist():
+        file.write(json.dumps(row, default=str, ensure_ascii=False) + "\n")
+
+
+_WRITE_TEXT: Mapping[str, Callable[[Any, pa.Table], None]] = {"csv": _as_csv, "jsonl": _as_json}
+_WRITERS: Mapping[Callable[[random.Random, Path], Files], int] = {
+    random_files.write: 60,
+    _arrow: 28,
+    _hive: 6,
+    lambda rng, folder: _text(rng, folder, "csv"): 3,
+    lambda rng, folder: _text(rng, folder, "jsonl"): 3,
+}
