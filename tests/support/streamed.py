@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,21 @@ def parse(body: bytes) -> Streamed:
     name = end["digest"].partition(":")[0]
     digest = f"{name}:{_HASHES[name](body[:start]).hexdigest()}"
     return Streamed(reader.schema, tuple(found), tuple(places), end, head, start, digest)
+
+
+def partly(body: bytes) -> tuple[list[pa.RecordBatch], list[dict[str, Any]], dict[str, Any] | None]:
+    """What can be read of a body that may be cut off anywhere: batches, their places, and the end record if it came."""
+    found: list[pa.RecordBatch] = []
+    places: list[dict[str, Any]] = []
+    with suppress(pa.ArrowException, EOFError, OSError, StopIteration):
+        reader = pa.ipc.open_stream(body)
+        while True:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            if metadata is not None and _END in metadata:
+                return found, places, json.loads(metadata[_END])
+            found.append(batch)
+            places.append(json.loads(metadata[b"hanse.at"]) if metadata is not None else {})
+    return found, places, None
 
 
 def hides(batch: pa.RecordBatch) -> str:
