@@ -3,8 +3,8 @@
     python -m tests.load.random_streams [--count 2000] [--first 0] [--kind KIND]
 
 Ten seeds in a row share a dataset (`random_files`, `random_sources`); each has a policy and a request of its own
-(`random_reads`), and is a case of one kind: read over HTTP or Arrow Flight, under a budget that ends in the
-middle. Blocks and batches are made small, so that
+(`random_reads`), and is a case of one kind: read over HTTP or Arrow Flight, under a budget that ends in the middle,
+with breaks or a revocation in the middle. Blocks and batches are made small, so that
 small files have many. A product that refused much would prove nothing, nor would one that never took the way that is
 to be looked at: what was met is counted, and the exit status is 0 if no answer differed and fewer than a tenth were
 refused.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import structlog
 
+from tests.support.random_breaks import Broken
 from tests.support.random_budget import Budget
 from tests.support.random_case import Case
 from tests.support.random_flight import OverFlight
@@ -36,6 +37,7 @@ KINDS: Mapping[str, tuple[type[Case], int]] = {  # and how often
     "http": (OverHttp, 50),
     "flight": (OverFlight, 20),
     "budget": (Budget, 10),
+    "broken": (Broken, 10),
 }
 
 
