@@ -4,7 +4,7 @@
 
 Ten seeds in a row share a dataset (`random_files`, `random_sources`); each has a policy and a request of its own
 (`random_reads`), and is a case of one kind: read over HTTP or Arrow Flight, under a budget that ends in the middle,
-with breaks or a revocation in the middle. Blocks and batches are made small, so that
+with breaks or a revocation in the middle, by the loaders of a training job. Blocks and batches are made small, so that
 small files have many. A product that refused much would prove nothing, nor would one that never took the way that is
 to be looked at: what was met is counted, and the exit status is 0 if no answer differed and fewer than a tenth were
 refused.
@@ -30,6 +30,7 @@ from tests.support.random_budget import Budget
 from tests.support.random_case import Case
 from tests.support.random_flight import OverFlight
 from tests.support.random_http import OverHttp
+from tests.support.random_loads import Loaded
 from tests.support.random_space import Different, Space, space
 
 EACH = 10  # seeds that share a dataset
@@ -38,6 +39,7 @@ KINDS: Mapping[str, tuple[type[Case], int]] = {  # and how often
     "flight": (OverFlight, 20),
     "budget": (Budget, 10),
     "broken": (Broken, 10),
+    "loader": (Loaded, 10),
 }
 
 

@@ -70,10 +70,16 @@ def _shuffled(count: int, key: str) -> list[int]:
 def sequence(data: Data, *, seed: int | None, epoch: int, window: int, filtered: bool) -> list[Ids]:
     """The ids at each place of an epoch."""
     blocks = np.split(np.arange(sum(data.rows), dtype=np.int64), np.cumsum(data.rows)[:-1])
+    shown = [ids[ids % 3 != 0] for ids in blocks] if filtered else blocks
+    return ordered(shown, seed=seed, epoch=epoch, window=window)
+
+
+def ordered(blocks: Sequence[Ids], *, seed: int | None, epoch: int, window: int) -> list[Ids]:
+    """What stands at each place of an epoch, of blocks as they are stored."""
     order = range(len(blocks)) if seed is None else _shuffled(len(blocks), f"{seed}/{epoch}")
     found = []
     for block in order:
-        ids = blocks[block][blocks[block] % 3 != 0] if filtered else blocks[block]
+        ids = blocks[block]
         if window and seed is not None:
             runs = [ids[at : at + window] for at in range(0, len(ids), window)]
             runs = [ids[_shuffled(len(ids), f"{seed}/{epoch}/{block}/{run}")] for run, ids in enumerate(runs)]
@@ -93,9 +99,14 @@ class Share:
     def rows(self) -> int:
         return sum(len(ids) for _, ids in self.places)
 
+    @property
+    def coming(self) -> Ids:
+        """The ids that are not given, in order."""
+        return np.concatenate([ids for _, ids in self.places] or [np.empty(0, np.int64)])[self.given :]
+
     def wrong(self, came: Sequence[int] | Ids, *, whole: bool) -> str:
         """What is wrong with the ids that came after those given, `whole`: which should be all; empty for nothing."""
-        wanted = np.concatenate([ids for _, ids in self.places] or [np.empty(0, np.int64)])[self.given :]
+        wanted = self.coming
         got = np.asarray(came, dtype=np.int64)
         if whole and len(got) != len(wanted):
             return f"expected {len(wanted)} rows, came {len(got)}"
