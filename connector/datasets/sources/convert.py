@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from connector.datasets.sources.files import quote_name, quote_text
@@ -11,7 +10,7 @@ from connector.errors import SourceUnreadable
 _BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
 _GROUP_ROWS = 122_880
-_HUGE = re.compile(r"\bU?HUGEINT\b")
+_WHOLE = ("BIGINT", "DECIMAL(38, 0)")
 
 
 def write_parquet(con: Any, table: str, target: str, *, bad_lines_max: int) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def write_parquet(con: Any, table: str, target: str, *, bad_lines_max: int) -> d
     SourceUnreadable with the numbers of bad lines (never their content) when there are more than allowed.
     """
     _copy(con, "*", table, target)
-    if _may_be_large(target) and (shown := _exact(con, table)) != "*":
+    if _may_be_whole(target) and (shown := _shown(con, table)):
         _copy(con, shown, table, target)
     bad = _bad_lines(con)
     if len(bad) > bad_lines_max:
@@ -48,8 +47,8 @@ def _copy(con: Any, shown: str, table: str, target: str) -> None:
     )
 
 
-def _may_be_large(target: str) -> bool:
-    """Whether a double may have been a whole number of more than 64 bits: by its ends, where they are told.
+def _may_be_whole(target: str) -> bool:
+    """Whether a column of doubles may have been one of whole numbers: by its ends, where they are told.
 
     To ask text for its types takes another pass over it.
     """
@@ -59,14 +58,36 @@ def _may_be_large(target: str) -> bool:
     groups = map(footer.row_group, range(footer.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
     told = (chunk.statistics for chunk in chunks if chunk.physical_type == "DOUBLE")
-    return any(one is None or not one.has_min_max or max(-one.min, one.max) >= 2**63 for one in told)
+    return any(one is None or not one.has_min_max or (one.min % 1, one.max % 1) == (0, 0) for one in told)
 
 
-def _exact(con: Any, table: str) -> str:
-    """Every column. Whole numbers of more than 64 bits are decimals: Parquet has none, and doubles would round them."""
-    columns = con.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()  # noqa: S608  quoted, ours
-    large = [(quote_name(row[0]), _HUGE.sub("DECIMAL(38,0)", row[1])) for row in columns if _HUGE.search(row[1])]
-    return f"* REPLACE ({', '.join(f'CAST({name} AS {kind}) AS {name}' for name, kind in large)})" if large else "*"
+def _shown(con: Any, table: str) -> str:
+    """Every column, where some are of whole numbers of 128 bits: the engine finds those where some are negative, and
+    writes them to Parquet as floats. They have the first type of `_WHOLE` that has all of them. Empty where none is."""
+    found, shown = con.sql(f"SELECT * FROM {table}"), []  # noqa: S608  ours
+    for name, kind in zip(map(quote_name, found.columns), found.types, strict=True):
+        if "HUGEINT" not in str(kind):
+            continue
+        casts = [f"TRY_CAST({name} AS {_narrowed(kind, whole)})" for whole in _WHOLE]
+        same = ", ".join(f"bool_and({name}::VARCHAR IS NOT DISTINCT FROM {cast}::VARCHAR)" for cast in casts)
+        (kept,) = con.sql(f"SELECT {same} FROM {table}").fetchall()  # noqa: S608  quoted, ours
+        shown += [f"{cast} AS {name}" for cast, every in zip(casts, kept, strict=True) if every is not False][:1]
+    return f"* REPLACE ({', '.join(shown)})" if shown else ""
+
+
+def _narrowed(kind: Any, whole: str) -> str:
+    """The type with another in place of whole numbers of 128 bits, however deep they lie."""
+    form = str(kind.id)
+    if form in ("hugeint", "uhugeint"):
+        return whole
+    if form not in ("list", "struct", "map"):
+        return str(kind)
+    parts = [(name, _narrowed(child, whole)) for name, child in kind.children]
+    if form == "list":
+        return f"{parts[0][1]}[]"
+    if form == "map":
+        return f"MAP({', '.join(part for _, part in parts)})"
+    return f"STRUCT({', '.join(f'{quote_name(name)} {part}' for name, part in parts)})"
 
 
 def _bad_lines(con: Any) -> list[dict[str, Any]]:

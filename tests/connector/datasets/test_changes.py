@@ -105,22 +105,32 @@ DIFFERENT = {
 }
 
 
+def _arrow(table: pa.Table, path: Path) -> None:
+    with pa.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+
+
+WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {"parquet": pq.write_table, "arrow": _arrow}
+
+
+@pytest.mark.parametrize("ending", list(WRITERS))
 @pytest.mark.parametrize("name", list(DIFFERENT))
-async def test_the_file_that_differs_is_named_and_how(owner: Owner, name: str) -> None:
+async def test_the_file_that_differs_is_named_and_how(owner: Owner, name: str, ending: str) -> None:
     other, told = DIFFERENT[name]
-    top = owner.folder / "data" / f"d_{name}"
+    top = owner.folder / "data" / f"d_{name}_{ending}"
     top.mkdir()
     for number in range(3):
-        pq.write_table(other if number == 2 else pa.table({"a": [1], "b": ["x"]}), top / f"part-{number}.parquet")
+        WRITERS[ending](other if number == 2 else pa.table({"a": [1], "b": ["x"]}), top / f"part-{number}.{ending}")
     with pytest.raises(SourceUnreadable, match=told) as raised:
-        await owner.add(f"d_{name}", top)
-    assert (raised.value.code, raised.value.facts["file"]) == ("schemas_differ", "part-2.parquet")
+        await owner.add(top.name, top, kind="arrow_ipc" if ending == "arrow" else "")
+    assert (raised.value.code, raised.value.facts["file"]) == ("schemas_differ", f"part-2.{ending}")
 
 
-@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"]])
-async def test_columns_of_one_name_are_refused(owner: Owner, names: list[str]) -> None:
-    path = owner.folder / "data" / "twice.parquet"
-    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=names), path)
+@pytest.mark.parametrize("ending", list(WRITERS))
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"], ["straße", "STRASSE"]])
+async def test_columns_of_one_name_are_refused(owner: Owner, names: list[str], ending: str) -> None:
+    path = owner.folder / "data" / f"twice.{ending}"
+    WRITERS[ending](pa.table([pa.array([1]), pa.array([2])], names=names), path)
     with pytest.raises(SourceUnreadable) as raised:
         await owner.add("twice", path)
     assert raised.value.code == "columns_repeated"

@@ -387,6 +387,28 @@ async def test_files_of_a_directory_are_of_one_schema(
     assert raised.value.code == "schemas_differ"
 
 
+WHOLE = {
+    "negative ones": ("jsonl", '{"a": 1}\n{"a": -5}\n{}\n', "BIGINT", [1, -5, None]),
+    "large ones": ("jsonl", '{"a": 9223372036854775807}\n{"a": -1}\n', "BIGINT", [2**63 - 1, -1]),
+    "larger ones": ("jsonl", '{"a": 9223372036854775808}\n{"a": -1}\n', "DECIMAL(38,0)", [Decimal(2**63), Decimal(-1)]),
+    "nested ones": ("jsonl", '{"a": {"x \\"y": [1, -2]}}\n', 'STRUCT("x ""y" BIGINT[])', [{'x "y': [1, -2]}]),
+    "in csv": ("csv", "a\n18446744073709551615\n", "DECIMAL(38,0)", [Decimal(2**64 - 1)]),
+    "too large for all": ("csv", f"a\n{2**127 - 1}\n", "DOUBLE", [float(2**127)]),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(WHOLE))
+async def test_whole_numbers_of_text_stay_what_they_are(pool: Pool, tmp_path: Path, name: str) -> None:
+    kind, text, type_, values = WHOLE[name]
+    (tmp_path / "t").write_text(text)
+    target = tmp_path / "out.parquet"
+    relation = data.relation(kind, tmp_path / "t", tmp_path)
+    report = await pool.ask(Job(kind="convert", relations={"t": relation}, arguments={"target": str(target)}))
+    assert report["columns"] == [{"name": "a", "type": type_}]
+    assert pq.read_table(target)["a"].to_pylist() == values
+
+
 def _append(path: Path, more: bytes) -> None:
     path.write_bytes(path.read_bytes() + more)
 
