@@ -70,6 +70,7 @@ _ALLOCATION = {
 }
 _START_SECONDS = 30.0
 _NO_WORKER = "expected a query worker to start, it did not; try again, or look at the memory of the machine"
+_NO_CHANNEL = "expected a channel to a query worker, there is none; try again, or let the connector open more files"
 
 _log = logger("query")
 
@@ -209,10 +210,11 @@ class Pool:
             except BaseException:
                 self._turns.give_back()
                 raise
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        result = Result(worker, job, ours)
-        worker.results.add(result)
+        try:
+            result, theirs = _given(worker, job)
+        except OSError as error:  # no more descriptors, or memory to share
+            self._background(self._left(worker))
+            raise Busy(f"{_NO_CHANNEL} ({error.strerror})") from error
         try:
             with theirs, ExitStack() as stack:
                 desk = [end.fileno() for end in self._desk(result, stack)]
@@ -302,13 +304,17 @@ class Pool:
             worker.ending = work
 
     async def _end(self, result: Result) -> None:
-        """After a job: clean up, and let the worker rest, or bury and replace it."""
+        """After a job: clean up."""
         worker = result._worker
         await result.settle()
         result.close()
         worker.results.discard(result)
         worker.ending = None
         self._tell_takers()  # who waited for it looks again: others may have begun in it, or it may not be fit any more
+        await self._left(worker)
+
+    async def _left(self, worker: Worker) -> None:
+        """Where a worker has no job any more: let it rest, or bury and replace it."""
         if worker.results:
             return
         if worker.watch is not None:
@@ -421,6 +427,17 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _given(worker: Worker, job: Job) -> tuple[Result, socket.socket]:
+    """A job as one of the worker's, and that one's end of its socket."""
+    with ExitStack() as failed:
+        ours, theirs = map(failed.enter_context, socket.socketpair())
+        ours.setblocking(False)
+        result = Result(worker, job, ours)
+        failed.pop_all()
+    worker.results.add(result)
+    return result, theirs
 
 
 def _heard(task: asyncio.Task[None]) -> None:

@@ -257,6 +257,33 @@ async def test_a_start_that_fails_ends_nothing_else(
         await until(lambda: len([*tmp_path.glob("worker-*")]) == pool.processes)
 
 
+@pytest.mark.parametrize("fails", ["socketpair", "memfd_create"])
+async def test_a_job_for_which_there_are_no_descriptors_costs_nobody_a_worker(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    job = Job(relations={"t": numbers}, sql="SELECT id FROM t")
+
+    def full(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with Pool(tmp_path, size=1, warm=1, wait_seconds=5) as pool:
+        await until(lambda: pool._idle)
+        (worker,) = pool._idle
+        with monkeypatch.context() as patched:
+            patched.setattr(socket if fails == "socketpair" else os, fails, full)
+            for _ in range(2):
+                with pytest.raises(Busy, match=r"open more files \(Too many open files\)$"):
+                    await read(pool, job)
+        async with pool.run(replace(job, shared=True)) as result:
+            with monkeypatch.context() as patched:
+                patched.setattr(socket if fails == "socketpair" else os, fails, full)
+                with pytest.raises(Busy, match="open more files"):
+                    await read(pool, replace(job, shared=True))
+            assert len([frame async for frame in result]) > 0
+        assert len((await read(pool, job))[0]) == data.ROWS
+        await until(lambda: pool._idle == [worker])
+
+
 @pytest.mark.parametrize(("own", "worn"), [(189, False), (381, False), (382, True)])
 async def test_a_worker_is_worn_by_more_than_what_the_next_job_takes_again(
     monkeypatch: pytest.MonkeyPatch, own: int, worn: bool
