@@ -82,8 +82,8 @@ class Front:
         await asyncio.sleep(pause)
         try:
             await self._spawn()
-        except HanseError as error:
-            _log.error("no Flight process", reason=error.message)
+        except (HanseError, OSError, MemoryError) as error:  # it may be that there are no descriptors or processes left
+            _log.error("no Flight process", reason=str(error))
             return False
         return True
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +20,7 @@ from connector.dataplane.flight import commands
 from connector.dataplane.flight.front import Front
 from connector.errors import Conflict
 from tests.client.test_tls import certificate
-from tests.support import flying, provider
+from tests.support import flying, provider, waiting
 from tests.support.flying import flyer
 from tests.support.provider import Provider
 
@@ -150,6 +152,32 @@ async def test_a_flood_of_bytes_ends_the_flight_process_not_the_connector(runnin
             return
         except fl.FlightUnavailableError:
             assert time.monotonic() < until
+            await asyncio.sleep(0.1)
+
+
+async def test_a_flight_process_that_cannot_be_started_now_is_started_later(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket, tried = running.ticket(await running.agree()), list[object]()
+
+    async def fails(*_: object, **__: object) -> None:
+        tried.append(_)
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "create_subprocess_exec", fails)
+        os.kill(front.pid, signal.SIGKILL)
+        await waiting.until(lambda: len(tried) > 1)
+    await waiting.until(lambda: front.pid)
+
+    async def reads() -> int:
+        try:
+            return await asyncio.to_thread(_rows, front, ticket)
+        except fl.FlightUnavailableError:  # it does not listen yet
+            return 0
+
+    async with asyncio.timeout(60):
+        while not await reads():
             await asyncio.sleep(0.1)
 
 
