@@ -99,6 +99,7 @@ class PreparedStreams:
             return None
         if not await asyncio.to_thread(unchanged, grant.held.version.source["files"]):
             self._drop(entry)
+        if self._entries.get(key) is not entry:  # it may have gone, or another have come, while we looked
             return None
         self._entries.move_to_end(key)
         return entry

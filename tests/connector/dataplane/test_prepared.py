@@ -184,6 +184,22 @@ async def test_a_changed_file_is_refused_and_its_stream_forgotten(running: Provi
     assert len(prepared) == 0
 
 
+async def test_what_goes_while_its_files_are_looked_at_is_read_anew(
+    running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = running.ticket(await running.agree())
+    first = await read(running, ticket)
+
+    def goes(files: Any) -> bool:
+        prepared.drop(lambda _: True)  # as where another reader's stream needs the room
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepared_streams, "unchanged", goes)
+        second = await read(running, ticket)
+    assert (second.status_code, rows_of(second)) == (200, rows_of(first))
+
+
 async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, tmp_path: Path) -> None:
     ticket = running.ticket(await running.agree())
     small = PreparedStreams(tmp_path, quota=7 * 2**19)
