@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -134,7 +134,8 @@ async def _renew(stream: GovernedStream, transfer: Transfer, addresses: Addresse
     try:
         while True:
             await asyncio.sleep(addresses.seconds / _RENEWALS)
-            await reads.renew(stream.id, _ticket(transfer, addresses))
+            with suppress(Busy):  # the database is away: the ticket lasts until it was asked several times more
+                await reads.renew(stream.id, _ticket(transfer, addresses))
     except HanseError as error:  # not permitted any more: the read ends with the ticket that it has
         _log.info("push_not_renewed", transfer=transfer.id, code=error.code, reason=error.message)
 

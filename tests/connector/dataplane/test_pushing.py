@@ -135,7 +135,19 @@ async def test_a_push_that_stops_with_its_connector_is_tried_again(
             await sent(provider, Target(url))
 
 
-async def test_a_push_outlives_its_ticket_as_a_read_does(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("away", [0, 3])
+async def test_a_push_outlives_its_ticket_as_a_read_does(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch, away: int
+) -> None:
+    """Also where the database does not answer some of its renewals."""
+    left, renew = [None] * away, provider.reads.renew
+
+    async def renewed(*given: Any) -> None:
+        if left:
+            left.pop()
+            raise Busy("the database does not answer now; try again in a moment")
+        await renew(*given)
+
     async def slow(wait: Callable[[], Awaitable[Any]]) -> None:
         await wait()
         (stream,) = provider.reads.live.values()
@@ -146,6 +158,7 @@ async def test_a_push_outlives_its_ticket_as_a_read_does(provider: Provider, mon
                 while grant.lease.deadline - grant.lease.clock() < 50:  # renewed since the clock was set forward
                     await asyncio.sleep(0.01)
 
+    monkeypatch.setattr(provider.reads, "renew", renewed)
     monkeypatch.setattr(provider.addresses, "seconds", 60)
     monkeypatch.setattr(pushing, "_RENEWALS", 200)
     async with scripted(200, b"", first=slow) as url:
