@@ -118,6 +118,7 @@ class Reads:
         try:
             with self._place(asked.consumer), _named(self._ids, asked.query_id):
                 grants = await self._admit(asked)  # 1
+                self._check_open()  # whoever drains has stopped those that were admitted by then
                 plans.check_versions(asked.versions, [grant.held for grant in grants])
                 if asked.split is not None:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
@@ -219,11 +220,10 @@ class Reads:
         self._spawn(self._store.write(lambda tx: tx.reads.progress(read_id, rows=rows, nbytes=nbytes)))
 
     async def drain(self, reason: str, *, seconds: float = 5.0) -> None:
-        """No new reads; running ones end at their next batch, with a reason. Back when their ends are recorded."""
+        """No new reads; running ones end at their next batch or before their first, with a reason. Back when their ends
+        are recorded."""
         self.draining = self.draining or reason
-        for stream in tuple(self._live.values()):
-            for grant in stream.grants:
-                grant.stop(reason)
+        self.grants.stop_all(reason)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
@@ -243,9 +243,12 @@ class Reads:
         """Seconds until the contract's own end."""
         return _LONGEST if contract.not_after is None else contract.not_after - self.clock()
 
-    def _place(self, consumer: str) -> _Place:
+    def _check_open(self) -> None:
         if self.draining:
             raise Busy("the connector is stopping; try again later", code="shutting_down")
+
+    def _place(self, consumer: str) -> _Place:
+        self._check_open()
         total, most = sum(self._running.values()), max(1, self._streams_max // 2)
         if total >= self._streams_max:
             raise Limited(f"{total} reads are running, as many as there may be; try again later", code="streams_max")

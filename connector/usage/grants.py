@@ -238,6 +238,11 @@ class Grants:
             if grant.agreement_id == agreement_id or (transfer_id and grant.transfer_id == transfer_id):
                 grant.stop(reason)
 
+    def stop_all(self, reason: str) -> None:
+        """Stop every read, also those that give nothing yet."""
+        for grant in self._all():
+            grant.stop(reason)
+
     def running(self, agreement_id: str) -> int:
         return len(self._live.get(agreement_id, ()))
 
@@ -266,8 +271,7 @@ class Grants:
             except Exception as error:  # noqa: BLE001  whatever the database says, the reads must not go on unwatched
                 _log.warning("grants not looked at", error=type(error).__name__)
                 if time.monotonic() - heard >= _BLIND_SECONDS:
-                    for grant in self._all():
-                        grant.stop("the connector cannot ask its database whether the agreement still holds; ask again")
+                    self.stop_all("the connector cannot ask its database whether the agreement still holds; ask again")
 
     async def _look_for_ends(self) -> None:
         live = tuple(self._live)

@@ -552,3 +552,32 @@ async def test_shutting_down_ends_streams_with_that_reason_and_records_them(tmp_
         assert (end["status"], end["code"]) == ("error", "shutting_down")
         assert leaving.of_kind("ReadEnded")[-1].code == "shutting_down"
         assert (await ask(leaving, leaving.ticket(agreement), endless)).status_code == 503
+
+
+async def test_shutting_down_ends_reads_that_give_nothing_yet(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a worker works on before its first row, and one that is just being admitted."""
+    async with provider.running(tmp_path, rows=20_000) as leaving:
+        ticket = leaving.ticket(await leaving.agree())
+        table = '"clinic".numbers'
+        slow = f"SELECT count(*) AS n FROM {table} a JOIN {table} b ON a.x < b.x JOIN {table} c ON b.x < c.x"
+        asking = asyncio.ensure_future(ask(leaving, ticket, slow))
+        while not leaving.of_kind("ReadStarted"):
+            await asyncio.sleep(0.01)
+        admit, admitted, go = leaving.reads._admit, asyncio.Event(), asyncio.Event()
+
+        async def admitting(asked: Any) -> Any:
+            admitted.set()
+            await go.wait()
+            return await admit(asked)
+
+        monkeypatch.setattr(leaving.reads, "_admit", admitting)
+        coming = asyncio.ensure_future(ask(leaving, ticket, slow))
+        await admitted.wait()
+        draining = asyncio.ensure_future(leaving.reads.drain("the connector is shutting down", seconds=60))
+        await asyncio.sleep(0.01)
+        go.set()
+        await draining
+        for answer in (await asking, await coming):
+            assert (answer.status_code, answer.json()["code"]) == (503, "shutting_down")
+        assert [one.code for one in leaving.of_kind("ReadEnded")] == ["shutting_down"]
+        assert not leaving.reads.live
