@@ -279,8 +279,8 @@ class _Chunk:
                 if not wait.writable():
                     return False
             except OSError as error:
-                if error.errno != errno.EFAULT:
-                    raise
+                if error.errno != errno.EFAULT:  # whatever else it is, it is of the connection
+                    raise ConnectionAbortedError("the client has left") from error
                 raise _shorter() from None
         return True
 

@@ -13,18 +13,21 @@ from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED,
 from connector.dataplane.blocks import Part, Passed, Source, Spread
 from connector.dataplane.mixed import Mixed
 from connector.dataplane.tickets import Ticket
-from connector.errors import Busy, EngineFailed, HanseError, Refused
+from connector.errors import Busy, EngineFailed, HanseError, Refused, unforeseen
 from connector.query.digests import AsItGoes
 from connector.query.job import ARROW
 from connector.query.running import Frame, Result
 from connector.query.spans import InFiles
+from connector.telemetry import logger
 from connector.usage.held import Grant
 from policies import gate
+from policies.errors import PolicyError
 
 if TYPE_CHECKING:
     from connector.dataplane.stream import Reads
     from policies.enforce.sql import Prepared
 
+_log = logger("dataplane")
 _PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _STOPPED = {
     gate.REVOKED: REVOKED,
@@ -95,8 +98,8 @@ class GovernedStream:
                 else:
                     await _seen(frame)
                     yield frame.payload
-        except HanseError as error:
-            end = self._broken(error)
+        except Exception as error:  # noqa: BLE001  a disk that fails, above all: the reader is told that we broke off
+            end = self._broken(ours(error))
         self.end = end
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
@@ -110,8 +113,8 @@ class GovernedStream:
         """
         try:
             part = self._result.at_once() if isinstance(self._result, Passed | Spread | Mixed) else None
-        except HanseError as error:
-            self._failed = error
+        except Exception as error:  # noqa: BLE001  as in `parts`
+            self._failed = ours(error)
             return None
         if part is None:
             return None
@@ -230,8 +233,19 @@ def lease_left(grants: Sequence[Grant]) -> float:
     return min(grant.lease.deadline - grant.lease.clock() for grant in grants)
 
 
+def ours(error: Exception) -> HanseError:
+    """An error that has a code as it is; any other as one that nobody foresaw, of which our own log says more."""
+    if isinstance(error, HanseError):
+        return error
+    _log.error("a read broke off", exc_info=error)
+    return unforeseen()
+
+
 def why_ended(error: BaseException, grants: Sequence[Grant], draining: str) -> BaseException:
-    """A read that its grant's end has interrupted before its first byte is refused for that reason."""
+    """A read that its grant's end has interrupted before its first byte is refused for that reason; what nobody foresaw
+    is ours, unless the connection says that its reader has left."""
+    if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):
+        return ours(error)
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
         return error
     if draining:  # nobody took a right away

@@ -209,3 +209,16 @@ async def test_what_passed_before_a_revocation_is_not_taken_for_ever(over: bool)
             await part
     assert codes == (["client_stalled"] if over else [])
     assert taken < 20 if over else taken == 20
+
+
+class Cut:
+    """A connection whose network has gone."""
+
+    def sendmsg(self, _: Any) -> int:
+        raise OSError(113, "No route to host")
+
+
+async def test_a_connection_that_fails_in_any_way_is_a_client_that_has_left() -> None:
+    nothing: Any = None
+    with pytest.raises(ConnectionAbortedError, match="has left"):
+        gather._Chunk([b"x"]).push(cast("Any", Cut()), nothing, nothing)

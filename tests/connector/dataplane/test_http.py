@@ -24,6 +24,7 @@ import xxhash
 from connector.dataplane.governed import why_ended
 from connector.dataplane.http import BODY_MAX, Exchange
 from connector.errors import BadInput, Busy, EngineFailed
+from policies.errors import QueryRefused
 from policies.gate import Lease
 from policies.model import Policy, Rule
 from policies.vocabulary import expand
@@ -538,6 +539,24 @@ async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_ref
     found = why_ended(EngineFailed("stopped", code="cancelled"), [grant], "the connector is shutting down")
     assert isinstance(found, Busy)
     assert found.code == "shutting_down"
+
+
+@pytest.mark.parametrize(
+    ("error", "as_it_is"),
+    [
+        (OSError(5, "Input/output error"), False),
+        (KeyError("x"), False),
+        (ConnectionAbortedError("the client has left"), True),
+        (asyncio.CancelledError(), True),
+        (Busy("later"), True),
+        (QueryRefused("no"), True),
+    ],
+    ids=repr,
+)
+async def test_only_a_client_that_has_left_is_told_as_one(error: BaseException, as_it_is: bool) -> None:
+    found = why_ended(error, [], "")
+    assert (found is error) is as_it_is
+    assert as_it_is or getattr(found, "code", "") == "internal"
 
 
 async def test_shutting_down_ends_streams_with_that_reason_and_records_them(tmp_path: Any) -> None:

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from connector.dataplane import copies
 from connector.dataplane.asked import STREAM, Asked
-from connector.dataplane.blocks import Entry
+from connector.dataplane.blocks import Entry, Passed
 from connector.dataplane.copies import Copy, Keeping, nameless
 from connector.dataplane.prepared import PreparedStreams, keepable
 from connector.events import AgreementRevoked
@@ -23,7 +23,7 @@ from policies import compile as compiler
 from policies.contract import DataContract
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
-from tests.support.provider import Provider
+from tests.support.provider import Provider, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -198,6 +198,30 @@ async def test_what_goes_while_its_files_are_looked_at_is_read_anew(
         patched.setattr(prepared_streams, "unchanged", goes)
         second = await read(running, ticket)
     assert (second.status_code, rows_of(second)) == (200, rows_of(first))
+
+
+@pytest.mark.parametrize("good", [0, 1])
+async def test_a_disk_that_fails_is_not_a_client_that_left(
+    running: Provider, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
+    ticket = running.ticket(await running.agree())
+    await read(running, ticket)
+    part, left = Passed._part, [None] * good
+
+    def fails(self: Passed) -> Any:
+        if not left:
+            raise OSError(5, "Input/output error")
+        left.pop()
+        return part(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Passed, "_part", fails)
+        answer = await read(running, ticket)
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert b'"status":"error"' in answer.content
+    assert b'"code":"internal"' in answer.content
+    assert (ended.outcome, ended.code, ended.detail["batches"]) == ("broken", "internal", good)
 
 
 async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, tmp_path: Path) -> None:
