@@ -14,9 +14,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -335,32 +333,31 @@ def _kept(keys: Mapping[str, tuple[int, str]], written: Collection[str]) -> dict
 async def _spool(answer: Answer, path: Path, budget: Budget) -> tuple[int, bytes | None]:
     """The size of the whole body, and itself where it is small; else it is in the file.
 
-    Written in a thread: a disk takes its time, and may be full.
+    Written in a thread, which opens the file itself: who is cancelled does not wait for a slow disk, and a file that is
+    closed under a thread may write to whatever has its number next.
     """
-    size, held = 0, bytearray()
-    with ExitStack() as stack:
-        file: RawIOBase | None = None
-        async for piece in answer.pieces():
-            budget.take(len(piece))
-            size += len(piece)
-            held += piece
-            if len(held) >= _WRITE:
-                file = file or stack.enter_context(path.open("wb", buffering=0))
-                await asyncio.to_thread(_write, file, held)
-                held = bytearray()
-        if file is None:
-            return size, bytes(held)
-        await asyncio.to_thread(_write, file, held)
+    size, held, written = 0, bytearray(), False
+    async for piece in answer.pieces():
+        budget.take(len(piece))
+        size += len(piece)
+        held += piece
+        if len(held) >= _WRITE:
+            await asyncio.to_thread(_append, path, held)
+            held, written = bytearray(), True
+    if not written:
+        return size, bytes(held)
+    await asyncio.to_thread(_append, path, held)
     return size, None
 
 
-def _write(file: RawIOBase, held: bytearray) -> None:
+def _append(path: Path, held: bytearray) -> None:
     view = memoryview(held)
-    try:
-        while len(view):
-            view = view[file.write(view) or 0 :]  # page cache: a worker reads it next
-    except OSError as error:
-        raise error_of("disk_full", {}) from error
+    with path.open("ab", buffering=0) as file:
+        try:
+            while len(view):
+                view = view[file.write(view) or 0 :]  # page cache: a worker reads it next
+        except OSError as error:
+            raise error_of("disk_full", {}) from error
 
 
 async def refusal(answer: Answer, endpoint: str) -> HanseError:

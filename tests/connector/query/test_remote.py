@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import select
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 from connector.errors import Busy, Limited
 from connector.query import remote
 from connector.query.remote import Budget
+from tests.support.waiting import until
 
 
 class Answer:
@@ -48,3 +53,34 @@ async def test_more_than_the_budget_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(Limited):
         await spool(tmp_path / "spool", most=1_500_000)
     assert (tmp_path / "spool").stat().st_size <= 1_500_000
+
+
+async def test_a_file_is_not_closed_under_the_thread_that_writes_to_it(tmp_path: Path) -> None:
+    """As where a question ends while a disk is slow: the next file to be opened would have its number."""
+    path = tmp_path / "spool"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def ends() -> int:
+        return sum(os.path.samefile(path, f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd") if _is(one))
+
+    spooling = asyncio.ensure_future(spool(path))
+    await until(lambda: select.select([reader], [], [], 0)[0])  # it writes, and waits for its reader
+    spooling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await spooling
+    assert ends() == 2
+
+    def emptied() -> bool:
+        with suppress(BlockingIOError):
+            while os.read(reader, 2**20):
+                pass
+        return ends() == 1
+
+    await until(emptied)
+    os.close(reader)
+
+
+def _is(descriptor: str) -> bool:
+    """Whether it is still open: the listing itself had one."""
+    return Path("/proc/self/fd", descriptor).exists()
