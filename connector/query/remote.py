@@ -366,7 +366,7 @@ async def refusal(answer: Answer, endpoint: str) -> HanseError:
     try:
         told = json.loads(body)
         code, sentence, rule = str(told["code"])[:100], str(told["detail"])[:1000], str(told.get("rule", ""))[:500]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         if answer.status >= 500:
             return Busy(f"{origin(endpoint)} failed with status {answer.status}", code="peer_failed")
         return PeerNonsense(f"expected a problem object from {origin(endpoint)}, came status {answer.status}")

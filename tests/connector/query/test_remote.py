@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import Busy, Limited
+from connector.errors import Busy, HanseError, Limited, PeerNonsense
 from connector.query import remote
 from connector.query.remote import Budget
 from tests.support.waiting import until
@@ -53,6 +53,27 @@ async def test_more_than_the_budget_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(Limited):
         await spool(tmp_path / "spool", most=1_500_000)
     assert (tmp_path / "spool").stat().st_size <= 1_500_000
+
+
+class No:
+    """An owner's refusal."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status, self.body = status, body
+
+    async def beginning(self, most: int) -> bytes:
+        return self.body[:most]
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b"[" * 64_000], ids=["text", "list", "empty", "nested"])
+@pytest.mark.parametrize(("status", "kind"), [(502, Busy), (403, PeerNonsense)])
+async def test_a_refusal_that_is_no_problem_object_is_told_by_its_status(
+    body: bytes, status: int, kind: type[HanseError]
+) -> None:
+    answer: Any = No(status, body)
+    found = await remote.refusal(answer, "https://north.example/data/v1")
+    assert type(found) is kind
+    assert "north.example" in found.message
 
 
 async def test_a_file_is_not_closed_under_the_thread_that_writes_to_it(tmp_path: Path) -> None:
