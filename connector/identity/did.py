@@ -97,7 +97,7 @@ class Resolver:
             found = json.loads(reply.body) if reply.status == 200 else None
         except PeerUnreachable as error:
             raise Busy(f"the DID document of {did} cannot be had now; try again in a moment: {error}") from error
-        except (PeerFailed, ValueError) as error:
+        except (PeerFailed, ValueError, RecursionError) as error:
             raise Unauthenticated(f"the DID document of {did} cannot be read: {error}") from error
         if reply.status >= 500:
             raise Busy(f"the DID document of {did} cannot be had now (status {reply.status}); try again in a moment")

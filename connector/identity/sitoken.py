@@ -99,7 +99,7 @@ def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Unauthenticated("expected a signed JWT of at most 8 kB as bearer token")
     try:
         header, claims = (json.loads(urlsafe_b64decode(piece + "=" * (-len(piece) % 4))) for piece in pieces[:2])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unauthenticated("expected a signed JWT as bearer token, came something else") from error
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise Unauthenticated("expected a signed JWT as bearer token, came something else")

@@ -266,7 +266,7 @@ def _json(reply: Reply, url: str) -> dict[str, Any]:
     """A 200 with a JSON object, or the provider's own refusal as ours."""
     try:
         body = json.loads(reply.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise PeerNonsense(f"expected a JSON object from {url}, came status {reply.status}")

@@ -73,8 +73,14 @@ async def test_a_token_of_a_participant_names_it() -> None:
 
 @pytest.mark.parametrize(
     ("page", "expected"),
-    [(PeerUnreachable("gone"), Busy), (503, Busy), (404, Unauthenticated), (b"nonsense", Unauthenticated)],
-    ids=["no answer", "trouble at its server", "no document", "nonsense"],
+    [
+        (PeerUnreachable("gone"), Busy),
+        (503, Busy),
+        (404, Unauthenticated),
+        (b"nonsense", Unauthenticated),
+        (b"[" * 60_000, Unauthenticated),
+    ],
+    ids=["no answer", "trouble at its server", "no document", "nonsense", "nested"],
 )
 async def test_a_document_that_cannot_be_had_now_is_no_verdict(page: Any, expected: type[Exception]) -> None:
     away = resolver({"https://them.example/.well-known/did.json": page})
@@ -101,6 +107,7 @@ WRONG: dict[str, Any] = {
     "two parts": lambda: "a.b",
     "parts that are not JSON": lambda: "a.b.c",
     "a header that is a list": lambda: "W10.W10.x",
+    "a header that is nested": lambda: f"{urlsafe_b64encode(b'[' * 6000).decode()}.W10.x",
     "larger than the limit": lambda: token(padding="x" * 9000),
     "alg none": lambda: unsigned(alg="none"),
     "HMAC with the public key": hmac_with_public_key,

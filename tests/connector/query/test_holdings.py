@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from connector.errors import HanseError, NotFound, Refused
+from connector.errors import HanseError, NotFound, PeerNonsense, Refused
 from connector.events import Bus, QueryCoordinated, TransferAdvanced
-from connector.query.holdings import Holdings, table_of
+from connector.net import Reply
+from connector.query.holdings import Holdings, _json, table_of
 from connector.store.agreements import Holding, Readable, Started
 
 _ADDRESS = {"endpoint": "http://owner/data/v1", "endpointProperties": [{"name": "authorization", "value": "ticket"}]}
@@ -141,3 +142,9 @@ def test_a_table_says_whether_what_leaves_is_counted(limits: dict[str, float] | 
     }  # fmt: skip
     summary = {"owner": "o", "name": "d", "rows": 10, "contracts": [contract]}
     assert table_of(summary, Holding("a", "did:web:owner", "urn:hanse:o:d"), "").rationed is rationed
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"[" * 60_000], ids=["text", "list", "nested"])
+async def test_an_answer_that_is_no_object_is_nonsense_of_its_sender(body: bytes) -> None:
+    with pytest.raises(PeerNonsense, match="a JSON object from https://owner"):
+        _json(Reply(200, {}, body), "https://owner/contract")
