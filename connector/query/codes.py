@@ -64,6 +64,10 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "path_refused": (PathRefused, "the file is not one that may be read"),
     "store_refused": (SourceUnreadable, "the object store does not let the connector read there"),
     "store_unreachable": (SourceUnreadable, "the object store does not answer; try again"),
+    "blocks_not_kept": (
+        Busy,
+        "what was read from the object store cannot be kept on the connector's disk; its operator must make room there",
+    ),
     "disk_full": (
         Busy,
         "the answer cannot be written down at the connector that asked; its operator must make room on the disk of its "

@@ -19,7 +19,9 @@ from connector.datasets.sources.files import FileRef
 from connector.errors import HanseError
 from connector.query import job as wire
 from connector.query.job import Job
+from connector.telemetry import logger
 
+_log = logger("query")
 Loans = Mapping[int, tuple[str, Sequence[FileRef]]]  # by the relation's place in the job: its store, its objects
 
 
@@ -80,6 +82,11 @@ async def _answer(
         await _send(desk, b"e" + error.code.encode())
     except (KeyError, IndexError):
         await _send(desk, b"ejob_invalid")
+    except ConnectionError:
+        raise  # the worker has gone
+    except OSError as error:  # no room for blocks, or no descriptors
+        _log.error("blocks cannot be lent", reason=error.strerror)
+        await _send(desk, b"eblocks_not_kept")
 
 
 async def _send(desk: socket.socket, message: bytes, descriptor: int | None = None) -> None:
