@@ -60,6 +60,7 @@ class PreparedStreams:
         self._made: set[str] = set()
         self._coming: list[Entry] = []  # being written
         self._endings = 0  # of agreements and versions, heard so far
+        self._timer: asyncio.TimerHandle | None = None  # of the next end of a contract
         self._unlike: OrderedDict[str, None] = OrderedDict()  # reads whose files do not hold their messages
         if quota:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -256,11 +257,20 @@ class PreparedStreams:
         now = self._clock()
         self.drop(lambda entry: entry.ends is not None and entry.ends <= now)
 
+    def _sweep_on_time(self) -> None:
+        """Now, and again when the next contract ends; at the latest in a day, as clocks are set."""
+        self.sweep()
+        if self._timer is not None:
+            self._timer.cancel()
+        ends = [entry.ends for entry in self._entries.values() if entry.ends is not None]
+        if ends:
+            seconds = min(_DAY, max(0.0, min(ends) - self._clock()))
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._sweep_on_time)
+
     def _add(self, entry: Entry) -> None:
         self.drop(lambda other: other.dataset == entry.dataset and other.version != entry.version)
         self._entries[entry.key] = entry
-        if entry.ends is not None:
-            asyncio.get_running_loop().call_later(min(_DAY, max(0.0, entry.ends - self._clock())), self.sweep)
+        self._sweep_on_time()
         while self._entries and self._too_much():
             self._drop(next(iter(self._entries.values())))
 

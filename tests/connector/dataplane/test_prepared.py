@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from policies.contract import DataContract
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider, settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -321,3 +324,17 @@ async def test_the_end_of_a_contract_is_the_end_of_its_stream(running: Provider,
     finally:
         prepared._clock = before
     assert len(prepared) == 0
+
+
+async def test_the_end_of_a_contract_far_from_now_is_met_without_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared_streams, "_DAY", 0.05)
+    streams = PreparedStreams(tmp_path, quota=1)
+    for number, seconds in enumerate((0.4, 0.2, None)):
+        ends = None if seconds is None else time.time() + seconds
+        streams._add(Entry(str(number), "", "", "", ends, ()))
+    loop: Any = asyncio.get_running_loop()
+    timers = [one for one in loop._scheduled if one._callback == streams._sweep_on_time and not one.cancelled()]
+    assert len(timers) == 1  # not one for each that was ever kept
+    await until(lambda: len(streams) == 1)
