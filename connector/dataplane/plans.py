@@ -22,7 +22,7 @@ from connector.datasets import counts, splits
 from connector.datasets.sources import divisible
 from connector.datasets.sources.files import unchanged
 from connector.datasets.splits import Block, Place
-from connector.errors import BadInput, EngineFailed, QueryInvalid, Refused, VersionChanged
+from connector.errors import BadInput, QueryInvalid, Refused, VersionChanged
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store.tables import DatasetVersion
@@ -64,8 +64,9 @@ class Plans:
     async def plan(self, ticket: Ticket, wanted: Wanted) -> dict[str, Any]:
         """Snapshot, schema and blocks of a read, or the reason why there may be none."""
         held, contract = await self._admitted(ticket, wanted)
-        found = await self._look(held, contract, ticket, wanted, groups=not self._known(held))
-        blocks = self._blocks_of(held, found["groups"])
+        known = self._cached.get(_key(held))  # now: they may have gone when we have looked
+        found = await self._look(held, contract, ticket, wanted, groups=known is None)
+        blocks = self._cut(held, found["groups"]) if known is None else known
         exact = contract.row_filter is None and not wanted.where.strip()
         width = _width(contract, self._relation_of(held.version).row_bytes)
         snapshot = splits.snapshot_of(held.version.digest)
@@ -98,9 +99,9 @@ class Plans:
             raise
         current = splits.snapshot_of(held.version.digest)
         check_snapshot(snapshot or current, held)
-        if not self._known(held):
-            self._blocks_of(held, (await self._look(held, contract, ticket, wanted, groups=True))["groups"])
-        found = self._blocks_of(held, None)
+        found = self._cached.get(_key(held))
+        if found is None:
+            found = self._cut(held, (await self._look(held, contract, ticket, wanted, groups=True))["groups"])
         key = splits.cursor_key(self._secret, consumer=ticket.consumer, snapshot=current)
         ranges = _whole(found) if blocks == ALL else _chosen(found, blocks)
         if after:
@@ -142,8 +143,9 @@ class Plans:
         self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
     ) -> dict[str, Any]:
         known = (*_key(held), to_json(contract), wanted, ticket.purpose)
-        if not groups and known in self._schemas and await asyncio.to_thread(unchanged, held.version.source["files"]):
-            return {"groups": None, "schema": self._schemas[known]}
+        schema = self._schemas.get(known)
+        if not groups and schema is not None and await asyncio.to_thread(unchanged, held.version.source["files"]):
+            return {"groups": None, "schema": schema}
         found = await self._looked(held, contract, ticket, wanted, groups=groups)
         self._schemas[known] = found["schema"]
         while len(self._schemas) > _CACHED_MAX:
@@ -178,16 +180,10 @@ class Plans:
         found: dict[str, Any] = await self._pool.ask(job)
         return found
 
-    def _known(self, held: Held) -> bool:
-        return _key(held) in self._cached
-
-    def _blocks_of(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]] | None) -> tuple[Block, ...]:
-        if groups is not None:
-            self._cached[_key(held)] = splits.cut(groups)
-            while len(self._cached) > _CACHED_MAX:
-                self._cached.popitem(last=False)
-        if (found := self._cached.get(_key(held))) is None:
-            raise EngineFailed("the blocks of this version are not known; ask again", code="engine_failed")
+    def _cut(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
+        self._cached[_key(held)] = found = splits.cut(groups)
+        while len(self._cached) > _CACHED_MAX:
+            self._cached.popitem(last=False)
         return found
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.dataplane import access
+from connector.dataplane import access, plans
 from connector.datasets import counts, splits
 from policies.model import Policy
 from tests.support import data, gate, provider
@@ -93,6 +93,24 @@ async def test_a_plan_names_snapshot_schema_and_blocks(running: Provider) -> Non
     other = (await reader.plan(columns=["id"])).json()
     assert other["plan"] != plan["plan"]
     assert (await reader.plan(columns=["name", "id"])).json()["plan"] == plan["plan"]
+
+
+async def test_what_is_known_may_go_while_the_files_are_looked_at(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, cached = Reader(running, await running.agree()), running.reads.plans
+    plan = (await reader.plan()).json()
+
+    def goes(files: Any) -> bool:
+        cached._schemas.clear()  # as where others' plans take their place
+        cached._cached.clear()
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plans, "unchanged", goes)
+        answer = await reader.plan()
+    assert (answer.status_code, answer.json() | {"expires": 0}) == (200, plan | {"expires": 0})
+    assert ids(await reader.parts(blocks="2")) == [*range(200_000, TOTAL)]
 
 
 @pytest.mark.parametrize("policy", [OPEN, FILTERED, NOT_PLAIN], ids=["open", "filtered", "behind a barrier"])
