@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane import copies
+from connector.dataplane import prepared as prepared_streams
 from connector.dataplane.asked import STREAM, Asked
 from connector.dataplane.blocks import Entry, Passed
 from connector.dataplane.copies import Copy, Keeping, nameless
