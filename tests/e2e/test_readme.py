@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +23,16 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
 
 
-def test_the_python_of_the_readme_runs(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_the_readme_runs(
+    running: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     forge = running.space.members["forge"]
-    names = {"url": forge.management, "token": forge.token}
+    monkeypatch.setenv("HANSE_URL", forge.management)
+    monkeypatch.setenv("HANSE_TOKEN", forge.token)
+    names: dict[str, Any] = {}
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), names)
-    assert names["table"].num_rows == 2  # type: ignore[attr-defined]  # a pyarrow table
+    assert names["table"].num_rows == 2
     assert "patients" in capsys.readouterr().out
 
 
@@ -52,6 +58,12 @@ def test_the_commands_of_the_readme_run(running: Running, line: str) -> None:
 
 def test_the_readme_names_commands_to_run() -> None:
     assert len(COMMANDS) >= 5
+
+
+def test_the_readme_asks_for_nothing_that_the_demo_has_revoked() -> None:
+    (revoked,) = re.findall(r'story\.agreed\["(\w+)/(\w+)"\]', inspect.getsource(story.revoke))
+    for block in (*blocks("python"), *blocks("bash")):
+        assert not re.search(rf'"?{revoked[0]}"?[/.]{revoked[1]}', block), block
 
 
 def test_the_offer_of_the_readme_is_one() -> None:
