@@ -17,7 +17,7 @@ import typer
 from hanse import cli
 from hanse.cli import main
 from hanse.cli.query import told
-from pyarrow import csv, parquet
+from pyarrow import csv, feather, parquet
 
 from tests.client.support import Connector, batch, chunked, complete, connector, ipc
 
@@ -371,6 +371,7 @@ def test_a_push_that_does_not_come_is_told_with_its_reason(run: Run, served: Con
         ("csv", lambda path: csv.read_csv(path)),
         ("parquet", lambda path: parquet.read_table(path)),
         ("arrow", lambda path: pa.ipc.open_stream(path.read_bytes()).read_all()),
+        ("feather", lambda path: feather.read_table(path)),
         ("json", lambda path: pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])),
     ],
 )
@@ -426,9 +427,34 @@ def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_
     assert list(tmp_path.glob("*a.parquet*")) == []
 
 
-def test_an_unknown_format_is_named(run: Run, served: Connector, tmp_path: Path) -> None:
+NOT_WRITTEN = [
+    (["-o", "a.xls"], "among csv, json, parquet, arrow, feather, came 'xls'"),
+    (["-f", "xml"], "among table, csv, json, parquet, arrow, feather, came 'xml'"),
+    (["-f", "table", "-o", "a"], "came 'table'"),
+    (["-o", "nowhere/a.csv"], "expected a file in a directory that is there"),
+    (["-f", "csv", "-o", "."], "expected a file in a directory that is there"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), [*NOT_WRITTEN, (["--explain", "-o", "a.csv"], "no --output")], ids=str)
+def test_what_cannot_be_written_is_not_asked_for(
+    run: Run, served: Connector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     served.routes["POST", "/queries"] = chunked(ANSWER)
-    assert "table, csv, json, parquet, arrow" in run("query", "SELECT 1", "-o", str(tmp_path / "a.xls")).err
+    ran = run("query", "SELECT 1", *options)
+    assert (ran.code, ran.out, served.asked) == (1, "", [])
+    assert said in ran.err
+
+
+@pytest.mark.parametrize(("options", "said"), NOT_WRITTEN, ids=str)
+def test_nothing_is_agreed_on_for_a_stream_that_cannot_be_written(
+    run: Run, served: Connector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run("stream", "north/flights", *options)
+    assert (ran.code, served.asked) == (1, [])
+    assert said in ran.err
 
 
 def test_a_long_answer_shows_its_beginning_and_says_so(run: Run, served: Connector) -> None:

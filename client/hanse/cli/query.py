@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hanse.client import Space
     from hanse.stream import Stream
 
-FORMATS = ("table", "csv", "json", "parquet", "arrow")
+FORMATS = ("table", "csv", "json", "parquet", "arrow", "feather")  # arrow: a stream; feather: a file of Arrow
 _SHOWN_MAX = 200  # rows that a table shows
 
 Purpose = Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")]
@@ -52,14 +52,17 @@ def query(
     as_json: AsJson = False,
 ) -> None:
     """Ask one question over datasets of any owners that you have agreements with, named "owner".dataset."""
+    format_ = _format("json" if as_json else format_, output)
     text = sys.stdin.read() if sql == "-" else sql
     connected = space()
     if explain or analyze:
+        if output is not None:
+            raise BadInput("expected no --output beside --explain or --analyze: a plan goes to standard output")
         plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze, partial=partial)
         print_json(plan) if as_json else console().out(plan.get("text", ""))
         return
     answer = _asked(connected, text, purpose=purpose, mode=mode, partial=partial)
-    _deliver(answer, format_="json" if as_json else format_, output=output, total=None)
+    _deliver(answer, format_=format_, output=output, total=None)
     if answer.end.get("owners"):
         with _on_stderr():
             print_rows(answer.owners, _OWNERS, as_json=False)
@@ -97,27 +100,36 @@ def stream(
     output: Output = None,
 ) -> None:
     """Stream the rows of a dataset that an agreement allows; agrees first where there is no agreement yet."""
+    format_ = _format(format_, output)
     got = space().agree(dataset, purpose=purpose)
     fewer = min(rows, batch_rows or rows) if rows else batch_rows
     answer = got.stream(columns=column or [], where=where, batch_rows=fewer)
     _deliver(answer, format_=format_, output=output, total=rows)
 
 
+def _format(format_: str, output: Path | None) -> str:
+    """The format to write. BadInput where it cannot be written: before anything is asked, as each read is counted."""
+    chosen = format_ or (output.suffix.lstrip(".") if output is not None else "table")
+    chosen = {"ndjson": "json", "jsonl": "json", "arrows": "arrow", "pq": "parquet"}.get(chosen, chosen)
+    if chosen not in FORMATS or (chosen == "table" and output is not None):
+        known = FORMATS if output is None else FORMATS[1:]
+        raise BadInput(f"expected a format among {', '.join(known)}, came {chosen!r}")
+    if chosen in ("parquet", "arrow", "feather") and output is None and sys.stdout.isatty():
+        raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise BadInput(f"expected a file in a directory that is there as --output, came {output}")
+    return chosen
+
+
 def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | None) -> None:
     """Write a stream batch by batch. A file is there only when it is whole."""
-    chosen = format_ or (output.suffix.lstrip(".") if output is not None else "table")
-    chosen = {"ndjson": "json", "jsonl": "json", "feather": "arrow", "pq": "parquet"}.get(chosen, chosen)
-    if chosen not in FORMATS:
-        raise BadInput(f"expected a format among {', '.join(FORMATS)}, came {chosen!r}")
-    if chosen in ("parquet", "arrow") and output is None and sys.stdout.isatty():
-        raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
     with progress("reading", total=total) as advance, answer:
         batches = _counted(answer, advance, most=total)
-        if chosen == "table":
+        if format_ == "table":
             _table(answer, batches)
         else:
             with _sink(output) as sink:
-                _WRITERS[chosen](answer.schema, batches, sink)
+                _WRITERS[format_](answer.schema, batches, sink)
     if output is not None:
         say(f"{output}: {answer.rows if total is None else min(answer.rows, total):,} rows")
     for rule in answer.end.get("policy", []):
@@ -182,11 +194,20 @@ def _arrow(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]
             writer.write_batch(batch)
 
 
+def _feather(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+    import pyarrow as pa
+
+    with pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
 _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
     "csv": _csv,
     "json": _json,
     "parquet": _parquet,
     "arrow": _arrow,
+    "feather": _feather,
 }
 
 
