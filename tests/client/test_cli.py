@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 import typer
 from hanse import cli
-from hanse.cli import main
+from hanse.cli import main, out
 from hanse.cli.query import told
 from pyarrow import csv, feather, parquet
+from rich.console import Console
 
 from tests.client.support import Connector, batch, chunked, complete, connector, ipc
 
@@ -393,6 +394,20 @@ def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run
     assert "n3" in run("query", "SELECT 1").out
     assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[0] == '"age","name"'
     assert json.loads(run("query", "SELECT 1", "--json").out.splitlines()[0]) == {"age": 1, "name": "n1"}
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120])
+def test_a_table_in_a_narrow_terminal_has_all_that_is_in_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(out, "console", lambda: Console(width=width, highlight=False))
+    row = {"id": "urn:uuid:b8d4661e-d059-423a-b0f9-7ba764c9bb5a", "state": "TERMINATED", "why": "no " * 200}
+    out.print_rows([row], {name: name for name in row}, as_json=False)
+    shown = capsys.readouterr().out
+    assert row["id"] in shown
+    assert "TERMINATED" in shown
+    assert shown.count("no") == 200
+    assert max(map(len, shown.splitlines())) <= 240
 
 
 def test_a_partial_answer_says_whom_it_is_without(run: Run, served: Connector) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -51,6 +52,8 @@ _HINTS: Mapping[type[HanseError], str] = {
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
 _LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
+_WIDEST = 1_000_000  # wider than any table
+_LONG = 240  # a line that the terminal breaks, where it is no longer anyhow
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -103,7 +106,19 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], *,
     for row in rows:
         cells = (pick(row) if callable(pick) else row.get(pick) for pick in columns.values())
         table.add_row(*(escape(shown(cell)) for cell in cells))
-    console().print(table)
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """A table at its own width where the screen has none for its longest words: columns would be cut and left out.
+
+    Whoever looks on sees lines that the terminal breaks, with all that is in them.
+    """
+    out = console()
+    needed = Measurement.get(out, out.options.update(width=_WIDEST), table)
+    if needed.minimum > out.width:
+        out.width = min(needed.maximum, max(needed.minimum, _LONG))
+    out.print(table)
 
 
 def print_one(row: Mapping[str, Any], fields: Mapping[str, Any], *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, console, meanwhile, print_json, print_rows, progress, say, shown, size
+from hanse.cli.out import AsJson, console, meanwhile, print_json, print_rows, print_table, progress, say, shown, size
 from hanse.errors import BadInput
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
         for row in batch.slice(0, max(0, _SHOWN_MAX - held)).to_pylist():
             table.add_row(*(escape(_cell(value)) for value in row.values()))
             held += 1
-    console().print(table)
+    print_table(table)
     if came > held:
         say(f"... and {came - held:,} rows more; use --output to have them all")
 
