@@ -60,6 +60,11 @@ def test_numbers_and_vectors_are_tensors_over_the_memory_that_came_from_the_wire
     assert made["image"][0] == batch.column("image")[0].as_py()
 
 
+def test_a_shape_of_a_column_that_is_not_there_is_refused(training: Dataset) -> None:
+    with pytest.raises(BadInput, match="vektor"):
+        training.to_torch(shapes={"vektor": (6,)})
+
+
 def test_tensors_of_all_kinds() -> None:
     batch = pa.record_batch(
         {

@@ -94,6 +94,8 @@ def dataset(
     if "part" in options or "parts" in options:
         raise BadInput("expected rank and world; the parts follow from them and from the workers")
     loader = Loader(datasets, batch_size=batch_size, **options)
+    if unknown := sorted({*(shapes or ())} - {*loader.schema.names}):
+        raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
     if state is not None:
         loader.load_state_dict(state)
     found = _ranks() if rank is None or world is None else (rank, world)
