@@ -74,7 +74,8 @@ def agree(
 
     1. find the dataset in its owner's catalog, as we may see it;
     2. take a started transfer or an agreement of ours where the owner still honours it;
-    3. otherwise negotiate (or go on with a negotiation that is open) and wait for its end;
+    3. otherwise negotiate (or go on with a negotiation that is open) and wait for its end; not under an offer whose
+       agreement we have and which is for other purposes: another one would be, too;
     4. start the transfer and wait until it is.
     """
     deadline, purpose = now() + seconds, iri(purpose)
@@ -82,15 +83,20 @@ def agree(
     dataset_id = str(dataset["@id"])
     refusal: HanseError | None = None
     tried: list[str] = []
-    for agreement in (yield from held(dataset_id)):  # 2
+    left = [offer] if offer else _offers(dataset)
+    for row in (yield from held(dataset_id)):  # 2
+        agreement = str(row["id"])
         tried.append(agreement)
         try:
             return (yield from _started(name, dataset_id, agreement, purpose=purpose, deadline=deadline, now=now))
         except Refused as error:  # another purpose, or ended since: a new agreement may do
             refusal = error
-    if refusal is not None and not (dataset.get("hasPolicy") or offer):
+            if error.code == "purpose_not_agreed":
+                left = [one for one in left if one != row.get("offer_id")]
+    if refusal is not None and not left:
         raise refusal
-    agreement = yield from negotiate(name, dataset, offer=offer, deadline=deadline, now=now, tried=tried)  # 3
+    chosen = left[0] if left else offer
+    agreement = yield from negotiate(name, dataset, offer=chosen, deadline=deadline, now=now, tried=tried)  # 3
     return (yield from _started(name, dataset_id, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
 
 
@@ -105,12 +111,12 @@ def find(name: Name) -> Generator[Call, Any, dict[str, Any]]:
     raise NotFound(f"{name.participant} shows us no dataset {name.dataset!r}; it shows {known}", code="dataset_unknown")
 
 
-def held(dataset_id: str) -> Generator[Call, Any, list[str]]:
+def held(dataset_id: str) -> Generator[Call, Any, list[dict[str, Any]]]:
     """Our agreements for a dataset that are in force, newest first."""
     rows = yield Call("GET", "/agreements", {"role": "consumer", "dataset": dataset_id})
     fitting = [row for row in rows if row.get("dataset") == dataset_id and row.get("state", "active") == "active"]
     fitting.sort(key=lambda row: float(row.get("signed_at") or 0), reverse=True)
-    return [str(row["id"]) for row in fitting]
+    return fitting
 
 
 def negotiate(
@@ -131,8 +137,8 @@ def negotiate(
     row = yield from _open_negotiation(str(dataset["@id"]), chosen)
     if row is None:
         for agreement in (yield from held(str(dataset["@id"]))):
-            if agreement not in tried:
-                return agreement
+            if str(agreement["id"]) not in tried:
+                return str(agreement["id"])
         body = {"participant": name.participant, "dataset": dataset["@id"], "offer_id": chosen}
         row = yield Call("POST", "/negotiations", body=body, seconds=30)
     row = yield from awaited("/negotiations", row, "FINALIZED", deadline=deadline, now=now)
@@ -210,12 +216,16 @@ def segment(text: str) -> str:
 
 def _offer(name: Name, dataset: Mapping[str, Any], wanted: str) -> str:
     """The id of the offer to ask for: the one named, or the only one."""
-    offers = [str(entry["@id"]) for entry in _list(dataset.get("hasPolicy")) if isinstance(entry, dict)]
+    offers = _offers(dataset)
     if wanted and wanted not in offers:
         raise NotFound(f"{name} has no offer {wanted!r} for us; it has {', '.join(offers) or 'none'}")
     if not offers:
         raise Refused(f"{name} has no offer for us: its owner has to publish one that we may take", code="no_offer")
     return wanted or offers[0]
+
+
+def _offers(dataset: Mapping[str, Any]) -> list[str]:
+    return [str(entry["@id"]) for entry in _list(dataset.get("hasPolicy")) if isinstance(entry, dict)]
 
 
 def _names(entry: Mapping[str, Any]) -> list[str]:

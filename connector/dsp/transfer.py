@@ -47,7 +47,7 @@ from connector.store.agreements import used_today
 from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
-from connector.usage.facts import DECLARED, counted, requested
+from connector.usage.facts import DECLARED, PURPOSE, counted, requested
 from policies.evaluate import Facts
 from policies.vocabulary import Phase
 
@@ -569,10 +569,12 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts:
     today = used_today(grant, day=int(tx.now // _DAY))
     known = counted(facts, uses=grant.queries, uses_today=today, running=0)
     known = known.adding(fulfilled(tx, agreement, now=tx.now))
-    verdict = terms.judge(stored.agreed(agreement), known, phase=Phase.TRANSFER, now=tx.now)
-    if not verdict.permitted and not verdict.waits_for(DECLARED - set(facts)):
+    policy, later = stored.agreed(agreement), DECLARED - set(facts)
+    verdict = terms.judge(policy, known, phase=Phase.TRANSFER, now=tx.now)
+    if not verdict.permitted and not verdict.waits_for(later):
+        undeclared = terms.judge(policy, known.without(PURPOSE), phase=Phase.TRANSFER, now=tx.now)
         raise Refused(
             f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",
-            code="not_permitted",
+            code="purpose_not_agreed" if undeclared.waits_for({PURPOSE, *later}) else "not_permitted",
             rule=verdict.rule,
         )

@@ -36,7 +36,8 @@ _KEPT_SECONDS = 1.0  # what another process recorded is known this late
 _KEPT_MAX = 4_096
 _VALUE_MAX = 255
 
-DECLARED = frozenset({"odrl:purpose", "ds:application"})  # what a request may still declare after its transfer started
+PURPOSE = "odrl:purpose"
+DECLARED = frozenset({PURPOSE, "ds:application"})  # what a request may still declare after its transfer started
 
 FactsOf = Callable[[str], Awaitable[Facts]]  # what is known of a participant now
 
@@ -197,7 +198,7 @@ def _subject(tx: Transaction, subject: str, key: str) -> str:
 
 def requested(facts: Facts, *, purpose: str, application: str = "") -> Facts:
     """`facts` with what a request declares; no declaration adds nothing."""
-    declared = {"odrl:purpose": purpose, "ds:application": application}
+    declared = {PURPOSE: purpose, "ds:application": application}
     return facts.adding(Facts.of({key: said for key, said in declared.items() if said}, source="request"))
 
 

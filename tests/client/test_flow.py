@@ -121,6 +121,27 @@ def test_an_agreement_that_the_owner_honours_no_more_leads_to_a_new_negotiation(
     assert "POST /negotiations" in said
 
 
+FOR_RESEARCH = errors.Refused("for research only", code="purpose_not_agreed", rule="/permission/0")
+
+
+@pytest.mark.parametrize("offer", ["", "offer:1"])
+def test_an_offer_whose_agreement_is_for_other_purposes_is_not_agreed_on_again(offer: str) -> None:
+    held = {**ACTIVE, "offer_id": "offer:1"}
+    again = {"POST /negotiations": AssertionError("asked again"), "POST /transfers": FOR_RESEARCH}
+    with pytest.raises(errors.Refused, match="for research only"):
+        play({**FRESH, "GET /agreements": [[held]], **again}, offer=offer)
+
+
+def test_beside_an_agreement_for_other_purposes_another_offer_is_taken() -> None:
+    two = {"dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@id": "offer:2"}]}]}
+    lists = {
+        "GET /agreements": [[{**ACTIVE, "offer_id": "offer:1"}]],
+        "GET /negotiations": [[{"id": "neg:1", "dataset": ID, "offer_id": "offer:2", "state": "AGREED"}]],
+    }
+    _, said = play({**FRESH, "GET /catalog": two, **lists, "POST /transfers": [FOR_RESEARCH, STARTED]})
+    assert "POST /negotiations" not in said  # the open one about the other offer is gone on with
+
+
 def test_a_negotiation_that_ends_between_two_looks_is_not_begun_again() -> None:
     access, said = play({**FRESH, "GET /agreements": [[], [ACTIVE]]})
     assert "POST /negotiations" not in said

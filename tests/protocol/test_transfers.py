@@ -134,7 +134,9 @@ async def test_a_purpose_is_declared_with_the_transfer_or_with_each_read_but_nev
         here, there = await started(two, agreement_id, purpose=RESEARCH)
         assert here.purpose == there.purpose == RESEARCH
         row = await two.south.transfers.request(agreement_id=agreement_id, purpose=MARKETING, by="test")
-        assert "purpose" in (await settled(two.south, "transfer", row.id, "TERMINATED")).reason
+        refused = await settled(two.south, "transfer", row.id, "TERMINATED")
+        assert refused.code == "purpose_not_agreed"
+        assert "purpose" in refused.reason
 
 
 async def test_an_agreement_whose_time_is_over_starts_nothing_more(tmp_path: Path) -> None:
