@@ -21,14 +21,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
-from connector.errors import HanseError, NotFound, Refused
+from connector.errors import Busy, HanseError, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import Store, Transaction
 from connector.store.agreements import Looked, TransferState, used_today
@@ -190,7 +190,7 @@ class Grants:
         """
         now = time.time()
         try:
-            own = await self._store.read(lambda tx: _own(tx, grant.held.agreement, now))
+            own = await _in_time(self._store.read(lambda tx: _own(tx, grant.held.agreement, now)))
             facts = (await self._facts_of(grant.consumer)).adding(own.facts)
             facts = requested(facts, purpose=grant.purpose, application=grant.application)
             return permitted_until(grant.held, grant.contract, facts, action=grant.action, now=now) - now
@@ -275,7 +275,8 @@ class Grants:
 
     async def _look_for_ends(self) -> None:
         live = tuple(self._live)
-        for agreement_id, reason in (await self._store.read(lambda tx: tx.agreements.ended(live))).items():
+        ended = await _in_time(self._store.read(lambda tx: tx.agreements.ended(live)))
+        for agreement_id, reason in ended.items():
             self.stop(agreement_id=agreement_id, reason=reason or "the owner revoked the agreement")
 
     async def _keep_places(self) -> None:
@@ -284,7 +285,7 @@ class Grants:
         if not having:
             return
         ids, until = {grant.place for grant in having}, place_until(time.time())
-        kept = await self._store.write(lambda tx: tx.reads.keep_places(ids, until=until))
+        kept = await _in_time(self._store.write(lambda tx: tx.reads.keep_places(ids, until=until)))
         for grant in having:
             if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
                 grant.stop("the connector did not answer for a minute, and the read's place went to another; ask again")
@@ -333,6 +334,16 @@ class Grants:
         while len(self._cached) > _CACHED_MAX:
             self._cached.popitem(last=False)
         return held
+
+
+async def _in_time(asked: Awaitable[_T]) -> _T:
+    """What the database says; Busy where it says nothing: whoever waited for one that hangs would see no end. In half
+    the time, so that a change that hangs makes nobody blind."""
+    try:
+        async with asyncio.timeout(_BLIND_SECONDS / 2):
+            return await asked
+    except TimeoutError:
+        raise Busy("the database does not answer now; try again in a moment") from None
 
 
 class _Uncompiled(NamedTuple):

@@ -128,6 +128,60 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
     grants.forget([grant])
 
 
+@pytest.mark.parametrize("answers", [0, 1], ids=["looking for ends", "asking for facts"])
+async def test_reads_end_where_the_database_hangs(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    """It takes what it is asked and says nothing, no error either."""
+    grants = Grants(sqlite_store, facts_of=provider.member)
+    grant = await begun(grants, await agreed(sqlite_store, "2"), "r")
+    assert grant is not None
+    _hanging(sqlite_store, monkeypatch, "read", answers=answers)
+    async with asyncio.timeout(60):
+        await grant.stopped.wait()
+    assert "cannot ask its database" in grant.stop_reason
+    grants.forget([grant])
+
+
+async def test_a_place_that_cannot_be_kept_hides_no_revocation(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grants, write = Grants(sqlite_store, facts_of=provider.member), sqlite_store.write
+    grant = await begun(grants, await agreed(sqlite_store, "2"), "r")
+    assert grant is not None
+    asked = _hanging(sqlite_store, monkeypatch, "write", answers=0)
+    async with asyncio.timeout(60):
+        await asked.wait()
+
+    def revoke(tx: Any) -> None:
+        row = tx.agreements.grant(grant.agreement_id)
+        row.revoked_at, row.reason = tx.now, "enough"
+
+    await write(revoke)
+    async with asyncio.timeout(60):
+        await grant.stopped.wait()
+    assert grant.stop_reason == "enough"
+    grants.forget([grant])
+
+
+def _hanging(store: Store, monkeypatch: pytest.MonkeyPatch, name: str, *, answers: int) -> asyncio.Event:
+    """A database that hangs after so many answers. Set when it does."""
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_BLIND_SECONDS", 2.0)
+    told, left, hangs = getattr(store, name), [None] * answers, asyncio.Event()
+
+    async def asked(work: Any) -> Any:
+        if left:
+            left.pop()
+            return await told(work)
+        hangs.set()
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, name, asked)
+    return hangs
+
+
 async def test_sources_of_facts_that_are_slow_hold_up_the_watch_over_reads_once_and_not_once_for_each(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
