@@ -340,7 +340,7 @@ class _Transport:
         """One SELECT under one or several agreements."""
         ticket = self._ticket(exchange.headers.get("authorization"))
         async with self._bodies.turn(exchange, ticket.consumer) as body:
-            envelope = parse_envelope(body)
+            envelope = parse_envelope(body) if exchange.small else await asyncio.to_thread(parse_envelope, body)
         del body  # megabytes, which the answer does not need
         if envelope.agreement and envelope.agreement != ticket.agreement:
             raise Refused(
@@ -364,7 +364,8 @@ class _Transport:
             application=given.get("application", "")[:1024],
         )
         split = await self._split(ticket, wanted, given)
-        asked = plans.asked_of(ticket, held, wanted, owner=self._owner, split=split)
+        # In a thread, as the gate: hostile text takes its time.
+        asked = await asyncio.to_thread(plans.asked_of, ticket, held, wanted, owner=self._owner, split=split)
         most = _number(given, "limit_rows")
         if most is not None and split is None:  # the first rows, and that is the whole answer
             asked, most = replace(asked, sql=f"{asked.sql} LIMIT {most}", unfiltered=False), None
@@ -385,7 +386,7 @@ class _Transport:
         """The blocks of the ticket's dataset, without a row of it."""
         ticket = self._ticket(exchange.headers.get("authorization"))
         async with self._bodies.turn(exchange, ticket.consumer) as body:
-            form = _parsed(PlanForm, body)
+            form = _parsed(PlanForm, body) if exchange.small else await asyncio.to_thread(_parsed, PlanForm, body)
         wanted = Wanted(
             columns=tuple(form.columns),
             where=form.where,

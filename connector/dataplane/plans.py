@@ -13,7 +13,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector.dataplane import asked as ask
 from connector.dataplane.asked import Asked, Split
@@ -29,6 +29,9 @@ from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
 from connector.usage.held import Held
 from policies.contract import DataContract, to_json
+
+if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
+    from policies.enforce.sql import Prepared
 
 BLOCKS_MAX = 1024  # in one read: a longer list is asked for in parts
 _CACHED_MAX = 64
@@ -155,18 +158,8 @@ class Plans:
     async def _looked(
         self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
     ) -> dict[str, Any]:
-        from policies.enforce.sql import Dataset, prepare
-
-        name = (self._name, held.dataset.name)
         relation = _token()
-        prepared = prepare(
-            ask.rows_sql(name, columns=wanted.columns, where=wanted.where),
-            [Dataset(name, relation, contract, held.dataset.id)],
-            action=ask.STREAM,
-            purpose=ticket.purpose or wanted.purpose or None,
-            token=_token,
-            mask_key=bytes(32),  # of no value that leaves
-        )
+        prepared = await asyncio.to_thread(self._gated, held, contract, ticket, wanted, relation)
         job = Job(
             kind="plan",
             relations={relation: self._relation_of(held.version)},
@@ -179,6 +172,20 @@ class Plans:
         )
         found: dict[str, Any] = await self._pool.ask(job)
         return found
+
+    def _gated(self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str) -> Prepared:
+        """What the gate makes of the rows. In a thread: hostile text takes its time."""
+        from policies.enforce.sql import Dataset, prepare
+
+        name = (self._name, held.dataset.name)
+        return prepare(
+            ask.rows_sql(name, columns=wanted.columns, where=wanted.where),
+            [Dataset(name, relation, contract, held.dataset.id)],
+            action=ask.STREAM,
+            purpose=ticket.purpose or wanted.purpose or None,
+            token=_token,
+            mask_key=bytes(32),  # of no value that leaves
+        )
 
     def _cut(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
         self._cached[_key(held)] = found = splits.cut(groups)

@@ -344,7 +344,7 @@ class Desk:
         split = await self._reads.split(
             ticket, rows, snapshot=wanted["snapshot"], blocks=wanted["blocks"], cursors=False
         )  # fmt: skip
-        return plans.asked_of(ticket, held, rows, owner=self._owner, split=split)
+        return plans.asked_of(ticket, held, rows, owner=self._owner, split=split)  # without a condition: that is short
 
     def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> Asked:
         """The read that the JSON of `POST /data/v1/query` asks for."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from connector.dataplane import http
+from policies import strictjson
+from policies.enforce import statement
 from tests.connector.dataplane.test_http import ask, client
 from tests.support import provider
 from tests.support.provider import Provider
@@ -74,3 +79,29 @@ async def test_a_body_that_does_not_come_is_refused(tmp_path: Path, monkeypatch:
         writer.close()
         monkeypatch.setattr("connector.dataplane.http._BODY_SECONDS", 60.0)
         assert await send(running, ticket, seconds=60) == 200
+
+
+async def test_what_takes_long_to_read_is_read_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop answers everybody meanwhile."""
+    loops, read = threading.get_ident(), list[tuple[str, bool]]()
+
+    def noting(name: str, what: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*given: Any, **more: Any) -> Any:
+            read.append((name, threading.get_ident() == loops))
+            return what(*given, **more)
+
+        return noted
+
+    monkeypatch.setattr(statement, "parse", noting("SQL", statement.parse))
+    monkeypatch.setattr(strictjson, "loads", noting("JSON", strictjson.loads))
+    async with provider.running(tmp_path, rows=100) as running:
+        ticket = running.ticket(await running.agree())
+        async with client(running, ticket) as session:
+            for blocks in ({}, {"blocks": "all"}):
+                answer = await session.get("/data/v1", params={"where": "id > 5", **blocks})
+                assert answer.status_code == 200
+            padded = json.dumps({"where": "id > 5"}).encode() + b" " * 100_000
+            assert (await session.post("/data/v1/streams", content=padded)).status_code == 200
+        assert await send(running, ticket, seconds=60) == 200
+    assert {name for name, _ in read} == {"SQL", "JSON"}
+    assert not any(in_loop for _, in_loop in read)
