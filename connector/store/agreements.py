@@ -92,6 +92,11 @@ _ENDS = Prepared(
         _GRANT.c.agreement_id.in_(bindparam("agreements", expanding=True))
     )
 )
+_STATES = Prepared(
+    select(_TRANSFER.c.id, *(_TRANSFER.c[name] for name in TransferState._fields)).where(
+        _TRANSFER.c.id.in_(bindparam("transfers", expanding=True))
+    )
+)
 _HOLDINGS = Prepared(
     select(*(_AGREEMENT.c[name] for name in (*Holding._fields, "finalized", "ended_at")))
     .where(_AGREEMENT.c.role == "consumer")
@@ -223,6 +228,11 @@ class Agreements:
         found = {name: (revoked_at, reason) for name, revoked_at, reason in rows}
         ends = {one: found.get(one, (0.0, "")) for one in agreement_ids}
         return {one: reason for one, (revoked_at, reason) in ends.items() if revoked_at is not None}
+
+    def transfers(self, transfer_ids: Collection[str]) -> dict[str, TransferState]:
+        """The state of those of these transfers that there are."""
+        rows = self._unit.rows(_STATES, transfers=list(transfer_ids))
+        return {name: TransferState(*state) for name, *state in rows}
 
     def holdings(self, *, limit: int) -> list[Holding]:
         """What we may read as consumer: of our newest agreements those that are in force."""

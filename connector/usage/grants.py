@@ -13,7 +13,8 @@ running reads. `examine` and `begin` answer for one read, in this order; the num
 5. it has uses of today, rows and bytes left;
 6. `begin`, once the gate has let the question through: one use is counted, a first chunk of the row and byte quota is
    reserved, in conditional updates, and a place taken where fewer reads are allowed at once, over every process.
-Revocation reaches running reads through the bus at once, and through a poll where another process revoked.
+Revocation, and the end of a transfer, reaches running reads through the bus at once, and through a poll where another
+process revoked, or the read was just being admitted.
 """
 
 from __future__ import annotations
@@ -250,7 +251,7 @@ class Grants:
         if isinstance(event, AgreementRevoked):
             self.stop(agreement_id=event.agreement, reason=event.reason or "the owner revoked the agreement")
         elif isinstance(event, TransferAdvanced) and event.detail.get("state") not in ("REQUESTED", "STARTED"):
-            self.stop(transfer_id=event.process, reason=f"the transfer is {event.detail.get('state', '').lower()}")
+            self.stop(transfer_id=event.process, reason=_over(event.detail.get("state", "")))
 
     def _watch(self) -> None:
         if self._poll is None or self._poll.done():
@@ -274,10 +275,17 @@ class Grants:
                     self.stop_all("the connector cannot ask its database whether the agreement still holds; ask again")
 
     async def _look_for_ends(self) -> None:
-        live = tuple(self._live)
-        ended = await _in_time(self._store.read(lambda tx: tx.agreements.ended(live)))
+        live, grants = tuple(self._live), self._all()
+        transfers = {grant.transfer_id for grant in grants}
+        ended, states = await _in_time(
+            self._store.read(lambda tx: (tx.agreements.ended(live), tx.agreements.transfers(transfers)))
+        )
         for agreement_id, reason in ended.items():
             self.stop(agreement_id=agreement_id, reason=reason or "the owner revoked the agreement")
+        for grant in grants:  # the event of its transfer passes by a read that is just being admitted
+            state = states.get(grant.transfer_id)
+            if state is None or not is_started(state):
+                grant.stop(_over("unknown" if state is None else state.state))
 
     async def _keep_places(self) -> None:
         """A read whose place has gone to another, as this process was away for a minute, ends."""
@@ -405,6 +413,10 @@ def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id:
 def is_started(transfer: Transfer | TransferState) -> bool:
     """Whether tickets of this transfer are good: whoever holds one has our start, acknowledged already or not."""
     return transfer.state == "STARTED" or transfer.pending == "TransferStartMessage"
+
+
+def _over(state: str) -> str:
+    return f"the transfer is {state.lower()}"
 
 
 def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str, generation: int) -> None:

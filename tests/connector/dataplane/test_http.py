@@ -24,6 +24,7 @@ import xxhash
 from connector.dataplane.governed import why_ended
 from connector.dataplane.http import BODY_MAX, Exchange
 from connector.errors import BadInput, Busy, EngineFailed
+from connector.events import TransferAdvanced
 from policies.errors import QueryRefused
 from policies.gate import Lease
 from policies.model import Policy, Rule
@@ -37,6 +38,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROWS = "/data/v1/datasets/numbers/rows"
 _SOON = 60.0  # seconds until something ends: tests set the clock forward, and do not wait for it
+# Nothing comes before all of it is counted, which takes longer than a read may.
+SLOW = """SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b ON a.x < b.x
+          JOIN "clinic".numbers c ON b.x < c.x"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -573,13 +577,43 @@ async def test_shutting_down_ends_streams_with_that_reason_and_records_them(tmp_
         assert (await ask(leaving, leaving.ticket(agreement), endless)).status_code == 503
 
 
+@pytest.mark.parametrize("state", ["SUSPENDED", "TERMINATED"])
+async def test_a_transfer_that_ends_while_a_read_is_admitted_ends_the_read(
+    running: Provider, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Its event comes before there is a read that could be told."""
+    agreement = await running.agree()
+    name = agreement.replace("agreement", "transfer")
+    facts, looked, go = running.grants._facts_of, asyncio.Event(), asyncio.Event()
+
+    async def slow(participant: str) -> Any:
+        looked.set()
+        await go.wait()
+        return await facts(participant)
+
+    def end(tx: Any) -> None:
+        tx.transfers.get(name).state = state
+        about = {"state": state, "role": "provider"}
+        tx.publish(TransferAdvanced(actor=provider.CONSUMER, process=name, agreement=agreement, detail=about))
+
+    monkeypatch.setattr(running.grants, "_facts_of", slow)
+    asking = asyncio.ensure_future(ask(running, running.ticket(agreement), SLOW))
+    await looked.wait()
+    await running.store.write(end)
+    go.set()
+    answer = await asking
+    reason = f"the transfer is {state.lower()}"
+    assert (answer.status_code, answer.json()["detail"]) == (403, reason)
+    await settled(running)
+    ended = running.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.reason) == ("refused", reason)
+
+
 async def test_shutting_down_ends_reads_that_give_nothing_yet(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that a worker works on before its first row, and one that is just being admitted."""
     async with provider.running(tmp_path, rows=20_000) as leaving:
         ticket = leaving.ticket(await leaving.agree())
-        table = '"clinic".numbers'
-        slow = f"SELECT count(*) AS n FROM {table} a JOIN {table} b ON a.x < b.x JOIN {table} c ON b.x < c.x"
-        asking = asyncio.ensure_future(ask(leaving, ticket, slow))
+        asking = asyncio.ensure_future(ask(leaving, ticket, SLOW))
         while not leaving.of_kind("ReadStarted"):
             await asyncio.sleep(0.01)
         admit, admitted, go = leaving.reads._admit, asyncio.Event(), asyncio.Event()
@@ -590,7 +624,7 @@ async def test_shutting_down_ends_reads_that_give_nothing_yet(tmp_path: Any, mon
             return await admit(asked)
 
         monkeypatch.setattr(leaving.reads, "_admit", admitting)
-        coming = asyncio.ensure_future(ask(leaving, ticket, slow))
+        coming = asyncio.ensure_future(ask(leaving, ticket, SLOW))
         await admitted.wait()
         draining = asyncio.ensure_future(leaving.reads.drain("the connector is shutting down", seconds=60))
         await asyncio.sleep(0.01)

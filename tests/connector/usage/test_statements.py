@@ -67,7 +67,7 @@ async def test_a_read_under_known_contracts_asks_once_for_each_and_counts_each_i
     assert asked == ["UPDATE grant_state"] * 3 + ["INSERT open_read", "INSERT audit_pending"]
     with counted(store, monkeypatch) as asked:
         await grants._look_for_ends()
-    assert asked == ["SELECT grant_state"]
+    assert asked == ["SELECT grant_state", "SELECT transfer"]
     with counted(store, monkeypatch) as asked:
         await store.write(lambda tx: unfinished.end(tx, ReadEnded(**TOLD)))
     assert asked == ["DELETE open_read", "INSERT audit_pending"]
