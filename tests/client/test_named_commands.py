@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hanse.cli import _installed, _loaded, app
 ROOT = Path(__file__).parents[2]
 PLACES = ("connector", "catalogue", "policies", "client", "docs", "README.md", "deploy")
 NAMED = re.compile(r"`hanse ([a-z][^`\n]*)`")
+IN_BLOCKS = re.compile(r"^(?:    )?(hanse [a-z].*)$", re.MULTILINE)
 
 
 def _named() -> Iterator[tuple[str, str]]:
@@ -21,8 +24,16 @@ def _named() -> Iterator[tuple[str, str]]:
         whole = ROOT / place
         files = [whole] if whole.is_file() else [f for f in whole.rglob("*") if f.suffix in (".py", ".md", ".html")]
         for file in files:
-            for text in NAMED.findall(file.read_text()):
+            said = file.read_text()
+            lines = IN_BLOCKS.findall(said) if file.suffix == ".md" else []
+            for text in (*NAMED.findall(said), *chain.from_iterable(map(_run_by, lines))):
                 yield str(file.relative_to(ROOT)), text
+
+
+def _run_by(line: str) -> list[str]:
+    """The commands of a line of a shell, without what is quoted."""
+    plain = " ".join(word for word in shlex.split(line, comments=True) if " " not in word)
+    return [one.removeprefix("hanse ") for one in re.split(r" && |; ", plain)]
 
 
 CASES = sorted({(text, file) for file, text in _named()})
@@ -56,5 +67,11 @@ def test_a_named_command_exists(text: str, file: str) -> None:
         assert options <= known | {"--help", "--url", "--token"}, f"{file}: `hanse {text}`"
 
 
+@pytest.mark.parametrize("text", [text for text, _ in CASES if re.match("policy new [a-z]", text)])
+def test_a_named_template_exists(text: str) -> None:
+    assert (ROOT / "policies" / "templates" / f"{text.split()[2]}.yaml").exists()
+
+
 def test_the_commands_named_are_found_in_the_first_place() -> None:
     assert len(CASES) >= 20
+    assert ("policy new research-aggregate -o offer.yaml", "client/README.md") in CASES

@@ -4,6 +4,7 @@ that the console shows (test_connecting.py has those with ours)."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.support import programs
 from tests.support.ports import free_range
 from tests.support.processes import POLICY, Process
 
+GUIDE = Path(__file__).parents[2] / "docs" / "data-plane.md"
 ROWS = 250_000
 FORM = "ArrowFlight-PULL"
 Json = dict[str, Any]
@@ -111,6 +113,19 @@ def test_a_revoked_agreement_is_told_to_the_plain_client(pair: tuple[Process, Pr
     client, options = flown(found)
     with client, pytest.raises(fl.FlightUnauthorizedError, match="the study was closed"):
         client.get_flight_info(fl.FlightDescriptor.for_path("north", "ended"), options)
+
+
+def test_the_programs_of_the_guide_read_the_rows(
+    pair: tuple[Process, Process, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, _ = address(pair, "guide", POLICY)
+    names: dict[str, Any] = {"location": found["endpoint"], "ticket": found["ticket"]}
+    programs = re.findall(r"^```\n((?:import|from) .*?)^```", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    for code in programs:
+        exec(code.replace("clinic-a", "north").replace("patients", "guide").replace("age >", "id >="), names)
+    assert sum(table.num_rows for table in names["tables"]) == ROWS
+    assert f"[({ROWS - 50},)]" in capsys.readouterr().out
+    assert len(programs) == 2
 
 
 PURPOSE = "dpv:ScientificResearch"

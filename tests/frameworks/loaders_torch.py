@@ -6,11 +6,14 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hanse
 import pyarrow as pa
 import pytest
 import torch
@@ -26,6 +29,8 @@ from tests.suites import loaders
 from tests.suites.loaders import BLOCK_ROWS, BLOCKS, ROWS, WIDTH, Case, Rows, sequence
 from tests.support import served
 from tests.support.served import Owner
+
+GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 
 
 def as_rows(batches: Any) -> Rows:
@@ -58,6 +63,15 @@ def test_numbers_and_vectors_are_tensors_over_the_memory_that_came_from_the_wire
     values = batch.column("vector").flatten()
     assert made["vector"].data_ptr() == values.buffers()[1].address + 4 * values.offset
     assert made["image"][0] == batch.column("image")[0].as_py()
+
+
+def test_the_python_of_the_guide_runs(training: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanse, "connect", lambda: SimpleNamespace(agree=lambda *_, **__: training))
+    states = [training.to_torch(batch_size=256, seed=7, rank=rank, world=2).state_dict() for rank in range(2)]
+    names: dict[str, Any] = {"state_of_rank_0": states[0], "state_of_rank_1": states[1]}
+    for code in re.findall(r"^```python\n(.*?)^```", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        exec(code, names)
+    assert [row["id"] for row in as_rows(names["dataset"])] == sequence(7)
 
 
 def test_a_shape_of_a_column_that_is_not_there_is_refused(training: Dataset) -> None:
