@@ -122,7 +122,7 @@ def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) ->
         if len(found) > FILES_MAX:
             raise PathRefused(f"expected at most {FILES_MAX} files under {path!r}; merge small files first")
     if not found:
-        raise PathRefused(f"no {' or '.join(suffixes)} file under {path!r}")
+        raise PathRefused(f"no {' or '.join(suffixes)} file under {path!r}; name the kind that its files are of")
     return tuple(found)
 
 

@@ -446,6 +446,14 @@ def test_paths_that_must_not_be_read_are_refused(tmp_path: Path, name: str) -> N
     assert len(str(raised.value)) > 20
 
 
+def test_a_directory_of_other_files_than_its_kind_has_is_told_to_name_it(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.csv").write_text("a\n1\n")
+    kind = guess(str(tmp_path / "rows"))
+    with pytest.raises(PathRefused, match="name the kind"):
+        source(kind).find(str(tmp_path / "rows"), roots=[tmp_path], options={})
+
+
 def test_nothing_is_read_where_no_root_is_configured(tmp_path: Path) -> None:
     with pytest.raises(PathRefused, match="HANSE_SOURCE_ROOTS"):
         files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[])
