@@ -173,7 +173,8 @@ class PreparedStreams:
 
         async def begin(block: int) -> Copy | None:
             key = f"{form}{block}"
-            full = len(self._entries) + len(self._coming) >= _FILES_MAX or any(not one.files for one in coming)
+            many = sum(one.startswith(form) for one in self._entries) + len(self._coming) >= _FILES_MAX
+            full = many or any(not one.files for one in coming)
             small = source.job.batch_bytes < _SMALL  # as for many readers; later ones may be few
             if block == left_out or full or small or key in self._made or key in self._entries:
                 return None

@@ -226,6 +226,22 @@ async def test_what_has_no_room_does_not_go_round(running: Provider, tmp_path: P
         running.reads._prepared = before
 
 
+async def test_what_is_kept_of_another_form_makes_room(
+    running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where descriptors are all taken as where the disk is full; blocks of one form do not take turns."""
+    for name in ("_FILES_MAX", "_ENTRIES_MAX"):
+        monkeypatch.setattr(f"connector.dataplane.prepared.{name}", BLOCKS - 1)
+    ticket = running.ticket(await running.agree())
+    for columns in ("id", "id,x"):
+        before = set(prepared._entries)
+        await read(running, ticket, [0, 1, 2, 3], columns=columns)
+        kept = set(prepared._entries)
+        assert (len(kept), kept & before) == (BLOCKS - 1, set())
+        await read(running, ticket, [3, 2, 1, 0], columns=columns)
+        assert set(prepared._entries) == kept
+
+
 # Of what the two sources give.
 
 
