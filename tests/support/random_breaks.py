@@ -86,6 +86,9 @@ class Broken(OverHttp):
         if self.asked.blocks == "some" and order:
             order = self.rng.sample(order, self.rng.randint(1, len(order)))
             given["blocks"] = ",".join(map(str, order))
+            if self.asked.twice:  # so that some blocks are prepared
+                await self._read(self._of_blocks(order[::2]), **given | {"blocks": ",".join(map(str, order[::2]))})
+                await provider.settled(self.over.running)
         return given, self._of_blocks(order)
 
     async def _revoked(self) -> str:

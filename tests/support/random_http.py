@@ -56,7 +56,19 @@ class OverHttp(Case):
         self._check_places(found, list(order))
         if self.asked.cut is not None and found.batches:
             await self._go_on(found, expected, given)
+        if self.asked.twice and self.asked.blocks == "some":
+            await self._in_other_orders(count, given)
         return "equal"
+
+    async def _in_other_orders(self, count: int, given: dict[str, str]) -> None:
+        """As later epochs ask for blocks: for some that were read before, and for others."""
+        for _ in range(2):
+            order = self.rng.sample(range(count), self.rng.randint(1, count))
+            expected = self._of_blocks(order)
+            found = await self._read(expected, **given | {"blocks": ",".join(map(str, order))})
+            self._check_places(found, order)
+            if self.asked.cut is not None and found.batches:
+                await self._go_on(found, expected, given | {"blocks": ",".join(map(str, order))})
 
     async def _planned(self) -> dict[str, Any]:
         form = {"columns": list(self.asked.columns), "where": self.asked.where}

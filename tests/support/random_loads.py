@@ -38,7 +38,8 @@ class Loaded(Case):
     @classmethod
     def fitting(cls, asked: Read, world: World, rng: random.Random) -> Read:
         once = {name.casefold(): name for name in asked.columns}
-        return replace(asked, columns=tuple(once.values()), most=None, blocks="", batch_rows=None)
+        twice = asked.twice or asked.readers > 1
+        return replace(asked, columns=tuple(once.values()), most=None, blocks="", batch_rows=None, twice=twice)
 
     def words(self) -> Iterator[str]:
         yield from super().words()
@@ -85,7 +86,7 @@ class Loaded(Case):
         most = None if whole else self.rng.choice((0, 1, 2, 5, 20))
         self._read(loader, shares[part], most)
         told = json.dumps(loader.state_dict())
-        if whole and self.rng.random() < 0.2:
+        if whole and self.rng.random() < (0.7 if self.asked.twice else 0.2):
             epoch = self.options["epoch"] + 1
             loader.set_epoch(epoch)
             self._read(loader, Epoch(self._places(epoch)).dealt(len(shares))[part], None)

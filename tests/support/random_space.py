@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connector.dataplane import blocks, stream
+from connector.dataplane import blocks, prepared, stream
 from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
+from connector.dataplane.mixed import Mixed
 from connector.dataplane.prepared import PreparedStreams
 from connector.datasets import splits
 from connector.datasets.sources import source
@@ -88,11 +89,12 @@ class Ways:
     jobs: list[Job] = field(default_factory=list)
     scattered: int = 0
     served: int = 0
+    mixed: set[str] = field(default_factory=set)
 
     @contextmanager
-    def seen(self, running: Provider, prepared: PreparedStreams) -> Iterator[None]:
+    def seen(self, running: Provider, streams: PreparedStreams) -> Iterator[None]:
         """While the block runs."""
-        run, serve = running.pool.run, prepared.serve
+        run, serve = running.pool.run, streams.serve
 
         def asked(job: Job, **more: Any) -> Any:
             self.jobs.append(job)
@@ -106,10 +108,16 @@ class Ways:
             self.scattered += 1
             return Scattered(*given)
 
+        def mixed(ranges: Any, known: Any, result: Any, *given: Any, **more: Any) -> Mixed:
+            if known:
+                self.mixed.add("prepared blocks and others" if result else "prepared blocks")
+            return Mixed(ranges, known, result, *given, **more)
+
         with (
             mock.patch.object(running.pool, "run", asked),
-            mock.patch.object(prepared, "serve", served),
+            mock.patch.object(streams, "serve", served),
             mock.patch.object(blocks, "Scattered", scattered),
+            mock.patch.object(stream, "Mixed", mixed),
         ):
             yield
 
@@ -124,7 +132,8 @@ class Ways:
         if self.scattered:
             yield "values left in files, " + ("rows as they are" if self.jobs[0].scan else "after the engine")
         yield from ["prepared"] if self.served else []
-        self.jobs, self.scattered, self.served = [], 0, 0
+        yield from self.mixed
+        self.jobs, self.scattered, self.served, self.mixed = [], 0, 0, set()
 
 
 class Space:
@@ -208,21 +217,22 @@ def _fill(con: duckdb.DuckDBPyConnection, files: Files) -> None:
 @asynccontextmanager
 async def space(folder: Path) -> AsyncIterator[Space]:
     """A provider with small blocks, several endpoints of them over Flight."""
-    prepared = PreparedStreams(folder / "streams", quota=256 * 2**20, sensitive=True)
+    streams = PreparedStreams(folder / "streams", quota=256 * 2**20, sensitive=True)
     (folder / "data").mkdir()
     with (
         mock.patch.object(splits, "ROWS_MIN", _ROWS[0]),
         mock.patch.object(splits, "ROWS_MAX", _ROWS[1]),
         mock.patch.object(splits, "BYTES_MIN", _BYTES),
         mock.patch.object(stream, "BATCH_BYTES", 2**16),
+        mock.patch.object(prepared, "_SMALL", 2**16),
         mock.patch.object(desk, "_PART_BYTES", 2**16),
     ):
         async with (
-            provider.running(folder, rows=10, prepared=prepared) as running,
+            provider.running(folder, rows=10, prepared=streams) as running,
             httpx2.AsyncClient(base_url=running.url, timeout=60) as client,
             flying(running) as front,
         ):
-            found = Space(running, prepared, client, front, folder / "data")
-            with found.ways.seen(running, prepared):
+            found = Space(running, streams, client, front, folder / "data")
+            with found.ways.seen(running, streams):
                 yield found
             found.close()
