@@ -20,7 +20,7 @@ import base64
 import hashlib
 import shutil
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
@@ -59,7 +59,7 @@ class PreparedStreams:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._made: set[str] = set()
         self._coming: list[Entry] = []  # being written
-        self._endings = 0  # of agreements and versions, heard so far
+        self._endings = Counter[str]()  # of agreements and of versions of datasets, heard so far
         self._timer: asyncio.TimerHandle | None = None  # of the next end of a contract
         self._unlike: OrderedDict[str, None] = OrderedDict()  # reads whose files do not hold their messages
         if quota:
@@ -125,7 +125,7 @@ class PreparedStreams:
             yield source
             return
         self._made.add(key)
-        endings = self._endings
+        endings = self._endings_of(grant)
         try:
             entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
             keeping = Keeping(source, Copy(source, entry, self._room(), self._coming))
@@ -134,7 +134,7 @@ class PreparedStreams:
                 yield keeping
             finally:
                 self._coming.remove(entry)
-            if keeping.whole and not grant.lease.revoked and endings == self._endings:
+            if keeping.whole and not grant.lease.revoked and endings == self._endings_of(grant):
                 self._add(entry)
         finally:
             self._made.discard(key)
@@ -167,7 +167,7 @@ class PreparedStreams:
         """Where blocks of a read are written down on their way. They are kept if the block ends well and all of it has
         passed. What is kept of the same form stays: blocks of a dataset that has not room enough would only take turns.
         """
-        endings, made, coming = self._endings, set[str](), list[Entry]()
+        endings, made, coming = self._endings_of(grant), set[str](), list[Entry]()
         room = self._room() - sum(entry.nbytes for key, entry in self._entries.items() if key.startswith(form))
         left_out = split.only.ranges[0].block if split.resumed else -1
 
@@ -191,7 +191,7 @@ class PreparedStreams:
         shelf = Shelf(begin)
         try:
             yield shelf
-            if shelf.ended and not grant.lease.revoked and endings == self._endings:
+            if shelf.ended and not grant.lease.revoked and endings == self._endings_of(grant):
                 for entry in shelf.whole:
                     self._add(entry)
         finally:
@@ -216,7 +216,7 @@ class PreparedStreams:
         if key in self._made or key in self._entries:
             return
         self._made.add(key)
-        endings = self._endings  # the read has ended, so its lease hears of none
+        endings = self._endings_of(grant)  # the read has ended, so its lease hears of none
         try:
             found = await ask(replace(job, kind="verbatim", shared=False))
             refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
@@ -227,7 +227,7 @@ class PreparedStreams:
                 Block(at, nbytes, rows, bytes.fromhex(digest), file)
                 for file, at, nbytes, rows, digest in found["blocks"]
             ]
-            if not grant.lease.revoked and endings == self._endings:
+            if not grant.lease.revoked and endings == self._endings_of(grant):
                 self._add(entry)
         except Busy:
             pass  # another pass will do
@@ -242,11 +242,15 @@ class PreparedStreams:
     def heard(self, event: Event) -> None:
         """What ends an agreement or a dataset ends what is prepared of it."""
         if isinstance(event, AgreementRevoked):
-            self._endings += 1
+            self._endings[event.agreement] += 1
             self.drop(lambda entry: entry.agreement == event.agreement)
         elif isinstance(event, DatasetRemoved | DatasetVersioned):
-            self._endings += 1
+            self._endings[event.dataset] += 1
             self.drop(lambda entry: entry.dataset == event.dataset)
+
+    def _endings_of(self, grant: Grant) -> int:
+        """A number that is another once what is read under the grant may not be kept any more."""
+        return self._endings[grant.agreement_id] + self._endings[grant.held.dataset.id]
 
     def drop(self, wanted: Callable[[Entry], bool]) -> None:
         """Forget some of them now; one that is being read goes with its reader, whom the gate stops."""

@@ -20,7 +20,7 @@ from connector.dataplane.copies import nameless
 from connector.dataplane.mixed import Mixed
 from connector.dataplane.prepared import PreparedStreams
 from connector.errors import EngineFailed
-from connector.events import AgreementRevoked
+from connector.events import AgreementRevoked, DatasetVersioned, Event
 from connector.query.job import Job, Range
 from connector.query.running import Frame
 from connector.query.spans import Span
@@ -193,6 +193,28 @@ async def test_revocation_drops_them_and_stops_whoever_reads_them(
         assert (stream.end.status, stream.end.batches) == ("revoked", 1)
         assert stream.end.digest == f"xxh3:{xxhash.xxh3_128(stream.schema + whole[0]).hexdigest()}"
     assert len(prepared) == 0
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own", "another"])
+@pytest.mark.parametrize("kind", [AgreementRevoked, DatasetVersioned])
+async def test_what_ends_meanwhile_is_not_kept_and_all_else_is(
+    running: Provider, prepared: PreparedStreams, kind: type[Event], own: bool
+) -> None:
+    """An epoch may take hours: others end in each."""
+    async with running.reads.open(await question(running, [0, 1, 2])) as stream:
+        frames, (grant,) = stream.frames(), stream.grants
+        await anext(frames)
+        ids = {
+            AgreementRevoked: ("agreement", grant.agreement_id),
+            DatasetVersioned: ("dataset", grant.held.dataset.id),
+        }
+        name, its = ids[kind]
+        given: dict[str, Any] = {name: its if own else "another"}
+        event = kind(actor="owner", **given)
+        await running.store.write(lambda tx: tx.publish(event))
+        async for _ in frames:
+            pass
+    assert len(prepared) == (0 if own else 3)
 
 
 async def test_a_changed_file_is_refused_and_its_blocks_forgotten(
