@@ -168,13 +168,12 @@ class PreparedStreams:
         passed. What is kept of the same form stays: blocks of a dataset that has not room enough would only take turns.
         """
         endings, made, coming = self._endings_of(grant), set[str](), list[Entry]()
-        room = self._room() - sum(entry.nbytes for key, entry in self._entries.items() if key.startswith(form))
         left_out = split.only.ranges[0].block if split.resumed else -1
 
         async def begin(block: int) -> Copy | None:
             key = f"{form}{block}"
-            many = sum(one.startswith(form) for one in self._entries) + len(self._coming) >= _FILES_MAX
-            full = many or any(not one.files for one in coming)
+            kept = [entry.nbytes for one, entry in self._entries.items() if one.startswith(form)]  # by others, too
+            full = len(kept) + len(self._coming) >= _FILES_MAX or any(not one.files for one in coming)
             small = source.job.batch_bytes < _SMALL  # as for many readers; later ones may be few
             if block == left_out or full or small or key in self._made or key in self._entries:
                 return None
@@ -186,7 +185,7 @@ class PreparedStreams:
                 return None
             coming.append(entry)
             self._coming.append(entry)
-            return Copy(source, entry, room, self._coming)
+            return Copy(source, entry, self._room() - sum(kept), self._coming)
 
         shelf = Shelf(begin)
         try:

@@ -18,6 +18,7 @@ from connector.dataplane.asked import STREAM, Asked
 from connector.dataplane.blocks import Block, Entry, Part
 from connector.dataplane.copies import nameless
 from connector.dataplane.mixed import Mixed
+from connector.dataplane.plans import Wanted
 from connector.dataplane.prepared import PreparedStreams
 from connector.errors import EngineFailed
 from connector.events import AgreementRevoked, DatasetVersioned, Event
@@ -248,6 +249,27 @@ async def test_what_has_no_room_does_not_go_round(running: Provider, tmp_path: P
         running.reads._prepared = before
 
 
+async def test_readers_of_one_dataset_do_not_push_out_what_others_have_left(running: Provider, tmp_path: Path) -> None:
+    """Also where one has begun before another was done: all of them share the room."""
+    slow = await question(running, [0, 1])
+    split = await running.reads.split(slow.tickets[0], Wanted(), snapshot="", blocks="2,3")
+    small = PreparedStreams(tmp_path, quota=9 * 2**20)
+    running.reads._prepared, before = small, running.reads._prepared
+    try:
+        async with running.reads.open(slow) as stream:
+            frames = stream.frames()
+            await anext(frames)
+            async with running.reads.open(replace(slow, split=split)) as other:
+                assert len([part async for part in other.frames()]) > 2
+            kept = list(small._entries)
+            assert kept
+            async for _ in frames:
+                pass
+        assert set(kept) <= set(small._entries)
+    finally:
+        running.reads._prepared = before
+
+
 async def test_what_is_kept_of_another_form_makes_room(
     running: Provider, prepared: PreparedStreams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +376,5 @@ async def question(running: Provider, blocks: Sequence[int]) -> Asked:
     asked = Asked(
         tickets=(ticket,), sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True
     )
-    from connector.dataplane.plans import Wanted
-
     split = await running.reads.split(ticket, Wanted(), snapshot="", blocks=",".join(map(str, blocks)))
     return replace(asked, split=split)
