@@ -409,7 +409,7 @@ class Reads:
         begun: asyncio.Task[Any],
     ) -> AsyncIterator[Source]:
         """Blocks from files, where they are prepared, and from a worker, who is asked for no other ones."""
-        known = await files.blocks(form, split, grants[0])
+        known = await files.blocks(form, split, grants[0])  # held to the end: parts of files are sent by their numbers
         ranges, digest = split.only.ranges, job.digest
         if known:
             left = [one for one in ranges if one.block not in known]
