@@ -117,8 +117,10 @@ def _check_schema(
     schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None, unread: Callable[[pa.DataType], bool]
 ) -> None:
     """One name a column, whatever its case; types that are read; the columns of the first file, if that is asked."""
-    folded = [column.casefold() for column in schema.names]
-    if twice := sorted({column for column in schema.names if folded.count(column.casefold()) > 1}):
+    called = [column or f"C{number}" for number, column in enumerate(schema.names)]  # by the engine, if by nobody else
+    names = schema.names if schema.names.count("") > 1 else called
+    folded = [column.casefold() for column in names]
+    if twice := sorted({column for column in names if folded.count(column.casefold()) > 1}):
         raise SourceUnreadable(
             f"expected columns whose names differ in more than case, came {', '.join(twice)} in {name!r}; rename them",
             code="columns_repeated",

@@ -173,8 +173,8 @@ class Space:
             _fill(con, files)
         except duckdb.Error:
             return None
-        except HanseError:
-            if not files.refused:
+        except HanseError as error:
+            if not files.refused and error.code != "columns_repeated":  # one may be called as one without a name is
                 raise
             return None
         if files.refused:

@@ -127,7 +127,7 @@ async def test_the_file_that_differs_is_named_and_how(owner: Owner, name: str, e
 
 
 @pytest.mark.parametrize("ending", list(WRITERS))
-@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"], ["straße", "STRASSE"]])
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"], ["straße", "STRASSE"], ["", ""], ["", "C0"], ["c1", ""]])
 async def test_columns_of_one_name_are_refused(owner: Owner, names: list[str], ending: str) -> None:
     path = owner.folder / "data" / f"twice.{ending}"
     WRITERS[ending](pa.table([pa.array([1]), pa.array([2])], names=names), path)
