@@ -25,6 +25,7 @@ from connector.dataplane.tickets import Ticket
 from connector.events import Event
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
+from connector.query.spans import InFiles
 from connector.store import Store, Transaction
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Grant, Transfer
 from connector.usage.facts import party_facts
@@ -200,6 +201,15 @@ def _source(relation: Relation) -> dict[str, Any]:
 
 def columns_of(profile: Sequence[dict[str, Any]]) -> list[str]:
     return [column["name"] for column in profile]
+
+
+def bytes_of(part: Any) -> bytes:
+    """What a transport makes of a part of a stream: memory as it is, and what lies in files as it reads it."""
+    if not isinstance(part, InFiles):
+        return bytes(part)
+    memory = memoryview(bytearray(part.nbytes))
+    part.read_into(memory)
+    return bytes(memory)
 
 
 async def settled(running: Provider) -> None:

@@ -27,7 +27,7 @@ from connector.query.running import Frame
 from connector.query.spans import Span
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
-from tests.support.provider import Provider
+from tests.support.provider import Provider, bytes_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -360,15 +360,6 @@ async def test_what_goes_is_in_the_digest_and_nothing_else(tmp_path: Path) -> No
         if isinstance(part.payload, Span):
             went += bytes_of(part.payload)
         assert source.digest.hex() == xxhash.xxh3_128(went).hexdigest()  # whoever sends memory shows it itself
-
-
-def bytes_of(part: Any) -> bytes:
-    """As a transport takes it."""
-    if not isinstance(part, Span):
-        return bytes(part)
-    memory = memoryview(bytearray(part.nbytes))
-    part.read_into(memory)
-    return bytes(memory)
 
 
 async def question(running: Provider, blocks: Sequence[int]) -> Asked:

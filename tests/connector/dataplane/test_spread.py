@@ -30,7 +30,7 @@ from connector.query.spans import Scattered
 from tests.support import data, gate, provider
 from tests.support.gate import atom
 from tests.support.images import images, write
-from tests.support.provider import Provider, settled
+from tests.support.provider import Provider, bytes_of, settled
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -56,15 +56,6 @@ async def agreed(running: Provider, folder: Path, *parts: pa.Table, **policy: An
     read = running.addresses.read(f"Bearer {ticket}")
     sql = f'SELECT * FROM "clinic".{name}'
     return Asked(tickets=(read,), sql=sql, action=STREAM, plain_scan=True, unfiltered=True), ticket, paths
-
-
-def bytes_of(part: Any) -> bytes:
-    """As Flight takes it."""
-    if not isinstance(part, Scattered):
-        return bytes(part)
-    memory = memoryview(bytearray(part.nbytes))
-    part.read_into(memory)
-    return bytes(memory)
 
 
 async def taken(running: Provider, asked: Asked, *, ahead: bool) -> tuple[list[bytes], int, GovernedStream]:
