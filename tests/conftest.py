@@ -74,6 +74,26 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+class FailuresAtOnce:
+    """Says what failed when it fails: a run that is cut off before its summary has told by then."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            why = report.longreprtext.strip().splitlines()[-12:]
+            self._reporter.ensure_newline()
+            self._reporter.write_line("\n".join([f"{report.when} of {report.nodeid} failed:", *why]))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    plugins = session.config.pluginmanager
+    reporter = plugins.get_plugin("terminalreporter")
+    if reporter is not None:  # none in the processes among which the tests are shared out
+        plugins.register(FailuresAtOnce(reporter))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With --dist loadfile, one worker for all stories of the running data space: so it is started once."""

@@ -61,8 +61,9 @@ class Fuse:
         return await self._read(work)
 
     def out(self) -> None:
-        """The story is over: it may commit once less than the one before, and nothing is to die any more."""
+        """The story is over, well or not: nothing is to die any more, and who is dead can be closed."""
         self._n = 0
+        self.blown.clear()
 
     async def _die(self) -> None:
         self.blown.set()
@@ -136,18 +137,25 @@ async def story(directory: Path, victim: str, n: int, *, before: bool) -> int:
         await two.north.publish(DATASET, offer=OFFER_ID)
         fuse = Fuse(getattr(two, victim), n, before=before)
         connect(two, fuse)
-        operator = asyncio.ensure_future(_to_the_end(two))
-        dying = asyncio.ensure_future(fuse.blown.wait())
-        done, _ = await asyncio.wait({operator, dying}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
-        assert done, "neither done nor dead"
-        if operator not in done:
-            operator.cancel()
-            setattr(two, victim, await restart(two, fuse))
-            await asyncio.wait_for(_to_the_end(two), 60)
-        dying.cancel()
-        fuse.out()
+        try:
+            await _live_through(two, victim, fuse)
+        finally:
+            fuse.out()
         await _check(two)
         return fuse.count
+
+
+async def _live_through(two: Pair, victim: str, fuse: Fuse) -> None:
+    """To the end of the story, with a new victim in place of one that died."""
+    operator = asyncio.ensure_future(_to_the_end(two))
+    dying = asyncio.ensure_future(fuse.blown.wait())
+    done, _ = await asyncio.wait({operator, dying}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    assert done, "neither done nor dead"
+    if operator not in done:
+        operator.cancel()
+        setattr(two, victim, await restart(two, fuse))
+        await asyncio.wait_for(_to_the_end(two), 60)
+    dying.cancel()
 
 
 async def _to_the_end(two: Pair) -> None:
