@@ -5,7 +5,7 @@
 2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
 3. the use is counted, and the start of the read is durable in the log, before the first row is read;
 4. a worker, made ready meanwhile, checks the SQL again with the engine's parser and runs it over the pinned files
-   (`query.pool`), or its answer is there from an earlier pass (`prepared`);
+   (`query.pool`), or its answer is there from an earlier pass (`origin`);
 5. before each batch the gate looks at every lease: revoked, expired, rows, bytes; a batch is counted, then released;
 6. revocation and expiry also interrupt a worker that gives no batch;
 7. the stream ends with its end record, whatever the reason, and the log has the totals; quota not used goes back.
@@ -27,10 +27,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import STREAM, Asked, Split, quoted
-from connector.dataplane.blocks import Source, Spread
 from connector.dataplane.governed import GovernedStream, watch, why_ended
-from connector.dataplane.jobs import BATCH_BYTES, gated, job_of, version_relation
-from connector.dataplane.mixed import Mixed
+from connector.dataplane.jobs import gated, job_of, version_relation
+from connector.dataplane.origin import Origin
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
@@ -78,9 +77,9 @@ class Reads:
     ) -> None:
         self.grants = grants
         self._instance = instance
-        self._prepared = prepared
         self._store = store
         self._pool = pool
+        self.origin = Origin(pool, prepared, later=self._spawn)
         self._name = name
         self._mask_secret = mask_secret
         self.plans = plans.Plans(grants, pool, name=name, secret=mask_secret, relation_of=version_relation)
@@ -314,7 +313,7 @@ class Reads:
             job = self._job(asked, grants, prepared, keys)
             if charged is not None:
                 job = await self._noised(job, grants, prepared, charged)
-            async with self._source(asked, grants, job, spans, beginning) as result:
+            async with self.origin.source(asked, grants, job, spans=spans, begun=beginning) as result:
                 stream = GovernedStream(self, asked, grants, prepared, result, records.applied(prepared, charged))
                 self._live[asked.query_id] = stream
                 await _settled_groups(stream, prepared, begun)
@@ -365,64 +364,6 @@ class Reads:
 
     def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
         return job_of(asked, grants, prepared, keys, most=self._most, running=sum(self._running.values()))
-
-    @asynccontextmanager
-    async def _source(
-        self, asked: Asked, grants: Sequence[Grant], job: Job, spans: bool, begun: asyncio.Task[Any]
-    ) -> AsyncIterator[Source]:
-        """Where the bytes come from (4, 6): files that hold them already, or a worker, whose answer may be kept. Made
-        ready while the read's beginning is recorded, and read when it is."""
-        files = self._prepared
-        if files is not None and asked.split is not None and (form := files.form(asked, grants)):
-            async with self._blocks(files, form, asked.split, grants, job, spans, begun) as mixed:
-                yield mixed
-            return
-        key = "" if files is None else files.key(asked, grants)
-        if files is not None and key and (entry := await files.find(key, grants[0])) is not None:
-            await asyncio.shield(begun)
-            async with files.serve(entry, spans=spans) as passed:
-                yield passed
-            return
-        known = files is not None and bool(key) and job.batch_bytes >= BATCH_BYTES
-        indexed = files is not None and known and files.wants_index(key, job)
-        keeps = files is not None and known and not indexed and files.keeps(key, grants[0])
-        if spans and not keeps:  # whoever sends one batch after the other in a thread holds on to the first, too
-            job = replace(job, spans=True, slots=job.slots + 1)
-        async with self._pool.run(job, watch=partial(watch, grants), after=begun) as result:
-            if files is not None and keeps:
-                async with files.keep(key, grants[0], result) as kept:
-                    yield kept
-                return
-            yield Spread(result) if job.spans else result
-            if files is not None and indexed:
-                self._spawn(files.index(key, grants[0], job, self._pool.ask))
-
-    @asynccontextmanager
-    async def _blocks(
-        self,
-        files: PreparedStreams,
-        form: str,
-        split: Split,
-        grants: Sequence[Grant],
-        job: Job,
-        spans: bool,
-        begun: asyncio.Task[Any],
-    ) -> AsyncIterator[Source]:
-        """Blocks from files, where they are prepared, and from a worker, who is asked for no other ones."""
-        known = await files.blocks(form, split, grants[0])  # held to the end: parts of files are sent by their numbers
-        ranges, digest = split.only.ranges, job.digest
-        if known:
-            left = [one for one in ranges if one.block not in known]
-            job = replace(job, digest="none", only=replace(split.only, ranges=left))
-        if job.only is None or not job.only.ranges:
-            await asyncio.shield(begun)
-            yield Mixed(ranges, known, None, None, digest=digest, spans=spans)
-            return
-        async with (
-            self._pool.run(job, watch=partial(watch, grants), after=begun) as result,
-            files.shelf(form, split, grants[0], result) as shelf,
-        ):
-            yield Mixed(ranges, known, result, shelf, digest=digest, spans=spans)
 
     async def _record_end(
         self,

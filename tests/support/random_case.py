@@ -82,7 +82,7 @@ class Case(ABC):
         """Whether it was answered, or rightly refused. Different where anything is not as it must be."""
         self.agreement = await self.over.agree(self.world, self.found)
         self.ticket = self.over.running.ticket(self.agreement)
-        self.over.running.reads._prepared = self.over.prepared if self.asked.twice else None
+        self.over.running.reads.origin.prepared = self.over.prepared if self.asked.twice else None
         with mock.patch.object(jobs, "_batch_bytes", return_value=self.asked.batch_bytes):
             return await self.ask()
 

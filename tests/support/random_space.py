@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connector.dataplane import blocks, prepared, stream
+from connector.dataplane import blocks, origin, prepared
 from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.mixed import Mixed
@@ -117,7 +117,7 @@ class Ways:
             mock.patch.object(running.pool, "run", asked),
             mock.patch.object(streams, "serve", served),
             mock.patch.object(blocks, "Scattered", scattered),
-            mock.patch.object(stream, "Mixed", mixed),
+            mock.patch.object(origin, "Mixed", mixed),
         ):
             yield
 
@@ -223,7 +223,7 @@ async def space(folder: Path) -> AsyncIterator[Space]:
         mock.patch.object(splits, "ROWS_MIN", _ROWS[0]),
         mock.patch.object(splits, "ROWS_MAX", _ROWS[1]),
         mock.patch.object(splits, "BYTES_MIN", _BYTES),
-        mock.patch.object(stream, "BATCH_BYTES", 2**16),
+        mock.patch.object(origin, "BATCH_BYTES", 2**16),
         mock.patch.object(prepared, "_SMALL", 2**16),
         mock.patch.object(desk, "_PART_BYTES", 2**16),
     ):

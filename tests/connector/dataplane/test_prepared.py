@@ -231,7 +231,7 @@ async def test_a_disk_that_fails_is_not_a_client_that_left(
 async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, tmp_path: Path) -> None:
     ticket = running.ticket(await running.agree())
     small = PreparedStreams(tmp_path, quota=7 * 2**19)
-    running.reads._prepared, before = small, running.reads._prepared
+    running.reads.origin.prepared, before = small, running.reads.origin.prepared
     try:
         for columns in ("id", "x", "id", "day,gap"):
             await read(running, ticket, columns=columns)
@@ -242,7 +242,7 @@ async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, 
         assert len(small) == 2
         assert os.listdir(tmp_path) == []  # no file has a name
     finally:
-        running.reads._prepared = before
+        running.reads.origin.prepared = before
 
 
 class Source:

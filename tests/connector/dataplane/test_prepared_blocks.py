@@ -236,7 +236,7 @@ async def test_what_has_no_room_does_not_go_round(running: Provider, tmp_path: P
     """Blocks of a dataset that is larger than the quota stay where they are: each epoch finds the same part of it."""
     ticket = running.ticket(await running.agree())
     small = PreparedStreams(tmp_path, quota=3 * 2**20)
-    running.reads._prepared, before = small, running.reads._prepared
+    running.reads.origin.prepared, before = small, running.reads.origin.prepared
     try:
         await read(running, ticket, [0, 1, 2, 3], columns="id,x")
         kept = list(small._entries)
@@ -246,7 +246,7 @@ async def test_what_has_no_room_does_not_go_round(running: Provider, tmp_path: P
             assert sorted(small._entries) == sorted(kept)
             assert small.nbytes <= small.quota
     finally:
-        running.reads._prepared = before
+        running.reads.origin.prepared = before
 
 
 async def test_readers_of_one_dataset_do_not_push_out_what_others_have_left(running: Provider, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ async def test_readers_of_one_dataset_do_not_push_out_what_others_have_left(runn
     slow = await question(running, [0, 1])
     split = await running.reads.split(slow.tickets[0], Wanted(), snapshot="", blocks="2,3")
     small = PreparedStreams(tmp_path, quota=9 * 2**20)
-    running.reads._prepared, before = small, running.reads._prepared
+    running.reads.origin.prepared, before = small, running.reads.origin.prepared
     try:
         async with running.reads.open(slow) as stream:
             frames = stream.frames()
@@ -267,7 +267,7 @@ async def test_readers_of_one_dataset_do_not_push_out_what_others_have_left(runn
                 pass
         assert set(kept) <= set(small._entries)
     finally:
-        running.reads._prepared = before
+        running.reads.origin.prepared = before
 
 
 async def test_what_is_kept_of_another_form_makes_room(
