@@ -135,6 +135,7 @@ class Stream(asyncio.Protocol, AsyncNetworkStream):
                 timer.cancel()
 
     async def aclose(self) -> None:
+        self._send()  # a peer that was told of a request is told that it ends here
         self._error = self._error or ConnectionAbortedError("closed on this side")
         self._transport.close()  # tells a peer over TLS
         self._transport.abort()
