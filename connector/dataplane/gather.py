@@ -281,7 +281,9 @@ class _Chunk:
             except OSError as error:
                 if error.errno != errno.EFAULT:  # whatever else it is, it is of the connection
                     raise ConnectionAbortedError("the client has left") from error
-                raise _shorter() from None
+                self._parts = tuple(self._left)
+                self._check_lengths()
+                raise  # all of it is there, and cannot be read
         return True
 
     def _refilled(self) -> bool:

@@ -54,6 +54,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "engine_failed": (EngineFailed, "the engine could not finish this query"),
     "version_changed": (VersionChanged, "the data is no longer what was registered; its owner must register it again"),
     "source_unreadable": (SourceUnreadable, "a data file cannot be read; its owner must check it"),
+    "file_unavailable": (Busy, "a data file cannot be opened now; try again"),
     "not_parquet": (SourceUnreadable, "expected a Parquet file, came something else or a damaged one; write it again"),
     "codec_refused": (SourceUnreadable, "expected Parquet with zstd, snappy, lz4, gzip or no compression"),
     "lines_unreadable": (SourceUnreadable, "the file has lines that cannot be read; correct them or the options"),

@@ -28,7 +28,7 @@ from connector.datasets.sources.files import (
     quote_text,
     sha256,
 )
-from connector.errors import SourceUnreadable, VersionChanged
+from connector.errors import HanseError, SourceUnreadable, VersionChanged
 from connector.query.job import Limits, Relation
 
 if TYPE_CHECKING:  # loads what only readers of object stores need
@@ -63,7 +63,7 @@ class Opened:
         try:
             for ref in self.refs:
                 os.close(open_pinned(ref))
-        except VersionChanged:
+        except HanseError:
             return False
         return True
 

@@ -9,6 +9,7 @@ the worker process loads it too.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -19,10 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from connector.errors import HanseError, PathRefused, SourceUnreadable, VersionChanged
+from connector.errors import Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
 
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
+_GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE))  # or something else lies there
 _PATTERN = re.compile(r"[*?\[\]{}=\\\r\n]")
 _CLOCK_STEP_NS = 20_000_000  # file times move on by a tick of the kernel's clock, at most 10 ms
 
@@ -127,14 +129,17 @@ def files_under(path: str, *, roots: Sequence[Path], suffixes: Sequence[str]) ->
 
 
 def open_pinned(ref: FileRef) -> int:
-    """A descriptor of exactly the registered file; VersionChanged when another or a changed one lies there."""
+    """A descriptor of exactly the registered file; VersionChanged when another or a changed one lies there, or none.
+
+    SourceUnreadable where we may not read it, Busy where the system cannot open it now.
+    """
     try:
         descriptor = os.open(ref.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise VersionChanged("a file of this version is gone or cannot be opened; register a new version") from error
+        raise _why(error) from error
     try:
         check_unchanged(descriptor, ref)
-    except VersionChanged:
+    except HanseError:
         os.close(descriptor)
         raise
     return descriptor
@@ -142,9 +147,22 @@ def open_pinned(ref: FileRef) -> int:
 
 def check_unchanged(descriptor: int, ref: FileRef) -> None:
     """VersionChanged unless the opened file is still byte for byte of the time when it was registered."""
-    found = _ref(ref.path, os.fstat(descriptor), ref.name)
+    try:
+        status = os.fstat(descriptor)
+    except OSError as error:
+        raise _why(error) from error
+    found = _ref(ref.path, status, ref.name)
     if found != ref and replace(found, ctime_ns=0) != ref:
         raise VersionChanged("a file of this version has changed since it was registered; register a new version")
+
+
+def _why(error: OSError) -> HanseError:
+    """Why a registered file cannot be opened or looked at: nobody shall look for a change where there is none."""
+    if error.errno in _GONE:
+        return VersionChanged("a file of this version is gone; register a new version")
+    if isinstance(error, PermissionError):
+        return SourceUnreadable("a file of this version may not be read by the connector; check its permissions")
+    return Busy(f"a file of this version cannot be opened now ({error.strerror}); try again", code="file_unavailable")
 
 
 def unchanged(files: Sequence[Mapping[str, Any]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import mmap
 import os
 import socket
 import ssl
@@ -205,7 +206,7 @@ def short(raised: list[type[BaseException]], message: Callable[[IO[bytes]], dict
         with tempfile.TemporaryFile(buffering=0) as file:
             try:
                 await send({"type": "http.response.body", "more_body": True} | message(file))
-            except EOFError as error:
+            except (EOFError, OSError) as error:
                 raised.append(type(error))
                 await send({"type": "http.response.body", ABORT: True})
 
@@ -237,6 +238,21 @@ async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_t
     async with served(short(raised, message)) as port:
         await slow(port)
     assert raised == [EOFError]
+
+
+async def test_a_file_that_is_whole_and_cannot_be_read_is_not_told_as_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says the same of a disk that fails as of a file that has been cut short."""
+    nobodys = memoryview(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0))
+    monkeypatch.setattr(gather, "_mapped", lambda *_: nobodys)
+    raised: list[type[BaseException]] = []
+
+    def message(file: IO[bytes]) -> dict[str, Any]:
+        file.truncate(4096)
+        return {FILE: [(file.fileno(), 0, 4096)]}
+
+    async with served(short(raised, message)) as port:
+        await exchange(port, REQUEST)
+    assert raised == [OSError]
 
 
 async def test_a_part_may_be_larger_than_what_is_mapped_at_once() -> None:

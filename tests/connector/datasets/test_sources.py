@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +21,8 @@ import pytest
 import pytest_asyncio
 
 from connector.datasets.sources import SOURCES, Rows, arrow_ipc, divisible, files, guess, read_options, remote, source
-from connector.errors import BadInput, HanseError, PathRefused, SourceUnreadable, VersionChanged
+from connector.errors import BadInput, Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
+from connector.query.codes import error_of
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
 from tests.suites import sources as suite
@@ -472,6 +475,46 @@ def test_a_file_swapped_for_a_link_after_registration_is_refused(tmp_path: Path)
     _link(path, str(tmp_path / "moved.parquet"))
     with pytest.raises(VersionChanged):
         files.open_pinned(found)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "code"),
+    [
+        (errno.ENOENT, VersionChanged, "version_changed"),
+        (errno.ESTALE, VersionChanged, "version_changed"),
+        (errno.EACCES, SourceUnreadable, "source_unreadable"),
+        (errno.ENFILE, Busy, "file_unavailable"),
+        (errno.EIO, Busy, "file_unavailable"),
+    ],
+)
+@pytest.mark.parametrize("call", ["open", "fstat"])
+def test_only_a_file_that_is_gone_is_told_as_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, expected: type[HanseError], code: str
+) -> None:
+    found = files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[tmp_path])
+
+    def failing(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing)
+        with pytest.raises(expected) as raised:
+            files.open_pinned(found)
+    assert raised.value.code == code
+    assert isinstance(error_of(code, {}), expected)  # as a worker tells it
+
+
+def test_want_of_descriptors_is_told_as_that_and_costs_none(tmp_path: Path) -> None:
+    found = files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[tmp_path])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(next_one := os.open(tmp_path, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_one, hard))
+    try:
+        with pytest.raises(Busy, match="Too many open files"):
+            files.open_pinned(found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    os.close(files.open_pinned(found))
 
 
 def test_arrow_stream_is_refused_with_what_to_do(tmp_path: Path) -> None:
