@@ -40,8 +40,9 @@ from functools import partial
 from itertools import compress, islice
 from typing import TYPE_CHECKING, Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from connector.bounds import Bounded
 from connector.dataplane.senders import TURN, in_thread
 
 if TYPE_CHECKING:
@@ -61,9 +62,6 @@ _PIECE = 2**19  # bytes that are encrypted at once
 _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _ROOM = 2**19  # bytes of files that somebody has to see: they stay in a processor's cache from their copy to the socket
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
-HEAD_MAX = 2**18  # bytes: the names of thousands of columns
-HEAD_SECONDS = 30.0  # as long as a connection may rest
-SILENCE_SECONDS = 180.0  # in the middle of a body; whoever reads it has said what is wrong by then
 _AT_ONCE = 512  # parts in one call: half of IOV_MAX
 
 Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
@@ -378,78 +376,13 @@ async def _writable(out: socket.socket) -> None:
         loop.remove_writer(out.fileno())
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools, with cycles of ours, and bounds for what is asked: who asks is not known before
-    it is there."""
+class Protocol(Bounded):
+    """uvicorn's protocol on httptools, within bounds, with cycles of ours."""
 
     answering: Cycle | None = None
-    _unfinished = 0  # bytes that came since anything of a request was whole
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As uvicorn's."""
-        super().connection_made(transport)
-        self._expect(HEAD_SECONDS)
-
-    def data_received(self, data: bytes) -> None:
-        """As uvicorn's. What is longer than a head may be is not waited for: the parser would keep all of it."""
-        self._unfinished += len(data)
-        super().data_received(data)
-        if self.transport.is_closing():
-            return
-        if self._unfinished > HEAD_MAX:
-            self.send_400_response(f"Expected a head of at most {HEAD_MAX} bytes.")
-        elif self._rests and self._late is None:  # what came is no beginning of a request
-            self._expect(HEAD_SECONDS)
-
-    def on_message_begin(self) -> None:
-        """As uvicorn's."""
-        super().on_message_begin()
-        self._expect(HEAD_SECONDS)
-
-    def on_headers_complete(self) -> None:
-        """As uvicorn's."""
-        self._unfinished = 0
-        self._expect(SILENCE_SECONDS)
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """As uvicorn's."""
-        self._unfinished = 0
-        self._expect(SILENCE_SECONDS)
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """As uvicorn's."""
-        self._unfinished = 0
-        self._expect_nothing()
-        super().on_message_complete()
-
-    def _expect(self, seconds: float) -> None:
-        """More of a request within that time."""
-        self._expect_nothing()
-        self._late = self.loop.call_later(seconds, self._too_late)
-
-    def _expect_nothing(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    @property
-    def _rests(self) -> bool:
-        """Whether nothing is being answered."""
-        return self.cycle is None or self.cycle.response_complete
-
-    def _too_late(self) -> None:
-        self._late = None
-        if self._rests or (self.cycle.more_body and not self.flow.read_paused):
-            self.transport.close()
-        else:  # the next request has begun while this one is answered, or it is ours to read on
-            self._expect(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's, which tells the request that came last: of pipelined ones the first is being answered."""
-        self._expect_nothing()
         cycle = self.answering
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from catalogue.__main__ import commands
 from catalogue.settings import Settings
+from connector import bounds
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, dataset
 
@@ -172,6 +174,17 @@ def test_the_process_idles_small_writes_its_token_and_ends_when_told(
     log = (tmp_path / "log").read_text()
     assert log.count(token.read_text().strip()) == 1
     assert "Traceback" not in log
+
+
+@pytest.mark.e2e
+def test_a_head_without_an_end_is_not_kept(process: tuple[subprocess.Popen[bytes], str, Path]) -> None:
+    """Nobody has to sign in for one."""
+    port = int(process[1].rpartition(":")[2])
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as asking, suppress(ConnectionError):
+        asking.sendall(b"GET / HTTP/1.1\r\na: " + b"b" * bounds.HEAD_MAX)
+        answer = asking.recv(4096)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
 
 
 def test_the_heavy_libraries_are_not_loaded_at_start() -> None:

@@ -21,6 +21,7 @@ from typing import IO, Any
 import pytest
 import uvicorn
 
+from connector import bounds
 from connector.dataplane import gather
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
 from tests.load.stream.space import self_signed
@@ -510,8 +511,8 @@ async def test_a_head_of_thousands_of_names_and_a_body_of_any_size_are_no_endles
 async def test_a_request_that_does_not_come_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, sent: list[bytes]
 ) -> None:
-    monkeypatch.setattr(gather, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(gather, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(bounds, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(bounds, "SILENCE_SECONDS", 0.3)
     async with served(counting) as port:
         async with asyncio.timeout(20):
             await told(port, *sent, pause=0.02)
@@ -524,8 +525,8 @@ async def late(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_a_body_takes_its_time_where_it_comes_or_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(gather, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(bounds, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(bounds, "SILENCE_SECONDS", 0.3)
     head = b"POST /?0 HTTP/1.1\r\nconnection: close\r\ncontent-length: "
     async with served(counting) as port:
         assert (await told(port, head + b"10\r\n\r\n", *[b"a"] * 10, pause=0.1)).endswith(b"%8d" % 10)
@@ -534,7 +535,7 @@ async def test_a_body_takes_its_time_where_it_comes_or_is_not_read(monkeypatch: 
 
 
 async def test_an_answer_takes_its_time_though_the_next_request_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "HEAD_SECONDS", 0.2)
     async with served(counting) as port:
         answer = await told(port, b"GET /?1 HTTP/1.1\r\n\r\nG")
     assert answer.endswith(b"%8d" % 0)
