@@ -39,12 +39,15 @@ class Blocks:
         self._total = 0
         self._fetching: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._making: asyncio.Future[tuple[Path, int]] | None = None  # the folder, and its lock
         self._folder: Path | None = None
         self._lock = -1
         self.hits = self.misses = 0
 
     async def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
         """A descriptor for each of `count` blocks from number `first` on, in order; whoever takes one closes it."""
+        if self._folder is None:
+            await self._move_in()
         label = _label(ref, store)
         runs = _runs(first, count)
         tasks: list[asyncio.Task[None]] = []
@@ -67,7 +70,17 @@ class Blocks:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             os.close(self._lock)
-            self._folder = None
+            self._folder = self._making = None
+
+    async def _move_in(self) -> None:
+        """Make our folder, once, in a thread: others may have left much, or be about to remove it."""
+        if self._making is None:
+            self._making = asyncio.ensure_future(asyncio.to_thread(_own_folder, self._parent))
+        try:
+            self._folder, self._lock = await asyncio.shield(self._making)
+        except OSError:
+            self._making = None
+            raise
 
     def _start(self, label: str, ref: FileRef, store: str, run: range) -> asyncio.Task[None]:
         """Bring what of a run is missing; two readers of one run share the work."""
@@ -125,7 +138,7 @@ class Blocks:
 
     def _path(self, label: str, block: int) -> str:
         if self._folder is None:
-            self._folder, self._lock = _own_folder(self._parent)
+            raise FileNotFoundError("the cache is closed")
         return f"{self._folder}/{label}-{block}"
 
 

@@ -390,7 +390,7 @@ class Pool:
             worker.ring.close()
         with suppress(ProcessLookupError):
             await worker.process.wait()
-        shutil.rmtree(worker.folder, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
 
     async def _watch(self, worker: Worker) -> None:
         """While a worker works: kill it when it takes more memory than its jobs may.

@@ -86,7 +86,7 @@ class Work:
         except VersionChanged as changed:
             if changed.code != "snapshot_changed":
                 raise
-            self._forget()
+            await self._forget()
             return await self._answer(fresh=True)
 
     async def _answer(self, *, fresh: bool) -> Answer:
@@ -116,13 +116,13 @@ class Work:
         self._wanted = {table: wanted(plan, table) for table in plan.tables}
         self.answers = await self._fragments(plan)
 
-    def _forget(self) -> None:
+    async def _forget(self) -> None:
         """What came of versions that are no longer those of the owners."""
         self._cancel_reading()
         self._key_tables.clear()
         self.progress.owners, self.progress.missing = [], []
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self.folder, True)
 
     @property
     def _planned(self) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import threading
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from connector.query.job import HELD, IN_PLACE, LOADED, Job
 from connector.query.pool import Pool
 from tests.support import owners
 from tests.support.asking import Asked
-from tests.support.waiting import until
+from tests.support.waiting import removed_by, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -335,14 +336,19 @@ async def test_a_question_is_planned_anew_once_where_an_owner_has_another_versio
     assert stated == [{"urn:hanse:south:patients": version} for version in ("v0", "v0", "v1")]
 
 
-async def test_an_owner_whose_versions_change_all_the_time_is_an_error_that_says_to_ask_again(asked: Asked) -> None:
+async def test_an_owner_whose_versions_change_all_the_time_is_an_error_that_says_to_ask_again(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked.owners.break_("south", "changing")
+    by = removed_by(monkeypatch)
     with pytest.raises(VersionChanged) as changed:
         await asked.rows(COUNTS)
     assert (changed.value.code, changed.value.facts["owner"]) == ("snapshot_changed", "south")
     assert len(asked.owners.of["south"].asked) == 2
     assert asked.recorded[0].outcome == "failed"
     assert list(asked.folder.iterdir()) == []
+    assert len(by) == 2
+    assert threading.main_thread() not in by
 
 
 async def test_every_fragment_of_a_question_reads_the_same_version(asked: Asked) -> None:

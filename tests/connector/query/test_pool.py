@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from connector.query.pool import Pool
 from connector.query.running import Result, Worker
 from tests.support import data
 from tests.support.clocks import hands
-from tests.support.waiting import until
+from tests.support.waiting import removed_by, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -112,6 +113,17 @@ async def test_a_worker_that_is_free_before_a_new_one_has_started_is_taken(
         assert result._worker is only
         start.set()
         await until(lambda: len(pool._idle) == 2)
+
+
+async def test_nobody_waits_while_what_a_worker_has_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Pool(tmp_path, size=1, warm=1) as pool:
+        await until(lambda: pool._idle)
+        folder, by = pool._idle[0].folder, removed_by(monkeypatch)
+    assert by
+    assert threading.main_thread() not in by
+    assert not folder.exists()
 
 
 async def test_of_a_worker_that_does_not_start_whoever_waits_is_told_and_the_next_one_may(
