@@ -20,10 +20,10 @@ import base64
 import hashlib
 import shutil
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,7 +59,7 @@ class PreparedStreams:
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._made: set[str] = set()
         self._coming: list[Entry] = []  # being written
-        self._endings = Counter[str]()  # of agreements and of versions of datasets, heard so far
+        self._under_way: set[_Preparing] = set()
         self._timer: asyncio.TimerHandle | None = None  # of the next end of a contract
         self._unlike: OrderedDict[str, None] = OrderedDict()  # reads whose files do not hold their messages
         if quota:
@@ -125,7 +125,7 @@ class PreparedStreams:
             yield source
             return
         self._made.add(key)
-        endings = self._endings_of(grant)
+        preparing = self._preparing(grant)
         try:
             entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
             keeping = Keeping(source, Copy(source, entry, self._room(), self._coming))
@@ -134,9 +134,10 @@ class PreparedStreams:
                 yield keeping
             finally:
                 self._coming.remove(entry)
-            if keeping.whole and not grant.lease.revoked and endings == self._endings_of(grant):
+            if keeping.whole and preparing.may_be_kept:
                 self._add(entry)
         finally:
+            self._under_way.discard(preparing)
             self._made.discard(key)
 
     def form(self, asked: Asked, grants: Sequence[Grant]) -> str:
@@ -167,7 +168,7 @@ class PreparedStreams:
         """Where blocks of a read are written down on their way. They are kept if the block ends well and all of it has
         passed. What is kept of the same form stays: blocks of a dataset that has not room enough would only take turns.
         """
-        endings, made, coming = self._endings_of(grant), set[str](), list[Entry]()
+        made, coming = set[str](), list[Entry]()
         left_out = split.only.ranges[0].block if split.resumed else -1
 
         async def begin(block: int) -> Copy | None:
@@ -187,13 +188,14 @@ class PreparedStreams:
             self._coming.append(entry)
             return Copy(source, entry, self._room() - sum(kept), self._coming)
 
-        shelf = Shelf(begin)
+        shelf, preparing = Shelf(begin), self._preparing(grant)
         try:
             yield shelf
-            if shelf.ended and not grant.lease.revoked and endings == self._endings_of(grant):
+            if shelf.ended and preparing.may_be_kept:
                 for entry in shelf.whole:
                     self._add(entry)
         finally:
+            self._under_way.discard(preparing)
             self._made -= made
             for entry in coming:
                 self._coming.remove(entry)
@@ -215,7 +217,7 @@ class PreparedStreams:
         if key in self._made or key in self._entries:
             return
         self._made.add(key)
-        endings = self._endings_of(grant)  # the read has ended, so its lease hears of none
+        preparing = self._preparing(grant)  # the read has ended, so its lease hears of nothing
         try:
             found = await ask(replace(job, kind="verbatim", shared=False))
             refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
@@ -226,7 +228,7 @@ class PreparedStreams:
                 Block(at, nbytes, rows, bytes.fromhex(digest), file)
                 for file, at, nbytes, rows, digest in found["blocks"]
             ]
-            if not grant.lease.revoked and endings == self._endings_of(grant):
+            if preparing.may_be_kept:
                 self._add(entry)
         except Busy:
             pass  # another pass will do
@@ -236,20 +238,26 @@ class PreparedStreams:
             while len(self._unlike) > _ENTRIES_MAX:
                 self._unlike.popitem(last=False)
         finally:
+            self._under_way.discard(preparing)
             self._made.discard(key)
 
     def heard(self, event: Event) -> None:
         """What ends an agreement or a dataset ends what is prepared of it."""
         if isinstance(event, AgreementRevoked):
-            self._endings[event.agreement] += 1
+            self._end(event.agreement)
             self.drop(lambda entry: entry.agreement == event.agreement)
         elif isinstance(event, DatasetRemoved | DatasetVersioned):
-            self._endings[event.dataset] += 1
+            self._end(event.dataset)
             self.drop(lambda entry: entry.dataset == event.dataset)
 
-    def _endings_of(self, grant: Grant) -> int:
-        """A number that is another once what is read under the grant may not be kept any more."""
-        return self._endings[grant.agreement_id] + self._endings[grant.held.dataset.id]
+    def _end(self, one: str) -> None:
+        for preparing in self._under_way:
+            preparing.ended |= one in (preparing.grant.agreement_id, preparing.grant.held.dataset.id)
+
+    def _preparing(self, grant: Grant) -> _Preparing:
+        preparing = _Preparing(grant)
+        self._under_way.add(preparing)
+        return preparing
 
     def drop(self, wanted: Callable[[Entry], bool]) -> None:
         """Forget some of them now; one that is being read goes with its reader, whom the gate stops."""
@@ -286,6 +294,18 @@ class PreparedStreams:
 
     def _drop(self, entry: Entry) -> None:
         self._entries.pop(entry.key, None)
+
+
+@dataclass(slots=True, eq=False)
+class _Preparing:
+    """What is read under a grant to be kept, for as long as it is `_under_way`."""
+
+    grant: Grant
+    ended: bool = False  # its agreement, or its version of the dataset
+
+    @property
+    def may_be_kept(self) -> bool:
+        return not self.ended and not self.grant.lease.revoked
 
 
 def repeatable(contract: DataContract) -> bool:

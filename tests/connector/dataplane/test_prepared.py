@@ -20,7 +20,7 @@ from connector.dataplane.asked import STREAM, Asked
 from connector.dataplane.blocks import Entry, Passed
 from connector.dataplane.copies import Copy, Keeping, nameless
 from connector.dataplane.prepared import PreparedStreams, keepable
-from connector.events import AgreementRevoked
+from connector.events import AgreementRevoked, DatasetVersioned
 from connector.query.running import Frame
 from policies import compile as compiler
 from policies.contract import DataContract
@@ -172,6 +172,26 @@ async def test_revocation_drops_it_and_stops_whoever_reads_it(running: Provider,
         assert stream.end is not None
         assert (stream.end.status, stream.end.reason, stream.end.batches) == ("revoked", "enough", 1)
     assert len(prepared) == 0
+    assert not prepared._under_way
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own", "another"])
+async def test_a_version_that_comes_while_a_stream_is_written_down_leaves_nothing(
+    running: Provider, prepared: PreparedStreams, own: bool
+) -> None:
+    ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree())}")
+    asked = Asked(
+        tickets=(ticket,), sql='SELECT * FROM "clinic".numbers', action=STREAM, plain_scan=True, unfiltered=True
+    )
+    async with running.reads.open(asked) as stream:
+        frames, (grant,) = stream.frames(), stream.grants
+        await anext(frames)
+        event = DatasetVersioned(actor="owner", dataset=grant.held.dataset.id if own else "another")
+        await running.store.write(lambda tx: tx.publish(event))
+        assert [part async for part in frames]
+    assert len(prepared) == (0 if own else 1)
+    assert not prepared._under_way
+    prepared.drop(lambda _: True)
 
 
 async def test_a_changed_file_is_refused_and_its_stream_forgotten(running: Provider, prepared: PreparedStreams) -> None:

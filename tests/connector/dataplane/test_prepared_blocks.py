@@ -216,6 +216,7 @@ async def test_what_ends_meanwhile_is_not_kept_and_all_else_is(
         async for _ in frames:
             pass
     assert len(prepared) == (0 if own else 3)
+    assert not prepared._under_way
 
 
 async def test_a_changed_file_is_refused_and_its_blocks_forgotten(

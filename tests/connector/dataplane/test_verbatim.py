@@ -296,6 +296,7 @@ async def test_what_ends_while_the_files_are_looked_at_leaves_no_index(
     await indexed(running, prepared, agreement)
     assert len(prepared) == before
     assert all(entry.agreement != agreement for entry in prepared._entries.values())
+    assert not prepared._under_way
 
 
 async def test_many_files_are_held_open_for_few_streams_only(
