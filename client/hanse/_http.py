@@ -115,8 +115,11 @@ class Api:
 def ask_at(url: str, ticket: str, body: Mapping[str, Any], *, seconds: float) -> Any:
     """The JSON answer of an owner's data plane to a small request under a ticket."""
     headers = {"authorization": f"Bearer {ticket}"}
-    where = urlsplit(url).netloc.rpartition("@")[2]
     timeout = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
+    try:
+        where = urlsplit(url).netloc.rpartition("@")[2]
+    except ValueError as error:
+        raise BadInput(f"{url} is no address: {error}") from error
     try:
         with (
             httpx2.Client(follow_redirects=False, timeout=timeout, verify=trusted()) as client,

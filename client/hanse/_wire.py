@@ -27,6 +27,9 @@ _HEADERS_MAX = 64 * 1024
 _CHUNK_MAX = 1 << 30  # far above any batch of ours, however it is cut; checked before memory is taken for it
 _PROBLEM_MAX = 1 << 20
 _LINE_MAX = 256
+_TRAILERS_MAX = 100  # lines after the last chunk, and
+_INTERIM_MAX = 10  # informational answers before the real one: whoever sends more never ends
+_PORTS = {"http": 80, "https": 443}
 _HUGE = 2 * 2**20  # bytes of a huge page
 
 
@@ -45,16 +48,12 @@ class Wire:
     """A connected socket with a scratch buffer for what comes before and between payloads."""
 
     def __init__(self, request: Request) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Broken(f"expected an address http(s)://host/..., came {request.url[:200]!r}")
-        self.where = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+        scheme, host, port = _address(request.url)
+        self.where = f"{host}:{port}"
         self._scratch = bytearray(_SCRATCH)
         self._view = memoryview(self._scratch)
         self._start = self._stop = 0
-        self._socket = self._told(
-            lambda: _connect(parts.scheme, parts.hostname or "", parts.port, request.idle_seconds)
-        )
+        self._socket = self._told(lambda: _connect(scheme, host, port, request.idle_seconds))
 
     def send(self, data: bytes) -> None:
         self._told(lambda: self._socket.sendall(data))
@@ -113,8 +112,20 @@ class Wire:
             raise Unreachable(f"no connection to {self.where}: {error.strerror or error}") from error
 
 
-def _connect(scheme: str, host: str, port: int | None, seconds: float) -> socket.socket | TlsSocket:
-    plain = socket.create_connection((host, port or (443 if scheme == "https" else 80)), timeout=seconds)
+def _address(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+        if parts.scheme in _PORTS and host.encode("idna"):  # as it is looked up
+            return parts.scheme, host, port
+    except ValueError:  # of brackets, a port, or a name that are none
+        pass
+    raise Broken(f"expected an address http(s)://host/..., came {url[:200]!r}")
+
+
+def _connect(scheme: str, host: str, port: int, seconds: float) -> socket.socket | TlsSocket:
+    plain = socket.create_connection((host, port), timeout=seconds)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if scheme == "http":
         return plain
@@ -225,10 +236,15 @@ class Body:
         if self._left > _CHUNK_MAX:
             raise Broken(f"{self._wire.where} sent a chunk of {self._left} bytes, more than {_CHUNK_MAX}")
         if self._left == 0:
-            while self._wire.line():
-                pass  # trailers
+            self._pass_over_trailers()
             self.ended = True
         return not self.ended
+
+    def _pass_over_trailers(self) -> None:
+        for _ in range(_TRAILERS_MAX):
+            if not self._wire.line():
+                return
+        raise Broken(f"{self._wire.where} sent more than {_TRAILERS_MAX} lines after its last chunk")
 
 
 def kept(size: int) -> pa.Buffer:
@@ -284,7 +300,7 @@ def _head_of(request: Request) -> bytes:
 
 def _answered(wire: Wire) -> tuple[int, dict[str, str]]:
     """Status and headers; informational answers before the real one are passed over."""
-    while True:
+    for _ in range(_INTERIM_MAX + 1):
         first, *lines = wire.head().decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
@@ -292,6 +308,7 @@ def _answered(wire: Wire) -> tuple[int, dict[str, str]]:
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if (status := int(rest[:3])) >= 200:
             return status, headers
+    raise Broken(f"{wire.where} sent more than {_INTERIM_MAX} informational answers, and no other")
 
 
 def _expect_stream(wire: Wire, headers: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ import hanse
 import pyarrow as pa
 import pytest
 from hanse import errors
+from hanse._http import ask_at
 from hanse.client import Dataset, Space
 from hanse.flow import DPV, Access, Name
 from hanse.plan import Block, Plan
@@ -295,3 +296,9 @@ def test_a_partial_answer_is_asked_for_only_where_it_is_said(served: Connector, 
     space.query("SELECT 1")
     space.query("SELECT 1", partial=True)
     assert [asked.body for asked in served.asked] == [{"sql": "SELECT 1"}, {"sql": "SELECT 1", "partial": "allow"}]
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:x"])
+def test_an_owner_whose_address_is_none_is_a_typed_error(url: str) -> None:
+    with pytest.raises(errors.BadInput, match="no address"):
+        ask_at(url, "ticket", {}, seconds=5)

@@ -103,6 +103,9 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("a huge message", chunked([*WHOLE[:1], b"\xff\xff\xff\xff\xff\xff\xff\x7f"]), errors.Broken, "message of"),
     ("no chunk size", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"-1\r\n"), errors.Broken, "size of a chunk"),
     ("a longer chunk than said", Raw(chunked(WHOLE[:1]).data.replace(b"0\r\n\r\n", b"xx")), errors.HanseError, "."),
+    ("endless trailers", Raw(chunked(WHOLE[:2]).data[: -len(b"\r\n")] + b"a: b\r\n" * 200),
+     errors.Broken, "after its last"),
+    ("endless informational answers", Raw(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20), errors.Broken, "informational"),
     ("an endless head", Raw(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000), errors.Broken, "head of more than"),
 ]  # fmt: skip
 
@@ -178,7 +181,10 @@ def test_nobody_there_is_said_plainly() -> None:
         _wire.ask(Request("GET", f"http://127.0.0.1:{port}/", idle_seconds=60))
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "host/x", "http://", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://host/x", "host/x", "http://", "", "http://h:99999/", "http://h:x/", "http://[::1/", "http://a..b/"],
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(errors.Broken, match="expected an address"):
         _wire.ask(Request("GET", url))
