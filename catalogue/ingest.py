@@ -77,8 +77,8 @@ def sift(datasets: Iterable[object], member: Member, *, entry_bytes: int, tally:
         try:
             candidate = _candidate(raw, member, entry_bytes)
             found[candidate.id] = candidate
-        except HanseError as error:
-            tally.skip(label, error.message)
+        except (HanseError, RecursionError) as error:
+            tally.skip(label, str(error))
     return list(found.values())
 
 
@@ -184,7 +184,7 @@ def read_again(tx: Transaction, *, limit: int = 500) -> int:
         row.reader = READER
         try:
             entry = read_dataset(json.loads(row.raw), participant=row.member_id)
-        except HanseError:
+        except (HanseError, RecursionError):
             continue  # fit for the older reading only: kept as it was read then
         row.content = entry.to_json()
         row.digest, row.seq = digest_of(row.content), tx.entries.next_seq()

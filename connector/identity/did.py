@@ -116,10 +116,14 @@ def _listed(document: dict[str, Any], did: str, key_id: str, purpose: str) -> di
         return f"{did}{text}" if text.startswith("#") else text
 
     wanted = absolute(key_id)
-    methods = {absolute(m.get("id")): m for m in document.get("verificationMethod", ()) if isinstance(m, dict)}
-    for entry in document.get(purpose, ()):
+    methods = {absolute(m.get("id")): m for m in _many(document.get("verificationMethod")) if isinstance(m, dict)}
+    for entry in _many(document.get(purpose)):
         method = entry if isinstance(entry, dict) else methods.get(absolute(entry))
         if method is not None and absolute(method.get("id")) == wanted:
             jwk = method.get("publicKeyJwk")
             return jwk if isinstance(jwk, dict) else None
     return None
+
+
+def _many(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

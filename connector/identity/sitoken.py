@@ -76,7 +76,7 @@ async def verify(
     jwk = await resolver.key(issuer, header["kid"], purpose="capabilityInvocation")
     try:  # 4
         jwt.decode(token, public_key(jwk), algorithms=list(ALGORITHMS))
-    except (JoseError, ValueError) as error:
+    except (JoseError, ValueError, KeyError) as error:  # a curve that is none is a KeyError
         raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
     if not replays.first_time(issuer, claims["jti"], expires=float(claims["exp"]), now=at):  # 5
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")

@@ -99,7 +99,7 @@ class Trust:
             if body["iss"] != self._anchor or body["exp"] <= time.time():
                 raise Unauthenticated("the member register is expired or somebody else's")
             return Register({entry["id"]: entry for entry in body["members"]}, float(body["exp"]))
-        except (JoseError, ValueError, KeyError, TypeError) as error:
+        except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise Unauthenticated(
                 f"the member register is not what its operator signs ({type(error).__name__})"
             ) from error

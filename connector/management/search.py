@@ -24,7 +24,7 @@ async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, o
     reply = await net.call("GET", url, headers=headers)
     try:
         found = json.loads(reply.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise PeerNonsense(f"expected JSON from the catalogue, came status {reply.status}")

@@ -157,14 +157,26 @@ def test_entries_that_an_older_program_read_are_read_again(store: Store) -> None
     take(store, owner, ["a", "b"])
 
     def age(tx: Transaction) -> None:
-        for row in tx.session.query(Entry):
+        for row in tx.session.query(Entry).order_by(Entry.id):
             row.reader, row.content = 0, {}
+        row.raw = "[" * 10_000  # nested as deep as the older one could just read
 
     store.write_now(age)
     assert store.write_now(ingest.read_again) == 2
     assert store.write_now(ingest.read_again) == 0
-    row = store.read_now(lambda tx: tx.entries.of("urn:hanse:north:a"))
-    assert (row.reader, row.content["title"]) == (READER, "a")
+    rows = [store.read_now(lambda tx, one=one: tx.entries.of(f"urn:hanse:north:{one}")) for one in "ab"]  # type: ignore[misc]
+    assert [(row.reader, row.content.get("title")) for row in rows] == [(READER, "a"), (READER, None)]
+
+
+def test_a_dataset_that_is_nested_too_deep_is_left_out_and_the_others_are_not() -> None:
+    deep: list[object] = []
+    for _ in range(10_000):
+        deep = [deep]
+    tally = Tally()
+    raw = [{**dataset("urn:hanse:north:deep"), "x": deep}, dataset("urn:hanse:north:a")]
+    found = ingest.sift(raw, member("north"), entry_bytes=100_000, tally=tally)
+    assert [one.id for one in found] == ["urn:hanse:north:a"]
+    assert [problem["dataset"] for problem in tally.problems] == ["urn:hanse:north:deep"]
 
 
 def test_the_whole_catalogue_runs_on_it(database_url: str, tmp_path: Path) -> None:

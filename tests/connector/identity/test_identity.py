@@ -47,8 +47,8 @@ class Web:
         return Reply(200, {}, page if isinstance(page, bytes) else json.dumps(page).encode())
 
 
-def document(key: ECKey = KEY, identifier: str = THEM) -> dict[str, Any]:
-    return did.document(identifier, jwk=keys.public_jwk(key), root_url="https://them.example")
+def document(key: ECKey = KEY, identifier: str = THEM, **changed: str) -> dict[str, Any]:
+    return did.document(identifier, jwk={**keys.public_jwk(key), **changed}, root_url="https://them.example")
 
 
 def resolver(pages: Mapping[str, Any] | None = None) -> Resolver:
@@ -79,8 +79,10 @@ async def test_a_token_of_a_participant_names_it() -> None:
         (404, Unauthenticated),
         (b"nonsense", Unauthenticated),
         (b"[" * 60_000, Unauthenticated),
+        ({"id": THEM, "verificationMethod": None, "capabilityInvocation": 5}, Unauthenticated),
+        (document(crv="none"), Unauthenticated),
     ],
-    ids=["no answer", "trouble at its server", "no document", "nonsense", "nested"],
+    ids=["no answer", "trouble at its server", "no document", "nonsense", "nested", "no lists", "no curve"],
 )
 async def test_a_document_that_cannot_be_had_now_is_no_verdict(page: Any, expected: type[Exception]) -> None:
     away = resolver({"https://them.example/.well-known/did.json": page})
@@ -211,9 +213,12 @@ async def test_identity_refuses_nothing_and_other_schemes_and_takes_a_listed_tok
 def register(key: ECKey = KEY, *, life: int = 600, issuer: str = THEM, kid: str | None = None) -> bytes:
     now = int(time.time())
     members = [{"id": "did:web:m.example", "name": "m", "status": "active", "country": "DE"}]
-    body = {"iss": issuer, "iat": now, "exp": now + life, "members": members}
+    return signed(json.dumps({"iss": issuer, "iat": now, "exp": now + life, "members": members}), key, kid=kid)
+
+
+def signed(body: str | bytes, key: ECKey = KEY, *, kid: str | None = None) -> bytes:
     header = {"alg": "ES256", "kid": kid or f"{THEM}#{KEY.thumbprint()}"}
-    return jws.serialize_compact(header, json.dumps(body), key, algorithms=["ES256"]).encode()
+    return jws.serialize_compact(header, body, key, algorithms=["ES256"]).encode()
 
 
 async def member(page: bytes | None, participant: str = "did:web:m.example") -> Mapping[str, Any] | None:
@@ -233,8 +238,8 @@ async def test_a_member_is_who_the_operator_lists() -> None:
 @pytest.mark.parametrize(
     "page",
     [None, b"", b"nonsense", register(OTHER), register(life=-1), register(issuer="did:web:evil.example"),
-     register(kid=f"{THEM}#other"), register()[:-4] + b"AAAA"],
-    ids=["none", "empty", "nonsense", "another key", "expired", "another issuer", "unknown key", "changed"],
+     register(kid=f"{THEM}#other"), register()[:-4] + b"AAAA", signed(b"[" * 60_000)],
+    ids=["none", "empty", "nonsense", "another key", "expired", "another issuer", "unknown key", "changed", "nested"],
 )  # fmt: skip
 async def test_membership_is_unknown_where_the_register_cannot_be_believed(page: bytes | None) -> None:
     assert await member(page) is None
