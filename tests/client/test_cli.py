@@ -371,8 +371,9 @@ def test_a_push_that_does_not_come_is_told_with_its_reason(run: Run, served: Con
     [
         ("csv", lambda path: csv.read_csv(path)),
         ("parquet", lambda path: parquet.read_table(path)),
-        ("arrow", lambda path: pa.ipc.open_stream(path.read_bytes()).read_all()),
+        ("arrow", lambda path: pa.ipc.open_file(path.read_bytes()).read_all()),
         ("feather", lambda path: feather.read_table(path)),
+        ("arrows", lambda path: pa.ipc.open_stream(path.read_bytes()).read_all()),
         ("json", lambda path: pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])),
     ],
 )
@@ -443,8 +444,8 @@ def test_a_file_is_there_only_when_it_is_whole(run: Run, served: Connector, tmp_
 
 
 NOT_WRITTEN = [
-    (["-o", "a.xls"], "among csv, json, parquet, arrow, feather, came 'xls'"),
-    (["-f", "xml"], "among table, csv, json, parquet, arrow, feather, came 'xml'"),
+    (["-o", "a.xls"], "among csv, json, parquet, arrow, arrows, came 'xls'"),
+    (["-f", "xml"], "among table, csv, json, parquet, arrow, arrows, came 'xml'"),
     (["-f", "table", "-o", "a"], "came 'table'"),
     (["-o", "nowhere/a.csv"], "expected a file in a directory that is there"),
     (["-f", "csv", "-o", "."], "expected a file in a directory that is there"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hanse.client import Space
     from hanse.stream import Stream
 
-FORMATS = ("table", "csv", "json", "parquet", "arrow", "feather")  # arrow: a stream; feather: a file of Arrow
+FORMATS = ("table", "csv", "json", "parquet", "arrow", "arrows")  # IANA's endings: arrow a file, arrows a stream
 _SHOWN_MAX = 200  # rows that a table shows
 
 Purpose = Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")]
@@ -110,11 +110,11 @@ def stream(
 def _format(format_: str, output: Path | None) -> str:
     """The format to write. BadInput where it cannot be written: before anything is asked, as each read is counted."""
     chosen = format_ or (output.suffix.lstrip(".") if output is not None else "table")
-    chosen = {"ndjson": "json", "jsonl": "json", "arrows": "arrow", "pq": "parquet"}.get(chosen, chosen)
+    chosen = {"ndjson": "json", "jsonl": "json", "feather": "arrow", "pq": "parquet"}.get(chosen, chosen)
     if chosen not in FORMATS or (chosen == "table" and output is not None):
         known = FORMATS if output is None else FORMATS[1:]
         raise BadInput(f"expected a format among {', '.join(known)}, came {chosen!r}")
-    if chosen in ("parquet", "arrow", "feather") and output is None and sys.stdout.isatty():
+    if chosen in ("parquet", "arrow", "arrows") and output is None and sys.stdout.isatty():
         raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise BadInput(f"expected a file in a directory that is there as --output, came {output}")
@@ -189,15 +189,15 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
 def _arrow(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
     import pyarrow as pa
 
-    with pa.ipc.new_stream(sink, schema) as writer:
+    with pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _feather(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+def _arrows(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
     import pyarrow as pa
 
-    with pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
@@ -207,7 +207,7 @@ _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
     "json": _json,
     "parquet": _parquet,
     "arrow": _arrow,
-    "feather": _feather,
+    "arrows": _arrows,
 }
 
 

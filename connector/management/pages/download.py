@@ -17,7 +17,7 @@ FORMATS = {
     "csv": "text/csv; charset=utf-8",
     "json": "application/x-ndjson",
     "parquet": "application/vnd.apache.parquet",
-    "arrow": "application/vnd.apache.arrow.stream",
+    "arrow": "application/vnd.apache.arrow.file",
 }
 
 

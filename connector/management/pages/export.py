@@ -94,7 +94,7 @@ def _parquet(schema: Any, batches: Iterator[Any], target: Counted) -> None:
 def _arrow(schema: Any, batches: Iterator[Any], target: Counted) -> None:
     import pyarrow as pa
 
-    with pa.ipc.new_stream(target, schema) as writer:
+    with pa.ipc.new_file(target, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 

@@ -66,7 +66,7 @@ READERS = {
     "csv": lambda data: len(data.splitlines()) - 1,
     "json": lambda data: len([json.loads(line) for line in data.splitlines()]),
     "parquet": lambda data: pq.read_table(io.BytesIO(data)).num_rows,
-    "arrow": lambda data: pa.ipc.open_stream(data).read_all().num_rows,
+    "arrow": lambda data: pa.ipc.open_file(data).read_all().num_rows,
 }
 
 
