@@ -73,7 +73,9 @@ class Tokens:
 
         def work(tx: Transaction) -> None:
             if tx.tokens.by_name(name) is not None:
-                raise AlreadyExists(f"a token named {name!r} exists; revoke it first or take another name")
+                raise AlreadyExists(
+                    f"a token named {name!r} exists; end it first (`hanse token end`) or take another name"
+                )
             _add(tx, name, scopes, text, None if days is None else tx.now + days * 86_400, by=by)
 
         await self._store.write(work)

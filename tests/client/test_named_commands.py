@@ -15,16 +15,18 @@ from hanse.cli import _installed, _loaded, app
 
 ROOT = Path(__file__).parents[2]
 PLACES = ("connector", "catalogue", "policies", "client", "docs", "README.md", "deploy")
-NAMED = re.compile(r"`hanse ([a-z][^`\n]*)`")
+ENDINGS = (".py", ".md", ".html", ".env", ".yaml")
+NAMED = re.compile(r"(?:`|\(|<code>)hanse ([a-z][^`)<\n]*)(?:`|\)|</code>)")
+CUT = re.compile(r'"\n\s*f?"')  # a text that goes on in the next line of a program
 IN_BLOCKS = re.compile(r"^(?:    )?(hanse [a-z].*)$", re.MULTILINE)
 
 
 def _named() -> Iterator[tuple[str, str]]:
     for place in PLACES:
         whole = ROOT / place
-        files = [whole] if whole.is_file() else [f for f in whole.rglob("*") if f.suffix in (".py", ".md", ".html")]
+        files = [whole] if whole.is_file() else [f for f in whole.rglob("*") if f.suffix in ENDINGS]
         for file in files:
-            said = file.read_text()
+            said = CUT.sub("", file.read_text())
             lines = IN_BLOCKS.findall(said) if file.suffix == ".md" else []
             for text in (*NAMED.findall(said), *chain.from_iterable(map(_run_by, lines))):
                 yield str(file.relative_to(ROOT)), text

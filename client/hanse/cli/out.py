@@ -26,7 +26,6 @@ from rich.progress import (
 from rich.table import Table
 
 from hanse.errors import (
-    Conflict,
     HanseError,
     NegotiationPending,
     NotFound,
@@ -46,7 +45,6 @@ _BY_KIND: Sequence[tuple[type[HanseError], str]] = (
 )
 _HINTS: Mapping[type[HanseError], str] = {
     NegotiationPending: "look again with `hanse negotiate`, or ask its owner to run `hanse pending`",
-    Conflict: "look at what is there first, with the `list` or `show` of this noun",
 }
 
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
