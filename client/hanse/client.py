@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RENEW_BEFORE = 60.0
+_PAGE_MAX = 100  # results that the catalogue gives at once
 _IDLE_SECONDS = 120.0  # a query may work this long without a batch; the owner's own limit is usually shorter
 
 
@@ -79,9 +81,16 @@ class Space:
         self, words: str = "", *, column: str | Sequence[str] = (), limit: int = 20, **filters: str | Sequence[str]
     ) -> list[Entry]:
         """Datasets of the whole data space, best first. `filters`: theme, participant, purpose, keyword, ..."""
-        columns = [column] if isinstance(column, str) else list(column)
-        found = self.api.get("/search", q=words, column=columns, size=limit, **filters)
-        return [_entry(hit) for hit in found.get("results", [])]
+        if limit < 1:
+            raise BadInput(f"expected a limit of at least 1, came {limit}")
+        asked = {"q": words, "column": [column] if isinstance(column, str) else list(column), **filters}
+        found: list[Entry] = []
+        for page in count(1):
+            answer = self.api.get("/search", **asked, size=min(limit, _PAGE_MAX), page=page)
+            found += map(_entry, answer.get("results", []))
+            if len(found) >= limit or page >= answer.get("pages", 1):
+                break
+        return found[:limit]
 
     def agree(self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0) -> Dataset:
         """Access to a dataset, under an agreement that still holds or one that is negotiated now.

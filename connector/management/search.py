@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from connector.errors import NotFound, PeerNonsense, PeerRefused
+from connector.errors import BadInput, NotFound, PeerNonsense, PeerRefused
 from connector.identity.service import Identity
 from connector.management.auth import Caller, Tokens
 from connector.net import Net
@@ -16,7 +16,10 @@ _QUERY_MAX = 4096
 
 
 async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, operator: str) -> dict[str, Any]:
-    """The catalogue's answer to a query string. NotFound without a catalogue, PeerRefused where it says no."""
+    """The catalogue's answer to a query string. NotFound without a catalogue, PeerRefused where it says no.
+
+    BadInput where it cannot take the question: that is whoever asks to mend.
+    """
     if not catalogue_url:
         raise NotFound("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
     url = f"{catalogue_url.rstrip('/')}/api/v1/search?{query[:_QUERY_MAX]}"
@@ -29,9 +32,8 @@ async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, o
     if not isinstance(found, dict):
         raise PeerNonsense(f"expected JSON from the catalogue, came status {reply.status}")
     if reply.status != 200:
-        raise PeerRefused(
-            f"the catalogue says: {found.get('detail', reply.status)}", code=str(found.get("code", "refused"))
-        )
+        kind = BadInput if reply.status == 400 else PeerRefused
+        raise kind(f"the catalogue says: {found.get('detail', reply.status)}", code=str(found.get("code", "refused")))
     return found
 
 

@@ -54,7 +54,26 @@ def test_every_call_carries_the_token_and_only_given_parameters(served: Connecto
     assert space.search("breast cancer", column=["age", "sex"], theme="HEAL") == []
     asked = served.asked[0]
     assert asked.headers["authorization"] == "Bearer secret"
-    assert asked.query == {"q": "breast cancer", "column": "sex", "theme": "HEAL", "size": "20"}
+    assert asked.query == {"q": "breast cancer", "column": "sex", "theme": "HEAL", "size": "20", "page": "1"}
+
+
+@pytest.mark.parametrize(("limit", "size", "pages"), [(2, 2, 1), (100, 100, 1), (250, 100, 3), (1000, 100, 4)])
+def test_a_long_search_is_had_page_by_page(served: Connector, space: Space, limit: int, size: int, pages: int) -> None:
+    def found(asked: Asked) -> dict[str, Any]:
+        size, page = int(asked.query["size"]), int(asked.query["page"])
+        first, last = (page - 1) * size, min(page * size, 320)
+        hits = [{"participant": "north", "name": f"d{number}"} for number in range(first, last)]
+        return {"results": hits, "pages": -(-320 // size)}
+
+    served.routes["GET", "/search"] = found
+    assert [entry.name for entry in space.search("x", limit=limit)] == [f"d{n}" for n in range(min(limit, 320))]
+    assert [asked.query["size"] for asked in served.asked] == [str(size)] * pages
+
+
+def test_a_search_for_nothing_is_refused_before_it_is_asked(served: Connector, space: Space) -> None:
+    with pytest.raises(errors.BadInput, match="at least 1, came 0"):
+        space.search("x", limit=0)
+    assert served.asked == []
 
 
 def test_search_results_have_what_people_look_for(served: Connector, space: Space) -> None:

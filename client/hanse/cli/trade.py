@@ -28,7 +28,7 @@ def search(
     theme: Annotated[list[str] | None, typer.Option(help="EU data theme, e.g. HEAL.")] = None,
     owner: Annotated[list[str] | None, typer.Option(help="Only of this participant.")] = None,
     terms: Annotated[bool, typer.Option("--terms", help="Show the terms of each in plain words.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
+    limit: Annotated[int, typer.Option(help="At most this many.", min=1)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Find datasets in the whole data space."""
