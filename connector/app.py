@@ -492,7 +492,7 @@ def management_app(parts: Services) -> FastAPI:
         audit.router(parts.log, signer=parts.signer, data_dir=settings.data_dir, tokens=tokens),
         negotiations.router(negotiations=parts.negotiations, partners=parts.partners, store=parts.store, tokens=tokens),
         transfers.router(transfers=parts.transfers, receiving=parts.receiving, store=parts.store, tokens=tokens),
-        agreements.router(agreements=parts.agreements, tokens=tokens),
+        agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),
         events.router(feed=events.Feed(parts.store.bus), webhooks=parts.webhooks, tokens=tokens),

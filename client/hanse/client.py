@@ -194,6 +194,10 @@ class Dataset:
         """The agreement, with its sentences in plain words."""
         return dict(self._space.api.get(f"/agreements/{segment(self.agreement_id)}"))
 
+    def contract(self) -> dict[str, Any]:
+        """What may be read, as the owner says it: under `contracts` for each action `columns` (name, type, mask)."""
+        return dict(self._space.api.get(f"/agreements/{segment(self.agreement_id)}/contract"))
+
     def stream(
         self,
         *,

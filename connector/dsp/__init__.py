@@ -15,7 +15,7 @@ How the parts are wired (all arguments by keyword; `connector/app.py` does this)
     public.include_router(routes.version_router())
     api.include_router(management.negotiations.router(negotiations=, partners=, store=, tokens=))
     api.include_router(management.transfers.router(transfers=, store=, tokens=))
-    api.include_router(management.agreements.router(agreements=, tokens=))
+    api.include_router(management.agreements.router(agreements=, tokens=, contract=))
     api.include_router(management.events.router(feed=Feed(store.bus), webhooks=, tokens=))
     await sender.start() once all is built and the store is migrated; await sender.stop() before the store closes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -91,7 +92,10 @@ def _used(grant: Grant | None) -> dict[str, float]:
 AsRole = Annotated[str, Query(alias="role", pattern="^(consumer|provider|)$")]
 
 
-def router(*, agreements: Agreements, tokens: Tokens) -> APIRouter:
+def router(
+    *, agreements: Agreements, tokens: Tokens, contract: Callable[[str], Awaitable[Mapping[str, Any]]]
+) -> APIRouter:
+    """`contract` asks an agreement's owner what it allows us."""
     routes = APIRouter(prefix="/agreements", tags=["agreements"])
     reader = Depends(tokens.require("read"))
 
@@ -117,6 +121,10 @@ def router(*, agreements: Agreements, tokens: Tokens) -> APIRouter:
             contract=[json.loads(to_json(contract)) for contract in meant.contracts],
             used=_used(grant),
         )
+
+    @routes.get("/{agreement_id}/contract", summary="What may be read under one of ours, as its owner says")
+    async def allowed(agreement_id: str, _: Caller = reader) -> dict[str, Any]:
+        return dict(await contract(agreement_id))
 
     @routes.post("/{agreement_id}/revoke", summary="End an agreement now, with everything that runs under it")
     async def revoke(

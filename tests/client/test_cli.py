@@ -191,7 +191,8 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
     (["offer", "templates", "research"], ("GET", "/policies/templates"), {"research": "x: 1\n"}, None, "x: 1"),
     (["negotiations"], ("GET", "/negotiations"), [NEGOTIATION], None, "REQUESTED"),
     (["agreements"], ("GET", "/agreements"), [AGREEMENT], None, "active"),
-    (["agreements", "urn:a:1"], ("GET", "/agreements/urn%3Aa%3A1"), AGREEMENT, None, "Members only."),
+    (["agreements", "urn:a:2"], ("GET", "/agreements/urn%3Aa%3A2"), {**AGREEMENT, "role": "provider"}, None,
+     "Members only."),
     (["transfers"], ("GET", "/transfers"), [TRANSFER], None, "STARTED"),
     (["transfer", "start", "urn:a:1", "--purpose", "dpv:X"], ("POST", "/transfers"), TRANSFER,
      {"agreement_id": "urn:a:1", "format": "HttpData-PULL", "purpose": "https://w3id.org/dpv#X"}, "STARTED"),
@@ -330,6 +331,32 @@ def test_negotiating_shows_what_was_agreed(run: Run, served: Connector) -> None:
     assert ran.code == 0, ran.err
     assert '"north"."flights"' in ran.out
     assert "Members only." in ran.out
+
+
+def test_an_agreement_shows_the_columns_that_we_may_read_under_it(run: Run, served: Connector) -> None:
+    columns = [{"name": "age", "type": "BIGINT", "mask": None}, {"name": "who", "type": "VARCHAR", "mask": "hash"}]
+    contracts = [
+        {"actions": [f"https://w3id.org/{action}"], "purposes": [f"https://w3id.org/dpv#{purpose}"], "columns": of}
+        for action, purpose, of in (("query", "X", columns), ("stream", "X", columns), ("query", "Y", columns[:1]))
+    ]
+    allows = {"contracts": contracts}
+    served.routes["GET", "/agreements/urn%3Aa%3A1"] = AGREEMENT
+    served.routes["GET", "/agreements/urn%3Aa%3A1/contract"] = allows
+    lines = [" ".join(line.split()) for line in run("agreements", "urn:a:1").out.splitlines()]
+    assert lines[-7:] == ["query, stream for dpv:X", "column type masked", "age BIGINT", "who VARCHAR hash",
+                          "query for dpv:Y", "column type masked", "age BIGINT"]  # fmt: skip
+    assert run("agreements", "urn:a:1", "--json").json == {**AGREEMENT, "allows": allows}
+    served.routes["GET", "/agreements/urn%3Aa%3A1/contract"] = (404, {"code": "no_transfer", "detail": "none started"})
+    ran = run("agreements", "urn:a:1")
+    assert (ran.code, "Members only." in ran.out) == (0, True)
+    assert "its columns are not known now: none started" in ran.err
+
+
+@pytest.mark.parametrize("other", [{"role": "provider"}, {"state": "ended"}])
+def test_columns_are_asked_of_those_who_let_us_read(run: Run, served: Connector, other: dict[str, str]) -> None:
+    served.routes["GET", "/agreements/urn%3Aa%3A1"] = {**AGREEMENT, **other}
+    assert run("agreements", "urn:a:1").code == 0
+    assert len(served.asked) == 1
 
 
 # ---- pushes

@@ -107,6 +107,12 @@ def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -
     ]
 
 
+def test_what_may_be_read_is_known_before_it_is_read(served: Connector, space: Space) -> None:
+    allowed = {"contracts": [{"columns": [{"name": "age", "type": "BIGINT", "mask": None}]}]}
+    served.routes["GET", "/agreements/agr/contract"] = allowed
+    assert started(served, space).contract() == allowed
+
+
 def test_a_stream_comes_from_the_owner_with_the_ticket_and_not_with_our_token(served: Connector, space: Space) -> None:
     stream = started(served, space).stream(columns=["age", "name"], where="age > 1", batch_rows=2)
     assert [one.num_rows for one in stream] == [2, 1]

@@ -84,6 +84,10 @@ def test_a_day_at_the_command_line(running: Running, run: As, tmp_path: Path) ->
     agreed = done(run("forge", "negotiate", "west/tides", "--purpose", RESEARCH, "--json")).json
     again = done(run("forge", "negotiate", "west/tides", "--purpose", RESEARCH, "--json")).json
     assert again == agreed
+    shown = done(run("forge", "agreements", agreed["agreement"])).out
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert lines[-4:] == ["query, stream for dpv:ScientificResearch", "column type masked", "port VARCHAR",
+                          "height DOUBLE"]  # fmt: skip
 
     sql = "SELECT port, count(*) AS n FROM west.tides GROUP BY port ORDER BY port"
     counts = done(run("forge", "query", sql, "--purpose", RESEARCH, "--json"))

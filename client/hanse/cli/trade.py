@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from hanse.cli.access import space
 from hanse.cli.out import AsJson, at, console, print_json, print_one, print_rows, print_sentences, progress, say
-from hanse.flow import segment
+from hanse.errors import HanseError
+from hanse.flow import DPV, segment
+
+if TYPE_CHECKING:
+    from hanse._http import Api
 
 Role = Annotated[str, typer.Option(help="Only ours as consumer or provider.")]
 Reason = Annotated[str, typer.Option(help="Why, for the other side and for the log.")]
@@ -78,10 +83,12 @@ def negotiations(role: Role = "", state: Annotated[str, typer.Option()] = "", as
 def agreements(
     agreement: Annotated[str, typer.Argument(help="Show this one.")] = "", role: Role = "", as_json: AsJson = False
 ) -> None:
-    """Agreements that were signed, or one of them in plain words."""
+    """Agreements that were signed, or one of them in plain words, with the columns that we may read under it."""
     api = space().api
     if agreement:
         row = api.get(f"/agreements/{segment(agreement)}")
+        if row["role"] == "consumer" and row["state"] == "active":
+            row = {**row, **_allowed(api, agreement)}
         fields: dict[str, Any] = {"id": "id", "dataset": "dataset", "provider": "provider", "consumer": "consumer"}
         print_one(
             row,
@@ -90,9 +97,32 @@ def agreements(
         )
         if not as_json:
             print_sentences(row.get("sentences", []))
+            _print_allowed(row.get("allows", {}))
         return
     shown: dict[str, Any] = {"id": "id", "role": "role", "dataset": "dataset", "with": "counterparty", "state": "state"}
     print_rows(api.get("/agreements", role=role), {**shown, "signed": at("signed_at")}, as_json=as_json)
+
+
+def _allowed(api: Api, agreement: str) -> dict[str, Any]:
+    """What its owner lets us read; nothing, and a word why, where it cannot be asked now."""
+    try:
+        return {"allows": api.get(f"/agreements/{segment(agreement)}/contract")}
+    except HanseError as error:
+        say(f"its columns are not known now: {error}")
+        return {}
+
+
+def _print_allowed(allows: Mapping[str, Any]) -> None:
+    """Columns with their types, once for all actions and purposes that have the same."""
+    same: dict[str, list[str]] = {}
+    for one in allows.get("contracts", []):
+        actions = same.setdefault(json.dumps([one["purposes"], one["columns"]]), [])
+        actions += [action.rpartition("/")[2] for action in one["actions"]]
+    for about, actions in same.items():
+        purposes, columns = json.loads(about)
+        told = ", ".join(purposes).replace(DPV, "dpv:") or "any purpose"
+        console().print(f"[bold]{escape(', '.join(actions))}[/] for {escape(told)}")
+        print_rows(columns, {"column": "name", "type": "type", "masked": "mask"}, as_json=False)
 
 
 def transfers(role: Role = "", as_json: AsJson = False) -> None:

@@ -55,6 +55,9 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
         known = (two.north, two.south)
         return {one.name: {"id": one.participant, "name": one.name, "url": f"http://{one.host}"} for one in known}
 
+    async def contract(agreement_id: str) -> dict[str, Any]:
+        return {"agreement": agreement_id, "contracts": []}
+
     tokens, feed, app = Tokens(side.store), Feed(side.store.bus), FastAPI()
     problems.install(app)
     partners = Partners(peer=side.peer, members=members)
@@ -71,7 +74,7 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
         room=Room(each=1, total=1),
     )
     app.include_router(transfers.router(transfers=side.transfers, receiving=received, store=side.store, tokens=tokens))
-    app.include_router(agreements.router(agreements=side.agreements, tokens=tokens))
+    app.include_router(agreements.router(agreements=side.agreements, tokens=tokens, contract=contract))
     app.include_router(events.router(feed=feed, webhooks=hooks, tokens=tokens))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://t") as http:
         made = Desk(side, tokens, feed, http)
@@ -100,6 +103,7 @@ async def test_a_name_and_a_dataset_are_enough_to_agree_and_read(tmp_path: Path)
         assert done["sentences"]
         (row,) = await south.get(f"/agreements?role=consumer&dataset={DATASET}")
         assert (row["id"], row["state"]) == (done["agreement_id"], "active")
+        assert (await south.get(f"/agreements/{row['id']}/contract"))["agreement"] == row["id"]
         begun = await south.post("/transfers", {"agreement_id": row["id"], "correlation": "job-7"}, 201)
         started = await south.get(f"/transfers/{begun['id']}?wait=50&until=STARTED")
         assert started["state"] == "STARTED"
