@@ -224,23 +224,26 @@ class Negotiations(Exchange[Negotiation]):
         """Our next message after a later message of the counterparty, or the call for a person."""
         if not decisions.our_turn(decisions.NEGOTIATION, role=row.role, state=row.state):
             return []
-        anew = ""
+        why = ""
         if row.role == PROVIDER and row.state in (states.REQUESTED, states.ACCEPTED):
             offer, verdict = _offer_of(tx, row, facts)
             if row.state == states.REQUESTED and read is not None:
                 return self._answer(tx, row, asked=read, offer=offer, verdict=verdict)
             anew = _anew(tx, row, terms.read_offer(row.offer))
+            why = anew or ("; ".join(verdict.reasons) if verdict.lacking else "")
             case = decisions.Case(decide=row.decide, permitted=verdict.permitted, anew=bool(anew))
         else:
             same = read is None or row.state != states.OFFERED or _as_asked(read, earlier, self._us)
+            why = "" if same else "other terms than we asked for"
             case = decisions.Case(decide=row.decide, same_terms=same)
         move = decisions.next_message(decisions.NEGOTIATION, role=row.role, state=row.state, case=case)
         if not move:
-            self._ask_person(tx, row, anew)
+            self._ask_person(tx, row, why)
             return []
         return [self._move(tx, row, move)]
 
     def _ask_person(self, tx: Transaction, row: Negotiation, why: str) -> None:
+        row.reason = why  # until it goes on
         tx.publish(
             DecisionNeeded(
                 actor=row.counterparty,

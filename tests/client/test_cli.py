@@ -168,7 +168,7 @@ OFFER = {"id": "urn:o:1", "dataset": "urn:hanse:north:flights", "decide": "auto"
 AGREEMENT = {"id": "urn:a:1", "role": "consumer", "dataset": "urn:hanse:north:flights", "counterparty": "did:web:n",
              "state": "active", "signed_at": 0.0, "sentences": [{"text": "Members only."}]}  # fmt: skip
 NEGOTIATION = {"id": "n1", "role": "provider", "counterparty": "did:web:f", "dataset": "d", "state": "REQUESTED",
-               "waits_for": "us", "updated_at": 0.0}  # fmt: skip
+               "waits_for": "us", "reason": "other terms", "updated_at": 0.0}  # fmt: skip
 PUSHED = {"id": "t2", "state": "COMPLETED", "format": "HttpData-PUSH", "received": {"rows": 1234, "bytes": 5_000_000,
           "received_at": 0.0}}  # fmt: skip
 TRANSFER = {"id": "t1", "role": "consumer", "agreement_id": "urn:a:1", "state": "STARTED", "purpose": "p"}
@@ -202,7 +202,7 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
     (["transfer", "remove", "t2"], ("DELETE", "/transfers/t2/received"), None, None, ""),
     (["revoke", "urn:a:1", "--reason", "enough"], ("POST", "/agreements/urn%3Aa%3A1/revoke"), AGREEMENT,
      {"reason": "enough"}, ""),
-    (["pending"], ("GET", "/negotiations"), [NEGOTIATION], None, "n1"),
+    (["pending"], ("GET", "/negotiations"), [NEGOTIATION], None, "other terms"),
     (["approve", "n1"], ("POST", "/negotiations/n1/approve"), {**NEGOTIATION, "state": "AGREED"}, {}, "AGREED"),
     (["reject", "n1", "--reason", "no"], ("POST", "/negotiations/n1/terminate"), {**NEGOTIATION, "state": "TERMINATED"},
      {"reason": "no"}, "TERMINATED"),

@@ -44,8 +44,9 @@ async def waits(two: Pair, policy: Json) -> str:
     here = await settled(two.south, "negotiation", row.id, "REQUESTED")
     await emptied(two)
     assert two.north.events[-1].kind == "DecisionNeeded"
-    assert (await two.north.negotiation(here.peer_pid)).pending == ""
-    return str(two.north.events[-1].reason)
+    there = await two.north.negotiation(here.peer_pid)
+    assert (there.pending, there.reason) == ("", two.north.events[-1].reason)
+    return str(there.reason)
 
 
 @pytest.mark.parametrize("decide", ["auto", "rules"])
@@ -99,6 +100,8 @@ async def test_a_person_may_agree_again(tmp_path: Path) -> None:
         here = await settled(two.south, "negotiation", row.id, "REQUESTED")
         await two.north.negotiations.command(here.peer_pid, "approve", by="owner")
         await settled(two.south, "negotiation", row.id, "FINALIZED")
+        await emptied(two)
+        assert (await two.north.negotiation(here.peer_pid)).reason == ""
 
 
 @pytest.mark.parametrize("name", ["rows", "noise"])

@@ -72,6 +72,10 @@ async def test_the_first_answer_of_a_provider(
         await emptied(two)
         waiting = [event for event in two.north.events if event.kind == "DecisionNeeded"]
         assert len(waiting) == (answer == "waits")
+        if waiting:
+            there = await two.north.negotiation(here.peer_pid)
+            assert there.reason == waiting[0].reason
+            assert bool(there.reason) == (asked == "other" or not membership)
         if answer == "refused":
             assert here.reason.endswith(f"expected an offer of the catalogue, came '{OFFER_ID}' for '{DATASET}'")
         if answer == "OFFERED":
@@ -237,7 +241,19 @@ async def test_an_automatic_consumer_accepts_what_it_asked_for_and_nothing_else(
             row = await peer.negotiation(role=CONSUMER, state="REQUESTED", decide="auto")
             offer = {"@type": "Offer", "@id": OFFER_ID, "target": DATASET, **terms}
             assert (await peer.say(states.OFFER, row, offer=offer)).status == 200
-            assert (await two.north.negotiation(row.id)).pending == expected
+            waits = await two.north.negotiation(row.id)
+            assert (waits.pending, waits.reason) == (expected, "" if expected else "other terms than we asked for")
+
+
+async def test_what_an_accepted_offer_lacks_is_told_to_whom_it_waits_for(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID, policy=MEMBERS)
+        peer = Counterparty(two.north)
+        row = await peer.negotiation(role=PROVIDER, state="OFFERED", decide="auto")
+        assert (await peer.say(states.ACCEPTED_EVENT, row)).status == 200
+        waits = await two.north.negotiation(row.id)
+        assert waits.pending == ""
+        assert "membership" in waits.reason
 
 
 async def test_an_offer_for_another_dataset_is_refused(tmp_path: Path) -> None:

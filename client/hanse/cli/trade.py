@@ -150,7 +150,7 @@ def pending(as_json: AsJson = False) -> None:
     """Negotiations that wait for a person here."""
     rows = space().api.get("/negotiations", waiting_for_us="true")
     shown = {"id": "id", "with": "counterparty", "dataset": "dataset", "state": "state"}
-    print_rows(rows, {**shown, "since": at("updated_at")}, as_json=as_json)
+    print_rows(rows, {**shown, "why": "reason", "since": at("updated_at")}, as_json=as_json)
     if rows and not as_json:
         say("answer with `hanse approve ID` or `hanse reject ID --reason ...`")
 
