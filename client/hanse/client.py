@@ -109,17 +109,22 @@ class Space:
         purpose: str = "",
         mode: str = "",
         limits: Mapping[str, Any] | None = None,
+        epsilon: float | None = None,
         idle_seconds: float = _IDLE_SECONDS,
         query_id: str = "",
         partial: bool = False,
     ) -> Stream:
         """One SQL question over datasets of any owners that we have agreements with, named `"owner".dataset`.
 
-        Each owner answers its part under its own agreement. `Stream.owners` says what each sent. `query_id`: sixteen
-        hex digits of your choice, to call `progress` with from another thread meanwhile. `partial`: where owners are
-        down or late, the answer about the others, if that means something; `Stream.missing` lists who is missing.
+        Each owner answers its part under its own agreement. `Stream.owners` says what each sent. `limits`: the most
+        that it may take of `seconds`, `rows` and `bytes`. `epsilon`: where answers carry noise, what each owner's may
+        cost of its agreement's budget. `query_id`: sixteen hex digits of your choice, to call `progress` with from
+        another thread meanwhile. `partial`: where owners are down or late, the answer about the others, if that means
+        something; `Stream.missing` lists who is missing.
         """
-        body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, query_id=query_id, partial=partial)
+        body = _query_body(
+            sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, query_id=query_id, partial=partial
+        )
         headers = {**self.api.headers, "content-type": "application/json"}
         request = Request("POST", f"{self.api.base}/queries", headers, json.dumps(body).encode(), idle_seconds)
         return Stream(_wire.ask(request))
@@ -129,10 +134,18 @@ class Space:
         return dict(self.api.get(f"/queries/{segment(query_id)}"))
 
     def explain(
-        self, sql: str, *, purpose: str = "", mode: str = "", analyze: bool = False, partial: bool = False
+        self,
+        sql: str,
+        *,
+        purpose: str = "",
+        mode: str = "",
+        limits: Mapping[str, Any] | None = None,
+        epsilon: float | None = None,
+        analyze: bool = False,
+        partial: bool = False,
     ) -> Explained:
         """What would run where and what would travel; with `analyze` it runs, and the figures are real."""
-        body = _query_body(sql, purpose=purpose, mode=mode, limits=None, partial=partial)
+        body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, partial=partial)
         call = Call("POST", "/queries", body={**body, "explain": "analyze" if analyze else True}, seconds=_IDLE_SECONDS)
         return Explained(self.api.do(call))
 
@@ -394,8 +407,8 @@ def _entry(hit: Mapping[str, Any]) -> Entry:
 
 
 def _query_body(
-    sql: str, *, purpose: str, mode: str, limits: Mapping[str, Any] | None, query_id: str = "", partial: bool = False
+    sql: str, *, limits: Mapping[str, Any] | None, query_id: str = "", partial: bool, **more: Any
 ) -> dict[str, Any]:
-    body = {"sql": sql, "purpose": purpose, "mode": mode, "limits": dict(limits) if limits else None, "id": query_id}
-    body["partial"] = "allow" if partial else ""
-    return {name: value for name, value in body.items() if value}
+    """What is not given is left out; numbers are given, whatever they are."""
+    body = {"sql": sql, "limits": dict(limits or {}), "id": query_id, "partial": "allow" if partial else "", **more}
+    return {name: value for name, value in body.items() if value not in (None, "", {})}

@@ -62,6 +62,12 @@ class Asked(BaseModel):
     )
     explain: bool | Literal["analyze"] = Field(False, description="true: the plan; analyze: run it, give the figures.")
     limits: Bounds = Bounds()
+    epsilon: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Where answers carry noise: what each owner's may cost of its agreement's budget; else a tenth.",
+    )
     codec: Literal["none", "lz4", "zstd"] = Field("none", description="Compression of the answer.")
     wire: Literal["none", "lz4", "zstd"] = Field("zstd", description="Compression of what the owners send.")
     shares: Shares = Shares()
@@ -80,6 +86,7 @@ class Asked(BaseModel):
             seconds=self.limits.seconds,
             rows=self.limits.rows,
             nbytes=self.limits.bytes,
+            epsilon=self.epsilon,
             codec=self.codec,
             wire=self.wire,
             layout=self.shares.layout(),

@@ -27,6 +27,7 @@ class Question:
     seconds: float | None = None
     rows: int | None = None
     nbytes: int | None = None
+    epsilon: float | None = None  # what each owner's answer with noise may cost of its agreement's budget
     codec: str = "none"  # of the answer
     wire: str = "zstd"  # of what owners send
     layout: Layout = field(default_factory=Layout)

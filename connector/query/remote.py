@@ -78,6 +78,7 @@ class Request:
     fragment: Fragment
     sql: str
     purpose: str
+    epsilon: float | None
     deadline: Deadline
     later: int  # stages that follow this one
     rows: int | None = None
@@ -279,6 +280,7 @@ class _Exchange:
             "fragment": fragment.id,
             "agreement": "",
             "purpose": request.purpose,
+            "epsilon": request.epsilon,
             "sql": request.sql,
             "datasets": dict(fragment.versions),
             "tickets": [other for _, other in others],

@@ -225,6 +225,7 @@ class Work:
             fragment=fragment,
             sql=sql,
             purpose=self.question.purpose,
+            epsilon=self.question.epsilon,
             deadline=self.deadline,
             later=later,
             keys=keys,

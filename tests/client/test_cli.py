@@ -417,6 +417,18 @@ def test_an_answer_is_written_in_every_format(
         assert ran.out == ""
 
 
+@pytest.mark.parametrize("how", [[], ["--explain"], ["--analyze"]], ids=str)
+def test_a_question_has_the_limits_that_are_given(run: Run, served: Connector, how: list[str]) -> None:
+    served.routes["POST", "/queries"] = {"text": "here"} if how else chunked(ANSWER)
+    ran = run("query", "SELECT 1", "--seconds", "5", "--rows", "9", "--bytes", "1000", "--epsilon", "0.2", *how)
+    assert ran.code == 0, ran.err
+    body = served.asked[-1].body
+    assert (body["limits"], body["epsilon"]) == ({"seconds": 5, "rows": 9, "bytes": 1000}, 0.2)
+    run("query", "SELECT 1", "--epsilon", "0", *how)
+    assert served.asked[-1].body["epsilon"] == 0  # the connector says what it takes
+    assert "limits" not in served.asked[-1].body
+
+
 def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run, served: Connector) -> None:
     served.routes["POST", "/queries"] = chunked(ANSWER)
     assert "n3" in run("query", "SELECT 1").out

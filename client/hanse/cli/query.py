@@ -47,6 +47,17 @@ def query(
     partial: Annotated[
         bool, typer.Option("--partial", help="Also without owners that are down or late, where that means something.")
     ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds that it may take; the connector's own limit else.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Refuse an answer of more rows.")] = None,
+    sent: Annotated[
+        int | None, typer.Option("--bytes", help="Bytes that the owners' answers may take together.")
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="Where answers carry noise: what each owner's may cost of its budget; else a tenth."),
+    ] = None,
     format_: Format = "",
     output: Output = None,
     as_json: AsJson = False,
@@ -55,13 +66,21 @@ def query(
     format_ = _format("json" if as_json else format_, output)
     text = sys.stdin.read() if sql == "-" else sql
     connected = space()
+    limits = {"seconds": seconds, "rows": rows, "bytes": sent}
+    asked: dict[str, Any] = {
+        "purpose": purpose,
+        "mode": mode,
+        "partial": partial,
+        "limits": {name: most for name, most in limits.items() if most is not None},
+        "epsilon": epsilon,
+    }
     if explain or analyze:
         if output is not None:
             raise BadInput("expected no --output beside --explain or --analyze: a plan goes to standard output")
-        plan = connected.explain(text, purpose=purpose, mode=mode, analyze=analyze, partial=partial)
+        plan = connected.explain(text, analyze=analyze, **asked)
         print_json(plan) if as_json else console().out(plan.get("text", ""))
         return
-    answer = _asked(connected, text, purpose=purpose, mode=mode, partial=partial)
+    answer = _asked(connected, text, **asked)
     _deliver(answer, format_=format_, output=output, total=None)
     if answer.end.get("owners"):
         with _on_stderr():

@@ -74,6 +74,13 @@ async def test_the_answer_is_an_arrow_stream_with_an_end_record(asker: Asker) ->
     assert end["query_id"] == answer.headers["hanse-query"]
 
 
+@pytest.mark.parametrize("given", [{}, {"epsilon": 0.25}], ids=str)
+async def test_every_owner_is_told_what_its_answer_may_cost_of_a_budget(asker: Asker, given: dict[str, Any]) -> None:
+    assert (await asker.ask(**given)).status_code == 200
+    told = [envelope["epsilon"] for owner in asker.owners.of.values() for envelope in owner.asked]
+    assert told == [given.get("epsilon")] * 2
+
+
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 async def test_the_answer_is_compressed_as_asked(asker: Asker, codec: str) -> None:
     rows, _ = read((await asker.ask(codec=codec)).content)
@@ -97,6 +104,7 @@ WRONG = [
     ({"sql": SQL, "colour": "blue"}, 400, "bad_input"),
     ({"sql": ""}, 400, "bad_input"),
     ({"sql": SQL, "limits": {"seconds": 0}}, 400, "bad_input"),
+    ({"sql": SQL, "epsilon": 0}, 400, "bad_input"),
     ({"sql": SQL, "partial": "perhaps"}, 400, "bad_input"),
 ]
 
