@@ -223,6 +223,33 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
 ]  # fmt: skip
 
 
+TEXT = {"left_out": [{"line": 5, "column": None, "problem": "too many columns"},
+                     {"line": 8, "column": "age", "problem": "cast"}], "left_out_count": 1_002,
+        "columns": [{"name": "age", "type": "BIGINT"}]}  # fmt: skip
+COPIED = {"left_out": [], "left_out_count": 0,
+          "columns": [{"name": "age", "type": "BIGINT", "was": "oid", "note": "a number"}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        (TEXT, ["left out line 5 (too many columns), line 8 (age: cast), and 1,000 more", "column type", "age BIGINT"]),
+        (COPIED, ["column type was note", "age BIGINT oid a number"]),
+    ],
+)
+def test_a_dataset_shows_what_its_conversion_made_of_it(
+    run: Run, served: Connector, report: dict[str, Any], said: list[str]
+) -> None:
+    row = {**DATASET, "report": report}
+    served.routes |= {("POST", "/datasets"): (201, row), ("POST", "/datasets/flights/versions"): (201, row),
+                      ("GET", "/datasets/flights"): row}  # fmt: skip
+    for args in (["add", "flights", "/f.csv"], ["update", "flights"], ["show", "flights"]):
+        ran = run("dataset", *args)
+        lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+        assert all(any(line.startswith(one) for line in lines) for one in said), ran.out
+        assert ("statistics" in ran.out) == (args[0] == "show")
+
+
 @pytest.mark.parametrize(
     ("args", "route", "answer", "body", "shown"), COMMANDS, ids=[" ".join(c[0][:2]) for c in COMMANDS]
 )

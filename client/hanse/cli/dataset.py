@@ -16,6 +16,7 @@ from hanse.flow import Call, segment
 commands = typer.Typer(help="Register, list and remove your datasets.", no_args_is_help=True)
 _SECONDS = 12 * 3600.0  # that a registration may take
 _FILES_SHOWN = 5
+_LINES_SHOWN = 5
 _FIELDS: dict[str, Any] = {
     "name": "name",
     "id": "id",
@@ -24,6 +25,7 @@ _FIELDS: dict[str, Any] = {
     "kind": "kind",
     "rows": "rows",
     "size": lambda row: size(row.get("bytes") or 0),
+    "left out": lambda row: _left_out(row.get("report") or {}),
     "version": "version",
     "license": "license",
     "keywords": "keywords",
@@ -61,6 +63,8 @@ def add(
     row = _registered(name, "/datasets", {key: value for key, value in body.items() if value})
     print_one(row, _FIELDS, as_json=as_json)
     if not as_json:
+        if row.get("report"):
+            _print_columns(row)
         say("nobody else sees it yet: attach an offer with `hanse offer add`")
 
 
@@ -85,9 +89,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     row = space().api.get(f"/datasets/{segment(name)}")
     print_one(row, _FIELDS, as_json=as_json)
     if not as_json:
-        print_rows(
-            row.get("columns", []), {"column": "name", "type": "type", "statistics": "statistics"}, as_json=False
-        )
+        _print_columns(row, statistics="statistics")
 
 
 @commands.command()
@@ -105,6 +107,8 @@ def update(
         name, f"/datasets/{segment(name)}/versions", {"path": path, **({"accept": True} if accept else {})}
     )
     print_one(row, _FIELDS, as_json=as_json)
+    if row.get("report") and not as_json:
+        _print_columns(row)
     for one in [] if as_json else row.get("affected", []):
         say(f"{one['level']}: {one['on']} {one['id']} {one['rule']}: {one['message']}")
 
@@ -182,6 +186,24 @@ def _files(paths: list[str]) -> list[str]:
     """The first of many."""
     more = len(paths) - _FILES_SHOWN
     return paths if more <= 0 else [*paths[:_FILES_SHOWN], f"and {more:,} more"]
+
+
+def _print_columns(row: dict[str, Any], **more: str) -> None:
+    """Columns with their types, and what each was where they were converted from another system's."""
+    report = row.get("report") or {}
+    told = {one["name"]: {"was": one.get("was"), "note": one.get("note")} for one in report.get("columns", [])}
+    columns = [{**column, **told.get(column["name"], {})} for column in row.get("columns", [])]
+    if any(column.get("was") for column in columns):
+        more = {"was": "was", "note": "note", **more}
+    print_rows(columns, {"column": "name", "type": "type", **more}, as_json=False)
+
+
+def _left_out(report: dict[str, Any]) -> str:
+    """The lines that a conversion could not read: how many, and the first of them."""
+    lines = report.get("left_out", [])[:_LINES_SHOWN]
+    told = [f"line {one['line']} ({': '.join(filter(None, (one['column'], one['problem'])))})" for one in lines]
+    more = int(report.get("left_out_count", 0)) - len(told)
+    return ", ".join([*told, f"and {more:,} more"] if more > 0 else told)
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

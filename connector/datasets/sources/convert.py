@@ -23,7 +23,7 @@ def write_parquet(con: Any, table: str, target: str, *, bad_lines_max: int) -> d
         _copy(con, shown, table, target)
     bad = _bad_lines(con)
     if len(bad) > bad_lines_max:
-        told = ", ".join(f"line {one['line']} ({one['column']}: {one['problem']})" for one in bad[:_BAD_LINES_TOLD])
+        told = ", ".join(map(_told, bad[:_BAD_LINES_TOLD]))
         raise SourceUnreadable(
             f"expected at most {bad_lines_max} unreadable lines, came {len(bad)} or more: {told}; "
             "correct the file or its options",
@@ -38,6 +38,11 @@ def write_parquet(con: Any, table: str, target: str, *, bad_lines_max: int) -> d
         "left_out": bad[:_BAD_LINES_SHOWN],
         "left_out_count": len(bad),
     }
+
+
+def _told(bad: dict[str, Any]) -> str:
+    """A bad line; some are so as a whole, and in no column."""
+    return f"line {bad['line']} ({': '.join(filter(None, (bad['column'], bad['problem'])))})"
 
 
 def _copy(con: Any, shown: str, table: str, target: str) -> None:

@@ -213,6 +213,14 @@ async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: P
     report = await pool.ask(job)
     assert (report["rows"], report["left_out_count"]) == (50, 1)
     assert report["left_out"][0]["line"] == 52
+    with pytest.raises(HanseError, match=r"came 1 or more: line 52 \(too many columns\); correct"):
+        await pool.ask(
+            Job(
+                kind="convert",
+                relations={"t": data.relation("csv", path, tmp_path)},
+                arguments={"target": str(tmp_path / "none.parquet")},
+            )
+        )
 
 
 LAST_OF_MANY = {

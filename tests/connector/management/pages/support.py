@@ -131,7 +131,7 @@ def _dataset(tx: Transaction) -> None:
     source = {
         "kind": "parquet",
         "files": [{"path": "/data/p.parquet"}],
-        "report": None,
+        "report": {"left_out": [{"line": 7, "column": None, "problem": "too many columns"}], "left_out_count": 21},
         "asked_path": "/data/p.parquet",
     }
     tx.datasets.add(

@@ -100,6 +100,10 @@ async def test_every_page_is_well_formed_and_says_nothing_secret(
             assert secret not in answer.text, path
 
 
+async def test_a_dataset_says_which_lines_were_left_out(full: Console) -> None:
+    assert "21 unreadable lines: 7, ..." in (await full.get("/datasets/patients")).text
+
+
 async def test_without_login_every_page_leads_to_the_login(full: Console) -> None:
     for path, _, _ in PAGES:
         answer = await full.http.get(path)
