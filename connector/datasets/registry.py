@@ -265,9 +265,8 @@ class Registry:
             version=read.digest,
             created_at=tx.now,
         )
-        version = _version(tx, row.id, asked, read)
+        version = _pinned(tx, row.id, asked, read)
         tx.datasets.add(row)
-        tx.datasets.add(version)
         detail = {"rows": read.profile["rows"], "columns": len(version.schema), "files": len(read.files)}
         tx.publish(DatasetRegistered(actor=by, dataset=row.id, version=row.version, detail=detail))
         return row, version
@@ -276,12 +275,7 @@ class Registry:
         self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, changes: dict[str, Any], by: str
     ) -> tuple[Dataset, DatasetVersion]:
         row = tx.datasets.of(dataset_id)
-        version = tx.datasets.version(row.id, read.digest)
-        if version is None:
-            version = _version(tx, row.id, asked, read)
-            tx.datasets.add(version)
-        else:  # the same bytes, in other files
-            version.source = _version(tx, row.id, asked, read).source
+        version = _pinned(tx, row.id, asked, read)
         version.source = version.source | {"changes": changes}
         before, row.version = row.version, read.digest
         detail = {"before": before, "rows": read.profile["rows"]}
@@ -324,8 +318,15 @@ async def _no_effects(dataset: Dataset, old: DatasetVersion, new: DatasetVersion
     return []
 
 
-def _version(tx: Transaction, dataset_id: str, asked: Registration, read: _Read) -> DatasetVersion:
-    return _draft(dataset_id, asked, read, now=tx.now)
+def _pinned(tx: Transaction, dataset_id: str, asked: Registration, read: _Read) -> DatasetVersion:
+    """The version of what was read. One of the same bytes may be there, also from before the dataset was removed."""
+    drafted = _draft(dataset_id, asked, read, now=tx.now)
+    version = tx.datasets.version(dataset_id, read.digest)
+    if version is None:
+        tx.datasets.add(drafted)
+        return drafted
+    version.source = drafted.source
+    return version
 
 
 def _draft(dataset_id: str, asked: Registration, read: _Read, *, now: float) -> DatasetVersion:

@@ -195,6 +195,19 @@ async def test_a_dataset_with_an_agreement_in_force_is_not_removed_however_many_
     await owner.registry.remove("one", by="test")
 
 
+async def test_a_dataset_that_was_removed_is_registered_again(owner: Owner) -> None:
+    path = owner.folder / "data" / "again.parquet"
+    pq.write_table(pa.table({"id": [1]}), path)
+    before = await owner.add("again", path)
+    await owner.registry.remove("again", by="test")
+    with pytest.raises(NotFound):
+        await owner.registry.get("again")
+    elsewhere = path.rename(path.with_name("elsewhere.parquet"))
+    assert (await owner.add("again", elsewhere)).digest == before.digest
+    _, version = await owner.registry.get("again")
+    assert [file["path"] for file in version.source["files"]] == [str(elsewhere)]
+
+
 async def test_a_version_is_the_same_for_the_same_data_and_confirms_no_guess_at_it(
     owner: Owner, tmp_path: Path
 ) -> None:
