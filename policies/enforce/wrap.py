@@ -190,6 +190,8 @@ def try_cast(value: exp.Expr, type_: str) -> exp.Expr:
 @lru_cache(maxsize=1024)
 def _type_node(type_: str) -> exp.DataType:
     """Types are parsed, and the same few come with every query."""
+    if '"NULL"' in type_:  # of a column of nothing but nulls, which the parser takes for no name
+        return exp.DataType(this=exp.DType.USERDEFINED, kind=type_)
     return exp.DataType.build(type_, dialect="duckdb")
 
 

@@ -30,6 +30,11 @@ WAYS = [
     "select c from t union select c from t order by c",
 ]
 
+TYPES = [
+    '"NULL"', '"NULL"[]', 'STRUCT(a INTEGER, "it\'s" "NULL")', "MAP(VARCHAR, FLOAT[2])", "ENUM('a', 'it''s')",
+    'STRUCT("a ""b""" DECIMAL(3,1), "select" STRUCT(b UHUGEINT)[])', "UNION(n INTEGER, t VARCHAR)", "TIME_NS",
+]  # fmt: skip
+
 
 @pytest.fixture
 def connection() -> Iterator[duckdb.DuckDBPyConnection]:
@@ -64,6 +69,14 @@ def test_an_extreme_value_is_shown_masked_or_not_at_all(
     assert [text for (text,) in shown] == list(case["shown"].values())
     for way in WAYS:
         bench.ask(way)  # DuckDB's own errors are not caught: there must be none
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_column_that_is_masked_to_null_keeps_its_type(connection: duckdb.DuckDBPyConnection, kind: str) -> None:
+    bench = bench_of(connection, {"type": kind, "mask": "null", "shown": {None: None}})
+    prepared = bench.prepare("select c from t")
+    assert bench.run(prepared) == [(None,)]
+    assert list(map(str, connection.sql(prepared.sql, params=prepared.params).types)) == [kind]
 
 
 def test_without_the_wrap_a_rounded_value_that_does_not_fit_is_an_error(connection: duckdb.DuckDBPyConnection) -> None:
