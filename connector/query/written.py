@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -74,11 +76,16 @@ class _Parquet:
 
 
 class _Csv:
-    """Lines with the names first. Missing values are empty, empty text is `""`; nested ones are JSON, bytes base64."""
+    """Lines with the names first. Missing values are empty, empty text is `""`; nested ones are JSON, bytes base64.
+
+    Of one column missing values are `""`, too: most readers pass over an empty line, and the row would be lost.
+    """
 
     def __init__(self, sink: ListSink, schema: pa.Schema, *, guarded: bool = False) -> None:
         names = [f"'{name}" if guarded and re.match(_FORMULA, name) else name for name in schema.names]
-        self._schema = pa.schema(list(zip(names, map(_shown, schema.types), strict=True)))
+        self._alone = len(names) == 1
+        shown = [pa.string()] if self._alone else map(_shown, schema.types)
+        self._schema = pa.schema(list(zip(names, shown, strict=True)))
         self._guarded = guarded
         self._writer = pyarrow.csv.CSVWriter(pa.PythonFile(sink, mode="w"), self._schema)
 
@@ -91,10 +98,10 @@ class _Csv:
 
     def _column(self, values: pa.Array, field: pa.Field) -> pa.Array:
         found = values if values.type == field.type else _text(values)
-        if self._guarded and found.type == pa.string():
+        if self._guarded and _shown(values.type) == pa.string() and not pa.types.is_decimal(values.type):
             formula = pc.fill_null(pc.match_substring_regex(found, _FORMULA), False)
             found = pc.if_else(formula, pc.binary_join_element_wise("'", found, ""), found)
-        return found
+        return pc.fill_null(found, "") if self._alone else found
 
 
 def _guarded(sink: ListSink, schema: pa.Schema) -> _Csv:
@@ -113,18 +120,82 @@ def _text(values: pa.Array) -> pa.Array:
         coded = [None if one is None else base64.b64encode(one).decode() for one in values.to_pylist()]
         return pa.array(coded, pa.string())
     if pa.types.is_nested(kind):
-        return pa.array([None if one is None else _json(one) for one in values.to_pylist()], pa.string())
+        found = values.cast(_numbered(kind)).to_pylist()
+        return pa.array([None if one is None else _json(one, kind) for one in found], pa.string())
     if pa.types.is_interval(kind) or pa.types.is_null(kind):
         return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.string())
-    return values.cast(pa.string())
+    return _moments(values) if _is_moment(kind) else values.cast(pa.string())
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+def _is_moment(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind))
 
 
-def _plain(value: Any) -> Any:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+def _moments(values: pa.Array) -> pa.Array:
+    """In ISO 8601, and the engine's infinity, which is no moment to Arrow. Nor are years beyond 32767: it says so of
+    moments without a zone, and takes others for earlier ones."""
+    kind = values.type
+    zoned = pa.types.is_timestamp(kind) and kind.tz is not None
+    found = (values.cast(pa.timestamp(kind.unit)) if zoned else values).cast(pa.string())
+    far = pc.fill_null(pc.starts_with(found, "<"), False)  # "<value out of range: ...>"
+    found = pc.binary_join_element_wise(found, "Z", "") if zoned else found
+    if not pc.any(far).as_py():
+        return found
+    numbers = values.cast(_numbered(kind)).filter(far).to_pylist()
+    return pc.replace_with_mask(found, far, pa.array([_far(one, kind) for one in numbers], pa.string()))
+
+
+@lru_cache(maxsize=4096)
+def _moment(number: int, kind: pa.DataType) -> str:
+    return str(_moments(pa.array([number], _numbered(kind)).cast(kind))[0])
+
+
+def _far(number: int, kind: pa.DataType) -> str:
+    import numpy as np  # where one comes
+
+    if abs(number) == 2 ** (kind.bit_width - 1) - 1:
+        return "infinity" if number > 0 else "-infinity"
+    unit: Any = "D" if pa.types.is_date(kind) else kind.unit
+    zone = "Z" if pa.types.is_timestamp(kind) and kind.tz else ""
+    return str(np.datetime64(number, unit)).replace("T", " ") + zone
+
+
+def _numbered(kind: pa.DataType) -> pa.DataType:
+    """With the numbers that moments are stored as: those of Python have few years and no nanoseconds."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_numbered(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_numbered(kind.key_type), _numbered(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_numbered(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_numbered(kind.value_type))
+    if _is_moment(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    return kind
+
+
+def _json(value: Any, kind: pa.DataType) -> str:
+    return json.dumps(_plain(value, kind), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A value, moments as numbers, as JSON can say it: which knows no NaN and no infinity."""
+    if value is None:
+        return None
+    if pa.types.is_struct(kind):
+        return {field.name: _plain(value[field.name], field.type) for field in kind}
+    if pa.types.is_map(kind):
+        return [[_plain(key, kind.key_type), _plain(one, kind.item_type)] for key, one in value]
+    if pa.types.is_nested(kind):
+        return [_plain(one, kind.value_type) for one in value]
+    if _is_moment(kind):
+        return _moment(value, kind)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value if isinstance(value, str | int | float) else str(value)
 
 
 _WRITERS: dict[str, Callable[[ListSink, pa.Schema], Any]] = {

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
+import math
+import secrets
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -174,6 +177,7 @@ STRANGE = pa.table(
         "when": pa.array([0, None, *[1] * 7], pa.timestamp("us", "UTC")),
         "money": pa.array([None, *[1] * 8], pa.int64()).cast(pa.decimal128(21, 2)),
         "less": [-1] * 9,
+        "debt": pa.array([-1] * 9, pa.int64()).cast(pa.decimal128(21, 2)),
     }
 )
 
@@ -185,14 +189,62 @@ async def test_csv_shows_every_type_and_guards_formulas_where_asked(running: Pro
     path = "/data/v1/datasets/strange/rows"
     plain = list(csv.reader(io.StringIO((await get(running, ticket, path=path, format="csv")).text)))
     assert plain[0] == STRANGE.column_names
-    assert plain[1] == ["plain", "AP8=", '{"a": [1, null]}', "1970-01-01 00:00:00.000000Z", "", "-1"]
+    assert plain[1] == ["plain", "AP8=", '{"a": [1, null]}', "1970-01-01 00:00:00.000000Z", "", "-1", "-1.00"]
     assert [row[0] for row in plain[1:]] == [value or "" for value in STRANGE["text"].to_pylist()]
     assert plain[2][4] == "1.00"
     guarded = list(csv.reader(io.StringIO((await get(running, ticket, path=path, format="csv", guard="true")).text)))
     assert [row[0] for row in guarded[2:7]] == ["'=1+1", "'+x", "'-5", "'@me", "'\tx"]
-    assert {row[5] for row in guarded[1:]} == {"-1"}
+    assert {(row[5], row[6]) for row in guarded[1:]} == {("-1", "-1.00")}
     parquet = pq.read_table(io.BytesIO((await get(running, ticket, path=path, format="parquet")).content))
     assert parquet.to_pylist() == STRANGE.to_pylist()
+
+
+MOMENTS = {  # as numbers, and what CSV says
+    pa.date32(): {0: "1970-01-01", 2_932_897: "10000-01-01", -719_529: "-0001-12-31", 2**30: "2941775-04-07",
+                  2**31 - 1: "infinity", 1 - 2**31: "-infinity"},
+    pa.timestamp("us"): {1: "1970-01-01 00:00:00.000001", 2**62: "148108-07-06 14:00:27.387904"},
+    pa.timestamp("us", "UTC"): {0: "1970-01-01 00:00:00.000000Z", 2**62: "148108-07-06 14:00:27.387904Z",
+                                2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
+    pa.timestamp("ns"): {1: "1970-01-01 00:00:00.000000001"},
+}  # fmt: skip
+
+
+@module
+@pytest.mark.parametrize("kind", list(MOMENTS), ids=str)
+async def test_csv_says_every_moment_also_in_what_is_nested(running: Provider, tmp_path: Path, kind: Any) -> None:
+    numbers, told = zip(*MOMENTS[kind].items(), strict=True)
+    moments = pa.array(numbers, pa.int32() if kind == pa.date32() else pa.int64()).cast(kind)
+    nested = pa.array([[{"a": one}, None] for one in moments], pa.list_(pa.struct([("a", kind)])))
+    rows = await lines(running, pa.table({"m": moments, "n": nested}), tmp_path)
+    assert [row[0] for row in rows] == list(told)
+    assert [json.loads(row[1]) for row in rows] == [[{"a": one}, None] for one in told]
+
+
+@module
+async def test_nested_numbers_are_json_also_where_it_has_none(running: Provider, tmp_path: Path) -> None:
+    table = pa.table({"x": [[math.nan, math.inf, -math.inf, None, 1.5]], "y": [1]})
+    ((text, _),) = await lines(running, table, tmp_path)
+    assert json.loads(text, parse_constant=pytest.fail) == ["NaN", "Infinity", "-Infinity", None, 1.5]
+
+
+@module
+@pytest.mark.parametrize("values", [[1, None, 3], ["a", None, ""], [None, 2.5]], ids=str)
+async def test_a_missing_value_of_one_column_is_a_row_to_every_reader(
+    running: Provider, tmp_path: Path, values: list[Any]
+) -> None:
+    assert await lines(running, pa.table({"x": values}), tmp_path) == [["" if v is None else str(v)] for v in values]
+    again = pyarrow.csv.read_csv(tmp_path / "rows.csv", convert_options=pyarrow.csv.ConvertOptions(null_values=[""]))
+    assert len(again) == len(values)
+
+
+async def lines(running: Provider, table: pa.Table, folder: Path) -> list[list[str]]:
+    """The lines of CSV that a table of this name becomes, but for the first; they lie in `rows.csv`, too."""
+    pq.write_table(table, folder / "rows.parquet")
+    name = f"t{secrets.token_hex(4)}"
+    ticket = running.ticket(await running.agree(name=name, path=folder / "rows.parquet"))
+    answer = await get(running, ticket, path="/data/v1", format="csv")
+    (folder / "rows.csv").write_bytes(answer.content)
+    return list(csv.reader(io.StringIO(answer.text)))[1:]
 
 
 @module
