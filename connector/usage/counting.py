@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from connector.datasets import counts
 from connector.errors import Limited, Refused
 from connector.store import Transaction
@@ -98,7 +100,7 @@ def _most_rows(held: Held, contract: DataContract) -> int | None:
     rows = held.version.profile["rows"]
     if contract.row_filter is not None:  # where the reads end would tell of the hidden rows
         rows = counts.at_least(rows)
-    share = int(rows * limits.share / 100)
+    share = int(rows * Decimal(str(limits.share)) / 100)  # as it is written: 0.29 is less as a float
     return share if limits.rows is None else min(share, limits.rows)
 
 

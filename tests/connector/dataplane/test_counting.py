@@ -197,6 +197,15 @@ async def test_rows_that_leave_one_by_one_are_counted_as_they_leave(running: Pro
     assert (await used(running, agreement))[1] == 3
 
 
+async def test_a_share_is_as_many_rows_as_it_says(running: Provider) -> None:
+    share, rows = "0.29", 580
+    agreement = await running.agree(limited("odrl:percentage", share))
+    answer = await ask(running, running.ticket(agreement), f"SELECT id FROM numbers LIMIT {rows}")
+    assert parse(answer.content)[1]["status"] == "complete"
+    await settled(running)
+    assert (await used(running, agreement))[1] == rows == data.ROWS * 29 // 10_000
+
+
 async def test_an_aggregate_takes_all_rows_of_the_dataset_where_there_are_that_many_left(running: Provider) -> None:
     agreement = await running.agree(limited("ds:rowQuota", str(2 * data.ROWS)))
     ticket = running.ticket(agreement)
