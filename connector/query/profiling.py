@@ -6,7 +6,9 @@ owner's: whoever publishes the profile leaves them out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,9 @@ from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
 from connector.query.engine import Files, plain_schema
 
-_COLUMNS_AT_ONCE = 16
+_COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small: each pass binds all columns of a file
+_READER = 2**16  # bytes that the engine holds for a column beside its values
+_UNKNOWN = 2**40
 _TEXT_MAX = 128
 _TOLD_MAX = 5
 Reached = Callable[[str, int], None]
@@ -27,25 +31,49 @@ Ask = Callable[[str, Callable[[float], None]], Sequence[Any]]
 _ORDERED = ("INT", "DECIMAL", "FLOAT", "DOUBLE", "DATE", "TIME", "VARCHAR", "BOOLEAN")
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of top-level columns, where they are known: average bytes of a value, and what a pass over one holds at most."""
+
+    widths: Mapping[str, float] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
+
+
 def profile(
-    con: Any, name: str, files: Files, *, widths: Mapping[str, float], reached: Reached, ask: Ask
+    con: Any, name: str, files: Files, *, sizes: Sizes, room: int, reached: Reached, ask: Ask
 ) -> dict[str, Any]:
-    """Columns with types and figures, row count, bytes, and the digest of each file."""
+    """Columns with types and figures, row count, bytes, and the digest of each file. `room`: bytes for a pass."""
     described = con.sql(f"DESCRIBE SELECT * FROM {quote_name(name)}").fetchall()  # noqa: S608  quoted
     columns = [(str(row[0]), str(row[1])) for row in described]
-    rows, figures = 0, []
-    for start in range(0, len(columns), _COLUMNS_AT_ONCE):
-        some = columns[start : start + _COLUMNS_AT_ONCE]
-        counted = partial(_counted, reached, len(files.refs), start / len(columns), len(some) / len(columns))
+    rows = 0
+    figures: list[dict[str, Any]] = []
+    for some in _passes(columns, sizes.held, room):
+        counted = partial(_counted, reached, len(files.refs), len(figures) / len(columns), len(some) / len(columns))
         counted(0.0)
         *answer, rows = ask(_question(name, some), counted)
         figures += _figures(some, answer, rows)
     _check_times(figures)
     for figure in figures:
-        figure["bytes"] = round(widths.get(figure["name"], 0.0) * rows) or None
+        figure["bytes"] = round(sizes.widths.get(figure["name"], 0.0) * rows) or None
     found = digests(files, reached=reached)
     files.check_unchanged()
     return {"rows": rows, "columns": figures, "files": found, "bytes": sum(file["size"] for file in found)}
+
+
+def _passes(
+    columns: Sequence[tuple[str, str]], held: Mapping[str, int], room: int
+) -> Iterator[Sequence[tuple[str, str]]]:
+    """The columns of each pass: a few, or as many as there is room for."""
+    start = 0
+    while start < len(columns):
+        stop, left = start, room
+        while stop < len(columns) and stop - start < _COLUMNS_MAX:
+            left -= held.get(columns[stop][0], room)
+            if left < 0 and stop - start >= _COLUMNS_AT_ONCE:
+                break
+            stop += 1
+        yield columns[start:stop]
+        start = stop
 
 
 def _check_times(figures: Sequence[Mapping[str, Any]]) -> None:
@@ -72,13 +100,14 @@ def digests(files: Files, *, reached: Reached) -> list[dict[str, Any]]:
     return found
 
 
-def parquet_widths(files: Files, *, union: bool = False, reached: Reached) -> dict[str, float]:
-    """Average bytes of a value per top-level column by the footers; SourceUnreadable for what we do not read.
+def parquet_sizes(files: Files, *, union: bool = False, reached: Reached) -> Sizes:
+    """What the footers say; SourceUnreadable for what we do not read.
 
     The files must be of one schema, unless `union` joins them by name.
     The codec is looked at before anything is decoded: Brotli makes a bomb of a small file.
     """
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
+    held: dict[str, int] = {}
     rows = 0
     first: tuple[str, pa.Schema] | None = None
     for number, ref in enumerate(files.refs):
@@ -87,19 +116,30 @@ def parquet_widths(files: Files, *, union: bool = False, reached: Reached) -> di
         first = first or (ref.name, schema)
         _check_schema(schema, ref.name, like=None if union else first, unread=_unread_parquet)
         rows += footer.num_rows
-        for group in range(footer.num_row_groups):
-            for column in range(footer.num_columns):
-                chunk = footer.row_group(group).column(column)
-                if chunk.compression.upper() not in ("UNCOMPRESSED", "SNAPPY", "ZSTD", "LZ4", "LZ4_RAW", "GZIP"):
-                    raise SourceUnreadable(
-                        f"expected Parquet with zstd, snappy, lz4, gzip or no compression, came {chunk.compression} "
-                        f"in {ref.name!r}; write the file again with zstd",
-                        code="codec_refused",
-                        file=ref.name,
-                    )
-                top = chunk.path_in_schema.split(".", 1)[0]
-                sizes[top] = sizes.get(top, 0) + chunk.total_uncompressed_size
-    return {name: size / max(rows, 1) for name, size in sizes.items()}
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            here = _group_sizes(group, ref.name)
+            sizes.update({top: size for top, (size, _) in here.items()})
+            held |= {top: max(held.get(top, 0), most) for top, (_, most) in here.items()}
+    return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held)
+
+
+def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, int]]:
+    """Of the top-level columns of a row group of this file: bytes, and those that are held while it is read."""
+    found: dict[str, tuple[int, int]] = {}
+    for chunk in map(group.column, range(group.num_columns)):
+        if chunk.compression.upper() not in ("UNCOMPRESSED", "SNAPPY", "ZSTD", "LZ4", "LZ4_RAW", "GZIP"):
+            raise SourceUnreadable(
+                f"expected Parquet with zstd, snappy, lz4, gzip or no compression, came {chunk.compression} "
+                f"in {name!r}; write the file again with zstd",
+                code="codec_refused",
+                file=name,
+            )
+        top, size = chunk.path_in_schema.split(".", 1)[0], chunk.total_uncompressed_size
+        # Texts that begin alike are longer than their pages, nobody knows by how much.
+        most = _UNKNOWN if "DELTA_BYTE_ARRAY" in chunk.encodings else size + _READER
+        before, held = found.get(top, (0, 0))
+        found[top] = before + size, held + most
+    return found
 
 
 def check_arrow(files: Files, *, reached: Reached) -> None:
@@ -119,8 +159,8 @@ def _check_schema(
     """One name a column, whatever its case; types that are read; the columns of the first file, if that is asked."""
     called = [column or f"C{number}" for number, column in enumerate(schema.names)]  # by the engine, if by nobody else
     names = schema.names if schema.names.count("") > 1 else called
-    folded = [column.casefold() for column in names]
-    if twice := sorted({column for column in names if folded.count(column.casefold()) > 1}):
+    folded = Counter(column.casefold() for column in names)
+    if twice := sorted({column for column in names if folded[column.casefold()] > 1}):
         raise SourceUnreadable(
             f"expected columns whose names differ in more than case, came {', '.join(twice)} in {name!r}; rename them",
             code="columns_repeated",

@@ -328,9 +328,9 @@ def profile(session: Session, job: Job) -> None:
     opening = session.open(job)
     files = opening.pin(relation)
     union = bool(relation.options.get("union_by_name", False))
-    widths: Mapping[str, float] = {}
+    sizes = profiling.Sizes()
     if relation.kind in wire.PARQUET:
-        widths = profiling.parquet_widths(files, union=union, reached=session.reached)
+        sizes = profiling.parquet_sizes(files, union=union, reached=session.reached)
     if relation.kind == "arrow_ipc":
         profiling.check_arrow(files, reached=session.reached)
     con = opening.fence(session.worker.keeping.engine(), followed=True)
@@ -343,7 +343,8 @@ def profile(session: Session, job: Job) -> None:
         row: Sequence[Any] = coming.result()
         return row
 
-    value(session, profiling.profile(con, name, files, widths=widths, reached=session.reached, ask=ask))
+    room = job.limits.memory_mb * 2**20 // 2
+    value(session, profiling.profile(con, name, files, sizes=sizes, room=room, reached=session.reached, ask=ask))
 
 
 def convert(session: Session, job: Job) -> None:

@@ -1,0 +1,73 @@
+"""What a profile asks of the engine: few passes where columns are small, few columns at once where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connector.query import engine, profiling
+from tests.support import data
+
+ROWS = 100
+_ROOM = 64 * 2**20
+
+
+def _heard(stage: str, done: int) -> None:
+    """Nobody listens."""
+
+
+def asked_of(path: Path, *, room: int = _ROOM) -> tuple[dict[str, Any], list[str]]:
+    """The profile of a Parquet file, and the questions that it took."""
+    relation = data.relation("parquet", path, path.parent)
+    files = engine.open_files(relation, None)
+    asked: list[str] = []
+    with duckdb.connect() as con:
+        engine.attach(con, "t", relation, files)
+
+        def ask(sql: str, told: Callable[[float], None]) -> Sequence[Any]:
+            asked.append(sql)
+            return con.sql(sql).fetchall()[0]
+
+        sizes = profiling.parquet_sizes(files, reached=_heard)
+        return profiling.profile(con, "t", files, sizes=sizes, room=room, reached=_heard, ask=ask), asked
+
+
+def wide(columns: int) -> pa.Table:
+    made = [
+        pa.array([f"{row % 7}" if number % 2 else row * number for row in range(ROWS)]) for number in range(columns)
+    ]
+    return pa.table(made, names=[f"c{number}" for number in range(columns)])
+
+
+def test_a_thousand_small_columns_take_four_passes(tmp_path: Path) -> None:
+    pq.write_table(wide(1000), tmp_path / "t.parquet")
+    found, asked = asked_of(tmp_path / "t.parquet")
+    assert len(asked) == 4
+    assert [one["name"] for one in found["columns"]] == [f"c{number}" for number in range(1000)]
+    assert (found["rows"], found["columns"][999]["max"], found["columns"][998]["max"]) == (ROWS, "6", str(99 * 998))
+    assert all(one["null_share"] == 0 and one["bytes"] for one in found["columns"])
+
+
+def test_columns_that_there_is_no_room_for_are_asked_for_a_few_at_a_time(tmp_path: Path) -> None:
+    pq.write_table(wide(100), tmp_path / "t.parquet")
+    assert len(asked_of(tmp_path / "t.parquet", room=2**20)[1]) == 7
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "PLAIN"])
+def test_texts_of_which_only_the_ends_are_stored_are_asked_for_a_few_at_a_time(tmp_path: Path, encoding: str) -> None:
+    texts = pa.table({f"c{number}": [f"{row}" for row in range(ROWS)] for number in range(40)})
+    encodings = dict.fromkeys(texts.schema.names, encoding)
+    pq.write_table(texts, tmp_path / "t.parquet", use_dictionary=False, column_encoding=encodings)
+    assert len(asked_of(tmp_path / "t.parquet")[1]) == (1 if encoding == "PLAIN" else 3)
+
+
+def test_a_struct_of_many_fields_counts_as_many(tmp_path: Path) -> None:
+    inner = wide(64).to_struct_array()
+    pq.write_table(pa.table([inner] * 40, names=[f"s{number}" for number in range(40)]), tmp_path / "t.parquet")
+    assert len(asked_of(tmp_path / "t.parquet")[1]) == 3
