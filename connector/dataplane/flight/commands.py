@@ -60,6 +60,21 @@ def schema_of(name: str, command: Message) -> pa.Schema:
     return {"CommandGetCatalogs": CATALOGS, "CommandGetDbSchemas": SCHEMAS, "CommandGetTableTypes": TYPES}[name]
 
 
+def constant(sql: str) -> pa.Table | None:
+    """What `SELECT 1` gives, or any other whole number under any name; None for other statements. Clients ask such to
+    see whether a connection lives; no dataset is read, so it is no read, and nothing runs it."""
+    found = _CONSTANT.fullmatch(sql)
+    if found is None:
+        return None
+    value, quoted, plain = found.groups()
+    return pa.table({quoted or plain or value: pa.array([int(value)], pa.int32())})
+
+
+_CONSTANT = re.compile(
+    r'\s*SELECT\s+(0|[1-9]\d{0,8})(?:\s+AS\s+(?:"([^"\0]{1,100})"|([A-Z_]\w{0,99})))?\s*;?\s*', re.ASCII | re.IGNORECASE
+)
+
+
 def catalogue(name: str, command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
     """One catalogue table about these datasets ({owner, name, schema}). There is one catalogue, and it has no name."""
     if name == "CommandGetCatalogs":

@@ -18,6 +18,7 @@ from connector.dataplane.flight.protobuf import Garbled
 
 _PASS = b"hanse1."
 _CANCELLED, _NOT_CANCELLABLE = 1, 3  # Flight.proto, CancelStatus
+_STATEMENT = "CommandStatementQuery"
 _CATALOGUE = ("CommandGetCatalogs", "CommandGetDbSchemas", "CommandGetTables", "CommandGetTableTypes")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -93,6 +94,8 @@ class Service(fl.FlightServerBase):  # type: ignore[misc]  # untyped library
             stream = self._lines.read(caller, ticket.ticket, context.is_cancelled)
             return fl.GeneratorStream(stream.schema, stream.batches())
         name, command = commands.unpack(ticket.ticket)
+        if name == _STATEMENT and (constant := self._constant(context, protobuf.text(command, 1) or "")) is not None:
+            return fl.RecordBatchStream(constant)
         if name not in _CATALOGUE:
             raise Garbled("expected a Flight ticket as this provider gave it out")
         wanted = name == "CommandGetTables" and commands.table_schema_wanted(command)
@@ -137,11 +140,23 @@ class Service(fl.FlightServerBase):  # type: ignore[misc]  # untyped library
     def _statement(self, context: Any, descriptor: Any, name: str, command: protobuf.Message) -> Any:
         if protobuf.octets(command, 2):
             raise NotImplementedError("unimplemented: transactions; each read stands for itself")
-        return self._described(context, descriptor, sql=protobuf.text(command, 1) or "")
+        return self._asked(context, descriptor, protobuf.text(command, 1) or "", [])
 
     def _prepared(self, context: Any, descriptor: Any, name: str, command: protobuf.Message) -> Any:
-        sql, values = commands.unhandle(protobuf.octets(command, 1))
-        return self._described(context, descriptor, sql=sql, values=values)
+        return self._asked(context, descriptor, *commands.unhandle(protobuf.octets(command, 1)))
+
+    def _asked(self, context: Any, descriptor: Any, sql: str, values: list[list[str]]) -> Any:
+        if (constant := self._constant(context, sql)) is None:
+            return self._described(context, descriptor, sql=sql, values=values)
+        endpoint = fl.FlightEndpoint(fl.Ticket(commands.pack(_STATEMENT, [(1, sql)])), [])
+        return fl.FlightInfo(constant.schema, descriptor, [endpoint], constant.num_rows, -1)
+
+    def _constant(self, context: Any, sql: str) -> pa.Table | None:
+        """What a statement that reads nothing gives, for whoever may read something."""
+        found = commands.constant(sql)
+        if found is not None:
+            self._tables(context, schemas=False)
+        return found
 
     def _catalogue(self, context: Any, descriptor: Any, name: str, command: protobuf.Message) -> Any:
         endpoint = fl.FlightEndpoint(fl.Ticket(descriptor.command), [])
@@ -152,14 +167,19 @@ class Service(fl.FlightServerBase):  # type: ignore[misc]  # untyped library
         if protobuf.octets(request, 2):
             raise NotImplementedError("unimplemented: transactions; each read stands for itself")
         sql = protobuf.text(request, 1) or ""
-        told = self._lines.ask(context.get_middleware("caller"), "prepare", sql=sql)
+        told: dict[str, Any] = {"parameters": 0}
+        if (constant := self._constant(context, sql)) is not None:
+            schema = constant.schema.serialize().to_pybytes()
+        else:
+            told = self._lines.ask(context.get_middleware("caller"), "prepare", sql=sql)
+            schema = base64.b64decode(told["schema"])
         fields = [pa.field(str(number), pa.null()) for number in range(told["parameters"])]
         return [
             commands.pack(
                 "ActionCreatePreparedStatementResult",
                 [
                     (1, commands.handle(sql, [])),
-                    (2, base64.b64decode(told["schema"])),
+                    (2, schema),
                     (3, pa.schema(fields).serialize().to_pybytes() if fields else b""),
                 ],
             )
@@ -183,7 +203,7 @@ class Service(fl.FlightServerBase):  # type: ignore[misc]  # untyped library
 
 
 _INFO: Mapping[str, Callable[..., Any]] = {
-    "CommandStatementQuery": Service._statement,
+    _STATEMENT: Service._statement,
     "CommandPreparedStatementQuery": Service._prepared,
     **dict.fromkeys(_CATALOGUE, Service._catalogue),
 }

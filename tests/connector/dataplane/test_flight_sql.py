@@ -114,7 +114,40 @@ async def test_a_prepared_statement_runs_again_with_other_values(front: Front, t
     assert await use(front, ticket, work) == [5, 7]
 
 
+@pytest.mark.parametrize(
+    ("sql", "name", "value"),
+    [("SELECT 1", "1", 1), ("select 1 as x;", "x", 1), ('SELECT 42 AS "is it there"', "is it there", 42)],
+)
+async def test_a_client_may_ask_whether_its_connection_lives(
+    running: Provider, front: Front, ticket: str, sql: str, name: str, value: int
+) -> None:
+    """It reads nothing, so that nothing is counted."""
+
+    def work(cursor: Any) -> tuple[pa.Table, pa.Table]:
+        cursor.execute(sql)
+        found = cursor.fetch_arrow_table()
+        cursor.adbc_prepare(sql)
+        cursor.execute(sql)
+        return found, cursor.fetch_arrow_table()
+
+    before = len(running.of_kind("ReadStarted"))
+    expected = pa.table({name: pa.array([value], pa.int32())})
+    assert await use(front, ticket, work) == (expected, expected)
+    assert len(running.of_kind("ReadStarted")) == before
+
+
+async def test_a_connection_whose_agreement_has_ended_does_not_live(running: Provider, front: Front) -> None:
+    agreement = await running.agree()
+    ticket = running.ticket(agreement)
+    await running.revoke(agreement, "consent withdrawn")
+    with pytest.raises(adbc_driver_manager.Error, match="consent withdrawn"):
+        await use(front, ticket, lambda cursor: cursor.execute("SELECT 1"))
+
+
 REFUSED = {
+    "a function": ("SELECT version()", "function_not_allowed"),
+    "a sum of nothing": ("SELECT 1 + 1", "dataset_missing"),
+    "constants from nowhere": ("SELECT 1 AS x UNION SELECT 2", "dataset_missing"),
     "a column that is not there": (f"SELECT nope FROM {NUMBERS}", "column_unknown"),
     "a dataset that is not agreed": ("SELECT * FROM other", "dataset_unknown"),
     "a file": ("SELECT * FROM read_parquet('/etc/passwd')", "not_allowed"),
