@@ -6,6 +6,7 @@ owner's: whoever publishes the profile leaves them out.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from connector.query.engine import Files, plain_schema
 _COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small: each pass binds all columns of a file
 _READER = 2**16  # bytes that the engine holds for a column beside its values
 _UNKNOWN = 2**40
+_MAGIC = 8  # bytes before the first message of an Arrow file
 _TEXT_MAX = 128
 _TOLD_MAX = 5
 Reached = Callable[[str, int], None]
@@ -143,14 +145,50 @@ def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, 
 
 
 def check_arrow(files: Files, *, reached: Reached) -> None:
-    """SourceUnreadable for Arrow files that are not of one schema, or that we do not read."""
+    """SourceUnreadable for Arrow files that are not of one schema, or that are not read as they are meant."""
     first: tuple[str, pa.Schema] | None = None
     for number, ref in enumerate(files.refs):
         reached("checking", number)
         with pa.OSFile(files.open(number)) as file:
             schema = plain_schema(pa.ipc.open_file(file).schema).remove_metadata()
+            _check_version(file, ref.name)
         first = first or (ref.name, schema)
         _check_schema(schema, ref.name, like=first, unread=_unread_arrow)
+
+
+def _check_version(file: pa.OSFile, name: str) -> None:
+    """SourceUnreadable for an Arrow file of format version 4 that is compressed as only version 5 knows: Arrow's reader
+    takes the compressed bytes for the values."""
+    file.seek(_MAGIC)
+    for message in pa.ipc.MessageReader.open_stream(file):
+        if message.metadata_version != pa.ipc.MetadataVersion.V4:
+            return
+        if message.type == "record batch":
+            if _says_compressed(memoryview(message.metadata)):
+                raise SourceUnreadable(
+                    f"expected an Arrow file of format version 5 where it is compressed, came version 4: {name!r}; "
+                    "write it again without `metadata_version`, or without compression",
+                    code="codec_refused",
+                    file=name,
+                )
+            return
+
+
+def _says_compressed(metadata: memoryview) -> bool:
+    """Whether the message of a record batch names a compression (Arrow's Message.fbs, in flatbuffers): field 3 of its
+    header, which is field 2 of the message."""
+    (message,) = struct.unpack_from("<I", metadata)
+    at = message + _field(metadata, message, 2)
+    (header,) = struct.unpack_from("<I", metadata, at)
+    return _field(metadata, at + header, 3) > 0
+
+
+def _field(data: memoryview, table: int, number: int) -> int:
+    """Where a field lies in a table; 0 where it is left out."""
+    (back,) = struct.unpack_from("<i", data, table)
+    (size,) = struct.unpack_from("<H", data, table - back)
+    place = 4 + 2 * number
+    return int(struct.unpack_from("<H", data, table - back + place)[0]) if place < size else 0
 
 
 def _check_schema(

@@ -360,6 +360,28 @@ async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refus
 
 
 @worker
+@pytest.mark.parametrize("codec", ["zstd", "lz4", None])
+@pytest.mark.parametrize("version", ["V4", "V5"])
+async def test_arrow_files_whose_compression_their_reader_does_not_see_are_refused(
+    pool: Pool, tmp_path: Path, version: str, codec: str | None
+) -> None:
+    """Numbers that do not compress are read without an error, and are others."""
+    table = pa.table(
+        {"n": [hash((number, 1)) for number in range(1000)], "tag": pa.array(["a"] * 1000).dictionary_encode()}
+    )
+    how = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion[version], compression=codec)
+    with pa.ipc.new_file(tmp_path / "t.arrow", table.schema, options=how) as out:
+        out.write_table(table)
+    if version == "V5" or codec is None:
+        found = await profiled(pool, "arrow_ipc", tmp_path / "t.arrow", tmp_path)
+        assert found["columns"][0]["max"] == str(max(table["n"].to_pylist()))
+        return
+    with pytest.raises(SourceUnreadable, match=r"came version 4: 't\.arrow'; write it again") as raised:
+        await profiled(pool, "arrow_ipc", tmp_path / "t.arrow", tmp_path)
+    assert raised.value.code == "codec_refused"
+
+
+@worker
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 async def test_a_time_that_no_reader_takes_is_refused(pool: Pool, tmp_path: Path, kind: str) -> None:
     if kind == "csv":
