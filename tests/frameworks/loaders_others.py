@@ -52,6 +52,15 @@ def test_hugging_face_goes_on_from_its_state_twice_with_every_row_once(training:
     assert seen == loaders.sequence(2)
 
 
+def test_hugging_face_gives_every_row_once_in_epochs_of_its_own_and_ours_anew(training: Dataset) -> None:
+    dataset = training.to_hf(columns=["id"], seed=2)
+    for epoch in (1, 2):
+        dataset.set_epoch(epoch)
+        assert sorted(example["id"] for example in dataset) == list(range(ROWS))
+        ours = training.to_hf(columns=["id"], seed=2, epoch=epoch)
+        assert [example["id"] for example in ours] == loaders.sequence(2, epoch)
+
+
 def test_hugging_face_has_no_examples_of_a_dataset_without_rows(owner: Owner, tmp_path: Path) -> None:
     path = tmp_path / "none.parquet"
     pq.write_table(loaders.table().slice(0, 0), path)

@@ -4,6 +4,7 @@
     for example in dataset: ...
 
 Its own `shuffle`, `map`, `batch`, `state_dict` and split over workers (`datasets.distributed`) work as for any other.
+So does its `set_epoch`, which mixes the blocks by its own rules: for the order of `Loader` make it anew with `epoch`.
 After `load_state_dict` it reads at most the block anew that it was in.
 """
 
