@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import IO, Protocol, Self
 
 from connector.datasets.sources.files import FileRef, open_pinned
+from connector.datasets.threads import at_files
 from connector.query import job as wire
 from connector.query.digests import AsItGoes
 from connector.query.running import Frame, Result
@@ -101,7 +102,7 @@ class Passed:
     async def __anext__(self) -> Part:
         if self._spans:
             # Of a copy of ours there is nothing to compare, and nothing to wait for.
-            part = await asyncio.to_thread(self._part) if self._entry.refs else self._part()
+            part = await at_files(self._entry.refs, self._part) if self._entry.refs else self._part()
         else:
             part = await (self._next or self._begin())
             self._next = None if part is None else self._begin()
@@ -119,7 +120,8 @@ class Passed:
             await asyncio.wait((self._next,))
 
     def _begin(self) -> asyncio.Future[Part | None]:
-        return asyncio.ensure_future(asyncio.to_thread(self._part))
+        refs = self._entry.refs
+        return asyncio.ensure_future(at_files(refs, self._part) if refs else asyncio.to_thread(self._part))
 
     def _part(self) -> Part | None:
         if not self._left:
@@ -162,9 +164,9 @@ class Spread:
     async def __anext__(self) -> Frame | Part:
         found = await self._result.next()
         if found[0] == wire.SCATTERED and not self._known():
-            await asyncio.to_thread(self._files)
+            await at_files(self._refs, self._files)
         if found[0] not in (wire.BATCH, wire.SCATTERED):
-            await asyncio.to_thread(self._check)
+            await at_files(self._refs, self._check)
             raise StopAsyncIteration
         return self._of(*found)
 

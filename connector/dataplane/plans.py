@@ -20,8 +20,8 @@ from connector.dataplane.asked import Asked, Split
 from connector.dataplane.tickets import Ticket
 from connector.datasets import counts, splits
 from connector.datasets.sources import divisible
-from connector.datasets.sources.files import unchanged
 from connector.datasets.splits import Block, Place
+from connector.datasets.threads import still_unchanged
 from connector.errors import BadInput, QueryInvalid, Refused, VersionChanged
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
@@ -147,7 +147,7 @@ class Plans:
     ) -> dict[str, Any]:
         known = (*_key(held), to_json(contract), wanted, ticket.purpose)
         schema = self._schemas.get(known)
-        if not groups and schema is not None and await asyncio.to_thread(unchanged, held.version.source["files"]):
+        if not groups and schema is not None and await still_unchanged(held.version.source["files"]):
             return {"groups": None, "schema": schema}
         found = await self._looked(held, contract, ticket, wanted, groups=groups)
         self._schemas[known] = found["schema"]

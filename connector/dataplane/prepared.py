@@ -24,13 +24,15 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from connector.dataplane.asked import Asked, Split
 from connector.dataplane.blocks import Block, Entry, Passed, Source, open_owners
 from connector.dataplane.copies import BLOCKS_MAX, Copy, Keeping, Shelf, nameless
-from connector.datasets.sources.files import FileRef, unchanged
+from connector.datasets.sources.files import FileRef
+from connector.datasets.threads import at_files, still_unchanged
 from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.query.job import Job
@@ -98,7 +100,7 @@ class PreparedStreams:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if not await asyncio.to_thread(unchanged, grant.held.version.source["files"]):
+        if not await still_unchanged(grant.held.version.source["files"]):
             self._drop(entry)
         if self._entries.get(key) is not entry:  # it may have gone, or another have come, while we looked
             return None
@@ -155,7 +157,7 @@ class PreparedStreams:
         self.sweep()
         known = [one.block for one in split.only.ranges[split.resumed :]]
         found = {one: entry for one in known if (entry := self._entries.get(f"{form}{one}")) is not None}
-        if found and not await asyncio.to_thread(unchanged, grant.held.version.source["files"]):
+        if found and not await still_unchanged(grant.held.version.source["files"]):
             self.drop(lambda entry: entry.key.startswith(form))
             return {}
         for entry in found.values():
@@ -221,7 +223,7 @@ class PreparedStreams:
         try:
             found = await ask(replace(job, kind="verbatim", shared=False))
             refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
-            entry = _entry(key, grant, await asyncio.to_thread(_owners, refs), refs)
+            entry = _entry(key, grant, await at_files(refs, partial(_owners, refs)), refs)
             entry.schema, entry.trailer = base64.b64decode(found["head"]), base64.b64decode(found["trailer"])
             entry.first_digest = bytes.fromhex(found["first"])
             entry.blocks = [

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from connector.datasets.outside import Outside
 from connector.datasets.registering import CONVERTING, STORING, Registering, Registration, UnderWay, halted
 from connector.datasets.sources import guess, read_options, remote, source
 from connector.datasets.sources.files import FileRef, fresh, looked_at_again
+from connector.datasets.threads import at_files
 from connector.errors import AlreadyExists, BadInput, Conflict, EngineFailed, HanseError, SourceUnreadable
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
 from connector.store import Store, Transaction
@@ -225,13 +227,13 @@ class Registry:
                 raise BadInput(f"this connector reads nothing from {kind}; name a file", code="source_unknown")
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
         begun = time.time_ns()
-        files = await asyncio.to_thread(source(kind).find, asked.path, roots=self._roots, options=options)
+        files = await at_files((), partial(source(kind).find, asked.path, roots=self._roots, options=options))
         for _ in range(_LOOKS):
             if not fresh(files, since_ns=begun):
                 return options, files
             await asyncio.sleep(_LOOK_SECONDS)
             before, begun = begun, time.time_ns()
-            files = await asyncio.to_thread(looked_at_again, files, roots=self._roots, since_ns=before)
+            files = await at_files((), partial(looked_at_again, files, roots=self._roots, since_ns=before))
         raise SourceUnreadable(
             f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
             code="source_busy",

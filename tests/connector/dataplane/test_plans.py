@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.dataplane import access, plans
-from connector.datasets import counts, splits
+from connector.dataplane import access
+from connector.datasets import counts, splits, threads
 from policies.model import Policy
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
@@ -107,7 +107,7 @@ async def test_what_is_known_may_go_while_the_files_are_looked_at(
         return True
 
     with monkeypatch.context() as patched:
-        patched.setattr(plans, "unchanged", goes)
+        patched.setattr(threads, "unchanged", goes)
         answer = await reader.plan()
     assert (answer.status_code, answer.json() | {"expires": 0}) == (200, plan | {"expires": 0})
     assert ids(await reader.parts(blocks="2")) == [*range(200_000, TOTAL)]

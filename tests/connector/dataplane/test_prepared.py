@@ -20,6 +20,7 @@ from connector.dataplane.asked import STREAM, Asked
 from connector.dataplane.blocks import Entry, Passed
 from connector.dataplane.copies import Copy, Keeping, nameless
 from connector.dataplane.prepared import PreparedStreams, keepable
+from connector.datasets import threads
 from connector.events import AgreementRevoked, DatasetVersioned
 from connector.query.running import Frame
 from policies import compile as compiler
@@ -219,7 +220,7 @@ async def test_what_goes_while_its_files_are_looked_at_is_read_anew(
         return True
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepared_streams, "unchanged", goes)
+        patched.setattr(threads, "unchanged", goes)
         second = await read(running, ticket)
     assert (second.status_code, rows_of(second)) == (200, rows_of(first))
 
