@@ -36,7 +36,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited, NotFound, Refused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
-from connector.store import Store, Transaction
+from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
 from connector.usage.grants import Grants
 from connector.usage.held import Grant, Held, Wanted
@@ -375,7 +375,9 @@ class Reads:
         begun: float,
     ) -> None:
         await asyncio.wait([beginning])  # where we were cancelled meanwhile, its commit comes all the same
-        if beginning.exception() is not None:
+        failed = beginning.exception()
+        unknown = isinstance(failed, Busy) and failed.code == UNKNOWN  # it may have begun, and run for ever
+        if failed is not None and not unknown:
             return
         if stream is not None and stream.end is None:
             code = getattr(failure, "code", "client_gone")
@@ -387,6 +389,9 @@ class Reads:
             if unfinished.end(tx, event):  # else it has committed before, and nothing goes back twice
                 self.grants.end(tx, grants)
 
+        if unknown:  # nobody waits for a database that is away
+            self._spawn(self._perhaps(self._written(work)))
+            return
         await self._written(work)
         if self._metrics is not None and end is not None:
             self._metrics.rows.inc(end.rows)
@@ -404,6 +409,10 @@ class Reads:
                     raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, _END_SECONDS / 15)
+
+    async def _perhaps(self, work: Coroutine[Any, Any, None]) -> None:
+        with suppress(Busy):  # the next start looks for what is left
+            await work
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

@@ -5,8 +5,8 @@
 A write is committed, durably, before `write` returns; then its events are delivered to the bus.
 """
 
-from connector.store.engine import Store
+from connector.store.engine import UNKNOWN, Store
 from connector.store.relay import Relay
 from connector.store.transaction import Transaction
 
-__all__ = ["Relay", "Store", "Transaction"]
+__all__ = ["UNKNOWN", "Relay", "Store", "Transaction"]

@@ -32,6 +32,7 @@ Outlet = Callable[[Transaction, Event], None]  # stores something more with an e
 _GROUP_MAX = 256  # units of work in one SQLite commit
 _WAITING_MAX = 4096  # units of work that may wait; more is refused, not queued
 _RETRIES = 5
+UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit
 
 
 class Store:
@@ -214,11 +215,16 @@ class _PooledWriter:
 
     def _attempts(self, work: Work[Any]) -> Any:
         for attempt in range(_RETRIES):
+            committing = False
             try:
                 with self._engine.connect() as connection, connection.begin():
-                    return _run(connection, work, origin=self._origin)
+                    outcome = _run(connection, work, origin=self._origin)
+                    committing = True
+                    return outcome
             except OperationalError as error:
                 collided = getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
+                if committing and not collided:
+                    raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN) from error
                 if not collided:
                     raise _unavailable(error) from error
                 time.sleep(0.01 * 2**attempt)

@@ -31,7 +31,7 @@ from connector.datasets import stored
 from connector.datasets.registry import published_schema
 from connector.errors import Busy, HanseError, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
-from connector.store import Store, Transaction
+from connector.store import UNKNOWN, Store, Transaction
 from connector.store.agreements import Looked, TransferState, used_today
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
@@ -127,13 +127,24 @@ class Grants:
         # Always in the same order: two reads of the same agreements would wait for each other otherwise.
         ordered, now = sorted(grants, key=lambda grant: grant.agreement_id), time.time()
 
-        def work(tx: Transaction) -> tuple[list[tuple[int, int]], _T]:
-            return [admit(tx, grant, now, read_id) for grant in ordered], start(tx)
+        reserved: list[tuple[int, int]] = []
 
-        reserved, started = await self._store.write(work)  # 6
-        for grant, quota in zip(ordered, reserved, strict=True):
-            grant.take(*quota)
-            grant.place = "" if grant.contract.limits.concurrency is None else read_id
+        def work(tx: Transaction) -> _T:
+            reserved[:] = [admit(tx, grant, now, read_id) for grant in ordered]
+            return start(tx)
+
+        def take() -> None:
+            for grant, quota in zip(ordered, reserved, strict=True):
+                grant.take(*quota)
+                grant.place = "" if grant.contract.limits.concurrency is None else read_id
+
+        try:
+            started = await self._store.write(work)  # 6
+        except Busy as error:
+            if error.code == UNKNOWN:  # whoever ends the read gives it back where it was kept
+                take()
+            raise
+        take()
         return started
 
     async def _examined(self, wanted: Wanted, held: Held, own: Own, now: float) -> Grant:

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
 from connector.errors import Busy, NotFound, Refused
+from connector.store import UNKNOWN
 from connector.usage import counting
 from connector.usage.held import Grant
 from policies.evaluate import Facts
@@ -298,6 +299,43 @@ async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_i
     assert len(told_ends) <= 1  # the one whose answer was lost goes out by the log
     left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
     assert asked.query_id not in left
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_where_it_was(
+    running: Provider, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    policy = gate.agreement(atom("ds:rowQuota", "lteq", "50"), atom("ds:concurrency", "lteq", "1"), action="odrl:use")
+    agreement = await running.agree(policy)
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"lost {agreement}")
+    told = running.store.write
+
+    async def lost(work: Any) -> Any:
+        monkeypatch.undo()
+        if kept:
+            await told(work)
+        else:  # its work was done, and undone
+            with pytest.raises(NotFound):
+                await told(lambda tx: (work(tx), _undo()))
+        raise Busy("the database went away as it kept this", code=UNKNOWN)
+
+    monkeypatch.setattr(running.store, "write", lost)
+    with pytest.raises(Busy):
+        async with running.reads.open(asked):
+            pass
+    await settled(running)
+    assert await used(running, agreement) == (int(kept), 0)
+    left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
+    assert asked.query_id not in left
+    ends = [event.outcome for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
+    assert ends == (["failed"] if kept else [])
+    async with running.reads.open(replace(asked, query_id=f"next {agreement}")) as stream:  # there is a place for it
+        assert [frame async for frame in stream.frames()]
+
+
+def _undo() -> None:
+    raise NotFound("the database has rolled back")
 
 
 @pytest.mark.parametrize("most", ["100", "1000000", "2000000"])
