@@ -16,6 +16,7 @@ from typing import Any
 
 from joserfc import jws
 from joserfc.errors import JoseError
+from joserfc.jws import JWSRegistry
 
 from connector.errors import HanseError, Unauthenticated
 from connector.identity.did import Resolver, address_of
@@ -24,6 +25,8 @@ from connector.net import Net
 from connector.telemetry import logger
 
 _REGISTER_MAX = 4 * 2**20
+_LARGE = JWSRegistry(algorithms=list(ALGORITHMS))
+_LARGE.max_payload_length = _REGISTER_MAX  # the library's own limit is reached by 600 members
 _RETRY_SECONDS = 1.0
 _NEWCOMER_SECONDS = 0.2  # strangers make us ask the operator at most five times a second
 
@@ -93,9 +96,9 @@ class Trust:
 
     async def _verify(self, text: str) -> Register:
         try:
-            header = jws.extract_compact(text.encode()).headers()
+            header = jws.extract_compact(text.encode(), registry=_LARGE).headers()
             jwk = await self._resolver.key(self._anchor, str(header.get("kid", "")), purpose="assertionMethod")
-            body = json.loads(jws.deserialize_compact(text, public_key(jwk), algorithms=list(ALGORITHMS)).payload)
+            body = json.loads(jws.deserialize_compact(text, public_key(jwk), registry=_LARGE).payload)
             if body["iss"] != self._anchor or body["exp"] <= time.time():
                 raise Unauthenticated("the member register is expired or somebody else's")
             return Register({entry["id"]: entry for entry in body["members"]}, float(body["exp"]))

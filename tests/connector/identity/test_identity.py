@@ -210,9 +210,12 @@ async def test_identity_refuses_nothing_and_other_schemes_and_takes_a_listed_tok
     assert (await identity.authenticate("Bearer s3cret")).id == "did:web:lab.example"
 
 
-def register(key: ECKey = KEY, *, life: int = 600, issuer: str = THEM, kid: str | None = None) -> bytes:
+def register(
+    key: ECKey = KEY, *, life: int = 600, issuer: str = THEM, kid: str | None = None, others: int = 0
+) -> bytes:
     now = int(time.time())
-    members = [{"id": "did:web:m.example", "name": "m", "status": "active", "country": "DE"}]
+    names = ["m", *map(str, range(others))]
+    members = [{"id": f"did:web:{one}.example", "name": one, "status": "active", "country": "DE"} for one in names]
     return signed(json.dumps({"iss": issuer, "iat": now, "exp": now + life, "members": members}), key, kid=kid)
 
 
@@ -233,6 +236,11 @@ async def member(page: bytes | None, participant: str = "did:web:m.example") -> 
 async def test_a_member_is_who_the_operator_lists() -> None:
     assert (await member(register()) or {})["status"] == "active"
     assert await member(register(), "did:web:stranger.example") == {}
+
+
+async def test_a_register_may_have_thousands_of_members() -> None:
+    assert (await member(register(others=20_000)) or {})["status"] == "active"
+    assert (await member(register(others=20_000), "did:web:19999.example") or {})["status"] == "active"
 
 
 @pytest.mark.parametrize(
