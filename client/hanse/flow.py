@@ -74,8 +74,8 @@ def agree(
 
     1. find the dataset in its owner's catalog, as we may see it;
     2. take a started transfer or an agreement of ours where the owner still honours it;
-    3. otherwise negotiate (or go on with a negotiation that is open) and wait for its end; not under an offer whose
-       agreement we have and which is for other purposes: another one would be, too;
+    3. otherwise negotiate (or go on with a negotiation that is open) and wait for its end, under the first offer that
+       is for this purpose; not under one whose agreement we have and which is for others: another one would be, too;
     4. start the transfer and wait until it is.
     """
     deadline, purpose = now() + seconds, iri(purpose)
@@ -95,9 +95,23 @@ def agree(
                 left = [one for one in left if one != row.get("offer_id")]
     if refusal is not None and not left:
         raise refusal
-    chosen = left[0] if left else offer
-    agreement = yield from negotiate(name, dataset, offer=chosen, deadline=deadline, now=now, tried=tried)  # 3
+    agreement = yield from _agreed(  # 3
+        name, dataset, left or [offer], purpose=purpose, deadline=deadline, now=now, tried=tried
+    )
     return (yield from _started(name, dataset_id, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
+
+
+def _agreed(
+    name: Name, dataset: Mapping[str, Any], offers: Sequence[str], *, purpose: str, **more: Any
+) -> Generator[Call, Any, str]:
+    """An agreement under the first of these offers that is for this purpose."""
+    for number, offer in enumerate(offers, 1):
+        try:
+            return (yield from negotiate(name, dataset, offer=offer, purpose=purpose, **more))
+        except Refused as error:
+            if error.code != "purpose_not_agreed" or number == len(offers):
+                raise
+    raise AssertionError("unreachable: the last offer returns or raises")
 
 
 def find(name: Name) -> Generator[Call, Any, dict[str, Any]]:
@@ -124,6 +138,7 @@ def negotiate(
     dataset: Mapping[str, Any],
     *,
     offer: str,
+    purpose: str,
     deadline: float,
     now: Callable[[], float],
     tried: Sequence[str] = (),
@@ -140,6 +155,7 @@ def negotiate(
             if str(agreement["id"]) not in tried:
                 return str(agreement["id"])
         body = {"participant": name.participant, "dataset": dataset["@id"], "offer_id": chosen}
+        body |= {"purpose": purpose} if purpose else {}
         row = yield Call("POST", "/negotiations", body=body, seconds=30)
     row = yield from awaited("/negotiations", row, "FINALIZED", deadline=deadline, now=now)
     if row["state"] == "TERMINATED":

@@ -326,15 +326,21 @@ class Negotiations(Exchange[Negotiation]):
         dataset_id: str,
         offer: Json,
         decide: str = decisions.AUTO,
+        purpose: str = "",
         by: str,
         correlation: str = "",
     ) -> Negotiation:
-        """Ask a provider for an agreement on `offer` (an ODRL offer with its @id); the new negotiation."""
+        """Ask a provider for an agreement on `offer` (an ODRL offer with its @id); the new negotiation.
+
+        Refused where it is known what for (`purpose`), and the offer is for something else.
+        """
         policy = terms.read_offer({"@type": "Offer", **offer})
         wire = terms.offer_wire(policy, target=dataset_id)
         address = await self._checked(address, decide)
 
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
+            if purpose:
+                terms.check_purpose(policy, purpose, consumer=self._us, now=tx.now)
             row = self._new(tx, CONSUMER, counterparty, address, dataset_id, wire, decide)
             row.offer_id, row.correlation = policy.id, correlation
             tx.negotiations.add(row)

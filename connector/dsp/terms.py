@@ -16,6 +16,7 @@ from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
 from connector.store import Transaction
 from connector.store.tables import Offer
+from connector.usage.facts import PURPOSE, requested
 from policies import compile as compiler
 from policies import evaluate, jsonld, known
 from policies.errors import PolicyError
@@ -131,6 +132,25 @@ def sign(policy: Policy, *, agreement_id: str, target: str, assigner: str, assig
         assigner=assigner,
         assignee=assignee,
         timestamp=datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    )
+
+
+def check_purpose(offer: Policy, purpose: str, *, consumer: str, now: float) -> None:
+    """Refused where an agreement under this offer would be for other purposes, whatever else is known by then."""
+    agreed = sign(
+        offer, agreement_id=offer.id, target=offer.target, assigner=offer.assigner, assignee=consumer, now=now
+    )
+    party = Facts.of({"ds:participant": consumer}, source="signature")
+    said, unsaid = (
+        judge(agreed, requested(party, purpose=one), phase=Phase.TRANSFER, now=now) for one in (purpose, "")
+    )
+    if said.permitted or said.lacking or not any(PURPOSE in missing for missing in unsaid.lacking):
+        return
+    reasons = [reason for reason in said.reasons if reason not in unsaid.reasons]
+    raise Refused(
+        f"this offer is for other purposes, so it was not asked for: {'; '.join(reasons)}",
+        code="purpose_not_agreed",
+        rule=said.rule,
     )
 
 

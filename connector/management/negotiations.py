@@ -42,6 +42,9 @@ class NewNegotiation(BaseModel):
         None, validation_alias=AliasChoices("policy", "offer"), description="Terms to ask for, as an ODRL offer."
     )
     decide: str = Field("auto", max_length=16, description="auto: accept and verify by itself; manual: nothing.")
+    purpose: str = Field(
+        "", max_length=1024, description="What for (IRI or dpv:...): an offer for other purposes is not asked for."
+    )
     correlation: str = Field("", max_length=255)
 
 
@@ -181,6 +184,7 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
             dataset_id=dataset_id,
             offer=offer,
             decide=new.decide,
+            purpose=new.purpose,
             by=caller.name,
             correlation=new.correlation,
         )

@@ -102,7 +102,7 @@ def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -
     assert dataset.sql_name == '"north"."flights"'
     bodies = [asked.body for asked in served.asked if asked.method == "POST"]
     assert bodies == [
-        {"participant": "north", "dataset": identifier, "offer_id": "offer"},
+        {"participant": "north", "dataset": identifier, "offer_id": "offer", "purpose": RESEARCH},
         {"agreement_id": "agr", "format": "HttpData-PULL", "purpose": RESEARCH},
     ]
 

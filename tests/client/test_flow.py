@@ -142,6 +142,19 @@ def test_beside_an_agreement_for_other_purposes_another_offer_is_taken() -> None
     assert "POST /negotiations" not in said  # the open one about the other offer is gone on with
 
 
+def test_of_several_offers_the_first_that_is_for_the_purpose_is_agreed_on() -> None:
+    two = {"dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@id": "offer:2"}]}]}
+    asked = [FOR_RESEARCH, {"id": "neg:1", "state": "REQUESTED"}]
+    _, said = play({**FRESH, "GET /catalog": two, "POST /negotiations": asked})
+    assert said.count("POST /negotiations") == 2
+    with pytest.raises(errors.Refused, match="for research only"):
+        play({**FRESH, "GET /catalog": two, "POST /negotiations": asked}, offer="offer:1")
+    with pytest.raises(errors.Refused, match="for research only"):
+        play({**FRESH, "GET /catalog": two, "POST /negotiations": FOR_RESEARCH})
+    with pytest.raises(errors.Refused, match="not for you"):
+        play({**FRESH, "GET /catalog": two, "POST /negotiations": [errors.Refused("not for you", code="x"), asked[1]]})
+
+
 def test_a_negotiation_that_ends_between_two_looks_is_not_begun_again() -> None:
     access, said = play({**FRESH, "GET /agreements": [[], [ACTIVE]]})
     assert "POST /negotiations" not in said

@@ -155,6 +155,39 @@ async def test_what_cannot_be_asked_for_is_refused_with_a_reason(
         assert await south.get("/negotiations") == []
 
 
+DPV, DS = "https://w3id.org/dpv#", "https://w3id.org/hanse/policy/1/"
+FOR_RESEARCH = {"leftOperand": "odrl:purpose", "operator": "eq", "rightOperand": {"@id": f"{DPV}ScientificResearch"}}
+MEMBER = {"leftOperand": f"{DS}membership", "operator": "eq", "rightOperand": "active"}
+OVER = {"leftOperand": "dateTime", "operator": "lteq", "rightOperand": {"@value": "2020-01-01T00:00:00Z",
+        "@type": "http://www.w3.org/2001/XMLSchema#dateTime"}}  # fmt: skip
+ASKED_FOR = [
+    ([FOR_RESEARCH], "dpv:ScientificResearch", True),
+    ([FOR_RESEARCH], f"{DPV}Marketing", False),
+    ([MEMBER, FOR_RESEARCH], "dpv:Marketing", False),
+    ([FOR_RESEARCH], "", True),
+    ([MEMBER], "dpv:Marketing", True),
+    ([{"or": [MEMBER, FOR_RESEARCH]}], "dpv:Marketing", True),  # its owner knows whether we are a member
+    ([OVER, FOR_RESEARCH], "dpv:Marketing", True),  # for no purpose any more, as its owner will say
+]
+
+
+@pytest.mark.parametrize(("constraints", "purpose", "asked"), ASKED_FOR, ids=str)
+async def test_an_offer_for_other_purposes_is_not_asked_for(
+    tmp_path: Path, constraints: list[Any], purpose: str, asked: bool
+) -> None:
+    async with desks(tmp_path) as (north, south):
+        policy = {"@id": OFFER_ID, "permission": [{"action": "use", "constraint": constraints}]}
+        said = {"counter_party_id": north.side.participant, "counter_party_address": f"http://{north.side.host}/dsp",
+                "dataset": DATASET, "policy": policy, "purpose": purpose}  # fmt: skip
+        answer = await south.http.post("/negotiations", json=said)
+        assert answer.status_code == (201 if asked else 403), answer.text
+        assert len(await south.get("/negotiations")) == asked
+        if not asked:
+            assert (answer.json()["code"], answer.json()["rule"]) == ("purpose_not_agreed", "/permission/0")
+            assert "declared purpose is dpv:ScientificResearch; observed dpv:Marketing" in answer.json()["detail"]
+            assert "member" not in answer.json()["detail"]
+
+
 async def test_the_queue_of_what_waits_for_us_is_worked_off_by_approving(tmp_path: Path) -> None:
     async with desks(tmp_path, "manual") as (north, south):
         begun = await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 201)
