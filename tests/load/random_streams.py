@@ -3,11 +3,11 @@
     python -m tests.load.random_streams [--count 2000] [--first 0] [--kind KIND]
 
 Ten seeds in a row share a dataset (`random_files`, `random_sources`); each has a policy and a request of its own
-(`random_reads`), and is a case of one kind: read over HTTP or Arrow Flight, under a budget that ends in the middle,
-with breaks or a revocation in the middle, by the loaders of a training job. Blocks and batches are made small, so that
-small files have many. A product that refused much would prove nothing, nor would one that never took the way that is
-to be looked at: what was met is counted, and the exit status is 0 if no answer differed and fewer than a tenth were
-refused.
+(`random_reads`), and is a case of one kind: read over HTTP or Arrow Flight, as CSV or Parquet, under a budget that ends
+in the middle, with breaks or a revocation in the middle, by the loaders of a training job, under several agreements at
+once. Blocks and batches are made small, so that small files have many. A product that refused much would prove nothing,
+nor would one that never took the way that is to be looked at: what was met is counted, and the exit status is 0 if no
+answer differed and fewer than a tenth were refused.
 """
 
 from __future__ import annotations
@@ -25,21 +25,26 @@ from pathlib import Path
 
 import structlog
 
+from tests.support import provider
 from tests.support.random_breaks import Broken
 from tests.support.random_budget import Budget
 from tests.support.random_case import Case
 from tests.support.random_flight import OverFlight
+from tests.support.random_formats import Written
 from tests.support.random_http import OverHttp
 from tests.support.random_loads import Loaded
+from tests.support.random_several import Several
 from tests.support.random_space import Different, Space, space
 
 EACH = 10  # seeds that share a dataset
 KINDS: Mapping[str, tuple[type[Case], int]] = {  # and how often
-    "http": (OverHttp, 50),
+    "http": (OverHttp, 30),
+    "formats": (Written, 10),
     "flight": (OverFlight, 20),
     "budget": (Budget, 10),
     "broken": (Broken, 10),
     "loader": (Loaded, 10),
+    "several": (Several, 10),
 }
 
 
@@ -51,8 +56,9 @@ async def check(over: Space, seed: int, kind: str) -> list[str]:
     case = KINDS[kind][0].drawn(over, world, random.Random(f"read {seed}"))
     try:
         outcome = await case.run()
-    except Different as error:
-        raise Different(f"{error}\n{case.told}") from error
+    except Exception as error:
+        await provider.settled(over.running)
+        raise Different(f"{type(error).__name__}: {error}\n{case.told}\n{case.ended}") from error
     return [outcome, *sorted({*case.words(), *over.ways.words(world)})]
 
 

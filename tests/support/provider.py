@@ -132,6 +132,7 @@ async def running(
     stall_seconds: float = 60.0,
     protocol: Any = Protocol,
     prepared: PreparedStreams | None = None,
+    library: Any = None,
 ) -> AsyncIterator[Provider]:
     """A provider with a store on SQLite and a pool of two workers, until the block ends."""
     path = data.parquet(folder / "numbers.parquet", rows)
@@ -141,7 +142,7 @@ async def running(
     key = ECKey.generate_key("P-256")
     events: list[Event] = []
     store.bus.subscribe(events.append)
-    async with Pool(folder / "work", size=2, warm=1) as pool:
+    async with Pool(folder / "work", size=2, warm=1, library=library) as pool:
         reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, prepared=prepared)
         if prepared is not None:
             store.bus.subscribe(prepared.heard)
@@ -169,7 +170,10 @@ async def served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
         await task
 
 
-def insert(tx: Any, policy: Policy, number: str, *, name: str, relation: Relation, profile: dict[str, Any]) -> None:
+def insert(
+    tx: Any, policy: Policy, number: str, *, name: str, relation: Relation, profile: dict[str, Any],
+    consumer: str = CONSUMER,
+) -> None:  # fmt: skip
     """A dataset (unless it is there), a final agreement on it and a started transfer, all named by `number`."""
     dataset_id = f"urn:hanse:{OWNER}:{name}"
     if tx.datasets.find(name) is None:
@@ -184,12 +188,12 @@ def insert(tx: Any, policy: Policy, number: str, *, name: str, relation: Relatio
         )  # fmt: skip
     tx.agreements.add(
         Agreement(id=f"urn:agreement:{number}", role="provider", negotiation_id=number, dataset_id=dataset_id,
-                  provider=PROVIDER, consumer=CONSUMER, address="", policy=jsonld.write(policy), digest=number,
+                  provider=PROVIDER, consumer=consumer, address="", policy=jsonld.write(policy), digest=number,
                   signed_at=tx.now, version="v1", finalized=True, ended_at=None)
     )  # fmt: skip
     tx.agreements.add(Grant(agreement_id=f"urn:agreement:{number}", revoked_at=None))
     tx.transfers.add(
-        Transfer(id=f"urn:transfer:{number}", role="provider", peer_pid=number, counterparty=CONSUMER, address="",
+        Transfer(id=f"urn:transfer:{number}", role="provider", peer_pid=number, counterparty=consumer, address="",
                  state="STARTED", agreement_id=f"urn:agreement:{number}", format="HttpData-PULL", created_at=tx.now,
                  updated_at=tx.now)
     )  # fmt: skip

@@ -1,4 +1,8 @@
-"""A case of an agreement whose rows or bytes end in the middle of what is read under it, by one reader or several."""
+"""A case of an agreement whose rows, bytes or uses end in the middle of what is read under it, by one or several.
+
+What may leave is worked out here from the words of the policy; of a share of rows of which some are hidden, two digits
+of their number count, and no unit.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 from unittest import mock
 
@@ -13,9 +18,11 @@ from connector.usage import counting
 from policies.model import Atom
 from tests.support import gate
 from tests.support.random_case import Case
-from tests.support.random_ends import Came, check_records, over_flight, over_http
+from tests.support.random_ends import REFUSED, Came, check_records, over_flight, over_http
 from tests.support.random_reads import Read
 from tests.support.random_space import Different, World
+
+_USED_UP = {"count_spent", "not_permitted"}  # as it begins, and as it is asked for
 
 
 class Budget(Case):
@@ -24,14 +31,28 @@ class Budget(Case):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         rows, nbytes = len(self.expected), self.expected.nbytes
-        kind = self.rng.choice(("rows", "rows", "bytes", "both"))
-        self.rows = self.rng.randint(1, 2 * rows + 1) if kind != "bytes" else None
-        self.bytes = self.rng.randint(1, 2 * nbytes + 10_000) if kind != "rows" else None
+        kinds = self.rng.choice((["rows"], ["rows"], ["bytes"], ["rows", "bytes"], ["share"], ["share", "rows"], []))
+        quota = self.rng.randint(1, 2 * rows + 1) if "rows" in kinds else None
+        self.share = Decimal(self.rng.randint(1, 10_000)).scaleb(-2) if "share" in kinds else None
+        self.rows = min((one for one in (quota, self._part()) if one is not None), default=None)
+        self.bytes = self.rng.randint(1, 2 * nbytes + 10_000) if "bytes" in kinds else None
+        self.uses = None if kinds and self.rng.random() < 0.8 else self.rng.randint(1, 3)
+        self.alone = self.rng.random() < 0.15
         self.chunk = self.rng.choice((1_000_000, 1_000_000, 512, 7))
         self.answers: list[Came] = []
         self.flights = 0
-        limits = {"ds:rowQuota": self.rows, "ds:byteQuota": self.bytes}
-        self._limit([gate.atom(name, "lteq", str(most)) for name, most in limits.items() if most])
+        limits = {
+            "ds:rowQuota": quota, "ds:byteQuota": self.bytes, "odrl:percentage": self.share, "odrl:count": self.uses,
+            "ds:concurrency": 1 if self.alone else None,
+        }  # fmt: skip
+        self._limit([gate.atom(name, "lteq", str(most)) for name, most in limits.items() if most is not None])
+
+    def _part(self) -> int | None:
+        """The rows of the share."""
+        rows = self.world.files.rows
+        if self.found.filters:
+            rows -= rows % max(10, 10 ** (len(str(rows)) - 2))
+        return None if self.share is None else int(rows * self.share / 100)
 
     @classmethod
     def fitting(cls, asked: Read, world: World, rng: random.Random) -> Read:
@@ -41,12 +62,12 @@ class Budget(Case):
 
     def words(self) -> Iterator[str]:
         yield from super().words()
-        yield from ["a budget of rows"] if self.rows else []
-        yield from ["a budget of bytes"] if self.bytes else []
+        met = {"rows": self.rows is not None, "bytes": self.bytes, "a share": self.share, "uses": self.uses}
+        yield from (f"a budget of {word}" for word, there in met.items() if there)
         yield from {f"ended as {came.status}" for came in self.answers}
 
     async def ask(self) -> str:
-        running, before = self.over.running, len(self.over.running.events)
+        running = self.over.running
         with (
             mock.patch.object(counting, "_CHUNK_ROWS", self.chunk),
             mock.patch.object(counting, "_CHUNK_BYTES", self.chunk * 256),
@@ -56,35 +77,39 @@ class Budget(Case):
             else:
                 for _ in range(self.asked.readers + 1):
                     self.answers.append(await self._read())
-                    await check_records(running, before, self.answers)  # and what it has not used goes back
-        nbytes = await check_records(running, before, self.answers)
-        self._check(nbytes, exact=not at_once)
+                    await check_records(running, self.agreement, self.answers)  # and what it has not used goes back
+        nbytes = await check_records(running, self.agreement, self.answers)
+        self._check(nbytes, at_once=at_once)
         counted = await running.store.read(lambda tx: tx.agreements.grant(self.agreement))
         assert counted is not None
         rows = sum(came.rows for came in self.answers)
-        if (counted.rows, counted.bytes) != (rows if self.rows else 0, nbytes if self.bytes else 0):
+        if (counted.rows, counted.bytes) != (0 if self.rows is None else rows, nbytes if self.bytes else 0):
             raise Different(f"{rows} rows and {nbytes} bytes have left, counted: {counted.rows} and {counted.bytes}")
         return "equal"
 
-    def _check(self, nbytes: int, *, exact: bool) -> None:
+    def _check(self, nbytes: int, *, at_once: bool) -> None:
+        refusals = {"quota_spent"} | (_USED_UP if self.uses else set())
+        refusals |= {"concurrency"} if self.alone and at_once else set()
         for came in self.answers:
             came.check_first_of(self.expected)
-            if came.status not in ("complete", "quota") and (came.end or {}).get("code") != "quota_spent":
+            if came.status not in ("complete", "quota") and (came.end or {}).get("code") not in refusals:
                 raise Different(f"ended as {came.end}")
-        rows = sum(came.rows for came in self.answers)
-        if rows > (self.rows or rows) or nbytes > (self.bytes or nbytes):
-            raise Different(f"{rows} rows, {nbytes} bytes for {self.rows}, {self.bytes}")
-        spent = exact and not self.bytes and any(came.status == "quota" for came in self.answers)
-        if spent and self.rows and rows + self._batch <= self.rows:
+        rows, uses = sum(came.rows for came in self.answers), sum(came.status != REFUSED for came in self.answers)
+        over = [self.rows is not None and rows > self.rows, self.bytes and nbytes > self.bytes]
+        if any(over) or (self.uses and uses > self.uses):
+            raise Different(f"{uses} uses, {rows} rows, {nbytes} bytes for {self.uses}, {self.rows}, {self.bytes}")
+        if uses != (self.uses or uses) and any((came.end or {}).get("code") in _USED_UP for came in self.answers):
+            raise Different(f"{uses} uses of {self.uses}, and they are spent")
+        spent = not at_once and not self.bytes and any(came.status == "quota" for came in self.answers)
+        if spent and self.rows is not None and rows + self._batch <= self.rows:
             raise Different(f"{rows} rows in batches of {self._batch} for {self.rows}")
 
     @property
     def _batch(self) -> int:
-        """The most rows of a batch that the budget may have been short of: it is given out in parts, where it suffices
-        for the smallest of them."""
+        """The most rows of a batch that the budget may have been short of: an eighth of it is a reader's at once."""
         assert self.rows is not None
         asked = self.rows if self.flights else self.asked.batch_rows or self.rows
-        return asked if self.rows >= self.chunk // 512 else 1
+        return min(asked, max(1, self.rows // 8))
 
     async def _read(self) -> Came:
         if self.rng.random() < 0.3:

@@ -24,6 +24,8 @@ _SECRET = b"m" * 32  # the provider's, of masks
 class Case(ABC):
     """A policy, a request, and what must come."""
 
+    consumer = CONSUMER
+
     def __init__(self, over: Space, world: World, found: Terms, asked: Read, rng: random.Random) -> None:
         self.over, self.world, self.found, self.asked, self.rng = over, world, found, asked, rng
         whole = world.con.sql(random_reads.select(found, asked, limited=not asked.blocks)).to_arrow_table()
@@ -33,15 +35,16 @@ class Case(ABC):
         self.went_on = False
 
     @classmethod
-    def drawn(cls, over: Space, world: World, rng: random.Random) -> Self:
+    def drawn(cls, over: Space, world: World, rng: random.Random, consumer: str = CONSUMER) -> Self:
         """A case of this dataset; few that let nothing through."""
-        key = hmac.digest(_SECRET, CONSUMER.encode(), "sha256")
+        key = hmac.digest(_SECRET, consumer.encode(), "sha256")
         for _ in range(4):
             found = random_reads.terms(rng, world.columns, rows=world.files.rows, key=key)
             asked = cls.fitting(random_reads.read(rng, found, world.columns, rows=world.files.rows), world, rng)
             case = cls(over, world, found, asked, rng)
             if len(case.expected) or rng.random() < 0.1:
                 break
+        case.consumer = consumer
         return case
 
     @property
@@ -51,6 +54,14 @@ class Case(ABC):
             f"    {self.world.files.how}\n    {[(one.name, one.type) for one in self.world.columns]}\n"
             f"    {self.asked}\n    {random_reads.select(self.found, self.asked, limited=True)[:1500]}"
         )
+
+    @property
+    def ended(self) -> str:
+        """How its reads ended, the last of them."""
+        told = [
+            one for one in self.over.running.events if one.agreement == self.agreement and one.kind != "ReadStarted"
+        ]
+        return "\n".join(f"    {one.kind} {one.outcome} {one.code} {one.reason} {one.detail}" for one in told[-4:])
 
     def words(self) -> Iterator[str]:
         """What there is to it."""
@@ -80,11 +91,15 @@ class Case(ABC):
 
     async def run(self) -> str:
         """Whether it was answered, or rightly refused. Different where anything is not as it must be."""
-        self.agreement = await self.over.agree(self.world, self.found)
-        self.ticket = self.over.running.ticket(self.agreement)
+        await self.agree()
         self.over.running.reads.origin.prepared = self.over.prepared if self.asked.twice else None
         with mock.patch.object(jobs, "_batch_bytes", return_value=self.asked.batch_bytes):
             return await self.ask()
+
+    async def agree(self) -> None:
+        """Sign its agreement."""
+        self.agreement = await self.over.agree(self.world, self.found, self.consumer)
+        self.ticket = self.over.running.ticket(self.agreement, consumer=self.consumer)
 
     @classmethod
     def fitting(cls, asked: Read, world: World, rng: random.Random) -> Read:

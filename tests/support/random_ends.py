@@ -91,10 +91,10 @@ def _over_flight(front: Front, ticket: str, name: str, cut: int | None) -> Came:
     return Came(tuple(batches))
 
 
-async def check_records(running: Provider, before: int, answers: Sequence[Came]) -> int:
-    """Different unless the log has what came of each read; the bytes that have left, of all that were begun."""
+async def check_records(running: Provider, agreement: str, answers: Sequence[Came]) -> int:
+    """Different unless the log has what came of each read; the bytes that have left under the agreement."""
     await provider.settled(running)
-    ended = {one.process: one for one in running.events[before:] if one.kind == "ReadEnded"}
+    ended = {one.process: one for one in running.of_kind("ReadEnded") if one.agreement == agreement}
     for came in answers:
         if came.end is None or came.status == REFUSED:
             continue

@@ -67,9 +67,9 @@ class Files:
         return len({one.name.casefold() for one in self.columns}) < len(self.columns)
 
 
-def write(rng: random.Random, folder: Path) -> Files:
-    """A dataset of one to three files."""
-    columns, counts = drawn(rng, KINDS)
+def write(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
+    """A dataset of one to three files. `rare`: kinds of columns that there may be beside the others."""
+    columns, counts = drawn(rng, [*KINDS, *rare])
     how = _how(rng, columns, max(counts))
     paths: list[str] = []
     for number, rows in enumerate(counts):
@@ -179,6 +179,10 @@ def _some(draw: Callable[[random.Random], Any], most: int = 3) -> Callable[[rand
     return lambda rng: [None if rng.random() < 0.1 else draw(rng) for _ in range(rng.randint(0, most))]
 
 
+_FAR_DAYS = (0, 18_321, 2_932_896, 2_932_897, 5_000_000, -719_162, -719_163, -1_000_000)  # years 1 and 9999 end there
+_FAR_MOMENTS = (0, 1, 253_402_300_800_000_000, -62_135_596_800_000_001, 2**62)
+_DAYS = [day for day in _FAR_DAYS if -719_163 < day < 2_932_897]  # what is nested, Python is to read
+
 Kind = tuple[pa.DataType, str, Callable[[random.Random], Any]]
 KINDS: list[Kind] = [
     (pa.int8(), INTEGER, _whole(-9, 9)),
@@ -221,6 +225,35 @@ KINDS: list[Kind] = [
 ]
 PLAIN = [one for one in KINDS if one[0] in (pa.int32(), pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.date32())]
 """Whose types in Arrow are those in which the engine gives them."""
+RARE: list[Kind] = [
+    (pa.string(), TEXT, lambda rng: rng.choice(("", "=1+1", 'a "b",\r\n', "\t", "ü" * rng.randint(0, 9_000)))),
+    (pa.string(), OTHER, lambda rng: "ü\n" * rng.randint(0, 40_000)),
+    (pa.date32(), OTHER, lambda rng: rng.choice(_FAR_DAYS)),
+    (pa.timestamp("us"), OTHER, lambda rng: rng.choice(_FAR_MOMENTS)),
+    (pa.timestamp("us", tz="Europe/Berlin"), OTHER, lambda rng: rng.choice(_FAR_MOMENTS)),
+    (pa.timestamp("s"), STAMP, _stamp),
+    (pa.time64("ns"), OTHER, lambda rng: rng.randrange(86_400 * 10**9)),
+    (pa.decimal128(38, 38), OTHER, lambda rng: Decimal(f"{rng.choice((0, 1, -5, 10**38 - 1))}e-38")),
+    (pa.list_(pa.float64()), OTHER, _some(_quarters)),
+    (pa.list_(pa.timestamp("us", tz="UTC")), OTHER, _some(_stamp)),
+    (
+        pa.list_(pa.struct([("a b", pa.date32()), ('"', pa.decimal128(5, 2))])),
+        OTHER,
+        _some(lambda rng: {"a b": rng.choice(_DAYS), '"': Decimal("1.50")}),
+    ),
+    (
+        pa.map_(pa.int16(), pa.list_(pa.string())),
+        OTHER,
+        lambda rng: [(n, ["", None]) for n in range(rng.randint(0, 2))],
+    ),
+    (
+        pa.list_(pa.struct([("f", pa.list_(pa.float32(), 2))]), 2),
+        OTHER,
+        lambda rng: [{"f": [0.5, rng.choice((None, float("nan"), -0.0))]}, rng.choice((None, {"f": None}))],
+    ),
+]
+"""Moments far away, numbers within lists, long texts: not among the datasets that the suite has chosen."""
+
 
 _DELTAS: dict[Callable[[pa.DataType], bool], list[str]] = {
     pa.types.is_integer: ["DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT", "PLAIN"],

@@ -94,5 +94,13 @@ class OverFlight(Case):
 
 def _order(table: pa.Table) -> pa.Array:
     """Of rows that come in no order of their own: SQL asked for none."""
-    rows = list(zip(*(map(repr, column.to_pylist()) for column in table.columns), strict=True))
+    rows = list(zip(*map(_told, table.columns), strict=True))
     return pa.array(sorted(range(len(rows)), key=rows.__getitem__), pa.int64())
+
+
+def _told(column: pa.ChunkedArray) -> Iterator[str]:
+    """Values as texts, moments as numbers: Python has few years."""
+    kind = column.type
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+        column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+    return map(repr, column.to_pylist())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,25 +44,29 @@ _TEXT_KINDS: list[Kind] = [
     (pa.string(), TEXT, lambda rng: random_files.text(rng) or "a,b\n c"),
 ]
 
-
+_KNOWN = 1000  # datasets that stay as they are: the suite has chosen among them by what they show
+_STORED = 0.06  # of files that an object store may hold, in one
 _OLD = {"metadata_version": pa.ipc.MetadataVersion.V4}
 
 
 def write(number: int, folder: Path) -> Files:
     """The dataset of this number, of a random kind."""
     kind = random.Random(f"source {number}").choices(list(_WRITERS), list(_WRITERS.values()))[0]
-    return kind(random.Random(f"files {number}"), folder)
+    files = kind(random.Random(f"files {number}"), folder, random_files.RARE if number >= _KNOWN else ())
+    stored = files.kind in ("parquet", "hive") and random.Random(f"store {number}").random() < _STORED
+    return replace(files, kind="s3") if stored else files
 
 
-def _arrow(rng: random.Random, folder: Path) -> Files:
-    columns, counts = random_files.drawn(rng, _ARROW_KINDS)
+def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
+    columns, counts = random_files.drawn(rng, [*_ARROW_KINDS, *rare])
     schema = random_files.schema_of(columns)
     options = rng.choice(({}, {}, {"compression": "lz4"}, {"compression": "zstd"}, _OLD))
     how = pa.ipc.IpcWriteOptions(**options)
     tables, paths = [], []
     for number, rows in enumerate(counts):
         table = pa.table([_over_rubbish(rng, one, rows) for one in columns], schema=schema)
-        mine = rng.sample(schema.names, len(columns)) if number and rng.random() < 0.2 else schema.names
+        mine = list(range(len(columns)))  # not by name: there may be two of one
+        mine = rng.sample(mine, len(mine)) if number and rng.random() < 0.2 else mine
         paths.append(f"{folder}/{number}.arrow")
         with pa.ipc.new_file(paths[-1], table.select(mine).schema, options=how) as file:
             for batch in _batches(rng, table.select(mine)):
@@ -112,9 +116,9 @@ def _entries(kind: pa.MapType) -> list[pa.Field]:
     return [kind.key_field, kind.item_field]
 
 
-def _hive(rng: random.Random, folder: Path) -> Files:
+def _hive(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
     """As many files as values of a column that is in no file, in one level of folders or two."""
-    columns, _ = random_files.drawn(rng, KINDS)
+    columns, _ = random_files.drawn(rng, [*KINDS, *rare])
     columns = [one for one in columns if one.name.isidentifier()] or [replace(columns[0], name="one")]
     paths, rows = [], 0
     for place in rng.choice(_PLACES):
@@ -183,10 +187,10 @@ def _as_json(file: Any, table: pa.Table) -> None:
 
 
 _WRITE_TEXT: Mapping[str, Callable[[Any, pa.Table], None]] = {"csv": _as_csv, "jsonl": _as_json}
-_WRITERS: Mapping[Callable[[random.Random, Path], Files], int] = {
+_WRITERS: Mapping[Callable[[random.Random, Path, Sequence[Kind]], Files], int] = {
     random_files.write: 60,
     _arrow: 28,
     _hive: 6,
-    lambda rng, folder: _text(rng, folder, "csv"): 3,
-    lambda rng, folder: _text(rng, folder, "jsonl"): 3,
+    lambda rng, folder, _: _text(rng, folder, "csv"): 3,
+    lambda rng, folder, _: _text(rng, folder, "jsonl"): 3,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from unittest import mock
 import duckdb
 import httpx2
 import numpy as np
+import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,13 +24,14 @@ from connector.dataplane.flight.front import Front
 from connector.dataplane.mixed import Mixed
 from connector.dataplane.prepared import PreparedStreams
 from connector.datasets import splits
-from connector.datasets.sources import source
+from connector.datasets.outside import Outside
+from connector.datasets.sources import read_options, s3, source
 from connector.errors import HanseError
 from connector.query.job import Job, Relation
 from connector.query.placed import Placed
 from connector.query.spans import Scattered
 from connector.query.stored import Stored
-from tests.support import data, provider, random_reads, random_sources
+from tests.support import data, objectstore, provider, random_reads, random_sources
 from tests.support.flying import flying
 from tests.support.provider import Provider
 from tests.support.random_files import Files
@@ -37,6 +39,7 @@ from tests.support.random_reads import PLACE, Seen, Terms
 
 _ROWS = (40, 200)  # of a block
 _BYTES = 2**20
+_SHELVES = (2**28, 2**28, 2**28, 2**20, 2**17)  # bytes that may be kept prepared: in the latter few of a dataset's
 
 
 class Different(Exception):
@@ -80,6 +83,29 @@ def _batches(path: str) -> list[tuple[int, int]]:
     found = pa.ipc.open_file(path)
     rows = [found.get_batch(number).num_rows for number in range(found.num_record_batches)]
     return [(one, int(one * (Path(path).stat().st_size / max(1, sum(rows))))) for one in rows]
+
+
+class Objects:
+    """An object store, which is started for the first files that are put there."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.outside = Outside(folder / "connections.yaml", folder / "outside")
+        self._folder, self._stack = folder, stack
+        self._server: objectstore.Server | None = None
+
+    async def put(self, files: Files) -> tuple[Files, Relation]:
+        """The same files as objects, in their order."""
+        if self._server is None:
+            self._server = self._stack.enter_context(objectstore.server())
+            self._server.connections(self._folder)
+        below = files.folder.name
+        for path in files.paths:
+            obstore.put(self._server.bucket(), f"{below}/{Path(path).relative_to(files.folder)}", Path(path))
+        options, refs = await s3.bring(
+            f"s3://{objectstore.BUCKET}/{below}/", options=read_options("s3", {}), from_=self.outside
+        )
+        paths = tuple(f"{files.folder}/{one.name}" for one in refs)
+        return replace(files, paths=paths), Relation("s3", tuple(one.to_json() for one in refs), options)
 
 
 @dataclass
@@ -140,9 +166,11 @@ class Space:
     """A provider that is served, and its datasets one after the other."""
 
     def __init__(
-        self, running: Provider, prepared: PreparedStreams, client: httpx2.AsyncClient, front: Front, folder: Path
-    ) -> None:
+        self, running: Provider, prepared: PreparedStreams, client: httpx2.AsyncClient, front: Front, folder: Path,
+        objects: Objects,
+    ) -> None:  # fmt: skip
         self.running, self.prepared, self.client, self.front, self.folder = running, prepared, client, front, folder
+        self.objects = objects
         self.ways = Ways()
         self._last: tuple[int, World | None] = (-1, None)
 
@@ -152,6 +180,7 @@ class Space:
             self.close()
             self._last = number, None
             self._last = number, await self._made(number)
+            self.prepared.quota = random.Random(f"shelf {number}").choice(_SHELVES)
         return self._last[1]
 
     def close(self) -> None:
@@ -185,6 +214,8 @@ class Space:
 
     async def _relation(self, files: Files) -> tuple[Files, Relation]:
         """As the files would be registered, in that order: text becomes Parquet."""
+        if files.kind == "s3":
+            return await self.objects.put(files)
         found = data.relation(files.kind, files.folder, files.folder)
         if not source(files.kind).CONVERTED:
             return replace(files, paths=tuple(one["path"] for one in found.files)), found
@@ -192,14 +223,12 @@ class Space:
         await self.running.pool.ask(Job(kind="convert", relations={"t": found}, arguments={"target": str(target)}))
         return replace(files, paths=(str(target),)), data.relation("parquet", target, files.folder)
 
-    async def agree(self, world: World, found: Terms) -> str:
+    async def agree(self, world: World, found: Terms, consumer: str) -> str:
         """Sign an agreement; its id."""
         number = f"{random.getrandbits(64):016x}"
-        await self.running.store.write(
-            lambda tx: provider.insert(
-                tx, found.policy, number, name=world.name, relation=world.relation, profile=world.profile
-            )
-        )
+        policy = replace(found.policy, assignee=consumer)
+        of = {"name": world.name, "relation": world.relation, "profile": world.profile, "consumer": consumer}
+        await self.running.store.write(lambda tx: provider.insert(tx, policy, number, **of))
         return f"urn:agreement:{number}"
 
 
@@ -207,7 +236,7 @@ def _fill(con: duckdb.DuckDBPyConnection, files: Files) -> None:
     """The rows as a table, each with its place."""
     rows = "told"
     if files.told is None:
-        rows = f"read_parquet({list(files.paths)}, hive_partitioning = {files.kind == 'hive'})"
+        rows = f"read_parquet({list(files.paths)}, hive_partitioning = {files.kind in ('hive', 's3')})"
     else:
         con.register("told", files.told)
     place = random_reads.quoted(PLACE)
@@ -217,9 +246,10 @@ def _fill(con: duckdb.DuckDBPyConnection, files: Files) -> None:
 @asynccontextmanager
 async def space(folder: Path) -> AsyncIterator[Space]:
     """A provider with small blocks, several endpoints of them over Flight."""
-    streams = PreparedStreams(folder / "streams", quota=256 * 2**20, sensitive=True)
+    streams = PreparedStreams(folder / "streams", quota=_SHELVES[0], sensitive=True)
     (folder / "data").mkdir()
     with (
+        ExitStack() as stack,
         mock.patch.object(splits, "ROWS_MIN", _ROWS[0]),
         mock.patch.object(splits, "ROWS_MAX", _ROWS[1]),
         mock.patch.object(splits, "BYTES_MIN", _BYTES),
@@ -227,12 +257,13 @@ async def space(folder: Path) -> AsyncIterator[Space]:
         mock.patch.object(prepared, "_SMALL", 2**16),
         mock.patch.object(desk, "_PART_BYTES", 2**16),
     ):
+        objects = Objects(folder, stack)
         async with (
-            provider.running(folder, rows=10, prepared=streams) as running,
+            provider.running(folder, rows=10, prepared=streams, library=objects.outside) as running,
             httpx2.AsyncClient(base_url=running.url, timeout=60) as client,
             flying(running) as front,
         ):
-            found = Space(running, streams, client, front, folder / "data")
+            found = Space(running, streams, client, front, folder / "data", objects)
             with found.ways.seen(running, streams):
                 yield found
             found.close()

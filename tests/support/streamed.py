@@ -145,6 +145,8 @@ def unlike(found: pa.Table, expected: pa.Table) -> str:
 
 
 def _same(one: pa.Array, other: pa.Array) -> bool:
+    if pa.types.is_nested(one.type) and any(word in str(one.type) for word in ("float", "double")):
+        return repr(one.to_pylist()) == repr(other.to_pylist())
     if pa.types.is_floating(one.type):  # NaN is like NaN, and -0.0 not like 0.0
         whole = pa.int64() if one.type == pa.float64() else pa.int32()
         one, other = one.view(whole), other.view(whole)

@@ -10,6 +10,8 @@ CASES = {  # by kind, the datasets that show much in their first seeds, and how 
     "budget": {51: 2, 33: 2},
     "broken": {49: 3, 33: 3},
     "loader": {51: 2, 33: 3},
+    "formats": {51: 5, 33: 5},
+    "several": {51: 2, 33: 3},
 }
 SEEDS = sorted(  # those of a dataset in a row: it is written once
     (EACH * number + seed, kind) for kind, most in CASES.items() for number in most for seed in range(most[number])
@@ -19,6 +21,7 @@ MET = (
     "values left in files, rows as they are", "prepared", "alternatives in filters", "mask hash", "codec zstd",
     "over Flight", "several endpoints", "files: arrow_ipc", "files: hive", "ended as quota",
     "gone on after breaks", "revoked", "other readers go on", "prepared blocks", "prepared blocks and others",
+    "two consumers", "other forms", "format csv", "format parquet",
 )  # fmt: skip
 
 
