@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,10 @@ class _Parquet:
     """One row group a batch."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd")
+        try:
+            self._writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd")
+        except pa.ArrowNotImplementedError:
+            raise Coded("format_unfit") from None
 
     def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
         self._writer.write_batch(batch)
@@ -122,9 +126,15 @@ def _text(values: pa.Array) -> pa.Array:
     if pa.types.is_nested(kind):
         found = values.cast(_numbered(kind)).to_pylist()
         return pa.array([None if one is None else _json(one, kind) for one in found], pa.string())
-    if pa.types.is_interval(kind) or pa.types.is_null(kind):
-        return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.string())
+    if pa.types.is_interval(kind):
+        return pa.array([None if one is None else _interval(one) for one in values.to_pylist()], pa.string())
     return _moments(values) if _is_moment(kind) else values.cast(pa.string())
+
+
+def _interval(value: pa.MonthDayNano) -> str:
+    """In ISO 8601, each part with its own sign: `P2M3DT-1.5S`."""
+    months, days, nanoseconds = value
+    return f"P{months}M{days}DT{Decimal(nanoseconds).scaleb(-9).normalize():f}S"
 
 
 def _is_moment(kind: pa.DataType) -> bool:
@@ -191,6 +201,8 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
         return [_plain(one, kind.value_type) for one in value]
     if _is_moment(kind):
         return _moment(value, kind)
+    if pa.types.is_interval(kind):
+        return _interval(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import duckdb
 import httpx2
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -235,6 +236,18 @@ async def test_a_missing_value_of_one_column_is_a_row_to_every_reader(
     assert await lines(running, pa.table({"x": values}), tmp_path) == [["" if v is None else str(v)] for v in values]
     again = pyarrow.csv.read_csv(tmp_path / "rows.csv", convert_options=pyarrow.csv.ConvertOptions(null_values=[""]))
     assert len(again) == len(values)
+
+
+@module
+async def test_intervals_are_iso_8601_in_csv_and_refused_by_name_in_parquet(running: Provider, tmp_path: Path) -> None:
+    path = tmp_path / "intervals.parquet"
+    one = "INTERVAL '2 months 3 days 1.5 seconds'"
+    duckdb.sql(f"COPY (SELECT {one} AS i, [{one}, NULL] AS n, INTERVAL '0 days' AS z) TO '{path}'")
+    ticket = running.ticket(await running.agree(name="intervals", path=path))
+    text = (await get(running, ticket, path="/data/v1", format="csv")).text
+    assert list(csv.reader(io.StringIO(text)))[1] == ["P2M3DT1.5S", '["P2M3DT1.5S", null]', "P0M0DT0S"]
+    refused = await get(running, ticket, path="/data/v1", format="parquet")
+    assert (refused.status_code, refused.json()["code"]) == (400, "format_unfit")
 
 
 async def lines(running: Provider, table: pa.Table, folder: Path) -> list[list[str]]:
