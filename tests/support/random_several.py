@@ -65,7 +65,7 @@ class Several(Case):
         for one in self.beside:
             await one.agree()
         twice = any(one.asked.twice for one in self.beside)
-        self.over.running.reads._prepared = self.over.prepared if twice else None
+        self.over.running.reads.origin.prepared = self.over.prepared if twice else None
         ending = self._ending() if self.rng.random() < 0.4 else asyncio.sleep(0)
         for error in await asyncio.gather(*(one.ask() for one in self.beside), ending, return_exceptions=True):
             if isinstance(error, BaseException):
