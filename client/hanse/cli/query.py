@@ -182,19 +182,30 @@ def _sink(output: Path | None) -> Iterator[IO[bytes]]:
 
 
 def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+    """Of one column missing values are `""`: most readers pass over an empty line."""
+    import pyarrow as pa
     from pyarrow import csv
 
-    with csv.CSVWriter(sink, schema) as writer:
+    from hanse.cli import said
+
+    alone = len(schema) == 1
+    shown = [kind if said.is_plain(kind) and not alone else pa.string() for kind in schema.types]
+    kinds = pa.schema(list(zip(schema.names, shown, strict=True)))
+    with csv.CSVWriter(sink, kinds) as writer:
         for batch in batches:
-            writer.write_batch(batch)
+            columns = [said.fields(one).cast(kind) for one, kind in zip(batch.columns, shown, strict=True)]
+            columns = [one.fill_null("") for one in columns] if alone else columns
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=kinds))
 
 
 def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
     import json
 
+    from hanse.cli import said
+
     for batch in batches:
-        for row in batch.to_pylist():
-            sink.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
+        for row in said.rows(batch):
+            sink.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
@@ -232,13 +243,15 @@ _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
 
 def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
     """The first rows as a table; the rest is counted, as a screen is no place for it."""
+    from hanse.cli import said
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in answer.schema.names:
         table.add_column(escape(name), overflow="fold")
     held = came = 0
     for batch in batches:
         came += batch.num_rows
-        for row in batch.slice(0, max(0, _SHOWN_MAX - held)).to_pylist():
+        for row in said.rows(batch.slice(0, max(0, _SHOWN_MAX - held))):
             table.add_row(*(escape(_cell(value)) for value in row.values()))
             held += 1
     print_table(table)
