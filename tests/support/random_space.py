@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -258,6 +260,8 @@ async def space(folder: Path) -> AsyncIterator[Space]:
         mock.patch.object(desk, "_PART_BYTES", 2**16),
     ):
         objects = Objects(folder, stack)
+        # Readers over Flight wait in threads for a server that has its own among the same.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
         async with (
             provider.running(folder, rows=10, prepared=streams, library=objects.outside) as running,
             httpx2.AsyncClient(base_url=running.url, timeout=60) as client,
