@@ -41,6 +41,7 @@ from tests.support.random_reads import PLACE, Seen, Terms
 
 _ROWS = (40, 200)  # of a block
 _BYTES = 2**20
+_LIMITS = httpx2.Limits(keepalive_expiry=1)  # well before the server closes what is idle: a request may meet that
 _SHELVES = (2**28, 2**28, 2**28, 2**20, 2**17)  # bytes that may be kept prepared: in the latter few of a dataset's
 
 
@@ -264,7 +265,7 @@ async def space(folder: Path) -> AsyncIterator[Space]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
         async with (
             provider.running(folder, rows=10, prepared=streams, library=objects.outside) as running,
-            httpx2.AsyncClient(base_url=running.url, timeout=60) as client,
+            httpx2.AsyncClient(base_url=running.url, timeout=60, limits=_LIMITS) as client,
             flying(running) as front,
         ):
             found = Space(running, streams, client, front, folder / "data", objects)
