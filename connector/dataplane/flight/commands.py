@@ -70,8 +70,10 @@ def constant(sql: str) -> pa.Table | None:
     return pa.table({quoted or plain or value: pa.array([int(value)], pa.int32())})
 
 
+# Nothing is given back once it is taken: a long run of spaces would be looked at from each of them.
 _CONSTANT = re.compile(
-    r'\s*SELECT\s+(0|[1-9]\d{0,8})(?:\s+AS\s+(?:"([^"\0]{1,100})"|([A-Z_]\w{0,99})))?\s*;?\s*', re.ASCII | re.IGNORECASE
+    r'\s*+SELECT\s++(0|[1-9]\d{0,8}+)(?:\s++AS\s++(?:"([^"\0]{1,100}+)"|([A-Z_]\w{0,99}+)))?+\s*+;?+\s*+',
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -109,9 +111,12 @@ def _tables(command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _like(pattern: str | None) -> re.Pattern[str]:
-    """A pattern of SQL's LIKE; None is any."""
+    """A pattern of SQL's LIKE; None is any. What stands between two `%` is looked for once, the first place is taken:
+    every other way to share a name among them would be tried as well."""
     text = "%" if pattern is None else pattern[:1024]
-    return re.compile("".join({"%": ".*", "_": "."}.get(one, re.escape(one)) for one in text), re.DOTALL)
+    first, *more = ["".join("." if one == "_" else re.escape(one) for one in part) for part in text.split("%")]
+    sought = "".join(f"(?>.*?{part})" for part in more[:-1])
+    return re.compile(first + sought + "".join(f".*{part}" for part in more[-1:]), re.DOTALL)
 
 
 def handle(sql: str, values: Sequence[Sequence[str]]) -> bytes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import random
+import time
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -62,6 +64,42 @@ def test_any_bytes_are_read_or_garbled_and_nothing_else() -> None:
                 commands.catalogue(name, command, [{"owner": "clinic", "name": "numbers", "schema": b""}])
         except Garbled:
             continue
+
+
+NO_CONSTANTS = {
+    "spaces, and more": "SELECT 123456789" + " " * 30_000 + "x",
+    "an end, and spaces": "SELECT 1;" + " " * 30_000 + "x",
+    "a name, and spaces": "SELECT 1 AS x" + " " * 30_000 + "y",
+}
+
+
+@pytest.mark.parametrize("name", NO_CONSTANTS)
+def test_a_long_statement_that_is_no_constant_is_told_at_once(name: str) -> None:
+    """It is looked at before it is known who asks."""
+    before = time.perf_counter()
+    assert commands.constant(NO_CONSTANTS[name]) is None
+    assert time.perf_counter() - before < 1
+
+
+@pytest.mark.parametrize("pattern", ["%_" * 500, "%" * 1000 + "x", "%a" * 500, "%a%_" * 200 + "b"])
+def test_a_pattern_of_many_wildcards_is_looked_for_at_once(pattern: str) -> None:
+    table = {"owner": "clinic", "name": "a" * 60, "schema": b""}
+    before = time.perf_counter()
+    _, command = commands.unpack(commands.pack("CommandGetTables", [(3, pattern)]))
+    assert commands.catalogue("CommandGetTables", command, [table]).num_rows == 0
+    assert time.perf_counter() - before < 1
+
+
+def test_patterns_mean_what_they_mean_in_sql() -> None:
+    dice = random.Random(7)
+    with duckdb.connect() as con:
+        for _ in range(300):
+            pattern = "".join(dice.choices("ab%_.", k=dice.randrange(1, 7)))
+            names = {"".join(dice.choices("ab.", k=dice.randrange(9))) for _ in range(20)}
+            expected = sorted(one for one in names if con.execute("SELECT ? LIKE ?", [one, pattern]).fetchall()[0][0])
+            tables = [{"owner": "clinic", "name": one, "schema": b""} for one in names]
+            _, command = commands.unpack(commands.pack("CommandGetTables", [(3, pattern)]))
+            assert commands.catalogue("CommandGetTables", command, tables)["table_name"].to_pylist() == expected
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"sql": 1, "values": []}', b'{"sql": ""}', b"[" * 100_000, None])
