@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from connector.database import open_engine, say
@@ -221,8 +221,8 @@ class _PooledWriter:
                     outcome = _run(connection, work, origin=self._origin)
                     committing = True
                     return outcome
-            except OperationalError as error:
-                collided = getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
+            except (DBAPIError, PoolTimeout) as error:
+                collided = isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
                 if committing and not collided:
                     raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN) from error
                 if not collided:

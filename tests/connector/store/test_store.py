@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
@@ -372,6 +373,31 @@ def _many_offers(tx: Transaction) -> None:
 async def test_a_read_that_the_database_does_not_answer_is_busy(store: Store) -> None:
     with pytest.raises(Busy, match="does not answer"):
         await store.read(lambda tx: tx.session.execute(text("SELECT * FROM no_such_table")).all())
+
+
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, InternalError], ids=lambda error: error.__name__)
+async def test_a_change_that_the_database_does_not_answer_is_busy(store: Store, error: type[DBAPIError]) -> None:
+    def fails(tx: Transaction) -> None:
+        tx.tokens.add(token("a"))
+        raise error("INSERT", None, Exception("as the driver says it"))
+
+    with pytest.raises(Busy, match="does not answer"):
+        await store.write(fails)
+    assert await store.read(lambda tx: tx.tokens.count()) == 0
+
+
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+async def test_a_change_that_no_connection_is_free_for_is_busy(
+    postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres_cluster.database() as url:
+        await asyncio.to_thread(upgrade, url)
+        opened = Store(url, pool_size=1)
+        monkeypatch.setattr(opened.engine.pool, "_timeout", 0.05)
+        with opened.engine.connect(), opened.engine.connect(), pytest.raises(Busy, match="does not answer"):
+            await opened.write(lambda tx: tx.tokens.add(token("a")))
+        await opened.write(lambda tx: tx.tokens.add(token("a")))
+        opened.close()
 
 
 @pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
