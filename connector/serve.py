@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,6 +31,7 @@ from connector.telemetry import Observed, logger, set_up_logging
 # which answers everybody, would wait for a whole one in the writer's thread.
 _TURN = 0.001
 _STOPPING = "the connector is shutting down; go on from here in a moment"
+_STOP_SECONDS = 40.0  # what drains has ended by then: the servers wait 30 s for connections, and reads have 5 s
 _log = logger("connector")
 
 
@@ -148,6 +150,8 @@ def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> None
     drained: list[asyncio.Task[None]] = []
 
     def stop() -> None:
+        if not drained:
+            _end_within(_STOP_SECONDS)
         # At once: the servers wait for their connections, and those for the ends of their streams.
         drained.append(asyncio.ensure_future(parts.reads.drain(_STOPPING)))
         parts.receiving.drain(_STOPPING)
@@ -156,6 +160,21 @@ def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> None
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def _end_within(seconds: float) -> None:
+    """End this process then, whatever hangs: a thread in the database or on a disk keeps Python from its end for ever.
+
+    Nothing is lost that would be kept otherwise: what is committed is, and nobody was told of anything else.
+    """
+
+    def end() -> None:
+        _log.error("ended before all was closed", seconds=seconds, reason="the database or a disk does not answer")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:
