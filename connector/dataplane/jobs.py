@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from connector.dataplane.asked import Asked
 from connector.datasets.splits import reserved
 from connector.errors import BadInput
-from connector.query.job import SLOTS, Job, Limits, Recheck, Relation
+from connector.query.job import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.store.tables import DatasetVersion
 from connector.usage.held import Grant
 from policies import gate
@@ -89,6 +89,8 @@ def job_of(
     spare = min(grant.lease.bytes for grant in grants)
     threads = max(1, min(_THREADS_MAX, (os.cpu_count() or 1) // max(1, running)))
     scan = untouched(asked, prepared)
+    memory_mb = _scan_mb(most.memory_mb, threads) if asked.plain_scan else most.memory_mb
+    to_disk = not asked.plain_scan or is_wide(len(prepared.columns), memory_mb)
     return Job(
         relations=relations | brought,
         sql=prepared.sql,
@@ -99,8 +101,8 @@ def job_of(
         recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
         limits=Limits(
             seconds=most.seconds, total_seconds=asked.seconds, rows=asked.rows, bytes=asked.nbytes,
-            memory_mb=_scan_mb(most.memory_mb, threads) if asked.plain_scan else most.memory_mb,
-            temp_mb=0 if asked.plain_scan else most.temp_mb,
+            memory_mb=memory_mb,
+            temp_mb=most.temp_mb if to_disk else 0,
             threads=threads,
         ),
         batch_bytes=max(2**16, min(_batch_bytes(asked.format, running), spare // 2)),

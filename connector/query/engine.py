@@ -29,6 +29,7 @@ from connector.datasets.sources.files import (
     sha256,
 )
 from connector.errors import HanseError, SourceUnreadable, VersionChanged
+from connector.query import wide
 from connector.query.job import Limits, Relation
 
 if TYPE_CHECKING:  # loads what only readers of object stores need
@@ -299,11 +300,13 @@ def query(
 
 
 def batches(
-    relation: duckdb.DuckDBPyRelation, *, rows: int, target: int, exact: bool = False
+    relation: duckdb.DuckDBPyRelation, *, rows: int, target: int, exact: bool = False, aside: wide.Aside | None = None
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema, and batches of `rows` rows, cut near `target` bytes (joined too unless `exact`), as they come."""
+    """The schema, and batches of `rows` rows, cut near `target` bytes (joined too unless `exact`), as they come.
+    `aside`: where there is a place for rows of too many columns (`query.wide`)."""
     # What it works ahead is counted in bytes of values, and a batch of its takes hundreds more, however few it has.
-    reader = relation.to_arrow_reader(rows * -(-_ROWS_MIN // rows) if exact else rows)
+    asked = rows * -(-_ROWS_MIN // rows) if exact else rows
+    reader = relation.to_arrow_reader(asked) if aside is None else wide.reader(relation, asked, aside)
     schema = plain_schema(reader.schema)
     parts = (part for batch in reader for part in (_of_rows(batch, rows) if exact else (batch,)))
     pieces = (piece for part in parts for piece in cut(plain(part, schema), target, apart=exact))

@@ -53,6 +53,7 @@ AT_KEY: Final = "hanse.at"  # JSON: the block a batch is from, the cursor after 
 IN_PLACE: Final = ""  # each scan reads the file, and the engine knows nothing
 HELD: Final = "held"  # in memory of ours, the fastest where it is little: it knows how many rows there are
 LOADED: Final = "loaded"  # in the engine, and on its disk where they are many: it knows how many differ
+_PAGE: Final = 2**17  # bytes that a column takes at least while it is read
 PARQUET: Final = ("parquet", "hive", "s3")  # kinds of relations whose rows lie in Parquet
 
 
@@ -171,6 +172,11 @@ class Job:
         if len(text) > JOB_MAX:
             raise ValueError(f"expected a job of at most {JOB_MAX} bytes, came {len(text)}; send keys as a blob")
         return b"".join((LENGTH.pack(len(text)), text, *self.blobs))
+
+
+def is_wide(columns: int, memory_mb: int) -> bool:
+    """Whether a scan of so many columns, a page of each, takes more than its memory."""
+    return columns * _PAGE > memory_mb * 2**20
 
 
 def decode(text: bytes) -> tuple[Job, list[int]]:

@@ -164,6 +164,11 @@ class Opening:
         """Whether each file's name still leads to what is pinned."""
         return all(isinstance(found, engine.Opened) and found.current() for found in self.files)
 
+    @property
+    def aside(self) -> Path:
+        """Where this job may keep what does not fit into memory; nothing of it is the engine's."""
+        return self.folder / "aside"
+
     def let_go(self) -> None:
         """Close the engine, and keep the files."""
         cons, self.con = self.cons, None

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from connector.datasets.sources import Rows, divisible
 from connector.datasets.splits import Place, seal
-from connector.query import engine, scan
+from connector.query import engine, scan, wide
 from connector.query.abreast import abreast
 from connector.query.codes import Coded
 from connector.query.job import Job, Range, Ranges, Relation
@@ -46,13 +47,15 @@ def read(
     *,
     stored: Stored | None = None,
     placed: Placed | None = None,
+    folder: Path | None = None,
 ) -> tuple[pa.Schema, Generator[Part]]:
     """The schema of the answer without the column of positions, and its batches as they come.
 
     With several connections to the engine as many ranges are read at once, each in a thread of its own.
     Close what gives the batches before the connections: its threads work in them.
     `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
-    `stored`: as in `scan.batches`. `placed`: columns that are read after the engine.
+    `stored`: as in `scan.batches`. `placed`: columns that are read after the engine. `folder`: for what lies on the
+    disk meanwhile.
     """
     name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
     target, left, binding = job.batch_bytes, list(only.ranges) if left is None else left, threading.Lock()
@@ -66,7 +69,8 @@ def read(
     def decoded(answer: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         if placed is not None:
             return placed.batches(answer, rows=size, target=target)
-        return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None)
+        aside = wide.aside(job, folder, answer.columns)
+        return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None, aside=aside)
 
     answer = answered(cons[0], todo[0])
     size = engine.rows_of(answer, relation.row_bytes, target=target)

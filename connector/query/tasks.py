@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from connector.datasets.sources import divisible, source
-from connector.query import engine, foreign, profiling, ranges, scan
+from connector.query import allocator, engine, foreign, profiling, ranges, scan, wide
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages
@@ -165,13 +166,17 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     if job.passed and (found := _passed(session, job, answers)) is not None:
         return found
     con = opened(session, job, answers)
-    if job.only is not None:
+    assert session.opening is not None
+    only = _group_by_group(session, job) if job.only is None else job.only
+    if only is not None:
         session.wait_for_go(job)
-        assert session.opening is not None
         cons, paths = session.opening.cons, session.files[0].paths
-        return ranges.read(cons, job, job.only, paths, stored=_stored(session, job), placed=_placed(session, job))
+        return ranges.read(
+            cons, job, only, paths, stored=_stored(session, job), placed=_placed(session, job),
+            folder=session.opening.aside,
+        )  # fmt: skip
     placed = _placed(session, job)
-    if placed is not None and session.opening is not None:
+    if placed is not None:
         session.opening.place(placed.names)
     widths = {name: width for relation in job.relations.values() for name, width in relation.row_bytes.items()}
     relation = engine.query(con, job.sql, job.params)
@@ -217,9 +222,21 @@ def _turns(session: Session, job: Job) -> wire.Ranges | None:
     relation = job.relations.get(job.scan)
     if relation is None or relation.kind not in wire.PARQUET:
         return None
-    if job.only is None and session.worker.crowded:
+    if job.only is None and session.worker.crowded and not job.limits.temp_mb:
         return wire.Ranges([wire.Range(-1, number, 0, _ALL) for number in range(len(relation.files))], "")
     return job.only
+
+
+def _group_by_group(session: Session, job: Job) -> wire.Ranges | None:
+    """The row groups of a scan of wide rows, which take the less disk; None of other answers."""
+    relation = job.relations.get(job.scan)
+    if relation is None or relation.kind not in wire.PARQUET or not job.limits.temp_mb:
+        return None
+    found = []
+    for number, groups in enumerate(divisible(relation.kind).groups(_opened(session.files[0]))):
+        ends = list(accumulate(rows for rows, _ in groups))
+        found += [wire.Range(-1, number, first, stop) for first, stop in pairwise([0, *ends])]
+    return wire.Ranges(found, "") if found else None
 
 
 def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
@@ -232,8 +249,9 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
         smaller = replace(job, batch_bytes=min(job.batch_bytes, most))
         paths = opening.files[0].paths
         return ranges.read(
-            opening.cons, smaller, only, paths, left, stored=_stored(session, job), placed=_placed(session, job)
-        )
+            opening.cons, smaller, only, paths, left, stored=_stored(session, job), placed=_placed(session, job),
+            folder=opening.aside,
+        )  # fmt: skip
 
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
 
@@ -264,7 +282,9 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
             return schema, scan.batches(
                 paths, schema, rows=rows, target=job.batch_bytes, threads=threads, stored=stored
             )
-    return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None)
+    assert session.opening is not None
+    aside = wide.aside(job, session.opening.aside, relation.columns)
+    return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None, aside=aside)
 
 
 def _stored(session: Session, job: Job) -> Stored | None:
@@ -341,6 +361,7 @@ def profile(session: Session, job: Job) -> None:
         while not wait((coming,), timeout=0.1).done:
             told(max(0.0, con.query_progress()) / 100)
         row: Sequence[Any] = coming.result()
+        allocator.give_back()  # the next columns could not take it: it is of other sizes
         return row
 
     room = job.limits.memory_mb * 2**20 // 2

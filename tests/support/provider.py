@@ -133,6 +133,7 @@ async def running(
     protocol: Any = Protocol,
     prepared: PreparedStreams | None = None,
     library: Any = None,
+    **limits: int,
 ) -> AsyncIterator[Provider]:
     """A provider with a store on SQLite and a pool of two workers, until the block ends."""
     path = data.parquet(folder / "numbers.parquet", rows)
@@ -143,7 +144,7 @@ async def running(
     events: list[Event] = []
     store.bus.subscribe(events.append)
     async with Pool(folder / "work", size=2, warm=1, library=library) as pool:
-        reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, prepared=prepared)
+        reads = Reads(store, grants, pool, name=OWNER, mask_secret=b"m" * 32, prepared=prepared, **limits)
         if prepared is not None:
             store.bus.subscribe(prepared.heard)
         addresses = Addresses(
