@@ -19,6 +19,7 @@ import base64
 import hmac
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -87,7 +88,7 @@ class Reads:
         self._streams_max = streams_max
         self._metrics = metrics
         self._live: dict[str, GovernedStream] = {}
-        self._ids: set[str] = set()  # of those, and of reads that have not begun yet
+        self._ids = Counter[str]()  # of those, of reads that have not begun yet, and of ends that are owed
         if metrics is not None:
             metrics.streams.set_function(lambda: len(self._live))
         self._running: dict[str, int] = {}
@@ -390,7 +391,7 @@ class Reads:
                 self.grants.end(tx, grants)
 
         if unknown:  # nobody waits for a database that is away
-            self._spawn(self._perhaps(self._written(work)))
+            self._spawn(self._perhaps(asked.query_id, self._written(work)))
             return
         await self._written(work)
         if self._metrics is not None and end is not None:
@@ -410,8 +411,9 @@ class Reads:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _END_SECONDS / 15)
 
-    async def _perhaps(self, work: Coroutine[Any, Any, None]) -> None:
-        with suppress(Busy):  # the next start looks for what is left
+    async def _perhaps(self, read_id: str, work: Coroutine[Any, Any, None]) -> None:
+        """The end of a read that may have begun. Until it is known nobody else has its id: they would get this end."""
+        with suppress(Busy), _named(self._ids, read_id):  # the next start looks for what is left
             await work
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -450,13 +452,15 @@ def _taken(asked: Asked) -> BadInput:
 
 
 @contextmanager
-def _named(ids: set[str], read_id: str) -> Iterator[None]:
+def _named(ids: Counter[str], read_id: str) -> Iterator[None]:
     """The id is one read's alone, until the block ends."""
-    ids.add(read_id)
+    ids[read_id] += 1
     try:
         yield
     finally:
-        ids.discard(read_id)
+        ids[read_id] -= 1
+        if not ids[read_id]:
+            del ids[read_id]
 
 
 async def _settled_groups(stream: GovernedStream, prepared: Prepared, begun: float) -> None:

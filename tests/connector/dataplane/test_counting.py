@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
-from connector.errors import Busy, NotFound, Refused
+from connector.errors import BadInput, Busy, NotFound, Refused
 from connector.store import UNKNOWN
 from connector.usage import counting
 from connector.usage.held import Grant
@@ -332,6 +332,41 @@ async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_w
     assert ends == (["failed"] if kept else [])
     async with running.reads.open(replace(asked, query_id=f"next {agreement}")) as stream:  # there is a place for it
         assert [frame async for frame in stream.frames()]
+
+
+async def test_an_end_that_waits_for_the_database_is_not_the_end_of_another_read_with_that_id(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "50"))
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"again {agreement}")
+    told = running.store.write
+
+    async def lost(work: Any) -> Any:
+        monkeypatch.setattr(running.store, "write", away)
+        with pytest.raises(NotFound):  # its work was done, and undone
+            await told(lambda tx: (work(tx), _undo()))
+        raise Busy("the database went away as it kept this", code=UNKNOWN)
+
+    async def away(_: Any) -> Any:
+        raise Busy("the database does not answer now")
+
+    async def read() -> None:
+        async with running.reads.open(asked) as stream:
+            assert [frame async for frame in stream.frames()]
+
+    monkeypatch.setattr(running.store, "write", lost)
+    with pytest.raises(Busy):
+        await read()
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match="choose another"):
+        await read()
+    await settled(running)
+    await read()
+    await settled(running)
+    ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
+    assert [(one.outcome, one.detail["rows"]) for one in ends] == [("ok", 3)]
+    assert await used(running, agreement) == (1, 3)
 
 
 def _undo() -> None:
