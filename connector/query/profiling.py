@@ -23,6 +23,7 @@ from connector.query.engine import Files, plain_schema
 _COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small: each pass binds all columns of a file
 _READER = 2**16  # bytes that the engine holds for a column beside its values
 _UNKNOWN = 2**40
+_DELTA_TEXTS = frozenset({"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"})
 _MAGIC = 8  # bytes before the first message of an Arrow file
 _TEXT_MAX = 128
 _TOLD_MAX = 5
@@ -137,8 +138,11 @@ def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, 
                 file=name,
             )
         top, size = chunk.path_in_schema.split(".", 1)[0], chunk.total_uncompressed_size
-        # Texts that begin alike are longer than their pages, nobody knows by how much.
-        most = _UNKNOWN if "DELTA_BYTE_ARRAY" in chunk.encodings else size + _READER
+        # Texts that begin alike are longer than their pages, and their lengths may take no room there: nobody knows by
+        # how much. Of a dictionary of texts each has 16 bytes in memory beside the 4 or more that it has there.
+        looked_up = chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"
+        read = _UNKNOWN if not _DELTA_TEXTS.isdisjoint(chunk.encodings) else size * (5 if looked_up else 1)
+        most = read + chunk.total_compressed_size + _READER
         before, held = found.get(top, (0, 0))
         found[top] = before + size, held + most
     return found

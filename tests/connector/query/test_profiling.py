@@ -59,12 +59,22 @@ def test_columns_that_there_is_no_room_for_are_asked_for_a_few_at_a_time(tmp_pat
     assert len(asked_of(tmp_path / "t.parquet", room=2**20)[1]) == 7
 
 
-@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "PLAIN"])
-def test_texts_of_which_only_the_ends_are_stored_are_asked_for_a_few_at_a_time(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
+def test_texts_of_which_only_the_ends_or_hardly_the_lengths_are_stored_are_asked_for_a_few_at_a_time(
+    tmp_path: Path, encoding: str
+) -> None:
     texts = pa.table({f"c{number}": [f"{row}" for row in range(ROWS)] for number in range(40)})
     encodings = dict.fromkeys(texts.schema.names, encoding)
     pq.write_table(texts, tmp_path / "t.parquet", use_dictionary=False, column_encoding=encodings)
     assert len(asked_of(tmp_path / "t.parquet")[1]) == (1 if encoding == "PLAIN" else 3)
+
+
+@pytest.mark.parametrize("kind", ["text", "number"])
+def test_a_dictionary_of_texts_takes_more_memory_than_in_its_file(tmp_path: Path, kind: str) -> None:
+    values = pa.array(range(20_000), pa.int32())
+    dictionary = pa.table([values.cast(pa.string()) if kind == "text" else values] * 64, names=[*map(str, range(64))])
+    pq.write_table(dictionary, tmp_path / "t.parquet")
+    assert len(asked_of(tmp_path / "t.parquet", room=24 * 2**20)[1]) == (4 if kind == "text" else 1)
 
 
 def test_a_struct_of_many_fields_counts_as_many(tmp_path: Path) -> None:
