@@ -1,4 +1,4 @@
-"""A disk that hangs takes the threads of its own device, and nobody else's."""
+"""A disk that hangs takes the threads of its own device, and nobody else's, and no read waits for it for ever."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import pytest_asyncio
 
 from connector.dataplane.asked import STREAM, Asked
+from connector.dataplane.blocks import open_owners
 from connector.dataplane.prepared import PreparedStreams
+from connector.datasets import threads
 from connector.datasets.sources import files
 from connector.datasets.threads import at_files, still_unchanged
+from connector.errors import Busy
 from tests.support import data, provider
 from tests.support.provider import Provider
 from tests.support.waiting import until
@@ -94,6 +97,43 @@ async def test_a_dataset_on_a_disk_that_hangs_holds_up_no_question_over_another(
     for one in hung:
         one.cancel()
     await asyncio.gather(*hung, return_exceptions=True)
+
+
+async def test_a_read_of_a_disk_that_hangs_is_refused_and_keeps_no_place(
+    running: Provider, tmp_path: Path, hanging: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = data.parquet(tmp_path / "slow.parquet", 1000)
+    asked = Asked(tickets=(await ticket(running, "slow", slow),), sql='SELECT * FROM "clinic".slow', action=STREAM)
+    asked = replace(asked, plain_scan=True, unfiltered=True)
+    assert await rows(running, asked) == 1000
+    monkeypatch.setattr(threads, "_SECONDS", 0.1)
+    hanging(str(slow))
+    async with asyncio.timeout(20):
+        with pytest.raises(Busy) as raised:
+            await rows(running, asked)
+        await running.reads.drain("the connector is stopping", seconds=60)  # back when no place is taken
+    assert raised.value.code == running.of_kind("ReadEnded")[-1].code == "file_unavailable"
+
+
+async def test_what_a_disk_opens_too_late_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_SECONDS", 0.1)
+    ref = files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[tmp_path])
+    over, opened = threading.Event(), threading.Event()
+
+    def late() -> IO[bytes]:
+        over.wait()
+        opened.set()
+        return open_owners(ref)
+
+    with pytest.raises(Busy):
+        await at_files([ref], late)
+    over.set()
+    assert await asyncio.to_thread(opened.wait, 20)
+    await until(lambda: ref.path not in descriptors())
+
+
+def descriptors() -> list[str]:
+    return [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
 
 
 async def ticket(running: Provider, name: str, path: Path) -> Any:
