@@ -9,6 +9,7 @@ import json
 import math
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import xxhash
 
 from connector.dataplane import formats
 from connector.errors import BadInput
+from connector.query import written
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider
@@ -207,6 +209,7 @@ MOMENTS = {  # as numbers, and what CSV says
     pa.timestamp("us", "UTC"): {0: "1970-01-01 00:00:00.000000Z", 2**62: "148108-07-06 14:00:27.387904Z",
                                 2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
     pa.timestamp("ns"): {1: "1970-01-01 00:00:00.000000001"},
+    pa.time64("us"): {0: "00:00:00.000000", 86_399_999_999: "23:59:59.999999"},
 }  # fmt: skip
 
 
@@ -219,6 +222,13 @@ async def test_csv_says_every_moment_also_in_what_is_nested(running: Provider, t
     rows = await lines(running, pa.table({"m": moments, "n": nested}), tmp_path)
     assert [row[0] for row in rows] == list(told)
     assert [json.loads(row[1]) for row in rows] == [[{"a": one}, None] for one in told]
+
+
+def test_many_moments_in_what_is_nested_take_no_longer_than_numbers() -> None:
+    values = pa.array([[number * 1_000_003] for number in range(100_000)], pa.list_(pa.timestamp("us")))
+    before = time.perf_counter()
+    assert written._text(values)[1].as_py() == '["1970-01-01 00:00:01.000003"]'
+    assert time.perf_counter() - before < 2
 
 
 @module
