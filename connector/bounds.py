@@ -1,4 +1,4 @@
-"""Bounds for what is asked of a listener: uvicorn's HTTP protocol, with an end to heads, bodies and rests.
+"""Bounds for what is asked of a listener: uvicorn's HTTP protocol, with an end to heads, bodies, rests and queues.
 
 Who asks is not known before it is there, so nobody's endless head fills memory, and nobody's silence keeps a
 connection. How large a body may be says whoever reads it. Use it as `uvicorn.Config(http=Bounded)`; it rests on
@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
 HEAD_SECONDS = 30.0  # as long as a connection may rest
+WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
 SILENCE_SECONDS = 180.0  # in the middle of a body; whoever reads it has said what is wrong by then
 
 
@@ -31,6 +32,9 @@ class Bounded(HttpToolsProtocol):
         """As uvicorn's. What is longer than a head may be is not waited for: the parser would keep all of it."""
         self._unfinished += len(data)
         super().data_received(data)
+        if len(self.pipeline) > WAITING_MAX:  # each answer lets more of them in than it takes out
+            self.pipeline.clear()
+            self.transport.close()
         if self.transport.is_closing():
             return
         if self._unfinished > HEAD_MAX:

@@ -484,6 +484,15 @@ async def test_a_head_without_an_end_is_not_kept(endless: bytes) -> None:
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
 
 
+@pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
+async def test_requests_without_an_end_are_not_kept_while_one_is_answered(http: Any) -> None:
+    one, last = b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
+    async with served(counting, http=http) as port:
+        few = await told(port, one * bounds.WAITING_MAX + last)
+        many = await told(port, one * (bounds.WAITING_MAX + 1) + last)
+    assert (few.count(b"HTTP/1.1 200 "), many) == (bounds.WAITING_MAX + 1, b"")
+
+
 async def test_a_head_of_thousands_of_names_and_a_body_of_any_size_are_no_endless_heads() -> None:
     close = b"connection: close\r\n"
     head = b"POST /?0 HTTP/1.1\r\na: " + b"b" * 200_000 + b"\r\n" + close
