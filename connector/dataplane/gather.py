@@ -8,7 +8,8 @@ chunk. Offered to the application as the extension `hanse.gather`; a body messag
     hanse.file     a list of parts of files, each (descriptor, offset, bytes), and of buffers, sent by a thread as one
                    chunk; a descriptor stands for its file until `send` returns, which is when all parts have gone.
                    Where the extension `hanse.files` is offered. EOFError where the file is shorter,
-                   ConnectionAbortedError where the client has left. Called are
+                   ConnectionAbortedError where the client has left. Sent in a
+                   thread for `hanse.device`, where it says which device they lie on. Called are
     hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
     hanse.moved    as it goes
     hanse.seen     in that thread, with all bytes of the parts in their order, each before it goes
@@ -43,7 +44,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from connector.bounds import Bounded
-from connector.dataplane.senders import TURN, in_thread
+from connector.dataplane.senders import OURS, TURN, in_thread
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 EXTENSION = "hanse.gather"
 FILES = "hanse.files"
 FILE = "hanse.file"
+DEVICE = "hanse.device"
 BEFORE = "hanse.before"
 SEEN = "hanse.seen"
 MOVED = "hanse.moved"
@@ -136,15 +138,15 @@ class Cycle(RequestResponseCycle):
             pause = 0.005
         self._must_be_there()
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as out:
-            while not await self._pushed(sending, out):
+            while not await self._pushed(sending, out, device=message.get(DEVICE, OURS)):
                 message.get(MOVED, lambda: None)()
                 await _writable(out)
                 self._must_be_there()
 
-    async def _pushed(self, sending: _Sending, out: socket.socket) -> bool:
+    async def _pushed(self, sending: _Sending, out: socket.socket, *, device: int) -> bool:
         """Send as much as the reader takes without making us wait. Whether that was all."""
         try:
-            whole = await in_thread(partial(sending.push, out), stop=sending.stop)
+            whole = await in_thread(partial(sending.push, out), stop=sending.stop, device=device)
         except (ConnectionError, TimeoutError):
             self.transport.abort()
             raise ConnectionAbortedError("the client has left") from None

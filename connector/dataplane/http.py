@@ -36,6 +36,7 @@ from connector.dataplane.gather import (
     ABORT,
     BEFORE,
     BUFFERS,
+    DEVICE,
     EXTENSION,
     FILE,
     FILES,
@@ -238,7 +239,7 @@ class Exchange:
         message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: span.parts()}
         if isinstance(span, Span):  # and so is all that follows it
             message[SEEN] = span.seen
-        await self.send(message | {BEFORE: span.check, MORE: more, MOVED: moved})
+        await self.send(message | {DEVICE: span.device, BEFORE: span.check, MORE: more, MOVED: moved})
 
     async def end(self, trailers: Mapping[str, str]) -> None:
         """The end of a long answer, with trailers where the server can send them."""

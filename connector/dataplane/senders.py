@@ -1,4 +1,5 @@
-"""The threads that send parts of files: few, so each goes on with another stream when its turn is over.
+"""The threads that send parts of files: few, so each goes on with another stream when its turn is over. A disk that
+hangs takes those of its own device, and nobody else's.
 
 Knows neither sockets nor streams; `gather` sends to HTTP's sockets there, `flight.slots` to the Flight process.
 """
@@ -13,17 +14,18 @@ from contextlib import suppress
 from typing import TypeVar
 
 TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
-_SENDERS = 8
+_SENDERS = 8  # of one device
+OURS = 0  # the device of files of our own
 _T = TypeVar("_T")
 
 
-async def in_thread(work: Callable[[], _T], *, stop: Callable[[], None]) -> _T:
-    """What `work` gives; `stop` has it end soon.
+async def in_thread(work: Callable[[], _T], *, stop: Callable[[], None], device: int = OURS) -> _T:
+    """What `work` gives, in a thread for files on that device; `stop` has it end soon.
 
     Who is cancelled waits for its end, too, however often: descriptors that it uses must not be closed under it, as the
     next connection or file to be opened would have the same numbers.
     """
-    job = _senders().submit(work)
+    job = _senders(device).submit(work)
     running = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(running)
@@ -38,5 +40,5 @@ async def in_thread(work: Callable[[], _T], *, stop: Callable[[], None]) -> _T:
 
 
 @functools.cache
-def _senders() -> ThreadPoolExecutor:
+def _senders(device: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_SENDERS, thread_name_prefix="sender")

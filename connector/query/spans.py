@@ -27,6 +27,11 @@ class Span:
     ref: FileRef | None = None
     seen: Callable[[bytes | memoryview], object] | None = None
 
+    @property
+    def device(self) -> int:
+        """What an owner's file lies on, 0 for a copy of ours: the threads that read it are those of its device."""
+        return 0 if self.ref is None else self.ref.dev
+
     def parts(self) -> Sequence[Place | memoryview]:
         """What there is to send: of files, the descriptor, the offset and the bytes."""
         return [(self.file.fileno(), self.at, self.nbytes)]
@@ -59,6 +64,11 @@ class Scattered:
     files: Mapping[int, tuple[IO[bytes], FileRef]]
     pieces: Sequence[Place]
     nbytes: int
+
+    @property
+    def device(self) -> int:
+        """As of a span, of the first file."""
+        return next((ref.dev for _, ref in self.files.values()), 0)
 
     def parts(self) -> Sequence[Place | memoryview]:
         """As of a span."""

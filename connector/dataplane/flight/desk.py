@@ -263,7 +263,7 @@ class Desk:
         more = True
         while more:
             async with asyncio.timeout(self._stall_seconds):
-                more = await slots.put_spans(lambda: next(spans, None))
+                more = await slots.put_spans(lambda: next(spans, None), device=part.device)
 
     # Who may, and what is meant.
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from connector.dataplane.flight import link
-from connector.dataplane.senders import TURN, in_thread
+from connector.dataplane.senders import OURS, TURN, in_thread
 from connector.query.spans import InFiles
 
 _PAGE = mmap.PAGESIZE
@@ -55,12 +55,14 @@ class Slots:
                     return
                 await asyncio.sleep(_FULL_SECONDS)
 
-    async def put_spans(self, more: Callable[[], InFiles | None]) -> bool:
-        """Hand over what `more` gives: asked in a thread, once a slot is free for it and not before, it is read to
-        there and nowhere else. Whether it may have more: a thread does not wait long, neither do others for it."""
+    async def put_spans(self, more: Callable[[], InFiles | None], *, device: int = OURS) -> bool:
+        """Hand over what `more` gives: asked in a thread for files on that device, once a slot is free for it and not
+        before, it is read to there and nowhere else. Whether it may have more: a thread does not wait long, neither do
+        others for it."""
         slot = await self._one()
         self._loop.remove_reader(self._channel)  # the thread takes slots back
-        self._turning = asyncio.ensure_future(in_thread(partial(self._turn, slot, more), stop=self._stop))
+        turn = in_thread(partial(self._turn, slot, more), stop=self._stop, device=device)
+        self._turning = asyncio.ensure_future(turn)
         try:
             return await self._turning
         finally:

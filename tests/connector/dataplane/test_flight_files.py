@@ -14,6 +14,7 @@ import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
 
+from connector.dataplane import senders
 from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
@@ -105,6 +106,22 @@ async def test_later_passes_come_from_the_files_without_a_worker(
         assert [end["status"] for _, end in found] == ["complete", "complete"]
     assert [event.detail["rows"] for event in running.of_kind("ReadEnded")[-2:]] == [one["rows"] for one in recorded]
     prepared.drop(lambda _: True)
+
+
+async def test_an_owner_s_files_are_sent_by_threads_of_their_device(
+    running: Provider, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, name, path = await agreed(running, tmp_path, narrow())
+    await flown(running, front, agreement, name)
+    devices, threads_of = set(), senders._senders
+
+    def asked(device: int) -> ThreadPoolExecutor:
+        devices.add(device)
+        return threads_of(device)
+
+    monkeypatch.setattr(senders, "_senders", asked)
+    await flown(running, front, agreement, name)
+    assert devices == {path.stat().st_dev}
 
 
 async def test_four_endpoints_may_be_read_side_by_side(running: Provider, front: Front, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from connector.dataplane.flight import link, slots
 from connector.dataplane.flight.slots import Slots
+from connector.dataplane.senders import OURS, in_thread
 from connector.query.spans import Span
 
 SIZE = 1000
@@ -161,6 +162,22 @@ async def test_what_is_stopped_waits_for_its_thread_and_hands_over_nothing_more(
     if not closed:
         await made.close()
     assert asyncio.get_running_loop().remove_reader(channel) is False
+
+
+async def test_files_on_a_disk_that_hangs_hold_up_none_of_another(
+    pair: tuple[socket.socket, Reader], spans: list[Span]
+) -> None:
+    over, (channel, reader) = threading.Event(), pair
+    hung = [asyncio.ensure_future(in_thread(over.wait, stop=over.set, device=one)) for one in (OURS, 1) * MANY]
+    made, (more, _) = Slots(channel), given(spans[:1])
+    try:
+        async with asyncio.timeout(20):
+            assert await made.put_spans(more, device=2) is False
+        assert reader.next() == (link.SLOTS - 1, bytes(SIZE))
+    finally:
+        over.set()
+        await asyncio.wait(hung)
+        await made.close()
 
 
 @pytest.mark.parametrize("turning", [False, True])

@@ -9,14 +9,17 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from connector.dataplane import gather, senders
-from connector.dataplane.gather import FILE, Cycle
+from connector.dataplane.gather import BEFORE, FILE, Cycle
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.http import Exchange, _Transport
+from connector.datasets.sources.files import FileRef
 from connector.query.spans import Span
 from tests.connector.dataplane.test_gather import served
 from tests.support.clocks import hands
@@ -57,7 +60,7 @@ async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
     """Cancelled twice while it waits for a thread: the next connection has the numbers, and must not get the bytes."""
     busy = threading.Event()
     for _ in range(senders._SENDERS):
-        senders._senders().submit(busy.wait)
+        senders._senders(senders.OURS).submit(busy.wait)
     mine, _peer = socket.socketpair()
     mine.setblocking(False)
     with tempfile.TemporaryFile() as file:
@@ -72,13 +75,44 @@ async def test_descriptors_stay_open_as_long_as_a_thread_uses_them() -> None:
         others = [end for _ in range(4) for end in socket.socketpair()]
         busy.set()
         await asyncio.wait((sending,))
-        await asyncio.to_thread(senders._senders().submit(len, "").result)
+        await asyncio.to_thread(senders._senders(senders.OURS).submit(len, "").result)
     for other in others:
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
             other.recv(1)
     for one in (mine, *others):
         one.close()
+
+
+async def test_files_on_a_disk_that_hangs_hold_up_none_of_another() -> None:
+    """Of an owner's, as the transport sends them."""
+    over = threading.Event()
+    pairs = [socket.socketpair() for _ in range(senders._SENDERS + 2)]
+    with tempfile.TemporaryFile("w+b", buffering=0) as file:
+        file.write(b"S" * 1000)
+        ref = FileRef("/disk/file", dev=1, inode=1, size=1000, mtime_ns=0)
+        sending = [asyncio.ensure_future(sent(out, Span(file, 0, 1000, ref), over.wait)) for out, _ in pairs[:-1]]
+        try:
+            async with asyncio.timeout(20):
+                for other in (Span(file, 0, 1000), Span(file, 0, 1000, replace(ref, dev=2))):
+                    await sent(pairs[-1][0], other)
+                    assert pairs[-1][1].recv(2000).count(b"S") == 1000
+            assert not any(one.done() for one in sending)
+        finally:
+            over.set()
+            await asyncio.wait(sending)
+    for one in (end for pair in pairs for end in pair):
+        one.close()
+
+
+async def sent(out: socket.socket, span: Span, hung: Callable[[], object] | None = None) -> None:
+    """A span on its way; a thread that looks at a disk that has `hung` waits."""
+    out.setblocking(False)
+
+    async def send(message: Any) -> None:
+        await cycle(out).send(message | {BEFORE: hung or (lambda: None)})
+
+    await Exchange({"headers": []}, cast("Any", None), send).file(span, lambda: None)
 
 
 async def test_what_a_thread_said_of_a_reader_who_has_left_is_in_nobody_s_log() -> None:
