@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.dataplane.owner import Asked, OwnersView
 from connector.datasets.registering import Description, Registration
 from connector.datasets.registry import Registry
-from connector.datasets.sources import SOURCES
+from connector.datasets.sources import SOURCES, remote
 from connector.management.auth import Caller, Tokens
 from connector.management.waiting import unless_gone
 from connector.store.tables import Dataset, DatasetVersion
@@ -59,7 +60,7 @@ class DatasetView(BaseModel):
     bytes: int
     columns: list[dict[str, Any]]
     kind: str
-    files: list[str]
+    files: list[str] = Field(description="The owner's, also where a conversion is what is read.")
     report: dict[str, Any] | None
     changes: dict[str, Any] | None = Field(None, description="What is another than in the version before.")
     affected: list[dict[str, str]]
@@ -80,13 +81,20 @@ def view(row: Dataset, version: DatasetVersion) -> DatasetView:
         rows=version.profile["rows"],
         bytes=version.profile["bytes"],
         columns=[{**column, "statistics": statistics.get(column["name"], {})} for column in version.schema],
-        kind=version.source["kind"],
-        files=[file["path"] for file in version.source["files"]],
+        kind=version.source["asked_kind"],
+        files=_files(version.source),
         report=version.source["report"],
         changes=version.source.get("changes"),
         affected=(version.source.get("changes") or {}).get("affected", []),
         created_at=row.created_at,
     )
+
+
+def _files(source: Mapping[str, Any]) -> list[str]:
+    """What the owner registered, also where a conversion of ours is what is read."""
+    if source["report"] is not None and remote(source["asked_kind"]) is not None:
+        return [source["asked_path"]]  # a table of a database: its draft is gone
+    return [file["path"] for file in (source["report"] or source)["files"]]
 
 
 def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRouter:

@@ -226,6 +226,8 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
 TEXT = {"left_out": [{"line": 5, "column": None, "problem": "too many columns"},
                      {"line": 8, "column": "age", "problem": "cast"}], "left_out_count": 1_002,
         "columns": [{"name": "age", "type": "BIGINT"}]}  # fmt: skip
+MANY = {**TEXT, "files": [{"name": "a.csv"}, {"name": "b.csv"}],
+        "left_out": [{"file": 2, "line": 5, "column": None, "problem": "too many columns"}]}  # fmt: skip
 COPIED = {"left_out": [], "left_out_count": 0,
           "columns": [{"name": "age", "type": "BIGINT", "was": "oid", "note": "a number"}]}  # fmt: skip
 
@@ -234,6 +236,7 @@ COPIED = {"left_out": [], "left_out_count": 0,
     ("report", "said"),
     [
         (TEXT, ["left out line 5 (too many columns), line 8 (age: cast), and 1,000 more", "column type", "age BIGINT"]),
+        (MANY, ["left out line 5 of b.csv (too many columns), and 1,001 more"]),
         (COPIED, ["column type was note", "age BIGINT oid a number"]),
     ],
 )

@@ -200,10 +200,16 @@ def _print_columns(row: dict[str, Any], **more: str) -> None:
 
 def _left_out(report: dict[str, Any]) -> str:
     """The lines that a conversion could not read: how many, and the first of them."""
-    lines = report.get("left_out", [])[:_LINES_SHOWN]
-    told = [f"line {one['line']} ({': '.join(filter(None, (one['column'], one['problem'])))})" for one in lines]
+    lines, files = report.get("left_out", [])[:_LINES_SHOWN], report.get("files", [])
+    told = [f"{_line(one, files)} ({': '.join(filter(None, (one['column'], one['problem'])))})" for one in lines]
     more = int(report.get("left_out_count", 0)) - len(told)
     return ", ".join([*told, f"and {more:,} more"] if more > 0 else told)
+
+
+def _line(one: dict[str, Any], files: list[dict[str, Any]]) -> str:
+    """Which line, and of many files of which."""
+    of_many = len(files) > 1 and "file" in one  # an older connector does not say
+    return f"line {one['line']}" + (f" of {files[one['file'] - 1]['name']}" if of_many else "")
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from connector.datasets.sources.files import quote_name, quote_text
@@ -13,17 +14,20 @@ _GROUP_ROWS = 122_880
 _WHOLE = ("BIGINT", "DECIMAL(38, 0)")
 
 
-def write_parquet(con: Any, table: str, target: str, *, bad_lines_max: int) -> dict[str, Any]:
-    """Write a table expression as one Parquet file; rows, columns with types, and the lines left out.
+def write_parquet(
+    con: Any, table: str, target: str, *, bad_lines_max: int, paths: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write a table expression as one Parquet file; rows, columns with types, and the lines left out, each with the
+    number of its file among `paths`, from 1.
 
     SourceUnreadable with the numbers of bad lines (never their content) when there are more than allowed.
     """
     _copy(con, "*", table, target)
     if _may_be_whole(target) and (shown := _shown(con, table)):
         _copy(con, shown, table, target)
-    bad = _bad_lines(con)
+    bad = _bad_lines(con, paths)
     if len(bad) > bad_lines_max:
-        told = ", ".join(map(_told, bad[:_BAD_LINES_TOLD]))
+        told = ", ".join(_told(one, of_many=len(paths) > 1) for one in bad[:_BAD_LINES_TOLD])
         raise SourceUnreadable(
             f"expected at most {bad_lines_max} unreadable lines, came {len(bad)} or more: {told}; "
             "correct the file or its options",
@@ -40,9 +44,10 @@ def write_parquet(con: Any, table: str, target: str, *, bad_lines_max: int) -> d
     }
 
 
-def _told(bad: dict[str, Any]) -> str:
-    """A bad line; some are so as a whole, and in no column."""
-    return f"line {bad['line']} ({': '.join(filter(None, (bad['column'], bad['problem'])))})"
+def _told(bad: dict[str, Any], *, of_many: bool) -> str:
+    """A bad line; some are so as a whole, and in no column. Of many files, in the order of their names."""
+    where = f" of file {bad['file']}" if of_many else ""
+    return f"line {bad['line']}{where} ({': '.join(filter(None, (bad['column'], bad['problem'])))})"
 
 
 def _copy(con: Any, shown: str, table: str, target: str) -> None:
@@ -95,9 +100,17 @@ def _narrowed(kind: Any, whole: str) -> str:
     return f"STRUCT({', '.join(f'{quote_name(name)} {part}' for name, part in parts)})"
 
 
-def _bad_lines(con: Any) -> list[dict[str, Any]]:
+def _bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
     found = con.sql("SELECT table_name FROM duckdb_tables() WHERE table_name = 'reject_errors'").fetchall()
     if not found:
         return []
-    rows = con.sql("SELECT DISTINCT line, column_name, error_type FROM reject_errors ORDER BY line").fetchall()
-    return [{"line": line, "column": column, "problem": str(problem).lower()} for line, column, problem in rows]
+    rows = con.sql(
+        "SELECT DISTINCT file_path, line, column_name, error_type "
+        "FROM reject_errors JOIN reject_scans USING (scan_id, file_id)"
+    ).fetchall()
+    number = {path: number for number, path in enumerate(paths, 1)}
+    bad = [
+        {"file": number[path], "line": line, "column": column, "problem": str(problem).lower()}
+        for path, line, column, problem in rows
+    ]
+    return sorted(bad, key=lambda one: (one["file"], one["line"]))

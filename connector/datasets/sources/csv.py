@@ -66,6 +66,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         f"read_csv({quote_list(paths)}, {_named(given)})",
         target,
         bad_lines_max=int(options.get("skip_bad_lines", 0)),
+        paths=paths,
     )
 
 

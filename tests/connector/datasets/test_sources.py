@@ -9,6 +9,7 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,25 @@ async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: P
                 arguments={"target": str(tmp_path / "none.parquet")},
             )
         )
+
+
+@worker
+async def test_bad_csv_lines_of_many_files_are_each_told_with_their_file(pool: Pool, tmp_path: Path) -> None:
+    """Also the same line of two of them."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    bad = {1: "5,6,7\n", 10: "5,6,7\n", 11: "1,2\n5,6,7\n"}
+    for number in range(12):
+        (folder / f"{number:02}.csv").write_text("a,b\n1,2\n" + bad.get(number, ""))
+    relation = data.relation("csv", folder, tmp_path, skip_bad_lines=3)
+    job = Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
+    report = await pool.ask(job)
+    assert [(one["file"], one["line"]) for one in report["left_out"]] == [(2, 3), (11, 3), (12, 4)]
+    assert (report["rows"], report["left_out_count"]) == (13, 3)
+    assert report["files"][10]["name"] == "10.csv"
+    few = data.relation("csv", folder, tmp_path, skip_bad_lines=2)
+    with pytest.raises(HanseError, match=r"came 3 or more: line 3 of file 2 \(too many columns\), line 3 of file 11 "):
+        await pool.ask(replace(job, relations={"t": few}))
 
 
 LAST_OF_MANY = {

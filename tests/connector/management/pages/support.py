@@ -131,8 +131,13 @@ def _dataset(tx: Transaction) -> None:
     source = {
         "kind": "parquet",
         "files": [{"path": "/data/p.parquet"}],
-        "report": {"left_out": [{"line": 7, "column": None, "problem": "too many columns"}], "left_out_count": 21},
-        "asked_path": "/data/p.parquet",
+        "report": {
+            "left_out": [{"file": 2, "line": 7, "column": None, "problem": "too many columns"}],
+            "left_out_count": 21,
+            "files": [{"path": f"/data/p/{name}.csv", "name": f"{name}.csv"} for name in "ab"],
+        },
+        "asked_path": "/data/p",
+        "asked_kind": "csv",
     }
     tx.datasets.add(
         DatasetVersion(

@@ -101,7 +101,7 @@ async def test_every_page_is_well_formed_and_says_nothing_secret(
 
 
 async def test_a_dataset_says_which_lines_were_left_out(full: Console) -> None:
-    assert "21 unreadable lines: 7, ..." in (await full.get("/datasets/patients")).text
+    assert "21 unreadable lines: 7 of b.csv, ..." in (await full.get("/datasets/patients")).text
 
 
 async def test_without_login_every_page_leads_to_the_login(full: Console) -> None:

@@ -1,0 +1,47 @@
+"""A dataset as its owner sees it: what was registered, also where something else is what is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from connector.management.datasets import view
+from connector.store.tables import Dataset, DatasetVersion
+from tests.connector.management.pages.support import console
+
+CSV, JSON = "a,b\n1,2\n", '{"a": 1}\n'
+
+
+@pytest.mark.parametrize(("kind", "line"), [("csv", CSV), ("jsonl", JSON)])
+async def test_text_is_shown_as_what_was_registered(tmp_path: Path, kind: str, line: str) -> None:
+    desk = console(tmp_path)
+    files = [tmp_path / "text" / f"{name}.{kind}" for name in "ab"]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text(line)
+    owner = {"authorization": f"Bearer {await desk.token('owner', 'read')}"}
+    async with desk.parts.pool:
+        made = await desk.http.post(
+            "/api/v1/datasets", json={"name": "text", "path": str(files[0].parent), "kind": kind}, headers=owner
+        )
+    shown = (await desk.http.get("/api/v1/datasets/text", headers=owner)).json()
+    assert made.json() == shown
+    assert (shown["kind"], shown["files"], shown["rows"]) == (kind, [str(file) for file in files], 2)
+    await desk.parts.net.close()
+    desk.parts.store.close()
+
+
+def test_a_table_is_shown_as_what_was_registered() -> None:
+    """Its draft, which the report tells of, has gone."""
+    path, draft = "postgres://lake/public/people", {"path": "/data/prepared/draft", "name": "draft"}
+    source = {
+        "kind": "parquet", "files": [{"path": "/data/prepared/x.parquet"}], "report": {"files": [draft]},
+        "asked_kind": "postgres", "asked_path": path,
+    }  # fmt: skip
+    profile = {"rows": 1, "bytes": 1, "columns": {}}
+    row = Dataset(
+        id="p", name="p", title="", description="", keywords=[], theme="", license="", version="v", created_at=0
+    )
+    shown = view(row, DatasetVersion(source=source, profile=profile, schema=[]))
+    assert (shown.kind, shown.files) == ("postgres", [path])
