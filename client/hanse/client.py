@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RENEW_BEFORE = 60.0
-_PAGE_MAX = 100  # results that the catalogue gives at once
+_PAGE_MAX = 100  # results that the catalogue gives at once,
+_FOUND_MAX = 10_000  # and altogether
 _IDLE_SECONDS = 120.0  # a query may work this long without a batch; the owner's own limit is usually shorter
 
 
@@ -81,14 +82,15 @@ class Space:
         self, words: str = "", *, column: str | Sequence[str] = (), limit: int = 20, **filters: str | Sequence[str]
     ) -> list[Entry]:
         """Datasets of the whole data space, best first. `filters`: theme, participant, purpose, keyword, ..."""
-        if limit < 1:
-            raise BadInput(f"expected a limit of at least 1, came {limit}")
+        if not 1 <= limit <= _FOUND_MAX:
+            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, came {limit}; more words or filters find fewer")
         asked = {"q": words, "column": [column] if isinstance(column, str) else list(column), **filters}
         found: list[Entry] = []
         for page in count(1):
             answer = self.api.get("/search", **asked, size=min(limit, _PAGE_MAX), page=page)
-            found += map(_entry, answer.get("results", []))
-            if len(found) >= limit or page >= answer.get("pages", 1):
+            here = [_entry(one) for one in answer.get("results", [])]
+            found += here
+            if not here or len(found) >= limit or page >= answer.get("pages", 1):
                 break
         return found[:limit]
 

@@ -70,10 +70,19 @@ def test_a_long_search_is_had_page_by_page(served: Connector, space: Space, limi
     assert [asked.query["size"] for asked in served.asked] == [str(size)] * pages
 
 
-def test_a_search_for_nothing_is_refused_before_it_is_asked(served: Connector, space: Space) -> None:
-    with pytest.raises(errors.BadInput, match="at least 1, came 0"):
-        space.search("x", limit=0)
+@pytest.mark.parametrize("limit", [0, 10_001])
+def test_a_search_for_nothing_or_too_much_is_refused_before_it_is_asked(
+    served: Connector, space: Space, limit: int
+) -> None:
+    with pytest.raises(errors.BadInput, match=f"1 to 10000, came {limit}"):
+        space.search("x", limit=limit)
     assert served.asked == []
+
+
+def test_a_search_ends_with_a_page_of_nothing(served: Connector, space: Space) -> None:
+    served.routes["GET", "/search"] = {"results": [], "pages": 10**9}
+    assert space.search("x", limit=1000) == []
+    assert len(served.asked) == 1
 
 
 def test_search_results_have_what_people_look_for(served: Connector, space: Space) -> None:
