@@ -148,6 +148,12 @@ def _is(told: Any, value: pa.Scalar) -> bool:
         return told is None
     if pa.types.is_struct(kind):
         return list(told) == [one.name for one in kind] and all(_is(told[one.name], value[one.name]) for one in kind)
+    if pa.types.is_map(kind):  # pairs
+        keys, items = (value.values.field(number) for number in (0, 1))
+        return len(told) == len(value) and all(
+            len(pair) == 2 and _is(pair[0], key) and _is(pair[1], item)
+            for pair, key, item in zip(told, keys, items, strict=True)
+        )
     if pa.types.is_nested(kind):
         return len(told) == len(value) and all(map(_is, told, value.values))
     if pa.types.is_floating(kind) and not math.isfinite(value.as_py()):

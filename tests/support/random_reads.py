@@ -25,6 +25,7 @@ PLACE = "place of the row"
 _EQUAL = ("eq", "neq", "isAnyOf", "isNoneOf")
 _ORDERED = ("lt", "lteq", "gt", "gteq")
 _SIGNS = {"eq": "=", "neq": "<>", "lt": "<", "lteq": "<=", "gt": ">", "gteq": ">="}
+_TEXT_MAX = 1_000  # characters of a text in a condition: the gate takes 4,096
 _METHODS = {
     INTEGER: ("null", "hash", "truncate", "round", "generalise"),
     FLOAT: ("null", "hash", "truncate", "round", "generalise"),
@@ -202,7 +203,7 @@ def _exactly_one(parts: Sequence[str]) -> str:
 def _value(rng: random.Random, one: Seen, rows: int) -> tuple[str, str]:
     """A value as a policy writes it, and as SQL does."""
     family, found = one.of.family, None
-    while found is None or (family == FLOAT and not abs(found) < 1e9):
+    while found is None or (family == FLOAT and not abs(found) < 1e9) or (family == TEXT and len(found) > _TEXT_MAX):
         found = rng.randint(0, max(1, rows)) if one.of.unique else one.of.draw(rng)
     text = _text_of(found, one, rng)
     return text, _literal(text, family, one)
