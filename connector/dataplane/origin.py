@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -54,13 +54,16 @@ class Origin:
             async with self._first_pass(files, key, grants, job, spans, begun) as source:
                 yield source
 
+    def _run(self, job: Job, grants: Sequence[Grant], begun: asyncio.Task[Any]) -> AbstractAsyncContextManager[Result]:
+        return self._pool.run(job, watch=partial(watch, grants), after=begun)
+
     @asynccontextmanager
     async def _worker(
         self, grants: Sequence[Grant], job: Job, spans: bool, begun: asyncio.Task[Any]
     ) -> AsyncIterator[Spread | Result]:
         if spans:  # whoever sends one batch after the other in a thread holds on to the first, too
             job = replace(job, spans=True, slots=job.slots + 1)
-        async with self._pool.run(job, watch=partial(watch, grants), after=begun) as result:
+        async with self._run(job, grants, begun) as result:
             yield Spread(result) if spans else result
 
     @asynccontextmanager
@@ -77,10 +80,7 @@ class Origin:
         known = bool(key) and job.batch_bytes >= BATCH_BYTES
         indexed = known and files.wants_index(key, job)
         if known and not indexed and files.keeps(key, grants[0]):
-            async with (
-                self._pool.run(job, watch=partial(watch, grants), after=begun) as result,
-                files.keep(key, grants[0], result) as kept,
-            ):
+            async with self._run(job, grants, begun) as result, files.keep(key, grants[0], result) as kept:
                 yield kept
             return
         async with self._worker(grants, job, spans, begun) as source:
@@ -109,7 +109,7 @@ class Origin:
             yield Mixed(ranges, known, None, None, digest=digest, spans=spans)
             return
         async with (
-            self._pool.run(job, watch=partial(watch, grants), after=begun) as result,
+            self._run(job, grants, begun) as result,
             files.shelf(form, split, grants[0], result) as shelf,
         ):
             yield Mixed(ranges, known, result, shelf, digest=digest, spans=spans)

@@ -21,8 +21,8 @@ import hashlib
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -126,9 +126,7 @@ class PreparedStreams:
         if not self.keeps(key, grant):
             yield source
             return
-        self._made.add(key)
-        preparing = self._preparing(grant)
-        try:
+        with self._preparing(grant, key) as preparing:
             entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
             keeping = Keeping(source, Copy(source, entry, self._room(), self._coming))
             self._coming.append(entry)
@@ -138,9 +136,6 @@ class PreparedStreams:
                 self._coming.remove(entry)
             if keeping.whole and preparing.may_be_kept:
                 self._add(entry)
-        finally:
-            self._under_way.discard(preparing)
-            self._made.discard(key)
 
     def form(self, asked: Asked, grants: Sequence[Grant]) -> str:
         """What all reads of blocks have in common whose blocks have the same bytes; empty where none is kept."""
@@ -190,14 +185,14 @@ class PreparedStreams:
             self._coming.append(entry)
             return Copy(source, entry, self._room() - sum(kept), self._coming)
 
-        shelf, preparing = Shelf(begin), self._preparing(grant)
+        shelf = Shelf(begin)
         try:
-            yield shelf
-            if shelf.ended and preparing.may_be_kept:
-                for entry in shelf.whole:
-                    self._add(entry)
+            with self._preparing(grant) as preparing:
+                yield shelf
+                if shelf.ended and preparing.may_be_kept:
+                    for entry in shelf.whole:
+                        self._add(entry)
         finally:
-            self._under_way.discard(preparing)
             self._made -= made
             for entry in coming:
                 self._coming.remove(entry)
@@ -218,30 +213,26 @@ class PreparedStreams:
         """Find out whether the owner's files hold the stream; then later passes are sent from them, without a copy."""
         if key in self._made or key in self._entries:
             return
-        self._made.add(key)
-        preparing = self._preparing(grant)  # the read has ended, so its lease hears of nothing
-        try:
-            found = await ask(replace(job, kind="verbatim", shared=False))
-            refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
-            entry = _entry(key, grant, await at_files(refs, partial(_owners, refs)), refs)
-            entry.schema, entry.trailer = base64.b64decode(found["head"]), base64.b64decode(found["trailer"])
-            entry.first_digest = bytes.fromhex(found["first"])
-            entry.blocks = [
-                Block(at, nbytes, rows, bytes.fromhex(digest), file)
-                for file, at, nbytes, rows, digest in found["blocks"]
-            ]
-            if preparing.may_be_kept:
-                self._add(entry)
-        except Busy:
-            pass  # another pass will do
-        except HanseError as error:
-            _log.debug("not sent from its files", code=error.code)
-            self._unlike[key] = None
-            while len(self._unlike) > _ENTRIES_MAX:
-                self._unlike.popitem(last=False)
-        finally:
-            self._under_way.discard(preparing)
-            self._made.discard(key)
+        with self._preparing(grant, key) as preparing:  # the read has ended, so its lease hears of nothing
+            try:
+                found = await ask(replace(job, kind="verbatim", shared=False))
+                refs = tuple(FileRef.from_json(dict(file)) for file in grant.held.version.source["files"])
+                entry = _entry(key, grant, await at_files(refs, partial(_owners, refs)), refs)
+                entry.schema, entry.trailer = base64.b64decode(found["head"]), base64.b64decode(found["trailer"])
+                entry.first_digest = bytes.fromhex(found["first"])
+                entry.blocks = [
+                    Block(at, nbytes, rows, bytes.fromhex(digest), file)
+                    for file, at, nbytes, rows, digest in found["blocks"]
+                ]
+                if preparing.may_be_kept:
+                    self._add(entry)
+            except Busy:
+                pass  # another pass will do
+            except HanseError as error:
+                _log.debug("not sent from its files", code=error.code)
+                self._unlike[key] = None
+                while len(self._unlike) > _ENTRIES_MAX:
+                    self._unlike.popitem(last=False)
 
     def heard(self, event: Event) -> None:
         """What ends an agreement or a dataset ends what is prepared of it."""
@@ -256,10 +247,17 @@ class PreparedStreams:
         for preparing in self._under_way:
             preparing.ended |= one in (preparing.grant.agreement_id, preparing.grant.held.dataset.id)
 
-    def _preparing(self, grant: Grant) -> _Preparing:
+    @contextmanager
+    def _preparing(self, grant: Grant, *keys: str) -> Iterator[_Preparing]:
+        """What is prepared under a grant, by nobody else under these keys, until the block ends."""
         preparing = _Preparing(grant)
         self._under_way.add(preparing)
-        return preparing
+        self._made.update(keys)
+        try:
+            yield preparing
+        finally:
+            self._under_way.discard(preparing)
+            self._made.difference_update(keys)
 
     def drop(self, wanted: Callable[[Entry], bool]) -> None:
         """Forget some of them now; one that is being read goes with its reader, whom the gate stops."""
