@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -107,7 +108,7 @@ def router(coordinator: Coordinator, tokens: Tokens) -> APIRouter:
         answer = await unless_gone(request, coordinator.ask(asked.question(), by=caller.name))
         if asked.explain == "analyze":
             return JSONResponse(await _analyzed(answer))
-        return _Streamed(answer)
+        return Streamed(answer)
 
     @routes.get("", summary="Running and recent questions")
     async def listed(_: Caller = reader) -> list[dict[str, Any]]:
@@ -149,21 +150,18 @@ async def _analyzed(answer: Answer) -> dict[str, Any]:
     return explain.to_json(answer.plan, actual=report["owners"], missing=report["missing"]) | told
 
 
-class _Streamed(Response):
-    """An answer's parts as chunks; closed however it ends."""
+class Streamed(Response):
+    """An answer's parts as chunks; closed however it ends. One that does not end whole is cut off: who reads it sees
+    that, whatever the format."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(media_type=MEDIA)
+    def __init__(self, answer: Answer, *, media: str = MEDIA, headers: Mapping[str, str] | None = None) -> None:
+        self.status_code, self.media_type, self.background = 200, media, None
+        about = {"cache-control": "no-store", "hanse-query": answer.query_id, "hanse-read": answer.query_id}
+        self.init_headers(about | dict(headers or {}))  # nobody knows the length yet
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [
-            (b"content-type", MEDIA.encode()),
-            (b"cache-control", b"no-store"),
-            (b"hanse-query", self._answer.query_id.encode()),
-            (b"hanse-read", self._answer.query_id.encode()),
-        ]
-        sending = asyncio.ensure_future(self._send(headers, send))
+        sending = asyncio.ensure_future(self._send(send))
         leaving = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -172,14 +170,14 @@ class _Streamed(Response):
             try:
                 await sending
             except (asyncio.CancelledError, HanseError, OSError):
-                return  # nobody listens any more; the log has the reason
+                return  # nobody listens any more, or nothing follows; the log has the reason
         finally:
             leaving.cancel()
             sending.cancel()
             await self._answer.close()
 
-    async def _send(self, headers: list[tuple[bytes, bytes]], send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._answer.parts()) as parts:
             async for part in parts:
                 await send({"type": "http.response.body", "body": bytes(part), "more_body": True})

@@ -35,6 +35,7 @@ GO: Final = 255
 ANYWAY: Final = 0  # send one batch over the socket: every slot is held by somebody who wants more
 # What goes to a worker beside a job's socket: (a desk to borrow objects at, the memory of a ring) -> the byte sent.
 WITH: Final = {(False, False): b"j", (True, False): b"d", (False, True): b"r", (True, True): b"b"}
+BATCH_BYTES: Final = 3 * 2**20
 SLOTS: Final = 3  # one being filled, one waiting, one being sent
 LENGTH: Final = struct.Struct("<I")
 # A worker's request for blocks of an object: what, relation, file, first block, how many.
@@ -149,7 +150,7 @@ class Job:
     passed: Sequence[str] = ()
     only: Ranges | None = None
     limits: Limits = Limits()
-    batch_bytes: int = 3 * 2**20
+    batch_bytes: int = BATCH_BYTES
     slots: int = SLOTS  # of the ring: batches that may wait for the reader
     batch_rows: int | None = None
     noise: Mapping[str, Any] | None = None  # `query.noise.add` changes the answer by it, before anything leaves

@@ -12,13 +12,15 @@ from typing import Any
 
 from connector.errors import Busy, HanseError, Limited, PeerFailed, PeerRefused
 from connector.query.federation import Fragment, Layout, Mode
+from connector.query.job import ARROW
 
 _LATE = ("time_limit", "streams_max", "streams_of_consumer", "concurrency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked. `rows` limits the answer; `nbytes` what the owners' answers may take together."""
+    """What is asked. `rows` limits the answer; `nbytes` what the owners' answers may take together. `format`: an Arrow
+    stream, or one that `connector.query.written` knows, which has no end record."""
 
     sql: str
     purpose: str = ""
@@ -28,7 +30,8 @@ class Question:
     rows: int | None = None
     nbytes: int | None = None
     epsilon: float | None = None  # what each owner's answer with noise may cost of its agreement's budget
-    codec: str = "none"  # of the answer
+    format: str = ARROW  # of the answer
+    codec: str = "none"  # of the answer, where that is a stream
     wire: str = "zstd"  # of what owners send
     layout: Layout = field(default_factory=Layout)
     query_id: str = ""  # chosen by who asks, to look on meanwhile; else one is made

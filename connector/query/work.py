@@ -24,7 +24,7 @@ from connector.datasets.sources.files import own_ref
 from connector.errors import HanseError, Limited, Refused, VersionChanged
 from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Plan
-from connector.query.job import HELD, LOADED, Job, Limits, Recheck, Relation
+from connector.query.job import ARROW, BATCH_BYTES, HELD, LOADED, Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
 from connector.query.reading import Reading
@@ -40,7 +40,10 @@ _LOADED_SHARE = 4  # of memory or disk may be answers that are taken in; their j
 _KEY_BYTES_MAX = 16 * 2**20  # what an owner's envelope takes, in base64
 _POLICY_ROOM = 2048  # bytes of an end record: what was done to an answer, in words, at most
 # Why the residual does not begin, whatever the answers are.
-_NOT_OF_ANSWERS = frozenset({"cancelled", "time_limit", "shutting_down"})
+_NOT_OF_ANSWERS = frozenset({"cancelled", "time_limit", "shutting_down", "format_unfit"})
+# What batches have where they are not to be sent as they are: of row groups few make a better file, and of what is
+# small as Arrow JSON makes many lines.
+_BATCH_BYTES = {"parquet": 2**23, "json": 2**19}
 
 Ended = Callable[["Work", str, "BaseException | None"], Awaitable[None]]
 
@@ -303,9 +306,11 @@ class Work:
             Job(
                 relations=relations,
                 sql=sql,
-                passed=plan.columns if plan.passed else (),
+                passed=plan.columns if plan.passed and self.question.format == ARROW else (),
                 recheck=Recheck((*relations, *plan.tables, *plan.ctes), functions),
                 limits=self._limits(rows=self.question.rows),
+                batch_bytes=_BATCH_BYTES.get(self.question.format, BATCH_BYTES),
+                format=self.question.format,
                 codec=self.question.codec,
                 trailer_room=room,
                 blobs=tuple(blobs.values()),
@@ -422,6 +427,7 @@ class Answer:
     def __init__(self, work: Work, result: Result) -> None:
         self._work = work
         self._result = result
+        self._format = result.job.format
         self._error: BaseException | None = None
         self._outcome = "broken"
 
@@ -439,7 +445,8 @@ class Answer:
         return self._work.report(self._work.progress.state)
 
     async def parts(self) -> AsyncGenerator[bytes | memoryview, None]:
-        """Schema, batches, end record: one Arrow IPC stream."""
+        """Schema, batches, end record: one Arrow IPC stream. In another format there is no end record: an answer that
+        does not end whole raises, and whoever sends it breaks off, so that no short file passes for a whole one."""
         work, progress = self._work, self._work.progress
         progress.task = asyncio.current_task()
         yield self._result.schema
@@ -449,11 +456,14 @@ class Answer:
                 yield frame.payload
         except HanseError as error:
             self._error, self._outcome = error, "failed"
+            if self._format != ARROW:
+                raise
             yield self._trailer("error", code=error.code, reason=error.message[:400])
             return
         progress.ms = int(work.deadline.passed * 1000)
         self._outcome = "ok"
-        yield self._trailer("complete")
+        if self._format == ARROW:
+            yield self._trailer("complete")
 
     def _trailer(self, status: str, **more: Any) -> bytes:
         report, room = self._work.report(status, **more), self._result.job.trailer_room

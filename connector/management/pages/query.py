@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import RedirectResponse
 
-from connector.errors import Busy, HanseError
+from connector.dataplane.formats import MEDIA
+from connector.errors import BadInput, Busy, HanseError
 from connector.management.auth import Caller
-from connector.management.pages import download
 from connector.management.pages.chart import chart
 from connector.management.pages.desk import Desk, Form, form_of
+from connector.management.queries import Streamed
 from connector.query.coordinate import END_OF_STREAM, Answer, Coordinator, Question
 from connector.query.federation import TableInfo
 from connector.query.holdings import Holdings
+from connector.query.job import ARROW
 from policies.vocabulary.terms import expand
 
 _KEPT_BYTES = 8 * 2**20  # of an answer, for the page; the rest is counted and let go
@@ -30,6 +32,14 @@ _TABLES_SECONDS = 5.0
 _SECONDS_MAX = 300.0
 _READ_SECONDS = 30.0
 _ROWS = Path(__file__).parent / "rows.py"
+# What an answer can be as a file; the worker that merges it writes it so (`connector.query.written`).
+FILES = {
+    "csv": MEDIA["csv"],
+    "csv_guarded": MEDIA["csv_guarded"],
+    "json": "application/x-ndjson",
+    "parquet": MEDIA["parquet"],
+    "arrow_file": "application/vnd.apache.arrow.file",
+}
 
 
 @dataclass(slots=True)
@@ -77,7 +87,7 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
             if said.get("do") == "explain":
                 asked.plan = await _explained(coordinator, _question(said), caller)
             elif said.get("do") == "export":
-                return await _exported(coordinator, _question(said), caller, download.known(said.get("format")))
+                return await _exported(coordinator, _question(said, form=_known(said.get("format"))), caller)
             else:
                 await _answered(coordinator, _question(said), caller, asked)
         except HanseError as failed:
@@ -92,7 +102,14 @@ def router(desk: Desk, *, coordinator: Coordinator, holdings: Holdings) -> APIRo
     return routes
 
 
-def _question(said: Form) -> Question:
+def _known(form: str) -> str:
+    """The format if it is one of ours."""
+    if form not in FILES:
+        raise BadInput(f"expected a format among {', '.join(FILES)}, came {form[:20]!r}")
+    return form
+
+
+def _question(said: Form, *, form: str = ARROW) -> Question:
     text = said.get("seconds")
     seconds = float(text) if text.isdecimal() and 0 < int(text) <= _SECONDS_MAX else 60.0
     purpose = said.get("purpose")
@@ -101,6 +118,7 @@ def _question(said: Form) -> Question:
         purpose=expand(purpose) if purpose else "",
         seconds=seconds,
         partial=said.get("partial") == "allow",
+        format=form,
     )
 
 
@@ -120,10 +138,12 @@ async def _explained(coordinator: Coordinator, question: Question, caller: Calle
     return explain.to_json(await coordinator.plan(question, by=caller.name))
 
 
-async def _exported(coordinator: Coordinator, question: Question, caller: Caller, kind: str) -> Response:
+async def _exported(coordinator: Coordinator, question: Question, caller: Caller) -> Response:
+    """The answer as a file; what stands in its way until its first byte is there is an error for the page."""
     answer = await coordinator.ask(question, by=caller.name)
-    headers = {"content-disposition": f'attachment; filename="answer.{kind}"', "cache-control": "no-store"}
-    return StreamingResponse(download.pieces(answer, kind), media_type=download.FORMATS[kind], headers=headers)
+    name = f"answer.{question.format.partition('_')[0]}"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Streamed(answer, media=FILES[question.format], headers=headers)
 
 
 async def _answered(coordinator: Coordinator, question: Question, caller: Caller, asked: Asked) -> None:

@@ -1,6 +1,7 @@
 """Turns the beginning of an Arrow stream (standard input) into JSON cells (standard output), in a process of its own.
 
-Run by its path, not as a module: the console's process never loads Arrow, and this one nothing of the connector.
+Run by its path, not as a module: the console's process never loads Arrow, and this one nothing of the connector but
+how values are said.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ def cells(stream: bytes, *, most: int) -> dict[str, Any]:
     """`columns` with name, type and whether they are numbers; `rows` of texts (None for no value), at most `most`."""
     import pyarrow as pa
 
+    from connector.query import said
+
     rows: list[list[str | None]] = []
     with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
         columns = [
@@ -26,7 +29,7 @@ def cells(stream: bytes, *, most: int) -> dict[str, Any]:
         ]
         for batch in reader:
             part = batch.slice(0, most - len(rows))
-            values = [column.to_pylist() for column in part.columns]  # names may repeat: not by name
+            values = [said.plain(column) for column in part.columns]  # names may repeat: not by name
             rows += [[_text(value) for value in row] for row in zip(*values, strict=True)]
             if len(rows) >= most:
                 break
@@ -36,7 +39,7 @@ def cells(stream: bytes, *, most: int) -> dict[str, Any]:
 def _text(value: Any) -> str | None:
     if value is None:
         return None
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _CELL_MAX else f"{text[:_CELL_MAX]}…"
 
 

@@ -27,7 +27,7 @@ import xxhash
 
 from connector.dataplane import formats
 from connector.errors import BadInput
-from connector.query import written
+from connector.query import said
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider
@@ -227,7 +227,7 @@ async def test_csv_says_every_moment_also_in_what_is_nested(running: Provider, t
 def test_many_moments_in_what_is_nested_take_no_longer_than_numbers() -> None:
     values = pa.array([[number * 1_000_003] for number in range(100_000)], pa.list_(pa.timestamp("us")))
     before = time.perf_counter()
-    assert written._text(values)[1].as_py() == '["1970-01-01 00:00:01.000003"]'
+    assert said.texts(values)[1].as_py() == '["1970-01-01 00:00:01.000003"]'
     assert time.perf_counter() - before < 2
 
 
