@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -550,15 +551,52 @@ def test_a_long_answer_shows_its_beginning_and_says_so(run: Run, served: Connect
     assert "300 rows more" in ran.err
 
 
-def test_so_many_rows_are_taken_and_no_more(run: Run, served: Connector, tmp_path: Path) -> None:
+SPANS = pa.schema([("age", pa.int64()), ("lasted", pa.list_(pa.month_day_nano_interval()))])
+SPAN = ipc([pa.record_batch([[1], [[(0, 1, 0)]]], schema=SPANS)], complete(1), schema=SPANS)
+UNFIT = "expected columns that Parquet has a form for, came intervals in lasted; leave them out, or ask for csv, json"
+
+
+@pytest.mark.parametrize("options", [["-o", "a.parquet"], ["-f", "parquet"]], ids=str)
+def test_an_answer_that_parquet_has_no_form_for_is_refused_in_a_sentence(
+    run: Run, served: Connector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    served.routes["POST", "/queries"] = chunked(SPAN)
+    ran = run("query", "SELECT 1", *options)
+    assert (ran.code, ran.out, list(tmp_path.glob("*.parquet*"))) == (1, "", [])
+    assert UNFIT in ran.err
+    assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[1] == '1,"[""P0M1DT0S""]"'
+
+
+def test_rows_that_parquet_has_no_form_for_are_not_read(run: Run, served: Connector) -> None:
+    plan = {"snapshot": "s", "plan": "d", "blocks": [], "rows": 1, "exact": True}
+    plan["schema"] = base64.b64encode(SPANS.serialize().to_pybytes()).decode()
+    served.routes |= agreed(served) | {("POST", "/data/v1/streams"): plan, ("GET", "/data/v1"): chunked(SPAN)}
+    ran = run("stream", "north/flights", "-c", "lasted", "--where", "age > 0", "-f", "parquet")
+    assert (ran.code, ran.out) == (1, "")
+    assert UNFIT in ran.err
+    assert "GET /data/v1" not in served.calls()
+    asked = served.asked[-1].body
+    assert (asked["columns"], asked["where"]) == (["lasted"], "age > 0")
+    served.routes["POST", "/data/v1/streams"] = (400, {"code": "not_divisible", "detail": "no blocks"})
+    assert UNFIT in run("stream", "north/flights", "-f", "parquet").err
+    assert "GET /data/v1" in served.calls()
+
+
+def agreed(served: Connector) -> dict[tuple[str, str], Any]:
+    """The routes to a dataset under an agreement."""
     identifier = "urn:hanse:north:flights"
-    served.routes |= {
+    return {
         ("GET", "/catalog"): {"dataset": [{"@id": identifier, "hasPolicy": [{"@id": "o"}]}]},
         ("GET", "/agreements"): [{"id": "a1", "dataset": identifier, "state": "active", "signed_at": 1}],
         ("GET", "/transfers"): [{"id": "t1", "agreement_id": "a1", "state": "STARTED", "purpose": ""}],
         ("GET", "/transfers/t1/address"): {"endpoint": f"{served.url}/data/v1", "ticket": "t", "expires": 4e9},
-        ("GET", "/data/v1"): chunked(ipc([batch(1, 2), batch(3, 4), batch(5)], complete(5))),
     }
+
+
+def test_so_many_rows_are_taken_and_no_more(run: Run, served: Connector, tmp_path: Path) -> None:
+    served.routes |= agreed(served)
+    served.routes["GET", "/data/v1"] = chunked(ipc([batch(1, 2), batch(3, 4), batch(5)], complete(5)))
     ran = run("stream", "north/flights", "-c", "age", "--rows", "3", "-o", str(tmp_path / "a.csv"))
     assert ran.code == 0, ran.err
     assert csv.read_csv(tmp_path / "a.csv")["age"].to_pylist() == [1, 2, 3]

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from hanse.cli.access import space
 from hanse.cli.out import AsJson, console, meanwhile, print_json, print_rows, print_table, progress, say, shown, size
-from hanse.errors import BadInput
+from hanse.errors import BadInput, HanseError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from hanse.client import Space
+    from hanse.client import Dataset, Space
     from hanse.stream import Stream
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow", "arrows")  # IANA's endings: arrow a file, arrows a stream
@@ -121,6 +121,8 @@ def stream(
     """Stream the rows of a dataset that an agreement allows; agrees first where there is no agreement yet."""
     format_ = _format(format_, output)
     got = space().agree(dataset, purpose=purpose)
+    if format_ == "parquet":
+        _check_plan(got, column or [], where)
     fewer = min(rows, batch_rows or rows) if rows else batch_rows
     answer = got.stream(columns=column or [], where=where, batch_rows=fewer)
     _deliver(answer, format_=format_, output=output, total=rows)
@@ -140,6 +142,15 @@ def _format(format_: str, output: Path | None) -> str:
     return chosen
 
 
+def _check_plan(got: Dataset, columns: list[str], where: str) -> None:
+    """BadInput where Parquet has no form for these rows, before the read of them is counted: a plan is none."""
+    try:
+        schema = got.plan(columns=columns, where=where).schema
+    except HanseError:
+        return  # the read is refused for the same reason, or there are no plans of such a dataset
+    _check_parquet(schema)
+
+
 def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | None) -> None:
     """Write a stream batch by batch. A file is there only when it is whole."""
     with progress("reading", total=total) as advance, answer:
@@ -147,6 +158,8 @@ def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | 
         if format_ == "table":
             _table(answer, batches)
         else:
+            if format_ == "parquet":
+                _check_parquet(answer.schema)
             with _sink(output) as sink:
                 _WRITERS[format_](answer.schema, batches, sink)
     if output is not None:
@@ -214,6 +227,26 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
+
+
+def _check_parquet(schema: pa.Schema) -> None:
+    """BadInput for columns that Parquet has no form for: intervals, also within others."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def unfit(part: pa.Schema) -> bool:
+        try:
+            parquet.ParquetWriter(pa.BufferOutputStream(), part).close()
+        except pa.ArrowNotImplementedError:
+            return True
+        return False
+
+    if unfit(schema):
+        names = ", ".join(field.name for field in schema if unfit(pa.schema([field])))
+        raise BadInput(
+            f"expected columns that Parquet has a form for, came intervals in {names}; leave them out, or ask for csv, "
+            "json or arrow"
+        )
 
 
 def _arrow(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
