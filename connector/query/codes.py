@@ -74,7 +74,11 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
         "the answer cannot be written down at the connector that asked; its operator must make room on the disk of its "
         "data directory, or the question must ask for less",
     ),
-    "format_unfit": (BadInput, "a column, an interval, has no form in Parquet; leave it out, or ask for CSV or Arrow"),
+    "format_unfit": (
+        BadInput,
+        "a column has no form in this format: Parquet has no intervals, and JSON no two columns of one name; leave it "
+        "out, name it with AS, or ask for CSV or Arrow",
+    ),
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
     "arrow_columns": (BadInput, "expected Arrow with the columns that are named for it, came others; name all, once"),
     "answer_unsound": (BadInput, "expected a whole answer of the columns that were asked for, came another"),

@@ -115,6 +115,8 @@ class _Json:
     """A line each row, an object of its columns: values as in CSV, but numbers, truth and what is nested are JSON's."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
+        if len(set(schema.names)) < len(schema):
+            raise Coded("format_unfit")  # of columns of one name its readers keep one
         self._sink, self._names = sink, schema.names
 
     def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:

@@ -551,6 +551,17 @@ def test_a_long_answer_shows_its_beginning_and_says_so(run: Run, served: Connect
     assert "300 rows more" in ran.err
 
 
+def test_columns_of_one_name_are_kept_apart_or_refused(run: Run, served: Connector) -> None:
+    schema = pa.schema([("a", pa.int64()), ("a", pa.int64()), ("b", pa.int64())])
+    batch = pa.RecordBatch.from_arrays([pa.array([n]) for n in (1, 2, 3)], schema=schema)
+    served.routes["POST", "/queries"] = chunked(ipc([batch], complete(1), schema=schema))
+    assert [line.split() for line in run("query", "SELECT 1").out.splitlines()] == [["a", "a", "b"], ["1", "2", "3"]]
+    assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[1] == "1,2,3"
+    ran = run("query", "SELECT 1", "--json")
+    assert (ran.code, ran.out) == (1, "")
+    assert "different names for json, came several called a; name each with AS, or ask for csv" in ran.err
+
+
 SPANS = pa.schema([("age", pa.int64()), ("lasted", pa.list_(pa.month_day_nano_interval()))])
 SPAN = ipc([pa.record_batch([[1], [[(0, 1, 0)]]], schema=SPANS)], complete(1), schema=SPANS)
 UNFIT = "expected columns that Parquet has a form for, came intervals in lasted; leave them out, or ask for csv, json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,8 +159,8 @@ def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | 
         if format_ == "table":
             _table(answer, batches)
         else:
-            if format_ == "parquet":
-                _check_parquet(answer.schema)
+            if format_ in _CHECKS:
+                _CHECKS[format_](answer.schema)
             with _sink(output) as sink:
                 _WRITERS[format_](answer.schema, batches, sink)
     if output is not None:
@@ -218,7 +219,8 @@ def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes])
 
     for batch in batches:
         for row in said.rows(batch):
-            sink.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            line = json.dumps(dict(zip(schema.names, row, strict=True)), ensure_ascii=False)
+            sink.write(f"{line}\n".encode())
 
 
 def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
@@ -227,6 +229,15 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)
+
+
+def _check_json(schema: pa.Schema) -> None:
+    """BadInput for columns of one name: of those JSON's readers keep one."""
+    if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise BadInput(
+            f"expected columns of different names for json, came several called {', '.join(repeated)}; name each with "
+            "AS, or ask for csv"
+        )
 
 
 def _check_parquet(schema: pa.Schema) -> None:
@@ -265,6 +276,7 @@ def _arrows(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes
             writer.write_batch(batch)
 
 
+_CHECKS: dict[str, Callable[[Any], None]] = {"json": _check_json, "parquet": _check_parquet}
 _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
     "csv": _csv,
     "json": _json,
@@ -285,7 +297,7 @@ def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
     for batch in batches:
         came += batch.num_rows
         for row in said.rows(batch.slice(0, max(0, _SHOWN_MAX - held))):
-            table.add_row(*(escape(_cell(value)) for value in row.values()))
+            table.add_row(*(escape(_cell(value)) for value in row))
             held += 1
     print_table(table)
     if came > held:

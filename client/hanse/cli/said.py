@@ -20,10 +20,9 @@ _CYCLE = 146_097  # days of 400 years, after which the calendar is the same agai
 _SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
-def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows, of what JSON knows."""
-    columns = [_values(column) for column in batch.columns]
-    return (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
+def rows(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    """The rows, of what JSON knows: a value each column, as names may repeat."""
+    return zip(*map(_values, batch.columns), strict=True)
 
 
 def fields(values: pa.Array) -> pa.Array:

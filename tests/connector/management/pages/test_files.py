@@ -195,7 +195,8 @@ async def test_what_parquet_has_no_form_for_is_a_sentence_on_the_page(asker: Ask
     asker.owners.add("north", "t", f"SELECT {value} AS i")
     answer = await asker.file("parquet")
     assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (400, "text/html")
-    assert "interval, has no form in Parquet; leave it out, or ask for CSV or Arrow" in answer.text.replace("\n", " ")
+    assert "Parquet has no intervals" in answer.text
+    assert "leave it out, name it with AS, or ask for CSV or Arrow" in answer.text
     assert "content-disposition" not in answer.headers
     assert len(asker.owners.of["north"].asked) == 1
 
@@ -216,7 +217,10 @@ async def test_a_file_has_all_columns_under_their_names_and_no_rows_are_a_file(
     body = {form: (await asker.file(form, sql)).content for form in query.FILES}
     lines = list(csv.reader(io.StringIO(body["csv"].decode(), newline="")))
     assert lines == [told, *([str(number)] * len(names) for number in range(rows))]
-    assert [json.loads(line) for line in body["json"].splitlines()] == [dict.fromkeys(told, n) for n in range(rows)]
+    if len(set(told)) < len(told):
+        assert b"JSON no two columns of one name" in body["json"]
+    else:
+        assert [json.loads(line) for line in body["json"].splitlines()] == [dict.fromkeys(told, n) for n in range(rows)]
     for form, read in READ.items():
         assert (read(body[form]).schema.names, read(body[form]).num_rows) == (told, rows)
 
