@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 ROWS_MAX = 200
@@ -30,16 +31,16 @@ def cells(stream: bytes, *, most: int) -> dict[str, Any]:
         for batch in reader:
             part = batch.slice(0, most - len(rows))
             values = [said.plain(column) for column in part.columns]  # names may repeat: not by name
-            rows += [[_text(value) for value in row] for row in zip(*values, strict=True)]
+            rows += [[_text(value, said.dumped) for value in row] for row in zip(*values, strict=True)]
             if len(rows) >= most:
                 break
     return {"columns": columns, "rows": rows}
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, dumped: Callable[[Any], str]) -> str | None:
     if value is None:
         return None
-    text = f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    text = f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else dumped(value)
     return text if len(text) <= _CELL_MAX else f"{text[:_CELL_MAX]}…"
 
 

@@ -52,6 +52,7 @@ VALUES = {  # what an owner has, and what JSON says of it; CSV says the same, bu
     "['nan'::DOUBLE, '-inf'::DOUBLE, 1.5]": ["NaN", "-Infinity", 1.5],
     "[INTERVAL 1 day, NULL]": ["P0M1DT0S", None],
     "[1, 2]::INTEGER[2]": [1, 2],
+    "['Köln']": ["Köln"],
     "'say \"no\",\nplease'": 'say "no",\nplease',
     "true": True,
     "-5": -5,
@@ -148,7 +149,7 @@ async def test_csv_says_every_value_as_the_command_line_does(asker: Asker) -> No
 
 
 def in_csv(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 async def test_json_says_every_value_as_the_command_line_does(asker: Asker) -> None:
@@ -287,6 +288,8 @@ async def test_a_format_that_is_none_is_refused_before_anybody_is_asked(asker: A
 
 
 async def test_the_page_shows_what_python_has_no_value_for(asker: Asker) -> None:
-    asker.owners.add("north", "t", "SELECT 'infinity'::DATE AS d, [INTERVAL 1 day] AS n, '\\x00'::BLOB AS b")
+    asker.owners.add(
+        "north", "t", "SELECT 'infinity'::DATE AS d, [INTERVAL 1 day] AS n, '\\x00'::BLOB AS b, ['Köln'] AS k"
+    )
     page = (await asker.http.post("/query", data={"sql": 'SELECT * FROM "north".t', "do": "run"})).text
-    assert "<td>infinity</td><td>[&#34;P0M1DT0S&#34;]</td><td>AA==</td>" in page
+    assert "<td>infinity</td><td>[&#34;P0M1DT0S&#34;]</td><td>AA==</td><td>[&#34;Köln&#34;]</td>" in page
