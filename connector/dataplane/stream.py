@@ -77,7 +77,7 @@ class Reads:
         prepared: PreparedStreams | None = None,
     ) -> None:
         self.grants = grants
-        self._instance = instance
+        self._instance = f"{instance}.{secrets.token_hex(8)}"  # this run's: what it owes an end is nobody else's
         self._store = store
         self._pool = pool
         self.origin = Origin(pool, prepared, later=self._spawn)
@@ -217,7 +217,9 @@ class Reads:
 
     def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
         """Note what has left, for the record that a crash would leave behind; nobody waits for it."""
-        self._spawn(self._store.write(lambda tx: tx.reads.progress(read_id, rows=rows, nbytes=nbytes)))
+        self._spawn(
+            self._store.write(lambda tx: tx.reads.progress(read_id, instance=self._instance, rows=rows, nbytes=nbytes))
+        )
 
     async def drain(self, reason: str, *, seconds: float = 5.0) -> None:
         """No new reads; running ones end at their next batch or before their first, with a reason. Back when their ends
@@ -387,7 +389,9 @@ class Reads:
         event = records.ended(asked, grants, end, failure)
 
         def work(tx: Transaction) -> None:
-            if unfinished.end(tx, event):  # else it has committed before, and nothing goes back twice
+            if unfinished.end(
+                tx, event, instance=self._instance
+            ):  # else it has committed before, and nothing goes back twice
                 self.grants.end(tx, grants)
 
         if unknown:  # nobody waits for a database that is away

@@ -16,9 +16,9 @@ def begin(tx: Transaction, event: ReadStarted, *, instance: str) -> None:
     tx.reads.add(event.process, instance=instance, body={name: getattr(event, name) for name in _REPEATED})
 
 
-def end(tx: Transaction, event: ReadEnded) -> bool:
-    """Record the end of a read, unless it is recorded already. Whether it was not."""
-    if not tx.reads.close(event.process):
+def end(tx: Transaction, event: ReadEnded, *, instance: str) -> bool:
+    """Record the end of a read that `instance` began, unless it is recorded already. Whether it was not."""
+    if not tx.reads.close(event.process, instance=instance):
         return False
     tx.publish(event)
     return True
@@ -31,7 +31,7 @@ async def close_left_over(store: Store, *, instance: str) -> int:
         rows = tx.reads.left_by(instance)
         for row in rows:
             tx.reads.free_places(row.id)
-            end(tx, _interrupted(row.body, rows=row.rows, nbytes=row.bytes))
+            end(tx, _interrupted(row.body, rows=row.rows, nbytes=row.bytes), instance=row.instance)
         return len(rows)
 
     return await store.write(work)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 
 from connector.store.prepared import Prepared, adding
 from connector.store.tables import OpenRead, ReadPlace, bare
 from connector.store.unit import Unit
 
 _READ, _PLACE = bare(OpenRead), bare(ReadPlace)
-_THIS = _READ.c.id == bindparam("read")
+_THIS = and_(_READ.c.id == bindparam("read"), _READ.c.instance == bindparam("by"))
 _OPEN = adding(_READ, "id", "instance", "body", "rows", "bytes")
 _PROGRESS = Prepared(update(_READ).where(_THIS).values(rows=bindparam("rows_left"), bytes=bindparam("bytes_left")))
 _CLOSE = Prepared(delete(_READ).where(_THIS))
@@ -35,16 +35,16 @@ class OpenReads:
         self._unit = unit
 
     def add(self, read_id: str, *, instance: str, body: dict[str, Any]) -> None:
-        """A read is under way; nothing has left yet."""
+        """A read is under way in the process `instance`, who alone tells of it; nothing has left yet."""
         self._unit.change(_OPEN, id=read_id, instance=instance, body=body, rows=0, bytes=0)
 
-    def progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
+    def progress(self, read_id: str, *, instance: str, rows: int, nbytes: int) -> None:
         """What has left so far."""
-        self._unit.change(_PROGRESS, read=read_id, rows_left=rows, bytes_left=nbytes)
+        self._unit.change(_PROGRESS, read=read_id, by=instance, rows_left=rows, bytes_left=nbytes)
 
-    def close(self, read_id: str) -> bool:
-        """The read is under way no more. Whether it was until now."""
-        return self._unit.change(_CLOSE, read=read_id) > 0
+    def close(self, read_id: str, *, instance: str) -> bool:
+        """The read is under way no more. Whether it was until now, in that process: another one may have its id."""
+        return self._unit.change(_CLOSE, read=read_id, by=instance) > 0
 
     def take_place(self, read_id: str, agreement_id: str, *, now: float, until: float) -> int:
         """A place among the reads of an agreement; how many have one with it.
@@ -64,7 +64,8 @@ class OpenReads:
 
     def left_by(self, instance: str) -> Sequence[OpenRead]:
         """Reads that an earlier run of this process began and did not end."""
-        return self._unit.session.scalars(select(OpenRead).where(OpenRead.instance == instance)).all()
+        runs = OpenRead.instance.startswith(f"{instance}.", autoescape=True)
+        return self._unit.session.scalars(select(OpenRead).where(or_(OpenRead.instance == instance, runs))).all()
 
     def under_way(self, *, limit: int) -> Sequence[OpenRead]:
         """Reads that were begun and have not ended, in no order of note."""

@@ -239,7 +239,7 @@ class OpenRead(Table):
 
     __tablename__ = "open_read"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)  # the read's id
-    instance: Mapped[str] = mapped_column(_Key, index=True)  # the process that serves it, the same at every start
+    instance: Mapped[str] = mapped_column(_Key, index=True)  # whose it is: a process's name, and which run of it
     body: Mapped[Json]  # the fields of its start that its end repeats
     rows: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(default=0)

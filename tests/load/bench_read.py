@@ -127,7 +127,7 @@ class Steps:
             unfinished.begin(tx, ReadStarted(**told, detail={"columns": ["c0", "c1"]}), instance="i")
 
         def end(tx: Transaction) -> None:
-            if unfinished.end(tx, ReadEnded(**told, detail={"rows": 10})):
+            if unfinished.end(tx, ReadEnded(**told, detail={"rows": 10}), instance="i"):
                 self._grants.end(tx, grants)
 
         grants = await self._timed(f"examine {name}", self._grants.examine(*map(provider.wanted, numbers)))

@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +14,11 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
+from connector.dataplane.stream import Reads
 from connector.errors import BadInput, Busy, NotFound, Refused
 from connector.store import UNKNOWN
 from connector.usage import counting
+from connector.usage.grants import Grants
 from connector.usage.held import Grant
 from policies.evaluate import Facts
 from policies.model import Policy
@@ -266,7 +269,7 @@ async def test_the_id_of_a_read_of_another_process_is_taken_too(running: Provide
     assert (answer.status_code, answer.json()["code"]) == (400, "id_taken")
     await settled(running)
     assert await used(running, agreement) == (0, 0)
-    assert await running.store.write(lambda tx: tx.reads.close("elsewhere"))
+    assert await running.store.write(lambda tx: tx.reads.close("elsewhere", instance="another"))
 
 
 async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_it_does(
@@ -364,6 +367,48 @@ async def test_an_end_that_waits_for_the_database_is_not_the_end_of_another_read
     await settled(running)
     await read()
     await settled(running)
+    ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
+    assert [(one.outcome, one.detail["rows"]) for one in ends] == [("ok", 3)]
+    assert await used(running, agreement) == (1, 3)
+
+
+async def test_an_end_that_one_process_owes_is_not_the_end_of_a_read_with_that_id_in_another(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told 503 asks again, with the same id, and comes to another process on the same database."""
+    policy = gate.agreement(atom("ds:rowQuota", "lteq", "50"), atom("ds:concurrency", "lteq", "1"), action="odrl:use")
+    agreement = await running.agree(policy)
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"twice {agreement}")
+    grants = Grants(running.store, facts_of=provider.member)
+    other = Reads(running.store, grants, running.pool, name=provider.OWNER, mask_secret=b"m" * 32)
+    told, back, tried = running.store.write, asyncio.Event(), asyncio.Event()
+
+    async def lost(work: Any) -> Any:
+        with pytest.raises(NotFound):  # its work was done, and undone
+            await told(lambda tx: (work(tx), _undo()))
+        raise Busy("the database went away as it kept this", code=UNKNOWN)
+
+    async def owed() -> None:
+        monkeypatch.setattr(running.store, "write", lost)
+        with pytest.raises(Busy):
+            async with running.reads.open(asked):
+                pass
+
+    async def ended(read: Any, work: Any) -> None:
+        await back.wait()
+        await read(work)
+        tried.set()
+
+    monkeypatch.setattr(running.reads, "_written", partial(ended, running.reads._written))
+    await owed()
+    monkeypatch.setattr(running.store, "write", told)
+    async with other.open(asked) as stream:
+        back.set()
+        await tried.wait()
+        left = await running.store.read(lambda tx: [row.id for row in tx.reads.under_way(limit=100)])
+        assert asked.query_id in left
+        assert [frame async for frame in stream.frames()]
     ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
     assert [(one.outcome, one.detail["rows"]) for one in ends] == [("ok", 3)]
     assert await used(running, agreement) == (1, 3)

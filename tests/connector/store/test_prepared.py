@@ -158,9 +158,9 @@ def test_a_default_that_only_sqlalchemy_knows_is_not_left_out(sqlite_store: Stor
 
 async def test_what_was_changed_of_objects_counts(store: Store) -> None:
     def work(tx: Transaction) -> tuple[bool, bool, bool]:
-        before = tx.reads.close("a")
+        before = tx.reads.close("a", instance="i")
         tx.session.add(read_row("a"))
-        return before, tx.reads.close("a"), tx.reads.close("a")
+        return before, tx.reads.close("a", instance="i"), tx.reads.close("a", instance="i")
 
     assert await store.write(work) == (False, True, False)
 
@@ -169,7 +169,7 @@ async def test_a_unit_that_asks_for_no_object_has_no_session(store: Store, monke
     """What it costs is most of what such a unit would."""
     await store.write(fill)
     monkeypatch.setattr("connector.store.unit.Session", None)
-    assert await store.write(lambda tx: tx.reads.close("a"))
+    assert await store.write(lambda tx: tx.reads.close("a", instance="i"))
     assert await store.read(lambda tx: tx.agreements.ended(["g", "x"])) == {"x": ""}
 
 
@@ -354,9 +354,9 @@ async def test_a_unit_lets_go_of_its_statements_before_anybody_hears_of_its_end(
     """Dropped later, in another thread, they would be reset while the thread that writes runs them again."""
 
     def work(tx: Transaction) -> Transaction:
-        assert not tx.reads.close("a")
+        assert not tx.reads.close("a", instance="i")
         return tx
 
     over = await sqlite_store.write(work)
     with pytest.raises(DBAPIError, match="closed cursor"):
-        over.reads.close("a")
+        over.reads.close("a", instance="i")

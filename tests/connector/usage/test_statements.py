@@ -69,6 +69,6 @@ async def test_a_read_under_known_contracts_asks_once_for_each_and_counts_each_i
         await grants._look_for_ends()
     assert asked == ["SELECT grant_state", "SELECT transfer"]
     with counted(store, monkeypatch) as asked:
-        await store.write(lambda tx: unfinished.end(tx, ReadEnded(**TOLD)))
+        await store.write(lambda tx: unfinished.end(tx, ReadEnded(**TOLD), instance="i"))
     assert asked == ["DELETE open_read", "INSERT audit_pending"]
     grants.forget(read)
