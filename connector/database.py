@@ -1,7 +1,8 @@
 """How a service's own database is opened and migrated: what the connector's store and the catalogue's have in common.
 
 Only stores import this. SQLite: WAL with synchronous=FULL, and BEGIN said by us. PostgreSQL: a pool that checks its
-connections. A schema that this program does not know is refused, so that an old program never writes into a new one.
+connections, and waits for nothing without an end (`postgresql`). A schema that this program does not know is refused,
+so that an old program never writes into a new one.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
-def open_engine(url: str, *, pool_size: int) -> Engine:
-    """An engine for `url`, set up the way our stores need it."""
+def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
+    """An engine for `url`, set up the way our stores need it. `patient`: a statement may take hours, for migrations."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+        from connector.postgresql import open_server
+
+        return open_server(parsed, pool_size=pool_size, patient=patient)
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, pool_size=pool_size, connect_args={"timeout": 10.0, "check_same_thread": False})
@@ -83,7 +86,7 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    engine = open_engine(url, pool_size=1)
+    engine = open_engine(url, pool_size=1, patient=True)
     try:
         with engine.connect().execution_options(writing=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
+from connector import postgresql
 from connector.errors import HanseError
 from connector.events import Event, event_of
 from connector.store.audit import CHANNEL
@@ -76,6 +77,7 @@ class Relay:
             async for notice in connection.notifies(timeout=left, stop_after=1):
                 if notice.payload != self._store.origin:
                     return
+        await _say(connection, "SELECT 1")  # a connection that is dead is as quiet as one that has no news
 
     async def look(self) -> None:
         """Deliver everything that others committed since the last look."""
@@ -103,5 +105,11 @@ async def _listening(store: Store) -> AsyncIterator[psycopg.AsyncConnection]:
     arguments, options = store.engine.dialect.create_connect_args(store.engine.url)
     connection = await psycopg.AsyncConnection.connect(*arguments, **options, autocommit=True)
     async with connection:
-        await connection.execute(f"LISTEN {CHANNEL}")
+        await _say(connection, f"LISTEN {CHANNEL}")
         yield connection
+
+
+async def _say(connection: psycopg.AsyncConnection, statement: str) -> None:
+    """Have a statement carried out; TimeoutError where there is no answer."""
+    async with asyncio.timeout(postgresql.ANSWER_SECONDS):
+        await connection.execute(statement.encode())

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from sqlalchemy import make_url
+
+from tests.support.link import Link
 
 _INSTALL = ["apt-get", "install", "-y", "--no-install-recommends", "postgresql"]
 
@@ -97,6 +100,15 @@ class Cluster:
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://hanse@/{database}?host={self._sockets}"
+
+    @contextmanager
+    def linked(self, url: str) -> Iterator[tuple[str, Link]]:
+        """A database of this server as over a network: its URL there, and what it goes through."""
+        link = Link(self._sockets / ".s.PGSQL.5432")
+        try:
+            yield f"postgresql+psycopg://hanse@127.0.0.1:{link.port}/{make_url(url).database}", link
+        finally:
+            link.close()
 
     def _admin(self, statement: str) -> None:
         with psycopg.connect(host=str(self._sockets), user="hanse", dbname="postgres", autocommit=True) as connection:

@@ -96,6 +96,27 @@ async def test_nothing_is_lost_with_the_connection_that_hears_of_it(url: str) ->
         assert b.heard == [f"a{i}" for i in range(40)]
 
 
+async def test_a_connection_that_stays_mute_is_given_up(
+    url: str, postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever only listens to it hears the same as from one that has no news."""
+    monkeypatch.setattr("connector.store.relay._LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("connector.postgresql.ANSWER_SECONDS", 0.5)
+
+    async def nothing() -> None:
+        """No look: it has connections of its own."""
+
+    with postgres_cluster.linked(url) as (linked, link):
+        async with instance(linked, numbers=False) as one, asyncio.timeout(60):
+            monkeypatch.setattr(one.relay, "look", nothing)
+            await asyncio.sleep(0.2)
+            link.hang()
+            link.renew()
+            before = link.connections
+            while link.connections == before:
+                await asyncio.sleep(0.01)
+
+
 async def test_notices_that_nobody_sends_cost_time_and_no_event(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connector.store.audit.CHANNEL", "nobody_listens_here")
     monkeypatch.setattr("connector.store.relay._LOOK_AGAIN", 0.05)

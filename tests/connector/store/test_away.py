@@ -1,0 +1,151 @@
+"""PostgreSQL that goes away without a word: whoever asks is told within seconds, and all goes on when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from connector import app, postgresql
+from connector.errors import Busy
+from connector.store import Store, Transaction
+from connector.store.tables import ApiToken, Grant
+from tests.conftest import DATABASES
+from tests.support import migrated
+from tests.support.link import Link
+
+pytestmark = pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+PATIENCE = 60
+
+
+@pytest.fixture
+def away(postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, Link]]:
+    """A store on a database, and the link between them; who waits for it loses patience soon."""
+    monkeypatch.setattr(postgresql, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setitem(postgresql.WATCHED, "connect_timeout", "2")  # psycopg takes no less
+    with migrated.postgresql(postgres_cluster) as url, postgres_cluster.linked(url) as (linked, link):
+        opened = Store(linked, pool_size=2)
+        yield opened, link
+        link.resume()
+        opened.close()
+
+
+def add(name: str) -> Any:
+    def work(tx: Transaction) -> None:
+        tx.tokens.add(ApiToken(name=name, digest=name, scopes=[], created_at=0.0, expires_at=None))
+
+    return work
+
+
+async def test_whoever_asks_a_database_that_says_nothing_more_is_told_so(away: tuple[Store, Link]) -> None:
+    store, link = away
+    await asyncio.gather(store.write(add("before")), store.read(lambda tx: tx.tokens.count()))
+    link.hang()
+    async with asyncio.timeout(PATIENCE):
+        asked = (store.write(add("lost")), store.read(lambda tx: tx.tokens.count()))
+        told = await asyncio.gather(*asked, *(store.write(add(f"lost{i}")) for i in range(4)), return_exceptions=True)
+    assert [type(one) for one in told] == [Busy] * 6
+    link.resume()
+    await store.write(add("after"))
+    assert await store.read(lambda tx: tx.tokens.count()) == 2
+
+
+async def test_whoever_asks_in_the_middle_is_told_so_and_nothing_is_kept(away: tuple[Store, Link]) -> None:
+    store, link = away
+
+    def work(tx: Transaction) -> None:
+        add("half")(tx)
+        tx.session.flush()
+        link.hang()
+        tx.tokens.count()
+
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(Busy, match="does not answer"):
+            await store.write(work)
+    link.resume()
+    assert await store.read(lambda tx: tx.tokens.by_name("half")) is None
+
+
+async def test_what_a_process_that_is_gone_has_locked_is_the_others_after_a_while(
+    postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setitem(postgresql.SESSION, "lock_timeout", "200")
+    monkeypatch.setitem(postgresql.SESSION, "idle_in_transaction_session_timeout", "2000")
+
+    def hold(tx: Transaction) -> None:
+        assert tx.agreements.grant_held("g", to_change=True) is not None
+
+    with migrated.postgresql(postgres_cluster) as url, postgres_cluster.linked(url) as (linked, link):
+        gone, here = Store(linked, pool_size=1), Store(url, pool_size=1)
+        await here.write(lambda tx: tx.agreements.add(Grant(agreement_id="g", revoked_at=None)))
+
+        def vanish(tx: Transaction) -> None:
+            hold(tx)
+            link.hang()
+            tx.tokens.count()
+
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(Busy):
+                await gone.write(vanish)
+            with pytest.raises(Busy):
+                await here.write(hold)
+            while True:
+                with suppress(Busy):
+                    await here.write(hold)
+                    break
+        link.resume()
+        gone.close()
+        here.close()
+
+
+async def test_connections_that_stay_mute_are_in_nobodys_way(away: tuple[Store, Link]) -> None:
+    store, link = away
+    await asyncio.gather(*(store.write(add(f"before{i}")) for i in range(4)))
+    link.hang()
+    link.renew()
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with suppress(Busy):
+                await store.write(add("after"))
+                break
+
+
+@pytest.mark.parametrize(
+    ("said", "holds"), [("", "10000"), ("?tcp_user_timeout=777", "777")], ids=["ours", "the URL's"]
+)
+def test_a_connection_over_a_network_is_watched(postgres_cluster: Any, said: str, holds: str) -> None:
+    with migrated.postgresql(postgres_cluster) as url, postgres_cluster.linked(url) as (linked, _):
+        opened = Store(linked + said, pool_size=1)
+        with opened.engine.connect() as connection:
+            found: Any = connection.connection.dbapi_connection
+            told = found.info.get_parameters()
+        opened.close()
+    assert told["tcp_user_timeout"] == holds
+    assert (told["keepalives_idle"], told["connect_timeout"]) == ("5", "5")
+
+
+async def test_who_asks_for_health_is_told_while_the_database_says_nothing(away: tuple[Store, Link]) -> None:
+    store, link = away
+    parts: Any = SimpleNamespace(store=store, sequencer=SimpleNamespace(problem=""))
+    asked = FastAPI()
+    asked.include_router(app._health(parts))
+
+    async def ready() -> int:
+        async with asyncio.timeout(PATIENCE):
+            async with httpx2.AsyncClient(transport=httpx2.ASGITransport(asked), base_url="http://us") as client:
+                return (await client.get("/health/ready")).status_code
+
+    assert await ready() == 200
+    link.hang()
+    assert await ready() == 503
+    link.resume()
+    async with asyncio.timeout(PATIENCE):
+        while await ready() != 200:
+            await asyncio.sleep(0.05)
