@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
@@ -31,6 +32,7 @@ Outlet = Callable[[Transaction, Event], None]  # stores something more with an e
 
 _GROUP_MAX = 256  # units of work in one SQLite commit
 _WAITING_MAX = 4096  # units of work that may wait; more is refused, not queued
+_WAIT_SECONDS = 15.0  # and how long, for a thread: as long as one may wait for PostgreSQL's answer
 _RETRIES = 5
 UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit
 
@@ -44,7 +46,7 @@ class Store:
         self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
-        self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="store-read")
+        self._readers = _Threads(pool_size, "store-read")
         self._writer: _GroupWriter | _PooledWriter = (
             _GroupWriter(self.engine, self.origin)
             if self.is_sqlite
@@ -74,7 +76,7 @@ class Store:
 
     async def read(self, work: Work[T]) -> T:
         """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where the database does not answer."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        return await asyncio.wrap_future(self._readers.submit(partial(self._read, work)))
 
     def _read(self, work: Work[T]) -> T:
         try:
@@ -88,7 +90,7 @@ class Store:
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
         self._writer.close()
-        self._readers.shutdown()
+        self._readers.close()
         self.engine.dispose()
 
 
@@ -101,6 +103,44 @@ def _run(connection: Connection, work: Work[T], *, origin: str, shared: bool = F
         except IntegrityError as error:
             raise AlreadyExists("the same was stored by somebody else a moment ago; read it again") from error
         return result, tx
+
+
+class _Threads:
+    """Threads that ask the database. What waits for one is bounded in number and in time: more is refused.
+
+    Where the database is away each unit takes seconds to find out; nobody waits for all that are ahead.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._free = threading.Semaphore(_WAITING_MAX)
+        self._closed = False
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        if self._closed:
+            raise Busy("the connector is shutting down; try again in a moment")
+        if not self._free.acquire(blocking=False):
+            raise Busy(f"more than {_WAITING_MAX} units of work wait for the database; try again in a moment")
+        future: Future[T] = Future()
+        self._threads.submit(self._run, work, future, time.monotonic())
+        return future
+
+    def close(self) -> None:
+        self._closed = True
+        self._threads.shutdown()
+
+    def _run(self, work: Callable[[], T], future: Future[T], since: float) -> None:
+        self._free.release()
+        if not future.set_running_or_notify_cancel():
+            return  # whoever asked has gone away before it began; from here on it cannot be cancelled
+        try:
+            if time.monotonic() - since > _WAIT_SECONDS:
+                raise Busy(
+                    "the database has not come to this in time, and nothing of it was done; try again in a moment"
+                )
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # whoever asked has it, as from any call
+            future.set_exception(error)
 
 
 class _GroupWriter:
@@ -205,13 +245,13 @@ class _PooledWriter:
 
     def __init__(self, engine: Engine, size: int, origin: str) -> None:
         self._engine, self._origin = engine, origin
-        self._threads = ThreadPoolExecutor(size, thread_name_prefix="store-write")
+        self._threads = _Threads(size, "store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
-        return self._threads.submit(self._attempts, work)
+        return self._threads.submit(partial(self._attempts, work))
 
     def close(self) -> None:
-        self._threads.shutdown()
+        self._threads.close()
 
     def _attempts(self, work: Work[Any]) -> Any:
         for attempt in range(_RETRIES):

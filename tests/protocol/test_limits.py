@@ -72,7 +72,8 @@ BOTH = pytest.mark.parametrize(
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the database time stands: no place of a minute comes free again while a slow machine takes them."""
     now = time.time()
-    monkeypatch.setattr("connector.store.engine.time", SimpleNamespace(time=lambda: now, sleep=time.sleep))
+    clock = SimpleNamespace(time=lambda: now, sleep=time.sleep, monotonic=time.monotonic)
+    monkeypatch.setattr("connector.store.engine.time", clock)
 
 
 def pid() -> str:

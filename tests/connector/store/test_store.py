@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import warnings
 from functools import partial
@@ -18,6 +19,7 @@ from connector.store import UNKNOWN, Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox, Transfer
 from tests.conftest import DATABASES
+from tests.support import migrated
 
 
 def token(name: str) -> ApiToken:
@@ -397,6 +399,66 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
         with opened.engine.connect(), opened.engine.connect(), pytest.raises(Busy, match="does not answer"):
             await opened.write(lambda tx: tx.tokens.add(token("a")))
         await opened.write(lambda tx: tx.tokens.add(token("a")))
+        opened.close()
+
+
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+@pytest.mark.parametrize("ask", ["read", "write"])
+async def test_more_units_than_may_wait_are_busy_and_none_of_the_others_is_lost(
+    postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    monkeypatch.setattr("connector.store.engine._WAITING_MAX", 5)
+    with migrated.postgresql(postgres_cluster) as url:
+        opened, go_on, begun = Store(url, pool_size=1), threading.Event(), threading.Event()
+
+        def wait(_: Transaction) -> None:
+            begun.set()
+            go_on.wait(60)
+
+        def work(tx: Transaction, name: str) -> str:
+            tx.tokens.add(token(name))
+            tx.session.flush()
+            return name
+
+        do = getattr(opened, ask)
+        first = asyncio.ensure_future(do(wait))
+        await asyncio.to_thread(begun.wait, 60)
+        units = [asyncio.ensure_future(do(partial(work, name=f"{i}"))) for i in range(9)]
+        await asyncio.sleep(0)
+        gone = units.pop(0)
+        gone.cancel()  # has its place until it is its turn
+        refused = await asyncio.gather(*units[4:], return_exceptions=True)
+        assert [str(one) for one in refused] == [
+            "more than 5 units of work wait for the database; try again in a moment"
+        ] * 4
+        go_on.set()
+        assert await asyncio.gather(*units[:4]) == ["1", "2", "3", "4"]
+        await first
+        assert await do(partial(work, name="after")) == "after"
+        assert await opened.read(lambda tx: tx.tokens.count()) == (5 if ask == "write" else 0)
+        opened.close()
+        with pytest.raises(Busy, match="shutting down"):
+            await do(wait)
+
+
+@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
+@pytest.mark.parametrize("ask", ["read", "write"])
+async def test_what_has_waited_for_long_is_busy_and_not_begun(
+    postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """Whoever waited behind others, each of whom waited for the database, has gone; and a queue of such has an end."""
+    monkeypatch.setattr("connector.store.engine._WAIT_SECONDS", 0.1)
+    with migrated.postgresql(postgres_cluster) as url:
+        opened, begun = Store(url, pool_size=1), []
+
+        def work(_: Transaction, name: str) -> None:
+            begun.append(name)
+            time.sleep(0.3)
+
+        do = getattr(opened, ask)
+        told = await asyncio.gather(*(do(partial(work, name=f"{i}")) for i in range(3)), return_exceptions=True)
+        assert begun == ["0"]
+        assert [type(one) for one in told] == [type(None), Busy, Busy]
         opened.close()
 
 
