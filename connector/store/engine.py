@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -34,7 +34,8 @@ _GROUP_MAX = 256  # units of work in one SQLite commit
 _WAITING_MAX = 4096  # units of work that may wait; more is refused, not queued
 _WAIT_SECONDS = 15.0  # and how long, for a thread: as long as one may wait for PostgreSQL's answer
 _RETRIES = 5
-UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit
+_LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long who waits for a commit waits for what became of it
+UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit, and cannot be asked
 
 
 class Store:
@@ -47,22 +48,45 @@ class Store:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
         self._readers = _Threads(pool_size, "store-read")
+        self._doubts: dict[int, Transaction] = {}  # what may have been committed, by its number at the server
         self._writer: _GroupWriter | _PooledWriter = (
             _GroupWriter(self.engine, self.origin)
             if self.is_sqlite
-            else _PooledWriter(self.engine, pool_size, self.origin)
+            else _PooledWriter(self.engine, pool_size, self.origin, self._doubts)
         )
 
     async def write(self, work: Work[T]) -> T:
         """Run `work(tx)` and commit; what it returns, once the commit is durable. An exception undoes everything."""
         whole = self._with_outlets(work) if self.outlets else work
-        outcome: tuple[T, Transaction] = await asyncio.wrap_future(self._writer.submit(whole))
-        result, tx = outcome
+        committing: Future[tuple[T, Transaction]] = self._writer.submit(whole)
+        try:
+            result, tx = await asyncio.wrap_future(committing)
+        except asyncio.CancelledError:  # what is committed happened, whoever waits for it
+            committing.add_done_callback(partial(self._tell_later, asyncio.get_running_loop()))
+            raise
+        self._tell(tx)
+        return result
+
+    def _tell(self, tx: Transaction) -> None:
+        """What follows a commit: in the thread of the event loop."""
         for act in tx.afterwards:
             act()
         for happened in tx.published:
             self.bus.deliver(happened)
-        return result
+
+    def _tell_later(self, loop: asyncio.AbstractEventLoop, committed: Future[tuple[Any, Transaction]]) -> None:
+        if not committed.cancelled() and committed.exception() is None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(self._tell, committed.result()[1])
+
+    async def look_up(self) -> None:
+        """Tell of what was committed after all where nobody could say so when its answer was lost."""
+        for number, tx in tuple(self._doubts.items()):
+            kept = await asyncio.wrap_future(self._readers.submit(partial(_asked_whether_kept, self.engine, number)))
+            if kept is not None:
+                del self._doubts[number]
+            if kept:
+                self._tell(tx)
 
     def _with_outlets(self, work: Work[T]) -> Work[T]:
         def whole(tx: Transaction) -> T:
@@ -241,10 +265,13 @@ class _GroupWriter:
 
 
 class _PooledWriter:
-    """Writers of a PostgreSQL database: a thread each, retried where the database says that two of them collided."""
+    """Writers of a PostgreSQL database: a thread each, retried where the database says that two of them collided.
 
-    def __init__(self, engine: Engine, size: int, origin: str) -> None:
-        self._engine, self._origin = engine, origin
+    A commit whose answer is lost is looked up, if anybody is to hear of it; what cannot be in time is left in `doubts`.
+    """
+
+    def __init__(self, engine: Engine, size: int, origin: str, doubts: dict[int, Transaction]) -> None:
+        self._engine, self._origin, self._doubts = engine, origin, doubts
         self._threads = _Threads(size, "store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
@@ -255,20 +282,45 @@ class _PooledWriter:
 
     def _attempts(self, work: Work[Any]) -> Any:
         for attempt in range(_RETRIES):
-            committing = False
+            committing: Transaction | None = None
             try:
                 with self._engine.connect() as connection, connection.begin():
                     outcome = _run(connection, work, origin=self._origin)
-                    committing = True
-                    return outcome
+                    committing = outcome[1]
+                return outcome
             except (DBAPIError, PoolTimeout) as error:
                 collided = isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") in ("40001", "40P01")
-                if committing and not collided:
-                    raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN) from error
+                if committing is not None and not collided and self._was_kept(committing):
+                    return outcome
                 if not collided:
                     raise _unavailable(error) from error
                 time.sleep(0.01 * 2**attempt)
         raise Busy("the database stayed contended; try again in a moment")
+
+    def _was_kept(self, tx: Transaction) -> bool:
+        """Whether it was committed. Busy, of the code UNKNOWN, where the database does not say in time."""
+        until = time.monotonic() + _LOOK_UP_SECONDS
+        while tx.number and time.monotonic() < until:
+            with suppress(Busy):
+                kept = _asked_whether_kept(self._engine, tx.number)
+                if kept is not None:
+                    return kept
+            time.sleep(_LOOK_UP_PAUSE)
+        if tx.number and len(self._doubts) < _WAITING_MAX:
+            self._doubts[tx.number] = tx
+        raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN)
+
+
+def _asked_whether_kept(engine: Engine, number: int) -> bool | None:
+    """What the server says of this transaction: None while it is not over. Busy where it does not answer."""
+    try:
+        with engine.connect() as connection:
+            status = connection.exec_driver_sql("SELECT txid_status(%s)", (number,)).scalar()
+    except (DBAPIError, PoolTimeout) as error:
+        if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", "") == "22023":
+            return False  # a standby has taken over that has not come to this number: it never will have been
+        raise _unavailable(error) from error
+    return {"committed": True, "aborted": False}.get(str(status))
 
 
 def _unavailable(error: Exception) -> Exception:

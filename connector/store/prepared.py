@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Dialect, Insert, ReturnsRows, Table, insert
+from sqlalchemy import ColumnElement, Dialect, Insert, ReturnsRows, Table, insert
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 Row = tuple[Any, ...]
@@ -32,10 +32,10 @@ class Prepared:
         return found
 
 
-def adding(table: Table, *columns: str) -> Prepared:
-    """A row of these columns; what the others hold is the database's to say."""
+def adding(table: Table, *columns: str, returning: ColumnElement[Any] | None = None) -> Prepared:
+    """A row of these columns, and what it returns; what the others hold is the database's to say."""
     statement: Insert = insert(table).inline()  # nobody asks for the key that it gets
-    return Prepared(statement, columns=columns)
+    return Prepared(statement if returning is None else statement.returning(returning), columns=columns)
 
 
 class Written:

@@ -80,7 +80,8 @@ class Relay:
         await _say(connection, "SELECT 1")  # a connection that is dead is as quiet as one that has no news
 
     async def look(self) -> None:
-        """Deliver everything that others committed since the last look."""
+        """Deliver everything that others committed since the last look, and what we did without knowing."""
+        await self._store.look_up()
         more = True
         while more:
             events, self._next, more, left = await self._store.read(self._page)

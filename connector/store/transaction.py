@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func
 from sqlalchemy.orm import Session
 
 from connector.events import Event
@@ -25,6 +25,7 @@ from connector.store.unit import Unit
 from connector.store.usage import Attestations, Duties
 
 _STORE = adding(bare(AuditPending), "ts", "body", "origin")
+_STORE_LAST = adding(bare(AuditPending), "ts", "body", "origin", returning=func.txid_current())  # PostgreSQL's
 
 
 class Transaction:
@@ -39,6 +40,7 @@ class Transaction:
         self._origin = origin
         self.published: list[Event] = []
         self.afterwards: list[Callable[[], None]] = []
+        self.number: int | None = None  # by which PostgreSQL says what became of it, where there are events
 
     def publish(self, event: Event) -> None:
         """Store the event with the change; it is delivered to subscribers after the commit."""
@@ -52,7 +54,11 @@ class Transaction:
         """Write what was published and what was changed; the store calls this at the end of a unit of work."""
         if self.published:
             rows = [{"ts": self.now, "body": event.body(), "origin": self._origin} for event in self.published]
-            self._unit.add(_STORE, rows)
+            last = [rows.pop()] if self._unit.database == "postgresql" else []
+            if rows:
+                self._unit.add(_STORE, rows)
+            for row in last:
+                self.number = self._unit.rows(_STORE_LAST, **row)[0][0]
         self._unit.finish()
 
     def close(self) -> None:

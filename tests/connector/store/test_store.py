@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, Operationa
 
 from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
-from connector.store import UNKNOWN, Store, Transaction
+from connector.store import Store, Transaction
 from connector.store.migrate import upgrade
 from connector.store.tables import Agreement, ApiToken, Dataset, Grant, Negotiation, Offer, Outbox, Transfer
 from tests.conftest import DATABASES
@@ -459,28 +459,4 @@ async def test_what_has_waited_for_long_is_busy_and_not_begun(
         told = await asyncio.gather(*(do(partial(work, name=f"{i}")) for i in range(3)), return_exceptions=True)
         assert begun == ["0"]
         assert [type(one) for one in told] == [type(None), Busy, Busy]
-        opened.close()
-
-
-@pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
-async def test_a_commit_whose_answer_is_lost_is_told_as_that(
-    postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, kept: bool
-) -> None:
-    with postgres_cluster.database() as url:
-        await asyncio.to_thread(upgrade, url)
-        opened = Store(url)
-
-        def lost(connection: Any) -> None:
-            if kept:
-                connection.commit()
-            connection.dbapi_connection.close()
-            connection.commit()  # as where the server goes away in the middle of it
-
-        with monkeypatch.context() as patched:
-            patched.setattr(opened.engine.dialect, "do_commit", lost)
-            with pytest.raises(Busy) as raised:
-                await opened.write(lambda tx: tx.tokens.add(token("a")))
-        assert raised.value.code == UNKNOWN
-        assert (await opened.read(lambda tx: tx.tokens.by_name("a")) is not None) == kept
         opened.close()
