@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from connector.datasets import stored
 from connector.dsp.sender import Sender
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers
-from connector.errors import Conflict, NotFound, Refused
+from connector.errors import Busy, Conflict, NotFound, Refused
 from connector.events import AgreementRevoked
-from connector.store import Store, Transaction
+from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
 from policies.contract import DataContract
 from policies.model import Policy
+
+_UNHEARD_SECONDS = 0.5  # how long reads go on while the database keeps a revocation; its event ends them otherwise
+
+
+class Stop(Protocol):
+    """Ends what runs here under an agreement."""
+
+    def __call__(self, *, agreement_id: str, reason: str) -> None: ...
+
+
+def _nothing_runs(*, agreement_id: str, reason: str) -> None:
+    """For who serves no reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +44,11 @@ class Meaning:
 class Agreements:
     """Every agreement of this participant, as either side."""
 
-    def __init__(self, *, store: Store, sender: Sender, transfers: Transfers) -> None:
+    def __init__(self, *, store: Store, sender: Sender, transfers: Transfers, stop: Stop = _nothing_runs) -> None:
         self._store = store
         self._sender = sender
         self._transfers = transfers
+        self._stop = stop
 
     async def page(self, *, role: str = "", dataset_id: str = "", limit: int = 100) -> Sequence[Agreement]:
         """The newest first."""
@@ -62,7 +78,8 @@ class Agreements:
     async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
         """End an agreement now: its grant is void, its transfers are ended, the other side is told why.
 
-        NotFound for an unknown one, Conflict for one that has ended.
+        NotFound for an unknown one, Conflict for one that has ended. Where the database does not say in time whether
+        it is kept, what runs here ends all the same: a read that begins asks the database anew.
         """
 
         def work(tx: Transaction) -> tuple[Agreement, list[Outbox]]:
@@ -87,7 +104,16 @@ class Agreements:
             )
             return row, sent
 
-        row, sent = await self._store.write(work)
+        stop = partial(self._stop, agreement_id=agreement_id, reason=reason or "the owner revokes the agreement")
+        waited = asyncio.get_running_loop().call_later(_UNHEARD_SECONDS, stop)
+        try:
+            row, sent = await self._store.write(work)
+        except Busy as error:
+            if error.code == UNKNOWN:
+                stop()
+            raise
+        finally:
+            waited.cancel()
         self._sender.hand_over(sent)
         return row
 

@@ -1,0 +1,70 @@
+"""A revocation of which nobody knows yet whether it is kept: what runs here does not wait for that."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from connector.dsp.agreements import Agreements
+from connector.errors import Busy, Conflict
+from connector.query.job import Relation
+from connector.store import UNKNOWN, Store
+from connector.usage.grants import Grants
+from connector.usage.held import Grant
+from tests.support import gate, provider
+
+PROFILE = {"rows": 10, "columns": [{"name": "id", "type": "BIGINT"}]}
+
+
+async def reading(store: Store, grants: Grants, number: int) -> Grant:
+    """A read that runs under an agreement of its own."""
+    policy, relation = gate.agreement(action="odrl:use"), Relation("parquet")
+    await store.write(lambda tx: provider.insert(tx, policy, f"{number}", name="n", relation=relation, profile=PROFILE))
+    return (await grants.examine(provider.wanted(number)))[0]
+
+
+def owner(store: Store, grants: Grants) -> Agreements:
+    transfers: Any = SimpleNamespace(terminate_under=lambda *_, **__: [])
+    sender: Any = SimpleNamespace(hand_over=lambda _: None)
+    return Agreements(store=store, sender=sender, transfers=transfers, stop=grants.stop)
+
+
+async def hangs(_: Any) -> Any:
+    return await asyncio.Event().wait()
+
+
+async def unknown(_: Any) -> Any:
+    raise Busy("the database went away as it kept this", code=UNKNOWN)
+
+
+@pytest.mark.parametrize("answer", [hangs, unknown], ids=["no answer", "outcome unknown"])
+async def test_reads_end_at_once_where_the_database_does_not_say_that_their_agreement_is_revoked(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    grants = Grants(sqlite_store, facts_of=provider.member)
+    read, other = [await reading(sqlite_store, grants, number) for number in (1, 2)]
+    monkeypatch.setattr(sqlite_store, "write", answer)
+    asked = owner(sqlite_store, grants).revoke(read.agreement_id, reason="misused", by="owner")
+    revoking = asyncio.ensure_future(asked)
+    async with asyncio.timeout(60):
+        await read.stopped.wait()
+    assert "misused" in read.stop_reason
+    assert not other.lease.revoked
+    revoking.cancel()
+    await asyncio.gather(revoking, return_exceptions=True)
+    grants.forget([read, other])
+
+
+async def test_what_is_refused_to_be_revoked_ends_no_read(sqlite_store: Store) -> None:
+    grants = Grants(sqlite_store, facts_of=provider.member)
+    read, other = [await reading(sqlite_store, grants, number) for number in (1, 2)]
+    agreements = owner(sqlite_store, grants)
+    await agreements.revoke(other.agreement_id, reason="over", by="owner")
+    with pytest.raises(Conflict):
+        await agreements.revoke(other.agreement_id, reason="over", by="owner")
+    assert not read.lease.revoked
+    assert other.stop_reason == "over"
+    grants.forget([read, other])
