@@ -27,7 +27,7 @@ from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unau
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
-from connector.store import Store, Transaction
+from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Received, Transfer
 from connector.telemetry import logger
 
@@ -149,7 +149,8 @@ class Receiving:
             return await self._taken(coming, ask)
         except HanseError as error:
             await self._forget(coming)  # first: whoever hears of it finds nothing
-            await self._refused(coming, error)
+            if error.code != UNKNOWN:
+                await self._refused(coming, error)
             raise
         finally:
             await self._forget(coming)
@@ -211,13 +212,20 @@ class Receiving:
             ) from error
 
     async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> Received:
-        """The record, with the file in its place. Not to be cancelled: it counts or it does not."""
+        """The record, with the file in its place. Not to be cancelled: it counts or it does not.
+
+        Where nobody knows whether it does, the file stays: a record without one is data that is lost. If it does not,
+        the next push takes its place, or the next start removes it.
+        """
         target = self._file(coming.transfer.id)
-        await asyncio.to_thread(_publish, coming.path, target)
+        replaced = await asyncio.to_thread(_publish, coming.path, target)
+        self._held -= replaced
         try:
             row = await self._store.write(lambda tx: _keep(tx, coming, found))
-        except Exception:
-            await asyncio.to_thread(target.unlink, True)
+        except Exception as error:
+            coming.over = isinstance(error, Busy) and error.code == UNKNOWN
+            if not coming.over:
+                await asyncio.to_thread(target.unlink, True)
             raise
         coming.over = True
         return row
@@ -439,14 +447,16 @@ def _write(number: int, held: bytearray) -> None:
         view = view[os.write(number, view) :]
 
 
-def _publish(path: Path, target: Path) -> None:
-    """Give a file its place, for good."""
+def _publish(path: Path, target: Path) -> int:
+    """Give a file its place, for good; the bytes of the one that had it."""
+    replaced = target.stat().st_size if target.exists() else 0
     path.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+    return replaced
 
 
 def _swept(arriving: Path, kept: Path, good: set[Path]) -> int:

@@ -17,8 +17,9 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane import receiving as service
-from connector.errors import BadInput, NotFound
+from connector.errors import BadInput, Busy, NotFound
 from connector.query.job import Job
+from connector.store import UNKNOWN
 from tests.support import data
 from tests.support.receiver import Receiver, running, stream
 from tests.support.waiting import until
@@ -451,6 +452,29 @@ async def test_what_comes_while_a_file_is_removed_is_counted(
     await removing
     await until(lambda: not here.receiving._tasks)
     assert here.receiving._held == sum(path.stat().st_size for path in here.files())
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+async def test_a_push_of_whose_record_nobody_knows_whether_it_was_kept_is_not_removed(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Its provider asks again: where it counts, it is there."""
+    await here.transfer(pid)
+    told = here.store.write
+
+    async def lost(work: Any) -> Any:
+        monkeypatch.undo()
+        if kept:
+            await told(work)
+        raise Busy("the database went away as it kept this", code=UNKNOWN)
+
+    monkeypatch.setattr(here.store, "write", lost)
+    first = await here.push(pid, WHOLE)
+    assert (first.status_code, first.json()["code"]) == (503, UNKNOWN)
+    again = await here.push(pid, WHOLE)
+    assert again.status_code == 200
+    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert [event.kind for event in here.told(pid)] == ["DataReceived"]
 
 
 async def test_what_is_counted_is_what_is_there(here: Receiver, pid: str) -> None:
