@@ -12,6 +12,7 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
+FIELDS_MAX = 256  # of a head, and of the trailers of a body: an empty one is four bytes on the wire and 150 in memory
 HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
 SILENCE_SECONDS = 180.0  # in the middle of a body; whoever reads it has said what is wrong by then
@@ -46,6 +47,12 @@ class Bounded(HttpToolsProtocol):
         """As uvicorn's."""
         super().on_message_begin()
         self._expect(HEAD_SECONDS)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As uvicorn's. Of too many none is kept: the parser stops at our error, and the answer is 400."""
+        if len(self.headers) >= FIELDS_MAX:
+            raise ValueError(f"expected at most {FIELDS_MAX} fields, came more")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """As uvicorn's."""

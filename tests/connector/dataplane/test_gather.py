@@ -484,6 +484,19 @@ async def test_a_head_without_an_end_is_not_kept(endless: bytes) -> None:
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"GET / HTTP/1.1\r\n", b"\r\n"), (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"\r\n")],
+    ids=["head", "trailers"],
+)
+async def test_a_request_of_very_many_fields_is_refused_before_they_are_kept(before: bytes, after: bytes) -> None:
+    last = b"connection: close\r\n"
+    async with served(counting) as port:
+        few = await told(port, before + b"a:\r\n" * (bounds.FIELDS_MAX - 2) + last + after)
+        many = await told(port, before + b"a:\r\n" * 2 * bounds.FIELDS_MAX + after)
+    assert (many[:13], few[:13]) == (b"HTTP/1.1 400 ", b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
 async def test_requests_without_an_end_are_not_kept_while_one_is_answered(http: Any) -> None:
     one, last = b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
