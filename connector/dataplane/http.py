@@ -21,6 +21,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
@@ -365,8 +366,9 @@ class _Transport:
             application=given.get("application", "")[:1024],
         )
         split = await self._split(ticket, wanted, given)
-        # In a thread, as the gate: hostile text takes its time.
-        asked = await asyncio.to_thread(plans.asked_of, ticket, held, wanted, owner=self._owner, split=split)
+        # As the gate: hostile text takes its time.
+        work = partial(plans.asked_of, ticket, held, wanted, owner=self._owner, split=split)
+        asked = await self._reads.judging.judge(ticket.consumer, work)
         most = _number(given, "limit_rows")
         if most is not None and split is None:  # the first rows, and that is the whole answer
             asked, most = replace(asked, sql=f"{asked.sql} LIMIT {most}", unfiltered=False), None

@@ -6,17 +6,18 @@ counts are rounded, so that nobody learns how many. It holds nothing: the server
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane import asked as ask
 from connector.dataplane.asked import Asked, Split
+from connector.dataplane.judging import Judging
 from connector.dataplane.tickets import Ticket
 from connector.datasets import counts, splits
 from connector.datasets.sources import divisible
@@ -54,13 +55,21 @@ class Plans:
     """The plans of one provider. `relation_of` gives the engine's view of a version."""
 
     def __init__(
-        self, grants: Grants, pool: Pool, *, name: str, secret: bytes, relation_of: Callable[[DatasetVersion], Relation]
+        self,
+        grants: Grants,
+        pool: Pool,
+        *,
+        name: str,
+        secret: bytes,
+        relation_of: Callable[[DatasetVersion], Relation],
+        judging: Judging,
     ) -> None:
         self._grants = grants
         self._pool = pool
         self._name = name
         self._secret = secret
         self._relation_of = relation_of
+        self._judging = judging
         self._cached: OrderedDict[tuple[str, str], tuple[Block, ...]] = OrderedDict()
         self._schemas: OrderedDict[Any, str] = OrderedDict()  # by version, contract and what is wanted of it
 
@@ -159,7 +168,8 @@ class Plans:
         self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
     ) -> dict[str, Any]:
         relation = _token()
-        prepared = await asyncio.to_thread(self._gated, held, contract, ticket, wanted, relation)
+        work = partial(self._gated, held, contract, ticket, wanted, relation)
+        prepared = await self._judging.judge(ticket.consumer, work)
         job = Job(
             kind="plan",
             relations={relation: self._relation_of(held.version)},
@@ -174,7 +184,7 @@ class Plans:
         return found
 
     def _gated(self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, relation: str) -> Prepared:
-        """What the gate makes of the rows. In a thread: hostile text takes its time."""
+        """What the gate makes of the rows."""
         from policies.enforce.sql import Dataset, prepare
 
         name = (self._name, held.dataset.name)

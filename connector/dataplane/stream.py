@@ -30,6 +30,7 @@ from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import STREAM, Asked, Split, quoted
 from connector.dataplane.governed import GovernedStream, watch, why_ended
 from connector.dataplane.jobs import gated, job_of, version_relation
+from connector.dataplane.judging import Judging
 from connector.dataplane.origin import Origin
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
@@ -83,7 +84,10 @@ class Reads:
         self.origin = Origin(pool, prepared, later=self._spawn)
         self._name = name
         self._mask_secret = mask_secret
-        self.plans = plans.Plans(grants, pool, name=name, secret=mask_secret, relation_of=version_relation)
+        self.judging = Judging()
+        self.plans = plans.Plans(
+            grants, pool, name=name, secret=mask_secret, relation_of=version_relation, judging=self.judging
+        )
         self._most = Limits(seconds=seconds, memory_mb=memory_mb, temp_mb=temp_mb)
         self._streams_max = streams_max
         self._metrics = metrics
@@ -123,7 +127,7 @@ class Reads:
                 if asked.split is not None:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
-                passed = await asyncio.to_thread(gated, asked, grants, name=self._name, mask_key=mask_key)  # 2
+                passed = await self._gated(asked, grants, mask_key)  # 2
                 for grant in grants:
                     grant.drawn = passed[0].drawn.get((self._name, grant.held.dataset.name), 0)
                 beginning = self._spawn(self._begin(asked, grants, passed[0]))  # 3
@@ -170,9 +174,7 @@ class Reads:
         try:
             with self._place(asked.consumer):
                 grants = [await self._looked_at(ticket, asked) for ticket in asked.tickets]
-                prepared, keys = await asyncio.to_thread(
-                    gated, asked, grants, name=self._name, mask_key=bytes(32)
-                )  # the key is of no value that leaves
+                prepared, keys = await self._gated(asked, grants, bytes(32))  # the key is of no value that leaves
                 job = replace(self._job(asked, grants, prepared, keys), kind="describe")
                 return await self._described(job)
         except (HanseError, PolicyError) as error:
@@ -188,6 +190,10 @@ class Reads:
         sql = f"SELECT {', '.join(shown)} FROM t"  # noqa: S608  names of the contract, quoted
         relation = version_relation(held.version)
         return await self._described(Job(kind="describe", relations={"t": relation}, sql=sql, consumer=consumer))
+
+    async def _gated(self, asked: Asked, grants: Sequence[Grant], mask_key: bytes) -> tuple[Prepared, list[Keys]]:
+        work = partial(gated, asked, grants, name=self._name, mask_key=mask_key)
+        return await self.judging.judge(asked.consumer, work)
 
     async def _described(self, job: Job) -> bytes:
         try:

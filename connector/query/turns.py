@@ -9,7 +9,10 @@ from connector.errors import Busy
 
 
 class Turns:
-    """`size` places. Each consumer has a line of its own, and a free place goes to the next consumer's first."""
+    """`size` places. Each consumer has a line of its own, and a free place goes to the next consumer's first.
+
+    No consumer's line takes more than half of those who may wait.
+    """
 
     def __init__(self, size: int, *, waiting: int, wait_seconds: float) -> None:
         self._free = size
@@ -31,7 +34,8 @@ class Turns:
         if self._free and not self._lines:
             self._free -= 1
             return
-        if self.waiting >= self._most_waiting:
+        own = len(self._lines.get(consumer, ()))
+        if self.waiting >= self._most_waiting or own >= max(1, self._most_waiting // 2):
             raise Busy("too many queries are waiting; try again later", code="queue_full")
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(consumer, deque()).append(place)
