@@ -50,6 +50,11 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "bytes_limit": (Limited, "the answer has more bytes than it may; narrow the query"),
     "cancelled": (EngineFailed, "the query was cancelled"),
     "worker_crashed": (EngineFailed, "the process that ran this query ended; try again"),
+    "worker_wanted": (
+        Busy,
+        "others waited for a query worker and your reads had all of them, so the last of these was ended; ask again, "
+        "and read faster, or fewer at once",
+    ),
     "shutting_down": (Busy, "the connector is stopping; try again later"),
     "engine_failed": (EngineFailed, "the engine could not finish this query"),
     "version_changed": (VersionChanged, "the data is no longer what was registered; its owner must register it again"),

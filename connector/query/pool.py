@@ -10,7 +10,8 @@
 
 What is promised:
 - at most `size` processes; more jobs wait, at most `waiting` of them and at most `wait_seconds`: then Busy. Free
-  workers go round between consumers, so nobody's queue holds up another's;
+  workers go round between consumers, so nobody's queue holds up another's, and of two workers or more one consumer has
+  not all for longer than ten seconds while another waits: the last that it took is ended;
 - a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later
   (`connector.query.running`), where scans of others share it when those have ended; one that takes more than its memory
   and 300 MB is killed; a worker that dies costs its own jobs an error and nothing else, and is replaced;
@@ -47,6 +48,8 @@ from connector.query.turns import Turns
 from connector.telemetry import logger
 
 _REST = 0.1
+_PATIENCE = 10.0  # seconds that others wait for one consumer who has all workers
+_OURS = frozenset({"owner", "coordinator"})  # who works for the operator: that is not ended for others
 _GIVEN_BACK = 6.0  # seconds after which a worker at rest has given its memory back; `keeping.REST` is shorter
 _RSS_EVERY = 0.1
 _RSS_SLACK_MB = 300
@@ -204,7 +207,7 @@ class Pool:
     async def _begin(self, job: Job) -> Result:
         worker = self._sharing(job)
         if worker is None:
-            await self._turns.take(job.consumer)
+            await self._turn(job.consumer)
             try:
                 worker = await self._take_worker()
             except BaseException:
@@ -230,6 +233,27 @@ class Pool:
         if worker.watch is None:
             worker.watch = asyncio.get_running_loop().create_task(self._watch(worker))
         return result
+
+    async def _turn(self, consumer: str) -> None:
+        asking = asyncio.get_running_loop().call_later(_PATIENCE, self._ask_back, consumer)
+        try:
+            await self._turns.take(consumer)
+        finally:
+            asking.cancel()
+
+    def _ask_back(self, wanting: str) -> None:
+        """Somebody has waited for long: where one other consumer has all of several workers, it loses the last that it
+        took, and the place is free now: its reader may take the rest of what is there as slowly as it likes."""
+        results = [result for worker in self._busy for result in worker.results]
+        theirs = {result.job.consumer for result in results}
+        if len(self._busy) < max(2, self._size) or len(theirs) > 1 or not theirs.isdisjoint({wanting, *_OURS}):
+            return
+        reads = [one for one in results if one.job.kind == "query" and not one.job.shared]
+        if reads:
+            worker = max(reads, key=lambda one: one.begun)._worker
+            worker.kill("worker_wanted")
+            self._busy.discard(worker)
+            self._turns.give_back()
 
     def _desk(self, result: Result, stack: ExitStack) -> list[socket.socket]:
         """For a job that reads objects: the worker's end of the socket over which it borrows their blocks."""
@@ -320,13 +344,15 @@ class Pool:
         if worker.watch is not None:
             worker.watch.cancel()
             worker.watch = None
+        has_place = worker in self._busy
         self._busy.discard(worker)
         if self._closed or worker.doomed or not worker.alive() or worker.worn:
             worker.kill("recycled")
             await self._bury(worker)
         else:
             self._rest(worker)
-        self._turns.give_back()
+        if has_place:
+            self._turns.give_back()
         await self._keep_warm()
 
     async def _keep_warm(self) -> None:

@@ -147,6 +147,7 @@ class Result:
         self.block = -1  # of the message that came last
         self.answers: list[dict[str, Any]] = []  # what is in those that came unread, in the order of the job's blobs
         self.ended = False
+        self.begun = time.monotonic()
         self.worked = 0.0  # seconds that we waited for the worker
         self.desk: socket.socket | None = None  # where the worker borrows blocks of objects
         self._worker = worker

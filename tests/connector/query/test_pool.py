@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -652,6 +653,43 @@ async def test_too_many_waiting_jobs_are_turned_away(tmp_path: Path, numbers: Re
             with pytest.raises(Busy) as raised:
                 await first
             assert raised.value.code == "queue_timeout"
+
+
+async def test_one_consumer_who_does_not_read_has_not_all_workers_while_another_waits(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
+    greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
+    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=60.0) as small, AsyncExitStack() as open_:
+        first = await open_.enter_async_context(small.run(greedy))
+        await anext(first)
+        last = await open_.enter_async_context(small.run(greedy))
+        await anext(last)
+        assert (await read(small, other))[0].num_rows
+        with pytest.raises(Busy) as raised:
+            [frame async for frame in last]
+        assert raised.value.code == "worker_wanted"
+        assert (await anext(first)).rows
+        assert small.processes <= 2
+
+
+@pytest.mark.parametrize("names", [("lab", "clinic"), ("coordinator", "coordinator"), ("other", "other")])
+async def test_a_worker_is_not_taken_from_who_has_one_or_works_for_the_operator(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
+    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=0.5) as small, AsyncExitStack() as open_:
+        running = []
+        for name in names:
+            job = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer=name)
+            running.append(await open_.enter_async_context(small.run(job)))
+            await anext(running[-1])
+        with pytest.raises(Busy) as raised:
+            await read(small, other)
+        assert raised.value.code == "queue_timeout"
+        assert [(await anext(one)).rows > 0 for one in running] == [True, True]
 
 
 async def test_recheck_refuses_what_the_gate_did_not_name(pool: Pool, numbers: Relation) -> None:
