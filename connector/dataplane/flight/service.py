@@ -108,6 +108,7 @@ class Service(fl.FlightServerBase):  # type: ignore[misc]  # untyped library
         if name != "CommandPreparedStatementQuery":
             raise NotImplementedError(f"unimplemented: {name or 'this'}; here data is read, not written")
         sql, _ = commands.unhandle(protobuf.octets(command, 1))
+        self._tables(context, schemas=False)  # who asks is known before Arrow unfolds what came: of 30 kB, gigabytes
         values = commands.values_of(chunk.data for chunk in reader)
         writer.write(protobuf.write([(1, commands.handle(sql, values))]))
 

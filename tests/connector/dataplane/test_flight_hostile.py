@@ -134,6 +134,29 @@ async def test_arrow_that_is_damaged_costs_the_flight_process_at_most(running: P
     assert await asyncio.to_thread(_rows, front, ticket) > 0
 
 
+async def test_what_nobody_known_puts_is_not_unfolded(running: Provider, front: Front) -> None:
+    ticket, pid = running.ticket(await running.agree()), front.pid
+    command = commands.pack("CommandPreparedStatementQuery", [(1, commands.handle("SELECT ?", []))])
+    size = 500_000_000  # of zeros, in 16 kB
+    ends = pa.array([0, size]).buffers()[1]
+    large = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(bytes(size))])
+    folded = pa.ipc.IpcWriteOptions(compression="zstd")
+
+    def put() -> None:
+        with flyer(front, "nobody") as client:
+            options = fl.FlightCallOptions(headers=[(b"authorization", b"Bearer nobody")], write_options=folded)
+            batch = pa.record_batch([large], names=["0"])
+            writer, reader = client.client.do_put(fl.FlightDescriptor.for_command(command), batch.schema, options)
+            writer.write_batch(batch)
+            writer.done_writing()
+            reader.read()
+            writer.close()
+
+    assert isinstance(await asyncio.to_thread(_refusal, put), fl.FlightUnauthenticatedError)
+    assert await asyncio.to_thread(_rows, front, ticket) > 0
+    assert front.pid == pid
+
+
 async def test_a_flood_of_bytes_ends_the_flight_process_not_the_connector(running: Provider, front: Front) -> None:
     ticket, pid = running.ticket(await running.agree()), front.pid
 
