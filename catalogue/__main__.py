@@ -22,11 +22,12 @@ def serve() -> None:
     import uvicorn
 
     from catalogue.app import create_app
-    from connector.bounds import Bounded
+    from connector.bounds import Bounded, raise_descriptors
     from connector.telemetry import set_up_logging
 
     settings = Settings()
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
+    raise_descriptors()
     app = _told(lambda: create_app(settings))
     host, port = settings.public_host, settings.public_port
     uvicorn.run(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)

@@ -8,6 +8,7 @@ uvicorn's internals, whose range is pinned.
 from __future__ import annotations
 
 import asyncio
+import resource
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -15,7 +16,22 @@ HEAD_MAX = 2**18  # bytes: the names of thousands of columns
 FIELDS_MAX = 256  # of a head, and of the trailers of a body: an empty one is four bytes on the wire and 150 in memory
 HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
+DESCRIPTORS_MAX = 65_536
+OUR_DESCRIPTORS = 256  # for files, workers and the database
 SILENCE_SECONDS = 180.0  # in the middle of a body; whoever reads it has said what is wrong by then
+
+
+def raise_descriptors() -> None:
+    """Let this process open as many files as its operator's limit allows; the usual one is for programs of another
+    kind."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS_MAX)), hard))
+
+
+def connections_max() -> int:
+    """How many connections a listener has at once: two of them leave descriptors for what the process itself opens."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (soft - OUR_DESCRIPTORS) // 2)
 
 
 class Bounded(HttpToolsProtocol):
@@ -27,7 +43,10 @@ class Bounded(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn's."""
         super().connection_made(transport)
-        self._expect(HEAD_SECONDS)
+        if len(self.connections) > connections_max():
+            self.transport.close()
+        else:
+            self._expect(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's. What is longer than a head may be is not waited for: the parser would keep all of it."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from connector import bounds
 from connector.app import VERSION, Services, build, management_app, public_app
 from connector.dataplane.gather import Protocol
 from connector.dataplane.unfinished import close_left_over
@@ -93,6 +94,7 @@ async def serve(settings: Settings) -> None:
     """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use."""
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     sys.setswitchinterval(_TURN)
+    bounds.raise_descriptors()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as bound:
         public = bound.enter_context(_bind(settings.public_host, settings.public_port, "HANSE_PUBLIC_PORT"))

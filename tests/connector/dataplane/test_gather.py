@@ -484,6 +484,40 @@ async def test_a_head_without_an_end_is_not_kept(endless: bytes) -> None:
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
 
 
+@pytest.mark.parametrize("http", [Protocol, bounds.Bounded])
+async def test_connections_leave_descriptors_for_what_the_process_opens(
+    monkeypatch: pytest.MonkeyPatch, http: Any
+) -> None:
+    monkeypatch.setattr(bounds, "connections_max", lambda: 3)
+    one = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
+    async with served(counting, http=http) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in held:
+            writer.write(one[:-2])
+        async with asyncio.timeout(60):
+            while await told(port, one) != b"":  # the three are there
+                await asyncio.sleep(0.01)
+            held[0][1].write(one[-2:])
+            assert (await held[0][0].read()).startswith(b"HTTP/1.1 200 ")
+            while not (await told(port, one)).startswith(b"HTTP/1.1 200 "):
+                await asyncio.sleep(0.01)
+        for _, writer in held:
+            writer.close()
+
+
+def test_a_connector_opens_as_many_files_as_its_operator_allows() -> None:
+    program = """
+import resource
+from connector import bounds
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 1000))
+few = bounds.connections_max()
+bounds.raise_descriptors()
+print(few, resource.getrlimit(resource.RLIMIT_NOFILE), bounds.connections_max())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "22 (1000, 1000) 372"
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [(b"GET / HTTP/1.1\r\n", b"\r\n"), (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"\r\n")],
