@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import typer
 from pydantic import ValidationError
 
 from connector.errors import HanseError
-from connector.settings import Settings
+from connector.settings import Settings, misspelt
 
 commands = typer.Typer(help="Run a participant's connector.", no_args_is_help=True)
 
 
 def _settings() -> Settings:
+    for name, near in misspelt(os.environ):
+        typer.echo(f"{name} is no setting and is passed over; did you mean {near}?", err=True)
     try:
         return Settings()
     except ValidationError as error:

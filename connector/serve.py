@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -22,7 +23,7 @@ from connector import bounds
 from connector.app import VERSION, Services, build, management_app, public_app
 from connector.dataplane.gather import Protocol
 from connector.dataplane.unfinished import close_left_over
-from connector.errors import Conflict, HanseError
+from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
 from connector.settings import Settings
 from connector.store.migrate import upgrade
@@ -91,8 +92,11 @@ def _hand_over(target: Path | None, text: str) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use."""
+    """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use, BadInput a
+    certificate that cannot be used.
+    """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
+    _check_certificate(settings.tls_certificate, settings.tls_key)
     sys.setswitchinterval(_TURN)
     bounds.raise_descriptors()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -116,7 +120,7 @@ async def serve(settings: Settings) -> None:
         gc.collect()
         gc.freeze()
         async with running(parts):
-            _log.info("serving", public=settings.root_url, management_port=settings.management_port)
+            _log.info("serving", public=settings.root_url, console=settings.console_url)
             await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
 
 
@@ -177,6 +181,19 @@ def _end_within(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def _check_certificate(certificate: Path | None, key: Path | None) -> None:
+    """BadInput where the public listener could not speak TLS with these."""
+    if certificate is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # an SSLError is one, too
+        raise BadInput(
+            "HANSE_TLS_CERTIFICATE: expected a PEM file that can be read, with its key there or in HANSE_TLS_KEY, "
+            f"came {certificate}{f' and {key}' if key else ''}: {error.strerror or error}"
+        ) from None
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:

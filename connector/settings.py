@@ -6,6 +6,8 @@ connector reads the environment, and nothing is read at import.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,14 @@ Words = Annotated[tuple[str, ...], NoDecode]
 
 def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names that are no setting and nearly one, with that one: a slip would go unseen, and its default hold."""
+    known = [f"HANSE_{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(environment):
+        if name.startswith("HANSE_") and name not in known:
+            yield from ((name, near) for near in difflib.get_close_matches(name, known, n=1, cutoff=0.9))
 
 
 class Settings(BaseSettings):
@@ -31,7 +41,9 @@ class Settings(BaseSettings):
     )
     title: str = Field("", description="Name of the participant for people.")
     data_dir: Path = Field(
-        Path("var/connector"), description="Directory for the embedded database, keys and prepared files."
+        Path("var/connector"),
+        validate_default=True,
+        description="Directory for the embedded database, keys and prepared files.",
     )
     database_url: str = Field(
         "", description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db; empty is SQLite in data_dir."
@@ -205,6 +217,12 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return _words(value)
 
+    @field_validator("data_dir", "source_roots")
+    @classmethod
+    def _whole(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        """From the root: a worker looks from a directory of its own, where a relative path leads elsewhere."""
+        return value.absolute() if isinstance(value, Path) else tuple(path.absolute() for path in value)
+
     @model_validator(mode="after")
     def _safe(self) -> Settings:
         if self.anonymous_participant and self.public_host not in ("127.0.0.1", "::1", "localhost"):
@@ -226,6 +244,11 @@ class Settings(BaseSettings):
         """The public URL without a trailing slash."""
         scheme = "https" if self.tls_certificate else "http"
         return (self.public_url or f"{scheme}://{self.public_host}:{self.public_port}").rstrip("/")
+
+    @property
+    def console_url(self) -> str:
+        host = f"[{self.management_host}]" if ":" in self.management_host else self.management_host
+        return f"http://{host}:{self.management_port}/"
 
     @property
     def flight_safe(self) -> bool:

@@ -99,7 +99,10 @@ def resolve(path: str, *, roots: Sequence[Path]) -> Path:
     try:
         real = Path(os.path.realpath(path, strict=True))
     except (OSError, ValueError) as error:
-        raise PathRefused(f"{path!r} does not exist or cannot be read; check the path and its permissions") from error
+        begun = "" if os.path.isabs(path) else f" (looked for in {os.getcwd()}, where the connector was started)"
+        raise PathRefused(
+            f"{path!r} does not exist or cannot be read{begun}; check the path and its permissions"
+        ) from error
     if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
         allowed = ", ".join(str(root) for root in roots) or "none is configured"
         raise PathRefused(

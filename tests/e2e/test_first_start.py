@@ -1,0 +1,117 @@
+"""The first start of somebody who has read nothing but the README: defaults, relative paths, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connector.settings import Settings
+from tests.load.stream.space import self_signed
+from tests.support.ports import free_range
+from tests.support.processes import Failed, Process
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SERVE = [sys.executable, "-m", "connector", "serve"]
+
+
+def ended(folder: Path, **settings: str) -> tuple[int, str]:
+    """How a start that cannot work ends, and what it says."""
+    ports = free_range(2)
+    ours = {"PUBLIC_PORT": str(ports), "MANAGEMENT_PORT": str(ports + 1), **settings}
+    env = {**os.environ, "PYTHONPATH": str(Path.cwd()), **{f"HANSE_{name}": value for name, value in ours.items()}}
+    ran = subprocess.run(SERVE, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    return ran.returncode, ran.stderr
+
+
+@contextmanager
+def started(folder: Path, **settings: str) -> Iterator[Process]:
+    """A connector that was started in `folder`, with paths that begin there."""
+    ports = free_range(2)
+    one = Process("clinic", folder, ports, ports + 1, settings=settings)
+    one.program = (
+        "-c",
+        f"import os; os.chdir({str(folder)!r}); from connector import __main__ as m; m.commands(['serve'])",
+    )
+    one.start()
+    try:
+        yield one
+    finally:
+        one.kill()
+
+
+def test_text_is_registered_where_directories_are_told_relative_to_the_start(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "beds.csv").write_text("bed,ward\n1,onco\n2,neuro\n")
+    with started(tmp_path, DATA_DIR="var/connector", SOURCE_ROOTS="data", ADMIN_TOKEN_FILE="admin.token") as clinic:
+        made = clinic.api().post("/datasets", {"name": "beds", "path": "data/beds.csv"})
+        assert made["rows"] == 2
+        with pytest.raises(Failed, match=f"looked for in {tmp_path}"):
+            clinic.api().post("/datasets", {"name": "more", "path": "beds.csv"})
+
+
+def test_the_commands_of_the_readme_make_an_offer(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"age": [30, 40]}), tmp_path / "patients.parquet")
+    with started(tmp_path) as clinic:
+        env = {"PATH": str(Path(sys.executable).parent), "HOME": str(tmp_path)}
+        for line in README.split("```sh\n")[2].split("```")[0].splitlines():
+            words = shlex.split(
+                line.replace("8081", str(clinic.management_port)).replace("/srv/data", str(tmp_path)), True
+            )
+            ran = subprocess.run(
+                words,
+                cwd=tmp_path,
+                env=env,
+                input=clinic.token,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert ran.returncode == 0, (line, ran.stderr)
+            if "new" in words:  # as its comment says
+                offer = tmp_path / "offer.yaml"
+                offer.write_text(offer.read_text().replace("urn:example:dataset", "patients"))
+        assert clinic.api().get("/offers")[0]["dataset"] == "urn:hanse:clinic:patients"
+
+
+def test_directories_are_told_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings().data_dir == tmp_path / "var" / "connector"
+    monkeypatch.setenv("HANSE_SOURCE_ROOTS", "data,/srv/data")
+    assert Settings().source_roots == (tmp_path / "data", Path("/srv/data"))
+
+
+def test_the_log_says_where_the_console_is(tmp_path: Path) -> None:
+    with started(tmp_path, LOG_LEVEL="info") as clinic:
+        assert f"console=http://127.0.0.1:{clinic.management_port}/" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("what", ["missing", "not_pem", "without_its_key"])
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, what: str) -> None:
+    certificate = tmp_path / "certificate.pem"
+    if what == "not_pem":
+        certificate.write_text("no certificate")
+    if what == "without_its_key":
+        whole = self_signed(tmp_path / "whole.pem").read_text()
+        end = "-----END CERTIFICATE-----\n"
+        certificate.write_text(whole[whole.index("-----BEGIN CERT") : whole.index(end)] + end)
+    code, said = ended(tmp_path, TLS_CERTIFICATE=str(certificate))
+    assert code == 1
+    assert "HANSE_TLS_CERTIFICATE" in said
+    assert str(certificate) in said
+
+
+def test_a_setting_that_is_nearly_one_is_asked_about(tmp_path: Path) -> None:
+    with started(tmp_path, SOURCE_ROOT="data", LOG_LEVEL="warning", URL="http://127.0.0.1") as clinic:
+        said = (clinic.directory / "log").read_text()
+        assert "HANSE_SOURCE_ROOT is no setting and is passed over; did you mean HANSE_SOURCE_ROOTS?" in said
+        assert "HANSE_URL" not in said
