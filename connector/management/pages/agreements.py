@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,6 +17,8 @@ from connector.management.auth import Caller
 from connector.management.pages.desk import Desk, form_of
 from connector.management.pages.words import path_of
 from connector.store import Store
+from connector.store.agreements import used_today
+from connector.usage.counting import DAY
 from policies import report
 from policies.contract import DataContract, to_json
 
@@ -85,11 +88,15 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
 
 
 def _usage(grant: Any, contracts: tuple[DataContract, ...]) -> list[dict[str, Any]]:
-    """Each counter with the least limit that a contract sets on it."""
-    found = []
+    """Each counter with the least limit that a contract sets. Rows and bytes count only where they are limited."""
+    found, today = [], used_today(grant, day=int(time.time() // DAY))
     for counter, title, limit in _LIMITS:
         limits = [most for one in contracts if (most := getattr(one.limits, limit)) is not None]
-        found.append({"title": title, "used": int(getattr(grant, counter)), "most": min(limits, default=None)})
+        shares = [share for one in contracts if (share := one.limits.share) is not None] if counter == "rows" else []
+        if limits or shares or counter not in ("rows", "bytes"):
+            told = f"{min(shares):g} % of the dataset at most" if shares else "no limit"
+            used = today if counter == "queries_today" else int(getattr(grant, counter))
+            found.append({"title": title, "used": used, "most": min(limits, default=None), "told": told})
     if budgets := [one.grid.privacy.epsilon for one in contracts if one.grid and one.grid.privacy]:
         found.append({"title": "Privacy budget", "used": grant.epsilon_micro / 1_000_000, "most": min(budgets)})
     return found

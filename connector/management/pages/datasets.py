@@ -6,6 +6,7 @@ Registering goes on when the browser leaves; a page of its own tells how far it 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastapi.responses import RedirectResponse
 from connector.datasets.registering import REGISTERED, Description, Registration
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES
-from connector.errors import HanseError, NotFound
+from connector.errors import BadInput, HanseError, NotFound
 from connector.management import datasets as datasets_api
 from connector.management import offers as offers_api
 from connector.management.auth import Caller
@@ -25,7 +26,7 @@ from connector.settings import Settings
 from connector.store import Store
 from connector.telemetry import logger
 
-_FIELDS = ("name", "path", "kind", "title", "description", "keywords", "theme", "license")
+_FIELDS = ("name", "path", "kind", "title", "description", "options", "keywords", "theme", "license")
 _KINDS = ("", *SOURCES)
 _LISTED = 200
 _PATIENCE = 1.5  # seconds after which whoever registers is led to the page that tells how far it is
@@ -65,8 +66,8 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
     @routes.post("/datasets/new")
     async def register(request: Request, caller: Caller = desk.may("owner")) -> Response:
         said = await form_of(request)
-        asked = _registration(said)
         try:
+            asked = _registration(said)
             where = await _begun(registry.register(asked, by=caller.name), asked.name)
         except HanseError as error:
             return await _form(request, {name: said.get(name) for name in _FIELDS}, error)
@@ -158,4 +159,21 @@ def _registration(said: Form) -> Registration:
         theme=said.get("theme"),
         license=said.get("license"),
     )
-    return Registration(name=said.get("name"), path=said.get("path"), kind=said.get("kind"), about=about)
+    options = _options(said.get("options"))
+    return Registration(
+        name=said.get("name"), path=said.get("path"), kind=said.get("kind"), options=options, about=about
+    )
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Options of the source, one a line, as `hanse dataset add --option` takes them."""
+    found: dict[str, Any] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise BadInput(f"expected an option on each line as name=value, came {line[:100]!r}")
+        try:
+            found[name.strip()] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name.strip()] = value.strip()
+    return found

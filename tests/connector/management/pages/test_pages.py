@@ -239,6 +239,12 @@ async def test_an_offer_that_cannot_be_published_says_why_beside_its_text(full: 
     assert len(await full.parts.offers.all()) == 1
 
 
+async def test_an_agreement_shows_what_is_counted_of_it_and_nothing_else(full: Console) -> None:
+    text = (await full.get(f"/agreements/{AGREEMENT}?role=provider", "read")).text
+    used = dict(re.findall(r'<p class="faint">([^<]+)</p><p class="big">(\d+)', text))
+    assert used == {"Queries": "7", "Queries today": "0"}  # of another day; rows and bytes have no limit here
+
+
 async def test_an_agreement_ends_in_two_steps_and_with_a_reason(full: Console) -> None:
     path = f"/agreements/{AGREEMENT}/revoke?role=provider"
     assert (await full.post(path, {"reason": ""}, "read", "owner")).status_code == 400
@@ -283,6 +289,18 @@ async def test_a_dataset_outside_the_roots_is_refused_in_place(empty: Console) -
     answer = await empty.post("/datasets/new", data, "owner")
     assert (answer.status_code, "Kept as typed" in answer.text) == (400, True)
     assert Reader(answer.text).problems == []
+
+
+async def test_options_of_a_source_are_taken_one_a_line(empty: Console, tmp_path: Path) -> None:
+    (file := tmp_path / "beds.csv").write_text("bed\n1\n")
+    data = {"name": "beds", "path": str(file), "kind": "csv"}
+    for options, said in (
+        ("skip_bad_lines", "name=value"),
+        ("delimiter=;\r\nskip_badlines=10", "no option skip_badlines"),
+    ):
+        answer = await empty.post("/datasets/new", data | {"options": options}, "owner")
+        assert (answer.status_code, said in answer.text) == (400, True)
+        assert "skip_bad" in re.findall(r"<textarea name=\"options\"[^>]*>([^<]*)", answer.text)[0]  # kept as typed
 
 
 async def test_a_question_that_is_none_is_refused_in_place(full: Console) -> None:
