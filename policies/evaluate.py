@@ -197,12 +197,13 @@ def concludable(policy: Policy, facts: Facts, *, phase: Phase, now: float) -> De
 
 def _by_permission(refusals: Sequence[tuple[str, Decision]]) -> tuple[str, ...]:
     """The reasons of one permission, or of all where they are the same; else one for each, under its path."""
-    told: dict[tuple[str, ...], str] = {}
+    told: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
     for path, decision in refusals:
-        told.setdefault(decision.reasons, path)
+        same = tuple(reason.removeprefix(path) for reason in decision.reasons)  # but for whose conditions they are
+        told.setdefault(same, (path, decision.reasons))
     if len(told) == 1:
-        return next(iter(told))
-    said = [f"under {path}: {'; '.join(reasons)}" for reasons, path in told.items()]
+        return next(iter(told.values()))[1]
+    said = [f"under {path}: {'; '.join(reasons)}" for path, reasons in told.values()]
     return (said[0], *(f"or {one}" for one in said[1:]))
 
 

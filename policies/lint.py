@@ -66,7 +66,8 @@ def _uncompiled(policy: Policy, schema: TableSchema) -> Iterator[Problem]:
         try:
             made.append(compiler.compile_contract(policy, schema, permission=index, concluded=0.0))
         except (ContractUndecided, PolicyUnreadable) as problem:
-            yield _error(problem.rule or f"/permission/{index}", problem.code, str(problem))
+            said = str(problem).removeprefix(f"{problem.rule}: ")  # the place is told beside it
+            yield _error(problem.rule or f"/permission/{index}", problem.code, said)
     try:
         compiler.one_grid(made)
     except ContractUndecided as problem:
@@ -343,6 +344,12 @@ def _strange_purposes(policy: Policy) -> Iterator[Problem]:
                     path,
                     "not_an_iri",
                     f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI",
+                )
+            elif atom.left == odrl("purpose") and (meant := values.meant_purpose(literal.text)):
+                yield _warning(
+                    path,
+                    "purpose_unknown",
+                    f"{compact(literal.text)} is no purpose of the Data Privacy Vocabulary; did you mean dpv:{meant}?",
                 )
 
 

@@ -69,9 +69,7 @@ def column(draft: Draft, name: str, path: str) -> Column:
     """The schema's column of that name; ContractUndecided when it is gone (usage-policies, section 7)."""
     found = columns.find(draft.schema, name)
     if found is None:
-        raise undecided(
-            path, f"the table has no column {name}; it was renamed or dropped. Change the policy or the table"
-        )
+        raise undecided(path, f"the table has no column {name}; correct the name, or the table if it lost the column")
     return found
 
 

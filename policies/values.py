@@ -7,6 +7,7 @@ raises ValueError with what was expected and what came. Must not know policies, 
 from __future__ import annotations
 
 import calendar
+import difflib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -307,6 +308,14 @@ _MEMBERS: dict[str, str] = {
 REGIONS: frozenset[str] = frozenset(REGION + name for name in _MEMBERS)
 
 
+def meant_purpose(text: str) -> str:
+    """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none; empty: none."""
+    if not text.startswith(DPV) or text in _PURPOSES:
+        return ""
+    known = sorted(name.removeprefix(DPV) for name in _PURPOSES)
+    return next(iter(difflib.get_close_matches(text.removeprefix(DPV), known, n=1, cutoff=0.85)), "")
+
+
 def _kinds(text: str) -> Iterator[tuple[str, str]]:
     """Lines of a shipped hierarchy as pairs: a purpose, and what it is a kind of."""
     for line in text.splitlines():
@@ -338,6 +347,7 @@ def _closure(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
 
 
 _ANCESTORS = _closure(_parents())
+_PURPOSES = frozenset(name for line in _ANCESTORS.values() for name in line if name.startswith(DPV))
 _READERS: dict[ValueType, Callable[[str], Value]] = {
     ValueType.IRI: iri,
     ValueType.DECIMAL: decimal,

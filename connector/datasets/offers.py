@@ -5,6 +5,7 @@ What is not understood, or could not be enforced or decided, is refused by name 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class Offers:
             problems = tuple(lint.lint(read, schema))
             if errors := [problem for problem in problems if problem.level == "error"]:
                 raise PolicyInvalid(
-                    "; ".join(problem.message for problem in errors[:5]),
+                    "; ".join(dict.fromkeys(problem.message for problem in errors[:5])),
                     problems=[problem_json(problem) for problem in problems],
                 )
             contracts = compile.contracts(read, schema, concluded=version.created_at)
@@ -174,7 +175,7 @@ def _read(form: str, policy: Mapping[str, Any] | None, dataset: str, decide: str
     if bool(form) == (policy is not None):
         raise PolicyInvalid("expected either `form` (the YAML form) or `policy` (ODRL as JSON), came both or neither")
     if form:
-        written = author.read_form(form)
+        written = author.read_form(form, now=time.time())
         read, target, chosen = author.to_policy(written), dataset or written.dataset, decide or written.decide
     else:
         read = jsonld.read({"@type": "Offer", **(policy or {})})

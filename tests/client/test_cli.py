@@ -317,6 +317,22 @@ def test_a_policy_file_that_is_none_is_a_clear_error(run: Run, tmp_path: Path, t
     assert said in ran.err
 
 
+def test_what_rules_have_in_common_is_said_once(run: Run, served: Connector, tmp_path: Path) -> None:
+    paths = {"": "May {}.", "/constraint/0": "Members only.", "/duty/0": "Names are hashed."}
+    told = [
+        {"path": f"/permission/{number}{path}", "text": text.format(action)}
+        for number, action in enumerate(("query", "stream"))
+        for path, text in paths.items()
+    ]
+    told.append({"path": "/prohibition/0", "text": "Must not sell."})
+    served.routes["POST", "/policies/lint"] = {"problems": [], "sentences": told}
+    (tmp_path / "p.yaml").write_text("x: 1")
+    lines = run("policy", "lint", str(tmp_path / "p.yaml")).out.splitlines()
+    assert lines == [
+        "  - May query.", "  - May stream.", "      Members only.", "      Names are hashed.", "  - Must not sell.",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("level", "code"), [("error", 1), ("warning", 0)])
 def test_lint_fails_on_errors_only(run: Run, served: Connector, tmp_path: Path, level: str, code: int) -> None:
     problem = {"level": level, "path": "/x", "message": "m", "code": "c"}

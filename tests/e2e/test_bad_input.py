@@ -124,6 +124,7 @@ FORMS = {
         "shoe_size",
     ),
     "a dataset that is not there": ("offer: x\ndataset: unicorns\nmay: [query]\n", "unicorns"),
+    "a day that has passed": ("offer: x\ndataset: patients\nmay: [query]\nuntil: 2020-01-01\n", "a time to come"),
     "no YAML": ("{[", "line"),
 }
 

@@ -396,7 +396,19 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
         "error",
         "not_an_iri",
     ),
+    (
+        "a purpose with a slip",
+        form(GOOD.replace("query", "query\nfor: [dpv:SientificResearch]")),
+        "warning",
+        "purpose_unknown",
+    ),
 ]
+
+
+def test_permissions_that_lack_the_same_are_told_once() -> None:
+    made = form("who: {membership: active}\nmay: [query, stream]")
+    (reason,) = evaluate.concludable(made, Facts(), phase=Phase.NEGOTIATION, now=NOW).reasons
+    assert reason.startswith("/permission/0/constraint/0: ")
 
 
 @pytest.mark.parametrize(("name", "policy", "level", "code"), PROBLEMS, ids=[name for name, *_ in PROBLEMS])
@@ -435,7 +447,9 @@ def test_templates_have_no_errors(name: str) -> None:
 def test_what_does_not_fit_the_table_is_an_error_with_a_schema(lines: str) -> None:
     policy = form(GOOD + lines)
     assert [problem for problem in lint.lint(policy) if problem.level == "error"] == []
-    assert [problem for problem in lint.lint(policy, SCHEMA) if problem.level == "error"]
+    errors = [problem for problem in lint.lint(policy, SCHEMA) if problem.level == "error"]
+    assert errors
+    assert not any(problem.message.startswith("/") for problem in errors)  # its place stands beside it
 
 
 # --- differences -----------------------------------------------------------------------------------------

@@ -135,10 +135,22 @@ def print_one(row: Mapping[str, Any], fields: Mapping[str, Any], *, as_json: boo
 
 
 def print_sentences(sentences: Iterable[Any]) -> None:
-    """A policy in plain words."""
+    """A policy in plain words: under each rule its conditions, once for neighbours that have the same."""
+    groups: list[tuple[list[str], list[str]]] = []
     for sentence in sentences:
-        text = sentence.get("text", "") if isinstance(sentence, Mapping) else sentence
-        console().print(f"  - {escape(str(text))}")
+        one = sentence if isinstance(sentence, Mapping) else {"text": sentence}
+        if groups and str(one.get("path", "")).count("/") > 2:  # as /permission/0/constraint/1
+            groups[-1][1].append(str(one.get("text", "")))
+        else:
+            groups.append(([str(one.get("text", ""))], []))
+    for number, (rules, terms) in enumerate(groups):
+        if terms and number + 1 < len(groups) and groups[number + 1][1] == terms:
+            groups[number + 1][0][:0] = rules
+            continue
+        for text in rules:
+            console().print(f"  - {escape(text)}")
+        for text in terms:
+            console().print(f"      {escape(text)}")
 
 
 def say(text: str) -> None:

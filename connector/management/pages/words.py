@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,6 @@ from policies.errors import PolicyError
 from policies.vocabulary import compact
 
 _UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minutes"))
-_CONSTRAINT = re.compile(r"^(?P<rule>.*?)/constraint(/.*)?$")
 
 TIERS = {
     "technical": "enforced by the owner",
@@ -151,7 +149,7 @@ def clauses(lines: Iterable[Mapping[str, Any]]) -> list[Clause]:
     """A policy's sentences as rules with their conditions; neighbours with the same conditions are said once."""
     made: list[Clause] = []
     for line in lines:
-        if made and _CONSTRAINT.match(str(line["path"])):
+        if made and str(line["path"]).count("/") > 2:  # a condition of the rule, or a mask
             made[-1] = Clause(made[-1].rules, (*made[-1].conditions, line))
         else:
             made.append(Clause((line,), ()))

@@ -16,6 +16,7 @@ import pytest
 from connector import look
 from connector.audit.log import Filter
 from connector.management.auth import COOKIE
+from connector.management.pages import words
 from tests.connector.management.pages.support import (
     AGREEMENT,
     ALICE,
@@ -237,6 +238,14 @@ async def test_an_offer_that_cannot_be_published_says_why_beside_its_text(full: 
         assert said in answer.text
         assert Reader(answer.text).problems == []
     assert len(await full.parts.offers.all()) == 1
+
+
+def test_rules_with_the_same_conditions_and_masks_are_said_together() -> None:
+    parts = ("", "/constraint/0", "/duty/0")
+    lines = [{"path": f"/permission/{rule}{part}", "text": part or str(rule)} for rule in (0, 1) for part in parts]
+    (clause,) = words.clauses(lines)
+    assert [line["text"] for line in clause.rules] == ["0", "1"]
+    assert [line["text"] for line in clause.conditions] == ["/constraint/0", "/duty/0"]
 
 
 async def test_an_agreement_shows_what_is_counted_of_it_and_nothing_else(full: Console) -> None:
