@@ -195,6 +195,8 @@ def _columns(item: Item) -> Columns:
             masks.extend(MaskLine(column, word) for column in value.texts())
         elif word == "mask":
             masks.extend(_mask(column, how) for column, how in value.mapping().items())
+        elif word in MASKS:
+            raise fail(value.line, f"{word} under mask", word, f"write mask: {{<column>: {{{word}: 2}}}}")
         else:
             raise unknown(value.line, word, ("only", "hide", "hash", "null", "mask"), what="a word under columns")
     twice = sorted({mask.column for mask in masks if [one.column for one in masks].count(mask.column) > 1})
@@ -213,6 +215,8 @@ def _mask(column: str, how: Item) -> MaskLine:
         method, text = how.text("a method"), ""
     if method in ("", "~"):  # YAML's other spellings of null
         method = "null"
+    if not text and (first := method.partition(" ")[0]) in MASKS and first != method:
+        raise fail(how.line, f"a mask such as {{{first}: 2}}", shown(how), "write it in curly brackets")
     if method not in MASKS:
         raise unknown(how.line, method, MASKS, what="a mask")
     if MASKS[method] != bool(text):

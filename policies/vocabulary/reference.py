@@ -21,6 +21,31 @@ A word that stands in no table here is refused by name. Tiers: *technical*, the 
 """
 
 
+_FORM = """An offer in YAML. `offer` and one of `may` and `not` are needed; what is not said is not limited.
+
+| word | says | for example |
+|---|---|---|
+| `offer`, `dataset` | its name; the dataset's | `readings`, `patients` |
+| `who` | conditions on the party | `{membership: active, country: EU}` |
+| `may`, `not` | actions permitted and prohibited | `[query, stream]`, `[distribute]` |
+| `for` | purposes, any of them | `[dpv:ScientificResearch]` |
+| `from`, `until`, `lasts` | when: a moment with its zone, or a day; a time from the signature | `2027-01-01`, \
+`2027-12-31T23:59:59+01:00`, `30d` |
+| `rows` | the rows that can be read | `age >= 18 and ward in (A, B) or consent = 'broad'` |
+| `columns` | `only` these, or `hide` some; `hash` or `null` some; `mask` each by its method | `{hide: [name], \
+hash: [patient], mask: {zip: {truncate: 2}, weight: {round: 1}, age: {generalise: 10}, seen: {generalise: month}}}` |
+| `limits` | quantities, in the table below | `{min_group: 10 per patient, rows: 5M, bytes: 2 GiB}` |
+| `answers`, `grid` | `aggregate` or `rows`; what answers group by and measure | `aggregate`, \
+`{group_by: {age: 10, ward: exact}, measure: {cost: 0..5000}}` |
+| `joins`, `templates` | the only datasets to join it with, by their ids; the only queries that run | \
+`["urn:hanse:north:labs"]` |
+| `first`, `then` | owed before use, and after it | `{attribute: {text: "Clinic North"}}`, \
+`{delete: 30d after end, inform: {to: "did:web:dpo.example", on: breach}}` |
+| `decide` | who answers: nobody (`auto`), a person (`manual`, the default), or a person unless the facts permit it \
+(`rules`) | `auto` |
+| `odrl` | in place of the rules: the policy in ODRL, where these words cannot say it | |
+"""
+
 _OWN = """## Words of your own
 
 A plugin is one file in an installed distribution, named by the entry point `hanse.policy_terms`. It may hold any of:
@@ -101,6 +126,7 @@ def _same() -> Iterator[str]:
 
 
 def _words() -> Iterator[str]:
+    yield _FORM
     yield "| where | word | stands for |"
     yield "|---|---|---|"
     for where, table in (("who", form.WHO), ("limits", form.LIMITS), ("then, first", form.DETAILS)):

@@ -170,6 +170,8 @@ MISTAKES = [
     ("offer: x\nmay: use\ncolumns: {mask: {a: round}}", "a number with round"),
     ("offer: x\nmay: use\ncolumns: {mask: {a: {hash: 3}}}", "hash alone"),
     ("offer: x\nmay: use\ncolumns: {mask: {a: blur}}", "expected a mask"),
+    ("offer: x\nmay: use\ncolumns: {mask: {a: round 1}}", "such as {round: 2}"),
+    ("offer: x\nmay: use\ncolumns: {round: {a: 1}}", "write mask: {<column>: {round: 2}}"),
     ("offer: x\nmay: use\ncolumns: {hash: [a], mask: {a: null}}", "one mask per column"),
     ("offer: x\nmay: use\ncolumns: {show: [a]}", "expected a word under columns"),
     ("offer: x\nmay: use\nlimits: {rows: many}", "expected a whole number such as 5000000"),

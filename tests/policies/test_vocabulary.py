@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from policies import evaluate, jsonld, plugins, vocabulary, words
+from policies import author, evaluate, form, jsonld, plugins, vocabulary, words
 from policies.facts import Facts
 from policies.model import HANSE, Atom, Kind, Literal
 from policies.vocabulary import ACTIONS, OPERANDS, Action, Operand, Phase, Tier, ValueType, ds, odrl, reference
@@ -152,6 +153,18 @@ def test_a_word_cannot_be_taken_twice() -> None:
         vocabulary.register(operands=[_operand(ds("membership"))])
     with pytest.raises(ValueError, match="registered already"):
         vocabulary.register(new_actions=[Action(name=ds("query"), parent=odrl("use"), help="x", phrase="x")])
+
+
+def test_the_examples_of_the_reference_page_are_read() -> None:
+    page = reference.page()
+    table = page.split("## The short form")[1].split("| where |")[0]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| [^|]+ \| (.*)\|$", table, re.M)
+    told = {word for names, _ in rows for word in re.findall(r"`(\w+)`", names)}
+    assert told == set(form.KEYS)
+    for names, shown in rows:
+        for name, example in zip(re.findall(r"`(\w+)`", names), re.findall(r"`([^`]+)`", shown), strict=False):
+            lines = {"offer": "offer: x", "may": "may: [query]", name: f"{name}: {example}"}
+            author.read_form("\n".join(lines.values()))
 
 
 def test_the_reference_page_is_current() -> None:
