@@ -284,7 +284,7 @@ def _figures(columns: Sequence[tuple[str, str]], answer: Sequence[Any], rows: in
                 "name": column,
                 "type": kind,
                 "null_share": round(1 - count / rows, 6) if rows else 0.0,
-                "distinct": distinct,
+                "distinct": None if distinct is None else min(distinct, count),  # estimated: never more than values
                 "min": least,
                 "max": greatest,
             }

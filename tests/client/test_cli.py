@@ -162,8 +162,9 @@ def test_a_token_that_is_refused_is_not_kept(run: Run, served: Connector, tmp_pa
 
 # ---- what each command asks, and what it prints
 
+AGES = {"null_share": 0.125, "distinct": 96, "min": "0", "max": "94", "bytes": 18395}
 DATASET = {"name": "flights", "id": "urn:hanse:north:flights", "rows": 336776, "bytes": 5_000_000, "created_at": 0.0,
-           "columns": [{"name": "age", "type": "BIGINT", "statistics": {}}]}  # fmt: skip
+           "columns": [{"name": "age", "type": "BIGINT", "statistics": AGES}]}  # fmt: skip
 OFFER = {"id": "urn:o:1", "dataset": "urn:hanse:north:flights", "decide": "auto", "created_at": 0.0,
          "withdrawn_at": None, "sentences": [{"text": "Members only."}], "problems": []}  # fmt: skip
 AGREEMENT = {"id": "urn:a:1", "role": "consumer", "dataset": "urn:hanse:north:flights", "counterparty": "did:web:n",
@@ -251,7 +252,7 @@ def test_a_dataset_shows_what_its_conversion_made_of_it(
         ran = run("dataset", *args)
         lines = [" ".join(line.split()) for line in ran.out.splitlines()]
         assert all(any(line.startswith(one) for line in lines) for one in said), ran.out
-        assert ("statistics" in ran.out) == (args[0] == "show")
+        assert ("12.5 % 96 0 94" in " ".join(ran.out.split())) == (args[0] == "show")
 
 
 @pytest.mark.parametrize(
@@ -481,6 +482,12 @@ def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run
     assert "n3" in run("query", "SELECT 1").out
     assert run("query", "SELECT 1", "-f", "csv").out.splitlines()[0] == '"age","name"'
     assert json.loads(run("query", "SELECT 1", "--json").out.splitlines()[0]) == {"age": 1, "name": "n1"}
+
+
+def test_a_whole_number_of_an_answer_is_shown_as_it_is() -> None:
+    from hanse.cli import query
+
+    assert [query._cell(value) for value in (2024, True, 1091.7234)] == ["2024", "yes", "1091.72"]
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])

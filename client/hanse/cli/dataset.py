@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -89,7 +90,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     row = space().api.get(f"/datasets/{segment(name)}")
     print_one(row, _FIELDS, as_json=as_json)
     if not as_json:
-        _print_columns(row, statistics="statistics")
+        _print_columns(row, **_FIGURES)
 
 
 @commands.command()
@@ -188,7 +189,24 @@ def _files(paths: list[str]) -> list[str]:
     return paths if more <= 0 else [*paths[:_FILES_SHOWN], f"and {more:,} more"]
 
 
-def _print_columns(row: dict[str, Any], **more: str) -> None:
+def _figure(name: str) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda column: (column.get("statistics") or {}).get(name)
+
+
+def _nulls(column: Mapping[str, Any]) -> str:
+    share = _figure("null_share")(column)
+    return "" if share is None else f"{100 * share:.3g} %"
+
+
+_FIGURES = {
+    "nulls": _nulls,
+    "distinct, about": _figure("distinct"),
+    "least": _figure("min"),
+    "greatest": _figure("max"),
+}
+
+
+def _print_columns(row: dict[str, Any], **more: Any) -> None:
     """Columns with their types, and what each was where they were converted from another system's."""
     report = row.get("report") or {}
     told = {one["name"]: {"was": one.get("was"), "note": one.get("note")} for one in report.get("columns", [])}

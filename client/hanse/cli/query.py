@@ -305,6 +305,9 @@ def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
 
 
 def _cell(value: Any) -> str:
+    """A value of an answer. Whole numbers stay as they are: they may be years, or what somebody copies."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 

@@ -6,7 +6,7 @@ Sources are told apart by their alias over the whole tree, so later rules need n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -19,6 +19,7 @@ from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
 from policies.enforce.rewrite import every
 
+_NAMED = 30  # columns that a refusal lists
 _NESTED = (*QUERIES, exp.Subquery)
 _FRAGMENT = re.compile(r"f\d+", re.IGNORECASE)  # what the residual calls the tables that fragments give
 
@@ -37,7 +38,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         known = MappingSchema(schema, dialect="duckdb", normalize=False)  # small letters already
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
-        raise QueryInvalid(f"{_words(error)}; see the schema of the datasets", code="column_unknown") from None
+        raise QueryInvalid(f"{_words(error)}; {_there(schema)}", code="column_unknown") from None
     nodes = every(bound)
     _forget(nodes)
     for node in nodes:
@@ -59,8 +60,15 @@ def rename(tree: exp.Expr) -> exp.Expr:
     return tree
 
 
+def _there(schema: Mapping[str, object]) -> str:
+    """The columns that may be read, as far as there are few."""
+    names = sorted({name for tables in schema.values() for one in tables.values() for name in one})  # type: ignore[attr-defined]  # dicts
+    shown = f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more" if len(names) > _NAMED else ", ".join(names)
+    return f"what may be read is {shown}" if names else "nothing may be read"
+
+
 def _words(error: SqlglotError) -> str:
-    text = str(error).splitlines()[0].rstrip(".")
+    text = str(error).splitlines()[0].partition(". Line: ")[0].rstrip(".")
     return text[:1].lower() + text[1:]
 
 

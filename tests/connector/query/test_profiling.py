@@ -54,6 +54,14 @@ def test_a_thousand_small_columns_take_four_passes(tmp_path: Path) -> None:
     assert all(one["null_share"] == 0 and one["bytes"] for one in found["columns"])
 
 
+def test_no_more_distinct_values_are_told_of_than_there_are_values(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({f"c{number}": range(number, 20_000 + number) for number in range(10)}), tmp_path / "t.parquet"
+    )
+    found, _ = asked_of(tmp_path / "t.parquet")
+    assert max(one["distinct"] for one in found["columns"]) <= found["rows"]
+
+
 def test_columns_that_there_is_no_room_for_are_asked_for_a_few_at_a_time(tmp_path: Path) -> None:
     pq.write_table(wide(100), tmp_path / "t.parquet")
     assert len(asked_of(tmp_path / "t.parquet", room=2**20)[1]) == 7
