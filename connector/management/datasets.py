@@ -13,6 +13,7 @@ from connector.datasets.registering import Description, Registration
 from connector.datasets.registry import Registry
 from connector.datasets.sources import SOURCES, remote
 from connector.management.auth import Caller, Tokens
+from connector.management.offers import a_party
 from connector.management.waiting import unless_gone
 from connector.store.tables import Dataset, DatasetVersion
 
@@ -131,7 +132,7 @@ def router(registry: Registry, owners_view: OwnersView, tokens: Tokens) -> APIRo
         application: Annotated[str, Query(max_length=1_024)] = "",
         caller: Caller = owner,
     ) -> dict[str, Any]:
-        said = {"participant": participant, "offer": offer, "action": action, "purpose": purpose}
+        said = {"participant": a_party(participant), "offer": offer, "action": action, "purpose": purpose}
         return await owners_view.preview(name, Asked(**said, application=application), by=caller.name)
 
     @routes.get("/{name:path}", summary="One dataset, by name or id")

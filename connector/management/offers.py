@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.dataplane.owner import OwnersView
 from connector.datasets import stored
 from connector.datasets.offers import Offers, problem_json
-from connector.errors import NotFound, PolicyInvalid, Refused
+from connector.errors import BadInput, NotFound, PolicyInvalid, Refused
 from connector.management.auth import Caller, Tokens
 from connector.management.strict import StrictRoute
 from connector.store.tables import Offer
@@ -178,6 +178,7 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
 
     @routes.post("/policies/test", summary="What would be decided for this party, now or then, for this purpose")
     async def tested(case: Case, _: Caller = reader) -> dict[str, Any]:
+        a_party(case.participant)
         policy, dataset = await _tried(offers, case)
         fresh = counted(await known.of(case.participant), uses=0, uses_today=0, running=0)
         if dataset:
@@ -214,6 +215,13 @@ def router(offers: Offers, tokens: Tokens, *, known: Known, view_of: OwnersView)
         return {name: author.template(name) for name in author.TEMPLATES}
 
     return routes
+
+
+def a_party(text: str) -> str:
+    """The id of a party. BadInput for what is none: nothing would be known of it, and so everything refused."""
+    if ":" not in text:
+        raise BadInput(f"expected the DID of a party, came {text[:100]!r}; `hanse members` lists those of members")
+    return text
 
 
 async def _one_of(offers: Offers, text: PolicyText | None, offer: str, which: str) -> Policy:

@@ -14,6 +14,7 @@ from connector.telemetry import logger
 from policies.errors import PolicyError
 
 _MEDIA = "application/problem+json"
+_LISTED = "the management listener's /docs lists what there is"
 _log = logger("http")
 
 
@@ -42,7 +43,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
-            return problem_response(NotFound(f"there is nothing at {request.scope['path'][:200]}; see /docs"))
+            return problem_response(NotFound(f"there is nothing at {request.scope['path'][:200]}; {_LISTED}"))
         body = {"type": "about:blank", "title": str(error.detail), "status": error.status_code, "code": "http"}
         return JSONResponse({**body, "detail": str(error.detail)}, status_code=error.status_code, media_type=_MEDIA)
 

@@ -175,7 +175,8 @@ PUSHED = {"id": "t2", "state": "COMPLETED", "format": "HttpData-PUSH", "received
           "received_at": 0.0}}  # fmt: skip
 TRANSFER = {"id": "t1", "role": "consumer", "agreement_id": "urn:a:1", "state": "STARTED", "purpose": "p"}
 RECORD = {"idx": 4, "ts": 0.0, "kind": "ReadRefused",
-          "body": {"actor": "did:web:f", "dataset": "urn:d:flights", "outcome": "refused", "code": "k"}}  # fmt: skip
+          "body": {"actor": "did:web:f", "dataset": "urn:d:flights", "outcome": "refused", "code": "k",
+                   "purpose": "https://w3id.org/dpv#Marketing", "detail": {"rows": 48_000}}}  # fmt: skip
 
 COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
     (["dataset", "list"], ("GET", "/datasets"), [DATASET], None, "336,776"),
@@ -214,6 +215,10 @@ COMMANDS: list[tuple[list[str], tuple[str, str], Any, Any, str]] = [
     (["search", "x", "--terms"], ("GET", "/search"),
      {"results": [{"path": "north/patients", "offers": [{"sentences": ["Only [members]."]}]}]}, None, "[members]"),
     (["audit", "list", "--outcome", "refused"], ("GET", "/audit/events"), {"records": [RECORD]}, None, "refused"),
+    (["audit", "list"], ("GET", "/audit/events"), {"records": [RECORD]}, None, "48,000"),
+    (["audit", "list"], ("GET", "/audit/events"), {"records": [RECORD]}, None, " Marketing "),
+    (["offer", "templates"], ("GET", "/policies/templates"), {"x": "# One, two\n# and three. More.\noffer: x\n"}, None,
+     "One, two and three.\n"),
     (["members"], ("GET", "/members"), [{"name": "north", "id": "did:web:n"}], None, "did:web:n"),
     (["token", "list"], ("GET", "/tokens"), [{"name": "ada", "scopes": ["read"], "expires_at": None}], None, "ada"),
     (["token", "issue", "ada", "--scope", "read"], ("POST", "/tokens"), {"token": "t0k"},

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hanse.errors import Conflict, HanseError
+from hanse.errors import BadInput, Conflict, HanseError
 
 from tests.e2e.conftest import Running
 
@@ -90,6 +90,10 @@ def test_a_preview_shows_what_a_partner_would_see_and_is_recorded(owner: Any, ru
     italy = owner.get("/datasets/visits/preview", **{"as": south})
     assert (italy["permitted"], italy["rows"]) == (False, [])
     assert any("observed IT" in line for line in italy["explanation"])
+    with pytest.raises(BadInput, match="the DID of a party, came 'forge'"):
+        owner.get("/datasets/visits/preview", **{"as": "forge"})
+    with pytest.raises(BadInput, match="the DID of a party, came 'forge'"):
+        owner.post("/policies/test", {"form": ROWS, "participant": "forge"})
     events = owner.get("/audit/events", kind="ReadStarted", limit=20)["records"]
     assert any(forge in str(record) and "preview" in str(record) for record in events)
 

@@ -44,7 +44,9 @@ def list_(
         "what": "kind",
         "who": lambda row: row["body"].get("actor"),
         "dataset": lambda row: row["body"].get("dataset", "").rpartition(":")[2],
+        "purpose": lambda row: row["body"].get("purpose", "").rpartition("#")[2] or row["body"].get("purpose"),
         "outcome": lambda row: row["body"].get("outcome"),
+        "rows": lambda row: (row["body"].get("detail") or {}).get("rows"),
         "why": lambda row: row["body"].get("reason") or row["body"].get("code"),
     }
     print_rows(found["records"], shown, as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import datetime
 from pathlib import Path
@@ -202,10 +203,14 @@ def print_template(name: str, *, as_json: bool) -> None:
         console().out(_template(name), end="")
         return
     known = space().api.get("/policies/templates")
-    rows = [
-        {"template": key, "about": text.splitlines()[0].lstrip("# ") if text else ""} for key, text in known.items()
-    ]
+    rows = [{"template": key, "about": _about(text)} for key, text in known.items()]
     print_rows(rows, {"template": "template", "about": "about"}, as_json=as_json)
+
+
+def _about(text: str) -> str:
+    """The first sentence of the comment that a template begins with."""
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ") for line in head).partition(". ")[0].rstrip(".") + "."
 
 
 def print_withheld(found: list[dict[str, Any]]) -> None:
