@@ -15,10 +15,10 @@ _WHOLE = ("BIGINT", "DECIMAL(38, 0)")
 
 
 def write_parquet(
-    con: Any, table: str, target: str, *, bad_lines_max: int, paths: Sequence[str] = ()
+    con: Any, table: str, target: str, *, bad_lines_max: int, rejects_max: int = 1, paths: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write a table expression as one Parquet file; rows, columns with types, and the lines left out, each with the
-    number of its file among `paths`, from 1.
+    number of its file among `paths`, from 1. `rejects_max`: faults of a file after which the engine tells of no more.
 
     SourceUnreadable with the numbers of bad lines (never their content) when there are more than allowed.
     """
@@ -26,7 +26,7 @@ def write_parquet(
     if _may_be_whole(target) and (shown := _shown(con, table)):
         _copy(con, shown, table, target)
     bad = _bad_lines(con, paths)
-    if len(bad) > bad_lines_max:
+    if len(bad) > bad_lines_max or _cut(con, bad, rejects_max):
         told = ", ".join(_told(one, of_many=len(paths) > 1) for one in bad[:_BAD_LINES_TOLD])
         raise SourceUnreadable(
             f"expected at most {bad_lines_max} unreadable lines, came {len(bad)} or more: {told}; "
@@ -106,11 +106,22 @@ def _bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
         return []
     rows = con.sql(
         "SELECT DISTINCT file_path, line, column_name, error_type "
-        "FROM reject_errors JOIN reject_scans USING (scan_id, file_id)"
+        "FROM reject_errors JOIN reject_scans USING (scan_id, file_id) ORDER BY column_name NULLS FIRST, error_type"
     ).fetchall()
+    first: dict[tuple[str, int], tuple[str | None, str]] = {}  # a line counts once, whatever is wrong with it
+    for path, line, column, problem in rows:
+        first.setdefault((path, line), (column, str(problem).lower()))
     number = {path: number for number, path in enumerate(paths, 1)}
     bad = [
-        {"file": number[path], "line": line, "column": column, "problem": str(problem).lower()}
-        for path, line, column, problem in rows
+        {"file": number[path], "line": line, "column": column, "problem": problem}
+        for (path, line), (column, problem) in first.items()
     ]
     return sorted(bad, key=lambda one: (one["file"], one["line"]))
+
+
+def _cut(con: Any, bad: Sequence[Any], most: int) -> bool:
+    """Whether the engine stopped telling what is wrong with a file: there may be more lines than it told of."""
+    if not bad:
+        return False
+    told = con.sql("SELECT count(*) FROM reject_errors GROUP BY scan_id, file_id").fetchall()
+    return any(count >= most for (count,) in told)

@@ -27,6 +27,7 @@ OPTIONS: tuple[Option, ...] = (
 )
 CONVERTED = True
 _TOLD_MAX = 5
+_BESIDE = 8  # faults of a line beside one in each column
 _LINE_MAX = 16 * 2**20
 _TEXTS = {"delimiter": "delim", "encoding": "encoding", "null_text": "nullstr", "date_format": "dateformat"}
 
@@ -55,30 +56,29 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         "max_line_size": str(_LINE_MAX),
         "buffer_size": str(2 * _LINE_MAX),
         "store_rejects": "true",
-        "rejects_limit": str(int(options.get("skip_bad_lines", 0)) + 1),
     }
     for option, name in _TEXTS.items():
         if options.get(option):
             given[name] = quote_text(str(options[option]))
-    _check_columns(con, paths, given)
-    return write_parquet(
-        con,
-        f"read_csv({quote_list(paths)}, {_named(given)})",
-        target,
-        bad_lines_max=int(options.get("skip_bad_lines", 0)),
-        paths=paths,
-    )
+    bad_lines_max = int(options.get("skip_bad_lines", 0))
+    # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
+    rejects_max = (bad_lines_max + 1) * (_columns(con, paths, given) + _BESIDE)
+    given["rejects_limit"] = str(rejects_max)
+    table = f"read_csv({quote_list(paths)}, {_named(given)})"
+    return write_parquet(con, table, target, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
 
 
 def _named(options: Mapping[str, str]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in options.items())
 
 
-def _check_columns(con: Any, paths: Sequence[str], options: Mapping[str, str]) -> None:
-    """All files must have the columns of the first: what others have beside them would be left out without a word."""
+def _columns(con: Any, paths: Sequence[str], options: Mapping[str, str]) -> int:
+    """How many columns there are. All files must have those of the first: what others have beside them would be left
+    out without a word.
+    """
     first: list[str] = []
     few = _named({**options, "sample_size": "20480"})  # lines: names are at the top
-    for number, path in enumerate(paths if len(paths) > 1 else ()):
+    for number, path in enumerate(paths):
         if not Path(path).stat().st_size:  # it has no line with names either
             continue
         shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
@@ -92,3 +92,4 @@ def _check_columns(con: Any, paths: Sequence[str], options: Mapping[str, str]) -
                 f"order of their names) {'; '.join(told[:_TOLD_MAX])}; write it again",
                 code="schemas_differ",
             )
+    return len(first)

@@ -225,6 +225,30 @@ async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: P
 
 
 @worker
+async def test_a_bad_csv_line_counts_once_whatever_is_wrong_with_it(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n" + "1,2,3\n" * 50 + "1\nx,2,3,4,5\n2\n")
+    relation = data.relation("csv", path, tmp_path, skip_bad_lines=3)
+    job = Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
+    report = await pool.ask(job)
+    assert (report["rows"], report["left_out_count"]) == (50, 3)
+    assert [(one["line"], one["column"]) for one in report["left_out"]] == [(52, "b"), (53, None), (54, "b")]
+    few = data.relation("csv", path, tmp_path, skip_bad_lines=2)
+    with pytest.raises(HanseError, match="at most 2 unreadable lines, came 3 or more: line 52"):
+        await pool.ask(replace(job, relations={"t": few}))
+
+
+@worker
+async def test_csv_lines_with_more_faults_than_are_told_of_are_too_many(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + "1,2\n" * 50 + "1,2" + ",3" * 500 + "\n" + "1\n" * 9)
+    relation = data.relation("csv", path, tmp_path, skip_bad_lines=1)
+    job = Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
+    with pytest.raises(HanseError, match="at most 1 unreadable lines, came 1 or more: line 52"):
+        await pool.ask(job)
+
+
+@worker
 async def test_bad_csv_lines_of_many_files_are_each_told_with_their_file(pool: Pool, tmp_path: Path) -> None:
     """Also the same line of two of them."""
     folder = tmp_path / "many"
