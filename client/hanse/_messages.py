@@ -1,8 +1,8 @@
 """What a message of an Arrow stream takes of memory, looked at before Arrow takes it.
 
 A compressed buffer says how long it will be, and Arrow takes that much: sixty kilobytes from a hostile owner become
-gigabytes. A schema may name one field many times, and becomes a thousand times its size. The library reads both
-(Arrow's Message.fbs, flatbuffers) and has no limit for either.
+gigabytes. Metadata may name one field or text many times, and Arrow makes each anew: a megabyte becomes a terabyte.
+The library reads both (Arrow's Message.fbs and Schema.fbs, flatbuffers) and has no limit for either.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any, TypeAlias
 from hanse.errors import Broken
 
 METADATA_MAX = 4 * 2**20  # a schema of thousands of columns is a tenth of it
+_SPREAD_MAX = 4 * METADATA_MAX  # what it says, counted where it is named: of an honest writer no more than its size
+_FIELD = 64  # bytes of one, beside its texts: fewer than any writer takes
 _UNFOLDED_MAX = 1 << 30  # as much as a message may have that is not compressed
 _GOES_ON = b"\xff\xff\xff\xff"
 _V5 = 4
-_DICTIONARY, _BATCH = 2, 3
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
+_UNION, _TIMESTAMP = 14, 10  # types that have a list or a text of their own
 
 _Look: TypeAlias = "Callable[[Any], _Look]"
 _Buffers = list[tuple[int, int]]  # of a compressed body: where they begin, and their lengths there
@@ -43,7 +46,7 @@ class Messages:
         if len(data) == size > 0:  # else it is the end of the body, and Arrow's to judge
             try:
                 self._look = self._look(data)
-            except struct.error:
+            except (struct.error, UnicodeDecodeError):
                 raise Broken("the stream is not Arrow as expected: its metadata cannot be read") from None
         return data
 
@@ -68,6 +71,7 @@ class Messages:
     def _metadata(self, data: Any) -> _Look:
         message = _follow(data, 0)
         kind, follows = _number(data, message, 1, "<B"), _number(data, message, 3, "<q")
+        _spread(data, message, kind)
         if not follows:
             return self._prefix
         table, number, more = _follow(data, _field(data, message, 2)), None, False
@@ -91,6 +95,62 @@ class Messages:
             what = "a message" if number is None else "dictionaries"
             raise Broken(f"expected {what} of at most {_UNFOLDED_MAX} bytes, came some that unfold to {size}")
         return self._prefix
+
+
+def _spread(data: Any, message: int, kind: int) -> None:
+    """Broken where metadata becomes much more than it is, because it names the same things again and again."""
+    size, fields = _of_pairs(data, message, 4), []
+    if kind == _SCHEMA:
+        schema = _follow(data, _field(data, message, 2))
+        size, fields = size + _of_pairs(data, schema, 2), _named(data, schema, 1)
+    while fields:
+        field = fields.pop()
+        below = _named(data, field, 5)
+        size += _FIELD * (1 + len(below)) + _text(data, field, 0) + _of_pairs(data, field, 6)
+        if (of := _number(data, field, 2, "<B")) in (_UNION, _TIMESTAMP):
+            own = _follow(data, _field(data, field, 3))
+            size += 4 * _length_of(data, own, 1) if of == _UNION else _text(data, own, 1)
+        if size > _SPREAD_MAX:
+            raise _again_and_again()
+        fields += below
+
+
+def _again_and_again() -> Broken:
+    return Broken(f"expected metadata that says {_SPREAD_MAX} bytes at most, came some that says one thing many times")
+
+
+def _of_pairs(data: Any, table: int, number: int) -> int:
+    """Bytes of what somebody has added to a table: keys and values."""
+    size = 0
+    for pair in _named(data, table, number):
+        size += _FIELD + _length_of(data, pair, 0) + _length_of(data, pair, 1)
+        if size > _SPREAD_MAX:
+            raise _again_and_again()
+    return size
+
+
+def _named(data: Any, table: int, number: int) -> list[int]:
+    """The places of the tables that a field lists; none where it is left out."""
+    if not (count := _length_of(data, table, number)):
+        return []
+    if count > _SPREAD_MAX // _FIELD:
+        raise _again_and_again()
+    first = _follow(data, _field(data, table, number)) + 4
+    return [_follow(data, first + 4 * one) for one in range(count)]
+
+
+def _text(data: Any, table: int, number: int) -> int:
+    """How long a text is. UnicodeDecodeError where it is none: Arrow does not look, and Python stumbles later."""
+    if length := _length_of(data, table, number):
+        start = _follow(data, _field(data, table, number)) + 4
+        str(memoryview(data)[start : start + length], "utf-8")
+    return length
+
+
+def _length_of(data: Any, table: int, number: int) -> int:
+    """How long the text or list is that a field leads to."""
+    place = _field(data, table, number)
+    return int(struct.unpack_from("<I", data, _follow(data, place))[0]) if place else 0
 
 
 def _buffers(data: Any, batch: int) -> _Buffers:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hanse._messages import METADATA_MAX
+from hanse._messages import METADATA_MAX, Messages
 from hanse.errors import Broken
 
 PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows
@@ -61,7 +61,7 @@ def _schema(text: str) -> pa.Schema:
     data = base64.b64decode(text, validate=True)
     if len(data) > METADATA_MAX:
         raise ValueError(f"a schema of {len(data)} bytes")
-    return pa.ipc.read_schema(pa.py_buffer(data))
+    return pa.ipc.open_stream(Messages(pa.BufferReader(data))).schema
 
 
 def parted(blocks: int, parts: int) -> list[tuple[int, ...]]:

@@ -95,6 +95,88 @@ def test_what_would_unfold_to_more_is_refused_before_it_does(name: str) -> None:
     assert pa.total_allocated_bytes() - before < MOST
 
 
+MANY = {f"{number}": "" for number in range(5000)}
+LONG = 4096
+
+
+def repeated(message: bytes, table: Callable[[bytes], int], field: int) -> bytes:
+    """A message that names the first of the things that a field of a table lists in place of each of them."""
+    data = bytearray(message[8:])
+    listed = _messages._follow(data, _messages._field(data, table(data), field))
+    first = _messages._follow(data, listed + 4)
+    for one in range(struct.unpack_from("<I", data, listed)[0]):
+        struct.pack_into("<I", data, listed + 4 + 4 * one, first - (listed + 4 + 4 * one))
+    return message[:8] + bytes(data)
+
+
+def outer(data: bytes) -> int:
+    return _messages._follow(data, 0)
+
+
+def header(data: bytes) -> int:
+    return _messages._follow(data, _messages._field(data, outer(data), 2))
+
+
+def batch_with_metadata() -> list[bytes]:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, NUMBERS) as writer:
+        writer.write_batch(pa.record_batch([[1]], NUMBERS), custom_metadata={"a": "x" * LONG, **MANY})
+    schema = NUMBERS.serialize().to_pybytes()
+    return [schema, sink.getvalue().to_pybytes()[len(schema) :]]
+
+
+def schemas_that_repeat() -> dict[str, bytes]:
+    long, names = "x" * LONG, list(MANY)
+    described = NUMBERS.with_metadata({"a": long, **MANY})
+    column = pa.schema([NUMBERS.field(0).with_metadata({"a": long, **MANY})])
+    structs = pa.schema([("s", pa.struct([(name, pa.int64()) for name in [long, *names]]))])
+    zones = pa.schema([("t", pa.timestamp("us", long)), *[(name, pa.int64()) for name in names]])
+
+    def field(data: bytes) -> int:
+        return _messages._follow(data, _messages._follow(data, _messages._field(data, header(data), 1)) + 4)
+
+    return {
+        "pairs of a schema": repeated(described.serialize().to_pybytes(), header, 2),
+        "pairs of a column": repeated(column.serialize().to_pybytes(), field, 6),
+        "columns": repeated(
+            pa.schema([(name, pa.int64()) for name in [long, *names]]).serialize().to_pybytes(), header, 1
+        ),
+        "columns of a column": repeated(structs.serialize().to_pybytes(), field, 5),
+        "columns with a zone": repeated(zones.serialize().to_pybytes(), header, 1),
+    }
+
+
+@pytest.mark.parametrize("name", schemas_that_repeat())
+def test_metadata_that_says_one_thing_many_times_is_refused_before_arrow_takes_it(name: str) -> None:
+    message = schemas_that_repeat()[name]
+    assert pa.ipc.read_schema(pa.py_buffer(message)), "Arrow takes it"
+    with pytest.raises(errors.Broken, match="one thing many times"):
+        read([message])
+    with pytest.raises(errors.Broken, match="one thing many times"):
+        Plan.read(planned(message), columns=(), where="")
+
+
+def test_metadata_of_a_batch_that_says_one_thing_many_times_is_refused() -> None:
+    schema, batch = batch_with_metadata()
+    with pytest.raises(errors.StreamIncomplete):  # it is taken as far as it goes
+        read([schema, batch])
+    with pytest.raises(errors.Broken, match="one thing many times"):
+        read([schema, repeated(batch, outer, 4)])
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    message = pa.schema([("nnnn", pa.int64())]).serialize().to_pybytes().replace(b"nnnn", b"n\xff\xfen")
+    with pytest.raises(errors.Broken, match="metadata cannot be read"):
+        read([message])
+    with pytest.raises(errors.Broken, match="metadata cannot be read"):
+        Plan.read(planned(message), columns=(), where="")
+
+
+def planned(schema: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = {"snapshot": "s", "plan": "p", "blocks": [], "rows": 0, "exact": True}
+    return answer | {"schema": base64.b64encode(schema).decode()}
+
+
 def test_an_older_format_is_refused_as_it_hides_that_it_is_compressed() -> None:
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4)
@@ -106,6 +188,5 @@ def test_an_older_format_is_refused_as_it_hides_that_it_is_compressed() -> None:
 
 def test_the_schema_of_a_plan_is_no_larger_than_metadata_may_be() -> None:
     schema = pa.schema([pa.field("n", pa.int64(), metadata={"why": "x" * _messages.METADATA_MAX})])
-    answer: dict[str, Any] = {"snapshot": "s", "plan": "p", "blocks": [], "rows": 0, "exact": True}
     with pytest.raises(errors.Broken, match="a schema of"):
-        Plan.read(answer | {"schema": base64.b64encode(schema.serialize()).decode()}, columns=(), where="")
+        Plan.read(planned(schema.serialize().to_pybytes()), columns=(), where="")
