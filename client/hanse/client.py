@@ -28,10 +28,12 @@ from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
 from hanse.explained import Explained
 from hanse.flow import Access, Call, segment
 from hanse.patience import Patience
-from hanse.plan import Plan
+from hanse.plan import Due, Plan
 from hanse.stream import Stream
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from hanse.loaders import Loader
 
 T = TypeVar("T")
@@ -257,12 +259,17 @@ class Dataset:
         blocks: Sequence[int],
         *,
         after: str = "",
+        before: int | None = None,
         batch_rows: int | None = None,
         codec: str = "",
         idle_seconds: float = _IDLE_SECONDS,
         patience: float = 120.0,
     ) -> Stream:
-        """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`)."""
+        """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`).
+
+        Broken where others come, and where they have other rows than an exact plan says. `before`: how many rows of
+        the first block lie before the cursor; they are not counted where it is not said.
+        """
         wanted = {
             "columns": ",".join(plan.columns),
             "where": plan.where,
@@ -273,14 +280,11 @@ class Dataset:
         }
 
         def asked(place: Mapping[str, Any] | None) -> dict[str, Any]:
-            left = list(blocks)
-            if place is not None:
-                if place["block"] not in left:
-                    raise Broken("expected rows of the blocks that were asked for, came those of another")
-                left = left[left.index(place["block"]) :]
+            left = blocks if place is None else blocks[blocks.index(place["block"]) :]
             return {**wanted, "blocks": ",".join(map(str, left)), "after": after if place is None else ""}
 
-        return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, plan=plan)
+        due = Due(plan, blocks, before=before if after else 0)
+        return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, schema=plan.schema, due=due)
 
     def loader(self, **options: Any) -> Loader:
         """Batches for training, in a fixed order, shared between readers, with a state to go on from: `Loader`."""
@@ -318,11 +322,12 @@ class Dataset:
         *,
         idle_seconds: float,
         patience: float,
-        plan: Plan | None = None,
+        schema: pa.Schema | None = None,
+        due: Due | None = None,
     ) -> Stream:
         """A stream that reads on after its last place. `asked` gives the parameters of a request from a place on.
 
-        Of a `plan` it waits also before its first row, and has the plan's columns.
+        Where it is known what is `due`, of a plan, it waits also before its first row.
         """
         kept: dict[str, str] = {}
 
@@ -336,12 +341,11 @@ class Dataset:
             return answer
 
         waiting = Patience(patience)
-        schema = None if plan is None else plan.schema
 
         def begun() -> Stream:
-            return Stream(opened(None), reopen=opened, patience=waiting, schema=schema)
+            return Stream(opened(None), reopen=opened, patience=waiting, schema=schema, due=due)
 
-        return begun() if plan is None else waiting.outlast(begun)
+        return begun() if due is None else waiting.outlast(begun)
 
     def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = _IDLE_SECONDS) -> Stream:
         """One SELECT at this owner, under this agreement alone.

@@ -57,6 +57,46 @@ class Plan:
             raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error
 
 
+class Due:
+    """What is due of a plan: these blocks in their order, each with all of its rows where the plan is exact.
+
+    `before`: rows of the first block that are not asked for; None where that is not known.
+    """
+
+    def __init__(self, plan: Plan, blocks: Sequence[int], *, before: int | None) -> None:
+        self._plan, self._left = plan, list(blocks)
+        self._came = before  # rows of the first of them
+
+    def take(self, place: Mapping[str, Any] | None, rows: int) -> None:
+        """Rows came, and the place they end at. Broken where they are not the next ones."""
+        if place is None or place["block"] not in self._left:  # it would be passed over, with all after it
+            raise Broken("expected rows of the blocks that were asked for, in their order, came others")
+        while self._left[0] != place["block"]:
+            self._over()
+        if self._came is not None:
+            self._came += rows
+            if self._plan.exact and self._came > self._plan.blocks[self._left[0]].rows:
+                raise self._other()
+
+    def end(self) -> None:
+        """Nothing more comes. Broken where something is missing."""
+        while self._left:
+            self._over()
+
+    def _over(self) -> None:
+        if self._plan.exact and self._came not in (None, self._plan.blocks[self._left[0]].rows):
+            raise self._other()
+        self._left.pop(0)
+        self._came = 0
+
+    def _other(self) -> Broken:
+        block = self._left[0]
+        return Broken(
+            f"expected {self._plan.blocks[block].rows} rows of block {block}, came {self._came}: they are not those of "
+            "the plan; make a new one and begin anew"
+        )
+
+
 def _schema(text: str) -> pa.Schema:
     data = base64.b64decode(text, validate=True)
     if len(data) > METADATA_MAX:

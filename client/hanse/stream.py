@@ -17,6 +17,7 @@ from hanse._valid import Validator
 from hanse._wire import Answer
 from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
 from hanse.patience import Patience
+from hanse.plan import Due
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,11 +48,13 @@ class Stream:
         reopen: Reopen | None = None,
         patience: Patience | None = None,
         schema: pa.Schema | None = None,
+        due: Due | None = None,
     ) -> None:
-        """`schema`: what must come, where that is known."""
+        """`schema` and `due`: what must come, where that is known."""
         self._validate = validate
         self._reopen = reopen
         self._patience = patience or Patience()
+        self._due = due
         self._table: pa.Table | None = None
         self._started = False
         self.rows = 0
@@ -139,6 +142,8 @@ class Stream:
                 self._told(lambda: self._validator.check(batch))  # noqa: B023  # called here and now
             if batch.num_rows:
                 self.place = _place(metadata)
+                if self._due is not None:
+                    self._due.take(self.place, batch.num_rows)
                 return batch
 
     def _close_with(self, end: Mapping[str, Any]) -> None:
@@ -150,6 +155,8 @@ class Stream:
             raise StreamIncomplete(
                 f"the stream says that it has {end['rows']} rows, {came} came: read it again", rows=self.rows
             )
+        if self._due is not None:
+            self._due.end()
 
     def _told(self, act: Callable[[], Any]) -> Any:
         """Arrow's own complaints as ours. What the wire raised comes through Arrow unchanged."""

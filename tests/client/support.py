@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
+from hanse.client import Dataset, Space
+from hanse.flow import Access, Name
 
 ARROW = "application/vnd.apache.arrow.stream"
 SCHEMA = pa.schema([("age", pa.int64()), ("name", pa.string())])
@@ -113,15 +117,16 @@ def ipc(
     schema: pa.Schema = SCHEMA,
     codec: str | None = None,
     deltas: bool = False,
+    places: Sequence[Any] = (),
 ) -> list[bytes]:
-    """A governed stream as the owner sends it: schema, batches, end record; one piece a message."""
+    """A governed stream as the owner sends it: schema, batches (with their places), end record; one piece a message."""
     sink = pa.BufferOutputStream()
     cuts = []
     options = pa.ipc.IpcWriteOptions(compression=codec, emit_dictionary_deltas=deltas)
     with pa.ipc.new_stream(sink, schema, options=options) as writer:
         cuts.append(sink.tell())
-        for one in batches:
-            writer.write_batch(one)
+        for one, place in zip_longest(batches, places):
+            writer.write_batch(one, custom_metadata=None if place is None else {"hanse.at": json.dumps(place)})
             cuts.append(sink.tell())
         if end is not None:
             empty = pa.RecordBatch.from_pylist([], schema=schema)
@@ -134,6 +139,21 @@ def ipc(
 
 def complete(rows: int, **more: Any) -> dict[str, Any]:
     return {"status": "complete", "rows": rows, **more}
+
+
+@contextmanager
+def owned(
+    answer: Answer | Route, *, schema: pa.Schema = SCHEMA, rows: Sequence[int] = (), **planned: Any
+) -> Iterator[Dataset]:
+    """A dataset of a scripted owner: its plan has blocks of so many rows, and reads get this answer."""
+    text = base64.b64encode(schema.serialize()).decode()
+    blocks = [{"rows": one, "bytes": 8 * one} for one in rows]
+    plan = {"snapshot": "s", "plan": "p", "schema": text, "blocks": blocks, "rows": sum(rows), "exact": True, **planned}
+    with connector({("POST", "/owner/streams"): plan, ("GET", "/owner"): answer}) as served:
+        address = {"endpoint": f"{served.url}/owner", "ticket": "t", "expires": time.time() + 3600}
+        served.routes["GET", "/transfers/t/address"] = address
+        with Space(served.url, "token") as space:
+            yield Dataset(space, Access(Name("north", "people"), "urn:people", "a", "t", ""))
 
 
 def chunked(pieces: Sequence[bytes], *, media: str = ARROW, last: bool = True, extra: str = "") -> Raw:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from hanse.client import Dataset
-from hanse.errors import BadInput, Broken
+from hanse.errors import BadInput
 from hanse.loaders import order as orders
 from hanse.loaders.order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
@@ -226,7 +226,7 @@ class Loader:
         order, permutation = self._order, self._order.permutation()
         todo = [(self._locate(permutation[place]), mark) for place, mark in share.places(order.blocks)]
         feeds = [
-            _Feed(dataset, plan, [(one[1], mark.cursor) for one, mark in todo if one[0] == number], self)
+            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self)
             for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
         ]
         try:
@@ -306,7 +306,7 @@ def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
 class _Feed:
     """The batches of a dataset's own list of blocks, in order, over as few streams as can be."""
 
-    def __init__(self, dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, str]], loader: Loader) -> None:
+    def __init__(self, dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader) -> None:
         self._source = self._batches(dataset, plan, blocks, loader)
         self._next: tuple[int, pa.RecordBatch, str] | None = None
 
@@ -326,25 +326,25 @@ class _Feed:
 
     @staticmethod
     def _batches(
-        dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, str]], loader: Loader
+        dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader
     ) -> Generator[tuple[int, pa.RecordBatch, str], None, None]:
         for run in _runs(blocks):
-            left = [block for block, _ in run]
-            with dataset.read(plan, left, after=run[0][1], **loader._options) as stream:
+            mark = run[0][1]
+            found = dataset.read(
+                plan, [block for block, _ in run], after=mark.cursor, before=mark.cursor_row, **loader._options
+            )
+            with found as stream:
                 for batch in stream:
-                    place = stream.place
-                    if place is None or place["block"] not in left:  # it would be passed over, with all after it
-                        raise Broken("expected rows of the blocks that were asked for, in their order, came others")
-                    left = left[left.index(place["block"]) :]
+                    place = stream.place or {}
                     yield place["block"], batch, place["cursor"]
                 loader.throughput.reopened += stream.reopened
 
 
-def _runs(blocks: Sequence[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+def _runs(blocks: Sequence[tuple[int, Mark]]) -> list[list[tuple[int, Mark]]]:
     """Lists that one request can ask for: a cursor only before the first of each."""
-    found: list[list[tuple[int, str]]] = []
+    found: list[list[tuple[int, Mark]]] = []
     for one in blocks:
-        if not found or one[1] or len(found[-1]) == PER_READ:
+        if not found or one[1].cursor or len(found[-1]) == PER_READ:
             found.append([])
         found[-1].append(one)
     return found

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hanse.client import Dataset
-from hanse.errors import AccessRevoked, BadInput, Broken, Conflict, Unreachable
+from hanse.errors import AccessRevoked, BadInput, Conflict, Unreachable
 from hanse.loaders import Loader, merge
 from hanse.loaders.order import Order
 
@@ -83,15 +83,6 @@ def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[st
         BadInput, match=f"expected a {next(iter(wrong))} of at least .*, came {next(iter(wrong.values()))}"
     ):
         numbers.loader(**wrong)
-
-
-def test_blocks_that_come_in_another_order_are_not_passed_over(
-    numbers: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read = Dataset.read
-    monkeypatch.setattr(Dataset, "read", lambda self, plan, blocks, **how: read(self, plan, blocks[::-1], **how))
-    with pytest.raises(Broken, match="in their order"):
-        ids(numbers.loader())
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

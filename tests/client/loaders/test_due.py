@@ -1,0 +1,87 @@
+"""An owner that sends other blocks than it was asked for, or other rows: never passed over, never given as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hanse.client import Dataset
+from hanse.errors import Broken
+
+from tests.client.support import Asked, Raw, batch, chunked, complete, ipc, owned
+
+ROWS = (2, 3, 1)
+Sent = Sequence[tuple[int, tuple[int, ...]]]  # blocks, and ages of the people in them
+
+WHOLE: Sent = [(0, (1, 2)), (1, (3, 4)), (1, (5,)), (2, (6,))]
+OTHERS: dict[str, tuple[Sent, str]] = {
+    "the last one is missing": (WHOLE[:3], "expected 1 rows of block 2, came 0"),
+    "the first one is missing": (WHOLE[1:], "expected 2 rows of block 0, came 0"),
+    "all are missing": ([], "expected 2 rows of block 0, came 0"),
+    "one is missing between": ([WHOLE[0], WHOLE[3]], "expected 3 rows of block 1, came 0"),
+    "a part is missing": ([WHOLE[0], WHOLE[1], WHOLE[3]], "expected 3 rows of block 1, came 2"),
+    "a part comes twice": ([*WHOLE[:3], *WHOLE[1:]], "expected 3 rows of block 1, came 5"),
+    "one comes twice": ([WHOLE[0], *WHOLE], "expected 2 rows of block 0, came 4"),
+    "one comes twice at the end": ([*WHOLE, WHOLE[3]], "expected 1 rows of block 2, came 2"),
+    "one comes again later": ([*WHOLE, WHOLE[0]], "in their order"),
+    "another order": (WHOLE[::-1], "expected 2 rows of block 0, came 0"),
+    "one that was not asked for": ([(7, (1, 2)), *WHOLE], "in their order"),
+}
+
+
+def sent(blocks: Sent, *, end: bool = True) -> Raw:
+    places = [{"block": block, "cursor": f"{block}/{ages[-1]}"} for block, ages in blocks]
+    rows = sum(len(ages) for _, ages in blocks)
+    return chunked(ipc([batch(*ages) for _, ages in blocks], complete(rows) if end else None, places=places))
+
+
+def of_loader(dataset: Dataset) -> Iterator[int]:
+    for one in dataset.loader():
+        yield from one.column("age").to_pylist()
+
+
+def of_read(dataset: Dataset) -> Iterator[int]:
+    with dataset.read(dataset.plan(), range(len(ROWS))) as stream:
+        for one in stream:
+            yield from one.column("age").to_pylist()
+
+
+@pytest.mark.parametrize("way", [of_loader, of_read])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_blocks_or_rows_than_the_plan_says_are_broken(name: str, way: Callable[[Dataset], Any]) -> None:
+    blocks, text = OTHERS[name]
+    with owned(sent(blocks), rows=ROWS) as dataset, pytest.raises(Broken, match=text):
+        list(way(dataset))
+
+
+@pytest.mark.parametrize("way", [of_loader, of_read])
+def test_what_was_planned_comes_and_so_does_what_only_the_owner_can_count(way: Callable[[Dataset], Any]) -> None:
+    with owned(sent(WHOLE), rows=ROWS) as dataset:
+        assert list(way(dataset)) == [1, 2, 3, 4, 5, 6]
+    with owned(sent([WHOLE[0], WHOLE[2]]), rows=ROWS, exact=False) as dataset:
+        assert list(way(dataset)) == [1, 2, 5]
+
+
+def test_rows_that_come_again_after_a_break_are_not_given_again() -> None:
+    def answer(asked: Asked) -> Raw:
+        again = asked.query.get("after")
+        return sent(WHOLE[1:] if again else WHOLE[:2], end=bool(again))
+
+    given = []
+    with owned(answer, rows=ROWS) as dataset, pytest.raises(Broken, match="expected 3 rows of block 1, came 4"):
+        given += [age for one in dataset.loader() for age in one.column("age").to_pylist()]
+
+
+def test_a_state_within_a_block_is_gone_on_from_with_what_is_left_of_it() -> None:
+    def answer(asked: Asked) -> Raw:
+        after = {"": 0, "0/2": 1, "1/4": 2, "1/5": 3}[asked.query.get("after", "")]
+        return sent([one for one in WHOLE[after:] if str(one[0]) in asked.query["blocks"].split(",")])
+
+    with owned(answer, rows=ROWS) as dataset:
+        for stop in range(1, 7):
+            loader = dataset.loader(batch_size=1)
+            given = [age for _, one in zip(range(stop), loader, strict=False) for age in one.column("age").to_pylist()]
+            rest = dataset.loader(batch_size=1)
+            rest.load_state_dict(loader.state_dict())
+            assert given + [age for one in rest for age in one.column("age").to_pylist()] == [1, 2, 3, 4, 5, 6]
