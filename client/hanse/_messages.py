@@ -38,11 +38,13 @@ class Messages:
 
     def __init__(self, body: Any) -> None:
         self._body = body
+        self.taken = 0  # bytes so far
         self._look: _Look = self._prefix
         self._dictionaries: dict[int, int] = {}  # bytes of each, which Arrow keeps
 
     def read(self, size: int = -1) -> Any:
         data = self._body.read(size)
+        self.taken += len(data)
         if len(data) == size > 0:  # else it is the end of the body, and Arrow's to judge
             try:
                 self._look = self._look(data)

@@ -25,6 +25,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 _SCRATCH = 64 * 1024
 _HEADERS_MAX = 64 * 1024
 _CHUNK_MAX = 1 << 30  # far above any batch of ours, however it is cut; checked before memory is taken for it
+_TOGETHER_MAX = 16 * 2**20  # of a chunk, in one piece of memory: a small batch in it keeps all of that
 _PROBLEM_MAX = 1 << 20
 _LINE_MAX = 256
 _TRAILERS_MAX = 100  # lines after the last chunk, and
@@ -164,7 +165,7 @@ class Body:
         if held == 0 and self._left == 0 and not self._next_chunk():
             return b""
         if held == 0 and size <= self._left:
-            return self._whole_chunk(size)
+            return self._at_once(size)
         return self._across(size)
 
     def readable(self) -> bool:
@@ -187,10 +188,11 @@ class Body:
                 raise Broken(f"{self._wire.where} sent an answer that is too large")
         return b"".join(parts)
 
-    def _whole_chunk(self, size: int) -> Any:
+    def _at_once(self, size: int) -> Any:
         """Take the rest of the chunk in one piece of memory, and answer from it: the message after it is there too."""
-        self._chunk = self._filled(self._left)
-        self._left, self._at = 0, size
+        taken = self._left if self._left <= _TOGETHER_MAX else size
+        self._chunk = self._filled(taken)
+        self._left, self._at = self._left - taken, size
         return self._chunk.slice(0, size)
 
     def _across(self, size: int) -> Any:

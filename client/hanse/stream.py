@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 END = b"hanse.end"
 AT = b"hanse.at"
+_CURSOR_MAX = 1024  # letters; those of our owners have 80, and readers keep some of each batch that waits
 
 Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
 
@@ -58,6 +59,7 @@ class Stream:
         self._table: pa.Table | None = None
         self._started = False
         self.rows = 0
+        self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
         self.place: Mapping[str, Any] | None = None
         self.snapshot = answer.headers.get("hanse-snapshot", "")
         self.reopened = 0
@@ -72,7 +74,8 @@ class Stream:
         self._body = answer.body
         self.read_id = answer.headers.get("hanse-read", "")
         self._rows_before = self.rows
-        self._reader = self._told(lambda: pa.ipc.open_stream(Messages(self._body)))
+        self._messages = Messages(self._body)
+        self._reader = self._told(lambda: pa.ipc.open_stream(self._messages))
         if self.schema is None:
             self.schema = self._reader.schema
         elif not self._reader.schema.equals(self.schema):
@@ -144,6 +147,7 @@ class Stream:
                 self.place = _place(metadata)
                 if self._due is not None:
                     self._due.take(self.place, batch.num_rows)
+                self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0
                 return batch
 
     def _close_with(self, end: Mapping[str, Any]) -> None:
@@ -241,6 +245,10 @@ def _place(metadata: Any) -> Mapping[str, Any] | None:
     kinds = {"block": int, "cursor": str}
     if not isinstance(place, dict) or any(type(place.get(name)) is not kind for name, kind in kinds.items()):
         raise Broken("the place of a batch cannot be read")
+    if len(place["cursor"]) > _CURSOR_MAX or not place["cursor"].isascii():
+        raise Broken(
+            f"expected a cursor of at most {_CURSOR_MAX} letters and digits, came {len(place['cursor'])} signs"
+        )
     return place
 
 

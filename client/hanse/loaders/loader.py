@@ -23,6 +23,7 @@ from hanse.loaders.prefetch import ahead
 from hanse.plan import PER_READ, Plan
 
 _PREFETCH_BYTES = 32 * 2**20
+_LOOSE = 64 * 2**20  # bytes that may be held beside rows that are put together, before they are copied apart from them
 Slice = tuple[pa.RecordBatch, int, int]  # rows from one number to another
 
 
@@ -48,9 +49,13 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Rows, and the place after `k` of them: `done` places of the share are behind, `mark(k)` is in the next."""
+    """Rows, and the place after `k` of them: `done` places of the share are behind, `mark(k)` is in the next.
+
+    `held`: bytes of memory that they keep, which may be more than they are.
+    """
 
     batch: pa.RecordBatch
+    held: int
     done: int
     mark: Callable[[int], Mark]
 
@@ -169,7 +174,7 @@ class Loader:
         share = self._pending or self._fresh()
         self._share, self._pending = share, None
         self.throughput = Throughput()
-        pieces = ahead(self._pieces(share), nbytes=self._prefetch_bytes, size=lambda piece: _held(piece.batch))
+        pieces = ahead(self._pieces(share), nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
         told = _Told(self.throughput, self.rows) if self._progress else None
         try:
             for slices, after in self._joined(pieces, share):
@@ -205,21 +210,19 @@ class Loader:
     def _joined(self, pieces: Iterator[_Piece], share: Share) -> Generator[tuple[Sequence[Slice], Share], None, None]:
         """Pieces as batches of the size asked for, each with the share after its last row."""
         size = self.batch_size
-        kept: list[Slice] = []
-        held = 0
+        run = _Run()
         after = share
         for piece in pieces:
             start = 0
             while start < piece.batch.num_rows:
-                end = piece.batch.num_rows if size is None else min(piece.batch.num_rows, start + size - held)
-                kept.append((piece.batch, start, end))
-                held, start = held + end - start, end
-                after = share.at(piece.done, piece.mark(end))
-                if size is None or held == size:
-                    yield kept, after
-                    kept, held = [], 0
-        if kept and not self.drop_last:
-            yield kept, after
+                end = piece.batch.num_rows if size is None else min(piece.batch.num_rows, start + size - run.rows)
+                run.add(piece.batch, start, end, held=piece.held)
+                start, after = end, share.at(piece.done, piece.mark(end))
+                if size is None or run.rows == size:
+                    yield run.slices, after
+                    run = _Run()
+        if run.rows and not self.drop_last:
+            yield run.slices, after
 
     def _pieces(self, share: Share) -> Generator[_Piece, None, None]:
         """The rows of a share in their order, in the pieces that they come in."""
@@ -247,14 +250,16 @@ class Loader:
     def _block(self, feed: _Feed, block: int, name: int, done: int, mark: Mark) -> Generator[_Piece, None, None]:
         placed = _from_mark(feed.of(block), mark)
         if not self._order.window:
-            for batch, row, cursor, cursor_row in placed:
-                yield _Piece(batch, done, _counting(row, cursor, cursor_row))
+            for batch, row, cursor, cursor_row, held in placed:
+                yield _Piece(batch, held, done, _counting(row, cursor, cursor_row))
             return
         emitted = mark.emitted
-        for batch, row, cursor, cursor_row in _windows(placed, self._order.window):
+        for batch, row, cursor, cursor_row, held in _windows(placed, self._order.window):
             shown = self._order.within(name, row // self._order.window, batch.num_rows)
-            batch = batch if shown is None else batch.take(_numbers(shown))
-            yield _Piece(batch.slice(emitted), done, _emitting(row, emitted, cursor, cursor_row))
+            if shown is not None:
+                batch = batch.take(_numbers(shown))
+                held = _held(batch) + _beside(batch)
+            yield _Piece(batch.slice(emitted), held, done, _emitting(row, emitted, cursor, cursor_row))
             emitted = 0
 
 
@@ -263,16 +268,42 @@ def _numbers(shown: Sequence[int]) -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(shown), [None, pa.py_buffer(array("q", shown))])
 
 
-_Placed = tuple[pa.RecordBatch, int, str, int]  # rows, the row they begin at, the cursor before them and its row
+# Rows, the row they begin at, the cursor before them and its row, and the memory that they keep.
+_Placed = tuple[pa.RecordBatch, int, str, int, int]
 
 
-def _from_mark(batches: Iterator[tuple[pa.RecordBatch, str]], mark: Mark) -> Iterator[_Placed]:
+class _Run:
+    """Rows that are put together. They keep little more memory than they need, whatever came with them."""
+
+    def __init__(self) -> None:
+        self.slices: list[Slice] = []
+        self.rows = 0
+        self._held, self._most = 0, _LOOSE
+
+    def add(self, batch: pa.RecordBatch, start: int, stop: int, *, held: int) -> None:
+        """Rows of a batch that keeps so much."""
+        self.slices.append((batch, start, stop))
+        self.rows += stop - start
+        self._held += held * (stop - start) // batch.num_rows
+        if self._held > self._most:
+            self._copy_what_is_loose()
+
+    def _copy_what_is_loose(self) -> None:
+        batches = [batch.slice(start, stop - start) for batch, start, stop in self.slices]
+        if sum(batch.nbytes for batch in batches) < self._held // 4:
+            whole = pa.concat_batches([*batches, batches[0].slice(0, 0)])  # one alone would not be copied
+            self.slices = [(whole, 0, self.rows)]
+            self._held = _held(whole) + _beside(whole)
+        self._most = 2 * self._held + _LOOSE  # so that looking costs little
+
+
+def _from_mark(batches: Iterator[tuple[pa.RecordBatch, str, int]], mark: Mark) -> Iterator[_Placed]:
     """What comes from the mark on: the rows between its cursor and itself have been given already."""
     before, row = mark.cursor, mark.cursor_row
-    for batch, cursor in batches:
+    for batch, cursor, held in batches:
         skip = min(batch.num_rows, max(0, mark.row - row))
         if skip < batch.num_rows:
-            yield batch.slice(skip), row + skip, before, row
+            yield batch.slice(skip), row + skip, before, row, held
         before, row = cursor, row + batch.num_rows
 
 
@@ -286,21 +317,21 @@ def _emitting(row: int, emitted: int, cursor: str, cursor_row: int) -> Callable[
 
 def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
     """The same rows in runs of `window`, each with a cursor at or before its beginning."""
-    kept: list[pa.RecordBatch] = []
-    held, first, cursor, cursor_row = 0, 0, "", 0
-    for batch, row, before, before_row in placed:
+    run = _Run()
+    first, cursor, cursor_row = 0, "", 0
+    for batch, row, before, before_row, held in placed:
         start = 0
         while start < batch.num_rows:
-            if not held:
+            if not run.rows:
                 first, cursor, cursor_row = row + start, before, before_row
-            end = min(batch.num_rows, start + window - held)
-            kept.append(batch.slice(start, end - start))
-            held, start = held + end - start, end
-            if held == window:
-                yield _whole(kept), first, cursor, cursor_row
-                kept, held = [], 0
-    if kept:
-        yield _whole(kept), first, cursor, cursor_row
+            end = min(batch.num_rows, start + window - run.rows)
+            run.add(batch, start, end, held=held)
+            start = end
+            if run.rows == window:
+                yield one(run.slices), first, cursor, cursor_row, held
+                run = _Run()
+    if run.rows:
+        yield one(run.slices), first, cursor, cursor_row, held
 
 
 class _Feed:
@@ -308,18 +339,19 @@ class _Feed:
 
     def __init__(self, dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader) -> None:
         self._source = self._batches(dataset, plan, blocks, loader)
-        self._next: tuple[int, pa.RecordBatch, str] | None = None
+        self._next: tuple[int, pa.RecordBatch, str, int] | None = None
 
-    def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str]]:
-        """The batches of the next block of the list; there may be none."""
+    def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str, int]]:
+        """The batches of the next block of the list, each with the cursor after it and what it keeps of memory; there
+        may be none."""
         while True:
             if self._next is None:
                 self._next = next(self._source, None)
             if self._next is None or self._next[0] != block:
                 return
-            _, batch, cursor = self._next
+            _, batch, cursor, held = self._next
             self._next = None
-            yield batch, cursor
+            yield batch, cursor, held
 
     def close(self) -> None:
         self._source.close()
@@ -327,7 +359,7 @@ class _Feed:
     @staticmethod
     def _batches(
         dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader
-    ) -> Generator[tuple[int, pa.RecordBatch, str], None, None]:
+    ) -> Generator[tuple[int, pa.RecordBatch, str, int], None, None]:
         for run in _runs(blocks):
             mark = run[0][1]
             found = dataset.read(
@@ -336,7 +368,7 @@ class _Feed:
             with found as stream:
                 for batch in stream:
                     place = stream.place or {}
-                    yield place["block"], batch, place["cursor"]
+                    yield place["block"], batch, place["cursor"], stream.held + _beside(batch)
                 loader.throughput.reopened += stream.reopened
 
 
@@ -362,6 +394,11 @@ def _whole(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 def _held(batch: pa.RecordBatch) -> int:
     """Bytes of memory that a batch as it came keeps; `nbytes` looks at every column for its exact ones."""
     return int(batch.get_total_buffer_size())
+
+
+def _beside(batch: pa.RecordBatch) -> int:
+    """About the bytes that a batch takes beside its buffers: of one of few rows that is most."""
+    return 2048 + 512 * int(batch.num_columns)
 
 
 def _one_schema(plans: Sequence[Plan]) -> pa.Schema:

@@ -1,0 +1,117 @@
+"""What a loader holds is bounded by what it was told, whatever an owner sends around the rows."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hanse import _messages
+from hanse.errors import Broken
+from hanse.loaders import loader, prefetch
+
+from tests.client.support import Raw, chunked, complete, ipc, owned
+
+NUMBERS = pa.schema([("n", pa.int64())])
+NOTHING = pa.schema([("n", pa.null())])
+ROWS = 200
+LOOSE = 2**20  # bytes around each row
+SMALL = 4 * 2**20
+
+
+def stream(columns: Sequence[Any], schema: pa.Schema) -> list[bytes]:
+    places = [{"block": 0, "cursor": "c"}] * len(columns)
+    batches = [pa.record_batch([column], schema) for column in columns]
+    return ipc(batches, complete(sum(map(len, columns))), schema=schema, places=places)
+
+
+def with_room(message: bytes, room: int) -> bytes:
+    """A message whose body says, and has, so many bytes more than what is in it."""
+    (length,) = struct.unpack_from("<i", message, 4)
+    data = bytearray(message[8 : 8 + length])
+    place = _messages._field(data, _messages._follow(data, 0), 3)
+    (body,) = struct.unpack_from("<q", data, place)
+    struct.pack_into("<q", data, place, body + room)
+    return message[:8] + bytes(data) + message[8 + length :] + bytes(room)
+
+
+def in_the_body() -> Iterator[bytes]:
+    schema = NUMBERS.serialize().to_pybytes()
+    pieces = stream([[row] for row in range(ROWS)], NUMBERS)
+    pieces[0] = pieces[0].removeprefix(schema)
+    yield schema
+    yield from (with_room(piece, LOOSE) for piece in pieces[:ROWS])
+    yield from pieces[ROWS:]
+
+
+def between_batches() -> Iterator[bytes]:
+    """A batch without rows and much else in the chunk of each batch with one."""
+    pieces = list(in_the_body())
+    some = stream([[1] * 77], NUMBERS)[0].removeprefix(pieces[0])
+    empty = with_room(some.replace(struct.pack("<q", 77), bytes(8)), LOOSE)
+    real = stream([[row] for row in range(ROWS)], NUMBERS)
+    yield real[0] + empty
+    yield from (piece + empty for piece in real[1:ROWS])
+    yield from real[ROWS:]
+
+
+def in_one_chunk() -> Iterator[bytes]:
+    yield b"".join(between_batches())
+
+
+def compressed() -> Iterator[bytes]:
+    """A row of a column whose buffer unfolds to much more than one value."""
+    long = pa.record_batch([pa.array([0] * (LOOSE // 8), pa.int64())], NUMBERS)
+    pieces = ipc(
+        [long] * ROWS, complete(ROWS), schema=NUMBERS, codec="zstd", places=[{"block": 0, "cursor": "c"}] * ROWS
+    )
+    for piece in pieces:  # the number of rows: of the batch, and of its only column
+        yield piece.replace(struct.pack("<q", LOOSE // 8), struct.pack("<q", 1))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": ROWS}, {"window": ROWS, "seed": 1}], ids=str)
+@pytest.mark.parametrize(
+    "made", [in_the_body, between_batches, in_one_chunk, compressed], ids=lambda made: made.__name__
+)
+def test_rows_that_are_put_together_keep_little_of_what_came_with_them(
+    monkeypatch: pytest.MonkeyPatch, made: Any, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(loader, "_LOOSE", SMALL)
+    most = 0
+
+    def seen(batch: pa.RecordBatch, look: Any = loader._held) -> int:
+        nonlocal most
+        most = max(most, pa.total_allocated_bytes() - before)
+        return int(look(batch))
+
+    monkeypatch.setattr(loader, "_held", seen)
+    with owned(chunked(list(made())), schema=NUMBERS, rows=[ROWS]) as dataset:
+        before = pa.total_allocated_bytes()
+        (batch,) = dataset.loader(prefetch_bytes=SMALL, **options)
+    if made is not compressed:
+        assert sorted(batch.column("n").to_pylist()) == list(range(ROWS))
+    assert batch.num_rows == ROWS
+    assert most < 8 * SMALL + 2 * 2**24, "a small part of what came"
+
+
+@pytest.mark.parametrize("schema", [NUMBERS, NOTHING], ids=str)
+def test_few_of_many_small_batches_wait(schema: pa.Schema) -> None:
+    column = pa.array([None], schema.field(0).type)
+    with owned(chunked(stream([column] * 3000, schema)), schema=schema, rows=[3000]) as dataset:
+        batches = iter(dataset.loader(prefetch_bytes=100_000))
+        next(batches)
+        (queue,) = prefetch._RUNNING.values()
+        time.sleep(0.3)  # it would go on
+        assert len(queue._items) < 100
+        assert sum(batch.num_rows for batch in batches) == 2999
+
+
+@pytest.mark.parametrize("cursor", ["c" * 2000, "ü", "\ud800"])
+def test_a_cursor_that_is_none_of_ours_is_refused(cursor: str) -> None:
+    batch = pa.record_batch([[1]], NUMBERS)
+    answer: Raw = chunked(ipc([batch], complete(1), schema=NUMBERS, places=[{"block": 0, "cursor": cursor}]))
+    with owned(answer, schema=NUMBERS, rows=[1]) as dataset, pytest.raises(Broken, match="expected a cursor"):
+        list(dataset.loader())
