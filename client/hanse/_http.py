@@ -16,6 +16,7 @@ from hanse.flow import Call
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_MAX = 64 * 2**20
+_VALUES_MAX = 2**21  # in one answer: each takes some 70 bytes of memory, and three of text may be one
 _BLOCK = 256 * 1024
 
 
@@ -47,7 +48,7 @@ class Api:
         if not text:
             return None
         try:
-            return json.loads(text)
+            return _parsed(text, self.url)
         except (ValueError, RecursionError):
             raise Broken(f"expected JSON from {self.url}, came something else; is this a connector?") from None
 
@@ -127,7 +128,7 @@ def ask_at(url: str, ticket: str, body: Mapping[str, Any], *, seconds: float) ->
         ):
             if answer.status_code >= 300:
                 raise of_problem(answer.status_code, _problem(answer, where), where=where)
-            return json.loads(_read(answer, where))
+            return _parsed(_read(answer, where), where)
     except httpx2.InvalidURL as error:
         raise BadInput(f"{url} is no address: {error}") from error
     except httpx2.TransportError as error:
@@ -168,9 +169,16 @@ def _read(answer: httpx2.Response, url: str) -> bytes:
     return b"".join(parts)
 
 
+def _parsed(text: bytes, url: str) -> Any:
+    """What JSON says. ValueError or RecursionError for what is none, Broken for more values than there is room for."""
+    if sum(map(text.count, (b",", b"[", b"{"))) > _VALUES_MAX:
+        raise Broken(f"{url} sent more than {_VALUES_MAX} values in one answer")
+    return json.loads(text)
+
+
 def _problem(answer: httpx2.Response, url: str) -> dict[str, Any]:
     try:
-        problem = json.loads(_read(answer, url))
+        problem = _parsed(_read(answer, url), url)
     except (ValueError, RecursionError):
         problem = None
     return problem if isinstance(problem, dict) else {}

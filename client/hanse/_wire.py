@@ -305,7 +305,7 @@ def _answered(wire: Wire) -> tuple[int, dict[str, str]]:
     for _ in range(_INTERIM_MAX + 1):
         first, *lines = wire.head().decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+        if not version.startswith("HTTP/1.") or not (rest[:3].isascii() and rest[:3].isdigit()):
             raise Broken(f"{wire.where} does not speak HTTP/1.1: it said {first[:60]!r}")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if (status := int(rest[:3])) >= 200:

@@ -44,17 +44,30 @@ class Plan:
         """The plan in an owner's answer; Broken for another form."""
         try:
             return cls(
-                snapshot=str(answer["snapshot"]),
-                digest=str(answer["plan"]),
+                snapshot=_text(answer["snapshot"]),
+                digest=_text(answer["plan"]),
                 schema=_schema(answer["schema"]),
-                blocks=tuple(Block(int(one["rows"]), int(one["bytes"])) for one in answer["blocks"]),
-                rows=int(answer["rows"]),
+                blocks=tuple(Block(_count(one["rows"]), _count(one["bytes"])) for one in answer["blocks"]),
+                rows=_count(answer["rows"]),
                 exact=bool(answer["exact"]),
                 columns=tuple(columns),
                 where=where,
             )
-        except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
             raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error
+
+
+def _text(value: Any) -> str:
+    """A text that can be sent back. ValueError for halves of letters, which JSON may have; requests and digests not."""
+    text = str(value)
+    text.encode()
+    return text
+
+
+def _count(value: Any) -> int:
+    if (count := int(value)) < 0:
+        raise ValueError(f"a count of {count}")
+    return count
 
 
 class Due:

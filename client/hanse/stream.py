@@ -172,23 +172,25 @@ class Stream:
     @property
     def owners(self) -> list[dict[str, Any]]:
         """What each owner sent (a federated query's): participant, dataset, rows, bytes, withheld. Reads to the end."""
-        if not self.end:
-            self.to_arrow()
-        return list(self.end.get("owners", []))
+        return self._listed("owners")
 
     @property
     def missing(self) -> list[dict[str, Any]]:
         """Owners that the answer is without, where a partial one was asked for. Reads to the end."""
-        if not self.end:
-            self.to_arrow()
-        return list(self.end.get("missing", []))
+        return self._listed("missing")
 
     @property
     def policy(self) -> list[str]:
         """Which rules shaped the answer, in words. Reads to the end."""
+        return self._listed("policy")
+
+    def _listed(self, name: str) -> list[Any]:
         if not self.end:
             self.to_arrow()
-        return list(self.end.get("policy", []))
+        found = self.end.get(name, [])
+        if not isinstance(found, list):
+            raise Broken(f"expected a list of {name} in the stream's end record, came another form")
+        return found
 
     def to_arrow(self) -> pa.Table:
         """Everything as a table, kept: call it as often as you like."""

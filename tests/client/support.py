@@ -6,7 +6,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,13 +143,20 @@ def complete(rows: int, **more: Any) -> dict[str, Any]:
 
 @contextmanager
 def owned(
-    answer: Answer | Route, *, schema: pa.Schema = SCHEMA, rows: Sequence[int] = (), **planned: Any
+    answer: Answer | Route,
+    *,
+    schema: pa.Schema = SCHEMA,
+    rows: Sequence[int] = (),
+    otherwise: Mapping[str, Any] | None = None,
 ) -> Iterator[Dataset]:
-    """A dataset of a scripted owner: its plan has blocks of so many rows, and reads get this answer."""
+    """A dataset of a scripted owner: its plan has blocks of so many rows, and reads get this answer.
+
+    `otherwise`: what stands in its plan in place of that.
+    """
     text = base64.b64encode(schema.serialize()).decode()
     blocks = [{"rows": one, "bytes": 8 * one} for one in rows]
-    plan = {"snapshot": "s", "plan": "p", "schema": text, "blocks": blocks, "rows": sum(rows), "exact": True, **planned}
-    with connector({("POST", "/owner/streams"): plan, ("GET", "/owner"): answer}) as served:
+    plan = {"snapshot": "s", "plan": "p", "schema": text, "blocks": blocks, "rows": sum(rows), "exact": True}
+    with connector({("POST", "/owner/streams"): plan | dict(otherwise or {}), ("GET", "/owner"): answer}) as served:
         address = {"endpoint": f"{served.url}/owner", "ticket": "t", "expires": time.time() + 3600}
         served.routes["GET", "/transfers/t/address"] = address
         with Space(served.url, "token") as space:

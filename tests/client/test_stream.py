@@ -68,6 +68,14 @@ def test_the_end_record_says_how_it_was() -> None:
     assert (stream.rows, stream.policy, stream.owners) == (ROWS, ["row filter"], [{"owner": "north", "rows": ROWS}])
 
 
+@pytest.mark.parametrize("name", ["policy", "owners", "missing"])
+@pytest.mark.parametrize("value", [None, 5, "all", {"a": 1}], ids=str)
+def test_lists_of_the_end_record_that_are_none_are_broken(name: str, value: Any) -> None:
+    stream = read(chunked(ipc(BATCHES, complete(ROWS, **{name: value}))))
+    with pytest.raises(errors.Broken, match=f"expected a list of {name}"):
+        getattr(stream, name)
+
+
 def test_chunk_extensions_trailers_and_interim_answers_are_passed_over() -> None:
     data = chunked(WHOLE).data
     head, _, body = data.partition(b"\r\n\r\n")
@@ -101,6 +109,7 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
     ("another protocol", Raw(b"SSH-2.0-OpenSSH_9\r\n\r\n"), errors.Broken, "does not speak HTTP"),
     ("a huge chunk", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"ffffffff\r\n"), errors.Broken, "more than"),
     ("a huge message", chunked([*WHOLE[:1], b"\xff\xff\xff\xff\xff\xff\xff\x7f"]), errors.Broken, "message of"),
+    ("a status of other digits", Raw(b"HTTP/1.1 2\xb20 OK\r\n\r\n"), errors.Broken, "does not speak HTTP"),
     ("no chunk size", Raw(chunked([]).data[: -len(b"0\r\n\r\n")] + b"-1\r\n"), errors.Broken, "size of a chunk"),
     ("a longer chunk than said", Raw(chunked(WHOLE[:1]).data.replace(b"0\r\n\r\n", b"xx")), errors.HanseError, "."),
     ("endless trailers", Raw(chunked(WHOLE[:2]).data[: -len(b"\r\n")] + b"a: b\r\n" * 200),

@@ -59,7 +59,7 @@ def test_other_blocks_or_rows_than_the_plan_says_are_broken(name: str, way: Call
 def test_what_was_planned_comes_and_so_does_what_only_the_owner_can_count(way: Callable[[Dataset], Any]) -> None:
     with owned(sent(WHOLE), rows=ROWS) as dataset:
         assert list(way(dataset)) == [1, 2, 3, 4, 5, 6]
-    with owned(sent([WHOLE[0], WHOLE[2]]), rows=ROWS, exact=False) as dataset:
+    with owned(sent([WHOLE[0], WHOLE[2]]), rows=ROWS, otherwise={"exact": False}) as dataset:
         assert list(way(dataset)) == [1, 2, 5]
 
 

@@ -1,0 +1,41 @@
+"""A plan in another form is Broken, whatever form that is; so is an answer of more values than there is room for."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from hanse import _http
+from hanse.errors import Broken, HanseError
+
+from tests.client.support import SCHEMA, connector, owned
+
+HALF = "\ud800"  # of a letter: JSON may have one, and no request can
+JUNK = base64.b64encode(b"\xff\xff\xff\xff\x10\0\0\0" + b"\x90" * 16).decode()
+CUT = base64.b64encode(SCHEMA.serialize().to_pybytes()[:-20]).decode()
+OTHERS: list[dict[str, Any]] = [
+    {"snapshot": HALF}, {"plan": HALF}, {"schema": JUNK}, {"schema": CUT}, {"schema": ""}, {"schema": HALF},
+    {"schema": 5}, {"rows": -1}, {"rows": 1e400}, {"rows": None}, {"blocks": [{"rows": -2, "bytes": 1}]},
+    {"blocks": [{"rows": 2, "bytes": -1}]}, {"blocks": {"a": 1}}, {"blocks": [5]}, {"blocks": 5}, {"blocks": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: str(other)[:40].encode("ascii", "replace").decode())
+def test_a_plan_in_another_form_is_broken(other: dict[str, Any]) -> None:
+    with owned(None, rows=[2], otherwise=other) as dataset, pytest.raises(Broken, match=r"another form|not Arrow"):
+        dataset.loader()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("value", ["{},", "[],", "1.5,"])
+def test_an_answer_of_too_many_values_is_not_taken_apart(
+    monkeypatch: pytest.MonkeyPatch, value: str, status: int
+) -> None:
+    monkeypatch.setattr(_http, "_VALUES_MAX", 1000)
+    answer = (status, f"[{value * 1000} 0]".encode())
+    with connector({("POST", "/"): answer, ("GET", "/self"): answer}) as served:
+        with pytest.raises(HanseError, match="more than 1000 values"):
+            _http.ask_at(served.url, "t", {}, seconds=5)
+        with pytest.raises(HanseError, match="more than 1000 values"):
+            _http.Api(served.url, "t").get("/self")
