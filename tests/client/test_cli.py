@@ -21,7 +21,7 @@ from hanse.cli.query import told
 from pyarrow import csv, feather, parquet
 from rich.console import Console
 
-from tests.client.support import Connector, batch, chunked, complete, connector, ipc
+from tests.client.support import SCHEMA, Connector, batch, chunked, complete, connector, ipc
 
 CASES = Path(__file__).parents[1] / "cases" / "audit"
 OWNERS = [{"owner": "north", "dataset": "flights", "rows": 2, "bytes": 1500, "ms": 4}]
@@ -507,6 +507,18 @@ def test_a_table_in_a_narrow_terminal_has_all_that_is_in_it(
     assert "TERMINATED" in shown
     assert shown.count("no") == 200
     assert max(map(len, shown.splitlines())) <= 240
+
+
+def test_what_others_wrote_does_not_command_the_terminal(run: Run, served: Connector) -> None:
+    written = "gone \x1b]0;owned\x07\x1b[2J\x9b2J\u202ehidden \ud800 [bold]ö\n\tend"
+    told = r"gone \u001b]0;owned\u0007\u001b[2J\u009b2J\u202ehidden \ud800 [bold]ö"
+    served.routes["POST", "/queries"] = (403, {"code": "refused", "rule": written, "detail": written})
+    ran = run("query", "SELECT 1")
+    assert ran.err.count(told) == 2
+    named = SCHEMA.set(1, pa.field("name \x1b[2J", SCHEMA.field(1).type))
+    rows = pa.record_batch([[1], ["\x1b[2J\u202e"]], named)
+    served.routes["POST", "/queries"] = chunked(ipc([rows], complete(1, owners=OWNERS), schema=named))
+    assert not {"\x1b", "\u202e"} & set(run("query", "SELECT 1").out)
 
 
 def test_a_partial_answer_says_whom_it_is_without(run: Run, served: Connector) -> None:

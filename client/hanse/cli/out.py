@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from hanse.errors import (
     HanseError,
@@ -47,6 +49,8 @@ _HINTS: Mapping[type[HanseError], str] = {
     NegotiationPending: "look again with `hanse negotiate`, or ask its owner to run `hanse pending`",
 }
 
+# Control characters except tab and line end, what turns the direction of writing, halves of letters.
+_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
 _LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
@@ -56,10 +60,17 @@ _LONG = 240  # a line that the terminal breaks, where it is no longer anyhow
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
+class _Console(Console):
+    """One whose terminal obeys nobody else: of what others wrote, signs that command it are shown as their numbers."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(_COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text), **how)
+
+
 def console(*, err: bool = False) -> Console:
     """A console on today's streams, as wide as its terminal; without one, as wide as it takes."""
     watched = (sys.stderr if err else sys.stdout).isatty()
-    return Console(stderr=err, highlight=False, width=None if watched else _WIDE, soft_wrap=not watched)
+    return _Console(stderr=err, highlight=False, width=None if watched else _WIDE, soft_wrap=not watched)
 
 
 def exit_code(error: HanseError) -> int:
