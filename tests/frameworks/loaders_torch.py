@@ -171,6 +171,19 @@ def test_the_number_of_workers_may_change_in_the_middle_of_an_epoch(training: Da
     assert sorted(seen) == list(range(ROWS))
 
 
+def test_states_that_are_behind_what_was_given_are_not_merged(training: Dataset) -> None:
+    made = training.to_torch(columns=["id"], batch_size=50, seed=6)
+    loader = StatefulDataLoader(made, batch_size=None, num_workers=2, snapshot_every_n_steps=4)
+    batches = iter(loader)
+    seen = ids(next(batches) for _ in range(4))
+    state = merge(loader.state_dict())
+    next(batches)
+    with pytest.raises(BadInput, match="of 1 batches before it.*snapshot_every_n_steps=1"):
+        merge([loader.state_dict()])
+    seen += ids(stateful(training, workers=0, state=state))
+    assert sorted(seen) == list(range(ROWS))
+
+
 @pytest.mark.parametrize("persistent", [True, False], ids=["persistent workers", "new workers"])
 def test_every_later_epoch_is_whole_and_has_its_own_order(training: Dataset, persistent: bool) -> None:
     made = training.to_torch(columns=["id"], batch_size=50, seed=6)

@@ -160,7 +160,7 @@ def merge(states: Any) -> dict[str, Any]:
     """One state of an epoch out of those of all its readers, for any number of readers to go on from.
 
     `states` may be a list of what `state_dict()` gave at each rank, also of torchdata's StatefulDataLoader: the
-    readers' own states are found inside.
+    readers' own states are found inside. BadInput where such a one is older than what its loader has given.
     """
     found = [of_state(state) for state in _inside(states)]
     if not found:
@@ -181,6 +181,11 @@ def _inside(value: Any) -> Iterable[Mapping[str, Any]]:
         if "hanse" in value and "kind" in value:
             yield value
             return
+        if late := value.get("_steps_since_snapshot"):  # torchdata's: its own loader would give those once more
+            raise BadInput(
+                f"expected states of the batch given last, came some of {late} batches before it, whose rows would come "
+                "again: make the StatefulDataLoader with snapshot_every_n_steps=1"
+            )
         value = list(value.values())
     if isinstance(value, list | tuple):
         for one in value:
