@@ -142,7 +142,7 @@ def ids(batches: Any) -> list[int]:
 
 
 def stateful(dataset: Dataset, *, workers: int, persistent: bool = False, **options: Any) -> StatefulDataLoader:
-    made = dataset.to_torch(columns=["id"], batch_size=50, seed=6, **options)
+    made = dataset.to_torch(columns=["id"], seed=6, **{"batch_size": 50, **options})
     return StatefulDataLoader(made, batch_size=None, num_workers=workers, persistent_workers=persistent)
 
 
@@ -178,7 +178,7 @@ def test_states_that_are_behind_what_was_given_are_not_merged(training: Dataset)
     seen = ids(next(batches) for _ in range(4))
     state = merge(loader.state_dict())
     next(batches)
-    with pytest.raises(BadInput, match="of 1 batches before it.*snapshot_every_n_steps=1"):
+    with pytest.raises(BadInput, match=r"of 1 batches before it.*snapshot_every_n_steps=1"):
         merge([loader.state_dict()])
     seen += ids(stateful(training, workers=0, state=state))
     assert sorted(seen) == list(range(ROWS))
@@ -195,6 +195,24 @@ def test_every_later_epoch_is_whole_and_has_its_own_order(training: Dataset, per
         assert sorted(found) == list(range(ROWS))
         orders.append(found)
     assert orders[0] != orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 64, "drop_last": True}, {"where": "id < 2500"}], ids=str)
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_state_of_the_end_of_an_epoch_is_gone_on_from_with_the_next_one(
+    training: Dataset, workers: int, persistent: bool, options: dict[str, Any]
+) -> None:
+    loader = stateful(training, workers=workers, persistent=persistent, **options)
+    whole = ids(loader)
+    state = loader.state_dict()
+    for epoch in (None, 1):
+        rest = stateful(training, workers=workers, persistent=persistent, **options)
+        rest.load_state_dict(state)
+        if epoch is not None:
+            rest.dataset.set_epoch(epoch)
+        found = ids(rest)
+        assert found == ids(stateful(training, workers=workers, epoch=epoch or 0, **options))
+        assert len(found) == len(whole)
 
 
 def test_ranks_have_parts_of_the_sequence_in_its_order(training: Dataset) -> None:

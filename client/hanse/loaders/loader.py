@@ -128,6 +128,27 @@ class Loader:
             self._order = _at_epoch(self._order, epoch)
             self._base, self._pending, self._share = Progress(), None, None
 
+    @property
+    def pending(self) -> bool:
+        """Whether a state was loaded that the next iteration goes on from."""
+        return self._pending is not None
+
+    def over(self) -> bool:
+        """Whether the state that was loaded leaves no batch; of plans that are not exact, whether no block."""
+        if self._pending is None:
+            return False
+        permutation, rows = self._order.permutation(), 0
+        left = self._pending.places(self._order.blocks)
+        for place, mark in left:
+            source, block = self._locate(permutation[place])
+            rows += self.plans[source].blocks[block].rows - mark.row - mark.emitted
+        least = self.batch_size or 1 if self.drop_last else 1
+        return not left or (rows < least and all(plan.exact for plan in self.plans))
+
+    def forget(self) -> None:
+        """Begin a whole epoch with the next iteration, as after one that went to its end."""
+        self._share, self._pending, self._base = self._pending, None, Progress()
+
     def divide(self, part: int, parts: int) -> None:
         """Be reader `part` of `parts` from the next iteration on."""
         if (part, parts) != (self._part, self._parts):
@@ -183,6 +204,7 @@ class Loader:
                 if told is not None:
                     told.tell()
                 yield slices
+            self._share = share.at(len(share.places(self._order.blocks)), None)
             self._base = Progress()  # the next iteration is a whole epoch
         finally:
             pieces.close()

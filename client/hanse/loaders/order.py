@@ -183,8 +183,8 @@ def _inside(value: Any) -> Iterable[Mapping[str, Any]]:
             return
         if late := value.get("_steps_since_snapshot"):  # torchdata's: its own loader would give those once more
             raise BadInput(
-                f"expected states of the batch given last, came some of {late} batches before it, whose rows would come "
-                "again: make the StatefulDataLoader with snapshot_every_n_steps=1"
+                f"expected states of the batch given last, came some of {late} batches before it, whose rows would "
+                "come again: make the StatefulDataLoader with snapshot_every_n_steps=1"
             )
         value = list(value.values())
     if isinstance(value, list | tuple):

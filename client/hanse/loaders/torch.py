@@ -35,11 +35,21 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._loader = loader
         self._form, self._way = form, way
         self._rank, self._world = rank, world
-        # Shared with the workers, so that `set_epoch` reaches those that live on between epochs.
-        self._epoch = torch.tensor(loader.epoch, dtype=torch.int64).share_memory_()
+        # Shared with the workers, so that `set_epoch` reaches those that live on between epochs; and whether it was
+        # called, which a state that is loaded later does not undo.
+        self._epoch = torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Any]:
         self._place()
+        if self._loader.over():
+            # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
+            self._loader.forget()
+            return iter(())
+        if not self._loader.pending:
+            self._loader.set_epoch(int(self._epoch[0]))
+        return self._batches()
+
+    def _batches(self) -> Iterator[Any]:
         if get_worker_info() is None:
             yield from map(self._form, self._loader)
         else:
@@ -53,7 +63,8 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
-        self._epoch.fill_(epoch)
+        self._epoch[:] = torch.tensor([epoch, 1])
+        self._loader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch that was given, in this process."""
@@ -64,13 +75,13 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
         self._place()
         self._loader.load_state_dict(state)
-        self._epoch.fill_(self._loader.epoch)
+        if not self._epoch[1]:
+            self._epoch[0] = self._loader.epoch
 
     def _place(self) -> None:
         """Who we are is known only where we run: in a worker of a rank."""
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
-        self._loader.set_epoch(int(self._epoch))
         self._loader.divide(self._rank * workers + worker, self._world * workers)
 
 
