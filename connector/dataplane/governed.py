@@ -113,14 +113,14 @@ class GovernedStream:
         """
         try:
             part = self._result.at_once() if isinstance(self._result, Passed | Spread | Mixed) else None
+            if part is None:
+                return None
+            due = time.monotonic() >= self._tell_at
+            if due or not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
+                self._first = part
+                return None
         except Exception as error:  # noqa: BLE001  as in `parts`
             self._failed = ours(error)
-            return None
-        if part is None:
-            return None
-        due = time.monotonic() >= self._tell_at
-        if due or not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
-            self._first = part
             return None
         return part.payload
 

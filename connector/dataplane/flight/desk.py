@@ -30,7 +30,16 @@ from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import BLOCKS_MAX, Wanted
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import BadInput, HanseError, Limited, NotFound, Refused, Unauthenticated, VersionChanged
+from connector.errors import (
+    BadInput,
+    HanseError,
+    Limited,
+    NotFound,
+    Refused,
+    Unauthenticated,
+    VersionChanged,
+    unforeseen,
+)
 from connector.query.spans import InFiles
 from connector.telemetry import logger
 from connector.usage.held import Held
@@ -111,17 +120,23 @@ class Desk:
 
     async def _answer(self, channel: socket.socket) -> None:
         try:
-            async with asyncio.timeout(_QUESTION_SECONDS):
-                question = await _question(channel)
+            try:
+                async with asyncio.timeout(_QUESTION_SECONDS):
+                    question = await _question(channel)
+            except TimeoutError:
+                _log.warning("flight question did not come")
+                return
             call = _Call(question, self._bearers(question), channel)
             with self._counted(call.consumer):
                 answer = await self._calls[question.call](call)
             if answer is not None:
                 await _frame(channel, link.VALUE, answer)
-        except TimeoutError:
-            _log.warning("flight question did not come")
         except (HanseError, PolicyError) as error:
             await _refuse(channel, error)
+        except Exception as error:  # noqa: BLE001  as over HTTP: told, unless the channel itself has gone
+            if not isinstance(error, ConnectionError | EOFError):
+                _log.exception("unforeseen", exc_info=error)
+            await _frame(channel, link.ERROR, unforeseen().problem())
 
     # Calls.
 

@@ -88,6 +88,20 @@ async def test_both_transports_give_the_same(
     assert flight == http
 
 
+@pytest.mark.parametrize("error", [RuntimeError("x"), ConnectionResetError("x"), TimeoutError("x")], ids=repr)
+async def test_what_nobody_foresaw_is_told_over_both(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    ticket = running.ticket(await running.agree())
+    monkeypatch.setattr(running.grants, "examine", fails)
+    monkeypatch.setattr(running.grants, "covers", fails)
+    told = [await ask(running, front, ticket, QUESTIONS[0][1]) for ask in (_over_http, _over_flight)]
+    assert told == [("internal", "the connector failed; its log says why", "")] * 2
+
+
 async def _over_http(running: Provider, front: Front, ticket: str, envelope: dict[str, Any]) -> Any:
     headers = {"authorization": f"Bearer {ticket}"}
     async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:

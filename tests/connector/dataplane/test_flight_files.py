@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
@@ -18,6 +19,7 @@ from connector.dataplane import senders
 from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
+from policies import gate
 from tests.support import data, flying, provider
 from tests.support.flying import flyer
 from tests.support.provider import Provider, settled
@@ -212,4 +214,31 @@ async def test_what_happens_in_mid_stream_ends_it_with_its_reason(
     assert 1 <= sum(rows) < 40
     await settled(running)
     assert running.of_kind("ReadEnded")[-1].code == code
+    prepared.drop(lambda _: True)
+
+
+async def test_a_gate_that_fails_in_mid_stream_is_no_reader_that_stalls(
+    running: Provider, prepared: PreparedStreams, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, name, _ = await agreed(running, tmp_path, wide())
+    await flown(running, front, agreement, name)
+    assert len(prepared) == 1
+    check, seen = gate.check, [0]
+
+    def fails(*given: Any) -> str | None:
+        seen[0] += 1
+        if seen[0] > 2:
+            raise TimeoutError
+        return check(*given)
+
+    monkeypatch.setattr(gate, "check", fails)
+    with pytest.raises(fl.FlightInternalError, match="internal"):
+        await flown(running, front, agreement, name)
+    headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
+    seen[0] = 0
+    async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:
+        answer = await session.get(f"/data/v1/datasets/{name}/rows")
+    assert b'"code":"internal"' in answer.content[-4096:]  # in the end record
+    await settled(running)
+    assert [(one.outcome, one.code) for one in running.of_kind("ReadEnded")[-2:]] == [("broken", "internal")] * 2
     prepared.drop(lambda _: True)
