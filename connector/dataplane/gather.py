@@ -13,7 +13,9 @@ chunk. Offered to the application as the extension `hanse.gather`; a body messag
     hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
     hanse.moved    as it goes
     hanse.seen     in that thread, with all bytes of the parts in their order, each before it goes
-    hanse.more     in that thread, too, when they have gone: the next parts, sent as a chunk of their own, or none
+    hanse.more     in that thread, too, when they have gone: the next parts, sent as a chunk of their own, or none. It
+                   refers to the files of all of them: where `send` raises Busy, as their disk does not answer, a
+                   thread still has their descriptors
     hanse.trailers at the end of a chunked body: (name, value) pairs that go after its last chunk
     hanse.abort    true: close the connection at once, without waiting for a reader that does not read
 
@@ -45,6 +47,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from connector.bounds import Bounded
 from connector.dataplane.senders import OURS, TURN, in_thread
+from connector.errors import Busy
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -146,7 +149,11 @@ class Cycle(RequestResponseCycle):
     async def _pushed(self, sending: _Sending, out: socket.socket, *, device: int) -> bool:
         """Send as much as the reader takes without making us wait. Whether that was all."""
         try:
-            whole = await in_thread(partial(sending.push, out), stop=sending.stop, device=device)
+            whole = await in_thread(partial(sending.push, out), stop=sending.stop, device=device, out=out)
+        except Busy:
+            with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as ours:
+                ours.shutdown(socket.SHUT_RDWR)  # closed or not by the thread that is lost, nothing goes out any more
+            raise
         except (ConnectionError, TimeoutError):
             self.transport.abort()
             raise ConnectionAbortedError("the client has left") from None
@@ -270,11 +277,14 @@ class _Chunk:
         self._parts = parts  # before the first of them goes
 
     def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
-        """Send until all has gone (True) or the reader makes us wait."""
+        """Send until all has gone (True), or the reader makes us wait, or the turn is over: a slow disk is none that
+        hangs."""
         self._check_lengths()
         while self._left or self._refilled():
             try:
                 self._drop(out.sendmsg(self._next(window)))
+                if self._left and wait.over:
+                    return False
             except BlockingIOError:
                 if not wait.writable():
                     return False

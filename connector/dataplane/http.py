@@ -53,6 +53,7 @@ from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import (
     BadInput,
+    Busy,
     HanseError,
     Limited,
     NotFound,
@@ -476,6 +477,10 @@ class _Transport:
             stream.abandon("version_changed", "a file of this version is not what it was; register a new version")
             await exchange.abort()
             raise ConnectionAbortedError("the file does not hold what it did") from None
+        except Busy as error:
+            stream.abandon(error.code, error.message)
+            await exchange.abort()
+            raise ConnectionAbortedError("the file cannot be read now") from None
 
 
 def parse_envelope(body: bytes) -> Envelope:

@@ -27,6 +27,7 @@ class Slots:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self._out = channel.dup()  # for threads: one that is lost on a disk that hangs keeps it
         self._loop = asyncio.get_running_loop()
         self._memory: list[mmap.mmap | None] = [None] * link.SLOTS
         self._free = list(range(link.SLOTS))
@@ -44,6 +45,7 @@ class Slots:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait((self._turning,))
         self._loop.remove_reader(self._channel)
+        self._out.close()
 
     async def put(self, payload: memoryview | bytes) -> None:
         """Hand over a batch, once a slot is free for it."""
@@ -61,7 +63,7 @@ class Slots:
         others for it."""
         slot = await self._one()
         self._loop.remove_reader(self._channel)  # the thread takes slots back
-        turn = in_thread(partial(self._turn, slot, more), stop=self._stop, device=device)
+        turn = in_thread(partial(self._turn, slot, more), stop=self._stop, device=device, out=self._out)
         self._turning = asyncio.ensure_future(turn)
         try:
             return await self._turning
@@ -70,13 +72,13 @@ class Slots:
 
     def _turn(self, slot: int | None, more: Callable[[], InFiles | None]) -> bool:
         poll, ends = select.poll(), time.monotonic() + TURN
-        poll.register(self._channel, select.POLLIN)
+        poll.register(self._out, select.POLLIN)
         while slot is not None and not self._stopped:
             if (span := more()) is None:
                 self._free.append(slot)
                 return False
             self._read(slot, span)
-            slot = self._soon(poll, ends)
+            slot = None if self._stopped else self._soon(poll, ends)
         return True
 
     def _read(self, slot: int, span: InFiles) -> None:
@@ -90,7 +92,7 @@ class Slots:
         """A slot for another part, where there is one soon enough."""
         left = ends - time.monotonic()
         if left > 0 and not self._free and poll.poll(min(left, _PATIENCE) * 1000):
-            self._take_back()
+            self._take_back(self._out)
         return self._free.pop() if left > 0 and self._free else None
 
     async def _one(self) -> int:
@@ -107,16 +109,16 @@ class Slots:
             self._loop.add_reader(self._channel, self._heard)
 
     def _heard(self) -> None:
-        if self._take_back():
+        if self._take_back(self._channel):
             self._given.set()
         else:
             self._loop.remove_reader(self._channel)
             self.left.set()
 
-    def _take_back(self) -> bool:
+    def _take_back(self, channel: socket.socket) -> bool:
         """Slots that nobody holds any more. False where the reader has gone."""
         try:
-            found = self._channel.recv(64)
+            found = channel.recv(64)
         except BlockingIOError:
             return True
         except OSError:
@@ -142,9 +144,9 @@ class Slots:
         header = link.HEADER.pack(link.BATCH, slot, descriptor is not None, size)
         try:
             if descriptor is None:
-                self._channel.send(header)
+                self._out.send(header)
             else:
-                socket.send_fds(self._channel, [header], [descriptor])
+                socket.send_fds(self._out, [header], [descriptor])
         except BlockingIOError:
             return False
         return True

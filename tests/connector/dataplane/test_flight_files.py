@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,17 @@ import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
 
-from connector.dataplane import senders
+from connector.dataplane import gather, senders
 from connector.dataplane.flight import desk
 from connector.dataplane.flight.front import Front
 from connector.dataplane.prepared import PreparedStreams
-from policies import gate
-from tests.support import data, flying, provider
+from connector.query import spans
+from policies import gate as batch_gate
+from policies.model import Policy
+from tests.support import data, flying, gate, provider
 from tests.support.flying import flyer
 from tests.support.provider import Provider, settled
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -70,13 +76,15 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch, prepared: PreparedStreams) -> 
     prepared.drop(lambda _: True)
 
 
-async def agreed(running: Provider, folder: Path, batches: list[pa.RecordBatch]) -> tuple[str, str, Path]:
+async def agreed(
+    running: Provider, folder: Path, batches: list[pa.RecordBatch], policy: Policy = provider.OPEN
+) -> tuple[str, str, Path]:
     """The agreement on a file of these batches, its dataset's name, the file."""
     path, name = folder / "t.arrow", f"t{os.urandom(4).hex()}"
     with pa.ipc.new_file(path, batches[0].schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    return await running.agree(name=name, path=path, kind="arrow_ipc"), name, path
+    return await running.agree(policy, name=name, path=path, kind="arrow_ipc"), name, path
 
 
 async def flown(running: Provider, front: Front, agreement: str, name: str) -> list[tuple[pa.Table, dict[str, Any]]]:
@@ -217,13 +225,91 @@ async def test_what_happens_in_mid_stream_ends_it_with_its_reason(
     prepared.drop(lambda _: True)
 
 
+@pytest.fixture
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], threading.Event]]:
+    """Have a sender wait that looks at the file which is named, or reads from it to the Flight process: until the event
+    that comes back."""
+    over, preadv, fstat = threading.Event(), os.preadv, os.fstat
+    names: set[str] = set()
+
+    def wait(number: int) -> None:
+        if threading.current_thread().name.startswith("sender") and os.readlink(f"/proc/self/fd/{number}") in names:
+            over.wait()
+
+    def looked(number: int) -> os.stat_result:
+        wait(number)
+        return fstat(number)
+
+    def read(number: int, *given: Any) -> int:
+        wait(number)
+        return preadv(number, *given)
+
+    def hang(path: str) -> threading.Event:
+        names.add(path)
+        return over
+
+    monkeypatch.setattr(spans.os, "preadv", read)
+    monkeypatch.setattr(gather.os, "fstat", looked)
+    yield hang
+    over.set()
+
+
+async def over_http(running: Provider, agreement: str, name: str) -> Any:
+    headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
+    async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:
+        return await session.get(f"/data/v1/datasets/{name}/rows")
+
+
+def held(path: Path) -> bool:
+    """Whether this process has the file open."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{number}"))
+    return str(path) in found
+
+
+@pytest.mark.parametrize("way", ["http", "flight"])
+async def test_a_read_whose_sender_hangs_ends_and_gives_back_its_place(
+    running: Provider,
+    prepared: PreparedStreams,
+    front: Front,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hung: Callable[[str], threading.Event],
+    way: str,
+) -> None:
+    once = gate.agreement(gate.atom("ds:concurrency", "lteq", "1"), action="odrl:use")
+    agreement, name, path = await agreed(running, tmp_path, wide(), once)
+    await flown(running, front, agreement, name)
+    assert len(prepared) == 1
+    over = hung(str(path))
+    monkeypatch.setattr(senders, "_SECONDS", 0.3)
+    async with asyncio.timeout(60):
+        if way == "http":
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await over_http(running, agreement, name)
+        else:
+            with pytest.raises(fl.FlightUnavailableError, match="file_unavailable: the disk"):
+                await flown(running, front, agreement, name)
+        await settled(running)
+    prepared.drop(lambda _: True)
+    assert [running.of_kind("ReadEnded")[-1].code, running.reads._running] == ["file_unavailable", {}]
+    assert held(path)  # a number that the thread may still use is nobody else's
+    over.set()
+    await until(lambda: gc.collect() >= 0 and not held(path))  # what was raised and its frames refer to each other
+    assert (await over_http(running, agreement, name)).status_code == 200  # there is one place at once
+    await settled(running)
+    prepared.drop(lambda _: True)
+
+
 async def test_a_gate_that_fails_in_mid_stream_is_no_reader_that_stalls(
     running: Provider, prepared: PreparedStreams, front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreement, name, _ = await agreed(running, tmp_path, wide())
     await flown(running, front, agreement, name)
     assert len(prepared) == 1
-    check, seen = gate.check, [0]
+    check, seen = batch_gate.check, [0]
 
     def fails(*given: Any) -> str | None:
         seen[0] += 1
@@ -231,13 +317,11 @@ async def test_a_gate_that_fails_in_mid_stream_is_no_reader_that_stalls(
             raise TimeoutError
         return check(*given)
 
-    monkeypatch.setattr(gate, "check", fails)
+    monkeypatch.setattr(batch_gate, "check", fails)
     with pytest.raises(fl.FlightInternalError, match="internal"):
         await flown(running, front, agreement, name)
-    headers = {"authorization": f"Bearer {running.ticket(agreement)}"}
     seen[0] = 0
-    async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:
-        answer = await session.get(f"/data/v1/datasets/{name}/rows")
+    answer = await over_http(running, agreement, name)
     assert b'"code":"internal"' in answer.content[-4096:]  # in the end record
     await settled(running)
     assert [(one.outcome, one.code) for one in running.of_kind("ReadEnded")[-2:]] == [("broken", "internal")] * 2

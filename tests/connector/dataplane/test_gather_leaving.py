@@ -105,6 +105,31 @@ async def test_files_on_a_disk_that_hangs_hold_up_none_of_another() -> None:
         one.close()
 
 
+async def test_a_disk_that_is_slow_is_none_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has given of a large batch has been sent meanwhile."""
+    monkeypatch.setattr(senders, "_SECONDS", 1.0)
+    monkeypatch.setattr(gather, "_WINDOW", 2**16)
+    mapped = gather._mapped
+
+    def slowly(number: int, start: int) -> memoryview:
+        time.sleep(0.15)
+        return mapped(number, start)
+
+    monkeypatch.setattr(gather, "_mapped", slowly)
+    out, peer = socket.socketpair()
+    with out, peer, tempfile.TemporaryFile("w+b", buffering=0) as file:
+        file.truncate(10 * 2**16)
+        reading = asyncio.ensure_future(asyncio.to_thread(all_of, peer, 10 * 2**16))
+        await sent(out, Span(file, 0, 10 * 2**16))
+        await reading
+
+
+def all_of(peer: socket.socket, size: int) -> None:
+    """Read so many bytes."""
+    while size > 0:
+        size -= len(peer.recv(size))
+
+
 async def sent(out: socket.socket, span: Span, hung: Callable[[], object] | None = None) -> None:
     """A span on its way; a thread that looks at a disk that has `hung` waits."""
     out.setblocking(False)
