@@ -25,6 +25,7 @@ _READER = 2**16  # bytes that the engine holds for a column beside its values
 _UNKNOWN = 2**40
 _DELTA_TEXTS = frozenset({"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"})
 _MAGIC = 8  # bytes before the first message of an Arrow file
+_VERSION_4, _RECORD_BATCH = 3, 3  # MetadataVersion and MessageHeader of Arrow's Schema.fbs and Message.fbs
 _TEXT_MAX = 128
 _TOLD_MAX = 5
 Reached = Callable[[str, int], None]
@@ -155,7 +156,12 @@ def check_arrow(files: Files, *, reached: Reached) -> None:
         reached("checking", number)
         with pa.OSFile(files.open(number)) as file:
             schema = plain_schema(pa.ipc.open_file(file).schema).remove_metadata()
-            _check_version(file, ref.name)
+            try:
+                _check_version(file, ref.name)
+            except struct.error as error:
+                raise SourceUnreadable(
+                    f"expected an Arrow file, came a damaged one: {ref.name!r}; write it again", file=ref.name
+                ) from error
         first = first or (ref.name, schema)
         _check_schema(schema, ref.name, like=first, unread=_unread_arrow)
 
@@ -163,12 +169,12 @@ def check_arrow(files: Files, *, reached: Reached) -> None:
 def _check_version(file: pa.OSFile, name: str) -> None:
     """SourceUnreadable for an Arrow file of format version 4 that is compressed as only version 5 knows: Arrow's reader
     takes the compressed bytes for the values."""
-    file.seek(_MAGIC)
-    for message in pa.ipc.MessageReader.open_stream(file):
-        if message.metadata_version != pa.ipc.MetadataVersion.V4:
+    for metadata in _metadata(file):
+        (message,) = struct.unpack_from("<I", metadata)
+        if _number(metadata, message, 0, "<h") != _VERSION_4:
             return
-        if message.type == "record batch":
-            if _says_compressed(memoryview(message.metadata)):
+        if _number(metadata, message, 1, "<B") == _RECORD_BATCH:
+            if _says_compressed(metadata, message):
                 raise SourceUnreadable(
                     f"expected an Arrow file of format version 5 where it is compressed, came version 4: {name!r}; "
                     "write it again without `metadata_version`, or without compression",
@@ -178,13 +184,39 @@ def _check_version(file: pa.OSFile, name: str) -> None:
             return
 
 
-def _says_compressed(metadata: memoryview) -> bool:
+def _metadata(file: pa.OSFile) -> Iterator[memoryview]:
+    """What each message says of itself (Arrow columnar format, "Encapsulated message format"); no byte of a body is
+    read, which may be larger than memory."""
+    at, size = _MAGIC, _size_at(file, _MAGIC)
+    while size:
+        mark = 4 if size == -1 else 0  # files of old have none
+        size = _size_at(file, at + mark) if mark else size
+        if size <= 0:
+            return
+        metadata = memoryview(file.read_at(min(size, file.size()), at + mark + 4))
+        yield metadata
+        (message,) = struct.unpack_from("<I", metadata)
+        at += mark + 4 + size + max(0, _number(metadata, message, 3, "<q"))
+        size = _size_at(file, at)
+
+
+def _size_at(file: pa.OSFile, at: int) -> int:
+    found = file.read_at(4, at) if at < file.size() else b""
+    return int.from_bytes(found, "little", signed=True) if len(found) == 4 else 0
+
+
+def _says_compressed(metadata: memoryview, message: int) -> bool:
     """Whether the message of a record batch names a compression (Arrow's Message.fbs, in flatbuffers): field 3 of its
     header, which is field 2 of the message."""
-    (message,) = struct.unpack_from("<I", metadata)
     at = message + _field(metadata, message, 2)
     (header,) = struct.unpack_from("<I", metadata, at)
     return _field(metadata, at + header, 3) > 0
+
+
+def _number(data: memoryview, table: int, number: int, form: str) -> int:
+    """The value of a field; 0 where it is left out."""
+    place = _field(data, table, number)
+    return int(struct.unpack_from(form, data, table + place)[0]) if place else 0
 
 
 def _field(data: memoryview, table: int, number: int) -> int:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from connector.errors import SourceUnreadable
 from connector.query import engine, profiling
 from tests.support import data
 
@@ -89,3 +90,35 @@ def test_a_struct_of_many_fields_counts_as_many(tmp_path: Path) -> None:
     inner = wide(64).to_struct_array()
     pq.write_table(pa.table([inner] * 40, names=[f"s{number}" for number in range(40)]), tmp_path / "t.parquet")
     assert len(asked_of(tmp_path / "t.parquet")[1]) == 3
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_arrow_file_of_version_4_is_looked_at_without_the_bytes_of_its_batches(tmp_path: Path, legacy: bool) -> None:
+    """A batch may be larger than memory."""
+    table = pa.table({"n": range(2**20), "tag": pa.array(["a", "b"] * 2**19).dictionary_encode()})
+    how = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4, use_legacy_format=legacy)
+    with pa.ipc.new_file(tmp_path / "t.arrow", table.schema, options=how) as out:
+        out.write_table(table)
+    files = engine.open_files(data.relation("arrow_ipc", tmp_path / "t.arrow", tmp_path), None)
+    before, counting = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(counting)
+    try:
+        profiling.check_arrow(files, reached=_heard)
+    finally:
+        pa.set_memory_pool(before)
+        files.close()
+    assert (counting.max_memory() or 0) < 2**18
+
+
+def test_an_arrow_file_of_version_4_whose_messages_are_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    how = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4)
+    with pa.ipc.new_file(path, pa.schema({"n": pa.int64()}), options=how) as out:
+        out.write(pa.table({"n": range(10)}))
+    raw = bytearray(path.read_bytes())
+    raw[16:20] = b"\x00\x00\x00\x7f"  # where the message's own table lies
+    path.write_bytes(raw)
+    files = engine.open_files(data.relation("arrow_ipc", path, tmp_path), None)
+    with pytest.raises(SourceUnreadable, match=r"damaged one: 't\.arrow'"):
+        profiling.check_arrow(files, reached=_heard)
+    files.close()
