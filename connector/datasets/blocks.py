@@ -41,7 +41,6 @@ class Blocks:
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._making: asyncio.Future[tuple[Path, int]] | None = None  # the folder, and its lock
         self._folder: Path | None = None
-        self._lock = -1
         self.hits = self.misses = 0
 
     async def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
@@ -67,20 +66,26 @@ class Blocks:
         """Remove everything."""
         for task in self._fetching.values():
             task.cancel()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            os.close(self._lock)
-            self._folder = self._making = None
+        making, self._folder, self._making = self._making, None, None
+        if making is not None and making.done():
+            _move_out(making)
+        elif making is not None:
+            making.add_done_callback(_move_out)
 
     async def _move_in(self) -> None:
         """Make our folder, once, in a thread: others may have left much, or be about to remove it."""
         if self._making is None:
             self._making = asyncio.ensure_future(asyncio.to_thread(_own_folder, self._parent))
+        making = self._making
         try:
-            self._folder, self._lock = await asyncio.shield(self._making)
+            folder, _ = await asyncio.shield(making)
         except OSError:
-            self._making = None
+            if self._making is making:
+                self._making = None
             raise
+        if self._making is not making:
+            raise FileNotFoundError("the cache is closed")
+        self._folder = folder
 
     def _start(self, label: str, ref: FileRef, store: str, run: range) -> asyncio.Task[None]:
         """Bring what of a run is missing; two readers of one run share the work."""
@@ -177,6 +182,14 @@ def _own_folder(parent: Path) -> tuple[Path, int]:
                 os.close(lock)
         folder = Path(tempfile.mkdtemp(prefix="cache-", dir=parent))
         return folder, _locked(folder)
+
+
+def _move_out(made: asyncio.Future[tuple[Path, int]]) -> None:
+    """Remove a folder that was made, and let go of its lock."""
+    if not made.cancelled() and made.exception() is None:
+        folder, lock = made.result()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def _locked(folder: Path) -> int:

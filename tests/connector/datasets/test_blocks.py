@@ -39,6 +39,12 @@ def folders(parent: Path) -> list[Path]:
     return list(parent.glob("cache-*"))
 
 
+def open_in(parent: Path) -> list[str]:
+    """What this process has open of the folders there, removed or not."""
+    names = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return [name for name in names if name.startswith(f"{parent}/cache-")]
+
+
 async def test_readers_have_one_folder_and_nobody_waits_while_it_is_made(tmp_path: Path) -> None:
     """Another process holds the lock for a moment, as it removes what a third has left."""
     (tmp_path / "cache-old").mkdir()
@@ -66,3 +72,18 @@ async def test_where_the_folder_cannot_be_made_the_next_reader_tries_again(tmp_p
     (tmp_path / "file").unlink()
     assert await first(blocks) == b"abc"
     blocks.close()
+
+
+async def test_a_cache_that_is_closed_while_its_folder_is_made_leaves_none(tmp_path: Path) -> None:
+    blocks, over = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock", seconds=2)
+    reading = asyncio.ensure_future(first(blocks))
+    await asyncio.sleep(0.05)
+    assert over.is_alive()
+    blocks.close()
+    with pytest.raises(OSError, match="closed"):
+        await reading
+    assert not folders(tmp_path)
+    assert not open_in(tmp_path)
+    assert await first(blocks) == b"abc"  # it may be read anew
+    blocks.close()
+    assert not folders(tmp_path)
