@@ -47,7 +47,7 @@ from connector.store.agreements import used_today
 from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
-from connector.usage.facts import DECLARED, PURPOSE, counted, requested
+from connector.usage.facts import DECLARED, PURPOSE, USES, counted, requested
 from policies.evaluate import Facts
 from policies.vocabulary import Phase
 
@@ -573,8 +573,10 @@ def _check_permitted(tx: Transaction, agreement: Agreement, grant: Grant, facts:
     verdict = terms.judge(policy, known, phase=Phase.TRANSFER, now=tx.now)
     if not verdict.permitted and not verdict.waits_for(later):
         undeclared = terms.judge(policy, known.without(PURPOSE), phase=Phase.TRANSFER, now=tx.now)
+        uncounted = terms.judge(policy, known.without(USES), phase=Phase.TRANSFER, now=tx.now)
+        code = "count_spent" if uncounted.waits_for({USES, *later}) else "not_permitted"
         raise Refused(
             f"the agreement does not permit this now: {'; '.join(verdict.reasons) or 'no permission is active'}",
-            code="purpose_not_agreed" if undeclared.waits_for({PURPOSE, *later}) else "not_permitted",
+            code="purpose_not_agreed" if undeclared.waits_for({PURPOSE, *later}) else code,
             rule=verdict.rule,
         )

@@ -37,7 +37,7 @@ def check_left(held: Held, contract: DataContract, own: Own, *, now: float) -> N
     """Limited where nothing is left of what is counted; the counting itself asks again."""
     limits, rows = contract.limits, _most_rows(held, contract)
     if limits.queries_per_day is not None and own.today >= limits.queries_per_day:
-        raise _uses_spent(contract, own.uses)
+        raise uses_spent(contract, own.uses)
     if (rows is not None and own.rows >= rows) or (limits.bytes is not None and own.bytes >= limits.bytes):
         raise _quota_spent(contract)
 
@@ -52,7 +52,7 @@ def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int,
         row = tx.agreements.grant(grant.agreement_id)
         if row is None or row.revoked_at is not None:
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
-        raise _uses_spent(grant.contract, row.queries)
+        raise uses_spent(grant.contract, row.queries)
     if limits.concurrency is not None:
         running = tx.reads.take_place(read_id, grant.agreement_id, now=now, until=place_until(now)) - 1
         check_concurrency(grant.contract, running)
@@ -104,7 +104,8 @@ def _most_rows(held: Held, contract: DataContract) -> int | None:
     return share if limits.rows is None else min(share, limits.rows)
 
 
-def _uses_spent(contract: DataContract, uses: int) -> Limited:
+def uses_spent(contract: DataContract, uses: int) -> Limited:
+    """The refusal of a read after so many `uses`: those of the agreement are used up, or those of a day."""
     limits = contract.limits
     spent = limits.queries is not None and uses >= limits.queries
     what = f"{limits.queries} reads" if spent else f"{limits.queries_per_day} reads a day"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from connector.errors import HanseError, Refused
-from connector.usage.counting import check_concurrency, check_left
+from connector.usage.counting import check_concurrency, check_left, uses_spent
+from connector.usage.facts import DECLARED, USES
 from connector.usage.held import Held, Own
 from policies import admission
 from policies.contract import DataContract
@@ -77,7 +78,11 @@ def decided(held: Held, contract: DataContract, facts: Facts, *, action: str, no
     return evaluate(held.policy, facts, action=action, permission=own, phase=Phase.TRANSFER, now=now)
 
 
-def not_permitted(contract: DataContract, decision: Decision) -> Refused:
+def not_permitted(contract: DataContract, decision: Decision) -> HanseError:
+    """Why a permission is not active: Limited where its uses are spent, and at most what a request may declare stands
+    against it beside; else Refused."""
+    if contract.limits.queries is not None and against(decision) - DECLARED == {USES}:
+        return uses_spent(contract, contract.limits.queries)
     return Refused(
         f"{_NOT_NOW}{'; '.join(decision.reasons) or 'no permission is active'}",
         code="not_permitted",

@@ -37,6 +37,7 @@ _KEPT_MAX = 4_096
 _VALUE_MAX = 255
 
 PURPOSE = "odrl:purpose"
+USES = "odrl:count"
 DECLARED = frozenset({PURPOSE, "ds:application"})  # what a request may still declare after its transfer started
 
 FactsOf = Callable[[str], Awaitable[Facts]]  # what is known of a participant now
@@ -204,5 +205,5 @@ def requested(facts: Facts, *, purpose: str, application: str = "") -> Facts:
 
 def counted(facts: Facts, *, uses: int, uses_today: int, running: int) -> Facts:
     """`facts` with the counters of a grant, as they stood before the read that asks."""
-    counters = {"odrl:count": uses, "ds:queriesPerDay": uses_today, "ds:concurrency": running}
+    counters = {USES: uses, "ds:queriesPerDay": uses_today, "ds:concurrency": running}
     return facts.adding(Facts.of(counters, source="counter"))

@@ -154,6 +154,19 @@ async def test_an_agreement_whose_time_is_over_starts_nothing_more(tmp_path: Pat
         assert (await settled(two.south, "transfer", row.id, "TERMINATED")).code == "not_permitted"
 
 
+async def test_an_agreement_whose_uses_are_spent_starts_nothing_more_and_says_so(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement_id = await agreed(two, policy=constrained("odrl:count", "lteq", "1"))
+
+        def use(tx: Transaction) -> None:
+            tx.agreements.count_use(agreement_id, day=0, most=1, most_today=None)
+
+        await two.north.store.write(use)
+        row = await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        refused = await settled(two.south, "transfer", row.id, "TERMINATED")
+        assert (refused.code, "number of uses" in refused.reason) == ("count_spent", True)
+
+
 async def test_a_push_sends_everything_and_completes(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         agreement_id = await agreed(two)

@@ -22,7 +22,7 @@ from tests.support.random_ends import REFUSED, Came, check_records, over_flight,
 from tests.support.random_reads import Read
 from tests.support.random_space import Different, World
 
-_USED_UP = {"count_spent", "not_permitted"}  # as it begins, and as it is asked for
+_USED_UP = {"count_spent"}
 
 
 class Budget(Case):

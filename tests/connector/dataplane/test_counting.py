@@ -97,7 +97,7 @@ async def test_what_the_gate_refuses_takes_no_use_no_quota_and_no_place(running:
     assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).status_code == 200
     await settled(running)
     assert await used(running, agreement) == (1, 3)
-    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).json()["code"] == "not_permitted"
+    assert (await ask(running, ticket, "SELECT id FROM numbers LIMIT 3")).json()["code"] == "count_spent"
 
 
 async def test_a_use_is_counted_before_the_first_byte_and_stays_when_the_engine_fails(running: Provider) -> None:

@@ -102,6 +102,16 @@ async def test_what_nobody_foresaw_is_told_over_both(
     assert told == [("internal", "the connector failed; its log says why", "")] * 2
 
 
+async def test_uses_that_are_spent_are_so_over_both(running: Provider, front: Front) -> None:
+    ticket = running.ticket(await running.agree(POLICIES["once"]))
+    assert len(await _over_http(running, front, ticket, QUESTIONS[-1][1])) == 3  # the one
+    for ask in (_over_http, _over_flight):
+        told = await ask(running, front, ticket, QUESTIONS[-1][1])
+        assert told == (
+            "count_spent", "the agreement allows 1 reads and they are used up", "/permission/0/constraint/0"
+        )  # fmt: skip
+
+
 async def _over_http(running: Provider, front: Front, ticket: str, envelope: dict[str, Any]) -> Any:
     headers = {"authorization": f"Bearer {ticket}"}
     async with httpx2.AsyncClient(base_url=running.url, headers=headers, timeout=30) as session:

@@ -49,7 +49,7 @@ CLOSED = [
     (may(atom("ds:participantCountry", "eq", "DE")), "ds:participantCountry"),
     (may(atom("ds:environment", "eq", "secure")), "ds:environment"),
     (may(atom("ds:application", "eq", "https://app.example/")), "ds:application"),
-    (may(atom("odrl:count", "lteq", "0")), "number of uses"),
+    (may(atom("odrl:count", "lteq", "0")), "0 reads and they are used up"),
     (may(atom("ds:queriesPerDay", "lt", "1")), "0 reads a day"),
     (may(atom("ds:concurrency", "lt", "1")), "0 reads at once"),
     (may(atom("ds:rowQuota", "lteq", "0")), "used up"),
