@@ -91,7 +91,20 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 
 def read_dataset(raw: object, *, participant: str) -> Entry:
-    """A dataset of a Dataspace Protocol catalogue. MessageInvalid says what is missing (DSP 2025-1, section 6)."""
+    """A dataset of a Dataspace Protocol catalogue. MessageInvalid says what is missing (DSP 2025-1, section 6), or that
+    it is nested too deep."""
+    try:
+        return _read(raw, participant=participant)
+    except RecursionError:
+        raise too_deep() from None
+
+
+def too_deep() -> MessageInvalid:
+    """The refusal of a dataset that nobody can follow to its ends."""
+    return MessageInvalid("expected a dataset that is nested less deep; its provider must write it flatter")
+
+
+def _read(raw: object, *, participant: str) -> Entry:
     if not isinstance(raw, dict):
         raise MessageInvalid(f"expected a dataset object, came {type(raw).__name__}")
     dataset_id = checked_id(raw)

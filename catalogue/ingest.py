@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogue.entry import READER, checked_id, digest_of, read_dataset
+from catalogue.entry import READER, checked_id, digest_of, read_dataset, too_deep
 from catalogue.store import Transaction
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Member
@@ -77,15 +77,18 @@ def sift(datasets: Iterable[object], member: Member, *, entry_bytes: int, tally:
         try:
             candidate = _candidate(raw, member, entry_bytes)
             found[candidate.id] = candidate
-        except (HanseError, RecursionError) as error:
-            tally.skip(label, str(error))
+        except HanseError as error:
+            tally.skip(label, error.message)
     return list(found.values())
 
 
 def _candidate(raw: object, member: Member, entry_bytes: int) -> Candidate:
     if not isinstance(raw, dict):
         raise MessageInvalid(f"expected a dataset object, came {type(raw).__name__}")
-    text = json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise too_deep() from None
     size = len(text.encode("utf-8", "replace"))
     if size > entry_bytes:
         raise Limited(f"the description has {size} bytes; at most {entry_bytes} are kept")
@@ -184,7 +187,7 @@ def read_again(tx: Transaction, *, limit: int = 500) -> int:
         row.reader = READER
         try:
             entry = read_dataset(json.loads(row.raw), participant=row.member_id)
-        except (HanseError, RecursionError):
+        except (HanseError, RecursionError):  # the latter of the text itself
             continue  # fit for the older reading only: kept as it was read then
         row.content = entry.to_json()
         row.digest, row.seq = digest_of(row.content), tx.entries.next_seq()

@@ -143,3 +143,16 @@ def test_an_offer_is_said_in_words_classes_purposes_and_its_end() -> None:
     assert (offer.purposes, offer.actions, offer.until) == (("dpv:ScientificResearch",), ("ds:query",), "2027-12-31")
     assert offer.sentences[0] == "The party may query the data."
     assert [line.depth for line in offer.lines] == [0, 1, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("where", ["@id", "dct:title", "hanse:columns", "hasPolicy"])
+def test_what_is_nested_too_deep_is_refused_or_left_out_wherever_it_stands(where: str) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    raw = {**dataset("urn:x"), where: deep}
+    if where in ("@id", "hasPolicy"):
+        with pytest.raises(MessageInvalid):
+            read_dataset(raw, participant="did:web:north")
+    else:
+        assert read_dataset(raw, participant="did:web:north").id == "urn:x"

@@ -177,6 +177,7 @@ def test_a_dataset_that_is_nested_too_deep_is_left_out_and_the_others_are_not() 
     found = ingest.sift(raw, member("north"), entry_bytes=100_000, tally=tally)
     assert [one.id for one in found] == ["urn:hanse:north:a"]
     assert [problem["dataset"] for problem in tally.problems] == ["urn:hanse:north:deep"]
+    assert tally.problems[0]["problem"].endswith("its provider must write it flatter")
 
 
 def test_the_whole_catalogue_runs_on_it(database_url: str, tmp_path: Path) -> None:
