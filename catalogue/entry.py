@@ -55,6 +55,7 @@ class Entry:
     offers: tuple[Offer, ...]
     formats: tuple[str, ...]
     endpoint: str  # base of the protocol, where negotiations about it go
+    column_count: int = 0  # of all, where its provider lists the first of them only
     audience: tuple[str, ...]  # who may know of it beyond those whom an offer is open to: public, members, or DIDs
 
     def to_json(self) -> dict[str, Any]:
@@ -123,7 +124,8 @@ def _read(raw: object, *, participant: str) -> Entry:
         themes=_words(_values(raw, _DCAT, "theme"), _THEMES_MAX, size=500),
         license=_text(raw, "license", 500),
         language=_text(raw, "language", 200),
-        columns=tuple(_columns(raw)),
+        columns=(columns := tuple(_columns(raw))),
+        column_count=count if (count := _count(raw)) > len(columns) else 0,
         offers=tuple(offers.read_offer(policy) for policy in policies[:_OFFERS_MAX]),
         formats=_words((_plain(one.get("format") or one.get("dct:format")) for one in distributions), 20),
         endpoint=_endpoint(distributions),
@@ -164,6 +166,12 @@ def _columns(raw: Mapping[str, Any]) -> Iterable[Column]:
         }
         if fields["name"]:
             yield Column(**fields)
+
+
+def _count(raw: Mapping[str, Any]) -> int:
+    """How many columns there are, as far as that is told."""
+    text = _plain(_ours(raw, "columnCount"))
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _endpoint(distributions: list[dict[str, Any]]) -> str:

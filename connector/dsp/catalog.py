@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from policies.vocabulary import Phase
 
 PAGE = 100
 _BATCH = PAGE + 1  # a page, and the one more that says whether another page follows
-TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, version
+TERMS = "https://w3id.org/hanse/catalog/1/"  # our own members: columns, name, type, columnCount, version
+_COLUMNS_BYTES = 64 * 2**10  # of one description on a page: a catalogue reads 8 MiB of a page, and 256 kB of each
 _LOOK_AT_MAX = 1_000  # datasets that one request may look at, so that hidden ones cannot make it slow
 _POLICIES_MAX = 2_048
 _ASKED = frozenset({"offset", "limit", "filterExpression", "sortField", "sortOrder", "range"})
@@ -93,7 +95,7 @@ class Catalog:
         found = await self._store.read(work)
         if not found:
             raise NotFound(f"no dataset {dataset_id!r} in this catalogue")
-        return {"@context": [CONTEXT], **self._entry(found[0])}
+        return {"@context": [CONTEXT], **self._entry(found[0], {f"{TERMS}columns": _typed(found[0].version.schema)})}
 
     def _collect(
         self, tx: Transaction, facts: Facts, *, start: str, backwards: bool, skip: int, limit: int
@@ -153,10 +155,10 @@ class Catalog:
             "service": [self._service],
         }
         if found:
-            document["dataset"] = [self._entry(entry) for entry in found]
+            document["dataset"] = [self._entry(entry, _described(entry.version.schema)) for entry in found]
         return document
 
-    def _entry(self, listed: _Listed) -> Json:
+    def _entry(self, listed: _Listed, columns: Json) -> Json:
         row = listed.dataset
         about = {
             "dct:title": row.title,
@@ -166,12 +168,11 @@ class Catalog:
             "dct:license": row.license,
             f"{TERMS}version": row.version,
         }
-        columns = [{f"{TERMS}name": c["name"], f"{TERMS}type": c["type"]} for c in listed.version.schema]
         return {
             "@id": row.id,
             "@type": "Dataset",
             **{term: value for term, value in about.items() if value},
-            f"{TERMS}columns": {"@list": columns},
+            **columns,
             "hasPolicy": [{"@id": offer.id, **self._policy(offer)[1]} for offer in listed.offers],
             "distribution": [
                 {"@type": "Distribution", "format": name, "accessService": self._service} for name in self._formats
@@ -185,6 +186,26 @@ class Catalog:
         if previous_before:
             links.append(f'<{self._base}/catalog/request?before={encode_cursor(previous_before)}>; rel="previous"')
         return ", ".join(links)
+
+
+def _typed(schema: Sequence[Mapping[str, Any]]) -> Json:
+    return {"@list": [{f"{TERMS}name": column["name"], f"{TERMS}type": column["type"]} for column in schema]}
+
+
+def _described(schema: Sequence[Mapping[str, Any]]) -> Json:
+    """The columns as a page has them: with their types; of very many the names alone, by which they are looked for, as
+    many as have room, and how many there are where that is not all."""
+    if len(json.dumps(typed := _typed(schema))) <= _COLUMNS_BYTES:
+        return {f"{TERMS}columns": typed}
+    room = _COLUMNS_BYTES
+    names = []
+    for column in schema:
+        room -= len(json.dumps(column["name"])) + 2
+        if room < 0:
+            break
+        names.append(column["name"])
+    count = {f"{TERMS}columnCount": len(schema)} if len(names) < len(schema) else {}
+    return {f"{TERMS}columns": {"@list": names}, **count}
 
 
 def encode_cursor(key: str) -> str:

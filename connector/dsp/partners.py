@@ -111,7 +111,11 @@ def read_dataset(node: Json, prefixes: Mapping[str, str]) -> Listed:
     if not isinstance(identifier, str) or not identifier:
         raise PeerNonsense("expected every dataset of a catalogue to have an @id, came one without")
     distributions = [entry for entry in jsonld.listed(found.get("distribution")) if isinstance(entry, dict)]
-    columns = [entry for entry in jsonld.listed(found.get(f"{TERMS}columns")) if isinstance(entry, dict)]
+    columns = [
+        {f"{TERMS}name": entry} if isinstance(entry, str) else entry  # of very many the names alone are told
+        for entry in jsonld.listed(found.get(f"{TERMS}columns"))
+        if isinstance(entry, dict | str)
+    ]
     return Listed(
         id=identifier,
         title=_text(found, f"{_DCT}title", "title"),

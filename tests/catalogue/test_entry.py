@@ -156,3 +156,14 @@ def test_what_is_nested_too_deep_is_refused_or_left_out_wherever_it_stands(where
             read_dataset(raw, participant="did:web:north")
     else:
         assert read_dataset(raw, participant="did:web:north").id == "urn:x"
+
+
+def test_how_many_columns_there_are_is_known_where_the_first_are_listed() -> None:
+    some = {f"{OURS}columns": {"@list": ["a", "b"]}}
+    assert [column.name for column in read(**some).columns] == ["a", "b"]
+    counts = {5_000: 5_000, 2: 0, -1: 0, "x": 0, 10**400: 0, True: 0}
+    assert [read(**some, **{f"{OURS}columnCount": told}).column_count for told in counts] == list(counts.values())
+    entry = read(**some, **{f"{OURS}columnCount": 7})
+    assert Entry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+    before = {name: value for name, value in entry.to_json().items() if name != "column_count"}
+    assert Entry.from_json(before).column_count == 0  # as an older program has left it

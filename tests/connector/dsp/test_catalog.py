@@ -271,3 +271,33 @@ def test_catalogues_of_others_are_read_in_prefixed_and_nested_form() -> None:
 def test_a_next_page_is_followed_only_on_the_same_server(link: str, expected: str) -> None:
     answer = Answer(200, {}, headers={"link": link} if link else {})
     assert next_page(answer, "https://a.example/asked") == expected
+
+
+TERMS = "https://w3id.org/hanse/catalog/1/"
+
+
+@pytest.mark.parametrize(
+    ("count", "listed", "typed"), [(500, 500, True), (5_000, 5_000, False), (20_000, 7_400, False)]
+)
+async def test_a_dataset_of_very_many_columns_has_a_description_that_is_bounded(
+    tmp_path: Path, count: int, listed: int, typed: bool
+) -> None:
+    async with pair(tmp_path) as two:
+        (wide,) = await seeded(two.north, 1)
+
+        def widen(tx: Transaction) -> None:
+            version = tx.datasets.current(tx.datasets.of(wide))
+            version.schema = [{"name": f"c{number}", "type": "DOUBLE"} for number in range(count)]
+
+        await two.north.store.write(widen)
+        reply = await Counterparty(two.north).post("/catalog/request", REQUEST)
+        (entry,) = json.loads(reply.body)["dataset"]
+        columns = entry[f"{TERMS}columns"]["@list"]
+        assert len(json.dumps(entry)) < 80 * 2**10
+        assert abs(len(columns) - listed) < 500
+        assert isinstance(columns[0], dict) is typed
+        assert entry.get(f"{TERMS}columnCount") == (count if len(columns) < count else None)
+        shown = read_catalog(json.loads(reply.body))[0]
+        assert (shown.columns[7][0], len(shown.columns)) == ("c7", len(columns))
+        alone = await Counterparty(two.north).get(f"/catalog/datasets/{wide}")
+        assert len(json.loads(alone.body)[f"{TERMS}columns"]["@list"]) == count
