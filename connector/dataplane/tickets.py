@@ -70,5 +70,9 @@ def read(text: str, key: ECKey, *, provider: str, now: float) -> Ticket:
     if token.header.get("typ") != _TYPE or ticket.provider != provider or claims.get("aud") != provider:
         raise Unauthenticated("expected a data-plane ticket of this provider, came another token")
     if ticket.expires <= now:
-        raise Unauthenticated("the ticket has ended; ask for a new one", code="ticket_expired")
+        raise Unauthenticated(
+            "the ticket has ended, as each does after a while; get a fresh one from your own connector "
+            "(GET /api/v1/transfers/{id}/address) and ask again with it, over Flight on a new connection",
+            code="ticket_expired",
+        )
     return ticket

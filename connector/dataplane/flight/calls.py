@@ -66,7 +66,8 @@ class Callers(fl.ServerMiddlewareFactory):  # type: ignore[misc]  # untyped libr
         caller = Caller(headers)
         if not caller.asks["authorization"]:
             raise fl.FlightUnauthenticatedError(
-                "unauthenticated: expected `authorization: Bearer <ticket>` (a ticket comes with a started transfer)"
+                "unauthenticated: expected one header `authorization: Bearer <ticket>`, came none or several "
+                "(a ticket comes with a started transfer)"
             )
         return caller
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import time
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any
@@ -276,3 +277,30 @@ async def test_revocation_in_mid_stream_is_an_error_of_the_driver_at_once(runnin
         with pytest.raises((adbc_driver_manager.Error, OSError, pa.ArrowException), match="consent withdrawn"):
             await use(front, running.ticket(agreement), work)
         assert clock() - begun[0] < 3  # by itself the statement goes on and on
+
+
+async def test_a_connection_that_is_open_for_longer_than_its_ticket_says_what_to_do(
+    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = await running.agree()
+    old, fresh = (running.ticket(agreement, seconds=seconds) for seconds in (600, 6000))
+
+    def work(cursor: Any) -> list[Any]:
+        cursor.execute(f"SELECT id FROM {NUMBERS} WHERE id = 7")
+        return list(cursor.fetchall())
+
+    def idle(cursor: Any) -> list[Any]:
+        assert work(cursor) == [(7,)]
+        monkeypatch.setattr(running.addresses, "clock", lambda: time.time() + 1000)
+        return work(cursor)
+
+    with pytest.raises(adbc_driver_manager.ProgrammingError) as told:
+        await use(front, old, idle)
+    assert "ticket_expired: the ticket has ended" in str(told.value)
+    assert "GET /api/v1/transfers/{id}/address) and ask again with it, over Flight on a new connection" in str(
+        told.value
+    )
+    assert await use(front, fresh, work) == [(7,)]
+    again = {"adbc.flight.sql.rpc.call_header.authorization": f"Bearer {fresh}"}
+    with pytest.raises(adbc_driver_manager.ProgrammingError, match="expected one header"):
+        await use(front, fresh, work, **again)
