@@ -185,6 +185,10 @@ class Dataset:
         self._access = access
         self._address: Mapping[str, Any] = {}
 
+    def __repr__(self) -> str:
+        """What a notebook shows: which dataset, and what for."""
+        return f"<Dataset {self.name}, purpose {self.purpose or 'not declared'}>"
+
     @property
     def name(self) -> str:
         """`participant/dataset`."""

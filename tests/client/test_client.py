@@ -109,6 +109,7 @@ def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -
     dataset = space.agree("north/flights", purpose="dpv:ScientificResearch")
     assert (dataset.agreement_id, dataset.transfer_id, dataset.name) == ("agr", "trf", "north/flights")
     assert dataset.sql_name == '"north"."flights"'
+    assert repr(dataset).startswith("<Dataset north/flights, purpose ")
     bodies = [asked.body for asked in served.asked if asked.method == "POST"]
     assert bodies == [
         {"participant": "north", "dataset": identifier, "offer_id": "offer", "purpose": RESEARCH},
