@@ -6,7 +6,9 @@ third the process it runs in, which can be killed. Knows nothing of agreements, 
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -413,7 +415,9 @@ def code_of(error: BaseException, *, asked: bool) -> str:
     named = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if named is not None:
         return named
-    # What comes up while Arrow reads is an OSError with the engine's words in it.
+    # What comes up while Arrow reads is an OSError with the engine's words in it, and Arrow's own in those.
+    if isinstance(error, OSError) and (error.errno == errno.ENOMEM or _NO_MEMORY.match(text)):
+        return "memory_limit"
     return next((code for start, code in _STARTS.items() if text.startswith(start)), "engine_failed")
 
 
@@ -424,6 +428,7 @@ _MISTAKES = (
     "Invalid Input Error: Division by zero",
     "Invalid Input Error: Argument for ntile",
 )
+_NO_MEMORY = re.compile(r"Invalid Input Error: reading the stream registered as '\w+' failed: Out of memory: ")
 _STARTS = {
     "Out of Memory Error:": "memory_limit",
     "INTERRUPT Error:": "cancelled",

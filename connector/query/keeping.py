@@ -166,7 +166,8 @@ class Keeping:
                 allocator.give_back()  # a small job wants memory for other things than its engine, too
             plain = all(ours for _, ours in jobs)
             self.most = max(self.most, sum(asked)) if plain else sum(asked)
-            more = self.most * 2**20 + (_SLACK if plain else self._slack())
+            # However much is mapped: a worker that gave its jobs nothing would refuse all that come. It is ended soon.
+            more = max(self.most * 2**20 + (_SLACK if plain else self._slack()), self.most * 2**20 // 2)
         for limit, before in ((resource.RLIMIT_DATA, self.resting.data), (resource.RLIMIT_AS, self.resting.space)):
             hard = resource.getrlimit(limit)[1]
             resource.setrlimit(limit, (hard if more is None else before + more, hard))

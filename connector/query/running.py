@@ -121,10 +121,16 @@ class Worker:
         """Of that, what the kernel cannot take back: not the pages of mapped files."""
         return memory_of(self.process.pid).own // 2**20
 
+    def mapped_mb(self) -> int:
+        """What is mapped to write to, and was not before its first job."""
+        return memory_of(self.process.pid).data // 2**20 - self.began_mb
+
     @property
     def worn(self) -> bool:
-        """Whether it holds more of its own after a job than may wait for the next one."""
-        return self.own_mb() > _RECYCLE_MB + KEPT_MB + REUSED_MB
+        """Whether it holds more after a job than may wait for the next one: of its own, or mapped, as Arrow keeps what
+        its largest batches took; the next statement would have so much less, and at last nothing."""
+        kept = KEPT_MB + REUSED_MB
+        return self.own_mb() > _RECYCLE_MB + kept or self.mapped_mb() > _MAPPED_MB + kept
 
     @property
     def swollen(self) -> bool:

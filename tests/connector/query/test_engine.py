@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -37,3 +39,18 @@ def test_nothing_of_the_next_rows_lies_behind_a_batch() -> None:
     """A writer would pad it with them, and a quota may keep them from leaving."""
     _, batches = engine.batches(Answer(), rows=7, target=2**20, exact=True)
     assert [one.column("name").buffers()[2].size for one in batches] == [7 * 8] * 142 + [6 * 8]
+
+
+def test_arrow_that_finds_no_memory_is_a_limit_and_no_failure() -> None:
+    """As it reads a batch for the engine, or maps one: whoever asks for less has an answer."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from TABLE.to_batches()
+        raise pa.ArrowMemoryError("malloc of size 120018752 failed")
+
+    con = engine.connect()
+    con.register("r_0", pa.RecordBatchReader.from_batches(TABLE.schema, batches()))
+    with pytest.raises(OSError, match="Out of memory") as raised:
+        con.sql("SELECT * FROM r_0").to_arrow_reader(100).read_all()
+    for error in (raised.value, OSError(errno.ENOMEM, "Cannot allocate memory")):
+        assert engine.code_of(error, asked=True) == "memory_limit"

@@ -159,6 +159,19 @@ def test_a_small_job_does_not_find_its_memory_taken_by_what_the_engine_has_freed
     assert freed.asked == asked
 
 
+@pytest.mark.parametrize(("mapped", "more"), [(0, 136), (100, 64), (400, 34), (4000, 34)])
+def test_a_statement_has_half_of_its_memory_however_much_is_mapped(
+    monkeypatch: pytest.MonkeyPatch, mapped: int, more: int
+) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(keeping.resource, "setrlimit", lambda _, both: limits.append(both[0] // MB))
+    monkeypatch.setattr(keeping.allocator, "unused", lambda: 0)
+    one = empty()
+    one.resting = Memory(*[(100 + mapped) * MB] * 2, 100 * MB, 200 * MB)
+    one.limit([(68, False)])
+    assert limits == [100 + mapped + more] * 2
+
+
 class Freed:
     """What the engine's allocator has been given back, in MB, and how often it was asked to let go of it."""
 

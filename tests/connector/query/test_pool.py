@@ -297,11 +297,14 @@ async def test_a_job_for_which_there_are_no_descriptors_costs_nobody_a_worker(
         await until(lambda: pool._idle == [worker])
 
 
-@pytest.mark.parametrize(("own", "worn"), [(189, False), (381, False), (382, True)])
+@pytest.mark.parametrize(
+    ("own", "mapped", "worn"), [(189, 0, False), (381, 352, False), (382, 0, True), (60, 353, True)]
+)
 async def test_a_worker_is_worn_by_more_than_what_the_next_job_takes_again(
-    monkeypatch: pytest.MonkeyPatch, own: int, worn: bool
+    monkeypatch: pytest.MonkeyPatch, own: int, mapped: int, worn: bool
 ) -> None:
     monkeypatch.setattr(Worker, "own_mb", lambda _: own)
+    monkeypatch.setattr(Worker, "mapped_mb", lambda _: mapped)
     assert Worker(*cast("Any", [None] * 3)).worn is worn
 
 
