@@ -22,7 +22,7 @@ from connector.dataplane.gather import Protocol
 from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
-from connector.events import Event
+from connector.events import DatasetVersioned, Event
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
 from connector.query.spans import InFiles
@@ -182,11 +182,7 @@ def insert(
             Dataset(id=dataset_id, name=name, title=name, description="", keywords=[], theme="", license="",
                     version="v1", created_at=tx.now)
         )  # fmt: skip
-        tx.datasets.add(
-            DatasetVersion(dataset_id=dataset_id, digest="v1", source=_source(relation), created_at=tx.now,
-                           schema=[{"name": c["name"], "type": c["type"]} for c in profile["columns"]],
-                           profile={"rows": profile["rows"], "columns": profile["columns"]})
-        )  # fmt: skip
+        tx.datasets.add(_version(tx, dataset_id, "v1", relation, profile))
     tx.agreements.add(
         Agreement(id=f"urn:agreement:{number}", role="provider", negotiation_id=number, dataset_id=dataset_id,
                   provider=PROVIDER, consumer=consumer, address="", policy=jsonld.write(policy), digest=number,
@@ -197,6 +193,25 @@ def insert(
         Transfer(id=f"urn:transfer:{number}", role="provider", peer_pid=number, counterparty=consumer, address="",
                  state="STARTED", agreement_id=f"urn:agreement:{number}", format="HttpData-PULL", created_at=tx.now,
                  updated_at=tx.now)
+    )  # fmt: skip
+
+
+def renew(
+    tx: Any, name: str, version: str, relation: Relation, profile: dict[str, Any], *, told: bool = True
+) -> None:  # fmt: skip
+    """A new version of a dataset that is there. `told`: this process hears of it."""
+    row = tx.datasets.find(name)
+    tx.datasets.add(_version(tx, row.id, version, relation, profile))
+    row.version = version
+    if told:
+        tx.publish(DatasetVersioned(actor="owner", dataset=row.id, version=version))
+
+
+def _version(tx: Any, dataset_id: str, digest: str, relation: Relation, profile: dict[str, Any]) -> DatasetVersion:
+    return DatasetVersion(
+        dataset_id=dataset_id, digest=digest, source=_source(relation), created_at=tx.now,
+        schema=[{"name": c["name"], "type": c["type"]} for c in profile["columns"]],
+        profile={"rows": profile["rows"], "columns": profile["columns"]},
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class Broken(OverHttp):
         """A read that may be cut at any byte, or whose lease may end before any batch; the last of them neither."""
         cut = self.rng.randint(1, left.nbytes + 3_000) if self.rng.random() < 0.5 and not last else None
         check = self.rng.randint(1, 6) if cut is None and not last else 0
-        with _at_check(check, lambda: self.over.running.later(1e6)):
+        with at_check(check, lambda: self.over.running.later(1e6)):
             asked = over_http(self.over.client, self.ticket, self.asked.parameters | given, cut=cut)
             came = await self._recorded(asked, left)
         if came.status not in ("complete", "cut", "lease_expired"):
@@ -102,7 +102,7 @@ class Broken(OverHttp):
             asyncio.run_coroutine_threadsafe(self.over.running.revoke(self.agreement, "enough"), loop)
 
         flight = not self.asked.blocks and self.rng.random() < 0.5
-        with _at_check(self.rng.randint(1, 4), revoke):
+        with at_check(self.rng.randint(1, 4), revoke):
             if flight:
                 came = await self._recorded(over_flight(self.over.front, self.ticket, self.world.name), expected)
             else:
@@ -141,7 +141,7 @@ class Broken(OverHttp):
 
 
 @contextmanager
-def _at_check(number: int, act: Callable[[], None]) -> Iterator[None]:
+def at_check(number: int, act: Callable[[], None]) -> Iterator[None]:
     """`act` once the gate is asked for that time; never for nought."""
     left, check = iter(range(number, 0, -1)), gate.check
 

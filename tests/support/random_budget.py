@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -18,7 +18,7 @@ from connector.usage import counting
 from policies.model import Atom
 from tests.support import gate
 from tests.support.random_case import Case
-from tests.support.random_ends import REFUSED, Came, check_records, over_flight, over_http
+from tests.support.random_ends import REFUSED, Came, as_file, check_records, over_flight, over_http, recorded
 from tests.support.random_reads import Read
 from tests.support.random_space import Different, World
 
@@ -37,15 +37,21 @@ class Budget(Case):
         self.rows = min((one for one in (quota, self._part()) if one is not None), default=None)
         self.bytes = self.rng.randint(1, 2 * nbytes + 10_000) if "bytes" in kinds else None
         self.uses = None if kinds and self.rng.random() < 0.8 else self.rng.randint(1, 3)
+        self.daily = self.uses is not None and self.rng.random() < 0.4
         self.alone = self.rng.random() < 0.15
         self.chunk = self.rng.choice((1_000_000, 1_000_000, 512, 7))
         self.answers: list[Came] = []
         self.flights = 0
+        uses = "ds:queriesPerDay" if self.daily else "odrl:count"
         limits = {
-            "ds:rowQuota": quota, "ds:byteQuota": self.bytes, "odrl:percentage": self.share, "odrl:count": self.uses,
+            "ds:rowQuota": quota, "ds:byteQuota": self.bytes, "odrl:percentage": self.share, uses: self.uses,
             "ds:concurrency": 1 if self.alone else None,
         }  # fmt: skip
-        self._limit([gate.atom(name, "lteq", str(most)) for name, most in limits.items() if most is not None])
+        self.limit(*(self._most(name, most) for name, most in limits.items() if most is not None))
+
+    def _most(self, name: str, most: int | Decimal) -> Atom:
+        less = name != "odrl:percentage" and self.rng.random() < 0.2
+        return gate.atom(name, "lt" if less else "lteq", str(most + 1 if less else most))
 
     def _part(self) -> int | None:
         """The rows of the share."""
@@ -62,9 +68,12 @@ class Budget(Case):
 
     def words(self) -> Iterator[str]:
         yield from super().words()
-        met = {"rows": self.rows is not None, "bytes": self.bytes, "a share": self.share, "uses": self.uses}
+        met = {
+            "rows": self.rows is not None, "bytes": self.bytes, "a share": self.share,
+            "uses": self.uses and not self.daily, "uses a day": self.daily,
+        }  # fmt: skip
         yield from (f"a budget of {word}" for word, there in met.items() if there)
-        yield from {f"ended as {came.status}" for came in self.answers}
+        yield from {f"{came.form} ended as {came.status}".strip() for came in self.answers}
 
     async def ask(self) -> str:
         running = self.over.running
@@ -112,14 +121,13 @@ class Budget(Case):
         return min(asked, max(1, self.rows // 8))
 
     async def _read(self) -> Came:
-        if self.rng.random() < 0.3:
+        way = self.rng.choices(("flight", "csv", "parquet", "arrow"), (3, 1, 1, 5))[0]
+        if way == "flight":
             self.flights += 1
             return await over_flight(self.over.front, self.ticket, self.world.name)
         given = self.asked.parameters | ({"blocks": "all"} if self.asked.blocks else {})
-        return await over_http(self.over.client, self.ticket, given)
-
-    def _limit(self, more: Sequence[Atom]) -> None:
-        (rule,) = self.found.policy.permissions
-        kept = [one for one in rule.constraints if not (isinstance(one, Atom) and one.left.endswith("rowQuota"))]
-        limited = replace(rule, constraints=(*kept, *more))
-        self.found = replace(self.found, policy=replace(self.found.policy, permissions=(limited,)))
+        if way == "arrow":
+            return await over_http(self.over.client, self.ticket, given)
+        given.pop("codec", "")
+        came = await as_file(self.over.running.url, self.ticket, given, way)
+        return await recorded(self.over.running, came)

@@ -6,12 +6,14 @@ import hmac
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 from unittest import mock
 
 import pyarrow as pa
 
 from connector.dataplane import jobs
+from policies.model import Atom
 from tests.support import random_reads, streamed
 from tests.support.provider import CONSUMER
 from tests.support.random_files import BLOB
@@ -100,6 +102,13 @@ class Case(ABC):
         """Sign its agreement."""
         self.agreement = await self.over.agree(self.world, self.found, self.consumer)
         self.ticket = self.over.running.ticket(self.agreement, consumer=self.consumer)
+
+    def limit(self, *more: Atom) -> None:
+        """These words, too, and no other quota."""
+        (rule,) = self.found.policy.permissions
+        kept = [one for one in rule.constraints if not (isinstance(one, Atom) and one.left.endswith("rowQuota"))]
+        limited = replace(rule, constraints=(*kept, *more))
+        self.found = replace(self.found, policy=replace(self.found.policy, permissions=(limited,)), quota=False)
 
     @classmethod
     def fitting(cls, asked: Read, world: World, rng: random.Random) -> Read:

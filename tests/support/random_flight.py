@@ -38,7 +38,7 @@ class OverFlight(Case):
             await self._by_path()
         else:
             rows = await asyncio.to_thread(self.rng.choice((self._by_envelope, self._by_statement)))
-            self._compare(rows.take(_order(rows)), self.expected.take(_order(self.expected)))
+            self._compare(rows.take(in_order(rows)), self.expected.take(in_order(self.expected)))
         return "equal"
 
     async def _by_path(self) -> None:
@@ -92,13 +92,13 @@ class OverFlight(Case):
             raise Different(wrong)
 
 
-def _order(table: pa.Table) -> pa.Array:
+def in_order(table: pa.Table) -> pa.Array:
     """Of rows that come in no order of their own: SQL asked for none."""
-    rows = list(zip(*map(_told, table.columns), strict=True))
+    rows = list(zip(*map(texts, table.columns), strict=True))
     return pa.array(sorted(range(len(rows)), key=rows.__getitem__), pa.int64())
 
 
-def _told(column: pa.ChunkedArray) -> Iterator[str]:
+def texts(column: pa.ChunkedArray) -> Iterator[str]:
     """Values as texts, moments as numbers: Python has few years."""
     kind = column.type
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind):

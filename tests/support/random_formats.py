@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -85,6 +86,45 @@ class Written(OverHttp):
         digest = f"xxh3:{xxhash.xxh3_128_hexdigest(answer.content)}"
         if told["rows"] != rows or (self.asked.digest != "sha256" and told["digest"] != digest):
             raise Different(f"{rows} rows of digest {digest} are recorded as {told}")
+
+
+def unlike_file(form: str, body: bytes, expected: pa.Table, *, whole: bool) -> str:
+    """What of a file is not as it must be. One that is not `whole` has the first rows, and does not look like it."""
+    if whole:
+        return _COMPARED[form](body, expected)
+    if form == "parquet":
+        return "a part of a file has a footer" if _opens(body) else ""
+    rows = whole_rows(form, body)
+    return _unlike_csv(_whole_lines(body), expected.slice(0, rows)) if body else ""
+
+
+def untrue_file(body: bytes, end: Mapping[str, Any]) -> str:
+    """What of the trailers is not what came."""
+    hashes = {"xxh3": xxhash.xxh3_128_hexdigest, "sha256": lambda one: hashlib.sha256(one).hexdigest()}
+    name, _, digest = str(end["digest"]).partition(":")
+    return "" if hashes[name](body) == digest and end["bytes"] <= len(body) else f"{len(body)} bytes for {end}"
+
+
+def whole_rows(form: str, body: bytes) -> int:
+    """Rows of a CSV file that have come whole."""
+    return max(0, sum(1 for _ in _lines(_whole_lines(body).decode())) - 1) if form == "csv" else 0
+
+
+def _whole_lines(body: bytes) -> bytes:
+    """Without the last line if it is not whole."""
+    text, at, end = body.decode(errors="ignore"), 0, 0
+    while (found := _FIELD.match(text, at)) is not None:
+        at = found.end()
+        end = at if found[3] == "\n" else end
+    return text[:end].encode()
+
+
+def _opens(body: bytes) -> bool:
+    try:
+        pq.ParquetFile(io.BytesIO(body))
+    except (pa.ArrowException, OSError):
+        return False
+    return True
 
 
 def _unlike_parquet(body: bytes, expected: pa.Table) -> str:

@@ -21,7 +21,7 @@ from tests.support.random_formats import Written
 from tests.support.random_http import OverHttp
 from tests.support.random_space import Different, Space, World
 
-_OTHER = "did:web:hospital.example"
+OTHER = "did:web:hospital.example"
 _KINDS: tuple[type[Case], ...] = (OverHttp, OverHttp, OverFlight, Written)
 _READERS = 2  # of each: a consumer may have eight reads at once
 
@@ -40,7 +40,7 @@ class Several(Case):
         found = []
         for number, kind in enumerate(kinds):
             of = random.Random(seed if same else f"{seed} {number}")
-            case = kind.drawn(over, world, of, rng.choice((CONSUMER, _OTHER)))
+            case = kind.drawn(over, world, of, rng.choice((CONSUMER, OTHER)))
             case.asked = replace(case.asked, readers=min(_READERS, case.asked.readers))
             found.append(case)
         one.beside = tuple(found)

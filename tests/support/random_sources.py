@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,36 @@ def write(number: int, folder: Path) -> Files:
     files = kind(random.Random(f"files {number}"), folder, random_files.RARE if number >= _KNOWN else ())
     stored = files.kind in ("parquet", "hive") and random.Random(f"store {number}").random() < _STORED
     return replace(files, kind="s3") if stored else files
+
+
+def changed(files: Files, folder: Path, change: str) -> Files:
+    """A copy in a folder that is not there yet: the `same` files, `more` or `fewer`, or in another `order`."""
+    places = {folder / Path(one).relative_to(files.folder): Path(one) for one in files.paths}
+    first = next(iter(places))
+    if files.kind in ("csv", "jsonl"):  # converted by whoever registers them
+        places = {folder / f"rows.{files.kind}": files.folder / f"rows.{files.kind}"}
+    elif change == "more":
+        places[first.with_name(f"x{first.name}")] = places[first]
+    elif change == "fewer" and len(places) > 1:
+        del places[first]
+    elif change == "order" and files.kind != "hive":
+        places = dict(zip(places, reversed(places.values()), strict=True))
+    for place, old in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(old, place)
+    told = files.told
+    if files.kind == "arrow_ipc":
+        told = _retold(files, [places[one] for one in sorted(places)])
+    return replace(files, folder=folder, paths=tuple(map(str, sorted(places))), told=told)
+
+
+def _retold(files: Files, paths: Sequence[Path]) -> pa.Table:
+    """The rows of some of the files, each file's as it was written."""
+    assert files.told is not None
+    counts = [pa.ipc.open_file(one).count_rows() for one in files.paths]
+    starts = dict(zip(map(Path, files.paths), np.cumsum([0, *counts]).tolist(), strict=False))
+    sizes = dict(zip(map(Path, files.paths), counts, strict=True))
+    return pa.concat_tables([files.told.slice(starts[one], sizes[one]) for one in paths])
 
 
 def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,10 +30,12 @@ from connector.datasets import splits
 from connector.datasets.outside import Outside
 from connector.datasets.sources import read_options, s3, source
 from connector.errors import HanseError
+from connector.events import AgreementRevoked
 from connector.query.job import Job, Relation
 from connector.query.placed import Placed
 from connector.query.spans import Scattered
 from connector.query.stored import Stored
+from connector.store import Transaction
 from tests.support import data, objectstore, provider, random_reads, random_sources
 from tests.support.flying import flying
 from tests.support.provider import Provider
@@ -65,7 +68,7 @@ class World:
         """Whether a column has a name that the engine has for a row's place."""
         return any(one.name.lower() in ("file_row_number", "file_index", "filename") for one in self.columns)
 
-    @property
+    @cached_property
     def blocks(self) -> list[range]:
         """The places of the rows of each block: rows of one file, of whole row groups unless these are large."""
         sizes = list(map(_batches if self.files.kind == "arrow_ipc" else _groups, self.files.paths))
@@ -193,16 +196,28 @@ class Space:
             world.con.close()
         shutil.rmtree(self.folder / str(number), ignore_errors=True)
 
+    @asynccontextmanager
+    async def another(self, world: World, name: str, change: str = "same") -> AsyncIterator[World]:
+        """Copies of the files as a dataset of this name, until the block ends. They may be `more`, `fewer`, or in
+        another `order`, where that leaves the columns as they are."""
+        folder = self.folder / f"{name}-{change}-{random.getrandbits(64):016x}"
+        found = await self._world(random_sources.changed(world.files, folder, change), name)
+        try:
+            if _shape(found) != _shape(world):
+                async with self.another(world, name) as same:
+                    yield same
+            else:
+                yield found
+        finally:
+            found.con.close()
+            shutil.rmtree(folder)
+
     async def _made(self, number: int) -> World | None:
         folder = self.folder / str(number)
         folder.mkdir()
         files = random_sources.write(number, folder)
-        con = duckdb.connect(config={"threads": 1})
-        con.execute("SET TimeZone = 'UTC'")
         try:
-            files, relation = await self._relation(files)
-            profile = await self.running.profile(relation)
-            _fill(con, files)
+            found = await self._world(files, f"d{number}")
         except duckdb.Error:
             return None
         except HanseError as error:
@@ -211,9 +226,17 @@ class Space:
             return None
         if files.refused:
             raise Different("names that differ in case only were registered")
+        return found
+
+    async def _world(self, files: Files, name: str) -> World:
+        con = duckdb.connect(config={"threads": 1})
+        con.execute("SET TimeZone = 'UTC'")
+        files, relation = await self._relation(files)
+        profile = await self.running.profile(relation)
+        _fill(con, files)
         types = con.execute("SELECT column_name, column_type FROM (DESCRIBE raw)").fetchall()[1:]
         columns = tuple(Seen(name, kind, one) for (name, kind), one in zip(types, files.columns, strict=True))
-        return World(files, relation, f"d{number}", columns, con, profile)
+        return World(files, relation, name, columns, con, profile)
 
     async def _relation(self, files: Files) -> tuple[Files, Relation]:
         """As the files would be registered, in that order: text becomes Parquet."""
@@ -226,6 +249,26 @@ class Space:
         await self.running.pool.ask(Job(kind="convert", relations={"t": found}, arguments={"target": str(target)}))
         return replace(files, paths=(str(target),)), data.relation("parquet", target, files.folder)
 
+    async def renew(self, world: World, version: str, *, told: bool) -> None:
+        """These are the rows of the dataset of that name from now on. `told`: here, not in another process."""
+
+        def work(tx: Transaction) -> None:
+            provider.renew(tx, world.name, version, world.relation, world.profile, told=told)
+
+        await self.running.store.write(work)
+
+    async def end(self, agreement: str, *, told: bool) -> None:
+        """Revoke an agreement, here or in another process."""
+
+        def work(tx: Transaction) -> None:
+            row = tx.agreements.grant(agreement)
+            assert row is not None
+            row.revoked_at, row.reason = tx.now, "enough"
+            if told:
+                tx.publish(AgreementRevoked(actor="owner", agreement=agreement, reason="enough"))
+
+        await self.running.store.write(work)
+
     async def agree(self, world: World, found: Terms, consumer: str) -> str:
         """Sign an agreement; its id."""
         number = f"{random.getrandbits(64):016x}"
@@ -233,6 +276,10 @@ class Space:
         of = {"name": world.name, "relation": world.relation, "profile": world.profile, "consumer": consumer}
         await self.running.store.write(lambda tx: provider.insert(tx, policy, number, **of))
         return f"urn:agreement:{number}"
+
+
+def _shape(world: World) -> list[tuple[Any, ...]]:
+    return [(one["name"], one["type"]) for one in world.profile["columns"]]
 
 
 def _fill(con: duckdb.DuckDBPyConnection, files: Files) -> None:

@@ -12,6 +12,9 @@ CASES = {  # by kind, the datasets that show much in their first seeds, and how 
     "loader": {51: 2, 33: 3},
     "formats": {51: 5, 33: 5},
     "several": {51: 2, 33: 3},
+    "between": {51: 3, 33: 3},
+    "woven": {51: 1, 33: 2},
+    "together": {51: 2, 33: 3},
 }
 SEEDS = sorted(  # those of a dataset in a row: it is written once
     (EACH * number + seed, kind) for kind, most in CASES.items() for number in most for seed in range(most[number])
@@ -22,6 +25,8 @@ MET = (
     "over Flight", "several endpoints", "files: arrow_ipc", "files: hive", "ended as quota",
     "gone on after breaks", "revoked", "other readers go on", "prepared blocks", "prepared blocks and others",
     "two consumers", "other forms", "format csv", "format parquet",
+    "csv ended as quota", "version between passes", "a cursor of another consumer",
+    "together: refused quota_spent",
 )  # fmt: skip
 
 
