@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -143,7 +143,7 @@ class Loader:
             source, block = self._locate(permutation[place])
             rows += self.plans[source].blocks[block].rows - mark.row - mark.emitted
         least = self.batch_size or 1 if self.drop_last else 1
-        return not left or (rows < least and all(plan.exact for plan in self.plans))
+        return self._pending.ended or not left or (rows < least and all(plan.exact for plan in self.plans))
 
     def forget(self) -> None:
         """Begin a whole epoch with the next iteration, as after one that went to its end."""
@@ -204,7 +204,7 @@ class Loader:
                 if told is not None:
                     told.tell()
                 yield slices
-            self._share = share.at(len(share.places(self._order.blocks)), None)
+            self._share = replace(self._share, ended=True)
             self._base = Progress()  # the next iteration is a whole epoch
         finally:
             pieces.close()

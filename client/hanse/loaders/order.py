@@ -86,13 +86,18 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Share:
     """One reader's part: each `parts`-th of the places that `base` leaves, from `part` on; `done` of them, and `mark`
-    in the next."""
+    in the next.
+
+    `ended`: its reader has seen that nothing follows. That is for the same reader to know: what is left is dealt out
+    to others as if it had stopped at the last row, or their order would hang on when it looked.
+    """
 
     base: Progress = Progress()
     part: int = 0
     parts: int = 1
     done: int = 0
     mark: Mark | None = None
+    ended: bool = False
 
     def places(self, blocks: int) -> list[tuple[int, Mark]]:
         """The places of this share that are still to be read, each with where to begin."""
@@ -138,6 +143,7 @@ def to_state(order: Order, where: Share | Progress) -> dict[str, Any]:
         "parts": where.parts,
         "done": where.done,
         "mark": None if where.mark is None else asdict(where.mark),
+        "ended": where.ended,
     }
 
 
@@ -151,7 +157,8 @@ def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
         if state["kind"] == "epoch":
             return order, base
         mark = None if state["mark"] is None else Mark(**state["mark"])
-        return order, Share(base, int(state["part"]), int(state["parts"]), int(state["done"]), mark)
+        ended = bool(state.get("ended"))
+        return order, Share(base, int(state["part"]), int(state["parts"]), int(state["done"]), mark, ended)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"expected a state that state_dict() gave, came another form: {error}") from None
 

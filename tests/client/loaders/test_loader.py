@@ -123,6 +123,21 @@ def test_a_state_taken_after_any_batch_gives_exactly_the_rest(
     assert seen + ids(last) == expected
 
 
+def test_what_is_left_is_dealt_out_alike_whether_or_not_a_reader_looked_for_its_end(numbers: Dataset) -> None:
+    def state(part: int, *, batches: int, looks: bool = False) -> dict[str, Any]:
+        loader = numbers.loader(columns=["id"], batch_size=1234, seed=5, part=part, parts=2)
+        found = iter(loader)
+        for _ in range(batches):
+            next(found)
+        assert not looks or next(found, None) is None
+        return loader.state_dict()
+
+    all_of_them = len(list(numbers.loader(columns=["id"], batch_size=1234, seed=5, part=0, parts=2)))
+    other = state(1, batches=3)
+    looked, unaware = (state(0, batches=all_of_them, looks=looks) for looks in (True, False))
+    assert merge([looked, other]) == merge([unaware, other])
+
+
 def test_rows_that_were_only_prefetched_are_not_in_the_state(numbers: Dataset) -> None:
     loader = numbers.loader(columns=["id"], batch_size=100, prefetch_bytes=2**24)
     batches = iter(loader)
