@@ -14,9 +14,9 @@ from sqlglot.dialects.duckdb import DuckDB
 
 from policies.admission import check_action, check_purpose, check_time, reason
 from policies.contract import DataContract, Scalar
-from policies.enforce import aggregate, bind, grid, private, rewrite, statement, template, wrap
+from policies.enforce import aggregate, bind, drawn, grid, private, rewrite, statement, template, wrap
 from policies.enforce.bind import Bound, Entry
-from policies.enforce.functions import AGGREGATES, ENGINE_FUNCTIONS, WINDOW_ONLY
+from policies.enforce.functions import ENGINE_FUNCTIONS
 from policies.enforce.private import Private
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
@@ -109,7 +109,7 @@ def prepare(
     _joins(used, bound, catalogue, tree)
     if original is not None:
         template.check(original, used, brought=any(entry in tables for _, entry in bound.tables))
-    drawn = _drawn(tree, bound, [one for one in used if _rows_counted(one.contract)])
+    several = drawn.drawn(tree, bound, {one.name for one in used if _rows_counted(one.contract)})
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
@@ -121,7 +121,7 @@ def prepare(
         else:
             wrapper.keys(node, tables[entry])
     wrapper.finish()
-    return _prepared(tree, wrapper, bound, used, drawn)  # 6
+    return _prepared(tree, wrapper, bound, used, several)  # 6
 
 
 def _entry(dataset: Dataset) -> Entry:
@@ -211,28 +211,6 @@ def _standing(tree: exp.Expr, bound: Bound) -> dict[Entry, int]:
 def _rows_counted(contract: DataContract) -> bool:
     """Groups and noise have their own bounds; there a row of the answer is meant to be of many."""
     return contract.grid is None and (contract.limits.rows is not None or contract.limits.share is not None)
-
-
-# One row of the answer holds at most one row of a table that stands once in a statement without any of these.
-_PACKING: tuple[type[exp.Expr], ...] = (
-    exp.Group,
-    exp.Window,
-    exp.With,
-    exp.Union,
-    exp.Intersect,
-    exp.Except,
-    *AGGREGATES,
-    *WINDOW_ONLY,
-)
-
-
-def _drawn(tree: exp.Expr, bound: Bound, counted: Sequence[Dataset]) -> dict[tuple[str, str], int]:
-    """Of these datasets, those of which a row of the answer may hold several rows, and how often each stands there."""
-    if not counted:
-        return {}
-    packs = any(isinstance(node, _PACKING) for node in rewrite.every(tree))
-    times = {one.name: sum(1 for _, entry in bound.tables if (entry.owner, entry.table) == one.name) for one in counted}
-    return {name: number for name, number in times.items() if packs or number > 1}
 
 
 def _named_in(other: Dataset, dataset: Dataset, allowed: Sequence[str]) -> bool:

@@ -33,7 +33,8 @@ OPERANDS: tuple[Operand, ...] = (
         sources=("counter",),
         enforced_by="batch",
         help="Rows that may leave under one agreement, counted before they are sent. A query that combines rows "
-        "(aggregates, windows, a dataset twice) counts as all rows of the dataset.",
+        "(aggregates, windows, a dataset twice), or asks for what has none (NOT EXISTS, an outer join to it), counts "
+        "as all rows of the dataset.",
         sentence="the number of rows that leave the owner {op} {value}",
     ),
     Operand(

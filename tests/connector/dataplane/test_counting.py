@@ -186,6 +186,19 @@ async def test_a_row_of_the_answer_never_carries_more_rows_than_were_counted(
     assert await used(running, agreement) == (0, 0)
 
 
+async def test_an_answer_of_guesses_that_no_row_contradicts_counts_all_rows(running: Provider) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "50"))
+    arrow = data.stream(pa.table({"guess": range(3000)}))
+    keys = [{"name": "k", "columns": ["guess"], "arrow": base64.b64encode(arrow).decode()}]
+    sql = "SELECT guess FROM k WHERE NOT EXISTS (SELECT 1 FROM numbers n WHERE n.id > guess) ORDER BY guess LIMIT 1"
+    refused = await ask(running, running.ticket(agreement), sql, keys=keys)
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_spent")
+    sql = "SELECT guess FROM k WHERE EXISTS (SELECT 1 FROM numbers n WHERE n.id = guess) LIMIT 3"
+    assert (await ask(running, running.ticket(agreement), sql, keys=keys)).status_code == 200
+    await settled(running)
+    assert await used(running, agreement) == (1, 3)
+
+
 @pytest.mark.parametrize(
     "sql",
     [

@@ -1,0 +1,62 @@
+"""Which statements may tell of several rows of a dataset in one row of the answer, where its rows are counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.enforce.sql import Keys
+from tests.support import gate
+from tests.support.gate import atom
+
+GUESSES = [Keys("c", "c_1", ("id", "k"))]
+ROW_BY_ROW = [
+    "SELECT id FROM t",
+    "(SELECT id FROM t)",
+    "SELECT q.id FROM (SELECT * FROM t WHERE g > 1) AS q",
+    "SELECT t.id FROM c JOIN t ON t.id <= c.k",
+    "SELECT t.id FROM t, c WHERE t.id = c.k",
+    "SELECT t.id, c.k FROM t LEFT JOIN c USING (id)",
+    "SELECT t.id, c.k FROM c RIGHT JOIN t USING (id)",
+    "SELECT id FROM t ANTI JOIN c USING (id)",
+    "SELECT k FROM c SEMI JOIN t USING (id)",
+    "SELECT k FROM c WHERE k IN (SELECT id FROM t) AND k > 1",
+    "SELECT k FROM c WHERE (EXISTS (SELECT 1 FROM t WHERE t.id = c.k)) AND k > 1",
+    "SELECT id FROM t WHERE NOT EXISTS (SELECT 1 FROM c WHERE c.k = t.id)",
+]
+SEVERAL = [
+    "SELECT k FROM c WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.id > c.k) ORDER BY k LIMIT 1",
+    "SELECT k FROM c WHERE k NOT IN (SELECT id FROM t)",
+    "SELECT k FROM c WHERE k IN (SELECT id FROM t) IS FALSE",
+    "SELECT k FROM c WHERE (k IN (SELECT id FROM t)) = false",
+    "SELECT k FROM c WHERE EXISTS (SELECT 1 FROM t WHERE t.id = c.k) OR k > 1",
+    "SELECT k FROM c WHERE (SELECT id FROM t WHERE t.id = c.k LIMIT 1) IS NULL",
+    "SELECT k FROM c WHERE (SELECT id FROM t WHERE t.id = c.k LIMIT 1) IN (1, 2)",
+    "SELECT k, EXISTS (SELECT 1 FROM t WHERE t.id = c.k) AS x FROM c",
+    "SELECT k FROM c ORDER BY EXISTS (SELECT 1 FROM t WHERE t.id = c.k)",
+    "SELECT k FROM c WHERE EXISTS (SELECT 1 FROM u WHERE NOT EXISTS (SELECT 1 FROM t WHERE t.id = u.id))",
+    "SELECT k FROM c LEFT JOIN t USING (id) WHERE t.id IS NULL",
+    "SELECT q.k FROM (SELECT c.k, t.g FROM t RIGHT JOIN c ON t.id > c.k) AS q WHERE q.g IS NULL",
+    "SELECT k FROM c FULL JOIN t ON t.id > c.k",
+    "SELECT c.k FROM t JOIN u USING (id) FULL JOIN c USING (id)",
+    "SELECT k FROM c ANTI JOIN t ON t.id > c.k",
+    "SELECT c.k FROM c JOIN u ON EXISTS (SELECT 1 FROM t WHERE t.id = c.k)",
+]
+
+
+@pytest.mark.parametrize("sql", ROW_BY_ROW)
+def test_a_row_that_stands_for_one_of_the_dataset_is_counted_as_it_leaves(sql: str) -> None:
+    assert drawn(sql) == {}
+
+
+@pytest.mark.parametrize("sql", SEVERAL)
+def test_a_row_that_tells_of_what_is_not_there_counts_all(sql: str) -> None:
+    assert drawn(sql) == {("clinic", "t"): 1}
+
+
+def drawn(sql: str) -> dict[tuple[str, str], int]:
+    made = gate.Bench()
+    made.add(
+        "clinic", "t", "src_t", gate.contract(gate.schema(id="BIGINT", g="BIGINT"), atom("ds:rowQuota", "lteq", "5"))
+    )
+    made.add("clinic", "u", "src_u", gate.contract(gate.schema(id="BIGINT")))
+    return dict(made.prepare(sql, keys=GUESSES).drawn)
