@@ -60,7 +60,8 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`draws`: how often a question that combines rows names each side; none where it does not."""
+    """`draws`: how often each side counts as all of its rows, as a question that combines rows names it, or asks for
+    what has none there."""
 
     sql: str
     sides: tuple[Side, ...]
@@ -244,7 +245,7 @@ class Together(Case):
             return Question(f"SELECT {names} FROM {a.name} WHERE {key} IN (SELECT {key} FROM {b.name})", both)
         if kind == "not in":
             none = f"NOT EXISTS (SELECT 1 FROM {b.name} AS y WHERE y.{key} = x.{key})"
-            return Question(f"SELECT {names} FROM {a.name} AS x WHERE {none}", both)
+            return Question(f"SELECT {names} FROM {a.name} AS x WHERE {none}", both, (0, 1))
         if kind == "group":
             return Question(f"SELECT x.{key} AS k, count(*) AS n FROM {on} GROUP BY x.{key}", both, (1, 1))
         return Question(f"SELECT count(*) AS n FROM {on}", both, (1, 1))
