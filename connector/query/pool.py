@@ -235,25 +235,33 @@ class Pool:
         return result
 
     async def _turn(self, consumer: str) -> None:
-        asking = asyncio.get_running_loop().call_later(_PATIENCE, self._ask_back, consumer)
+        asking = self._background(self._patience(consumer))
         try:
             await self._turns.take(consumer)
         finally:
             asking.cancel()
 
+    async def _patience(self, wanting: str) -> None:
+        while True:
+            await asyncio.sleep(_PATIENCE)
+            self._ask_back(wanting)
+
     def _ask_back(self, wanting: str) -> None:
         """Somebody has waited for long: where one other consumer has all of several workers, it loses the last that it
-        took, and the place is free now: its reader may take the rest of what is there as slowly as it likes."""
+        took, and the place is free now, for others first: its reader may take the rest of what is there as slowly as
+        it likes."""
         results = [result for worker in self._busy for result in worker.results]
         theirs = {result.job.consumer for result in results}
         if len(self._busy) < max(2, self._size) or len(theirs) > 1 or not theirs.isdisjoint({wanting, *_OURS}):
             return
         reads = [one for one in results if one.job.kind == "query" and not one.job.shared]
         if reads:
-            worker = max(reads, key=lambda one: one.begun)._worker
+            last = max(reads, key=lambda one: one.begun)
+            worker = last._worker
             worker.kill("worker_wanted")
             self._busy.discard(worker)
-            self._turns.give_back()
+            self._background(self._bury(worker))  # what it had on disk is nobody's any more
+            self._turns.give_back(after_others=last.job.consumer)
 
     def _desk(self, result: Result, stack: ExitStack) -> list[socket.socket]:
         """For a job that reads objects: the worker's end of the socket over which it borrows their blocks."""

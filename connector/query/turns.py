@@ -48,8 +48,10 @@ class Turns:
                 raise Busy("no worker became free in time; try again later", code="queue_timeout") from None
             raise
 
-    def give_back(self) -> None:
-        """Free a place, or hand it to whose turn it is."""
+    def give_back(self, *, after_others: str = "") -> None:
+        """Free a place, or hand it to whose turn it is; `after_others` has the last turn."""
+        if after_others in self._lines:
+            self._lines.move_to_end(after_others)
         while self._lines:
             consumer, line = self._lines.popitem(last=False)
             place = line.popleft()

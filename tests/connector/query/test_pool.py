@@ -677,6 +677,60 @@ async def test_one_consumer_who_does_not_read_has_not_all_workers_while_another_
         assert small.processes <= 2
 
 
+async def test_a_worker_that_is_asked_back_goes_to_another_however_many_of_the_same_wait(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
+    greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
+    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=20.0) as small, AsyncExitStack() as open_:
+        for _ in range(2):
+            await anext(await open_.enter_async_context(small.run(greedy)))
+        waiting = asyncio.ensure_future(open_.enter_async_context(small.run(greedy)))
+        while not small._turns.waiting:
+            await asyncio.sleep(0)
+        try:
+            assert (await read(small, other))[0].num_rows
+        finally:
+            await waiting
+
+
+async def test_a_consumer_who_has_all_workers_later_is_asked_for_one_then(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
+    greedy, lab = (
+        Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer=name) for name in ("greedy", "lab")
+    )
+    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=20.0) as small, AsyncExitStack() as open_:
+        await anext(await open_.enter_async_context(small.run(greedy)))
+        async with small.run(lab) as result:
+            await anext(result)
+            waiting = asyncio.ensure_future(open_.enter_async_context(small.run(greedy)))
+            while not small._turns.waiting:
+                await asyncio.sleep(0)
+            reading = asyncio.ensure_future(read(small, other))
+            await asyncio.sleep(0.5)  # it has waited for long, and two consumers have one each
+        await waiting
+        assert (await reading)[0].num_rows
+
+
+async def test_what_a_worker_had_on_disk_goes_as_it_is_asked_back_whoever_still_reads(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
+    greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
+    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=60.0) as small, AsyncExitStack() as open_:
+        await anext(await open_.enter_async_context(small.run(greedy)))
+        last = await open_.enter_async_context(small.run(greedy))
+        await anext(last)
+        assert (await read(small, other))[0].num_rows
+        await until(lambda: not last._worker.folder.exists())
+        assert not last.ended
+
+
 @pytest.mark.parametrize("names", [("lab", "clinic"), ("coordinator", "coordinator"), ("other", "other")])
 async def test_a_worker_is_not_taken_from_who_has_one_or_works_for_the_operator(
     tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
