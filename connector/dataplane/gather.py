@@ -151,14 +151,19 @@ class Cycle(RequestResponseCycle):
         try:
             whole = await in_thread(partial(sending.push, out), stop=sending.stop, device=device, out=out)
         except Busy:
-            with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as ours:
-                ours.shutdown(socket.SHUT_RDWR)  # closed or not by the thread that is lost, nothing goes out any more
+            with suppress(OSError):  # its reader may have left
+                self._shut()
             raise
         except (ConnectionError, TimeoutError):
             self.transport.abort()
             raise ConnectionAbortedError("the client has left") from None
         self._must_be_there()
         return whole
+
+    def _shut(self) -> None:
+        """Closed or not by a thread that is lost, nothing goes out any more."""
+        with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
 
     def _must_be_there(self) -> None:
         # Whoever sends parts of files may never wait for anything else: told by silence, it would go through them all.

@@ -20,6 +20,7 @@ from connector.dataplane.gather import BEFORE, FILE, Cycle
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.http import Exchange, _Transport
 from connector.datasets.sources.files import FileRef
+from connector.errors import Busy
 from connector.query.spans import Span
 from tests.connector.dataplane.test_gather import served
 from tests.support.clocks import hands
@@ -122,6 +123,44 @@ async def test_a_disk_that_is_slow_is_none_that_hangs(monkeypatch: pytest.Monkey
         reading = asyncio.ensure_future(asyncio.to_thread(all_of, peer, 10 * 2**16))
         await sent(out, Span(file, 0, 10 * 2**16))
         await reading
+
+
+async def test_a_reader_who_leaves_while_the_disk_hangs_leaves_it_the_disk_s_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(senders, "_SECONDS", 0.2)
+    begun, over = threading.Event(), threading.Event()
+    told: asyncio.Queue[BaseException] = asyncio.Queue()
+
+    def hang() -> None:
+        begun.set()
+        over.wait()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with tempfile.TemporaryFile() as file:
+            file.truncate(100)
+            message = {"type": "http.response.body", FILE: [(file.fileno(), 0, 100)], "more_body": True}
+            sending = asyncio.ensure_future(send(message | {BEFORE: hang}))
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            sending.cancel()
+            try:
+                await sending
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  whichever it is
+                await told.put(error)
+
+    async with served(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(TWO[: len(TWO) // 2])
+        await asyncio.to_thread(begun.wait)
+        await reader.read(100)
+        writer.transport.abort()
+        try:
+            async with asyncio.timeout(60):
+                assert isinstance(await told.get(), Busy)
+        finally:
+            over.set()
 
 
 def all_of(peer: socket.socket, size: int) -> None:
