@@ -17,6 +17,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -215,20 +216,23 @@ class Receiving:
         """The record, with the file in its place. Not to be cancelled: it counts or it does not.
 
         Where nobody knows whether it does, the file stays: a record without one is data that is lost. If it does not,
-        the next push takes its place, or the next start removes it.
+        the next push takes its place, or the next start removes it; until that one counts, it is kept beside it.
         """
-        target = self._file(coming.transfer.id)
-        replaced = await asyncio.to_thread(_publish, coming.path, target)
-        self._held -= replaced
+        target, before = self._file(coming.transfer.id), coming.path.with_suffix(".before")
+        had_one = await asyncio.to_thread(_publish, coming.path, target, before)
         try:
             row = await self._store.write(lambda tx: _keep(tx, coming, found))
         except Exception as error:
             coming.over = isinstance(error, Busy) and error.code == UNKNOWN
             if not coming.over:
-                await asyncio.to_thread(target.unlink, True)
+                await asyncio.to_thread(_take_back, target, before)
             raise
-        coming.over = True
-        return row
+        else:
+            coming.over = True
+            return row
+        finally:
+            if had_one:
+                self._held -= await asyncio.to_thread(_unlinked, before)
 
     async def _spool(self, coming: Coming, ask: Ask) -> None:
         """The body into its file, on the disk when this returns. Written in a thread: a disk takes its time."""
@@ -447,16 +451,24 @@ def _write(number: int, held: bytearray) -> None:
         view = view[os.write(number, view) :]
 
 
-def _publish(path: Path, target: Path) -> int:
-    """Give a file its place, for good; the bytes of the one that had it."""
-    replaced = target.stat().st_size if target.exists() else 0
+def _publish(path: Path, target: Path, before: Path) -> bool:
+    """Give a file its place, for good. Whether one had it, which is at `before` then."""
+    if had_one := target.exists():
+        os.link(target, before)
     path.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return replaced
+    return had_one
+
+
+def _take_back(target: Path, before: Path) -> None:
+    """Undo `_publish`."""
+    target.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        before.replace(target)
 
 
 def _swept(arriving: Path, kept: Path, good: set[Path]) -> int:

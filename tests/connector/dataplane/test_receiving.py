@@ -477,6 +477,31 @@ async def test_a_push_of_whose_record_nobody_knows_whether_it_was_kept_is_not_re
     assert [event.kind for event in here.told(pid)] == ["DataReceived"]
 
 
+async def test_a_push_whose_record_comes_to_be_kept_while_its_repeat_is_checked_keeps_its_file(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a database goes on with a commit that it has not answered."""
+    await here.transfer(pid)
+    told = here.store.write
+    under_way: list[Any] = []
+
+    async def late(work: Any) -> Any:
+        under_way.append(work)
+        if len(under_way) == 1:
+            raise Busy("the database went away as it kept this", code=UNKNOWN)
+        monkeypatch.undo()
+        await told(under_way[0])
+        return await told(work)
+
+    monkeypatch.setattr(here.store, "write", late)
+    held = here.receiving._held
+    assert (await here.push(pid, WHOLE)).json()["code"] == UNKNOWN
+    assert (await here.push(pid, stream(1_000))).status_code != 200
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+    assert here.receiving._held - held == len(WHOLE)
+
+
 async def test_what_is_counted_is_what_is_there(here: Receiver, pid: str) -> None:
     """After everything above: no refusal, cut or removal has taken room for good, or given back what it had not."""
     await here.transfer(pid)
