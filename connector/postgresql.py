@@ -61,6 +61,8 @@ def open_server(url: URL, *, pool_size: int, patient: bool) -> Engine:
 
 def _connect(_: Any, __: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> _Connection:
     connection = _Connection.connect(*arguments, **options)
-    connection.execute("; ".join(f"SET {word} = {value}" for word, value in SESSION.items()).encode())
+    # The server ends a statement first: it would go on with what nobody waits for any more. A commit has no such end.
+    session = SESSION | {"statement_timeout": str(int(ANSWER_SECONDS * 900))}  # milliseconds
+    connection.execute("; ".join(f"SET {word} = {value}" for word, value in session.items()).encode())
     connection.commit()
     return connection

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
 
 from connector import app, postgresql
 from connector.errors import Busy
@@ -70,6 +71,18 @@ async def test_whoever_asks_in_the_middle_is_told_so_and_nothing_is_kept(away: t
             await store.write(work)
     link.resume()
     assert await store.read(lambda tx: tx.tokens.by_name("half")) is None
+
+
+async def test_a_statement_that_nobody_waits_for_any_more_is_over_at_the_server_too(away: tuple[Store, Link]) -> None:
+    """Each of them has a process there: asked again and again, they would be all that it has."""
+    store, _ = away
+    long = text("SELECT pg_sleep(600)")
+    running = text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'")
+    with pytest.raises(Busy, match="does not answer"):
+        await store.read(lambda tx: tx.session.execute(long))
+    async with asyncio.timeout(PATIENCE):
+        while await store.read(lambda tx: tx.session.scalar(running)):
+            await asyncio.sleep(0.1)
 
 
 async def test_what_a_process_that_is_gone_has_locked_is_the_others_after_a_while(
