@@ -11,6 +11,8 @@ from hanse.patience import passes
     ("error", "expected"),
     [
         (StreamFailed("x", code="worker_crashed"), True),
+        (StreamFailed("x", code="file_unavailable"), True),
+        (StreamFailed("x", code="busy"), True),
         (of_problem(500, {"code": "worker_crashed", "detail": "try again"}, where="owner"), True),
         (of_problem(500, {"code": "engine_failed", "detail": "no"}, where="owner"), False),
         (Broken("not the protocol"), False),

@@ -243,11 +243,13 @@ _ERRORS: dict[int, Any] = {
     503: fl.FlightUnavailableError,
 }
 _STATUS = {"revoked": 403, "quota": 403, "lease_expired": 401}
+# Of ends: what is 503 where it comes before the first batch.
+_AGAIN = frozenset({"busy", "shutting_down", "worker_wanted", "file_unavailable", "blocks_not_kept", "outcome_unknown"})
 
 
 def _as_problem(end: Mapping[str, Any]) -> dict[str, Any]:
     """An early end as the problem that it is; how far the stream came stands in it too."""
-    status = _STATUS.get(end["status"], 503 if end.get("code") == "shutting_down" else 500)
+    status = _STATUS.get(end["status"], 503 if end.get("code") in _AGAIN else 500)
     reason = end.get("reason") or "the stream broke"
     detail = f"{reason} (after {end['rows']} rows)"
     return {**end, "status": status, "code": end.get("code") or end["status"], "detail": detail, "end": end["status"]}
