@@ -120,8 +120,8 @@ def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
     told = "the agreement's rows or bytes are used up"
     if draws:
         told = (
-            "a question that combines rows (aggregates, windows, WITH, UNION, a dataset twice), or asks for what has "
-            "none (NOT EXISTS, NOT IN, an outer join to it), counts as all rows of the dataset, and fewer are left "
-            "under the agreement; ask for rows, which are counted as they leave"
+            "a question that combines rows (aggregates, windows, WITH, UNION, OFFSET in a subquery, a dataset twice), "
+            "or asks for what has none (NOT EXISTS, NOT IN, an outer join to it), counts as all rows of the dataset, "
+            "and fewer are left under the agreement; ask for rows, which are counted as they leave"
         )
     return Limited(told, code="quota_spent", rule=_quota_rule(contract))

@@ -2,7 +2,8 @@
 
 Rows are counted as they leave only where each row of the answer stands for one row of the dataset, which is there. What
 combines rows tells of several, and so does what asks that there be none: `NOT EXISTS` over a table of guesses that the
-caller brought answers, in a single row, which of a million guesses about all rows is right.
+caller brought answers, in a single row, which of a million guesses about all rows is right. `OFFSET` within it asks
+whether there are so many.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def _there(table: exp.Expr) -> bool:
     a condition that all rows of the answer meet."""
     node: exp.Expr | None = table
     while node is not None and (parent := node.parent) is not None:
+        if isinstance(node, exp.Select) and node.args.get("offset") is not None:
+            return False
         if isinstance(parent, exp.From | exp.Join):
             if not _keeps(parent, node):
                 return False

@@ -11,6 +11,7 @@ from tests.support.gate import atom
 GUESSES = [Keys("c", "c_1", ("id", "k"))]
 ROW_BY_ROW = [
     "SELECT id FROM t",
+    "SELECT id FROM t ORDER BY id LIMIT 10 OFFSET 20",
     "(SELECT id FROM t)",
     "SELECT q.id FROM (SELECT * FROM t WHERE g > 1) AS q",
     "SELECT t.id FROM c JOIN t ON t.id <= c.k",
@@ -39,6 +40,8 @@ SEVERAL = [
     "SELECT k FROM c FULL JOIN t ON t.id > c.k",
     "SELECT c.k FROM t JOIN u USING (id) FULL JOIN c USING (id)",
     "SELECT k FROM c ANTI JOIN t ON t.id > c.k",
+    "SELECT k FROM c WHERE EXISTS (SELECT 1 FROM t WHERE t.id = c.k OFFSET 9)",
+    "SELECT k FROM c JOIN (SELECT id FROM t ORDER BY id LIMIT 1 OFFSET 9) AS q ON q.id > c.k",
     "SELECT c.k FROM c JOIN u ON EXISTS (SELECT 1 FROM t WHERE t.id = c.k)",
 ]
 
