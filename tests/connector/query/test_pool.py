@@ -731,6 +731,28 @@ async def test_what_a_worker_had_on_disk_goes_as_it_is_asked_back_whoever_still_
         assert not last.ended
 
 
+async def test_an_answer_whose_privacy_is_paid_for_is_not_ended_for_others(
+    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
+    greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
+    counting = "SELECT count(*) AS rows FROM t a, t b, t c WHERE a.id + b.id + c.id > 0"
+    paid = Job(relations={"t": numbers}, sql=counting, consumer="greedy", noise={"columns": {"rows": 1}})
+    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=60.0) as small, small.run(greedy) as first:
+        await anext(first)
+        paying = asyncio.ensure_future(read(small, paid))
+        while len(small._busy) < 2:
+            await asyncio.sleep(0)
+        assert (await read(small, other))[0].num_rows
+        with pytest.raises(Busy) as raised:
+            [frame async for frame in first]
+        assert raised.value.code == "worker_wanted"
+        assert not paying.done()
+        paying.cancel()
+        await asyncio.wait((paying,))
+
+
 @pytest.mark.parametrize("names", [("lab", "clinic"), ("coordinator", "coordinator"), ("other", "other")])
 async def test_a_worker_is_not_taken_from_who_has_one_or_works_for_the_operator(
     tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
