@@ -722,13 +722,16 @@ async def test_what_a_worker_had_on_disk_goes_as_it_is_asked_back_whoever_still_
     monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
     greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
     other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
-    async with Pool(tmp_path, size=2, warm=2, wait_seconds=60.0) as small, AsyncExitStack() as open_:
-        await anext(await open_.enter_async_context(small.run(greedy)))
-        last = await open_.enter_async_context(small.run(greedy))
-        await anext(last)
-        assert (await read(small, other))[0].num_rows
-        await until(lambda: not last._worker.folder.exists())
-        assert not last.ended
+    async with Pool(tmp_path, size=2, warm=2, wait_seconds=60.0) as small:
+        async with AsyncExitStack() as open_:
+            await anext(await open_.enter_async_context(small.run(greedy)))
+            last = await open_.enter_async_context(small.run(greedy))
+            await anext(last)
+            assert (await read(small, other))[0].num_rows
+            await until(lambda: not last._worker.folder.exists())
+            assert not last.ended
+        await until(lambda: len(small._tasks) == 1)  # all is cleaned up: one looks for workers that nobody needs
+        assert small._turns._free == 2  # a place is given back once
 
 
 async def test_an_answer_whose_privacy_is_paid_for_is_not_ended_for_others(
