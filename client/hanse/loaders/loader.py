@@ -192,20 +192,23 @@ class Loader:
 
     def in_slices(self) -> Generator[Sequence[Slice], None, None]:
         """The same batches, each as the slices that it is made of: for whoever copies them to where they are used."""
-        share = self._pending or self._fresh()
+        order, share = self._order, self._pending or self._fresh()
         self._share, self._pending = share, None
         self.throughput = Throughput()
-        pieces = ahead(self._pieces(share), nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
+        pieces = ahead(self._pieces(order, share), nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
         told = _Told(self.throughput, self.rows) if self._progress else None
+        after = share
         try:
             for slices, after in self._joined(pieces, share):
-                self._share = after
+                if order is self._order:  # else another epoch or state was set meanwhile, for the next iteration
+                    self._share = after
                 self._count(slices)
                 if told is not None:
                     told.tell()
                 yield slices
-            self._share = replace(self._share, ended=True)
-            self._base = Progress()  # the next iteration is a whole epoch
+            if order is self._order:
+                self._share = replace(after, ended=True)
+                self._base = Progress()  # the next iteration is a whole epoch
         finally:
             pieces.close()
             if told is not None:
@@ -246,9 +249,9 @@ class Loader:
         if run.rows and not self.drop_last:
             yield run.slices, after
 
-    def _pieces(self, share: Share) -> Generator[_Piece, None, None]:
+    def _pieces(self, order: Order, share: Share) -> Generator[_Piece, None, None]:
         """The rows of a share in their order, in the pieces that they come in."""
-        order, permutation = self._order, self._order.permutation()
+        permutation = order.permutation()
         todo = [(self._locate(permutation[place]), mark) for place, mark in share.places(order.blocks)]
         feeds = [
             _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self)
@@ -257,7 +260,7 @@ class Loader:
         try:
             for done, ((source, block), mark) in enumerate(todo):
                 offset = sum(len(plan.blocks) for plan in self.plans[:source])
-                yield from self._block(feeds[source], block, offset + block, done, mark)
+                yield from _block(order, feeds[source].of(block), offset + block, done, mark)
         finally:
             for feed in feeds:
                 feed.close()
@@ -269,20 +272,23 @@ class Loader:
             number -= len(plan.blocks)
         raise AssertionError("unreachable: the permutation is of the blocks of all plans")
 
-    def _block(self, feed: _Feed, block: int, name: int, done: int, mark: Mark) -> Generator[_Piece, None, None]:
-        placed = _from_mark(feed.of(block), mark)
-        if not self._order.window:
-            for batch, row, cursor, cursor_row, held in placed:
-                yield _Piece(batch, held, done, _counting(row, cursor, cursor_row))
-            return
-        emitted = mark.emitted
-        for batch, row, cursor, cursor_row, held in _windows(placed, self._order.window):
-            shown = self._order.within(name, row // self._order.window, batch.num_rows)
-            if shown is not None:
-                batch = batch.take(_numbers(shown))
-                held = _held(batch) + _beside(batch)
-            yield _Piece(batch.slice(emitted), held, done, _emitting(row, emitted, cursor, cursor_row))
-            emitted = 0
+
+def _block(
+    order: Order, batches: Iterator[tuple[pa.RecordBatch, str, int]], name: int, done: int, mark: Mark
+) -> Generator[_Piece, None, None]:
+    placed = _from_mark(batches, mark)
+    if not order.window:
+        for batch, row, cursor, cursor_row, held in placed:
+            yield _Piece(batch, held, done, _counting(row, cursor, cursor_row))
+        return
+    emitted = mark.emitted
+    for batch, row, cursor, cursor_row, held in _windows(placed, order.window):
+        shown = order.within(name, row // order.window, batch.num_rows)
+        if shown is not None:
+            batch = batch.take(_numbers(shown))
+            held = _held(batch) + _beside(batch)
+        yield _Piece(batch.slice(emitted), held, done, _emitting(row, emitted, cursor, cursor_row))
+        emitted = 0
 
 
 def _numbers(shown: Sequence[int]) -> pa.Array:

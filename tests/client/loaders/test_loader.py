@@ -138,6 +138,26 @@ def test_what_is_left_is_dealt_out_alike_whether_or_not_a_reader_looked_for_its_
     assert merge([looked, other]) == merge([unaware, other])
 
 
+@pytest.mark.parametrize("batches", [1, 20, 30])
+def test_what_is_set_during_an_iteration_is_for_the_next_one(numbers: Dataset, batches: int) -> None:
+    options: dict[str, Any] = {"columns": ["id"], "batch_size": 7001, "seed": 5, "window": 1000}
+    loader = numbers.loader(**options)
+    found = iter(loader)
+    given = ids(next(found) for _ in range(batches))
+    state = loader.state_dict()
+    loader.set_epoch(1)
+    assert given + ids(found) == sequence(5, window=1000)
+    other = numbers.loader(**options)
+    other.load_state_dict(loader.state_dict())
+    assert ids(other) == ids(loader) == sequence(5, 1, window=1000)
+
+    found = iter(loader)
+    next(found)
+    loader.load_state_dict(merge([state]))
+    assert len(ids(found)) == ROWS - 7001
+    assert given + ids(loader) == sequence(5, window=1000)
+
+
 def test_rows_that_were_only_prefetched_are_not_in_the_state(numbers: Dataset) -> None:
     loader = numbers.loader(columns=["id"], batch_size=100, prefetch_bytes=2**24)
     batches = iter(loader)
