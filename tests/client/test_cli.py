@@ -521,6 +521,12 @@ def test_what_others_wrote_does_not_command_the_terminal(run: Run, served: Conne
     assert not {"\x1b", "\u202e"} & set(run("query", "SELECT 1").out)
 
 
+def test_text_with_the_line_ends_of_a_browser_is_shown_in_lines(run: Run, served: Connector) -> None:
+    served.routes["GET", "/datasets/flights"] = DATASET | {"description": "One\r\nand two\rhidden."}
+    shown = run("dataset", "show", "flights").out
+    assert [line.strip() for line in shown.partition("One")[2].splitlines()[:2]] == ["", r"and two\u000dhidden."]
+
+
 def test_a_partial_answer_says_whom_it_is_without(run: Run, served: Connector) -> None:
     missing = [{"owner": "south", "reason": '"south" (f0.south: patients) while it was asked: it is down'}]
     served.routes["POST", "/queries"] = chunked(ipc([batch(1)], complete(1, owners=OWNERS, missing=missing)))

@@ -64,7 +64,8 @@ class _Console(Console):
     """One whose terminal obeys nobody else: of what others wrote, signs that command it are shown as their numbers."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(_COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text), **how)
+        lines = text.replace("\r\n", "\n")  # as browsers send them
+        return super().render_str(_COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", lines), **how)
 
 
 def console(*, err: bool = False) -> Console:
