@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import pickle
@@ -213,6 +214,39 @@ def test_a_state_of_the_end_of_an_epoch_is_gone_on_from_with_the_next_one(
         found = ids(rest)
         assert found == ids(stateful(training, workers=workers, epoch=epoch or 0, **options))
         assert len(found) == len(whole)
+
+
+@pytest.mark.parametrize("before", [None, 9], ids=["after an epoch", "after a part of one"])
+@pytest.mark.parametrize("given", [0, 1, 5])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, True)])
+def test_a_state_of_the_beginning_of_a_later_iteration_is_gone_on_from_there(
+    training: Dataset, workers: int, persistent: bool, given: int, before: int | None
+) -> None:
+    """Also of a worker that has given nothing yet: what it did in the one before is no part of the state."""
+    loader = stateful(training, workers=workers, persistent=persistent)
+    for _ in itertools.islice(loader, before):
+        pass
+    batches = iter(loader)
+    seen = ids(next(batches) for _ in range(given))
+    rest = stateful(training, workers=workers, persistent=persistent)
+    rest.load_state_dict(pickle.loads(pickle.dumps(loader.state_dict())))
+    assert sorted(seen + ids(rest)) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_after_the_rest_of_an_epoch_the_next_one_is_whole_without_set_epoch_too(
+    training: Dataset, kind: Any, workers: int, persistent: bool
+) -> None:
+    first = training.to_torch(columns=["id"], batch_size=50, seed=6)
+    seen = ids(itertools.islice(first, 17))
+    state = merge(first.state_dict())
+    rest = training.to_torch(columns=["id"], batch_size=50, seed=6, state=state)
+    loader = kind(rest, batch_size=None, num_workers=workers, persistent_workers=persistent)
+    for _ in range(1 if persistent else 2):  # workers that live on hear of no other state
+        assert sorted(seen + ids(loader)) == list(range(ROWS))
+        assert sorted(ids(loader)) == sorted(ids(loader)) == list(range(ROWS))
+        rest.load_state_dict(state)
 
 
 def test_ranks_have_parts_of_the_sequence_in_its_order(training: Dataset) -> None:

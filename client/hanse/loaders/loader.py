@@ -149,6 +149,13 @@ class Loader:
         """Begin a whole epoch with the next iteration, as after one that went to its end."""
         self._share, self._pending, self._base = self._pending, None, Progress()
 
+    def begin(self, *, whole: bool) -> None:
+        """Let the state be the beginning of the next iteration, no longer where the last one was; `whole`: of a whole
+        epoch, whatever a merged state left of one."""
+        self._share = None
+        if whole:
+            self._base = Progress()
+
     def divide(self, part: int, parts: int) -> None:
         """Be reader `part` of `parts` from the next iteration on."""
         if (part, parts) != (self._part, self._parts):

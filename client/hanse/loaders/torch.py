@@ -23,6 +23,8 @@ from hanse.loaders.loader import Loader, Slice, one
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import tensors
 
+_WORKERS_MAX = 4096  # of one DataLoader
+
 
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
     """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch."""
@@ -38,22 +40,28 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         # Shared with the workers, so that `set_epoch` reaches those that live on between epochs; and whether it was
         # called, which a state that is loaded later does not undo.
         self._epoch = torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_()
+        # By worker: whether it has read its part of an epoch to the end. One that is new for the next epoch has a
+        # loader with what a merged state left of the first.
+        self._ended = torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_()
 
     def __iter__(self) -> Iterator[Any]:
-        self._place()
+        worker = self._place()
         if self._loader.over():
             # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
             self._loader.forget()
+            self._ended[worker] = True
             return iter(())
         if not self._loader.pending:
             self._loader.set_epoch(int(self._epoch[0]))
-        return self._batches()
+            self._loader.begin(whole=bool(self._ended[worker]))
+        return self._batches(worker)
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self, worker: int) -> Iterator[Any]:
         if get_worker_info() is None:
             yield from map(self._form, self._loader)
         else:
             yield from map(self._shipped, self._loader.in_slices())
+        self._ended[worker] = True
 
     def _shipped(self, slices: Sequence[Slice]) -> Any:
         if self._way is not None and (rows := self._way.rows(slices)) is not None:
@@ -73,16 +81,18 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
-        self._place()
+        worker = self._place()
         self._loader.load_state_dict(state)
+        self._ended[slice(None) if get_worker_info() is None else worker] = False
         if not self._epoch[1]:
             self._epoch[0] = self._loader.epoch
 
-    def _place(self) -> None:
-        """Who we are is known only where we run: in a worker of a rank."""
+    def _place(self) -> int:
+        """Who we are is known only where we run: in a worker of a rank. Gives which worker."""
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         self._loader.divide(self._rank * workers + worker, self._world * workers)
+        return worker
 
 
 def dataset(
