@@ -8,8 +8,8 @@ chunk. Offered to the application as the extension `hanse.gather`; a body messag
     hanse.file     a list of parts of files, each (descriptor, offset, bytes), and of buffers, sent by a thread as one
                    chunk; a descriptor stands for its file until `send` returns, which is when all parts have gone.
                    Where the extension `hanse.files` is offered. EOFError where the file is shorter,
-                   ConnectionAbortedError where the client has left. Sent in a
-                   thread for `hanse.device`, where it says which device they lie on. Called are
+                   ConnectionAbortedError where the client has left, Busy where the disk does not answer. Called are
+    hanse.device   beside it: the device that they lie on, which has threads of its own
     hanse.before   before the first byte of it, in the thread that sends (what it raises, `send` raises), and
     hanse.moved    as it goes
     hanse.seen     in that thread, with all bytes of the parts in their order, each before it goes

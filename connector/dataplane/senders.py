@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from connector.errors import Busy
+from connector.datasets.threads import no_answer
 
 TURN = 0.05  # seconds after which a thread goes on with another stream, if one waits
 _SENDERS = 8  # of one device
@@ -54,7 +54,7 @@ async def in_thread(
     if not job.cancel() and out is not None:
         number = out.detach()
         job.add_done_callback(lambda _: os.close(number))
-    raise Busy("the disk of this version's files does not answer; try again", code="file_unavailable") from gone
+    raise no_answer() from gone
 
 
 @functools.cache

@@ -395,9 +395,8 @@ class Reads:
         event = records.ended(asked, grants, end, failure)
 
         def work(tx: Transaction) -> None:
-            if unfinished.end(
-                tx, event, instance=self._instance
-            ):  # else it has committed before, and nothing goes back twice
+            # Else it has committed before, and nothing goes back twice.
+            if unfinished.end(tx, event, instance=self._instance):
                 self.grants.end(tx, grants)
 
         if unknown:  # nobody waits for a database that is away

@@ -41,7 +41,12 @@ async def _soon(device: int, work: Callable[[], _T], *, files: int) -> _T:
         async with asyncio.timeout(_SECONDS + files * _SECONDS_EACH):
             return await _on(device, work)
     except TimeoutError as error:  # or the disk's own
-        raise Busy("the disk of this version's files does not answer; try again", code="file_unavailable") from error
+        raise no_answer() from error
+
+
+def no_answer() -> Busy:
+    """The refusal of a read whose disk hangs."""
+    return Busy("the disk of this version's files does not answer; try again", code="file_unavailable")
 
 
 async def _on(device: int, work: Callable[[], _T]) -> _T:

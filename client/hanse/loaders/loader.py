@@ -137,13 +137,15 @@ class Loader:
         """Whether the state that was loaded leaves no batch; of plans that are not exact, whether no block."""
         if self._pending is None:
             return False
+        if self._pending.ended:
+            return True
         permutation, rows = self._order.permutation(), 0
         left = self._pending.places(self._order.blocks)
         for place, mark in left:
             source, block = self._locate(permutation[place])
             rows += self.plans[source].blocks[block].rows - mark.row - mark.emitted
         least = self.batch_size or 1 if self.drop_last else 1
-        return self._pending.ended or not left or (rows < least and all(plan.exact for plan in self.plans))
+        return not left or (rows < least and all(plan.exact for plan in self.plans))
 
     def forget(self) -> None:
         """Begin a whole epoch with the next iteration, as after one that went to its end."""

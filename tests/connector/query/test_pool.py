@@ -658,12 +658,18 @@ async def test_too_many_waiting_jobs_are_turned_away(tmp_path: Path, numbers: Re
             assert raised.value.code == "queue_timeout"
 
 
-async def test_one_consumer_who_does_not_read_has_not_all_workers_while_another_waits(
-    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def impatient(numbers: Relation, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, Job]:
+    """Jobs of one who asks for much and of another, who waits for a moment only."""
     monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
     greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
-    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    return greedy, Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+
+
+async def test_one_consumer_who_does_not_read_has_not_all_workers_while_another_waits(
+    tmp_path: Path, impatient: tuple[Job, Job]
+) -> None:
+    greedy, other = impatient
     async with Pool(tmp_path, size=2, warm=2, wait_seconds=60.0) as small, AsyncExitStack() as open_:
         first = await open_.enter_async_context(small.run(greedy))
         await anext(first)
@@ -678,11 +684,9 @@ async def test_one_consumer_who_does_not_read_has_not_all_workers_while_another_
 
 
 async def test_a_worker_that_is_asked_back_goes_to_another_however_many_of_the_same_wait(
-    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, impatient: tuple[Job, Job]
 ) -> None:
-    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
-    greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
-    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    greedy, other = impatient
     async with Pool(tmp_path, size=2, warm=2, wait_seconds=20.0) as small, AsyncExitStack() as open_:
         for _ in range(2):
             await anext(await open_.enter_async_context(small.run(greedy)))
@@ -717,11 +721,9 @@ async def test_a_consumer_who_has_all_workers_later_is_asked_for_one_then(
 
 
 async def test_what_a_worker_had_on_disk_goes_as_it_is_asked_back_whoever_still_reads(
-    tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, impatient: tuple[Job, Job]
 ) -> None:
-    monkeypatch.setattr("connector.query.pool._PATIENCE", 0.1)
-    greedy = Job(relations={"t": numbers}, sql="SELECT a.* FROM t a, t b", consumer="greedy")
-    other = Job(relations={"t": numbers}, sql="SELECT 1 AS n FROM t", consumer="other")
+    greedy, other = impatient
     async with Pool(tmp_path, size=2, warm=2, wait_seconds=60.0) as small:
         async with AsyncExitStack() as open_:
             await anext(await open_.enter_async_context(small.run(greedy)))
