@@ -80,7 +80,7 @@ docs: setup-dev
 
 test: setup-dev ## the whole suite, on SQLite and on a PostgreSQL that it starts for itself (AT_ONCE=3 files)
 	@$(BIN)/python -m tests.support.postgres || true
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests -n $(or $(AT_ONCE),3) --dist loadfile --no-loadscope-reorder --max-worker-restart 2
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests -n $(or $(AT_ONCE),3) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 $(VENV)-loaders/.made: $(BIN)/uv pyproject.toml client/pyproject.toml uv.lock
 	@[ -x $(VENV)-loaders/bin/python ] || $(PYTHON) -m venv $(VENV)-loaders
