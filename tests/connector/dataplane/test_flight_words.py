@@ -67,27 +67,32 @@ def test_any_bytes_are_read_or_garbled_and_nothing_else() -> None:
 
 
 NO_CONSTANTS = {
-    "spaces, and more": "SELECT 123456789" + " " * 30_000 + "x",
-    "an end, and spaces": "SELECT 1;" + " " * 30_000 + "x",
-    "a name, and spaces": "SELECT 1 AS x" + " " * 30_000 + "y",
+    "spaces, and more": ("SELECT 123456789", "x"),
+    "an end, and spaces": ("SELECT 1;", "x"),
+    "a name, and spaces": ("SELECT 1 AS x", "y"),
 }
 
 
 @pytest.mark.parametrize("name", NO_CONSTANTS)
 def test_a_long_statement_that_is_no_constant_is_told_at_once(name: str) -> None:
-    """It is looked at before it is known who asks."""
-    before = time.perf_counter()
-    assert commands.constant(NO_CONSTANTS[name]) is None
-    assert time.perf_counter() - before < 1
+    """It is looked at before it is known who asks. Eight times the spaces take about eight times as long."""
+    begins, ends = NO_CONSTANTS[name]
+
+    def taken(spaces: int) -> float:
+        before = time.thread_time()
+        assert commands.constant(begins + " " * spaces + ends) is None
+        return time.thread_time() - before
+
+    short, long = (min(taken(spaces) for _ in range(5)) for spaces in (30_000, 240_000))
+    assert long < 24 * short + 0.001
 
 
 @pytest.mark.parametrize("pattern", ["%_" * 500, "%" * 1000 + "x", "%a" * 500, "%a%_" * 200 + "b"])
-def test_a_pattern_of_many_wildcards_is_looked_for_at_once(pattern: str) -> None:
+def test_a_pattern_of_many_wildcards_is_looked_for_to_its_end(pattern: str) -> None:
+    """Where each wildcard is tried at each place, this does not end in a lifetime."""
     table = {"owner": "clinic", "name": "a" * 60, "schema": b""}
-    before = time.perf_counter()
     _, command = commands.unpack(commands.pack("CommandGetTables", [(3, pattern)]))
     assert commands.catalogue("CommandGetTables", command, [table]).num_rows == 0
-    assert time.perf_counter() - before < 1
 
 
 def test_patterns_mean_what_they_mean_in_sql() -> None:
