@@ -1,16 +1,23 @@
 """Bounds for what is asked of a listener: uvicorn's HTTP protocol, with an end to heads, bodies, rests and queues.
 
 Who asks is not known before it is there, so nobody's endless head fills memory, and nobody's silence keeps a
-connection. How large a body may be says whoever reads it. Use it as `uvicorn.Config(http=Bounded)`; it rests on
-uvicorn's internals, whose range is pinned.
+connection. Where a listener has as many connections as it may, whose next bytes are awaited for the longest makes room
+for whoever comes: who means it says something within a moment, and many honest clients may have one address. How large
+a body may be says whoever reads it. Use it as `uvicorn.Config(http=Bounded)`, over TLS with `listening.Server`; it
+rests on uvicorn's internals, whose range is pinned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
+import socket
+from contextlib import suppress
+from typing import Any
 
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 HEAD_MAX = 2**18  # bytes: the names of thousands of columns
 FIELDS_MAX = 256  # of a head, and of the trailers of a body: an empty one is four bytes on the wire and 150 in memory
@@ -39,14 +46,77 @@ class Bounded(HttpToolsProtocol):
 
     _unfinished = 0  # bytes that came since anything of a request was whole
     _late: asyncio.TimerHandle | None = None
+    _shaking: socket.socket | None = None  # its TLS handshake is under way
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # Beside uvicorn's set of all connections of the listener: whose next bytes are awaited, since when in order.
+        self._silent: dict[Bounded, None] = vars(server_state).setdefault("silent", {})
+
+    def knock(self, client: socket.socket) -> bool:
+        """Take a place before the TLS handshake; whether there is one. Then call `shaken` when that is over."""
+        self._shaking = client
+        return self._enter()
+
+    def shaken(self) -> None:
+        """The handshake has ended, one way or the other."""
+        self._shaking = None
+        if self.scheme is None:  # no connection came of it
+            self._leave()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn's."""
+        entered = self in self.connections
         super().connection_made(transport)
-        if len(self.connections) > connections_max():
-            self.transport.close()
-        else:
+        self._shaking = None
+        if entered or self._enter():
             self._expect(HEAD_SECONDS)
+        else:
+            self.transport.abort()
+
+    def _enter(self) -> bool:
+        self.connections.add(self)
+        if len(self.connections) > connections_max() and not self._make_room():
+            self._leave()
+            return False
+        self._silent[self] = None
+        return True
+
+    def _leave(self) -> None:
+        self.connections.discard(self)
+        self._silent.pop(self, None)
+
+    def _make_room(self) -> bool:
+        """Whether somebody was silent and has been sent away."""
+        while self._silent:
+            first = next(iter(self._silent))
+            del self._silent[first]
+            if first._owes:
+                first._leave()
+                first._hang_up()
+                return True
+        return False
+
+    def _hang_up(self) -> None:
+        """Now: whoever is polite waits for the other side."""
+        if self._shaking is None:
+            self.transport.abort()
+            return
+        with suppress(OSError):  # the client has left
+            self._shaking.shutdown(socket.SHUT_RDWR)  # the handshake ends with that
+
+    def shutdown(self) -> None:
+        """As uvicorn's."""
+        if self._shaking is None:
+            super().shutdown()
+        else:
+            self._hang_up()
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's. What is longer than a head may be is not waited for: the parser would keep all of it."""
@@ -91,12 +161,25 @@ class Bounded(HttpToolsProtocol):
         self._expect_nothing()
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """As uvicorn's."""
+        super().on_response_complete()
+        self._await()
+
     def _expect(self, seconds: float) -> None:
         """More of a request within that time."""
         self._expect_nothing()
+        self._await()
         self._late = self.loop.call_later(seconds, self._too_late)
 
+    def _await(self) -> None:
+        """From now on, if anything is awaited."""
+        self._silent.pop(self, None)
+        if self._owes:
+            self._silent[self] = None
+
     def _expect_nothing(self) -> None:
+        self._silent.pop(self, None)
         if self._late is not None:
             self._late.cancel()
             self._late = None
@@ -106,9 +189,14 @@ class Bounded(HttpToolsProtocol):
         """Whether nothing is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def _owes(self) -> bool:
+        """Whether the next bytes are the client's."""
+        return self._rests or (self.cycle.more_body and not self.flow.read_paused)
+
     def _too_late(self) -> None:
         self._late = None
-        if self._rests or (self.cycle.more_body and not self.flow.read_paused):
+        if self._owes:
             self.transport.close()
         else:  # the next request has begun while this one is answered, or it is ours to read on
             self._expect(HEAD_SECONDS)
@@ -116,4 +204,5 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's."""
         self._expect_nothing()
+        self._leave()
         super().connection_lost(exc)

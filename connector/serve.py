@@ -25,6 +25,7 @@ from connector.dataplane.gather import Protocol
 from connector.dataplane.unfinished import close_left_over
 from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
+from connector.listening import Server
 from connector.settings import Settings
 from connector.store.migrate import upgrade
 from connector.telemetry import Observed, logger, set_up_logging
@@ -124,7 +125,7 @@ async def serve(settings: Settings) -> None:
             await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     """A server that leaves signals to us: there are two of them in the process."""
 
     @contextlib.contextmanager

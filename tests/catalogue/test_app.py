@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,20 @@ def test_a_head_without_an_end_is_not_kept(process: tuple[subprocess.Popen[bytes
         asking.sendall(b"GET / HTTP/1.1\r\na: " + b"b" * bounds.HEAD_MAX)
         answer = asking.recv(4096)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")  # gone before we had read it
+
+
+@pytest.mark.e2e
+def test_silent_clients_keep_nobody_out(process: tuple[subprocess.Popen[bytes], str, Path]) -> None:
+    """As at a connector: whose first request is awaited for the longest makes room."""
+    running, url, _ = process
+    resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (600, 600))
+    port = int(url.rpartition(":")[2])
+    with ExitStack() as held:
+        for _ in range(700):
+            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        for _ in range(3):
+            with urllib.request.urlopen(f"{url}/?q=herring", timeout=20) as answer:
+                assert answer.status == 200
 
 
 def test_the_heavy_libraries_are_not_loaded_at_start() -> None:

@@ -24,6 +24,7 @@ import uvicorn
 from connector import bounds
 from connector.dataplane import gather
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
+from connector.listening import Server
 from tests.load.stream.space import self_signed
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
@@ -73,7 +74,7 @@ async def served(app: Any, *, http: Any = Protocol, certificate: Path | None = N
     config = uvicorn.Config(
         app, http=http, log_level="critical", lifespan="off", date_header=False, ssl_certfile=certificate
     )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config) if http == "httptools" else Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0.01)
@@ -488,20 +489,65 @@ async def test_a_head_without_an_end_is_not_kept(endless: bytes) -> None:
 async def test_connections_leave_descriptors_for_what_the_process_opens(
     monkeypatch: pytest.MonkeyPatch, http: Any
 ) -> None:
+    """Who is being answered keeps a place, and whoever comes beside as many of these as there may be is refused."""
     monkeypatch.setattr(bounds, "connections_max", lambda: 3)
     one = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
-    async with served(counting, http=http) as port:
+    answered = asyncio.Event()
+
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        if scope["query_string"]:
+            await answered.wait()
+        await counting({**scope, "query_string": b""}, receive, send)
+
+    async with served(waiting, http=http) as port:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         for _, writer in held:
-            writer.write(one[:-2])
+            writer.write(b"GET /?wait HTTP/1.1\r\nconnection: close\r\n\r\n")
         async with asyncio.timeout(60):
             while await told(port, one) != b"":  # the three are there
                 await asyncio.sleep(0.01)
-            held[0][1].write(one[-2:])
-            assert (await held[0][0].read()).startswith(b"HTTP/1.1 200 ")
+            answered.set()
+            for reader, _ in held:
+                assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
             while not (await told(port, one)).startswith(b"HTTP/1.1 200 "):
                 await asyncio.sleep(0.01)
         for _, writer in held:
+            writer.close()
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_who_was_silent_for_the_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch, secure: bool, certificate: Path
+) -> None:
+    """Not whoever comes, nor whoever has said something since, in a body or with a request."""
+    monkeypatch.setattr(bounds, "connections_max", lambda: 3)
+    context = ssl.create_default_context(cafile=certificate) if secure else None
+    async with served(counting, certificate=certificate if secure else None) as port, asyncio.timeout(60):
+
+        async def client() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
+        sending, asking = await client(), await client()
+        silent, _ = await asyncio.open_connection("127.0.0.1", port)  # over TLS it never begins with that
+        await asyncio.sleep(0.1)
+        sending[1].write(b"POST /?0 HTTP/1.1\r\nconnection: close\r\ncontent-length: 20\r\n\r\n")
+        asking[1].write(b"GET /?0 HTTP/1.1\r\n\r\n")
+        assert (await asking[0].readuntil(b"%8d" % 0)).startswith(b"HTTP/1.1 200 ")
+        last = await client()
+        with suppress(ConnectionError):
+            assert await silent.read() == b""
+        for _ in range(10):
+            sending[1].write(b"ab")
+            last[1].write(b"GET /?0 HTTP/1.1\r\n\r\n")  # as new as the body
+            assert (await last[0].readuntil(b"%8d" % 0)).startswith(b"HTTP/1.1 200 ")
+            new = await client()
+            new[1].write(REQUEST.replace(b"/", b"/?0", 1))
+            assert (await new[0].read()).startswith(b"HTTP/1.1 200 ")
+            new[1].close()
+        assert (await sending[0].read()).endswith(b"%8d" % 20)
+        with suppress(ConnectionError, ssl.SSLError):
+            assert await asking[0].read() == b""
+        for _, writer in (sending, asking, last):
             writer.close()
 
 
