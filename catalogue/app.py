@@ -125,6 +125,7 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         await asyncio.gather(crawling, return_exceptions=True)
         await parts.crawler.close()
         await parts.net.close()
+        parts.search.close()
         parts.store.close()
 
 

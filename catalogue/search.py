@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import TypeVar
 
 from catalogue import highlight
 from catalogue.access import Viewer
@@ -24,6 +25,9 @@ from catalogue.store import Store, Transaction
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Member, Source
 from connector.errors import NotFound
+from connector.threads import Threads
+
+T = TypeVar("T")
 
 _LOOKS = 10  # reads of a page's size that one page may take
 _PART_MIN = 4  # letters of a searched word that may be found inside a longer one
@@ -86,16 +90,24 @@ class Search:
 
     def __init__(self, store: Store, index: Index) -> None:
         self._store, self._index = store, index
+        self._threads = Threads(4, "catalogue-search", whom="the index")  # no visit waits behind searches
+
+    def close(self) -> None:
+        """Finish the searches under way."""
+        self._threads.close()
 
     async def ask(self, question: Question, viewer: Viewer) -> Results:
-        """One page of results for a viewer."""
+        """One page of results for a viewer. Busy where too many are asked for."""
         started = time.perf_counter()
-        found = await asyncio.to_thread(self._index.search, question, viewer)
+        found = await self._in_index(partial(self._index.search, question, viewer))
         cards = await self._store.read(partial(_cards, ids=found.ids, viewer=viewer))
         hits = [self._hit(card, question) for card in cards]
         titles = {card.owner: card.owner_title for card in cards}
         facets = _values(found, question, await self._store.read(partial(_titles, known=titles)))
         return Results(question, hits, found.total, facets, time.perf_counter() - started)
+
+    async def _in_index(self, work: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._threads.submit(work))
 
     async def dataset(self, dataset_id: str, viewer: Viewer) -> Shown:
         """One dataset. NotFound where it is not there or not for this viewer: the two look alike."""
@@ -103,7 +115,7 @@ class Search:
 
     async def owners(self, viewer: Viewer) -> dict[str, int]:
         """How many datasets of each owner (by short name) the viewer may see."""
-        return await asyncio.to_thread(self._index.owners, viewer)
+        return await self._in_index(partial(self._index.owners, viewer))
 
     async def page(self, viewer: Viewer, *, after: str, size: int) -> tuple[list[Card], str]:
         """Up to `size` datasets in order of id after the id `after`, and where to go on ("" at the end)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import make_url
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from catalogue.store.transaction import Transaction
 from connector.database import open_engine
 from connector.errors import Busy
+from connector.threads import Threads
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
@@ -27,16 +28,17 @@ class Store:
         self.clock = clock
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
-        self._readers = ThreadPoolExecutor(pool_size, thread_name_prefix="catalogue-read")
-        self._writers = ThreadPoolExecutor(1 if self.is_sqlite else pool_size, thread_name_prefix="catalogue-write")
+        self._readers = Threads(pool_size, "catalogue-read")
+        self._writers = Threads(1 if self.is_sqlite else pool_size, "catalogue-write")
 
     async def write(self, work: Work[T]) -> T:
-        """Run `work(tx)` and commit; what it returns, once that is durable. An exception undoes everything."""
-        return await asyncio.get_running_loop().run_in_executor(self._writers, self.write_now, work)
+        """Run `work(tx)` and commit; what it returns, once that is durable. An exception undoes everything. Busy where
+        too much waits before it."""
+        return await asyncio.wrap_future(self._writers.submit(partial(self.write_now, work)))
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work(tx)` on a snapshot; nothing it does is kept."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, work)
+        """Run `work(tx)` on a snapshot; nothing it does is kept. Busy where too much waits before it."""
+        return await asyncio.wrap_future(self._readers.submit(partial(self.read_now, work)))
 
     def write_now(self, work: Work[T]) -> T:
         """As `write`, in the caller's thread (command line, indexer)."""
@@ -61,8 +63,8 @@ class Store:
 
     def close(self) -> None:
         """Finish what was submitted, then close every connection."""
-        self._writers.shutdown()
-        self._readers.shutdown()
+        self._writers.close()
+        self._readers.close()
         self.engine.dispose()
 
 

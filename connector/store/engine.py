@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -25,14 +25,13 @@ from connector.database import open_engine, say
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
 from connector.store.transaction import Transaction
+from connector.threads import WAITING_MAX, Threads
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
 Outlet = Callable[[Transaction, Event], None]  # stores something more with an event, in the same transaction
 
 _GROUP_MAX = 256  # units of work in one SQLite commit
-_WAITING_MAX = 4096  # units of work that may wait; more is refused, not queued
-_WAIT_SECONDS = 15.0  # and how long, for a thread: as long as one may wait for PostgreSQL's answer
 _RETRIES = 5
 _LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long who waits for a commit waits for what became of it
 UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit, and cannot be asked
@@ -47,7 +46,7 @@ class Store:
         self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = open_engine(url, pool_size=pool_size)
-        self._readers = _Threads(pool_size, "store-read")
+        self._readers = Threads(pool_size, "store-read")
         self._doubts: dict[int, Transaction] = {}  # what may have been committed, by its number at the server
         self._writer: _GroupWriter | _PooledWriter = (
             _GroupWriter(self.engine, self.origin)
@@ -129,50 +128,12 @@ def _run(connection: Connection, work: Work[T], *, origin: str, shared: bool = F
         return result, tx
 
 
-class _Threads:
-    """Threads that ask the database. What waits for one is bounded in number and in time: more is refused.
-
-    Where the database is away each unit takes seconds to find out; nobody waits for all that are ahead.
-    """
-
-    def __init__(self, size: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(size, thread_name_prefix=name)
-        self._free = threading.Semaphore(_WAITING_MAX)
-        self._closed = False
-
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        if self._closed:
-            raise Busy("the connector is shutting down; try again in a moment")
-        if not self._free.acquire(blocking=False):
-            raise Busy(f"more than {_WAITING_MAX} units of work wait for the database; try again in a moment")
-        future: Future[T] = Future()
-        self._threads.submit(self._run, work, future, time.monotonic())
-        return future
-
-    def close(self) -> None:
-        self._closed = True
-        self._threads.shutdown()
-
-    def _run(self, work: Callable[[], T], future: Future[T], since: float) -> None:
-        self._free.release()
-        if not future.set_running_or_notify_cancel():
-            return  # whoever asked has gone away before it began; from here on it cannot be cancelled
-        try:
-            if time.monotonic() - since > _WAIT_SECONDS:
-                raise Busy(
-                    "the database has not come to this in time, and nothing of it was done; try again in a moment"
-                )
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # whoever asked has it, as from any call
-            future.set_exception(error)
-
-
 class _GroupWriter:
     """The single writer of an SQLite file."""
 
     def __init__(self, engine: Engine, origin: str) -> None:
         self._engine, self._origin = engine, origin
-        self._waiting: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue(_WAITING_MAX)
+        self._waiting: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue(WAITING_MAX)
         self._closed = False
         self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._loop, name="store-write", daemon=True)
@@ -185,7 +146,7 @@ class _GroupWriter:
         try:
             self._waiting.put_nowait((work, future))
         except queue.Full:
-            raise Busy(f"more than {_WAITING_MAX} changes wait for the database; try again in a moment") from None
+            raise Busy(f"more than {WAITING_MAX} changes wait for the database; try again in a moment") from None
         return future
 
     def close(self) -> None:
@@ -272,7 +233,7 @@ class _PooledWriter:
 
     def __init__(self, engine: Engine, size: int, origin: str, doubts: dict[int, Transaction]) -> None:
         self._engine, self._origin, self._doubts = engine, origin, doubts
-        self._threads = _Threads(size, "store-write")
+        self._threads = Threads(size, "store-write")
 
     def submit(self, work: Work[Any]) -> Future[Any]:
         return self._threads.submit(partial(self._attempts, work))
@@ -306,7 +267,7 @@ class _PooledWriter:
                 if kept is not None:
                     return kept
             time.sleep(_LOOK_UP_PAUSE)
-        if tx.number and len(self._doubts) < _WAITING_MAX:
+        if tx.number and len(self._doubts) < WAITING_MAX:
             self._doubts[tx.number] = tx
         raise Busy("the database went away as it kept this; look whether it did", code=UNKNOWN)
 

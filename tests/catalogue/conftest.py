@@ -109,6 +109,7 @@ async def catalogue(catalogue_settings: dict[str, Any], clock: Clock) -> AsyncIt
         yield Catalogue(parts, http, token, clock)
     await parts.crawler.close()
     await parts.net.close()
+    parts.search.close()
     parts.store.close()
 
 

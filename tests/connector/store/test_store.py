@@ -407,7 +407,7 @@ async def test_a_change_that_no_connection_is_free_for_is_busy(
 async def test_more_units_than_may_wait_are_busy_and_none_of_the_others_is_lost(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
-    monkeypatch.setattr("connector.store.engine._WAITING_MAX", 5)
+    monkeypatch.setattr("connector.threads.WAITING_MAX", 5)
     with migrated.postgresql(postgres_cluster) as url:
         opened, go_on, begun = Store(url, pool_size=1), threading.Event(), threading.Event()
 
@@ -447,7 +447,7 @@ async def test_what_has_waited_for_long_is_busy_and_not_begun(
     postgres_cluster: Any, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
     """Whoever waited behind others, each of whom waited for the database, has gone; and a queue of such has an end."""
-    monkeypatch.setattr("connector.store.engine._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("connector.threads.WAIT_SECONDS", 0.1)
     with migrated.postgresql(postgres_cluster) as url:
         opened, begun = Store(url, pool_size=1), []
 
