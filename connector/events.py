@@ -76,6 +76,11 @@ class RequestRefused(Event):
     """A registration, offer, message or login that was refused before it changed anything."""
 
 
+class RefusalsCounted(Event):
+    """What else somebody was refused within some seconds, beside what has records of its own. `detail`: count, codes
+    (how often each), seconds."""
+
+
 class FactRecorded(Event):
     """The owner vouches for something. `detail`: subject, fact, values, valid_until, evidence."""
 

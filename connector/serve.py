@@ -43,6 +43,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
     """Every worker of the connector, for as long as the block lasts; then drained and closed."""
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
+    counting = asyncio.create_task(parts.store.count_refusals())
     await parts.pool.start()
     await parts.sender.start()
     await parts.relay.start()
@@ -66,10 +67,12 @@ async def running(parts: Services) -> AsyncIterator[None]:
         await parts.relay.stop()
         await parts.pool.close()
         parts.outside.close()
+        counting.cancel()
         with contextlib.suppress(HanseError):
+            await parts.store.tell_counted()
             await parts.sequencer.settle()
         sequencing.cancel()
-        await asyncio.gather(sequencing, upkeep, return_exceptions=True)
+        await asyncio.gather(sequencing, upkeep, counting, return_exceptions=True)
         await parts.net.close()
         parts.store.close()
 

@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -287,12 +288,15 @@ class Receiving:
 
     async def _refused(self, coming: Coming, error: HanseError) -> None:
         """Say so to whoever ordered it, and in the log."""
+        refused = _event(DataRefused, coming.transfer, error=error, detail={"bytes": coming.size})
+        recorded = self._store.refusals.take(refused, time.monotonic())
 
         def work(tx: Transaction) -> None:
             row = tx.transfers.get(coming.transfer.id)
             if row is not None and row.state in _RUNS:
                 row.code, row.reason, row.updated_at = error.code, f"push: {error.message}"[:2_000], tx.now
-            tx.publish(_event(DataRefused, coming.transfer, error=error, detail={"bytes": coming.size}))
+            if recorded:
+                tx.publish(refused)
 
         await asyncio.shield(self._store.write(work))
 

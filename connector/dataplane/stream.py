@@ -219,7 +219,7 @@ class Reads:
 
     async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> None:
         event = records.refused(asked, error, grants)
-        await self._kept(self._store.write(lambda tx: tx.publish(event)))
+        await self._kept(self._store.refused(event))
 
     def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
         """Note what has left, for the record that a crash would leave behind; nobody waits for it."""

@@ -57,14 +57,6 @@ class Admission:
                 retry_after=_OPEN_AGAIN,
             )
 
-    def worth_recording(self, tx: Transaction, counterparty: str) -> bool:
-        """Count a refusal, and whether the log should have it: as many in a time as there may be new processes.
-
-        What is refused takes its own count back with it, so whoever sends nothing else would never reach the limit.
-        """
-        kind, step = f"{self._kind[:8]}-refused", _MINUTE / self._limits.per_minute
-        return tx.admissions.take(counterparty, kind=kind, step=step, most=_MINUTE, now=tx.now) == 0
-
     def worth_telling(self, counterparty: str, now: float) -> bool:
         """Whether the log should have this refusal: one a minute, or who is refused could fill our disk with it."""
         if now - self._told.get(counterparty, float("-inf")) < _MINUTE:

@@ -127,12 +127,7 @@ class Exchange(ABC, Generic[Row]):
             process=pid,
             detail={"message": message.step},
         )
-
-        def work(tx: Transaction) -> None:
-            if self._admission.worth_recording(tx, caller):
-                tx.publish(refused)
-
-        await self._store.write(work)
+        await self._store.refused(refused)
 
     def _take(self, tx: Transaction, row: Row, message: Numbered) -> Received | None:
         """Judge a message for a process that is the caller's. None: it was taken in before."""

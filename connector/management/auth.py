@@ -139,7 +139,7 @@ class Tokens:
             reason=error.message,
             detail={"method": request.method, "route": request.scope.get("path", "")[:200]},
         )
-        await self._store.write(lambda tx: tx.publish(refused))
+        await self._store.refused(refused)
 
 
 def _add(tx: Transaction, name: str, scopes: list[str], text: str, expires_at: float | None, *, by: str) -> None:

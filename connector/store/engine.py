@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from connector.database import open_engine, say
 from connector.errors import AlreadyExists, Busy
 from connector.events import Bus, Event
+from connector.store.refusals import Refusals
 from connector.store.transaction import Transaction
 from connector.threads import WAITING_MAX, Threads
 
@@ -33,6 +34,7 @@ Outlet = Callable[[Transaction, Event], None]  # stores something more with an e
 
 _GROUP_MAX = 256  # units of work in one SQLite commit
 _RETRIES = 5
+_COUNT_SECONDS = 60.0
 _LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long who waits for a commit waits for what became of it
 UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit, and cannot be asked
 
@@ -42,6 +44,7 @@ class Store:
 
     def __init__(self, url: str, *, bus: Bus | None = None, pool_size: int = 8) -> None:
         self.bus = bus or Bus()
+        self.refusals = Refusals()
         self.outlets: list[Outlet] = []
         self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
@@ -65,6 +68,25 @@ class Store:
             raise
         self._tell(tx)
         return result
+
+    async def refused(self, event: Event) -> None:
+        """Record a refusal that has changed nothing; of a flood of them, some one by one, and the others as a count."""
+        if self.refusals.take(event, time.monotonic()):
+            await self.write(lambda tx: tx.publish(event))
+
+    async def tell_counted(self) -> None:
+        """Record how many more there were; what cannot be recorded now stays for the next time."""
+        counted = self.refusals.counted(time.monotonic())
+        if counted:
+            await self.write(partial(_publish, counted))
+            self.refusals.forget(counted)
+
+    async def count_refusals(self) -> None:
+        """Record these counts each minute, until cancelled."""
+        while True:
+            await asyncio.sleep(_COUNT_SECONDS)
+            with suppress(Busy):
+                await self.tell_counted()
 
     def _tell(self, tx: Transaction) -> None:
         """What follows a commit: in the thread of the event loop."""
@@ -115,6 +137,11 @@ class Store:
         self._writer.close()
         self._readers.close()
         self.engine.dispose()
+
+
+def _publish(events: Sequence[Event], tx: Transaction) -> None:
+    for event in events:
+        tx.publish(event)
 
 
 def _run(connection: Connection, work: Work[T], *, origin: str, shared: bool = False) -> tuple[T, Transaction]:

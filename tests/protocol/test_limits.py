@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from connector.dsp import states
 from connector.dsp.admission import Limits
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.events import RequestRefused
+from connector.events import RefusalsCounted, RequestRefused
 from connector.net import Reply
-from connector.store import Store
+from connector.store import Store, refusals
 from tests.support import migrated
 from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, USE, Counterparty, snapshot
 from tests.support.pair import Pair, pair, side
@@ -105,9 +105,12 @@ async def test_over_the_limit_is_told_and_nothing_is_stored(
 
 
 @pytest.mark.usefixtures("still")
-async def test_a_flood_of_what_is_refused_does_not_fill_the_log(tmp_path: Path) -> None:
-    """Each is answered for what it is, and the log has as many as there may be new processes in a minute."""
-    async with pair(tmp_path, limits=Limits(open=600, per_minute=3)) as two:
+async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is answered for what it is; the log has some of them, and how many more there were."""
+    monkeypatch.setattr(refusals, "EACH", 3)
+    async with pair(tmp_path) as two:
         peer = await arranged(two)
         unknown = {"@context": CONTEXT, "@type": "TransferRequestMessage", "agreementId": "urn:agreement:none"}
         more = {"format": "HttpData-PULL", "callbackAddress": peer.address}
@@ -118,6 +121,9 @@ async def test_a_flood_of_what_is_refused_does_not_fill_the_log(tmp_path: Path) 
         assert 400 <= statuses[0] < 429
         told = [event for event in two.north.events if isinstance(event, RequestRefused)]
         assert len(told) == 3
+        await two.north.store.tell_counted()
+        (counted,) = (event for event in two.north.events if isinstance(event, RefusalsCounted))
+        assert (counted.actor, counted.detail["codes"]) == (peer.participant, {told[0].code: 6})
 
 
 @pytest.mark.usefixtures("still")

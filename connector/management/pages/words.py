@@ -26,6 +26,7 @@ KINDS = {
     "OfferPublished": "Offer published",
     "OfferWithdrawn": "Offer withdrawn",
     "RequestRefused": "Request refused",
+    "RefusalsCounted": "Further refusals",
     "NegotiationAdvanced": "Negotiation moved on",
     "DecisionNeeded": "Decision needed",
     "DecisionTaken": "Decision taken",

@@ -25,6 +25,7 @@ from connector.dataplane.governed import why_ended
 from connector.dataplane.http import BODY_MAX, Exchange
 from connector.errors import BadInput, Busy, EngineFailed
 from connector.events import TransferAdvanced
+from connector.store.refusals import Refusals
 from policies.errors import QueryRefused
 from policies.gate import Lease
 from policies.model import Policy, Rule
@@ -255,6 +256,28 @@ async def test_purpose_outside_the_agreement_is_refused_with_its_rule_and_logged
     assert (refusal.agreement, refusal.code, refusal.outcome) == (agreement, "purpose_not_agreed", "refused")
     table, _ = await read(running, running.ticket(agreement), purpose="https://w3id.org/dpv#ScientificResearch")
     assert table.num_rows == data.ROWS
+
+
+async def test_a_flood_of_what_is_refused_does_not_fill_the_log(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is answered with its reason; the log has some of them, and how many more there were."""
+    monkeypatch.setattr("connector.store.refusals.EACH", 3)
+    monkeypatch.setattr(running.store, "refusals", Refusals())
+    agreement = await running.agree()
+    before = len(running.of_kind("ReadRefused"))
+    async with client(running, running.ticket(agreement)) as session:
+        for _ in range(4):
+            refused = [
+                await session.get(ROWS, params={"columns": "nope"}),
+                await session.post("/data/v1/query", json={"sql": "SELECT nope FROM numbers"}),
+                await session.post("/data/v1/streams", json={"columns": ["nope"]}),
+            ]
+            assert [answer.json()["code"] for answer in refused] == ["column_unknown"] * 3
+    assert len(running.of_kind("ReadRefused")) == before + 3
+    await running.store.tell_counted()
+    counted = running.of_kind("RefusalsCounted")[-1]
+    assert (counted.agreement, counted.detail["codes"]) == (agreement, {"column_unknown": 9})
 
 
 async def test_revocation_ends_a_running_stream_with_its_reason(running: Provider) -> None:
