@@ -8,7 +8,7 @@ from typing import Any
 from connector.datasets.sources.files import quote_name, quote_text
 from connector.errors import SourceUnreadable
 
-_BAD_LINES_SHOWN = 20
+BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
 _GROUP_ROWS = 122_880
 _WHOLE = ("BIGINT", "DECIMAL(38, 0)")
@@ -27,21 +27,26 @@ def write_parquet(
         _copy(con, shown, table, target)
     bad = _bad_lines(con, paths)
     if len(bad) > bad_lines_max or _cut(con, bad, rejects_max):
-        told = ", ".join(_told(one, of_many=len(paths) > 1) for one in bad[:_BAD_LINES_TOLD])
-        raise SourceUnreadable(
-            f"expected at most {bad_lines_max} unreadable lines, came {len(bad)} or more: {told}; "
-            "correct the file or its options",
-            code="lines_unreadable",
-            lines=bad[:_BAD_LINES_SHOWN],
-        )
+        raise lines_unreadable(bad, allowed=bad_lines_max, of_many=len(paths) > 1)
     columns = con.sql(f"DESCRIBE SELECT * FROM read_parquet({quote_text(target)})").fetchall()  # noqa: S608
     rows = con.sql(f"SELECT count(*) FROM read_parquet({quote_text(target)})").fetchall()[0][0]  # noqa: S608
     return {
         "rows": rows,
         "columns": [{"name": row[0], "type": row[1]} for row in columns],
-        "left_out": bad[:_BAD_LINES_SHOWN],
+        "left_out": bad[:BAD_LINES_SHOWN],
         "left_out_count": len(bad),
     }
+
+
+def lines_unreadable(bad: Sequence[dict[str, Any]], *, allowed: int, of_many: bool) -> SourceUnreadable:
+    """The refusal of a source with these lines, each as `left_out` of a report has it."""
+    told = ", ".join(_told(one, of_many=of_many) for one in bad[:_BAD_LINES_TOLD])
+    return SourceUnreadable(
+        f"expected at most {allowed} unreadable lines, came {len(bad)} or more: {told}; "
+        "correct the file or its options",
+        code="lines_unreadable",
+        lines=bad[:BAD_LINES_SHOWN],
+    )
 
 
 def _told(bad: dict[str, Any], *, of_many: bool) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option
-from connector.datasets.sources.convert import write_parquet
+from connector.datasets.sources.convert import BAD_LINES_SHOWN, lines_unreadable, write_parquet
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, resolve
 from connector.errors import SourceUnreadable
 
@@ -32,11 +35,59 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Read all lines (types from those of all files, not a sample) and write Parquet; one bad line refuses the file."""
+    """Read all lines (types from those of all files, not a sample) and write Parquet; one bad line refuses the file.
+
+    SourceUnreadable with the numbers of such lines and of their files, as of CSV.
+    """
     depth = int(options.get("max_depth", 4))
     table = (
         f"read_json({quote_list(paths)}, format = 'newline_delimited', sample_size = -1, maximum_sample_files = -1, "
         f"maximum_depth = {depth}, maximum_object_size = {_LINE_MAX}, "
         f"map_inference_threshold = {_KEYS_MAX})"
     )
-    return write_parquet(con, table, target, bad_lines_max=0)
+    try:
+        return write_parquet(con, table, target, bad_lines_max=0)
+    except Exception as error:
+        if type(error).__name__ != "InvalidInputException":  # the engine's own, which nobody imports here
+            raise
+        # The engine says the number of a line by what it has read so far, and mostly that of the next one.
+        every = chain.from_iterable(_bad_lines(path, number) for number, path in enumerate(paths, 1))
+        if bad := list(islice(every, BAD_LINES_SHOWN)):
+            raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1) from None
+        raise
+
+
+def _bad_lines(path: str, number: int) -> Iterator[dict[str, Any]]:
+    """The lines of a file that are no JSON or too long; a longer one ends it."""
+    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+        for line, text in enumerate(iter(lambda: file.readline(_LINE_MAX + 1), b""), 1):
+            if problem := _problem(text):
+                yield {"file": number, "line": line, "column": None, "problem": problem}
+            if len(text) > _LINE_MAX:
+                return
+
+
+def _problem(text: bytes) -> str:
+    if len(text) > _LINE_MAX:
+        return f"longer than {_LINE_MAX >> 20} MB"
+    try:
+        if text.strip():
+            json.loads(text.decode().rstrip(), object_pairs_hook=_once)
+    except UnicodeDecodeError:
+        return "not in utf-8"
+    except json.JSONDecodeError as error:
+        return f"no json at character {error.colno}"
+    except _Twice:
+        return "a key twice in one object"
+    except RecursionError:
+        return "nested too deep"
+    return ""
+
+
+class _Twice(ValueError):
+    """An object with a key twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise _Twice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import resource
@@ -183,7 +184,7 @@ BAD_FILES = {
     "damaged page": ("parquet", lambda p: _overwrite(data.parquet(p, codec="none"), 4, 4000), None),
     "damaged arrow": ("arrow_ipc", lambda p: p.write_bytes(b"ARROW1" + os.urandom(500)), None),
     "bad csv": ("csv", lambda p: p.write_text("a,b\n1,2\n" + "3,4\n" * 50 + "5,6,7,8\n"), "lines_unreadable"),
-    "bad json": ("jsonl", lambda p: p.write_text('{"a": 1}\n{"a": \n'), None),
+    "bad json": ("jsonl", lambda p: p.write_text('{"a": 1}\n{"a": \n'), "lines_unreadable"),
 }
 
 
@@ -246,6 +247,44 @@ async def test_csv_lines_with_more_faults_than_are_told_of_are_too_many(pool: Po
     job = Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
     with pytest.raises(HanseError, match="at most 1 unreadable lines, came 1 or more: line 52"):
         await pool.ask(job)
+
+
+BAD_JSON = {
+    "cut": (b'{"a":\n', r"line 3 \(no json at character 6\)"),
+    "two on one line": (b'{"a": 1} {"a": 2}\n', r"line 3 \(no json at character 10\)"),
+    "no text": (b'{"a": "\xe4"}\n', r"line 3 \(not in utf-8\)"),
+    "a key twice": (b'{"a": 1, "a": 2}\n', r"line 3 \(a key twice in one object\)"),
+    "two of them": (b'{"a": \n\nx\n', r"came 2 or more: line 3 \(.*\), line 5 \(.*\); correct"),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(BAD_JSON))
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+async def test_bad_lines_of_json_are_refused_by_number(pool: Pool, tmp_path: Path, name: str, ending: str) -> None:
+    line, told = BAD_JSON[name]
+    write = gzip.compress if ending.endswith(".gz") else bytes
+    path = tmp_path / f"t{ending}"
+    path.write_bytes(write(b'{"a": 1}\n\n' + line + b'{"a": 3}\n' * 5000))
+    job = _conversion(data.relation("jsonl", path, tmp_path), tmp_path)
+    with pytest.raises(HanseError, match=told) as raised:
+        await pool.ask(job)
+    assert raised.value.code == "lines_unreadable"
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@worker
+async def test_a_bad_line_of_many_json_files_is_told_with_its_file(pool: Pool, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02}.jsonl").write_text('{"a": 1}\n' + ("x\n" if number == 10 else ""))
+    with pytest.raises(HanseError, match=r"came 1 or more: line 2 of file 11 \(no json at character 1\); correct"):
+        await pool.ask(_conversion(data.relation("jsonl", folder, tmp_path), tmp_path))
+
+
+def _conversion(relation: Relation, folder: Path) -> Job:
+    return Job(kind="convert", relations={"t": relation}, arguments={"target": str(folder / "out.parquet")})
 
 
 @worker
