@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from policies.contract import DataContract
 from policies.errors import QueryRefused
-from policies.values import is_below
+from policies.values import is_below, purpose_hint
 from policies.vocabulary import compact, meant
 
 
@@ -51,7 +51,7 @@ def check_purpose(contract: DataContract, purpose: str | None) -> None:
     elif (named and not any(is_below(purpose, one) for one in named)) or any(
         is_below(purpose, one) or is_below(one, purpose) for one in refused
     ):
-        problem = f"purpose {compact(purpose)} is not agreed"
+        problem = f"purpose {compact(purpose)} is not agreed{purpose_hint(purpose)}"
     else:
         return
     raise QueryRefused(

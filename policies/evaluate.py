@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from policies import known, values, vocabulary, words
-from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, UNSATISFIED, Finding
+from policies.checks import BATCH, DEFERRED, RESULTS, SATISFIED, TRANSFER, UNKNOWN, UNSATISFIED, Finding, Leaf
 from policies.facts import Fact, Facts, Moment, Observed, start_of
 from policies.model import Atom, Conflict, Kind, Policy
 from policies.plan import Part, Plan, RulePlan, conjunction, plan_of
@@ -340,5 +340,10 @@ def _lacking(part: Part, code: int, moment: Moment) -> str:
         return f"nobody has vouched for {', '.join(names)}{_askable(names)}"
     if part.leaves and all(leaf.op == "duty" for leaf in part.leaves):
         return f"no evidence of it is recorded{_askable(['ds:fulfilled'])}"
-    seen = [text for leaf in part.leaves for text in leaf.finding(moment, "", "", leaf.check(moment)).observed]
+    seen = [text for leaf in part.leaves for text in _seen(leaf, moment)]
     return f"observed {', '.join(seen)}" if seen else "it is not so"
+
+
+def _seen(leaf: Leaf, moment: Moment) -> list[str]:
+    observed = leaf.finding(moment, "", "", leaf.check(moment)).observed
+    return [text + values.purpose_hint(text) if leaf.left == "odrl:purpose" else text for text in observed]

@@ -343,7 +343,8 @@ def _strange_purposes(policy: Policy) -> Iterator[Problem]:
                 yield _error(
                     path,
                     "not_an_iri",
-                    f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI",
+                    f"{compact(atom.left)} compares whole IRIs, and {literal.text!r} is none; write its prefix or IRI"
+                    f"{values.purpose_hint(literal.text) if atom.left == odrl('purpose') else ''}",
                 )
             elif atom.left == odrl("purpose") and (meant := values.meant_purpose(literal.text)):
                 yield _warning(

@@ -25,6 +25,7 @@ DAY = 86_400 * SECOND
 LOOSE = 14 * 3_600 * SECOND  # a time without a zone is known within 14 hours either way
 FOREVER = 10**30
 MAX_TEXT = 20_000
+_PURPOSE_MAX = 200  # characters of a name that is compared with those that are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +310,19 @@ REGIONS: frozenset[str] = frozenset(REGION + name for name in _MEMBERS)
 
 
 def meant_purpose(text: str) -> str:
-    """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none; empty: none."""
-    if not text.startswith(DPV) or text in _PURPOSES:
+    """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none, by a slip or for
+    want of its prefix; empty: none."""
+    name = text.removeprefix(DPV)
+    if text in _PURPOSES or (":" in name and name == text) or len(name) > _PURPOSE_MAX:
         return ""
-    known = sorted(name.removeprefix(DPV) for name in _PURPOSES)
-    return next(iter(difflib.get_close_matches(text.removeprefix(DPV), known, n=1, cutoff=0.85)), "")
+    known = sorted(one.removeprefix(DPV) for one in _PURPOSES)
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.85)), "")
+
+
+def purpose_hint(purpose: str) -> str:
+    """What a refusal of a purpose adds to its name: ` (did you mean dpv:ScientificResearch?)`, or nothing."""
+    meant = meant_purpose(expand(purpose))
+    return f" (did you mean dpv:{meant}?)" if meant else ""
 
 
 def _kinds(text: str) -> Iterator[tuple[str, str]]:

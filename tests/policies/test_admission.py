@@ -30,6 +30,10 @@ NOT_MARKETING = _contract(gate.atom("odrl:purpose", "isNoneOf", MARKETING))
     [
         (FOR_RESEARCH, RESEARCH, None),
         (FOR_RESEARCH, MARKETING, "purpose dpv:Marketing is not agreed; agreed: dpv:ScientificResearch"),
+        (FOR_RESEARCH, "ScientificResearch", "is not agreed (did you mean dpv:ScientificResearch?); agreed: dpv:Sci"),
+        (FOR_RESEARCH, "dpv:SientificResearch", "is not agreed (did you mean dpv:ScientificResearch?); agreed: dpv:S"),
+        (FOR_RESEARCH, "urn:x:ScientificResearch", "purpose urn:x:ScientificResearch is not agreed; agreed"),
+        (FOR_RESEARCH, "Research" * 30, "is not agreed; agreed"),
         (FOR_RESEARCH, None, "the request names no purpose; agreed: dpv:ScientificResearch"),
         (FOR_RESEARCH, "", "the request names no purpose"),
         (FOR_RESEARCH, "dpv:ScientificResearch#", "is not agreed"),

@@ -405,6 +405,20 @@ PROBLEMS: list[tuple[str, Policy, str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("said", ["ScientificResearch", "dpv:SientificResearch"])
+def test_a_purpose_that_is_none_is_asked_about_where_it_is_refused(said: str) -> None:
+    made = evaluate.as_if_agreed(form("may: query\nfor: [dpv:ScientificResearch]"))
+    facts = Facts.of({"odrl:purpose": said}, source="request")
+    (reason,) = evaluate.concludable(made, facts, phase=Phase.TRANSFER, now=NOW).reasons
+    assert reason.endswith(f"observed {said} (did you mean dpv:ScientificResearch?)")
+
+
+def test_lint_asks_about_a_purpose_without_its_prefix() -> None:
+    policy = use(atom("purpose", "eq", "ScientificResearch"))
+    (problem,) = (one for one in lint.lint(policy) if one.code == "not_an_iri")
+    assert problem.message.endswith("write its prefix or IRI (did you mean dpv:ScientificResearch?)")
+
+
 def test_permissions_that_lack_the_same_are_told_once() -> None:
     made = form("who: {membership: active}\nmay: [query, stream]")
     (reason,) = evaluate.concludable(made, Facts(), phase=Phase.NEGOTIATION, now=NOW).reasons
