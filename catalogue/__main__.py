@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from catalogue.settings import Settings
 from connector.errors import HanseError
@@ -25,7 +26,7 @@ def serve() -> None:
     from connector.bounds import Bounded, raise_descriptors
     from connector.telemetry import set_up_logging
 
-    settings = Settings()
+    settings = _settings()
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     raise_descriptors()
     app = _told(lambda: create_app(settings))
@@ -38,7 +39,7 @@ def migrate() -> None:
     """Bring the database to the schema of this program."""
     from catalogue.store.migrate import upgrade
 
-    before, after = _told(lambda: upgrade(Settings().database))
+    before, after = _told(lambda: upgrade(_settings().database))
     typer.echo(f"schema {after} (was {before or 'empty'})")
 
 
@@ -85,15 +86,27 @@ def remove(key: Annotated[str, typer.Argument(help="DID or short name.")]) -> No
     typer.echo(f"{key} is no longer a member")
 
 
+def _settings() -> Settings:
+    """From the environment; one that does not fit is named, and ends the command."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
+            typer.echo(f"{name}: {problem['msg']}", err=True)
+        raise typer.Exit(2) from None
+
+
 def _with_members(work: Callable[[Any], Awaitable[Any]]) -> Any:
     """Run `work` on the members of the configured database; a running catalogue follows within seconds."""
     from catalogue.members import Members
     from catalogue.store import Store
-    from catalogue.store.migrate import upgrade
+    from catalogue.store.migrate import check_made, upgrade
     from connector.net import Guard, Net
 
     async def run() -> Any:
-        settings = Settings()
+        settings = _settings()
+        check_made(settings.database)
         upgrade(settings.database)
         store = Store(settings.database)
         guard = Guard(allow=settings.allow_private, insecure_http=settings.insecure_http)

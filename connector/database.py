@@ -46,6 +46,14 @@ def open_engine(url: str, *, pool_size: int, patient: bool = False) -> Engine:
     return engine
 
 
+def missing(url: str) -> str:
+    """The path of a SQLite database that nobody has made yet, which opening it would do; else empty."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return ""
+    return "" if Path(str(parsed.database)).exists() else str(parsed.database)
+
+
 def say(connection: Connection, sql: str) -> None:
     """Run a statement that has no values and no answer, by the driver alone."""
     with closing(connection.connection.cursor()) as cursor:

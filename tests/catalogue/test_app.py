@@ -87,6 +87,30 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
     assert (await run("member", "remove", "north"))[0] == 1
 
 
+@pytest.mark.parametrize("words", [["list"], ["add", "did:web:x.test", "x"], ["suspend", "x"], ["remove", "x"]])
+def test_members_of_a_catalogue_that_nobody_made_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """As where the settings are forgotten: an empty database told of no members, and took new ones."""
+    for name in ("DATA_DIR", "DATABASE_URL"):
+        monkeypatch.delenv(f"HANSE_{name}", raising=False)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(commands, ["member", *words])
+    assert result.exit_code == 1
+    assert f"came nothing at {tmp_path / 'var/catalogue/catalogue.db'}; set HANSE_DATA_DIR or" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["serve"], ["migrate"], ["member", "list"]])
+def test_a_setting_that_does_not_fit_is_named_by_each_command(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("HANSE_PUBLIC_PORT", "many")
+    result = CliRunner().invoke(commands, words)
+    assert result.exit_code == 2
+    assert result.output.startswith("HANSE_PUBLIC_PORT: ")
+
+
 async def test_health_is_open_and_figures_are_the_operators(catalogue: Catalogue, north: Provider) -> None:
     north.datasets = [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
     await catalogue.admit(north, "north")
