@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_NANOSECONDS_MAX = 2**63 - 1
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # to make one takes as long as a value of ten numbers
 
 
@@ -63,17 +64,20 @@ def _is_moment(kind: pa.DataType) -> bool:
 
 
 def _moments(values: pa.Array) -> pa.Array:
-    """In ISO 8601, and the engine's infinity, which is no moment to Arrow. Nor are years beyond 32767: it says so of
-    moments without a zone, and takes others for earlier ones."""
+    """In ISO 8601, and the engine's infinity, which is no moment to Arrow, or one in nanoseconds. Nor are years beyond
+    32767: it says so of moments without a zone, and takes others for earlier ones."""
     kind = values.type
     zoned = pa.types.is_timestamp(kind) and kind.tz is not None
     found = (values.cast(pa.timestamp(kind.unit)) if zoned else values).cast(pa.string())
     far = pc.fill_null(pc.starts_with(found, "<"), False)  # "<value out of range: ...>"
+    numbers = values.cast(_numbered(kind))
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        far = pc.is_in(numbers, pa.array([_NANOSECONDS_MAX, -_NANOSECONDS_MAX]))
     found = pc.binary_join_element_wise(found, "Z", "") if zoned else found
     if not pc.any(far).as_py():
         return found
-    numbers = values.cast(_numbered(kind)).filter(far).to_pylist()
-    return pc.replace_with_mask(found, far, pa.array([_far(one, kind) for one in numbers], pa.string()))
+    told = [_far(one, kind) for one in numbers.filter(far).to_pylist()]
+    return pc.replace_with_mask(found, far, pa.array(told, pa.string()))
 
 
 def _moment(number: int, kind: pa.DataType) -> str:
@@ -91,7 +95,8 @@ def _far(number: int, kind: pa.DataType) -> str:
     unit: Any = "D" if pa.types.is_date(kind) else kind.unit
     told = str(np.datetime64(number, unit))
     if pa.types.is_time(kind):
-        return told.partition("T")[2]
+        day, _, clock = told.partition("T")
+        return clock if day == "1970-01-01" else f"24{clock[2:]}"  # the end of a day, and not its start
     return told.replace("T", " ") + ("Z" if pa.types.is_timestamp(kind) and kind.tz else "")
 
 

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hanse.cli import query, said
 
@@ -18,8 +19,9 @@ SAID: dict[pa.DataType, dict[Any, Any]] = {  # what is stored, and what is said 
     pa.timestamp("us"): {1: "1970-01-01 00:00:00.000001", 2**62: "148108-07-06 14:00:27.387904"},
     pa.timestamp("ms", "UTC"): {-1: "1969-12-31 23:59:59.999Z", 2**62 // 10**3: "148108-07-06 14:00:27.387Z",
                                 1 - 2**63: "-infinity"},
-    pa.timestamp("ns"): {1: "1970-01-01 00:00:00.000000001"},
-    pa.time64("ns"): {1: "00:00:00.000000001"},
+    pa.timestamp("ns"): {1: "1970-01-01 00:00:00.000000001", 2**63 - 1: "infinity"},
+    pa.time64("ns"): {1: "00:00:00.000000001", 86_400 * 10**9: "24:00:00.000000000"},
+    pa.time32("s"): {0: "00:00:00", 86_400: "24:00:00"},
     pa.binary(): {b"\x00\xff": "AP8=", b"": ""},
     pa.decimal128(5, 2): {-110: "-1.10"},
     pa.month_day_nano_interval(): {(1, -2, 1_500_000_000): "P1M-2DT1.5S", (0, 0, 0): "P0M0DT0S"},
@@ -65,3 +67,13 @@ def written(table: pa.Table) -> list[list[str]]:
     sink = io.BytesIO()
     query._csv(table.schema, iter(table.to_batches()), sink)
     return list(csv.reader(io.StringIO(sink.getvalue().decode())))[1:]
+
+
+def test_parquet_has_seconds_as_milliseconds_and_infinity_too() -> None:
+    numbers = pa.array([1, None, 2**63 - 1, 1 - 2**63])
+    table = pa.table({"x": numbers.cast(pa.timestamp("s")), "z": numbers.cast(pa.timestamp("s", "UTC")), "n": [1] * 4})
+    sink = io.BytesIO()
+    query._parquet(table.schema, iter(table.to_batches()), sink)
+    found = pq.read_table(io.BytesIO(sink.getvalue()))
+    assert found.schema.types == [pa.timestamp("ms"), pa.timestamp("ms", "UTC"), pa.int64()]
+    assert found["x"].cast(pa.int64()).to_pylist() == [1000, None, 2**63 - 1, 1 - 2**63]

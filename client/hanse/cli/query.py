@@ -224,11 +224,18 @@ def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes])
 
 
 def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
+    """Parquet has no seconds: they become milliseconds."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+    from hanse.cli import said
+
+    kinds = [pa.timestamp("ms", kind.tz) if said.in_seconds(kind) else kind for kind in schema.types]
+    shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)])
+    with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
-            writer.write_batch(batch)
+            columns = [said.milliseconds(one) if said.in_seconds(one.type) else one for one in batch.columns]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shown))
 
 
 def _check_json(schema: pa.Schema) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+_LAST = 2**63 - 1
 _CYCLE = 146_097  # days of 400 years, after which the calendar is the same again
 _SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -37,6 +38,21 @@ def fields(values: pa.Array) -> pa.Array:
 def is_plain(kind: pa.DataType) -> bool:
     """Whether CSV has such values as they are."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def in_seconds(kind: pa.DataType) -> bool:
+    """Whether these are moments in seconds, which Parquet has not."""
+    return bool(pa.types.is_timestamp(kind) and kind.unit == "s")
+
+
+def milliseconds(values: pa.Array) -> pa.Array:
+    """Moments in seconds in milliseconds: Arrow does not make them of infinity, which is the last number there is."""
+    import pyarrow.compute as pc
+
+    numbers = values.cast(pa.int64())
+    ends = pc.is_in(numbers, pa.array([_LAST, -_LAST]))
+    told = pc.if_else(ends, numbers, pc.multiply_checked(pc.if_else(ends, 0, numbers), 1000))
+    return told.cast(pa.timestamp("ms", values.type.tz))
 
 
 def _values(values: pa.Array) -> list[Any]:
@@ -91,6 +107,8 @@ def _said(value: Any, kind: pa.DataType) -> Any:
 def _moment(number: int, kind: pa.DataType) -> str:
     """Arrow knows no years beyond 32767, and wraps those that have a zone: so each is taken to our 400 years first."""
     if pa.types.is_time(kind):
+        if number == 86_400 * _SECOND[kind.unit]:  # the end of a day, which Arrow does not know
+            return f"24{_arrows(0, kind)[2:]}"
         return _arrows(number, kind)
     if abs(number) == 2 ** (kind.bit_width - 1) - 1:
         return "infinity" if number > 0 else "-infinity"

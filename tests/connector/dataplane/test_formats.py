@@ -208,7 +208,8 @@ MOMENTS = {  # as numbers, and what CSV says
     pa.timestamp("us"): {1: "1970-01-01 00:00:00.000001", 2**62: "148108-07-06 14:00:27.387904"},
     pa.timestamp("us", "UTC"): {0: "1970-01-01 00:00:00.000000Z", 2**62: "148108-07-06 14:00:27.387904Z",
                                 2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
-    pa.timestamp("ns"): {1: "1970-01-01 00:00:00.000000001"},
+    pa.timestamp("ns"): {1: "1970-01-01 00:00:00.000000001", 2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
+    pa.timestamp("ms"): {1: "1970-01-01 00:00:00.001000", 2**63 - 1: "infinity", 1 - 2**63: "-infinity"},
     pa.time64("us"): {0: "00:00:00.000000", 86_399_999_999: "23:59:59.999999"},
 }  # fmt: skip
 
@@ -222,6 +223,16 @@ async def test_csv_says_every_moment_also_in_what_is_nested(running: Provider, t
     rows = await lines(running, pa.table({"m": moments, "n": nested}), tmp_path)
     assert [row[0] for row in rows] == list(told)
     assert [json.loads(row[1]) for row in rows] == [[{"a": one}, None] for one in told]
+
+
+@pytest.mark.parametrize("kind", [pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")], ids=str)
+def test_the_end_of_a_day_is_not_its_start(kind: pa.DataType) -> None:
+    """A question may compute it; a column of it is no data of ours (`value_unmappable`)."""
+    second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
+    start, end = pa.array([0, 86_400 * second], pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
+    zeros = str(start.cast(pa.string()))[len("00") :]
+    assert said.texts(pa.array([start, end, None])).to_pylist() == [f"00{zeros}", f"24{zeros}", None]
+    assert said.plain(pa.array([[end]]))[0] == [f"24{zeros}"]
 
 
 def test_moments_in_what_is_nested_take_not_much_longer_than_numbers() -> None:
