@@ -20,6 +20,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("header", bool, True, "The first line holds the names of the columns."),
     Option("null_text", str, "", "What stands for a missing value."),
     Option("date_format", str, "", "How dates are written (%d.%m.%Y); empty finds out."),
+    Option("timestamp_format", str, "", "How moments are written (%d.%m.%Y %H:%M); empty finds out."),
+    Option("decimal", str, "", "What stands before the decimals of a number: `,` for 1,5; empty is a point."),
+    Option("thousands", str, "", "What stands between thousands: `.` for 1.234,5; empty is nothing."),
     Option("all_text", bool, False, "Keep every column as text instead of finding its type."),
     Option(
         "skip_bad_lines", int, 0, "At most this many lines may be unreadable and are left out; more refuse the file."
@@ -29,13 +32,29 @@ CONVERTED = True
 _TOLD_MAX = 5
 _BESIDE = 8  # faults of a line beside one in each column
 _LINE_MAX = 16 * 2**20
-_TEXTS = {"delimiter": "delim", "encoding": "encoding", "null_text": "nullstr", "date_format": "dateformat"}
+_TEXTS = {
+    "delimiter": "delim",
+    "encoding": "encoding",
+    "null_text": "nullstr",
+    "date_format": "dateformat",
+    "timestamp_format": "timestampformat",
+    "decimal": "decimal_separator",
+    "thousands": "thousands",
+}
+_MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
     """The file, or every CSV file below the directory."""
     if (encoding := options.get("encoding")) and encoding not in ENCODINGS:
         raise BadInput(f"expected encoding to be {', '.join(ENCODINGS)}, came {encoding!r}", code="option_invalid")
+    for name, marks in _MARKS.items():
+        if (mark := options.get(name)) and mark not in marks:
+            raise BadInput(
+                f"expected {name} to be one of {' '.join(map(repr, marks))}, came {mark!r}", code="option_invalid"
+            )
+    if options.get("thousands") and options["thousands"] == (options.get("decimal") or "."):
+        raise BadInput("expected decimal and thousands to be different characters", code="option_invalid")
     if resolve(path, roots=roots).is_dir():
         return files_under(path, roots=roots, suffixes=SUFFIXES)
     return (file_ref(path, roots=roots),)

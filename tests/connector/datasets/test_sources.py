@@ -392,6 +392,32 @@ async def test_csv_may_have_another_encoding_that_its_owner_tells(pool: Pool, tm
     assert (await rows_of(pool, relation)).to_pylist() == [{"id": 1, "name": "Jürgen"}]
 
 
+@worker
+async def test_csv_may_have_numbers_and_moments_as_its_country_writes_them(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id;crp;cost;seen\n1;35,5;1.234,25;26.07.2024 05:46\n2;8;-2,5;01.02.2024 23:00\n")
+    said = {"decimal": ",", "thousands": ".", "timestamp_format": "%d.%m.%Y %H:%M"}
+    relation = await registered(pool, "csv", tmp_path / "t.csv", tmp_path, **said)
+    table = await rows_of(pool, relation)
+    assert table.schema.types == [pa.int64(), pa.float64(), pa.float64(), pa.timestamp("us")]
+    assert [tuple(row.values())[1:3] for row in table.to_pylist()] == [(35.5, 1234.25), (8.0, -2.5)]
+    assert [f"{one:%Y-%m-%d %H:%M}" for one in table["seen"].to_pylist()] == ["2024-07-26 05:46", "2024-02-01 23:00"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"decimal": ";"}, r"expected decimal to be one of ',' '\.', came ';'"),
+        ({"thousands": "_"}, "expected thousands to be one of .*, came '_'"),
+        ({"thousands": "."}, "different characters"),
+        ({"decimal": ",", "thousands": ","}, "different characters"),
+    ],
+)
+def test_marks_of_numbers_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, str], says: str) -> None:
+    (tmp_path / "t.csv").write_text("id\n1\n")
+    with pytest.raises(BadInput, match=says):
+        source("csv").find(str(tmp_path / "t.csv"), roots=[tmp_path], options=options)
+
+
 def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("id\n1\n")
     with pytest.raises(BadInput, match="utf-8, latin-1, utf-16, came 'windows-1252'"):
