@@ -63,6 +63,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "not_parquet": (SourceUnreadable, "expected a Parquet file, came something else or a damaged one; write it again"),
     "codec_refused": (SourceUnreadable, "expected Parquet with zstd, snappy, lz4, gzip or no compression"),
     "lines_unreadable": (SourceUnreadable, "the file has lines that cannot be read; correct them or the options"),
+    "option_invalid": (BadInput, "an option of the source does not fit; see what it takes"),
     "value_unmappable": (SourceUnreadable, "a column has values without an exact form; leave them out"),
     "columns_repeated": (SourceUnreadable, "two columns have one name; write the data again"),
     "schemas_differ": (SourceUnreadable, "the files are not of one schema; write them again"),

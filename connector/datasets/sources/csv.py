@@ -29,6 +29,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 CONVERTED = True
+_DELIMITER_MAX = 4
 _TOLD_MAX = 5
 _BESIDE = 8  # faults of a line beside one in each column
 _LINE_MAX = 16 * 2**20
@@ -48,6 +49,11 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
     """The file, or every CSV file below the directory."""
     if (encoding := options.get("encoding")) and encoding not in ENCODINGS:
         raise BadInput(f"expected encoding to be {', '.join(ENCODINGS)}, came {encoding!r}", code="option_invalid")
+    if len(str(options.get("delimiter", "")).encode()) > _DELIMITER_MAX:
+        raise BadInput(
+            f"expected a delimiter of at most {_DELIMITER_MAX} bytes, came {options['delimiter']!r}",
+            code="option_invalid",
+        )
     for name, marks in _MARKS.items():
         if (mark := options.get(name)) and mark not in marks:
             raise BadInput(
@@ -79,12 +85,24 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     for option, name in _TEXTS.items():
         if options.get(option):
             given[name] = quote_text(str(options[option]))
+    _check_formats(con, options)
     bad_lines_max = int(options.get("skip_bad_lines", 0))
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
     rejects_max = (bad_lines_max + 1) * (_columns(con, paths, given) + _BESIDE)
     given["rejects_limit"] = str(rejects_max)
     table = f"read_csv({quote_list(paths)}, {_named(given)})"
     return write_parquet(con, table, target, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
+
+
+def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
+    for name in filter(options.get, ("date_format", "timestamp_format")):
+        try:
+            con.execute("SELECT try_strptime('', ?)", [str(options[name])])
+        except Exception as error:  # the engine's own, which nobody imports here
+            raise BadInput(
+                f"expected {name} in the letters of strftime, as %d.%m.%Y %H:%M, came {options[name]!r}",
+                code="option_invalid",
+            ) from error
 
 
 def _named(options: Mapping[str, str]) -> str:

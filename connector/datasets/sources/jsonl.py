@@ -46,15 +46,22 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         f"map_inference_threshold = {_KEYS_MAX})"
     )
     try:
-        return write_parquet(con, table, target, bad_lines_max=0)
+        report = write_parquet(con, table, target, bad_lines_max=0)
     except Exception as error:
-        if type(error).__name__ != "InvalidInputException":  # the engine's own, which nobody imports here
-            raise
-        # The engine says the number of a line by what it has read so far, and mostly that of the next one.
-        every = chain.from_iterable(_bad_lines(path, number) for number, path in enumerate(paths, 1))
-        if bad := list(islice(every, BAD_LINES_SHOWN)):
-            raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1) from None
+        if type(error).__name__ == "InvalidInputException":  # the engine's own, which nobody imports here
+            _check_lines(paths)
         raise
+    if report["columns"] == [{"name": "json", "type": "JSON"}]:  # what the engine makes of lines that are no objects
+        _check_lines(paths)
+    return report
+
+
+def _check_lines(paths: Sequence[str]) -> None:
+    """SourceUnreadable with the lines that are no objects, if there are any. The engine says the number of a line by
+    what it has read so far, and mostly that of the next one."""
+    every = chain.from_iterable(_bad_lines(path, number) for number, path in enumerate(paths, 1))
+    if bad := list(islice(every, BAD_LINES_SHOWN)):
+        raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1) from None
 
 
 def _bad_lines(path: str, number: int) -> Iterator[dict[str, Any]]:
@@ -71,8 +78,7 @@ def _problem(text: bytes) -> str:
     if len(text) > _LINE_MAX:
         return f"longer than {_LINE_MAX >> 20} MB"
     try:
-        if text.strip():
-            json.loads(text.decode().rstrip(), object_pairs_hook=_once)
+        found = json.loads(text.decode().rstrip() or "null", object_pairs_hook=_once)
     except UnicodeDecodeError:
         return "not in utf-8"
     except json.JSONDecodeError as error:
@@ -81,13 +87,14 @@ def _problem(text: bytes) -> str:
         return "a key twice in one object"
     except RecursionError:
         return "nested too deep"
-    return ""
+    return "" if found is None or isinstance(found, dict) else "no object"
 
 
 class _Twice(ValueError):
     """An object with a key twice."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> None:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise _Twice
+    return {}

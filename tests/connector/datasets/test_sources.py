@@ -254,6 +254,7 @@ BAD_JSON = {
     "two on one line": (b'{"a": 1} {"a": 2}\n', r"line 3 \(no json at character 10\)"),
     "no text": (b'{"a": "\xe4"}\n', r"line 3 \(not in utf-8\)"),
     "a key twice": (b'{"a": 1, "a": 2}\n', r"line 3 \(a key twice in one object\)"),
+    "a list": (b"[1, 2]\n", r"line 3 \(no object\)"),
     "two of them": (b'{"a": \n\nx\n', r"came 2 or more: line 3 \(.*\), line 5 \(.*\); correct"),
 }
 
@@ -403,6 +404,14 @@ async def test_csv_may_have_numbers_and_moments_as_its_country_writes_them(pool:
     assert [f"{one:%Y-%m-%d %H:%M}" for one in table["seen"].to_pylist()] == ["2024-07-26 05:46", "2024-02-01 23:00"]
 
 
+@worker
+@pytest.mark.parametrize("name", ["date_format", "timestamp_format"])
+async def test_a_format_of_csv_that_is_none_is_refused_by_its_option(pool: Pool, tmp_path: Path, name: str) -> None:
+    (tmp_path / "t.csv").write_text("id,at\n1,01.02.2024\n")
+    with pytest.raises(BadInput, match=f"expected {name} in the letters of strftime, .*, came '%d.%m.%Q'"):
+        await registered(pool, "csv", tmp_path / "t.csv", tmp_path, **{name: "%d.%m.%Q"})
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -410,9 +419,10 @@ async def test_csv_may_have_numbers_and_moments_as_its_country_writes_them(pool:
         ({"thousands": "_"}, "expected thousands to be one of .*, came '_'"),
         ({"thousands": "."}, "different characters"),
         ({"decimal": ",", "thousands": ","}, "different characters"),
+        ({"delimiter": "tabulator"}, "expected a delimiter of at most 4 bytes, came 'tabulator'"),
     ],
 )
-def test_marks_of_numbers_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, str], says: str) -> None:
+def test_marks_of_csv_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, str], says: str) -> None:
     (tmp_path / "t.csv").write_text("id\n1\n")
     with pytest.raises(BadInput, match=says):
         source("csv").find(str(tmp_path / "t.csv"), roots=[tmp_path], options=options)
