@@ -117,7 +117,16 @@
     if (link) setTimeout(() => location.assign(link.href), 1000 * Number(link.dataset.refresh));
   };
 
+  /* On a narrow screen the names of the pages are one row that scrolls: the one that is open is to be seen. */
+  const openPage = () => {
+    const link = document.querySelector(".tabs [aria-current]");
+    if (!link) return;
+    const row = link.parentElement;
+    row.scrollLeft = link.offsetLeft - row.offsetLeft - (row.clientWidth - link.offsetWidth) / 2;
+  };
+
   document.addEventListener("DOMContentLoaded", () => {
+    openPage();
     liveMeaning();
     insertions();
     completion();
