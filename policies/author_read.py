@@ -141,7 +141,10 @@ def _iris(item: Item) -> tuple[str, ...]:
         _checked(one, values.iri)
         if ":" not in one.text():
             raise fail(
-                one.line, "an IRI or a name with its prefix, such as dpv:ScientificResearch", shown(one), "add it"
+                one.line,
+                "an IRI or a name with its prefix, such as dpv:ScientificResearch",
+                shown(one) + values.purpose_hint(one.text()),
+                "add it",
             )
     return tuple(expand(text) for text in item.texts())
 

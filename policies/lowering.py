@@ -69,6 +69,11 @@ def column(draft: Draft, name: str, path: str) -> Column:
     """The schema's column of that name; ContractUndecided when it is gone (usage-policies, section 7)."""
     found = columns.find(draft.schema, name)
     if found is None:
+        whole = columns.find(draft.schema, name.partition(".")[0])
+        if whole is not None and "." in name:
+            raise undecided(
+                path, f"{name} is a part of the column {whole.name}, and rules are for whole ones; name that"
+            )
         raise undecided(path, f"the table has no column {name}; correct the name, or the table if it lost the column")
     return found
 

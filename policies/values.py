@@ -137,9 +137,11 @@ def place(text: str) -> str:
 
 def grid(text: str) -> str:
     """`exact`, or a bin width above nought."""
-    if text != "exact" and decimal(text) <= 0:
-        raise ValueError(f"expected exact or a bin width above 0, got {text!r}")
-    return text if text == "exact" else plain(decimal(text))
+    if text == "exact":
+        return text
+    if not _DECIMAL.fullmatch(text) or decimal(text) <= 0:
+        raise ValueError(f"expected exact or a bin width above 0 such as 10, got {text!r}")
+    return plain(decimal(text))
 
 
 def clamp(text: str) -> str:

@@ -466,6 +466,13 @@ def test_what_does_not_fit_the_table_is_an_error_with_a_schema(lines: str) -> No
     assert not any(problem.message.startswith("/") for problem in errors)  # its place stands beside it
 
 
+def test_a_rule_for_a_part_of_a_column_says_that_rules_are_for_whole_ones() -> None:
+    schema = TableSchema((Column("patient", "STRUCT(id VARCHAR, zip VARCHAR)"),))
+    found = lint.lint(form(GOOD + "columns: {hide: [patient.zip]}"), schema)
+    (told,) = {problem.message for problem in found if problem.level == "error"}
+    assert told == "patient.zip is a part of the column patient, and rules are for whole ones; name that"
+
+
 # --- differences -----------------------------------------------------------------------------------------
 
 
