@@ -490,9 +490,15 @@ def test_an_answer_goes_to_the_screen_as_a_table_and_to_a_pipe_as_asked(run: Run
 
 
 def test_a_whole_number_of_an_answer_is_shown_as_it_is() -> None:
-    from hanse.cli import query
+    assert [out.cell(value) for value in (2024, True, 1091.7234)] == ["2024", "yes", "1091.72"]
 
-    assert [query._cell(value) for value in (2024, True, 1091.7234)] == ["2024", "yes", "1091.72"]
+
+def test_first_rows_of_a_dataset_are_shown_as_those_of_an_answer(run: Run, served: Connector) -> None:
+    served.routes["GET", "/datasets/t/preview"] = {
+        "explanation": [], "rules": [], "permitted": True, "columns": [{"name": "year", "type": "INT"}], "hidden": [],
+        "columns_shown": ["year"], "rows": [[2024]],
+    }  # fmt: skip
+    assert run("dataset", "preview", "t", "--as", "did:web:a").out.splitlines()[-1].strip() == "2024"
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])

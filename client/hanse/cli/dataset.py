@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hanse.cli.access import space
-from hanse.cli.out import EXIT, AsJson, at, counted, print_json, print_one, print_rows, print_sentences, say, size
+from hanse.cli.out import EXIT, AsJson, at, cell, counted, print_json, print_one, print_rows, print_sentences, say, size
 from hanse.errors import BadInput, HanseError
 from hanse.flow import Call, segment
 
@@ -149,7 +149,7 @@ def _print_preview(found: dict[str, Any]) -> None:
         say(found["note"])
         return
     names = found["columns_shown"]
-    rows = [dict(zip(names, row, strict=True)) for row in found["rows"]]
+    rows = [dict(zip(names, map(cell, row), strict=True)) for row in found["rows"]]
     print_rows(rows, {name: name for name in names}, as_json=False)
 
 

@@ -259,3 +259,10 @@ def counted(text: str, look: Callable[[], tuple[str, int, int]]) -> Iterator[Non
 
         with meanwhile(update):
             yield
+
+
+def cell(value: Any) -> str:
+    """A value of an answer. Whole numbers stay as they are: they may be years, or what somebody copies."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else shown(value)

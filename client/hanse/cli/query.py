@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, console, meanwhile, print_json, print_rows, print_table, progress, say, shown, size
+from hanse.cli.out import AsJson, cell, console, meanwhile, print_json, print_rows, print_table, progress, say, size
 from hanse.errors import BadInput, HanseError
 
 if TYPE_CHECKING:
@@ -304,18 +304,11 @@ def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
     for batch in batches:
         came += batch.num_rows
         for row in said.rows(batch.slice(0, max(0, _SHOWN_MAX - held))):
-            table.add_row(*(escape(_cell(value)) for value in row))
+            table.add_row(*(escape(cell(value)) for value in row))
             held += 1
     print_table(table)
     if came > held:
         say(f"... and {came - held:,} rows more; use --output to have them all")
-
-
-def _cell(value: Any) -> str:
-    """A value of an answer. Whole numbers stay as they are: they may be years, or what somebody copies."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return f"{value:.6g}" if isinstance(value, float) else shown(value)
 
 
 def _owner(row: dict[str, Any]) -> str:
