@@ -74,7 +74,7 @@ class Register:
         """What the register says of the operator itself."""
         settings = self._settings
         facts = {"id": settings.did, "name": settings.name, "title": settings.title, "role": "operator"}
-        return {**facts, "country": "", "url": settings.root_url, "status": "active"}
+        return {**facts, "country": settings.country, "url": settings.root_url, "status": "active"}
 
     def did_document(self) -> dict[str, Any]:
         """The operator's DID document: its key for every purpose, and where the register and the search are."""

@@ -36,6 +36,11 @@ class Settings(BaseSettings):
         "", description="URL under which others reach the catalogue; empty is http://public_host:public_port."
     )
     participant_id: str = Field("", description="The operator's DID; empty is did:web of public_url.")
+    country: str = Field(
+        "",
+        pattern="^([A-Z]{2})?$",
+        description="The operator's seat (ISO 3166, two capitals): it is shown offers for where that lies.",
+    )
     admin_token_file: Path | None = Field(
         None, description="File that the first start writes the admin token to, readable by its owner only."
     )

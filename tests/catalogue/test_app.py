@@ -41,6 +41,7 @@ def test_every_setting_has_a_line_of_help() -> None:
         {"public_port": 70_000},
         {"unreachable_seconds": 9.0, "expired_seconds": 8.0},
         {"log_level": "x"},
+        {"country": "Germany"},
     ],
 )
 def test_a_setting_that_does_not_fit_is_refused(given: dict[str, Any]) -> None:

@@ -64,6 +64,17 @@ async def test_connectors_believe_the_register(catalogue: Catalogue, north: Prov
     assert (operator["role"], operator["status"], operator["url"]) == ("operator", "active", ROOT)
 
 
+@pytest.fixture
+def in_germany(catalogue_settings: dict[str, Any]) -> None:
+    catalogue_settings["country"] = "DE"
+
+
+@pytest.mark.usefixtures("in_germany", "now")
+async def test_the_operator_has_the_country_that_it_is_told(catalogue: Catalogue) -> None:
+    """Connectors show it offers for members of that country, and of the regions that it lies in."""
+    assert (await trust(catalogue).members())[catalogue.parts.settings.did]["country"] == "DE"
+
+
 @pytest.mark.usefixtures("now")
 async def test_a_suspension_and_the_end_of_a_membership_show_at_once(catalogue: Catalogue, north: Provider) -> None:
     await catalogue.admit(north, "north")
