@@ -105,7 +105,8 @@ OPERANDS: tuple[Operand, ...] = (
         "dimension/",
         ValueType.GRID,
         frozenset({EQ}),
-        "A column that aggregate answers may group and filter by: exact, or a bin width.",
+        "A column that aggregate answers may group and filter by: exact, or a bin width. Groups are cut by all of them "
+        "at once, and no answer holds one that is too small: the more of them and the finer, the less is answered.",
         "answers may group by {column} ({value})",
         parameter=True,
     ),
