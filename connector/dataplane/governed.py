@@ -37,7 +37,7 @@ _STOPPED = {
 }
 _REASONS = {
     EXPIRED: "the ticket or the agreement has ended; renew the ticket and go on from here",
-    QUOTA: "the agreement's rows or bytes are used up",
+    QUOTA: "the agreement's rows or bytes are used up; ask its owner for another agreement",
 }
 
 

@@ -117,7 +117,7 @@ def uses_spent(contract: DataContract, uses: int) -> Limited:
 
 
 def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
-    told = "the agreement's rows or bytes are used up"
+    told = "the agreement's rows or bytes are used up; ask its owner for another agreement"
     if draws:
         told = (
             "a question that combines rows (aggregates, windows, WITH, UNION, OFFSET in a subquery, a dataset twice), "

@@ -52,9 +52,9 @@ CLOSED = [
     (may(atom("odrl:count", "lteq", "0")), "0 reads and they are used up"),
     (may(atom("ds:queriesPerDay", "lt", "1")), "0 reads a day"),
     (may(atom("ds:concurrency", "lt", "1")), "0 reads at once"),
-    (may(atom("ds:rowQuota", "lteq", "0")), "used up"),
-    (may(atom("odrl:percentage", "lteq", "0.000001")), "used up"),
-    (may(atom("ds:byteQuota", "lteq", "0")), "used up"),
+    (may(atom("ds:rowQuota", "lteq", "0")), "used up; ask its owner for another agreement"),
+    (may(atom("odrl:percentage", "lteq", "0.000001")), "used up; ask its owner for another agreement"),
+    (may(atom("ds:byteQuota", "lteq", "0")), "used up; ask its owner for another agreement"),
 ]
 
 
