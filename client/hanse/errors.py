@@ -23,15 +23,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+# Control characters except tab and line end, what turns the direction of writing, halves of letters.
+_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """What others wrote, for a terminal or a log: signs that command it are shown as their numbers."""
+    return _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 class HanseError(Exception):
     """Base of all."""
 
-    def __init__(self, message: str, *, code: str = "", rule: str = "", **facts: Any) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, /, *, code: str = "", rule: str = "", **facts: Any) -> None:
+        super().__init__(harmless(message))
         self.code = code or type(self).__name__
         self.rule = rule
         self.facts = facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from hanse.errors import (
     Unauthenticated,
     Unreachable,
     Unverified,
+    harmless,
 )
 
 EXIT = {"ok": 0, "failed": 1, "usage": 2, "refused": 3, "not_found": 4, "unreachable": 5, "unverified": 6}
@@ -49,8 +49,6 @@ _HINTS: Mapping[type[HanseError], str] = {
     NegotiationPending: "look again with `hanse negotiate`, or ask its owner to run `hanse pending`",
 }
 
-# Control characters except tab and line end, what turns the direction of writing, halves of letters.
-_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _WHOLE = ("id", "agreement", "dataset")  # columns that people copy from: never broken over lines
 _LOOK_SECONDS = 0.3
 _WIDE = 1000  # columns where nobody looks at it: a line in a pipe is a line
@@ -61,11 +59,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 class _Console(Console):
-    """One whose terminal obeys nobody else: of what others wrote, signs that command it are shown as their numbers."""
+    """One whose terminal obeys nobody else."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         lines = text.replace("\r\n", "\n")  # as browsers send them
-        return super().render_str(_COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", lines), **how)
+        return super().render_str(harmless(lines), **how)
 
 
 def console(*, err: bool = False) -> Console:

@@ -1,0 +1,25 @@
+"""Errors from what others sent: whatever members a problem object has, and whatever signs its texts hold."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hanse.errors import AccessRevoked, HanseError, Refused, of_end, of_problem
+
+
+@pytest.mark.parametrize("member", ["message", "self", "kind", "where", "end"])
+def test_a_problem_object_may_have_any_member(member: str) -> None:
+    """As gateways do: {"message": "no route matched"}."""
+    error = of_problem(403, {member: "no route matched", "detail": "not here"}, where="owner")
+    assert (type(error), str(error), error.facts[member]) == (Refused, "not here", "no route matched")
+
+
+def test_an_error_that_nobody_catches_does_not_command_the_terminal() -> None:
+    written = "closed \x1b]0;owned\x07\x1b[2J\x9b2J\u202e \ud800 ö\n\tend"
+    told = "closed \\u001b]0;owned\\u0007\\u001b[2J\\u009b2J\\u202e \\ud800 ö\n\tend"
+    error = of_end({"status": "revoked", "reason": written})
+    assert isinstance(error, AccessRevoked)
+    assert str(error) == told
+    assert str(of_problem(403, {"detail": written}, where="owner")) == told
+    assert str(pickle.loads(pickle.dumps(HanseError(written)))) == told
