@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from tests.suites import loaders
 from tests.suites.loaders import BLOCK_ROWS, BLOCKS, ROWS, WIDTH, Case, Rows, sequence
 from tests.support import served
+from tests.support.gate import agreement, atom
 from tests.support.served import Owner
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -281,6 +283,36 @@ def _rank(number: int, folder: Path) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
         )
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_what_an_error_knows_comes_from_a_worker_too(owner: Owner, training: Dataset, kind: Any) -> None:
+    once = owner.dataset(agreement(atom("odrl:count", "lteq", "1"), action="odrl:use"), name="training")
+    batches = once.to_torch(columns=["id"], batch_size=50)
+    assert len(ids(batches)) == ROWS
+    told = []
+    for workers in (0, 2):
+        with pytest.raises(hanse.QuotaSpent) as caught:
+            list(kind(batches, batch_size=None, num_workers=workers))
+        told.append(_known(caught.value))
+    assert told[0] == told[1]
+    assert told[1][1:3] == ("count_spent", "/permission/0/constraint/0")
+    assert "in DataLoader worker process" in "".join(traceback.format_exception(caught.value))
+    assert _known(pickle.loads(pickle.dumps(caught.value))) == told[1]
+
+
+def _known(error: hanse.HanseError) -> tuple[str, str, str, dict[str, Any]]:
+    return str(error), error.code, error.rule, error.facts
+
+
+def _never(_: pa.RecordBatch) -> Any:
+    raise ValueError("a picture that cannot be read")
+
+
+def test_errors_that_are_not_ours_come_as_pytorch_brings_them(training: Dataset) -> None:
+    batches = training.to_torch(columns=["id"], batch_size=50, form=_never)
+    with pytest.raises(ValueError, match=r"(?s)worker process.*a picture that cannot be read"):
+        list(DataLoader(batches, batch_size=None, num_workers=1))
 
 
 def test_columns_go_between_processes_as_one_piece_and_come_as_they_were() -> None:

@@ -8,8 +8,10 @@ Give `batch_size` to the dataset and None to the DataLoader: rows are put togeth
 
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
-from hanse.errors import BadInput
+from hanse.errors import BadInput, HanseError
 from hanse.loaders.loader import Loader, Slice, one
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import tensors
@@ -60,7 +62,8 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         if get_worker_info() is None:
             yield from map(self._form, self._loader)
         else:
-            yield from map(self._shipped, self._loader.in_slices())
+            with _told_whole():
+                yield from map(self._shipped, self._loader.in_slices())
         self._ended[worker] = True
 
     def _shipped(self, slices: Sequence[Slice]) -> Any:
@@ -131,5 +134,37 @@ def _ranks() -> tuple[int, int]:
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
+
+@contextmanager
+def _told_whole() -> Iterator[None]:
+    """In a worker: an error of ours reaches the loop with all that it knows.
+
+    PyTorch sends the class of an error and a text with where it happened, and makes it anew of these. So the class that
+    it sends knows the rest; the text becomes a note.
+    """
+    try:
+        yield
+    except HanseError as error:
+        told = _knowing(type(error), str(error), {"code": error.code, "rule": error.rule, **error.facts})
+        raise told("").with_traceback(error.__traceback__) from None
+
+
+class _Knowing(type):
+    """The class of one error, which is pickled by what it knows."""
+
+    known: tuple[type[HanseError], str, dict[str, Any]]
+
+
+def _knowing(kind: type[HanseError], message: str, said: dict[str, Any]) -> Any:
+    def begin(self: Any, text: str) -> None:
+        kind.__init__(self, message, **said)
+        if text:
+            self.add_note(text)
+
+    own = {"__init__": begin, "__module__": kind.__module__, "known": (kind, message, said)}
+    return _Knowing(kind.__name__, (kind,), own)
+
+
+copyreg.pickle(_Knowing, lambda own: (_knowing, own.known))
 
 __all__ = ["Batches", "dataset"]
