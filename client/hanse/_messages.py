@@ -74,22 +74,26 @@ class Messages:
         message = _follow(data, 0)
         kind, follows = _number(data, message, 1, "<B"), _number(data, message, 3, "<q")
         _spread(data, message, kind)
-        if not follows:
-            return self._prefix
+        if kind not in (_DICTIONARY, _BATCH):
+            return self._passed_over if follows else self._prefix
         table, number, more = _follow(data, _field(data, message, 2)), None, False
         if kind == _DICTIONARY:
             number, more = _number(data, table, 0, "<q"), bool(_number(data, table, 2, "<B"))
             table = _follow(data, _field(data, table, 1))
-        buffers: _Buffers | None = None
-        if kind in (_DICTIONARY, _BATCH):
-            if _number(data, message, 0, "<h") < _V5:  # some of those say elsewhere that they are compressed
-                raise Broken("expected a stream in version 5 of Arrow's format, came an older one")
-            buffers = _buffers(data, table) if _field(data, table, 3) else None
-        return partial(self._unfolded, buffers=buffers, number=number, more=more)
+        if _number(data, message, 0, "<h") < _V5:  # some of those say elsewhere that they are compressed
+            raise Broken("expected a stream in version 5 of Arrow's format, came an older one")
+        buffers = _buffers(data, table) if _field(data, table, 3) else None
+        look = partial(self._unfolded, values=_values(data, table), buffers=buffers, number=number, more=more)
+        return look if follows else look(b"")
 
-    def _unfolded(self, data: Any, *, buffers: _Buffers | None, number: int | None, more: bool) -> _Look:
+    def _passed_over(self, _: Any) -> _Look:
+        return self._prefix
+
+    def _unfolded(self, data: Any, *, values: int, buffers: _Buffers | None, number: int | None, more: bool) -> _Look:
         """The body of a message; `number` is that of a dictionary, `more` says that it is added to."""
         size = len(data) if buffers is None else sum(_told(data, *one) for one in buffers)
+        if values > 8 * size + _UNFOLDED_MAX // 8:  # a value has a bit at least, and is more for whoever looks at it
+            raise Broken(f"expected values that take room, came {values} in a message of {size} bytes")
         if number is not None:
             self._dictionaries[number] = size + (self._dictionaries.get(number, 0) if more else 0)
             size = sum(self._dictionaries.values())
@@ -153,6 +157,16 @@ def _length_of(data: Any, table: int, number: int) -> int:
     """How long the text or list is that a field leads to."""
     place = _field(data, table, number)
     return int(struct.unpack_from("<I", data, _follow(data, place))[0]) if place else 0
+
+
+def _values(data: Any, batch: int) -> int:
+    """How many values it says that it has: rows, and those of every column and what is in it."""
+    rows = _number(data, batch, 0, "<q")
+    if not (count := _length_of(data, batch, 1)):
+        return rows
+    first = _follow(data, _field(data, batch, 1)) + 4
+    nodes = struct.iter_unpack("<qq", memoryview(data)[first:][: 16 * count])
+    return rows + sum(max(0, int(length)) for length, _ in nodes)
 
 
 def _buffers(data: Any, batch: int) -> _Buffers:

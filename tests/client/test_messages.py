@@ -99,6 +99,29 @@ MANY = {f"{number}": "" for number in range(5000)}
 LONG = 4096
 
 
+def rows_of_nothing(column: pa.Array) -> list[bytes]:
+    batch = pa.record_batch([column], ["x"])
+    return ipc([batch], complete(batch.num_rows), schema=batch.schema)
+
+
+def alike(rows: int) -> pa.Array:
+    return pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array([7]))
+
+
+@pytest.mark.parametrize("column", [pa.nulls, alike], ids=["nulls", "one run"])
+def test_rows_that_take_nothing_on_the_way_are_counted_before_they_are_values(
+    column: Callable[[int], pa.Array],
+) -> None:
+    """A few hundred bytes say as many rows as they like, and whoever makes values of them runs out of memory."""
+    assert read(rows_of_nothing(column(MOST // 20))).num_rows == MOST // 20
+    with pytest.raises(errors.Broken, match="values"):
+        read(rows_of_nothing(column(MOST)))
+
+
+def test_rows_of_a_bit_each_are_read_however_many() -> None:
+    assert read(rows_of_nothing(pa.array([True, None] * MOST))).num_rows == 2 * MOST
+
+
 def repeated(message: bytes, table: Callable[[bytes], int], field: int) -> bytes:
     """A message that names the first of the things that a field of a table lists in place of each of them."""
     data = bytearray(message[8:])
