@@ -77,6 +77,12 @@ def test_the_python_of_the_guide_runs(training: Dataset, monkeypatch: pytest.Mon
     assert [row["id"] for row in as_rows(names["dataset"])] == sequence(7)
 
 
+def test_a_rank_without_their_number_is_refused(training: Dataset) -> None:
+    for half in ({"rank": 1}, {"world": 2}):
+        with pytest.raises(BadInput, match="rank and world together"):
+            training.to_torch(**half)
+
+
 def test_a_shape_of_a_column_that_is_not_there_is_refused(training: Dataset) -> None:
     with pytest.raises(BadInput, match="vektor"):
         training.to_torch(shapes={"vektor": (6,)})
@@ -256,6 +262,26 @@ def test_ranks_have_parts_of_the_sequence_in_its_order(training: Dataset) -> Non
     blocks = [part[at : at + BLOCK_ROWS] for at in range(0, ROWS // 2, BLOCK_ROWS) for part in parts]
     assert [row for block in blocks for row in block] == sequence(6)
     assert len(blocks) == BLOCKS
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_dataset_that_is_made_before_its_rank_is_known_is_of_that_rank(
+    training: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int, method: str
+) -> None:
+    """As where ranks are spawned with a dataset, or the process group is begun after it."""
+    made = pickle.dumps(training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6))
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        context = method if workers else None
+        loader = DataLoader(pickle.loads(made), batch_size=None, num_workers=workers, multiprocessing_context=context)
+        parts.append(ids(loader))
+    assert sorted(parts[0] + parts[1]) == list(range(ROWS))
+    given = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6, rank=0, world=1)
+    assert ids(given) == sequence(6)
 
 
 @pytest.mark.timeout(300)  # two processes load PyTorch, and their eight workers share this machine with the owners

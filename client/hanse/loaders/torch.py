@@ -32,13 +32,20 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch."""
 
     def __init__(
-        self, loader: Loader, *, form: Callable[[pa.RecordBatch], Any], rank: int, world: int, way: Way | None = None
+        self,
+        loader: Loader,
+        *,
+        form: Callable[[pa.RecordBatch], Any],
+        ranks: tuple[int, int] | None = None,
+        way: Way | None = None,
     ) -> None:
-        """`way`: by which batches leave workers as they are, and take their form in the loop."""
+        """`ranks`: which one of how many this is, where it is not for `torch.distributed` to say. `way`: by which
+        batches leave workers as they are, and take their form in the loop."""
         super().__init__()
         self._loader = loader
         self._form, self._way = form, way
-        self._rank, self._world = rank, world
+        self._given = ranks is not None
+        self._ranks = ranks or _ranks()
         # Shared with the workers, so that `set_epoch` reaches those that live on between epochs; and whether it was
         # called, which a state that is loaded later does not undo.
         self._epoch = torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_()
@@ -90,12 +97,24 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         if not self._epoch[1]:
             self._epoch[0] = self._loader.epoch
 
+    def __getstate__(self) -> dict[str, Any]:
+        """To a worker that is spawned, which does not know of which rank it is."""
+        self._rank()
+        return self.__dict__
+
     def _place(self) -> int:
         """Who we are is known only where we run: in a worker of a rank. Gives which worker."""
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
-        self._loader.divide(self._rank * workers + worker, self._world * workers)
+        rank, world = self._rank()
+        self._loader.divide(rank * workers + worker, world * workers)
         return worker
+
+    def _rank(self) -> tuple[int, int]:
+        """Which rank of how many; whoever knows of none keeps what was known where we were made or sent from."""
+        if not self._given and (found := _ranks())[1] > 1:
+            self._ranks = found
+        return self._ranks
 
 
 def dataset(
@@ -112,20 +131,23 @@ def dataset(
     """The batches of one or several datasets with the same columns; `options` are those of `Loader`.
 
     `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes`: a dict by column.
-    `rank` and `world` are those of `torch.distributed` or of torchrun's environment where they are not given.
+    `rank` and `world`, both or none, are those of `torch.distributed` or of torchrun's environment where they are not
+    given, as these are when the rows are read.
     `state`: a merged one to go on from.
     """
     if "part" in options or "parts" in options:
         raise BadInput("expected rank and world; the parts follow from them and from the workers")
+    if (rank is None) != (world is None):
+        raise BadInput(f"expected rank and world together, or neither; came rank={rank}, world={world}")
     loader = Loader(datasets, batch_size=batch_size, **options)
     if unknown := sorted({*(shapes or ())} - {*loader.schema.names}):
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
     if state is not None:
         loader.load_state_dict(state)
-    found = _ranks() if rank is None or world is None else (rank, world)
+    ranks = None if rank is None or world is None else (rank, world)
     way = Way() if form is None and not shapes else None
     form = form or partial(tensors, shapes=shapes)
-    return Batches(loader, form=form, rank=found[0], world=found[1], way=way)
+    return Batches(loader, form=form, ranks=ranks, way=way)
 
 
 def _ranks() -> tuple[int, int]:
