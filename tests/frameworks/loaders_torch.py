@@ -264,6 +264,16 @@ def test_ranks_have_parts_of_the_sequence_in_its_order(training: Dataset) -> Non
     assert len(blocks) == BLOCKS
 
 
+def test_ranks_with_workers_have_as_many_blocks_each_as_can_be(training: Dataset) -> None:
+    """The blocks over a whole round are dealt out to the ranks, not to the workers of the first."""
+    parts = []
+    for rank in (0, 1):
+        batches = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6, rank=rank, world=2)
+        parts.append(ids(DataLoader(batches, batch_size=None, num_workers=4)))
+    assert [len(part) for part in parts] == [BLOCKS // 2 * BLOCK_ROWS] * 2
+    assert sorted(parts[0] + parts[1]) == list(range(ROWS))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_dataset_that_is_made_before_its_rank_is_known_is_of_that_rank(

@@ -107,7 +107,8 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         info = get_worker_info()
         workers, worker = (1, 0) if info is None else (info.num_workers, info.id)
         rank, world = self._rank()
-        self._loader.divide(rank * workers + worker, world * workers)
+        # Ranks before workers: a rank has no more than one block more than another, however many workers it has.
+        self._loader.divide(worker * world + rank, world * workers)
         return worker
 
     def _rank(self) -> tuple[int, int]:
