@@ -113,6 +113,12 @@ def test_tensors_of_all_kinds() -> None:
         tensors(pa.record_batch({"v": pa.array([[1], [1, 2]])}), shapes={"v": (2,)})
 
 
+@pytest.mark.parametrize("values", [[1, 2], ["a", "b"], [["a"], ["b"]], [[[1]], [[2]]]])
+def test_a_shape_of_what_is_no_list_of_numbers_is_refused(values: list[Any]) -> None:
+    with pytest.raises(BadInput, match="lists of numbers in column v"):
+        tensors(pa.record_batch({"v": pa.array(values)}), shapes={"v": (1,)})
+
+
 NUMBERS = [pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64(),
            pa.float16(), pa.float32(), pa.float64()]  # fmt: skip
 

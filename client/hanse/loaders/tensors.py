@@ -67,6 +67,10 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     """The numbers of a column of lists, each of which must have as many as the shape."""
     import pyarrow.compute as pc
 
+    kind = column.type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not listed or not is_number(kind.value_type):
+        raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, came {kind}")
     size = math.prod(shape)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if any(length != size for length in lengths):  # a list that is null has no length
