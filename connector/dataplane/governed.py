@@ -19,6 +19,7 @@ from connector.query.job import ARROW
 from connector.query.running import Frame, Result
 from connector.query.spans import InFiles
 from connector.telemetry import logger
+from connector.usage import counting
 from connector.usage.held import Grant
 from policies import gate
 from policies.errors import PolicyError
@@ -32,8 +33,6 @@ _PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a cras
 _STOPPED = {
     gate.REVOKED: REVOKED,
     gate.EXPIRED: EXPIRED,
-    gate.ROWS_SPENT: QUOTA,
-    gate.BYTES_SPENT: QUOTA,
 }
 _REASONS = {
     EXPIRED: "the ticket or the agreement has ended; renew the ticket and go on from here",
@@ -66,6 +65,7 @@ class GovernedStream:
         self._policy = policy
         self._first: Frame | Part | None = None  # taken from the source and not let through yet
         self._failed: HanseError | None = None  # what the source said where nobody could end the stream
+        self._quota = ""  # the rule behind the one that is spent
         self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
     @property
@@ -153,8 +153,11 @@ class GovernedStream:
         filled: Grant | None = None
         while (stop := self._stopped_by(frame)) is not None:
             grant, reason = stop
-            if reason not in (gate.ROWS_SPENT, gate.BYTES_SPENT) or grant is filled:
+            if reason not in (gate.ROWS_SPENT, gate.BYTES_SPENT):
                 return _STOPPED[reason]
+            if grant is filled:
+                self._quota = counting.quota_rule(grant.contract, of_bytes=reason == gate.BYTES_SPENT)
+                return QUOTA
             short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
             await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
             filled = grant
@@ -188,7 +191,7 @@ class GovernedStream:
     def _ended(self, status: str) -> End:
         name = self._asked.digest
         stopped = next((grant for grant in self.grants if grant.lease.revoked), None)
-        reason, rule = _REASONS.get(status, ""), ""
+        reason, rule = _REASONS.get(status, ""), self._quota if status == QUOTA else ""
         code = "" if status == COMPLETE else status
         if status == REVOKED and self._reads.draining:  # nobody took a right away: go on elsewhere or later
             status, code, reason = FAILED, "shutting_down", self._reads.draining

@@ -85,11 +85,11 @@ def reserve(tx: Transaction, grant: Grant, *, rows: int, nbytes: int) -> tuple[i
     return None
 
 
-def _quota_rule(contract: DataContract) -> str:
-    """The rule behind the quota: rows where they are limited, else bytes."""
+def quota_rule(contract: DataContract, *, of_bytes: bool = False) -> str:
+    """The rule behind the quota: that of rows where they are limited, else of bytes; `of_bytes`: these are spent."""
     limits = contract.limits
     spent = "rowQuota" if limits.rows is not None else "percentage" if limits.share is not None else "byteQuota"
-    return admission.reason(contract, spent)
+    return admission.reason(contract, "byteQuota" if of_bytes else spent)
 
 
 def _most_rows(held: Held, contract: DataContract) -> int | None:
@@ -124,4 +124,4 @@ def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
             "or asks for what has none (NOT EXISTS, NOT IN, an outer join to it), counts as all rows of the dataset, "
             "and fewer are left under the agreement; ask for rows, which are counted as they leave"
         )
-    return Limited(told, code="quota_spent", rule=_quota_rule(contract))
+    return Limited(told, code="quota_spent", rule=quota_rule(contract))

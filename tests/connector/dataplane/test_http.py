@@ -417,7 +417,7 @@ async def test_a_renewed_ticket_lets_a_stream_go_on(running: Provider, renews: b
 async def test_rows_beyond_the_quota_do_not_leave(running: Provider) -> None:
     agreement = await running.agree(gate.agreement(atom("ds:rowQuota", "lteq", "5000"), action="odrl:use"))
     table, end = await read(running, running.ticket(agreement), batch_rows=600)
-    assert end["status"] == "quota"
+    assert (end["status"], end["rule"]) == ("quota", "/permission/0/constraint/0")
     assert table.num_rows == end["rows"] == 4800
     await settled(running)
     table, _ = await read(running, running.ticket(agreement), where="id < 500")
@@ -425,6 +425,13 @@ async def test_rows_beyond_the_quota_do_not_leave(running: Provider) -> None:
     async with client(running, running.ticket(agreement)) as session:
         answer = await session.get(ROWS)
     assert answer.status_code == 429
+
+
+async def test_the_end_says_which_of_several_quotas_is_spent(running: Provider) -> None:
+    quotas = atom("ds:rowQuota", "lteq", "5000"), atom("ds:byteQuota", "lteq", "20000")
+    agreement = await running.agree(gate.agreement(*quotas, action="odrl:use"))
+    _, end = await read(running, running.ticket(agreement), batch_rows=600)
+    assert (end["status"], end["rule"]) == ("quota", "/permission/0/constraint/1")
 
 
 async def test_count_of_reads_is_held(running: Provider) -> None:
