@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,47 +37,38 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 
 
 def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
-    """One group a record batch; its rows by its first column, its bytes as a share of the file's."""
+    """One group a record batch; its rows by its narrowest column, its bytes as a share of the file's."""
     import pyarrow as pa
 
     found = []
     for path in files:
         with pa.OSFile(path) as opened:
-            first = pa.ipc.IpcReadOptions(included_fields=[0])
-            reader = pa.ipc.open_file(opened, options=first)
+            narrowest = pa.ipc.IpcReadOptions(included_fields=[_narrowest(pa.ipc.open_file(opened).schema.types)])
+            reader = pa.ipc.open_file(opened, options=narrowest)
             counts = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
             width = opened.size() / max(1, sum(counts))
             found.append([(count, int(count * width)) for count in counts])
     return found
 
 
+def _narrowest(types: Sequence[Any]) -> int:
+    """The number of the type whose values take the fewest bits; of those that vary, as blobs do, nobody knows."""
+    import pyarrow as pa
+
+    bits = [kind.bit_width if pa.types.is_primitive(kind) else sys.maxsize for kind in types]
+    return bits.index(min(bits)) if bits else 0
+
+
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A reader that opens the batches with these rows only. It can be read once, as one scan does.
+    """A pyarrow dataset of these rows only, under the name.
 
     Read, not mapped: a map of the whole file counts against the worker's address space, whatever is read of it. Columns
     stand as in the first file: the engine calls one without a name by its place.
     """
-    import pyarrow as pa
+    from connector.datasets.sources.arrow_scan import Within
 
-    reader = pa.ipc.open_file(pa.OSFile(paths[rows.file]))
-    names = pa.ipc.open_file(pa.OSFile(paths[0])).schema.names
-    schema = pa.schema([reader.schema.field(one) for one in names])
-    schema = schema.append(pa.field(rows.position, pa.int64())) if rows.position else schema
     counts = [count for count, _ in groups([paths[rows.file]])[0]]
-    con.register(name, pa.RecordBatchReader.from_batches(schema, _within(reader, names, counts, rows)))
-
-
-def _within(reader: Any, names: Sequence[str], counts: Sequence[int], rows: Rows) -> Iterator[Any]:
-    import numpy as np
-    import pyarrow as pa
-
-    start = 0
-    for number, count in enumerate(counts):
-        first, stop = max(rows.first, start), min(rows.stop, start + count)
-        if first < stop:
-            part = reader.get_batch(number).select(names).slice(first - start, stop - first)
-            yield part.append_column(rows.position, pa.array(np.arange(first, stop))) if rows.position else part
-        start += count
+    con.register(name, Within.at(paths, rows, counts))
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:

@@ -9,20 +9,34 @@ import os
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.datasets.sources import SOURCES, Rows, arrow_ipc, divisible, files, guess, read_options, remote, source
+from connector.datasets.sources import (
+    SOURCES,
+    Rows,
+    arrow_ipc,
+    arrow_scan,
+    divisible,
+    files,
+    guess,
+    read_options,
+    remote,
+    source,
+)
 from connector.errors import BadInput, Busy, HanseError, PathRefused, SourceUnreadable, VersionChanged
 from connector.query.codes import error_of
 from connector.query.job import Job, Relation
@@ -81,6 +95,84 @@ def test_an_arrow_file_is_read_as_fast_as_its_reader_is(tmp_path: Path, sql: str
             time.sleep(0.001)
             held.append(pa.total_allocated_bytes() - before)
     assert max(held) < 4 * batches[0].nbytes
+
+
+@pytest.mark.parametrize("kind", ["blobs", "numbers", "few of the columns"])
+@pytest.mark.parametrize("condition", ["", " WHERE n > 5"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_large_batches_of_an_arrow_file_one_is_held(
+    tmp_path: Path, kind: str, condition: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread of the engine holds what it had last while it asks for more, and so does each step on the way."""
+    monkeypatch.setattr(arrow_scan, "_WHOLE", 2**22)
+    monkeypatch.setattr(arrow_scan, "_PIECE", 2**20)
+    rows = 64 if kind == "blobs" else 2**20
+    values = [os.urandom(2**19)] * rows if kind == "blobs" else np.arange(4 * rows)[:rows]
+    batches = [
+        pa.record_batch({"n": pa.array(range(start, start + rows)), "x": values, "y": values})
+        for start in range(0, 3 * rows, rows)
+    ]
+    path = tmp_path / "rows.arrow"
+    with pa.ipc.new_file(path, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    shown = "n" if kind == "few of the columns" else "*"
+    with duckdb.connect(":memory:", config={"threads": threads}) as con:
+        for attach in (arrow_ipc.attach, partial(arrow_ipc.attach_rows, rows=Rows(0, 3, 3 * rows, "place"))):
+            attach(con, "t", [str(path)], {})
+            answer = con.sql(f"SELECT {shown} FROM t{condition}")
+            found, most = _most_held(lambda answer=answer: sum(map(len, answer.to_arrow_reader(len(batches[0]) // 16))))
+            assert found == 3 * rows - (6 if condition else 3 if attach is not arrow_ipc.attach else 0)
+            assert most < 1.7 * batches[0].nbytes
+
+
+def _most_held(work: Callable[[], int]) -> tuple[int, int]:
+    """What it gives, and the most bytes that Arrow held meanwhile."""
+    before, held = pa.total_allocated_bytes(), [0]
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(work)
+        while not coming.done():
+            held.append(pa.total_allocated_bytes() - before)
+            time.sleep(0.0002)
+    return coming.result(), max(held)
+
+
+@pytest.mark.parametrize("kind", ["union", "view", "dictionary", "nested"])
+def test_pieces_of_a_large_batch_have_its_rows(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_scan, "_WHOLE", 100)
+    monkeypatch.setattr(arrow_scan, "_PIECE", 50)
+    words = pa.array([None if number % 7 == 3 else f"a longer word {number % 11}" for number in range(100)])
+    numbers = pa.array(range(100))
+    column = {
+        "union": lambda: pa.UnionArray.from_sparse(pa.array([n % 2 for n in range(100)], pa.int8()), [words, numbers]),
+        "view": lambda: words.cast(pa.string_view()),
+        "dictionary": words.dictionary_encode,
+        "nested": lambda: pa.array([[{"a": word}] * (n % 3) for n, word in enumerate(words.to_pylist())]),
+    }[kind]()
+    batch, path = pa.record_batch({"n": numbers, "x": column}), tmp_path / "rows.arrow"
+    with pa.ipc.new_file(path, batch.schema) as writer:
+        writer.write_batch(batch)
+    with duckdb.connect(":memory:") as con:
+        arrow_ipc.attach(con, "t", [str(path)], {})
+        assert con.sql("SELECT x FROM t WHERE n > 20").fetchall() == [(one,) for one in column.to_pylist()[21:]]
+        arrow_ipc.attach_rows(con, "t", [str(path)], {}, Rows(0, 30, 90, "place"))
+        assert con.sql("SELECT x, place FROM t").fetchall() == list(
+            zip(column.to_pylist()[30:90], range(30, 90), strict=True)
+        )
+
+
+def test_rows_of_an_arrow_file_are_counted_without_its_blobs(tmp_path: Path) -> None:
+    """Whose column is often the first: the whole file would be read, for each range of it."""
+    table, path = pa.table({"image": [os.urandom(2**20)] * 16, "id": range(16)}), tmp_path / "rows.arrow"
+    with pa.ipc.new_file(path, table.schema) as out:
+        out.write_table(table, max_chunksize=4)
+
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = read()
+    assert [rows for rows, _ in arrow_ipc.groups([str(path)])[0]] == [4] * 4
+    assert read() - before < 2**20
 
 
 _FIRST = pa.table({"x": pa.array([1, 2], pa.int64()), "y": ["a", "b"]})
