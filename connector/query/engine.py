@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # loads what only readers of object stores need
     from connector.query.borrowed import Borrowed
 
 _ROWS_MIN, _ROWS_MAX = 256, 262_144
+_LEAST_BYTES = 16 * 2**20  # unless _ROWS_MIN rows have fewer
 _VECTOR = 2048
 _LIST_LENGTH = 4
 _BINARY = (".parquet", ".pq", ".arrow", ".feather", ".ipc")  # what needs no ending to be read
@@ -329,7 +330,8 @@ def rows_of(relation: duckdb.DuckDBPyRelation, row_bytes: Mapping[str, float], *
 
 def rows_for(width: float, target: int) -> int:
     """Rows of `width` bytes that make about `target` bytes, in whole vectors of the engine where that many fit."""
-    rows = max(_ROWS_MIN, min(_ROWS_MAX, int(target / max(width, 1.0))))
+    least = max(1, min(_ROWS_MIN, int(_LEAST_BYTES / max(width, 1.0))))  # of large values few are much memory
+    rows = max(least, min(_ROWS_MAX, int(target / max(width, 1.0))))
     return rows - rows % _VECTOR if rows > _VECTOR else rows
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
-from connector.query.engine import Files, plain_schema
+from connector.query.engine import Files, plain, plain_schema
 
 _COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small: each pass binds all columns of a file
 _READER = 2**16  # bytes that the engine holds for a column beside its values
@@ -27,6 +27,7 @@ _DELTA_TEXTS = frozenset({"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"})
 _MAGIC = 8  # bytes before the first message of an Arrow file
 _VERSION_4, _RECORD_BATCH = 3, 3  # MetadataVersion and MessageHeader of Arrow's Schema.fbs and Message.fbs
 _TEXT_MAX = 128
+_SAMPLES, _SAMPLE_ROWS = 8, 1024
 _TOLD_MAX = 5
 Reached = Callable[[str, int], None]
 """Hears the stage and how many files are done in it; raises where nobody wants the answer any more."""
@@ -164,6 +165,38 @@ def check_arrow(files: Files, *, reached: Reached) -> None:
                 ) from error
         first = first or (ref.name, schema)
         _check_schema(schema, ref.name, like=first, unread=_unread_arrow)
+
+
+def arrow_sizes(files: Files) -> Sizes:
+    """Of columns whose values vary, by a few batches over all files: no file says more than its own size. Nothing
+    where such a batch does not fit into memory."""
+    sizes: Counter[str] = Counter()
+    rows = 0
+    try:
+        for batch in _some_batches(files):
+            some = batch.slice(0, _SAMPLE_ROWS)
+            there = plain(some, plain_schema(some.schema))  # as they leave
+            rows += there.num_rows
+            sizes.update({name: column.nbytes for name, column in zip(there.schema.names, there, strict=True)})
+    except MemoryError:
+        return Sizes()
+    return Sizes({name: size / rows for name, size in sizes.items()} if rows else {})
+
+
+def _some_batches(files: Files) -> Iterator[pa.RecordBatch]:
+    """Their columns whose values vary."""
+    chosen = _spread(len(files.refs), _SAMPLES)
+    for number in chosen:
+        with pa.OSFile(files.open(number)) as file:
+            types = pa.ipc.open_file(file).schema.types
+            if varying := [place for place, kind in enumerate(types) if not pa.types.is_primitive(kind)]:
+                reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=varying))
+                yield from map(reader.get_batch, _spread(reader.num_record_batches, -(-_SAMPLES // len(chosen))))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, evenly apart."""
+    return sorted({number * count // most for number in range(most)}) if count else []
 
 
 def _check_version(file: pa.OSFile, name: str) -> None:

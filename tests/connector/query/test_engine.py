@@ -35,6 +35,14 @@ def test_batches_of_few_rows_are_cut_from_larger_ones(rows: int) -> None:
     assert answer.asked >= 256
 
 
+@pytest.mark.parametrize(
+    ("width", "expected"), [(8, 262_144), (1000, 2048), (60_000, 256), (800_000, 20), (5_000_000, 3), (10**9, 1)]
+)
+def test_a_batch_has_few_rows_where_their_values_are_large(width: float, expected: int) -> None:
+    """Some hundreds of scans of five megabytes each are more than a job may have."""
+    assert engine.rows_for(width, 3 * 2**20) == expected
+
+
 def test_nothing_of_the_next_rows_lies_behind_a_batch() -> None:
     """A writer would pad it with them, and a quota may keep them from leaving."""
     _, batches = engine.batches(Answer(), rows=7, target=2**20, exact=True)

@@ -124,3 +124,37 @@ def test_an_arrow_file_of_version_4_whose_messages_are_damaged_is_refused(tmp_pa
     with pytest.raises(SourceUnreadable, match=r"damaged one: 't\.arrow'"):
         profiling.check_arrow(files, reached=_heard)
     files.close()
+
+
+def test_widths_of_arrow_columns_are_those_of_their_values(tmp_path: Path) -> None:
+    """A file says nothing of them, and of values that are taken for small too many would be in a batch."""
+    texts = pa.array([str(number % 10) * 3000 for number in range(100)])
+    table = pa.table(
+        {
+            "n": range(100),
+            "text": texts,
+            "word": texts.dictionary_encode(),
+            "view": texts.cast(pa.string_view()),
+            "vector": pa.array([[0.5] * 700] * 100, pa.list_(pa.float32())),
+            "at": pa.array([{"x": 1, "y": 2}] * 100),
+        }
+    )
+    for number in range(20):
+        with pa.ipc.new_file(tmp_path / f"{number:02}.arrow", table.schema) as out:
+            out.write_table(table.slice(0, number * 5), max_chunksize=10)
+    files = engine.open_files(data.relation("arrow_ipc", tmp_path, tmp_path), None)
+    found = profiling.arrow_sizes(files).widths
+    files.close()
+    assert {name: round(width, -2) for name, width in found.items()} == {
+        "text": 3000, "word": 3000, "view": 3000, "vector": 2800, "at": 0,
+    }  # fmt: skip
+
+
+def test_widths_of_arrow_files_without_rows_are_not_known(tmp_path: Path) -> None:
+    for number, batches in enumerate(([], [pa.record_batch({"n": pa.array([], pa.string())})])):
+        with pa.ipc.new_file(tmp_path / f"{number}.arrow", pa.schema({"n": pa.string()})) as out:
+            for batch in batches:
+                out.write_batch(batch)
+    files = engine.open_files(data.relation("arrow_ipc", tmp_path, tmp_path), None)
+    assert not profiling.arrow_sizes(files).widths
+    files.close()
