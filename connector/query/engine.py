@@ -417,8 +417,9 @@ def code_of(error: BaseException, *, asked: bool) -> str:
     named = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if named is not None:
         return named
-    # What comes up while Arrow reads is an OSError with the engine's words in it, and Arrow's own in those.
-    if isinstance(error, OSError) and (error.errno == errno.ENOMEM or _NO_MEMORY.match(text)):
+    # What comes up while Arrow reads has the engine's words in it, and Arrow's own in those: an error of the engine, or
+    # an OSError where its answer is read as Arrow.
+    if _NO_MEMORY.match(text) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "memory_limit"
     return next((code for start, code in _STARTS.items() if text.startswith(start)), "engine_failed")
 

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -60,5 +61,8 @@ def test_arrow_that_finds_no_memory_is_a_limit_and_no_failure() -> None:
     con.register("r_0", pa.RecordBatchReader.from_batches(TABLE.schema, batches()))
     with pytest.raises(OSError, match="Out of memory") as raised:
         con.sql("SELECT * FROM r_0").to_arrow_reader(100).read_all()
-    for error in (raised.value, OSError(errno.ENOMEM, "Cannot allocate memory")):
+    con.register("t", pa.RecordBatchReader.from_batches(TABLE.schema, batches()))
+    with pytest.raises(duckdb.InvalidInputException, match="Out of memory") as by_the_engine:
+        con.sql("SELECT count(id) FROM t").fetchall()
+    for error in (raised.value, by_the_engine.value, OSError(errno.ENOMEM, "Cannot allocate memory")):
         assert engine.code_of(error, asked=True) == "memory_limit"
