@@ -160,7 +160,12 @@ async def running(
 async def served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a loop that is not uvloop's leaves it off
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", loop="uvloop", http=protocol))
+    # Long: where the reader is in the same loop, and others keep it busy, a connection that has just given its answer
+    # may be closed as idle under the next request, which ends in a ReadError.
+    config = uvicorn.Config(
+        app, log_level="critical", lifespan="off", loop="uvloop", http=protocol, timeout_keep_alive=600
+    )
+    server = uvicorn.Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0.01)

@@ -37,6 +37,11 @@ _ARROW_KINDS: list[Kind] = [
     (pa.uint16(), INTEGER, lambda rng: rng.randint(0, 2**16 - 1)),
     (pa.null(), OTHER, lambda rng: None),
 ]
+_LARGE_KINDS: list[Kind] = [
+    (pa.binary(), BLOB, lambda rng: rng.randbytes(rng.randint(600_000, 900_000))),
+    (pa.string_view(), OTHER, lambda rng: rng.choice("aü") * rng.randint(400_000, 900_000)),
+    (pa.list_(pa.float32()), OTHER, lambda rng: [0.5, None, 2.0] * rng.randint(0, 60_000)),
+]
 _TEXT_KINDS: list[Kind] = [
     (pa.int64(), INTEGER, lambda rng: rng.choice((0, 5, -(2**63), 2**63 - 1))),
     (pa.float64(), FLOAT, lambda rng: rng.randint(-20, 20) / 8),
@@ -45,6 +50,7 @@ _TEXT_KINDS: list[Kind] = [
     (pa.string(), TEXT, lambda rng: random_files.text(rng) or "a,b\n c"),
 ]
 
+_LARGE = 0.05  # of Arrow files, whose writer made one batch of them that is cut to be read
 _KNOWN = 1000  # datasets that stay as they are: the suite has chosen among them by what they show
 _STORED = 0.06  # of files that an object store may hold, in one
 _OLD = {"metadata_version": pa.ipc.MetadataVersion.V4}
@@ -90,6 +96,10 @@ def _retold(files: Files, paths: Sequence[Path]) -> pa.Table:
 
 def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
     columns, counts = random_files.drawn(rng, [*_ARROW_KINDS, *rare])
+    large = bool(rare) and rng.random() < _LARGE
+    if large:
+        columns = [Column(rng.choice(("scan", "text")), *rng.choice(_LARGE_KINDS), 0.02), *columns]
+        counts = [rng.randint(20, 80) for _ in counts]
     schema = random_files.schema_of(columns)
     options = rng.choice(({}, {}, {"compression": "lz4"}, {"compression": "zstd"}, _OLD))
     how = pa.ipc.IpcWriteOptions(**options)
@@ -100,7 +110,7 @@ def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
         mine = rng.sample(mine, len(mine)) if number and rng.random() < 0.2 else mine
         paths.append(f"{folder}/{number}.arrow")
         with pa.ipc.new_file(paths[-1], table.select(mine).schema, options=how) as file:
-            for batch in _batches(rng, table.select(mine)):
+            for batch in [*table.select(mine).to_batches()] if large else _batches(rng, table.select(mine)):
                 file.write_batch(batch)
         tables.append(table)
     return Files(
