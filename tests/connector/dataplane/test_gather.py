@@ -113,20 +113,6 @@ async def test_bytes_on_the_wire_are_those_of_the_stock_path(request_: bytes, se
         assert await exchange(port, request_, known) == stock
 
 
-def test_bytes_are_the_same_on_uvloop(certificate: Path) -> None:
-    """In a process of its own: the loop of a test run is asyncio's."""
-    code = (
-        "import sys, uvloop, pathlib, tests.connector.dataplane.test_gather as t\n"
-        "for request in (t.REQUEST, t.PIPELINED):\n"
-        "    for secure in (False, True):\n"
-        "        known = pathlib.Path(sys.argv[1])\n"
-        "        uvloop.run(t.test_bytes_on_the_wire_are_those_of_the_stock_path(request, secure, known))\n"
-        "print('same')"
-    )
-    found = subprocess.run([sys.executable, "-c", code, str(certificate)], capture_output=True, text=True, check=False)
-    assert found.stdout.strip() == "same", found.stderr
-
-
 async def test_buffers_outside_a_chunked_body_are_refused() -> None:
     refused: list[str] = []
 
@@ -188,16 +174,6 @@ async def test_parts_of_files_are_the_same_bytes_for_any_reader() -> None:
     async with served(from_files) as port:
         assert [await exchange(port, request) for request in (REQUEST, PIPELINED)] == stock
         assert await slow(port) == stock[0]
-
-
-def test_parts_of_files_are_the_same_bytes_on_uvloop() -> None:
-    code = (
-        "import uvloop, tests.connector.dataplane.test_gather as t\n"
-        "uvloop.run(t.test_parts_of_files_are_the_same_bytes_for_any_reader())\n"
-        "print('same')"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.stdout.strip() == "same", found.stderr
 
 
 def short(raised: list[type[BaseException]], message: Callable[[IO[bytes]], dict[str, Any]]) -> Any:
