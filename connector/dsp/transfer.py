@@ -31,6 +31,7 @@ from connector.dsp.peer import segment
 from connector.dsp.sender import Outcome, Result
 from connector.dsp.states import CONSUMER, PROVIDER, Received
 from connector.errors import (
+    AddressRefused,
     BadInput,
     Conflict,
     HanseError,
@@ -57,7 +58,7 @@ FACTS_ENDED, FACTS = "facts_ended", "facts"  # suspended as long as the party's 
 _DAY = 86_400
 _RENEW_BEFORE = 60.0  # seconds before its end
 _OVER = frozenset({states.SUSPENDED, states.COMPLETED, states.TERMINATED})
-
+_AS_HTTP = MappingProxyType({"grpc": "http", "grpc+tcp": "http", "grpc+tls": "https"})  # Flight's, for the same guard
 
 AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that follow a revocation
 
@@ -423,7 +424,7 @@ class Transfers(Exchange[Transfer]):
 
     async def reading(self, pid: str) -> Reading:
         """Where the consumer of a started transfer reads; the ticket is renewed at the provider when it is near its
-        end. NotFound for a transfer that is not there or not started."""
+        end. NotFound for a transfer that is not there or not started, AddressRefused where nobody may be sent to."""
         row = await self._store.read(lambda tx: tx.transfers.peek(pid))
         address = messages.address_of(row.data_address) if row is not None and row.role == CONSUMER else None
         if row is None or row.state != states.STARTED or address is None:
@@ -433,7 +434,17 @@ class Transfers(Exchange[Transfer]):
         if expires and expires - time.time() < _RENEW_BEFORE:
             address = await self._renewed(row, address)
             expires = _ends(address)
+        await self._check_address(row.counterparty, address)
         return Reading(address, expires, row.agreement_id)
+
+    async def _check_address(self, owner: str, address: DataAddress) -> None:
+        """A training job stands within our network and asks where its owner says: nowhere that we would not ask."""
+        for url in {address.http, address.endpoint.rstrip("/")} - {""}:
+            scheme, _, rest = url.partition("://")
+            try:
+                await self._peer.check(f"{_AS_HTTP.get(scheme, scheme)}://{rest}")
+            except MessageInvalid as error:
+                raise AddressRefused(f"{owner} sends readers where they are not sent from here: {error}") from error
 
     async def _renewed(self, row: Transfer, old: DataAddress) -> DataAddress:
         """A fresh address from the provider's data plane, kept for the next who asks."""

@@ -13,7 +13,7 @@ from connector.dataplane.access import Renewal
 from connector.dsp import states
 from connector.dsp.messages import DataAddress
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.errors import BadInput, Conflict, IllegalStep, NotFound, PeerUnreachable
+from connector.errors import AddressRefused, BadInput, Conflict, IllegalStep, NotFound, PeerUnreachable
 from connector.net import Reply
 from connector.store import Transaction
 from policies.evaluate import Facts
@@ -425,6 +425,40 @@ async def test_a_ticket_near_its_end_is_renewed_at_the_provider(tmp_path: Path) 
             reading = await two.south.transfers.reading(here.id)
             assert reading.address.get("authorization") == "fresh"
         assert asked == [{"transfer": here.peer_pid}], "kept for the next who asks"
+
+
+FLIGHT = "grpc+tcp://203.0.113.9:8815"
+READ_FROM = {  # endpoint, where HTTP is spoken, whether readers are sent there
+    "a public address": ("http://203.0.113.9/data", "", True),
+    "Flight beside it": (FLIGHT, "http://203.0.113.9/data", True),
+    "Flight alone": (FLIGHT, "", True),
+    "a cloud's own": ("http://169.254.169.254/latest", "", False),
+    "a network of ours": ("https://10.0.0.7", "", False),
+    "Flight in a network of ours": ("grpc+tls://10.0.0.7:8815", "http://203.0.113.9/data", False),
+    "HTTP in a network of ours": (FLIGHT, "http://10.0.0.7", False),
+    "a question of somebody else": ("http://203.0.113.9/?delete=all&", "", False),
+    "a file": ("file:///etc/hosts", "", False),
+}
+
+
+@pytest.mark.parametrize("name", READ_FROM)
+async def test_readers_are_sent_nowhere_that_the_connector_itself_would_not_ask(tmp_path: Path, name: str) -> None:
+    endpoint, http, sent = READ_FROM[name]
+    properties = [{"@type": "EndpointProperty", "name": "http", "value": http}] if http else []
+    async with pair(tmp_path) as two:
+        row = await Counterparty(two.north).transfer(role=CONSUMER, state="STARTED")
+
+        def leads(tx: Transaction) -> None:
+            kept = tx.transfers.get(row.id)
+            assert kept is not None
+            kept.data_address = {**ADDRESS, "endpoint": endpoint, "endpointProperties": properties}
+
+        await two.north.store.write(leads)
+        if sent:
+            assert (await two.north.transfers.reading(row.id)).address.endpoint == endpoint
+        else:
+            with pytest.raises(AddressRefused, match="sends readers where they are not sent from here"):
+                await two.north.transfers.reading(row.id)
 
 
 async def test_only_a_started_transfer_of_ours_as_consumer_has_an_address_to_read_from(tmp_path: Path) -> None:

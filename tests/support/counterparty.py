@@ -17,7 +17,7 @@ from tests.support.pair import USE, Json, Side, exchange
 
 CONTEXT = ["https://w3id.org/dspace/2025/1/context.jsonld"]
 DATASET, OFFER_ID, AGREEMENT_ID = "urn:hanse:north:air", "offer:air", "urn:uuid:agreement"
-ADDRESS = {"@type": "DataAddress", "endpointType": "https://w3id.org/idsa/v4.1/HTTP", "endpoint": "http://example.com"}
+ADDRESS = {"@type": "DataAddress", "endpointType": "https://w3id.org/idsa/v4.1/HTTP", "endpoint": "http://203.0.113.9"}
 THEIR_PID = "their-own-pid"
 PATHS = {
     states.REQUEST: "request",
