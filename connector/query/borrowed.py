@@ -110,11 +110,17 @@ class Borrowed:
         return descriptor
 
     def _ask(self, what: bytes, number: int, first: int, count: int) -> None:
-        self._desk.send(wire.LOAN.pack(what, self._relation, number, first, count))
+        try:
+            self._desk.send(wire.LOAN.pack(what, self._relation, number, first, count))
+        except OSError:  # shut: nobody waits for our answer any more
+            raise HanseFault(Coded("cancelled")) from None
 
     def _told(self) -> int:
         """The next answer: a descriptor, or -1 for a check that found nothing."""
-        message, descriptors, _, _ = socket.recv_fds(self._desk, 256, 1)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._desk, 256, 1)
+        except OSError:  # as when it is shut
+            message, descriptors = b"", []
         if message == b"b" and descriptors:
             return descriptors[0]
         if message == b"k":

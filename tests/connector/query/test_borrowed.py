@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+import pytest
+
 from connector.query.borrowed import Borrowed, _File
+from connector.query.codes import Coded
 
 BODY = bytes(range(256)) * 64
 
@@ -58,3 +63,15 @@ def test_many_threads_read_ranges_of_one_file() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(ranged, [(7919 * n) % (len(BODY) - 64) for n in range(20_000)]))
+
+
+@pytest.mark.parametrize("close", [lambda desk: desk.shutdown(socket.SHUT_RDWR), lambda desk: desk.close()])
+def test_who_lends_no_more_has_ended_the_job(close: Callable[[socket.socket], None]) -> None:
+    """Any other error left the job without an answer, and its process, with all who read in it, was taken for dead."""
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ours:
+        found = Borrowed(ours, 0, ())
+        close(theirs)
+        with pytest.raises(Coded) as raised:
+            found.check_unchanged()
+        assert raised.value.code == "cancelled"
