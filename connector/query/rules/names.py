@@ -38,7 +38,8 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         known = MappingSchema(schema, dialect="duckdb", normalize=False)  # small letters already
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
-        raise QueryInvalid(f"{_words(error)}; {_there(schema)}", code="column_unknown") from None
+        said = f"{_words(error)}; {_units(str(error), tree, planning)}{_there(schema)}"
+        raise QueryInvalid(said, code="column_unknown") from None
     nodes = every(bound)
     _forget(nodes)
     for node in nodes:
@@ -65,6 +66,14 @@ def _there(schema: Mapping[str, object]) -> str:
     names = sorted({name for tables in schema.values() for one in tables.values() for name in one})  # type: ignore[attr-defined]  # dicts
     shown = f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more" if len(names) > _NAMED else ", ".join(names)
     return f"what may be read is {shown}" if names else "nothing may be read"
+
+
+def _units(said: str, tree: exp.Expr, planning: Planning) -> str:
+    """Where a column is missed that is what an aggregate-only dataset counts: who counts it."""
+    grids = [info.grid for info in planning.infos(trees.base_tables(tree))]
+    missed = {grid.entity for grid in grids if grid and grid.entity and f"'{grid.entity.lower()}'" in said.lower()}
+    names = ", ".join(sorted(missed))
+    return f"{names} leaves no owner; each counts its own, asked alone (`Dataset.query` in Python); " if names else ""
 
 
 def _words(error: SqlglotError) -> str:

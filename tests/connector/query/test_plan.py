@@ -172,7 +172,7 @@ REFUSED = [
     ('SELECT age, income FROM "all".census', Refused, "aggregate_only", "aggregates only"),
     ('SELECT max(income) FROM "all".census', Refused, "aggregate_only", "COUNT, SUM and AVG of income"),
     ('SELECT count(*) FROM "all".census WHERE income > 3', Refused, "aggregate_only", "by age, sex"),
-    ('SELECT count(DISTINCT person) FROM "all".census', QueryInvalid, "column_unknown", "person"),
+    ('SELECT count(DISTINCT person) FROM "all".census', QueryInvalid, "column_unknown", "asked alone"),
     ("SELECT a.x FROM north.drugs a", QueryInvalid, "column_unknown", "x"),
     ("SELECT drug FROM north.drugs, south.trials", QueryInvalid, "column_unknown", "drug"),
     ('SELECT 1 FROM "east".drugs', QueryInvalid, "agreement_missing", "negotiate one"),
