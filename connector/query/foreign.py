@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connector.datasets.sources.arrow_ipc import size_of
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.digests import new_digest
@@ -101,7 +102,7 @@ class Unread:
         )
 
     def _hold(self, batches: list[pa.RecordBatch], batch: pa.RecordBatch) -> None:
-        self._left -= batch.nbytes
+        self._left -= size_of(*batch.columns)
         if self._left < 0:
             raise Coded("arrow_too_large", most=_HELD_MAX)
         batches.append(batch)
@@ -143,7 +144,7 @@ def _seen(
                 raise Coded("arrow_invalid")  # rows that nobody counts
             if seen.end is None:
                 seen.rows, seen.batches, seen.before = seen.rows + batch.num_rows, seen.batches + 1, opened.tell()
-                seen.size += batch.nbytes
+                seen.size += size_of(*batch.columns)
                 if most is not None and seen.rows > most:
                     raise Coded("rows_limit")
                 each(batch)

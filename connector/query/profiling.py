@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
 from connector.query.engine import Files, plain, plain_schema
@@ -177,7 +178,7 @@ def arrow_sizes(files: Files) -> Sizes:
             some = batch.slice(0, _SAMPLE_ROWS)
             there = plain(some, plain_schema(some.schema))  # as they leave
             rows += there.num_rows
-            sizes.update({name: column.nbytes for name, column in zip(there.schema.names, there, strict=True)})
+            sizes.update({name: size_of(column) for name, column in zip(there.schema.names, there, strict=True)})
     except MemoryError:
         return Sizes()
     return Sizes({name: size / rows for name, size in sizes.items()} if rows else {})

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from connector.datasets.sources import Rows
+from connector.datasets.sources.arrow_ipc import size_of
 
 _WHOLE = 32 * 2**20  # bytes of a batch that need not be cut
 _PIECE = 8 * 2**20
@@ -119,10 +120,11 @@ class _Scan:
 def _pieces(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The same rows: of a large batch in small copies, and nothing of it is held while the next one is read."""
     for batch in batches:
-        if max(batch.nbytes, _message_bytes(batch)) <= _WHOLE:
+        size = size_of(*batch.columns)
+        if max(size, _message_bytes(batch)) <= _WHOLE:
             yield batch
         else:
-            step = max(1, batch.num_rows * _PIECE // max(1, batch.nbytes))
+            step = max(1, batch.num_rows * _PIECE // max(1, size))
             yield from (_copied(batch.slice(start, step)) for start in range(0, batch.num_rows, step))
         del batch
 

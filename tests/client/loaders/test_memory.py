@@ -115,3 +115,16 @@ def test_a_cursor_that_is_none_of_ours_is_refused(cursor: str) -> None:
     answer: Raw = chunked(ipc([batch], complete(1), schema=NUMBERS, places=[{"block": 0, "cursor": cursor}]))
     with owned(answer, schema=NUMBERS, rows=[1]) as dataset, pytest.raises(Broken, match="expected a cursor"):
         list(dataset.loader())
+
+
+def test_lists_of_unions_that_are_empty_are_counted() -> None:
+    """Arrow looks for what they do not have where it counts the bytes of a batch that came, and the process ends."""
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1]), pa.array(["a"])])
+    batch = pa.record_batch({"l": pa.ListArray.from_arrays(pa.array([0, 0, 0], pa.int32()), union.slice(0, 0))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as written:
+        written.write_batch(batch)
+    (came,) = pa.ipc.open_stream(sink.getvalue())
+    assert loader._exactly(came) == loader._held(came)
+    numbers = pa.record_batch({"n": range(1000)})
+    assert loader._exactly(numbers.slice(0, 10)) == 80

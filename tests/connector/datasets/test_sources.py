@@ -8,6 +8,8 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -858,6 +860,41 @@ def test_a_column_of_arrow_files_without_a_name_is_the_same_in_each(tmp_path: Pa
         arrow_ipc.attach_rows(con, "t", paths, {}, Rows(1, 0, 1))
         rows = con.sql("FROM t")
         assert (rows.columns, rows.fetchall()) == (whole.columns, whole.fetchall()[1:])
+
+
+_EMPTY_UNIONS = """
+import sys, duckdb, pyarrow as pa
+from connector.datasets.sources import arrow_ipc
+from connector.datasets.sources.arrow_scan import Stream
+from connector.query import engine, profiling
+from pathlib import Path
+from tests.support import data
+
+path = sys.argv[1]
+union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])])
+lists = pa.ListArray.from_arrays(pa.array([0, 0, 0], pa.int32()), union.slice(0, 0))
+batch = pa.RecordBatch.from_arrays([pa.array([1, 2]), union, lists], ["n", "u", "l"])
+for made in (pa.ipc.new_file, pa.ipc.new_stream):
+    with made(path, batch.schema) as out:
+        for one in (batch, batch.slice(0, 0)):
+            out.write_batch(one)
+    with duckdb.connect(":memory:") as con:
+        if made is pa.ipc.new_file:
+            files = engine.open_files(data.relation("arrow_ipc", Path(path), Path(path).parent), None)
+            assert profiling.arrow_sizes(files) is not None
+            arrow_ipc.attach(con, "t", [path], {})
+        else:
+            con.register("t", Stream.at(path))
+        print(con.sql("SELECT n, u, l FROM t WHERE n > 1").fetchall())
+"""
+
+
+def test_unions_that_are_empty_end_no_process(tmp_path: Path) -> None:
+    """Arrow looks for what they do not have where it counts the bytes of one that was read."""
+    command = [sys.executable, "-c", _EMPTY_UNIONS, str(tmp_path / "t.arrow")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[(2, 'b', [])]"] * 2
 
 
 def test_a_file_of_our_own_is_pinned_without_waiting_for_the_disk(

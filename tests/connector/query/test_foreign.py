@@ -69,6 +69,19 @@ async def test_a_valid_stream_is_measured_and_lies_ready_for_the_engine(pool: Po
         assert answer["rows"] == [[len(expected), str(sum(expected))]]
 
 
+async def test_unions_that_are_empty_are_measured(pool: Pool) -> None:
+    """Arrow looks for what they do not have where it counts their bytes."""
+    union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])])
+    lists = pa.ListArray.from_arrays(pa.array([0, 0, 0], pa.int32()), union.slice(0, 0))
+    batch = pa.RecordBatch.from_arrays([union, lists], ["u", "l"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        for one in (batch, batch.slice(0, 0)):
+            writer.write_batch(one)
+    found = await pool.ask(Job(kind="check_arrow", blobs=(sink.getvalue().to_pybytes(),)))
+    assert (found["rows"], found["batches"]) == (2, 2)
+
+
 @pytest.mark.parametrize("deltas", [False, True])
 async def test_dictionaries_that_change_are_not_for_the_engine(pool: Pool, folder: Path, deltas: bool) -> None:
     parts = [pa.array(["a", "b"]).dictionary_encode(), pa.array(["a", "b", "c"]).dictionary_encode()]
