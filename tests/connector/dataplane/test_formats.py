@@ -246,9 +246,13 @@ def nested(kind: pa.DataType, count: int) -> pa.Array:
 
 
 def processor_seconds(values: pa.Array) -> float:
-    before = time.thread_time()
-    said.texts(values)
-    return time.thread_time() - before
+    """Of the quickest of three: a machine that wants memory takes its own time, too."""
+    taken = []
+    for _ in range(3):
+        before = time.thread_time()
+        said.texts(values)
+        taken.append(time.thread_time() - before)
+    return min(taken)
 
 
 @module

@@ -9,7 +9,7 @@ import select
 import signal
 import socket
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -716,7 +716,8 @@ async def test_a_consumer_who_has_all_workers_later_is_asked_for_one_then(
                 await asyncio.sleep(0)
             reading = asyncio.ensure_future(read(small, other))
             await asyncio.sleep(0.5)  # it has waited for long, and two consumers have one each
-        await waiting
+        with suppress(Busy):  # it is the last of theirs, and may be the one that is ended
+            await waiting
         assert (await reading)[0].num_rows
 
 
