@@ -34,13 +34,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from connector.errors import Busy
 from connector.query import job as wire
 from connector.query import lending
 from connector.query.codes import error_of
 from connector.query.job import Job
+from connector.query.lastwords import LastWords
 from connector.query.lending import Library
 from connector.query.running import KEPT_MB, Result, Worker
 from connector.query.sandbox import environment, memory_of
@@ -389,13 +390,16 @@ class Pool:
         except (OSError, MemoryError) as error:  # no more processes, descriptors, memory, or disk
             reason = error.strerror if isinstance(error, OSError) else "no memory"  # and no path
             raise Busy(f"{_NO_WORKER} ({reason})") from error
+        late = False
         try:
             async with asyncio.timeout(_START_SECONDS):
                 ready = await asyncio.get_running_loop().sock_recv(worker.control, 1)
-        except (TimeoutError, OSError):
+        except TimeoutError:
+            ready, late = b"", True
+        except OSError:
             ready = b""
         if not ready:
-            worker.kill("worker_crashed")
+            await worker.give_up_start(late=late)
             await self._bury(worker)
             raise Busy(_NO_WORKER)
         worker.began_mb = memory_of(worker.process.pid).data // 2**20
@@ -407,23 +411,34 @@ class Pool:
             failed.callback(ours.close)
             folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=self._work_dir))
             failed.callback(shutil.rmtree, folder, ignore_errors=True)
-            with theirs:
+            said, stderr = await self._ear(failed)
+            with theirs, stderr:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "connector.query.worker", str(theirs.fileno()), str(folder), self._allowed,
                     pass_fds=(theirs.fileno(),), cwd=folder, stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL, stderr=stderr,
                     env=environment(**_ALLOCATION),
                 )  # fmt: skip
             failed.pop_all()
         ours.setblocking(False)
-        return Worker(process, ours, folder)
+        return Worker(process, ours, folder, said)
+
+    async def _ear(self, failed: ExitStack) -> tuple[LastWords, IO[bytes]]:
+        """What hears the standard error of a worker, and what that one is to write to."""
+        reading, writing = (os.fdopen(end, mode, 0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+        with ExitStack() as unheard:
+            unheard.callback(writing.close)
+            unheard.callback(reading.close)
+            pipe, said = await asyncio.get_running_loop().connect_read_pipe(LastWords, reading)
+            unheard.pop_all()
+        failed.callback(pipe.close)
+        return said, writing
 
     async def _bury(self, worker: Worker) -> None:
         worker.control.close()
         if worker.ring is not None:
             worker.ring.close()
-        with suppress(ProcessLookupError):
-            await worker.process.wait()
+        await worker.bury()
         await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
 
     async def _watch(self, worker: Worker) -> None:

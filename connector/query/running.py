@@ -18,6 +18,7 @@ from connector.query import job as wire
 from connector.query.allocator import REUSED_MB
 from connector.query.codes import error_of
 from connector.query.job import Job
+from connector.query.lastwords import LastWords, how_ended
 from connector.query.ring import Ring, slot_bytes
 from connector.query.sandbox import memory_of
 from connector.telemetry import logger
@@ -27,6 +28,7 @@ KEPT_MB = 64  # beyond _RECYCLE_MB, between two jobs
 _TOGETHER = 2**15  # bytes
 _RECYCLE_MB = 125  # of its own, at rest; a process starts with 65
 _MAPPED_MB = 96  # mapped to write to, at rest, and not before the first job: 40 of it may be stacks kept for threads
+_WISHED = frozenset({"recycled", "idle", "shutting_down", "worker_wanted"})  # ends that need no explanation
 
 _log = logger("query")
 
@@ -58,9 +60,11 @@ class Worker:
     process: asyncio.subprocess.Process
     control: socket.socket
     folder: Path
+    said: LastWords = field(default_factory=LastWords)
     results: set[Result] = field(default_factory=set)
     killed: str = ""  # the code that its jobs get
-    doomed: bool = False  # a job of it did not stop: it takes no other, and ends with those that it has
+    ended: bool = False  # by us, and not by itself or the system
+    doomed: bool = False  # a job of it did not end as it should: it takes no other, and ends with those that it has
     watch: asyncio.Task[None] | None = None
     idle_since: float = 0.0
     ring: Ring | None = None  # of its last job
@@ -96,7 +100,7 @@ class Worker:
             ring.close()
 
     def give_up(self, result: Result) -> None:
-        """A job does not stop: its process is killed, as soon as nobody else has one in it."""
+        """A job does not end as it should: its process is killed, as soon as nobody else has one in it."""
         self.doomed = True
         if not self.results - {result}:
             self.kill("worker_crashed")
@@ -105,8 +109,34 @@ class Worker:
         """End the process now; its jobs end with `code`."""
         self.killed = self.killed or code
         if self.process.returncode is None:
+            self.ended = True
             with suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGKILL)
+
+    async def give_up_start(self, *, late: bool) -> None:
+        """It is not ready: one that is late has a second to say where it stands, another to end by itself."""
+        self.killed = "start_late" if late else "start_failed"
+        with suppress(ProcessLookupError, TimeoutError):
+            if late:
+                self.process.send_signal(signal.SIGABRT)
+            async with asyncio.timeout(1):
+                await self.process.wait()
+        self.kill(self.killed)
+
+    async def bury(self) -> None:
+        """Wait for the end of its process; one that nobody wished for is explained in the log."""
+        with suppress(ProcessLookupError):
+            await self.process.wait()
+        await self.said.end()
+        ours = self.ended and self.process.returncode == -signal.SIGKILL
+        code = "worker_crashed" if self.killed in {"", *_WISHED} else self.killed
+        if ours and self.killed in _WISHED and not self.doomed:
+            return
+        by = "the connector" if ours else "itself or the system"
+        if ours and self.doomed:
+            by += ", as a job did not end as it should"
+        ended = how_ended(self.process.returncode)
+        _log.warning("a query worker ended", code=code, ended=ended, by=by, said=self.said.lines())
 
     @property
     def jobs_mb(self) -> int:
@@ -357,7 +387,7 @@ class Result:
             async with asyncio.timeout(1):
                 await self._worker.process.wait()
         code = self._worker.killed or "worker_crashed"
-        self._worker_log(code, exit_code=self._worker.process.returncode)
+        self._worker_log(code, ended=how_ended(self._worker.process.returncode))
         self._worker.kill(code)
         return error_of(code, {})
 

@@ -234,12 +234,15 @@ class Worker:
         self.floor = Floor(max(_DECODE_AT_ONCE, os.cpu_count() or 1))
         self.shared: tuple[int, mmap.mmap] | None = None  # the memory file that we have mapped last
 
-    def run(self) -> None:
-        """Until the control socket closes."""
+    def warm_up(self) -> None:
+        """Before the first job, and before `run`."""
         engine.warm_up()
         with ThreadPoolExecutor(2) as two:  # a job's threads get the stacks of these
             list(two.map(time.sleep, (0.01, 0.01)))
         self.keeping.start()
+
+    def run(self) -> None:
+        """Until the control socket closes."""
         self.control.sendall(b"+")  # ready
         while True:
             watched = select.poll()

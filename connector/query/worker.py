@@ -13,16 +13,28 @@ import socket
 import sys
 from pathlib import Path
 
+from connector.query import lastwords
 from connector.query.sandbox import confine
 
 
 def main() -> None:
+    """Serve until the connector goes; where we cannot, end at once and say why."""
+    lastwords.begin()
+    try:
+        serve()
+    except BaseException as error:  # noqa: BLE001  the interpreter's own end would wait for the threads of sessions
+        lastwords.tell(error)
+        os._exit(1)
+
+
+def serve() -> None:
     """Start: shut ourselves in, load the engine and Arrow, then serve until the connector goes."""
     descriptor, folder, allowed = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     control = socket.socket(fileno=descriptor)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 16_384)), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    null = os.open(os.devnull, os.O_WRONLY)
     if allowed is not None:
         confine(readable=allowed["readable"], writable=[*allowed["writable"], str(folder)])
     # After that: the libraries start threads, which must be inside as well.
@@ -32,7 +44,10 @@ def main() -> None:
 
     pa.set_cpu_count(min(4, os.cpu_count() or 1))  # for jobs that may use threads
     pa.set_io_thread_count(1)
-    Worker(control, folder).run()
+    worker = Worker(control, folder)
+    worker.warm_up()
+    lastwords.only_ours(null)
+    worker.run()
 
 
 if __name__ == "__main__":

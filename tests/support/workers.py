@@ -35,16 +35,23 @@ worker.main()
 @contextmanager
 def patient(*, in_stopping: bool = True) -> Iterator[None]:
     """Workers that are started meanwhile keep what they have for a minute, and have a minute to stop."""
-    start = asyncio.create_subprocess_exec
-
-    async def started(program: str, *arguments: str, **more: Any) -> asyncio.subprocess.Process:
-        if arguments[:2] == _STARTED:
-            arguments = ("-c", _PROGRAM, *arguments[2:])
-        return await start(program, *arguments, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "create_subprocess_exec", started)
+    with running_as(_PROGRAM), pytest.MonkeyPatch.context() as patch:
         if in_stopping:
             patch.setattr(running, "GRACE", _LONG)
         patch.setattr(pool, "_GIVEN_BACK", _LONG + 1)
+        yield
+
+
+@contextmanager
+def running_as(program: str) -> Iterator[None]:
+    """Workers that are started meanwhile run this program, which is to end with `worker.main()`."""
+    start = asyncio.create_subprocess_exec
+
+    async def started(executable: str, *arguments: str, **more: Any) -> asyncio.subprocess.Process:
+        if arguments[:2] == _STARTED:
+            arguments = ("-c", program, *arguments[2:])
+        return await start(executable, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "create_subprocess_exec", started)
         yield
