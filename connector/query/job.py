@@ -43,6 +43,7 @@ LOAN: Final = struct.Struct("<cIIII")
 ARROW: Final = "arrow"
 READ: Final = b"r"
 CHECK: Final = b"c"
+NO_REPORT: Final = "no report"  # for the class of an error: its session ended as nobody foresaw
 PAYLOAD_MAX: Final = 1 << 31
 JOB_MAX: Final = 16 * 2**20
 

@@ -381,14 +381,19 @@ class Result:
         return data
 
     async def _died(self) -> HanseError:
-        """The worker closed our socket in mid-job: it was killed or has crashed."""
+        """The worker closed our socket in mid-job: it was killed or has crashed. Or it lives, and one session of it
+        could not even say that it ended: then others read on in it, and it takes no more."""
         self.ended = True
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self._worker.process.wait()
         code = self._worker.killed or "worker_crashed"
-        self._worker_log(code, ended=how_ended(self._worker.process.returncode))
-        self._worker.kill(code)
+        if self._worker.alive():
+            self._worker_log(code, wire.NO_REPORT)
+            self._worker.give_up(self)
+        else:
+            self._worker_log(code, ended=how_ended(self._worker.process.returncode))
+            self._worker.kill(code)
         return error_of(code, {})
 
     def _taken(
@@ -404,6 +409,8 @@ class Result:
             self.ended = True
             told = json.loads(bytes(payload))
             self._worker_log(told["code"], told["class"])
+            if told["class"] == wire.NO_REPORT:
+                self._worker.give_up(self)
             raise error_of(told["code"], told["facts"], told["message"])
         return kind, rows, payload, digest
 

@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from connector.errors import HanseError
-from connector.query import engine, tasks
+from connector.query import engine, lastwords, tasks
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.job import Job
@@ -38,6 +38,17 @@ _PATIENCE = 0.1
 _DECODE_AT_ONCE = 2
 _TOLD_EVERY = 0.1
 _NOT_OF_ROWS = frozenset({"cancelled", "source_unreadable"})
+
+
+def _last_word(code: str) -> bytes:
+    told = json.dumps({"code": code, "class": wire.NO_REPORT, "facts": {}, "message": ""}).encode()
+    return wire.HEADER.pack(wire.ERROR, 0, 0, 0, len(told), -1, b"") + told
+
+
+# Errors of sessions that can make none any more: ready, as there may be no memory.
+_NOT_BEGUN = _last_word("worker_crashed")
+_NOT_ENDED = _last_word("engine_failed")
+_NOT_ENDED_WITH_NOISE = _last_word("noise_failed")
 
 
 class Session:
@@ -62,6 +73,7 @@ class Session:
         self.maker = ThreadPoolExecutor(1)  # makes the next batch while one is sent
         self.told = ("", 0.0)  # the last stage, and when
         self.unsent: list[Any] = []  # frames that go with the next
+        self.torn = False  # a part of a frame is out: what followed it would be taken for the rest
         self.stored = Stored()  # what is sent from the files themselves
 
     def cancel(self) -> None:
@@ -123,11 +135,15 @@ class Session:
         self.unsent += (header, *parts)
         if more:
             return
-        unsent, self.unsent = self.unsent, []
+        if self.torn:
+            raise Coded("cancelled")
+        views, self.unsent = views_of(self.unsent), []
+        self.torn = True
         try:
-            send_all(self.channel, unsent)
+            send_all(self.channel, views)
         except OSError:
             raise Coded("cancelled") from None
+        self.torn = False
 
     def wait_for_go(self, job: Job) -> None:
         """Nothing of a held job is read before."""
@@ -149,12 +165,29 @@ class Session:
             raise Coded("cancelled")
         return found
 
+    def end(self, error: BaseException) -> None:
+        """It could not begin."""
+        self._say_last(error)
+        self._close()
+
     def _run(self) -> None:
         try:
             self.maker.submit(int).result()  # its thread starts now, while nothing limits our memory
             self._work()
+        except BaseException as error:  # noqa: BLE001  of an error report, say: others read in this process
+            self._say_last(error)
         finally:
             self._close()
+
+    def _say_last(self, error: BaseException) -> None:
+        """Where no report can be made: an end that is no crash of the process."""
+        noise = self.job is not None and self.job.noise
+        if not noise:
+            lastwords.tell(error)
+        word = _NOT_BEGUN if self.job is None else _NOT_ENDED_WITH_NOISE if noise else _NOT_ENDED
+        if not self.torn:
+            with suppress(OSError):
+                self.channel.sendall(word)
 
     def _work(self) -> None:
         try:
@@ -180,10 +213,14 @@ class Session:
             except Coded as end:
                 self._fail(end.code, type(end).__name__, facts=end.facts)
                 return
+            except Exception:  # noqa: BLE001, S110  it cannot be told, as memory is short still: `error` is the reason
+                pass
         code, kind = engine.code_of(error, asked=asked), type(error).__name__
         if self.job is not None and self.job.noise and code not in _NOT_OF_ROWS:
             # Which error it is depends on the rows, exactly: none of them is told from another.
             code, kind = "noise_failed", "Exception"
+        elif self.torn:
+            lastwords.tell(error)  # nobody else would hear of it
         self._fail(code, kind)
 
     def _fail(self, code: str, kind: str, *, facts: dict[str, Any] | None = None, message: str = "") -> None:
@@ -198,18 +235,22 @@ class Session:
             self.send(wire.ERROR, json.dumps(told).encode())
 
     def _close(self) -> None:
-        self.maker.shutdown()
+        with ExitStack() as last:  # each of it, whatever another raises: our caller waits until the socket is closed
+            last.callback(self.worker.ended, self)
+            if self.shared is not None:
+                last.callback(os.close, self.shared)
+            if self.desk is not None:
+                last.callback(self.desk.close)
+            last.callback(self._leave_opening)
+            self.maker.shutdown()
+
+    def _leave_opening(self) -> None:
         with self.guard:
             opening, self.opening = self.opening, None
         if opening is not None and self.whole and _rests(opening):
             self.worker.keeping.keep(opening)
         elif opening is not None:
             opening.close()
-        if self.desk is not None:
-            self.desk.close()
-        if self.shared is not None:
-            os.close(self.shared)
-        self.worker.ended(self)
 
 
 def _rests(opening: Opening) -> bool:
@@ -245,29 +286,36 @@ class Worker:
         """Until the control socket closes."""
         self.control.sendall(b"+")  # ready
         while True:
-            watched = select.poll()
-            watched.register(self.control, select.POLLIN | select.POLLHUP)
-            watched.register(self.wake_out, select.POLLIN)
-            with self.lock:
-                sessions = dict(self.sessions)
-            for descriptor, session in sessions.items():
-                if not session.cancelled:
-                    watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
-            pressing = any(session.cancelled for session in sessions.values())
-            seconds = _INTERRUPT_EVERY if pressing else None if sessions else self.keeping.pause()
-            happened = watched.poll(None if seconds is None else seconds * 1000)
-            if not happened and not sessions:
-                self.keeping.quiet()
-            for descriptor, _ in happened:
-                if descriptor == self.control.fileno():
-                    self._take()
-                elif descriptor == self.wake_out.fileno():
-                    self.wake_out.recv(64)
-                else:
-                    sessions[descriptor].cancelled = True
-            for session in sessions.values():
-                if session.cancelled:
-                    session.cancel()
+            try:
+                self._look()
+            except MemoryError:  # a session has taken all: it ends soon, and others read on
+                time.sleep(_INTERRUPT_EVERY)
+
+    def _look(self) -> None:
+        """Wait until something happens, and do what it wants."""
+        watched = select.poll()
+        watched.register(self.control, select.POLLIN | select.POLLHUP)
+        watched.register(self.wake_out, select.POLLIN)
+        with self.lock:
+            sessions = dict(self.sessions)
+        for descriptor, session in sessions.items():
+            if not session.cancelled:
+                watched.register(descriptor, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+        pressing = any(session.cancelled for session in sessions.values())
+        seconds = _INTERRUPT_EVERY if pressing else None if sessions else self.keeping.pause()
+        happened = watched.poll(None if seconds is None else seconds * 1000)
+        if not happened and not sessions:
+            self.keeping.quiet()
+        for descriptor, _ in happened:
+            if descriptor == self.control.fileno():
+                self._take()
+            elif descriptor == self.wake_out.fileno():
+                self.wake_out.recv(64)
+            else:
+                sessions[descriptor].cancelled = True
+        for session in sessions.values():
+            if session.cancelled:
+                session.cancel()
 
     @property
     def crowded(self) -> bool:
@@ -311,18 +359,28 @@ class Worker:
         if not data:
             shutil.rmtree(self.folder, ignore_errors=True)
             os._exit(0)  # the connector is gone or wants us gone; there is nothing to save
+        with_desk, with_ring = next(both for both, told in wire.WITH.items() if told == data)
+        if len(descriptors) < 1 + with_desk + with_ring:  # the caller sees its socket closed
+            lastwords.say("no more descriptors")
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
         channel = socket.socket(fileno=descriptors[0])
         channel.setblocking(True)
-        with_desk, with_ring = next(both for both, told in wire.WITH.items() if told == data)
         desk = socket.socket(fileno=descriptors[1]) if with_desk else None
         shared = descriptors[-1] if with_ring else None
-        session = Session(channel, self.folder / f"job-{next(self.numbers)}", self, desk=desk, shared=shared)
-        with self.lock:
-            if not self.sessions:
-                self.keeping.begin()
-            self.sessions[channel.fileno()] = session
-        self._limit_memory()
-        session.thread.start()
+        self._begin(Session(channel, self.folder / f"job-{next(self.numbers)}", self, desk=desk, shared=shared))
+
+    def _begin(self, session: Session) -> None:
+        try:
+            with self.lock:
+                if not self.sessions:
+                    self.keeping.begin()
+                self.sessions[session.channel.fileno()] = session
+            self._limit_memory()
+            session.thread.start()
+        except Exception as error:  # noqa: BLE001  no thread, no memory, no file: others read in this process
+            session.end(error)
 
 
 def read_job(channel: socket.socket) -> Job:
@@ -345,9 +403,13 @@ def receive(channel: socket.socket, size: int) -> bytearray:
     return data
 
 
-def send_all(channel: socket.socket, parts: list[Any]) -> None:
-    """Every part, in as few calls as the kernel takes, none of them joined."""
-    views = [memoryview(part).cast("B") for part in parts if len(part)]
+def views_of(parts: list[Any]) -> list[memoryview]:
+    """The bytes of parts, where they are; nothing of those that have none."""
+    return [memoryview(part).cast("B") for part in parts if len(part)]
+
+
+def send_all(channel: socket.socket, views: list[memoryview]) -> None:
+    """All of them, in as few calls as the kernel takes, none of them joined."""
     for group in _groups(views):
         while group:
             sent = channel.sendmsg(group)

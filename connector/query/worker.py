@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> None:
 
 def serve() -> None:
     """Start: shut ourselves in, load the engine and Arrow, then serve until the connector goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the connector: we end when it does
     descriptor, folder, allowed = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     control = socket.socket(fileno=descriptor)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

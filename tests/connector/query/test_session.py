@@ -120,6 +120,36 @@ def test_a_session_ends_though_its_engine_cannot_be_put_to_rest(tmp_path: Path) 
     assert (ended, closed) == ([one], [True])
 
 
+def test_a_session_ends_whatever_its_engine_and_files_say_to_that(tmp_path: Path) -> None:
+    ended: list[Session] = []
+    (channel, theirs), (desk, _) = socket.socketpair(), socket.socketpair()
+    worker: Any = SimpleNamespace(ended=ended.append)
+    one = Session(channel, tmp_path, worker, desk=desk, shared=None)
+
+    def close() -> None:
+        raise MemoryError
+
+    one.opening = SimpleNamespace(close=close)  # type: ignore[assignment]
+    with channel, theirs, pytest.raises(MemoryError):
+        one._close()
+    assert ended == [one]
+    assert desk.fileno() == -1
+
+
+def test_what_happened_first_is_told_where_files_cannot_be_looked_at(tmp_path: Path) -> None:
+    channel, theirs = socket.socketpair()
+    nobody: Any = None
+    one = Session(channel, tmp_path, nobody, desk=None, shared=None)
+
+    def check_unchanged() -> None:
+        raise OSError
+
+    one.opening = SimpleNamespace(files=[SimpleNamespace(check_unchanged=check_unchanged)])  # type: ignore[assignment]
+    with channel, theirs:
+        one._fail_because(MemoryError(), asked=True)
+        assert b'"memory_limit"' in theirs.recv(2**16)
+
+
 def test_frames_that_follow_at_once_leave_together() -> None:
     ours, theirs = socket.socketpair()
     nobody: Any = None
