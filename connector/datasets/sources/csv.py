@@ -8,7 +8,7 @@ from typing import Any
 
 from connector.datasets.sources import Option
 from connector.datasets.sources.convert import write_parquet
-from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_text, resolve
+from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
 TITLE = "CSV file"
@@ -22,7 +22,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("date_format", str, "", "How dates are written (%d.%m.%Y); empty finds out."),
     Option("timestamp_format", str, "", "How moments are written (%d.%m.%Y %H:%M); empty finds out."),
     Option("decimal", str, "", "What stands before the decimals of a number: `,` for 1,5; empty is a point."),
-    Option("thousands", str, "", "What stands between thousands: `.` for 1.234,5; empty is nothing."),
+    Option("thousands", str, "", "What stands between thousands, in threes: `.` for 1.234,5; empty is nothing."),
     Option("all_text", bool, False, "Keep every column as text instead of finding its type."),
     Option(
         "skip_bad_lines", int, 0, "At most this many lines may be unreadable and are left out; more refuse the file."
@@ -42,6 +42,7 @@ _TEXTS = {
     "decimal": "decimal_separator",
     "thousands": "thousands",
 }
+_NUMBERS = ("BIGINT", "HUGEINT", "DOUBLE")  # as the engine finds them
 _MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
 
 
@@ -90,6 +91,8 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
     rejects_max = (bad_lines_max + 1) * (_columns(con, paths, given) + _BESIDE)
     given["rejects_limit"] = str(rejects_max)
+    if options.get("thousands") and (texts := _no_numbers(con, paths, given, options)):
+        given["types"] = _as_text(texts)
     table = f"read_csv({quote_list(paths)}, {_named(given)})"
     return write_parquet(con, table, target, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
 
@@ -97,12 +100,31 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
 def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
     for name in filter(options.get, ("date_format", "timestamp_format")):
         try:
-            con.execute("SELECT try_strptime('', ?)", [str(options[name])])
+            con.execute("SELECT try_strptime('', ?)", [str(options[name])]).fetchall()
         except Exception as error:  # the engine's own, which nobody imports here
             raise BadInput(
                 f"expected {name} in the letters of strftime, as %d.%m.%Y %H:%M, came {options[name]!r}",
                 code="option_invalid",
             ) from error
+
+
+def _no_numbers(con: Any, paths: Sequence[str], given: Mapping[str, str], options: Mapping[str, Any]) -> list[str]:
+    """The columns that are text: the engine strikes the mark of thousands out wherever it stands, and takes addresses
+    (192.168.1.1), versions (1.10) and numbers with another decimal mark (1.23) for whole numbers."""
+    mark, point = f"[{options['thousands']}]", f"[{options.get('decimal') or '.'}]"
+    form = quote_text(rf"\s*[-+]?(\d*|\d{{1,3}}({mark}\d{{3}})+)({point}\d*)?([eE][-+]?\d+)?\s*")
+    found = con.sql(f"SELECT * FROM read_csv({quote_list(paths)}, {_named(given)}) LIMIT 0")  # noqa: S608  quoted
+    numbers = [name for name, kind in zip(found.columns, found.types, strict=True) if str(kind) in _NUMBERS]
+    if not numbers:
+        return []
+    written = _named({**given, "types": _as_text(numbers)})
+    held = ", ".join(f"bool_and(regexp_full_match({quote_name(name)}, {form}))" for name in numbers)
+    (kept,) = con.sql(f"SELECT {held} FROM read_csv({quote_list(paths)}, {written})").fetchall()  # noqa: S608  quoted
+    return [name for name, every in zip(numbers, kept, strict=True) if every is False]
+
+
+def _as_text(columns: Sequence[str]) -> str:
+    return "{" + ", ".join(f"{quote_text(name)}: 'VARCHAR'" for name in columns) + "}"
 
 
 def _named(options: Mapping[str, str]) -> str:

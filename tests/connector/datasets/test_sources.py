@@ -499,6 +499,16 @@ async def test_csv_may_have_numbers_and_moments_as_its_country_writes_them(pool:
 
 
 @worker
+async def test_what_has_the_mark_of_thousands_elsewhere_is_no_number(pool: Pool, tmp_path: Path) -> None:
+    lines = ['address;version;price;c ost;n"o', "192.168.1.1;1.10;1.23;-1.234.567,5;1.234", "10.0.0.1;1.2;;,5;-7"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    relation = await registered(pool, "csv", tmp_path / "t.csv", tmp_path, decimal=",", thousands=".", delimiter=";")
+    rows = (await rows_of(pool, relation)).to_pylist()
+    assert list(rows[0].values()) == ["192.168.1.1", "1.10", "1.23", -1234567.5, 1234]
+    assert list(rows[1].values()) == ["10.0.0.1", "1.2", None, 0.5, -7]
+
+
+@worker
 @pytest.mark.parametrize("name", ["date_format", "timestamp_format"])
 async def test_a_format_of_csv_that_is_none_is_refused_by_its_option(pool: Pool, tmp_path: Path, name: str) -> None:
     (tmp_path / "t.csv").write_text("id,at\n1,01.02.2024\n")
