@@ -369,6 +369,15 @@ async def test_bad_lines_of_json_are_refused_by_number(pool: Pool, tmp_path: Pat
 
 
 @worker
+async def test_lines_of_json_beside_the_bad_one_may_have_any_number_and_a_byte_order_mark(
+    pool: Pool, tmp_path: Path
+) -> None:
+    (tmp_path / "t.jsonl").write_text('\ufeff{"a": 1}\n{"a": ' + "1" * 5_000 + '}\n{"a": \n')
+    with pytest.raises(SourceUnreadable, match=r"came 1 or more: line 3 \(no json at character 6\)"):
+        await pool.ask(_conversion(data.relation("jsonl", tmp_path / "t.jsonl", tmp_path), tmp_path))
+
+
+@worker
 async def test_a_bad_line_of_many_json_files_is_told_with_its_file(pool: Pool, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
