@@ -39,6 +39,7 @@ from connector.errors import (
     MessageInvalid,
     NotFound,
     PeerNonsense,
+    PeerUnreachable,
     Refused,
 )
 from connector.events import DecisionNeeded, DecisionTaken, Event, TransferAdvanced
@@ -424,7 +425,8 @@ class Transfers(Exchange[Transfer]):
 
     async def reading(self, pid: str) -> Reading:
         """Where the consumer of a started transfer reads; the ticket is renewed at the provider when it is near its
-        end. NotFound for a transfer that is not there or not started, AddressRefused where nobody may be sent to."""
+        end. NotFound for a transfer that is not there or not started, AddressRefused where nobody may be sent to,
+        PeerUnreachable where the owner's name does not resolve."""
         row = await self._store.read(lambda tx: tx.transfers.peek(pid))
         address = messages.address_of(row.data_address) if row is not None and row.role == CONSUMER else None
         if row is None or row.state != states.STARTED or address is None:
@@ -444,6 +446,8 @@ class Transfers(Exchange[Transfer]):
             try:
                 await self._peer.check(f"{_AS_HTTP.get(scheme, scheme)}://{rest}")
             except MessageInvalid as error:
+                if isinstance(error.__cause__, PeerUnreachable):  # a name that does not resolve may in a moment
+                    raise error.__cause__ from None
                 raise AddressRefused(f"{owner} sends readers where they are not sent from here: {error}") from error
 
     async def _renewed(self, row: Transfer, old: DataAddress) -> DataAddress:

@@ -461,6 +461,20 @@ async def test_readers_are_sent_nowhere_that_the_connector_itself_would_not_ask(
                 await two.north.transfers.reading(row.id)
 
 
+async def test_where_an_owners_name_does_not_resolve_readers_ask_again(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        row = await Counterparty(two.north).transfer(role=CONSUMER, state="STARTED")
+
+        def leads(tx: Transaction) -> None:
+            kept = tx.transfers.get(row.id)
+            assert kept is not None
+            kept.data_address = {**ADDRESS, "endpoint": "https://nowhere.invalid"}
+
+        await two.north.store.write(leads)
+        with pytest.raises(PeerUnreachable, match="does not resolve"):
+            await two.north.transfers.reading(row.id)
+
+
 async def test_only_a_started_transfer_of_ours_as_consumer_has_an_address_to_read_from(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         peer = Counterparty(two.north)
