@@ -70,6 +70,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
         counting.cancel()
         with contextlib.suppress(HanseError):
             await parts.store.tell_counted()
+        with contextlib.suppress(HanseError):
             await parts.sequencer.settle()
         sequencing.cancel()
         await asyncio.gather(sequencing, upkeep, counting, return_exceptions=True)

@@ -45,6 +45,7 @@ class Store:
     def __init__(self, url: str, *, bus: Bus | None = None, pool_size: int = 8) -> None:
         self.bus = bus or Bus()
         self.refusals = Refusals()
+        self._telling = asyncio.Lock()
         self.outlets: list[Outlet] = []
         self.origin = uuid.uuid4().hex  # of our events, among those of other processes on the same database
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
@@ -76,17 +77,17 @@ class Store:
 
     async def tell_counted(self) -> None:
         """Record how many more there were; what cannot be recorded now stays for the next time."""
-        counted = self.refusals.counted(time.monotonic())
-        if counted:
-            await self.write(partial(_publish, counted))
-            self.refusals.forget(counted)
+        async with self._telling:
+            if counted := self.refusals.counted(time.monotonic()):
+                await self.write(partial(_publish, counted))
+                self.refusals.forget(counted)
 
     async def count_refusals(self) -> None:
         """Record these counts each minute, until cancelled."""
         while True:
             await asyncio.sleep(_COUNT_SECONDS)
             with suppress(Busy):
-                await self.tell_counted()
+                await asyncio.shield(self.tell_counted())  # what is committed is forgotten, whoever waits for it
 
     def _tell(self, tx: Transaction) -> None:
         """What follows a commit: in the thread of the event loop."""

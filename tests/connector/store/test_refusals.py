@@ -13,7 +13,7 @@ import pytest
 
 from connector.errors import Busy
 from connector.events import Event, ReadRefused, RefusalsCounted, RequestRefused
-from connector.store import Store, refusals
+from connector.store import Store, Transaction, engine, refusals
 from connector.store.refusals import OTHERS, Refusals
 from tests.support.ports import free_range
 from tests.support.processes import Client, Failed, Process
@@ -102,6 +102,34 @@ async def test_what_was_counted_is_kept_until_it_is_in_the_log(
     counted = [event for event in told if isinstance(event, RefusalsCounted)]
     assert sum(event.detail["count"] for event in counted) == 3
     assert {(event.actor, event.agreement, event.outcome) for event in counted} == {("did:web:b", "urn:a", "refused")}
+
+
+async def test_counts_that_are_being_recorded_as_the_connector_stops_are_recorded_once(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "EACH", 1)
+    monkeypatch.setattr(engine, "_COUNT_SECONDS", 0.01)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow(_: Transaction, event: Event) -> None:
+        if isinstance(event, RefusalsCounted):
+            begun.set()
+            goes_on.wait(20)
+
+    sqlite_store.outlets.append(slow)
+    told: list[Event] = []
+    sqlite_store.bus.subscribe(told.append)
+    for _ in range(3):
+        await sqlite_store.refused(read("did:web:b"))
+    counting = asyncio.create_task(sqlite_store.count_refusals())
+    assert await asyncio.to_thread(begun.wait, 20)
+    counting.cancel()
+    last = asyncio.create_task(sqlite_store.tell_counted())
+    await asyncio.sleep(0.05)
+    goes_on.set()
+    await asyncio.gather(counting, last, return_exceptions=True)
+    await sqlite_store.tell_counted()
+    assert [event.detail["count"] for event in told if isinstance(event, RefusalsCounted)] == [2]
 
 
 async def _away(_: object) -> None:
