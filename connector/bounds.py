@@ -25,7 +25,9 @@ HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
 DESCRIPTORS_MAX = 65_536
 OUR_DESCRIPTORS = 256  # for files, workers and the database
-SILENCE_SECONDS = 180.0  # in the middle of a body; whoever reads it has said what is wrong by then
+SILENCE_SECONDS = (
+    180.0  # in the middle of a body, or of an answer; who reads or sends it has said what is wrong by then
+)
 
 
 def raise_descriptors() -> None:
@@ -46,6 +48,7 @@ class Bounded(HttpToolsProtocol):
 
     _unfinished = 0  # bytes that came since anything of a request was whole
     _late: asyncio.TimerHandle | None = None
+    _untaken: asyncio.TimerHandle | None = None  # more of an answer waits for the client than we hold
     _shaking: socket.socket | None = None  # its TLS handshake is under way
 
     def __init__(
@@ -166,6 +169,35 @@ class Bounded(HttpToolsProtocol):
         super().on_response_complete()
         self._await()
 
+    def pause_writing(self) -> None:
+        """As uvicorn's. Whoever takes nothing more of an answer is not waited for."""
+        super().pause_writing()
+        self._silent.pop(self, None)
+        self._take(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """As uvicorn's."""
+        super().resume_writing()
+        self._take_nothing()
+        self._await()
+
+    def _take(self, left: int) -> None:
+        """Less than that is to be left in a while."""
+        self._take_nothing()
+        self._untaken = self.loop.call_later(SILENCE_SECONDS, self._not_taken, left)
+
+    def _take_nothing(self) -> None:
+        if self._untaken is not None:
+            self._untaken.cancel()
+            self._untaken = None
+
+    def _not_taken(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self._take(left)
+        else:
+            self.transport.abort()
+
     def _expect(self, seconds: float) -> None:
         """More of a request within that time."""
         self._expect_nothing()
@@ -192,7 +224,7 @@ class Bounded(HttpToolsProtocol):
     @property
     def _owes(self) -> bool:
         """Whether the next bytes are the client's."""
-        return self._rests or (self.cycle.more_body and not self.flow.read_paused)
+        return self._untaken is None and (self._rests or (self.cycle.more_body and not self.flow.read_paused))
 
     def _too_late(self) -> None:
         self._late = None
@@ -204,5 +236,6 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's."""
         self._expect_nothing()
+        self._take_nothing()
         self._leave()
         super().connection_lost(exc)

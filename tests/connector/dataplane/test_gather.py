@@ -617,3 +617,68 @@ async def test_an_answer_takes_its_time_though_the_next_request_has_begun(monkey
     async with served(counting) as port:
         answer = await told(port, b"GET /?1 HTTP/1.1\r\n\r\nG")
     assert answer.endswith(b"%8d" % 0)
+
+
+LARGE = 20_000_000
+
+
+async def large(scope: Any, receive: Any, send: Any) -> None:
+    """An answer of one piece, as JSON and pages are: complete for the server before the client has any of it."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+async def piecewise(scope: Any, receive: Any, send: Any) -> None:
+    """As `large`, in pieces, each when there is room for it."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]})
+    for _ in range(100):
+        await send({"type": "http.response.body", "body": bytes(LARGE // 100), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def slowly(port: int, certificate: Path | None, *, rests: float, pause: float) -> int:
+    """How much comes of `large` where its reader first rests, and then between pieces."""
+    context = None if certificate is None else ssl.create_default_context(cafile=certificate)
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+    small.connect(("127.0.0.1", port))
+    named = None if context is None else "127.0.0.1"
+    reader, writer = await asyncio.open_connection(sock=small, ssl=context, server_hostname=named, limit=2**16)
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    await asyncio.sleep(rests)
+    await reader.readuntil(b"\r\n\r\n")
+    came = 0
+    with suppress(ConnectionError, ssl.SSLError):
+        while came < LARGE and (piece := await reader.read(2**18)):
+            came += len(piece)
+            await asyncio.sleep(pause)
+    writer.transport.abort()
+    return came
+
+
+@pytest.mark.parametrize(
+    ("app", "secure"), [(large, False), (piecewise, False), (piecewise, True)], ids=["whole", "in pieces", "TLS"]
+)
+async def test_who_takes_nothing_of_an_answer_keeps_no_place_and_who_reads_slowly_has_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, app: Any, secure: bool, certificate: Path
+) -> None:
+    monkeypatch.setattr(bounds, "SILENCE_SECONDS", 0.5)
+    async with served(app, certificate=certificate if secure else None) as port:
+        known = certificate if secure else None
+        nothing, slow = await asyncio.gather(
+            slowly(port, known, rests=2, pause=0), slowly(port, known, rests=0, pause=0.02)
+        )
+    assert nothing < LARGE
+    assert slow == LARGE
+
+
+async def test_who_is_still_taking_an_answer_makes_no_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "connections_max", lambda: 2)
+    async with served(large) as port:
+        taking = asyncio.create_task(slowly(port, None, rests=1, pause=0))
+        await asyncio.sleep(0.3)
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        assert await taking == LARGE
+        assert [reader.at_eof() for reader, _ in silent[:3]] == [True] * 3
+        for _, writer in silent:
+            writer.close()
