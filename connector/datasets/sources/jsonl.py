@@ -89,7 +89,18 @@ def _problem(text: bytes) -> str:
         return "a key twice in one object"
     except RecursionError:
         return "nested too deep"
+    if b"\\ud" in text.lower() and not _is_text(json.loads(shown, parse_int=str)):
+        return "half a letter"
     return "" if found is None or isinstance(found, dict) else "no object"
+
+
+def _is_text(found: Any) -> bool:
+    """Whether it has no half of a pair of surrogates, of which Python makes a letter."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Twice(ValueError):

@@ -348,6 +348,7 @@ BAD_JSON = {
     "two on one line": (b'{"a": 1} {"a": 2}\n', r"line 3 \(no json at character 10\)"),
     "no text": (b'{"a": "\xe4"}\n', r"line 3 \(not in utf-8\)"),
     "a key twice": (b'{"a": 1, "a": 2}\n', r"line 3 \(a key twice in one object\)"),
+    "half a letter": (b'{"a": ["\\ud83d"]}\n', r"line 3 \(half a letter\)"),
     "a list": (b"[1, 2]\n", r"line 3 \(no object\)"),
     "two of them": (b'{"a": \n\nx\n', r"came 2 or more: line 3 \(.*\), line 5 \(.*\); correct"),
 }
