@@ -111,8 +111,7 @@ class Exchange(ABC, Generic[Row]):
             except AlreadyExists:  # the same first message was taken in by somebody else at the same time
                 return await self._store.write(work)
         except HanseError as error:
-            silent = isinstance(error, Limited) and not self._admission.worth_telling(caller, time.monotonic())
-            if error.status < 500 and not silent:
+            if error.status < 500:
                 await self.record_refusal(error, caller=caller, message=message, pid=pid)
             raise
 
@@ -127,7 +126,11 @@ class Exchange(ABC, Generic[Row]):
             process=pid,
             detail={"message": message.step},
         )
-        await self._store.refused(refused)
+        now = time.monotonic()
+        if isinstance(error, Limited) and not self._admission.worth_telling(caller, now):
+            self._store.refusals.count(refused, now)
+        else:
+            await self._store.refused(refused)
 
     def _take(self, tx: Transaction, row: Row, message: Numbered) -> Received | None:
         """Judge a message for a process that is the caller's. None: it was taken in before."""

@@ -35,7 +35,7 @@ class Refusals:
         own = max(self._full.get(event.actor, now), now) + _AHEAD / EACH
         shared = max(self._strangers, now) + _AHEAD / STRANGERS
         if own - now > _AHEAD or (not event.agreement and shared - now > _AHEAD):
-            self._count(event, now)
+            self.count(event, now)
             return False
         if not event.agreement:
             self._strangers = shared
@@ -44,6 +44,15 @@ class Refusals:
         while len(self._full) > ACTORS_MAX:
             self._full.popitem(last=False)
         return True
+
+    def count(self, event: Event, now: float) -> None:
+        """Count one that the log is not to have as it is."""
+        if self._since is None:
+            self._since = now
+        who = (event.actor, event.agreement)
+        if who not in self._counts and self._alike(event.agreement) >= COUNTED_MAX:
+            who = (OTHERS, "")
+        self._counts.setdefault(who, Counter())[event.code] += 1
 
     def counted(self, now: float) -> list[RefusalsCounted]:
         """What was counted and not forgotten, as records."""
@@ -67,14 +76,6 @@ class Refusals:
                 del self._counts[event.actor, event.agreement]
         if not self._counts:
             self._since = None
-
-    def _count(self, event: Event, now: float) -> None:
-        if self._since is None:
-            self._since = now
-        who = (event.actor, event.agreement)
-        if who not in self._counts and self._alike(event.agreement) >= COUNTED_MAX:
-            who = (OTHERS, "")
-        self._counts.setdefault(who, Counter())[event.code] += 1
 
     def _alike(self, agreement: str) -> int:
         """How many counts there are of strangers, or of those who are none."""

@@ -156,14 +156,17 @@ async def test_the_end_of_one_makes_room_for_one(tmp_path: Path, begin: Begin, e
         assert [(await begin(peer, pid())).status for _ in range(2)] == [201, 429]
 
 
-async def test_refusals_beyond_a_limit_do_not_fill_the_log(tmp_path: Path) -> None:
+async def test_refusals_beyond_a_limit_do_not_fill_the_log_and_are_counted(tmp_path: Path) -> None:
     async with pair(tmp_path, limits=Limits(open=1, per_minute=600)) as two:
         peer = await arranged(two)
-        await asyncio.gather(*(request(peer, pid()) for _ in range(20)))
+        replies = await asyncio.gather(*(request(peer, pid()) for _ in range(20)))
         other = Counterparty(two.north, participant="did:web:third.example")
-        await asyncio.gather(*(request(other, pid()) for _ in range(20)))
+        replies += await asyncio.gather(*(request(other, pid()) for _ in range(20)))
         refused = Counter(event.actor for event in two.north.events if event.kind == "RequestRefused")
         assert refused == {peer.participant: 1, other.participant: 1}
+        await two.north.store.tell_counted()
+        counted = [event.detail["codes"] for event in two.north.events if isinstance(event, RefusalsCounted)]
+        assert sum(codes["too_many_open"] for codes in counted) == sum(reply.status == 429 for reply in replies) - 2
 
 
 async def test_what_is_refused_for_now_is_asked_again(tmp_path: Path) -> None:
