@@ -48,7 +48,6 @@ class Bounded(HttpToolsProtocol):
 
     _unfinished = 0  # bytes that came since anything of a request was whole
     _late: asyncio.TimerHandle | None = None
-    _untaken: asyncio.TimerHandle | None = None  # more of an answer waits for the client than we hold
     _shaking: socket.socket | None = None  # its TLS handshake is under way
 
     def __init__(
@@ -61,6 +60,8 @@ class Bounded(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         # Beside uvicorn's set of all connections of the listener: whose next bytes are awaited, since when in order.
         self._silent: dict[Bounded, None] = vars(server_state).setdefault("silent", {})
+        # And who has much of an answer still to take: since when (in order) so many bytes are left.
+        self._taking: dict[Bounded, tuple[float, int]] = vars(server_state).setdefault("taking", {})
 
     def knock(self, client: socket.socket) -> bool:
         """Take a place before the TLS handshake; whether there is one. Then call `shaken` when that is over."""
@@ -94,17 +95,38 @@ class Bounded(HttpToolsProtocol):
     def _leave(self) -> None:
         self.connections.discard(self)
         self._silent.pop(self, None)
+        self._taking.pop(self, None)
 
     def _make_room(self) -> bool:
-        """Whether somebody was silent and has been sent away."""
+        """Whether somebody was silent, or takes nothing, and has been sent away."""
+        first = self._most_silent() or self._stuck()
+        if first is None:
+            return False
+        first._leave()
+        first._hang_up()
+        return True
+
+    def _most_silent(self) -> Bounded | None:
         while self._silent:
             first = next(iter(self._silent))
             del self._silent[first]
             if first._owes:
-                first._leave()
-                first._hang_up()
-                return True
-        return False
+                return first
+        return None
+
+    def _stuck(self) -> Bounded | None:
+        """Who has taken nothing of an answer for too long."""
+        now = self.loop.time()
+        while self._taking:
+            first, (since, before) = next(iter(self._taking.items()))
+            if now - since < SILENCE_SECONDS:
+                return None
+            left = first.transport.get_write_buffer_size()
+            if left >= before:
+                return first
+            del self._taking[first]
+            self._taking[first] = now, left
+        return None
 
     def _hang_up(self) -> None:
         """Now: whoever is polite waits for the other side."""
@@ -170,33 +192,16 @@ class Bounded(HttpToolsProtocol):
         self._await()
 
     def pause_writing(self) -> None:
-        """As uvicorn's. Whoever takes nothing more of an answer is not waited for."""
+        """As uvicorn's."""
         super().pause_writing()
         self._silent.pop(self, None)
-        self._take(self.transport.get_write_buffer_size())
+        self._taking[self] = self.loop.time(), self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         """As uvicorn's."""
         super().resume_writing()
-        self._take_nothing()
+        self._taking.pop(self, None)
         self._await()
-
-    def _take(self, left: int) -> None:
-        """Less than that is to be left in a while."""
-        self._take_nothing()
-        self._untaken = self.loop.call_later(SILENCE_SECONDS, self._not_taken, left)
-
-    def _take_nothing(self) -> None:
-        if self._untaken is not None:
-            self._untaken.cancel()
-            self._untaken = None
-
-    def _not_taken(self, before: int) -> None:
-        left = self.transport.get_write_buffer_size()
-        if left < before:
-            self._take(left)
-        else:
-            self.transport.abort()
 
     def _expect(self, seconds: float) -> None:
         """More of a request within that time."""
@@ -224,7 +229,7 @@ class Bounded(HttpToolsProtocol):
     @property
     def _owes(self) -> bool:
         """Whether the next bytes are the client's."""
-        return self._untaken is None and (self._rests or (self.cycle.more_body and not self.flow.read_paused))
+        return self not in self._taking and (self._rests or (self.cycle.more_body and not self.flow.read_paused))
 
     def _too_late(self) -> None:
         self._late = None
@@ -236,6 +241,5 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's."""
         self._expect_nothing()
-        self._take_nothing()
         self._leave()
         super().connection_lost(exc)

@@ -659,17 +659,33 @@ async def slowly(port: int, certificate: Path | None, *, rests: float, pause: fl
 @pytest.mark.parametrize(
     ("app", "secure"), [(large, False), (piecewise, False), (piecewise, True)], ids=["whole", "in pieces", "TLS"]
 )
-async def test_who_takes_nothing_of_an_answer_keeps_no_place_and_who_reads_slowly_has_all_of_it(
+async def test_who_takes_nothing_of_an_answer_makes_room_and_who_reads_slowly_has_all_of_it(
     monkeypatch: pytest.MonkeyPatch, app: Any, secure: bool, certificate: Path
 ) -> None:
     monkeypatch.setattr(bounds, "SILENCE_SECONDS", 0.5)
-    async with served(app, certificate=certificate if secure else None) as port:
-        known = certificate if secure else None
-        nothing, slow = await asyncio.gather(
-            slowly(port, known, rests=2, pause=0), slowly(port, known, rests=0, pause=0.02)
-        )
-    assert nothing < LARGE
-    assert slow == LARGE
+    monkeypatch.setattr(bounds, "connections_max", lambda: 2)
+    known = certificate if secure else None
+    async with served(app, certificate=known) as port:
+        nothing = asyncio.create_task(slowly(port, known, rests=3, pause=0))
+        slow = asyncio.create_task(slowly(port, known, rests=0, pause=0.03))
+        await asyncio.sleep(0.3)
+        with pytest.raises((OSError, EOFError)):
+            await started(port, known)
+        await asyncio.sleep(0.7)
+        await started(port, known)
+        assert await slow == LARGE
+        assert await nothing < LARGE
+
+
+async def started(port: int, certificate: Path | None) -> None:
+    """Ask, and leave as the answer begins."""
+    context = None if certificate is None else ssl.create_default_context(cafile=certificate)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    try:
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.transport.abort()
 
 
 async def test_who_is_still_taking_an_answer_makes_no_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
