@@ -14,7 +14,6 @@ met is counted, and the exit status is 0 if no answer differed and fewer than a 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import collections
 import logging
 import random
@@ -25,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
+import uvloop
 
 from tests.support import provider
 from tests.support.random_between import Between
@@ -103,7 +103,7 @@ def main() -> int:
     asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     seeds = range(asked.first, asked.first + asked.count)
-    counted = asyncio.run(run([(seed, asked.kind or kind_of(seed)) for seed in seeds]))
+    counted = uvloop.run(run([(seed, asked.kind or kind_of(seed)) for seed in seeds]))
     for word, times in sorted(counted.items(), key=lambda one: -one[1]):
         print(f"  {times:6d}  {word}")
     refused = sum(times for word, times in counted.items() if word.startswith(("refused", "no dataset")))
