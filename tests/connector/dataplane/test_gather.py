@@ -662,16 +662,16 @@ async def slowly(port: int, certificate: Path | None, *, rests: float, pause: fl
 async def test_who_takes_nothing_of_an_answer_makes_room_and_who_reads_slowly_has_all_of_it(
     monkeypatch: pytest.MonkeyPatch, app: Any, secure: bool, certificate: Path
 ) -> None:
-    monkeypatch.setattr(bounds, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "SILENCE_SECONDS", 1.5)
     monkeypatch.setattr(bounds, "connections_max", lambda: 2)
     known = certificate if secure else None
     async with served(app, certificate=known) as port:
-        nothing = asyncio.create_task(slowly(port, known, rests=3, pause=0))
-        slow = asyncio.create_task(slowly(port, known, rests=0, pause=0.03))
+        nothing = asyncio.create_task(slowly(port, known, rests=6, pause=0))
+        slow = asyncio.create_task(slowly(port, known, rests=0, pause=0.06))
         await asyncio.sleep(0.3)
         with pytest.raises((OSError, EOFError)):
             await started(port, known)
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(2.2)
         await started(port, known)
         assert await slow == LARGE
         assert await nothing < LARGE
