@@ -300,6 +300,34 @@ def test_a_dataset_that_is_made_before_its_rank_is_known_is_of_that_rank(
     assert ids(given) == sequence(6)
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_a_group_have_its_ranks_where_the_environment_counts_nodes(
+    training: Dataset, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """As in PyTorch's own example of ImageNet: a process group has a rank for each GPU, RANK and WORLD_SIZE are of
+    nodes, and a worker that is spawned knows of no group."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6)
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        parts.append(ids(DataLoader(made, batch_size=None, num_workers=1, multiprocessing_context=method)))
+    assert sorted(itertools.chain(*parts)) == list(range(ROWS))
+
+
+def test_a_group_of_one_has_all_rows(training: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    assert ids(made) == sequence(6)
+
+
 @pytest.mark.timeout(300)  # two processes load PyTorch, and their eight workers share this machine with the owners
 def test_two_ranks_with_four_workers_each_train_on_batches_of_two_owners(
     owner: Owner, training: Dataset, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -45,7 +45,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._loader = loader
         self._form, self._way = form, way
         self._given = ranks is not None
-        self._ranks = ranks or _ranks()
+        self._ranks = ranks or _group()
         # Shared with the workers, so that `set_epoch` reaches those that live on between epochs; and whether it was
         # called, which a state that is loaded later does not undo.
         self._epoch = torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_()
@@ -112,10 +112,11 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         return worker
 
     def _rank(self) -> tuple[int, int]:
-        """Which rank of how many; whoever knows of none keeps what was known where we were made or sent from."""
-        if not self._given and (found := _ranks())[1] > 1:
-            self._ranks = found
-        return self._ranks
+        """Which rank of how many. Whoever is in no process group keeps what was known where we were made or sent from:
+        a worker that is spawned is in none, and its environment may count nodes."""
+        if not self._given:
+            self._ranks = _group() or self._ranks
+        return self._ranks or _environment()
 
 
 def dataset(
@@ -151,10 +152,14 @@ def dataset(
     return Batches(loader, form=form, ranks=ranks, way=way)
 
 
-def _ranks() -> tuple[int, int]:
+def _group() -> tuple[int, int] | None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
+    return None
+
+
+def _environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
