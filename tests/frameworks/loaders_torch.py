@@ -371,6 +371,54 @@ def test_what_an_error_knows_comes_from_a_worker_too(owner: Owner, training: Dat
     assert _known(pickle.loads(pickle.dumps(caught.value))) == told[1]
 
 
+class Unclear(BadInput):
+    def __init__(self, *, picture: str) -> None:
+        super().__init__(f"expected a picture, came {picture}", code="unclear", picture=picture)
+
+
+def _unclear(_: pa.RecordBatch) -> Any:
+    try:
+        raise ValueError("nothing to be seen")
+    except ValueError as error:
+        told = Unclear(picture="a.png")
+        told.add_note("look at it")
+        raise told from error
+
+
+def test_an_error_with_words_of_its_own_comes_from_a_worker_with_its_cause_and_notes(training: Dataset) -> None:
+    batches = training.to_torch(columns=["id"], batch_size=50, form=_unclear)
+    with pytest.raises(Unclear) as caught:
+        list(DataLoader(batches, batch_size=None, num_workers=1))
+    assert _known(caught.value) == ("expected a picture, came a.png", "unclear", "", {"picture": "a.png"})
+    whole = "".join(traceback.format_exception(caught.value))
+    assert "nothing to be seen" in whole
+    assert whole.count("look at it") == 1
+
+
+class _Open(BadInput):
+    def __init__(self) -> None:
+        super().__init__("expected what can be sent")
+        self.look = lambda: None
+
+
+def _open(_: pa.RecordBatch) -> Any:
+    raise _Open
+
+
+def test_an_error_that_cannot_be_sent_whole_ends_the_loop_all_the_same(training: Dataset) -> None:
+    batches = training.to_torch(columns=["id"], batch_size=50, form=_open)
+    with pytest.raises(RuntimeError, match="expected what can be sent"):  # PyTorch's: the class takes no text
+        list(DataLoader(batches, batch_size=None, num_workers=1, timeout=60))
+
+
+def test_a_state_of_another_reader_is_refused_by_its_sentence_in_a_worker_too(training: Dataset) -> None:
+    batches = training.to_torch(columns=["id"], batch_size=50)
+    batches.load_state_dict(batches.state_dict())
+    with pytest.raises(BadInput) as caught:
+        list(DataLoader(batches, batch_size=None, num_workers=2))
+    assert re.fullmatch("the state that was loaded is of reader 0 of 1, .*", str(caught.value))
+
+
 def _known(error: hanse.HanseError) -> tuple[str, str, str, dict[str, Any]]:
     return str(error), error.code, error.rule, error.facts
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copyreg
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,43 @@ from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import tensors
 
 _WORKERS_MAX = 4096  # of one DataLoader
+
+
+@contextmanager
+def _told_whole() -> Iterator[None]:
+    """In a worker: an error of ours reaches the loop with all that it knows.
+
+    PyTorch sends the class of an error and a text with where it happened, and makes it anew of these. So the class that
+    it sends knows the rest; the text, which has causes and notes, becomes a note.
+    """
+    try:
+        yield
+    except HanseError as error:
+        if get_worker_info() is not None:
+            known = {name: value for name, value in vars(error).items() if name != "__notes__"}
+            with suppress(Exception):  # of what cannot be pickled: the loop would wait for it without end
+                pickle.dumps((error.args, known))
+                error.__class__ = _knowing(type(error), error.args, known)
+        raise
+
+
+class _Knowing(type):
+    """The class of one error, which is pickled by what it knows."""
+
+    known: tuple[type[HanseError], tuple[Any, ...], dict[str, Any]]
+
+
+def _knowing(kind: type[HanseError], args: tuple[Any, ...], known: dict[str, Any]) -> Any:
+    def begin(self: Any, text: str) -> None:  # not as its kind does, which may want other words
+        self.args = args
+        vars(self).update(known)
+        self.add_note(text)
+
+    own = {"__init__": begin, "__module__": kind.__module__, "known": (kind, args, known)}
+    return _Knowing(kind.__name__, (kind,), own)
+
+
+copyreg.pickle(_Knowing, lambda own: (_knowing, own.known))
 
 
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
@@ -53,6 +91,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         # loader with what a merged state left of the first.
         self._ended = torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_()
 
+    @_told_whole()
     def __iter__(self) -> Iterator[Any]:
         worker = self._place()
         if self._loader.over():
@@ -66,10 +105,10 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         return self._batches(worker)
 
     def _batches(self, worker: int) -> Iterator[Any]:
-        if get_worker_info() is None:
-            yield from map(self._form, self._loader)
-        else:
-            with _told_whole():
+        with _told_whole():
+            if get_worker_info() is None:
+                yield from map(self._form, self._loader)
+            else:
                 yield from map(self._shipped, self._loader.in_slices())
         self._ended[worker] = True
 
@@ -89,6 +128,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._place()
         return self._loader.state_dict()
 
+    @_told_whole()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
         worker = self._place()
@@ -162,37 +202,5 @@ def _group() -> tuple[int, int] | None:
 def _environment() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
-
-@contextmanager
-def _told_whole() -> Iterator[None]:
-    """In a worker: an error of ours reaches the loop with all that it knows.
-
-    PyTorch sends the class of an error and a text with where it happened, and makes it anew of these. So the class that
-    it sends knows the rest; the text becomes a note.
-    """
-    try:
-        yield
-    except HanseError as error:
-        told = _knowing(type(error), str(error), {"code": error.code, "rule": error.rule, **error.facts})
-        raise told("").with_traceback(error.__traceback__) from None
-
-
-class _Knowing(type):
-    """The class of one error, which is pickled by what it knows."""
-
-    known: tuple[type[HanseError], str, dict[str, Any]]
-
-
-def _knowing(kind: type[HanseError], message: str, said: dict[str, Any]) -> Any:
-    def begin(self: Any, text: str) -> None:
-        kind.__init__(self, message, **said)
-        if text:
-            self.add_note(text)
-
-    own = {"__init__": begin, "__module__": kind.__module__, "known": (kind, message, said)}
-    return _Knowing(kind.__name__, (kind,), own)
-
-
-copyreg.pickle(_Knowing, lambda own: (_knowing, own.known))
 
 __all__ = ["Batches", "dataset"]
