@@ -119,6 +119,16 @@ def test_a_shape_of_what_is_no_list_of_numbers_is_refused(values: list[Any]) -> 
         tensors(pa.record_batch({"v": pa.array(values)}), shapes={"v": (1,)})
 
 
+LISTS = [pa.list_, pa.large_list, pa.list_view, pa.large_list_view, lambda of: pa.list_(of, 2)]
+
+
+@pytest.mark.parametrize("listed", LISTS)
+@pytest.mark.parametrize("drawn", [[[1, 0], [0, 1], [1, 1]], [[True, False], [False, True], [True, True]]])
+def test_a_shape_takes_lists_of_every_kind_of_numbers_and_of_truth(listed: Any, drawn: list[list[int]]) -> None:
+    batch = pa.record_batch({"v": pa.array(drawn, listed(pa.array(drawn).type.value_type))})
+    assert tensors(batch.slice(1), shapes={"v": (1, 2)})["v"].tolist() == [[drawn[1]], [drawn[2]]]
+
+
 NUMBERS = [pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64(),
            pa.float16(), pa.float32(), pa.float64()]  # fmt: skip
 

@@ -5,7 +5,7 @@
 | integers, floats | a tensor over the batch's own memory; with nulls: floats get NaN, integers are refused |
 | booleans | a tensor, unpacked |
 | fixed-size lists and fixed-shape tensors of numbers | a tensor of rows x shape, over the batch's own memory |
-| lists of numbers that a shape is given for (`shapes={"vector": (6,)}`) | the same; another length is refused |
+| lists of numbers or booleans, given `shapes={"vector": (6,)}` | the same; another length is refused |
 | dates, times, timestamps, durations | a tensor of their whole numbers |
 | anything else (text, bytes, nested lists, decimals) | a list of Python values |
 
@@ -68,8 +68,8 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     import pyarrow.compute as pc
 
     kind = column.type
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not listed or not is_number(kind.value_type):
+    listed = any(is_one(kind) for is_one in _LISTS)
+    if not listed or not (is_number(kind.value_type) or pa.types.is_boolean(kind.value_type)):
         raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, came {kind}")
     size = math.prod(shape)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
@@ -119,6 +119,13 @@ def is_number(kind: pa.DataType) -> bool:
     return kind.id in _NUMBERS
 
 
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 _NUMBERS = {  # asked for each column of each batch
     kind.id: np.dtype(f"{letter}{kind.bit_width // 8}")
     for letter, kinds in (
