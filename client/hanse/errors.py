@@ -32,8 +32,9 @@ _COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u206
 
 
 def harmless(text: str) -> str:
-    """What others wrote, for a terminal or a log: signs that command it are shown as their numbers."""
-    return _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+    """What others wrote, for a terminal or a log: signs that command it are shown as their numbers. Lines may end as
+    browsers send them."""
+    return _COMMANDING.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text.replace("\r\n", "\n"))
 
 
 class HanseError(Exception):

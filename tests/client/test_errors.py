@@ -16,8 +16,8 @@ def test_a_problem_object_may_have_any_member(member: str) -> None:
 
 
 def test_an_error_that_nobody_catches_does_not_command_the_terminal() -> None:
-    written = "closed \x1b]0;owned\x07\x1b[2J\x9b2J\u202e \ud800 ö\n\tend"
-    told = "closed \\u001b]0;owned\\u0007\\u001b[2J\\u009b2J\\u202e \\ud800 ö\n\tend"
+    written = "closed\r\nfor \x1b]0;owned\x07\x1b[2J\x9b2J\u202e \ud800 ö\n\tend"
+    told = "closed\nfor \\u001b]0;owned\\u0007\\u001b[2J\\u009b2J\\u202e \\ud800 ö\n\tend"
     error = of_end({"status": "revoked", "reason": written})
     assert isinstance(error, AccessRevoked)
     assert str(error) == told

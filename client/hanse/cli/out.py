@@ -62,8 +62,7 @@ class _Console(Console):
     """One whose terminal obeys nobody else."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        lines = text.replace("\r\n", "\n")  # as browsers send them
-        return super().render_str(harmless(lines), **how)
+        return super().render_str(harmless(text), **how)
 
 
 def console(*, err: bool = False) -> Console:
