@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import traceback
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -326,6 +327,18 @@ def test_workers_of_a_group_have_its_ranks_where_the_environment_counts_nodes(
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
         parts.append(ids(DataLoader(made, batch_size=None, num_workers=1, multiprocessing_context=method)))
     assert sorted(itertools.chain(*parts)) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ranks_that_are_sent_a_dataset_have_an_epoch_each(training: Dataset, workers: int) -> None:
+    """One that is ahead changes nothing for the others; memory that is shared would."""
+    made = training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6)
+    sent = [ForkingPickler.loads(ForkingPickler.dumps(made)) for _ in range(2)]
+    sent[0].set_epoch(1)
+    assert [ids(DataLoader(one, batch_size=None, num_workers=workers)) for one in sent] == [
+        sequence(6, epoch=1),
+        sequence(6),
+    ]
 
 
 def test_a_group_of_one_has_all_rows(training: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -66,6 +66,17 @@ def _knowing(kind: type[HanseError], args: tuple[Any, ...], known: dict[str, Any
 copyreg.pickle(_Knowing, lambda own: (_knowing, own.known))
 
 
+class _Shared(NamedTuple):
+    """What a process shares with its workers."""
+
+    # So that `set_epoch` reaches those that live on between epochs; and whether it was called, which a state that is
+    # loaded later does not undo.
+    epoch: torch.Tensor
+    # By worker: whether it has read its part of an epoch to the end. One that is new for the next epoch has a loader
+    # with what a merged state left of the first.
+    ended: torch.Tensor
+
+
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
     """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch."""
 
@@ -84,12 +95,12 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._form, self._way = form, way
         self._given = ranks is not None
         self._ranks = ranks or _group()
-        # Shared with the workers, so that `set_epoch` reaches those that live on between epochs; and whether it was
-        # called, which a state that is loaded later does not undo.
-        self._epoch = torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_()
-        # By worker: whether it has read its part of an epoch to the end. One that is new for the next epoch has a
-        # loader with what a merged state left of the first.
-        self._ended = torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_()
+        self._own = _Shared(
+            torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_(),
+            torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_(),
+        )
+        self._sent: tuple[_Shared, tuple[int, int]] = self._own, (0, 1)
+        self._sent_to = 0
 
     @_told_whole()
     def __iter__(self) -> Iterator[Any]:
@@ -97,11 +108,11 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         if self._loader.over():
             # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
             self._loader.forget()
-            self._ended[worker] = True
+            self._shared.ended[worker] = True
             return iter(())
         if not self._loader.pending:
-            self._loader.set_epoch(int(self._epoch[0]))
-            self._loader.begin(whole=bool(self._ended[worker]))
+            self._loader.set_epoch(int(self._shared.epoch[0]))
+            self._loader.begin(whole=bool(self._shared.ended[worker]))
         return self._batches(worker)
 
     def _batches(self, worker: int) -> Iterator[Any]:
@@ -110,7 +121,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
                 yield from map(self._form, self._loader)
             else:
                 yield from map(self._shipped, self._loader.in_slices())
-        self._ended[worker] = True
+        self._shared.ended[worker] = True
 
     def _shipped(self, slices: Sequence[Slice]) -> Any:
         if self._way is not None and (rows := self._way.rows(slices)) is not None:
@@ -120,7 +131,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
-        self._epoch[:] = torch.tensor([epoch, 1])
+        self._shared.epoch[:] = torch.tensor([epoch, 1])
         self._loader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,14 +144,28 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
         worker = self._place()
         self._loader.load_state_dict(state)
-        self._ended[slice(None) if get_worker_info() is None else worker] = False
-        if not self._epoch[1]:
-            self._epoch[0] = self._loader.epoch
+        self._shared.ended[slice(None) if get_worker_info() is None else worker] = False
+        if not self._shared.epoch[1]:
+            self._shared.epoch[0] = self._loader.epoch
 
     def __getstate__(self) -> dict[str, Any]:
-        """To a worker that is spawned, which does not know of which rank it is."""
-        self._rank()
-        return self.__dict__
+        """With what a worker that is spawned does not know by itself: of which rank it is."""
+        return self.__dict__ | {"_own": None, "_sent": (self._shared, self._rank())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Whether this process is a worker, or a rank with workers of its own, shows later."""
+        self.__dict__.update(state)
+        self._own = _Shared(*(one.clone().share_memory_() for one in self._sent[0]))
+        self._sent_to = os.getpid()
+
+    @property
+    def _spawned(self) -> bool:
+        """Whether this process is a worker that we were sent to."""
+        return get_worker_info() is not None and self._sent_to == os.getpid()
+
+    @property
+    def _shared(self) -> _Shared:
+        return self._sent[0] if self._spawned else self._own
 
     def _place(self) -> int:
         """Who we are is known only where we run: in a worker of a rank. Gives which worker."""
@@ -152,11 +177,13 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         return worker
 
     def _rank(self) -> tuple[int, int]:
-        """Which rank of how many. Whoever is in no process group keeps what was known where we were made or sent from:
-        a worker that is spawned is in none, and its environment may count nodes."""
+        """Which rank of how many: as the process group says or the last one said, else the environment.
+
+        A worker that is spawned is in no group, and its environment may be another, or count nodes.
+        """
         if not self._given:
             self._ranks = _group() or self._ranks
-        return self._ranks or _environment()
+        return self._ranks or (self._sent[1] if self._spawned else _environment())
 
 
 def dataset(
