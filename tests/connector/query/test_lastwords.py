@@ -24,14 +24,15 @@ from tests.support.workers import running_as
 
 _in_loop = pytest.mark.asyncio(loop_scope="module")
 
-_BEGIN = "import os, sys, threading, time\nfrom connector.query import session, tasks, worker\n"
+_BEGIN = "import os, sys, threading\nfrom connector.query import session, tasks, worker\n"
 _VALUE = "Smith, 4711"
 _TELLING = f"""{_BEGIN}
 def running(one, job):
     os.write(2, b"terminate called: {_VALUE}")
     print("{_VALUE}", file=sys.stderr)
-    threading.Thread(target=fails).start()
-    time.sleep(0.2)
+    other = threading.Thread(target=fails)
+    other.start()
+    other.join()
     os.abort()
 
 def fails():
@@ -83,7 +84,13 @@ async def test_of_a_worker_that_does_not_start_in_time_the_log_says_where_it_sta
     tmp_path: Path, numbers: Relation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "_START_SECONDS", 5.0)
-    program = f"{_BEGIN}def stands_still(): time.sleep(600)\nworker.serve = stands_still\nworker.main()"
+    program = """
+import time
+from connector.query import worker
+def stands_still(): time.sleep(600)
+worker.serve = stands_still
+worker.main()
+"""
     with running_as(program), capture_logs() as logs:
         async with Pool(tmp_path, size=1, warm=0) as pool:
             with pytest.raises(Busy):
