@@ -1,4 +1,4 @@
-"""What rests on a loop's own transports, and on what they do when they end, is tested on the product's loop."""
+"""These tests run on the event loop of the product: much of what is tested rests on the loop's own transports."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-# asyncio's `writelines` has no back-pressure in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 (CVE-2024-12254), and fails
-# there where the client has just left.
-_OURS = ("test_gather", "test_random_streams")
+_LOOKING = ("test_gather_leaving", "test_prepared", "test_flight_slots")  # into what uvloop has in C: clock and timers
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"loop": uvloop.new_event_loop if item.path.stem in _OURS else asyncio.SelectorEventLoop}
+    # asyncio's own writes without back-pressure in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 (CVE-2024-12254).
+    return {"loop": asyncio.SelectorEventLoop if item.path.stem in _LOOKING else uvloop.new_event_loop}

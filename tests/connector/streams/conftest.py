@@ -1,4 +1,4 @@
-"""These tests run on both event loops: on the one of the product, and on the one of a machine that has it not."""
+"""These tests run on the event loop of the product: what is tested rests on the loop's own transports."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ import uvloop
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
