@@ -25,9 +25,8 @@ HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
 DESCRIPTORS_MAX = 65_536
 OUR_DESCRIPTORS = 256  # for files, workers and the database
-SILENCE_SECONDS = (
-    180.0  # in the middle of a body, or of an answer; who reads or sends it has said what is wrong by then
-)
+# In the middle of a body, or of an answer: who reads or sends it has said what is wrong by then.
+SILENCE_SECONDS = 180.0
 
 
 def raise_descriptors() -> None:
