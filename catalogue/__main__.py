@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from catalogue.settings import Settings
 from connector.errors import HanseError
+from connector.settings import unfit
 
 commands = typer.Typer(help="The data space's operator: members, search, pages.", no_args_is_help=True)
 member = typer.Typer(help="Admit, list, suspend and remove members.", no_args_is_help=True)
@@ -91,9 +92,8 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        for problem in error.errors():
-            name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
-            typer.echo(f"{name}: {problem['msg']}", err=True)
+        for sentence in unfit(error):
+            typer.echo(sentence, err=True)
         raise typer.Exit(2) from None
 
 

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from connector.errors import HanseError
-from connector.settings import Settings, misspelt
+from connector.settings import Settings, misspelt, unfit
 
 commands = typer.Typer(help="Run a participant's connector.", no_args_is_help=True)
 
@@ -21,9 +21,8 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        for problem in error.errors():
-            name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
-            typer.echo(f"{name}: {problem['msg']}", err=True)
+        for sentence in unfit(error):
+            typer.echo(sentence, err=True)
         raise typer.Exit(2) from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -27,6 +27,13 @@ def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in sorted(environment):
         if name.startswith("HANSE_") and name not in known:
             yield from ((name, near) for near in difflib.get_close_matches(name, known, n=1, cutoff=0.9))
+
+
+def unfit(error: ValidationError) -> Iterator[str]:
+    """A sentence for each setting, of a connector or a catalogue, that does not fit."""
+    for problem in error.errors():
+        name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
+        yield f"{name}: {problem['msg']}"
 
 
 class Settings(BaseSettings):

@@ -36,7 +36,7 @@ _STOPPED = {
 }
 _REASONS = {
     EXPIRED: "the ticket or the agreement has ended; renew the ticket and go on from here",
-    QUOTA: "the agreement's rows or bytes are used up; ask its owner for another agreement",
+    QUOTA: counting.USED_UP,
 }
 
 

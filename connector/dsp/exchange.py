@@ -112,10 +112,10 @@ class Exchange(ABC, Generic[Row]):
                 return await self._store.write(work)
         except HanseError as error:
             if error.status < 500:
-                await self.record_refusal(error, caller=caller, message=message, pid=pid)
+                await self._record_refusal(error, caller=caller, message=message, pid=pid)
             raise
 
-    async def record_refusal(self, error: HanseError, *, caller: str, message: Message, pid: str = "") -> None:
+    async def _record_refusal(self, error: HanseError, *, caller: str, message: Message, pid: str = "") -> None:
         """Keep in the log that a counterparty's message was refused, and why; not all of a flood of them."""
         refused = RequestRefused(
             actor=caller,

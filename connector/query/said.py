@@ -16,13 +16,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_NANOSECONDS_MAX = 2**63 - 1
+_LAST = 2**63 - 1
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # to make one takes as long as a value of ten numbers
 
 
 def is_plain(kind: pa.DataType) -> bool:
     """Whether CSV has such values as they are: numbers and truth. Everything else is text there."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def in_seconds(kind: pa.DataType) -> bool:
+    """Whether these are moments in seconds, which Parquet has not."""
+    return bool(pa.types.is_timestamp(kind) and kind.unit == "s")
+
+
+def milliseconds(values: pa.Array) -> pa.Array:
+    """Moments in seconds in milliseconds: Arrow does not make them of infinity, which is the last number there is."""
+    numbers = values.cast(pa.int64())
+    ends = pc.is_in(numbers, pa.array([_LAST, -_LAST]))
+    told = pc.if_else(ends, numbers, pc.multiply_checked(pc.if_else(ends, 0, numbers), 1000))
+    return told.cast(pa.timestamp("ms", values.type.tz))
 
 
 def texts(values: pa.Array) -> pa.Array:
@@ -72,7 +85,7 @@ def _moments(values: pa.Array) -> pa.Array:
     far = pc.fill_null(pc.starts_with(found, "<"), False)  # "<value out of range: ...>"
     numbers = values.cast(_numbered(kind))
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        far = pc.is_in(numbers, pa.array([_NANOSECONDS_MAX, -_NANOSECONDS_MAX]))
+        far = pc.is_in(numbers, pa.array([_LAST, -_LAST]))
     found = pc.binary_join_element_wise(found, "Z", "") if zoned else found
     if not pc.any(far).as_py():
         return found

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from connector.query.job import Job
 
 _LINES = 1024  # of JSON that are made at once
-_LAST = 2**63 - 1
 _FORMULA = "^[=+\\-@\t\r\n]"  # what a spreadsheet takes for the start of a formula
 
 
@@ -67,7 +66,7 @@ class _Parquet:
     """One row group a batch. Parquet has no seconds: they become milliseconds."""
 
     def __init__(self, sink: ListSink, schema: pa.Schema) -> None:
-        kinds = [pa.timestamp("ms", kind.tz) if _in_seconds(kind) else kind for kind in schema.types]
+        kinds = [pa.timestamp("ms", kind.tz) if said.in_seconds(kind) else kind for kind in schema.types]
         self._schema = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)])
         try:
             self._writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), self._schema, compression="zstd")
@@ -75,23 +74,11 @@ class _Parquet:
             raise Coded("format_unfit") from None
 
     def write_batch(self, batch: pa.RecordBatch, custom_metadata: Mapping[str, str] | None = None) -> None:
-        columns = [_milliseconds(one) if _in_seconds(one.type) else one for one in batch.columns]
+        columns = [said.milliseconds(one) if said.in_seconds(one.type) else one for one in batch.columns]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _in_seconds(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) and kind.unit == "s")
-
-
-def _milliseconds(values: pa.Array) -> pa.Array:
-    """Arrow does not make them of the engine's infinity, which is the last number there is."""
-    numbers = values.cast(pa.int64())
-    ends = pc.is_in(numbers, pa.array([_LAST, -_LAST]))
-    told = pc.if_else(ends, numbers, pc.multiply_checked(pc.if_else(ends, 0, numbers), 1000))
-    return told.cast(pa.timestamp("ms", values.type.tz))
 
 
 class _Csv:

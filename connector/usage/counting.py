@@ -15,6 +15,7 @@ _CHUNK_ROWS = 1_000_000
 _CHUNK_BYTES = 256 * 2**20
 _SHARE = 8  # of what is left: no reader takes more of it at once
 DAY = 86_400
+USED_UP = "the agreement's rows or bytes are used up; ask its owner for another agreement"
 _PLACE_SECONDS = 60.0  # how long a read of a process that is gone is in the way of others
 
 
@@ -117,7 +118,7 @@ def uses_spent(contract: DataContract, uses: int) -> Limited:
 
 
 def _quota_spent(contract: DataContract, *, draws: bool = False) -> Limited:
-    told = "the agreement's rows or bytes are used up; ask its owner for another agreement"
+    told = USED_UP
     if draws:
         told = (
             "a question that combines rows (aggregates, windows, WITH, UNION, OFFSET in a subquery, a dataset twice), "
