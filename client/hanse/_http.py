@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from hanse._tls import trusted
+from hanse._sockets import trusted
 from hanse.errors import BadInput, Broken, Unreachable, of_problem
 from hanse.flow import Call
 

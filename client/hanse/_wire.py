@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from hanse._tls import TlsSocket
+from hanse._sockets import Plain, Tls
 from hanse.errors import Broken, HanseError, Unreachable, of_problem
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -68,12 +68,15 @@ class Wire:
         return self._until(b"\r\n\r\n", _HEADERS_MAX)
 
     def into(self, view: memoryview) -> int:
-        """At least one byte into `view`, from the scratch buffer or straight from the socket; 0 at the end."""
+        """At least one byte into `view`, from the scratch buffer or straight from the socket; 0 at the end.
+
+        All of `view` must be on its way: a part of it may be waited for.
+        """
         if held := min(self._stop - self._start, len(view)):
             view[:held] = self._view[self._start : self._start + held]
             self._start += held
             return held
-        got: int = self._told(lambda: self._socket.recv_into(view))
+        got: int = self._told(lambda: self._socket.receive(view, len(view)))
         return got
 
     def close(self) -> None:
@@ -86,7 +89,7 @@ class Wire:
                 raise Broken(f"{self.where} sent a head of more than {most} bytes: that is not our protocol")
             searched = max(self._start, self._stop - len(mark) + 1)
             searched -= self._make_room()
-            if not (got := self._told(lambda: self._socket.recv_into(self._view[self._stop :]))):
+            if not (got := self._told(lambda: self._socket.receive(self._view[self._stop :]))):
                 raise Unreachable(f"{self.where} closed the connection in the middle of its answer")
             self._stop += got
         data = bytes(self._view[self._start : at])
@@ -125,13 +128,12 @@ def _address(url: str) -> tuple[str, str, int]:
     raise Broken(f"expected an address http(s)://host/..., came {url[:200]!r}")
 
 
-def _connect(scheme: str, host: str, port: int, seconds: float) -> socket.socket | TlsSocket:
-    plain = socket.create_connection((host, port), timeout=seconds)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _connect(scheme: str, host: str, port: int, seconds: float) -> Plain | Tls:
+    plain = Plain(socket.create_connection((host, port), timeout=seconds), seconds)
     if scheme == "http":
         return plain
     try:
-        return TlsSocket(plain, host)
+        return Tls(plain, host)
     except BaseException:
         plain.close()
         raise

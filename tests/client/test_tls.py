@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import shutil
 import socket
 import ssl
 import threading
@@ -18,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hanse import _tls, _wire, errors
+from hanse import _sockets, _wire, errors
 from hanse._http import Api
 from hanse._wire import Request
 from hanse.stream import Stream
@@ -105,17 +106,27 @@ def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkey
     file = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     loaded: list[ssl.SSLContext] = []
-    load = httpx2.create_ssl_context
-    monkeypatch.setattr(httpx2, "create_ssl_context", lambda: loaded.append(load()) or loaded[-1])
+    load = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda **given: loaded.append(load(**given)) or loaded[-1])
     for _ in range(2):
         with owner(file, whole) as url:
             Stream(_wire.ask(Request("GET", url, idle_seconds=60))).to_arrow()
         Api("https://127.0.0.1:1", "token").close()
     assert len(loaded) == 1
-    monkeypatch.setattr(_tls, "_ANEW_SECONDS", 1e-9)  # an hour later
-    assert _tls.trusted() is loaded[1]
-    monkeypatch.setenv("SSL_CERT_FILE", "")
-    assert _tls.trusted() is loaded[2]
+    monkeypatch.setattr(_sockets, "_ANEW_SECONDS", 1e-9)  # an hour later
+    assert _sockets.trusted() is loaded[1]
+    monkeypatch.setenv("SSL_CERT_FILE", str(shutil.copy(file, tmp_path / "another.pem")))
+    assert _sockets.trusted() is loaded[2]
+
+
+def test_what_is_believed_is_what_the_http_library_believes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = certificate(tmp_path)
+    for name, folder in ((str(file), ""), ("", str(tmp_path)), (str(file), str(tmp_path)), ("", "")):
+        monkeypatch.setenv("SSL_CERT_FILE", name)
+        monkeypatch.setenv("SSL_CERT_DIR", folder)
+        ours, theirs = _sockets.trusted(), httpx2.create_ssl_context()
+        assert ours.get_ca_certs() == theirs.get_ca_certs()
+        assert (ours.verify_mode, ours.check_hostname) == (theirs.verify_mode, theirs.check_hostname)
 
 
 def test_a_cut_connection_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,135 @@
+"""Sockets for bulk reading, in large helpings: plain, and over TLS, decrypted straight into Arrow's memory.
+
+A reader that is woken for every few packets takes twice the processor time, and so does whoever sends to it on the same
+machine. `ssl.SSLSocket` asks the kernel for every record of 16 kB; that alone costs a fifth of the speed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import sys
+import time
+from functools import lru_cache
+
+import httpx2
+
+_ANEW_SECONDS = 3600
+_BLOCK = 256 * 1024  # of ciphertext: it stays in the processor's cache until it is decrypted
+_RECORD = 17 * 1024  # so much of what came may lie in OpenSSL, as a part of a record
+_HELPING = 2**20
+_GATHER_SECONDS = 1.0
+
+
+def trusted() -> ssl.SSLContext:
+    """Whose certificates are believed: those of the system's store, or of what SSL_CERT_FILE or SSL_CERT_DIR name.
+
+    The same for the management API and for streams, and loaded once an hour: it takes 20 ms, more than a small read,
+    and a job that runs for weeks has to hear of new ones.
+    """
+    return _loaded(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), time.monotonic() // _ANEW_SECONDS)
+
+
+@lru_cache(maxsize=4)
+def _loaded(file: str | None, folder: str | None, _hour: float) -> ssl.SSLContext:
+    if file or folder:  # as httpx2 does, without loading what carries its requests: 20 ms again
+        return ssl.create_default_context(cafile=file or None, capath=None if file else folder)
+    return httpx2.create_ssl_context()
+
+
+class Plain:
+    """A connected socket. Sleeps until there is much to take, where it knows that it comes."""
+
+    def __init__(self, connected: socket.socket, seconds: float) -> None:
+        """`seconds`: the longest silence that is borne."""
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket, self._seconds = connected, seconds
+        self._wakes_at = 1
+
+    def sendall(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def receive(self, view: memoryview, coming: int = 1) -> int:
+        """At least one byte into `view`, 0 at the end. TimeoutError after too long a silence.
+
+        `coming`: so many bytes are certainly on their way, and are waited for, for a second at most.
+        """
+        wanted = min(coming, len(view), _HELPING)
+        if wanted == 1 or sys.platform != "linux":  # others may wait for more than they have room for
+            return self._received(view, 1, self._seconds)
+        gather = min(_GATHER_SECONDS, self._seconds / 2)
+        try:
+            return self._received(view, wanted, gather)
+        except TimeoutError:
+            return self._received(view, 1, self._seconds - gather)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _received(self, view: memoryview, least: int, seconds: float) -> int:
+        if least != self._wakes_at:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+            self._wakes_at = least
+        self._socket.settimeout(seconds)
+        return self._socket.recv_into(view)
+
+
+class Tls:
+    """The same over TLS. Certificates are checked, always."""
+
+    def __init__(self, plain: Plain, host: str) -> None:
+        self._plain = plain
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = trusted().wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._block = memoryview(bytearray(_BLOCK))
+        self._handshake()
+
+    def sendall(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._tls.write(view) :]
+            self._flush()
+
+    def receive(self, view: memoryview, coming: int = 1) -> int:
+        """At least `coming` bytes, as many as are there; fewer after the other side said that it is done."""
+        read, size, done = self._tls.read, len(view), 0
+        while True:
+            try:
+                while done < size and (got := read(size - done, view[done:])):
+                    done += int(got)
+            except ssl.SSLWantReadError:
+                if done < coming:
+                    self._fill(coming - done - _RECORD)
+                    continue
+            except ssl.SSLZeroReturnError:
+                pass
+            return done
+
+    def close(self) -> None:
+        self._plain.close()
+
+    def _handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill(1)
+            except ssl.SSLError:
+                self._flush()  # tell the other side why
+                raise
+            else:
+                self._flush()
+                return
+
+    def _fill(self, coming: int) -> None:
+        got = self._plain.receive(self._block, max(coming, 1))
+        if got:
+            self._incoming.write(self._block[:got])
+        else:
+            self._incoming.write_eof()  # read() then tells a proper end from a cut one
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._plain.sendall(self._outgoing.read())

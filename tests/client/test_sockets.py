@@ -1,0 +1,162 @@
+"""The reader's sockets: much at a time where it is known to come, never more patience than was given."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hanse._sockets import Plain, Tls
+
+from tests.client.test_tls import certificate
+
+MUCH = 4 * 2**20
+PIECE = 16 * 1024
+DATA = bytes(range(256)) * (MUCH // 256)
+
+Peer = Callable[[Any], None]
+Connect = Callable[..., Any]
+
+
+@pytest.fixture(params=["plain", "tls"])
+def connect(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """A reader's socket on which a peer in a thread sends what a test says."""
+    context = None
+    if request.param == "tls":
+        file = certificate(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+
+    @contextmanager
+    def connected(peer: Peer, *, seconds: float) -> Iterator[Any]:
+        def serve() -> None:
+            with suppress(OSError):
+                accepted, _ = listener.accept()
+                with context.wrap_socket(accepted, server_side=True) if context else accepted as one:
+                    peer(one)
+                    if isinstance(one, ssl.SSLSocket):
+                        one.unwrap()
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            plain = Plain(socket.create_connection(listener.getsockname()), seconds)
+            try:
+                yield Tls(plain, "127.0.0.1") if context else plain
+            finally:
+                plain.close()
+                thread.join(10)
+
+    return connected
+
+
+def taken(reader: Any, size: int) -> tuple[bytes, int]:
+    """`size` bytes that are known to come, fewer at the end, and by how many calls."""
+    data, done, calls = bytearray(size), 0, 0
+    view = memoryview(data)
+    while done < size and (got := reader.receive(view[done:], size - done)):
+        done, calls = done + got, calls + 1
+    return bytes(data[:done]), calls
+
+
+def in_pieces(peer: Any) -> None:
+    """Much, in pieces that are seen one by one."""
+    for at in range(0, MUCH, PIECE):
+        peer.sendall(DATA[at : at + PIECE])
+        time.sleep(0.0005)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there does anybody wait")
+def test_a_reader_sleeps_until_there_is_much(connect: Connect) -> None:
+    with connect(in_pieces, seconds=60) as reader:
+        data, calls = taken(reader, MUCH)
+    assert data == DATA
+    assert calls <= MUCH // 2**20 + 1
+
+
+def test_a_slow_peer_is_read_to_the_end(connect: Connect) -> None:
+    def slowly(peer: Any) -> None:
+        for at in range(0, 10 * PIECE, PIECE):
+            peer.sendall(DATA[at : at + PIECE])
+            time.sleep(0.15)  # more than is gathered for, less than is borne; all of it takes longer than that
+
+    with connect(slowly, seconds=0.8) as reader:
+        data, _ = taken(reader, 10 * PIECE)
+    assert data == DATA[: 10 * PIECE]
+
+
+def test_silence_is_borne_for_as_long_as_was_said(connect: Connect) -> None:
+    until = threading.Event()
+
+    def silent(peer: Any) -> None:
+        peer.sendall(DATA[:PIECE])
+        until.wait(10)
+
+    with connect(silent, seconds=0.4) as reader:
+        assert reader.receive(memoryview(bytearray(PIECE)), PIECE)
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            taken(reader, MUCH)
+        assert time.monotonic() - begun >= 0.4
+        until.set()
+
+
+def test_both_waits_together_are_the_patience() -> None:
+    waits: list[float] = []
+
+    class Silent:
+        def setsockopt(self, *_: int) -> None:
+            """Anything is well."""
+
+        def settimeout(self, seconds: float) -> None:
+            waits.append(seconds)
+
+        def recv_into(self, _: memoryview) -> int:
+            raise TimeoutError
+
+    for seconds in (0.1, 1.0, 60.0):
+        waits.clear()
+        with pytest.raises(TimeoutError):
+            Plain(Silent(), seconds).receive(memoryview(bytearray(MUCH)), MUCH)  # type: ignore[arg-type]  # a stand-in
+        assert sum(waits) == pytest.approx(seconds)
+
+
+def test_an_end_is_seen_while_more_is_waited_for(connect: Connect) -> None:
+    with connect(lambda peer: peer.sendall(DATA[:PIECE]), seconds=60) as reader:
+        data, _ = taken(reader, MUCH)
+        assert data == DATA[:PIECE]
+        assert reader.receive(memoryview(bytearray(PIECE))) == 0
+
+
+def test_a_little_after_much_is_not_waited_for(connect: Connect) -> None:
+    until = threading.Event()
+
+    def much_and_a_little(peer: Any) -> None:
+        peer.sendall(DATA + b"x")
+        until.wait(10)
+
+    with connect(much_and_a_little, seconds=60) as reader:
+        data, _ = taken(reader, MUCH)
+        last = bytearray(PIECE)
+        assert (data, reader.receive(memoryview(last)), last[:1]) == (DATA, 1, b"x")
+        until.set()
+
+
+def test_what_comes_is_given_to_whoever_knows_nothing_of_more(connect: Connect) -> None:
+    until = threading.Event()
+
+    def little(peer: Any) -> None:
+        peer.sendall(b"x")
+        until.wait(10)
+
+    with connect(little, seconds=60) as reader:
+        assert reader.receive(memoryview(bytearray(MUCH))) == 1
+        until.set()
