@@ -4,6 +4,7 @@ difference to this. The product has no such switch; here its parts are put toget
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from connector.dataplane.asked import COMPLETE, End
 from connector.dataplane.gather import Protocol
 from connector.dataplane.http import MEDIA, Exchange
 from connector.datasets.sources import guess
-from connector.query.job import Job
+from connector.query.job import Job, Limits
 from connector.query.pool import Pool
 from tests.support.data import relation
 
@@ -26,7 +27,11 @@ from tests.support.data import relation
 def serve(port: int, paths: Sequence[str]) -> None:
     """GET /<number>: the rows of that file."""
     relations = [relation(guess(path), Path(path), Path(path).parent) for path in paths]
-    jobs = [Job(relations={"t": one}, sql="SELECT * FROM t", scan="t", digest="none", shared=True) for one in relations]
+    limits = Limits(threads=min(4, os.cpu_count() or 1))  # as a read gets them that has the machine to itself
+    jobs = [
+        Job(relations={"t": one}, sql="SELECT * FROM t", scan="t", digest="none", shared=True, limits=limits)
+        for one in relations
+    ]
     with tempfile.TemporaryDirectory() as folder:
         pool = Pool(Path(folder), size=2, warm=1)
 
