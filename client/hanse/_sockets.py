@@ -15,6 +15,8 @@ from functools import lru_cache
 
 import httpx2
 
+from hanse.errors import BadInput
+
 _ANEW_SECONDS = 3600
 _BLOCK = 256 * 1024  # of ciphertext: it stays in the processor's cache until it is decrypted
 _RECORD = 17 * 1024  # so much of what came may lie in OpenSSL, as a part of a record
@@ -33,9 +35,14 @@ def trusted() -> ssl.SSLContext:
 
 @lru_cache(maxsize=4)
 def _loaded(file: str | None, folder: str | None, _hour: float) -> ssl.SSLContext:
-    if file or folder:  # as httpx2 does, without loading what carries its requests: 20 ms again
+    if not (file or folder):
+        return httpx2.create_ssl_context()
+    try:  # as httpx2 does, without loading what carries its requests: 20 ms again
         return ssl.create_default_context(cafile=file or None, capath=None if file else folder)
-    return httpx2.create_ssl_context()
+    except OSError as error:
+        name, given = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", folder)
+        why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise BadInput(f"expected certificates where {name} says, {given}; it cannot be used: {why}") from error
 
 
 class Plain:
@@ -48,6 +55,7 @@ class Plain:
         self._wakes_at = 1
 
     def sendall(self, data: bytes) -> None:
+        self._socket.settimeout(self._seconds)
         self._socket.sendall(data)
 
     def receive(self, view: memoryview, coming: int = 1) -> int:
@@ -114,7 +122,6 @@ class Tls:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                self._flush()
                 self._fill(1)
             except ssl.SSLError:
                 self._flush()  # tell the other side why
@@ -124,6 +131,7 @@ class Tls:
                 return
 
     def _fill(self, coming: int) -> None:
+        self._flush()  # what is asked between records, for new keys, is answered before more is waited for
         got = self._plain.receive(self._block, max(coming, 1))
         if got:
             self._incoming.write(self._block[:got])

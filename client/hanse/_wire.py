@@ -10,6 +10,7 @@ import json
 import mmap
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from hanse._sockets import Plain, Tls
-from hanse.errors import Broken, HanseError, Unreachable, of_problem
+from hanse.errors import BadInput, Broken, HanseError, Unreachable, of_problem
 
 ARROW = "application/vnd.apache.arrow.stream"
 _SCRATCH = 64 * 1024
@@ -43,6 +44,11 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     idle_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        most = threading.TIMEOUT_MAX  # what the system can wait for: 292 years
+        if not 0 < self.idle_seconds <= most:
+            raise BadInput(f"expected idle_seconds above 0 and of at most {most:.0f}, came {self.idle_seconds}")
 
 
 class Wire:

@@ -57,7 +57,7 @@ class Stream:
         self._patience = patience or Patience()
         self._due = due
         self._table: pa.Table | None = None
-        self._started = False
+        self._started = self._closed = False
         self.rows = 0
         self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
         self.place: Mapping[str, Any] | None = None
@@ -75,12 +75,15 @@ class Stream:
         self.read_id = answer.headers.get("hanse-read", "")
         self._rows_before = self.rows
         self._messages = Messages(self._body)
-        self._reader = self._told(lambda: pa.ipc.open_stream(self._messages))
-        if self.schema is None:
-            self.schema = self._reader.schema
-        elif not self._reader.schema.equals(self.schema):
-            self._body.close()
-            raise Broken("expected a stream of the columns and types that were told before, came others")
+        try:
+            self._reader = self._told(lambda: pa.ipc.open_stream(self._messages))
+            if self.schema is None:
+                self.schema = self._reader.schema
+            elif not self._reader.schema.equals(self.schema):
+                raise Broken("expected a stream of the columns and types that were told before, came others")
+        except BaseException:
+            self._body.close()  # nobody has a stream to close: whoever keeps the error would keep the owner reading
+            raise
         self._validator = Validator(self._reader.schema)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
@@ -106,10 +109,13 @@ class Stream:
             try:
                 batch = self._next()
             except HanseError as error:
-                self._go_on(error)
+                if not self._closed:
+                    self._go_on(error)
             else:
                 self._patience.rest()
                 return batch
+            if self._closed:
+                raise BadInput("this stream was closed while it was read; open another one to go on")
 
     def _go_on(self, error: HanseError) -> None:
         """Connect anew and read on after the last batch, or raise what does not pass by waiting."""
@@ -227,6 +233,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop. The owner records that the stream was broken off, unless it was at its end."""
+        self._closed = True
         self._body.close()
 
     def __enter__(self) -> Stream:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import select
+import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -134,6 +137,28 @@ def test_an_end_is_seen_while_more_is_waited_for(connect: Connect) -> None:
         data, _ = taken(reader, MUCH)
         assert data == DATA[:PIECE]
         assert reader.receive(memoryview(bytearray(PIECE))) == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="Python's own TLS cannot ask for new keys")
+def test_whoever_wants_new_keys_again_and_again_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that are kept would be memory without bound."""
+    file = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-cert", str(file), "-key", str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        port = next(int(line.rsplit(b":", 1)[1]) for line in owner.stdout if line.startswith(b"ACCEPT "))
+        connected = socket.create_connection(("127.0.0.1", port))
+        reader = Tls(Plain(connected, 10), "127.0.0.1")
+        for words in [b"x\n", *[b"K\n", b"x\n"] * 20]:
+            owner.stdin.write(words)  # K: that both sides take new keys
+            assert select.select([connected], [], [], 10)[0]
+            if words == b"x\n":
+                assert reader.receive(memoryview(bytearray(2)), 2) == 2
+        reader.close()
+        owner.kill()
+    assert reader._outgoing.pending < 100
 
 
 def test_a_little_after_much_is_not_waited_for(connect: Connect) -> None:

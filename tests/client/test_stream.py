@@ -181,6 +181,13 @@ def test_a_silent_owner_is_given_up_on() -> None:
         _wire.ask(Request("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/", idle_seconds=0.1))
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), 1e12])
+def test_patience_that_nothing_can_have_is_refused_before_anything_is_asked(seconds: float) -> None:
+    with connector() as served, pytest.raises(errors.BadInput, match="expected idle_seconds above 0"):
+        _wire.ask(Request("GET", served.url, idle_seconds=seconds))
+    assert not served.asked
+
+
 def test_nobody_there_is_said_plainly() -> None:
     import socket
 
@@ -239,6 +246,29 @@ def test_what_goes_on_with_other_columns_is_no_part_of_a_stream() -> None:
         with pytest.raises(Exception, match="columns and types"):
             pa.RecordBatchReader.from_stream(stream).read_all()
     assert isinstance(stream.error, errors.Broken)
+
+
+@pytest.mark.parametrize("sent", [ipc([], None)[0][:-40], b"none of Arrow's"], ids=["cut", "other"])
+def test_what_begins_as_no_stream_is_hung_up_on_though_its_error_is_kept(sent: bytes) -> None:
+    with connector({("GET", "/"): chunked([sent])}) as served:
+        answer = _wire.ask(Request("GET", served.url))
+        with pytest.raises(errors.HanseError):
+            Stream(answer)
+        assert answer.body.closed
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["that would go on", "that would not"])
+def test_a_stream_that_is_closed_while_it_is_read_does_not_go_on(again: bool) -> None:
+    at = {"block": 0, "cursor": "c"}
+    with connector({("GET", "/"): chunked(ipc(BATCHES, None, places=[at] * 3)[:-1], last=False)}) as served:
+        request = Request("GET", served.url)
+        stream = Stream(_wire.ask(request), reopen=(lambda _: _wire.ask(request)) if again else None)
+        batches = iter(stream)
+        next(batches)
+        stream.close()
+        with pytest.raises(errors.BadInput, match="closed while it was read"):
+            list(batches)
+    assert len(served.asked) == 1
 
 
 def test_what_ends_a_stream_reaches_whoever_took_it_over_the_c_interface() -> None:

@@ -129,6 +129,20 @@ def test_what_is_believed_is_what_the_http_library_believes(tmp_path: Path, monk
         assert (ours.verify_mode, ours.check_hostname) == (theirs.verify_mode, theirs.check_hostname)
 
 
+@pytest.mark.parametrize("text", [None, "no certificate"], ids=["missing", "other"])
+def test_certificates_that_cannot_be_used_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    file = tmp_path / "trusted.pem"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with owner(certificate(tmp_path), whole) as url, pytest.raises(errors.BadInput, match=r"SSL_CERT_FILE.*trusted"):
+        _wire.ask(Request("GET", url, idle_seconds=60))
+    with pytest.raises(errors.BadInput, match="expected certificates"):
+        Api("https://127.0.0.1:1", "token")
+
+
 def test_a_cut_connection_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
