@@ -120,7 +120,8 @@ def parquet_sizes(files: Files, *, union: bool = False, reached: Reached) -> Siz
         reached("checking", number)
         footer, schema = _footer(files.open(number), ref.name)
         first = first or (ref.name, schema)
-        _check_schema(schema, ref.name, like=None if union else first, unread=_unread_parquet)
+        _check_types(schema, ref.name, _unread_parquet)
+        _check_schema(schema, ref.name, like=None if union else first)
         rows += footer.num_rows
         for group in map(footer.row_group, range(footer.num_row_groups)):
             here = _group_sizes(group, ref.name)
@@ -157,15 +158,17 @@ def check_arrow(files: Files, *, reached: Reached) -> None:
     for number, ref in enumerate(files.refs):
         reached("checking", number)
         with pa.OSFile(files.open(number)) as file:
-            schema = plain_schema(pa.ipc.open_file(file).schema).remove_metadata()
+            there = pa.ipc.open_file(file).schema.remove_metadata()
             try:
                 _check_version(file, ref.name)
             except struct.error as error:
                 raise SourceUnreadable(
                     f"expected an Arrow file, came a damaged one: {ref.name!r}; write it again", file=ref.name
                 ) from error
+        schema = plain_schema(there)
         first = first or (ref.name, schema)
-        _check_schema(schema, ref.name, like=first, unread=_unread_arrow)
+        _check_types(there, ref.name, _unread_arrow)
+        _check_schema(schema, ref.name, like=first)
 
 
 def arrow_sizes(files: Files) -> Sizes:
@@ -261,10 +264,18 @@ def _field(data: memoryview, table: int, number: int) -> int:
     return int(struct.unpack_from("<H", data, table - back + place)[0]) if place < size else 0
 
 
-def _check_schema(
-    schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None, unread: Callable[[pa.DataType], bool]
-) -> None:
-    """One name a column, whatever its case; types that are read; the columns of the first file, if that is asked."""
+def _check_types(schema: pa.Schema, name: str, unread: Callable[[pa.DataType], bool]) -> None:
+    if strange := [f"{field.name} ({field.type})" for field in schema if any(map(unread, _parts(field.type)))]:
+        raise SourceUnreadable(
+            f"expected columns of types that can be given on as they are, came {', '.join(strange[:_TOLD_MAX])} in "
+            f"{name!r}; write them as another type, such as float, a decimal of at most 38 digits, or text",
+            code="type_unread",
+            file=name,
+        )
+
+
+def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None) -> None:
+    """One name a column, whatever its case; the columns of the first file, if that is asked."""
     called = [column or f"C{number}" for number, column in enumerate(schema.names)]  # by the engine, if by nobody else
     names = schema.names if schema.names.count("") > 1 else called
     folded = Counter(column.casefold() for column in names)
@@ -272,13 +283,6 @@ def _check_schema(
         raise SourceUnreadable(
             f"expected columns whose names differ in more than case, came {', '.join(twice)} in {name!r}; rename them",
             code="columns_repeated",
-            file=name,
-        )
-    if strange := [f"{field.name} ({field.type})" for field in schema if any(map(unread, _parts(field.type)))]:
-        raise SourceUnreadable(
-            f"expected columns of types that can be given on as they are, came {', '.join(strange[:_TOLD_MAX])} in "
-            f"{name!r}; write them as another type, such as float, a decimal of at most 38 digits, or text",
-            code="type_unread",
             file=name,
         )
     if like is None or schema.equals(like[1]):
@@ -305,13 +309,25 @@ def _unread_parquet(kind: pa.DataType) -> bool:
 
 def _unread_arrow(kind: pa.DataType) -> bool:
     dense = pa.types.is_union(kind) and kind.mode == "dense"
-    return bool(dense or pa.types.is_decimal256(kind) or pa.types.is_float16(kind))
+    return bool(dense or pa.types.is_decimal256(kind) or pa.types.is_float16(kind)) or _unread_coded(kind)
+
+
+def _unread_coded(kind: pa.DataType) -> bool:
+    """Whether it has runs or words of values that have parts or words themselves: of some of these the engine gives
+    numbers of the words for the words, and others end it."""
+    runs = pa.types.is_run_end_encoded(kind)
+    if not (runs or pa.types.is_dictionary(kind)):
+        return False
+    value = kind.value_type.storage_type if isinstance(kind.value_type, pa.BaseExtensionType) else kind.value_type
+    return bool(value.num_fields or pa.types.is_dictionary(value) or (runs and pa.types.is_null(value)))
 
 
 def _parts(kind: pa.DataType) -> Iterator[pa.DataType]:
     """A type and all those that it is made of."""
     yield kind
     plain = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    if pa.types.is_dictionary(plain):
+        yield from _parts(plain.value_type)
     for number in range(plain.num_fields):
         yield from _parts(plain.field(number).type)
 

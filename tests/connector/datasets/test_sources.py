@@ -557,6 +557,8 @@ async def test_a_csv_line_may_have_megabytes(pool: Pool, tmp_path: Path) -> None
 
 _LONG = Decimal("1" * 50)
 _HALF = pa.array([1.5], pa.float16())
+_WORDS = pa.array(["a"]).dictionary_encode()
+_RUNS = pa.RunEndEncodedArray.from_arrays
 _DENSE = pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1]), pa.array(["x"])])
 UNREAD: dict[str, tuple[str, pa.Table]] = {
     "parquet, a long decimal": ("parquet", pa.table({"n": [1], "v": pa.array([_LONG], pa.decimal256(60, 2))})),
@@ -565,6 +567,21 @@ UNREAD: dict[str, tuple[str, pa.Table]] = {
     "arrow, a dense union": ("arrow_ipc", pa.table({"n": [1], "v": _DENSE})),
     "arrow, half precision": ("arrow_ipc", pa.table({"n": [1], "v": _HALF})),
     "arrow, in a struct": ("arrow_ipc", pa.table({"v": pa.StructArray.from_arrays([_HALF], ["h"])})),
+    "arrow, runs of words": ("arrow_ipc", pa.table({"v": _RUNS(pa.array([1]), _WORDS)})),
+    "arrow, runs of words in a list": (
+        "arrow_ipc",
+        pa.table({"v": pa.ListArray.from_arrays([0, 1], _RUNS(pa.array([1]), _WORDS))}),
+    ),
+    "arrow, runs of lists": ("arrow_ipc", pa.table({"v": _RUNS(pa.array([1]), pa.array([["a"]]))})),
+    "arrow, runs of nothing": ("arrow_ipc", pa.table({"v": _RUNS(pa.array([1]), pa.nulls(1))})),
+    "arrow, words of structs": (
+        "arrow_ipc",
+        pa.table({"v": pa.DictionaryArray.from_arrays([0], pa.array([{"a": 1}]))}),
+    ),
+    "arrow, words of long decimals in a list": (
+        "arrow_ipc",
+        pa.table({"v": pa.ListArray.from_arrays([0, 1], pa.array([_LONG], pa.decimal256(60, 2)).dictionary_encode())}),
+    ),
 }
 
 
