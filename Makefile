@@ -54,8 +54,8 @@ random-queries: setup-dev ## 10,000 generated queries against planted secrets
 random-federated: setup-dev ## N=10000 generated questions over three owners against one database (FIRST=0: the first seed)
 	@$(BIN)/python -m tests.load.random_federated --count $(or $(N),10000) --first $(or $(FIRST),0)
 
-random-streams: setup-dev ## N=2000 random streams of random data and policies against plain DuckDB (FIRST=0: the first seed, KIND: of one kind only)
-	@$(BIN)/python -m tests.load.random_streams --count $(or $(N),2000) --first $(or $(FIRST),0) $(if $(KIND),--kind $(KIND))
+random-streams: setup-dev ## N=2000 random streams of random data and policies against plain DuckDB (FIRST=0: the first seed, KIND: of one kind only, FILES: of such datasets)
+	@$(BIN)/python -m tests.load.random_streams --count $(or $(N),2000) --first $(or $(FIRST),0) $(if $(KIND),--kind $(KIND)) $(if $(FILES),--files $(FILES))
 
 fuzz-arrow: setup-dev ## 5,000 mutated Arrow streams against the process that reads foreign Arrow
 	@$(BIN)/python -m tests.load.fuzz_arrow 5000 7

@@ -1,12 +1,14 @@
 """Random streams over real connections against plain DuckDB: values, types, order, totals and cursors, none may differ.
 
-    python -m tests.load.random_streams [--count 2000] [--first 0] [--kind KIND]
+    python -m tests.load.random_streams [--count 2000] [--first 0] [--kind KIND] [--files KIND]
 
 Ten seeds in a row share a dataset (`random_files`, `random_sources`); each has a policy and a request of its own
 (`random_reads`), and is a case of one kind: read over HTTP or Arrow Flight, as CSV or Parquet, under a budget that ends
 in the middle, with breaks or a revocation in the middle, by the loaders of a training job, under several agreements at
 once; read again after its agreement, its version or its files are others; gone on with by turns with another reader;
-asked in SQL beside a dataset under another agreement. Blocks and batches are made small, so that small files have many.
+asked in SQL beside a dataset under another agreement; some over TLS. Blocks and batches are made small, so that small
+files have many.
+
 A product that refused much would prove nothing, nor would one that never took the way that is to be looked at: what was
 met is counted, and the exit status is 0 if no answer differed and fewer than a tenth were refused.
 """
@@ -36,11 +38,13 @@ from tests.support.random_formats import Written
 from tests.support.random_http import OverHttp
 from tests.support.random_loads import Loaded
 from tests.support.random_several import Several
+from tests.support.random_sources import KINDS_OF_FILES
 from tests.support.random_space import Different, Space, space
 from tests.support.random_together import Together
 from tests.support.random_woven import Woven
 
 EACH = 10  # seeds that share a dataset
+_SECURE = 0.25  # of seeds, over TLS
 KINDS: Mapping[str, tuple[type[Case], int]] = {  # and how often
     "http": (OverHttp, 30),
     "formats": (Written, 10),
@@ -60,13 +64,15 @@ async def check(over: Space, seed: int, kind: str) -> list[str]:
     world = await over.world(seed // EACH)
     if world is None:
         return ["no dataset"]
+    over.door = over.secure if random.Random(f"door {seed}").random() < _SECURE else over.plain
     case = KINDS[kind][0].drawn(over, world, random.Random(f"read {seed}"))
     try:
         outcome = await case.run()
     except Exception as error:
         await provider.settled(over.running)
         raise Different(f"{type(error).__name__}: {error}\n{case.told}\n{case.ended}") from error
-    return [outcome, *sorted({*case.words(), *over.ways.words(world)})]
+    secure = ["over TLS"] if over.door is over.secure else []
+    return [outcome, *secure, *sorted({*case.words(), *over.ways.words(world)})]
 
 
 def kind_of(seed: int) -> str:
@@ -74,12 +80,13 @@ def kind_of(seed: int) -> str:
     return random.Random(f"kind {seed}").choices(list(KINDS), [weight for _, weight in KINDS.values()])[0]
 
 
-async def run(seeds: Sequence[tuple[int, str]]) -> collections.Counter[str]:
-    """Carry out these seeds, each with its kind of case; what became of them, and what was met."""
+async def run(seeds: Sequence[tuple[int, str]], files: str = "") -> collections.Counter[str]:
+    """Carry out these seeds, each with its kind of case; what became of them, and what was met. `files`: datasets of
+    this kind only."""
     counted: collections.Counter[str] = collections.Counter()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        async with space(Path(folder)) as over:
+        async with space(Path(folder), files) as over:
             for number, (seed, kind) in enumerate(seeds, 1):
                 try:
                     counted.update(await check(over, seed, kind))
@@ -100,10 +107,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--kind", choices=list(KINDS), default="", help="of this kind only")
+    parser.add_argument("--files", choices=list(KINDS_OF_FILES), default="", help="datasets of this kind only")
     asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     seeds = range(asked.first, asked.first + asked.count)
-    counted = uvloop.run(run([(seed, asked.kind or kind_of(seed)) for seed in seeds]))
+    counted = uvloop.run(run([(seed, asked.kind or kind_of(seed)) for seed in seeds], asked.files))
     for word, times in sorted(counted.items(), key=lambda one: -one[1]):
         print(f"  {times:6d}  {word}")
     refused = sum(times for word, times in counted.items() if word.startswith(("refused", "no dataset")))

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import adbc_driver_flightsql
@@ -62,8 +63,11 @@ class Flyer:
 
 
 @contextmanager
-def flyer(front: Front, ticket: str, *, scheme: str = "grpc+tcp", headers: Any = (), **options: Any) -> Iterator[Flyer]:
-    """A client that shows this data-plane ticket."""
+def flyer(front: Front, ticket: str, *, scheme: str = "", headers: Any = (), **options: Any) -> Iterator[Flyer]:
+    """A client that shows this data-plane ticket. Without a `scheme`: one that knows how the front listens."""
+    if not scheme:
+        scheme, roots = reached(front)
+        options |= {"tls_root_certs": roots} if roots else {}
     shown = [(b"authorization", f"Bearer {ticket}".encode())] if ticket else []
     with fl.connect(f"{scheme}://127.0.0.1:{front.port}", **options) as client:
         yield Flyer(client, fl.FlightCallOptions(headers=[*shown, *headers]))
@@ -84,5 +88,14 @@ def whole(reader: Any) -> tuple[pa.Table, dict[str, Any]]:
 
 def connect(front: Front, ticket: str, **more: str) -> Any:
     """A DBAPI connection of the ADBC driver."""
-    options = {adbc_driver_flightsql.DatabaseOptions.AUTHORIZATION_HEADER.value: f"Bearer {ticket}", **more}
-    return adbc_driver_flightsql.dbapi.connect(f"grpc+tcp://127.0.0.1:{front.port}", db_kwargs=options, autocommit=True)
+    scheme, roots = reached(front)
+    known = adbc_driver_flightsql.DatabaseOptions
+    options = {known.AUTHORIZATION_HEADER.value: f"Bearer {ticket}", **more}
+    options |= {known.TLS_ROOT_CERTS.value: roots.decode()} if roots else {}
+    return adbc_driver_flightsql.dbapi.connect(f"{scheme}://127.0.0.1:{front.port}", db_kwargs=options, autocommit=True)
+
+
+def reached(front: Front) -> tuple[str, bytes]:
+    """The scheme of its addresses, and the certificate to believe (none without TLS)."""
+    known = front._listen.certificate
+    return ("grpc+tls", Path(known).read_bytes()) if known else ("grpc+tcp", b"")

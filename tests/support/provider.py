@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Provider:
     url: str
     events: list[Event]
     path: Path
+    secure_url: str = ""  # over TLS
 
     async def agree(
         self, policy: Policy = OPEN, *, name: str = DATASET, path: Path | None = None, kind: str = "parquet"
@@ -133,9 +134,11 @@ async def running(
     protocol: Any = Protocol,
     prepared: PreparedStreams | None = None,
     library: Any = None,
+    certificate: Path | None = None,
     **limits: int,
 ) -> AsyncIterator[Provider]:
-    """A provider with a store on SQLite and a pool of two workers, until the block ends."""
+    """A provider with a store on SQLite and a pool of two workers, until the block ends. `certificate`: it is served
+    over TLS, too."""
     path = data.parquet(folder / "numbers.parquet", rows)
     store = Store(migrated.sqlite(folder / "provider.db"))
 
@@ -151,26 +154,29 @@ async def running(
             store, grants, key=key, participant=PROVIDER, root_url="http://127.0.0.1", ticket_seconds=600
         )
         app = FastAPI(routes=http.routes(reads, addresses, owner=OWNER, stall_seconds=stall_seconds))
-        async with served(app, protocol) as address:
-            yield Provider(store, grants, reads, pool, addresses, key, address, events, path)
+        async with AsyncExitStack() as stack:
+            address = await stack.enter_async_context(served(app, protocol))
+            secure = await stack.enter_async_context(served(app, protocol, certificate)) if certificate else ""
+            yield Provider(store, grants, reads, pool, addresses, key, address, events, path, secure)
     store.close()
 
 
 @asynccontextmanager
-async def served(app: FastAPI, protocol: Any) -> AsyncIterator[str]:
+async def served(app: FastAPI, protocol: Any, certificate: Path | None = None) -> AsyncIterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a loop that is not uvloop's leaves it off
     # Long: where the reader is in the same loop, and others keep it busy, a connection that has just given its answer
     # may be closed as idle under the next request, which ends in a ReadError.
     config = uvicorn.Config(
-        app, log_level="critical", lifespan="off", loop="uvloop", http=protocol, timeout_keep_alive=600
-    )
+        app, log_level="critical", lifespan="off", loop="uvloop", http=protocol, timeout_keep_alive=600,
+        ssl_certfile=certificate,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         await task

@@ -145,14 +145,14 @@ class Between(OverHttp):
             if refused is not None:
                 return refused
         if self.way == "http":
-            return await over_http(self.over.client, self.ticket, given)
+            return await over_http(self.over.door.client, self.ticket, given)
         given.pop("codec", "")
-        return await recorded(self.over.running, await as_file(self.over.running.url, self.ticket, given, self.way))
+        return await recorded(self.over.running, await as_file(self.over.door.url, self.ticket, given, self.way))
 
     async def _flown(self, case: OverHttp) -> Came:
         """The rows of all endpoints, new ones or those that are known."""
         if not self._endpoints or self.rng.random() < 0.5:
-            found = await endpoints(self.over.front, self.ticket, self.world.name)
+            found = await endpoints(self.over.door.front, self.ticket, self.world.name)
             if isinstance(found, Came):
                 return found
             self._endpoints, self._of = found, case
@@ -160,7 +160,7 @@ class Between(OverHttp):
             self._expected = None
         batches: list[pa.RecordBatch] = []
         for one in self._endpoints:
-            came = await at_endpoint(self.over.front, self.ticket, one)
+            came = await at_endpoint(self.over.door.front, self.ticket, one)
             batches += came.batches
             if came.status != "complete":
                 break
@@ -170,7 +170,7 @@ class Between(OverHttp):
         """Blocks in a new order, by a new plan or the one that is known; the refusal of a plan."""
         if not self._snapshot or self.rng.random() < 0.5:
             form = {"columns": list(self.asked.columns), "where": self.asked.where}
-            answer = await self.over.client.post("/data/v1/streams", json=form, headers=self._headers)
+            answer = await self.over.door.client.post("/data/v1/streams", json=form, headers=self._headers)
             if answer.status_code != 200:
                 return Came(end={**answer.json(), "status": REFUSED})
             self._snapshot, self._of = answer.json()["snapshot"], case

@@ -51,8 +51,10 @@ class Broken(OverHttp):
         if self.asked.blocks:
             return await self._by_blocks()
         self.met = "cut over Flight"
-        await self._recorded(over_flight(self.over.front, self.ticket, self.world.name, cut=self.rng.randint(1, 4)))
-        came = await self._recorded(over_flight(self.over.front, self.ticket, self.world.name))
+        await self._recorded(
+            over_flight(self.over.door.front, self.ticket, self.world.name, cut=self.rng.randint(1, 4))
+        )
+        came = await self._recorded(over_flight(self.over.door.front, self.ticket, self.world.name))
         return self._complete(came, self.expected)
 
     async def _by_blocks(self) -> str:
@@ -73,7 +75,7 @@ class Broken(OverHttp):
         cut = self.rng.randint(1, left.nbytes + 3_000) if self.rng.random() < 0.5 and not last else None
         check = self.rng.randint(1, 6) if cut is None and not last else 0
         with at_check(check, lambda: self.over.running.later(1e6)):
-            asked = over_http(self.over.client, self.ticket, self.asked.parameters | given, cut=cut)
+            asked = over_http(self.over.door.client, self.ticket, self.asked.parameters | given, cut=cut)
             came = await self._recorded(asked, left)
         if came.status not in ("complete", "cut", "lease_expired"):
             raise Different(f"ended as {came.end}")
@@ -104,16 +106,16 @@ class Broken(OverHttp):
         flight = not self.asked.blocks and self.rng.random() < 0.5
         with at_check(self.rng.randint(1, 4), revoke):
             if flight:
-                came = await self._recorded(over_flight(self.over.front, self.ticket, self.world.name), expected)
+                came = await self._recorded(over_flight(self.over.door.front, self.ticket, self.world.name), expected)
             else:
-                asked = over_http(self.over.client, self.ticket, self.asked.parameters | given)
+                asked = over_http(self.over.door.client, self.ticket, self.asked.parameters | given)
                 came = await self._recorded(asked, expected)
         if came.status == "revoked" and came.end is not None and "enough" not in str(came.end):
             raise Different(f"no reason in {came.end}")
         if came.status not in ("complete", "revoked"):
             raise Different(f"ended as {came.end}")
         await self.over.running.revoke(self.agreement, "enough")
-        after = await over_http(self.over.client, self.ticket, {})
+        after = await over_http(self.over.door.client, self.ticket, {})
         if after.status != REFUSED or after.end is None or after.end["code"] != "agreement_ended":
             raise Different(f"after its end came {after.end}")
         return "equal"

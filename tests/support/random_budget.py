@@ -124,10 +124,10 @@ class Budget(Case):
         way = self.rng.choices(("flight", "csv", "parquet", "arrow"), (3, 1, 1, 5))[0]
         if way == "flight":
             self.flights += 1
-            return await over_flight(self.over.front, self.ticket, self.world.name)
+            return await over_flight(self.over.door.front, self.ticket, self.world.name)
         given = self.asked.parameters | ({"blocks": "all"} if self.asked.blocks else {})
         if way == "arrow":
-            return await over_http(self.over.client, self.ticket, given)
+            return await over_http(self.over.door.client, self.ticket, given)
         given.pop("codec", "")
-        came = await as_file(self.over.running.url, self.ticket, given, way)
+        came = await as_file(self.over.door.url, self.ticket, given, way)
         return await recorded(self.over.running, came)

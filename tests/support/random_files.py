@@ -67,9 +67,10 @@ class Files:
         return len({one.name.casefold() for one in self.columns}) < len(self.columns)
 
 
-def write(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
-    """A dataset of one to three files. `rare`: kinds of columns that there may be beside the others."""
-    columns, counts = drawn(rng, [*KINDS, *rare])
+def write(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int = 0) -> Files:
+    """A dataset of one to three files. `rare`: kinds of columns that there may be beside the others; `wide`: so many
+    columns more."""
+    columns, counts = drawn(rng, [*KINDS, *rare], wide=wide)
     how = _how(rng, columns, max(counts))
     paths: list[str] = []
     for number, rows in enumerate(counts):
@@ -83,11 +84,16 @@ def write(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
     return Files(folder, tuple(paths), tuple(columns), sum(counts), repr(how))
 
 
-def drawn(rng: random.Random, kinds: Sequence[Kind]) -> tuple[list[Column], list[int]]:
-    """The columns of a dataset, and the rows of its files."""
-    large = rng.random() < 0.6
-    columns = _columns(rng, large=large, kinds=PLAIN if rng.random() < 0.4 else kinds)
-    return columns, [_rows(rng, large=large) for _ in range(rng.choice((1, 1, 2, 3)))]
+def drawn(rng: random.Random, kinds: Sequence[Kind], *, wide: int = 0) -> tuple[list[Column], list[int]]:
+    """The columns of a dataset, and the rows of its files: fewer where it is wide."""
+    large, width = rng.random() < 0.6, 1 + wide // 20
+    kinds = PLAIN if rng.random() < 0.4 else kinds
+    columns = _columns(rng, large=large, kinds=kinds)
+    counts = [_rows(rng, large=large) for _ in range(rng.choice((1, 1, 2, 3)))]
+    if not wide:
+        return columns, counts
+    columns += [_column(rng, f"w{number}", kinds) for number in range(wide)]
+    return rng.sample(columns, len(columns)), [-(-rows // width) for rows in counts]
 
 
 def _rows(rng: random.Random, *, large: bool) -> int:

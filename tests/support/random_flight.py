@@ -55,7 +55,7 @@ class OverFlight(Case):
 
     def _by_statement(self) -> pa.Table:
         header = {"adbc.flight.sql.rpc.call_header.hanse-action": self._action}
-        connected = flying.connect(self.over.front, self.ticket, **header)
+        connected = flying.connect(self.over.door.front, self.ticket, **header)
         with connected as connection, connection.cursor() as cursor:
             cursor.execute(self._sql)
             return cursor.fetch_arrow_table()
@@ -85,7 +85,7 @@ class OverFlight(Case):
         return batches
 
     def _client(self) -> Any:
-        return flying.flyer(self.over.front, self.ticket)
+        return flying.flyer(self.over.door.front, self.ticket)
 
     def _compare(self, found: pa.Table, expected: pa.Table) -> None:
         if wrong := streamed.unlike(found, expected):

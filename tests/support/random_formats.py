@@ -77,7 +77,7 @@ class Written(OverHttp):
             headers["accept"] = _MEDIA[self.form]
         else:
             parameters["format"] = self.form
-        return await self.over.client.get("/data/v1", params=parameters, headers=headers)
+        return await self.over.door.client.get("/data/v1", params=parameters, headers=headers)
 
     async def _check_record(self, answer: httpx2.Response, rows: int) -> None:
         running, read = self.over.running, answer.headers["hanse-read"]

@@ -50,7 +50,7 @@ class OverHttp(Case):
 
     async def _without_places(self) -> str:
         """A dataset whose rows have no places: no plan; all blocks are one stream."""
-        answer = await self.over.client.post("/data/v1/streams", json={}, headers=self._headers)
+        answer = await self.over.door.client.post("/data/v1/streams", json={}, headers=self._headers)
         self._expect_refused(answer, "not_divisible")
         if self.asked.blocks == "some" or self.asked.most:
             return "refused (not_divisible)"
@@ -93,7 +93,7 @@ class OverHttp(Case):
 
     async def _planned(self) -> dict[str, Any]:
         form = {"columns": list(self.asked.columns), "where": self.asked.where}
-        answer = await self.over.client.post("/data/v1/streams", json=form, headers=self._headers)
+        answer = await self.over.door.client.post("/data/v1/streams", json=form, headers=self._headers)
         if answer.status_code != 200:
             raise Different(f"no plan: {answer.text}")
         plan: dict[str, Any] = answer.json()
@@ -169,7 +169,7 @@ class OverHttp(Case):
         self.check_batches(found.batches)
 
     async def _get(self, given: dict[str, str]) -> httpx2.Response:
-        return await self.over.client.get("/data/v1", params=self.asked.parameters | given, headers=self._headers)
+        return await self.over.door.client.get("/data/v1", params=self.asked.parameters | given, headers=self._headers)
 
     @property
     def _headers(self) -> dict[str, str]:

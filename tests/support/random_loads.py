@@ -132,7 +132,7 @@ class Loaded(Case):
         """The dataset as the SDK sees it: the consumer's connector only hands out tickets."""
         number = self.agreement.rsplit(":", 1)[-1]
         address = {
-            "endpoint": f"{self.over.running.url}/data/v1", "ticket": self.ticket, "expires": time.time() + 600,
+            "endpoint": f"{self.over.door.url}/data/v1", "ticket": self.ticket, "expires": time.time() + 600,
         }  # fmt: skip
         name = Name(provider.OWNER, self.world.name)
         access = Access(name, f"urn:hanse:{provider.OWNER}:{self.world.name}", self.agreement, number, "")

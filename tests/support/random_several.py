@@ -74,7 +74,7 @@ class Several(Case):
 
     async def _ending(self) -> None:
         """The first is revoked while it and the others are read."""
-        read = asyncio.ensure_future(over_http(self.over.client, self.ticket, self.asked.parameters))
+        read = asyncio.ensure_future(over_http(self.over.door.client, self.ticket, self.asked.parameters))
         await asyncio.sleep(self.rng.random() * 0.05)
         await self.over.running.revoke(self.agreement, "enough")
         came = await read

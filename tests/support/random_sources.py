@@ -56,10 +56,13 @@ _STORED = 0.06  # of files that an object store may hold, in one
 _OLD = {"metadata_version": pa.ipc.MetadataVersion.V4}
 
 
-def write(number: int, folder: Path) -> Files:
-    """The dataset of this number, of a random kind."""
-    kind = random.Random(f"source {number}").choices(list(_WRITERS), list(_WRITERS.values()))[0]
-    files = kind(random.Random(f"files {number}"), folder, random_files.RARE if number >= _KNOWN else ())
+def write(number: int, folder: Path, kind: str = "") -> Files:
+    """The dataset of this number, of this kind or a random one."""
+    kinds = KINDS_OF_FILES if number >= _KNOWN else _FIRST
+    weights = [often for _, often in kinds.values()]
+    kind = kind or random.Random(f"source {number}").choices(list(kinds), weights)[0]
+    rare = random_files.RARE if number >= _KNOWN else ()
+    files = KINDS_OF_FILES[kind][0](random.Random(f"files {number}"), folder, rare)
     stored = files.kind in ("parquet", "hive") and random.Random(f"store {number}").random() < _STORED
     return replace(files, kind="s3") if stored else files
 
@@ -94,8 +97,8 @@ def _retold(files: Files, paths: Sequence[Path]) -> pa.Table:
     return pa.concat_tables([files.told.slice(starts[one], sizes[one]) for one in paths])
 
 
-def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
-    columns, counts = random_files.drawn(rng, [*_ARROW_KINDS, *rare])
+def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int = 0) -> Files:
+    columns, counts = random_files.drawn(rng, [*_ARROW_KINDS, *rare], wide=wide)
     large = bool(rare) and rng.random() < _LARGE
     if large:
         columns = [Column(rng.choice(("scan", "text")), *rng.choice(_LARGE_KINDS), 0.02), *columns]
@@ -228,10 +231,22 @@ def _as_json(file: Any, table: pa.Table) -> None:
 
 
 _WRITE_TEXT: Mapping[str, Callable[[Any, pa.Table], None]] = {"csv": _as_csv, "jsonl": _as_json}
-_WRITERS: Mapping[Callable[[random.Random, Path, Sequence[Kind]], Files], int] = {
-    random_files.write: 60,
-    _arrow: 28,
-    _hive: 6,
-    lambda rng, folder, _: _text(rng, folder, "csv"): 3,
-    lambda rng, folder, _: _text(rng, folder, "jsonl"): 3,
+
+
+def _wide(rng: random.Random, folder: Path, rare: Sequence[Kind]) -> Files:
+    """More columns than one reads at a glance."""
+    return rng.choice((random_files.write, _arrow))(rng, folder, rare, wide=rng.choice((20, 60, 300)))
+
+
+Writer = Callable[[random.Random, Path, Sequence[Kind]], Files]
+_FIRST: Mapping[str, tuple[Writer, int]] = {  # and how often
+    "parquet": (random_files.write, 60),
+    "arrow": (_arrow, 28),
+    "hive": (_hive, 6),
+    "csv": (lambda rng, folder, _: _text(rng, folder, "csv"), 3),
+    "jsonl": (lambda rng, folder, _: _text(rng, folder, "jsonl"), 3),
+}
+KINDS_OF_FILES: Mapping[str, tuple[Writer, int]] = {
+    **_FIRST,
+    "wide": (_wide, 8),
 }

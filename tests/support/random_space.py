@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -36,6 +38,7 @@ from connector.query.placed import Placed
 from connector.query.spans import Scattered
 from connector.query.stored import Stored
 from connector.store import Transaction
+from tests.load.stream.space import self_signed
 from tests.support import data, objectstore, provider, random_reads, random_sources
 from tests.support.flying import flying
 from tests.support.provider import Provider
@@ -168,15 +171,25 @@ class Ways:
         self.jobs, self.scattered, self.served, self.mixed = [], 0, 0, set()
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a provider is reached."""
+
+    url: str
+    client: httpx2.AsyncClient
+    front: Front
+
+
 class Space:
-    """A provider that is served, and its datasets one after the other."""
+    """A provider that is served, and its datasets one after the other. `secure`: the way in over TLS."""
 
     def __init__(
-        self, running: Provider, prepared: PreparedStreams, client: httpx2.AsyncClient, front: Front, folder: Path,
-        objects: Objects,
+        self, running: Provider, prepared: PreparedStreams, plain: Door, secure: Door, folder: Path, objects: Objects,
+        kind: str,
     ) -> None:  # fmt: skip
-        self.running, self.prepared, self.client, self.front, self.folder = running, prepared, client, front, folder
-        self.objects = objects
+        self.running, self.prepared, self.plain, self.secure, self.folder = running, prepared, plain, secure, folder
+        self.door = plain  # of this seed
+        self.objects, self._kind = objects, kind
         self.ways = Ways()
         self._last: tuple[int, World | None] = (-1, None)
 
@@ -215,7 +228,7 @@ class Space:
     async def _made(self, number: int) -> World | None:
         folder = self.folder / str(number)
         folder.mkdir()
-        files = random_sources.write(number, folder)
+        files = random_sources.write(number, folder, self._kind)
         try:
             found = await self._world(files, f"d{number}")
         except duckdb.Error:
@@ -294,10 +307,11 @@ def _fill(con: duckdb.DuckDBPyConnection, files: Files) -> None:
 
 
 @asynccontextmanager
-async def space(folder: Path) -> AsyncIterator[Space]:
-    """A provider with small blocks, several endpoints of them over Flight."""
+async def space(folder: Path, kind: str = "") -> AsyncIterator[Space]:
+    """A provider with small blocks, several endpoints of them over Flight. `kind`: of all datasets."""
     streams = PreparedStreams(folder / "streams", quota=_SHELVES[0], sensitive=True)
     (folder / "data").mkdir()
+    certificate = self_signed(folder / "certificate.pem")
     with (
         ExitStack() as stack,
         mock.patch.object(splits, "ROWS_MIN", _ROWS[0]),
@@ -306,16 +320,28 @@ async def space(folder: Path) -> AsyncIterator[Space]:
         mock.patch.object(origin, "BATCH_BYTES", 2**16),
         mock.patch.object(prepared, "_SMALL", 2**16),
         mock.patch.object(desk, "_PART_BYTES", 2**16),
+        mock.patch.dict(os.environ, SSL_CERT_FILE=str(certificate)),
     ):
         objects = Objects(folder, stack)
         # Readers over Flight wait in threads for a server that has its own among the same.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
         async with (
-            provider.running(folder, rows=10, prepared=streams, library=objects.outside) as running,
-            httpx2.AsyncClient(base_url=running.url, timeout=60, limits=_LIMITS) as client,
-            flying(running) as front,
+            provider.running(
+                folder, rows=10, prepared=streams, library=objects.outside, certificate=certificate
+            ) as running,
+            _door(running, running.url) as plain,
+            _door(running, running.secure_url, certificate=str(certificate), key=str(certificate)) as secure,
         ):
-            found = Space(running, streams, client, front, folder / "data", objects)
+            found = Space(running, streams, plain, secure, folder / "data", objects, kind)
             with found.ways.seen(running, streams):
                 yield found
             found.close()
+
+
+@asynccontextmanager
+async def _door(running: Provider, url: str, **listen: str) -> AsyncIterator[Door]:
+    async with (
+        httpx2.AsyncClient(base_url=url, timeout=60, limits=_LIMITS, verify=ssl.create_default_context()) as client,
+        flying(running, **listen) as front,
+    ):
+        yield Door(url, client, front)

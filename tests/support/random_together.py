@@ -116,7 +116,7 @@ class Together(Case):
         return "equal"
 
     async def _asked(self, question: Question) -> Came:
-        came = await over_query(self.over.client, [one.case.ticket for one in question.sides], question.sql)
+        came = await over_query(self.over.door.client, [one.case.ticket for one in question.sides], question.sql)
         await provider.settled(self.over.running)
         return came
 

@@ -43,7 +43,7 @@ class Goes(OverHttp):
     async def step(self, cut: int | None = None, pause: Pause | None = None) -> None:
         """Read on, until the connection is closed or all is there."""
         given = self.asked.parameters | self.given
-        came = await over_http(self.over.client, self.ticket, given, cut=cut, pause=pause)
+        came = await over_http(self.over.door.client, self.ticket, given, cut=cut, pause=pause)
         if came.status not in ("complete", "cut"):
             raise Different(f"ended as {came.end}")
         came.check_first_of(self.rest)
@@ -132,7 +132,7 @@ class Woven(Goes):
     async def _exchanged(self, one: Goes, other: Goes) -> None:
         """The other goes on from where the one is, once."""
         given = other.asked.parameters | other.given | {"after": one.given["after"]}
-        came: Came = await over_http(self.over.client, other.ticket, given)
+        came: Came = await over_http(self.over.door.client, other.ticket, given)
         if one.consumer != other.consumer:
             if came.status != REFUSED or (came.end or {})["code"] != "cursor_invalid":
                 raise Different(f"by the cursor of another consumer came {came.rows} rows, ended as {came.end}")

@@ -233,7 +233,7 @@ async def test_tls_proves_the_server_and_carries_the_same(running: Provider, tmp
                 rows = int(client.read(*PATH)[0].num_rows)
             with flyer(front, ticket, scheme="grpc+tls") as client, pytest.raises(fl.FlightUnavailableError):
                 client.info(*PATH)
-            with flyer(front, ticket) as client, pytest.raises(fl.FlightUnavailableError):
+            with flyer(front, ticket, scheme="grpc+tcp") as client, pytest.raises(fl.FlightUnavailableError):
                 client.info(*PATH)
             return rows
 

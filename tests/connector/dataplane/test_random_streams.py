@@ -26,7 +26,7 @@ MET = (
     "gone on after breaks", "revoked", "other readers go on", "prepared blocks", "prepared blocks and others",
     "two consumers", "other forms", "format csv", "format parquet",
     "csv ended as quota", "version between passes", "a cursor of another consumer",
-    "together: refused quota_spent",
+    "together: refused quota_spent", "over TLS",
 )  # fmt: skip
 
 
