@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,7 @@ _TEXTS = {
     "thousands": "thousands",
 }
 _NUMBERS = ("BIGINT", "HUGEINT", "DOUBLE")  # as the engine finds them
+_NOTHING = (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
 
 
@@ -87,14 +91,25 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         if options.get(option):
             given[name] = quote_text(str(options[option]))
     _check_formats(con, options)
+    written = [path for path in paths if _has_text(path)] or paths[:1]
     bad_lines_max = int(options.get("skip_bad_lines", 0))
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
-    rejects_max = (bad_lines_max + 1) * (_columns(con, paths, given) + _BESIDE)
+    rejects_max = (bad_lines_max + 1) * (_columns(con, written, paths, given) + _BESIDE)
     given["rejects_limit"] = str(rejects_max)
-    if options.get("thousands") and (texts := _no_numbers(con, paths, given, options)):
+    if options.get("thousands") and (texts := _no_numbers(con, written, given, options)):
         given["types"] = _as_text(texts)
-    table = f"read_csv({quote_list(paths)}, {_named(given)})"
+    table = f"read_csv({quote_list(written)}, {_named(given)})"
     return write_parquet(con, table, target, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
+
+
+def _has_text(path: str) -> bool:
+    """Whether there is anything in a file, beside a byte order mark. Others have no line with names either, and the
+    engine takes them for files of one column. What cannot be read, the engine is to say."""
+    try:
+        with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+            return file.read(4) not in _NOTHING
+    except (OSError, EOFError, zlib.error):
+        return True
 
 
 def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
@@ -131,15 +146,13 @@ def _named(options: Mapping[str, str]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in options.items())
 
 
-def _columns(con: Any, paths: Sequence[str], options: Mapping[str, str]) -> int:
-    """How many columns there are. All files must have those of the first: what others have beside them would be left
-    out without a word.
+def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Mapping[str, str]) -> int:
+    """How many columns there are. All files in which something is written must have those of the first: what others
+    have beside them would be left out without a word.
     """
     first: list[str] = []
     few = _named({**options, "sample_size": "20480"})  # lines: names are at the top
-    for number, path in enumerate(paths):
-        if not Path(path).stat().st_size:  # it has no line with names either
-            continue
+    for path in written:
         shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
         found = [name.casefold() for name in shown]
         first = first or found
@@ -147,8 +160,9 @@ def _columns(con: Any, paths: Sequence[str], options: Mapping[str, str]) -> int:
         told += [f"{name} is there beside" for name in found if name not in first]
         if told:
             raise SourceUnreadable(
-                f"expected files of one schema; compared with the first, in file {number + 1} of {len(paths)} (in the "
-                f"order of their names) {'; '.join(told[:_TOLD_MAX])}; write it again",
+                "expected files of one schema; compared with the first, in file "
+                f"{paths.index(path) + 1} of {len(paths)} (in the order of their names) "
+                f"{'; '.join(told[:_TOLD_MAX])}; write it again",
                 code="schemas_differ",
             )
     return len(first)

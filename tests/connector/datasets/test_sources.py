@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gzip
 import json
@@ -429,6 +430,30 @@ async def test_what_stands_in_the_last_of_many_text_files_counts_for_types(
     relation = await registered(pool, kind, tmp_path / "many", tmp_path)
     found = (await rows_of(pool, relation)).to_pylist()
     assert (len(found), found[-2:]) == (40, rows)
+
+
+EMPTY = {"empty": b"", "compressed": gzip.compress(b""), "a mark": codecs.BOM_UTF8}
+
+
+@worker
+@pytest.mark.parametrize("name", list(EMPTY))
+@pytest.mark.parametrize("at", ["0", "2"], ids=["first", "last"])
+async def test_a_csv_file_without_text_has_no_rows_and_no_other_columns(
+    pool: Pool, tmp_path: Path, at: str, name: str
+) -> None:
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / f"{at}.csv{'.gz' * (name == 'compressed')}").write_bytes(EMPTY[name])
+    (tmp_path / "many" / "1.csv").write_text("a,b\n1,2\n")
+    relation = await registered(pool, "csv", tmp_path / "many", tmp_path)
+    assert (await rows_of(pool, relation)).to_pylist() == [{"a": 1, "b": 2}]
+
+
+@worker
+async def test_damaged_csv_is_refused_as_damaged(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n" * 100)[:20])
+    with pytest.raises(HanseError) as raised:
+        await registered(pool, "csv", tmp_path / "t.csv.gz", tmp_path)
+    assert raised.value.code == "source_unreadable"
 
 
 @worker
