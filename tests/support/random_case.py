@@ -81,6 +81,7 @@ class Case(ABC):
             f"codec {asked.codec}": asked.codec in ("lz4", "zstd"),
             f"files: {self.world.files.kind}": self.world.files.kind != "parquet",
             "several files": len(self.world.files.paths) > 1,
+            **{f"option {name}": True for name in self.world.files.options},
             "many columns": len(self.world.columns) > 20,
             f"blocks: {asked.blocks}": asked.blocks,
             "a cursor": self.went_on,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Files:
     how: str  # they were written
     kind: str = "parquet"
     told: pa.Table | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the source
 
     @property
     def refused(self) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support import random_files
+from tests.support import random_files, random_text
 from tests.support.random_files import BLOB, BOOL, DATE, FLOAT, INTEGER, KINDS, OTHER, TEXT, Column, Files, Kind
 
 _ARROW_KINDS: list[Kind] = [
@@ -72,7 +72,7 @@ def changed(files: Files, folder: Path, change: str) -> Files:
     places = {folder / Path(one).relative_to(files.folder): Path(one) for one in files.paths}
     first = next(iter(places))
     if files.kind in ("csv", "jsonl"):  # converted by whoever registers them
-        places = {folder / f"rows.{files.kind}": files.folder / f"rows.{files.kind}"}
+        places = {folder / one.name: one for one in files.folder.iterdir() if one.suffix != ".parquet"}
     elif change == "more":
         places[first.with_name(f"x{first.name}")] = places[first]
     elif change == "fewer" and len(places) > 1:
@@ -249,4 +249,5 @@ _FIRST: Mapping[str, tuple[Writer, int]] = {  # and how often
 KINDS_OF_FILES: Mapping[str, tuple[Writer, int]] = {
     **_FIRST,
     "wide": (_wide, 8),
+    "texts": (lambda rng, folder, _: random_text.write(rng, folder, rng.choice(("csv", "jsonl"))), 8),
 }

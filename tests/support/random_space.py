@@ -255,7 +255,7 @@ class Space:
         """As the files would be registered, in that order: text becomes Parquet."""
         if files.kind == "s3":
             return await self.objects.put(files)
-        found = data.relation(files.kind, files.folder, files.folder)
+        found = data.relation(files.kind, files.folder, files.folder, **files.options)
         if not source(files.kind).CONVERTED:
             return replace(files, paths=tuple(one["path"] for one in found.files)), found
         target = files.folder / "converted.parquet"
