@@ -4,7 +4,8 @@ uvicorn joins chunk size, body and line end into new bytes for each chunk: for b
 than the network. Here a body may be a list of buffers, which goes to the transport in one vectored write as one HTTP
 chunk. Offered to the application as the extension `hanse.gather`; a body message then has the keys
 
-    hanse.buffers  a list of buffers, none of which may change until it is sent
+    hanse.buffers  a list of buffers, none of which may change until it is sent. Called is
+    hanse.moved    beside it, as it goes, where it is more than is handed over at once
     hanse.file     a list of parts of files, each (descriptor, offset, bytes), and of buffers, sent by a thread as one
                    chunk; a descriptor stands for its file until `send` returns, which is when all parts have gone.
                    Where the extension `hanse.files` is offered. EOFError where the file is shorter,
@@ -64,6 +65,7 @@ BUFFERS = "hanse.buffers"
 TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _PIECE = 2**19  # bytes that are encrypted at once
+_AHEAD = 4 * 2**20  # bytes in memory that are handed over at once: any usual batch
 _WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _ROOM = 2**19  # bytes of files that somebody has to see: they stay in a processor's cache from their copy to the socket
 _PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
@@ -111,21 +113,25 @@ class Cycle(RequestResponseCycle):
         # An empty chunk would end the body.
         if total := sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers):
             whole = [b"%x\r\n" % total, *buffers, b"\r\n"]
-            if self._encrypts:
-                await self._in_pieces(whole)
+            moved = message.get(MOVED, lambda: None)
+            if self._encrypts:  # what has been goes out, still in the processor's cache, before the next
+                await self._in_pieces(whole, _PIECE, moved)
+            elif total > _AHEAD:
+                await self._in_pieces(whole, _AHEAD, moved)
             else:
                 self.transport.writelines(whole)
 
-    async def _in_pieces(self, buffers: list[Any]) -> None:
-        """Encrypted a piece at a time: what has been goes out, still in the processor's cache, before the next."""
+    async def _in_pieces(self, buffers: list[Any], size: int, moved: Callable[[], object]) -> None:
+        """A piece when its reader has taken the one before: of a large batch it is seen that it goes."""
         for buffer in buffers:
-            data = memoryview(buffer)
-            for at in range(0, len(data), _PIECE):
+            data = memoryview(buffer).cast("B")
+            for at in range(0, len(data), size):
                 if self.flow.write_paused and not self.disconnected:
                     await self.flow.drain()
+                    moved()
                 if self.disconnected:
                     return
-                self.transport.write(data[at : at + _PIECE])
+                self.transport.write(data[at : at + size])
 
     @property
     def _encrypts(self) -> bool:

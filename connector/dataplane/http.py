@@ -221,10 +221,13 @@ class Exchange:
         """Whether `part` takes spans of files."""
         return FILES in self.scope.get("extensions", {})
 
-    async def part(self, body: bytes | memoryview) -> None:
-        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk."""
+    async def part(self, body: bytes | memoryview, moved: Callable[[], object] = lambda: None) -> None:
+        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk.
+
+        `moved` is called while it goes.
+        """
         message: dict[str, object] = {"type": "http.response.body", "more_body": True}
-        await self.send(message | ({BUFFERS: [body]} if self._gathers else {"body": body}))
+        await self.send(message | ({BUFFERS: [body], MOVED: moved} if self._gathers else {"body": body}))
 
     async def file(
         self, span: InFiles, following: Callable[[], InFiles | None], moved: Callable[[], object] = lambda: None
@@ -467,9 +470,9 @@ class _Transport:
                 if isinstance(part, InFiles):
                     await exchange.file(part, stream.following, moved)
                 else:
-                    await exchange.part(part)
+                    await exchange.part(part, moved)
         except TimeoutError:
-            took = "not all that it may" if stream.over else "nothing"
+            took = "not all that it may" if stream.over else "next to nothing"
             stream.abandon("client_stalled", f"the client took {took} for {self._stall_seconds:g} s")
             await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None

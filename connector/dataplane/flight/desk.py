@@ -52,6 +52,7 @@ _PARTS = 4  # endpoints of one dataset: as many reads at once as most clients ma
 _PART_BYTES = 512 * 2**20  # each on average at least: the beginning of a read takes as long as twenty megabytes
 _QUESTION_SECONDS = 10.0
 _CALLS_OF_ONE = 32  # channels that one consumer may hold open, also those that it does not read
+_USUAL = 4 * 2**20  # bytes of a batch
 _log = logger("flight")
 
 
@@ -259,7 +260,7 @@ class Desk:
                     try:
                         await self._put(stream, slots, part)
                     except TimeoutError:
-                        reason = f"the client took nothing for {self._stall_seconds:g} s"
+                        reason = f"the client took next to nothing for {self._stall_of(slots):g} s"
                         stream.abandon("client_stalled", reason)
                         raise Limited(reason, code="client_stalled") from None
                     except VersionChanged as error:  # told as where it is seen before the gate
@@ -271,14 +272,18 @@ class Desk:
     async def _put(self, stream: GovernedStream, slots: Slots, part: memoryview | bytes | InFiles) -> None:
         """A part, and those in files that follow it."""
         if not isinstance(part, InFiles):
-            async with asyncio.timeout(self._stall_seconds):
+            async with asyncio.timeout(self._stall_of(slots)):
                 await slots.put(part)
             return
         spans: Iterator[InFiles | None] = chain((part,), iter(stream.following, None))
         more = True
         while more:
-            async with asyncio.timeout(self._stall_seconds):
+            async with asyncio.timeout(self._stall_of(slots)):
                 more = await slots.put_spans(lambda: next(spans, None), device=part.device)
+
+    def _stall_of(self, slots: Slots) -> float:
+        """How long a client may take for a batch: what it takes of one is not seen, so a large one has its time."""
+        return self._stall_seconds * max(1.0, slots.largest / _USUAL)
 
     # Who may, and what is meant.
 

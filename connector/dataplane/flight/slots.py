@@ -37,6 +37,11 @@ class Slots:
         self.left = asyncio.Event()
         self._listen()
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest slot."""
+        return max((len(memory) for memory in self._memory if memory is not None), default=0)
+
     async def close(self) -> None:
         """Back when nobody here uses the channel any more, however often cancelled: it may be closed then."""
         self._closed = True
