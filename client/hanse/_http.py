@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from hanse._sockets import trusted
+from hanse._sockets import SLOWEST, trusted
 from hanse.errors import BadInput, Broken, Unreachable, of_problem
 from hanse.flow import Call
 
@@ -128,9 +130,11 @@ def ask_at(url: str, ticket: str, body: Mapping[str, Any], *, seconds: float) ->
         ):
             if answer.status_code >= 300:
                 raise of_problem(answer.status_code, _problem(answer, where), where=where)
-            return _parsed(_read(answer, where), where)
+            return _parsed(_read(answer, where, seconds=seconds), where)
     except httpx2.InvalidURL as error:
         raise BadInput(f"{url} is no address: {error}") from error
+    except httpx2.ReadTimeout as error:
+        raise Unreachable(f"no answer from {where}: {error}").after(seconds) from error
     except httpx2.TransportError as error:
         raise Unreachable(f"no answer from {where}: {error}") from error
     except (ValueError, RecursionError):
@@ -157,13 +161,16 @@ def _is_address(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits and plain
 
 
-def _read(answer: httpx2.Response, url: str) -> bytes:
-    parts, size = [], 0
+def _read(answer: httpx2.Response, url: str, *, seconds: float = math.inf) -> bytes:
+    """All of a small answer; where next to nothing of it comes, within `seconds`."""
+    parts, size, begun = [], 0, time.monotonic()
     try:
         for part in answer.iter_bytes():
             parts.append(part)
             if (size := size + len(part)) > _ANSWER_MAX:
                 raise Broken(f"{url} sent more than {_ANSWER_MAX} bytes where JSON was expected")
+            if (took := time.monotonic() - begun) > seconds and size < SLOWEST * took:
+                raise Unreachable(f"{url} sent next to nothing for {seconds:g} s; it may be overloaded").after(took)
     except httpx2.DecodingError as error:
         raise Broken(f"{url} sent an answer that cannot be unpacked: {error}") from error
     return b"".join(parts)

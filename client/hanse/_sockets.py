@@ -22,6 +22,7 @@ _BLOCK = 256 * 1024  # of ciphertext: it stays in the processor's cache until it
 _RECORD = 17 * 1024  # so much of what came may lie in OpenSSL, as a part of a record
 _HELPING = 2**20
 _GATHER_SECONDS = 1.0
+SLOWEST = 4 * 2**10  # bytes a second of what has begun to come: less is as nothing (decision 37)
 
 
 def trusted() -> ssl.SSLContext:
@@ -51,11 +52,20 @@ class Plain:
     def __init__(self, connected: socket.socket, seconds: float) -> None:
         """`seconds`: the longest silence that is borne."""
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket, self._seconds = connected, seconds
+        self._socket, self.seconds = connected, seconds
         self._wakes_at = 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Something new is waited for. Once a byte of it is there, next to nothing is borne for no longer than silence.
+
+        That is less than `SLOWEST` on average over those seconds.
+        """
+        self._begun = False
+        self._waited, self._came = 0.0, 0
 
     def sendall(self, data: bytes) -> None:
-        self._socket.settimeout(self._seconds)
+        self._socket.settimeout(self.seconds)
         self._socket.sendall(data)
 
     def receive(self, view: memoryview, coming: int = 1) -> int:
@@ -63,17 +73,28 @@ class Plain:
 
         `coming`: so many bytes are certainly on their way, and are waited for, for a second at most.
         """
-        wanted = min(coming, len(view), _HELPING)
-        if wanted == 1 or sys.platform != "linux":  # others may wait for more than they have room for
-            return self._received(view, 1, self._seconds)
-        gather = min(_GATHER_SECONDS, self._seconds / 2)
-        try:
-            return self._received(view, wanted, gather)
-        except TimeoutError:
-            return self._received(view, 1, self._seconds - gather)
+        since = time.monotonic()
+        got = self._gathered(view, min(coming, len(view), _HELPING), self.seconds - self._waited)
+        if self._begun:
+            self._waited += time.monotonic() - since  # here: the time between two calls is the caller's
+        self._begun, self._came = True, self._came + got
+        if self._came >= SLOWEST * self.seconds:
+            self._waited, self._came = 0.0, 0
+        elif got and self._waited >= self.seconds:
+            raise TimeoutError
+        return got
 
     def close(self) -> None:
         self._socket.close()
+
+    def _gathered(self, view: memoryview, wanted: int, seconds: float) -> int:
+        if wanted == 1 or sys.platform != "linux":  # others may wait for more than they have room for
+            return self._received(view, 1, seconds)
+        gather = min(_GATHER_SECONDS, seconds / 2)
+        try:
+            return self._received(view, wanted, gather)
+        except TimeoutError:
+            return self._received(view, 1, seconds - gather)
 
     def _received(self, view: memoryview, least: int, seconds: float) -> int:
         if least != self._wakes_at:
@@ -98,6 +119,17 @@ class Tls:
         while view:
             view = view[self._tls.write(view) :]
             self._flush()
+
+    @property
+    def seconds(self) -> float:
+        return self._plain.seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self._plain.seconds = seconds
+
+    def begin(self) -> None:
+        self._plain.begin()
 
     def receive(self, view: memoryview, coming: int = 1) -> int:
         """At least `coming` bytes, as many as are there; fewer after the other side said that it is done."""

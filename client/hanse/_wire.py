@@ -37,7 +37,10 @@ _HUGE = 2 * 2**20  # bytes of a huge page
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `idle_seconds`: the longest silence that is borne, at any point of the exchange."""
+    """One call. `idle_seconds`: the longest silence that is borne, at any point of the exchange.
+
+    Next to nothing of what has begun to come is no more than silence.
+    """
 
     method: str
     url: str
@@ -60,10 +63,19 @@ class Wire:
         self._scratch = bytearray(_SCRATCH)
         self._view = memoryview(self._scratch)
         self._start = self._stop = 0
+        self._seconds = request.idle_seconds  # until there is a socket that knows
         self._socket = self._told(lambda: _connect(scheme, host, port, request.idle_seconds))
 
     def send(self, data: bytes) -> None:
         self._told(lambda: self._socket.sendall(data))
+
+    def begin(self) -> None:
+        """What is read next may be long in coming; then it has to go on."""
+        self._socket.begin()
+
+    def bear(self, seconds: float) -> None:
+        """The longest silence from now on."""
+        self._socket.seconds = self._seconds = seconds
 
     def line(self) -> bytes:
         """A line without its CRLF. Broken where it is longer than a chunk's head may be."""
@@ -71,6 +83,7 @@ class Wire:
 
     def head(self) -> bytes:
         """Everything up to the empty line."""
+        self.begin()
         return self._until(b"\r\n\r\n", _HEADERS_MAX)
 
     def into(self, view: memoryview) -> int:
@@ -115,7 +128,9 @@ class Wire:
         try:
             return act()
         except TimeoutError:
-            raise Unreachable(f"{self.where} said nothing for too long; it may be down or overloaded") from None
+            raise Unreachable(
+                f"{self.where} said nothing for too long, or next to nothing; it may be down or overloaded"
+            ).after(self._seconds) from None
         except ssl.SSLError as error:
             raise Unreachable(f"no trusted connection to {self.where}: {error.reason or error}") from error
         except OSError as error:
@@ -170,7 +185,8 @@ class Body:
             part = self._chunk.slice(self._at, size)
             self._at += size
             return part
-        if held == 0 and self._left == 0 and not self._next_chunk():
+        self._wire.begin()
+        if held == 0 and self._left == 0 and not self._next_chunk(begins=True):
             return b""
         if held == 0 and size <= self._left:
             return self._at_once(size)
@@ -178,6 +194,10 @@ class Body:
 
     def readable(self) -> bool:
         return True
+
+    def bear(self, seconds: float) -> None:
+        """The longest silence from now on."""
+        self._wire.bear(seconds)
 
     def close(self) -> None:
         self._wire.close()
@@ -232,13 +252,15 @@ class Body:
                 raise Unreachable(f"{self._wire.where} closed the connection in the middle of its stream")
             view = view[got:]
 
-    def _next_chunk(self) -> bool:
-        """Read the head of the next chunk. False after the last one."""
+    def _next_chunk(self, *, begins: bool = False) -> bool:
+        """Read the head of the next chunk. False after the last one. `begins`: it is no part of what has begun."""
         if self.ended:
             return False
         if not self._first and self._wire.line():
             raise Broken(f"{self._wire.where} sent a chunk that is longer than it said")
         self._first = False
+        if begins:  # its owner may have had nothing to send since the end of the last one
+            self._wire.begin()
         text = self._wire.line().split(b";", 1)[0].strip()
         if not text or len(text) > 8 or text.strip(b"0123456789abcdefABCDEF"):
             raise Broken(f"{self._wire.where} sent {text[:20]!r} where the size of a chunk was expected")

@@ -27,7 +27,7 @@ from hanse._wire import Answer, Request
 from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
 from hanse.explained import Explained
 from hanse.flow import Access, Call, segment
-from hanse.patience import Patience
+from hanse.patience import IDLE_SECONDS, SECONDS, Patience
 from hanse.plan import Due, Plan
 from hanse.stream import Stream
 
@@ -41,7 +41,6 @@ T = TypeVar("T")
 _RENEW_BEFORE = 60.0
 _PAGE_MAX = 100  # results that the catalogue gives at once,
 _FOUND_MAX = 10_000  # and altogether
-_IDLE_SECONDS = 120.0  # a query may work this long without a batch; the owner's own limit is usually shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ class Space:
         mode: str = "",
         limits: Mapping[str, Any] | None = None,
         epsilon: float | None = None,
-        idle_seconds: float = _IDLE_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
         query_id: str = "",
         partial: bool = False,
     ) -> Stream:
@@ -150,7 +149,7 @@ class Space:
     ) -> Explained:
         """What would run where and what would travel; with `analyze` it runs, and the figures are real."""
         body = _query_body(sql, purpose=purpose, mode=mode, limits=limits, epsilon=epsilon, partial=partial)
-        call = Call("POST", "/queries", body={**body, "explain": "analyze" if analyze else True}, seconds=_IDLE_SECONDS)
+        call = Call("POST", "/queries", body={**body, "explain": "analyze" if analyze else True}, seconds=IDLE_SECONDS)
         return Explained(self.api.do(call))
 
     def drive(self, steps: Any) -> Any:
@@ -226,14 +225,16 @@ class Dataset:
         where: str = "",
         batch_rows: int | None = None,
         codec: str = "",
-        idle_seconds: float = _IDLE_SECONDS,
-        patience: float = 120.0,
+        idle_seconds: float = IDLE_SECONDS,
+        patience: float = SECONDS,
     ) -> Stream:
         """The rows that the agreement shows, straight from the owner, batch by batch, in constant memory.
 
         A lost connection, a restart of the owner and an expired ticket are borne: reading goes on after the last row
-        that came, for as long as `patience` seconds without one. Refused before the first batch, or in the middle of
-        the stream (AccessRevoked, QuotaSpent, AccessExpired); Conflict where the owner has another version by then.
+        that came, for as long as `patience` seconds without one. A silence of `idle_seconds`, or of the patience where
+        that is shorter, is a lost connection, and so is next to nothing of a batch in that time. Refused before the
+        first batch, or in the middle of the stream (AccessRevoked, QuotaSpent, AccessExpired); Conflict where the owner
+        has another version by then.
         """
         wanted = {
             "columns": ",".join(_named(columns)),
@@ -251,10 +252,14 @@ class Dataset:
         """
         body = {"columns": list(_named(columns)), "where": where, "purpose": self.purpose}
 
-        def asked() -> Any:
-            return self._ticketed(lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=60.0))
+        waiting = Patience(patience, idle=60.0)
 
-        found = Patience(patience).outlast(asked)
+        def asked() -> Any:
+            return self._ticketed(
+                lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=waiting.silence)
+            )
+
+        found = waiting.outlast(asked)
         return Plan.read(found, columns=columns, where=where)
 
     def read(
@@ -266,8 +271,8 @@ class Dataset:
         before: int | None = None,
         batch_rows: int | None = None,
         codec: str = "",
-        idle_seconds: float = _IDLE_SECONDS,
-        patience: float = 120.0,
+        idle_seconds: float = IDLE_SECONDS,
+        patience: float = SECONDS,
     ) -> Stream:
         """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`).
 
@@ -340,18 +345,18 @@ class Dataset:
             if place is not None:
                 given |= {"after": place["cursor"], "snapshot": given.get("snapshot") or kept.get("snapshot", "")}
             query = urlencode({name: value for name, value in given.items() if value})
-            answer = self._asked("GET", f"?{query}", idle_seconds=idle_seconds)
+            answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence)
             kept.setdefault("snapshot", answer.headers.get("hanse-snapshot", ""))
             return answer
 
-        waiting = Patience(patience)
+        waiting = Patience(patience, idle=idle_seconds)
 
         def begun() -> Stream:
             return Stream(opened(None), reopen=opened, patience=waiting, schema=schema, due=due)
 
         return begun() if due is None else waiting.outlast(begun)
 
-    def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = _IDLE_SECONDS) -> Stream:
+    def query(self, sql: str, *, epsilon: float | None = None, idle_seconds: float = IDLE_SECONDS) -> Stream:
         """One SELECT at this owner, under this agreement alone.
 
         `epsilon`: where answers carry noise, what this one may cost of the agreement's privacy budget; a tenth of it

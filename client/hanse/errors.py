@@ -80,7 +80,15 @@ class Conflict(HanseError): ...
 class Busy(HanseError): ...
 
 
-class Unreachable(HanseError): ...
+class Unreachable(HanseError):
+    """`silent`: for how many seconds nothing came before we gave up."""
+
+    silent = 0.0
+
+    def after(self, seconds: float) -> Unreachable:
+        """The same after so long a silence. Not said to `__init__`, which takes what others say as facts."""
+        self.silent = seconds
+        return self
 
 
 class Broken(HanseError): ...

@@ -27,6 +27,8 @@ _PASSING_CODES = (
 )  # fmt: skip
 _LASTING_CODES = ("count_spent", "quota_spent", "rows_limit", "bytes_limit", "agreement_ended")
 _FIRST, _MOST = 0.05, 5.0
+IDLE_SECONDS = 120.0  # a query may work this long without a batch; the owner's own limit is usually shorter
+SECONDS = 2 * IDLE_SECONDS  # so that there is a second attempt after a connection over which nothing comes any more
 
 
 def passes(error: HanseError) -> bool:
@@ -40,9 +42,12 @@ def passes(error: HanseError) -> bool:
 
 @dataclass(slots=True)
 class Patience:
-    """Waits between attempts, longer each time, until `seconds` have gone without a row."""
+    """Waits between attempts, longer each time, until `seconds` have gone without a row: since something failed, or
+    since the silence began that was the failure. One attempt bears a silence of `idle` seconds, and no longer than
+    there is patience left; without any, of `idle`."""
 
-    seconds: float = 120.0
+    seconds: float = SECONDS
+    idle: float = IDLE_SECONDS
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.monotonic
     _since: float | None = field(default=None, init=False)
@@ -51,7 +56,8 @@ class Patience:
     def bear(self, error: HanseError) -> None:
         """Wait before the next attempt, or raise `error` where waiting is of no use or has lasted too long."""
         now = self.now()
-        self._since = now if self._since is None else self._since
+        if self._since is None:
+            self._since = now - (error.silent if isinstance(error, Unreachable) else 0.0)
         if not passes(error) or now - self._since >= self.seconds:
             raise error
         self.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311  so that many do not come back at once
@@ -65,6 +71,16 @@ class Patience:
             except HanseError as error:
                 self.bear(error)
 
-    def rest(self) -> None:
-        """A row came: begin anew with the next failure."""
+    @property
+    def silence(self) -> float:
+        """The longest that the next attempt bears."""
+        if self.seconds <= 0:
+            return self.idle
+        left = self.seconds if self._since is None else self.seconds - (self.now() - self._since)
+        return min(self.idle, max(left, _FIRST))
+
+    def rest(self) -> bool:
+        """A row came: begin anew with the next failure. Whether anything had failed."""
+        failed = self._since is not None
         self._since, self._pause = None, _FIRST
+        return failed

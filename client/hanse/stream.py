@@ -112,7 +112,8 @@ class Stream:
                 if not self._closed:
                     self._go_on(error)
             else:
-                self._patience.rest()
+                if self._patience.rest():
+                    self._body.bear(self._patience.silence)
                 return batch
             if self._closed:
                 raise BadInput("this stream was closed while it was read; open another one to go on")

@@ -112,6 +112,32 @@ def test_silence_is_borne_for_as_long_as_was_said(connect: Connect) -> None:
         until.set()
 
 
+def test_next_to_nothing_is_silence(connect: Connect) -> None:
+    """A byte now and then ends no wait: neither of what has begun, nor of a handshake."""
+    over = threading.Event()
+
+    def dripping(peer: Any) -> None:
+        while not over.wait(0.02):
+            peer.sendall(b"x")
+
+    with connect(dripping, seconds=0.5) as reader:
+        with pytest.raises(TimeoutError):
+            taken(reader, MUCH)
+        over.set()
+
+
+def test_what_is_new_may_be_as_long_in_coming_as_silence(connect: Connect) -> None:
+    def rarely(peer: Any) -> None:
+        for _ in range(5):
+            time.sleep(0.3)
+            peer.sendall(b"x")
+
+    with connect(rarely, seconds=1.2) as reader:
+        for _ in range(5):
+            reader.begin()
+            assert reader.receive(memoryview(bytearray(PIECE))) == 1
+
+
 def test_both_waits_together_are_the_patience() -> None:
     waits: list[float] = []
 

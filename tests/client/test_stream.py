@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from hanse import _wire, errors
+from hanse._http import ask_at
 from hanse._wire import Request
 from hanse.stream import Stream
 
@@ -175,8 +180,6 @@ def test_corrupt_values_are_found_before_anybody_uses_them() -> None:
 
 
 def test_a_silent_owner_is_given_up_on() -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(errors.Unreachable, match="said nothing"):
         _wire.ask(Request("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/", idle_seconds=0.1))
 
@@ -188,9 +191,64 @@ def test_patience_that_nothing_can_have_is_refused_before_anything_is_asked(seco
     assert not served.asked
 
 
-def test_nobody_there_is_said_plainly() -> None:
-    import socket
+@contextmanager
+def dripping(whole: Sequence[bytes], *, pause: float) -> Iterator[str]:
+    """An owner that sends its answer in these pieces, with a pause after each."""
+    over = threading.Event()
 
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.recv(65_536)
+                for piece in whole:
+                    accepted.sendall(piece)
+                    if over.wait(pause):
+                        return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            over.set()
+            thread.join(10)
+
+
+HEAD, _, BODY = chunked(WHOLE).data.partition(b"\r\n\r\n")
+HEAD += b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"", HEAD), (HEAD, BODY), (HEAD + BODY[:400], BODY[400:]), (HEAD, chunked(recut(WHOLE, 1)).data[len(HEAD) :])],
+    ids=["head", "body", "chunk", "chunks of a byte"],
+)
+@pytest.mark.parametrize("pause", [0.03, 0.003])
+def test_an_owner_that_sends_a_byte_now_and_then_is_given_up_on(before: bytes, after: bytes, pause: float) -> None:
+    pieces = [before] + [after[at : at + 1] for at in range(len(after))]
+    with dripping(pieces, pause=pause) as url, pytest.raises(errors.Unreachable, match="next to nothing"):
+        Stream(_wire.ask(Request("GET", url, idle_seconds=0.1))).to_arrow()
+
+
+def test_a_plan_of_which_a_byte_comes_now_and_then_is_given_up_on() -> None:
+    body = b'{"rows": 1}' + b" " * 1000
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    pieces = [head] + [body[at : at + 1] for at in range(len(body))]
+    with dripping(pieces, pause=0.03) as url, pytest.raises(errors.Unreachable, match="next to nothing"):
+        ask_at(url, "ticket", {}, seconds=0.5)
+
+
+def test_an_owner_that_seldom_has_a_batch_is_read_to_the_end() -> None:
+    """Few bytes, each batch whole at once, and the mark of its chunk's end with it or later."""
+    chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in WHOLE]
+    with dripping([HEAD, *chunks, b"0\r\n\r\n"], pause=0.3) as url:
+        stream = Stream(_wire.ask(Request("GET", url, idle_seconds=1.0)))
+        assert stream.to_arrow().num_rows == ROWS
+
+
+def test_nobody_there_is_said_plainly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(errors.Unreachable, match=f"no connection to 127.0.0.1:{port}"):

@@ -17,6 +17,7 @@ from datasets import Features, IterableDataset
 
 from hanse.client import Dataset
 from hanse.loaders.loader import Loader
+from hanse.patience import SECONDS
 from hanse.plan import Plan
 
 
@@ -27,7 +28,7 @@ def dataset(
     where: str = "",
     seed: int | None = None,
     epoch: int = 0,
-    patience: float = 120.0,
+    patience: float = SECONDS,
 ) -> IterableDataset:
     """The rows as examples (dicts by column), in the order of `Loader` with the same seed and epoch."""
     loader = Loader(of, columns=columns, where=where, seed=seed, epoch=epoch)

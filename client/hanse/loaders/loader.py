@@ -20,6 +20,7 @@ from hanse.errors import BadInput
 from hanse.loaders import order as orders
 from hanse.loaders.order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
+from hanse.patience import SECONDS
 from hanse.plan import PER_READ, Plan
 
 _PREFETCH_BYTES = 32 * 2**20
@@ -83,7 +84,7 @@ class Loader:
         part: int = 0,
         parts: int = 1,
         prefetch_bytes: int = _PREFETCH_BYTES,
-        patience: float = 120.0,
+        patience: float = SECONDS,
         codec: str = "",
         progress: bool = False,
     ) -> None:
