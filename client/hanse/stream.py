@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from hanse._messages import Messages
 from hanse._valid import Validator
+from hanse._values import bounded
 from hanse._wire import Answer
 from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
 from hanse.patience import Patience
@@ -212,7 +213,9 @@ class Stream:
 
     def to_pandas(self, **options: Any) -> pandas.DataFrame:
         """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
-        return self.to_arrow().to_pandas(**options)
+        for batch in (table := self.to_arrow()).to_batches():
+            bounded(column for column in batch.columns if _is_object(column.type))
+        return table.to_pandas(**options)
 
     def to_polars(self) -> polars.DataFrame:
         """A polars frame over the same memory where the types allow it."""
@@ -242,6 +245,11 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_object(kind: pa.DataType) -> bool:
+    """Whether pandas has each value as an object: not numbers, moments, and what is named by its place."""
+    return not (pa.types.is_primitive(kind) or pa.types.is_dictionary(kind))
 
 
 def _place(metadata: Any) -> Mapping[str, Any] | None:

@@ -58,6 +58,11 @@ def test_csv_says_the_same(kind: pa.DataType) -> None:
     assert written(table) == [[one, json.dumps([one])] for one in told]
 
 
+def test_lists_of_nothing_are_said() -> None:
+    rows = said.rows(pa.record_batch({"x": pa.array([[None] * 3, None], pa.list_(pa.null()))}))
+    assert list(rows) == [([None] * 3,), (None,)]
+
+
 @pytest.mark.parametrize("values", [[1, None, 3], ["a", None, ""], [[1], None, []]], ids=str)
 def test_a_missing_value_of_one_column_is_no_empty_line(values: list[Any]) -> None:
     assert [row for row in written(pa.table({"x": values})) if not row] == []

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from hanse.stream import Stream
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow", "arrows")  # IANA's endings: arrow a file, arrows a stream
-_SHOWN_MAX = 200  # rows that a table shows
+_SHOWN_MAX = 200  # rows that a table shows,
+_LETTERS_MAX = 2**22  # and letters of them: laying out a table takes a hundred times their memory
 
 Purpose = Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")]
 Format = Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}; else by the file, or table.")]
@@ -228,12 +229,14 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     import pyarrow as pa
     from pyarrow import parquet
 
+    from hanse._values import bounded
     from hanse.cli import said
 
     kinds = [pa.timestamp("ms", kind.tz) if said.in_seconds(kind) else kind for kind in schema.types]
     shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)])
     with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
+            bounded(one for one in batch.columns if "list_view" in str(one.type))  # Parquet has each list by itself
             columns = [said.milliseconds(one) if said.in_seconds(one.type) else one for one in batch.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shown))
 
@@ -294,18 +297,22 @@ _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
 
 
 def _table(answer: Stream, batches: Iterator[pa.RecordBatch]) -> None:
-    """The first rows as a table; the rest is counted, as a screen is no place for it."""
+    """The first rows as a table, and one at least; the rest is counted, as a screen is no place for it."""
     from hanse.cli import said
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in answer.schema.names:
         table.add_column(escape(name), overflow="fold")
-    held = came = 0
+    held = came = letters = 0
     for batch in batches:
         came += batch.num_rows
-        for row in said.rows(batch.slice(0, max(0, _SHOWN_MAX - held))):
-            table.add_row(*(escape(cell(value)) for value in row))
-            held += 1
+        for row in said.rows(batch.slice(0, max(0, _SHOWN_MAX - held) if letters < _LETTERS_MAX else 0)):
+            cells = [escape(cell(value)) for value in row]
+            if held and letters + sum(map(len, cells)) > _LETTERS_MAX:
+                letters = _LETTERS_MAX
+                break
+            table.add_row(*cells)
+            held, letters = held + 1, letters + sum(map(len, cells))
     print_table(table)
     if came > held:
         say(f"... and {came - held:,} rows more; use --output to have them all")

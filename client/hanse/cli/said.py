@@ -16,6 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from hanse._values import bounded
+
 _LAST = 2**63 - 1
 _CYCLE = 146_097  # days of 400 years, after which the calendar is the same again
 _SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -56,7 +58,10 @@ def milliseconds(values: pa.Array) -> pa.Array:
 
 
 def _values(values: pa.Array) -> list[Any]:
-    found: list[Any] = values.cast(_numbered(values.type)).to_pylist()
+    bounded([values])
+    kind = _numbered(values.type)
+    # Arrow 26 fails to cast lists of nulls, also to what they are.
+    found: list[Any] = (values if kind == values.type else values.cast(kind)).to_pylist()
     if pa.types.is_integer(values.type) or pa.types.is_string(values.type):
         return found
     return [_said(one, values.type) for one in found]

@@ -15,6 +15,7 @@ from typing import Any
 
 from datasets import Features, IterableDataset
 
+from hanse._values import bounded
 from hanse.client import Dataset
 from hanse.loaders.loader import Loader
 from hanse.patience import SECONDS
@@ -46,4 +47,5 @@ def _examples(blocks: list[int], of: Dataset, plan: Plan, patience: float) -> It
         return
     with of.read(plan, blocks, patience=patience) as stream:
         for batch in stream:
+            bounded(batch.columns)
             yield from batch.to_pylist()

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data._utils import collate
 
+from hanse._values import bounded
 from hanse.loaders.arena import Arena, Place
 from hanse.loaders.loader import Slice, one
 from hanse.loaders.tensors import is_number, tensors, values
@@ -246,6 +247,7 @@ def _found(memory: Any, names: Sequence[str], rows: int, groups: Sequence[_Group
 def _lists(stream: pa.Buffer) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for batch in pa.ipc.open_stream(stream):
+        bounded(batch.columns)
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             found.setdefault(name, []).extend(column.to_pylist())
     return found

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hanse._values import bounded
 from hanse.errors import BadInput
 
 
@@ -60,6 +61,7 @@ def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) ->
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
     if is_number(column.type) or pa.types.is_boolean(column.type):  # by now
         return _numbers(name, column)
+    bounded([column])
     return column.to_pylist()
 
 
@@ -71,6 +73,7 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     listed = any(is_one(kind) for is_one in _LISTS)
     if not listed or not (is_number(kind.value_type) or pa.types.is_boolean(kind.value_type)):
         raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, came {kind}")
+    bounded([column])  # of views of lists, many may be one
     size = math.prod(shape)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if any(length != size for length in lengths):  # a list that is null has no length

@@ -1,0 +1,185 @@
+"""What a batch becomes in Python is bounded: a few bytes that say one value many times, or values of no width."""
+
+from __future__ import annotations
+
+import array
+import io
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hanse import _values, _wire
+from hanse._values import bounded
+from hanse.cli import query
+from hanse.errors import Broken
+from hanse.loaders.tensors import values
+from hanse.stream import Stream
+
+from tests.client.support import chunked, complete, connector, ipc
+
+COUNT, LONG = 10_000, 1_000_000
+SAME = pa.array(bytes(COUNT), pa.int8())
+TEXT = pa.array(["x" * LONG])
+
+
+def views(kind: pa.DataType) -> pa.Array:
+    """One text, named again and again: its length, how it begins, in which buffer it is, and where."""
+    view = LONG.to_bytes(4, "little") + b"xxxx" + bytes(8)
+    return pa.Array.from_buffers(kind, COUNT, [None, pa.py_buffer(view * COUNT), TEXT.buffers()[2]])
+
+
+def places(value: int, count: int = COUNT) -> pa.Array:
+    return pa.Array.from_buffers(pa.int32(), count, [None, pa.py_buffer(array.array("i", [value] * count))])
+
+
+def of_no_width(kind: pa.DataType, *children: pa.Array) -> pa.Array:
+    return pa.Array.from_buffers(kind, 50_000_000, [None], children=list(children))
+
+
+BOMBS = {
+    "views": views(pa.string_view()),
+    "views of bytes": views(pa.binary_view()),
+    "a dictionary": pa.DictionaryArray.from_arrays(SAME, TEXT),
+    "runs": pa.RunEndEncodedArray.from_arrays(pa.array([COUNT], pa.int32()), TEXT),
+    "views of lists": pa.ListViewArray.from_arrays(places(0), places(LONG), pa.array(bytes(LONG), pa.int8())),
+    "a list of a dictionary": pa.ListArray.from_arrays(
+        pa.array([0, COUNT], pa.int32()), pa.DictionaryArray.from_arrays(SAME, TEXT)
+    ),
+    "a struct of views": pa.StructArray.from_arrays([views(pa.string_view())], ["a"]),
+    "a union": pa.UnionArray.from_dense(SAME, places(0), [TEXT]),
+    "lists without a width": of_no_width(pa.list_(pa.int8(), 0), pa.array([], pa.int8())),
+    "structs of nothing": of_no_width(pa.struct([])),
+}
+
+
+@pytest.fixture(params=BOMBS.values(), ids=BOMBS)
+def bomb(request: pytest.FixtureRequest) -> pa.Array:
+    return request.param
+
+
+def test_what_would_take_gigabytes_is_refused(bomb: pa.Array) -> None:
+    with pytest.raises(Broken, match="expected a batch whose values take at most"):
+        bounded([bomb])
+    bounded([bomb.slice(1, 20)])
+
+
+def test_without_numpy_it_is_refused_as_well(bomb: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_values, "np", None)
+    monkeypatch.setattr(_values, "_BEYOND_MAX", 20 * LONG)  # it is slow
+    with pytest.raises(Broken, match="expected a batch whose values take at most"):
+        bounded([bomb])
+    bounded([bomb.slice(1, 0)])
+
+
+HONEST = [
+    pa.array(["a", None, "b" * 1000], pa.string_view()),
+    pa.array(["a", "b", None, "a"]).dictionary_encode(),
+    pa.array([[1.5] * 1000] * 500),
+    pa.array([], pa.string()),
+    pa.array([], pa.string()).dictionary_encode(),
+    pa.array([None, None], pa.dictionary(pa.int8(), pa.string())),
+    pa.array([[], None, [("a", [1])]], pa.map_(pa.string(), pa.list_(pa.int8()))),
+    pa.nulls(1_000_000),
+]
+
+
+@pytest.mark.parametrize("column", HONEST, ids=lambda column: f"{len(column)} {column.type}")
+def test_what_is_there_may_be_made(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    for numpy in (_values.np, None):
+        monkeypatch.setattr(_values, "np", numpy)
+        bounded([column])
+        bounded([column.slice(1)])
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_unions_that_came_and_are_empty_end_no_process(dense: bool) -> None:
+    codes, parts = pa.array([0], pa.int8()), [pa.array([1]), pa.array(["a"])]
+    made = pa.UnionArray
+    union = (made.from_dense(codes, places(0, 1), parts) if dense else made.from_sparse(codes, parts)).slice(0, 0)
+    lists = pa.record_batch({"l": pa.ListArray.from_arrays(pa.array([0, 0, 0], pa.int32()), union)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, lists.schema) as written:
+        written.write_batch(lists)
+    (batch,) = pa.ipc.open_stream(sink.getvalue())
+    bounded(batch.columns)
+    bounded([batch.column(0).values])
+
+
+def test_what_came_may_be_made_however_much_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_values, "_BEYOND_MAX", 1000)
+    bounded([pa.array([b"a" * 100_000] * 10, pa.large_binary())])
+
+
+def _taken(value: Any) -> int:
+    """Bytes of a value and what is in it, each counted where it is named."""
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    return sys.getsizeof(value) + sum(map(_taken, inside))
+
+
+def test_what_is_reckoned_is_about_what_it_takes() -> None:
+    rng = random.Random(3)
+    words = ["x" * rng.randint(0, 2000) for _ in range(50)]
+    kinds: list[tuple[pa.DataType, Callable[[], Any]]] = [
+        (pa.string(), lambda: rng.choice(words)),
+        (pa.binary_view(), lambda: rng.choice(words).encode()),
+        (pa.int64(), lambda: rng.randrange(10**9, 10**12)),
+        (pa.list_view(pa.float64()), lambda: [rng.random() for _ in range(rng.randint(0, 50))]),
+        (pa.struct([("a", pa.large_list(pa.string()))]), lambda: {"a": rng.sample(words, 3)}),
+        (pa.run_end_encoded(pa.int32(), pa.string()), lambda: rng.choice(words)),
+        (pa.dictionary(pa.int8(), pa.string()), lambda: rng.choice(words)),
+        (pa.list_(pa.string_view(), 2), lambda: rng.sample(words, 2)),
+    ]
+    for kind, drawn in kinds:
+        values = [drawn() if rng.random() < 0.9 else None for _ in range(1000)]
+        if pa.types.is_run_end_encoded(kind):
+            column = pa.compute.run_end_encode(pa.array(values))
+        else:
+            column = pa.array(values, kind)
+        for one in (column, column.slice(100, 700)):
+            reckoned = _values._sum(_values._sizes(one, 2**40), len(one))
+            taken = sum(map(_taken, one.to_pylist())) + 8 * len(one)
+            assert 0.5 * taken < reckoned < 2 * taken, kind
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("csv", "views"), ("json", "views"), ("json", "a dictionary"), ("parquet", "views of lists")]
+)
+def test_files_of_a_question_are_bounded(form: str, name: str) -> None:
+    with _answer(BOMBS[name]) as stream, pytest.raises(Broken, match="take at most"):
+        query._WRITERS[form](stream.schema, iter(stream), io.BytesIO())
+
+
+def test_a_table_has_as_many_letters_as_can_be_laid_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with _answer(BOMBS["views"]) as stream:
+        query._table(stream, iter(stream))
+    told = capsys.readouterr()
+    assert LONG <= told.out.count("x") <= query._LETTERS_MAX
+    assert f"and {COUNT - told.out.count('x') // LONG:,} rows more" in " ".join(told.err.split())
+
+
+@pytest.mark.parametrize("name", ["views", "a dictionary", "runs", "a struct of views"])
+def test_values_that_no_tensor_fits_are_bounded(name: str) -> None:
+    with pytest.raises(Broken, match="take at most"):
+        values("c", BOMBS[name])
+
+
+def test_lists_of_one_length_are_bounded() -> None:
+    with pytest.raises(Broken, match="take at most"):
+        values("c", BOMBS["views of lists"], (LONG,))
+
+
+def test_a_frame_is_bounded() -> None:
+    with _answer(BOMBS["views"]) as stream, pytest.raises(Broken, match="take at most"):
+        stream.to_pandas()
+    with _answer(BOMBS["a dictionary"]) as stream:
+        assert len(stream.to_pandas()) == COUNT  # names its values by their places, too
+
+
+def _answer(column: pa.Array) -> Stream:
+    schema = pa.schema([("c", column.type)])
+    pieces = ipc([pa.record_batch([column], schema)], complete(len(column)), schema=schema, codec="zstd")
+    with connector({("GET", "/"): chunked(pieces)}) as served:
+        return Stream(_wire.ask(_wire.Request("GET", served.url)))
