@@ -8,11 +8,13 @@ column is Arrow's; all of them are where there is no NumPy (pyarrow loads it by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
+
+from hanse.errors import Broken
 
 np: Any = None
 with suppress(ImportError):
@@ -20,6 +22,7 @@ with suppress(ImportError):
 
 _BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 _LOOKED_AT = 64
+_NAMED_MAX = 1 << 30  # bytes of texts that are views: as much as a message may have
 
 
 class Validator:
@@ -30,7 +33,7 @@ class Validator:
         self._checks = {place: check for place, check in checks.items() if check is not None}
 
     def check(self, batch: pa.RecordBatch) -> None:
-        """ArrowInvalid where something in the batch is not as it says."""
+        """ArrowInvalid where something in the batch is not as it says, Broken where to look would take for ever."""
         if not self._checks:
             batch.validate(full=True)
             return
@@ -40,6 +43,8 @@ class Validator:
 
 
 def _check_of(kind: pa.DataType) -> Callable[[pa.Array], None] | None:
+    if "string_view" in str(kind):
+        return _views
     if np is None:
         return None
     if kind in _BINARY:
@@ -49,6 +54,41 @@ def _check_of(kind: pa.DataType) -> Callable[[pa.Array], None] | None:
 
 def _fully(column: pa.Array) -> None:
     column.validate(full=True)
+
+
+def _views(column: pa.Array) -> None:
+    column.validate()  # before its buffers are looked at
+    if (named := sum(map(_named, _parts(column)))) > _NAMED_MAX:
+        raise Broken(
+            f"expected texts of at most {_NAMED_MAX} bytes in a batch, came {named}: the same ones again and again"
+        )
+    _fully(column)
+
+
+def _parts(column: pa.Array) -> Iterator[pa.Array]:
+    """The columns that a column is made of, and itself."""
+    yield column
+    kind = column.type
+    if isinstance(column, pa.ExtensionArray):
+        yield from _parts(column.storage)
+    elif pa.types.is_dictionary(kind):
+        yield from _parts(column.dictionary)
+    elif pa.types.is_struct(kind) or pa.types.is_union(kind):
+        for place in range(kind.num_fields):
+            yield from _parts(column.field(place))
+    elif pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind):
+        yield from _parts(column.values)
+
+
+def _named(column: pa.Array) -> int:
+    """Bytes of the texts of views, each counted where it is named."""
+    if column.type != pa.string_view() or not len(column):
+        return 0
+    views = memoryview(column.buffers()[1]).cast("B")[16 * column.offset :][: 16 * len(column)]
+    lengths = views.cast("i")[::4]
+    if np is None:
+        return sum(one for one in lengths if one > 0)
+    return int(np.maximum(lengths, 0).sum(dtype=np.int64))
 
 
 def _text(column: pa.Array) -> None:

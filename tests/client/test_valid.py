@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pytest
 from hanse import _valid
 from hanse._valid import Validator
+from hanse.errors import Broken
 
 TEXT = ["plain", "", None, "Grüße", "\U0001f600", "x" * 100_000]
 
@@ -46,6 +49,26 @@ def test_what_is_broken_is_found(kind: pa.DataType, data: bytes, offsets: list[i
         batch.validate(full=True)
     with pytest.raises(pa.ArrowInvalid):
         validate(batch)
+
+
+@pytest.mark.parametrize("numpy", [True, False], ids=["NumPy", "none"])
+@pytest.mark.parametrize("nested", [lambda one: one, lambda one: pa.ListArray.from_arrays([0, len(one)], one),
+                                    lambda one: pa.StructArray.from_arrays([one, one], ["a", "b"])],
+                         ids=["alone", "in a list", "in a struct"])  # fmt: skip
+def test_a_text_that_is_said_a_million_times_is_not_read_as_often(
+    nested: Callable[[pa.Array], pa.Array], numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow would: of a few megabytes, for hours."""
+    if not numpy:
+        monkeypatch.setattr(_valid, "np", None)
+    size, count = 10_000_000, 100_000
+    view = size.to_bytes(4, "little") + b"xxxx" + bytes(8)
+    views = pa.Array.from_buffers(
+        pa.string_view(), count, [None, pa.py_buffer(view * count), pa.py_buffer(b"x" * size)]
+    )
+    with pytest.raises(Broken, match="again and again"):
+        validate(pa.record_batch({"a": nested(views)}))
+    validate(pa.record_batch({"a": nested(views.slice(5, 10))}))
 
 
 HALF = 2**64
