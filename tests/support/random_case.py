@@ -80,6 +80,7 @@ class Case(ABC):
             "batch_rows": asked.batch_rows,
             f"codec {asked.codec}": asked.codec in ("lz4", "zstd"),
             f"files: {self.world.files.kind}": self.world.files.kind != "parquet",
+            f"made as {self.world.files.made}": True,
             "several files": len(self.world.files.paths) > 1,
             **{f"option {name}": True for name in self.world.files.options},
             "many columns": len(self.world.columns) > 20,

@@ -61,6 +61,7 @@ class Files:
     kind: str = "parquet"
     told: pa.Table | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # of the source
+    made: str = ""  # as one of `random_sources.KINDS_OF_FILES`
 
     @property
     def refused(self) -> bool:
@@ -68,10 +69,11 @@ class Files:
         return len({one.name.casefold() for one in self.columns}) < len(self.columns)
 
 
-def write(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int = 0) -> Files:
+def write(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int = 0, tiny: bool = False) -> Files:
     """A dataset of one to three files. `rare`: kinds of columns that there may be beside the others; `wide`: so many
-    columns more."""
+    columns more; `tiny`: of many small row groups, also of no rows, and with a file of no rows between others."""
     columns, counts = drawn(rng, [*KINDS, *rare], wide=wide)
+    counts = [counts[0], 0, *counts[1:]] if tiny else counts
     how = _how(rng, columns, max(counts))
     paths: list[str] = []
     for number, rows in enumerate(counts):
@@ -79,10 +81,21 @@ def write(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int =
         table = pa.table([array_of(rng, one, rows) for one in mine], schema=schema_of(mine))
         paths.append(f"{folder}/{number}.parquet")
         with pq.ParquetWriter(paths[-1], table.schema, **how) as file:
+            if tiny:
+                _write_tiny(rng, file, table)
+                continue
             cut = rng.randint(0, rows) if rng.random() < 0.5 else rows  # row groups of two sizes
             for part in (table.slice(0, cut), table.slice(cut)):
                 file.write_table(part, row_group_size=_group(rng, rows))
     return Files(folder, tuple(paths), tuple(columns), sum(counts), repr(how))
+
+
+def _write_tiny(rng: random.Random, file: pq.ParquetWriter, table: pa.Table) -> None:
+    at, most = 0, rng.choice((1, 3, 20))
+    while at < len(table):
+        rows = rng.randint(0, most)
+        file.write_table(table.slice(at, rows))
+        at += rows
 
 
 def drawn(rng: random.Random, kinds: Sequence[Kind], *, wide: int = 0) -> tuple[list[Column], list[int]]:

@@ -12,6 +12,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.support import random_files, random_text
+from tests.support import random_coded, random_files, random_postgres, random_text
 from tests.support.random_files import BLOB, BOOL, DATE, FLOAT, INTEGER, KINDS, OTHER, TEXT, Column, Files, Kind
 
 _ARROW_KINDS: list[Kind] = [
@@ -64,19 +65,19 @@ def write(number: int, folder: Path, kind: str = "") -> Files:
     rare = random_files.RARE if number >= _KNOWN else ()
     files = KINDS_OF_FILES[kind][0](random.Random(f"files {number}"), folder, rare)
     stored = files.kind in ("parquet", "hive") and random.Random(f"store {number}").random() < _STORED
-    return replace(files, kind="s3") if stored else files
+    return replace(files, made=kind, kind="s3" if stored else files.kind)
 
 
 def changed(files: Files, folder: Path, change: str) -> Files:
     """A copy in a folder that is not there yet: the `same` files, `more` or `fewer`, or in another `order`."""
     places = {folder / Path(one).relative_to(files.folder): Path(one) for one in files.paths}
-    first = next(iter(places))
-    if files.kind in ("csv", "jsonl"):  # converted by whoever registers them
+    if files.kind in ("csv", "jsonl", "postgres"):  # converted by whoever registers them
         places = {folder / one.name: one for one in files.folder.iterdir() if one.suffix != ".parquet"}
     elif change == "more":
+        first = next(iter(places))
         places[first.with_name(f"x{first.name}")] = places[first]
     elif change == "fewer" and len(places) > 1:
-        del places[first]
+        del places[next(iter(places))]
     elif change == "order" and files.kind != "hive":
         places = dict(zip(places, reversed(places.values()), strict=True))
     for place, old in places.items():
@@ -97,7 +98,7 @@ def _retold(files: Files, paths: Sequence[Path]) -> pa.Table:
     return pa.concat_tables([files.told.slice(starts[one], sizes[one]) for one in paths])
 
 
-def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int = 0) -> Files:
+def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int = 0, coded: bool = False) -> Files:
     columns, counts = random_files.drawn(rng, [*_ARROW_KINDS, *rare], wide=wide)
     large = bool(rare) and rng.random() < _LARGE
     if large:
@@ -107,13 +108,15 @@ def _arrow(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int 
     options = rng.choice(({}, {}, {"compression": "lz4"}, {"compression": "zstd"}, _OLD))
     how = pa.ipc.IpcWriteOptions(**options)
     tables, paths = [], []
+    chosen = random_coded.coders(rng, schema) if coded and options is not _OLD else []  # which knows no run ends
     for number, rows in enumerate(counts):
         table = pa.table([_over_rubbish(rng, one, rows) for one in columns], schema=schema)
         mine = list(range(len(columns)))  # not by name: there may be two of one
         mine = rng.sample(mine, len(mine)) if number and rng.random() < 0.2 else mine
         paths.append(f"{folder}/{number}.arrow")
-        with pa.ipc.new_file(paths[-1], table.select(mine).schema, options=how) as file:
-            for batch in [*table.select(mine).to_batches()] if large else _batches(rng, table.select(mine)):
+        written = (random_coded.coded(table, chosen) if chosen else table).select(mine)
+        with pa.ipc.new_file(paths[-1], written.schema, options=how) as file:
+            for batch in [*written.to_batches()] if large else _batches(rng, written):
                 file.write_batch(batch)
         tables.append(table)
     return Files(
@@ -249,5 +252,8 @@ _FIRST: Mapping[str, tuple[Writer, int]] = {  # and how often
 KINDS_OF_FILES: Mapping[str, tuple[Writer, int]] = {
     **_FIRST,
     "wide": (_wide, 8),
+    "coded": (partial(_arrow, coded=True), 8),
+    "groups": (partial(random_files.write, tiny=True), 4),
+    "postgres": (lambda rng, folder, _: random_postgres.write(rng, folder), 6),
     "texts": (lambda rng, folder, _: random_text.write(rng, folder, rng.choice(("csv", "jsonl"))), 8),
 }

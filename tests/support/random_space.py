@@ -22,6 +22,7 @@ import numpy as np
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from connector.dataplane import blocks, origin, prepared
 from connector.dataplane.flight import desk
@@ -30,6 +31,7 @@ from connector.dataplane.mixed import Mixed
 from connector.dataplane.prepared import PreparedStreams
 from connector.datasets import splits
 from connector.datasets.outside import Outside
+from connector.datasets.sources import postgres as sources_postgres
 from connector.datasets.sources import read_options, s3, source
 from connector.errors import HanseError
 from connector.events import AgreementRevoked
@@ -39,7 +41,7 @@ from connector.query.spans import Scattered
 from connector.query.stored import Stored
 from connector.store import Transaction
 from tests.load.stream.space import self_signed
-from tests.support import data, objectstore, provider, random_reads, random_sources
+from tests.support import data, objectstore, postgres, provider, random_postgres, random_reads, random_sources
 from tests.support.flying import flying
 from tests.support.provider import Provider
 from tests.support.random_files import Files
@@ -94,19 +96,20 @@ def _batches(path: str) -> list[tuple[int, int]]:
     return [(one, int(one * (Path(path).stat().st_size / max(1, sum(rows))))) for one in rows]
 
 
-class Objects:
-    """An object store, which is started for the first files that are put there."""
+class Elsewhere:
+    """An object store and a database, each started for the first dataset that is put there."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.outside = Outside(folder / "connections.yaml", folder / "outside")
         self._folder, self._stack = folder, stack
         self._server: objectstore.Server | None = None
+        self._database = ""
 
     async def put(self, files: Files) -> tuple[Files, Relation]:
         """The same files as objects, in their order."""
         if self._server is None:
             self._server = self._stack.enter_context(objectstore.server())
-            self._server.connections(self._folder)
+            self._connect()
         below = files.folder.name
         for path in files.paths:
             obstore.put(self._server.bucket(), f"{below}/{Path(path).relative_to(files.folder)}", Path(path))
@@ -115,6 +118,29 @@ class Objects:
         )
         paths = tuple(f"{files.folder}/{one.name}" for one in refs)
         return replace(files, paths=paths), Relation("s3", tuple(one.to_json() for one in refs), options)
+
+    async def fill(self, files: Files) -> Relation:
+        """The rows as a table of the database, and what a snapshot of it is converted from."""
+        if not self._database:
+            url = self._stack.enter_context(postgres.cluster()).create(random_postgres.DATABASE)
+            self._database = url.replace("postgresql+psycopg", "postgresql")
+            self._connect()
+        table = f"t{random.getrandbits(64):016x}"
+        await asyncio.to_thread(random_postgres.fill, self._database, table, files)
+        options, refs = await sources_postgres.bring(
+            f"postgres://{random_postgres.DATABASE}/{table}", options=read_options("postgres", {}), from_=self.outside
+        )
+        return Relation("postgres", tuple(one.to_json() for one in refs), options)
+
+    def _connect(self) -> None:
+        """Both as the operator names them."""
+        databases = {random_postgres.DATABASE: {"url": self._database}} if self._database else {}
+        if self._server is not None:
+            self._server.connections(self._folder, databases=databases)
+        else:
+            path = self._folder / "connections.yaml"
+            path.touch(mode=0o600)
+            path.write_text(yaml.safe_dump({"databases": databases}))
 
 
 @dataclass
@@ -184,17 +210,18 @@ class Space:
     """A provider that is served, and its datasets one after the other. `secure`: the way in over TLS."""
 
     def __init__(
-        self, running: Provider, prepared: PreparedStreams, plain: Door, secure: Door, folder: Path, objects: Objects,
-        kind: str,
+        self, running: Provider, prepared: PreparedStreams, plain: Door, secure: Door, folder: Path,
+        elsewhere: Elsewhere, kind: str,
     ) -> None:  # fmt: skip
         self.running, self.prepared, self.plain, self.secure, self.folder = running, prepared, plain, secure, folder
         self.door = plain  # of this seed
-        self.objects, self._kind = objects, kind
+        self.elsewhere, self._kind = elsewhere, kind
         self.ways = Ways()
         self._last: tuple[int, World | None] = (-1, None)
 
     async def world(self, number: int) -> World | None:
-        """The dataset of some seeds; None where there is none, because its files are refused."""
+        """The dataset of some seeds; None where there is none: its files are refused, or it needs a server that is
+        not installed."""
         if self._last[0] != number:
             self.close()
             self._last = number, None
@@ -229,6 +256,8 @@ class Space:
         folder = self.folder / str(number)
         folder.mkdir()
         files = random_sources.write(number, folder, self._kind)
+        if files.kind == "postgres" and postgres.binaries() is None:
+            return None
         try:
             found = await self._world(files, f"d{number}")
         except duckdb.Error:
@@ -254,10 +283,15 @@ class Space:
     async def _relation(self, files: Files) -> tuple[Files, Relation]:
         """As the files would be registered, in that order: text becomes Parquet."""
         if files.kind == "s3":
-            return await self.objects.put(files)
+            return await self.elsewhere.put(files)
+        if files.kind == "postgres":
+            return await self._converted(files, await self.elsewhere.fill(files))
         found = data.relation(files.kind, files.folder, files.folder, **files.options)
         if not source(files.kind).CONVERTED:
             return replace(files, paths=tuple(one["path"] for one in found.files)), found
+        return await self._converted(files, found)
+
+    async def _converted(self, files: Files, found: Relation) -> tuple[Files, Relation]:
         target = files.folder / "converted.parquet"
         await self.running.pool.ask(Job(kind="convert", relations={"t": found}, arguments={"target": str(target)}))
         return replace(files, paths=(str(target),)), data.relation("parquet", target, files.folder)
@@ -322,17 +356,17 @@ async def space(folder: Path, kind: str = "") -> AsyncIterator[Space]:
         mock.patch.object(desk, "_PART_BYTES", 2**16),
         mock.patch.dict(os.environ, SSL_CERT_FILE=str(certificate)),
     ):
-        objects = Objects(folder, stack)
+        elsewhere = Elsewhere(folder, stack)
         # Readers over Flight wait in threads for a server that has its own among the same.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
         async with (
             provider.running(
-                folder, rows=10, prepared=streams, library=objects.outside, certificate=certificate
+                folder, rows=10, prepared=streams, library=elsewhere.outside, certificate=certificate
             ) as running,
             _door(running, running.url) as plain,
             _door(running, running.secure_url, certificate=str(certificate), key=str(certificate)) as secure,
         ):
-            found = Space(running, streams, plain, secure, folder / "data", objects, kind)
+            found = Space(running, streams, plain, secure, folder / "data", elsewhere, kind)
             with found.ways.seen(running, streams):
                 yield found
             found.close()

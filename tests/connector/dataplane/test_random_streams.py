@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tests.load.random_streams import EACH, run
+from tests.support import postgres
 
 CASES = {  # by kind, the datasets that show much in their first seeds, and how many of these
-    "http": {49: 5, 51: 5, 6: 5, 33: 4, 45: 2, 41: 1},
+    "http": {49: 5, 51: 5, 6: 5, 33: 4, 45: 2, 41: 1, 1000: 2, 1180: 2, 1099: 2, 1132: 2, 1146: 2},
     "flight": {49: 3, 33: 3},
     "budget": {51: 2, 33: 2},
     "broken": {49: 3, 33: 3},
@@ -26,7 +27,8 @@ MET = (
     "gone on after breaks", "revoked", "other readers go on", "prepared blocks", "prepared blocks and others",
     "two consumers", "other forms", "format csv", "format parquet",
     "csv ended as quota", "version between passes", "a cursor of another consumer",
-    "together: refused quota_spent", "over TLS",
+    "together: refused quota_spent", "over TLS", "made as coded", "made as groups", "made as texts", "made as wide",
+    *(["made as postgres"] if postgres.binaries() else []),
 )  # fmt: skip
 
 
