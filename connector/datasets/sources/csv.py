@@ -46,6 +46,7 @@ _TEXTS = {
     "thousands": "thousands",
 }
 _NUMBERS = ("BIGINT", "HUGEINT", "DOUBLE")  # as the engine finds them
+_NO_FORM = ("Invalid Input Error: Error when sniffing file", "Invalid Input Error: CSV Error on Line")  # of the engine
 _NOTHING = (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
 
@@ -77,7 +78,24 @@ def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """Read all lines (types from those of all files, not a sample) and write Parquet."""
+    """Read all lines (types from those of all files, not a sample) and write Parquet.
+
+    SourceUnreadable that names the file of which the engine finds no form.
+    """
+    try:
+        return _converted(con, paths, options, target)
+    except Exception as error:
+        if not str(error).startswith(_NO_FORM):
+            raise
+        path = max((path for path in paths if path in str(error)), key=len, default=paths[0])
+        raise SourceUnreadable(
+            f"expected CSV of which all lines end alike, came file {paths.index(path) + 1} of {len(paths)} (in the "
+            "order of their names): it has two kinds of line ends, one within quotes in its first line, a line of "
+            f"more than {_LINE_MAX >> 20} MB, or is no text; write it again"
+        ) from None
+
+
+def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
     given = {
         "header": str(bool(options.get("header", True))),
         "all_varchar": str(bool(options.get("all_text", False))),

@@ -448,6 +448,24 @@ async def test_a_csv_file_without_text_has_no_rows_and_no_other_columns(
     assert (await rows_of(pool, relation)).to_pylist() == [{"a": 1, "b": 2}]
 
 
+UNCLEAR = {
+    "lines that end in two ways": b"a,b\r\n1,2\n3,4\r\n",
+    "a line of more megabytes": b"a,b\n1," + b"x" * (17 * 2**20) + b"\n",
+    "names of two lines": b'"a\nb",c\r\n1,2\r\n',
+    "nothing written": b"\x80\x81,\x8d\n\r\x01,\xff\n\xfe\r",
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(UNCLEAR))
+async def test_a_csv_file_of_which_no_form_is_found_is_named(pool: Pool, tmp_path: Path, name: str) -> None:
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "1.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "many" / "2.csv").write_bytes(UNCLEAR[name])
+    with pytest.raises(SourceUnreadable, match="all lines end alike, came file 2 of 2"):
+        await registered(pool, "csv", tmp_path / "many", tmp_path)
+
+
 @worker
 async def test_damaged_csv_is_refused_as_damaged(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n" * 100)[:20])
