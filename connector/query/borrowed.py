@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
 
@@ -22,6 +22,9 @@ from connector.datasets.sources.files import FileRef, engine_name
 from connector.errors import VersionChanged
 from connector.query import job as wire
 from connector.query.codes import Coded
+
+if TYPE_CHECKING:
+    from connector.query.engine import Desk
 
 SCHEME = "hanse"
 _HELD = 16  # descriptors kept open
@@ -32,13 +35,12 @@ class Borrowed:
 
     descriptors: tuple[int, ...] = ()
 
-    def __init__(self, desk: socket.socket, relation: int, refs: Sequence[FileRef]) -> None:
+    def __init__(self, desk: Desk, relation: int, refs: Sequence[FileRef]) -> None:
         self.refs = tuple(refs)
         self.paths = tuple(f"{SCHEME}://{relation}/{engine_name(ref.name, number)}" for number, ref in enumerate(refs))
         self.fault: Exception | None = None
         self._desk = desk
         self._relation = relation
-        self._lock = threading.Lock()
         self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._numbers = {path: number for number, path in enumerate(self.paths)}
 
@@ -47,7 +49,7 @@ class Borrowed:
         if self.fault is not None:
             raise self.fault
         try:
-            with self._lock:
+            with self._desk.turn:
                 self._ask(wire.CHECK, 0, 0, 0)
                 self._told()
         except HanseFault as fault:
@@ -74,7 +76,7 @@ class Borrowed:
         if start >= stop:
             return 0
         try:
-            with self._lock:
+            with self._desk.turn:
                 self._fill(number, start, target[: stop - start])
         except (HanseFault, OSError) as error:
             self.fault = self.fault or (error.args[0] if isinstance(error, HanseFault) else Coded("source_unreadable"))
@@ -111,14 +113,14 @@ class Borrowed:
 
     def _ask(self, what: bytes, number: int, first: int, count: int) -> None:
         try:
-            self._desk.send(wire.LOAN.pack(what, self._relation, number, first, count))
+            self._desk.socket.send(wire.LOAN.pack(what, self._relation, number, first, count))
         except OSError:  # shut: nobody waits for our answer any more
             raise HanseFault(Coded("cancelled")) from None
 
     def _told(self) -> int:
         """The next answer: a descriptor, or -1 for a check that found nothing."""
         try:
-            message, descriptors, _, _ = socket.recv_fds(self._desk, 256, 1)
+            message, descriptors, _, _ = socket.recv_fds(self._desk.socket, 256, 1)
         except OSError:  # as when it is shut
             message, descriptors = b"", []
         if message == b"b" and descriptors:

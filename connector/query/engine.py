@@ -10,9 +10,10 @@ import errno
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -182,7 +183,16 @@ def _set(con: duckdb.DuckDBPyConnection, settings: Mapping[str, str]) -> None:
 Files: TypeAlias = "Opened | Borrowed"
 
 
-def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: socket.socket | None = None) -> Files:
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a job borrows its objects, of whichever relation. Who asks has its `turn` until all answers are there: they
+    come in the order of the requests, and say not whose they are."""
+
+    socket: socket.socket
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: Desk | None = None) -> Files:
     """Open a relation's files and give the engine names for the opened ones, or VersionChanged.
 
     Objects in a store are not opened: their blocks are borrowed over `desk`, under the relation's `number`.
@@ -485,6 +495,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 __all__ = [
+    "Desk",
     "Opened",
     "attach",
     "attach_table",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -41,7 +40,7 @@ class Opening:
         limits: Limits,
         folder: Path,
         *,
-        desk: socket.socket | None = None,
+        desk: engine.Desk | None = None,
         key: str = "",
         readers: int = 1,
         ordered: bool = False,

@@ -55,7 +55,7 @@ class Session:
     """One job on its socket, in a thread of its own."""
 
     def __init__(
-        self, channel: socket.socket, folder: Path, worker: Worker, *, desk: socket.socket | None, shared: int | None
+        self, channel: socket.socket, folder: Path, worker: Worker, *, desk: engine.Desk | None, shared: int | None
     ) -> None:
         self.channel = channel
         self.desk = desk  # where blocks of objects are borrowed
@@ -240,7 +240,7 @@ class Session:
             if self.shared is not None:
                 last.callback(os.close, self.shared)
             if self.desk is not None:
-                last.callback(self.desk.close)
+                last.callback(self.desk.socket.close)
             last.callback(self._leave_opening)
             self.maker.shutdown()
 
@@ -367,7 +367,7 @@ class Worker:
             return
         channel = socket.socket(fileno=descriptors[0])
         channel.setblocking(True)
-        desk = socket.socket(fileno=descriptors[1]) if with_desk else None
+        desk = engine.Desk(socket.socket(fileno=descriptors[1])) if with_desk else None
         shared = descriptors[-1] if with_ring else None
         self._begin(Session(channel, self.folder / f"job-{next(self.numbers)}", self, desk=desk, shared=shared))
 

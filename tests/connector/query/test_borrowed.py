@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -10,8 +11,12 @@ from typing import Any, cast
 
 import pytest
 
+from connector.datasets.blocks import BLOCK
+from connector.datasets.sources.files import FileRef
 from connector.query.borrowed import Borrowed, _File
 from connector.query.codes import Coded
+from connector.query.engine import Desk
+from connector.query.job import LOAN
 
 BODY = bytes(range(256)) * 64
 
@@ -65,12 +70,50 @@ def test_many_threads_read_ranges_of_one_file() -> None:
         assert all(threads.map(ranged, [(7919 * n) % (len(BODY) - 64) for n in range(20_000)]))
 
 
+def test_two_datasets_of_one_job_get_the_bytes_that_each_asked_for() -> None:
+    """Each with a lock of its own, one took the other's blocks: they come in the order of the requests."""
+    blocks = 20  # more than are held
+    ref = FileRef("s3://b/o", 0, 0, blocks * BLOCK, 0, etag="e")
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ours, ThreadPoolExecutor(3) as threads:
+        threads.submit(_lend, theirs)
+        desk = Desk(ours)
+        both = [Borrowed(desk, relation, [ref]) for relation in (0, 1)]
+
+        def read(one: Borrowed) -> set[int]:
+            found, target = set(), bytearray(1)
+            for number in range(2_000):
+                one.read_into(0, number % blocks * BLOCK, memoryview(target))
+                found.add(target[0])
+            return found
+
+        try:
+            assert list(threads.map(read, both)) == [{0}, {1}]
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)
+            for one in both:
+                one.close()
+
+
+def _lend(desk: socket.socket) -> None:
+    """Blocks that begin with the number of the relation."""
+    files = [os.memfd_create(f"{relation}") for relation in (0, 1)]
+    for relation, file in enumerate(files):
+        os.write(file, bytes([relation]))
+    while asked := desk.recv(LOAN.size):
+        _, relation, _, _, count = LOAN.unpack(asked)
+        for _ in range(count):
+            socket.send_fds(desk, [b"b"], [files[relation]])
+    for file in files:
+        os.close(file)
+
+
 @pytest.mark.parametrize("close", [lambda desk: desk.shutdown(socket.SHUT_RDWR), lambda desk: desk.close()])
 def test_who_lends_no_more_has_ended_the_job(close: Callable[[socket.socket], None]) -> None:
     """Any other error left the job without an answer, and its process, with all who read in it, was taken for dead."""
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ours:
-        found = Borrowed(ours, 0, ())
+        found = Borrowed(Desk(ours), 0, ())
         close(theirs)
         with pytest.raises(Coded) as raised:
             found.check_unchanged()
