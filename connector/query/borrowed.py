@@ -11,7 +11,8 @@ import os
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ class Borrowed:
         if start >= stop:
             return 0
         try:
-            with self._desk.turn:
+            with self._desk.turn, self._all_or_nothing():
                 self._fill(number, start, target[: stop - start])
         except (HanseFault, OSError) as error:
             self.fault = self.fault or (error.args[0] if isinstance(error, HanseFault) else Coded("source_unreadable"))
@@ -87,6 +88,16 @@ class Borrowed:
         for descriptor in self._held.values():
             os.close(descriptor)
         self._held.clear()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except HanseFault:  # nothing follows it
+            raise
+        except BaseException:
+            self._desk.end(Coded("source_unreadable"))
+            raise
 
     def _fill(self, number: int, start: int, target: memoryview) -> None:
         first, last = start // BLOCK, (start + len(target) - 1) // BLOCK
@@ -115,7 +126,7 @@ class Borrowed:
         try:
             self._desk.socket.send(wire.LOAN.pack(what, self._relation, number, first, count))
         except OSError:  # shut: nobody waits for our answer any more
-            raise HanseFault(Coded("cancelled")) from None
+            raise HanseFault(self._desk.fault or Coded("cancelled")) from None
 
     def _told(self) -> int:
         """The next answer: a descriptor, or -1 for a check that found nothing."""

@@ -183,13 +183,20 @@ def _set(con: duckdb.DuckDBPyConnection, settings: Mapping[str, str]) -> None:
 Files: TypeAlias = "Opened | Borrowed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Desk:
     """Where a job borrows its objects, of whichever relation. Who asks has its `turn` until all answers are there: they
     come in the order of the requests, and say not whose they are."""
 
     socket: socket.socket
     turn: threading.Lock = field(default_factory=threading.Lock)
+    fault: Exception | None = None
+
+    def end(self, fault: Exception) -> None:
+        """Nothing more is borrowed: answers that nobody took would be those of whoever asks next."""
+        self.fault = self.fault or fault
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
 
 def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: Desk | None = None) -> Files:

@@ -95,6 +95,28 @@ def test_two_datasets_of_one_job_get_the_bytes_that_each_asked_for() -> None:
                 one.close()
 
 
+def test_answers_that_nobody_took_are_nobodys() -> None:
+    """A block that cannot be read left those behind it to whoever asked next, of another dataset perhaps."""
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ours, ThreadPoolExecutor(1) as threads:
+        threads.submit(_lend, theirs)
+        ref = FileRef("s3://b/o", 0, 0, 3 * BLOCK, 0, etag="e")
+        one, other = (Borrowed(desk, relation, [ref]) for desk in [Desk(ours)] for relation in (0, 1))
+        target = bytearray(BLOCK + 1)  # of two blocks, whose files are shorter than that
+        try:
+            with pytest.raises(OSError, match="the object cannot be read"):
+                one.read_into(0, 0, memoryview(target))
+            with pytest.raises(OSError, match="the object cannot be read"):
+                other.read_into(0, 0, memoryview(target)[:1])
+            for found in (one, other):
+                with pytest.raises(Coded) as raised:
+                    found.check_unchanged()
+                assert raised.value.code == "source_unreadable"
+                found.close()
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)
+
+
 def _lend(desk: socket.socket) -> None:
     """Blocks that begin with the number of the relation."""
     files = [os.memfd_create(f"{relation}") for relation in (0, 1)]
