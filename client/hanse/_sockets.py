@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import time
+from contextlib import suppress
 from functools import lru_cache
 
 import httpx2
@@ -53,6 +54,7 @@ class Plain:
         """`seconds`: the longest silence that is borne."""
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket, self.seconds = connected, seconds
+        self._process = os.getpid()
         self._wakes_at = 1
         self.begin()
 
@@ -85,6 +87,10 @@ class Plain:
         return got
 
     def close(self) -> None:
+        """Also wakes another thread that waits for something to come."""
+        if os.getpid() == self._process:  # one that was forked lets go of its own alone
+            with suppress(OSError):  # the other side may have left
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _gathered(self, view: memoryview, wanted: int, seconds: float) -> int:

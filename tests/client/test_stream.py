@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -313,6 +315,30 @@ def test_what_begins_as_no_stream_is_hung_up_on_though_its_error_is_kept(sent: b
         with pytest.raises(errors.HanseError):
             Stream(answer)
         assert answer.body.closed
+
+
+def test_a_stream_that_another_thread_closes_ends_at_once() -> None:
+    begun = HEAD + chunked(WHOLE[:1], last=False).data[len(HEAD) :]
+    with dripping([begun, b""], pause=30) as url:
+        stream = Stream(_wire.ask(Request("GET", url, idle_seconds=30)))
+        closing = threading.Timer(0.2, stream.close)
+        closing.start()
+        since = time.monotonic()
+        with pytest.raises(errors.BadInput, match="closed while it was read"):
+            list(stream)
+        closing.join()
+        assert time.monotonic() - since < 15
+
+
+def test_a_process_that_was_forked_closes_its_own_end_alone() -> None:
+    rest = chunked(WHOLE).data[len(HEAD) :]
+    with dripping([HEAD + rest[: len(rest) // 2], rest[len(rest) // 2 :]], pause=0.5) as url:
+        stream = Stream(_wire.ask(Request("GET", url)))
+        if not (child := os.fork()):
+            stream.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert sum(one.num_rows for one in stream) == stream.end["rows"]
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["that would go on", "that would not"])
