@@ -52,7 +52,7 @@ def _walked(columns: list[pa.Array], most: int) -> None:
         while one.is_valid and isinstance(one, _NAMES):
             one = one.value
         if one.is_valid and types.is_struct(one.type):
-            todo.append(one[place] for place in range(one.type.num_fields))
+            todo.append(iter([one[place] for place in range(one.type.num_fields)]))
         elif one.is_valid and types.is_nested(one.type):
             todo.append(iter(one.values))
         elif one.is_valid and one.type in _TEXTS:

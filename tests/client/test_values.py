@@ -83,7 +83,10 @@ HONEST = [
     pa.array([None, None], pa.dictionary(pa.int8(), pa.string())),
     pa.array([[], None, [("a", [1])]], pa.map_(pa.string(), pa.list_(pa.int8()))),
     pa.nulls(1_000_000),
-]
+    pa.array([{"a": "x", "b": [{"c": 1, "d": None}]}, None], pa.struct([
+        ("a", pa.string_view()), ("b", pa.list_(pa.struct([("c", pa.int8()), ("d", pa.string())])))
+    ])),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("column", HONEST, ids=lambda column: f"{len(column)} {column.type}")
