@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hanse._values import named
 from hanse.errors import Broken
 
 np: Any = None
@@ -43,7 +44,7 @@ class Validator:
 
 
 def _check_of(kind: pa.DataType) -> Callable[[pa.Array], None] | None:
-    if "string_view" in str(kind):
+    if "string_view" in named(kind):
         return _views
     if np is None:
         return None
@@ -58,9 +59,9 @@ def _fully(column: pa.Array) -> None:
 
 def _views(column: pa.Array) -> None:
     column.validate()  # before its buffers are looked at
-    if (named := sum(map(_named, _parts(column)))) > _NAMED_MAX:
+    if (size := sum(map(_named, _parts(column)))) > _NAMED_MAX:
         raise Broken(
-            f"expected texts of at most {_NAMED_MAX} bytes in a batch, came {named}: the same ones again and again"
+            f"expected texts of at most {_NAMED_MAX} bytes in a batch, came {size}: the same ones again and again"
         )
     _fully(column)
 

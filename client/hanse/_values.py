@@ -9,7 +9,7 @@ could become so are looked at value by value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -43,7 +43,23 @@ def bounded(columns: Iterable[pa.Array]) -> None:
 def _walked(columns: list[pa.Array], most: int) -> None:
     """The same without NumPy, and without making the values."""
     size = 0
-    todo = [iter(column) for column in columns if any(word in str(column.type) for word in _REPEATING)]
+def named(kind: pa.DataType) -> str:
+    """A type by its name, with those that it is made of: what some extension types lie in is not in theirs."""
+    return " ".join(map(str, _kinds(kind)))
+
+
+def _kinds(kind: pa.DataType) -> Iterator[pa.DataType]:
+    yield kind
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _kinds(kind.storage_type)
+    elif types.is_dictionary(kind):
+        yield from _kinds(kind.value_type)
+    else:
+        for place in range(kind.num_fields):
+            yield from _kinds(kind.field(place).type)
+
+
+    todo = [iter(column) for column in columns if any(word in named(column.type) for word in _REPEATING)]
     while todo:
         if (one := next(todo[-1], None)) is None:
             todo.pop()
@@ -87,8 +103,8 @@ def _sizes(column: pa.Array, most: int) -> _Sizes:
         return _NUMBER
     if not (types.is_nested(kind) or kind in _TEXTS or types.is_dictionary(kind) or types.is_run_end_encoded(kind)):
         return _OBJECT
-    named = types.is_dictionary(kind) or types.is_run_end_encoded(kind) or types.is_union(kind)
-    if (least := len(column) * (_NAME if named else _OBJECT)) > most:  # before as much is taken to look at each
+    shared = types.is_dictionary(kind) or types.is_run_end_encoded(kind) or types.is_union(kind)
+    if (least := len(column) * (_NAME if shared else _OBJECT)) > most:  # before as much is taken to look at each
         raise _too_much(least, most)
     if kind in _TEXTS:
         return _OBJECT + _lengths(column)

@@ -53,8 +53,9 @@ def test_what_is_broken_is_found(kind: pa.DataType, data: bytes, offsets: list[i
 
 @pytest.mark.parametrize("numpy", [True, False], ids=["NumPy", "none"])
 @pytest.mark.parametrize("nested", [lambda one: one, lambda one: pa.ListArray.from_arrays([0, len(one)], one),
-                                    lambda one: pa.StructArray.from_arrays([one, one], ["a", "b"])],
-                         ids=["alone", "in a list", "in a struct"])  # fmt: skip
+                                    lambda one: pa.StructArray.from_arrays([one, one], ["a", "b"]),
+                                    lambda one: pa.ExtensionArray.from_storage(pa.json_(pa.string_view()), one)],
+                         ids=["alone", "in a list", "in a struct", "as JSON"])  # fmt: skip
 def test_a_text_that_is_said_a_million_times_is_not_read_as_often(
     nested: Callable[[pa.Array], pa.Array], numpy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

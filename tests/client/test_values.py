@@ -49,6 +49,7 @@ BOMBS = {
         pa.array([0, COUNT], pa.int32()), pa.DictionaryArray.from_arrays(SAME, TEXT)
     ),
     "a struct of views": pa.StructArray.from_arrays([views(pa.string_view())], ["a"]),
+    "JSON": pa.ExtensionArray.from_storage(pa.json_(pa.string_view()), views(pa.string_view())),
     "a union": pa.UnionArray.from_dense(SAME, places(0), [TEXT]),
     "lists without a width": of_no_width(pa.list_(pa.int8(), 0), pa.array([], pa.int8())),
     "structs of nothing": of_no_width(pa.struct([])),

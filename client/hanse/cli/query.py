@@ -229,14 +229,14 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[byte
     import pyarrow as pa
     from pyarrow import parquet
 
-    from hanse._values import bounded
+    from hanse._values import bounded, named
     from hanse.cli import said
 
     kinds = [pa.timestamp("ms", kind.tz) if said.in_seconds(kind) else kind for kind in schema.types]
     shown = pa.schema([field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)])
     with parquet.ParquetWriter(sink, shown, compression="zstd") as writer:
         for batch in batches:
-            bounded(one for one in batch.columns if "list_view" in str(one.type))  # Parquet has each list by itself
+            bounded(one for one in batch.columns if "list_view" in named(one.type))  # Parquet has each list by itself
             columns = [said.milliseconds(one) if said.in_seconds(one.type) else one for one in batch.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shown))
 
