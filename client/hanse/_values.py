@@ -23,26 +23,26 @@ with suppress(ImportError):
     import numpy as np
 
 _BEYOND_MAX = 2 << 30  # bytes beside what came: numbers in lists, 40 bytes each, may be fifty million
-_NAME = 8  # bytes of a reference to a value, which is all that a truth or a null takes,
+_NAME = 8  # bytes of a reference to a value, which is all that a truth, a null or a small number takes,
 _NUMBER = 40  # those of a number with it,
 _OBJECT = 64  # and about those of anything else
 
 _Sizes = Any  # bytes of each value: one number where all have the same, else an array of floats
 
 
-def bounded(columns: Iterable[pa.Array]) -> None:
-    """Broken where the values of these columns, each made by itself, take far more memory than what came."""
+def bounded(columns: Iterable[pa.Array], *, arrays: bool = False) -> None:
+    """Broken where the values of these columns, each made by itself, take far more memory than what came.
+
+    `arrays`: each list of numbers becomes an array of NumPy, which has them as they came: an image or a volume.
+    """
     columns = list(columns)
     most = _BEYOND_MAX + sum(column.get_total_buffer_size() for column in columns)
     if np is None:
         _walked(columns, most)
-    elif (size := sum(_sum(_sizes(column, most), len(column)) for column in columns)) > most:
+    elif (size := sum(_sum(_sizes(column, most, arrays), len(column)) for column in columns)) > most:
         raise _too_much(size, most)
 
 
-def _walked(columns: list[pa.Array], most: int) -> None:
-    """The same without NumPy, and without making the values."""
-    size = 0
 def named(kind: pa.DataType) -> str:
     """A type by its name, with those that it is made of: what some extension types lie in is not in theirs."""
     return " ".join(map(str, _kinds(kind)))
@@ -59,6 +59,9 @@ def _kinds(kind: pa.DataType) -> Iterator[pa.DataType]:
             yield from _kinds(kind.field(place).type)
 
 
+def _walked(columns: list[pa.Array], most: int) -> None:
+    """The same without NumPy, and without making the values."""
+    size = 0
     todo = [iter(column) for column in columns if any(word in named(column.type) for word in _REPEATING)]
     while todo:
         if (one := next(todo[-1], None)) is None:
@@ -88,14 +91,14 @@ def _sum(sizes: _Sizes, count: int) -> float:
     return float(sizes.sum() if isinstance(sizes, np.ndarray) else sizes * count)
 
 
-def _sizes(column: pa.Array, most: int) -> _Sizes:
+def _sizes(column: pa.Array, most: int, arrays: bool) -> _Sizes:
     """About how many bytes each value takes."""
     kind = column.type
     if not len(column):  # of a union that came and is empty, Arrow 26 looks for its codes where there is nothing
         return _OBJECT
     if isinstance(column, pa.ExtensionArray):
-        return _sizes(column.storage, most)
-    if types.is_null(kind) or types.is_boolean(kind):
+        return _sizes(column.storage, most, arrays)
+    if types.is_null(kind) or types.is_boolean(kind) or types.is_uint8(kind):
         return _NAME
     if types.is_fixed_size_binary(kind):
         return _OBJECT + kind.byte_width
@@ -109,14 +112,24 @@ def _sizes(column: pa.Array, most: int) -> _Sizes:
     if kind in _TEXTS:
         return _OBJECT + _lengths(column)
     if types.is_dictionary(kind):
-        return _named(_sizes(column.dictionary, most), _there(column, _numbers(column.indices)))
+        return _named(_sizes(column.dictionary, most, arrays), _there(column, _numbers(column.indices)))
     if types.is_run_end_encoded(kind):
-        return _of_runs(column, _sizes(column.values, most))
+        return _of_runs(column, _sizes(column.values, most, arrays))
     if types.is_struct(kind):
-        return _OBJECT + sum(_sizes(column.field(place), most) for place in range(kind.num_fields))
+        return _OBJECT + sum(_sizes(column.field(place), most, arrays) for place in range(kind.num_fields))
     if types.is_union(kind):
-        return _of_union(column, most)
-    return _of_lists(column, _sizes(column.values, most))
+        return _of_union(column, most, arrays)
+    values = column.values
+    return _of_lists(column, _width(values) if arrays and _is_number(values.type) else _sizes(values, most, arrays))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+
+def _width(numbers: pa.Array) -> int:
+    """Bytes of each in an array; of those with gaps NumPy has wide ones."""
+    return 8 if numbers.null_count else max(1, numbers.type.bit_width // 8)
 
 
 def _lengths(column: pa.Array) -> Any:
@@ -157,14 +170,14 @@ def _of_runs(column: pa.Array, values: _Sizes) -> _Sizes:
     return np.repeat(values, np.diff(ends, prepend=0))
 
 
-def _of_union(column: pa.Array, most: int) -> _Sizes:
+def _of_union(column: pa.Array, most: int, arrays: bool) -> _Sizes:
     codes = _numbers(column.type_codes)
     dense = column.type.mode == "dense"
     places = _numbers(column.offsets) if dense else np.arange(len(column))
     found = np.zeros(len(column))
     for place, code in enumerate(column.type.type_codes):
         mine = codes == code
-        found[mine] = _named(_sizes(column.field(place), most), places[mine])
+        found[mine] = _named(_sizes(column.field(place), most, arrays), places[mine])
     return found
 
 

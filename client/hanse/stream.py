@@ -214,7 +214,7 @@ class Stream:
     def to_pandas(self, **options: Any) -> pandas.DataFrame:
         """A pandas frame; `options` are those of `pyarrow.Table.to_pandas`."""
         for batch in (table := self.to_arrow()).to_batches():
-            bounded(column for column in batch.columns if _is_object(column.type))
+            bounded(filter(_is_object, map(_made, batch.columns)), arrays=True)
         return table.to_pandas(**options)
 
     def to_polars(self) -> polars.DataFrame:
@@ -247,9 +247,14 @@ class Stream:
         self.close()
 
 
-def _is_object(kind: pa.DataType) -> bool:
-    """Whether pandas has each value as an object: not numbers, moments, and what is named by its place."""
-    return not (pa.types.is_primitive(kind) or pa.types.is_dictionary(kind))
+def _made(column: pa.Array) -> pa.Array:
+    """The values that pandas makes: of a dictionary each once, named by its place."""
+    return column.dictionary if pa.types.is_dictionary(column.type) else column
+
+
+def _is_object(column: pa.Array) -> bool:
+    """Whether pandas has each value as an object: not numbers and moments."""
+    return not pa.types.is_primitive(column.type)
 
 
 def _place(metadata: Any) -> Mapping[str, Any] | None:

@@ -129,7 +129,7 @@ def ipc(
             writer.write_batch(one, custom_metadata=None if place is None else {"hanse.at": json.dumps(place)})
             cuts.append(sink.tell())
         if end is not None:
-            empty = pa.RecordBatch.from_pylist([], schema=schema)
+            empty = batches[0].slice(0, 0) if batches else pa.RecordBatch.from_pylist([], schema=schema)
             writer.write_batch(empty, custom_metadata={b"hanse.end": json.dumps(end).encode()})
             cuts.append(sink.tell())
     whole = sink.getvalue().to_pybytes()

@@ -143,7 +143,7 @@ def test_what_is_reckoned_is_about_what_it_takes() -> None:
         else:
             column = pa.array(values, kind)
         for one in (column, column.slice(100, 700)):
-            reckoned = _values._sum(_values._sizes(one, 2**40), len(one))
+            reckoned = _values._sum(_values._sizes(one, 2**40, False), len(one))
             taken = sum(map(_taken, one.to_pylist())) + 8 * len(one)
             assert 0.5 * taken < reckoned < 2 * taken, kind
 
@@ -181,6 +181,24 @@ def test_a_frame_is_bounded() -> None:
         stream.to_pandas()
     with _answer(BOMBS["a dictionary"]) as stream:
         assert len(stream.to_pandas()) == COUNT  # names its values by their places, too
+
+
+def test_a_frame_is_bounded_in_the_words_of_a_dictionary() -> None:
+    words = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), views(pa.binary_view()))
+    with _answer(words) as stream, pytest.raises(Broken, match="take at most"):
+        stream.to_pandas()
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int16()), pa.large_list(pa.uint8()), pa.list_(pa.int8(), 1000)], ids=str)
+def test_images_and_volumes_take_what_came(kind: pa.DataType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of numbers in lists NumPy makes no objects."""
+    monkeypatch.setattr(_values, "_BEYOND_MAX", 40 * COUNT)
+    column = pa.array([[1] * 1000] * 50, kind)
+    assert values("c", column, (10, 100)).shape == (50, 10, 100)
+    with _answer(column) as stream:
+        assert stream.to_pandas()["c"][49].sum() == 1000
+    with pytest.raises(Broken, match="take at most"):
+        bounded([pa.array([[1] * 1000] * 50, pa.list_(pa.float64()))])
 
 
 def _answer(column: pa.Array) -> Stream:

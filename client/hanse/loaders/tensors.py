@@ -73,7 +73,7 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     listed = any(is_one(kind) for is_one in _LISTS)
     if not listed or not (is_number(kind.value_type) or pa.types.is_boolean(kind.value_type)):
         raise BadInput(f"expected lists of numbers in column {name} for the shape {shape}, came {kind}")
-    bounded([column])  # of views of lists, many may be one
+    bounded([column], arrays=True)  # of views of lists, many may be one
     size = math.prod(shape)
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if any(length != size for length in lengths):  # a list that is null has no length
