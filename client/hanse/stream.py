@@ -126,6 +126,8 @@ class Stream:
         while True:
             self._body.close()
             self._patience.bear(error)
+            if self._closed:  # meanwhile: another attempt would be a read of its own
+                return
             try:
                 answer = self._reopen(self.place)
                 self._take(answer)

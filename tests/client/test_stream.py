@@ -17,6 +17,7 @@ import pytest
 from hanse import _wire, errors
 from hanse._http import ask_at
 from hanse._wire import Request
+from hanse.patience import Patience
 from hanse.stream import Stream
 
 from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, ipc, recut
@@ -353,6 +354,22 @@ def test_a_stream_that_is_closed_while_it_is_read_does_not_go_on(again: bool) ->
         with pytest.raises(errors.BadInput, match="closed while it was read"):
             list(batches)
     assert len(served.asked) == 1
+
+
+def test_a_stream_that_is_closed_before_it_is_there_again_asks_no_more() -> None:
+    asked = []
+
+    def again(_: Any) -> _wire.Answer:
+        asked.append(stream.close())
+        raise errors.Unreachable("no connection")
+
+    at = {"block": 0, "cursor": "c"}
+    with connector({("GET", "/"): chunked(ipc(BATCHES, None, places=[at] * 3)[:-1], last=False)}) as served:
+        answer = _wire.ask(Request("GET", served.url))
+        stream = Stream(answer, reopen=again, patience=Patience(seconds=0.5))
+        with pytest.raises(errors.BadInput, match="closed while it was read"):
+            list(stream)
+    assert len(asked) == 1
 
 
 def test_what_ends_a_stream_reaches_whoever_took_it_over_the_c_interface() -> None:
