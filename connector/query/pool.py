@@ -226,10 +226,13 @@ class Pool:
                 told = wire.WITH[bool(desk), bool(ring)]
                 socket.send_fds(worker.control, [told], [theirs.fileno(), *desk, *ring])
             await result.start()
-        except BaseException as error:
+        except OSError:  # its socket is closed already; else its reader is the first to see it
+            try:
+                raise await result.died() from None
+            finally:
+                self._background(self._end(result))
+        except BaseException:
             self._background(self._end(result))
-            if isinstance(error, OSError):
-                raise error_of("worker_crashed", {}) from None
             raise
         if worker.watch is None:
             worker.watch = asyncio.get_running_loop().create_task(self._watch(worker))

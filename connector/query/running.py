@@ -358,7 +358,7 @@ class Result:
             except OSError:
                 more = b""
             if not more:
-                raise await self._died()
+                raise await self.died()
             self._come += more
         data = self._come[:size]
         del self._come[:size]
@@ -376,11 +376,11 @@ class Result:
             except OSError:
                 more = 0
             if not more:
-                raise await self._died()
+                raise await self.died()
             got += more
         return data
 
-    async def _died(self) -> HanseError:
+    async def died(self) -> HanseError:
         """The worker closed our socket in mid-job: it was killed or has crashed. Or it lives, and one session of it
         could not even say that it ended: then others read on in it, and it takes no more."""
         self.ended = True
