@@ -15,6 +15,7 @@ import pytest
 
 from connector.query import job as wire
 from connector.query import keeping, tasks
+from connector.query.engine import Desk
 from connector.query.job import Job
 from connector.query.keeping import Memory
 from connector.query.session import Session, Worker
@@ -124,7 +125,7 @@ def test_a_session_ends_whatever_its_engine_and_files_say_to_that(tmp_path: Path
     ended: list[Session] = []
     (channel, theirs), (desk, _) = socket.socketpair(), socket.socketpair()
     worker: Any = SimpleNamespace(ended=ended.append)
-    one = Session(channel, tmp_path, worker, desk=desk, shared=None)
+    one = Session(channel, tmp_path, worker, desk=Desk(desk), shared=None)
 
     def close() -> None:
         raise MemoryError
