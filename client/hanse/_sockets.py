@@ -53,10 +53,14 @@ class Plain:
     def __init__(self, connected: socket.socket, seconds: float) -> None:
         """`seconds`: the longest silence that is borne."""
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket, self.seconds = connected, seconds
+        self._socket, self._seconds = connected, seconds
         self._process = os.getpid()
         self._wakes_at = 1
         self.begin()
+
+    def bear(self, seconds: float) -> None:
+        """The longest silence from now on."""
+        self._seconds = seconds
 
     def begin(self) -> None:
         """Something new is waited for. Once a byte of it is there, next to nothing is borne for no longer than silence.
@@ -67,7 +71,7 @@ class Plain:
         self._waited, self._came = 0.0, 0
 
     def sendall(self, data: bytes) -> None:
-        self._socket.settimeout(self.seconds)
+        self._socket.settimeout(self._seconds)
         self._socket.sendall(data)
 
     def receive(self, view: memoryview, coming: int = 1) -> int:
@@ -76,13 +80,13 @@ class Plain:
         `coming`: so many bytes are certainly on their way, and are waited for, for a second at most.
         """
         since = time.monotonic()
-        got = self._gathered(view, min(coming, len(view), _HELPING), self.seconds - self._waited)
+        got = self._gathered(view, min(coming, len(view), _HELPING), self._seconds - self._waited)
         if self._begun:
             self._waited += time.monotonic() - since  # here: the time between two calls is the caller's
         self._begun, self._came = True, self._came + got
-        if self._came >= SLOWEST * self.seconds:
+        if self._came >= SLOWEST * self._seconds:
             self._waited, self._came = 0.0, 0
-        elif got and self._waited >= self.seconds:
+        elif got and self._waited >= self._seconds:
             raise TimeoutError
         return got
 
@@ -126,13 +130,8 @@ class Tls:
             view = view[self._tls.write(view) :]
             self._flush()
 
-    @property
-    def seconds(self) -> float:
-        return self._plain.seconds
-
-    @seconds.setter
-    def seconds(self, seconds: float) -> None:
-        self._plain.seconds = seconds
+    def bear(self, seconds: float) -> None:
+        self._plain.bear(seconds)
 
     def begin(self) -> None:
         self._plain.begin()

@@ -59,7 +59,7 @@ def _fully(column: pa.Array) -> None:
 
 def _views(column: pa.Array) -> None:
     column.validate()  # before its buffers are looked at
-    if (size := sum(map(_named, _parts(column)))) > _NAMED_MAX:
+    if (size := sum(map(_viewed, _parts(column)))) > _NAMED_MAX:
         raise Broken(
             f"expected texts of at most {_NAMED_MAX} bytes in a batch, came {size}: the same ones again and again"
         )
@@ -81,7 +81,7 @@ def _parts(column: pa.Array) -> Iterator[pa.Array]:
         yield from _parts(column.values)
 
 
-def _named(column: pa.Array) -> int:
+def _viewed(column: pa.Array) -> int:
     """Bytes of the texts of views, each counted where it is named."""
     if column.type != pa.string_view() or not len(column):
         return 0

@@ -75,7 +75,8 @@ class Wire:
 
     def bear(self, seconds: float) -> None:
         """The longest silence from now on."""
-        self._socket.seconds = self._seconds = seconds
+        self._seconds = seconds
+        self._socket.bear(seconds)
 
     def line(self) -> bytes:
         """A line without its CRLF. Broken where it is longer than a chunk's head may be."""

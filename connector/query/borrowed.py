@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
 
@@ -23,9 +23,7 @@ from connector.datasets.sources.files import FileRef, engine_name
 from connector.errors import VersionChanged
 from connector.query import job as wire
 from connector.query.codes import Coded
-
-if TYPE_CHECKING:
-    from connector.query.engine import Desk
+from connector.query.desk import Desk
 
 SCHEME = "hanse"
 _HELD = 16  # descriptors kept open

@@ -9,11 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +31,7 @@ from connector.datasets.sources.files import (
 )
 from connector.errors import HanseError, SourceUnreadable, VersionChanged
 from connector.query import wide
+from connector.query.desk import Desk
 from connector.query.job import Limits, Relation
 
 if TYPE_CHECKING:  # loads what only readers of object stores need
@@ -181,22 +180,6 @@ def _set(con: duckdb.DuckDBPyConnection, settings: Mapping[str, str]) -> None:
 
 
 Files: TypeAlias = "Opened | Borrowed"
-
-
-@dataclass(slots=True)
-class Desk:
-    """Where a job borrows its objects, of whichever relation. Who asks has its `turn` until all answers are there: they
-    come in the order of the requests, and say not whose they are."""
-
-    socket: socket.socket
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    fault: Exception | None = None
-
-    def end(self, fault: Exception) -> None:
-        """Nothing more is borrowed: answers that nobody took would be those of whoever asks next."""
-        self.fault = self.fault or fault
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
 
 
 def open_files(relation: Relation, folder: Path | None, *, number: int = 0, desk: Desk | None = None) -> Files:
@@ -502,7 +485,6 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 __all__ = [
-    "Desk",
     "Opened",
     "attach",
     "attach_table",

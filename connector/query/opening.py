@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from connector.query import engine
 from connector.query import job as wire
+from connector.query.desk import Desk
 from connector.query.job import Job, Limits, Relation, fields_of
 
 # How rows that only one job reads become readable, and how they are forgotten.
@@ -40,7 +41,7 @@ class Opening:
         limits: Limits,
         folder: Path,
         *,
-        desk: engine.Desk | None = None,
+        desk: Desk | None = None,
         key: str = "",
         readers: int = 1,
         ordered: bool = False,

@@ -27,6 +27,7 @@ from connector.errors import HanseError
 from connector.query import engine, lastwords, tasks
 from connector.query import job as wire
 from connector.query.codes import Coded
+from connector.query.desk import Desk
 from connector.query.job import Job
 from connector.query.keeping import Keeping, limit_cpu
 from connector.query.opening import Opening, key_of, limits_of, mixes, readers
@@ -55,7 +56,7 @@ class Session:
     """One job on its socket, in a thread of its own."""
 
     def __init__(
-        self, channel: socket.socket, folder: Path, worker: Worker, *, desk: engine.Desk | None, shared: int | None
+        self, channel: socket.socket, folder: Path, worker: Worker, *, desk: Desk | None, shared: int | None
     ) -> None:
         self.channel = channel
         self.desk = desk  # where blocks of objects are borrowed
@@ -367,7 +368,7 @@ class Worker:
             return
         channel = socket.socket(fileno=descriptors[0])
         channel.setblocking(True)
-        desk = engine.Desk(socket.socket(fileno=descriptors[1])) if with_desk else None
+        desk = Desk(socket.socket(fileno=descriptors[1])) if with_desk else None
         shared = descriptors[-1] if with_ring else None
         self._begin(Session(channel, self.folder / f"job-{next(self.numbers)}", self, desk=desk, shared=shared))
 

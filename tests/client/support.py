@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +55,25 @@ class Connector:
 
     def calls(self) -> list[str]:
         return [f"{one.method} {one.path}" for one in self.asked]
+
+
+@contextmanager
+def listening(speak: Callable[[socket.socket], None]) -> Iterator[tuple[str, int]]:
+    """Where one connection is taken, which `speak` has in a thread; that either end hangs up is no error there."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            accepted, _ = listener.accept()
+            with accepted:
+                speak(accepted)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            thread.join(10)
 
 
 @contextmanager

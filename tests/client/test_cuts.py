@@ -8,10 +8,9 @@ import random
 import socket
 import ssl
 import struct
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from hanse import _sockets, _wire
 from hanse.errors import Broken, HanseError, Unreachable
 from hanse.stream import Stream
 
-from tests.client.support import batch, complete, ipc
-from tests.client.test_tls import certificate
+from tests.client.support import batch, complete, ipc, listening
+from tests.support.certificates import self_signed, server_side
 
 SEED = int(os.environ.get("CUTS_SEED", "0"))
 CASES = int(os.environ.get("CUTS_CASES", "100"))  # of each kind
@@ -65,27 +64,21 @@ def said(rng: random.Random, peer: Any, data: bytes) -> None:
 def owner(rng: random.Random, context: ssl.SSLContext | None, data: bytes, end: str) -> Iterator[str]:
     """An address whose answer is `data`, and then: a proper end, one without TLS's, or a reset."""
 
-    def serve() -> None:
-        with suppress(OSError):
-            accepted, _ = listener.accept()
-            accepted.settimeout(10)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, rng.choice([0, 1]))
-            if rng.random() < 0.3:
-                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            with context.wrap_socket(accepted, server_side=True) if context else accepted as peer:
-                peer.recv(65_536)
-                said(rng, peer, data)
-                if end == "reset":
-                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                elif isinstance(peer, ssl.SSLSocket) and end == "proper":
-                    peer.unwrap()
+    def asked(accepted: socket.socket) -> None:
+        accepted.settimeout(10)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, rng.choice([0, 1]))
+        if rng.random() < 0.3:
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with context.wrap_socket(accepted, server_side=True) if context else accepted as peer:
+            peer.recv(65_536)
+            said(rng, peer, data)
+            if end == "reset":
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            elif isinstance(peer, ssl.SSLSocket) and end == "proper":
+                peer.unwrap()
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        scheme = "https" if context else "http"
-        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/"
-        thread.join(10)
+    with listening(asked) as (host, port):
+        yield f"{'https' if context else 'http'}://{host}:{port}/"
 
 
 def read(url: str) -> tuple[list[Any], HanseError | None]:
@@ -104,10 +97,9 @@ def read(url: str) -> tuple[list[Any], HanseError | None]:
 def test_rows_are_the_same_however_they_are_cut(tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = None
     if tls:
-        file = certificate(tmp_path)
+        file = self_signed(tmp_path / "owner.pem")
         monkeypatch.setenv("SSL_CERT_FILE", str(file))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
+        context = server_side(file)
     monkeypatch.setattr(_sockets, "_GATHER_SECONDS", 0.01)  # so that some wait longer
     rng = random.Random(SEED)
     for number in range(CASES):

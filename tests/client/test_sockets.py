@@ -11,14 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hanse._sockets import Plain, Tls
 
-from tests.client.test_tls import certificate
+from tests.client.support import listening
+from tests.support.certificates import self_signed, server_side
 
 MUCH = 4 * 2**20
 PIECE = 16 * 1024
@@ -33,30 +34,24 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     """A reader's socket on which a peer in a thread sends what a test says."""
     context = None
     if request.param == "tls":
-        file = certificate(tmp_path)
+        file = self_signed(tmp_path / "owner.pem")
         monkeypatch.setenv("SSL_CERT_FILE", str(file))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
+        context = server_side(file)
 
     @contextmanager
     def connected(peer: Peer, *, seconds: float) -> Iterator[Any]:
-        def serve() -> None:
-            with suppress(OSError):
-                accepted, _ = listener.accept()
-                with context.wrap_socket(accepted, server_side=True) if context else accepted as one:
-                    peer(one)
-                    if isinstance(one, ssl.SSLSocket):
-                        one.unwrap()
+        def taken(accepted: socket.socket) -> None:
+            with context.wrap_socket(accepted, server_side=True) if context else accepted as one:
+                peer(one)
+                if isinstance(one, ssl.SSLSocket):
+                    one.unwrap()
 
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            thread = threading.Thread(target=serve, daemon=True)
-            thread.start()
-            plain = Plain(socket.create_connection(listener.getsockname()), seconds)
+        with listening(taken) as where:
+            plain = Plain(socket.create_connection(where), seconds)
             try:
                 yield Tls(plain, "127.0.0.1") if context else plain
             finally:
                 plain.close()
-                thread.join(10)
 
     return connected
 
@@ -168,7 +163,7 @@ def test_an_end_is_seen_while_more_is_waited_for(connect: Connect) -> None:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="Python's own TLS cannot ask for new keys")
 def test_whoever_wants_new_keys_again_and_again_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that are kept would be memory without bound."""
-    file = certificate(tmp_path)
+    file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-cert", str(file), "-key", str(file)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as owner:

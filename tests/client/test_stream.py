@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hanse._wire import Request
 from hanse.patience import Patience
 from hanse.stream import Stream
 
-from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, ipc, recut
+from tests.client.support import SCHEMA, Raw, batch, chunked, complete, connector, ipc, listening, recut
 
 BATCHES = [batch(1, 2, 3), batch(*range(10, 500)), batch(7)]
 ROWS = sum(one.num_rows for one in BATCHES)
@@ -199,24 +199,18 @@ def dripping(whole: Sequence[bytes], *, pause: float) -> Iterator[str]:
     """An owner that sends its answer in these pieces, with a pause after each."""
     over = threading.Event()
 
-    def serve(listener: socket.socket) -> None:
-        with suppress(OSError):
-            accepted, _ = listener.accept()
-            with accepted:
-                accepted.recv(65_536)
-                for piece in whole:
-                    accepted.sendall(piece)
-                    if over.wait(pause):
-                        return
+    def asked(accepted: socket.socket) -> None:
+        accepted.recv(65_536)
+        for piece in whole:
+            accepted.sendall(piece)
+            if over.wait(pause):
+                return
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
-        thread.start()
+    with listening(asked) as (host, port):
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            yield f"http://{host}:{port}/"
         finally:
             over.set()
-            thread.join(10)
 
 
 HEAD, _, BODY = chunked(WHOLE).data.partition(b"\r\n\r\n")

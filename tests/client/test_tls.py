@@ -2,75 +2,39 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import shutil
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pyarrow as pa
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hanse import _sockets, _wire, errors
 from hanse._http import Api
 from hanse._wire import Request
 from hanse.stream import Stream
 
-from tests.client.support import batch, chunked, complete, ipc
+from tests.client.support import batch, chunked, complete, ipc, listening
+from tests.support.certificates import self_signed, server_side
 
 BATCHES = [batch(*range(50_000)), batch(1)]
 ANSWER = chunked(ipc(BATCHES, complete(50_001))).data
 
 
-def certificate(directory: Path) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "owner")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file = directory / "owner.pem"
-    file.write_bytes(pem + made.public_bytes(serialization.Encoding.PEM))
-    return file
-
-
 @contextmanager
 def owner(file: Path, speak: Callable[[ssl.SSLSocket], None]) -> Iterator[str]:
     """One TLS connection on a real socket: after the request, `speak` says what goes out."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file)
 
-    def serve(listener: socket.socket) -> None:
-        with suppress(OSError):
-            accepted, _ = listener.accept()
-            with accepted, context.wrap_socket(accepted, server_side=True) as tls:
-                tls.recv(65_536)
-                speak(tls)
+    def asked(accepted: socket.socket) -> None:
+        with server_side(file).wrap_socket(accepted, server_side=True) as tls:
+            tls.recv(65_536)
+            speak(tls)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
-        thread.start()
-        yield f"https://127.0.0.1:{listener.getsockname()[1]}/"
-        thread.join(5)
+    with listening(asked) as (host, port):
+        yield f"https://{host}:{port}/"
 
 
 def whole(tls: ssl.SSLSocket) -> None:
@@ -83,7 +47,7 @@ def cut(tls: ssl.SSLSocket) -> None:
 
 
 def test_a_trusted_owner_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = certificate(tmp_path)
+    file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url:
         table = Stream(_wire.ask(Request("GET", url, idle_seconds=60))).to_arrow()
@@ -91,19 +55,22 @@ def test_a_trusted_owner_is_read_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_owner_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
-    with owner(certificate(tmp_path), whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
+    with (
+        owner(self_signed(tmp_path / "owner.pem"), whole) as url,
+        pytest.raises(errors.Unreachable, match="no trusted connection"),
+    ):
         _wire.ask(Request("GET", url, idle_seconds=60))
 
 
 def test_a_certificate_for_another_host_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = certificate(tmp_path)
+    file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, whole) as url, pytest.raises(errors.Unreachable, match="no trusted connection"):
         _wire.ask(Request("GET", url.replace("127.0.0.1", "localhost"), idle_seconds=60))
 
 
 def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = certificate(tmp_path)
+    file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     loaded: list[ssl.SSLContext] = []
     load = ssl.create_default_context
@@ -120,7 +87,7 @@ def test_certificates_are_loaded_once_for_all_connections(tmp_path: Path, monkey
 
 
 def test_what_is_believed_is_what_the_http_library_believes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = certificate(tmp_path)
+    file = self_signed(tmp_path / "owner.pem")
     for name, folder in ((str(file), ""), ("", str(tmp_path)), (str(file), str(tmp_path)), ("", "")):
         monkeypatch.setenv("SSL_CERT_FILE", name)
         monkeypatch.setenv("SSL_CERT_DIR", folder)
@@ -137,14 +104,17 @@ def test_certificates_that_cannot_be_used_are_named(
     if text is not None:
         file.write_text(text)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with owner(certificate(tmp_path), whole) as url, pytest.raises(errors.BadInput, match=r"SSL_CERT_FILE.*trusted"):
+    with (
+        owner(self_signed(tmp_path / "owner.pem"), whole) as url,
+        pytest.raises(errors.BadInput, match=r"SSL_CERT_FILE.*trusted"),
+    ):
         _wire.ask(Request("GET", url, idle_seconds=60))
     with pytest.raises(errors.BadInput, match="expected certificates"):
         Api("https://127.0.0.1:1", "token")
 
 
 def test_a_cut_connection_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = certificate(tmp_path)
+    file = self_signed(tmp_path / "owner.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with owner(file, cut) as url, pytest.raises(errors.Unreachable):
         Stream(_wire.ask(Request("GET", url, idle_seconds=60))).to_arrow()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.settings import Settings
-from tests.load.stream.space import self_signed
+from tests.support.certificates import self_signed
 from tests.support.ports import free_range
 from tests.support.processes import Failed, Process
 

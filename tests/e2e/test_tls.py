@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.stream.space import self_signed
+from tests.support.certificates import self_signed
 from tests.support.ports import free_range
 from tests.support.processes import Process
 

@@ -40,8 +40,8 @@ from connector.query.placed import Placed
 from connector.query.spans import Scattered
 from connector.query.stored import Stored
 from connector.store import Transaction
-from tests.load.stream.space import self_signed
 from tests.support import data, objectstore, postgres, provider, random_postgres, random_reads, random_sources
+from tests.support.certificates import self_signed
 from tests.support.flying import flying
 from tests.support.provider import Provider
 from tests.support.random_files import Files

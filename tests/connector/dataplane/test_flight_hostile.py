@@ -19,8 +19,8 @@ import pytest_asyncio
 from connector.dataplane.flight import commands
 from connector.dataplane.flight.front import Front
 from connector.errors import Conflict
-from tests.client.test_tls import certificate
 from tests.support import flying, provider, waiting
+from tests.support.certificates import self_signed
 from tests.support.flying import flyer
 from tests.support.provider import Provider
 
@@ -223,7 +223,7 @@ async def test_a_port_in_use_is_told_at_start(running: Provider, front: Front) -
 
 
 async def test_tls_proves_the_server_and_carries_the_same(running: Provider, tmp_path: Path) -> None:
-    pem = certificate(tmp_path)
+    pem = self_signed(tmp_path / "owner.pem")
     ticket = running.ticket(await running.agree())
     async with flying.flying(running, certificate=str(pem)) as front:
 

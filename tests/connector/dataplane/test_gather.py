@@ -25,7 +25,7 @@ from connector import bounds
 from connector.dataplane import gather
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
 from connector.listening import Server
-from tests.load.stream.space import self_signed
+from tests.support.certificates import self_signed
 
 PIECES = [b"a", os.urandom(3_000_000), b"", memoryview(bytearray(os.urandom(70_000))), b"z" * 10]
 

@@ -23,8 +23,8 @@ from connector.dataplane import http
 from connector.dataplane.flight.front import Front
 from connector.dataplane.gather import Protocol
 from connector.listening import Server
-from tests.load.stream.space import self_signed
 from tests.support import flying, provider
+from tests.support.certificates import self_signed
 from tests.support.provider import Provider
 from tests.support.waiting import until
 

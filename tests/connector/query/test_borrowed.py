@@ -15,7 +15,7 @@ from connector.datasets.blocks import BLOCK
 from connector.datasets.sources.files import FileRef
 from connector.query.borrowed import Borrowed, _File
 from connector.query.codes import Coded
-from connector.query.engine import Desk
+from connector.query.desk import Desk
 from connector.query.job import LOAN
 
 BODY = bytes(range(256)) * 64

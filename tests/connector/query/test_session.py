@@ -15,7 +15,7 @@ import pytest
 
 from connector.query import job as wire
 from connector.query import keeping, tasks
-from connector.query.engine import Desk
+from connector.query.desk import Desk
 from connector.query.job import Job
 from connector.query.keeping import Memory
 from connector.query.session import Session, Worker

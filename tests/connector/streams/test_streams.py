@@ -19,7 +19,7 @@ import pytest
 from connector.errors import PeerUnreachable
 from connector.net import Guard, Net
 from connector.streams import Stream, connect
-from tests.client.test_tls import certificate
+from tests.support.certificates import self_signed
 from tests.support.waiting import until
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -63,7 +63,7 @@ def _nothing_older() -> None:
 
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
+    return self_signed(tmp_path_factory.mktemp("tls") / "owner.pem")
 
 
 @pytest.fixture(params=["http", "https"])
