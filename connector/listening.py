@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from connector.bounds import HEAD_SECONDS, Bounded
+from connector.bounds import HEAD_SECONDS
 
 _AT_ONCE = 16  # connections that are accepted before others have their turn
 _PAUSE = 0.5  # seconds, where no connection can be accepted: there are no descriptors or no memory
@@ -35,15 +35,15 @@ class Server(uvicorn.Server):
         await self.lifespan.startup()
         made: Any = self.config.http_protocol_class
         guest = partial(made, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        doors: Any = [_Door(one, guest, context) for one in sockets or ()]
+        doors: Any = [Door(one, guest, context) for one in sockets or ()]
         self.servers = doors
         self.started = True
 
 
-class _Door:
+class Door:
     """Lets clients of one listening socket in, each with a place of its own. As much of a server as uvicorn asks of."""
 
-    def __init__(self, listening: socket.socket, guest: Callable[[], Bounded], context: ssl.SSLContext) -> None:
+    def __init__(self, listening: socket.socket, guest: Callable[[], Any], context: ssl.SSLContext | None) -> None:
         self._listening, self._guest, self._context = listening, guest, context
         self._loop = asyncio.get_running_loop()
         self._shaking: set[asyncio.Task[None]] = set()
@@ -84,11 +84,14 @@ class _Door:
             self._shaking.add(task)
             task.add_done_callback(self._shaking.discard)
 
-    async def _shake_hands(self, guest: Bounded, client: socket.socket) -> None:
+    async def _shake_hands(self, guest: Any, client: socket.socket) -> None:
         try:
             with suppress(OSError):  # of the client or of TLS, a late one too: nothing that others need to know
                 await self._loop.connect_accepted_socket(
-                    lambda: guest, client, ssl=self._context, ssl_handshake_timeout=HEAD_SECONDS
+                    lambda: guest,
+                    client,
+                    ssl=self._context,
+                    ssl_handshake_timeout=HEAD_SECONDS if self._context is not None else None,
                 )
         finally:
             guest.shaken()

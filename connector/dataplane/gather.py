@@ -30,15 +30,11 @@ nothing of what it carries. Use it as `uvicorn.Config(http=Protocol)`.
 from __future__ import annotations
 
 import asyncio
-import errno
-import mmap
 import os
-import select
 import socket
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import compress, islice
@@ -47,7 +43,17 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from connector.bounds import Bounded
-from connector.dataplane.senders import OURS, TURN, in_thread
+from connector.dataplane.senders import OURS, in_thread
+from connector.dataplane.sending import (
+    Outgoing,
+    Parts,
+    Waiting,
+    Window,
+    check_lengths,
+    shorter,
+    size_of,
+    writable,
+)
 from connector.errors import Busy
 
 if TYPE_CHECKING:
@@ -66,13 +72,8 @@ TRAILERS = "hanse.trailers"
 ABORT = "hanse.abort"
 _PIECE = 2**19  # bytes that are encrypted at once
 _AHEAD = 4 * 2**20  # bytes in memory that are handed over at once: any usual batch
-_WINDOW = 8 * 2**20  # bytes of a file that are mapped while they are sent: whole huge pages, where the cache has them
 _ROOM = 2**19  # bytes of files that somebody has to see: they stay in a processor's cache from their copy to the socket
-_PATIENCE = 0.02  # seconds after which a thread does not wait for its reader: there are few, and others' streams wait
-_AT_ONCE = 512  # parts in one call: half of IOV_MAX
 
-Part = tuple[int, int, int] | bytes | memoryview  # of a file: descriptor, offset, bytes
-Parts = Sequence[Part]  # of one chunk
 More = Callable[[], Parts | None]
 Seen = Callable[[bytes | memoryview], object]
 _thread = threading.local()
@@ -149,7 +150,7 @@ class Cycle(RequestResponseCycle):
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as out:
             while not await self._pushed(sending, out, device=message.get(DEVICE, OURS)):
                 message.get(MOVED, lambda: None)()
-                await _writable(out)
+                await writable(out)
                 self._must_be_there()
 
     async def _pushed(self, sending: _Sending, out: socket.socket, *, device: int) -> bool:
@@ -210,9 +211,9 @@ class _Sending:
         if self._before is not None:
             self._before()
             self._before = None
-        wait, window = _Waiting(out), _Window()
+        wait, window = Waiting(out), Window()
         while (chunk := self._chunk) is not None:
-            if self._stopped or not chunk.push(out, wait, window):
+            if self._stopped or not chunk.push(out, window, wait):
                 return False
             self._chunk = self._made(parts) if (parts := self._more()) is not None else None
             if self._chunk is not None and wait.over:
@@ -220,129 +221,21 @@ class _Sending:
         return True
 
 
-class _Waiting:
-    """How long one turn of a thread may wait for its reader."""
-
-    def __init__(self, out: socket.socket) -> None:
-        self._poll = select.poll()
-        self._poll.register(out, select.POLLOUT)
-        self._ends = time.monotonic() + TURN
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self._ends
-
-    def writable(self) -> bool:
-        """Wait until the reader takes more. False where that is not soon."""
-        left = min(_PATIENCE, self._ends - time.monotonic())
-        return left > 0 and bool(self._poll.poll(left * 1000))
-
-
-class _Window:
-    """Where a thread sends from: a map of a part of a file, which only the kernel looks into.
-
-    Where the file has been cut short meanwhile the kernel says EFAULT, and no bus error meets this process. Windows
-    begin at multiples of their size: what the page cache holds in huge pages is mapped by one entry for each.
-    """
-
-    def __init__(self) -> None:
-        self._number, self._start = -1, 0
-        self._data = memoryview(b"")
-
-    def of(self, number: int, at: int, most: int) -> memoryview:
-        """At most that many bytes of the file, and one at least. EOFError where it has none there."""
-        if number != self._number or not self._start <= at < self._start + len(self._data):
-            self._number, self._start = number, at - at % _WINDOW
-            self._data = _mapped(number, self._start)
-        if not (found := self._data[at - self._start :][:most]):
-            raise _shorter()
-        return found
-
-
-def _mapped(number: int, start: int) -> memoryview:
-    """A window of a file; it is unmapped with the last view of it. Nobody here may look into it."""
-    size = min(_WINDOW, os.fstat(number).st_size - start)
-    if size <= 0:
-        raise _shorter()
-    try:
-        held = mmap.mmap(number, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start)
-    except ValueError:  # said of a length that the file does not have any more
-        raise _shorter() from None
-    with suppress(OSError):  # some kernels have none
-        held.madvise(mmap.MADV_HUGEPAGE)  # what is not in memory yet is read ahead in huge pages
-    return memoryview(held)
-
-
-def _shorter() -> EOFError:
-    return EOFError("expected a file as long as it was, came a shorter one")
-
-
-class _Chunk:
+class _Chunk(Outgoing):
     """Parts of files, and buffers, as one HTTP chunk, and what of it has not gone yet."""
 
     def __init__(self, parts: Parts) -> None:
-        sizes = list(map(_size, parts))
+        sizes = list(map(size_of, parts))
         size = sum(sizes)
         # An empty chunk would end the body.
-        self._left: deque[Part] = deque((b"%x\r\n" % size, *compress(parts, sizes), b"\r\n") if size else ())
+        super().__init__((b"%x\r\n" % size, *compress(parts, sizes), b"\r\n") if size else ())
         self._parts = parts  # before the first of them goes
 
-    def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
-        """Send until all has gone (True), or the reader makes us wait, or the turn is over: a slow disk is none that
-        hangs."""
-        self._check_lengths()
-        while self._left or self._refilled():
-            try:
-                self._drop(out.sendmsg(self._next(window)))
-                if self._left and wait.over:
-                    return False
-            except BlockingIOError:
-                if not wait.writable():
-                    return False
-            except OSError as error:
-                if error.errno != errno.EFAULT:  # whatever else it is, it is of the connection
-                    raise ConnectionAbortedError("the client has left") from error
-                self._parts = tuple(self._left)
-                self._check_lengths()
-                raise  # all of it is there, and cannot be read
-        return True
-
-    def _refilled(self) -> bool:
-        """Whether there is more to send."""
-        return False
-
-    def _check_lengths(self) -> None:
-        """EOFError where a file does not reach as far as its parts: the end of its last page would be zeros."""
+    def push(self, out: socket.socket, window: Window, wait: Waiting | None = None) -> bool:
+        """As of what goes out."""
         parts, self._parts = self._parts, ()
-        ends: dict[int, int] = {}
-        for part in parts:
-            if isinstance(part, tuple):
-                number, at, size = part
-                ends[number] = max(ends.get(number, 0), at + size)
-        if any(os.fstat(number).st_size < end for number, end in ends.items()):
-            raise _shorter()
-
-    def _next(self, window: _Window) -> list[bytes | memoryview]:
-        """The parts that go in one call, the last as far as a window of its file reaches."""
-        found: list[bytes | memoryview] = []
-        for part in islice(self._left, _AT_ONCE):
-            if not isinstance(part, tuple):
-                found.append(part)
-                continue
-            found.append(window.of(*part))
-            if len(found[-1]) < part[2]:
-                break
-        return found
-
-    def _drop(self, sent: int) -> None:
-        """What has gone is not left."""
-        while self._left and sent >= (size := _size(self._left[0])):
-            self._left.popleft()
-            sent -= size
-        if sent:
-            part = self._left[0]
-            rest = (part[0], part[1] + sent, part[2] - sent) if isinstance(part, tuple) else memoryview(part)[sent:]
-            self._left[0] = rest
+        check_lengths(parts)
+        return super().push(out, window, wait)
 
 
 class _SeenChunk(_Chunk):
@@ -351,12 +244,12 @@ class _SeenChunk(_Chunk):
     def __init__(self, parts: Parts, *, seen: Seen) -> None:
         super().__init__(parts)
         self._seen = seen
-        self._left, self._unseen = deque(islice(self._left, 1)), deque(islice(self._left, 1, None))
+        self.left, self._unseen = deque(islice(self.left, 1)), deque(islice(self.left, 1, None))
 
-    def push(self, out: socket.socket, wait: _Waiting, window: _Window) -> bool:
+    def push(self, out: socket.socket, window: Window, wait: Waiting | None = None) -> bool:
         """As of a chunk. What is left then has memory of its own: the thread's is another stream's next."""
-        whole, room = super().push(out, wait, window), _room().obj
-        self._left = deque(bytes(one) if isinstance(one, memoryview) and one.obj is room else one for one in self._left)
+        whole, room = super().push(out, window, wait), _room().obj
+        self.left = deque(bytes(one) if isinstance(one, memoryview) and one.obj is room else one for one in self.left)
         return whole
 
     def _refilled(self) -> bool:
@@ -367,14 +260,14 @@ class _SeenChunk(_Chunk):
             if isinstance(part, tuple):
                 number, at, size = part
                 if not (got := os.preadv(number, [room[:size]], at)):
-                    raise _shorter()
+                    raise shorter()
                 if got < size:
                     self._unseen.appendleft((number, at + got, size - got))
                 part, room = room[:got], room[got:]
             if self._unseen:  # the end of the chunk is not of its parts
                 self._seen(part)
-            self._left.append(part)
-        return bool(self._left)
+            self.left.append(part)
+        return bool(self.left)
 
 
 def _room() -> memoryview:
@@ -383,20 +276,6 @@ def _room() -> memoryview:
         _thread.room = memoryview(bytearray(_ROOM))
     found: memoryview = _thread.room
     return found
-
-
-def _size(part: Part) -> int:
-    return part[2] if isinstance(part, tuple) else len(part)
-
-
-async def _writable(out: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    free = asyncio.Event()
-    loop.add_writer(out.fileno(), free.set)
-    try:
-        await free.wait()
-    finally:
-        loop.remove_writer(out.fileno())
 
 
 class Protocol(Bounded):

@@ -45,10 +45,10 @@ from connector.dataplane.gather import (
     MOVED,
     SEEN,
     TRAILERS,
-    Parts,
 )
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import Wanted
+from connector.dataplane.sending import Parts
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
 from connector.errors import (

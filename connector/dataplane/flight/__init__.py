@@ -1,8 +1,9 @@
-"""Arrow Flight and Flight SQL: a second transport over the one governed stream.
+"""Arrow Flight and Flight SQL: a second transport over the one governed stream (decision 38).
 
-    client ──gRPC──> server.py (a process of its own) ──link.py──> desk.py (the connector) ──> stream.py
+    client ──HTTP/2──> http2 ──gRPC──> rpc, framing ──Flight──> service ──> desk ──> stream.py
+                                                                   └──> tables ──> maker (a process of its own)
 
-The process that faces the network speaks gRPC, Arrow and Flight SQL and holds nothing: no key but its certificate's, no
-data, no policy. Each call becomes one question on a socket of its own; the desk answers it over the same `Reads` as
-HTTP does. Whatever a stranger sends is parsed there, where it can be limited and killed; see decision 0009.
+`http2` knows frames, windows and limits, `rpc` and `framing` the messages in them, `service` the methods, `desk` who may
+read what. None of them loads Arrow: a batch goes out as the bytes that it is. What has to be made or read with Arrow
+besides, a catalogue's table or a client's parameters, is asked of a process that can be limited and killed.
 """

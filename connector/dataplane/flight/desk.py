@@ -1,47 +1,32 @@
-"""The connector's side of Flight: questions of the Flight process in, answers and governed streams out.
+"""Flight's questions answered: what a path, an envelope or a statement reads, and the governed stream of it.
 
-One question per channel, table `Desk.CALLS`; each carries the caller's data-plane tickets and stands for nothing
-without them. Reads are those of `stream.py`, with the same checks and records as over HTTP.
+Each question carries the caller's data-plane tickets and stands for nothing without them. Reads are those of
+`stream.py`, with the same checks and records as over HTTP. Knows no gRPC; `service` speaks that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import secrets
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, Protocol
 
 from connector.dataplane import asked as ask
 from connector.dataplane import http, plans
 from connector.dataplane.addresses import Addresses
-from connector.dataplane.asked import Asked, End
-from connector.dataplane.flight import link, parameters, passes
+from connector.dataplane.asked import Asked
+from connector.dataplane.flight import parameters, passes
 from connector.dataplane.flight.passes import Pass
-from connector.dataplane.flight.slots import Slots
+from connector.dataplane.flight.rpc import Caller
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import BLOCKS_MAX, Wanted
 from connector.dataplane.stream import Reads
 from connector.dataplane.tickets import Ticket
-from connector.errors import (
-    BadInput,
-    HanseError,
-    Limited,
-    NotFound,
-    Refused,
-    Unauthenticated,
-    VersionChanged,
-    unforeseen,
-)
+from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused, VersionChanged
 from connector.query.spans import InFiles
-from connector.telemetry import logger
 from connector.usage.held import Held
 from policies.contract import Limits
 from policies.errors import PolicyError
@@ -50,38 +35,30 @@ from policies.vocabulary import expand
 _PASS_SECONDS = 900.0
 _PARTS = 4  # endpoints of one dataset: as many reads at once as most clients make of them
 _PART_BYTES = 512 * 2**20  # each on average at least: the beginning of a read takes as long as twenty megabytes
-_QUESTION_SECONDS = 10.0
-_CALLS_OF_ONE = 32  # channels that one consumer may hold open, also those that it does not read
-_USUAL = 4 * 2**20  # bytes of a batch
-_log = logger("flight")
+_CALLS_OF_ONE = 32  # calls that one consumer may have open, also those that it does not read
 
 
-class Question(BaseModel):
-    """What the Flight process asks."""
+class Reader(Protocol):
+    """Whoever takes a stream."""
 
-    model_config = ConfigDict(extra="forbid")
+    async def begin(self, schema: memoryview | bytes) -> None:
+        """The message with the schema."""
 
-    call: str
-    authorization: str = ""
-    further: list[str] = Field(default_factory=list, max_length=16)
-    purpose: str = Field("", max_length=1024)
-    application: str = Field("", max_length=1024)
-    action: str = Field("query", pattern="^(query|stream)$")
-    path: list[str] = Field(default_factory=list, max_length=2)
-    envelope: str = ""
-    sql: str = ""
-    values: list[tuple[str, str]] = Field(default_factory=list, max_length=parameters.MOST)
-    tickets: list[str] = Field(default_factory=list, max_length=64)
-    schemas: bool = False
+    async def part(self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Any) -> None:
+        """A part of the stream, and those in files that follow it at once; `moved` is called as it is taken."""
+
+    async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
+        """The message without rows that ends a stream, and its end record."""
 
 
-@dataclass(slots=True)
-class _Call:
-    """One question with who asks."""
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, and what is declared with it."""
 
-    question: Question
     tickets: tuple[Ticket, ...]
-    channel: socket.socket
+    purpose: str = ""
+    application: str = ""
+    action: str = "query"
 
     @property
     def consumer(self) -> str:
@@ -100,60 +77,33 @@ class Desk:
         self._key = key
         self._stall_seconds = stall_seconds
         self._open: dict[str, int] = {}
-        self._running: dict[str, set[asyncio.Future[None]]] = {}  # by the pass they were opened with
-        self._calls: Mapping[str, Callable[[_Call], Awaitable[dict[str, Any] | None]]] = {
-            "describe": self._describe,
-            "prepare": self._prepare,
-            "tables": self._tables,
-            "read": self._read,
-            "stop": self._stop,
-            "renew": self._renew,
-        }
+        self._running: dict[str, set[asyncio.Task[Mapping[str, Any]]]] = {}  # by the pass they were opened with
 
-    async def serve(self, channel: socket.socket) -> None:
-        """Answer the one question of a channel and close it."""
-        channel.setblocking(False)
-        try:
-            with suppress(OSError, EOFError):
-                await self._answer(channel)
-        finally:
-            channel.close()
+    def asker(self, caller: Caller) -> Asker:
+        """Who calls: one data-plane ticket in Authorization, others beside it. Unauthenticated for one that is not
+        ours or has ended, BadInput for those of several consumers."""
+        found = tuple(self._addresses.read(text) for text in (caller.authorization, *caller.further))
+        if len({one.consumer for one in found}) != 1:
+            raise BadInput("expected tickets of one consumer", code="tickets_mixed")
+        return Asker(found, caller.purpose, caller.application, caller.action)
 
-    async def _answer(self, channel: socket.socket) -> None:
-        try:
-            try:
-                async with asyncio.timeout(_QUESTION_SECONDS):
-                    question = await _question(channel)
-            except TimeoutError:
-                _log.warning("flight question did not come")
-                return
-            call = _Call(question, self._bearers(question), channel)
-            with self._counted(call.consumer):
-                answer = await self._calls[question.call](call)
-            if answer is not None:
-                await _frame(channel, link.VALUE, answer)
-        except (HanseError, PolicyError) as error:
-            await _refuse(channel, error)
-        except Exception as error:  # noqa: BLE001  as over HTTP: told, unless the channel itself has gone
-            if not isinstance(error, ConnectionError | EOFError):
-                _log.exception("unforeseen", exc_info=error)
-            await _frame(channel, link.ERROR, unforeseen().problem())
+    def counted(self, consumer: str) -> _Count:
+        """A call of this consumer, until the block ends. Limited where too many are open."""
+        if self._open.get(consumer, 0) >= _CALLS_OF_ONE:
+            raise Limited(
+                f"{_CALLS_OF_ONE} of your calls are open, as many as may be; read or close one",
+                code="streams_of_consumer",
+            )
+        return _Count(self._open, consumer)
 
-    # Calls.
-
-    async def _describe(self, call: _Call) -> dict[str, Any]:
-        """Schema and tickets of the read that a path, an envelope or a statement asks for."""
-        wanted = _wanted(call.question)
-        asked = await self._asked(wanted, call.tickets)
-        shown = [ticket for ticket in call.tickets if ticket in asked.tickets]  # the others are in the envelope
+    async def describe(self, asker: Asker, wanted: dict[str, Any]) -> Described:
+        """Schema and tickets of the read that `wanted` (of `rows_of`, `enveloped_of` or `stated_of`) means."""
+        asked = await self._asked(wanted, asker.tickets)
+        shown = [ticket for ticket in asker.tickets if ticket in asked.tickets]  # the others are in the envelope
         plan = await self._plan(wanted, shown)
-        schema = _text(await self._reads.describe(asked)) if plan is None else plan["schema"]
-        parts = [self._pass(part, shown) for part in _parted(wanted, plan)]
-        return {
-            "schema": schema,
-            "tickets": [part["ticket"] for part in parts],
-            "expires": min(part["expires"] for part in parts),
-        }
+        schema = await self._reads.describe(asked) if plan is None else base64.b64decode(plan["schema"])
+        passed = [self._pass(part, shown) for part in _parted(wanted, plan)]
+        return Described(bytes(schema), [ticket for ticket, _ in passed], min(expires for _, expires in passed))
 
     async def _plan(self, wanted: dict[str, Any], tickets: Sequence[Ticket]) -> dict[str, Any] | None:
         """The blocks of a dataset that may be read side by side, and its schema; None where it must be one read.
@@ -171,18 +121,16 @@ class Desk:
         except (HanseError, PolicyError):
             return None
 
-    async def _prepare(self, call: _Call) -> dict[str, Any]:
+    async def prepare(self, asker: Asker, sql: str) -> tuple[int, bytes]:
         """How many parameters a statement has, and its schema where it has none."""
-        found = parameters.count(call.question.sql)
-        if found:
-            return {"parameters": found, "schema": ""}
-        asked = await self._asked(_wanted(call.question), call.tickets)
-        return {"parameters": 0, "schema": _text(await self._reads.describe(asked))}
+        if found := parameters.count(sql):
+            return found, b""
+        return 0, bytes(await self._reads.describe(await self._asked(stated_of(asker, sql, []), asker.tickets)))
 
-    async def _tables(self, call: _Call) -> dict[str, Any]:
-        """The datasets of the tickets, with their schemas where wanted."""
+    async def tables(self, asker: Asker, *, schemas: bool) -> list[dict[str, Any]]:
+        """The datasets of the tickets as {owner, name, schema}, with their schemas where wanted."""
         found = []
-        for ticket in call.tickets:
+        for ticket in asker.tickets:
             held = await self._reads.grants.usable(
                 ticket.agreement,
                 consumer=ticket.consumer,
@@ -190,118 +138,99 @@ class Desk:
                 transfer=(ticket.transfer, ticket.generation),
             )
             schema = b""
-            if call.question.schemas and held.contracts:
+            if schemas and held.contracts:
                 schema = await self._reads.columns(held, held.contracts[0], consumer=ticket.consumer)
-            found.append({"owner": self._owner, "name": held.dataset.name, "schema": _text(schema)})
-        return {"tables": found}
+            found.append({"owner": self._owner, "name": held.dataset.name, "schema": bytes(schema)})
+        return found
 
-    async def _stop(self, call: _Call) -> dict[str, Any]:
-        """End the running reads of these Flight tickets."""
-        opened = [self._running.get(self._unseal(raw, call).id, set()) for raw in call.question.tickets]
-        return {"stopped": sum(one.cancel() for running in opened for one in running)}
+    def stop(self, asker: Asker, tickets: Sequence[bytes]) -> int:
+        """End the running reads of these Flight tickets; how many there were."""
+        opened = [self._running.get(self._unseal(raw, asker).id, set()) for raw in tickets]
+        return sum(one.cancel() for running in opened for one in running)
 
-    async def _renew(self, call: _Call) -> dict[str, Any]:
-        """A new Flight ticket for an old one; its running reads go on under the data-plane ticket of this call."""
-        sealed = _raw(call.question.tickets[0]) if call.question.tickets else b""
-        known = passes.unseal(sealed, self._key, now=0.0)  # also one that has ended
-        self._check_bearer(known, call.tickets)
-        for ticket in call.tickets:
-            await self._held(ticket)
+    async def renew(self, asker: Asker, ticket: bytes) -> tuple[bytes, float]:
+        """A new Flight ticket for an old one, and when it ends; its running reads go on under this call's tickets."""
+        known = passes.unseal(ticket, self._key, now=0.0)  # also one that has ended
+        self._check_bearer(known, asker.tickets)
+        for one in asker.tickets:
+            await self._held(one)
         for stream in tuple(self._reads.live.values()):
             if stream.id.startswith(known.id + "."):
-                for ticket in call.tickets:
-                    if stream.of(ticket):
-                        await self._reads.renew(stream.id, ticket)
-        return self._pass(known.wanted, call.tickets, id=known.id)
+                for one in asker.tickets:
+                    if stream.of(one):
+                        await self._reads.renew(stream.id, one)
+        return self._pass(known.wanted, asker.tickets, id=known.id)
 
-    async def _read(self, call: _Call) -> None:
-        """Send a stream, and stop it when its reader leaves, stops reading, or cancels."""
-        if not call.question.tickets:
-            raise BadInput("expected a Flight ticket, came none")
-        one = self._unseal(call.question.tickets[0], call)
-        asked = replace(await self._asked(one.wanted, call.tickets), query_id=f"{one.id}.{secrets.token_hex(4)}")
-        slots = Slots(call.channel)
-        sending = asyncio.ensure_future(self._send(call, asked, slots))
-        leaving = asyncio.ensure_future(slots.left.wait())
+    async def read(self, asker: Asker, ticket: bytes, reader: Reader) -> Mapping[str, Any]:
+        """Send the stream of a Flight ticket to its reader, until it stops reading or cancels; the end record."""
+        one = self._unseal(ticket, asker)
+        asked = replace(await self._asked(one.wanted, asker.tickets), query_id=f"{one.id}.{secrets.token_hex(4)}")
+        sending = asyncio.ensure_future(self._send(asked, reader))
         self._running.setdefault(one.id, set()).add(sending)
         try:
-            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if leaving.done():
-                sending.cancel()
-            await self._sent(sending, call.channel)
-            call.channel.shutdown(socket.SHUT_WR)
-            await leaving  # a reader that does not read keeps its place until it has gone
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            if sending.done() and (task := asyncio.current_task()) is not None and not task.cancelling():
+                raise _Cancelled("the read was cancelled by its reader") from None
+            raise
         finally:
-            leaving.cancel()
             sending.cancel()
+            await asyncio.wait((sending,))
             self._running[one.id].discard(sending)
             if not self._running[one.id]:
                 del self._running[one.id]
-            await slots.close()
 
-    async def _sent(self, sending: asyncio.Future[None], channel: socket.socket) -> None:
-        try:
-            await sending
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-            await _frame(channel, link.ERROR, _Cancelled("the read was cancelled by its reader").problem())
-        except (HanseError, PolicyError) as error:
-            await _refuse(channel, error)
-
-    async def _send(self, call: _Call, asked: Asked, slots: Slots) -> None:
-        channel = call.channel
+    async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
         async with self._reads.open(asked, spans=True) as stream:
-            await _raw_frame(channel, link.SCHEMA, stream.schema)
+            await reader.begin(stream.schema)
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
-                    if stream.end is not None:
-                        break
-                    try:
-                        await self._put(stream, slots, part)
-                    except TimeoutError:
-                        reason = f"the client took next to nothing for {self._stall_of(slots):g} s"
-                        stream.abandon("client_stalled", reason)
-                        raise Limited(reason, code="client_stalled") from None
-                    except VersionChanged as error:  # told as where it is seen before the gate
-                        stream.abandon(error.code, error.message)
+                    if stream.end is None:
+                        await self._part(stream, reader, part)
+                    if stream.end is not None:  # what came last has no rows, or the read was abandoned
                         break
             assert stream.end is not None
-            await _frame(channel, link.END, _told(stream.end))
+            record = stream.end.to_json()
+            if stream.end.status == ask.COMPLETE:
+                assert isinstance(part, bytes)
+                await self._within_time(stream, lambda moved: reader.end(part, record))
+            return record
 
-    async def _put(self, stream: GovernedStream, slots: Slots, part: memoryview | bytes | InFiles) -> None:
+    async def _part(self, stream: GovernedStream, reader: Reader, part: memoryview | bytes | InFiles) -> None:
         """A part, and those in files that follow it."""
-        if not isinstance(part, InFiles):
-            async with asyncio.timeout(self._stall_of(slots)):
-                await slots.put(part)
-            return
-        spans: Iterator[InFiles | None] = chain((part,), iter(stream.following, None))
-        more = True
-        while more:
-            async with asyncio.timeout(self._stall_of(slots)):
-                more = await slots.put_spans(lambda: next(spans, None), device=part.device)
+        following = _following(stream)
+        try:
+            await self._within_time(stream, lambda moved: reader.part(part, following, moved))
+        except VersionChanged as error:  # told as where it is seen before the gate
+            stream.abandon(error.code, error.message)
+        except EOFError:
+            stream.abandon("version_changed", "a file of this version is not what it was; register a new version")
+        except Busy as error:
+            stream.abandon(error.code, error.message)
+            raise
 
-    def _stall_of(self, slots: Slots) -> float:
-        """How long a client may take for a batch: what it takes of one is not seen, so a large one has its time."""
-        return self._stall_seconds * max(1.0, slots.largest / _USUAL)
+    async def _within_time(self, stream: GovernedStream, sending: Any) -> None:
+        """Limited where the reader takes next to nothing for too long, or not all once its agreement has ended."""
+        now = asyncio.get_running_loop().time
+
+        def moved() -> None:
+            if not stream.over:  # else the rest of what has passed the gate could be taken for hours, byte by byte
+                limit.reschedule(now() + self._stall_seconds)
+
+        try:
+            async with asyncio.timeout(self._stall_seconds) as limit:
+                await sending(moved)
+        except TimeoutError:
+            took = "not all that it may" if stream.over else "next to nothing"
+            reason = f"the client took {took} for {self._stall_seconds:g} s"
+            stream.abandon("client_stalled", reason)
+            raise Limited(reason, code="client_stalled") from None
 
     # Who may, and what is meant.
 
-    def _bearers(self, question: Question) -> tuple[Ticket, ...]:
-        """The caller's data-plane tickets: one in Authorization, others beside it."""
-        if not question.authorization:
-            raise Unauthenticated("expected `authorization: Bearer <ticket>`, came no such header; start a transfer")
-        texts = (question.authorization, *question.further)
-        found = tuple(self._addresses.read(text) for text in texts)
-        if len({one.consumer for one in found}) != 1:
-            raise BadInput("expected tickets of one consumer", code="tickets_mixed")
-        if question.call not in self._calls:
-            raise BadInput(f"no call {question.call[:40]!r}")
-        return found
-
-    def _unseal(self, text: str, call: _Call) -> Pass:
-        one = passes.unseal(_raw(text), self._key, now=self._addresses.clock())
-        self._check_bearer(one, call.tickets)
+    def _unseal(self, raw: bytes, asker: Asker) -> Pass:
+        one = passes.unseal(raw, self._key, now=self._addresses.clock())
+        self._check_bearer(one, asker.tickets)
         return one
 
     def _check_bearer(self, one: Pass, tickets: Sequence[Ticket]) -> None:
@@ -313,7 +242,7 @@ class Desk:
                 code="ticket_mismatch",
             )
 
-    def _pass(self, wanted: Mapping[str, Any], tickets: Sequence[Ticket], *, id: str = "") -> dict[str, Any]:
+    def _pass(self, wanted: Mapping[str, Any], tickets: Sequence[Ticket], *, id: str = "") -> tuple[bytes, float]:
         expires = min(min(ticket.expires for ticket in tickets), self._addresses.clock() + _PASS_SECONDS)
         one = Pass(
             id=id or secrets.token_hex(8),
@@ -322,7 +251,7 @@ class Desk:
             expires=expires,
             wanted=wanted,
         )
-        return {"ticket": _text(passes.seal(one, self._key)), "expires": expires}
+        return passes.seal(one, self._key), expires
 
     async def _held(self, ticket: Ticket) -> Held:
         return await self._reads.grants.hold(ticket.agreement, consumer=ticket.consumer)
@@ -376,13 +305,10 @@ class Desk:
         others = tuple(self._addresses.read(one) for one in envelope.tickets)
         return replace(http.asked_of(envelope, (*tickets, *others)), codec="none")
 
-    def _counted(self, consumer: str) -> _Count:
-        if self._open.get(consumer, 0) >= _CALLS_OF_ONE:
-            raise Limited(
-                f"{_CALLS_OF_ONE} of your calls are open, as many as may be; read or close one",
-                code="streams_of_consumer",
-            )
-        return _Count(self._open, consumer)
+
+def _following(stream: GovernedStream) -> Iterator[InFiles]:
+    while (part := stream.following()) is not None:
+        yield part
 
 
 class _Count:
@@ -403,14 +329,29 @@ class _Cancelled(HanseError):
     code = "cancelled"
 
 
-def _wanted(question: Question) -> dict[str, Any]:
-    """What a question asks to read, in the form that a pass keeps."""
-    if question.envelope:
-        return {"envelope": question.envelope}
-    declared = {"purpose": question.purpose, "application": question.application}
-    if question.path:
-        return {"path": question.path, **declared}
-    return {"sql": question.sql, "values": question.values, "action": question.action, **declared}
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a read gives: its schema (an encapsulated message), tickets in the order of the rows, and until when."""
+
+    schema: bytes
+    tickets: list[bytes]
+    expires: float
+
+
+def rows_of(asker: Asker, path: Sequence[str]) -> dict[str, Any]:
+    """All rows of a dataset, as a pass keeps it."""
+    return {"path": list(path), "purpose": asker.purpose, "application": asker.application}
+
+
+def enveloped_of(text: str) -> dict[str, Any]:
+    """The read of an envelope, as a pass keeps it."""
+    return {"envelope": text}
+
+
+def stated_of(asker: Asker, sql: str, values: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """A statement with its parameters, as a pass keeps it."""
+    declared = {"purpose": asker.purpose, "application": asker.application}
+    return {"sql": sql, "values": [list(one) for one in values], "action": asker.action, **declared}
 
 
 def _parted(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -428,55 +369,3 @@ def _parted(wanted: dict[str, Any], plan: dict[str, Any] | None) -> list[dict[st
 
 def _declared(wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"purpose": expand(wanted["purpose"]), "application": wanted["application"]}
-
-
-async def _question(channel: socket.socket) -> Question:
-    (size,) = link.LENGTH.unpack(await _exactly(channel, link.LENGTH.size))
-    if size > link.QUESTION_MAX:
-        raise BadInput("expected a smaller request")
-    try:
-        return Question.model_validate_json(await _exactly(channel, size))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise BadInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", code="request_invalid") from None
-
-
-async def _exactly(channel: socket.socket, size: int) -> bytes:
-    data = bytearray(size)
-    view, got = memoryview(data), 0
-    while got < size:
-        more = await asyncio.get_running_loop().sock_recv_into(channel, view[got:])
-        if not more:
-            raise EOFError
-        got += more
-    return bytes(data)
-
-
-async def _frame(channel: socket.socket, kind: int, told: Mapping[str, Any]) -> None:
-    await _raw_frame(channel, kind, json.dumps(told, ensure_ascii=True, default=str).encode())
-
-
-async def _raw_frame(channel: socket.socket, kind: int, payload: bytes) -> None:
-    await asyncio.get_running_loop().sock_sendall(channel, link.HEADER.pack(kind, 0, False, len(payload)) + payload)
-
-
-async def _refuse(channel: socket.socket, error: HanseError | PolicyError) -> None:
-    told = http.as_error(error)
-    if told.status >= 500:
-        _log.error("failed", code=told.code, reason=told.message, why=told.private)
-    await _frame(channel, link.ERROR, told.problem())
-
-
-def _told(end: End) -> dict[str, Any]:
-    return end.to_json()
-
-
-def _text(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
-
-
-def _raw(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        raise BadInput("expected base64") from None

@@ -74,10 +74,10 @@ def write(fields: Iterable[tuple[int, int | bytes | str]]) -> bytes:
     for field, value in fields:
         if isinstance(value, int):
             if value:
-                out += _encoded(field << 3 | _VARINT) + _encoded(value)
+                out += varint(field << 3 | _VARINT) + varint(value)
         elif value:
             raw = value.encode() if isinstance(value, str) else value
-            out += _encoded(field << 3 | _BYTES) + _encoded(len(raw)) + raw
+            out += varint(field << 3 | _BYTES) + varint(len(raw)) + raw
     return bytes(out)
 
 
@@ -108,7 +108,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise Garbled("expected a number of at most ten bytes")
 
 
-def _encoded(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A whole number from zero as the format writes it."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

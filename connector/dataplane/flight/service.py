@@ -1,235 +1,335 @@
-"""Flight and Flight SQL as the library calls them, each call handed to the connector. Runs in the Flight process."""
+"""Flight and Flight SQL (Flight.proto, FlightSql.proto): each method of the service, answered from the desk."""
 
 from __future__ import annotations
 
-import base64
-import functools
-import socket
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.flight as fl
-
-from connector.dataplane.flight import commands, protobuf
-from connector.dataplane.flight.calls import Callers, Lines
+from connector.dataplane import http
+from connector.dataplane.flight import commands, framing, protobuf
+from connector.dataplane.flight.desk import Asker, Desk, enveloped_of, rows_of, stated_of
+from connector.dataplane.flight.framing import encapsulated
+from connector.dataplane.flight.http2 import Call
 from connector.dataplane.flight.protobuf import Garbled
+from connector.dataplane.flight.rpc import SERVICE, Exchange, Unimplemented, caller_of
+from connector.dataplane.flight.tables import Tables
+from connector.dataplane.senders import in_thread
+from connector.errors import BadInput, HanseError, unforeseen
+from connector.query.spans import InFiles, Scattered, Span
+from connector.telemetry import logger
+from policies.errors import PolicyError
 
 _PASS = b"hanse1."
+_PATH, _COMMAND = 1, 2  # Flight.proto, DescriptorType
 _CANCELLED, _NOT_CANCELLABLE = 1, 3  # Flight.proto, CancelStatus
+_UNKNOWN = 2**64 - 1  # -1, of rows and bytes
 _STATEMENT = "CommandStatementQuery"
+_PREPARED = "CommandPreparedStatementQuery"
 _CATALOGUE = ("CommandGetCatalogs", "CommandGetDbSchemas", "CommandGetTables", "CommandGetTableTypes")
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+_DESCRIPTIONS = {
+    "CancelFlightInfo": "End the running reads of a FlightInfo.",
+    "RenewFlightEndpoint": "A new ticket for an endpoint; its running reads go on.",
+    "CreatePreparedStatement": "Flight SQL: prepare a statement.",
+    "ClosePreparedStatement": "Flight SQL: forget a statement.",
+}
+_log = logger("flight")
 
 
-def serve(control: socket.socket, *, host: str, port: int, certificate: list[tuple[bytes, bytes]] | None) -> Service:
-    """A server that listens from now on."""
-    # The library appends a Python traceback, with our paths in it, to what the client of a failed call is told.
-    traceback.format_exception = lambda *_, **__: []
-    scheme = "grpc+tls" if certificate else "grpc+tcp"
-    return Service(
-        Lines(control),
-        f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}",
-        auth_handler=_Handshake(),
-        tls_certificates=certificate,
-        middleware={"caller": Callers()},
-    )
+class Service:
+    """Answers calls. None of its methods decides anything: who may what is the desk's."""
 
+    def __init__(self, desk: Desk, tables: Tables) -> None:
+        self._desk = desk
+        self._tables = tables
+        self._methods: Mapping[str, Callable[[Exchange, Asker], Awaitable[None]]] = {
+            "Handshake": self._handshake,
+            "ListFlights": self._list_flights,
+            "GetFlightInfo": self._flight_info,
+            "GetSchema": self._schema,
+            "DoGet": self._do_get,
+            "DoPut": self._do_put,
+            "DoAction": self._do_action,
+            "ListActions": self._list_actions,
+        }
+        self._actions: Mapping[str, Callable[[Asker, bytes], Awaitable[list[bytes]]]] = {
+            "CreatePreparedStatement": self._prepare,
+            "ClosePreparedStatement": self._forget,
+            "CancelFlightInfo": self._cancel,
+            "RenewFlightEndpoint": self._renew,
+        }
 
-class _Handshake(fl.ServerAuthHandler):  # type: ignore[misc]  # untyped library
-    """Lets clients that begin with a handshake do so: who they are is in the headers of each call."""
-
-    def authenticate(self, outgoing: Any, incoming: Any) -> None:
-        """Nothing is exchanged."""
-
-    def is_valid(self, token: bytes) -> str:
-        """Every call is judged by its own headers."""
-        return ""
-
-
-def _clear(method: _Method) -> _Method:
-    """A method whose bad input comes back as that, and not as a failure of ours."""
-
-    @functools.wraps(method)
-    def answered(*arguments: Any) -> Any:
+    async def answer(self, call: Call) -> None:
+        """One call to its end: what is refused is said in its trailers."""
+        exchange = Exchange(call)
+        error: HanseError | None = None
         try:
-            return method(*arguments)
-        except (Garbled, UnicodeDecodeError) as error:
-            raise pa.ArrowInvalid(f"request_invalid: {error}") from None
+            await self._answered(exchange)
+        except (HanseError, PolicyError) as refused:
+            error = http.as_error(refused)
+            if error.status >= 500 and not isinstance(error, Unimplemented | Ended):
+                _log.error("failed", code=error.code, reason=error.message, why=error.private)
+        except (Garbled, UnicodeDecodeError) as garbled:
+            error = BadInput(str(garbled), code="request_invalid")
+        except Exception as failed:  # noqa: BLE001  as over HTTP: told, and more in our own log
+            if call.over:  # nothing more can be said to its client
+                return
+            _log.exception("unforeseen", exc_info=failed)
+            error = unforeseen()
+        exchange.finish(error)
 
-    return answered  # type: ignore[return-value]  # the same signature
+    async def _answered(self, exchange: Exchange) -> None:
+        call = exchange.call
+        kind = (call.headers.get("content-type") or [""])[0]
+        if call.headers.get(":method") != ["POST"] or not kind.startswith("application/grpc"):
+            raise BadInput("expected a call of gRPC, came another request", code="request_invalid")
+        caller = caller_of(call.headers)
+        asker = self._desk.asker(caller)
+        if caller.basic:
+            exchange.headers.append(("authorization", caller.authorization))
+        method = _known(self._methods, call.path.removeprefix(SERVICE))
+        with self._desk.counted(asker.consumer):
+            await method(exchange, asker)
 
+    async def _handshake(self, exchange: Exchange, asker: Asker) -> None:
+        """Nothing is exchanged: who somebody is stands in the headers of each call."""
+        exchange.begin()
 
-class Service(fl.FlightServerBase):  # type: ignore[misc]  # untyped library
-    """Flight's methods, under their names in the library. None of them decides anything."""
+    async def _list_flights(self, exchange: Exchange, asker: Asker) -> None:
+        await exchange.message()
+        for table in await self._desk.tables(asker, schemas=True):
+            path = [(3, table["owner"]), (3, table["name"])]
+            descriptor = protobuf.write([(1, _PATH), *path])
+            await exchange.send(protobuf.write([(1, table["schema"]), (2, descriptor), (4, _UNKNOWN), (5, _UNKNOWN)]))
+        exchange.begin()
 
-    def __init__(self, lines: Lines, location: str, **options: Any) -> None:
-        self._lines = lines  # before the base: it answers from then on
-        super().__init__(location, **options)
+    async def _flight_info(self, exchange: Exchange, asker: Asker) -> None:
+        raw = await exchange.message()
+        info, _ = await self._info(asker, raw)
+        await exchange.send(info)
 
-    def list_flights(self, context: Any, criteria: bytes) -> Iterator[Any]:
-        for table in self._tables(context, schemas=True):
-            descriptor = fl.FlightDescriptor.for_path(table["owner"], table["name"])
-            yield fl.FlightInfo(_schema(table["schema"]), descriptor, [], -1, -1)
+    async def _schema(self, exchange: Exchange, asker: Asker) -> None:
+        _, schema = await self._info(asker, await exchange.message())
+        await exchange.send(protobuf.write([(1, schema)]))
 
-    @_clear
-    def get_flight_info(self, context: Any, descriptor: Any) -> Any:
-        if descriptor.descriptor_type == fl.DescriptorType.PATH:
-            path = [_decoded(part) for part in descriptor.path]
-            return self._described(context, descriptor, path=path)
-        if descriptor.command.lstrip().startswith(b"{"):
-            return self._described(context, descriptor, envelope=_decoded(descriptor.command))
-        name, command = commands.unpack(descriptor.command)
-        return _known(_INFO, name)(self, context, descriptor, name, command)
+    async def _info(self, asker: Asker, raw: bytes) -> tuple[bytes, bytes]:
+        """The FlightInfo of a descriptor, and its schema."""
+        descriptor = protobuf.read(raw)
+        if protobuf.number(descriptor, 1) == _PATH:
+            return await self._described(asker, raw, rows_of(asker, protobuf.texts(descriptor, 3)[:2]))
+        command = protobuf.octets(descriptor, 2) or b""
+        if command.lstrip().startswith(b"{"):
+            return await self._described(asker, raw, enveloped_of(command.decode()))
+        name, told = commands.unpack(command)
+        if name == _STATEMENT:
+            _no_transaction(told)
+            return await self._stated(asker, raw, protobuf.text(told, 1) or "", [])
+        if name == _PREPARED:
+            return await self._stated(asker, raw, *commands.unhandle(protobuf.octets(told, 1)))
+        _known(dict.fromkeys((_STATEMENT, _PREPARED, *_CATALOGUE)), name)
+        schema = await self._tables.catalogue_schema(name, protobuf.octets(protobuf.read(command), 2) or b"")
+        return _info(schema, raw, [(command, None)]), schema
 
-    @_clear
-    def get_schema(self, context: Any, descriptor: Any) -> Any:
-        return fl.SchemaResult(self.get_flight_info(context, descriptor).schema)
+    async def _described(self, asker: Asker, raw: bytes, wanted: dict[str, Any]) -> tuple[bytes, bytes]:
+        told = await self._desk.describe(asker, wanted)
+        endpoints = [(ticket, told.expires) for ticket in told.tickets]
+        return _info(told.schema, raw, endpoints, ordered=True), told.schema
 
-    @_clear
-    def do_get(self, context: Any, ticket: Any) -> Any:
-        caller = context.get_middleware("caller")
-        if ticket.ticket.startswith(_PASS):
-            stream = self._lines.read(caller, ticket.ticket, context.is_cancelled)
-            return fl.GeneratorStream(stream.schema, stream.batches())
-        name, command = commands.unpack(ticket.ticket)
-        if name == _STATEMENT and (constant := self._constant(context, protobuf.text(command, 1) or "")) is not None:
-            return fl.RecordBatchStream(constant)
+    async def _stated(self, asker: Asker, raw: bytes, sql: str, values: Sequence[Sequence[str]]) -> tuple[bytes, bytes]:
+        constant = await self._constant(asker, sql)
+        if constant is None:
+            return await self._described(asker, raw, stated_of(asker, sql, values))
+        schema = _schema_of(constant)
+        return _info(schema, raw, [(commands.pack(_STATEMENT, [(1, sql)]), None)], rows=1), schema
+
+    async def _constant(self, asker: Asker, sql: str) -> bytes | None:
+        """What a statement that reads nothing gives, for whoever may read something."""
+        found = await self._tables.constant(sql)
+        if found is not None:
+            await self._desk.tables(asker, schemas=False)
+        return found
+
+    async def _do_get(self, exchange: Exchange, asker: Asker) -> None:
+        ticket = protobuf.octets(protobuf.read(await exchange.message()), 1) or b""
+        if ticket.startswith(_PASS):
+            record = await self._desk.read(asker, ticket, _Reader(exchange))
+            if record["status"] != "complete":
+                raise Ended(record)
+            return
+        name, command = commands.unpack(ticket)
+        if name == _STATEMENT and (made := await self._constant(asker, protobuf.text(command, 1) or "")) is not None:
+            await _table(exchange, made)
+            return
         if name not in _CATALOGUE:
             raise Garbled("expected a Flight ticket as this provider gave it out")
         wanted = name == "CommandGetTables" and commands.table_schema_wanted(command)
-        found = self._tables(context, schemas=wanted)
-        return fl.RecordBatchStream(commands.catalogue(name, command, found))
+        found = await self._desk.tables(asker, schemas=wanted)
+        raw = protobuf.octets(protobuf.read(ticket), 2) or b""
+        await _table(exchange, await self._tables.catalogue(name, raw, found))
 
-    @_clear
-    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        name, command = commands.unpack(descriptor.command or b"")
-        if name != "CommandPreparedStatementQuery":
-            raise NotImplementedError(f"unimplemented: {name or 'this'}; here data is read, not written")
+    async def _do_put(self, exchange: Exchange, asker: Asker) -> None:
+        came = [protobuf.read(one) for one in await exchange.messages()]
+        if not came:
+            raise Garbled("expected a descriptor in the first message, came none")
+        descriptor = protobuf.read(protobuf.octets(came[0], 1) or b"")
+        name, command = commands.unpack(protobuf.octets(descriptor, 2) or b"")
+        if name != _PREPARED:
+            raise Unimplemented(f"{name or 'this'}; here data is read, not written")
         sql, _ = commands.unhandle(protobuf.octets(command, 1))
-        self._tables(context, schemas=False)  # who asks is known before Arrow unfolds what came: of 30 kB, gigabytes
-        values = commands.values_of(chunk.data for chunk in reader)
-        writer.write(protobuf.write([(1, commands.handle(sql, values))]))
+        await self._desk.tables(asker, schemas=False)  # who may read nothing has nothing unfolded: of 30 kB, gigabytes
+        stream = b"".join(
+            encapsulated(header, protobuf.octets(one, 1000) or b"")
+            for one in came
+            if (header := protobuf.octets(one, 2))
+        )
+        values = await self._tables.values(stream)
+        await exchange.send(protobuf.write([(1, protobuf.write([(1, commands.handle(sql, values))]))]))
 
-    @_clear
-    def do_action(self, context: Any, action: Any) -> list[bytes]:
-        found: list[bytes] = _known(_ACTIONS, action.type)(self, context, action.body.to_pybytes())
-        return found
+    async def _do_action(self, exchange: Exchange, asker: Asker) -> None:
+        action = protobuf.read(await exchange.message())
+        name = protobuf.text(action, 1) or ""
+        for body in await _known(self._actions, name)(asker, protobuf.octets(action, 2) or b""):
+            await exchange.send(protobuf.write([(1, body)]))
+        exchange.begin()
 
-    def list_actions(self, context: Any) -> list[tuple[str, str]]:
-        return [
-            ("CancelFlightInfo", "End the running reads of a FlightInfo."),
-            ("RenewFlightEndpoint", "A new ticket for an endpoint; its running reads go on."),
-            ("CreatePreparedStatement", "Flight SQL: prepare a statement."),
-            ("ClosePreparedStatement", "Flight SQL: forget a statement."),
-        ]
+    async def _list_actions(self, exchange: Exchange, asker: Asker) -> None:
+        for name, text in _DESCRIPTIONS.items():
+            await exchange.send(protobuf.write([(1, name), (2, text)]))
 
-    def _tables(self, context: Any, *, schemas: bool) -> list[dict[str, Any]]:
-        found = self._lines.ask(context.get_middleware("caller"), "tables", schemas=schemas)["tables"]
-        return [one | {"schema": base64.b64decode(one["schema"])} for one in found]
-
-    def _described(self, context: Any, descriptor: Any, **wanted: Any) -> Any:
-        told = self._lines.ask(context.get_middleware("caller"), "describe", **wanted)
-        endpoints = [
-            fl.FlightEndpoint(fl.Ticket(base64.b64decode(ticket)), [], _when(told["expires"]), b"")
-            for ticket in told["tickets"]
-        ]
-        schema = _schema(base64.b64decode(told["schema"]))
-        return fl.FlightInfo(schema, descriptor, endpoints, -1, -1, ordered=True)
-
-    def _statement(self, context: Any, descriptor: Any, name: str, command: protobuf.Message) -> Any:
-        if protobuf.octets(command, 2):
-            raise NotImplementedError("unimplemented: transactions; each read stands for itself")
-        return self._asked(context, descriptor, protobuf.text(command, 1) or "", [])
-
-    def _prepared(self, context: Any, descriptor: Any, name: str, command: protobuf.Message) -> Any:
-        return self._asked(context, descriptor, *commands.unhandle(protobuf.octets(command, 1)))
-
-    def _asked(self, context: Any, descriptor: Any, sql: str, values: list[list[str]]) -> Any:
-        if (constant := self._constant(context, sql)) is None:
-            return self._described(context, descriptor, sql=sql, values=values)
-        endpoint = fl.FlightEndpoint(fl.Ticket(commands.pack(_STATEMENT, [(1, sql)])), [])
-        return fl.FlightInfo(constant.schema, descriptor, [endpoint], constant.num_rows, -1)
-
-    def _constant(self, context: Any, sql: str) -> pa.Table | None:
-        """What a statement that reads nothing gives, for whoever may read something."""
-        found = commands.constant(sql)
-        if found is not None:
-            self._tables(context, schemas=False)
-        return found
-
-    def _catalogue(self, context: Any, descriptor: Any, name: str, command: protobuf.Message) -> Any:
-        endpoint = fl.FlightEndpoint(fl.Ticket(descriptor.command), [])
-        return fl.FlightInfo(commands.schema_of(name, command), descriptor, [endpoint], -1, -1)
-
-    def _prepare(self, context: Any, body: bytes) -> list[bytes]:
+    async def _prepare(self, asker: Asker, body: bytes) -> list[bytes]:
         _, request = commands.unpack(body)
-        if protobuf.octets(request, 2):
-            raise NotImplementedError("unimplemented: transactions; each read stands for itself")
+        _no_transaction(request)
         sql = protobuf.text(request, 1) or ""
-        told: dict[str, Any] = {"parameters": 0}
-        if (constant := self._constant(context, sql)) is not None:
-            schema = constant.schema.serialize().to_pybytes()
+        count = 0
+        if (constant := await self._constant(asker, sql)) is not None:
+            schema = _schema_of(constant)
         else:
-            told = self._lines.ask(context.get_middleware("caller"), "prepare", sql=sql)
-            schema = base64.b64decode(told["schema"])
-        fields = [pa.field(str(number), pa.null()) for number in range(told["parameters"])]
-        return [
-            commands.pack(
-                "ActionCreatePreparedStatementResult",
-                [
-                    (1, commands.handle(sql, [])),
-                    (2, schema),
-                    (3, pa.schema(fields).serialize().to_pybytes() if fields else b""),
-                ],
-            )
-        ]
+            count, schema = await self._desk.prepare(asker, sql)
+        told = [(1, commands.handle(sql, [])), (2, schema), (3, await self._tables.parameters(count))]
+        return [commands.pack("ActionCreatePreparedStatementResult", told)]
 
-    def _forget(self, context: Any, body: bytes) -> list[bytes]:
+    async def _forget(self, asker: Asker, body: bytes) -> list[bytes]:
         return []
 
-    def _cancel(self, context: Any, body: bytes) -> list[bytes]:
-        info = fl.FlightInfo.deserialize(protobuf.octets(protobuf.read(body), 1) or b"")
-        tickets = [base64.b64encode(one.ticket.ticket).decode() for one in info.endpoints]
-        stopped = self._lines.ask(context.get_middleware("caller"), "stop", tickets=tickets)["stopped"]
-        return [protobuf.write([(1, _CANCELLED if stopped else _NOT_CANCELLABLE)])]
+    async def _cancel(self, asker: Asker, body: bytes) -> list[bytes]:
+        info = protobuf.read(protobuf.octets(protobuf.read(body), 1) or b"")
+        tickets = [_ticket_of(endpoint) for endpoint in info.get(3, ())]
+        return [protobuf.write([(1, _CANCELLED if self._desk.stop(asker, tickets) else _NOT_CANCELLABLE)])]
 
-    def _renew(self, context: Any, body: bytes) -> list[bytes]:
-        endpoint = fl.FlightEndpoint.deserialize(protobuf.octets(protobuf.read(body), 1) or b"")
-        tickets = [base64.b64encode(endpoint.ticket.ticket).decode()]
-        told = self._lines.ask(context.get_middleware("caller"), "renew", tickets=tickets)
-        ticket = fl.Ticket(base64.b64decode(told["ticket"]))
-        return [fl.FlightEndpoint(ticket, [], _when(told["expires"]), b"").serialize()]
+    async def _renew(self, asker: Asker, body: bytes) -> list[bytes]:
+        endpoint = protobuf.octets(protobuf.read(body), 1) or b""
+        ticket, expires = await self._desk.renew(asker, _ticket_of(endpoint))
+        return [_endpoint(ticket, expires)]
 
 
-_INFO: Mapping[str, Callable[..., Any]] = {
-    _STATEMENT: Service._statement,
-    "CommandPreparedStatementQuery": Service._prepared,
-    **dict.fromkeys(_CATALOGUE, Service._catalogue),
-}
-_ACTIONS: Mapping[str, Callable[..., list[bytes]]] = {
-    "CreatePreparedStatement": Service._prepare,
-    "ClosePreparedStatement": Service._forget,
-    "CancelFlightInfo": Service._cancel,
-    "RenewFlightEndpoint": Service._renew,
-}
+class Ended(HanseError):
+    """A stream that ended early, as the problem that it is; how far it came stands in it too."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        reason = record.get("reason") or "the stream broke"
+        super().__init__(f"{reason} (after {record['rows']} rows)", code=record.get("code") or record["status"])
+        again = 503 if record.get("code") in _AGAIN else 500
+        self.status = _STATUS.get(record["status"], again)  # type: ignore[misc]  # of each end its own
+        self._record = record
+
+    def problem(self) -> dict[str, Any]:
+        return {**self._record, "status": self.status, "code": self.code, "detail": self.message} | {
+            "end": self._record["status"]
+        }
 
 
-def _known(table: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
+_STATUS = {"revoked": 403, "quota": 403, "lease_expired": 401}
+# Of ends: what is 503 where it comes before the first batch.
+_AGAIN = frozenset({"busy", "shutting_down", "worker_wanted", "file_unavailable", "blocks_not_kept", "outcome_unknown"})
+
+
+class _Reader:
+    """A client that takes a governed stream."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def begin(self, schema: memoryview | bytes) -> None:
+        """See `desk.Reader`."""
+        self._exchange.begin()
+        for message in framing.messages(schema):
+            await self._exchange.call.send(message)
+
+    async def part(
+        self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Callable[[], object]
+    ) -> None:
+        """See `desk.Reader`."""
+        call = self._exchange.call
+        if not isinstance(part, Span | Scattered):
+            for message in framing.messages(part):
+                await call.send(message, moved)
+        elif call.sends_files:
+            messages = chain.from_iterable(map(framing.messages, chain((part,), following)))
+            await call.send_files(messages, device=part.device, moved=moved)
+        else:
+            for message in framing.messages(await _read(part)):
+                await call.send(message, moved)
+
+    async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
+        """See `desk.Reader`."""
+        for message in framing.messages(last, app_metadata=json.dumps(record).encode()):
+            await self._exchange.call.send(message)
+
+
+async def _read(part: InFiles) -> memoryview:
+    """A part of files in memory."""
+    memory = memoryview(bytearray(part.nbytes))
+
+    def read() -> None:
+        part.check()
+        part.read_into(memory)
+
+    await in_thread(read, stop=lambda: None, device=part.device)
+    return memory
+
+
+async def _table(exchange: Exchange, stream: bytes) -> None:
+    exchange.begin()
+    for message in framing.messages(stream):
+        await exchange.call.send(message)
+
+
+def _schema_of(stream: bytes) -> bytes:
+    """The first message of an Arrow stream, which is its schema's."""
+    return stream[: 8 + int.from_bytes(stream[4:8], "little")]
+
+
+def _info(
+    schema: bytes,
+    descriptor: bytes,
+    endpoints: Sequence[tuple[bytes, float | None]],
+    *,
+    rows: int = _UNKNOWN,
+    ordered: bool = False,
+) -> bytes:
+    found = [(3, _endpoint(ticket, expires)) for ticket, expires in endpoints]
+    return protobuf.write([(1, schema), (2, descriptor), *found, (4, rows), (5, _UNKNOWN), (6, int(ordered))])
+
+
+def _endpoint(ticket: bytes, expires: float | None) -> bytes:
+    ends = [] if expires is None else [(3, protobuf.write([(1, int(expires))]))]
+    return protobuf.write([(1, protobuf.write([(1, ticket)])), *ends])
+
+
+def _ticket_of(endpoint: int | bytes) -> bytes:
+    if not isinstance(endpoint, bytes):
+        raise Garbled("expected an endpoint, came a number")
+    return protobuf.octets(protobuf.read(protobuf.octets(protobuf.read(endpoint), 1) or b""), 1) or b""
+
+
+def _no_transaction(request: protobuf.Message) -> None:
+    if protobuf.octets(request, 2):
+        raise Unimplemented("transactions; each read stands for itself")
+
+
+def _known(table: Mapping[str, Any], name: str) -> Any:
     # Clients ask for some things only to see; what is not here must be unimplemented, never empty.
     if name not in table:
-        raise NotImplementedError(f"unimplemented: {name[:60]}; here are {', '.join(table)}")
+        raise Unimplemented(f"{name[:60]}; here are {', '.join(table)}")
     return table[name]
-
-
-def _schema(raw: bytes) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(raw)) if raw else pa.schema([])
-
-
-def _when(seconds: float) -> Any:
-    return pa.scalar(int(seconds), pa.timestamp("s", "UTC")).cast(pa.timestamp("ns", "UTC"))
-
-
-def _decoded(raw: bytes | str) -> str:
-    return raw if isinstance(raw, str) else raw.decode()

@@ -1,13 +1,11 @@
-"""Flight before people who mean it badly: tickets not theirs, garbage, floods; and the process that bears it."""
+"""Flight before people who mean it badly: tickets not theirs, garbage, floods."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import random
-import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -19,7 +17,8 @@ import pytest_asyncio
 from connector.dataplane.flight import commands
 from connector.dataplane.flight.front import Front
 from connector.errors import Conflict
-from tests.support import flying, provider, waiting
+from connector.query.sandbox import memory_of
+from tests.support import flying, provider
 from tests.support.certificates import self_signed
 from tests.support.flying import flyer
 from tests.support.provider import Provider
@@ -38,7 +37,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running, memory_mb=300) as started:
+    async with flying.flying(running) as started:
         yield started
 
 
@@ -86,7 +85,7 @@ async def test_a_ticket_used_again_by_its_owner_is_another_read(running: Provide
 
 
 async def test_garbage_is_bad_input_whatever_it_is(running: Provider, front: Front) -> None:
-    ticket, dice, pid = running.ticket(await running.agree()), random.Random(11), front.pid
+    ticket, dice = running.ticket(await running.agree()), random.Random(11)
     whole = commands.pack("CommandStatementQuery", [(1, "SELECT 1")])
 
     def go() -> None:
@@ -108,10 +107,9 @@ async def test_garbage_is_bad_input_whatever_it_is(running: Provider, front: Fro
                 assert not isinstance(told, fl.FlightInternalError), told
 
     await asyncio.to_thread(go)
-    assert front.pid == pid
 
 
-async def test_arrow_that_is_damaged_costs_the_flight_process_at_most(running: Provider, front: Front) -> None:
+async def test_arrow_that_is_damaged_is_bad_input(running: Provider, front: Front) -> None:
     ticket = running.ticket(await running.agree())
     command = commands.pack("CommandPreparedStatementQuery", [(1, commands.handle("SELECT ?", []))])
 
@@ -135,7 +133,7 @@ async def test_arrow_that_is_damaged_costs_the_flight_process_at_most(running: P
 
 
 async def test_what_nobody_known_puts_is_not_unfolded(running: Provider, front: Front) -> None:
-    ticket, pid = running.ticket(await running.agree()), front.pid
+    ticket = running.ticket(await running.agree())
     command = commands.pack("CommandPreparedStatementQuery", [(1, commands.handle("SELECT ?", []))])
     size = 500_000_000  # of zeros, in 16 kB
     ends = pa.array([0, size]).buffers()[1]
@@ -154,54 +152,24 @@ async def test_what_nobody_known_puts_is_not_unfolded(running: Provider, front: 
 
     assert isinstance(await asyncio.to_thread(_refusal, put), fl.FlightUnauthenticatedError)
     assert await asyncio.to_thread(_rows, front, ticket) > 0
-    assert front.pid == pid
 
 
-async def test_a_flood_of_bytes_ends_the_flight_process_not_the_connector(running: Provider, front: Front) -> None:
-    ticket, pid = running.ticket(await running.agree()), front.pid
+async def test_a_flood_of_bytes_is_refused_and_takes_no_memory(running: Provider, front: Front) -> None:
+    ticket = running.ticket(await running.agree())
+    flood = fl.FlightDescriptor.for_command(bytes(200_000_000))
 
-    def flood() -> None:
-        with flyer(front, "") as client, pytest.raises((fl.FlightError, pa.ArrowException)):
-            client.client.get_flight_info(fl.FlightDescriptor.for_command(bytes(200_000_000)), client.options)
+    def go(shown: str) -> Exception | None:
+        with flyer(front, shown) as client:
+            return _refusal(lambda: client.client.get_flight_info(flood, client.options))
 
-    await asyncio.to_thread(flood)
-    until = time.monotonic() + 60
-    while front.pid in (0, pid):
-        await asyncio.sleep(0.05)
-        assert time.monotonic() < until, "expected another Flight process"
-    while True:
-        try:
-            assert await asyncio.to_thread(_rows, front, ticket) > 0
-            return
-        except fl.FlightUnavailableError:
-            assert time.monotonic() < until
-            await asyncio.sleep(0.1)
-
-
-async def test_a_flight_process_that_cannot_be_started_now_is_started_later(
-    running: Provider, front: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ticket, tried = running.ticket(await running.agree()), list[object]()
-
-    async def fails(*_: object, **__: object) -> None:
-        tried.append(_)
-        raise OSError(24, "Too many open files")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(asyncio, "create_subprocess_exec", fails)
-        os.kill(front.pid, signal.SIGKILL)
-        await waiting.until(lambda: len(tried) > 1)
-    await waiting.until(lambda: front.pid)
-
-    async def reads() -> int:
-        try:
-            return await asyncio.to_thread(_rows, front, ticket)
-        except fl.FlightUnavailableError:  # it does not listen yet
-            return 0
-
-    async with asyncio.timeout(60):
-        while not await reads():
-            await asyncio.sleep(0.1)
+    await asyncio.to_thread(_rows, front, ticket)
+    before = memory_of(os.getpid()).own
+    told = [await asyncio.to_thread(go, shown) for shown in ("", "nobody", ticket)]
+    assert [type(one) for one in told] == [fl.FlightUnauthenticatedError] * 2 + [pa.ArrowInvalid]
+    assert "request_too_large" in str(told[-1])
+    assert await asyncio.to_thread(_rows, front, ticket) > 0
+    # The client is in this process, too: it holds what it sends twice while it does.
+    assert memory_of(os.getpid()).own - before < 2**26
 
 
 async def test_what_is_no_http2_is_dropped(running: Provider, front: Front) -> None:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
-import random
 import time
 from dataclasses import replace
-from decimal import Decimal
-from typing import Any
 
-import duckdb
-import pyarrow as pa
 import pytest
 
 from connector.dataplane.flight import commands, parameters, passes, protobuf
@@ -50,22 +44,6 @@ def test_what_is_no_message_is_garbled(name: str) -> None:
         protobuf.read(BROKEN[name])
 
 
-def test_any_bytes_are_read_or_garbled_and_nothing_else() -> None:
-    dice = random.Random(5)
-    whole = commands.pack("CommandGetTables", [(1, ""), (2, "%"), (3, "n_m%"), (4, "TABLE"), (5, 1)])
-    for _ in range(5_000):
-        raw = bytearray(whole if dice.random() < 0.8 else dice.randbytes(dice.randrange(60)))
-        for _ in range(dice.randrange(4)):
-            if raw:
-                raw[dice.randrange(len(raw))] = dice.randrange(256)
-        try:
-            name, command = commands.unpack(bytes(raw[: dice.randrange(len(raw) + 1)]))
-            if name == "CommandGetTables":
-                commands.catalogue(name, command, [{"owner": "clinic", "name": "numbers", "schema": b""}])
-        except Garbled:
-            continue
-
-
 NO_CONSTANTS = {
     "spaces, and more": ("SELECT 123456789", "x"),
     "an end, and spaces": ("SELECT 1;", "x"),
@@ -85,26 +63,6 @@ def test_a_long_statement_that_is_no_constant_is_told_at_once(name: str) -> None
 
     short, long = (min(taken(spaces) for _ in range(5)) for spaces in (30_000, 240_000))
     assert long < 24 * short + 0.001
-
-
-@pytest.mark.parametrize("pattern", ["%_" * 500, "%" * 1000 + "x", "%a" * 500, "%a%_" * 200 + "b"])
-def test_a_pattern_of_many_wildcards_is_looked_for_to_its_end(pattern: str) -> None:
-    """Where each wildcard is tried at each place, this does not end in a lifetime."""
-    table = {"owner": "clinic", "name": "a" * 60, "schema": b""}
-    _, command = commands.unpack(commands.pack("CommandGetTables", [(3, pattern)]))
-    assert commands.catalogue("CommandGetTables", command, [table]).num_rows == 0
-
-
-def test_patterns_mean_what_they_mean_in_sql() -> None:
-    dice = random.Random(7)
-    with duckdb.connect() as con:
-        for _ in range(300):
-            pattern = "".join(dice.choices("ab%_.", k=dice.randrange(1, 7)))
-            names = {"".join(dice.choices("ab.", k=dice.randrange(9))) for _ in range(20)}
-            expected = sorted(one for one in names if con.execute("SELECT ? LIKE ?", [one, pattern]).fetchall()[0][0])
-            tables = [{"owner": "clinic", "name": one, "schema": b""} for one in names]
-            _, command = commands.unpack(commands.pack("CommandGetTables", [(3, pattern)]))
-            assert commands.catalogue("CommandGetTables", command, tables)["table_name"].to_pylist() == expected
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"sql": 1, "values": []}', b'{"sql": ""}', b"[" * 100_000, None])
@@ -139,40 +97,6 @@ def test_values_that_do_not_fit_are_refused(name: str) -> None:
 def test_a_statement_that_cannot_be_cut_into_words_is_refused() -> None:
     with pytest.raises((PolicyError, HanseError)):
         parameters.count("SELECT '?")
-
-
-VALUES: list[tuple[Any, pa.DataType, list[str]]] = [
-    (1, pa.int8(), ["int", "1"]),
-    (True, pa.bool_(), ["bool", "true"]),
-    (None, pa.string(), ["null", ""]),
-    ("a", pa.large_string(), ["text", "a"]),
-    (Decimal("1.50"), pa.decimal128(5, 2), ["decimal", "1.50"]),
-    (datetime.date(2026, 1, 2), pa.date64(), ["date", "2026-01-02"]),
-    (datetime.datetime(2026, 1, 2, 3), pa.timestamp("ns"), ["timestamp", "2026-01-02 03:00:00"]),
-    (datetime.time(1, 2), pa.time32("s"), ["time", "01:02:00"]),
-]
-
-
-@pytest.mark.parametrize(("value", "kind", "expected"), VALUES, ids=lambda one: str(one))
-def test_arrow_values_are_taken_as_type_and_text(value: Any, kind: pa.DataType, expected: list[str]) -> None:
-    batch = pa.RecordBatch.from_arrays([pa.array([value], kind)], names=["0"])
-    assert commands.values_of([batch]) == [expected]
-
-
-@pytest.mark.parametrize(
-    "batches",
-    [
-        [],
-        [pa.RecordBatch.from_pydict({"a": [1, 2]})],
-        [pa.RecordBatch.from_pydict({"a": [1]})] * 2,
-        [pa.RecordBatch.from_pydict({"a": [[1]]})],
-        [pa.RecordBatch.from_pydict({"a": ["x" * 70_000]})],
-    ],
-    ids=["no row", "two rows", "two batches", "a list", "long text"],
-)
-def test_parameters_that_are_not_one_row_of_plain_values_are_garbled(batches: list[pa.RecordBatch]) -> None:
-    with pytest.raises(Garbled):
-        commands.values_of(batches)
 
 
 def test_a_pass_comes_back_until_it_ends() -> None:

@@ -22,7 +22,7 @@ import pytest
 import uvicorn
 
 from connector import bounds
-from connector.dataplane import gather
+from connector.dataplane import gather, sending
 from connector.dataplane.gather import ABORT, BUFFERS, EXTENSION, FILE, FILES, MORE, MOVED, SEEN, Protocol
 from connector.listening import Server
 from tests.support.certificates import self_signed
@@ -221,7 +221,7 @@ async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_read_and_not_t
 async def test_a_file_that_is_whole_and_cannot_be_read_is_not_told_as_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel says the same of a disk that fails as of a file that has been cut short."""
     nobodys = memoryview(mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0))
-    monkeypatch.setattr(gather, "_mapped", lambda *_: nobodys)
+    monkeypatch.setattr(sending, "_mapped", lambda *_: nobodys)
     raised: list[type[BaseException]] = []
 
     def message(file: IO[bytes]) -> dict[str, Any]:
@@ -234,14 +234,14 @@ async def test_a_file_that_is_whole_and_cannot_be_read_is_not_told_as_shorter(mo
 
 
 async def test_a_part_may_be_larger_than_what_is_mapped_at_once() -> None:
-    data = os.urandom(2 * gather._WINDOW + 4321)
+    data = os.urandom(2 * sending._WINDOW + 4321)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         with tempfile.TemporaryFile() as file:
             file.write(data)
             file.flush()
-            for at, end in ((123, gather._WINDOW - 1), (gather._WINDOW - 1, len(data)), (gather._WINDOW, len(data))):
+            for at, end in ((123, sending._WINDOW - 1), (sending._WINDOW - 1, len(data)), (sending._WINDOW, len(data))):
                 part = {"type": "http.response.body", FILE: [(file.fileno(), at, end - at)], "more_body": True}
                 await send(part)
         await send({"type": "http.response.body", "body": b""})
@@ -249,7 +249,7 @@ async def test_a_part_may_be_larger_than_what_is_mapped_at_once() -> None:
     async with served(app) as port:
         for read in (exchange(port, REQUEST), slow(port)):
             came = decoded((await read).partition(b"\r\n\r\n")[2])
-            assert came == data[123:] + data[gather._WINDOW :]
+            assert came == data[123:] + data[sending._WINDOW :]
 
 
 async def test_a_file_that_is_cut_short_between_two_parts_ends_the_read() -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from connector.dataplane import gather, senders
+from connector.dataplane import gather, senders, sending
 from connector.dataplane.gather import BEFORE, FILE, Cycle
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.http import Exchange, _Transport
@@ -109,14 +109,14 @@ async def test_files_on_a_disk_that_hangs_hold_up_none_of_another() -> None:
 async def test_a_disk_that_is_slow_is_none_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has given of a large batch has been sent meanwhile."""
     monkeypatch.setattr(senders, "_SECONDS", 1.0)
-    monkeypatch.setattr(gather, "_WINDOW", 2**16)
-    mapped = gather._mapped
+    monkeypatch.setattr(sending, "_WINDOW", 2**16)
+    mapped = sending._mapped
 
     def slowly(number: int, start: int) -> memoryview:
         time.sleep(0.15)
         return mapped(number, start)
 
-    monkeypatch.setattr(gather, "_mapped", slowly)
+    monkeypatch.setattr(sending, "_mapped", slowly)
     out, peer = socket.socketpair()
     with out, peer, tempfile.TemporaryFile("w+b", buffering=0) as file:
         file.truncate(10 * 2**16)
@@ -264,10 +264,10 @@ def pushed(out: socket.socket, peer: socket.socket) -> int:
         file.truncate(SIZE)
         reading.start()
         try:
-            sending = gather._Sending([(file.fileno(), 0, SIZE // 4)], before=None, more=None)
-            assert not sending.push(out)
-            assert sending._chunk is not None
-            return SIZE // 4 - sum(map(gather._size, sending._chunk._left))
+            pushed = gather._Sending([(file.fileno(), 0, SIZE // 4)], before=None, more=None)
+            assert not pushed.push(out)
+            assert pushed._chunk is not None
+            return SIZE // 4 - sum(map(sending.size_of, pushed._chunk.left))
         finally:
             enough.set()
             out.close()

@@ -1,0 +1,696 @@
+"""A connection of a Flight client: HTTP/2 (RFC 9113) with the states, headers and limits of the `h2` library, and data
+that goes from where it lies to the socket in frames (data-plane, section 3).
+
+The library would copy each piece of data twice, into frames of 16 kB. Here frames are as large as their reader allows,
+and parts of files go as they are, by a thread where they lie on a disk. What the library is told of that are the two
+windows that it counts: `reserve` is the one place that touches them. It is not made for threads, so whoever talks to
+it holds `lock`.
+
+Who calls is not known before a request is there: requests, their bodies and everything else that a client may send are
+bounded here, and what they mean is nobody's business in here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from h2 import events
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.exceptions import H2Error
+from h2.settings import SettingCodes, Settings
+
+from connector.bounds import HEAD_SECONDS
+from connector.dataplane.senders import OURS, in_thread
+from connector.dataplane.sending import Outgoing, Part, Waiting, Window, shorter, size_of, writable
+from connector.errors import BadInput, Busy, Limited
+from connector.telemetry import logger
+
+CALLS_MAX = 64  # of one connection at once
+BODY_MAX = 2**20  # bytes of a request
+HEADERS_MAX = 64 * 2**10  # bytes of a request's head, as HTTP/2 counts them: sixteen tickets
+_BODY_SECONDS = 10.0
+_REST_SECONDS = 600.0  # without a call: whoever comes back connects anew without a word
+_PIECE = 2**20  # bytes of data that are handed over at once, and of a frame at most
+_LAST = 2**14  # bytes at the end of a message that are in memory before they go
+_READ = 2**14  # bytes that are looked at before others have their turn: a thousand of the smallest frames
+_WAITING = 2**18  # bytes of answers to what is no call (acknowledgements) that a client may leave unread
+_LEFT = 4 * 2**20  # bytes that it may leave unread in all
+_CALM, _CALM_AGAIN = 2000.0, 200.0  # what costs us and brings it nothing: so many at first, and so many a second
+_log = logger("flight")
+
+Headers = Sequence[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Message:
+    """What goes out as one piece of data: parts of files and of memory. `seen` is shown the files' bytes as they go."""
+
+    parts: Sequence[Part]
+    seen: Callable[[memoryview], object] | None = None
+
+
+class Call:
+    """One request and its answer. `task` answers it and is cancelled when the client leaves."""
+
+    def __init__(self, connection: Connection, number: int, headers: Iterable[tuple[Any, Any]]) -> None:
+        self.number = number
+        self.path = ""
+        self.headers: dict[str, list[str]] = {}
+        for name, value in headers:
+            if name == b":path":
+                self.path = _text(value)
+            self.headers.setdefault(_text(name), []).append(_text(value))
+        self.gone = False
+        self.task: asyncio.Task[None] | None = None
+        self.begun = self.ended = self.whole = False
+        self._connection = connection
+        self._body = bytearray()
+        self._too_much = False
+        self._came = asyncio.Event()
+
+    @property
+    def sends_files(self) -> bool:
+        """Whether parts of files go as they are: what is encrypted is in memory before."""
+        return not self._connection.encrypts
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can be said to the client any more."""
+        return self.gone or self._connection.closes
+
+    async def body(self) -> bytes:
+        """All of the request. Limited where it does not come in time, BadInput where it is larger than one may be."""
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                while not self.whole and not self._too_much:
+                    self._came.clear()
+                    await self._came.wait()
+        except TimeoutError:
+            raise Limited(f"expected a request within {_BODY_SECONDS:g} s; send it again", code="body_late") from None
+        if self._too_much:
+            raise BadInput(f"expected a request of at most {BODY_MAX} bytes, came more", code="request_too_large")
+        return bytes(self._body)
+
+    def begin(self, headers: Headers) -> None:
+        """The head of the answer."""
+        self.begun = True
+        self._connection.head(self, headers, last=False)
+
+    async def send(self, part: Message, moved: Callable[[], object] = lambda: None) -> None:
+        """What lies in memory. `moved` is called as its reader takes it. ConnectionAbortedError where it has left."""
+        await self._connection.send(self, iter((part,)), moved)
+
+    async def send_files(self, parts: Iterator[Message], *, device: int, moved: Callable[[], object]) -> None:
+        """What lies in files of that device, and memory, for as long as there is more; `parts` is asked in a thread.
+        EOFError where a file has been cut short: its reader gets no whole message of it. Busy where its disk does not
+        answer: the connection has ended then. What `parts` raises comes back as it is, and the call goes on."""
+        await self._connection.send(self, parts, moved, device=device)
+
+    def finish(self, trailers: Headers) -> None:
+        """The end of the answer; all of it where it has not begun."""
+        if not self.ended:
+            self.ended = True
+            self._connection.head(self, trailers, last=True)
+
+    def break_off(self) -> None:
+        """An answer that cannot be ended as one that is whole."""
+        if not self.ended:
+            self.ended = True
+            self._connection.reset(self, ErrorCodes.INTERNAL_ERROR)
+
+    def took(self, data: bytes) -> None:
+        """More of the body has come."""
+        if len(self._body) + len(data) > BODY_MAX:
+            self._too_much = True
+            self._body.clear()
+        elif not self._too_much:
+            self._body += data
+        self._came.set()
+
+    def has_all(self) -> None:
+        """The body has ended."""
+        self.whole = True
+        self._came.set()
+
+    def leave(self) -> None:
+        """The client is not interested any more."""
+        self.gone = self.ended = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client's connection. `answer` is called for each request; `connections` holds all that there are."""
+
+    def __init__(self, answer: Callable[[Call], Coroutine[Any, Any, None]], connections: Connections) -> None:
+        self._answer = answer
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self.lock = threading.Condition()  # of the library and of what is to be said; a window has moved
+        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        self._h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: CALLS_MAX,
+                SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_MAX,
+                SettingCodes.ENABLE_PUSH: 0,
+            },
+        )
+        self._h2.decoder.max_header_list_size = HEADERS_MAX
+        self._said = bytearray()  # frames without data that are to go out
+        self._pending = Outgoing()  # of frames with data whose beginning has gone
+        self._turn = asyncio.Lock()  # of whoever writes data
+        self._buffer = memoryview(bytearray(_READ))
+        self._quiet = asyncio.Event()  # all that the transport was given has gone
+        self._moved = asyncio.Event()  # a window may have room
+        self._calls: dict[int, Call] = {}
+        self._calm, self._calm_at = _CALM, self._loop.time()
+        self._late: asyncio.TimerHandle | None = None
+        self._shaking: socket.socket | None = None
+        self._transport: asyncio.Transport | None = None
+        self.encrypts = False
+        self._closing = False
+
+    # A place among the connections, from before a TLS handshake.
+
+    def knock(self, client: socket.socket) -> bool:
+        """Take a place; whether there is one. Then call `shaken` when the handshake is over."""
+        self._shaking = client
+        return self._connections.enter(self)
+
+    def shaken(self) -> None:
+        """The handshake has ended, one way or the other."""
+        self._shaking = None
+        if self._transport is None:
+            self._connections.leave(self)
+
+    def hang_up(self) -> None:
+        """End the connection now."""
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._shaking is not None:
+            with suppress(OSError):
+                self._shaking.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is asked."""
+        return not self._calls
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection has ended, or does so."""
+        return self._transport is None or self._transport.is_closing()
+
+    # What comes.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is done."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._shaking = None
+        self._quiet.set()
+        tls = transport.get_extra_info("ssl_object")
+        self.encrypts = tls is not None
+        # We are told when the transport has something, and when all has gone: over TLS, 0 of 0 counts as something.
+        self._transport.set_write_buffer_limits(int(self.encrypts), 0)
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self._transport.abort()
+            return
+        with self.lock:
+            self._h2.initiate_connection()
+        self._flush()
+        self._expect(HEAD_SECONDS)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where what comes is put."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So much has come."""
+        found: list[Any] = []
+        broken = False
+        with self.lock:
+            try:
+                found = self._h2.receive_data(bytes(self._buffer[:nbytes]))
+            except (H2Error, ValueError) as error:  # the library has said goodbye
+                broken = True
+                _log.info("a Flight client broke the protocol", why=type(error).__name__)
+            self._said += self._h2.data_to_send()
+            self.lock.notify_all()
+        for event in found:
+            self._heard(event)
+        if broken or self._calm < 0:
+            self._close(None if broken else ErrorCodes.ENHANCE_YOUR_CALM)
+        self._flush()
+
+    def _heard(self, event: Any) -> None:
+        if isinstance(event, events.WindowUpdated):
+            self._moved.set()
+        elif isinstance(event, events.DataReceived):
+            self._took(event)
+        elif isinstance(event, events.RequestReceived):
+            self._asked(event)
+        elif isinstance(event, events.StreamEnded):
+            if (call := self._calls.get(event.stream_id)) is not None:
+                call.has_all()
+        elif isinstance(event, events.ConnectionTerminated):
+            self._closing = True
+            self._rest()
+        else:
+            self._nuisance()
+            if isinstance(event, events.StreamReset):
+                if (call := self._calls.get(event.stream_id)) is not None:
+                    call.leave()
+            elif isinstance(event, events.RemoteSettingsChanged):
+                self._moved.set()
+
+    def _nuisance(self) -> None:
+        now = self._loop.time()
+        self._calm = min(_CALM, self._calm + (now - self._calm_at) * _CALM_AGAIN) - 1
+        self._calm_at = now
+
+    def _took(self, event: events.DataReceived) -> None:
+        if not event.data:
+            self._nuisance()
+        with self.lock:
+            with suppress(H2Error):  # the call has ended
+                self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+            self._said += self._h2.data_to_send()
+        if (call := self._calls.get(event.stream_id)) is not None:
+            call.took(event.data or b"")
+
+    def _asked(self, event: events.RequestReceived) -> None:
+        number = event.stream_id
+        call = Call(self, number, event.headers or ())
+        self._calls[number] = call
+        self._expect(None)
+        if self._closing:
+            self.reset(call, ErrorCodes.REFUSED_STREAM)
+            del self._calls[number]
+            return
+        call.task = self._loop.create_task(self._answer(call))
+        call.task.add_done_callback(partial(self._answered, call))
+
+    def _answered(self, call: Call, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.exception("unforeseen", exc_info=error)
+        call.break_off()
+        del self._calls[call.number]
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._calls:
+            return
+        if self._closing:
+            self._close(ErrorCodes.NO_ERROR)
+        else:
+            self._expect(_REST_SECONDS)
+
+    def _expect(self, seconds: float | None) -> None:
+        """A request within that time."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        if seconds is not None:
+            self._connections.rests(self)
+            self._late = self._loop.call_later(seconds, self._close, ErrorCodes.NO_ERROR)
+
+    def close(self) -> None:
+        """Say goodbye: no further call is answered, and those that run are ended."""
+        for call in tuple(self._calls.values()):
+            call.leave()
+        self._close(ErrorCodes.NO_ERROR)
+
+    def _close(self, code: ErrorCodes | None) -> None:
+        """Over, with a reason where the library has not given one."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if code is not None:
+            with self.lock, suppress(H2Error):
+                self._h2.close_connection(code)
+                self._said += self._h2.data_to_send()
+        if self._turn.locked() or self._transport.get_write_buffer_size():  # whoever does not read is not waited for
+            self._transport.abort()
+            return
+        self._flush()
+        self._transport.close()
+        self._late = self._loop.call_later(HEAD_SECONDS, self._transport.abort)
+
+    def pause_writing(self) -> None:
+        """The transport has something that has not gone."""
+        self._quiet.clear()
+
+    def resume_writing(self) -> None:
+        """It has gone."""
+        self._quiet.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
+        self._connections.leave(self)
+        if self._late is not None:
+            self._late.cancel()
+        for call in tuple(self._calls.values()):
+            call.leave()
+        self._quiet.set()
+        self._moved.set()
+        with self.lock:
+            self.lock.notify_all()
+
+    # What goes.
+
+    def head(self, call: Call, headers: Headers, *, last: bool) -> None:
+        """The beginning of an answer, or its end."""
+        with self.lock, suppress(H2Error):  # the client has left
+            self._h2.send_headers(call.number, list(headers), end_stream=last)
+            if last and not call.whole:  # what is still to come of the request is of no use
+                self._h2.reset_stream(call.number, ErrorCodes.NO_ERROR)
+            self._said += self._h2.data_to_send()
+        self._flush()
+
+    def reset(self, call: Call, code: ErrorCodes) -> None:
+        """Break a call off."""
+        with self.lock, suppress(H2Error):
+            self._h2.reset_stream(call.number, code)
+            self._said += self._h2.data_to_send()
+        self._flush()
+
+    async def send(
+        self, call: Call, parts: Iterator[Message], moved: Callable[[], object], *, device: int | None = None
+    ) -> None:
+        """See `Call.send` and `Call.send_files`."""
+        if self.encrypts:
+            await self._encrypted(call, parts, moved)
+            return
+        with socket.socket(fileno=os.dup(self._there(call).get_extra_info("socket").fileno())) as out:
+            sending = _Sending(self, call, parts, patient=device is not None)
+            while not await self._in_turn(call, sending, out, moved, device):
+                await asyncio.sleep(0)
+                await self._room(call)
+
+    async def _in_turn(
+        self, call: Call, sending: _Sending, out: socket.socket, moved: Callable[[], object], device: int | None
+    ) -> bool:
+        """Send as much as fits into one turn. Whether that was all."""
+        async with self._turn:
+            await self._emptied(call)
+            try:
+                whole = await self._run(partial(sending.run, out), sending, out, device)
+                moved()
+                while self._pending.left:
+                    await writable(out)
+                    self._there(call)
+                    await self._run(partial(sending.rest, out), sending, out, device)
+                    moved()
+            finally:
+                self._settle()
+        self._flush()
+        return whole
+
+    async def _run(self, work: Callable[[], bool], sending: _Sending, out: socket.socket, device: int | None) -> bool:
+        """In a thread where the disk may have to be waited for."""
+        try:
+            if device is None:
+                return work()
+            return await in_thread(work, stop=sending.stop, device=device, out=out)
+        except Busy:
+            if sending.pushing:  # a thread still has what it was sending
+                self._pending = Outgoing()
+                self._shut()
+            raise
+        except ConnectionError:
+            self._pending = Outgoing()
+            self._there(sending.call).abort()
+            raise
+
+    def _shut(self) -> None:
+        """Closed or not by a thread that is lost, nothing goes out any more."""
+        assert self._transport is not None
+        with suppress(OSError), socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
+        self._transport.abort()
+
+    def _settle(self) -> None:
+        """A frame that has begun goes out whole, for the calls beside this one, though nobody waits for it: zeros for
+        what cannot be read. The last of a message is in memory when it begins, so none is whole by such zeros."""
+        left, self._pending = self._pending.left, Outgoing()
+        if left and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(map(_copied_or_zeros, left)))
+
+    async def _encrypted(self, call: Call, parts: Iterator[Message], moved: Callable[[], object]) -> None:
+        for message in parts:
+            data = _Data(message)
+            while data.left:
+                async with self._turn:
+                    await self._emptied(call)
+                    if frames := self.reserve(call, data, _PIECE // 4):
+                        self._there(call).write(b"".join(frames))  # type: ignore[arg-type]  # it is all in memory
+                        await self._emptied(call)
+                        moved()
+                self._flush()
+                if not frames:
+                    await self._room(call)
+
+    async def _emptied(self, call: Call) -> None:
+        """Wait until the transport has nothing more to write."""
+        self._there(call)
+        await self._quiet.wait()
+        self._there(call)
+
+    async def _room(self, call: Call) -> None:
+        """Wait until the client's windows let something through."""
+        while not self.windows(call):
+            self._moved.clear()
+            await self._moved.wait()
+            self._there(call)
+
+    def _there(self, call: Call) -> asyncio.Transport:
+        if call.gone or self._transport is None or self._transport.is_closing():
+            raise ConnectionAbortedError("the client has left")
+        return self._transport
+
+    def _flush(self) -> None:
+        """Say what is to be said, where nobody is in the middle of a frame: else whoever is says it."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if not self._turn.locked():
+            with self.lock:
+                said, self._said = bytes(self._said), bytearray()
+            if said:
+                transport.write(said)
+        if len(self._said) > _WAITING or transport.get_write_buffer_size() > _LEFT:
+            transport.abort()
+
+    def windows(self, call: Call) -> int:
+        """Bytes of data that the client's windows let through."""
+        with self.lock:
+            return self._windows(call)
+
+    def _windows(self, call: Call) -> int:
+        stream = self._h2.streams.get(call.number)
+        if stream is None or call.gone:
+            raise ConnectionAbortedError("the client has left")
+        return min(self._h2.outbound_flow_control_window, stream.outbound_flow_control_window)
+
+    def reserve(self, call: Call, data: _Data, most: int) -> list[Part]:
+        """Frames with the next of `data`, as much as the client's windows let through, after all else that is to be
+        said; empty where they let nothing through. From a thread, too."""
+        with self.lock:
+            size = min(most, data.next, self._windows(call))
+            if size <= 0:
+                return []
+            self._h2.outbound_flow_control_window -= size
+            self._h2.streams[call.number].outbound_flow_control_window -= size
+            frame = min(_PIECE, self._h2.max_outbound_frame_size)
+        found = list(data.framed(size, frame, call.number))
+        with self.lock:
+            said, self._said = bytes(self._said), bytearray()
+        return [said, *found] if said else found
+
+    def wait_for_room(self, seconds: float) -> bool:
+        """In a thread: whether a window has moved within that time."""
+        with self.lock:
+            return seconds > 0 and self.lock.wait(seconds)
+
+    def pending(self) -> Outgoing:
+        """What of frames that have begun has not gone; of whoever has the turn."""
+        return self._pending
+
+
+class _Data:
+    """One message on its way into frames."""
+
+    def __init__(self, message: Message) -> None:
+        self._parts: deque[Part] = deque(part for part in message.parts if size_of(part))
+        self.left = sum(map(size_of, self._parts))
+        self._seen = message.seen
+
+    @property
+    def next(self) -> int:
+        """Bytes that may go at once: the last ones by themselves."""
+        return self.left - _LAST if self.left > _LAST else self.left
+
+    def framed(self, size: int, frame: int, number: int) -> Iterator[Part]:
+        """The next bytes in frames of a stream (RFC 9113, sections 4.1 and 6.1), each of `frame` bytes at most."""
+        while size:
+            part = min(size, frame)
+            yield part.to_bytes(3, "big") + b"\0\0" + number.to_bytes(4, "big")
+            yield from self.take(part)
+            size -= part
+
+    def take(self, size: int) -> list[Part]:
+        """The next bytes, where they lie; what somebody has to see is read first, and shown. EOFError where a file is
+        shorter."""
+        self.left -= size
+        found: list[Part] = []
+        while size:
+            part = self._parts.popleft()
+            if size_of(part) > size:
+                part, rest = _split(part, size)
+                self._parts.appendleft(rest)
+            size -= size_of(part)
+            if isinstance(part, tuple) and (self._seen is not None or not self.left):
+                part = memoryview(_copied(part))
+                if self._seen is not None:
+                    self._seen(part)
+            found.append(part)
+        return found
+
+
+class _Sending:
+    """Messages of one call on their way."""
+
+    def __init__(self, connection: Connection, call: Call, messages: Iterator[Message], *, patient: bool) -> None:
+        self._connection, self.call, self._messages = connection, call, messages
+        self._patient = patient  # in a thread, which may wait for a moment
+        self._data: _Data | None = None
+        self._window = Window()
+        self._stopped = False
+        self.pushing = False  # a frame may have begun
+
+    def stop(self) -> None:
+        """Have a thread that sends end before it sends more."""
+        with self._connection.lock:
+            self._stopped = True
+
+    def _may_push(self) -> bool:
+        with self._connection.lock:
+            self.pushing = not self._stopped
+        return self.pushing
+
+    def run(self, out: socket.socket) -> bool:
+        """Send until there is no more (True), or the reader has made us wait, or others wait."""
+        wait = Waiting(out) if self._patient else None
+        while not self._stopped and (data := self._next()) is not None:
+            frames = self._connection.reserve(self.call, data, _PIECE)
+            if not frames:
+                if wait is None or not self._connection.wait_for_room(wait.left):
+                    return False
+                continue
+            if not self._may_push():
+                return False
+            self._connection.pending().left.extend(frames)
+            if not self._connection.pending().push(out, self._window, wait):
+                return False
+            self.pushing = False
+            if wait is None or wait.over:
+                break
+        return not self._stopped and self._next() is None
+
+    def rest(self, out: socket.socket) -> bool:
+        """Send what of frames has not gone. Whether that was all."""
+        return self._connection.pending().push(out, self._window)
+
+    def _next(self) -> _Data | None:
+        while self._data is None or not self._data.left:
+            message = next(self._messages, None)
+            if message is None:
+                return None
+            self._data = _Data(message)
+        return self._data
+
+
+class Connections:
+    """All connections of a listener: so many at most. Whose next request is awaited for the longest makes room."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._all: set[Connection] = set()
+        self.none = asyncio.Event()  # there is no connection
+        self.none.set()
+        self._resting: dict[Connection, None] = {}
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(tuple(self._all))
+
+    def enter(self, one: Connection) -> bool:
+        """Whether there is a place for it."""
+        while len(self._all) >= self._most:
+            first = next((other for other in self._resting if other.rests), None)
+            if first is None:
+                return False
+            self.leave(first)
+            first.hang_up()
+        self._all.add(one)
+        self.none.clear()
+        self._resting[one] = None
+        return True
+
+    def rests(self, one: Connection) -> None:
+        """Nothing is asked over it from now on."""
+        if one in self._all:
+            self._resting.pop(one, None)
+            self._resting[one] = None
+
+    def leave(self, one: Connection) -> None:
+        """It has ended."""
+        self._all.discard(one)
+        self._resting.pop(one, None)
+        if not self._all:
+            self.none.set()
+
+
+def _split(part: Part, size: int) -> tuple[Part, Part]:
+    if isinstance(part, tuple):
+        number, at, whole = part
+        return (number, at, size), (number, at + size, whole - size)
+    view = memoryview(part)
+    return view[:size], view[size:]
+
+
+def _copied(part: Part) -> bytes | memoryview:
+    """The bytes of a part, of a file in memory of their own. EOFError where it is shorter."""
+    if not isinstance(part, tuple):
+        return part
+    number, at, size = part
+    found = bytearray()
+    while len(found) < size:
+        if not (more := os.pread(number, size - len(found), at + len(found))):
+            raise shorter()
+        found += more
+    return memoryview(found)
+
+
+def _copied_or_zeros(part: Part) -> bytes | memoryview:
+    try:
+        return _copied(part)
+    except (EOFError, OSError):
+        return bytes(size_of(part))
+
+
+def _text(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode("ascii", "replace")
+
+
+__all__ = ["BODY_MAX", "CALLS_MAX", "OURS", "Call", "Connection", "Connections", "Message"]

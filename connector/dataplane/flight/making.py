@@ -1,0 +1,206 @@
+"""Flight's tables and what is read of those that clients put, in Arrow. Runs in the process of `maker`, which says why.
+
+MAKES is all that is asked there: by its name, with what is told of it and the bytes that belong to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from connector.dataplane.flight import maker, protobuf
+from connector.dataplane.flight.commands import table_schema_wanted
+from connector.dataplane.flight.parameters import MOST
+from connector.dataplane.flight.protobuf import Garbled, Message
+
+_TEXT_MAX = 300
+_TABLE_TYPES = ("TABLE",)
+_ROW_TEXT_MAX = 64 * 2**10
+
+CATALOGS = pa.schema([pa.field("catalog_name", pa.string(), nullable=False)])
+SCHEMAS = pa.schema([pa.field("catalog_name", pa.string()), pa.field("db_schema_name", pa.string(), nullable=False)])
+TYPES = pa.schema([pa.field("table_type", pa.string(), nullable=False)])
+TABLES = pa.schema(
+    [
+        pa.field("catalog_name", pa.string()),
+        pa.field("db_schema_name", pa.string()),
+        pa.field("table_name", pa.string(), nullable=False),
+        pa.field("table_type", pa.string(), nullable=False),
+    ]
+)
+TABLES_WITH_SCHEMA = TABLES.append(pa.field("table_schema", pa.binary(), nullable=False))
+
+
+def answer(question: Sequence[Any], parts: Sequence[bytes]) -> bytes:
+    """What is made for a question, as a frame: {"made": ...} with its parts; {"garbled": why} where what a client sent
+    does not fit; {"failed": which error} where it is us who cannot."""
+    name, *told = question
+    try:
+        made, found = MAKES[name](parts, *told)
+    except Garbled as error:
+        return maker.frame({"garbled": str(error)[:_TEXT_MAX]})
+    except Exception as error:  # noqa: BLE001  the next question has nothing to do with it
+        return maker.frame({"failed": type(error).__name__})
+    return maker.frame({"made": made}, found)
+
+
+def schema_of(name: str, command: Message) -> pa.Schema:
+    """The schema of a catalogue table."""
+    if name == "CommandGetTables":
+        return TABLES_WITH_SCHEMA if table_schema_wanted(command) else TABLES
+    return {"CommandGetCatalogs": CATALOGS, "CommandGetDbSchemas": SCHEMAS, "CommandGetTableTypes": TYPES}[name]
+
+
+def constant(name: str, value: int) -> pa.Table:
+    """One row of one whole number."""
+    return pa.table({name: pa.array([value], pa.int32())})
+
+
+def parameters(count: int) -> pa.Schema:
+    """The schema of a statement's parameters, of which only their number is known."""
+    return pa.schema([pa.field(str(number), pa.null()) for number in range(count)])
+
+
+def catalogue(name: str, command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """One catalogue table about these datasets ({owner, name, schema}). There is one catalogue, and it has no name."""
+    if name == "CommandGetCatalogs":
+        return pa.Table.from_pylist([{"catalog_name": ""}], CATALOGS)
+    if name == "CommandGetTableTypes":
+        return pa.Table.from_pylist([{"table_type": one} for one in _TABLE_TYPES], TYPES)
+    if protobuf.text(command, 1):  # catalog: any but the one without a name has nothing
+        tables = ()
+    owners = _like(protobuf.text(command, 2))  # db_schema_filter_pattern
+    tables = [one for one in tables if owners.fullmatch(one["owner"])]
+    if name == "CommandGetDbSchemas":
+        names = sorted({one["owner"] for one in tables})
+        return pa.Table.from_pylist([{"catalog_name": "", "db_schema_name": one} for one in names], SCHEMAS)
+    return _tables(command, tables)
+
+
+def _tables(command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
+    named = _like(protobuf.text(command, 3))  # table_name_filter_pattern
+    kinds = protobuf.texts(command, 4)  # table_types
+    rows = [
+        {
+            "catalog_name": "",
+            "db_schema_name": one["owner"],
+            "table_name": one["name"],
+            "table_type": "TABLE",
+            "table_schema": one["schema"],
+        }
+        for one in sorted(tables, key=lambda one: str(one["name"]))
+        if named.fullmatch(one["name"]) and (not kinds or "TABLE" in kinds)
+    ]
+    return pa.Table.from_pylist(rows, schema_of("CommandGetTables", command))
+
+
+def _like(pattern: str | None) -> re.Pattern[str]:
+    """A pattern of SQL's LIKE; None is any. What stands between two `%` is looked for once, the first place is taken:
+    every other way to share a name among them would be tried as well."""
+    text = "%" if pattern is None else pattern[:1024]
+    first, *more = ["".join("." if one == "_" else re.escape(one) for one in part) for part in text.split("%")]
+    sought = "".join(f"(?>.*?{part})" for part in more[:-1])
+    return re.compile(first + sought + "".join(f".*{part}" for part in more[-1:]), re.DOTALL)
+
+
+def values_of(batches: Iterable[pa.RecordBatch]) -> list[list[str]]:
+    """The one row of parameters in these batches as [type, text]; Garbled where it is another number of rows."""
+    row: list[list[str]] | None = None
+    for batch in batches:
+        if batch.num_columns > MOST:
+            raise Garbled(f"expected at most {MOST} parameters, came {batch.num_columns}")
+        if batch.num_rows > 1 or (batch.num_rows and row is not None):
+            raise Garbled("expected one row of parameters for a query, came more")
+        batch.validate(full=True)
+        if batch.num_rows:
+            row = [_value(column) for column in batch.columns]
+    if row is None:
+        raise Garbled("expected one row of parameters, came none")
+    if sum(len(text) for _, text in row) > _ROW_TEXT_MAX:
+        raise Garbled(f"expected at most {_ROW_TEXT_MAX} characters of parameters, came more")
+    return row
+
+
+def _value(column: pa.Array) -> list[str]:
+    kind = column.type
+    if column.null_count or pa.types.is_null(kind):
+        return ["null", ""]
+    if pa.types.is_timestamp(kind):
+        column = _to(pa.timestamp("us", kind.tz), column)
+    if pa.types.is_time(kind):
+        column = _to(pa.time64("us"), column)
+    for name, fits in _KINDS:
+        if fits(kind):
+            value = column[0].as_py()
+            return [name, str(value).lower() if name == "bool" else str(value)]
+    raise Garbled(f"expected a parameter that is a number, text, date, time or flag, came {kind}")
+
+
+def _to(kind: pa.DataType, column: pa.Array) -> pa.Array:
+    """A time in microseconds; what is below them is left out, and what is beyond all of them is an error."""
+    import pyarrow.compute as pc  # few ask for it, and it takes as long to load as all the rest
+
+    return column.cast(options=pc.CastOptions(kind, allow_time_truncate=True))
+
+
+def _zoned(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) and kind.tz is not None
+
+
+_KINDS: tuple[tuple[str, Any], ...] = (
+    ("bool", pa.types.is_boolean),
+    ("int", pa.types.is_integer),
+    ("float", pa.types.is_floating),
+    ("decimal", pa.types.is_decimal),
+    ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()),
+    ("date", pa.types.is_date),
+    ("time", pa.types.is_time),
+    ("timestamptz", _zoned),
+    ("timestamp", pa.types.is_timestamp),
+)
+
+
+def values_in(stream: bytes) -> list[list[str]]:
+    """The one row of parameters in a stream that a client has put; Garbled for all that is not one."""
+    options = pa.ipc.IpcReadOptions(use_threads=False)  # where memory is short, a thread may be waited for in vain
+    try:
+        with pa.ipc.open_stream(pa.BufferReader(stream), options=options) as reader:
+            return values_of(reader)
+    except Garbled:
+        raise
+    except MemoryError:  # Arrow's own, too
+        raise Garbled("expected parameters of a size that fits into memory, came more") from None
+    except Exception as error:
+        raise Garbled("expected parameters as a whole Arrow stream, came one that is damaged") from error
+
+
+def _stream(table: pa.Table) -> tuple[None, list[bytes]]:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return None, [sink.getvalue().to_pybytes()]
+
+
+def _schema(schema: pa.Schema) -> tuple[None, list[bytes]]:
+    return None, [schema.serialize().to_pybytes()]
+
+
+def _catalogue(parts: Sequence[bytes], name: str, tables: Sequence[Sequence[str]]) -> tuple[None, list[bytes]]:
+    command, *schemas = parts
+    named = [
+        {"owner": owner, "name": table, "schema": schema}
+        for (owner, table), schema in zip(tables, schemas, strict=True)
+    ]
+    return _stream(catalogue(name, protobuf.read(command), named))
+
+
+MAKES: Mapping[str, Callable[..., tuple[Any, list[bytes]]]] = {
+    "constant": lambda _, name, value: _stream(constant(name, value)),
+    "catalogue": _catalogue,
+    "catalogue_schema": lambda parts, name: _schema(schema_of(name, protobuf.read(parts[0]))),
+    "parameters": lambda _, count: _schema(parameters(count)),
+    "values": lambda parts: (values_in(parts[0]), []),
+}

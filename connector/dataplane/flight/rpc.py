@@ -1,0 +1,163 @@
+"""A call of gRPC over HTTP/2 (gRPC, "gRPC over HTTP2"): who calls, what is asked, answers, and how it ended.
+
+What a refusal is in gRPC: its status, the sentence, and the problem's JSON as `grpc-status-details-bin`. Arrow's own
+clients want it once more in Arrow's words (`x-arrow-status` and what belongs to it), and give the JSON on as
+`extra_info` only then.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from connector.dataplane.flight.framing import enveloped
+from connector.dataplane.flight.http2 import Call
+from connector.errors import BadInput, HanseError, Unauthenticated
+
+SERVICE = "/arrow.flight.protocol.FlightService/"
+_TICKET_MAX = 16 * 2**10
+_TICKETS_MAX = 16
+_DECLARED_MAX = 1024
+_SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # of a refusal, which is said twice, and its JSON: clients take heads of 8 kB
+_SAID = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # goes as it is in `grpc-message`
+# By the status of HTTP: that of gRPC, that of Arrow (`StatusCode`), and Flight's kind of it.
+_STATUS = {
+    400: (3, 4, ""),
+    401: (16, 5, "Unauthenticated"),
+    403: (7, 5, "Unauthorized"),
+    404: (5, 2, ""),
+    409: (14, 5, "Unavailable"),
+    429: (14, 5, "Unavailable"),
+    499: (1, 5, "Cancelled"),
+    501: (12, 10, ""),
+    503: (14, 5, "Unavailable"),
+}
+_INTERNAL = (13, 5, "Internal")
+
+
+class Unimplemented(HanseError):
+    status = 501
+    code = "unimplemented"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the tickets in the headers, and what is declared with them."""
+
+    authorization: str
+    further: tuple[str, ...]
+    purpose: str
+    application: str
+    action: str
+    basic: bool  # it came with a password, and gets it back as the bearer token to go on with
+
+
+def caller_of(headers: Mapping[str, list[str]]) -> Caller:
+    """Unauthenticated where a call comes without any proof of who it is; BadInput for what is declared and does not
+    fit."""
+    text = _one(headers, "authorization", _TICKET_MAX)
+    basic = text[:6].lower() == "basic "
+    authorization = _bearer(text[6:]) if basic else text
+    if not authorization:
+        raise Unauthenticated(
+            "expected one header `authorization: Bearer <ticket>`, came none or several (a ticket comes with a started "
+            "transfer)"
+        )
+    further = [one.strip() for value in headers.get("hanse-ticket", ()) for one in value.split(",") if one.strip()]
+    if len(further) > _TICKETS_MAX:
+        raise BadInput(f"expected at most {_TICKETS_MAX} further tickets, came {len(further)}", code="request_invalid")
+    action = _one(headers, "hanse-action", _DECLARED_MAX) or "query"
+    if action not in ("query", "stream"):
+        raise BadInput("expected hanse-action to be query or stream, came something else", code="request_invalid")
+    return Caller(
+        authorization=authorization,
+        further=tuple(further),
+        purpose=_one(headers, "hanse-purpose", _DECLARED_MAX),
+        application=_one(headers, "hanse-application", _DECLARED_MAX),
+        action=action,
+        basic=basic,
+    )
+
+
+def _bearer(encoded: str) -> str:
+    try:
+        _, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError):
+        return ""
+    return f"Bearer {password}" if password else ""
+
+
+class Exchange:
+    """One call: its messages, and the messages that answer it."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.headers: list[tuple[str, str]] = [("content-type", "application/grpc")]
+
+    async def messages(self) -> list[bytes]:
+        """All that is asked, to the end. BadInput for what is no message of gRPC, Limited where it does not come."""
+        body, found, at = await self.call.body(), list[bytes](), 0
+        while at < len(body):
+            size = int.from_bytes(body[at + 1 : at + 5], "big")
+            if body[at]:
+                raise Unimplemented("expected messages that are not compressed; send them with grpc-encoding identity")
+            if len(body) < at + 5 + size:
+                raise BadInput("expected whole messages of gRPC, came one that is cut off", code="request_invalid")
+            found.append(body[at + 5 : at + 5 + size])
+            at += 5 + size
+        return found
+
+    async def message(self) -> bytes:
+        """The one message of a call that has one."""
+        found = await self.messages()
+        if len(found) != 1:
+            raise BadInput(f"expected one message, came {len(found)}", code="request_invalid")
+        return found[0]
+
+    def begin(self) -> None:
+        """The head of the answer, where it has not gone."""
+        if not self.call.begun:
+            self.call.begin([(":status", "200"), *self.headers])
+
+    async def send(self, raw: bytes) -> None:
+        """One small message."""
+        self.begin()
+        await self.call.send(enveloped(raw))
+
+    def finish(self, error: HanseError | None = None) -> None:
+        """How it ended."""
+        trailers = [("grpc-status", "0")] if error is None else _told(error)
+        self.call.finish(trailers if self.call.begun else [(":status", "200"), *self.headers, *trailers])
+
+
+def _told(error: HanseError) -> list[tuple[str, str]]:
+    problem: dict[str, Any] = error.problem()
+    rule = f" [rule {problem['rule']}]" if problem.get("rule") else ""
+    text = f"{problem['code']}: {problem['detail']}{rule}"[:_SENTENCE_MAX]
+    details = json.dumps(problem, default=str).encode()
+    status, arrow, kind = _STATUS.get(error.status, _INTERNAL)
+    told = [
+        ("grpc-status", str(status)),
+        ("grpc-message", quote(text, safe=_SAID)),
+        ("x-arrow-status", str(arrow)),
+        ("x-arrow-status-message-bin", _binary(text.encode())),
+    ]
+    if kind:  # else they would take it for a failure of ours
+        told.append(("x-arrow-status-detail-bin", _binary(kind.encode())))
+        if len(details) <= _DETAILS_MAX:
+            told.append(("grpc-status-details-bin", _binary(details)))
+    return told
+
+
+def _binary(raw: bytes) -> str:
+    return base64.b64encode(raw).decode().rstrip("=")
+
+
+def _one(headers: Mapping[str, list[str]], name: str, most: int) -> str:
+    values = headers.get(name) or [""]
+    return values[0] if len(values) == 1 and len(values[0]) <= most else ""
