@@ -88,6 +88,8 @@ class Service:
         asker = self._desk.asker(caller)
         if caller.basic:
             exchange.headers.append(("authorization", caller.authorization))
+        if not call.path.startswith(SERVICE):
+            raise Unimplemented(f"expected a path that begins with {SERVICE}, came {call.path[:100]}")
         method = _known(self._methods, call.path.removeprefix(SERVICE))
         with self._desk.counted(asker.consumer):
             await method(exchange, asker)
