@@ -29,7 +29,7 @@ Session, Worker = session.Session, session.Worker
 run, send, session_run, take = tasks.run, session.send_all, Session._run, Worker._take
 real_code_of = session.engine.code_of
 broken = threading.local()  # what the job of this thread breaks
-TOO_LARGE = 1 << 47  # no stack of this size can be mapped
+starting = threading.Thread.start
 
 def running(one, job):
     broken.how = job.consumer
@@ -66,10 +66,16 @@ def taking(one):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 def with_threads(allowed, work):
-    threading.stack_size(0 if allowed else TOO_LARGE)
+    broken.threads = allowed
     work()
-    threading.stack_size(0)
+    broken.threads = True
 
+def start(thread):
+    if not getattr(broken, "threads", True):
+        raise RuntimeError("can't start new thread")
+    starting(thread)
+
+threading.Thread.start = start
 tasks.run, session.engine.code_of, session.send_all = running, code_of, sending
 Session._run, Worker._take = beginning, taking
 worker.main()
