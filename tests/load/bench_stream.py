@@ -91,6 +91,12 @@ def ways_of(table: Table, number: int, space: Space) -> list[Way]:
         other("raw TLS socket", "raw-tls", "raw", space.ports["raw-tls"], number, certificate),
         ours("hanse, TLS", "hanse", f"{table.name}_secure"),
         other("flight TLS", "flight-tls", "flown", secure, str(number), "", certificate),
+        Way(
+            "hanse, flight TLS",
+            "governed_flight",
+            (*space.flight(f"{table.name}_secure"), certificate),
+            space.tree(f"{table.name}_secure"),
+        ),
         Way("local iter", "local_iter", (path,)),
         Way("local scanner", "local_scanner", (path, [], None)),
         Way("local whole", "local_whole", (path, [], None)),

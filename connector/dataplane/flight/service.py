@@ -251,6 +251,7 @@ class _Reader:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._room = bytearray()  # of a batch that is read before it is encrypted
 
     async def begin(self, schema: memoryview | bytes) -> None:
         """See `desk.Reader`."""
@@ -270,7 +271,7 @@ class _Reader:
             messages = chain.from_iterable(map(framing.messages, chain((part,), following)))
             await call.send_files(messages, device=part.device, moved=moved)
         else:
-            for message in framing.messages(await _read(part)):
+            for message in framing.messages(await self._read(part)):
                 await call.send(message, moved)
 
     async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
@@ -278,17 +279,18 @@ class _Reader:
         for message in framing.messages(last, app_metadata=json.dumps(record).encode()):
             await self._exchange.call.send(message)
 
+    async def _read(self, part: InFiles) -> memoryview:
+        """A part of files in memory, until the next."""
+        if len(self._room) < part.nbytes:
+            self._room = bytearray(part.nbytes)
+        memory = memoryview(self._room)[: part.nbytes]
 
-async def _read(part: InFiles) -> memoryview:
-    """A part of files in memory."""
-    memory = memoryview(bytearray(part.nbytes))
+        def read() -> None:
+            part.check()
+            part.read_into(memory)
 
-    def read() -> None:
-        part.check()
-        part.read_into(memory)
-
-    await in_thread(read, stop=lambda: None, device=part.device)
-    return memory
+        await in_thread(read, stop=lambda: None, device=part.device)
+        return memory
 
 
 async def _table(exchange: Exchange, stream: bytes) -> None:

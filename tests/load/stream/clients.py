@@ -75,10 +75,11 @@ def flown(begun: float, location: str, ticket: str, token: str = "", certificate
         return drop((chunk.data for chunk in client.do_get(flight.Ticket(ticket), call)), begun)
 
 
-def governed_flight(begun: float, location: str, dataset: str, token: str) -> Took:
+def governed_flight(begun: float, location: str, dataset: str, token: str, certificate: str = "") -> Took:
     """An owner's Flight as a plain client meets it: ask for the endpoints, read one after the other."""
     call = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {token}".encode())])
-    with flight.connect(location) as client:
+    options: dict[str, Any] = {"tls_root_certs": Path(certificate).read_bytes()} if certificate else {}
+    with flight.connect(location, **options) as client:
         info = client.get_flight_info(flight.FlightDescriptor.for_path(dataset), call)
         return drop((chunk.data for one in info.endpoints for chunk in client.do_get(one.ticket, call)), begun)
 

@@ -49,7 +49,8 @@ class Space:
     def flight(self, dataset: str) -> tuple[str, str, str]:
         """Where its owner speaks Flight, the dataset's name, and a ticket."""
         owner = self.owners[self.datasets[dataset][0]]
-        return f"grpc://127.0.0.1:{owner.settings['FLIGHT_PORT']}", dataset, self.address(dataset)[1]
+        scheme = "grpc+tls" if owner.certificate else "grpc"
+        return f"{scheme}://127.0.0.1:{owner.settings['FLIGHT_PORT']}", dataset, self.address(dataset)[1]
 
     def tree(self, dataset: str) -> Tree:
         """The processes of its owner."""
@@ -63,10 +64,14 @@ def running(folder: Path, tables: Sequence[Table]) -> Iterator[Space]:
     """Everything started and agreed on; killed at the end."""
     certificate = self_signed(folder / "certificate.pem")
     os.environ["SSL_CERT_FILE"] = str(certificate)  # the consumer and the readers believe it
-    first = free_range(17)
+    first = free_range(18)
     names = ("north", "ready", "secure", "south", "east")
     common = {**_SETTINGS, "SOURCE_ROOTS": str(tables[0].parquet.parent), "PREPARED_MB": "0"}
-    extra = {"ready": {"PREPARED_MB": "20000"}, "north": {"FLIGHT_PORT": str(first + 16)}}
+    extra = {
+        "ready": {"PREPARED_MB": "20000"},
+        "north": {"FLIGHT_PORT": str(first + 16)},
+        "secure": {"FLIGHT_PORT": str(first + 17)},
+    }
     made = {
         name: Process(
             name, folder / name, first + 2 * place, first + 2 * place + 1,
