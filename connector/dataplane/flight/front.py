@@ -47,8 +47,12 @@ class Front:
         listen = self._listen
         try:
             context = _context(listen)
-            family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-            self._socket = socket.create_server((listen.host, listen.port), family=family, backlog=_BACKLOG)
+            self._socket = socket.create_server(
+                (listen.host, listen.port),
+                family=socket.AF_INET6 if ":" in listen.host else socket.AF_INET,
+                backlog=_BACKLOG,
+                dualstack_ipv6=listen.host == "::" and socket.has_dualstack_ipv6(),  # as HTTP's listener
+            )
         except (OSError, ssl.SSLError) as error:
             raise Conflict(
                 f"Flight cannot listen on {listen.host}:{listen.port} ({error}); look at HANSE_FLIGHT_PORT and the "

@@ -212,6 +212,21 @@ async def test_a_port_in_use_is_told_at_start(running: Provider, front: Front) -
             pass
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize(("host", "reached"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
+async def test_it_listens_where_it_is_told(running: Provider, host: str, reached: list[str]) -> None:
+    async with flying.flying(running, host=host) as front:
+        options = fl.FlightCallOptions(
+            headers=[(b"authorization", f"Bearer {running.ticket(await running.agree())}".encode())]
+        )
+
+        def go(name: str) -> int:
+            with fl.connect(f"grpc://{name}:{front.port}") as client:
+                return len(list(client.list_flights(options=options)))
+
+        assert [await asyncio.to_thread(go, name) for name in reached] == [1] * len(reached)
+
+
 async def test_tls_proves_the_server_and_carries_the_same(running: Provider, tmp_path: Path) -> None:
     pem = self_signed(tmp_path / "owner.pem")
     ticket = running.ticket(await running.agree())
