@@ -469,7 +469,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _room(self, call: Call) -> None:
         """Wait until the client's windows let something through."""
-        while not self.windows(call):
+        while self.windows(call) <= 0:  # whoever makes its windows smaller owes us some
             self._moved.clear()
             await self._moved.wait()
             self._there(call)

@@ -1,0 +1,212 @@
+"""How calls of Flight end that do not end well: what is beside them on the connection, and what is kept of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from h2 import events
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
+
+from connector.dataplane import senders
+from connector.dataplane.flight.http2 import Call, Connection, Connections, Message
+from tests.support.certificates import self_signed, server_side
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+OK = (":status", "200")
+WINDOW = 65_535  # of a connection, and of a stream, where nobody says anything else
+DEVICE = 4_711  # whose threads are a test's alone
+Answer = Callable[[Call], Awaitable[None]]
+
+
+class Client:
+    """A client of HTTP/2 that gives its windows as it is told. `heard` is called with all that comes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, window: int) -> None:
+        self.h2 = H2Connection(H2Configuration(header_encoding="utf-8"))
+        self.h2.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = window
+        self.h2.local_settings.acknowledge()
+        self._reader, self._writer = reader, writer
+        self.data: dict[int, bytearray] = {}
+        self.trailers: dict[int, dict[str, str]] = {}
+        self.ended: set[int] = set()
+        self.gone = False
+        self.h2.initiate_connection()
+        self.flush()
+        self._reading = asyncio.ensure_future(self._read())
+
+    def flush(self) -> None:
+        self._writer.write(self.h2.data_to_send())
+
+    def ask(self, path: str = "/", body: bytes = b"", **headers: str) -> int:
+        """A call; its number."""
+        number = self.h2.get_next_available_stream_id()
+        told = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "owner")]
+        more = [(name.replace("_", "-"), value) for name, value in headers.items()]
+        self.h2.send_headers(number, [*told, ("content-type", "application/grpc"), *more])
+        self.h2.send_data(number, body, end_stream=True)
+        self.data[number] = bytearray()
+        self.flush()
+        return number
+
+    def give(self, size: int, number: int | None = None) -> None:
+        """Let through more of a call's answer."""
+        self.h2.increment_flow_control_window(size)
+        if number is not None:
+            self.h2.increment_flow_control_window(size, number)
+        self.flush()
+
+    def set_window(self, size: int) -> None:
+        """Of each call, as from its beginning."""
+        self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: size})
+        self.flush()
+
+    def reset(self, number: int) -> None:
+        self.h2.reset_stream(number, ErrorCodes.CANCEL)
+        self.flush()
+
+    def pause(self) -> None:
+        """Read nothing more of what comes."""
+        self._reading.cancel()
+
+    def go_on(self) -> None:
+        self._reading = asyncio.ensure_future(self._read())
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        self._writer.close()
+        with suppress(OSError, ssl.SSLError):
+            await self._writer.wait_closed()
+
+    async def _read(self) -> None:
+        with suppress(OSError):
+            while found := await self._reader.read(65_536):
+                for event in self.h2.receive_data(found):
+                    self._heard(event)
+                with suppress(OSError):
+                    self.flush()
+        self.gone = True
+
+    def _heard(self, event: Any) -> None:
+        if isinstance(event, events.DataReceived):
+            self.data[event.stream_id] += event.data
+        elif isinstance(event, events.ResponseReceived | events.TrailersReceived):
+            self.trailers[event.stream_id] = dict(event.headers)
+        elif isinstance(event, events.StreamEnded | events.StreamReset):
+            self.ended.add(event.stream_id)
+
+
+@asynccontextmanager
+async def answering(
+    *answers: Answer, tls: Path | None = None, sndbuf: int = 0
+) -> AsyncIterator[tuple[int, list[Connection]]]:
+    """A port where the first call of a connection is answered by the first of these, and so on; and its connections."""
+    made: list[Connection] = []
+    places = Connections(16)
+
+    def connection() -> Connection:
+        left = iter(answers)
+
+        async def answer(call: Call) -> None:
+            await next(left)(call)
+
+        made.append(Connection(answer, places))
+        return made[-1]
+
+    context = server_side(tls) if tls is not None else None
+    if context is not None:
+        context.set_alpn_protocols(["h2"])
+    listening = socket.create_server(("127.0.0.1", 0))
+    if sndbuf:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+    server = await asyncio.get_running_loop().create_server(connection, sock=listening, ssl=context)
+    try:
+        yield listening.getsockname()[1], made
+    finally:
+        for one in made:
+            one.hang_up()
+        server.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def connected(
+    port: int, *, tls: Path | None = None, window: int = WINDOW, rcvbuf: int = 0
+) -> AsyncIterator[Client]:
+    """A client of that port."""
+    context = None
+    if tls is not None:
+        context = ssl.create_default_context(cafile=str(tls))
+        context.set_alpn_protocols(["h2"])
+    raw = socket.socket()
+    if rcvbuf:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
+    named = {"server_hostname": "127.0.0.1"} if tls is not None else {}
+    client = Client(*await asyncio.open_connection(sock=raw, ssl=context, **named), window=window)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def giving(size: int) -> Answer:
+    """An answer of so many bytes of memory."""
+
+    async def answer(call: Call) -> None:
+        call.begin([OK])
+        await call.send(Message([bytes(size)]))
+        call.finish([("grpc-status", "0")])
+
+    return answer
+
+
+async def refusing(call: Call) -> None:
+    """An answer that is a head only."""
+    call.finish([OK, ("grpc-status", "7")])
+
+
+@pytest.fixture
+def one_sender(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
+    """The threads that send are one: what is given to it after a job is done after it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="sender") as pool:
+        monkeypatch.setattr(senders, "_senders", lambda device: pool)
+        yield pool
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+async def test_a_window_that_was_made_smaller_than_what_has_gone_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool
+) -> None:
+    tls = self_signed(tmp_path / "owner.pem") if encrypted else None
+    asked, windows = [0], Connection.windows
+
+    def counted(self: Connection, call: Call) -> int:
+        asked[0] += 1
+        if asked[0] > 1000:
+            raise AssertionError("asked without end")
+        return windows(self, call)
+
+    monkeypatch.setattr(Connection, "windows", counted)
+    async with answering(giving(50_000), tls=tls) as (port, _), connected(port, tls=tls, window=1000) as client:
+        number = client.ask()
+        await until(lambda: len(client.data[number]) == 1000)
+        client.set_window(0)
+        await asyncio.sleep(0.2)
+        assert number not in client.ended
+        client.set_window(60_000)
+        await until(lambda: number in client.ended)
+        assert len(client.data[number]) == 50_000
