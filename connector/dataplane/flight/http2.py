@@ -396,25 +396,28 @@ class Connection(asyncio.BufferedProtocol):
             sending = _Sending(self, call, parts, patient=device is not None)
             while not await self._in_turn(call, sending, out, moved, device):
                 await asyncio.sleep(0)
-                await self._room(call)
+                if sending.has_more:
+                    await self._room(call)
 
     async def _in_turn(
         self, call: Call, sending: _Sending, out: socket.socket, moved: Callable[[], object], device: int | None
     ) -> bool:
         """Send as much as fits into one turn. Whether that was all."""
-        async with self._turn:
-            await self._emptied(call)
-            try:
-                whole = await self._run(partial(sending.run, out), sending, out, device)
-                moved()
-                while self._pending.left:
-                    await writable(out)
-                    self._there(call)
-                    await self._run(partial(sending.rest, out), sending, out, device)
+        try:
+            async with self._turn:
+                await self._emptied(call)
+                try:
+                    whole = await self._run(partial(sending.run, out), sending, out, device)
                     moved()
-            finally:
-                self._settle()
-        self._flush()
+                    while self._pending.left:
+                        await writable(out)
+                        self._there(call)
+                        await self._run(partial(sending.rest, out), sending, out, device)
+                        moved()
+                finally:
+                    self._settle()
+        finally:  # also what others had to say, where this call is given up
+            self._flush()
         return whole
 
     async def _run(self, work: Callable[[], bool], sending: _Sending, out: socket.socket, device: int | None) -> bool:
@@ -429,8 +432,9 @@ class Connection(asyncio.BufferedProtocol):
                 self._shut()
             raise
         except ConnectionError:
-            self._pending = Outgoing()
-            self._there(sending.call).abort()
+            if sending.pushing:  # else it is this call only that has ended
+                self._pending = Outgoing()
+                self._shut()
             raise
 
     def _shut(self) -> None:
@@ -442,22 +446,25 @@ class Connection(asyncio.BufferedProtocol):
 
     def _settle(self) -> None:
         """A frame that has begun goes out whole, for the calls beside this one, though nobody waits for it: zeros for
-        what cannot be read. The last of a message is in memory when it begins, so none is whole by such zeros."""
+        what lies in files, whose disk may hang. The last of a message is in memory when it begins, so none is whole by
+        such zeros."""
         left, self._pending = self._pending.left, Outgoing()
         if left and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(map(_copied_or_zeros, left)))
+            self._transport.write(b"".join(bytes(part[2]) if isinstance(part, tuple) else part for part in left))
 
     async def _encrypted(self, call: Call, parts: Iterator[Message], moved: Callable[[], object]) -> None:
         for message in parts:
             data = _Data(message)
             while data.left:
-                async with self._turn:
-                    await self._emptied(call)
-                    if frames := self.reserve(call, data, _PIECE // 4):
-                        self._there(call).write(b"".join(frames))  # type: ignore[arg-type]  # it is all in memory
+                try:
+                    async with self._turn:
                         await self._emptied(call)
-                        moved()
-                self._flush()
+                        if frames := self.reserve(call, data, _PIECE // 4):
+                            self._there(call).write(b"".join(frames))  # type: ignore[arg-type]  # it is all in memory
+                            await self._emptied(call)
+                            moved()
+                finally:
+                    self._flush()
                 if not frames:
                     await self._room(call)
 
@@ -503,19 +510,25 @@ class Connection(asyncio.BufferedProtocol):
             raise ConnectionAbortedError("the client has left")
         return min(self._h2.outbound_flow_control_window, stream.outbound_flow_control_window)
 
-    def reserve(self, call: Call, data: _Data, most: int) -> list[Part]:
+    def reserve(self, call: Call, data: _Data, most: int, begin: Callable[[], bool] = lambda: True) -> list[Part]:
         """Frames with the next of `data`, as much as the client's windows let through, after all else that is to be
-        said; empty where they let nothing through. From a thread, too."""
+        said; empty where they let nothing through, or `begin` says that nothing is to begin any more. From a thread,
+        too, which may have to wait for a disk: nothing has been taken from the windows until it has the bytes."""
         with self.lock:
             size = min(most, data.next, self._windows(call))
-            if size <= 0:
+            frame = min(_PIECE, self._h2.max_outbound_frame_size)
+            known = len(self._said)  # what is said later may be of other windows and sizes
+        if size <= 0:
+            return []
+        found = list(data.framed(size, frame, call.number))
+        with self.lock:
+            self._windows(call)
+            if not begin():
                 return []
             self._h2.outbound_flow_control_window -= size
             self._h2.streams[call.number].outbound_flow_control_window -= size
-            frame = min(_PIECE, self._h2.max_outbound_frame_size)
-        found = list(data.framed(size, frame, call.number))
-        with self.lock:
-            said, self._said = bytes(self._said), bytearray()
+            said = bytes(self._said[:known])
+            del self._said[:known]
         return [said, *found] if said else found
 
     def wait_for_room(self, seconds: float) -> bool:
@@ -584,22 +597,25 @@ class _Sending:
         with self._connection.lock:
             self._stopped = True
 
-    def _may_push(self) -> bool:
-        with self._connection.lock:
-            self.pushing = not self._stopped
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more of the message that was begun."""
+        return self._data is not None and self._data.left > 0
+
+    def _begin(self) -> bool:
+        """Whether a frame may begin; it has then. Called with the connection's lock."""
+        self.pushing = not self._stopped
         return self.pushing
 
     def run(self, out: socket.socket) -> bool:
         """Send until there is no more (True), or the reader has made us wait, or others wait."""
         wait = Waiting(out) if self._patient else None
         while not self._stopped and (data := self._next()) is not None:
-            frames = self._connection.reserve(self.call, data, _PIECE)
+            frames = self._connection.reserve(self.call, data, _PIECE, self._begin)
             if not frames:
                 if wait is None or not self._connection.wait_for_room(wait.left):
                     return False
                 continue
-            if not self._may_push():
-                return False
             self._connection.pending().left.extend(frames)
             if not self._connection.pending().push(out, self._window, wait):
                 return False
@@ -610,7 +626,8 @@ class _Sending:
 
     def rest(self, out: socket.socket) -> bool:
         """Send what of frames has not gone. Whether that was all."""
-        return self._connection.pending().push(out, self._window)
+        self.pushing = not self._connection.pending().push(out, self._window)
+        return not self.pushing
 
     def _next(self) -> _Data | None:
         while self._data is None or not self._data.left:
@@ -680,13 +697,6 @@ def _copied(part: Part) -> bytes | memoryview:
             raise shorter()
         found += more
     return memoryview(found)
-
-
-def _copied_or_zeros(part: Part) -> bytes | memoryview:
-    try:
-        return _copied(part)
-    except (EOFError, OSError):
-        return bytes(size_of(part))
 
 
 def _text(raw: bytes | str) -> str:

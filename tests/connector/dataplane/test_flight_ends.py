@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +21,9 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from connector.dataplane import senders
+from connector.dataplane.flight import http2
 from connector.dataplane.flight.http2 import Call, Connection, Connections, Message
+from connector.errors import Busy
 from tests.support.certificates import self_signed, server_side
 from tests.support.waiting import until
 
@@ -156,7 +160,8 @@ async def connected(
     raw.setblocking(False)
     await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
     named = {"server_hostname": "127.0.0.1"} if tls is not None else {}
-    client = Client(*await asyncio.open_connection(sock=raw, ssl=context, **named), window=window)
+    streams = await asyncio.open_connection(sock=raw, ssl=context, limit=1024, **named)
+    client = Client(*streams, window=window)
     try:
         yield client
     finally:
@@ -210,3 +215,126 @@ async def test_a_window_that_was_made_smaller_than_what_has_gone_is_waited_for(
         client.set_window(60_000)
         await until(lambda: number in client.ended)
         assert len(client.data[number]) == 50_000
+
+
+def hanging(over: threading.Event, begun: threading.Event, part: bytes) -> Iterator[Message]:
+    """Messages whose file's disk hangs until `over`."""
+    begun.set()
+    over.wait()
+    yield Message([part])
+
+
+async def abandoned_as_its_disk_hangs(call: Call, parts: Iterator[Message], begun: threading.Event) -> None:
+    with pytest.raises(Busy):
+        await call.send_files(parts, device=DEVICE, moved=lambda: None)
+
+
+async def abandoned_by_us(call: Call, parts: Iterator[Message], begun: threading.Event) -> None:
+    sending = asyncio.ensure_future(call.send_files(parts, device=DEVICE, moved=lambda: None))
+    await until(begun.is_set)
+    sending.cancel()
+    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("abandoned", [abandoned_as_its_disk_hangs, abandoned_by_us])
+async def test_what_a_thread_has_found_too_late_takes_nothing_from_other_calls(
+    monkeypatch: pytest.MonkeyPatch, one_sender: ThreadPoolExecutor, abandoned: Any
+) -> None:
+    over, begun = threading.Event(), threading.Event()
+    monkeypatch.setattr(senders, "_SECONDS", 0.3)
+
+    async def first(call: Call) -> None:
+        call.begin([OK])
+        await abandoned(call, hanging(over, begun, bytes(60_000)), begun)
+        call.finish([("grpc-status", "14")])
+
+    async with answering(first, giving(60_000)) as (port, _), connected(port) as client:
+        one = client.ask()
+        await until(begun.is_set)
+        await asyncio.sleep(0.1)
+        if abandoned is abandoned_by_us:
+            over.set()
+        await until(lambda: one in client.ended)
+        over.set()
+        await asyncio.wrap_future(one_sender.submit(int))
+        other = client.ask()  # within the window of the connection, of which nothing has been used
+        await until(lambda: other in client.ended)
+        assert (len(client.data[one]), len(client.data[other])) == (0, 60_000)
+        assert client.trailers[one] == {"grpc-status": "14"}
+
+
+async def test_what_could_not_be_read_takes_nothing_from_other_calls(tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    short.write_bytes(bytes(10))
+
+    async def cut(call: Call) -> None:
+        call.begin([OK])
+        with short.open("rb") as file, pytest.raises(EOFError):
+            await call.send_files(iter([Message([(file.fileno(), 0, 16_000)])]), device=DEVICE, moved=lambda: None)
+        call.finish([("grpc-status", "13")])
+
+    async with answering(cut, cut, cut, cut, giving(60_000)) as (port, _), connected(port) as client:
+        for _ in range(5):
+            number = client.ask()
+            await until(lambda number=number: number in client.ended)
+        assert len(client.data[number]) == 60_000
+
+
+async def test_what_was_to_be_said_meanwhile_is_said_after_a_call_that_was_given_up(
+    one_sender: ThreadPoolExecutor,
+) -> None:
+    over, begun = threading.Event(), threading.Event()
+
+    async def first(call: Call) -> None:
+        call.begin([OK])
+        await call.send_files(hanging(over, begun, bytes(10)), device=DEVICE, moved=lambda: None)
+
+    async with answering(first, refusing) as (port, _), connected(port) as client:
+        one = client.ask()
+        await until(begun.is_set)
+        other = client.ask()
+        client.reset(one)
+        await asyncio.sleep(0.1)
+        over.set()
+        await until(lambda: other in client.ended)
+        assert client.trailers[other] == {":status": "200", "grpc-status": "7"}
+
+
+async def test_a_frame_is_filled_up_without_a_look_at_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, loop, pread = tmp_path / "large", threading.get_ident(), os.pread
+    path.write_bytes(b"x" * 2**20)
+
+    def read(*given: int) -> bytes:
+        assert threading.get_ident() != loop, "everybody waits for this disk"
+        return pread(*given)
+
+    monkeypatch.setattr(http2.os, "pread", read)
+
+    async def first(call: Call) -> None:
+        call.begin([OK])
+        with path.open("rb") as file:
+            await call.send_files(iter([Message([(file.fileno(), 0, 2**20)])]), device=DEVICE, moved=lambda: None)
+
+    async with answering(first, giving(50_000), sndbuf=4096) as (port, made), connected(port, rcvbuf=4096) as client:
+        one = client.ask()
+        await until(lambda: len(client.data[one]) > 0)
+        client.pause()
+        client.give(2**20, one)
+        await until(lambda: made[0].pending().left)
+        client.reset(one)
+        await until(lambda: not made[0].pending().left)
+        client.go_on()
+        other = client.ask()
+        await until(lambda: other in client.ended)
+        assert len(client.data[other]) == 50_000
+        assert not client.gone
+
+
+async def test_an_answer_as_large_as_the_window_needs_no_more_of_it() -> None:
+    async with answering(giving(WINDOW), sndbuf=4096) as (port, made), connected(port, rcvbuf=4096) as client:
+        client.pause()
+        number = client.ask()
+        await until(lambda: made and made[0].pending().left)
+        client.go_on()
+        await until(lambda: number in client.ended)
+        assert len(client.data[number]) == WINDOW
