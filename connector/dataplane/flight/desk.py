@@ -10,8 +10,9 @@ import asyncio
 import base64
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from connector.dataplane import asked as ask
@@ -167,6 +168,7 @@ class Desk:
         asked = replace(await self._asked(one.wanted, asker.tickets), query_id=f"{one.id}.{secrets.token_hex(4)}")
         sending = asyncio.ensure_future(self._send(asked, reader))
         self._running.setdefault(one.id, set()).add(sending)
+        sending.add_done_callback(partial(self._ended, one.id))
         try:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
@@ -175,14 +177,18 @@ class Desk:
             raise
         finally:
             sending.cancel()
-            await asyncio.wait((sending,))
-            self._running[one.id].discard(sending)
-            if not self._running[one.id]:
-                del self._running[one.id]
+            while not sending.done():  # however often we are cancelled: by a reset, and by the end of its connection
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait((sending,))
+
+    def _ended(self, id: str, sending: asyncio.Task[Mapping[str, Any]]) -> None:
+        self._running[id].discard(sending)
+        if not self._running[id]:
+            del self._running[id]
 
     async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
         async with self._reads.open(asked, spans=True) as stream:
-            await reader.begin(stream.schema)
+            await self._within_time(stream, lambda moved: reader.begin(stream.schema))
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
                     if stream.end is None:

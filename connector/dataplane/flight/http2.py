@@ -42,6 +42,7 @@ HEADERS_MAX = 64 * 2**10  # bytes of a request's head, as HTTP/2 counts them: si
 _BODY_SECONDS = 10.0
 _REST_SECONDS = 600.0  # without a call: whoever comes back connects anew without a word
 _PIECE = 2**20  # bytes of data that are handed over at once, and of a frame at most
+_LUMP = 2**19  # bytes of a message whose going is told: less of it now and then is silence
 _LAST = 2**14  # bytes at the end of a message that are in memory before they go
 _READ = 2**14  # bytes that are looked at before others have their turn: a thousand of the smallest frames
 _WAITING = 2**18  # bytes of answers to what is no call (acknowledgements) that a client may leave unread
@@ -408,12 +409,13 @@ class Connection(asyncio.BufferedProtocol):
                 await self._emptied(call)
                 try:
                     whole = await self._run(partial(sending.run, out), sending, out, device)
-                    moved()
+                    if sending.moves():
+                        moved()
                     while self._pending.left:
                         await writable(out)
                         self._there(call)
                         await self._run(partial(sending.rest, out), sending, out, device)
-                        moved()
+                        moved()  # the kernel tells of room in lumps
                 finally:
                     self._settle()
         finally:  # also what others had to say, where this call is given up
@@ -462,7 +464,8 @@ class Connection(asyncio.BufferedProtocol):
                         if frames := self.reserve(call, data, _PIECE // 4):
                             self._there(call).write(b"".join(frames))  # type: ignore[arg-type]  # it is all in memory
                             await self._emptied(call)
-                            moved()
+                            if data.moves():
+                                moved()
                 finally:
                     self._flush()
                 if not frames:
@@ -546,13 +549,20 @@ class _Data:
 
     def __init__(self, message: Message) -> None:
         self._parts: deque[Part] = deque(part for part in message.parts if size_of(part))
-        self.left = sum(map(size_of, self._parts))
+        self.left = self._told = sum(map(size_of, self._parts))
         self._seen = message.seen
 
     @property
     def next(self) -> int:
         """Bytes that may go at once: the last ones by themselves."""
         return self.left - _LAST if self.left > _LAST else self.left
+
+    def moves(self) -> bool:
+        """Whether all of it has been taken, or a lump since this was so last."""
+        if self.left and self._told - self.left < _LUMP:
+            return False
+        self._told = self.left
+        return True
 
     def framed(self, size: int, frame: int, number: int) -> Iterator[Part]:
         """The next bytes in frames of a stream (RFC 9113, sections 4.1 and 6.1), each of `frame` bytes at most."""
@@ -589,7 +599,7 @@ class _Sending:
         self._patient = patient  # in a thread, which may wait for a moment
         self._data: _Data | None = None
         self._window = Window()
-        self._stopped = False
+        self._stopped = self._moves = False
         self.pushing = False  # a frame may have begun
 
     def stop(self) -> None:
@@ -616,6 +626,7 @@ class _Sending:
                 if wait is None or not self._connection.wait_for_room(wait.left):
                     return False
                 continue
+            self._moves |= data.moves()
             self._connection.pending().left.extend(frames)
             if not self._connection.pending().push(out, self._window, wait):
                 return False
@@ -623,6 +634,11 @@ class _Sending:
             if wait is None or wait.over:
                 break
         return not self._stopped and self._next() is None
+
+    def moves(self) -> bool:
+        """Whether a message has gone, or a lump of one, since this was asked last."""
+        moves, self._moves = self._moves, False
+        return moves
 
     def rest(self, out: socket.socket) -> bool:
         """Send what of frames has not gone. Whether that was all."""

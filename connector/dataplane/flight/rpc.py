@@ -7,6 +7,7 @@ clients want it once more in Arrow's words (`x-arrow-status` and what belongs to
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -16,13 +17,14 @@ from typing import Any
 from urllib.parse import quote
 
 from connector.dataplane.flight.framing import enveloped
-from connector.dataplane.flight.http2 import Call
-from connector.errors import BadInput, HanseError, Unauthenticated
+from connector.dataplane.flight.http2 import Call, Message
+from connector.errors import BadInput, HanseError, Limited, Unauthenticated
 
 SERVICE = "/arrow.flight.protocol.FlightService/"
 _TICKET_MAX = 16 * 2**10
 _TICKETS_MAX = 16
 _DECLARED_MAX = 1024
+_STALL_SECONDS = 60.0  # as of a read
 _SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # of a refusal, which is said twice, and its JSON: clients take heads of 8 kB
 _SAID = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # goes as it is in `grpc-message`
 # By the status of HTTP: that of gRPC, that of Arrow (`StatusCode`), and Flight's kind of it.
@@ -126,8 +128,17 @@ class Exchange:
 
     async def send(self, raw: bytes) -> None:
         """One small message."""
+        await self.pass_on(enveloped(raw))
+
+    async def pass_on(self, message: Message) -> None:
+        """One message. Limited where its client does not take it."""
+        now = asyncio.get_running_loop().time
         self.begin()
-        await self.call.send(enveloped(raw))
+        try:
+            async with asyncio.timeout(_STALL_SECONDS) as limit:
+                await self.call.send(message, lambda: limit.reschedule(now() + _STALL_SECONDS))
+        except TimeoutError:
+            raise Limited(f"the client took next to nothing for {_STALL_SECONDS:g} s", code="client_stalled") from None
 
     def finish(self, error: HanseError | None = None) -> None:
         """How it ended."""

@@ -294,9 +294,8 @@ class _Reader:
 
 
 async def _table(exchange: Exchange, stream: bytes) -> None:
-    exchange.begin()
     for message in framing.messages(stream):
-        await exchange.call.send(message)
+        await exchange.pass_on(message)
 
 
 def _schema_of(stream: bytes) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -21,10 +22,14 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from connector.dataplane import senders
-from connector.dataplane.flight import http2
+from connector.dataplane.flight import commands, http2, protobuf, rpc
+from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.http2 import Call, Connection, Connections, Message
 from connector.errors import Busy
+from tests.support import flying, provider
 from tests.support.certificates import self_signed, server_side
+from tests.support.flying import flyer
+from tests.support.provider import Provider, settled
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -338,3 +343,86 @@ async def test_an_answer_as_large_as_the_window_needs_no_more_of_it() -> None:
         client.go_on()
         await until(lambda: number in client.ended)
         assert len(client.data[number]) == WINDOW
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider"), rows=20_000) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def impatient(running: Provider) -> AsyncIterator[Front]:
+    """A reader that takes nothing for a second is cut off."""
+    async with flying.flying(running, stall_seconds=1.0) as started:
+        yield started
+
+
+PATH = (provider.OWNER, "numbers")
+
+
+async def passed(running: Provider, front: Front) -> tuple[str, bytes]:
+    """A ticket, and the Flight ticket of all rows, as a request for them."""
+    ticket = running.ticket(await running.agree())
+
+    def go() -> bytes:
+        with flyer(front, ticket) as client:
+            found: bytes = client.info(*PATH).endpoints[0].ticket.ticket
+            return found
+
+    return ticket, protobuf.write([(1, await asyncio.to_thread(go))])
+
+
+def get(client: Client, ticket: str, message: bytes) -> int:
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    return client.ask(f"{rpc.SERVICE}DoGet", body, authorization=f"Bearer {ticket}")
+
+
+async def nothing(client: Client, number: int) -> None:
+    """Takes nothing."""
+
+
+async def byte_by_byte(client: Client, number: int) -> None:
+    """Takes a byte now and then."""
+    async with asyncio.timeout(20):
+        while number not in client.ended:
+            client.give(1, number)
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("takes", [nothing, byte_by_byte])
+@pytest.mark.parametrize("first", [0, 2000], ids=["the schema", "a batch"])
+async def test_a_reader_that_gives_next_to_no_window_is_cut_off(
+    running: Provider, impatient: Front, takes: Any, first: int
+) -> None:
+    ticket, message = await passed(running, impatient)
+    async with connected(impatient.port, window=first) as client:
+        number = get(client, ticket, message)
+        await takes(client, number)
+        await until(lambda: number in client.ended)
+        assert client.trailers[number]["grpc-message"].startswith("client_stalled: ")
+    await settled(running)
+    assert running.of_kind("ReadEnded")[-1].code == "client_stalled"
+
+
+async def test_who_takes_no_table_of_the_catalogue_is_cut_off(
+    running: Provider, impatient: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "_STALL_SECONDS", 0.5, raising=False)
+    ticket = running.ticket(await running.agree())
+    async with connected(impatient.port, window=0) as client:
+        number = get(client, ticket, protobuf.write([(1, commands.pack("CommandGetTables", []))]))
+        await until(lambda: number in client.ended)
+        assert client.trailers[number]["grpc-message"].startswith("client_stalled: ")
+
+
+async def test_a_reader_that_cancels_and_leaves_leaves_nothing_behind(running: Provider, impatient: Front) -> None:
+    ticket, message = await passed(running, impatient)
+    async with connected(impatient.port, window=2000) as client:
+        number = get(client, ticket, message)
+        await until(lambda: len(client.data[number]) == 2000)
+        client.reset(number)
+    await settled(running)
+    await until(lambda: not len(tuple(impatient._connections)))
+    assert (impatient._desk._running, impatient._desk._open) == ({}, {})
+    assert running.of_kind("ReadEnded")[-1].code == "client_gone"
