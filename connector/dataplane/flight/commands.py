@@ -58,13 +58,19 @@ def handle(sql: str, values: Sequence[Sequence[str]]) -> bytes:
     return json.dumps({"sql": sql, "values": list(values)}, separators=(",", ":")).encode()
 
 
+def is_value(one: object) -> bool:
+    """Whether it is the value of a parameter, as [type, text]."""
+    return isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one)
+
+
 def unhandle(raw: bytes | None) -> tuple[str, list[list[str]]]:
     """Statement and values of a handle. Garbled for what `handle` never made."""
     try:
         told = json.loads(raw or b"")
         sql, values = told["sql"], told["values"]
+        json.dumps([sql, values], ensure_ascii=False).encode()  # halves of letters are none
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Garbled("expected the handle of a prepared statement as it was given out") from None
-    if not isinstance(sql, str) or not isinstance(values, list):
+    if not isinstance(sql, str) or not isinstance(values, list) or not all(map(is_value, values)):
         raise Garbled("expected the handle of a prepared statement as it was given out")
     return sql, values

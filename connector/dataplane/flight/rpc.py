@@ -25,7 +25,7 @@ _TICKET_MAX = 16 * 2**10
 _TICKETS_MAX = 16
 _DECLARED_MAX = 1024
 _STALL_SECONDS = 60.0  # as of a read
-_SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # of a refusal, which is said twice, and its JSON: clients take heads of 8 kB
+_SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # bytes of a refusal, which is said twice, and its JSON: heads have 8 kB
 _SAID = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # goes as it is in `grpc-message`
 # By the status of HTTP: that of gRPC, that of Arrow (`StatusCode`), and Flight's kind of it.
 _STATUS = {
@@ -149,7 +149,7 @@ class Exchange:
 def _told(error: HanseError) -> list[tuple[str, str]]:
     problem: dict[str, Any] = error.problem()
     rule = f" [rule {problem['rule']}]" if problem.get("rule") else ""
-    text = f"{problem['code']}: {problem['detail']}{rule}"[:_SENTENCE_MAX]
+    text = _shortened(f"{problem['code']}: {problem['detail']}{rule}")
     details = json.dumps(problem, default=str).encode()
     status, arrow, kind = _STATUS.get(error.status, _INTERNAL)
     told = [
@@ -163,6 +163,11 @@ def _told(error: HanseError) -> list[tuple[str, str]]:
         if len(details) <= _DETAILS_MAX:
             told.append(("grpc-status-details-bin", _binary(details)))
     return told
+
+
+def _shortened(text: str) -> str:
+    """As much of a sentence as fits, in letters that there are."""
+    return text.encode(errors="replace")[:_SENTENCE_MAX].decode(errors="ignore")
 
 
 def _binary(raw: bytes) -> str:

@@ -119,7 +119,7 @@ class Service:
         """The FlightInfo of a descriptor, and its schema."""
         descriptor = protobuf.read(raw)
         if protobuf.number(descriptor, 1) == _PATH:
-            return await self._described(asker, raw, rows_of(asker, protobuf.texts(descriptor, 3)[:2]))
+            return await self._described(asker, raw, rows_of(asker, _path(protobuf.texts(descriptor, 3))))
         command = protobuf.octets(descriptor, 2) or b""
         if command.lstrip().startswith(b"{"):
             return await self._described(asker, raw, enveloped_of(command.decode()))
@@ -324,6 +324,12 @@ def _ticket_of(endpoint: int | bytes) -> bytes:
     if not isinstance(endpoint, bytes):
         raise Garbled("expected an endpoint, came a number")
     return protobuf.octets(protobuf.read(protobuf.octets(protobuf.read(endpoint), 1) or b""), 1) or b""
+
+
+def _path(parts: list[str]) -> list[str]:
+    if not 1 <= len(parts) <= 2:
+        raise Garbled(f"expected a path of owner and dataset, or of a dataset, came {len(parts)} parts")
+    return parts
 
 
 def _no_transaction(request: protobuf.Message) -> None:

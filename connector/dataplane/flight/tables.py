@@ -77,7 +77,9 @@ class Tables:
             row, _ = await _answer_of(self._foreign, ["values"], [stream])
         except _Lost:
             raise _unreadable() from None
-        if not isinstance(row, list) or not all(_is_value(one) for one in row):
+        if not isinstance(row, list) or not all(
+            map(commands.is_value, row)
+        ):  # who reads foreign bytes may say anything
             raise _unreadable()
         return row
 
@@ -118,11 +120,6 @@ async def _answer_of(child: _Child, question: list[Any], parts: Sequence[bytes])
 
 def _unreadable() -> BadInput:
     return BadInput("expected one row of parameters, came Arrow that cannot be read in time", code="request_invalid")
-
-
-def _is_value(one: Any) -> bool:
-    """Who has read foreign bytes may say anything."""
-    return isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one)
 
 
 class _Lost(Exception):

@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import pyarrow as pa
+import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
 from h2 import events
@@ -25,7 +28,7 @@ from connector.dataplane import senders
 from connector.dataplane.flight import commands, http2, protobuf, rpc
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.http2 import Call, Connection, Connections, Message
-from connector.errors import Busy
+from connector.errors import Busy, Refused
 from tests.support import flying, provider
 from tests.support.certificates import self_signed, server_side
 from tests.support.flying import flyer
@@ -426,3 +429,55 @@ async def test_a_reader_that_cancels_and_leaves_leaves_nothing_behind(running: P
     await until(lambda: not len(tuple(impatient._connections)))
     assert (impatient._desk._running, impatient._desk._open) == ({}, {})
     assert running.of_kind("ReadEnded")[-1].code == "client_gone"
+
+
+def handed(text: str) -> bytes:
+    """The request for the info of a prepared statement with this handle."""
+    return commands.pack("CommandPreparedStatementQuery", [(1, text)])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        fl.FlightDescriptor.for_path(),
+        fl.FlightDescriptor.for_path(*PATH, "more"),
+        fl.FlightDescriptor.for_command(handed('{"sql":"SELECT ?","values":[1]}')),
+        fl.FlightDescriptor.for_command(handed('{"sql":"SELECT ?","values":[["int"]]}')),
+        fl.FlightDescriptor.for_command(handed('{"sql":"SELECT ?","values":[["int","1","2"]]}')),
+        fl.FlightDescriptor.for_command(handed('{"sql":"SELECT ?","values":[["int",["1"]]]}')),
+        fl.FlightDescriptor.for_command(handed('{"sql":"SELECT ?","values":[[{},"1"]]}')),
+        fl.FlightDescriptor.for_command(handed('{"sql":"SELECT ?","values":[["text","\\ud800"]]}')),
+        fl.FlightDescriptor.for_command(handed('{"sql":"SELECT \\ud800 FROM clinic.numbers","values":[]}')),
+        fl.FlightDescriptor.for_command(b'{"sql":"SELECT \\ud800 FROM clinic.numbers"}'),
+    ],
+    ids=lambda one: str(one.command or one.path)[-60:],
+)
+async def test_what_is_asked_in_another_form_is_bad_input(
+    running: Provider, impatient: Front, asked: fl.FlightDescriptor
+) -> None:
+    ticket = running.ticket(await running.agree())
+
+    def go() -> None:
+        with flyer(impatient, ticket) as client:
+            client.client.get_flight_info(asked, client.options)
+
+    with pytest.raises(pa.ArrowInvalid, match=r"^\w+: "):
+        await asyncio.to_thread(go)
+    await settled(running)
+
+
+@pytest.mark.parametrize("letter", ["a", "%", "\u00e9", "\u6f22", "\U0001f600", "\ud800", "\r\n"])
+async def test_a_refusal_in_any_script_fits_into_a_head(letter: str) -> None:
+    error = Refused(letter * 1000, code="revoked", rule=letter * 200)
+
+    async def refused(call: Call) -> None:
+        rpc.Exchange(call).finish(error)
+
+    async with answering(refused) as (port, _), connected(port) as client:
+        number = client.ask()
+        await until(lambda: number in client.ended)
+        head = client.trailers[number]
+    assert sum(len(name) + len(value) + 32 for name, value in head.items()) <= 8192
+    assert unquote(head["grpc-message"], errors="strict").startswith("revoked: ")
+    assert head["grpc-status"] == "7"
+    assert head["grpc-message"].isprintable()
