@@ -25,7 +25,7 @@ from typing import Any, cast
 
 from h2 import events
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
@@ -177,6 +177,7 @@ class Connection(asyncio.BufferedProtocol):
         self._moved = asyncio.Event()  # a window may have room
         self._calls: dict[int, Call] = {}
         self._calm, self._calm_at = _CALM, self._loop.time()
+        self._taken = 0  # pieces of data lately: with each some clients ask how long it was on its way
         self._late: asyncio.TimerHandle | None = None
         self._shaking: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
@@ -267,6 +268,8 @@ class Connection(asyncio.BufferedProtocol):
                 call.has_all()
         elif isinstance(event, events.ConnectionTerminated):
             self._closing = True
+            with self.lock:  # the library takes it for the end of all; what runs goes on (RFC 9113, section 6.8)
+                self._h2.state_machine.state = ConnectionState.SERVER_OPEN
             self._rest()
         else:
             self._nuisance()
@@ -278,7 +281,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _nuisance(self) -> None:
         now = self._loop.time()
-        self._calm = min(_CALM, self._calm + (now - self._calm_at) * _CALM_AGAIN) - 1
+        with self.lock:
+            taken, self._taken = self._taken, 0
+        self._calm = min(_CALM, self._calm + taken + (now - self._calm_at) * _CALM_AGAIN) - 1
         self._calm_at = now
 
     def _took(self, event: events.DataReceived) -> None:
@@ -530,6 +535,7 @@ class Connection(asyncio.BufferedProtocol):
                 return []
             self._h2.outbound_flow_control_window -= size
             self._h2.streams[call.number].outbound_flow_control_window -= size
+            self._taken += 1
             said = bytes(self._said[:known])
             del self._said[:known]
         return [said, *found] if said else found

@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 from h2 import events
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
@@ -481,3 +481,35 @@ async def test_a_refusal_in_any_script_fits_into_a_head(letter: str) -> None:
     assert unquote(head["grpc-message"], errors="strict").startswith("revoked: ")
     assert head["grpc-status"] == "7"
     assert head["grpc-message"].isprintable()
+
+
+@pytest.mark.parametrize(("reads", "borne"), [(True, True), (False, False)], ids=["reading", "not reading"])
+async def test_who_measures_its_way_as_it_reads_is_no_nuisance(
+    monkeypatch: pytest.MonkeyPatch, reads: bool, borne: bool
+) -> None:
+    monkeypatch.setattr(http2, "_CALM", 100.0)
+    monkeypatch.setattr(http2, "_CALM_AGAIN", 0.0)
+    async with answering(giving(1000)) as (port, _), connected(port, window=0) as client:
+        number = client.ask()
+        for size in range(1, 201):
+            client.h2.ping(b"measured")  # as a Go client does with what comes to it
+            client.flush()
+            if reads:
+                client.give(1, number)
+                await until(lambda size=size: len(client.data[number]) == size)
+        await asyncio.sleep(0.2)
+        assert client.gone is not borne
+
+
+async def test_a_client_that_takes_its_leave_gets_what_it_has_asked_for() -> None:
+    async with answering(giving(100_000)) as (port, _), connected(port) as client:
+        number = client.ask()
+        await until(lambda: len(client.data[number]) == WINDOW)
+        client.h2.close_connection()
+        client.flush()
+        await asyncio.sleep(0.1)
+        client.h2.state_machine.state = ConnectionState.CLIENT_OPEN  # the library would say nothing more
+        client.give(100_000, number)
+        await until(lambda: number in client.ended)
+        assert (len(client.data[number]), client.trailers[number]) == (100_000, {"grpc-status": "0"})
+        await until(lambda: client.gone)
