@@ -77,9 +77,8 @@ class Tables:
             row, _ = await _answer_of(self._foreign, ["values"], [stream])
         except _Lost:
             raise _unreadable() from None
-        if not isinstance(row, list) or not all(
-            map(commands.is_value, row)
-        ):  # who reads foreign bytes may say anything
+        # Who has read foreign bytes may say anything.
+        if not isinstance(row, list) or not all(map(commands.is_value, row)):
             raise _unreadable()
         return row
 
