@@ -104,7 +104,7 @@ def test_answers_that_are_no_values_are_told_from_those_that_are(row: Any) -> No
     text, body = maker.frame(row)[maker.HEADER.size :], b""
     assert maker.unframed(text, body) == (row, [])
     fits = isinstance(row, list) and len(row) == 2 and {type(one) for one in row} == {str}
-    assert tables._is_value(row) is fits
+    assert commands.is_value(row) is fits
 
 
 @pytest.mark.parametrize("text", [b"", b"1", b"[1]", b"[1,2,3]", b"[1,[2]]", b"[1,[-1]]", b'[1,["a"]]', b"[" * 10**5])
