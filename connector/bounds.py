@@ -37,9 +37,10 @@ def raise_descriptors() -> None:
 
 
 def connections_max() -> int:
-    """How many connections a listener has at once: two of them leave descriptors for what the process itself opens."""
+    """How many connections a listener has at once: three of them (the public one, the console's and Flight's) leave
+    descriptors for what the process itself opens."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (soft - OUR_DESCRIPTORS) // 2)
+    return max(1, (soft - OUR_DESCRIPTORS) // 3)
 
 
 class Bounded(HttpToolsProtocol):

@@ -8,6 +8,7 @@ import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 
+from connector.bounds import connections_max
 from connector.dataplane.flight.desk import Desk
 from connector.dataplane.flight.http2 import Connection, Connections
 from connector.dataplane.flight.service import Service
@@ -36,7 +37,8 @@ class Front:
     def __init__(self, desk: Desk, listen: Listen) -> None:
         self._desk = desk
         self._listen = listen
-        self._connections = Connections(_CONNECTIONS_MAX)
+        self.connections_max = min(_CONNECTIONS_MAX, connections_max())  # their descriptors are this process's, too
+        self._connections = Connections(self.connections_max)
         self._tables = Tables()
         self._socket: socket.socket | None = None
         self._door: Door | None = None

@@ -73,14 +73,14 @@ def caller_of(headers: Mapping[str, list[str]]) -> Caller:
     further = [one.strip() for value in headers.get("hanse-ticket", ()) for one in value.split(",") if one.strip()]
     if len(further) > _TICKETS_MAX:
         raise BadInput(f"expected at most {_TICKETS_MAX} further tickets, came {len(further)}", code="request_invalid")
-    action = _one(headers, "hanse-action", _DECLARED_MAX) or "query"
+    action = _declared(headers, "hanse-action") or "query"
     if action not in ("query", "stream"):
         raise BadInput("expected hanse-action to be query or stream, came something else", code="request_invalid")
     return Caller(
         authorization=authorization,
         further=tuple(further),
-        purpose=_one(headers, "hanse-purpose", _DECLARED_MAX),
-        application=_one(headers, "hanse-application", _DECLARED_MAX),
+        purpose=_declared(headers, "hanse-purpose"),
+        application=_declared(headers, "hanse-application"),
         action=action,
         basic=basic,
     )
@@ -172,6 +172,15 @@ def _shortened(text: str) -> str:
 
 def _binary(raw: bytes) -> str:
     return base64.b64encode(raw).decode().rstrip("=")
+
+
+def _declared(headers: Mapping[str, list[str]], name: str) -> str:
+    values = headers.get(name) or [""]
+    if len(values) > 1 or len(values[0]) > _DECLARED_MAX:
+        raise BadInput(
+            f"expected one header {name} of at most {_DECLARED_MAX} characters, came another", code="request_invalid"
+        )
+    return values[0]
 
 
 def _one(headers: Mapping[str, list[str]], name: str, most: int) -> str:

@@ -466,6 +466,19 @@ async def test_what_is_asked_in_another_form_is_bad_input(
     await settled(running)
 
 
+@pytest.mark.parametrize("header", ["hanse-purpose", "hanse-application"])
+async def test_what_is_declared_at_length_is_bad_input(running: Provider, impatient: Front, header: str) -> None:
+    ticket = running.ticket(await running.agree())
+
+    def go(size: int) -> None:
+        with flyer(impatient, ticket, headers=[(header.encode(), b"x" * size)]) as client:
+            client.info(*PATH)
+
+    await asyncio.to_thread(go, 1024)
+    with pytest.raises(pa.ArrowInvalid, match=f"^request_invalid: expected one header {header} of at most 1024"):
+        await asyncio.to_thread(go, 1025)
+
+
 @pytest.mark.parametrize("letter", ["a", "%", "\u00e9", "\u6f22", "\U0001f600", "\ud800", "\r\n"])
 async def test_a_refusal_in_any_script_fits_into_a_head(letter: str) -> None:
     error = Refused(letter * 1000, code="revoked", rule=letter * 200)

@@ -15,6 +15,7 @@ import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
 
+from connector import bounds
 from connector.dataplane.flight import commands
 from connector.dataplane.flight.front import Front
 from connector.errors import Conflict
@@ -225,6 +226,15 @@ async def test_it_listens_where_it_is_told(running: Provider, host: str, reached
                 return len(list(client.list_flights(options=options)))
 
         assert [await asyncio.to_thread(go, name) for name in reached] == [1] * len(reached)
+
+
+async def test_with_as_many_connections_as_each_listener_has_the_process_can_open_files(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds.resource, "getrlimit", lambda which: (1024, 1024))
+    async with flying.flying(running) as front:
+        public, management, flight = bounds.connections_max(), bounds.connections_max(), front.connections_max
+        assert public + management + flight + bounds.OUR_DESCRIPTORS <= 1024
 
 
 async def test_tls_proves_the_server_and_carries_the_same(running: Provider, tmp_path: Path) -> None:

@@ -537,7 +537,7 @@ bounds.raise_descriptors()
 print(few, resource.getrlimit(resource.RLIMIT_NOFILE), bounds.connections_max())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[0] == "22 (1000, 1000) 372"
+    assert done.stdout.split("\n")[0] == "14 (1000, 1000) 248"
 
 
 @pytest.mark.parametrize(
