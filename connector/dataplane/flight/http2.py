@@ -41,6 +41,7 @@ BODY_MAX = 2**20  # bytes of a request
 HEADERS_MAX = 64 * 2**10  # bytes of a request's head, as HTTP/2 counts them: sixteen tickets
 _BODY_SECONDS = 10.0
 _REST_SECONDS = 600.0  # without a call: whoever comes back connects anew without a word
+_PARTING_SECONDS = 1.0  # for what was on its way to us as we said goodbye
 _PIECE = 2**20  # bytes of data that are handed over at once, and of a frame at most
 _LUMP = 2**19  # bytes of a message whose going is told: less of it now and then is silence
 _LAST = 2**14  # bytes at the end of a message that are in memory before they go
@@ -182,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         self._shaking: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
         self.encrypts = False
-        self._closing = False
+        self._closing = self._parting = False
 
     # A place among the connections, from before a TLS handshake.
 
@@ -213,7 +214,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def closes(self) -> bool:
         """Whether the connection has ended, or does so."""
-        return self._transport is None or self._transport.is_closing()
+        return self._parting or self._transport is None or self._transport.is_closing()
 
     # What comes.
 
@@ -240,6 +241,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """So much has come."""
+        if self._parting:
+            return
         found: list[Any] = []
         broken = False
         with self.lock:
@@ -316,7 +319,7 @@ class Connection(asyncio.BufferedProtocol):
         self._rest()
 
     def _rest(self) -> None:
-        if self._calls:
+        if self._calls or self._parting:
             return
         if self._closing:
             self._close(ErrorCodes.NO_ERROR)
@@ -339,8 +342,12 @@ class Connection(asyncio.BufferedProtocol):
         self._close(ErrorCodes.NO_ERROR)
 
     def _close(self, code: ErrorCodes | None) -> None:
-        """Over, with a reason where the library has not given one."""
-        if self._transport is None or self._transport.is_closing():
+        """Over, with a reason where the library has not given one.
+
+        A client asks anew elsewhere what it asked after the last request that our goodbye names (RFC 9113, section
+        6.8), but not where it finds the connection broken before it has read that, which a socket is that is closed
+        while something comes. So we listen for a while, in which clients close it themselves."""
+        if self._transport is None or self.closes:
             return
         if code is not None:
             with self.lock, suppress(H2Error):
@@ -350,8 +357,18 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self._flush()
-        self._transport.close()
-        self._late = self._loop.call_later(HEAD_SECONDS, self._transport.abort)
+        self._expect(None)
+        if code is ErrorCodes.NO_ERROR:
+            self._parting = True
+            self._late = self._loop.call_later(_PARTING_SECONDS, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Nothing more is to be said, nor heard."""
+        if self._transport is not None:
+            self._transport.close()
+            self._late = self._loop.call_later(HEAD_SECONDS, self._transport.abort)
 
     def pause_writing(self) -> None:
         """The transport has something that has not gone."""

@@ -1,0 +1,164 @@
+"""Flight before clients that are not all alike: what gRPC ("gRPC over HTTP2", "Compression") and RFC 9113 promise them.
+
+Go, Rust, Java and Python differ in what they send. What was found with one of them is told here by a client that is
+at hand: pyarrow's, ADBC's (which is Go), or one made of `h2`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow.flight as fl
+import pytest
+import pytest_asyncio
+from h2.errors import ErrorCodes
+
+from connector.dataplane.flight import http2, protobuf
+from connector.dataplane.flight.front import Front
+from tests.support import flying, provider
+from tests.support.certificates import self_signed
+from tests.support.flying import flyer
+from tests.support.http2 import Answer, Wire, wire
+from tests.support.provider import Provider, settled
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NUMBERS = '"clinic".numbers'
+ENDLESS = f"SELECT a.id, b.x FROM {NUMBERS} a CROSS JOIN {NUMBERS} b"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
+    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def front(running: Provider) -> AsyncIterator[Front]:
+    async with flying.flying(running) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ticket(running: Provider) -> str:
+    return running.ticket(await running.agree())
+
+
+async def use(front: Front, work: Callable[[Wire], Any]) -> Any:
+    """What `work` finds with a connection of its own, in a thread."""
+
+    def go() -> Any:
+        with wire(front.port) as made:
+            return work(made)
+
+    return await asyncio.to_thread(go)
+
+
+def message(*fields: tuple[int, int | bytes | str]) -> bytes:
+    """A message of gRPC with these fields."""
+    raw = protobuf.write(fields)
+    return b"\0" + len(raw).to_bytes(4, "big") + raw
+
+
+def endless(front: Front, ticket: str) -> bytes:
+    """What asks for a stream that does not end by itself."""
+    with flyer(front, ticket) as client:
+        return message((1, client.info(sql=ENDLESS).endpoints[0].ticket.ticket))
+
+
+def sentence(answer: Answer) -> str:
+    return answer.heads[-1]["grpc-message"]
+
+
+# How long a connection lasts.
+
+
+async def test_what_is_on_its_way_when_we_say_goodbye_may_be_asked_again_elsewhere(
+    front: Front, ticket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 9113, section 6.8: clients ask anew what comes after the last request that GOAWAY names, unless the
+    connection breaks before they have read that."""
+    monkeypatch.setattr(http2, "_REST_SECONDS", 0.05)
+
+    def go(made: Wire) -> tuple[Any, bool]:
+        made.answer(first := made.ask("ListActions", ticket))
+        seen = 0  # the goodbye is there, and has not been looked at
+        while (have := len(made.socket.recv(2**16, socket.MSG_PEEK))) < 17 or have == seen:
+            seen = have
+        late = [made.ask("ListActions", ticket) for _ in range(20)]
+        with suppress(ConnectionAbortedError):  # closed, in good order: a reset is another error
+            while True:
+                made.read()
+        assert made.goodbye is not None
+        assert not any(made.answers[number].heads for number in late)
+        return made.goodbye, made.goodbye.last_stream_id == first
+
+    goodbye, named = await use(front, go)
+    assert goodbye.error_code == ErrorCodes.NO_ERROR
+    assert named
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_client_that_comes_back_after_a_rest_notices_nothing(
+    running: Provider, ticket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    monkeypatch.setattr(http2, "_REST_SECONDS", 0.05)
+    certificate = str(self_signed(tmp_path / "c.pem")) if tls else ""
+
+    def go(front: Front) -> None:
+        with flyer(front, ticket) as client:
+            for pause in (0.2, 0.05, 0.049, 0.048, 0.051, 0.052, 0.05, 0.05):
+                assert len(list(client.client.list_flights(options=client.options))) == 1
+                time.sleep(pause)
+
+    async with flying.flying(running, certificate=certificate, key=certificate) as front:
+        await asyncio.to_thread(go, front)
+
+
+async def test_pings_of_a_client_that_waits_or_reads_are_answered(running: Provider, front: Front, ticket: str) -> None:
+    """Keepalive as often as once in a tenth of a second, which is more than libraries let one ask for."""
+
+    def go(made: Wire) -> tuple[int, Any]:
+        for _ in range(20):
+            made.ping()
+            time.sleep(0.02)
+        made.ask("DoGet", ticket, asked)
+        for _ in range(50):
+            made.ping()
+            made.read()
+        while made.pings < 70:
+            made.read()
+        return made.pings, made.goodbye
+
+    asked = await asyncio.to_thread(endless, front, ticket)
+    pings, goodbye = await use(front, go)
+    assert (pings, goodbye) == (70, None)
+
+
+async def test_a_client_that_asks_with_many_headers_is_answered(front: Front, ticket: str) -> None:
+    def go() -> int:
+        headers = [(b"x-%d" % number, b"v" * 300) for number in range(150)]
+        with flyer(front, ticket, headers=headers) as client:
+            return len(list(client.client.list_flights(options=client.options)))
+
+    assert await asyncio.to_thread(go) == 1
+
+
+async def test_a_call_that_a_client_gives_up_is_over_for_both(running: Provider, front: Front, ticket: str) -> None:
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            seal = client.info(sql=ENDLESS).endpoints[0].ticket
+            waits = fl.FlightCallOptions(headers=client.options.headers, timeout=0.5)
+            with pytest.raises(fl.FlightTimedOutError):
+                for _ in client.client.do_get(seal, waits):
+                    pass
+            assert len(list(client.client.list_flights(options=client.options))) == 1
+
+    await asyncio.to_thread(go)
+    await settled(running)
