@@ -1,8 +1,9 @@
 """A call of gRPC over HTTP/2 (gRPC, "gRPC over HTTP2"): who calls, what is asked, answers, and how it ended.
 
-What a refusal is in gRPC: its status, the sentence, and the problem's JSON as `grpc-status-details-bin`. Arrow's own
-clients want it once more in Arrow's words (`x-arrow-status` and what belongs to it), and give the JSON on as
-`extra_info` only then.
+What a refusal is in gRPC: its status and the sentence. Arrow's own clients want it once more in Arrow's words
+(`x-arrow-status` and what belongs to it); those in C++ then give on what is in `grpc-status-details-bin` as
+`extra_info`, and get the problem's JSON there. For gRPC that is a message `google.rpc.Status`, and clients in Go take
+anything else for a failure of ours: they get none.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ def caller_of(headers: Mapping[str, list[str]]) -> Caller:
 
 
 def _bearer(encoded: str) -> str:
-    try:
-        _, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    encoded = encoded.strip()
+    try:  # clients in Go leave out the padding
+        _, _, password = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode().partition(":")
     except (binascii.Error, ValueError):
         return ""
     return f"Bearer {password}" if password else ""
@@ -142,15 +144,16 @@ class Exchange:
 
     def finish(self, error: HanseError | None = None) -> None:
         """How it ended."""
-        trailers = [("grpc-status", "0")] if error is None else _told(error)
+        agent = (self.call.headers.get("user-agent") or [""])[0]
+        trailers = [("grpc-status", "0")] if error is None else _told(error, details="grpc-c++/" in agent)
         self.call.finish(trailers if self.call.begun else [(":status", "200"), *self.headers, *trailers])
 
 
-def _told(error: HanseError) -> list[tuple[str, str]]:
+def _told(error: HanseError, *, details: bool) -> list[tuple[str, str]]:
     problem: dict[str, Any] = error.problem()
     rule = f" [rule {problem['rule']}]" if problem.get("rule") else ""
     text = _shortened(f"{problem['code']}: {problem['detail']}{rule}")
-    details = json.dumps(problem, default=str).encode()
+    raw = json.dumps(problem, default=str).encode()
     status, arrow, kind = _STATUS.get(error.status, _INTERNAL)
     told = [
         ("grpc-status", str(status)),
@@ -160,8 +163,8 @@ def _told(error: HanseError) -> list[tuple[str, str]]:
     ]
     if kind:  # else they would take it for a failure of ours
         told.append(("x-arrow-status-detail-bin", _binary(kind.encode())))
-        if len(details) <= _DETAILS_MAX:
-            told.append(("grpc-status-details-bin", _binary(details)))
+        if details and len(raw) <= _DETAILS_MAX:
+            told.append(("grpc-status-details-bin", _binary(raw)))
     return told
 
 

@@ -7,6 +7,8 @@ at hand: pyarrow's, ADBC's (which is Go), or one made of `h2`.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_flightsql.dbapi
 import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
@@ -74,6 +77,64 @@ def endless(front: Front, ticket: str) -> bytes:
 
 def sentence(answer: Answer) -> str:
     return answer.heads[-1]["grpc-message"]
+
+
+# Who somebody is.
+
+
+@pytest.mark.parametrize("user", ["", "m", "me", "you"])
+async def test_a_password_is_read_whatever_the_length_of_the_name_before_it(
+    front: Front, ticket: str, user: str
+) -> None:
+    """Go's client leaves out the padding of base64; with one name in three there is none."""
+
+    def go() -> Any:
+        options = {"username": user, "password": ticket}
+        where = f"grpc+tcp://127.0.0.1:{front.port}"
+        with (
+            adbc_driver_flightsql.dbapi.connect(where, db_kwargs=options, autocommit=True) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(f"SELECT count(*) FROM {NUMBERS} WHERE id < 5")
+            return cursor.fetchall()
+
+    assert await asyncio.to_thread(go) == [(5,)]
+
+
+BROKEN_BASIC = {"no base64": "!", "nothing": "", "no password": base64.b64encode(b"me:").decode(), "a letter": "a"}
+
+
+@pytest.mark.parametrize("name", BROKEN_BASIC)
+async def test_a_password_that_is_none_is_unauthenticated(front: Front, name: str) -> None:
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("ListFlights", authorization=f"Basic {BROKEN_BASIC[name]}"))
+
+    assert (await use(front, go)).status == "16"
+
+
+AGENTS = {
+    "pyarrow's": ("grpc-c++/1.76.0 grpc-c/51.0.0 (linux; chttp2)", True),
+    "Go's": ("ADBC Flight SQL Driver v1.8 grpc-go/1.58.0", False),
+    "Java's": ("grpc-java-netty/1.71.0", False),
+    "Rust's": ("tonic/0.14.9", False),
+    "none": ("", False),
+}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+async def test_details_are_sent_to_those_who_take_them_as_they_are(front: Front, name: str) -> None:
+    """In gRPC they are a message `google.rpc.Status`, and older clients of Go take anything else for an error of ours;
+    in Arrow's C++ they are the `extra_info` of its exceptions."""
+    agent, told = AGENTS[name]
+
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("ListFlights", user_agent=agent))
+
+    answer = await use(front, go)
+    assert answer.status == "16"
+    assert ("grpc-status-details-bin" in answer.heads[-1]) is told
+    if told:
+        assert json.loads(base64.b64decode(answer.heads[-1]["grpc-status-details-bin"] + "=="))["status"] == 401
 
 
 # How long a connection lasts.
