@@ -12,6 +12,7 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ _TICKETS_MAX = 16
 _DECLARED_MAX = 1024
 _STALL_SECONDS = 60.0  # as of a read
 _SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # bytes of a refusal, which is said twice, and its JSON: heads have 8 kB
+_TIME = re.compile(r"([0-9]{1,8})([HMSmun])")
+_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _SAID = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # goes as it is in `grpc-message`
 # By the status of HTTP: that of gRPC, that of Arrow (`StatusCode`), and Flight's kind of it.
 _STATUS = {
@@ -39,6 +42,7 @@ _STATUS = {
     499: (1, 5, "Cancelled"),
     501: (12, 10, ""),
     503: (14, 5, "Unavailable"),
+    504: (4, 5, "TimedOut"),
 }
 _INTERNAL = (13, 5, "Internal")
 
@@ -46,6 +50,11 @@ _INTERNAL = (13, 5, "Internal")
 class Unimplemented(HanseError):
     status = 501
     code = "unimplemented"
+
+
+class DeadlineExceeded(HanseError):
+    status = 504
+    code = "deadline_exceeded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,20 @@ def _bearer(encoded: str) -> str:
     except (binascii.Error, ValueError):
         return ""
     return f"Bearer {password}" if password else ""
+
+
+def seconds_of(headers: Mapping[str, list[str]]) -> float | None:
+    """How long the caller waits for all of a call; None where it does not say. BadInput for what is no time."""
+    told = headers.get("grpc-timeout")
+    if told is None:
+        return None
+    found = _TIME.fullmatch(told[0])
+    if found is None:
+        raise BadInput(
+            "expected grpc-timeout as at most eight digits and a unit (H, M, S, m, u or n), came something else",
+            code="request_invalid",
+        )
+    return int(found[1]) * _UNITS[found[2]]
 
 
 class Exchange:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -13,7 +14,7 @@ from connector.dataplane.flight.desk import Asker, Desk, enveloped_of, rows_of, 
 from connector.dataplane.flight.framing import encapsulated
 from connector.dataplane.flight.http2 import Call
 from connector.dataplane.flight.protobuf import Garbled
-from connector.dataplane.flight.rpc import SERVICE, Exchange, Unimplemented, caller_of
+from connector.dataplane.flight.rpc import SERVICE, DeadlineExceeded, Exchange, Unimplemented, caller_of, seconds_of
 from connector.dataplane.flight.tables import Tables
 from connector.dataplane.senders import in_thread
 from connector.errors import BadInput, HanseError, unforeseen
@@ -65,10 +66,10 @@ class Service:
         exchange = Exchange(call)
         error: HanseError | None = None
         try:
-            await self._answered(exchange)
+            await self._in_time(exchange)
         except (HanseError, PolicyError) as refused:
             error = http.as_error(refused)
-            if error.status >= 500 and not isinstance(error, Unimplemented | Ended):
+            if error.status >= 500 and not isinstance(error, Unimplemented | DeadlineExceeded | Ended):
                 _log.error("failed", code=error.code, reason=error.message, why=error.private)
         except (Garbled, UnicodeDecodeError) as garbled:
             error = BadInput(str(garbled), code="request_invalid")
@@ -78,6 +79,17 @@ class Service:
             _log.exception("unforeseen", exc_info=failed)
             error = unforeseen()
         exchange.finish(error)
+
+    async def _in_time(self, exchange: Exchange) -> None:
+        """DeadlineExceeded where the caller waits no more: not all clients end their calls by themselves."""
+        seconds = seconds_of(exchange.call.headers)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await self._answered(exchange)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"the call has lasted {seconds:g} s, as long as its caller waits") from None
 
     async def _answered(self, exchange: Exchange) -> None:
         call = exchange.call

@@ -112,6 +112,62 @@ async def test_a_password_that_is_none_is_unauthenticated(front: Front, name: st
     assert (await use(front, go)).status == "16"
 
 
+# How long somebody waits.
+
+
+async def test_a_stream_ends_when_the_time_of_its_call_is_over_though_its_client_says_nothing(
+    running: Provider, front: Front, ticket: str
+) -> None:
+    """Rust's client tells the time and leaves it to us."""
+    before = len(running.of_kind("ReadEnded"))
+
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("DoGet", ticket, asked, grpc_timeout="900m"))
+
+    asked = await asyncio.to_thread(endless, front, ticket)
+    answer = await use(front, go)
+    assert (answer.status, answer.reset) == ("4", None)
+    assert sentence(answer).startswith("deadline_exceeded: ")
+    await settled(running)
+    (ended,) = running.of_kind("ReadEnded")[before:]
+    assert ended.outcome == "broken"
+
+
+async def test_a_request_that_does_not_come_is_awaited_no_longer_than_its_call(front: Front, ticket: str) -> None:
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("GetFlightInfo", ticket, b"", whole=False, grpc_timeout="100m"))
+
+    assert (await use(front, go)).status == "4"
+
+
+TIMES = {
+    "hours": ("1H", "0"),
+    "the most that can be said": ("99999999H", "0"),
+    "minutes": ("2M", "0"),
+    "millionths": ("60000000u", "0"),
+    "none at all": ("0n", "4"),
+    "no number": ("S", "3"),
+    "no unit": ("10", "3"),
+    "more digits than eight": ("123456789S", "3"),
+    "another unit": ("1d", "3"),
+    "a negative one": ("-1S", "3"),
+    "other digits": ("\u0663S", "3"),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+async def test_a_time_is_understood_or_refused(front: Front, ticket: str, name: str) -> None:
+    told, expected = TIMES[name]
+
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("ListFlights", ticket, grpc_timeout=told))
+
+    answer = await use(front, go)
+    assert answer.status == expected
+    if expected == "3":
+        assert "grpc-timeout" in sentence(answer)
+
+
 AGENTS = {
     "pyarrow's": ("grpc-c++/1.76.0 grpc-c/51.0.0 (linux; chttp2)", True),
     "Go's": ("ADBC Flight SQL Driver v1.8 grpc-go/1.58.0", False),
