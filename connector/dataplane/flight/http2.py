@@ -80,6 +80,7 @@ class Call:
         self._body = bytearray()
         self._too_much = False
         self._came = asyncio.Event()
+        self._until = asyncio.get_running_loop().time() + _BODY_SECONDS
 
     @property
     def sends_files(self) -> bool:
@@ -91,11 +92,12 @@ class Call:
         """Whether nothing can be said to the client any more."""
         return self.gone or self._connection.closes
 
-    async def body(self) -> bytes:
-        """All of the request. Limited where it does not come in time, BadInput where it is larger than one may be."""
+    async def body(self, enough: int = BODY_MAX + 1) -> bytes:
+        """The request, all of it or as soon as so much is there. Limited where it does not come in time, BadInput
+        where it is larger than one may be."""
         try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                while not self.whole and not self._too_much:
+            async with asyncio.timeout_at(self._until):
+                while not self.whole and not self._too_much and len(self._body) < enough:
                     self._came.clear()
                     await self._came.wait()
         except TimeoutError:

@@ -13,7 +13,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ _TICKETS_MAX = 16
 _DECLARED_MAX = 1024
 _STALL_SECONDS = 60.0  # as of a read
 _SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # bytes of a refusal, which is said twice, and its JSON: heads have 8 kB
+_KIND = re.compile(r"application/grpc(?:[+;].*)?", re.ASCII)  # gRPC for browsers has other messages
 _TIME = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _SAID = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # goes as it is in `grpc-message`
@@ -124,20 +125,30 @@ class Exchange:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self.headers: list[tuple[str, str]] = [("content-type", "application/grpc")]
+        self.headers = [("content-type", "application/grpc"), ("grpc-accept-encoding", "identity")]
+        self._status = "200"
+
+    def check(self) -> None:
+        """BadInput for what is no call of gRPC: then HTTP's status says so, too, to whoever knows no other."""
+        headers = self.call.headers
+        if headers.get(":method") != ["POST"]:
+            self._status = "405"
+            raise BadInput("expected a call of gRPC, which is a POST; came another request", code="request_invalid")
+        if not _KIND.fullmatch((headers.get("content-type") or [""])[0]):
+            self._status = "415"
+            raise BadInput(
+                "expected a call of gRPC with content-type application/grpc, came another", code="request_invalid"
+            )
+
+    async def first(self) -> bytes:
+        """The first message, as soon as it is there; b"" for a request without one. As `messages` otherwise."""
+        prefix = await self.call.body(5)
+        found = _split(await self.call.body(5 + int.from_bytes(prefix[1:5], "big")))
+        return next(found, b"")
 
     async def messages(self) -> list[bytes]:
         """All that is asked, to the end. BadInput for what is no message of gRPC, Limited where it does not come."""
-        body, found, at = await self.call.body(), list[bytes](), 0
-        while at < len(body):
-            size = int.from_bytes(body[at + 1 : at + 5], "big")
-            if body[at]:
-                raise Unimplemented("expected messages that are not compressed; send them with grpc-encoding identity")
-            if len(body) < at + 5 + size:
-                raise BadInput("expected whole messages of gRPC, came one that is cut off", code="request_invalid")
-            found.append(body[at + 5 : at + 5 + size])
-            at += 5 + size
-        return found
+        return list(_split(await self.call.body()))
 
     async def message(self) -> bytes:
         """The one message of a call that has one."""
@@ -169,7 +180,20 @@ class Exchange:
         """How it ended."""
         agent = (self.call.headers.get("user-agent") or [""])[0]
         trailers = [("grpc-status", "0")] if error is None else _told(error, details="grpc-c++/" in agent)
-        self.call.finish(trailers if self.call.begun else [(":status", "200"), *self.headers, *trailers])
+        self.call.finish(trailers if self.call.begun else [(":status", self._status), *self.headers, *trailers])
+
+
+def _split(body: bytes) -> Iterator[bytes]:
+    """The messages in a body, each as it is asked for."""
+    at = 0
+    while at < len(body):
+        size = int.from_bytes(body[at + 1 : at + 5], "big")
+        if body[at]:
+            raise Unimplemented("expected messages that are not compressed; send them with grpc-encoding identity")
+        if len(body) < at + 5 + size:
+            raise BadInput("expected whole messages of gRPC, came one that is cut off", code="request_invalid")
+        yield body[at + 5 : at + 5 + size]
+        at += 5 + size
 
 
 def _told(error: HanseError, *, details: bool) -> list[tuple[str, str]]:

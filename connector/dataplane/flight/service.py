@@ -93,9 +93,7 @@ class Service:
 
     async def _answered(self, exchange: Exchange) -> None:
         call = exchange.call
-        kind = (call.headers.get("content-type") or [""])[0]
-        if call.headers.get(":method") != ["POST"] or not kind.startswith("application/grpc"):
-            raise BadInput("expected a call of gRPC, came another request", code="request_invalid")
+        exchange.check()
         caller = caller_of(call.headers)
         asker = self._desk.asker(caller)
         if caller.basic:
@@ -183,10 +181,8 @@ class Service:
         await _table(exchange, await self._tables.catalogue(name, raw, found))
 
     async def _do_put(self, exchange: Exchange, asker: Asker) -> None:
-        came = [protobuf.read(one) for one in await exchange.messages()]
-        if not came:
-            raise Garbled("expected a descriptor in the first message, came none")
-        descriptor = protobuf.read(protobuf.octets(came[0], 1) or b"")
+        first = protobuf.read(await exchange.first())  # some end their request only when they have an answer
+        descriptor = protobuf.read(protobuf.octets(first, 1) or b"")
         name, command = commands.unpack(protobuf.octets(descriptor, 2) or b"")
         if name != _PREPARED:
             raise Unimplemented(f"{name or 'this'}; here data is read, not written")
@@ -194,7 +190,7 @@ class Service:
         await self._desk.tables(asker, schemas=False)  # who may read nothing has nothing unfolded: of 30 kB, gigabytes
         stream = b"".join(
             encapsulated(header, protobuf.octets(one, 1000) or b"")
-            for one in came
+            for one in map(protobuf.read, await exchange.messages())
             if (header := protobuf.octets(one, 2))
         )
         values = await self._tables.values(stream)

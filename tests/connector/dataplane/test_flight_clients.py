@@ -22,7 +22,7 @@ import pytest
 import pytest_asyncio
 from h2.errors import ErrorCodes
 
-from connector.dataplane.flight import http2, protobuf
+from connector.dataplane.flight import commands, http2, protobuf
 from connector.dataplane.flight.front import Front
 from tests.support import flying, provider
 from tests.support.certificates import self_signed
@@ -166,6 +166,64 @@ async def test_a_time_is_understood_or_refused(front: Front, ticket: str, name: 
     assert answer.status == expected
     if expected == "3":
         assert "grpc-timeout" in sentence(answer)
+
+
+# What is no request of ours.
+
+
+async def test_a_request_that_is_compressed_is_told_what_would_be_understood(front: Front, ticket: str) -> None:
+    """gRPC, "Compression": UNIMPLEMENTED, and the encodings that are accepted in `grpc-accept-encoding`."""
+
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("ListFlights", ticket, b"\1\0\0\0\2xx", grpc_encoding="gzip"))
+
+    answer = await use(front, go)
+    assert answer.status == "12"
+    assert "identity" in sentence(answer)
+    assert answer.heads[0]["grpc-accept-encoding"] == "identity"
+
+
+KINDS = {
+    "gRPC": ({"content_type": "application/grpc"}, "200", "0"),
+    "gRPC with its format": ({"content_type": "application/grpc+proto"}, "200", "0"),
+    "gRPC with a parameter": ({"content_type": "application/grpc;charset=utf-8"}, "200", "0"),
+    "gRPC for browsers": ({"content_type": "application/grpc-web"}, "415", "3"),
+    "JSON": ({"content_type": "application/json"}, "415", "3"),
+    "no kind": ({"content_type": ""}, "415", "3"),
+    "a page": ({"__method": "GET"}, "405", "3"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_what_is_no_call_of_grpc_is_told_so_in_http(front: Front, ticket: str, name: str) -> None:
+    """So that no proxy and no browser takes it for a success."""
+    headers, status, expected = KINDS[name]
+
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("ListFlights", ticket, **headers))
+
+    answer = await use(front, go)
+    assert (answer.heads[0][":status"], answer.status) == (status, expected)
+
+
+PUT = {
+    "an update": commands.pack("CommandStatementUpdate", [(1, "DELETE FROM x")]),
+    "a table to take in": commands.pack("CommandStatementIngest", [(3, "x")]),
+    "a prepared update": commands.pack("CommandPreparedStatementUpdate", [(1, commands.handle("SELECT 1", []))]),
+}
+
+
+@pytest.mark.parametrize("name", PUT)
+async def test_data_that_is_put_is_refused_at_its_first_message(front: Front, ticket: str, name: str) -> None:
+    """Java's client ends its request when it has an answer, and its answer was that its request does not end."""
+    first = message((1, protobuf.write([(1, 2), (2, PUT[name])])))
+
+    def go(made: Wire) -> Answer:
+        return made.answer(made.ask("DoPut", ticket, first, whole=False))
+
+    answer = await use(front, go)
+    assert answer.status == "12"
+    assert "read, not written" in sentence(answer)
 
 
 AGENTS = {
