@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from connector.dataplane.flight.http2 import Message
+from connector.dataplane.flight.messages import Message
 from connector.dataplane.flight.protobuf import varint
 from connector.dataplane.sending import Part, check_lengths, size_of
 from connector.errors import EngineFailed, VersionChanged

@@ -17,18 +17,18 @@ from connector.errors import Conflict
 from connector.listening import Door
 
 _STOP_SECONDS = 3.0
-_CONNECTIONS_MAX = 512
 _BACKLOG = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where Flight listens, and what proves who we are there (empty: no TLS)."""
+    """Where Flight listens, what proves who we are there (empty: no TLS), and how many connections it has at most."""
 
     host: str
     port: int
     certificate: str = ""
     key: str = ""
+    connections: int = 512
 
 
 class Front:
@@ -37,7 +37,7 @@ class Front:
     def __init__(self, desk: Desk, listen: Listen) -> None:
         self._desk = desk
         self._listen = listen
-        self.connections_max = min(_CONNECTIONS_MAX, connections_max())  # their descriptors are this process's, too
+        self.connections_max = min(listen.connections, connections_max())  # their descriptors are this process's, too
         self._connections = Connections(self.connections_max)
         self._tables = Tables()
         self._socket: socket.socket | None = None

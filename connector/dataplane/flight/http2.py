@@ -16,50 +16,38 @@ import asyncio
 import os
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 from h2 import events
-from h2.config import H2Configuration
-from h2.connection import ConnectionState, H2Connection
+from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
-from h2.settings import SettingCodes, Settings
 
 from connector.bounds import HEAD_SECONDS
-from connector.dataplane.senders import OURS, in_thread
-from connector.dataplane.sending import Outgoing, Part, Waiting, Window, shorter, size_of, writable
+from connector.dataplane.flight.messages import Data, Message
+from connector.dataplane.flight.states import States
+from connector.dataplane.senders import in_thread
+from connector.dataplane.sending import Outgoing, Part, Waiting, Window, writable
 from connector.errors import BadInput, Busy, Limited
 from connector.telemetry import logger
 
-CALLS_MAX = 64  # of one connection at once
 BODY_MAX = 2**20  # bytes of a request
-HEADERS_MAX = 64 * 2**10  # bytes of a request's head, as HTTP/2 counts them: sixteen tickets
 _BODY_SECONDS = 10.0
 _REST_SECONDS = 600.0  # without a call: whoever comes back connects anew without a word
 _PARTING_SECONDS = 1.0  # for what was on its way to us as we said goodbye
 _PIECE = 2**20  # bytes of data that are handed over at once, and of a frame at most
-_LUMP = 2**19  # bytes of a message whose going is told: less of it now and then is silence
-_LAST = 2**14  # bytes at the end of a message that are in memory before they go
-_READ = 2**14  # bytes that are looked at before others have their turn: a thousand of the smallest frames
+_READ = 2**12  # bytes that are looked at before others have their turn: hundreds of frames, or of calls
 _WAITING = 2**18  # bytes of answers to what is no call (acknowledgements) that a client may leave unread
 _LEFT = 4 * 2**20  # bytes that it may leave unread in all
 _CALM, _CALM_AGAIN = 2000.0, 200.0  # what costs us and brings it nothing: so many at first, and so many a second
+_RESET = 8  # of these, for a call that is begun and broken off
+_EARNED = 4  # of these, for each frame of data: a reader gives room for it twice, and may measure its way
 _log = logger("flight")
 
 Headers = Sequence[tuple[str, str]]
-
-
-@dataclass(slots=True)
-class Message:
-    """What goes out as one piece of data: parts of files and of memory. `seen` is shown the files' bytes as they go."""
-
-    parts: Sequence[Part]
-    seen: Callable[[memoryview], object] | None = None
 
 
 class Call:
@@ -162,16 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self.lock = threading.Condition()  # of the library and of what is to be said; a window has moved
-        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
-        self._h2.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: CALLS_MAX,
-                SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_MAX,
-                SettingCodes.ENABLE_PUSH: 0,
-            },
-        )
-        self._h2.decoder.max_header_list_size = HEADERS_MAX
+        self._h2 = States()
         self._said = bytearray()  # frames without data that are to go out
         self._pending = Outgoing()  # of frames with data whose beginning has gone
         self._turn = asyncio.Lock()  # of whoever writes data
@@ -180,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         self._moved = asyncio.Event()  # a window may have room
         self._calls: dict[int, Call] = {}
         self._calm, self._calm_at = _CALM, self._loop.time()
-        self._taken = 0  # pieces of data lately: with each some clients ask how long it was on its way
+        self._frames = self._forgiven = 0  # of data that have gone; frames that came for these
         self._late: asyncio.TimerHandle | None = None
         self._shaking: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
@@ -243,7 +222,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """So much has come."""
-        if self._parting:
+        if self.closes:
             return
         found: list[Any] = []
         broken = False
@@ -255,6 +234,7 @@ class Connection(asyncio.BufferedProtocol):
                 _log.info("a Flight client broke the protocol", why=type(error).__name__)
             self._said += self._h2.data_to_send()
             self.lock.notify_all()
+        self._weigh(found)
         for event in found:
             self._heard(event)
         if broken or self._calm < 0:
@@ -262,9 +242,7 @@ class Connection(asyncio.BufferedProtocol):
         self._flush()
 
     def _heard(self, event: Any) -> None:
-        if isinstance(event, events.WindowUpdated):
-            self._moved.set()
-        elif isinstance(event, events.DataReceived):
+        if isinstance(event, events.DataReceived):
             self._took(event)
         elif isinstance(event, events.RequestReceived):
             self._asked(event)
@@ -276,24 +254,26 @@ class Connection(asyncio.BufferedProtocol):
             with self.lock:  # the library takes it for the end of all; what runs goes on (RFC 9113, section 6.8)
                 self._h2.state_machine.state = ConnectionState.SERVER_OPEN
             self._rest()
-        else:
-            self._nuisance()
-            if isinstance(event, events.StreamReset):
-                if (call := self._calls.get(event.stream_id)) is not None:
-                    call.leave()
-            elif isinstance(event, events.RemoteSettingsChanged):
-                self._moved.set()
+        elif isinstance(event, events.StreamReset):
+            if (call := self._calls.get(event.stream_id)) is not None:
+                call.leave()
+        elif isinstance(event, events.WindowUpdated | events.RemoteSettingsChanged):
+            self._moved.set()
 
-    def _nuisance(self) -> None:
+    def _weigh(self, found: Sequence[Any]) -> None:
+        """Count the frames that brought no call and nothing of a body, and calls that were broken off. As many as fit
+        to the data that the client has got are none too many."""
+        useful = sum(isinstance(one, events.RequestReceived) or bool(getattr(one, "data", b"")) for one in found)
+        resets = sum(isinstance(one, events.StreamReset) for one in found)
+        size = max(0, self._h2.came.count - useful) + resets * _RESET
+        self._h2.came.count = 0
+        forgiven = min(size, self._frames * _EARNED - self._forgiven)
+        self._forgiven += forgiven
         now = self._loop.time()
-        with self.lock:
-            taken, self._taken = self._taken, 0
-        self._calm = min(_CALM, self._calm + taken + (now - self._calm_at) * _CALM_AGAIN) - 1
+        self._calm = min(_CALM, self._calm + (now - self._calm_at) * _CALM_AGAIN) - (size - forgiven)
         self._calm_at = now
 
     def _took(self, event: events.DataReceived) -> None:
-        if not event.data:
-            self._nuisance()
         with self.lock:
             with suppress(H2Error):  # the call has ended
                 self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
@@ -480,20 +460,24 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _encrypted(self, call: Call, parts: Iterator[Message], moved: Callable[[], object]) -> None:
         for message in parts:
-            data = _Data(message)
+            data = Data(message)
             while data.left:
-                try:
-                    async with self._turn:
-                        await self._emptied(call)
-                        if frames := self.reserve(call, data, _PIECE // 4):
-                            self._there(call).write(b"".join(frames))  # type: ignore[arg-type]  # it is all in memory
-                            await self._emptied(call)
-                            if data.moves():
-                                moved()
-                finally:
-                    self._flush()
-                if not frames:
+                if not await self._piece_encrypted(call, data):
                     await self._room(call)
+                elif data.moves():
+                    moved()
+
+    async def _piece_encrypted(self, call: Call, data: Data) -> bool:
+        """Whether there was room for something."""
+        try:
+            async with self._turn:
+                await self._emptied(call)
+                if frames := self.reserve(call, data, _PIECE // 4):
+                    self._there(call).write(b"".join(frames))  # type: ignore[arg-type]  # it is all in memory
+                    await self._emptied(call)
+        finally:
+            self._flush()
+        return bool(frames)
 
     async def _emptied(self, call: Call) -> None:
         """Wait until the transport has nothing more to write."""
@@ -537,27 +521,26 @@ class Connection(asyncio.BufferedProtocol):
             raise ConnectionAbortedError("the client has left")
         return min(self._h2.outbound_flow_control_window, stream.outbound_flow_control_window)
 
-    def reserve(self, call: Call, data: _Data, most: int, begin: Callable[[], bool] = lambda: True) -> list[Part]:
+    def reserve(self, call: Call, data: Data, most: int, begins: Callable[[], bool] = lambda: True) -> list[Part]:
         """Frames with the next of `data`, as much as the client's windows let through, after all else that is to be
-        said; empty where they let nothing through, or `begin` says that nothing is to begin any more. From a thread,
-        too, which may have to wait for a disk: nothing has been taken from the windows until it has the bytes."""
-        with self.lock:
-            size = min(most, data.next, self._windows(call))
-            frame = min(_PIECE, self._h2.max_outbound_frame_size)
-            known = len(self._said)  # what is said later may be of other windows and sizes
-        if size <= 0:
+        said; empty where they let nothing through, or nothing `begins` any more. From a thread, too.
+
+        What has to be read is read before anything is reserved: it may take its time and fail, the client may change
+        its mind meanwhile, and what is to be said for other calls waits for nobody's disk.
+        """
+        if (size := min(most, data.next, self.windows(call))) <= 0:
             return []
-        found = list(data.framed(size, frame, call.number))
+        data.prepare(size)
         with self.lock:
-            self._windows(call)
-            if not begin():
+            if (size := min(size, self._windows(call))) <= 0 or not begins():
                 return []
             self._h2.outbound_flow_control_window -= size
             self._h2.streams[call.number].outbound_flow_control_window -= size
-            self._taken += 1
-            said = bytes(self._said[:known])
-            del self._said[:known]
-        return [said, *found] if said else found
+            frame = min(_PIECE, self._h2.max_outbound_frame_size)
+            frames = list(data.framed(size, frame, call.number))
+            self._frames += -(-size // frame)
+            said, self._said = bytes(self._said), bytearray()
+        return [said, *frames] if said else frames
 
     def wait_for_room(self, seconds: float) -> bool:
         """In a thread: whether a window has moved within that time."""
@@ -569,60 +552,13 @@ class Connection(asyncio.BufferedProtocol):
         return self._pending
 
 
-class _Data:
-    """One message on its way into frames."""
-
-    def __init__(self, message: Message) -> None:
-        self._parts: deque[Part] = deque(part for part in message.parts if size_of(part))
-        self.left = self._told = sum(map(size_of, self._parts))
-        self._seen = message.seen
-
-    @property
-    def next(self) -> int:
-        """Bytes that may go at once: the last ones by themselves."""
-        return self.left - _LAST if self.left > _LAST else self.left
-
-    def moves(self) -> bool:
-        """Whether all of it has been taken, or a lump since this was so last."""
-        if self.left and self._told - self.left < _LUMP:
-            return False
-        self._told = self.left
-        return True
-
-    def framed(self, size: int, frame: int, number: int) -> Iterator[Part]:
-        """The next bytes in frames of a stream (RFC 9113, sections 4.1 and 6.1), each of `frame` bytes at most."""
-        while size:
-            part = min(size, frame)
-            yield part.to_bytes(3, "big") + b"\0\0" + number.to_bytes(4, "big")
-            yield from self.take(part)
-            size -= part
-
-    def take(self, size: int) -> list[Part]:
-        """The next bytes, where they lie; what somebody has to see is read first, and shown. EOFError where a file is
-        shorter."""
-        self.left -= size
-        found: list[Part] = []
-        while size:
-            part = self._parts.popleft()
-            if size_of(part) > size:
-                part, rest = _split(part, size)
-                self._parts.appendleft(rest)
-            size -= size_of(part)
-            if isinstance(part, tuple) and (self._seen is not None or not self.left):
-                part = memoryview(_copied(part))
-                if self._seen is not None:
-                    self._seen(part)
-            found.append(part)
-        return found
-
-
 class _Sending:
     """Messages of one call on their way."""
 
     def __init__(self, connection: Connection, call: Call, messages: Iterator[Message], *, patient: bool) -> None:
         self._connection, self.call, self._messages = connection, call, messages
         self._patient = patient  # in a thread, which may wait for a moment
-        self._data: _Data | None = None
+        self._data: Data | None = None
         self._window = Window()
         self._stopped = self._moves = False
         self.pushing = False  # a frame may have begun
@@ -637,7 +573,7 @@ class _Sending:
         """Whether there is more of the message that was begun."""
         return self._data is not None and self._data.left > 0
 
-    def _begin(self) -> bool:
+    def _begins(self) -> bool:
         """Whether a frame may begin; it has then. Called with the connection's lock."""
         self.pushing = not self._stopped
         return self.pushing
@@ -646,16 +582,15 @@ class _Sending:
         """Send until there is no more (True), or the reader has made us wait, or others wait."""
         wait = Waiting(out) if self._patient else None
         while not self._stopped and (data := self._next()) is not None:
-            frames = self._connection.reserve(self.call, data, _PIECE, self._begin)
+            frames = self._connection.reserve(self.call, data, _PIECE, self._begins)
             if not frames:
-                if wait is None or not self._connection.wait_for_room(wait.left):
+                if self._stopped or wait is None or not self._connection.wait_for_room(wait.left):
                     return False
                 continue
             self._moves |= data.moves()
             self._connection.pending().left.extend(frames)
-            if not self._connection.pending().push(out, self._window, wait):
+            if not self.rest(out, wait):
                 return False
-            self.pushing = False
             if wait is None or wait.over:
                 break
         return not self._stopped and self._next() is None
@@ -665,17 +600,17 @@ class _Sending:
         moves, self._moves = self._moves, False
         return moves
 
-    def rest(self, out: socket.socket) -> bool:
+    def rest(self, out: socket.socket, wait: Waiting | None = None) -> bool:
         """Send what of frames has not gone. Whether that was all."""
-        self.pushing = not self._connection.pending().push(out, self._window)
+        self.pushing = not self._connection.pending().push(out, self._window, wait)
         return not self.pushing
 
-    def _next(self) -> _Data | None:
+    def _next(self) -> Data | None:
         while self._data is None or not self._data.left:
             message = next(self._messages, None)
             if message is None:
                 return None
-            self._data = _Data(message)
+            self._data = Data(message)
         return self._data
 
 
@@ -719,29 +654,5 @@ class Connections:
             self.none.set()
 
 
-def _split(part: Part, size: int) -> tuple[Part, Part]:
-    if isinstance(part, tuple):
-        number, at, whole = part
-        return (number, at, size), (number, at + size, whole - size)
-    view = memoryview(part)
-    return view[:size], view[size:]
-
-
-def _copied(part: Part) -> bytes | memoryview:
-    """The bytes of a part, of a file in memory of their own. EOFError where it is shorter."""
-    if not isinstance(part, tuple):
-        return part
-    number, at, size = part
-    found = bytearray()
-    while len(found) < size:
-        if not (more := os.pread(number, size - len(found), at + len(found))):
-            raise shorter()
-        found += more
-    return memoryview(found)
-
-
 def _text(raw: bytes | str) -> str:
     return raw if isinstance(raw, str) else raw.decode("ascii", "replace")
-
-
-__all__ = ["BODY_MAX", "CALLS_MAX", "OURS", "Call", "Connection", "Connections", "Message"]

@@ -19,7 +19,8 @@ from typing import Any
 from urllib.parse import quote
 
 from connector.dataplane.flight.framing import enveloped
-from connector.dataplane.flight.http2 import Call, Message
+from connector.dataplane.flight.http2 import Call
+from connector.dataplane.flight.messages import Message
 from connector.errors import BadInput, HanseError, Limited, Unauthenticated
 
 SERVICE = "/arrow.flight.protocol.FlightService/"

@@ -25,9 +25,10 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from connector.dataplane import senders
-from connector.dataplane.flight import commands, http2, protobuf, rpc
+from connector.dataplane.flight import commands, http2, messages, protobuf, rpc
 from connector.dataplane.flight.front import Front
-from connector.dataplane.flight.http2 import Call, Connection, Connections, Message
+from connector.dataplane.flight.http2 import Call, Connection, Connections
+from connector.dataplane.flight.messages import Message
 from connector.errors import Busy, Refused
 from tests.support import flying, provider
 from tests.support.certificates import self_signed, server_side
@@ -316,7 +317,7 @@ async def test_a_frame_is_filled_up_without_a_look_at_the_disk(tmp_path: Path, m
         assert threading.get_ident() != loop, "everybody waits for this disk"
         return pread(*given)
 
-    monkeypatch.setattr(http2.os, "pread", read)
+    monkeypatch.setattr(messages.os, "pread", read)
 
     async def first(call: Call) -> None:
         call.begin([OK])

@@ -1,0 +1,56 @@
+"""The states of an HTTP/2 connection as `h2` keeps them, within bounds that it does not have by itself."""
+
+from __future__ import annotations
+
+from h2 import frame_buffer
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.frame_buffer import FrameBuffer
+from h2.settings import SettingCodes, Settings
+from hyperframe.frame import Frame
+
+CALLS_MAX = 64  # of one connection at once
+HEADERS_MAX = 64 * 2**10  # bytes of a request's head, as HTTP/2 counts them: sixteen tickets
+_TABLE = 4096  # bytes of headers that we remember for a client: what HTTP/2 begins with
+# Of settings those that are known: the library would keep each of 65,536, and look at them all with each frame of them.
+_SETTINGS = frozenset(SettingCodes)
+frame_buffer.CONTINUATION_BACKLOG = HEADERS_MAX // 2**14  # frames of a head behind its first; the library's: a megabyte
+
+
+class _Remote(Settings):
+    """What a client has set, as far as it is heeded."""
+
+    def __setitem__(self, key: SettingCodes | int, value: int) -> None:
+        if key in _SETTINGS:
+            super().__setitem__(key, min(value, _TABLE) if key == SettingCodes.HEADER_TABLE_SIZE else value)
+
+
+class _Frames(FrameBuffer):
+    """Frames as they come, counted: of some, for streams that have ended, the library tells nothing."""
+
+    count = 0
+
+    def __next__(self) -> Frame:
+        found = super().__next__()
+        self.count += 1
+        return found
+
+
+class States(H2Connection):
+    """The library's. It remembers how streams ended, of the last ones: frames for them may still be under way."""
+
+    MAX_CLOSED_STREAMS = 2**10
+
+    def __init__(self) -> None:
+        super().__init__(H2Configuration(client_side=False, header_encoding=None))
+        self.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: CALLS_MAX,
+                SettingCodes.MAX_HEADER_LIST_SIZE: HEADERS_MAX,
+                SettingCodes.ENABLE_PUSH: 0,
+            },
+        )
+        self.remote_settings = _Remote(client=True)
+        self.incoming_buffer = self.came = _Frames(server=True)
+        self.decoder.max_header_list_size = HEADERS_MAX
