@@ -27,6 +27,7 @@ SERVICE = "/arrow.flight.protocol.FlightService/"
 _TICKET_MAX = 16 * 2**10
 _TICKETS_MAX = 16
 _DECLARED_MAX = 1024
+_MESSAGES_MAX = 256  # of a request: a descriptor, a schema and one row have three
 _STALL_SECONDS = 60.0  # as of a read
 _SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # bytes of a refusal, which is said twice, and its JSON: heads have 8 kB
 _KIND = re.compile(r"application/grpc(?:[+;].*)?", re.ASCII)  # gRPC for browsers has other messages
@@ -186,8 +187,10 @@ class Exchange:
 
 def _split(body: bytes) -> Iterator[bytes]:
     """The messages in a body, each as it is asked for."""
-    at = 0
+    at = count = 0
     while at < len(body):
+        if (count := count + 1) > _MESSAGES_MAX:
+            raise BadInput(f"expected at most {_MESSAGES_MAX} messages, came more", code="request_invalid")
         size = int.from_bytes(body[at + 1 : at + 5], "big")
         if body[at]:
             raise Unimplemented("expected messages that are not compressed; send them with grpc-encoding identity")
