@@ -5,12 +5,14 @@ from __future__ import annotations
 from h2 import frame_buffer
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.exceptions import FrameTooLargeError
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame
 
 CALLS_MAX = 64  # of one connection at once
 HEADERS_MAX = 64 * 2**10  # bytes of a request's head, as HTTP/2 counts them: sixteen tickets
+_FRAME_HEAD = 9  # bytes
 _TABLE = 4096  # bytes of headers that we remember for a client: what HTTP/2 begins with
 # Of settings those that are known: the library would keep each of 65,536, and look at them all with each frame of them.
 _SETTINGS = frozenset(SettingCodes)
@@ -26,12 +28,18 @@ class _Remote(Settings):
 
 
 class _Frames(FrameBuffer):
-    """Frames as they come, counted: of some, for streams that have ended, the library tells nothing."""
+    """Frames as they come, counted: of some, for streams that have ended, the library tells nothing. It would also keep
+    all of a frame, which may say that it is 16 MB, before it says that it is too large."""
 
     count = 0
 
     def __next__(self) -> Frame:
-        found = super().__next__()
+        try:
+            found = super().__next__()
+        except StopIteration:
+            if len(self._data) > self.max_frame_size + _FRAME_HEAD:
+                raise FrameTooLargeError(f"expected frames of {self.max_frame_size} bytes at most, came more") from None
+            raise
         self.count += 1
         return found
 

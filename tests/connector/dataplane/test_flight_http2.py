@@ -381,6 +381,7 @@ FLOODS: dict[str, tuple[Callable[[Wire], Iterator[bytes]], tuple[int, ...]]] = {
     "empty bodies": (bodies, (CALM,)),
     "rooms of ended calls": (ended(WindowUpdateFrame, window_increment=1), (CALM,)),
     "resets of ended calls": (ended(RstStreamFrame), (CALM,)),
+    "a frame of 16 MB": (lambda wire: iter([b"\xff\xff\xff\0\0\0\0\0\1", bytes(2**22)]), (6,)),
     "a head that goes on": (lambda wire: blocks(wire, b"\x90" * 4 * 2**20, ends=False), (PROTOCOL,)),
     "a head of a megabyte": (lambda wire: blocks(wire, b"\x20" * (2**20 - 16_384)), (PROTOCOL,)),
     "a head that unfolds": (bomb, (PROTOCOL, CALM)),
