@@ -32,7 +32,7 @@ from hyperframe.frame import (
 )  # fmt: skip
 
 from connector import listening
-from connector.dataplane.flight import http2
+from connector.dataplane.flight import commands, http2, protobuf
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.states import States
 from connector.dataplane.prepared import PreparedStreams
@@ -622,6 +622,43 @@ def by_chance(wire: Wire, dice: random.Random, one: Asked) -> bytes:
     if dice.random() < 0.3:
         raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
     return bytes(raw)
+
+
+ONE = b"\x0a\0"  # the smallest field of bytes
+
+
+def nested(*numbers: int, raw: bytes) -> bytes:
+    """A message in a field of a message, and so on, from the inside."""
+    for number in numbers:
+        raw = protobuf.write([(number, raw)])
+    return raw
+
+
+ENDPOINTS = nested(3, raw=ONE * 10_000) * 52  # of a FlightInfo
+PREPARED = commands.pack("CommandPreparedStatementQuery", [(1, commands.handle("SELECT ?", []))])
+LARGE = {  # of a megabyte each, and half a million fields
+    "GetFlightInfo": enveloped(ONE * 500_000),
+    "DoAction": enveloped(protobuf.write([(1, "CancelFlightInfo"), (2, nested(1, raw=ENDPOINTS))])),
+    "DoPut": enveloped(nested(2, 1, raw=PREPARED)) + enveloped(ONE * 10_000) * 51,
+}
+
+
+@pytest.mark.parametrize("method", LARGE)
+async def test_a_request_of_half_a_million_fields_holds_nobody(
+    front: Front, reads: dict[str, Asked], method: str
+) -> None:
+    async with served_meanwhile(front, reads["small"]) as held, wired(front) as wire:
+        head = wire.head(method, headers=[("authorization", f"Bearer {reads['small'].ticket}")])
+        wire.say(head)
+        for at in range(0, len(LARGE[method]), frames.FRAME):
+            wire.say(DataFrame(head.stream_id, data=LARGE[method][at : at + frames.FRAME]))
+            wire.ping()
+            await wire.until(lambda at=at: len(wire.pongs) > at // frames.FRAME)
+        wire.say(DataFrame(head.stream_id, flags=["END_STREAM"]))
+        await wire.whole(head.stream_id)
+    assert wire.answers[head.stream_id].status == "3"
+    assert "of at most 256 fields" in wire.answers[head.stream_id].trailers["grpc-message"]
+    assert max(held) < 20 * max(read_of(PingFrame(0, opaque_data=b"x" * 8).serialize() * 960) for _ in range(5))
 
 
 # 4. and 5. Ends
