@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -45,7 +46,6 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-NUMBERS = (provider.OWNER, "numbers")
 SQL = 'SELECT id, name, x FROM "clinic".numbers ORDER BY id'
 SMALL = 'SELECT id, name FROM "clinic".numbers WHERE id < 40 ORDER BY id'
 BATCHES = 12  # of the file, of a megabyte each
@@ -371,8 +371,8 @@ FLOODS: dict[str, tuple[Callable[[Wire], Iterator[bytes]], tuple[int, ...]]] = {
     "pings": (same_frames(PingFrame(0, opaque_data=b"x" * 8)), (CALM,)),
     "settings": (same_frames(settings()), (CALM,)),
     "settings of nobody": (
-        lambda wire: iter([settings(*((at * 2700 + one + 100, 1) for one in range(2700))) for at in range(24)]
-                          + [settings()] * 30_000), (CALM,)),
+        lambda wire: iter([settings(*((at * 2700 + one + 100, 1) for one in range(2700))) for at in range(12)]
+                          + [settings()] * 10_000), (CALM,)),
     "settings to and fro": (same_frames(settings((1, 100), (4, 1)) + settings((1, 2**31), (4, HUGE))), (CALM,)),
     "priorities": (same_frames(PriorityFrame(1, depends_on=3)), (CALM,)),
     "frames of no known kind": (same_frames(b"\0\0\0\x77\0" + bytes(4)), (CALM,)),
@@ -501,18 +501,22 @@ async def test_whoever_does_not_read_is_cut_off(
     monkeypatch.setattr(http2, "_CALM", 10.0**9)  # else it would be for that
     monkeypatch.setattr(http2, "_LEFT", 2**17)
     monkeypatch.setattr(http2, "_WAITING", 2**16)
-    async with wired(front, buffer=4096) as wire, served_meanwhile(front, reads["small"]):
-        wire.writer.transport.pause_reading()
+    async with wired(front, buffer=4096) as wire:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
         (connection,) = (each for each in front._connections if each.rests)
-        with contextlib.suppress(ConnectionError):
+        kernel = connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**14)  # else megabytes go that nobody reads
+        async with served_meanwhile(front, reads["small"]):
             while not connection.closes:
-                for _ in range(50):
+                for _ in range(30):
                     if asked_for == "pings":
                         wire.ping()
                     else:
                         wire.ask("DoGet", b"")
-                await wire.writer.drain()
-                await asyncio.sleep(0.005)
+                with contextlib.suppress(ConnectionError):
+                    await wire.writer.drain()
+                await until(lambda: connection.rests)
+                await asyncio.sleep(0.001)
 
 
 async def test_a_request_that_drips_or_is_too_large_is_refused_and_nothing_of_it_is_kept(
@@ -691,9 +695,11 @@ async def test_the_end_of_the_front_ends_everybody(
             await stuck.until(lambda: False)
         await full.end()
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.get_running_loop().sock_recv(silent, 1) == b""
+            while await asyncio.get_running_loop().sock_recv(silent, 1000):
+                pass
     await settled(running)
-    await until(lambda: asyncio.all_tasks() <= tasks and descriptors() <= open_before)
+    # What was raised and its frames refer to each other, and to files.
+    await until(lambda: gc.collect() >= 0 and asyncio.all_tasks() <= tasks and descriptors() <= open_before)
 
 
 @asynccontextmanager
