@@ -34,6 +34,7 @@ from hyperframe.frame import (
 
 from connector import listening
 from connector.dataplane.flight import commands, http2, protobuf
+from connector.dataplane.flight import front as front_of
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.states import States
 from connector.dataplane.prepared import PreparedStreams
@@ -674,8 +675,11 @@ def descriptors() -> int:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_the_end_of_the_front_ends_everybody(
-    running: Provider, reads: dict[str, Asked], pem: str, tls: bool
+    running: Provider, reads: dict[str, Asked], pem: str, tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By itself: nobody is waited for until patience is at an end."""
+    monkeypatch.setattr(front_of, "_STOP_SECONDS", 600)
+    monkeypatch.setattr(listening, "HEAD_SECONDS", 600)
     tasks, open_before = asyncio.all_tasks(), descriptors()
     async with contextlib.AsyncExitStack() as stack:
         async with flying.flying(running, certificate=pem if tls else "") as front:
