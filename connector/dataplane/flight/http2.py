@@ -321,7 +321,7 @@ class Connection(asyncio.BufferedProtocol):
         """Say goodbye: no further call is answered, and those that run are ended."""
         for call in tuple(self._calls.values()):
             call.leave()
-        if self._transport is None:  # its handshake is under way, and may be for ever
+        if self._transport is None:  # its handshake is under way, and need not end
             self.hang_up()
         self._close(ErrorCodes.NO_ERROR)
 

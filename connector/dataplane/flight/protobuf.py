@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIELDS_MAX = 256  # of one message; a megabyte of the smallest ones holds everybody up for a second
+_FIELDS_MAX = 256  # of one message: a megabyte of the smallest holds everybody up for most of a second
 
 Message = dict[int, list[int | bytes]]
 
@@ -28,7 +28,7 @@ def read(data: bytes) -> Message:
         if key >> 3 == 0:
             raise Garbled("expected a protobuf message, came something else")
         if count > _FIELDS_MAX:
-            raise Garbled(f"expected at most {_FIELDS_MAX} fields in a protobuf message, came more")
+            raise Garbled(f"expected a protobuf message of at most {_FIELDS_MAX} fields, came one of more")
         value, at = _value(data, at, key & 7)
         found.setdefault(key >> 3, []).append(value)
     return found

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +28,7 @@ SERVICE = "/arrow.flight.protocol.FlightService/"
 _TICKET_MAX = 16 * 2**10
 _TICKETS_MAX = 16
 _DECLARED_MAX = 1024
-_MESSAGES_MAX = 256  # of a request: a descriptor, a schema and one row have three
+_MESSAGES_MAX = 256  # of a request: a descriptor, a schema and a row of parameters are three
 _STALL_SECONDS = 60.0  # as of a read
 _SENTENCE_MAX, _DETAILS_MAX = 1000, 2500  # bytes of a refusal, which is said twice, and its JSON: heads have 8 kB
 _KIND = re.compile(r"application/grpc(?:[+;].*)?", re.ASCII)  # gRPC for browsers has other messages
@@ -150,7 +151,10 @@ class Exchange:
 
     async def messages(self) -> list[bytes]:
         """All that is asked, to the end. BadInput for what is no message of gRPC, Limited where it does not come."""
-        return list(_split(await self.call.body()))
+        found = list(islice(_split(await self.call.body()), _MESSAGES_MAX + 1))
+        if len(found) > _MESSAGES_MAX:
+            raise BadInput(f"expected at most {_MESSAGES_MAX} messages, came more", code="request_invalid")
+        return found
 
     async def message(self) -> bytes:
         """The one message of a call that has one."""

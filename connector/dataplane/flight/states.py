@@ -38,7 +38,7 @@ class _Frames(FrameBuffer):
             found = super().__next__()
         except StopIteration:
             if len(self._data) > self.max_frame_size + _FRAME_HEAD:
-                raise FrameTooLargeError(f"expected frames of at most {self.max_frame_size} bytes") from None
+                raise FrameTooLargeError(f"expected frames of {self.max_frame_size} bytes at most, came more") from None
             raise
         self.count += 1
         return found
