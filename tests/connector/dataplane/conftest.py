@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-_LOOKING = ("test_gather_leaving", "test_prepared", "test_flight_slots")  # into what uvloop has in C: clock and timers
+_LOOKING = ("test_gather_leaving", "test_prepared")  # into what uvloop has in C: clock and timers
 _BOTH = ("test_flight_turns",)  # how a transport goes with what is written to its socket beside it
 
 
