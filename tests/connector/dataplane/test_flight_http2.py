@@ -87,6 +87,11 @@ async def secure(running: Provider, pem: str) -> AsyncIterator[Front]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def _short_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "_PARTING_SECONDS", 0.1)
+
+
 @pytest.fixture(params=["plain", "tls"])
 def front(request: pytest.FixtureRequest, plain: Front, secure: Front) -> Front:
     return plain if request.param == "plain" else secure
@@ -500,8 +505,8 @@ async def test_whoever_does_not_read_is_cut_off(
     front: Front, reads: dict[str, Asked], asked_for: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http2, "_CALM", 10.0**9)  # else it would be for that
-    monkeypatch.setattr(http2, "_LEFT", 2**17)
-    monkeypatch.setattr(http2, "_WAITING", 2**16)
+    monkeypatch.setattr(http2, "_LEFT", 2**16)
+    monkeypatch.setattr(http2, "_WAITING", 2**15)
     async with wired(front, buffer=4096) as wire:
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
         (connection,) = (each for each in front._connections if each.rests)
@@ -601,7 +606,7 @@ async def test_frames_by_chance_end_a_connection_and_nothing_else(
     dice = random.Random(17)
     try:
         async with served_meanwhile(front, reads["small"]):
-            for _ in range(100):
+            for _ in range(40):
                 async with wired(front) as wire:
                     wire.say(*(by_chance(wire, dice, reads["small"]) for _ in range(20)), b"\xff" * 2**15)
                     await wire.end()
@@ -609,7 +614,7 @@ async def test_frames_by_chance_end_a_connection_and_nothing_else(
         asyncio.get_running_loop().set_exception_handler(None)
     assert not wrong
     assert "unforeseen" not in told
-    assert len(told) <= 100
+    assert len(told) <= 40
     await settled(running)
 
 
