@@ -50,6 +50,7 @@ from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import Wanted
 from connector.dataplane.sending import Parts
 from connector.dataplane.stream import Reads
+from connector.dataplane.taking import Moved, in_time
 from connector.dataplane.tickets import Ticket
 from connector.errors import (
     BadInput,
@@ -459,21 +460,16 @@ class _Transport:
         await exchange.send({"type": "http.response.body", "body": b""})
 
     async def _part(self, exchange: Exchange, stream: GovernedStream, part: bytes | memoryview | InFiles) -> None:
-        now = asyncio.get_running_loop().time
-
-        def moved() -> None:
-            if not stream.over:  # else the rest of what has passed the gate could be taken for hours, byte by byte
-                limit.reschedule(now() + self._stall_seconds)
+        async def sending(moved: Moved) -> None:
+            if isinstance(part, InFiles):
+                await exchange.file(part, stream.following, moved)
+            else:
+                await exchange.part(part, moved)
 
         try:
-            async with asyncio.timeout(self._stall_seconds) as limit:
-                if isinstance(part, InFiles):
-                    await exchange.file(part, stream.following, moved)
-                else:
-                    await exchange.part(part, moved)
-        except TimeoutError:
-            took = "not all that it may" if stream.over else "next to nothing"
-            stream.abandon("client_stalled", f"the client took {took} for {self._stall_seconds:g} s")
+            await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
+        except Limited as stalled:
+            stream.abandon(stalled.code, stalled.message)
             await exchange.abort()
             raise ConnectionAbortedError("the client does not read") from None
         except (EOFError, VersionChanged):

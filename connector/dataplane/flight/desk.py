@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from connector.dataplane.flight.rpc import Caller
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import BLOCKS_MAX, Wanted
 from connector.dataplane.stream import Reads
+from connector.dataplane.taking import Moved, in_time
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused, VersionChanged
 from connector.query.spans import InFiles
@@ -45,7 +46,7 @@ class Reader(Protocol):
     async def begin(self, schema: memoryview | bytes) -> None:
         """The message with the schema."""
 
-    async def part(self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Any) -> None:
+    async def part(self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Moved) -> None:
         """A part of the stream, and those in files that follow it at once; `moved` is called as it is taken."""
 
     async def end(self, last: memoryview | bytes, record: Mapping[str, Any]) -> None:
@@ -188,7 +189,7 @@ class Desk:
 
     async def _send(self, asked: Asked, reader: Reader) -> Mapping[str, Any]:
         async with self._reads.open(asked, spans=True) as stream:
-            await self._within_time(stream, lambda moved: reader.begin(stream.schema))
+            await self._in_time(stream, lambda moved: reader.begin(stream.schema))
             async with aclosing(stream.parts()) as parts:
                 async for part in parts:
                     if stream.end is None:
@@ -199,14 +200,14 @@ class Desk:
             record = stream.end.to_json()
             if stream.end.status == ask.COMPLETE:
                 assert isinstance(part, bytes)
-                await self._within_time(stream, lambda moved: reader.end(part, record))
+                await self._in_time(stream, lambda moved: reader.end(part, record))
             return record
 
     async def _part(self, stream: GovernedStream, reader: Reader, part: memoryview | bytes | InFiles) -> None:
         """A part, and those in files that follow it."""
         following = _following(stream)
         try:
-            await self._within_time(stream, lambda moved: reader.part(part, following, moved))
+            await self._in_time(stream, lambda moved: reader.part(part, following, moved))
         except VersionChanged as error:  # told as where it is seen before the gate
             stream.abandon(error.code, error.message)
         except EOFError:
@@ -215,22 +216,12 @@ class Desk:
             stream.abandon(error.code, error.message)
             raise
 
-    async def _within_time(self, stream: GovernedStream, sending: Any) -> None:
-        """Limited where the reader takes next to nothing for too long, or not all once its agreement has ended."""
-        now = asyncio.get_running_loop().time
-
-        def moved() -> None:
-            if not stream.over:  # else the rest of what has passed the gate could be taken for hours, byte by byte
-                limit.reschedule(now() + self._stall_seconds)
-
+    async def _in_time(self, stream: GovernedStream, sending: Callable[[Moved], Awaitable[None]]) -> None:
         try:
-            async with asyncio.timeout(self._stall_seconds) as limit:
-                await sending(moved)
-        except TimeoutError:
-            took = "not all that it may" if stream.over else "next to nothing"
-            reason = f"the client took {took} for {self._stall_seconds:g} s"
-            stream.abandon("client_stalled", reason)
-            raise Limited(reason, code="client_stalled") from None
+            await in_time(sending, seconds=self._stall_seconds, over=lambda: stream.over)
+        except Limited as stalled:
+            stream.abandon(stalled.code, stalled.message)
+            raise
 
     # Who may, and what is meant.
 

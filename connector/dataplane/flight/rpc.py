@@ -8,13 +8,13 @@ anything else for a failure of ours: they get none.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +22,8 @@ from urllib.parse import quote
 from connector.dataplane.flight.framing import enveloped
 from connector.dataplane.flight.http2 import Call
 from connector.dataplane.flight.messages import Message
-from connector.errors import BadInput, HanseError, Limited, Unauthenticated
+from connector.dataplane.taking import in_time
+from connector.errors import BadInput, HanseError, Unauthenticated
 
 SERVICE = "/arrow.flight.protocol.FlightService/"
 _TICKET_MAX = 16 * 2**10
@@ -174,13 +175,8 @@ class Exchange:
 
     async def pass_on(self, message: Message) -> None:
         """One message. Limited where its client does not take it."""
-        now = asyncio.get_running_loop().time
         self.begin()
-        try:
-            async with asyncio.timeout(_STALL_SECONDS) as limit:
-                await self.call.send(message, lambda: limit.reschedule(now() + _STALL_SECONDS))
-        except TimeoutError:
-            raise Limited(f"the client took next to nothing for {_STALL_SECONDS:g} s", code="client_stalled") from None
+        await in_time(partial(self.call.send, message), seconds=_STALL_SECONDS)
 
     def finish(self, error: HanseError | None = None) -> None:
         """How it ended."""

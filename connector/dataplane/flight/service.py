@@ -17,6 +17,7 @@ from connector.dataplane.flight.protobuf import Garbled
 from connector.dataplane.flight.rpc import SERVICE, DeadlineExceeded, Exchange, Unimplemented, caller_of, seconds_of
 from connector.dataplane.flight.tables import Tables
 from connector.dataplane.senders import in_thread
+from connector.dataplane.taking import Moved
 from connector.errors import BadInput, HanseError, unforeseen
 from connector.query.spans import InFiles, Scattered, Span
 from connector.telemetry import logger
@@ -267,9 +268,7 @@ class _Reader:
         for message in framing.messages(schema):
             await self._exchange.call.send(message)
 
-    async def part(
-        self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Callable[[], object]
-    ) -> None:
+    async def part(self, part: memoryview | bytes | InFiles, following: Iterator[InFiles], moved: Moved) -> None:
         """See `desk.Reader`."""
         call = self._exchange.call
         if not isinstance(part, Span | Scattered):
