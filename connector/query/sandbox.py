@@ -27,9 +27,8 @@ _SYSTEM = (
 )  # fmt: skip
 
 
-def confine(*, readable: Sequence[str], writable: Sequence[str], port: int | None = None) -> bool:
-    """Shut this thread and all that it starts into these paths, without a network but the TCP port that it listens on
-    (0: any that is free). Whether the kernel can.
+def confine(*, readable: Sequence[str], writable: Sequence[str]) -> bool:
+    """Shut this thread and all that it starts into these paths, without a network. Whether the kernel can.
 
     Call it before other threads exist. OSError where the kernel could and did not.
     """
@@ -46,8 +45,6 @@ def confine(*, readable: Sequence[str], writable: Sequence[str], port: int | Non
             _allow(ruleset, path, _READ & rights)
         for path in writable:
             _allow(ruleset, path, rights)
-        if port is not None and networks:
-            _checked(_call(_ADD, ruleset, 2, struct.pack("<QQ", 1, port), 0))
         _checked(ctypes.CDLL(None, use_errno=True).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
         _checked(_call(_RESTRICT, ruleset, 0))
     finally:

@@ -55,12 +55,10 @@ class Call:
 
     def __init__(self, connection: Connection, number: int, headers: Iterable[tuple[Any, Any]]) -> None:
         self.number = number
-        self.path = ""
         self.headers: dict[str, list[str]] = {}
         for name, value in headers:
-            if name == b":path":
-                self.path = _text(value)
             self.headers.setdefault(_text(name), []).append(_text(value))
+        self.path = self.headers.get(":path", [""])[0]
         self.gone = False
         self.task: asyncio.Task[None] | None = None
         self.begun = self.ended = self.whole = False
@@ -152,7 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         self.lock = threading.Condition()  # of the library and of what is to be said; a window has moved
         self._h2 = States()
         self._said = bytearray()  # frames without data that are to go out
-        self._pending = Outgoing()  # of frames with data whose beginning has gone
+        self.pending = Outgoing()  # of frames with data whose beginning has gone: of whoever has the turn
         self._turn = asyncio.Lock()  # of whoever writes data
         self._buffer = memoryview(bytearray(_READ))
         self._quiet = asyncio.Event()  # all that the transport was given has gone
@@ -417,7 +415,7 @@ class Connection(asyncio.BufferedProtocol):
                     whole = await self._run(partial(sending.run, out), sending, out, device)
                     if sending.moves():
                         moved()
-                    while self._pending.left:
+                    while self.pending.left:
                         await writable(out)
                         self._there(call)
                         await self._run(partial(sending.rest, out), sending, out, device)
@@ -434,14 +432,9 @@ class Connection(asyncio.BufferedProtocol):
             if device is None:
                 return work()
             return await in_thread(work, stop=sending.stop, device=device, out=out)
-        except Busy:
-            if sending.pushing:  # a thread still has what it was sending
-                self._pending = Outgoing()
-                self._shut()
-            raise
-        except ConnectionError:
-            if sending.pushing:  # else it is this call only that has ended
-                self._pending = Outgoing()
+        except (Busy, ConnectionError):
+            if sending.pushing:  # a lost thread still has what it was sending; else it is this call only that has ended
+                self.pending = Outgoing()
                 self._shut()
             raise
 
@@ -456,7 +449,7 @@ class Connection(asyncio.BufferedProtocol):
         """A frame that has begun goes out whole, for the calls beside this one, though nobody waits for it: zeros for
         what lies in files, whose disk may hang. The last of a message is in memory when it begins, so none is whole by
         such zeros."""
-        left, self._pending = self._pending.left, Outgoing()
+        left, self.pending = self.pending.left, Outgoing()
         if left and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(bytes(part[2]) if isinstance(part, tuple) else part for part in left))
 
@@ -549,10 +542,6 @@ class Connection(asyncio.BufferedProtocol):
         with self.lock:
             return seconds > 0 and self.lock.wait(seconds)
 
-    def pending(self) -> Outgoing:
-        """What of frames that have begun has not gone; of whoever has the turn."""
-        return self._pending
-
 
 class _Sending:
     """Messages of one call on their way."""
@@ -590,7 +579,7 @@ class _Sending:
                     return False
                 continue
             self._moves |= data.moves()
-            self._connection.pending().left.extend(frames)
+            self._connection.pending.left.extend(frames)
             if not self.rest(out, wait):
                 return False
             if wait is None or wait.over:
@@ -604,7 +593,7 @@ class _Sending:
 
     def rest(self, out: socket.socket, wait: Waiting | None = None) -> bool:
         """Send what of frames has not gone. Whether that was all."""
-        self.pushing = not self._connection.pending().push(out, self._window, wait)
+        self.pushing = not self._connection.pending.push(out, self._window, wait)
         return not self.pushing
 
     def _next(self) -> Data | None:
@@ -656,5 +645,5 @@ class Connections:
             self.none.set()
 
 
-def _text(raw: bytes | str) -> str:
-    return raw if isinstance(raw, str) else raw.decode("ascii", "replace")
+def _text(raw: bytes) -> str:
+    return raw.decode("ascii", "replace")

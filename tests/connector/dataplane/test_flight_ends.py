@@ -329,9 +329,9 @@ async def test_a_frame_is_filled_up_without_a_look_at_the_disk(tmp_path: Path, m
         await until(lambda: len(client.data[one]) > 0)
         client.pause()
         client.give(2**20, one)
-        await until(lambda: made[0].pending().left)
+        await until(lambda: made[0].pending.left)
         client.reset(one)
-        await until(lambda: not made[0].pending().left)
+        await until(lambda: not made[0].pending.left)
         client.go_on()
         other = client.ask()
         await until(lambda: other in client.ended)
@@ -343,7 +343,7 @@ async def test_an_answer_as_large_as_the_window_needs_no_more_of_it() -> None:
     async with answering(giving(WINDOW), sndbuf=4096) as (port, made), connected(port, rcvbuf=4096) as client:
         client.pause()
         number = client.ask()
-        await until(lambda: made and made[0].pending().left)
+        await until(lambda: made and made[0].pending.left)
         client.go_on()
         await until(lambda: number in client.ended)
         assert len(client.data[number]) == WINDOW
