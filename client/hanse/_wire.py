@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -26,13 +26,15 @@ ARROW = "application/vnd.apache.arrow.stream"
 _SCRATCH = 64 * 1024
 _HEADERS_MAX = 64 * 1024
 _CHUNK_MAX = 1 << 30  # far above any batch of ours, however it is cut; checked before memory is taken for it
-_TOGETHER_MAX = 16 * 2**20  # of a chunk, in one piece of memory: a small batch in it keeps all of that
+TOGETHER_MAX = 16 * 2**20  # of a chunk, in one piece of memory: a small batch in it keeps all of that
 _PROBLEM_MAX = 1 << 20
 _LINE_MAX = 256
 _TRAILERS_MAX = 100  # lines after the last chunk, and
 _INTERIM_MAX = 10  # informational answers before the real one: whoever sends more never ends
 _PORTS = {"http": 80, "https": 443}
 _HUGE = 2 * 2**20  # bytes of a huge page
+
+Memory: TypeAlias = "Callable[[int], pa.Buffer]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class Body:
         self._chunk: pa.Buffer | None = None
         self._at = 0
         self._first = True
-        self._memory: Callable[[int], pa.Buffer] = pa.allocate_buffer  # where the payloads go
+        self._memory: Memory = pa.allocate_buffer  # where the payloads go
         self.ended = False  # the last chunk was seen: the body is whole
 
     def read(self, size: int = -1) -> Any:
@@ -204,9 +206,9 @@ class Body:
         self._wire.close()
         self.closed = True
 
-    def keep(self) -> None:
-        """Say that what comes from now on stays: it goes to memory that is made for that."""
-        self._memory = kept
+    def into(self, memory: Memory) -> None:
+        """Have what comes from now on go to memory that this makes, as `pa.allocate_buffer` does."""
+        self._memory = memory
 
     def rest(self, most: int) -> bytes:
         """Everything that is left, for small bodies."""
@@ -219,7 +221,7 @@ class Body:
 
     def _at_once(self, size: int) -> Any:
         """Take the rest of the chunk in one piece of memory, and answer from it: the message after it is there too."""
-        taken = self._left if self._left <= _TOGETHER_MAX else size
+        taken = self._left if self._left <= TOGETHER_MAX else size
         self._chunk = self._filled(taken)
         self._left, self._at = self._left - taken, size
         return self._chunk.slice(0, size)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from hanse._messages import Messages
 from hanse._valid import Validator
 from hanse._values import bounded
-from hanse._wire import Answer
+from hanse._wire import Answer, Memory, kept
 from hanse.errors import BadInput, Broken, HanseError, StreamIncomplete, of_end
 from hanse.patience import Patience
 from hanse.plan import Due
@@ -67,12 +67,15 @@ class Stream:
         self.end: Mapping[str, Any] = {}
         self.error: HanseError | None = None
         self.schema: pa.Schema = schema
+        self._memory: Memory | None = None
         self._take(answer)
 
     def _take(self, answer: Answer) -> None:
         """Read from this answer on. Broken where its columns are others: who has been told the schema believes it, and
         reads memory by it."""
         self._body = answer.body
+        if self._memory is not None:
+            self._body.into(self._memory)
         self.read_id = answer.headers.get("hanse-read", "")
         self._rows_before = self.rows
         self._messages = Messages(self._body)
@@ -202,10 +205,15 @@ class Stream:
             raise Broken(f"expected a list of {name} in the stream's end record, came another form")
         return found
 
+    def into(self, memory: Memory) -> None:
+        """Have the batches that come from now on lie in memory that this makes, as `pa.allocate_buffer` does."""
+        self._memory = memory
+        self._body.into(memory)
+
     def to_arrow(self) -> pa.Table:
         """Everything as a table, kept: call it as often as you like."""
         if self._table is None:
-            self._body.keep()
+            self.into(kept)  # memory that is made for what stays
             self._table = pa.Table.from_batches(list(self), schema=self.schema)
         return self._table
 

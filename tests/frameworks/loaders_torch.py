@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import itertools
 import json
 import os
@@ -17,13 +18,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import hanse
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
-from hanse.loaders import merge, shipped
-from hanse.loaders.shipped import Came, Columns, Way
+from hanse.loaders import merge
+from hanse.loaders.lying import Came, Kinds, Layout
+from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import tensors
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -493,13 +496,13 @@ def _loaded(dataset: Dataset, *, workers: int = 2, batch_size: int = 64, **optio
 
 def test_batches_of_workers_lie_in_memory_that_is_filled_again(training: Dataset) -> None:
     loader, places = _loaded(training, workers=1), []
-    for _ in range(2):
+    for _ in range(8):
         for batch in loader:
             assert type(batch) is dict
             places.append(batch["id"].data_ptr())
             del batch
-    assert len(places) > 40
-    assert len(set(places)) <= 8
+    assert len(places) > 160
+    assert len(set(places)) < len(places) / 2
 
 
 def test_batches_that_are_kept_stay_as_they_are(training: Dataset) -> None:
@@ -573,7 +576,7 @@ class _Wide(IterableDataset[Any]):
         names = [f"a column with a long name and the number {number}" for number in range(6000)]
         for start in range(12):
             batch = pa.record_batch([pa.array([start, start + 1])] * len(names), names)
-            yield shipped.Rows([(Came(batch), 0, 2)], self.way)
+            yield self.way.rows([(batch, 0, 2)])
 
 
 def test_a_wide_schema_goes_as_any_other() -> None:
@@ -585,7 +588,7 @@ def test_a_wide_schema_goes_as_any_other() -> None:
 
 class _Unwritten(_Wide):
     def __iter__(self) -> Any:
-        shipped.Layout.write = _refused  # type: ignore[method-assign,assignment]  # in the worker only
+        Layout.write = _refused  # type: ignore[method-assign,assignment]  # in the worker only
         return super().__iter__()
 
 
@@ -617,19 +620,33 @@ def _mixed(start: int, rows: int) -> pa.RecordBatch:
     )
 
 
-@pytest.mark.parametrize("room", [True, False], ids=["in a slot", "in a piece of its own"])
-def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
-    room: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slices = [(_mixed(0, 50), 13, 50), (_mixed(50, 20), 0, 20), (_mixed(70, 90), 0, 41)]
-    way = Way()
-    assert way.rows(slices) is None  # here
+def _as_worker(way: Way) -> Way:
+    assert way.rows([(_mixed(0, 1), 0, 1)]) is None, "in the process that made it there is nothing to send"
     way._maker = 0
-    if not room:
-        monkeypatch.setattr(way.arena, "room", lambda _: None)
-    rows = way.rows(slices)
-    assert rows is not None
-    made, expected = pickle.loads(pickle.dumps(rows)), tensors(_mixed(13, 98))
+    return way
+
+
+def _received(way: Way, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """As from the network, into memory of the way's."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as out:
+        out.write_batch(batch)
+    stream = sink.getvalue()
+    room = way.arena.room(stream.size)
+    assert room is not None
+    memoryview(room).cast("B")[:] = memoryview(stream).cast("B")
+    return pa.ipc.open_stream(room).read_next_batch()
+
+
+def _as_it_is(way: Way, batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch
+
+
+WHERE = {"in memory of its own": _as_it_is, "where it was received": _received}
+IN_PLACE = ["text", "wide", "fixed", "shaped", "narrow", "day", "again", "bytes"]  # truths are bits there
+
+
+def _is(made: dict[str, Any], expected: dict[str, Any]) -> None:
     assert list(made) == list(expected)
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
@@ -637,11 +654,88 @@ def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
             assert torch.equal(made[name], value), name
         else:
             assert made[name] == value, name
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["in a slot", "in a piece of its own"])
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("columns", [IN_PLACE, [*IN_PLACE, "yes"]], ids=["", "with truths"])
+@pytest.mark.parametrize("cuts", [[(0, 50, 13, 50), (50, 20, 0, 20), (70, 90, 0, 41)], [(0, 120, 13, 111)]], ids=len)
+def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
+    room: bool, where: str, columns: list[str], cuts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = _as_worker(Way())
+    slices = [
+        (WHERE[where](way, _mixed(first, rows).select(columns)), start, stop) for first, rows, start, stop in cuts
+    ]
+    if not room:
+        monkeypatch.setattr(way.arena, "room", lambda _: None)
+    rows = way.rows(slices)
+    assert rows is not None
+    in_place = where == "where it was received" and columns == IN_PLACE
+    assert [came.place is not None for came, _, _ in rows._parts] == [in_place] * len(cuts)
+    made = pickle.loads(pickle.dumps(rows))
+    _is(made, tensors(_mixed(13, 98).select(columns)))
     weight = torch.ones(98, dtype=torch.float64, requires_grad=True)
     again = made["again"].clone()
     made["wide"].mul_(weight)  # one may be changed as a tensor of its own
     assert torch.equal(made["again"], again)
     assert rows["narrow"].tolist() == made["narrow"].tolist()
+
+
+def test_what_was_received_is_not_copied_where_a_batch_lies_in_one_piece() -> None:
+    way = _as_worker(Way())
+    whole = _received(way, pa.record_batch({name: pa.array(range(90), pa.float32()) for name in "abc"}))
+    made = pickle.loads(pickle.dumps(way.rows([(whole, 30, 60)])))
+    ctypes.c_float.from_address(whole["b"].buffers()[1].address + 4 * 31).value = 7.0
+    assert made["b"].tolist() == [30.0, 7.0, *map(float, range(32, 60))]
+
+
+def test_one_column_that_is_saved_takes_none_of_the_others_along() -> None:
+    way = _as_worker(Way())
+    whole = _received(way, pa.record_batch({name: pa.array(range(1000)) for name in "abc"}))
+    made = pickle.loads(pickle.dumps(way.rows([(whole, 0, 100)])))
+    assert made["b"].untyped_storage().nbytes() == 800
+
+
+@pytest.mark.parametrize(
+    ("columns", "distances"),
+    [
+        pytest.param({"a": "f4", "b": "f4", "c": "f4"}, [("abc", 400)], id="of one type"),
+        pytest.param({"a": "f4", "b": "i8", "c": "f4", "d": "i8"}, [("ac", 1200), ("bd", 1200)], id="by turns"),
+        pytest.param({"a": "f4", "b": "f4", "c": "i8", "d": "f4"}, [("ab", 400), ("d", 0), ("c", 0)], id="no order"),
+        pytest.param({"a": "f4"}, [("a", 0)], id="alone"),
+    ],
+)
+def test_columns_of_a_type_at_one_distance_are_one_array(
+    columns: dict[str, str], distances: list[tuple[str, int]]
+) -> None:
+    way = _as_worker(Way())
+    whole = _received(way, pa.record_batch({name: np.arange(100, dtype=kind) for name, kind in columns.items()}))
+    rows = way.rows([(whole, 0, 100)])
+    assert rows is not None
+    found = rows._parts[0][0].lying.groups
+    assert [("".join(group.names), group.stride) for group in found] == distances
+    _is(pickle.loads(pickle.dumps(rows)), tensors(whole))
+
+
+def test_batches_that_lie_in_another_way_are_put_together_by_the_worker() -> None:
+    way = _as_worker(Way())
+    one = pa.record_batch({"a": pa.array([1.5]), "b": pa.array([2.5]), "c": pa.array([3.5])})
+    bits = pa.py_buffer(b"\xff")  # says of each value that it is there: the distances are others
+    columns = [pa.Array.from_buffers(pa.float64(), 1, [bits, column.buffers()[1]]) for column in one.columns[:2]]
+    other = pa.record_batch([*columns, one["c"]], names=["a", "b", "c"])
+    slices = [(_received(way, one), 0, 1), (_received(way, other), 0, 1)]
+    _is(pickle.loads(pickle.dumps(way.rows(slices))), {name: tensors(one)[name].repeat(2) for name in "abc"})
+
+
+def test_texts_of_more_bytes_than_their_type_can_say_are_refused() -> None:
+    batch = pa.record_batch({"a": pa.array([b""])})
+    came = Came(batch, Kinds(batch.schema), lambda *_: None)
+    places = pa.array([0, 2**31 - 1], pa.int32()).buffers()[1]
+    values = pa.foreign_buffer(places.address, 2**31 - 1)  # nobody looks into them
+    came._columns = [pa.Array.from_buffers(pa.binary(), 1, [None, places, values])]
+    with pytest.raises(OverflowError):
+        Layout([(came, 0, 1)] * 2)
 
 
 @pytest.mark.parametrize("columns", [{"n": [1, None]}, {"x": [1.0, None]}, {"t": ["a", None]}, {"l": [[1], [2]]}])

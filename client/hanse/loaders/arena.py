@@ -1,8 +1,8 @@
-"""Memory that a process shares with the workers that it starts: they fill slots of it, it reads them where they are.
+"""Memory that a process shares with the workers that it starts: what they receive lies where it reads it.
 
 PyTorch's own way makes a file for each batch, asks for it over a socket, and has the kernel clear and map its pages
-anew. Here the pages stay: a slot is filled again when nothing of its last batch is in use. Linux only; elsewhere, or
-where no slot is free or large enough, `room` says so and the caller goes another way.
+anew. Here the pages stay: a slot is filled again when nothing of what lay in it is in use, in the worker or the loop.
+Linux only; elsewhere, or where no slot is free or large enough, `room` says so and the caller goes another way.
 """
 
 from __future__ import annotations
@@ -11,22 +11,29 @@ import ctypes
 import mmap
 import os
 import struct
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import pyarrow as pa
+
+from hanse._wire import TOGETHER_MAX
 from hanse.errors import Broken
 
 _REGIONS = 256  # a worker fills one: loaders, times their workers, that live at once
-_SLOTS = 8  # in each: batches that a loop holds or that wait for it; untouched ones take no memory
-_SLOT = 32 * 2**20
-_HEAD = 4096  # of a region: the state of each of its slots, and how often somebody began to fill it
-_BEGUN = struct.Struct("<Q")
-_BEGUN_AT = 64
+_SLOTS = 32  # in each: what waits or is held, as it came over the network; untouched ones take no memory
+_SLOT = TOGETHER_MAX
+_SPARE = 8  # slots that nothing is received into, so that what is put together anew finds room
+_LEAST = 2**18  # bytes that are worth a slot
+_HEAD = 4096  # of a region: a record for each slot,
+_RECORD = 32  # of numbers that one side writes and the other reads:
+_FILLED, _RETURNED, _IN_USE = 0, 8, 16  # by workers how often; by loops how many parts came back; whether they have any
+_NUMBER = struct.Struct("<Q")
 _REGION = _HEAD + _SLOTS * _SLOT
-_FREE, _SENT, _READ = 0, 1, 2
-Place = tuple[int, int, int]  # region, slot, and how often somebody had begun to fill the region
+_Whole = ctypes.c_ubyte * _SLOT
+Place = tuple[int, int, int]  # region, slot, and how often the slot had been filled
 
 
 class Arena:
@@ -35,47 +42,39 @@ class Arena:
     def __init__(self, file: int = -1) -> None:
         """`file`: the descriptor of one that was made elsewhere."""
         self._file = _made() if file < 0 else file
-        self._maps: dict[int, mmap.mmap] = {}
-        self._held: dict[Place, weakref.ref[Any]] = {}
-        self._ours = (0, -1)  # a process, and the region that it fills
+        self._filling: _Filling | None = None
+        self._reading: _Reading | None = None
         if self._file >= 0:
             weakref.finalize(self, os.close, self._file)
 
-    def room(self, nbytes: int) -> tuple[Place, memoryview] | None:
-        """A slot that is ours to fill, and its memory; None where there is none."""
-        if nbytes > _SLOT or (region := self._region()) < 0:
-            return None
-        memory = self._map(region)
-        for slot in range(_SLOTS):
-            if memory[slot] == _FREE:
-                memory[slot] = _SENT
-                start = _HEAD + slot * _SLOT
-                return (region, slot, _begun(memory)), memoryview(memory)[start : start + _SLOT]
-        return None
+    # In a worker.
 
-    def give_back(self, place: Place) -> None:
-        """What was not sent after all."""
-        region, slot, _ = place
-        self._map(region)[slot] = _FREE
+    def memory(self, nbytes: int) -> pa.Buffer:
+        """Where to receive so many bytes: a slot, or Arrow's own memory where there is none."""
+        found = self._here().room(nbytes, spare=_SPARE) if nbytes >= _LEAST else None
+        return pa.allocate_buffer(nbytes) if found is None else found
 
-    def take(self, place: Place, nbytes: int) -> Any:
-        """What a worker has put there, as an object with a buffer; the slot is free when nobody has any of it. Broken
-        where another one fills that memory by now: the worker is gone."""
-        region, slot, begun = place
-        memory, taker = self._map(region), os.getpid()
-        if _begun(memory) != begun:
-            raise Broken("the worker that read this batch is gone, and its memory is another's; begin the epoch anew")
-        memory[slot] = _READ
-        whole = (ctypes.c_ubyte * nbytes).from_buffer(memory, _HEAD + slot * _SLOT)
+    def room(self, nbytes: int) -> pa.Buffer | None:
+        """A slot to put something together in; None where there is none."""
+        return self._here().room(nbytes)
 
-        # Its own names for what it needs: when the interpreter ends, ours are gone before the last batch is.
-        def let_go(_: object, pid: Callable[[], int] = os.getpid, free: int = _FREE) -> None:
-            if pid() == taker:  # what a process forked from us forgets, we have
-                del self._held[place]
-                memory[slot] = free
+    def place(self, start: int, stop: int) -> tuple[Place, int] | None:
+        """In which slot memory from one address to another lies, and where; None where it lies elsewhere. Somebody here
+        must have it."""
+        return self._here().place(start, stop)
 
-        self._held[place] = weakref.ref(whole, let_go)
-        return whole
+    def sent(self, place: Place) -> None:
+        """A part of what lies there is on its way: the loop takes each by itself."""
+        self._here().sent(place)
+
+    # In the loop.
+
+    def take(self, place: Place) -> Any:
+        """What a worker has put there, as an object with a buffer; it is the worker's again when nobody has any of it.
+        Broken where something else lies there by now: the worker is gone."""
+        if self._reading is None or self._reading.process != os.getpid():
+            self._reading = _Reading(self._file)
+        return self._reading.take(place)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker that is being started; a copy that goes anywhere else has memory of its own."""
@@ -86,26 +85,132 @@ class Arena:
             return Arena, ()
         return _brought, (DupFd(self._file),)
 
-    def _map(self, region: int) -> mmap.mmap:
-        if region not in self._maps:
-            self._maps[region] = mmap.mmap(self._file, _REGION, offset=region * _REGION)
-        return self._maps[region]
-
-    def _region(self) -> int:
-        """The region that this process fills: nobody else does while it lives."""
-        if self._ours[0] != os.getpid():
-            self._ours = os.getpid(), _locked(self._file)
-            if self._ours[1] >= 0:
-                memory = self._map(self._ours[1])
-                _BEGUN.pack_into(memory, _BEGUN_AT, _begun(memory) + 1)
-                for slot in range(_SLOTS):
-                    if memory[slot] == _SENT:  # by a worker that is gone, to a loop that did not come to it
-                        memory[slot] = _FREE
-        return self._ours[1]
+    def _here(self) -> _Filling:
+        if self._filling is None or self._filling.process != os.getpid():
+            self._filling = _Filling(self._file)
+        return self._filling
 
 
-def _begun(memory: mmap.mmap) -> int:
-    return int(_BEGUN.unpack_from(memory, _BEGUN_AT)[0])
+class _Filling:
+    """The region that a process fills: nobody else does while it lives. One thread receives, another sends."""
+
+    def __init__(self, file: int) -> None:
+        self.process = os.getpid()
+        self._lock = threading.RLock()  # the end of a buffer comes in any thread, also in one that has the lock
+        self._had: dict[int, weakref.ref[Any]] = {}  # slots that somebody here has
+        self._sent: dict[int, int] = {}  # of those that we have filled: parts that went to the loop
+        if (region := _locked(file)) >= 0:
+            self._region, self._memory = region, _mapped(file, region)
+            self._first = ctypes.addressof(_Whole.from_buffer(self._memory, _HEAD))
+
+    def room(self, nbytes: int, *, spare: int = 0) -> pa.Buffer | None:
+        """Memory of a slot, where more than `spare` are free: the lowest, so that few are touched."""
+        if nbytes > _SLOT or not hasattr(self, "_memory"):
+            return None
+        with self._lock:
+            free = [slot for slot in range(_SLOTS) if self._is_free(slot)]
+            for slot in free[: len(free) - spare]:
+                _write(self._memory, slot, _FILLED, _read(self._memory, slot, _FILLED) + 1)
+                if slot in self._sent or not _read(self._memory, slot, _IN_USE):  # else a loop came to it right now
+                    return self._filled(slot, nbytes)
+        return None
+
+    def _is_free(self, slot: int) -> bool:
+        if slot in self._had:
+            return False
+        if slot in self._sent:
+            return self._sent[slot] == _read(self._memory, slot, _RETURNED)
+        return not _read(self._memory, slot, _IN_USE)  # of a worker that is gone: the rest will not be asked for
+
+    def _filled(self, slot: int, nbytes: int) -> pa.Buffer:
+        _write(self._memory, slot, _RETURNED, 0)
+        self._sent[slot] = 0
+        whole = (ctypes.c_ubyte * nbytes).from_buffer(self._memory, _HEAD + slot * _SLOT)
+        had = self._had
+
+        def let_go(_: object) -> None:
+            had.pop(slot, None)
+
+        had[slot] = weakref.ref(whole, let_go)
+        return pa.py_buffer(whole)
+
+    def place(self, start: int, stop: int) -> tuple[Place, int] | None:
+        if not hasattr(self, "_memory"):
+            return None
+        slot, at = divmod(start - self._first, _SLOT)
+        if slot not in self._had or at + stop - start > _SLOT:
+            return None
+        return (self._region, slot, _read(self._memory, slot, _FILLED)), at
+
+    def sent(self, place: Place) -> None:
+        with self._lock:
+            self._sent[place[1]] += 1
+
+
+class _Held:
+    """What a loop has of a slot, and how many parts of it have come."""
+
+    def __init__(self, whole: Any, came: int, let_go: Callable[[object], None]) -> None:
+        self.whole = weakref.ref(whole, let_go)
+        self.came = came
+
+
+class _Reading:
+    """What a loop has of its workers' slots, in whichever of its threads."""
+
+    def __init__(self, file: int) -> None:
+        self.process = os.getpid()
+        self._file = file
+        self._lock = threading.RLock()  # as above
+        self._maps: dict[int, mmap.mmap] = {}
+        self._held: dict[Place, _Held] = {}
+
+    def take(self, place: Place) -> Any:
+        region, slot, filled = place
+        with self._lock:
+            if region not in self._maps:
+                self._maps[region] = _mapped(self._file, region)
+            memory, held = self._maps[region], self._held.get(place)
+            if held is not None and (whole := held.whole()) is not None:
+                held.came += 1
+                return whole
+            before = _read(memory, slot, _IN_USE)
+            _write(memory, slot, _IN_USE, 1)  # before we look: a new worker looks after it has written
+            if _read(memory, slot, _FILLED) != filled:
+                _write(memory, slot, _IN_USE, before)
+                raise Broken("the worker that read this is gone, and its memory is another's; begin the epoch anew")
+            whole = _Whole.from_buffer(memory, _HEAD + slot * _SLOT)
+            self._held[place] = _Held(whole, _read(memory, slot, _RETURNED) + 1, self._end_of(place, memory))
+            return whole
+
+    def _end_of(self, place: Place, memory: mmap.mmap) -> Callable[[object], None]:
+        """What is to be done when nobody has anything of a slot. With its own names for what it needs: when the
+        interpreter ends, ours are gone before the last batch is."""
+        process, lock, held, write = self.process, self._lock, self._held, _NUMBER.pack_into
+        returned, in_use = (place[1] * _RECORD + what for what in (_RETURNED, _IN_USE))
+
+        def let_go(ended: object, pid: Callable[[], int] = os.getpid) -> None:
+            if pid() != process:  # what a process forked from us forgets, we have
+                return
+            with lock:
+                if (one := held.get(place)) is not None and one.whole is ended:  # else it was taken again meanwhile
+                    del held[place]
+                    write(memory, returned, one.came)
+                    write(memory, in_use, 0)
+
+        return let_go
+
+
+def _read(memory: mmap.mmap, slot: int, what: int) -> int:
+    return int(_NUMBER.unpack_from(memory, slot * _RECORD + what)[0])
+
+
+def _write(memory: mmap.mmap, slot: int, what: int, number: int) -> None:
+    _NUMBER.pack_into(memory, slot * _RECORD + what, number)
+
+
+def _mapped(file: int, region: int) -> mmap.mmap:
+    return mmap.mmap(file, _REGION, offset=region * _REGION)
 
 
 def _made() -> int:

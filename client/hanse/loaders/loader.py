@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hanse._wire import Memory
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import order as orders
@@ -200,12 +201,13 @@ class Loader:
         with closing(self.in_slices()) as found:
             yield from map(one, found)
 
-    def in_slices(self) -> Generator[Sequence[Slice], None, None]:
-        """The same batches, each as the slices that it is made of: for whoever copies them to where they are used."""
+    def in_slices(self, memory: Memory | None = None) -> Generator[Sequence[Slice], None, None]:
+        """The same batches, each as the slices that it is made of: for whoever puts them together where they are used.
+        `memory` makes what they are received in, as `pa.allocate_buffer` does."""
         order, share = self._order, self._pending or self._fresh()
         self._share, self._pending = share, None
         self.throughput = Throughput()
-        pieces = ahead(self._pieces(order, share), nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
+        pieces = ahead(self._pieces(order, share, memory), nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
         told = _Told(self.throughput, self.rows) if self._progress else None
         after = share
         try:
@@ -259,12 +261,12 @@ class Loader:
         if run.rows and not self.drop_last:
             yield run.slices, after
 
-    def _pieces(self, order: Order, share: Share) -> Generator[_Piece, None, None]:
+    def _pieces(self, order: Order, share: Share, memory: Memory | None) -> Generator[_Piece, None, None]:
         """The rows of a share in their order, in the pieces that they come in."""
         permutation = order.permutation()
         todo = [(self._locate(permutation[place]), mark) for place, mark in share.places(order.blocks)]
         feeds = [
-            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self)
+            _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory)
             for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
         ]
         try:
@@ -375,8 +377,15 @@ def _windows(placed: Iterator[_Placed], window: int) -> Iterator[_Placed]:
 class _Feed:
     """The batches of a dataset's own list of blocks, in order, over as few streams as can be."""
 
-    def __init__(self, dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader) -> None:
-        self._source = self._batches(dataset, plan, blocks, loader)
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        blocks: Sequence[tuple[int, Mark]],
+        loader: Loader,
+        memory: Memory | None,
+    ) -> None:
+        self._source = self._batches(dataset, plan, blocks, loader, memory)
         self._next: tuple[int, pa.RecordBatch, str, int] | None = None
 
     def of(self, block: int) -> Iterator[tuple[pa.RecordBatch, str, int]]:
@@ -396,7 +405,7 @@ class _Feed:
 
     @staticmethod
     def _batches(
-        dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader
+        dataset: Dataset, plan: Plan, blocks: Sequence[tuple[int, Mark]], loader: Loader, memory: Memory | None
     ) -> Generator[tuple[int, pa.RecordBatch, str, int], None, None]:
         for run in _runs(blocks):
             mark = run[0][1]
@@ -404,6 +413,8 @@ class _Feed:
                 plan, [block for block, _ in run], after=mark.cursor, before=mark.cursor_row, **loader._options
             )
             with found as stream:
+                if memory is not None:
+                    stream.into(memory)
                 for batch in stream:
                     place = stream.place or {}
                     yield place["block"], batch, place["cursor"], stream.held + _beside(batch)

@@ -1,9 +1,9 @@
-"""A batch on its way from a DataLoader's worker to the training loop, as one piece of shared memory.
+"""A batch on its way from a DataLoader's worker to the training loop, in memory that both have.
 
 PyTorch sends each tensor as a file of its own, and all else through a pipe: a batch costs more on this way than on the
-network. A batch that nobody has changed is put together where the loop reads it, from the slices that it came in
-(`Rows`): the numbers of all columns of a type one after the other, texts and bytes as Arrow. Of a dict that somebody
-has made, the tensors go as one piece (`Columns`).
+network. What nobody has changed stays where it was received, if that is memory of ours (`Arena`), and the loop is told
+where; else the worker puts it together in such memory (`Layout`), and tells the same. Of a dict that somebody has made,
+the tensors go as one piece (`Columns`).
 """
 
 from __future__ import annotations
@@ -17,34 +17,32 @@ from multiprocessing.context import get_spawning_popen
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch.utils.data._utils import collate
 
-from hanse._values import bounded
 from hanse.loaders.arena import Arena, Place
 from hanse.loaders.loader import Slice, one
-from hanse.loaders.tensors import is_number, tensors, values
+from hanse.loaders.lying import ALIGNED, Came, Kinds, Layout, Lying, Part, found, rows_of
+from hanse.loaders.tensors import tensors
 
-_ALIGNED = 64
-_BESIDE = 2**12  # bytes of a stream that are neither its schema nor its batches
-_TEXTS = frozenset((pa.string(), pa.large_string(), pa.binary(), pa.large_binary()))
-_FLAT = _TEXTS | {pa.bool_(), pa.date32(), pa.date64()}
+_JOINED_BY_THE_LOOP = 2 * 2**20  # bytes of numbers that came in several pieces
 _WAYS: WeakValueDictionary[str, Way] = WeakValueDictionary()
-
-# Columns whose numbers lie one after the other: their type, the shape of a row's, and their names.
-_Group = tuple[Any, tuple[int, ...], tuple[str, ...]]
 
 
 class Way:
     """From the workers of a dataset to its loop: the memory that they share."""
 
     _last: Came | None
+    _kinds: Kinds | None
 
     def __init__(self) -> None:
         self.arena = Arena()
         self._begin(secrets.token_hex(8), os.getpid())
+
+    def memory(self, nbytes: int) -> pa.Buffer:
+        """Where to receive batches: as `pa.allocate_buffer`."""
+        return pa.allocate_buffer(nbytes) if os.getpid() == self._maker else self.arena.memory(nbytes)
 
     def rows(self, slices: Sequence[Slice]) -> Rows | None:
         """A batch that may go as it is; None where it may not: in the process that made us, and where some value could
@@ -57,7 +55,9 @@ class Way:
     def _looked_at(self, batch: pa.RecordBatch) -> Came:
         """Once for all slices of it, which follow each other."""
         if self._last is None or self._last.batch is not batch:
-            self._last = Came(batch)
+            if self._kinds is None or not self._kinds.schema.equals(batch.schema):
+                self._kinds = Kinds(batch.schema)
+            self._last = Came(batch, self._kinds, self.arena.place)
         return self._last
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,7 +68,7 @@ class Way:
 
     def _begin(self, name: str, maker: int) -> None:
         self.name, self._maker = name, maker
-        self._last = None
+        self._last = self._kinds = None
         _WAYS[name] = self
 
 
@@ -79,44 +79,13 @@ def _brought(arena: Arena, name: str) -> Way:
     return way
 
 
-class Came:
-    """A batch as it came over the network: arrays of its numbers, and its texts and bytes."""
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.batch = batch
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        self.certain = len(columns) == batch.num_columns and all(map(_certain, columns.values()))
-        texts = [name for name, column in columns.items() if column.type in _TEXTS]
-        self.texts = batch.select(texts) if texts else None
-        self.arrays = {}
-        if self.certain:
-            self.arrays = {name: values(name, column) for name, column in columns.items() if name not in texts}
-
-    def groups(self) -> list[_Group]:
-        """What can lie together, in the order of the columns."""
-        found: dict[tuple[Any, tuple[int, ...]], list[str]] = {}
-        for name, array in self.arrays.items():
-            found.setdefault((array.dtype, array.shape[1:]), []).append(name)
-        return [(kind, shape, tuple(names)) for (kind, shape), names in found.items()]
-
-
-def _certain(column: pa.Array) -> bool:
-    """Whether every value has its form, and the same one in the worker as in the loop."""
-    kind = column.type
-    if isinstance(column, pa.FixedShapeTensorArray):
-        column, kind = column.storage, column.storage.type
-    if pa.types.is_fixed_size_list(kind):
-        return not column.null_count and is_number(kind.value_type) and not column.flatten().null_count
-    return not column.null_count and (is_number(kind) or kind in _FLAT)
-
-
 class Rows:
     """A batch as it was read. For whoever looks at it in the worker it is a mapping of what it will become.
 
     It is no `Mapping` by type: PyTorch would look at every value of it. What is in it may be changed.
     """
 
-    def __init__(self, parts: Sequence[tuple[Came, int, int]], way: Way) -> None:
+    def __init__(self, parts: Sequence[Part], way: Way) -> None:
         self._parts, self._way = parts, way
         self._made: dict[str, Any] | None = None
 
@@ -160,97 +129,51 @@ class Rows:
             return Columns(self._made).__reduce__()  # it may have been changed
         # In a thread of the queue, where an error would be printed and its batch be missing.
         with suppress(Exception):
-            layout = Layout(self._parts)
-            return self._sent(layout) or self._packed(layout)
+            return self._where_it_lies() or self._put_together()
         return Columns(self._columns).__reduce__()
 
-    def _sent(self, layout: Layout) -> tuple[Any, ...] | None:
-        """By memory that is shared, where there is room."""
-        if (room := self._way.arena.room(layout.most)) is None:
+    def _where_it_lies(self) -> tuple[Any, ...] | None:
+        """Told where it was received, if the loop has that memory and little of it is to be put together."""
+        first = self._parts[0][0]
+        if any(came.place is None for came, _, _ in self._parts):
             return None
-        place, memory = room
-        try:
-            return _read, (self._way.name, place, layout.write(self._parts, memory), layout.told)
-        except BaseException:
-            self._way.arena.give_back(place)
-            raise
+        if len(self._parts) > 1:
+            little = first.nbytes(rows_of(self._parts)) <= _JOINED_BY_THE_LOOP
+            if not little or not all(first.like(came) for came, _, _ in self._parts):
+                return None
+        return self._told([(came.place, came.lying, start, stop) for came, start, stop in self._parts if came.place])
 
-    def _packed(self, layout: Layout) -> tuple[Any, ...]:
-        """By a piece of memory for it alone."""
-        piece = _shared(layout.most)
-        layout.write(self._parts, memoryview(piece.numpy()))
-        return _unpacked, (piece, layout.told)
+    def _put_together(self) -> tuple[Any, ...]:
+        """In a slot of its own, or in a piece of memory for it alone where there is none."""
+        layout, arena = Layout(self._parts), self._way.arena
+        if (room := arena.room(layout.nbytes)) is None:
+            piece = _shared(layout.nbytes)
+            layout.write(memoryview(piece.numpy()))
+            return _unpacked, (self._names, piece, layout.lying)
+        layout.write(memoryview(room).cast("B"))
+        place, _ = arena.place(room.address, room.address) or ((-1, -1, -1), 0)
+        return self._told([(place, layout.lying, 0, layout.lying.rows)])
 
+    def _told(self, pieces: list[_Told]) -> tuple[Any, ...]:
+        for place, _, _, _ in pieces:
+            self._way.arena.sent(place)
+        return _taken_from, (self._way.name, self._names, pieces)
 
-class Layout:
-    """Where the columns of a batch lie in a piece of memory of at most `most` bytes; `told` is enough to find them."""
-
-    def __init__(self, parts: Sequence[tuple[Came, int, int]]) -> None:
-        came = parts[0][0]
-        self._rows = sum(stop - start for _, start, stop in parts)
-        self._groups = came.groups()
-        self._texts = [made.texts.slice(start, stop - start) for made, start, stop in parts if made.texts is not None]
-        self.told = came.batch.schema.names, self._rows, self._groups, bool(self._texts)
-        self.most = sum(_room(group, self._rows) for group in self._groups)
-        if self._texts:
-            self.most += sum(map(pa.ipc.get_record_batch_size, self._texts))
-            self.most += self._texts[0].schema.serialize().size + len(self._texts) * _BESIDE
-
-    def write(self, parts: Sequence[tuple[Came, int, int]], memory: memoryview) -> int:
-        """Copy the columns there: how many bytes they take."""
-        at = 0
-        for kind, shape, names in self._groups:
-            count = len(names) * self._rows
-            there = np.frombuffer(memory, kind, count * math.prod(shape), at).reshape(count, *shape)
-            np.concatenate([came.arrays[name][start:stop] for name in names for came, start, stop in parts], out=there)
-            at += _room((kind, shape, names), self._rows)
-        return at + (_written(self._texts, memory[at:]) if self._texts else 0)
+    @property
+    def _names(self) -> Sequence[str]:
+        return self._parts[0][0].kinds.names
 
 
-def _room(group: _Group, rows: int) -> int:
-    kind, shape, names = group
-    size: int = len(names) * rows * math.prod(shape) * kind.itemsize
-    return -(-size // _ALIGNED) * _ALIGNED
+_Told = tuple[Place, Lying, int, int]
 
 
-def _written(batches: Sequence[pa.RecordBatch], memory: memoryview) -> int:
-    sink = pa.FixedSizeBufferWriter(pa.py_buffer(memory))
-    with pa.ipc.new_stream(sink, batches[0].schema) as out:
-        for batch in batches:
-            out.write_batch(batch)
-    return int(sink.tell())
+def _taken_from(way: str, names: Sequence[str], told: Sequence[_Told]) -> dict[str, Any]:
+    arena = _WAYS[way].arena
+    return found(names, [(arena.take(place), lying, start, stop) for place, lying, start, stop in told])
 
 
-def _read(name: str, place: Place, nbytes: int, told: Any) -> dict[str, Any]:
-    return _found(_WAYS[name].arena.take(place, nbytes), *told)
-
-
-def _unpacked(piece: Any, told: Any) -> dict[str, Any]:
-    return _found(memoryview(piece.numpy()), *told)
-
-
-def _found(memory: Any, names: Sequence[str], rows: int, groups: Sequence[_Group], texts: bool) -> dict[str, Any]:
-    """The columns again: tensors over the memory, and lists."""
-    made: dict[str, Any] = dict.fromkeys(names)
-    at = 0
-    for kind, shape, columns in groups:
-        count = len(columns) * rows
-        whole = np.frombuffer(memory, kind, count * math.prod(shape), at).reshape(count, *shape)
-        # "Unsafe" is that one may be written to while another is used: they have nothing in common but their memory.
-        made.update(zip(columns, torch.from_numpy(whole).unsafe_split(rows), strict=True))
-        at += _room((kind, shape, columns), rows)
-    if texts:
-        made.update(_lists(pa.py_buffer(memory).slice(at)))
-    return made
-
-
-def _lists(stream: pa.Buffer) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for batch in pa.ipc.open_stream(stream):
-        bounded(batch.columns)
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            found.setdefault(name, []).extend(column.to_pylist())
-    return found
+def _unpacked(names: Sequence[str], piece: Any, lying: Lying) -> dict[str, Any]:
+    return found(names, [(piece.numpy(), lying, 0, lying.rows)])
 
 
 def _collated(batches: Sequence[Rows], *, collate_fn_map: Any = None) -> Any:
@@ -278,7 +201,7 @@ def _put(tensors: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, Any, tuple[
     places, size = {}, 0
     for name, tensor in tensors.items():
         places[name] = (size, tensor.dtype, tuple(tensor.shape))
-        size += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+        size += -(-tensor.nbytes // ALIGNED) * ALIGNED
     piece = _shared(size)
     memory = memoryview(piece.numpy())
     for name, place in places.items():

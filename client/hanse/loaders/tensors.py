@@ -122,6 +122,11 @@ def is_number(kind: pa.DataType) -> bool:
     return kind.id in _NUMBERS
 
 
+def number_of(kind: pa.DataType) -> Any:
+    """The type of an array of its values. KeyError where it `is_number` not."""
+    return _NUMBERS[kind.id]
+
+
 _LISTS = (
     pa.types.is_list,
     pa.types.is_large_list,

@@ -120,7 +120,8 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
             if get_worker_info() is None:
                 yield from map(self._form, self._loader)
             else:
-                yield from map(self._shipped, self._loader.in_slices())
+                memory = None if self._way is None else self._way.memory
+                yield from map(self._shipped, self._loader.in_slices(memory))
         self._shared.ended[worker] = True
 
     def _shipped(self, slices: Sequence[Slice]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,21 +18,34 @@ from hanse.loaders.arena import Arena
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no memory files")
 
 
-def fill(shared: Arena, texts: list[bytes], told: Any, go: Any) -> None:
-    """As a worker: each text into a slot of its own, and on when told to."""
+def put(shared: Arena, text: bytes, *, parts: int = 1) -> tuple[Any, Any]:
+    """Text in a slot of its own, sent so many times: where it is, and what this process has of it."""
+    room = shared.room(len(text))
+    if room is None:
+        return None, None
+    memoryview(room).cast("B")[:] = text
+    found = shared.place(room.address, room.address + room.size)
+    assert found is not None
+    assert found[1] == 0
+    for _ in range(parts):
+        shared.sent(found[0])
+    return found[0], room
+
+
+def fill(shared: Arena, texts: list[bytes], parts: int, told: Any, go: Any) -> None:
+    """As a worker: each text into a slot of its own, and on when told to, with nothing kept of it."""
     for text in texts:
-        room = shared.room(len(text))
-        if room is not None:
-            room[1][: len(text)] = text
-        told.send(room[0] if room is not None else None)
+        place, _ = put(shared, text, parts=parts)
+        del _
+        told.send(place)
         go.recv()
 
 
 class Worker:
-    def __init__(self, shared: Arena, texts: list[bytes], *, method: str = "fork") -> None:
+    def __init__(self, shared: Arena, texts: list[bytes], *, parts: int = 1, method: str = "fork") -> None:
         context = multiprocessing.get_context(method)
         (self._told, told), (go, self._go) = context.Pipe(duplex=False), context.Pipe(duplex=False)
-        self.process = context.Process(target=fill, args=(shared, texts, told, go))  # type: ignore[attr-defined]  # each kind has one
+        self.process = context.Process(target=fill, args=(shared, texts, parts, told, go))  # type: ignore[attr-defined]  # each kind has one
         self.process.start()
 
     def next(self, *, last: bool = False) -> Any:
@@ -62,36 +76,89 @@ def started() -> Any:
 Start = Callable[..., Worker]
 
 
+def text(taken: Any, size: int = 5) -> bytes:
+    return bytes(memoryview(taken)[:size])
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_what_a_worker_fills_is_read_where_it_is(started: Start, method: str) -> None:
     shared = Arena()
-    worker = started(shared, [b"one", b"two"], method=method)
-    first, second = shared.take(worker.next(), 3), shared.take(worker.next(last=True), 3)
-    assert (bytes(first), bytes(second)) == (b"one", b"two")
+    worker = started(shared, [b"first", b"other"], method=method)
+    first, second = shared.take(worker.next()), shared.take(worker.next(last=True))
+    assert (text(first), text(second)) == (b"first", b"other")
 
 
 def test_a_slot_is_filled_again_when_nobody_has_any_of_it(started: Start) -> None:
     shared = Arena()
     worker = started(shared, [b"first", b"second", b"third"])
     place = worker.next()
-    part = memoryview(shared.take(place, 5))[1:3]
+    part = memoryview(shared.take(place))[1:3]
     other = worker.next(last=True)
-    assert (other != place, bytes(part)) == (True, b"ir")
+    assert (other[1] != place[1], bytes(part)) == (True, b"ir")
     part.release()
     del part
     gc.collect()
     worker._go.send(None)
-    assert worker.next(last=True) == place
-    assert bytes(shared.take(place, 5)) == b"third"
+    again = worker.next(last=True)
+    assert (again[:2], again != place) == (place[:2], True)
+    assert text(shared.take(again)) == b"third"
+
+
+def test_a_slot_is_filled_again_when_all_parts_of_it_have_come_and_gone(started: Start) -> None:
+    shared = Arena()
+    worker = started(shared, [b"first", b"other", b"third"], parts=3)
+    place = worker.next()
+    once, twice = shared.take(place), shared.take(place)
+    assert once is twice
+    del once, twice
+    other = worker.next(last=True)
+    assert other[1] != place[1], "a part of the first is on its way"
+    assert text(shared.take(place)) == b"first"
+    worker._go.send(None)
+    assert worker.next(last=True)[1] == place[1]
+
+
+def test_a_slot_of_which_the_worker_has_something_is_not_filled_again() -> None:
+    shared = Arena()
+    place, room = put(shared, b"first", parts=0)
+    other, _ = put(shared, b"other", parts=0)
+    assert other[1] != place[1]
+    del room
+    assert put(shared, b"third", parts=0)[0][1] == place[1]
 
 
 def test_a_worker_whose_slots_are_all_held_is_told_so(started: Start) -> None:
     shared = Arena()
     worker = started(shared, [b"x"] * (arena._SLOTS + 1))
-    held = [shared.take(worker.next(), 1) for _ in range(arena._SLOTS)]
+    held = [shared.take(worker.next()) for _ in range(arena._SLOTS)]
     assert len(held) == arena._SLOTS
     assert worker.next(last=True) is None
     assert Arena().room(arena._SLOT + 1) is None
+
+
+def test_what_is_received_leaves_room_for_what_is_put_together() -> None:
+    shared, size = Arena(), arena._LEAST
+    received = [shared.memory(size) for _ in range(arena._SLOTS)]
+    assert [one.size for one in received] == [size] * arena._SLOTS
+    shares = [shared.place(one.address, one.address + size) is not None for one in received]
+    assert shares == [True] * (arena._SLOTS - arena._SPARE) + [False] * arena._SPARE
+    assert shared.room(1) is not None
+
+
+@pytest.mark.parametrize("size", [1, arena._LEAST - 1, arena._SLOT + 1])
+def test_what_is_small_or_too_large_is_received_in_memory_of_arrow(size: int) -> None:
+    shared = Arena()
+    found = shared.memory(size)
+    assert (found.size, shared.place(found.address, found.address + size)) == (size, None)
+
+
+def test_memory_beyond_a_slot_has_no_place() -> None:
+    shared = Arena()
+    (region, slot, _), room = put(shared, b"first")
+    assert shared.place(room.address + 2, room.address + arena._SLOT) == ((region, slot, 1), 2)
+    assert shared.place(room.address + 2, room.address + arena._SLOT + 1) is None
+    assert shared.place(room.address + arena._SLOT, room.address + arena._SLOT + 1) is None, "nobody has that slot"
+    assert shared.place(room.address - 1, room.address) is None
 
 
 def test_workers_that_live_at_once_fill_different_memory(started: Start) -> None:
@@ -102,23 +169,28 @@ def test_workers_that_live_at_once_fill_different_memory(started: Start) -> None
 
 def test_what_a_worker_sent_to_nobody_is_free_for_the_next_and_what_is_held_is_not(started: Start) -> None:
     shared = Arena()
-    first = started(shared, [b"held", b"lost"])
-    held = shared.take(first.next(), 4)
+    first = started(shared, [b"held.", b"lost."], parts=2)
+    kept = first.next()
+    held = shared.take(kept)
     lost = first.next(last=True)
     first.end()
-    second = started(shared, [b"again", b"more."])
+    second = started(shared, [b"again", b"more.", b"third"])
     places = [second.next(), second.next(last=True)]
     assert places[0][:2] == lost[:2]
     with pytest.raises(Broken, match="is gone"):
-        shared.take(lost, 4)
-    assert bytes(held) == b"held"
-    assert [bytes(shared.take(place, 5)) for place in places] == [b"again", b"more."]
+        shared.take(lost)
+    assert text(held) == b"held."
+    assert [text(shared.take(place)) for place in places] == [b"again", b"more."]
+    del held
+    gc.collect()
+    second._go.send(None)
+    assert second.next(last=True)[:2] in (kept[:2], places[0][:2])
 
 
 def test_what_a_fork_of_the_loop_forgets_stays_the_loops(started: Start) -> None:
     shared = Arena()
     worker = started(shared, [b"first", b"second"])
-    held = shared.take(worker.next(last=True), 5)
+    held = shared.take(worker.next(last=True))
     if (pid := os.fork()) == 0:
         del held
         gc.collect()
@@ -126,29 +198,61 @@ def test_what_a_fork_of_the_loop_forgets_stays_the_loops(started: Start) -> None
     os.waitpid(pid, 0)
     worker._go.send(None)
     worker.next(last=True)
-    assert bytes(held) == b"first"
+    assert text(held) == b"first"
 
 
-def test_what_was_not_sent_is_given_back(started: Start) -> None:
-    shared = Arena()
-    place, _ = shared.room(1) or ((0, 0, 0), b"")
-    shared.give_back(place)
-    assert (shared.room(1) or ((1, 1, 1), b""))[0] == place
+def fill_at_random(shared: Arena, count: int, told: Any) -> None:
+    """As a worker: `count` numbers, each in memory of its own, of which a few are kept for a while."""
+    drawn, kept = random.Random(7), []
+    for number in range(count):
+        parts = drawn.randrange(4)
+        place, room = put(shared, number.to_bytes(8, "little") * 64, parts=parts)
+        kept = [*kept, room][-drawn.randrange(1, 6) :]
+        if place is not None:
+            told.send((number, place, parts))
+    told.send(None)
+
+
+def test_whatever_is_held_and_forgotten_in_whichever_order_stays_as_it_was() -> None:
+    shared, drawn = Arena(), random.Random(11)
+    context = multiprocessing.get_context("fork")
+    come, told = context.Pipe(duplex=False)
+    worker = context.Process(target=fill_at_random, args=(shared, 3000, told))
+    worker.start()
+    held: list[tuple[int, Any]] = []
+    seen, waiting = 0, []
+    try:
+        while (came := come.recv()) is not None:
+            number, place, parts = came
+            waiting += [(number, place)] * parts
+            while len(waiting) > 8:
+                number, place = waiting.pop(0)
+                held.append((number, shared.take(place)))
+                seen += 1
+            drawn.shuffle(held)
+            for number, taken in held:
+                assert text(taken, 512) == number.to_bytes(8, "little") * 64
+            del held[drawn.randrange(12) :]
+    finally:
+        worker.kill()
+        worker.join(60)
+    assert seen > 2000, "most found a slot"
 
 
 def test_without_memory_to_share_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
-    assert Arena().room(1) is None
+    shared = Arena()
+    assert (shared.room(1), shared.place(0, 1), shared.memory(2**20).size) == (None, None, 2**20)
 
 
 def test_a_batch_may_be_forgotten_when_the_interpreter_has_ended_our_module(
     started: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared, said = Arena(), []
-    taken = shared.take(started(shared, [b"last"]).next(), 4)
+    taken = shared.take(started(shared, [b"last"]).next())
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     with monkeypatch.context() as ending:
-        for name in ("os", "_FREE"):
+        for name in ("os", "_NUMBER", "_RECORD", "_RETURNED", "_IN_USE"):
             ending.setattr(arena, name, None)
         del taken
         gc.collect()
