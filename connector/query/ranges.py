@@ -48,6 +48,7 @@ def read(
     stored: Stored | None = None,
     placed: Placed | None = None,
     folder: Path | None = None,
+    crowded: bool = False,
 ) -> tuple[pa.Schema, Generator[Part]]:
     """The schema of the answer without the column of positions, and its batches as they come.
 
@@ -55,7 +56,7 @@ def read(
     Close what gives the batches before the connections: its threads work in them.
     `left`: the ranges to read, of those in `only`; what is read goes from it, so that another call can go on there.
     `stored`: as in `scan.batches`. `placed`: columns that are read after the engine. `folder`: for what lies on the
-    disk meanwhile.
+    disk meanwhile. `crowded`: as in `scan.faster`.
     """
     name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
     target, left, binding = job.batch_bytes, list(only.ranges) if left is None else left, threading.Lock()
@@ -75,7 +76,7 @@ def read(
     answer = answered(cons[0], todo[0])
     size = engine.rows_of(answer, relation.row_bytes, target=target)
     size = size if job.batch_rows is None else max(1, min(size, job.batch_rows))
-    fast = _fast(job, relation, answer, paths)
+    fast = _fast(job, relation, answer, paths, crowded=crowded)
     schema, first = (fast, iter(())) if fast else decoded(answer)
 
     def between(con: Any, one: Range) -> Iterator[pa.RecordBatch]:
@@ -93,21 +94,29 @@ def read(
         for one in todo[number :: len(cons)]:
             yield _placed(one, between(cons[number], one), only)
 
-    coming = (
-        every(0)
-        if len(cons) == 1
-        else abreast([partial(every, number) for number in range(len(cons))], stop=partial(engine.interrupt, cons))
-    )
+    def made() -> Generator[Iterator[_Placed]]:
+        """All of them, of numbers alone."""
+        wanted = ((paths[one.file], one.first, one.stop) for one in todo)
+        with closing(scan.spans(wanted, schema, rows=size, target=target, threads=job.limits.threads > 1)) as found:
+            for one, batches in zip(todo, found, strict=True):
+                yield _placed(one, batches, only)
+
+    if fast and scan.numbers(fast):
+        coming = made()
+    elif len(cons) == 1:
+        coming = every(0)
+    else:
+        coming = abreast([partial(every, number) for number in range(len(cons))], stop=partial(engine.interrupt, cons))
     shown = schema.remove(len(schema) - 1) if only.position else schema
     return shown, _parts(coming, left, only)
 
 
-def _fast(job: Job, relation: Relation, answer: Any, paths: Sequence[str]) -> pa.Schema | None:
+def _fast(job: Job, relation: Relation, answer: Any, paths: Sequence[str], *, crowded: bool) -> pa.Schema | None:
     """The schema of an answer that is read faster without the engine, the same for all ranges; None for others."""
     if not job.scan or job.batch_rows is not None or relation.kind != "parquet":
         return None
     schema = engine.schema_of(answer)
-    return schema if scan.faster(schema, paths, relation.kind) else None
+    return schema if scan.faster(schema, paths, relation.kind, crowded=crowded) else None
 
 
 def _parts(coming: Generator[Iterator[_Placed]], left: list[Range], only: Ranges) -> Generator[Part]:

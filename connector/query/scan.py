@@ -1,16 +1,21 @@
 """The fast way for rows that are sent as they are: Parquet pages straight to Arrow, without the engine.
 
-pyarrow takes less processor time than the engine for blobs, and more for all else (data-plane, section 1.3, found
-otherwise for floats: there the engine had not been let work ahead). So this way is for rows with blobs, and only where
-the files' types are the very types of the answer: nobody can tell which way it came. Runs in a worker.
+pyarrow takes less processor time than the engine for blobs, and for numbers where it makes a row group of them at
+once, which a thread does while the one before is sent; for texts and decimals it takes more (data-plane, section 1.3).
+So this way is for rows with blobs and for rows of numbers alone, and only where the files' types are the very types of
+the answer: nobody can tell which way it came. Runs in a worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, chain, groupby, pairwise
 from operator import itemgetter
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,18 +24,32 @@ from connector.query.engine import cut, gather, plain, plain_schema
 from connector.query.stored import File, Stored
 
 _Part = tuple[bool, pa.RecordBatch]
+_Span = tuple[str, int, int]  # a file, and its rows from one to another
 _ALL = 2**62
 FILES_MAX = 256
 GROUP_MAX = 128 * 2**20  # a row group is read whole
+_MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is made
 
 
-def faster(schema: pa.Schema, paths: Sequence[str], kind: str) -> bool:
-    """Whether these files may and should be read the fast way to give `schema`."""
+def faster(schema: pa.Schema, paths: Sequence[str], kind: str, *, crowded: bool = False) -> bool:
+    """Whether these files may and should be read the fast way to give `schema`. `crowded`: by more than can work at
+    once, of whom each lets go of what it has made."""
     if kind != "parquet" or not 0 < len(paths) <= FILES_MAX or any("." in name for name in schema.names):
         return False
     if len(set(schema.names)) < len(schema.names):
         return False
+    if numbers(schema):
+        return not crowded and all(_fits(schema, path) and _is_made_at_once(schema, path) for path in paths)
     return any(pa.types.is_binary(field.type) for field in schema) and all(_fits(schema, path) for path in paths)
+
+
+def numbers(schema: pa.Schema) -> bool:
+    """Whether row groups of these columns are made at once, one while another is sent."""
+    return bool(schema.names) and all(_is_number(kind) for kind in schema.types)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_date(kind))
 
 
 def batches(
@@ -45,7 +64,11 @@ def batches(
     """The rows of the files in order, in batches of at most `rows`, near `target` bytes. Where `stored` is given,
     values may be left in the files: such batches are for `Frames` alone."""
     how = _How(schema, rows, target, threads=threads, stored=stored)
-    return _joined((part for path in paths for part in _cut(path, 0, _ALL, how)), at_least=target // 4)
+    if numbers(schema):
+        every = [(path, 0, _ALL) for path in paths]
+        yield from chain.from_iterable(spans(every, schema, rows=rows, target=target, threads=threads))
+    else:
+        yield from _joined((part for path in paths for part in _cut(path, 0, _ALL, how)), at_least=target // 4)
 
 
 def rows_between(
@@ -54,6 +77,76 @@ def rows_between(
     """Rows `first` to `stop` of one file; groups that hold none of them are passed over."""
     how = _How(schema, rows, target, stored=stored)
     return _joined(_cut(path, first, stop, how), at_least=target // 4)
+
+
+def spans(
+    wanted: Iterable[_Span], schema: pa.Schema, *, rows: int, target: int, threads: bool
+) -> Generator[Iterator[pa.RecordBatch]]:
+    """The rows of each span in batches of at most `rows`, near `target` bytes, of a schema of `numbers`. Each span is
+    to be read to its end before the next one is asked for. Takes the memory of two row groups."""
+    made = _made(_pieces(wanted), schema.names, threads=threads)
+    with closing(made):
+        for _, tables in groupby(made, key=itemgetter(0)):
+            found = (batch for _, table in tables for batch in _as(table, schema).to_batches(rows))
+            yield gather(found, at_least=target // 4)
+
+
+def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Its columns in their order; a field that says that it has no null, or has few values, says so no more."""
+    ordered = table.select(schema.names)
+    return ordered if ordered.schema == schema else ordered.cast(schema)
+
+
+class _Piece(NamedTuple):
+    """Some rows of a row group, of which span they are. A span without rows has one of no row group."""
+
+    span: int
+    file: pq.ParquetFile
+    group: int
+    first: int
+    stop: int
+
+
+def _pieces(wanted: Iterable[_Span]) -> Iterator[_Piece]:
+    opened = ""
+    for number, (path, first, stop) in enumerate(wanted):
+        if path != opened:
+            file, opened = pq.ParquetFile(path), path
+            sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+            groups = list(pairwise([0, *accumulate(sizes)]))
+        found = [(group, *both) for group, both in enumerate(groups) if both[0] < stop and first < both[1]]
+        for group, start, end in found:
+            yield _Piece(number, file, group, max(0, first - start), min(end, stop) - start)
+        if not found:
+            yield _Piece(number, file, -1, 0, 0)
+
+
+def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) -> Generator[tuple[int, pa.Table]]:
+    """Each piece as a table, with its span; the next one is made meanwhile."""
+
+    def make(one: _Piece) -> pa.Table:
+        if one.group < 0:
+            return one.file.schema_arrow.empty_table().select(columns)
+        whole = one.file.read_row_group(one.group, columns=columns, use_threads=threads)
+        return whole.slice(one.first, one.stop - one.first)
+
+    coming: deque[tuple[int, Future[pa.Table]]] = deque()
+    thread = ThreadPoolExecutor(1)
+    try:
+        for one in pieces:
+            coming.append((one.span, thread.submit(make, one)))
+            if len(coming) > 1:
+                yield _taken(coming)
+        while coming:
+            yield _taken(coming)
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def _taken(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.Table]:
+    """With nothing left of it here."""
+    span, table = coming.popleft()
+    return span, table.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +202,13 @@ def _decoded(file: pq.ParquetFile, group: int, left: Mapping[str, pa.Array], how
             columns = [left[one][start:stop] if one in left else there.column(one) for one in how.schema.names]
             there, start = pa.RecordBatch.from_arrays(columns, schema=how.schema), stop
         yield there
+
+
+def _is_made_at_once(schema: pa.Schema, path: str) -> bool:
+    """Whether the values of each row group are few enough."""
+    footer, width = pq.read_metadata(path), sum(int(kind.bit_width) for kind in schema.types) // 8
+    rows = (footer.row_group(number).num_rows for number in range(footer.num_row_groups))
+    return max(rows, default=0) * width <= _MADE_MAX
 
 
 def _fits(schema: pa.Schema, path: str) -> bool:

@@ -250,7 +250,7 @@ def _resting(session: Session, job: Job, only: wire.Ranges) -> Resting:
         paths = opening.files[0].paths
         return ranges.read(
             opening.cons, smaller, only, paths, left, stored=_stored(session, job), placed=_placed(session, job),
-            folder=opening.aside,
+            folder=opening.aside, crowded=worker.crowded,
         )  # fmt: skip
 
     return Resting(worker.floor, only.ranges, begin=begin, end=opening.let_go, check=session.check)
@@ -277,7 +277,7 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
     if job.scan and job.batch_rows is None:
         schema = engine.schema_of(relation)
         paths = session.files[list(job.relations).index(job.scan)].paths
-        if scan.faster(schema, paths, job.relations[job.scan].kind):
+        if scan.faster(schema, paths, job.relations[job.scan].kind, crowded=session.worker.crowded):
             threads, stored = job.limits.threads > 1, _stored(session, job)
             return schema, scan.batches(
                 paths, schema, rows=rows, target=job.batch_bytes, threads=threads, stored=stored

@@ -19,9 +19,10 @@ from connector.query.opening import Opening, limits_of
 
 
 @pytest.mark.parametrize("readers", [1, 2])
-@pytest.mark.parametrize("fast", [True, False], ids=["blobs", "numbers"])
-def test_the_schema_is_asked_for_once_and_each_range_has_its_rows(tmp_path: Path, fast: bool, readers: int) -> None:
-    values = [bytes([number]) * 10 for number in range(40)] if fast else [float(number) for number in range(40)]
+@pytest.mark.parametrize("kind", ["blobs", "numbers", "texts"])
+def test_the_schema_is_asked_for_once_and_each_range_has_its_rows(tmp_path: Path, kind: str, readers: int) -> None:
+    make = {"blobs": lambda number: bytes([number]) * 10, "numbers": float, "texts": str}[kind]
+    values = [make(number) for number in range(40)]
     table, path = pa.table({"id": range(40), "value": values}), str(tmp_path / "t.parquet")
     pq.write_table(table, path, row_group_size=10)
     con = engine.connect()
