@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -207,9 +208,11 @@ def fill_at_random(shared: Arena, count: int, told: Any) -> None:
     for number in range(count):
         parts = drawn.randrange(4)
         place, room = put(shared, number.to_bytes(8, "little") * 64, parts=parts)
+        while place is None:
+            time.sleep(0.001)
+            place, room = put(shared, number.to_bytes(8, "little") * 64, parts=parts)
         kept = [*kept, room][-drawn.randrange(1, 6) :]
-        if place is not None:
-            told.send((number, place, parts))
+        told.send((number, place, parts))
     told.send(None)
 
 
@@ -236,7 +239,7 @@ def test_whatever_is_held_and_forgotten_in_whichever_order_stays_as_it_was() -> 
     finally:
         worker.kill()
         worker.join(60)
-    assert seen > 2000, "most found a slot"
+    assert seen > 4000
 
 
 def test_without_memory_to_share_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

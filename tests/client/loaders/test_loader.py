@@ -134,8 +134,10 @@ def test_what_is_left_is_dealt_out_alike_whether_or_not_a_reader_looked_for_its_
 
     all_of_them = len(list(numbers.loader(columns=["id"], batch_size=1234, seed=5, part=0, parts=2)))
     other = state(1, batches=3)
-    looked, unaware = (state(0, batches=all_of_them, looks=looks) for looks in (True, False))
-    assert merge([looked, other]) == merge([unaware, other])
+    looked, unaware = (merge([state(0, batches=all_of_them, looks=looks), other]) for looks in (True, False))
+    for mark in [*looked["base"]["open"].values(), *unaware["base"]["open"].values()]:
+        mark["cursor"] = mark["cursor"] != ""  # each read has its own for the same place
+    assert looked == unaware
 
 
 @pytest.mark.parametrize("batches", [1, 20, 30])

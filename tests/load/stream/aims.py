@@ -93,7 +93,7 @@ LIMITS: dict[str, Callable[[Found], float | None]] = {
 STOPS = [
     ("stop after disconnect, ms", "disconnect_ms", 50.0),
     ("resume at half: ms over 1.5x or 20 more", "resume_over_ms", 0.0),
-    ("batches after a revocation", "revoked_batches", 4.0),
+    ("batches after a revocation", "revoked_batches", 1.0),
     ("until the reader is told, ms", "revoked_ms", 1000.0),
     ("stalled: memory grows, MB", "stalled_grows_mb", 4.0),
     ("stalled: released ahead, MB", "stalled_ahead_mb", 16.0),
