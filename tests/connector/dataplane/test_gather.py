@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -69,8 +69,13 @@ async def stalled(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def served(app: Any, *, http: Any = Protocol, certificate: Path | None = None) -> AsyncIterator[int]:
+async def served(
+    app: Any, *, http: Any = Protocol, certificate: Path | None = None, buffer: int = 0
+) -> AsyncIterator[int]:
+    """`buffer`: bytes that the kernel takes for a reader who does not read yet; else it takes megabytes."""
     listening = socket.create_server(("127.0.0.1", 0))
+    if buffer:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     config = uvicorn.Config(
         app, http=http, log_level="critical", lifespan="off", date_header=False, ssl_certfile=certificate
     )
@@ -276,8 +281,9 @@ async def test_pieces_of_files_and_memory_are_one_chunk(seen: bool) -> None:
     """Many more than one call takes, of two files, in any order, also for a reader who takes a little at a time. Who
     has to see them sees them all, in that order, and nothing of what is around them."""
     random = Random(5)
-    whole = random.randbytes(30 * 2**20)  # several windows
-    spans = [(random.randrange(len(whole) - 100_000), random.choice((0, 1, 5, 4096, 90_000))) for _ in range(1500)]
+    wholes = [random.randbytes(30 * 2**20) for _ in range(2)]  # several windows
+    sizes = random.choices((0, 1, 5, 4096, 90_000), (6, 6, 6, 6, 1), k=1500)
+    spans = [(random.randrange(len(wholes[0]) - 100_000), size) for size in sizes]
     memory = [random.randbytes(random.choice((1, 8, 3000))) for _ in range(400)]
     order = random.sample(range(1900), 1900)
     shown = bytearray()
@@ -286,7 +292,7 @@ async def test_pieces_of_files_and_memory_are_one_chunk(seen: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
-            for file in (one, two):
+            for file, whole in zip((one, two), wholes, strict=True):
                 file.write(whole)
                 file.flush()
             places = [((one, two)[number % 2].fileno(), *span) for number, span in enumerate(spans)]
@@ -298,8 +304,9 @@ async def test_pieces_of_files_and_memory_are_one_chunk(seen: bool) -> None:
             await send(message | {FILE: [b"x"]})
         await send({"type": "http.response.body", "body": b""})
 
-    expected = [([whole[at : at + size] for at, size in spans] + memory)[number] for number in order]
-    async with served(app) as port:
+    pieces = [wholes[number % 2][at : at + size] for number, (at, size) in enumerate(spans)] + memory
+    expected = [pieces[number] for number in order]
+    async with served(app, buffer=2**16) as port:
         for read in (exchange(port, REQUEST), slow(port)):
             body = (await read).partition(b"\r\n\r\n")[2]
             assert int(body[: body.index(b"\r")], 16) == sum(map(len, expected))
@@ -541,15 +548,15 @@ print(few, resource.getrlimit(resource.RLIMIT_NOFILE), bounds.connections_max())
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [(b"GET / HTTP/1.1\r\n", b"\r\n"), (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"\r\n")],
+    "before",
+    [b"GET / HTTP/1.1\r\n%s", b"POST / HTTP/1.1\r\n%stransfer-encoding: chunked\r\n\r\n0\r\n"],
     ids=["head", "trailers"],
 )
-async def test_a_request_of_very_many_fields_is_refused_before_they_are_kept(before: bytes, after: bytes) -> None:
-    last = b"connection: close\r\n"
+async def test_a_request_of_very_many_fields_is_refused_before_they_are_kept(before: bytes) -> None:
+    head = before % b"connection: close\r\n"
     async with served(counting) as port:
-        few = await told(port, before + b"a:\r\n" * (bounds.FIELDS_MAX - 2) + last + after)
-        many = await told(port, before + b"a:\r\n" * 2 * bounds.FIELDS_MAX + after)
+        few = await told(port, head + b"a:\r\n" * (bounds.FIELDS_MAX - 2) + b"\r\n")
+        many = await told(port, head + b"a:\r\n" * 2 * bounds.FIELDS_MAX + b"\r\n")
     assert (many[:13], few[:13]) == (b"HTTP/1.1 400 ", b"HTTP/1.1 200 ")
 
 
@@ -636,7 +643,7 @@ async def piecewise(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def slowly(port: int, certificate: Path | None, *, rests: float, pause: float) -> int:
+async def slowly(port: int, certificate: Path | None, *, rests: Coroutine[Any, Any, object], pause: float) -> int:
     """How much comes of `large` where its reader first rests, and then between pieces."""
     context = None if certificate is None else ssl.create_default_context(cafile=certificate)
     small = socket.socket()
@@ -645,7 +652,7 @@ async def slowly(port: int, certificate: Path | None, *, rests: float, pause: fl
     named = None if context is None else "127.0.0.1"
     reader, writer = await asyncio.open_connection(sock=small, ssl=context, server_hostname=named, limit=2**16)
     writer.write(b"GET / HTTP/1.1\r\n\r\n")
-    await asyncio.sleep(rests)
+    await rests
     await reader.readuntil(b"\r\n\r\n")
     came = 0
     with suppress(ConnectionError, ssl.SSLError):
@@ -656,23 +663,27 @@ async def slowly(port: int, certificate: Path | None, *, rests: float, pause: fl
     return came
 
 
-@pytest.mark.parametrize(
-    ("app", "secure"), [(large, False), (piecewise, False), (piecewise, True)], ids=["whole", "in pieces", "TLS"]
-)
 async def test_who_takes_nothing_of_an_answer_makes_room_and_who_reads_slowly_has_all_of_it(
-    monkeypatch: pytest.MonkeyPatch, app: Any, secure: bool, certificate: Path
+    monkeypatch: pytest.MonkeyPatch, certificate: Path
 ) -> None:
+    """However the answer goes out. All at once, as each of these waits most of its time, at a listener of its own."""
     monkeypatch.setattr(bounds, "SILENCE_SECONDS", 1.5)
     monkeypatch.setattr(bounds, "connections_max", lambda: 2)
-    known = certificate if secure else None
+    await asyncio.gather(*map(room_is_made, (large, piecewise, piecewise), (None, None, certificate)))
+
+
+async def room_is_made(app: Any, known: Path | None) -> None:
+    """By whom takes nothing, once it has done so for long enough, and not by whom reads slowly."""
     async with served(app, certificate=known) as port:
-        nothing = asyncio.create_task(slowly(port, known, rests=6, pause=0))
-        slow = asyncio.create_task(slowly(port, known, rests=0, pause=0.06))
+        made = asyncio.Event()
+        slow = asyncio.create_task(slowly(port, known, rests=asyncio.sleep(0), pause=0.06))  # who is looked at first
+        nothing = asyncio.create_task(slowly(port, known, rests=made.wait(), pause=0))
         await asyncio.sleep(0.3)
         with pytest.raises((OSError, EOFError)):
             await started(port, known)
         await asyncio.sleep(2.2)
         await started(port, known)
+        made.set()
         assert await slow == LARGE
         assert await nothing < LARGE
 
@@ -691,7 +702,7 @@ async def started(port: int, certificate: Path | None) -> None:
 async def test_who_is_still_taking_an_answer_makes_no_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "connections_max", lambda: 2)
     async with served(large) as port:
-        taking = asyncio.create_task(slowly(port, None, rests=1, pause=0))
+        taking = asyncio.create_task(slowly(port, None, rests=asyncio.sleep(1), pause=0))
         await asyncio.sleep(0.3)
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
         assert await taking == LARGE
