@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import context, forkserver, get_context
 from typing import Any
+
+_server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # of this process: there is one
+_imported: tuple[int, tuple[str, ...]] = 0, ()  # the server that was started here, and what it has
+
+
+def forked(*modules: str) -> context.ForkServerContext:
+    """A way to start processes that have these modules.
+
+    A server that runs imports nothing more, so that whoever had other modules before would leave it to each child:
+    that one ends, when all whom it has started have.
+    """
+    global _imported
+    found = get_context("forkserver")
+    if _server._forkserver_pid is not None and _imported != (_server._forkserver_pid, modules):
+        _server._stop()
+    found.set_forkserver_preload([*modules])
+    forkserver.ensure_running()
+    _imported = _server._forkserver_pid, modules
+    return found
 
 
 async def ran(what: Callable[..., None], *arguments: Any) -> tuple[int | None, Any]:
     """The exit code of a process that does this, and what it said if it did: its last argument is the way back."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload([what.__module__])
-    heard, said = context.Pipe(duplex=False)
-    child = context.Process(target=what, args=(*arguments, said))
+    started = forked(what.__module__)
+    heard, said = started.Pipe(duplex=False)
+    child = started.Process(target=what, args=(*arguments, said))
     with heard:
         with said:
             child.start()

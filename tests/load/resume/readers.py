@@ -6,7 +6,6 @@ A reader goes on while it has leave for another batch, so the trial says where i
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from contextlib import suppress
@@ -21,6 +20,7 @@ from hanse.flow import Access, Name
 from hanse.loaders import Loader
 
 from tests.load.resume.sequence import Ids, check_of
+from tests.support.children import forked
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,7 @@ def _child(task: Task, told: Connection) -> None:
 
 
 _NONE: Ids = np.empty(0, np.int64)
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["tests.load.resume.trials", "rich.console", "rich.progress", "rich.table"]
-)  # so that no child imports
+_IMPORTED = "tests.load.resume.trials", "rich.console", "rich.progress", "rich.table"  # so that no child imports
 
 
 @dataclass(slots=True)
@@ -106,8 +103,9 @@ class Reader:
     process: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pipe, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_child, args=(self.task, theirs), daemon=True)
+        started = forked(*_IMPORTED)
+        self.pipe, theirs = started.Pipe()
+        self.process = started.Process(target=_child, args=(self.task, theirs), daemon=True)
         self.process.start()
         theirs.close()
         for _ in range(self.ahead):
