@@ -100,33 +100,40 @@ def test_an_arrow_file_is_read_as_fast_as_its_reader_is(tmp_path: Path, sql: str
     assert max(held) < 4 * batches[0].nbytes
 
 
-@pytest.mark.parametrize("kind", ["blobs", "numbers", "few of the columns"])
+@pytest.fixture(scope="module", params=["blobs", "numbers"])
+def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.RecordBatch]:
+    """A file of three large batches, and the first of them."""
+    rows = 64 if request.param == "blobs" else 2**20
+    values = [os.urandom(2**19)] * rows if request.param == "blobs" else np.arange(4 * rows)[:rows]
+    batches = [
+        pa.record_batch({"n": np.arange(start, start + rows), "x": values, "y": values})
+        for start in range(0, 3 * rows, rows)
+    ]
+    path = tmp_path_factory.mktemp("large") / "rows.arrow"
+    with pa.ipc.new_file(path, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return path, batches[0]
+
+
+@pytest.mark.parametrize("shown", ["*", "n"])
 @pytest.mark.parametrize("condition", ["", " WHERE n > 5"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_of_large_batches_of_an_arrow_file_one_is_held(
-    tmp_path: Path, kind: str, condition: str, threads: int, monkeypatch: pytest.MonkeyPatch
+    large: tuple[Path, pa.RecordBatch], shown: str, condition: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each thread of the engine holds what it had last while it asks for more, and so does each step on the way."""
     monkeypatch.setattr(arrow_scan, "_WHOLE", 2**22)
     monkeypatch.setattr(arrow_scan, "_PIECE", 2**20)
-    rows = 64 if kind == "blobs" else 2**20
-    values = [os.urandom(2**19)] * rows if kind == "blobs" else np.arange(4 * rows)[:rows]
-    batches = [
-        pa.record_batch({"n": pa.array(range(start, start + rows)), "x": values, "y": values})
-        for start in range(0, 3 * rows, rows)
-    ]
-    path = tmp_path / "rows.arrow"
-    with pa.ipc.new_file(path, batches[0].schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    shown = "n" if kind == "few of the columns" else "*"
+    path, first = large
+    rows = len(first)
     with duckdb.connect(":memory:", config={"threads": threads}) as con:
         for attach in (arrow_ipc.attach, partial(arrow_ipc.attach_rows, rows=Rows(0, 3, 3 * rows, "place"))):
             attach(con, "t", [str(path)], {})
             answer = con.sql(f"SELECT {shown} FROM t{condition}")
-            found, most = _most_held(lambda answer=answer: sum(map(len, answer.to_arrow_reader(len(batches[0]) // 16))))
+            found, most = _most_held(lambda answer=answer: sum(map(len, answer.to_arrow_reader(rows // 16))))
             assert found == 3 * rows - (6 if condition else 3 if attach is not arrow_ipc.attach else 0)
-            assert most < 1.7 * batches[0].nbytes
+            assert most < 1.7 * first.nbytes
 
 
 def _most_held(work: Callable[[], int]) -> tuple[int, int]:
