@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -18,14 +18,14 @@ from connector.query import pool, running
 _LONG = 60.0
 _STARTED = ("-m", "connector.query.worker")
 # As the module itself begins; the libraries come after the process has shut itself in.
-_PROGRAM = f"""
+_PROGRAM = """
 from connector.query import worker
 confine = worker.confine
 
 def shut_in(**allowed):
     confine(**allowed)
     from connector.query import keeping
-    keeping.REST = {_LONG}
+    keeping.REST = %s
 
 worker.confine = shut_in
 worker.main()
@@ -35,11 +35,16 @@ worker.main()
 @contextmanager
 def patient(*, in_stopping: bool = True) -> Iterator[None]:
     """Workers that are started meanwhile keep what they have for a minute, and have a minute to stop."""
-    with running_as(_PROGRAM), pytest.MonkeyPatch.context() as patch:
+    with resting(_LONG), pytest.MonkeyPatch.context() as patch:
         if in_stopping:
             patch.setattr(running, "GRACE", _LONG)
         patch.setattr(pool, "_GIVEN_BACK", _LONG + 1)
         yield
+
+
+def resting(seconds: float) -> AbstractContextManager[None]:
+    """Workers that are started meanwhile let go of what they keep after so many seconds without a job."""
+    return running_as(_PROGRAM % seconds)
 
 
 @contextmanager

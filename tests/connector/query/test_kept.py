@@ -74,11 +74,12 @@ async def test_the_next_of_its_kind_finds_the_engine_of_the_last(pool: Pool, num
 
 
 async def test_a_worker_that_rests_lets_go_of_what_it_kept(tmp_path: Path, folder: Path, numbers: Relation) -> None:
-    async with Pool(tmp_path, size=1, warm=1, readable=[folder]) as pool:
-        await rows(pool, Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t"))
-        async with asyncio.timeout(60):
-            while await kept(pool):
-                await asyncio.sleep(0.05)
+    with workers.resting(1.0):
+        async with Pool(tmp_path, size=1, warm=1, readable=[folder]) as pool:
+            await rows(pool, Job(relations={"t": numbers}, sql="SELECT count(*) AS n FROM t"))
+            async with asyncio.timeout(60):
+                while await kept(pool):
+                    await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("change", ["times", "replaced", "gone"])
