@@ -29,7 +29,7 @@ from tests.support.federation_tpch import layout, written_for
 
 CASES = list(plan_cases.cases())
 DOCS = Path(__file__).parents[3] / "docs/federated-query.md"
-SEEDS = 160
+SEEDS = 80  # `make random-federated` asks thousands
 RATIO = 100  # of planning to reading a query: 10 ms is the aim, reading takes about half of one
 
 
