@@ -32,8 +32,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STALL = 0.8  # seconds
 ROW = 32 * 2**20  # bytes of a batch
-ROWS = 8
-ENOUGH = 112 * 2**20  # bytes, after which a reader has taken several batches
+ROWS = 4
+ENOUGH = 80 * 2**20  # bytes, after which a reader has taken two batches and is in a third
 PAUSE = 0.1  # seconds between two helpings
 FAST = 2 * 2**20  # bytes of a helping: a batch takes twice the time in which nothing may be taken
 
