@@ -441,6 +441,8 @@ async def told(port: int, *sent: bytes, pause: float = 0.0) -> bytes:
     async with asyncio.timeout(60):
         with suppress(ConnectionError):
             for part in sent:
+                if writer.is_closing():  # the other side has closed, and we have seen it: uvloop would take it amiss
+                    break
                 writer.write(part)
                 await writer.drain()
                 await asyncio.sleep(pause)
