@@ -88,7 +88,7 @@ def spans(
     with closing(made):
         for _, tables in groupby(made, key=itemgetter(0)):
             found = (batch for _, table in tables for batch in _as(table, schema).to_batches(rows))
-            yield gather(found, at_least=target // 4)
+            yield gather((piece for batch in found for piece in cut(batch, target)), at_least=target // 4)
 
 
 def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:

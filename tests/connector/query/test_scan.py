@@ -35,14 +35,15 @@ NUMBERS_OF_ALL_KINDS = pa.table(
     | {"special": pa.array([float("nan"), float("inf"), -0.0, None] * (ROWS // 4))}
 )
 NEVER_NULL = pa.table({"n": pa.array(range(ROWS))}, schema=pa.schema([pa.field("n", pa.int64(), nullable=False)]))
+WIDE = pa.table({f"w{number}": np.arange(600, dtype=np.float64) for number in range(2000)})
 FEW = pa.table({"n": pa.array([number % 3 for number in range(ROWS)]).dictionary_encode()})
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     "table",
-    [FLOATS, IMAGES, TEXT, NUMBERS_OF_ALL_KINDS, NEVER_NULL, FEW],
-    ids=["floats", "images", "text", "numbers", "never null", "few"],
+    [FLOATS, IMAGES, TEXT, NUMBERS_OF_ALL_KINDS, NEVER_NULL, FEW, WIDE],
+    ids=["floats", "images", "text", "numbers", "never null", "few", "wide"],
 )
 async def test_both_ways_give_the_same_rows_and_schema(pool: Pool, tmp_path: Path, table: pa.Table) -> None:
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=5000)
@@ -168,7 +169,7 @@ def test_whoever_stops_leaves_no_thread_and_no_row_group_is_made_for_nobody(
         pq.ParquetFile, "read_row_group", lambda self, group, **given: made.append(group) or read(self, group, **given)
     )
     before = threading.active_count()
-    spans = scan.spans([(path, 0, ROWS)], FLOATS.schema, rows=500, target=2**10, threads=False)
+    spans = scan.spans([(path, 0, ROWS)], FLOATS.schema, rows=500, target=2**16, threads=False)
     batches = next(spans)
     assert [next(batches).num_rows, next(batches).num_rows] == [500, 500]
     del batches
