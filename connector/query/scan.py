@@ -15,11 +15,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby, pairwise
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connector.datasets.splits import ROWS_MAX
+from connector.query.codes import Coded
 from connector.query.engine import cut, gather, plain, plain_schema
 from connector.query.stored import File, Stored
 
@@ -28,6 +30,7 @@ _Span = tuple[str, int, int]  # a file, and its rows from one to another
 _ALL = 2**62
 FILES_MAX = 256
 GROUP_MAX = 128 * 2**20  # a row group is read whole
+_LEAST = 4  # bytes of a whole number as Parquet has it
 _MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is made
 
 
@@ -38,9 +41,10 @@ def faster(schema: pa.Schema, paths: Sequence[str], kind: str, *, crowded: bool 
         return False
     if len(set(schema.names)) < len(schema.names):
         return False
-    if numbers(schema):
-        return not crowded and all(_fits(schema, path) and _is_made_at_once(schema, path) for path in paths)
-    return any(pa.types.is_binary(field.type) for field in schema) and all(_fits(schema, path) for path in paths)
+    at_once = numbers(schema)
+    if (at_once and crowded) or not (at_once or any(pa.types.is_binary(field.type) for field in schema)):
+        return False
+    return all(_fits(schema, path, at_once=at_once) for path in paths)
 
 
 def numbers(schema: pa.Schema) -> bool:
@@ -128,6 +132,8 @@ def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) ->
         if one.group < 0:
             return one.file.schema_arrow.empty_table().select(columns)
         whole = one.file.read_row_group(one.group, columns=columns, use_threads=threads)
+        if whole.num_rows != one.file.metadata.row_group(one.group).num_rows:  # cursors count on it
+            raise Coded("engine_failed")
         return whole.slice(one.first, one.stop - one.first)
 
     coming: deque[tuple[int, Future[pa.Table]]] = deque()
@@ -204,17 +210,45 @@ def _decoded(file: pq.ParquetFile, group: int, left: Mapping[str, pa.Array], how
         yield there
 
 
-def _is_made_at_once(schema: pa.Schema, path: str) -> bool:
-    """Whether the values of each row group are few enough."""
-    footer, width = pq.read_metadata(path), sum(int(kind.bit_width) for kind in schema.types) // 8
-    rows = (footer.row_group(number).num_rows for number in range(footer.num_row_groups))
-    return max(rows, default=0) * width <= _MADE_MAX
+def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
+    """The very types, in row groups that may be held, and that Arrow reads as the engine does."""
+    try:
+        footer = pq.read_metadata(path)
+        found = plain_schema(footer.schema.to_arrow_schema())
+    except (ValueError, NotImplementedError, OSError):  # what Arrow does not know, as types of columns beside
+        return False
+    if not all(found.get_field_index(one.name) >= 0 and found.field(one.name).type == one.type for one in schema):
+        return False
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    if max((group.total_byte_size for group in groups), default=0) > GROUP_MAX:
+        return False
+    paths = [footer.schema.column(number).path for number in range(footer.num_columns)]
+    if at_once and not (_is_made_at_once(schema, groups) and _are_alone(schema.names, paths)):
+        return False
+    wanted = set(schema.names)
+    flat = [number for number, one in enumerate(paths) if one in wanted]
+    return all(_is_read_alike(group.column(number), group.num_rows) for group in groups for number in flat)
 
 
-def _fits(schema: pa.Schema, path: str) -> bool:
-    """The very types, in row groups that may be held."""
-    footer = pq.read_metadata(path)
-    found = plain_schema(footer.schema.to_arrow_schema())
-    same = all(found.get_field_index(one.name) >= 0 and found.field(one.name).type == one.type for one in schema)
-    sizes = (footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
-    return same and max(sizes, default=0) <= GROUP_MAX
+def _is_made_at_once(schema: pa.Schema, groups: Sequence[Any]) -> bool:
+    """Whether the values of each row group are few enough, and no block is a part of one, which is made whole."""
+    rows = max((group.num_rows for group in groups), default=0)
+    return rows <= ROWS_MAX and rows * sum(map(_made_of, schema.types)) <= _MADE_MAX
+
+
+def _made_of(kind: pa.DataType) -> int:
+    """Bytes that making a value takes: Parquet has small whole numbers as 32 bits, and Arrow makes them of these."""
+    width = int(kind.bit_width) // 8
+    return width if width >= _LEAST else width + _LEAST
+
+
+def _are_alone(names: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether no column beside has a name that begins with one of theirs and a dot: it would be read with it."""
+    wanted = set(names)
+    return not any(one not in wanted and one.split(".", 1)[0] in wanted for one in paths)
+
+
+def _is_read_alike(chunk: Any, rows: int) -> bool:
+    """Whether a flat column of a row group has a value for each row, where the engine says that the file is corrupt and
+    Arrow gives what is there; and no differences of whole numbers, which the engine writes wider than Arrow reads."""
+    return bool(chunk.num_values == rows and "DELTA_BINARY_PACKED" not in chunk.encodings)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connector.query import scan
+from connector.query import engine, scan
+from connector.query.codes import Coded
 from connector.query.job import Job, Relation
 from connector.query.pool import Pool
 from tests.support import data
@@ -111,6 +112,97 @@ def test_numbers_of_row_groups_that_are_large_or_among_many_readers_go_through_t
     assert not scan.faster(FLOATS.schema, [str(path)], "parquet", crowded=True)
     monkeypatch.setattr(scan, "_MADE_MAX", 5000 * width - 1)
     assert not scan.faster(FLOATS.schema, [str(path)], "parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "expected"),
+    [
+        (pa.float64(), 2**20, True),
+        (pa.float64(), 2**20 + 1, False),
+        (pa.int8(), 2**20, True),
+    ],
+    ids=["a block", "two blocks, which would make it twice", "small numbers"],
+)
+def test_a_row_group_of_several_blocks_goes_through_the_engine(
+    tmp_path: Path, kind: pa.DataType, rows: int, expected: bool
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"n": pa.repeat(pa.scalar(1, kind), rows)}), path, row_group_size=2**30)
+    assert scan.faster(pa.schema([("n", kind)]), [str(path)], "parquet") is expected
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint16()])
+def test_small_numbers_count_with_what_they_are_made_of(
+    tmp_path: Path, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, made = tmp_path / "t.parquet", 100 * (4 + kind.bit_width // 8)
+    pq.write_table(pa.table({"n": pa.repeat(pa.scalar(1, kind), 100)}), path)
+    for most in (made, made - 1):
+        monkeypatch.setattr(scan, "_MADE_MAX", most)
+        assert scan.faster(pa.schema([("n", kind)]), [str(path)], "parquet") is (most == made)
+
+
+def test_what_a_file_has_beside_is_not_read_and_need_not_be_known(tmp_path: Path) -> None:
+    """A column of another name that a name and a dot begin would be read with it; metadata may be of another writer."""
+    path, schema = tmp_path / "t.parquet", pa.schema([("n", pa.int64())])
+    table = pa.table({"n": [1, 2], "n.x": ["a", "b"]})
+    pq.write_table(table, path)
+    assert not scan.faster(schema, [str(path)], "parquet")
+    pq.write_table(table.select(["n"]), path)
+    assert scan.faster(schema, [str(path)], "parquet")
+    whole = path.read_bytes()
+    at = whole.index(b"/////", whole.index(b"ARROW:schema"))  # the length of a message in Base64
+    path.write_bytes(whole[:at] + b"@@@@@" + whole[at + 5 :])
+    assert not scan.faster(schema, [str(path)], "parquet")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("beside", [[], [b"x" * 1000] * 7], ids=["alone", "beside blobs"])
+async def test_differences_that_the_engine_has_written_are_read_by_it(
+    pool: Pool, tmp_path: Path, beside: list[bytes]
+) -> None:
+    """Those of 32 bits can be wider than that, which Arrow does not read."""
+    path, numbers = tmp_path / "t.parquet", [-(2**31), 2**31 - 1, -(2**31), 7, 2**31 - 1, 0, -(2**31)]
+    table = pa.table({"n": pa.array(numbers, pa.int32())} | ({"blob": beside} if beside else {}))
+    with engine.connect() as con:
+        con.register("given", table)
+        con.execute(f"COPY given TO '{path}' (FORMAT parquet, PARQUET_VERSION v2)")
+    assert "DELTA_BINARY_PACKED" in pq.read_metadata(path).row_group(0).column(0).encodings
+    relation: Relation = data.relation("parquet", path, tmp_path)
+    async with pool.run(Job(relations={"t": relation}, sql="SELECT * FROM t", scan="t")) as result:
+        parts = [bytes(frame.payload) async for frame in result]
+    with pa.ipc.open_stream(b"".join((result.schema, *parts))) as reader:
+        assert reader.read_all().equals(table)
+
+
+def lying(path: Path, number: int) -> None:
+    """A file whose footer says in one place of several that there are 999 rows: they are 1000."""
+    pq.write_table(pa.table({"n": range(1000)}), path, use_dictionary=False, write_statistics=False)
+    whole, told, other = path.read_bytes(), b"\xd0\x0f", b"\xce\x0f"
+    at = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for _ in range(number + 1):
+        at = whole.index(told, at + 1)
+    path.write_bytes(whole[:at] + other + whole[at + len(told) :])
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_footer_that_contradicts_itself_is_the_engines(tmp_path: Path, number: int) -> None:
+    """It says that the file is corrupt, where Arrow gives as many rows as there seem to be."""
+    path = tmp_path / "t.parquet"
+    lying(path, number)
+    group = pq.read_metadata(path).row_group(0)
+    alike = group.num_rows == group.column(0).num_values
+    assert scan.faster(pa.schema([("n", pa.int64())]), [str(path)], "parquet") is alike
+
+
+def test_a_row_group_without_all_of_its_rows_ends_the_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cursor counts them: what follows would be taken for others."""
+    path, read = str(tmp_path / "t.parquet"), pq.ParquetFile.read_row_group
+    pq.write_table(FLOATS, path, row_group_size=5000)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *given, **more: read(*given, **more).slice(1))
+    spans = scan.spans([(path, 0, ROWS)], FLOATS.schema, rows=1000, target=2**20, threads=False)
+    with pytest.raises(Coded, match="engine_failed"):
+        list(next(spans))
 
 
 SPANS = {
