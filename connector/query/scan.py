@@ -30,6 +30,7 @@ _Span = tuple[str, int, int]  # a file, and its rows from one to another
 _ALL = 2**62
 FILES_MAX = 256
 GROUP_MAX = 128 * 2**20  # a row group is read whole
+_COLUMN = 2**13  # bytes that Arrow takes for a column beside its values
 _LEAST = 4  # bytes of a whole number as Parquet has it
 _MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is made
 
@@ -87,7 +88,8 @@ def spans(
     wanted: Iterable[_Span], schema: pa.Schema, *, rows: int, target: int, threads: bool
 ) -> Generator[Iterator[pa.RecordBatch]]:
     """The rows of each span in batches of at most `rows`, near `target` bytes, of a schema of `numbers`. Each span is
-    to be read to its end before the next one is asked for. Takes the memory of two row groups."""
+    to be read to its end before the next one is asked for. Takes the memory of two row groups, and as much again for
+    what they are made of."""
     made = _made(_pieces(wanted), schema.names, threads=threads)
     with closing(made):
         for _, tables in groupby(made, key=itemgetter(0)):
@@ -233,7 +235,8 @@ def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
 def _is_made_at_once(schema: pa.Schema, groups: Sequence[Any]) -> bool:
     """Whether the values of each row group are few enough, and no block is a part of one, which is made whole."""
     rows = max((group.num_rows for group in groups), default=0)
-    return rows <= ROWS_MAX and rows * sum(map(_made_of, schema.types)) <= _MADE_MAX
+    size = rows * sum(map(_made_of, schema.types)) + len(schema.names) * _COLUMN
+    return rows <= ROWS_MAX and size <= _MADE_MAX
 
 
 def _made_of(kind: pa.DataType) -> int:

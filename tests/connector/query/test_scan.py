@@ -110,7 +110,7 @@ def test_numbers_of_row_groups_that_are_large_or_among_many_readers_go_through_t
     pq.write_table(FLOATS, path, row_group_size=5000)
     assert scan.faster(FLOATS.schema, [str(path)], "parquet")
     assert not scan.faster(FLOATS.schema, [str(path)], "parquet", crowded=True)
-    monkeypatch.setattr(scan, "_MADE_MAX", 5000 * width - 1)
+    monkeypatch.setattr(scan, "_MADE_MAX", 5000 * width + 21 * scan._COLUMN - 1)
     assert not scan.faster(FLOATS.schema, [str(path)], "parquet")
 
 
@@ -135,11 +135,19 @@ def test_a_row_group_of_several_blocks_goes_through_the_engine(
 def test_small_numbers_count_with_what_they_are_made_of(
     tmp_path: Path, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, made = tmp_path / "t.parquet", 100 * (4 + kind.bit_width // 8)
+    path, made = tmp_path / "t.parquet", 100 * (4 + kind.bit_width // 8) + scan._COLUMN
     pq.write_table(pa.table({"n": pa.repeat(pa.scalar(1, kind), 100)}), path)
     for most in (made, made - 1):
         monkeypatch.setattr(scan, "_MADE_MAX", most)
         assert scan.faster(pa.schema([("n", kind)]), [str(path)], "parquet") is (most == made)
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(1000, True), (5000, False)])
+def test_rows_of_thousands_of_numbers_go_through_the_engine(tmp_path: Path, columns: int, expected: bool) -> None:
+    """However few rows a row group has, Arrow takes some kilobytes for each column."""
+    path, table = tmp_path / "t.parquet", pa.table({f"c{number}": [1.5] for number in range(columns)})
+    pq.write_table(table, path)
+    assert scan.faster(table.schema, [str(path)], "parquet") is expected
 
 
 def test_what_a_file_has_beside_is_not_read_and_need_not_be_known(tmp_path: Path) -> None:
