@@ -8,6 +8,7 @@ the answer: nobody can tell which way it came. Runs in a worker.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,8 @@ GROUP_MAX = 128 * 2**20  # a row group is read whole
 _COLUMN = 2**13  # bytes that Arrow takes for a column beside its values
 _LEAST = 4  # bytes of a whole number as Parquet has it
 _MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is made
+_KNOWN: dict[tuple[Any, ...], bool] = {}  # which files fit, of those asked for last
+_KNOWN_MAX = 256
 
 
 def faster(schema: pa.Schema, paths: Sequence[str], kind: str, *, crowded: bool = False) -> bool:
@@ -45,7 +48,7 @@ def faster(schema: pa.Schema, paths: Sequence[str], kind: str, *, crowded: bool 
     at_once = numbers(schema)
     if (at_once and crowded) or not (at_once or any(pa.types.is_binary(field.type) for field in schema)):
         return False
-    return all(_fits(schema, path, at_once=at_once) for path in paths)
+    return all(_is_known_to_fit(schema, path, at_once=at_once) for path in paths)
 
 
 def numbers(schema: pa.Schema) -> bool:
@@ -210,6 +213,20 @@ def _decoded(file: pq.ParquetFile, group: int, left: Mapping[str, pa.Array], how
             columns = [left[one][start:stop] if one in left else there.column(one) for one in how.schema.names]
             there, start = pa.RecordBatch.from_arrays(columns, schema=how.schema), stop
         yield there
+
+
+def _is_known_to_fit(schema: pa.Schema, path: str, *, at_once: bool) -> bool:
+    """As `_fits`, which is asked once of a file: of many columns and row groups it takes milliseconds."""
+    try:
+        found = os.stat(path)
+    except OSError:  # the engine says what is wrong with it
+        return False
+    key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, schema.serialize().to_pybytes(), at_once
+    if (fits := _KNOWN.get(key)) is None:
+        fits = _KNOWN[key] = _fits(schema, path, at_once=at_once)
+        for oldest in tuple(_KNOWN)[:-_KNOWN_MAX]:
+            _KNOWN.pop(oldest, None)
+    return fits
 
 
 def _fits(schema: pa.Schema, path: str, *, at_once: bool) -> bool:

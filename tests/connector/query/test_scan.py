@@ -111,6 +111,7 @@ def test_numbers_of_row_groups_that_are_large_or_among_many_readers_go_through_t
     assert scan.faster(FLOATS.schema, [str(path)], "parquet")
     assert not scan.faster(FLOATS.schema, [str(path)], "parquet", crowded=True)
     monkeypatch.setattr(scan, "_MADE_MAX", 5000 * width + 21 * scan._COLUMN - 1)
+    scan._KNOWN.clear()
     assert not scan.faster(FLOATS.schema, [str(path)], "parquet")
 
 
@@ -138,6 +139,7 @@ def test_small_numbers_count_with_what_they_are_made_of(
     path, made = tmp_path / "t.parquet", 100 * (4 + kind.bit_width // 8) + scan._COLUMN
     pq.write_table(pa.table({"n": pa.repeat(pa.scalar(1, kind), 100)}), path)
     for most in (made, made - 1):
+        scan._KNOWN.clear()
         monkeypatch.setattr(scan, "_MADE_MAX", most)
         assert scan.faster(pa.schema([("n", kind)]), [str(path)], "parquet") is (most == made)
 
@@ -211,6 +213,18 @@ def test_a_row_group_without_all_of_its_rows_ends_the_read(tmp_path: Path, monke
     spans = scan.spans([(path, 0, ROWS)], FLOATS.schema, rows=1000, target=2**20, threads=False)
     with pytest.raises(Coded, match="engine_failed"):
         list(next(spans))
+
+
+def test_a_file_is_judged_once_and_one_that_is_another_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, judged, fits = tmp_path / "t.parquet", [], scan._fits
+    monkeypatch.setattr(scan, "_KNOWN_MAX", 3)
+    monkeypatch.setattr(scan, "_fits", lambda *given, **more: judged.append(given) or fits(*given, **more))
+    schema = pa.schema([("n", pa.int64())])
+    for number in range(6):
+        pq.write_table(pa.table({"n": range(number + 1)} if number != 4 else {"n": ["a"]}), path)
+        assert [scan.faster(schema, [str(path)], "parquet") for _ in range(3)] == [number != 4] * 3
+        assert len(judged) == number + 1
+    assert len(scan._KNOWN) == 3
 
 
 SPANS = {
