@@ -27,9 +27,10 @@ _SLOTS = 32  # in each: what waits or is held, as it came over the network; unto
 _SLOT = TOGETHER_MAX
 _SPARE = 8  # slots that nothing is received into, so that what is put together anew finds room
 _LEAST = 2**18  # bytes that are worth a slot
-_HEAD = 4096  # of a region: a record for each slot,
+_HEAD = 2**16  # of a region, a page on every system: a record for each slot,
 _RECORD = 32  # of numbers that one side writes and the other reads:
 _FILLED, _RETURNED, _IN_USE = 0, 8, 16  # by workers how often; by loops how many parts came back; whether they have any
+_UNKNOWN = -2  # region: nobody has asked for room
 _NUMBER = struct.Struct("<Q")
 _REGION = _HEAD + _SLOTS * _SLOT
 _Whole = ctypes.c_ubyte * _SLOT
@@ -42,8 +43,10 @@ class Arena:
     def __init__(self, file: int = -1) -> None:
         """`file`: the descriptor of one that was made elsewhere."""
         self._file = _made() if file < 0 else file
-        self._filling: _Filling | None = None
-        self._reading: _Reading | None = None
+        # By process, and begun by whichever of its threads comes first. Those that a process was forked with stay:
+        # to close what they have mapped would take its own lock on a region from it, as locks of files go.
+        self._filling: dict[int, _Filling] = {}
+        self._reading: dict[int, _Reading] = {}
         if self._file >= 0:
             weakref.finalize(self, os.close, self._file)
 
@@ -72,9 +75,9 @@ class Arena:
     def take(self, place: Place) -> Any:
         """What a worker has put there, as an object with a buffer; it is the worker's again when nobody has any of it.
         Broken where something else lies there by now: the worker is gone."""
-        if self._reading is None or self._reading.process != os.getpid():
-            self._reading = _Reading(self._file)
-        return self._reading.take(place)
+        if (here := self._reading.get(os.getpid())) is None:
+            here = self._reading.setdefault(os.getpid(), _Reading(self._file))
+        return here.take(place)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker that is being started; a copy that goes anywhere else has memory of its own."""
@@ -86,28 +89,30 @@ class Arena:
         return _brought, (DupFd(self._file),)
 
     def _here(self) -> _Filling:
-        if self._filling is None or self._filling.process != os.getpid():
-            self._filling = _Filling(self._file)
-        return self._filling
+        if (here := self._filling.get(os.getpid())) is None:
+            here = self._filling.setdefault(os.getpid(), _Filling(self._file))
+        return here
 
 
 class _Filling:
     """The region that a process fills: nobody else does while it lives. One thread receives, another sends."""
 
     def __init__(self, file: int) -> None:
-        self.process = os.getpid()
+        self._file = file
         self._lock = threading.RLock()  # the end of a buffer comes in any thread, also in one that has the lock
         self._had: dict[int, weakref.ref[Any]] = {}  # slots that somebody here has
         self._sent: dict[int, int] = {}  # of those that we have filled: parts that went to the loop
-        if (region := _locked(file)) >= 0:
-            self._region, self._memory = region, _mapped(file, region)
-            self._first = ctypes.addressof(_Whole.from_buffer(self._memory, _HEAD))
+        self._region = _UNKNOWN
 
     def room(self, nbytes: int, *, spare: int = 0) -> pa.Buffer | None:
         """Memory of a slot, where more than `spare` are free: the lowest, so that few are touched."""
-        if nbytes > _SLOT or not hasattr(self, "_memory"):
+        if nbytes > _SLOT:
             return None
         with self._lock:
+            if self._region == _UNKNOWN:
+                self._begin()
+            if self._region < 0:
+                return None
             free = [slot for slot in range(_SLOTS) if self._is_free(slot)]
             for slot in free[: len(free) - spare]:
                 _write(self._memory, slot, _FILLED, _read(self._memory, slot, _FILLED) + 1)
@@ -115,17 +120,30 @@ class _Filling:
                     return self._filled(slot, nbytes)
         return None
 
+    def _begin(self) -> None:
+        """Once, as there is one region for a process; where it cannot be had, there is no room."""
+        if (region := _locked(self._file)) >= 0:
+            try:
+                self._memory = _mapped(self._file, region)
+            except OSError:  # of addresses or descriptors there may be no more
+                region = -1
+            else:
+                self._first = ctypes.addressof(_Whole.from_buffer(self._memory, _HEAD))
+        self._region = region
+
     def _is_free(self, slot: int) -> bool:
         if slot in self._had:
             return False
-        if slot in self._sent:
-            return self._sent[slot] == _read(self._memory, slot, _RETURNED)
-        return not _read(self._memory, slot, _IN_USE)  # of a worker that is gone: the rest will not be asked for
+        if _read(self._memory, slot, _IN_USE):
+            return False
+        # One that we have not filled is of a worker that is gone: the rest of it will not be asked for.
+        return slot not in self._sent or self._sent[slot] == _read(self._memory, slot, _RETURNED)
 
     def _filled(self, slot: int, nbytes: int) -> pa.Buffer:
         _write(self._memory, slot, _RETURNED, 0)
         self._sent[slot] = 0
-        whole = (ctypes.c_ubyte * nbytes).from_buffer(self._memory, _HEAD + slot * _SLOT)
+        start = _HEAD + slot * _SLOT
+        whole = memoryview(self._memory)[start : start + nbytes]  # an array of ctypes would leave a type for each size
         had = self._had
 
         def let_go(_: object) -> None:
@@ -135,7 +153,7 @@ class _Filling:
         return pa.py_buffer(whole)
 
     def place(self, start: int, stop: int) -> tuple[Place, int] | None:
-        if not hasattr(self, "_memory"):
+        if not self._had:
             return None
         slot, at = divmod(start - self._first, _SLOT)
         if slot not in self._had or at + stop - start > _SLOT:
@@ -180,7 +198,9 @@ class _Reading:
                 _write(memory, slot, _IN_USE, before)
                 raise Broken("the worker that read this is gone, and its memory is another's; begin the epoch anew")
             whole = _Whole.from_buffer(memory, _HEAD + slot * _SLOT)
-            self._held[place] = _Held(whole, _read(memory, slot, _RETURNED) + 1, self._end_of(place, memory))
+            # One that has ended in another thread, which waits for us, has not said yet how many came.
+            came = 1 + (_read(memory, slot, _RETURNED) if held is None else held.came)
+            self._held[place] = _Held(whole, came, self._end_of(place, memory))
             return whole
 
     def _end_of(self, place: Place, memory: mmap.mmap) -> Callable[[object], None]:

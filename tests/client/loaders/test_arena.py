@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -153,6 +154,15 @@ def test_what_is_small_or_too_large_is_received_in_memory_of_arrow(size: int) ->
     assert (found.size, shared.place(found.address, found.address + size)) == (size, None)
 
 
+def test_memory_of_many_sizes_leaves_nothing_to_collect() -> None:
+    shared = Arena()
+    shared.memory(arena._LEAST)
+    gc.collect()
+    for more in range(20):
+        shared.memory(arena._LEAST + more)
+    assert gc.collect() == 0
+
+
 def test_memory_beyond_a_slot_has_no_place() -> None:
     shared = Arena()
     (region, slot, _), room = put(shared, b"first")
@@ -200,6 +210,88 @@ def test_what_a_fork_of_the_loop_forgets_stays_the_loops(started: Start) -> None
     worker._go.send(None)
     worker.next(last=True)
     assert text(held) == b"first"
+
+
+def test_a_part_that_comes_while_another_thread_forgets_the_one_before_is_counted(started: Start) -> None:
+    shared = Arena()
+    worker = started(shared, [b"first", b"other"], parts=2)
+    place = worker.next(last=True)
+    held = [shared.take(place)]
+    forgets = threading.Thread(target=held.clear)
+    with shared._reading[os.getpid()]._lock:  # as `take` has it: the other thread waits for us
+        forgets.start()
+        while held:
+            time.sleep(0.001)
+        again = shared.take(place)
+    forgets.join(60)
+    del again
+    gc.collect()
+    worker._go.send(None)
+    assert worker.next(last=True)[1] == place[1], "all of it has come and gone"
+
+
+def test_threads_that_ask_for_the_first_room_at_once_have_a_slot_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, locked, rooms = Arena(), arena._locked, []
+
+    def slowly(file: int) -> int:
+        time.sleep(0.2)
+        return locked(file)
+
+    monkeypatch.setattr(arena, "_locked", slowly)
+    threads = [threading.Thread(target=lambda: rooms.append(shared.room(5))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    places = [shared.place(room.address, room.address + 5) for room in rooms]
+    assert len({place[0][1] for place in places if place is not None}) == len(threads)
+
+
+def fill_and_read(shared: Arena, told: Any, go: Any) -> None:
+    """As a worker that looks itself at what it has put there."""
+    place, _ = put(shared, b"first", parts=2)
+    assert text(shared.take(place)) == b"first"
+    gc.collect()
+    told.send(place)
+    go.recv()
+
+
+def test_a_worker_that_was_forked_from_a_loop_that_has_read_keeps_its_region(started: Start) -> None:
+    shared = Arena()
+    shared.take(started(shared, [b"x"]).next())  # so that the next ones inherit what the loop has mapped
+    context = multiprocessing.get_context("fork")
+    (come, told), (go, goes) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+    worker = context.Process(target=fill_and_read, args=(shared, told, go), daemon=True)
+    worker.start()
+    assert come.poll(60)
+    first = come.recv()
+    second = started(shared, [b"other"]).next(last=True)
+    goes.send(None)
+    worker.join(60)
+    assert first[0] != second[0]
+
+
+def test_a_slot_that_a_loop_reads_is_not_filled_again_whatever_it_says_of_the_parts() -> None:
+    shared = Arena()
+    place, room = put(shared, b"first", parts=2)
+    held = shared.take(place)
+    del room
+    arena._write(shared._reading[os.getpid()]._maps[place[0]], place[1], arena._RETURNED, 2)  # as of one read twice
+    assert put(shared, b"other")[0][1] != place[1]
+    assert text(held) == b"first"
+
+
+def test_where_memory_cannot_be_mapped_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mapped(*_: object) -> Any:
+        raise OSError("no addresses are left")
+
+    shared = Arena()
+    monkeypatch.setattr(arena, "_mapped", mapped)
+    assert (shared.room(1), shared.place(0, 1), shared.memory(2**20).size) == (None, None, 2**20)
+
+
+def test_regions_begin_where_pages_of_every_size_do() -> None:
+    assert (arena._REGION % 2**16, arena._HEAD % 2**16) == (0, 0)
 
 
 def fill_at_random(shared: Arena, count: int, told: Any) -> None:
