@@ -536,6 +536,23 @@ def _looked_at(batch: Any) -> Any:
     return batch
 
 
+def _copied(batch: Any) -> Any:
+    copy.copy(batch)
+    return batch
+
+
+def test_workers_that_copy_their_batches_fill_different_memory_in_every_epoch(training: Dataset) -> None:
+    made = training.to_torch(columns=FLAT, batch_size=64)
+    loaders = [DataLoader(made, batch_size=None, num_workers=2, collate_fn=_copied, timeout=60) for _ in range(2)]
+    here = as_rows(loaders[0])
+    begun = [iter(loader) for loader in loaders]  # of the second epoch, by turns
+    kept: list[list[Any]] = [[], []]
+    for batches in itertools.zip_longest(*begun):
+        for own, batch in zip(kept, batches, strict=True):
+            own.append(batch)
+    assert [as_rows(own) for own in kept] == [here, here]
+
+
 def test_what_somebody_changed_in_the_worker_comes_changed(training: Dataset) -> None:
     found = list(_loaded(training, collate_fn=_looked_at))
     assert sorted(number for batch in found for number in batch["id"].tolist()) == list(range(1, ROWS + 1))
@@ -642,6 +659,11 @@ def _as_it_is(way: Way, batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
+def _sent(rows: Any) -> Any:
+    """As by the queue from a worker."""
+    return ForkingPickler.loads(ForkingPickler.dumps(rows))
+
+
 WHERE = {"in memory of its own": _as_it_is, "where it was received": _received}
 IN_PLACE = ["text", "wide", "fixed", "shaped", "narrow", "day", "again", "bytes"]  # truths are bits there
 
@@ -673,7 +695,7 @@ def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
     assert rows is not None
     in_place = where == "where it was received" and columns == IN_PLACE
     assert [came.place is not None for came, _, _ in rows._parts] == [in_place] * len(cuts)
-    made = pickle.loads(pickle.dumps(rows))
+    made = _sent(rows)
     _is(made, tensors(_mixed(13, 98).select(columns)))
     weight = torch.ones(98, dtype=torch.float64, requires_grad=True)
     again = made["again"].clone()
@@ -685,15 +707,32 @@ def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
 def test_what_was_received_is_not_copied_where_a_batch_lies_in_one_piece() -> None:
     way = _as_worker(Way())
     whole = _received(way, pa.record_batch({name: pa.array(range(90), pa.float32()) for name in "abc"}))
-    made = pickle.loads(pickle.dumps(way.rows([(whole, 30, 60)])))
+    made = _sent(way.rows([(whole, 30, 60)]))
     ctypes.c_float.from_address(whole["b"].buffers()[1].address + 4 * 31).value = 7.0
     assert made["b"].tolist() == [30.0, 7.0, *map(float, range(32, 60))]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda rows: pickle.loads(pickle.dumps(rows)), pickle.dumps],
+    ids=["copy", "deepcopy", "pickle", "pickle to nobody"],
+)
+def test_a_copy_that_is_made_in_the_worker_keeps_no_memory_from_it(copied: Any) -> None:
+    way = _as_worker(Way())
+    rows = way.rows([(_received(way, _mixed(0, 20).select(IN_PLACE)), 0, 20)])
+    assert rows is not None
+    made = copied(rows)
+    if not isinstance(made, bytes):
+        assert type(made) is dict
+        _is(made, tensors(_mixed(0, 20).select(IN_PLACE)))
+    assert way.arena._filling[os.getpid()]._sent == {0: 0}
+    assert way.arena._reading == {}
 
 
 def test_one_column_that_is_saved_takes_none_of_the_others_along() -> None:
     way = _as_worker(Way())
     whole = _received(way, pa.record_batch({name: pa.array(range(1000)) for name in "abc"}))
-    made = pickle.loads(pickle.dumps(way.rows([(whole, 0, 100)])))
+    made = _sent(way.rows([(whole, 0, 100)]))
     assert made["b"].untyped_storage().nbytes() == 800
 
 
@@ -715,7 +754,7 @@ def test_columns_of_a_type_at_one_distance_are_one_array(
     assert rows is not None
     found = rows._parts[0][0].lying.groups
     assert [("".join(group.names), group.stride) for group in found] == distances
-    _is(pickle.loads(pickle.dumps(rows)), tensors(whole))
+    _is(_sent(rows), tensors(whole))
 
 
 def test_batches_that_lie_in_another_way_are_put_together_by_the_worker() -> None:
@@ -725,7 +764,7 @@ def test_batches_that_lie_in_another_way_are_put_together_by_the_worker() -> Non
     columns = [pa.Array.from_buffers(pa.float64(), 1, [bits, column.buffers()[1]]) for column in one.columns[:2]]
     other = pa.record_batch([*columns, one["c"]], names=["a", "b", "c"])
     slices = [(_received(way, one), 0, 1), (_received(way, other), 0, 1)]
-    _is(pickle.loads(pickle.dumps(way.rows(slices))), {name: tensors(one)[name].repeat(2) for name in "abc"})
+    _is(_sent(way.rows(slices)), {name: tensors(one)[name].repeat(2) for name in "abc"})
 
 
 def test_texts_of_more_bytes_than_their_type_can_say_are_refused() -> None:

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -125,6 +126,11 @@ class Rows:
         return self._made
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """A copy that stays here, or goes wherever somebody takes it: nobody will say of it that it came."""
+        return dict, (self._columns,)
+
+    def to_the_loop(self) -> tuple[Any, ...]:
+        """As `__reduce__`, for a queue between processes: what is told of here is taken once."""
         if self._made is not None:
             return Columns(self._made).__reduce__()  # it may have been changed
         # In a thread of the queue, where an error would be printed and its batch be missing.
@@ -182,6 +188,7 @@ def _collated(batches: Sequence[Rows], *, collate_fn_map: Any = None) -> Any:
 
 
 collate.default_collate_fn_map[Rows] = _collated
+ForkingPickler.register(Rows, Rows.to_the_loop)
 
 
 class Columns(dict[str, Any]):
