@@ -236,11 +236,15 @@ def _mapped(file: int, region: int) -> mmap.mmap:
 def _made() -> int:
     if not hasattr(os, "memfd_create"):
         return -1
-    with suppress(OSError):
+    file = -1
+    try:
         file = os.memfd_create("hanse-batches", os.MFD_CLOEXEC)
         os.ftruncate(file, _REGIONS * _REGION)
-        return file
-    return -1
+    except OSError:  # a limit on the size of files, or on their number
+        if file >= 0:
+            os.close(file)
+        return -1
+    return file
 
 
 def _brought(file: Any) -> Arena:

@@ -290,6 +290,16 @@ def test_where_memory_cannot_be_mapped_there_is_no_room(monkeypatch: pytest.Monk
     assert (shared.room(1), shared.place(0, 1), shared.memory(2**20).size) == (None, None, 2**20)
 
 
+def test_a_file_that_cannot_be_as_large_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def truncated(*_: object) -> None:
+        raise OSError("file too large")
+
+    monkeypatch.setattr(os, "ftruncate", truncated)
+    before = len(os.listdir("/proc/self/fd"))
+    arenas = [Arena() for _ in range(3)]
+    assert ([one.room(1) for one in arenas], len(os.listdir("/proc/self/fd"))) == ([None] * 3, before)
+
+
 def test_regions_begin_where_pages_of_every_size_do() -> None:
     assert (arena._REGION % 2**16, arena._HEAD % 2**16) == (0, 0)
 
