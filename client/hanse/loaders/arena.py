@@ -2,6 +2,7 @@
 
 PyTorch's own way makes a file for each batch, asks for it over a socket, and has the kernel clear and map its pages
 anew. Here the pages stay: a slot is filled again when nothing of what lay in it is in use, in the worker or the loop.
+A process that is forked from the loop has what the loop had: its slots wait for that process too (`_lend`).
 Linux only; elsewhere, or where no slot is free or large enough, `room` says so and the caller goes another way.
 """
 
@@ -34,6 +35,8 @@ _UNKNOWN = -2  # region: nobody has asked for room
 _NUMBER = struct.Struct("<Q")
 _REGION = _HEAD + _SLOTS * _SLOT
 _Whole = ctypes.c_ubyte * _SLOT
+# A record of a lock that belongs to an open file, not to a process, and so to those that are forked too.
+_LOCK = struct.Struct("hhqqi4x")
 Place = tuple[int, int, int]  # region, slot, and how often the slot had been filled
 
 
@@ -115,6 +118,8 @@ class _Filling:
                 return None
             free = [slot for slot in range(_SLOTS) if self._is_free(slot)]
             for slot in free[: len(free) - spare]:
+                if _is_lent(self._file, self._region, slot):
+                    continue
                 _write(self._memory, slot, _FILLED, _read(self._memory, slot, _FILLED) + 1)
                 if slot in self._sent or not _read(self._memory, slot, _IN_USE):  # else a loop came to it right now
                     return self._filled(slot, nbytes)
@@ -182,6 +187,9 @@ class _Reading:
         self._lock = threading.RLock()  # as above
         self._maps: dict[int, mmap.mmap] = {}
         self._held: dict[Place, _Held] = {}
+        self._lent: list[int] = []  # descriptors, while we fork
+        self._kept: list[Any] = []
+        _READING.add(self)
 
     def take(self, place: Place) -> Any:
         region, slot, filled = place
@@ -203,6 +211,23 @@ class _Reading:
             self._held[place] = _Held(whole, came, self._end_of(place, memory))
             return whole
 
+    def lend(self) -> None:
+        """Before we fork: what is held here is in use as long as the new process, or one forked from it, lives."""
+        if self.process != os.getpid():
+            return
+        with self._lock:
+            held = {place: whole for place, one in self._held.items() if (whole := one.whole()) is not None}
+            if held:
+                try:
+                    self._lent.append(_lent(self._file, [place[:2] for place in held]))
+                except OSError:  # no /proc, or no such locks: nobody can say when that process ends
+                    self._kept += held.values()
+
+    def lent(self) -> None:
+        """After we forked: the locks are the other process's alone."""
+        while self._lent:
+            os.close(self._lent.pop())
+
     def _end_of(self, place: Place, memory: mmap.mmap) -> Callable[[object], None]:
         """What is to be done when nobody has anything of a slot. With its own names for what it needs: when the
         interpreter ends, ours are gone before the last batch is."""
@@ -219,6 +244,55 @@ class _Reading:
                     write(memory, in_use, 0)
 
         return let_go
+
+
+_READING: weakref.WeakSet[_Reading] = weakref.WeakSet()
+
+
+def _lend() -> None:
+    for reading in list(_READING):
+        reading.lend()
+
+
+def _forked() -> None:
+    for reading in list(_READING):
+        reading.lent()
+
+
+if hasattr(os, "memfd_create"):
+    os.register_at_fork(before=_lend, after_in_parent=_forked)
+
+
+def _lent(file: int, slots: list[tuple[int, int]]) -> int:
+    """A descriptor of its own with a lock for each slot. OSError where there is none."""
+    import fcntl
+
+    own = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for region, slot in slots:
+            lock = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _of_slot(region, slot), 1, 0)
+            fcntl.fcntl(own, fcntl.F_OFD_SETLK, lock)
+    except BaseException:
+        os.close(own)
+        raise
+    return own
+
+
+def _is_lent(file: int, region: int, slot: int) -> bool:
+    """Whether a process that was forked from a loop has something of a slot."""
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _of_slot(region, slot))
+    except OSError:
+        return True
+    fcntl.lockf(file, fcntl.LOCK_UN, 1, _of_slot(region, slot))
+    return False
+
+
+def _of_slot(region: int, slot: int) -> int:
+    """The byte of the file whose lock is for a slot; those before are for regions."""
+    return _REGIONS + region * _SLOTS + slot
 
 
 def _read(memory: mmap.mmap, slot: int, what: int) -> int:

@@ -304,6 +304,39 @@ def test_regions_begin_where_pages_of_every_size_do() -> None:
     assert (arena._REGION % 2**16, arena._HEAD % 2**16) == (0, 0)
 
 
+@pytest.mark.parametrize("locks", [True, False], ids=["", "without locks that are inherited"])
+def test_what_a_fork_of_the_loop_has_stays_as_it_is_until_it_ends(
+    started: Start, locks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Arena()
+    worker = started(shared, [b"first", b"other", b"third"])
+    place = worker.next(last=True)
+    held = [shared.take(place)]
+    if not locks:
+        monkeypatch.setattr(arena, "_lent", refused)
+    (go, goes), (come, told) = os.pipe(), os.pipe()
+    if (pid := os.fork()) == 0:
+        os.close(goes)
+        os.read(go, 1)
+        os.write(told, text(held[0]))
+        os._exit(0)
+    held.clear()
+    gc.collect()
+    worker._go.send(None)
+    other = worker.next(last=True)
+    os.close(goes)
+    assert os.read(come, 5) == b"first"
+    os.waitpid(pid, 0)
+    shared.take(other)
+    worker._go.send(None)
+    third = worker.next(last=True)
+    assert (other[1] != place[1], third[1] == place[1]) == (True, locks)
+
+
+def refused(*_: object) -> int:
+    raise OSError("no such locks")
+
+
 def fill_at_random(shared: Arena, count: int, told: Any) -> None:
     """As a worker: `count` numbers, each in memory of its own, of which a few are kept for a while."""
     drawn, kept = random.Random(7), []
