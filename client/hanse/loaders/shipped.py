@@ -157,8 +157,9 @@ class Rows:
             layout.write(memoryview(piece.numpy()))
             return _unpacked, (self._names, piece, layout.lying)
         layout.write(memoryview(room).cast("B"))
-        place, _ = arena.place(room.address, room.address) or ((-1, -1, -1), 0)
-        return self._told([(place, layout.lying, 0, layout.lying.rows)])
+        lies = arena.place(room.address, room.address)
+        assert lies is not None
+        return self._told([(lies[0], layout.lying, 0, layout.lying.rows)])
 
     def _told(self, pieces: list[_Told]) -> tuple[Any, ...]:
         for place, _, _, _ in pieces:
