@@ -31,6 +31,7 @@ _Span = tuple[str, int, int]  # a file, and its rows from one to another
 _ALL = 2**62
 FILES_MAX = 256
 GROUP_MAX = 128 * 2**20  # a row group is read whole
+_AT_ONCE = 16  # columns
 _COLUMN = 2**13  # bytes that Arrow takes for a column beside its values
 _LEAST = 4  # bytes of a whole number as Parquet has it
 _MADE_MAX = 32 * 2**20  # bytes of the numbers of a row group: one is sent while another is made
@@ -120,7 +121,7 @@ def _pieces(wanted: Iterable[_Span]) -> Iterator[_Piece]:
     opened = ""
     for number, (path, first, stop) in enumerate(wanted):
         if path != opened:
-            file, opened = pq.ParquetFile(path), path
+            file, opened = pq.ParquetFile(path, pre_buffer=False), path
             sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
             groups = list(pairwise([0, *accumulate(sizes)]))
         found = [(group, *both) for group, both in enumerate(groups) if both[0] < stop and first < both[1]]
@@ -136,7 +137,7 @@ def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) ->
     def make(one: _Piece) -> pa.Table:
         if one.group < 0:
             return one.file.schema_arrow.empty_table().select(columns)
-        whole = one.file.read_row_group(one.group, columns=columns, use_threads=threads)
+        whole = _whole(one.file, one.group, columns, threads=threads)
         if whole.num_rows != one.file.metadata.row_group(one.group).num_rows:  # cursors count on it
             raise Coded("engine_failed")
         return whole.slice(one.first, one.stop - one.first)
@@ -152,6 +153,23 @@ def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) ->
             yield _taken(coming)
     finally:
         thread.shutdown(cancel_futures=True)
+
+
+def _whole(file: pq.ParquetFile, group: int, columns: Sequence[str], *, threads: bool) -> pa.Table:
+    """A row group. By one thread some columns at a time: what all are made of would be held until the last is made."""
+    at_once = len(columns) if threads else _AT_ONCE
+    some = [columns[at : at + at_once] for at in range(0, len(columns), at_once)]
+    tables = [file.read_row_group(group, columns=list(names), use_threads=threads) for names in some]
+    return tables[0] if len(tables) == 1 else _beside_each_other(tables)
+
+
+def _beside_each_other(tables: Sequence[pa.Table]) -> pa.Table:
+    if len({table.num_rows for table in tables}) > 1:
+        raise Coded("engine_failed")
+    return pa.table(
+        [column for table in tables for column in table.columns],
+        schema=pa.schema([one for table in tables for one in table.schema]),
+    )
 
 
 def _taken(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.Table]:
