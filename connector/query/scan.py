@@ -92,8 +92,8 @@ def spans(
     wanted: Iterable[_Span], schema: pa.Schema, *, rows: int, target: int, threads: bool
 ) -> Generator[Iterator[pa.RecordBatch]]:
     """The rows of each span in batches of at most `rows`, near `target` bytes, of a schema of `numbers`. Each span is
-    to be read to its end before the next one is asked for. Takes the memory of two row groups, and as much again for
-    what they are made of."""
+    to be read to its end before the next one is asked for. Takes the memory of two row groups, and of what one is made
+    of."""
     made = _made(_pieces(wanted), schema.names, threads=threads)
     with closing(made):
         for _, tables in groupby(made, key=itemgetter(0)):
@@ -122,13 +122,23 @@ def _pieces(wanted: Iterable[_Span]) -> Iterator[_Piece]:
     for number, (path, first, stop) in enumerate(wanted):
         if path != opened:
             file, opened = pq.ParquetFile(path, pre_buffer=False), path
-            sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
-            groups = list(pairwise([0, *accumulate(sizes)]))
-        found = [(group, *both) for group, both in enumerate(groups) if both[0] < stop and first < both[1]]
+            groups = _groups(file)
+        found = _holding(groups, first, stop)
         for group, start, end in found:
             yield _Piece(number, file, group, max(0, first - start), min(end, stop) - start)
         if not found:
             yield _Piece(number, file, -1, 0, 0)
+
+
+def _groups(file: pq.ParquetFile) -> list[tuple[int, int]]:
+    """Where in the file the rows of each row group begin and end."""
+    sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+    return list(pairwise([0, *accumulate(sizes)]))
+
+
+def _holding(groups: Sequence[tuple[int, int]], first: int, stop: int) -> list[tuple[int, int, int]]:
+    """The numbers of those that hold any of these rows, each with where it begins and ends."""
+    return [(group, start, end) for group, (start, end) in enumerate(groups) if start < stop and first < end]
 
 
 def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) -> Generator[tuple[int, pa.Table]]:
@@ -137,10 +147,7 @@ def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) ->
     def make(one: _Piece) -> pa.Table:
         if one.group < 0:
             return one.file.schema_arrow.empty_table().select(columns)
-        whole = _whole(one.file, one.group, columns, threads=threads)
-        if whole.num_rows != one.file.metadata.row_group(one.group).num_rows:  # cursors count on it
-            raise Coded("engine_failed")
-        return whole.slice(one.first, one.stop - one.first)
+        return _whole(one.file, one.group, columns, threads=threads).slice(one.first, one.stop - one.first)
 
     coming: deque[tuple[int, Future[pa.Table]]] = deque()
     thread = ThreadPoolExecutor(1)
@@ -158,18 +165,13 @@ def _made(pieces: Iterator[_Piece], columns: Sequence[str], *, threads: bool) ->
 def _whole(file: pq.ParquetFile, group: int, columns: Sequence[str], *, threads: bool) -> pa.Table:
     """A row group. By one thread some columns at a time: what all are made of would be held until the last is made."""
     at_once = len(columns) if threads else _AT_ONCE
-    some = [columns[at : at + at_once] for at in range(0, len(columns), at_once)]
-    tables = [file.read_row_group(group, columns=list(names), use_threads=threads) for names in some]
-    return tables[0] if len(tables) == 1 else _beside_each_other(tables)
-
-
-def _beside_each_other(tables: Sequence[pa.Table]) -> pa.Table:
-    if len({table.num_rows for table in tables}) > 1:
+    some = [list(columns[at : at + at_once]) for at in range(0, len(columns), at_once)]
+    tables = [file.read_row_group(group, columns=names, use_threads=threads) for names in some]
+    rows = file.metadata.row_group(group).num_rows
+    if any(table.num_rows != rows for table in tables):  # cursors count on it
         raise Coded("engine_failed")
-    return pa.table(
-        [column for table in tables for column in table.columns],
-        schema=pa.schema([one for table in tables for one in table.schema]),
-    )
+    fields = [one for table in tables for one in table.schema]
+    return pa.table([column for table in tables for column in table.columns], schema=pa.schema(fields))
 
 
 def _taken(coming: deque[tuple[int, Future[pa.Table]]]) -> tuple[int, pa.Table]:
@@ -198,18 +200,15 @@ def _cut(path: str, first: int, stop: int, how: _How) -> Iterator[_Part]:
     """Rows `first` to `stop` in batches that are not too large, each with whether it has values that were left in the
     file."""
     with pq.ParquetFile(path) as file:
-        source, start = None if how.stored is None else File(path), 0
-        for group in range(file.num_row_groups):  # all at once would keep all of them
-            end = start + file.metadata.row_group(group).num_rows
-            if start < stop and first < end:
-                left = _left(file, group, source, how)
-                for batch in _decoded(file, group, left, how):
-                    skip, most = max(0, first - start), min(batch.num_rows, stop - start)
-                    if skip < most:
-                        for piece in cut(batch.slice(skip, most - skip), how.target):
-                            yield bool(left), piece
-                    start += batch.num_rows
-            start = end
+        source = None if how.stored is None else File(path)
+        for group, start, _ in _holding(_groups(file), first, stop):  # all at once would keep all of them
+            left, at = _left(file, group, source, how), start
+            for batch in _decoded(file, group, left, how):
+                skip, most = max(0, first - at), min(batch.num_rows, stop - at)
+                if skip < most:
+                    for piece in cut(batch.slice(skip, most - skip), how.target):
+                        yield bool(left), piece
+                at += batch.num_rows
 
 
 def _left(file: pq.ParquetFile, group: int, source: File | None, how: _How) -> Mapping[str, pa.Array]:

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -37,6 +37,7 @@ _REGION = _HEAD + _SLOTS * _SLOT
 _Whole = ctypes.c_ubyte * _SLOT
 # A record of a lock that belongs to an open file, not to a process, and so to those that are forked too.
 _LOCK = struct.Struct("hhqqi4x")
+_T = TypeVar("_T")
 Place = tuple[int, int, int]  # region, slot, and how often the slot had been filled
 
 
@@ -78,9 +79,7 @@ class Arena:
     def take(self, place: Place) -> Any:
         """What a worker has put there, as an object with a buffer; it is the worker's again when nobody has any of it.
         Broken where something else lies there by now: the worker is gone."""
-        if (here := self._reading.get(os.getpid())) is None:
-            here = self._reading.setdefault(os.getpid(), _Reading(self._file))
-        return here.take(place)
+        return _of_this_process(self._reading, lambda: _Reading(self._file)).take(place)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker that is being started; a copy that goes anywhere else has memory of its own."""
@@ -92,9 +91,14 @@ class Arena:
         return _brought, (DupFd(self._file),)
 
     def _here(self) -> _Filling:
-        if (here := self._filling.get(os.getpid())) is None:
-            here = self._filling.setdefault(os.getpid(), _Filling(self._file))
-        return here
+        return _of_this_process(self._filling, lambda: _Filling(self._file))
+
+
+def _of_this_process(kept: dict[int, _T], make: Callable[[], _T]) -> _T:
+    """The same for all threads, whichever asks first."""
+    if (here := kept.get(os.getpid())) is None:
+        here = kept.setdefault(os.getpid(), make())
+    return here
 
 
 class _Filling:

@@ -64,20 +64,16 @@ class Kinds:
         self.numbers: list[tuple[int, Any]] = []  # the place of a column, and its type as an array
         self.texts: list[tuple[int, int]] = []
         self.others: list[int] = []  # truths, vectors
-        self.certain = len(set(self.names)) == len(self.names) and all(
-            map(self._known, range(len(schema)), schema.types)
-        )
-
-    def _known(self, column: int, kind: pa.DataType) -> bool:
-        if is_number(kind) or kind in _DAYS:
-            self.numbers.append((column, _DAYS.get(kind) or number_of(kind)))
-        elif kind in _TEXTS:
-            self.texts.append((column, _TEXTS.index(kind)))
-        elif kind == pa.bool_() or is_number(getattr(_vectors(kind), "value_type", pa.null())):
-            self.others.append(column)
-        else:
-            return False
-        return True
+        self.certain = len(set(self.names)) == len(self.names)
+        for column, kind in enumerate(schema.types):
+            if is_number(kind) or kind in _DAYS:
+                self.numbers.append((column, _DAYS.get(kind) or number_of(kind)))
+            elif kind in _TEXTS:
+                self.texts.append((column, _TEXTS.index(kind)))
+            elif kind == pa.bool_() or is_number(getattr(_vectors(kind), "value_type", pa.null())):
+                self.others.append(column)
+            else:
+                self.certain = False
 
 
 def _vectors(kind: pa.DataType) -> pa.DataType | None:
@@ -104,9 +100,9 @@ class Came:
             self._arrays[column] = values("", self._columns[column])
         return self._arrays[column]
 
-    def text(self, column: int, start: int, stop: int) -> _Texts:
+    def text(self, column: int, kind: int, start: int, stop: int) -> _Texts:
         """Texts of some rows."""
-        return _Texts(self._columns[column].slice(start, stop - start))
+        return _Texts(self._columns[column].slice(start, stop - start), _WIDTHS[kind])
 
     def nbytes(self, rows: int) -> int:
         """Bytes that the numbers of so many rows have."""
@@ -119,8 +115,8 @@ class Came:
 
     def _look(self, find: _Find) -> None:
         pieces = list(self._pieces())
-        texts = [(place, *_bytes_of(self._columns[place])) for place, _ in self.kinds.texts]
-        every = [(at, size) for _, _, _, at, size in pieces] + [one for _, *both in texts for one in both]
+        texts = [_bytes_of(self._columns[column], _WIDTHS[kind].itemsize) for column, kind in self.kinds.texts]
+        every = [(at, size) for _, _, _, at, size in pieces] + [one for both in texts for one in both]
         if not every or any(not size for _, size in every):
             return
         first = min(at for at, _ in every)
@@ -131,20 +127,20 @@ class Came:
                 self.batch.num_rows,
                 _grouped((kind, shape, names[column], at - start) for column, kind, shape, at, _ in pieces),
                 tuple(
-                    Text(kind, names[place], places[0] - start, data[0] - start, data[1])
-                    for (_, kind), (place, places, data) in zip(self.kinds.texts, texts, strict=True)
+                    Text(kind, names[column], at - start, values_at - start, nbytes)
+                    for (column, kind), ((at, _), (values_at, nbytes)) in zip(self.kinds.texts, texts, strict=True)
                 ),
             )
 
     def _pieces(self) -> Iterator[tuple[int, Any, tuple[int, ...], int, int]]:
         """Each column of numbers: its place, type and shape, where in our memory it lies, and its bytes."""
         rows = self.batch.num_rows
-        for place, kind in self.kinds.numbers:
-            column = self._columns[place]
-            yield place, kind, (), column.buffers()[1].address + column.offset * kind.itemsize, rows * kind.itemsize
-        for place in self.kinds.others:
-            array = self.numbers(place)
-            yield place, array.dtype, array.shape[1:], array.__array_interface__["data"][0], array.nbytes
+        for column, kind in self.kinds.numbers:
+            array = self._columns[column]
+            yield column, kind, (), array.buffers()[1].address + array.offset * kind.itemsize, rows * kind.itemsize
+        for column in self.kinds.others:
+            array = self.numbers(column)
+            yield column, array.dtype, array.shape[1:], array.__array_interface__["data"][0], array.nbytes
 
 
 def _has_nulls(column: pa.Array) -> bool:
@@ -154,9 +150,8 @@ def _has_nulls(column: pa.Array) -> bool:
     return isinstance(vectors, pa.FixedSizeListArray) and bool(vectors.flatten().null_count)
 
 
-def _bytes_of(column: pa.Array) -> tuple[tuple[int, int], tuple[int, int]]:
+def _bytes_of(column: pa.Array, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where the places of a column of texts lie, and where its values do, with their bytes."""
-    width = _WIDTHS[_TEXTS.index(column.type)].itemsize
     _, places, data = column.buffers()
     own = places.address + column.offset * width, (len(column) + 1) * width
     return own, (own if not data else (data.address, data.size))  # none of them has any value
@@ -197,10 +192,9 @@ def rows_of(parts: Sequence[Part]) -> int:
 class _Texts:
     """Texts, and where in their bytes each begins."""
 
-    def __init__(self, column: pa.Array) -> None:
-        kind = _WIDTHS[_TEXTS.index(column.type)]
+    def __init__(self, column: pa.Array, width: Any) -> None:
         _, places, data = column.buffers()
-        self.places = np.frombuffer(places, kind, len(column) + 1, column.offset * kind.itemsize)
+        self.places = np.frombuffer(places, width, len(column) + 1, column.offset * width.itemsize)
         self._data = data
 
     @property
@@ -230,7 +224,7 @@ class Layout:
             own = tuple(names[column] for column in columns)
             groups.append(Group(kind, shape, own, self._next(stride * len(columns)), stride))
         for column, kind in first.kinds.texts:
-            size = sum(came.text(column, start, stop).nbytes for came, start, stop in parts)
+            size = sum(came.text(column, kind, start, stop).nbytes for came, start, stop in parts)
             if size > np.iinfo(_WIDTHS[kind]).max:
                 raise OverflowError(f"expected texts of less bytes in {names[column]}, came {size}")
             at = self._next((rows + 1) * _WIDTHS[kind].itemsize)
@@ -254,7 +248,7 @@ class Layout:
             places = np.frombuffer(memory, _WIDTHS[kind], rows + 1, text.at)
             row = places[0] = 0
             for came, start, stop in parts:
-                told, done = came.text(column, start, stop), int(places[row])
+                told, done = came.text(column, kind, start, stop), int(places[row])
                 np.add(told.places[1:], done - told.places[0], out=places[row + 1 : row + 1 + stop - start])
                 memory[text.values_at + done : text.values_at + done + told.nbytes] = told.values
                 row += stop - start
@@ -274,9 +268,9 @@ def found(names: Sequence[str], pieces: Sequence[Piece]) -> dict[str, Any]:
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         made.update(zip(group.names, map(torch.from_numpy, whole), strict=True))
     for number, text in enumerate(first.texts):
-        made[text.name] = values = []
+        made[text.name] = listed = []
         for memory, lying, start, stop in pieces:
-            values += _list(lying.texts[number], memory, lying.rows, start, stop)
+            listed += _list(lying.texts[number], memory, lying.rows, start, stop)
     return made
 
 
