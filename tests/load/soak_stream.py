@@ -11,7 +11,6 @@ holds that file only. The exit status is 1 if anything went more than 150 MB abo
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import sys
@@ -34,6 +33,7 @@ from rich.table import Table
 from tests.load.resume.readers import Source, source
 from tests.load.stream.usage import Tree
 from tests.support import processes
+from tests.support.children import forked
 from tests.support.processes import Process
 
 AIM_MB = 150.0
@@ -42,8 +42,7 @@ _ROW_BYTES = 116
 _EVERY = 0.25
 _TELL = 8_000_000  # bytes between two words of a reader
 _SETTINGS = {"STREAMS_MAX": "128", "TICKET_SECONDS": "86400", "QUERY_SECONDS": "3600"}
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["hanse.stream", "tests.load.resume.readers", "rich.progress", "rich.table"])
+_IMPORTED = "hanse.stream", "tests.load.resume.readers", "rich.progress", "rich.table"  # what no reader takes time for
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +128,11 @@ def _child(given: Source, part: Part, told: Connection) -> None:
 def readers(given: Source, part: Part) -> Iterator[dict[Connection, Any]]:
     """The part's readers, connected and waiting for leave to read."""
     made: dict[Connection, Any] = {}
+    started = forked(*_IMPORTED)
     try:
         for _ in range(part.readers):
-            ours, theirs = _CONTEXT.Pipe()
-            made[ours] = _CONTEXT.Process(target=_child, args=(given, part, theirs), daemon=True)
+            ours, theirs = started.Pipe()
+            made[ours] = started.Process(target=_child, args=(given, part, theirs), daemon=True)
             made[ours].start()
             theirs.close()
         for pipe in made:

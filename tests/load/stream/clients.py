@@ -5,7 +5,6 @@ Every way ends with the last batch received and dropped, or (`*_table`) with an 
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import socket
 import ssl
@@ -26,6 +25,8 @@ from hanse import _wire
 from hanse._wire import Request
 from hanse.stream import Stream
 from pyarrow import flight
+
+from tests.support.children import forked
 
 _CHUNK = 4 * 2**20
 
@@ -179,14 +180,11 @@ def _child(way: str, given: tuple[Any, ...], told: Any) -> None:
     told.send(took)
 
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.load.stream.clients"])
-
-
 def measured(way: str, *given: Any) -> Took:
     """One read in a process of its own."""
-    ours, theirs = _CONTEXT.Pipe()
-    child = _CONTEXT.Process(target=_child, args=(way, given, theirs))
+    started = forked(__name__)
+    ours, theirs = started.Pipe()
+    child = started.Process(target=_child, args=(way, given, theirs))
     child.start()
     theirs.close()
     try:
