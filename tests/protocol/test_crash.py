@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from connector.errors import HanseError, PeerUnreachable
+from connector.errors import Busy, HanseError, PeerUnreachable
 from connector.net import Reply
 from connector.store.tables import Negotiation, Transfer
 from tests.support.counterparty import DATASET, OFFER_ID
@@ -40,6 +40,7 @@ class Fuse:
         self.victim = victim
         self.blown = asyncio.Event()
         self.count = 0
+        self._over = asyncio.Event()
         self._n, self._before = n, before
         self._write, self._read = victim.store.write, victim.store.read
         victim.store.write = self.write  # type: ignore[method-assign]
@@ -47,11 +48,11 @@ class Fuse:
 
     async def write(self, work: Callable[[Any], Any]) -> Any:
         self.count += 1
-        last = self.count == self._n
-        if self.blown.is_set() or (last and self._before):
+        this = self.count
+        if self.blown.is_set() or (this == self._n and self._before):
             await self._die()
         result = await self._write(work)
-        if self.blown.is_set() or last:
+        if self.blown.is_set() or this == self._n:
             await self._die()
         return result
 
@@ -64,10 +65,12 @@ class Fuse:
         """The story is over, well or not: nothing is to die any more, and who is dead can be closed."""
         self._n = 0
         self.blown.clear()
+        self._over.set()
 
     async def _die(self) -> None:
         self.blown.set()
-        await asyncio.Event().wait()
+        await self._over.wait()
+        raise Busy("died")
 
 
 def connect(two: Pair, fuse: Fuse) -> None:
@@ -151,11 +154,13 @@ async def _live_through(two: Pair, victim: str, fuse: Fuse) -> None:
     dying = asyncio.ensure_future(fuse.blown.wait())
     done, _ = await asyncio.wait({operator, dying}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
     assert done, "neither done nor dead"
-    if operator not in done:
+    dying.cancel()
+    if fuse.blown.is_set():  # with the last commit, the others may have seen the end before it is known who died
         operator.cancel()
         setattr(two, victim, await restart(two, fuse))
         await asyncio.wait_for(_to_the_end(two), 60)
-    dying.cancel()
+    else:
+        await operator
 
 
 async def _to_the_end(two: Pair) -> None:
