@@ -110,7 +110,9 @@ class Bounded(HttpToolsProtocol):
         while self._silent:
             first = next(iter(self._silent))
             del self._silent[first]
-            if first._owes:
+            if left := first._left:  # answered, and the end of that is still to be taken
+                self._taking[first] = self.loop.time(), left
+            elif first._owes:
                 return first
         return None
 
@@ -121,12 +123,19 @@ class Bounded(HttpToolsProtocol):
             first, (since, before) = next(iter(self._taking.items()))
             if now - since < SILENCE_SECONDS:
                 return None
-            left = first.transport.get_write_buffer_size()
-            if left >= before:
+            if (left := first._left) >= before:
                 return first
             del self._taking[first]
-            self._taking[first] = now, left
+            if left:
+                self._taking[first] = now, left
+            else:
+                first._await()
         return None
+
+    @property
+    def _left(self) -> int:
+        """Bytes of answers that the client has not taken yet, nor its kernel for it."""
+        return 0 if self._shaking is not None else int(self.transport.get_write_buffer_size())
 
     def _hang_up(self) -> None:
         """Now: whoever is polite waits for the other side."""
@@ -195,7 +204,7 @@ class Bounded(HttpToolsProtocol):
         """As uvicorn's."""
         super().pause_writing()
         self._silent.pop(self, None)
-        self._taking[self] = self.loop.time(), self.transport.get_write_buffer_size()
+        self._taking[self] = self.loop.time(), self._left
 
     def resume_writing(self) -> None:
         """As uvicorn's."""
@@ -206,6 +215,8 @@ class Bounded(HttpToolsProtocol):
     def _expect(self, seconds: float) -> None:
         """More of a request within that time."""
         self._expect_nothing()
+        if not self.flow.write_paused:
+            self._taking.pop(self, None)
         self._await()
         self._late = self.loop.call_later(seconds, self._too_late)
 

@@ -188,7 +188,6 @@ async def _check(two: Pair) -> None:
         assert told == ONCE, f"an effect is missing or came twice at {one.name}"
 
 
-@pytest.mark.timeout(600)  # every commit of a whole story, each with a restart
 @pytest.mark.parametrize("before", [True, False], ids=["before a commit", "after a commit"])
 @pytest.mark.parametrize("victim", ["north", "south"])
 async def test_a_connector_that_dies_at_any_commit_goes_on_where_it_was(

@@ -711,3 +711,32 @@ async def test_who_is_still_taking_an_answer_makes_no_room_for_others(monkeypatc
         assert [reader.at_eof() for reader, _ in silent[:3]] == [True] * 3
         for _, writer in silent:
             writer.close()
+
+
+async def ending(scope: Any, receive: Any, send: Any) -> None:
+    """An answer that nobody has to wait with, and that a small buffer of the kernel does not hold."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % ENDING)]})
+    await send({"type": "http.response.body", "body": bytes(ENDING)})
+
+
+ENDING = 60_000
+
+
+async def test_who_is_still_taking_the_end_of_an_answer_makes_no_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor later, where the rest of it was taken meanwhile and the next request begins."""
+    monkeypatch.setattr(bounds, "connections_max", lambda: 2)
+    async with served(ending, buffer=4096) as port:
+        small = socket.socket()
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        small.connect(("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=small, limit=1024)
+        for _ in range(2):
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            assert len(await reader.readexactly(ENDING)) == ENDING
+            assert [one.at_eof() for one, _ in silent[:2]] == [True] * 2
+            silent[2][1].close()
+        writer.close()
