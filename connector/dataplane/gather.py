@@ -4,7 +4,8 @@ uvicorn joins chunk size, body and line end into new bytes for each chunk: for b
 than the network. Here a body may be a list of buffers, which goes to the transport in one vectored write as one HTTP
 chunk. Offered to the application as the extension `hanse.gather`; a body message then has the keys
 
-    hanse.buffers  a list of buffers, none of which may change until it is sent. Called is
+    hanse.buffers  a list of buffers, none of which may change until it is sent. ConnectionAbortedError where the client
+                   has left. Called is
     hanse.moved    beside it, as it goes, where it is more than is handed over at once
     hanse.file     a list of parts of files, each (descriptor, offset, bytes), and of buffers, sent by a thread as one
                    chunk; a descriptor stands for its file until `send` returns, which is when all parts have gone.
@@ -83,7 +84,8 @@ class Cycle(RequestResponseCycle):
     """One request and its answer, with the keys above."""
 
     async def send(self, message: Any) -> None:
-        """As uvicorn's, and gathered where the message has buffers. Silent once the client has left."""
+        """As uvicorn's, and gathered where the message has buffers. Silent once the client has left, but for a body of
+        ours: ConnectionAbortedError, so that nobody lets more of it through the gate."""
         if message.get(ABORT):
             self.transport.abort()
         elif BUFFERS in message:
@@ -96,8 +98,7 @@ class Cycle(RequestResponseCycle):
             await super().send(message)
 
     async def _trailed(self, message: Mapping[str, Any]) -> None:
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
+        await self._drained()
         if self.disconnected:
             return
         if not self.response_started or self.response_complete or not self.chunked_encoding or message.get("body"):
@@ -108,8 +109,7 @@ class Cycle(RequestResponseCycle):
         await super().send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _gathered(self, message: Mapping[str, Any]) -> None:
-        if not await self._ready(message):
-            return
+        await self._ready(message)
         buffers = message[BUFFERS]
         # An empty chunk would end the body.
         if total := sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers):
@@ -121,18 +121,25 @@ class Cycle(RequestResponseCycle):
                 await self._in_pieces(whole, _AHEAD, moved)
             else:
                 self.transport.writelines(whole)
+            # Only then may more pass the gate: what has passed it goes out, whatever ends the read meanwhile.
+            await self._drained()
+            self._must_be_there()
 
     async def _in_pieces(self, buffers: list[Any], size: int, moved: Callable[[], object]) -> None:
         """A piece when its reader has taken the one before: of a large batch it is seen that it goes."""
         for buffer in buffers:
             data = memoryview(buffer).cast("B")
             for at in range(0, len(data), size):
-                if self.flow.write_paused and not self.disconnected:
-                    await self.flow.drain()
+                if await self._drained():
                     moved()
-                if self.disconnected:
-                    return
+                self._must_be_there()
                 self.transport.write(data[at : at + size])
+
+    async def _drained(self) -> bool:
+        """Back when the transport takes more, or the client has left. Whether that was to be waited for."""
+        if waits := self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        return waits
 
     @property
     def _encrypts(self) -> bool:
@@ -141,7 +148,6 @@ class Cycle(RequestResponseCycle):
     async def _from_file(self, message: Mapping[str, Any]) -> None:
         sending = _Sending(message[FILE], before=message.get(BEFORE), more=message.get(MORE), seen=message.get(SEEN))
         await self._ready(message)
-        self._must_be_there()
         pause = 0.0
         while self.transport.get_write_buffer_size() and not self.disconnected:
             await asyncio.sleep(pause)
@@ -177,17 +183,14 @@ class Cycle(RequestResponseCycle):
         if self.disconnected or self.transport.is_closing():
             raise ConnectionAbortedError("the client has left")
 
-    async def _ready(self, message: Mapping[str, Any]) -> bool:
-        """Wait until the transport takes more. False where the client has left."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return False
+    async def _ready(self, message: Mapping[str, Any]) -> None:
+        """Wait until the transport takes more. ConnectionAbortedError where the client has left."""
+        await self._drained()
+        self._must_be_there()
         if not self.response_started or self.response_complete:
             raise RuntimeError("expected buffers between the start and the end of an answer")
         if self.scope["method"] == "HEAD" or not self.chunked_encoding or not message.get("more_body"):
             raise RuntimeError("expected buffers as a part of a chunked body, not as its end")
-        return True
 
 
 class _Sending:

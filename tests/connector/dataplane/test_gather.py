@@ -356,6 +356,31 @@ async def test_what_follows_a_part_is_asked_for_beside_the_event_loop() -> None:
     assert all(name.startswith("sender") for name in asked)
 
 
+@pytest.mark.parametrize("size", [2**20, 8 * 2**20], ids=["whole", "in pieces"])
+async def test_nothing_goes_on_to_a_client_that_has_left(size: int) -> None:
+    """Whoever sends is told: what would have been let through the gate for nobody would count all the same."""
+    ended: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for sent in range(100):
+            try:
+                await send({"type": "http.response.body", BUFFERS: [bytes(size)], "more_body": True})
+            except ConnectionAbortedError as error:
+                ended.set_result((sent, str(error)))
+                return
+        ended.set_result((100, "nobody said so"))
+
+    async with served(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        await reader.readexactly(100)
+        await asyncio.sleep(0.1)  # what the kernels hold is full
+        writer.transport.abort()
+        sent, why = await asyncio.wait_for(ended, 10)
+    assert (sent < 50, why) == (True, "the client has left")
+
+
 def decoded(body: bytes) -> bytes:
     """What a chunked body holds."""
     parts = []
