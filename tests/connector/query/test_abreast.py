@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from connector.query.abreast import _AHEAD, abreast
+from tests.support.waiting import eventually
 
 PLACES = range(7)
 
@@ -44,10 +45,7 @@ def test_both_are_made_at_once_and_little_ahead() -> None:
     coming = abreast(makers(made, of=2, size=50), stop=nothing)
     first = next(coming)
     assert next(first) == (0, 0)
-    ends = time.monotonic() + 60
-    while {place for place, _ in made} != {0, 1}:
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    eventually(lambda: {place for place, _ in made} == {0, 1})
     time.sleep(0.3)
     assert len(made) <= 2 * (_AHEAD + 2)
     coming.close()
