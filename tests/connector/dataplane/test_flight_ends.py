@@ -29,6 +29,7 @@ from connector.dataplane.flight import commands, http2, messages, protobuf, rpc
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.http2 import Call, Connection, Connections
 from connector.dataplane.flight.messages import Message
+from connector.dataplane.flight.outward import Outward, Taker
 from connector.errors import Busy, Refused
 from tests.support import flying, provider
 from tests.support.certificates import self_signed, server_side
@@ -206,15 +207,15 @@ async def test_a_window_that_was_made_smaller_than_what_has_gone_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: bool
 ) -> None:
     tls = self_signed(tmp_path / "owner.pem") if encrypted else None
-    asked, windows = [0], Connection.windows
+    asked, windows = [0], Outward.windows
 
-    def counted(self: Connection, call: Call) -> int:
+    def counted(self: Outward, call: Taker) -> int:
         asked[0] += 1
         if asked[0] > 1000:
             raise AssertionError("asked without end")
         return windows(self, call)
 
-    monkeypatch.setattr(Connection, "windows", counted)
+    monkeypatch.setattr(Outward, "windows", counted)
     async with answering(giving(50_000), tls=tls) as (port, _), connected(port, tls=tls, window=1000) as client:
         number = client.ask()
         await until(lambda: len(client.data[number]) == 1000)
@@ -329,9 +330,9 @@ async def test_a_frame_is_filled_up_without_a_look_at_the_disk(tmp_path: Path, m
         await until(lambda: len(client.data[one]) > 0)
         client.pause()
         client.give(2**20, one)
-        await until(lambda: made[0].pending.left)
+        await until(lambda: made[0].outward.pending.left)
         client.reset(one)
-        await until(lambda: not made[0].pending.left)
+        await until(lambda: not made[0].outward.pending.left)
         client.go_on()
         other = client.ask()
         await until(lambda: other in client.ended)
@@ -343,7 +344,7 @@ async def test_an_answer_as_large_as_the_window_needs_no_more_of_it() -> None:
     async with answering(giving(WINDOW), sndbuf=4096) as (port, made), connected(port, rcvbuf=4096) as client:
         client.pause()
         number = client.ask()
-        await until(lambda: made and made[0].pending.left)
+        await until(lambda: made and made[0].outward.pending.left)
         client.go_on()
         await until(lambda: number in client.ended)
         assert len(client.data[number]) == WINDOW

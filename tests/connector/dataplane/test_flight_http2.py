@@ -33,7 +33,7 @@ from hyperframe.frame import (
 )  # fmt: skip
 
 from connector import listening
-from connector.dataplane.flight import commands, http2, protobuf
+from connector.dataplane.flight import commands, http2, outward, protobuf
 from connector.dataplane.flight import front as front_of
 from connector.dataplane.flight.front import Front
 from connector.dataplane.flight.states import States
@@ -511,8 +511,8 @@ async def test_whoever_does_not_read_is_cut_off(
     front: Front, reads: dict[str, Asked], asked_for: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http2, "_CALM", 10.0**9)  # else it would be for that
-    monkeypatch.setattr(http2, "_LEFT", 2**14)
-    monkeypatch.setattr(http2, "_WAITING", 2**13)
+    monkeypatch.setattr(outward, "_LEFT", 2**14)
+    monkeypatch.setattr(outward, "_WAITING", 2**13)
     async with wired(front, buffer=4096) as wire:
         socket_of(wire).pause_reading()
         (connection,) = (each for each in front._connections if each.rests)
@@ -567,8 +567,8 @@ async def test_ten_thousand_calls_are_answered_one_after_the_other_and_none_is_k
             numbers = [wire.ask("DoGet", b"") for _ in range(50)]
             await wire.whole(*numbers)
             assert {wire.answers.pop(one).status for one in numbers} == {"16"}
-        assert (len(connection._calls), len(connection._h2._closed_streams)) == (0, 2**10)
-        assert len(connection._h2.streams) <= 50
+        assert (len(connection._calls), len(connection.outward.h2._closed_streams)) == (0, 2**10)
+        assert len(connection.outward.h2.streams) <= 50
 
 
 @pytest.mark.parametrize("kind", ["silent", "resting"])

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from connector.dataplane.flight import http2
 from connector.dataplane.flight.http2 import Call
 from connector.dataplane.flight.messages import Message
+from connector.dataplane.flight.outward import Outward, Taker
 from connector.dataplane.sending import Part
 from tests.support import frames
 from tests.support.certificates import self_signed
@@ -108,14 +108,14 @@ async def ponged(wire: Wire) -> None:
 async def test_a_window_that_has_shrunk_below_zero_is_waited_for(
     place: Place, answers: Answers, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, windows = [0], http2.Connection.windows
+    looks, windows = [0], Outward.windows
 
-    def look(connection: http2.Connection, call: Call) -> int:
+    def look(outward: Outward, call: Taker) -> int:
         looks[0] += 1
         assert looks[0] < 1000, "it asks for ever"
-        return windows(connection, call)
+        return windows(outward, call)
 
-    monkeypatch.setattr(http2.Connection, "windows", look)
+    monkeypatch.setattr(Outward, "windows", look)
     async with wired(place, INITIAL_WINDOW=50_000) as wire:
         number = wire.ask(kind, b"")
         await wire.until(lambda: wire.answers[number].window == 0)
