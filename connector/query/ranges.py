@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from connector.query.placed import Placed
 from connector.query.stored import Stored
 
 _Placed = tuple[pa.RecordBatch, int]  # and the number of its last row
+_Between = Callable[[Any, Range], Iterator[pa.RecordBatch]]  # the batches of a range, over a connection
 
 
 class Part(NamedTuple):
@@ -58,57 +59,95 @@ def read(
     `stored`: as in `scan.batches`. `placed`: columns that are read after the engine. `folder`: for what lies on the
     disk meanwhile. `crowded`: as in `scan.faster`.
     """
-    name, relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
-    target, left, binding = job.batch_bytes, list(only.ranges) if left is None else left, threading.Lock()
-    todo = tuple(left)
-
-    def answered(con: Any, one: Range) -> Any:
-        rows = Rows(one.file, one.first, one.stop, only.position, () if placed is None else placed.names)
-        divisible(relation.kind).attach_rows(con, name, paths, relation.options, rows)
-        return engine.query(con, job.sql, job.params)
-
-    def decoded(answer: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        if placed is not None:
-            return placed.batches(answer, rows=size, target=target)
-        aside = wide.aside(job, folder, answer.columns)
-        return engine.batches(answer, rows=size, target=target, exact=job.batch_rows is not None, aside=aside)
-
-    answer = answered(cons[0], todo[0])
-    size = engine.rows_of(answer, relation.row_bytes, target=target)
-    size = size if job.batch_rows is None else max(1, min(size, job.batch_rows))
-    fast = _fast(job, relation, answer, paths, crowded=crowded)
-    schema, first = (fast, iter(())) if fast else decoded(answer)
-
-    def between(con: Any, one: Range) -> Iterator[pa.RecordBatch]:
-        if fast:
-            return scan.rows_between(
-                paths[one.file], fast, one.first, one.stop, rows=size, target=target, stored=stored
-            )
-        if one is todo[0]:
-            return first
-        with binding:  # the connections have one view, whose rows are those of the range that was attached last
-            return decoded(answered(con, one))[1]
-
-    def every(number: int) -> Generator[Iterator[_Placed]]:
-        """Those that one of the connections reads."""
-        for one in todo[number :: len(cons)]:
-            yield _placed(one, between(cons[number], one), only)
-
-    def made() -> Generator[Iterator[_Placed]]:
-        """All of them, of numbers alone."""
-        wanted = ((paths[one.file], one.first, one.stop) for one in todo)
-        with closing(scan.spans(wanted, schema, rows=size, target=target, threads=job.limits.threads > 1)) as found:
-            for one, batches in zip(todo, found, strict=True):
-                yield _placed(one, batches, only)
-
-    if fast and scan.numbers(fast):
-        coming = made()
-    elif len(cons) == 1:
-        coming = every(0)
+    left = list(only.ranges) if left is None else left
+    asking = _Asking(cons, job, only, paths, tuple(left), placed=placed, folder=folder)
+    answer = asking.first
+    rows = engine.rows_of(answer, asking.relation.row_bytes, target=job.batch_bytes)
+    rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
+    if (fast := _fast(job, asking.relation, answer, paths, crowded=crowded)) is not None:
+        schema, coming = fast, asking.straight(fast, rows, stored)
     else:
-        coming = abreast([partial(every, number) for number in range(len(cons))], stop=partial(engine.interrupt, cons))
+        schema, coming = asking.answers(rows)
     shown = schema.remove(len(schema) - 1) if only.position else schema
     return shown, _parts(coming, left, only)
+
+
+class _Asking:
+    """Ranges of the one relation of a job that is in files, and the engine's answers to its SQL over each of them."""
+
+    def __init__(
+        self,
+        cons: Sequence[Any],
+        job: Job,
+        only: Ranges,
+        paths: Sequence[str],
+        todo: Sequence[Range],
+        *,
+        placed: Placed | None,
+        folder: Path | None,
+    ) -> None:
+        self._name, self.relation = next((name, one) for name, one in job.relations.items() if one.blob is None)
+        self._cons, self._job, self._only, self._paths, self._todo = cons, job, only, paths, todo
+        self._placed, self._folder = placed, folder
+        self._binding = threading.Lock()  # the connections have one view, of the range that was attached last
+        self.first = self._answered(cons[0], todo[0])  # bound, and not begun
+
+    def straight(self, schema: pa.Schema, rows: int, stored: Stored | None) -> Generator[Iterator[_Placed]]:
+        """The batches of each range, from the pages of its file."""
+        if scan.numbers(schema):
+            return self._numbers(schema, rows)
+
+        def between(_: Any, one: Range) -> Iterator[pa.RecordBatch]:
+            path, target = self._paths[one.file], self._job.batch_bytes
+            return scan.rows_between(path, schema, one.first, one.stop, rows=rows, target=target, stored=stored)
+
+        return self._at_once(between)
+
+    def answers(self, rows: int) -> tuple[pa.Schema, Generator[Iterator[_Placed]]]:
+        """The schema, and the batches of each range as the engine gives them."""
+        schema, first = self._decoded(self.first, rows)
+
+        def between(con: Any, one: Range) -> Iterator[pa.RecordBatch]:
+            if one is self._todo[0]:
+                return first
+            with self._binding:
+                return self._decoded(self._answered(con, one), rows)[1]
+
+        return schema, self._at_once(between)
+
+    def _answered(self, con: Any, one: Range) -> Any:
+        placed = () if self._placed is None else self._placed.names
+        rows = Rows(one.file, one.first, one.stop, self._only.position, placed)
+        divisible(self.relation.kind).attach_rows(con, self._name, self._paths, self.relation.options, rows)
+        return engine.query(con, self._job.sql, self._job.params)
+
+    def _decoded(self, answer: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        job, target = self._job, self._job.batch_bytes
+        if self._placed is not None:
+            return self._placed.batches(answer, rows=rows, target=target)
+        aside = wide.aside(job, self._folder, answer.columns)
+        return engine.batches(answer, rows=rows, target=target, exact=job.batch_rows is not None, aside=aside)
+
+    def _at_once(self, between: _Between) -> Generator[Iterator[_Placed]]:
+        """With a thread for each of several connections."""
+
+        def every(number: int) -> Generator[Iterator[_Placed]]:
+            for one in self._todo[number :: len(self._cons)]:
+                yield _placed(one, between(self._cons[number], one), self._only)
+
+        if len(self._cons) == 1:
+            return every(0)
+        makers = [partial(every, number) for number in range(len(self._cons))]
+        return abreast(makers, stop=partial(engine.interrupt, self._cons))
+
+    def _numbers(self, schema: pa.Schema, rows: int) -> Generator[Iterator[_Placed]]:
+        """Of numbers alone the row groups are made ahead, across ranges."""
+        wanted = ((self._paths[one.file], one.first, one.stop) for one in self._todo)
+        job = self._job
+        found = scan.spans(wanted, schema, rows=rows, target=job.batch_bytes, threads=job.limits.threads > 1)
+        with closing(found):
+            for one, batches in zip(self._todo, found, strict=True):
+                yield _placed(one, batches, self._only)
 
 
 def _fast(job: Job, relation: Relation, answer: Any, paths: Sequence[str], *, crowded: bool) -> pa.Schema | None:
