@@ -204,6 +204,7 @@ class Bounded(HttpToolsProtocol):
         """As uvicorn's."""
         super().pause_writing()
         self._silent.pop(self, None)
+        self._taking.pop(self, None)  # they are in the order of their times
         self._taking[self] = self.loop.time(), self._left
 
     def resume_writing(self) -> None:
@@ -215,8 +216,9 @@ class Bounded(HttpToolsProtocol):
     def _expect(self, seconds: float) -> None:
         """More of a request within that time."""
         self._expect_nothing()
-        if not self.flow.write_paused:
-            self._taking.pop(self, None)
+        # Whatever else it sends: who takes nothing is looked at as long as it does so.
+        if self in self._taking and not self._left:
+            del self._taking[self]
         self._await()
         self._late = self.loop.call_later(seconds, self._too_late)
 
@@ -246,7 +248,7 @@ class Bounded(HttpToolsProtocol):
         self._late = None
         if self._owes:
             self.transport.close()
-        else:  # the next request has begun while this one is answered, or it is ours to read on
+        else:  # the next request has begun while an answer is made or taken, or it is ours to read on
             self._expect(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:

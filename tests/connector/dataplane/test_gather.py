@@ -747,21 +747,69 @@ async def ending(scope: Any, receive: Any, send: Any) -> None:
 ENDING = 60_000
 
 
+async def little(port: int, certificate: Path | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection whose reader's kernel takes next to nothing for it."""
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    small.connect(("127.0.0.1", port))
+    named = None if certificate is None else "127.0.0.1"
+    context = None if certificate is None else ssl.create_default_context(cafile=certificate)
+    return await asyncio.open_connection(sock=small, limit=1024, ssl=context, server_hostname=named)
+
+
+@pytest.mark.parametrize("secure", [False], ids=["plain"])
 async def test_who_is_still_taking_the_end_of_an_answer_makes_no_room_for_others(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, certificate: Path, secure: bool
 ) -> None:
     """Nor later, where the rest of it was taken meanwhile and the next request begins."""
     monkeypatch.setattr(bounds, "connections_max", lambda: 2)
-    async with served(ending, buffer=4096) as port:
-        small = socket.socket()
-        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        small.connect(("127.0.0.1", port))
-        reader, writer = await asyncio.open_connection(sock=small, limit=1024)
+    known = certificate if secure else None
+    async with served(ending, buffer=4096, certificate=known) as port:
+        reader, writer = await little(port, known)
         for _ in range(2):
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
             assert len(await reader.readexactly(ENDING)) == ENDING
-            assert [one.at_eof() for one, _ in silent[:2]] == [True] * 2
+            assert [await one.read() for one, _ in silent[:2]] == [b""] * 2
             silent[2][1].close()
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("secure", "head", "body"),
+    [
+        (False, b"", b""),
+        (False, b"GET / HT", b""),
+        (False, b"POST / HTTP/1.1\r\ncontent-length: 99999\r\n\r\n", b"x"),
+    ],
+    ids=["nothing", "half a head", "a body, byte by byte"],
+)
+async def test_who_takes_nothing_of_the_end_of_an_answer_makes_room_whatever_it_sends(
+    monkeypatch: pytest.MonkeyPatch, certificate: Path, secure: bool, head: bytes, body: bytes
+) -> None:
+    monkeypatch.setattr(bounds, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(bounds, "connections_max", lambda: 2)
+    monkeypatch.setattr(sys.modules[__name__], "ENDING", 25_000)
+    known = certificate if secure else None
+    async with served(ending, buffer=4096, certificate=known) as port:
+        takers = [await little(port, known) for _ in range(2)]
+        for reader, writer in takers:
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head)
+        async with asyncio.timeout(20):
+            while not await let_in(port, known):
+                await asyncio.sleep(0.05)
+                for _, writer in takers:
+                    writer.write(body)
+        for _, writer in takers:
+            writer.transport.abort()
+
+
+async def let_in(port: int, certificate: Path | None) -> bool:
+    with suppress(OSError, EOFError):
+        await started(port, certificate)
+        return True
+    return False
