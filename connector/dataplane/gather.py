@@ -286,6 +286,13 @@ class Protocol(Bounded):
 
     answering: Cycle | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As uvicorn's. Over TLS we wait as soon as anything waits to be handed on: half a megabyte may do so unseen,
+        and behind it another part of an answer that has passed the gate."""
+        super().connection_made(transport)
+        if self.scheme == "https":
+            transport.set_write_buffer_limits(1, 0)  # of 0, nothing would count as something
+
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's, which tells the request that came last: of pipelined ones the first is being answered."""
         cycle = self.answering

@@ -381,6 +381,32 @@ async def test_nothing_goes_on_to_a_client_that_has_left(size: int) -> None:
     assert (sent < 50, why) == (True, "the client has left")
 
 
+@pytest.mark.parametrize(("secure", "room"), [(False, 2**17), (True, 2**19)], ids=["plain", "TLS"])
+@pytest.mark.parametrize("size", [20_000, 100_000, 600_000, 1_000_000])
+async def test_a_part_is_asked_for_when_the_one_before_has_gone(
+    size: int, secure: bool, room: int, certificate: Path
+) -> None:
+    """Small ones while there is room for them."""
+    sent = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with suppress(ConnectionAbortedError):
+            while True:
+                sent += 1
+                await send({"type": "http.response.body", BUFFERS: [bytes(size)], "more_body": True})
+
+    known = certificate if secure else None
+    async with served(app, buffer=4096, certificate=known) as port:
+        reader, writer = await little(port, known)
+        writer.write(REQUEST)
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.2)
+        assert size <= sent * size <= max(size, room)
+        writer.transport.abort()
+
+
 def decoded(body: bytes) -> bytes:
     """What a chunked body holds."""
     parts = []
