@@ -12,7 +12,10 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+from array import array
 from contextlib import suppress
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any
 
 from uvicorn.config import Config
@@ -134,8 +137,16 @@ class Bounded(HttpToolsProtocol):
 
     @property
     def _left(self) -> int:
-        """Bytes of answers that the client has not taken yet, nor its kernel for it."""
-        return 0 if self._shaking is not None else int(self.transport.get_write_buffer_size())
+        """Bytes of answers that the client has not taken yet, nor its kernel for it; over TLS some number of them."""
+        if self._shaking is not None:
+            return 0
+        if (left := int(self.transport.get_write_buffer_size())) or self.scheme != "https":
+            return left
+        # What is encrypted waits where the loop does not show it. While it does, our kernel has some of it, too.
+        waiting = array("i", [0])
+        with suppress(OSError):  # the client has left
+            ioctl(self.transport.get_extra_info("socket").fileno(), TIOCOUTQ, waiting)
+        return waiting[0]
 
     def _hang_up(self) -> None:
         """Now: whoever is polite waits for the other side."""

@@ -783,7 +783,7 @@ async def little(port: int, certificate: Path | None = None) -> tuple[asyncio.St
     return await asyncio.open_connection(sock=small, limit=1024, ssl=context, server_hostname=named)
 
 
-@pytest.mark.parametrize("secure", [False], ids=["plain"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 async def test_who_is_still_taking_the_end_of_an_answer_makes_no_room_for_others(
     monkeypatch: pytest.MonkeyPatch, certificate: Path, secure: bool
 ) -> None:
@@ -808,8 +808,9 @@ async def test_who_is_still_taking_the_end_of_an_answer_makes_no_room_for_others
         (False, b"", b""),
         (False, b"GET / HT", b""),
         (False, b"POST / HTTP/1.1\r\ncontent-length: 99999\r\n\r\n", b"x"),
+        (True, b"GET / HT", b""),
     ],
-    ids=["nothing", "half a head", "a body, byte by byte"],
+    ids=["nothing", "half a head", "a body, byte by byte", "half a head, over TLS"],
 )
 async def test_who_takes_nothing_of_the_end_of_an_answer_makes_room_whatever_it_sends(
     monkeypatch: pytest.MonkeyPatch, certificate: Path, secure: bool, head: bytes, body: bytes
