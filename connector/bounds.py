@@ -144,7 +144,7 @@ class Bounded(HttpToolsProtocol):
             return left
         # What is encrypted waits where the loop does not show it. While it does, our kernel has some of it, too.
         waiting = array("i", [0])
-        with suppress(OSError):  # the client has left
+        with suppress(OSError, ValueError):  # the client has left
             ioctl(self.transport.get_extra_info("socket").fileno(), TIOCOUTQ, waiting)
         return waiting[0]
 
