@@ -87,8 +87,8 @@ class Outward:
 
     def end(self) -> None:
         """The client has left: nobody waits for it."""
-        self._quiet.set()
-        self._moved.set()
+        self.resume()
+        self.room()
         with self.lock:
             self.lock.notify_all()
 

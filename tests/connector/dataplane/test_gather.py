@@ -696,14 +696,21 @@ async def piecewise(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+async def little(
+    port: int, certificate: Path | None = None, *, room: int = 4096, limit: int = 1024
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection whose reader's kernel takes next to nothing for it: `room` bytes."""
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    small.connect(("127.0.0.1", port))
+    named = None if certificate is None else "127.0.0.1"
+    context = None if certificate is None else ssl.create_default_context(cafile=certificate)
+    return await asyncio.open_connection(sock=small, limit=limit, ssl=context, server_hostname=named)
+
+
 async def slowly(port: int, certificate: Path | None, *, rests: Coroutine[Any, Any, object], pause: float) -> int:
     """How much comes of `large` where its reader first rests, and then between pieces."""
-    context = None if certificate is None else ssl.create_default_context(cafile=certificate)
-    small = socket.socket()
-    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
-    small.connect(("127.0.0.1", port))
-    named = None if context is None else "127.0.0.1"
-    reader, writer = await asyncio.open_connection(sock=small, ssl=context, server_hostname=named, limit=2**16)
+    reader, writer = await little(port, certificate, room=2**16, limit=2**16)
     writer.write(b"GET / HTTP/1.1\r\n\r\n")
     await rests
     await reader.readuntil(b"\r\n\r\n")
@@ -771,16 +778,6 @@ async def ending(scope: Any, receive: Any, send: Any) -> None:
 
 
 ENDING = 60_000
-
-
-async def little(port: int, certificate: Path | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection whose reader's kernel takes next to nothing for it."""
-    small = socket.socket()
-    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    small.connect(("127.0.0.1", port))
-    named = None if certificate is None else "127.0.0.1"
-    context = None if certificate is None else ssl.create_default_context(cafile=certificate)
-    return await asyncio.open_connection(sock=small, limit=1024, ssl=context, server_hostname=named)
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
