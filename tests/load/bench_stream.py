@@ -87,7 +87,6 @@ def ways_of(table: Table, number: int, space: Space) -> list[Way]:
         ),
         ours("urllib3 + open_stream", "plain_urllib3", f"{table.name}_memory"),
         ours("requests + open_stream", "plain_requests", f"{table.name}_memory"),
-        other("bare", "bare", "hanse", f"http://127.0.0.1:{space.ports['bare']}/{number}", ""),
         other("raw TLS socket", "raw-tls", "raw", space.ports["raw-tls"], number, certificate),
         ours("hanse, TLS", "hanse", f"{table.name}_secure"),
         other("flight TLS", "flight-tls", "flown", secure, str(number), "", certificate),
@@ -102,6 +101,7 @@ def ways_of(table: Table, number: int, space: Space) -> list[Way]:
         Way("local whole", "local_whole", (path, [], None)),
         Way("local duckdb", "local_duckdb", (path, [], None)),
         ours("hanse, parquet", "hanse", f"{table.name}_open"),
+        other("bare", "bare", "hanse", f"http://127.0.0.1:{space.ports['bare']}/{number}", ""),
         ours("hanse, masked", "hanse", f"{table.name}_masked"),
         Way("local scanner, filtered", "local_scanner", (path, columns, condition)),
         Way("local whole, filtered", "local_whole", (path, columns, condition)),
@@ -118,7 +118,8 @@ def ways_of(table: Table, number: int, space: Space) -> list[Way]:
 
 
 def measure(ways: list[Way], rounds: int) -> None:
-    """Everything once to warm up, then in rounds, each beginning one place further."""
+    """Everything once to warm up, then in rounds, each beginning some places further, every other one backwards: no way
+    comes after the same one each time, and what is compared in one round stands close together."""
     for way in ways:
         way.run()
         if way.failed:
@@ -127,7 +128,8 @@ def measure(ways: list[Way], rounds: int) -> None:
         way.server_cpu.clear()
     for number in range(rounds):
         at = number * 3 % len(ways)
-        for way in ways[at:] + ways[:at]:
+        turned = ways[at:] + ways[:at]
+        for way in turned[::-1] if number % 2 else turned:
             way.run()
 
 
