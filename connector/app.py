@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from starlette.types import Receive, Scope, Send
 
+from connector import VERSION
 from connector.audit.log import AuditLog, Sequencer
 from connector.audit.note import Signer, origin_of
 from connector.dataplane import access, receiving_http
@@ -86,7 +87,6 @@ from connector.usage.grants import Grants
 from policies import plugins
 from policies.evaluate import Facts
 
-VERSION = "0.1.0"
 _CONVERT_TEMP_MB = 4096
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from connector import bounds
-from connector.app import VERSION, Services, build, management_app, public_app
+from connector import VERSION, bounds
+from connector.app import Services, build, management_app, public_app
 from connector.dataplane.gather import Protocol
 from connector.dataplane.unfinished import close_left_over
 from connector.errors import BadInput, Conflict, HanseError

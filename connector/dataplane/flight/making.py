@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from connector.dataplane.flight import maker, protobuf
+from connector.dataplane.flight import maker, protobuf, sqlinfo
 from connector.dataplane.flight.commands import table_schema_wanted
 from connector.dataplane.flight.parameters import MOST
 from connector.dataplane.flight.protobuf import Garbled, Message
@@ -32,6 +32,39 @@ TABLES = pa.schema(
     ]
 )
 TABLES_WITH_SCHEMA = TABLES.append(pa.field("table_schema", pa.binary(), nullable=False))
+PRIMARY_KEYS = pa.schema(
+    [
+        pa.field("catalog_name", pa.string()),
+        pa.field("db_schema_name", pa.string()),
+        pa.field("table_name", pa.string(), nullable=False),
+        pa.field("column_name", pa.string(), nullable=False),
+        pa.field("key_name", pa.string()),
+        pa.field("key_sequence", pa.int32(), nullable=False),
+    ]
+)
+FOREIGN_KEYS = pa.schema(
+    [
+        *(
+            pa.field(f"{side}_{name}", pa.string(), nullable=name in ("catalog_name", "db_schema_name"))
+            for side in ("pk", "fk")
+            for name in ("catalog_name", "db_schema_name", "table_name", "column_name")
+        ),
+        pa.field("key_sequence", pa.int32(), nullable=False),
+        pa.field("fk_key_name", pa.string()),
+        pa.field("pk_key_name", pa.string()),
+        pa.field("update_rule", pa.uint8(), nullable=False),
+        pa.field("delete_rule", pa.uint8(), nullable=False),
+    ]
+)
+_KEYS = ("CommandGetPrimaryKeys", "CommandGetExportedKeys", "CommandGetImportedKeys", "CommandGetCrossReference")
+_SCHEMAS = {
+    "CommandGetCatalogs": CATALOGS,
+    "CommandGetDbSchemas": SCHEMAS,
+    "CommandGetTableTypes": TYPES,
+    "CommandGetSqlInfo": sqlinfo.SCHEMA,
+    **dict.fromkeys(_KEYS, FOREIGN_KEYS),
+    "CommandGetPrimaryKeys": PRIMARY_KEYS,
+}
 
 
 def answer(question: Sequence[Any], parts: Sequence[bytes]) -> bytes:
@@ -51,7 +84,7 @@ def schema_of(name: str, command: Message) -> pa.Schema:
     """The schema of a catalogue table."""
     if name == "CommandGetTables":
         return TABLES_WITH_SCHEMA if table_schema_wanted(command) else TABLES
-    return {"CommandGetCatalogs": CATALOGS, "CommandGetDbSchemas": SCHEMAS, "CommandGetTableTypes": TYPES}[name]
+    return _SCHEMAS[name]
 
 
 def constant(name: str, value: int) -> pa.Table:
@@ -65,11 +98,16 @@ def parameters(count: int) -> pa.Schema:
 
 
 def catalogue(name: str, command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """One catalogue table about these datasets ({owner, name, schema}). There is one catalogue, and it has no name."""
+    """One catalogue table about these datasets ({owner, name, schema}). There is one catalogue, and it has no name; and
+    no dataset has keys."""
     if name == "CommandGetCatalogs":
         return pa.Table.from_pylist([{"catalog_name": ""}], CATALOGS)
     if name == "CommandGetTableTypes":
         return pa.Table.from_pylist([{"table_type": one} for one in _TABLE_TYPES], TYPES)
+    if name == "CommandGetSqlInfo":
+        return sqlinfo.table(protobuf.numbers(command, 1))
+    if name in _KEYS:
+        return schema_of(name, command).empty_table()
     if protobuf.text(command, 1):  # catalog: any but the one without a name has nothing
         tables = ()
     owners = _like(protobuf.text(command, 2))  # db_schema_filter_pattern

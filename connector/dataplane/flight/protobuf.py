@@ -70,6 +70,19 @@ def number(message: Message, field: int) -> int:
     return values[-1]
 
 
+def numbers(message: Message, field: int) -> list[int]:
+    """All values of a repeated number, each by itself or all of them together (packed)."""
+    found: list[int] = []
+    for value in message.get(field, ()):
+        at = 0
+        while isinstance(value, bytes) and at < len(value):
+            one, at = _varint(value, at)
+            found.append(one)
+        if isinstance(value, int):
+            found.append(value)
+    return found
+
+
 def write(fields: Iterable[tuple[int, int | bytes | str]]) -> bytes:
     """A message of these fields. Zeros and empty values are left out, as the format's third version does."""
     out = bytearray()

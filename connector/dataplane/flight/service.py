@@ -29,7 +29,10 @@ _CANCELLED, _NOT_CANCELLABLE = 1, 3  # Flight.proto, CancelStatus
 _UNKNOWN = 2**64 - 1  # -1, of rows and bytes
 _STATEMENT = "CommandStatementQuery"
 _PREPARED = "CommandPreparedStatementQuery"
-_CATALOGUE = ("CommandGetCatalogs", "CommandGetDbSchemas", "CommandGetTables", "CommandGetTableTypes")
+_CATALOGUE = (
+    "CommandGetCatalogs", "CommandGetDbSchemas", "CommandGetTables", "CommandGetTableTypes", "CommandGetSqlInfo",
+    "CommandGetPrimaryKeys", "CommandGetExportedKeys", "CommandGetImportedKeys", "CommandGetCrossReference",
+)  # fmt: skip
 _DESCRIPTIONS = {
     "CancelFlightInfo": "End the running reads of a FlightInfo.",
     "RenewFlightEndpoint": "A new ticket for an endpoint; its running reads go on.",

@@ -57,7 +57,8 @@ class Tables:
     async def catalogue_schema(self, name: str, command: bytes) -> bytes:
         """The schema of that table as an encapsulated message. BadInput where the command is garbled."""
         try:
-            wanted = commands.table_schema_wanted(protobuf.read(command))
+            fields = protobuf.read(command)
+            wanted = name == "CommandGetTables" and commands.table_schema_wanted(fields)
         except Garbled as error:
             raise BadInput(str(error), code="request_invalid") from None
         return await self._one("catalogue_schema", name, part=protobuf.write([(5, wanted)]))  # all that it looks at

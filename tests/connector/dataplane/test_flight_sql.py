@@ -15,7 +15,10 @@ import pyarrow.flight as fl
 import pytest
 import pytest_asyncio
 
+from connector import VERSION
+from connector.dataplane.flight import sqlinfo
 from connector.dataplane.flight.front import Front
+from policies.enforce.functions import SCALARS
 from tests.support import data, flying, gate, provider
 from tests.support.beats import beats
 from tests.support.flying import flyer
@@ -246,8 +249,12 @@ async def test_what_is_not_there_is_unimplemented_and_never_empty(front: Front, 
 
     with pytest.raises(NotImplementedError, match="unimplemented"):
         await asyncio.to_thread(go)
+
+
+async def test_a_driver_is_told_who_answers(front: Front, ticket: str) -> None:
     info = await use(front, ticket, lambda cursor: cursor.connection.adbc_get_info())  # asks GetSqlInfo
     assert info["driver_name"] == "ADBC Flight SQL Driver - Go"
+    assert (info["vendor_name"], info["vendor_version"]) == ("Hanse", VERSION)
 
 
 async def test_a_password_does_as_well_as_a_bearer_token(front: Front, ticket: str) -> None:
@@ -304,3 +311,46 @@ async def test_a_connection_that_is_open_for_longer_than_its_ticket_says_what_to
     again = {"adbc.flight.sql.rpc.call_header.authorization": f"Bearer {fresh}"}
     with pytest.raises(adbc_driver_manager.ProgrammingError, match="expected one header"):
         await use(front, fresh, work, **again)
+
+
+# What `sqlinfo` says of statements, each of them asked.
+SAID: dict[str, str] = {
+    "515, 518": f"SELECT n.id AS it FROM {NUMBERS} AS n",
+    "520": f"SELECT id FROM {NUMBERS} ORDER BY id % 3",
+    "521": f"SELECT name FROM {NUMBERS} ORDER BY id",
+    "522": f"SELECT count(*) FROM {NUMBERS} GROUP BY id % 2",
+    "522, beyond": f"SELECT id, count(*) FROM {NUMBERS} GROUP BY id, name",
+    "523": f"SELECT id FROM {NUMBERS} WHERE name LIKE 'a!%' ESCAPE '!'",
+    "528": f"SELECT a.id FROM {NUMBERS} a FULL JOIN {NUMBERS} b ON a.id = b.id + 1",
+    "538, comparisons": f"SELECT id FROM {NUMBERS} WHERE id = (SELECT max(id) FROM {NUMBERS})",
+    "538, 539": f"SELECT id FROM {NUMBERS} a WHERE EXISTS (SELECT 1 FROM {NUMBERS} b WHERE b.id = a.id + 1)",
+    "538, IN": f"SELECT id FROM {NUMBERS} WHERE id IN (SELECT id + 1 FROM {NUMBERS})",
+    "540": f"SELECT id FROM {NUMBERS} UNION SELECT id + 1 FROM {NUMBERS}",
+    "540, ALL": f"SELECT id FROM {NUMBERS} UNION ALL SELECT id + 1 FROM {NUMBERS}",
+    "ANTI": f"SELECT a.id FROM {NUMBERS} a ANTI JOIN {NUMBERS} b ON a.id = b.id + 1",
+    "ILIKE": f"SELECT id FROM {NUMBERS} WHERE name ILIKE 'N%'",
+    "QUALIFY": f"SELECT id FROM {NUMBERS} QUALIFY row_number() OVER (ORDER BY id) < 3",
+    "SEMI": f"SELECT a.id FROM {NUMBERS} a SEMI JOIN {NUMBERS} b ON a.id = b.id + 1",
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+async def test_what_is_said_of_statements_is_so(front: Front, ticket: str, what: str) -> None:
+    def work(cursor: Any) -> int:
+        cursor.execute(SAID[what])
+        return int(cursor.fetch_arrow_table().num_columns)
+
+    assert await use(front, ticket, work) > 0
+
+
+async def test_null_joined_is_null_and_comes_last(front: Front, ticket: str) -> None:
+    def work(cursor: Any) -> list[Any]:
+        cursor.execute(f"SELECT 'a' || nullif(id, 1) FROM {NUMBERS} WHERE id < 3 ORDER BY 1")
+        return [row[0] for row in cursor.fetchall()]
+
+    assert await use(front, ticket, work) == ["a0", "a2", None]
+
+
+async def test_functions_that_are_told_are_those_that_may_be_called() -> None:
+    told = {one.lower() for one in (*sqlinfo.NUMERIC, *sqlinfo.STRING, *sqlinfo.SYSTEM, *sqlinfo.DATES)}
+    assert told == {name for _, names in SCALARS.values() for name in names}

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
-from connector.dataplane.flight import making, protobuf
+from connector import VERSION
+from connector.dataplane.flight import making, protobuf, sqlinfo
 from connector.dataplane.flight.tables import Tables
 from connector.errors import BadInput, Busy, HanseError
 from connector.query.sandbox import memory_of
@@ -81,6 +82,12 @@ CATALOGUE: list[tuple[str, list[tuple[int, int | bytes | str]]]] = [
     ("CommandGetTables", [(3, "_rzte"), (5, 1)]),
     ("CommandGetTables", [(1, "other"), (5, 1)]),
     ("CommandGetTables", [(4, "VIEW")]),
+    ("CommandGetSqlInfo", []),
+    ("CommandGetSqlInfo", [(1, b"\x01\xf8\x03"), (1, 3), (1, 70_000)]),  # two packed
+    ("CommandGetPrimaryKeys", [(3, "numbers")]),
+    ("CommandGetExportedKeys", [(3, "numbers")]),
+    ("CommandGetImportedKeys", [(3, "numbers")]),
+    ("CommandGetCrossReference", [(3, "numbers"), (5, "clinic"), (6, "ärzte")]),
 ]
 
 
@@ -94,6 +101,20 @@ async def test_the_catalogue_comes_as_it_is_made(
     for _ in range(2):
         schema = await made.catalogue_schema(name, command)
         assert schema == expected.schema.serialize().to_pybytes()
+
+
+async def test_what_a_server_says_of_itself_is_what_was_asked_for() -> None:
+    found = sqlinfo.table([0, 1, 3, 504, 999]).to_pylist()
+    told = [(0, "Hanse"), (1, VERSION), (3, True), (504, '"')]
+    assert [(one["info_name"], one["value"]) for one in found] == told
+    whole = sqlinfo.table(())
+    whole.validate(full=True)
+    assert whole["info_name"].to_pylist() == sorted(sqlinfo.infos())
+
+
+async def test_no_dataset_has_keys() -> None:
+    for name in ("CommandGetPrimaryKeys", "CommandGetImportedKeys"):
+        assert making.catalogue(name, {}, DATASETS).num_rows == 0
 
 
 @pytest.mark.parametrize("command", [b"\x0b", protobuf.write([(2, 1), (5, b"x")])])
