@@ -123,11 +123,25 @@ class Desk:
         except (HanseError, PolicyError):
             return None
 
-    async def prepare(self, asker: Asker, sql: str) -> tuple[int, bytes]:
-        """How many parameters a statement has, and its schema where it has none."""
-        if found := parameters.count(sql):
-            return found, b""
-        return 0, bytes(await self._reads.describe(await self._asked(stated_of(asker, sql, []), asker.tickets)))
+    async def prepare(self, asker: Asker, sql: str) -> tuple[Sequence[str], bytes]:
+        """The kinds of a statement's parameters (`parameters.kinds`), and its schema where it has none."""
+        if parameters.count(sql):
+            work = partial(parameters.kinds, sql, await self._types(asker.tickets))
+            return await self._reads.judging.judge(asker.consumer, work), b""
+        return (), bytes(await self._reads.describe(await self._asked(stated_of(asker, sql, []), asker.tickets)))
+
+    async def _types(self, tickets: Sequence[Ticket]) -> dict[str, str]:
+        """The types of the columns that are shown under these tickets, by name, where they are of one type."""
+        found: dict[str, set[str]] = {}
+        for ticket in tickets:
+            with suppress(HanseError):  # it is refused when the statement is asked
+                for contract in (await self._held(ticket)).contracts:
+                    hashed = {mask.column for mask in contract.masks if str(mask.kind) == "hash"}
+                    for column in contract.schema.columns:
+                        if column.name in contract.columns:
+                            kind = "VARCHAR" if column.name in hashed else column.type
+                            found.setdefault(column.name.lower(), set()).add(kind)
+        return {name: kind for name, (kind, *others) in found.items() if not others}
 
     async def tables(self, asker: Asker, *, schemas: bool) -> list[dict[str, Any]]:
         """The datasets of the tickets as {owner, name, schema}, with their schemas where wanted."""

@@ -92,9 +92,21 @@ def constant(name: str, value: int) -> pa.Table:
     return pa.table({name: pa.array([value], pa.int32())})
 
 
-def parameters(count: int) -> pa.Schema:
-    """The schema of a statement's parameters, of which only their number is known."""
-    return pa.schema([pa.field(str(number), pa.null()) for number in range(count)])
+def parameters(kinds: Sequence[str]) -> pa.Schema:
+    """The schema of a statement's parameters, as `parameters.kinds` says what they are."""
+    return pa.schema([pa.field(str(number), _PARAMETERS.get(kind, pa.null())) for number, kind in enumerate(kinds)])
+
+
+# Moments in thousandths: JDBC writes so many into the field, whatever its unit is.
+_PARAMETERS = {
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "text": pa.string(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("ms"),
+    "timestamptz": pa.timestamp("ms", "UTC"),
+    "bool": pa.bool_(),
+}
 
 
 def catalogue(name: str, command: Message, tables: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -239,6 +251,6 @@ MAKES: Mapping[str, Callable[..., tuple[Any, list[bytes]]]] = {
     "constant": lambda _, name, value: _stream(constant(name, value)),
     "catalogue": _catalogue,
     "catalogue_schema": lambda parts, name: _schema(schema_of(name, protobuf.read(parts[0]))),
-    "parameters": lambda _, count: _schema(parameters(count)),
+    "parameters": lambda _, kinds: _schema(parameters(kinds)),
     "values": lambda parts: (values_in(parts[0]), []),
 }

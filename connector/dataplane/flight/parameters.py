@@ -1,17 +1,24 @@
-"""Values of a prepared statement, written into its SQL as literals. Pure.
+"""Values of a prepared statement, written into its SQL as literals; and of which kinds they will be. Pure.
 
 The statement is cut at its `?` by the gate's own tokenizer and a literal of the value's type stands in each place; the
 gate then reads the whole as any other query, so a value can say no more than its sender could have written itself.
+Clients of JDBC set no parameter whose type they are not told: it is that of what it is compared with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from connector.errors import QueryInvalid
+from policies.errors import PolicyError
+
+if TYPE_CHECKING:  # the SQL parser is loaded with the first statement
+    from sqlglot import exp
 
 MOST = 1_000
+_DIGITS = 18  # of a number that is looked at
+_MARK = 8_200_000_000_000  # and up: whole numbers that stand for the parameters of a statement while it is looked at
 
 Value = Sequence[str]  # a type of ours and the value as text: ("int", "5"), ("text", "a"), ("null", "")
 
@@ -34,6 +41,89 @@ def bound(sql: str, values: Sequence[Value]) -> str:
         parts += [sql[at:place], _literal(*value)]
         at = place + 1
     return "".join((*parts, sql[at:]))
+
+
+def kinds(sql: str, columns: Mapping[str, str]) -> list[str]:
+    """Of which kind each `?` of a statement is likely to be, as `Value` has them; "" where nobody can say.
+
+    `columns`: the engine's types by the names of columns, in small letters. QueryRefused where it cannot be cut into
+    words. In a thread: hostile text takes its time.
+    """
+    many = count(sql)
+    if not many:
+        return []
+    from sqlglot import exp
+
+    from policies.enforce import statement
+
+    found = [""] * many
+    try:
+        tree = statement.unchecked(bound(sql, [("int", str(_MARK + number)) for number in range(many)]))
+    except PolicyError:  # it is told when it is asked
+        return found
+    for one in tree.find_all(exp.Literal):
+        if 0 <= (number := _int_of(one) - _MARK) < many:
+            found[number] = _asked_for(one, columns)
+    return found
+
+
+def _int_of(literal: exp.Expr) -> int:
+    """The whole number that it is; 0 of anything else."""
+    text = str(literal.this)
+    plain = not literal.is_string and len(text) < _DIGITS and text.isascii() and text.isdigit()
+    return int(text) if plain else 0
+
+
+def _asked_for(one: exp.Expr, columns: Mapping[str, str]) -> str:
+    """The kind of what stands beside a value."""
+    from sqlglot import exp
+
+    around = one.parent
+    while isinstance(around, exp.Paren | exp.Neg):
+        one, around = around, around.parent
+    if isinstance(around, exp.Limit | exp.Offset):
+        return "int"
+    if isinstance(around, exp.Cast):
+        return _cast_to(around)
+    if isinstance(around, exp.Like | exp.ILike | exp.DPipe):
+        return "text"
+    if isinstance(around, exp.Between | exp.In):
+        return _kind(around.this, columns) if around.this is not one else ""
+    if not isinstance(around, exp.Binary):
+        return ""
+    beside = _kind(around.right if around.left is one else around.left, columns)
+    if isinstance(around, exp.Add | exp.Sub | exp.Mul | exp.Div | exp.Mod):
+        return "float" if beside in ("int", "float") else ""  # days are added to dates
+    return beside
+
+
+def _kind(node: exp.Expr, columns: Mapping[str, str]) -> str:
+    """Of what some syntax gives."""
+    from sqlglot import exp
+
+    node = node.unnest()
+    while isinstance(node, exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round):
+        node = node.this.unnest()
+    if isinstance(node, exp.Column):
+        return _kind_of(columns.get(node.name.lower(), ""))
+    if isinstance(node, exp.Cast):
+        return _cast_to(node)
+    if isinstance(node, exp.Literal) and not node.is_string:
+        return "" if _int_of(node) >= _MARK else "float"  # any number fits
+    if isinstance(node, exp.Literal | exp.Lower | exp.Upper | exp.Trim | exp.Substring | exp.Left | exp.Right):
+        return "text"
+    if isinstance(node, exp.Count | exp.Length | exp.Extract | exp.Year | exp.Quarter | exp.Month | exp.Day):
+        return "int"
+    return "float" if isinstance(node, exp.Avg) else ""
+
+
+def _cast_to(cast: exp.Expr) -> str:
+    return _kind_of(str(getattr(cast.args["to"].this, "name", "")))
+
+
+def _kind_of(name: str) -> str:
+    """Of a type of the engine. Decimals are floats: clients set any number then, whatever its digits."""
+    return _KINDS.get(name.split("(", 1)[0].strip().upper(), "")
 
 
 def _places(sql: str) -> list[int]:
@@ -68,6 +158,16 @@ def _digits(text: str) -> str:
     return f"({text})" if text != plain else text
 
 
+_KINDS = {
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "INT", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "int"),
+    **dict.fromkeys(("FLOAT", "REAL", "DOUBLE", "DECIMAL", "UBIGINT", "HUGEINT", "UHUGEINT"), "float"),
+    **dict.fromkeys(("VARCHAR", "TEXT", "UUID"), "text"),
+    **dict.fromkeys(("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"), "timestamp"),
+    "TIMESTAMP WITH TIME ZONE": "timestamptz",
+    "TIMESTAMPTZ": "timestamptz",
+    "BOOLEAN": "bool",
+    "DATE": "date",
+}
 _TYPES: dict[str, Any] = {
     "text": "VARCHAR",
     "float": "DOUBLE",

@@ -215,12 +215,12 @@ class Service:
         _, request = commands.unpack(body)
         _no_transaction(request)
         sql = protobuf.text(request, 1) or ""
-        count = 0
+        kinds: Sequence[str] = ()
         if (constant := await self._constant(asker, sql)) is not None:
             schema = _schema_of(constant)
         else:
-            count, schema = await self._desk.prepare(asker, sql)
-        told = [(1, commands.handle(sql, [])), (2, schema), (3, await self._tables.parameters(count))]
+            kinds, schema = await self._desk.prepare(asker, sql)
+        told = [(1, commands.handle(sql, [])), (2, schema), (3, await self._tables.parameters(kinds))]
         return [commands.pack("ActionCreatePreparedStatementResult", told)]
 
     async def _forget(self, asker: Asker, body: bytes) -> list[bytes]:

@@ -63,9 +63,9 @@ class Tables:
             raise BadInput(str(error), code="request_invalid") from None
         return await self._one("catalogue_schema", name, part=protobuf.write([(5, wanted)]))  # all that it looks at
 
-    async def parameters(self, count: int) -> bytes:
-        """The schema of so many parameters whose types nobody knows, as an encapsulated message; empty for none."""
-        return await self._one("parameters", count) if count else b""
+    async def parameters(self, kinds: Sequence[str]) -> bytes:
+        """The schema of parameters of these kinds, as an encapsulated message; empty for none."""
+        return await self._one("parameters", tuple(kinds)) if kinds else b""
 
     async def values(self, stream: bytes) -> list[list[str]]:
         """The one row of parameters in a stream that a client has put, as [type, text]. BadInput where it is anything

@@ -172,6 +172,20 @@ async def test_refused_statements_come_back_as_errors_of_the_driver_with_their_r
     assert len(running.of_kind("ReadRefused")) == before + 1
 
 
+async def test_clients_are_told_of_which_types_parameters_are(front: Front, ticket: str) -> None:
+    """Arrow's JDBC driver sets none of a type that it does not know."""
+
+    def work(cursor: Any) -> tuple[pa.Schema, list[Any]]:
+        sql = f"SELECT id FROM {NUMBERS} WHERE id < ? AND name <> ? AND coalesce(name, 'n') <> ? ORDER BY 1 LIMIT ?"
+        schema = cursor.adbc_prepare(sql)
+        cursor.execute(sql, (10, "n1", "n2", 2))
+        return schema, cursor.fetchall()
+
+    schema, rows = await use(front, ticket, work)
+    assert schema.types == [pa.int64(), pa.string(), pa.null(), pa.int64()]
+    assert len(rows) == 2
+
+
 async def test_a_parameter_that_is_not_bound_is_told(front: Front, ticket: str) -> None:
     with pytest.raises(adbc_driver_manager.ProgrammingError, match="parameters_unbound"):
         await use(front, ticket, lambda cursor: cursor.execute(f"SELECT id FROM {NUMBERS} WHERE id = ?"))

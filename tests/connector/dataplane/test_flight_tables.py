@@ -128,13 +128,18 @@ async def test_a_garbled_command_is_bad_input(made: Tables, command: bytes) -> N
 
 
 @pytest.mark.parametrize("count", [1, 3, 1000])
-async def test_parameters_are_fields_without_a_type(made: Tables, count: int) -> None:
+async def test_parameters_of_which_nobody_knows_more_are_fields_without_a_type(made: Tables, count: int) -> None:
     expected = pa.schema([pa.field(str(number), pa.null()) for number in range(count)])
-    assert pa.ipc.read_schema(pa.py_buffer(await made.parameters(count))) == expected
+    assert pa.ipc.read_schema(pa.py_buffer(await made.parameters([""] * count))) == expected
+
+
+async def test_parameters_of_a_kind_have_its_type(made: Tables) -> None:
+    expected = pa.schema([("0", pa.int64()), ("1", pa.null()), ("2", pa.timestamp("ms", "UTC"))])
+    assert pa.ipc.read_schema(pa.py_buffer(await made.parameters(["int", "", "timestamptz"]))) == expected
 
 
 async def test_no_parameters_are_no_schema(made: Tables) -> None:
-    assert await made.parameters(0) == b""
+    assert await made.parameters([]) == b""
 
 
 async def test_values_that_a_client_has_put_are_read(made: Tables) -> None:
@@ -222,7 +227,7 @@ async def test_damaged_values_are_read_or_bad_input_and_nothing_else(made: Table
 
 
 ASKED: dict[str, tuple[int, Callable[[Tables], Awaitable[Any]], type[HanseError]]] = {
-    "what is made": (0, lambda one: one.parameters(5), Busy),
+    "what is made": (0, lambda one: one.parameters([""] * 5), Busy),
     "what is read": (1, lambda one: one.values(put(ONE)), BadInput),
 }
 
@@ -230,7 +235,7 @@ ASKED: dict[str, tuple[int, Callable[[Tables], Awaitable[Any]], type[HanseError]
 @pytest.mark.parametrize("name", ASKED)
 async def test_a_process_that_dies_costs_one_answer(fresh: Tables, name: str) -> None:
     which, asked, expected = ASKED[name]
-    await fresh.parameters(1)
+    await fresh.parameters([""] * 1)
     await fresh.values(put(ONE))
     os.kill(fresh.pids[which], signal.SIGSTOP)
     asking = [asyncio.ensure_future(asked(fresh)) for _ in range(2)]
@@ -244,7 +249,7 @@ async def test_a_process_that_dies_costs_one_answer(fresh: Tables, name: str) ->
 @pytest.mark.parametrize("name", ASKED)
 async def test_a_process_that_takes_too_long_is_ended(fresh: Tables, name: str) -> None:
     which, asked, expected = ASKED[name]
-    await fresh.parameters(1)
+    await fresh.parameters([""] * 1)
     await fresh.values(put(ONE))
     pid = fresh.pids[which]
     os.kill(pid, signal.SIGSTOP)
@@ -255,28 +260,28 @@ async def test_a_process_that_takes_too_long_is_ended(fresh: Tables, name: str) 
 
 
 async def test_a_process_that_died_meanwhile_is_followed_by_another(fresh: Tables) -> None:
-    await fresh.parameters(1)
+    await fresh.parameters([""] * 1)
     os.kill(fresh.pids[0], signal.SIGKILL)
     await waiting.until(lambda: not fresh.pids[0])
-    assert await fresh.parameters(2)
+    assert await fresh.parameters([""] * 2)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05])
 async def test_who_leaves_leaves_no_answer_to_the_next(fresh: Tables, seconds: float) -> None:
     """At the start of a process, or in the midst of a question."""
     for number in range(5):
-        asking = asyncio.ensure_future(fresh.parameters(number + 1))
+        asking = asyncio.ensure_future(fresh.parameters([""] * (number + 1)))
         await asyncio.sleep(seconds)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
     if fresh.pids[0]:
         os.kill(fresh.pids[0], signal.SIGSTOP)
-    asking = asyncio.ensure_future(fresh.parameters(100))
+    asking = asyncio.ensure_future(fresh.parameters([""] * 100))
     await asyncio.sleep(0.01)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     assert whole(await fresh.constant("SELECT 8") or b"").to_pylist() == [{"8": 8}]
-    assert len(pa.ipc.read_schema(pa.py_buffer(await fresh.parameters(50)))) == 50
+    assert len(pa.ipc.read_schema(pa.py_buffer(await fresh.parameters([""] * 50)))) == 50
 
 
 async def test_many_who_ask_at_once_get_each_their_own(made: Tables) -> None:
@@ -285,7 +290,7 @@ async def test_many_who_ask_at_once_get_each_their_own(made: Tables) -> None:
 
 
 async def test_a_process_is_shut_in(made: Tables) -> None:
-    await made.parameters(1)
+    await made.parameters([""] * 1)
     told = Path("/proc", str(made.pids[0]))
     assert "NoNewPrivs:\t1\n" in (told / "status").read_text()
     limits = [line.split()[-3:-1] for line in (told / "limits").read_text().splitlines()]
@@ -293,13 +298,13 @@ async def test_a_process_is_shut_in(made: Tables) -> None:
 
 
 async def test_who_asks_as_it_ends_is_told(fresh: Tables) -> None:
-    await fresh.parameters(1)
+    await fresh.parameters([""] * 1)
     os.kill(fresh.pids[0], signal.SIGSTOP)
-    asking = asyncio.ensure_future(fresh.parameters(2))
+    asking = asyncio.ensure_future(fresh.parameters([""] * 2))
     starting = asyncio.ensure_future(fresh.values(put(ONE)))
     await asyncio.sleep(0.01)
     await fresh.close()
-    for one in (asking, starting, fresh.parameters(3)):
+    for one in (asking, starting, fresh.parameters([""] * 3)):
         with pytest.raises(Busy):
             await one
     assert fresh.pids == (0, 0)
@@ -313,7 +318,7 @@ async def test_a_process_that_cannot_be_started_is_started_with_the_next_questio
 
     with monkeypatch.context() as patched:
         patched.setattr(asyncio, "create_subprocess_exec", fails)
-        for asked in (fresh.parameters(1), fresh.values(put(ONE))):
+        for asked in (fresh.parameters([""] * 1), fresh.values(put(ONE))):
             with pytest.raises(Busy):
                 await asked
-    assert await fresh.parameters(1)
+    assert await fresh.parameters([""] * 1)

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connector.dataplane.flight import commands, parameters, passes, protobuf
 from connector.dataplane.flight.passes import Pass
@@ -77,6 +79,61 @@ def test_values_become_literals_in_their_places_only() -> None:
     expected = "SELECT '?', \"?\", {} AS a -- ?\n FROM t WHERE b = {} AND c = {} /* ? */".format(*literals)
     assert parameters.bound(sql, [("int", "-1"), ("text", "x' OR 1=1 --"), ("date", "2026-01-01")]) == expected
     assert (parameters.count(sql), parameters.count("SELECT 1")) == (3, 0)
+
+
+COLUMNS = {"n": "BIGINT", "x": "DOUBLE", "price": "DECIMAL(15,2)", "name": "VARCHAR", "day": "DATE",
+           "at": "TIMESTAMP", "zoned": "TIMESTAMP WITH TIME ZONE", "yes": "BOOLEAN"}  # fmt: skip
+KINDS = {
+    "n < ?": ["int"],
+    "? >= N": ["int"],
+    "x = (?)": ["float"],
+    "price BETWEEN ? AND ?": ["float", "float"],
+    "name IN (?, 'a', ?)": ["text", "text"],
+    "name LIKE ? OR name ILIKE ?": ["text", "text"],
+    "day >= ? AND at < ? AND zoned = ?": ["date", "timestamp", "timestamptz"],
+    "yes = ?": ["bool"],
+    "n + ? > -?": ["float", ""],
+    "day + ? < at": [""],
+    "name || ? = 'a'": ["text"],
+    "? > 5 AND 'a' <> ?": ["float", "text"],
+    "abs(sum(n)) < ? AND avg(n) < ?": ["int", "float"],
+    "length(name) < ? AND year(day) = ? AND upper(name) = ?": ["int", "int", "text"],
+    "CAST(? AS DATE) < day": ["date"],
+    "sqrt(x) = ?": [""],
+    "? = ?": ["", ""],
+    "missing = ? AND n = ?": ["", "int"],
+    "t.n = ?": ["int"],
+    "(SELECT count(*) FROM t) > ?": [""],
+    "n = 8200000000000 AND name = ?": ["text"],
+    "n = ? AND": [""],
+}
+
+
+@pytest.mark.parametrize("where", KINDS)
+def test_a_parameter_is_of_the_kind_of_what_it_is_compared_with(where: str) -> None:
+    assert parameters.kinds(f"SELECT * FROM t WHERE {where}", COLUMNS) == KINDS[where]
+
+
+WORDS = ["?", "n", "name", "(", ")", ",", "=", "<", "IN", "LIKE", "BETWEEN", "AND", "NOT", "CAST(", "AS", "DATE", "+",
+         "||", "SELECT", "FROM t", "WHERE", "GROUP BY", "sum(", "CASE", "WHEN", "THEN", "END", "LIMIT", "1", "'a'", "-",
+         "INTERVAL", "[", "]", "::", "x.y", "*", "OVER (", "IS", "NULL", "UNION", "JOIN", "ON",
+         "8200000000001"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=20))
+def test_whatever_is_prepared_is_looked_at_or_refused(words: list[str]) -> None:
+    sql = f"SELECT {' '.join(words)} FROM t WHERE n = ?"
+    try:
+        found = parameters.kinds(sql, COLUMNS)
+    except PolicyError:
+        return
+    assert len(found) == words.count("?") + 1
+
+
+def test_the_number_of_rows_is_a_whole_number() -> None:
+    assert parameters.kinds("SELECT ? AS it FROM t LIMIT ? OFFSET ?", COLUMNS) == ["", "int", "int"]
+    assert parameters.kinds("SELECT n FROM t HAVING count(n) > ?", COLUMNS) == ["int"]
+    assert parameters.kinds("SELECT '?'", COLUMNS) == []
 
 
 UNFIT: dict[str, list[tuple[str, str]]] = {
