@@ -23,6 +23,7 @@ from connector.audit.note import Signer, origin_of
 from connector.dataplane import access, receiving_http
 from connector.dataplane import http as data_http
 from connector.dataplane.addresses import FLIGHT_FORMAT, Addresses
+from connector.dataplane.exchange import BODY_MAX
 from connector.dataplane.flight.desk import Desk
 from connector.dataplane.flight.front import Front, Listen
 from connector.dataplane.owner import OwnersView
@@ -451,7 +452,7 @@ def public_app(parts: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        max_body_size=max(settings.body_max_bytes, data_http.BODY_MAX),  # the protocol's routes keep the smaller one
+        max_body_size=max(settings.body_max_bytes, BODY_MAX),  # the protocol's routes keep the smaller one
     )
     problems.install(app)
     app.include_router(protocol)

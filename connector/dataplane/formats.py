@@ -17,8 +17,12 @@ from connector.dataplane.asked import COMPLETE
 from connector.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from connector.dataplane.exchange import Exchange
     from connector.dataplane.governed import GovernedStream
-    from connector.dataplane.http import Exchange, Sender
+
+    Sender = Callable[[Exchange, GovernedStream, bytes | memoryview], Awaitable[None]]
 
 ARROW = "arrow"
 MEDIA: Mapping[str, str] = {

@@ -8,295 +8,54 @@
 
 All with `Authorization: Bearer <ticket>`. Before the first byte an error is a problem object with `code` and `rule`;
 after it, the stream's end record says how it ended. docs/data-plane.md is the contract for clients.
-
-Bodies are sent as pure ASGI: no middleware may wrap or copy them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, TypeVar
-from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 
 from connector.dataplane import asked as ask
 from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
-from connector.dataplane.asked import Asked, Brought
-from connector.dataplane.gather import (
-    ABORT,
-    BEFORE,
-    BUFFERS,
-    DEVICE,
-    EXTENSION,
-    FILE,
-    FILES,
-    MORE,
-    MOVED,
-    SEEN,
-    TRAILERS,
-)
+from connector.dataplane.asked import Asked
+from connector.dataplane.envelopes import PlanForm, asked_of, parse_envelope, parsed
+from connector.dataplane.exchange import Endpoint, Exchange
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import Wanted
-from connector.dataplane.sending import Parts
 from connector.dataplane.stream import Reads
 from connector.dataplane.taking import Moved, in_time
 from connector.dataplane.tickets import Ticket
-from connector.errors import (
-    BadInput,
-    Busy,
-    HanseError,
-    Limited,
-    NotFound,
-    QueryInvalid,
-    Refused,
-    VersionChanged,
-    unforeseen,
-)
-from connector.query.spans import InFiles, Span
-from connector.telemetry import logger
+from connector.errors import BadInput, Busy, Limited, NotFound, Refused, VersionChanged
+from connector.query.spans import InFiles
 from connector.usage.grants import Grants
-from policies import strictjson
-from policies.errors import PolicyError
 from policies.vocabulary import expand
 
 MEDIA = "application/vnd.apache.arrow.stream"
-BODY_MAX = 32 * 2**20
-_PARTS_MAX = (
-    200_000  # of JSON in a body: what fits takes a tenth, and millions of empty lists take seconds and gigabytes
-)
-_SMALL = 64 * 2**10  # bodies up to here are read at once
 _BODIES = 2  # larger ones of one consumer on their way at the same time
 _BODY_SECONDS = 120.0
-_COLUMN_MAX = 255
 _ROWS_PARAMETERS = (
     "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks",
     "snapshot", "after", "format", "guard",
 )  # fmt: skip
-
-_log = logger("dataplane")
-
-
-class Bounds(BaseModel):
-    """What the consumer wants at most."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    deadline_ms: int | None = Field(None, ge=1, le=86_400_000)
-    rows: int | None = Field(None, ge=1)
-    bytes: int | None = Field(None, ge=1)
-
-
-class Table(BaseModel):
-    """A small table to join with: an Arrow stream in base64, its columns by name."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
-    columns: list[Annotated[str, Field(max_length=_COLUMN_MAX)]] = Field(min_length=1, max_length=64)
-    arrow: str
-
-
-class PlanForm(BaseModel):
-    """`POST /data/v1/streams`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    columns: list[str] = Field(default_factory=list, max_length=4096)
-    where: str = Field("", max_length=16_384)
-    purpose: str = Field("", max_length=1024)
-    application: str = Field("", max_length=1024)
-
-
-class Envelope(BaseModel):
-    """`POST /data/v1/query`. `tickets` are those of further agreements that the SQL draws on."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    fq: int = Field(1, ge=1, le=1)
-    sql: str = Field(min_length=1, max_length=65_536)
-    agreement: str = Field("", max_length=255)
-    action: str = Field("query", pattern="^(query|stream)$")
-    purpose: str = Field("", max_length=1024)
-    application: str = Field("", max_length=1024)
-    tickets: list[str] = Field(default_factory=list, max_length=16)
-    limits: Bounds = Bounds()
-    codec: str = Field("none", pattern="^(none|lz4|zstd)$")
-    digest: str = Field("xxh3", pattern="^(xxh3|sha256)$")
-    query_id: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
-    fragment: str = Field("", max_length=64)
-    datasets: dict[Annotated[str, Field(max_length=255)], Annotated[str, Field(max_length=128)]] = Field(
-        default_factory=dict, max_length=16, description="Versions of datasets (by id) that the answer must be from."
-    )
-    epsilon: float | None = Field(None, gt=0, le=1000)
-    keys: list[Table] = Field(default_factory=list, max_length=8)
 
 
 def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: float = 60.0) -> list[BaseRoute]:
     """The data plane's routes, for the public application. `owner` is the name that SQL writes before a dataset."""
     part = _Transport(reads, addresses, owner=owner, stall_seconds=stall_seconds)
     return [
-        Route(f"{PATH}/query", _Endpoint(part.query, "POST")),
-        Route(f"{PATH}/datasets/{{dataset:path}}/rows", _Endpoint(part.rows, "GET")),
-        Route(f"{PATH}/streams", _Endpoint(part.plan, "POST")),
-        Route(f"{PATH}/reads/{{read}}/renew", _Endpoint(part.renew, "POST")),
-        Route(PATH, _Endpoint(part.rows, "GET")),
+        Route(f"{PATH}/query", Endpoint(part.query, "POST")),
+        Route(f"{PATH}/datasets/{{dataset:path}}/rows", Endpoint(part.rows, "GET")),
+        Route(f"{PATH}/streams", Endpoint(part.plan, "POST")),
+        Route(f"{PATH}/reads/{{read}}/renew", Endpoint(part.renew, "POST")),
+        Route(PATH, Endpoint(part.rows, "GET")),
     ]
-
-
-class Exchange:
-    """One request as its handler sees it."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self.receive, self.send = scope, receive, send
-        self.started = False
-        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-
-    def path(self, name: str) -> str:
-        return str(self.scope.get("path_params", {}).get(name, ""))
-
-    def query(self, known: Sequence[str]) -> dict[str, str]:
-        """The query string; BadInput for a parameter nobody knows or one given twice."""
-        try:
-            pairs = parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=32)
-        except ValueError:
-            raise BadInput("expected at most 32 parameters in the query string, came more") from None
-        if unknown := [name for name, _ in pairs if name not in known]:
-            raise BadInput(
-                f"expected parameters {', '.join(known)}, came {unknown[0][:50]!r}", code="parameter_unknown"
-            )
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise BadInput("expected each parameter once", code="parameter_repeated")
-        return dict(pairs)
-
-    @property
-    def length(self) -> int | None:
-        """Bytes that the body is said to have; a server sees to it that it has them."""
-        text = self.headers.get("content-length", "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-    @property
-    def small(self) -> bool:
-        """Whether the body is said to be small."""
-        return self.length is not None and self.length <= _SMALL
-
-    async def body(self) -> bytes:
-        """The whole body, at most BODY_MAX; of one that is said to have more nothing is read."""
-        if (self.length or 0) > BODY_MAX:
-            raise BadInput(f"expected a body of at most {BODY_MAX} bytes, came {self.length}", code="body_too_large")
-        parts, size, more = [], 0, True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise BadInput("the client left before its request was complete")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > BODY_MAX:
-                raise BadInput(f"expected a body of at most {BODY_MAX} bytes", code="body_too_large")
-            more = message.get("more_body", False)
-        return b"".join(parts)
-
-    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": encoded})
-        self.started = True
-
-    async def answer(self, status: int, body: bytes, media: str, **extra: str) -> None:
-        """A whole small answer."""
-        headers = {"content-type": media, "content-length": str(len(body)), "cache-control": "no-store"} | extra
-        await self.begin(status, headers)
-        await self.send({"type": "http.response.body", "body": body})
-
-    @property
-    def sends_files(self) -> bool:
-        """Whether `part` takes spans of files."""
-        return FILES in self.scope.get("extensions", {})
-
-    async def part(self, body: bytes | memoryview, moved: Callable[[], object] = lambda: None) -> None:
-        """A piece of a long answer: handed to the socket as it is where the server can, in one chunk.
-
-        `moved` is called while it goes.
-        """
-        message: dict[str, object] = {"type": "http.response.body", "more_body": True}
-        await self.send(message | ({BUFFERS: [body], MOVED: moved} if self._gathers else {"body": body}))
-
-    async def file(
-        self, span: InFiles, following: Callable[[], InFiles | None], moved: Callable[[], object] = lambda: None
-    ) -> None:
-        """What lies in files in one chunk, and what follows it there, which are asked for in the thread that sends.
-
-        `moved` is called while they go.
-        """
-
-        def more() -> Parts | None:
-            after = following()
-            return None if after is None else after.parts()
-
-        message: dict[str, object] = {"type": "http.response.body", "more_body": True, FILE: span.parts()}
-        if isinstance(span, Span):  # and so is all that follows it
-            message[SEEN] = span.seen
-        await self.send(message | {DEVICE: span.device, BEFORE: span.check, MORE: more, MOVED: moved})
-
-    async def end(self, trailers: Mapping[str, str]) -> None:
-        """The end of a long answer, with trailers where the server can send them."""
-        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in trailers.items()]
-        message: dict[str, object] = {"type": "http.response.body", "body": b""}
-        await self.send(message | ({TRAILERS: pairs} if self._gathers else {}))
-
-    async def abort(self) -> None:
-        """Close the connection now, where the server can; elsewhere it closes when the handler returns."""
-        if self._gathers:
-            await self.send({"type": "http.response.body", ABORT: True})
-
-    @property
-    def _gathers(self) -> bool:
-        return EXTENSION in self.scope.get("extensions", {})
-
-    async def gone(self) -> None:
-        """Returns when the client has left: `send` says nothing then."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
-
-
-Sender = Callable[[Exchange, GovernedStream, "bytes | memoryview"], Awaitable[None]]
-
-
-class _Endpoint:
-    """A handler as an ASGI application: method and version checked, errors as problem objects."""
-
-    def __init__(self, handle: Callable[[Exchange], Awaitable[None]], method: str) -> None:
-        self._handle, self._method = handle, method
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        try:
-            self._check(scope)
-            await self._handle(exchange)
-        except (HanseError, PolicyError) as error:
-            if exchange.started:
-                raise
-            await _refuse(exchange, as_error(error))
-        except Exception as error:
-            if exchange.started:
-                raise
-            _log.exception("unforeseen", exc_info=error)
-            await _refuse(exchange, unforeseen())
-
-    def _check(self, scope: Scope) -> None:
-        if scope["method"] != self._method:
-            raise BadInput(f"expected {self._method} here, came {scope['method']}", code="method_not_allowed")
-        if scope.get("http_version") == "1.0":  # answered in chunks, which such a client takes for data
-            raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
 
 
 class _Bodies:
@@ -394,7 +153,7 @@ class _Transport:
         """The blocks of the ticket's dataset, without a row of it."""
         ticket = self._ticket(exchange.headers.get("authorization"))
         async with self._bodies.turn(exchange, ticket.consumer) as body:
-            form = _parsed(PlanForm, body) if exchange.small else await asyncio.to_thread(_parsed, PlanForm, body)
+            form = parsed(PlanForm, body) if exchange.small else await asyncio.to_thread(parsed, PlanForm, body)
         wanted = Wanted(
             columns=tuple(form.columns),
             where=form.where,
@@ -482,79 +241,11 @@ class _Transport:
             raise ConnectionAbortedError("the file cannot be read now") from None
 
 
-def parse_envelope(body: bytes) -> Envelope:
-    """The envelope in a body; QueryInvalid or BadInput says which field does not fit."""
-    return _parsed(Envelope, body)
-
-
-_Form = TypeVar("_Form", bound=BaseModel)
-
-
-def _parsed(form: type[_Form], body: bytes) -> _Form:
-    if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
-        raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
-    try:
-        return form.model_validate(strictjson.loads(body))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise BadInput(f"{where}: {first['msg']}", code="envelope_invalid") from None
-    except strictjson.GivenTwice as error:
-        raise BadInput(str(error), code="envelope_invalid") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput("expected a JSON object as the body, came something else", code="envelope_invalid") from error
-
-
-def asked_of(envelope: Envelope, tickets: tuple[Ticket, ...]) -> Asked:
-    """The read that an envelope asks for."""
-    bounds = envelope.limits
-    return Asked(
-        tickets=tickets,
-        sql=envelope.sql,
-        action=ask.ACTIONS[envelope.action],
-        purpose=expand(envelope.purpose),
-        application=envelope.application,
-        rows=bounds.rows,
-        nbytes=bounds.bytes,
-        seconds=None if bounds.deadline_ms is None else bounds.deadline_ms / 1000,
-        codec=envelope.codec,
-        digest=envelope.digest,
-        query_id=envelope.query_id,
-        fragment=envelope.fragment,
-        versions=envelope.datasets,
-        epsilon=envelope.epsilon,
-        brought=tuple(Brought(table.name, tuple(table.columns), _arrow(table)) for table in envelope.keys),
-    )
-
-
 def accepted_codec(accept: str) -> str:
     """The first codec that an Accept header names (`...; codecs="zstd, lz4"`), none where it names none of ours."""
     _, found, rest = accept.partition("codecs=")
     named = [word.strip() for word in rest.split(";", 1)[0].strip(' "').replace('"', "").split(",")] if found else []
     return next((word for word in named if word in ask.CODECS), "none")
-
-
-def as_error(error: HanseError | PolicyError) -> HanseError:
-    """What the client is told: a policy's no is 403 with its rule, a query that cannot be read is 400."""
-    if isinstance(error, HanseError):
-        return error
-    if error.rule.startswith("/"):
-        return Refused(str(error), code=error.code, rule=error.rule)
-    return QueryInvalid(str(error), code=error.code, rule=error.rule)
-
-
-async def _refuse(exchange: Exchange, error: HanseError) -> None:
-    if error.status >= 500:
-        _log.error("failed", code=error.code, reason=error.message, why=error.private)
-    body = json.dumps(error.problem(), ensure_ascii=False, default=str).encode()
-    await exchange.answer(error.status, body, "application/problem+json", **error.headers)
-
-
-def _arrow(table: Table) -> bytes:
-    try:
-        return base64.b64decode(table.arrow, validate=True)
-    except (binascii.Error, ValueError):
-        raise BadInput(f"expected base64 in keys.{table.name}", code="envelope_invalid") from None
 
 
 def _number(given: Mapping[str, str], name: str) -> int | None:
@@ -570,15 +261,3 @@ def _identifier(text: str) -> str:
     if len(text) > 64 or not all(letter.isascii() and (letter.isalnum() or letter in "_.-") for letter in text):
         raise BadInput("expected id to be at most 64 letters, digits, _, . or -")
     return text
-
-
-__all__ = [
-    "MEDIA",
-    "Envelope",
-    "Exchange",
-    "accepted_codec",
-    "as_error",
-    "asked_of",
-    "parse_envelope",
-    "routes",
-]

@@ -12,7 +12,7 @@ import json
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from connector.dataplane.http import Exchange
+from connector.dataplane.exchange import Exchange
 from connector.dataplane.receiving import PUSHED, Receiving
 from connector.errors import BadInput, HanseError
 from connector.telemetry import logger

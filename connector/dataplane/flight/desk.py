@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from connector.dataplane import asked as ask
-from connector.dataplane import http, plans
+from connector.dataplane import envelopes, plans
 from connector.dataplane.addresses import Addresses
 from connector.dataplane.asked import Asked
 from connector.dataplane.flight import parameters, passes
@@ -308,13 +308,13 @@ class Desk:
 
     def _enveloped(self, text: str, tickets: tuple[Ticket, ...]) -> Asked:
         """The read that the JSON of `POST /data/v1/query` asks for."""
-        envelope = http.parse_envelope(text.encode())
+        envelope = envelopes.parse_envelope(text.encode())
         if envelope.agreement and envelope.agreement not in {ticket.agreement for ticket in tickets}:
             raise Refused("this ticket is for another agreement than the query names", code="ticket_mismatch")
         if envelope.keys:
             raise BadInput("tables are brought along over HTTP only (POST /data/v1/query)", code="envelope_invalid")
         others = tuple(self._addresses.read(one) for one in envelope.tickets)
-        return replace(http.asked_of(envelope, (*tickets, *others)), codec="none")
+        return replace(envelopes.asked_of(envelope, (*tickets, *others)), codec="none")
 
 
 def _following(stream: GovernedStream) -> Iterator[InFiles]:

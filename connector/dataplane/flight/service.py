@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from connector.dataplane import http
+from connector.dataplane.exchange import as_error
 from connector.dataplane.flight import commands, framing, protobuf
 from connector.dataplane.flight.desk import Asker, Desk, enveloped_of, rows_of, stated_of
 from connector.dataplane.flight.framing import encapsulated
@@ -72,7 +72,7 @@ class Service:
         try:
             await self._in_time(exchange)
         except (HanseError, PolicyError) as refused:
-            error = http.as_error(refused)
+            error = as_error(refused)
             if error.status >= 500 and not isinstance(error, Unimplemented | DeadlineExceeded | Ended):
                 _log.error("failed", code=error.code, reason=error.message, why=error.private)
         except (Garbled, UnicodeDecodeError) as garbled:

@@ -16,9 +16,10 @@ from typing import Any, cast
 import pytest
 
 from connector.dataplane import gather, senders, sending
+from connector.dataplane.exchange import Exchange
 from connector.dataplane.gather import BEFORE, FILE, Cycle
 from connector.dataplane.governed import GovernedStream
-from connector.dataplane.http import Exchange, _Transport
+from connector.dataplane.http import _Transport
 from connector.datasets.sources.files import FileRef
 from connector.errors import Busy
 from connector.query.spans import Span

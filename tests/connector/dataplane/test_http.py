@@ -21,8 +21,8 @@ import pytest
 import pytest_asyncio
 import xxhash
 
+from connector.dataplane.exchange import BODY_MAX, Exchange
 from connector.dataplane.governed import why_ended
-from connector.dataplane.http import BODY_MAX, Exchange
 from connector.errors import BadInput, Busy, EngineFailed
 from connector.events import TransferAdvanced
 from connector.store.refusals import Refusals

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from connector.dataplane import asked, formats, http, jobs, private
-from connector.dataplane.http import _ROWS_PARAMETERS, Envelope, PlanForm
+from connector.dataplane.envelopes import Envelope, PlanForm
+from connector.dataplane.http import _ROWS_PARAMETERS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data-plane.md").read_text("utf-8")
 SOURCES = [inspect.getsource(part) for part in (asked, formats, http, jobs, private)]

@@ -16,8 +16,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from connector.dataplane.asked import COMPLETE, End
+from connector.dataplane.exchange import Exchange
 from connector.dataplane.gather import Protocol
-from connector.dataplane.http import MEDIA, Exchange
+from connector.dataplane.http import MEDIA
 from connector.datasets.sources import guess
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
