@@ -9,13 +9,14 @@ UV_VERSION := 0.13.9
 ONCE ?=
 SCALE ?=
 ROUNDS ?= 5
+JDBC ?= 18.3.0
 BEGAN := $(shell date +%s)
 PACKAGES := connector catalogue policies client tests
 # A space is many processes, and a worker may not write what it has compiled: compiled once, each starts a second sooner.
 SYNC = VIRTUAL_ENV= $(BIN)/uv sync --quiet --locked --inexact --compile-bytecode --python $(BIN)/python
 COMPILE = $(BIN)/python -m compileall -q $(PACKAGES)
 
-.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated random-streams clean
+.PHONY: help setup setup-dev fmt check lint types imports audit docs test java test-loaders test-jdbc demo openapi bench bench-dsp bench-policies bench-revocation bench-catalogue bench-federated bench-stream bench-loader tck crash resume-trials soak-stream random-queries fuzz-arrow random-federated random-streams clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -92,6 +93,14 @@ java:
 
 test-loaders: java $(VENV)-loaders/.made ## the client's loaders with PyTorch, Hugging Face, Ray and Spark, in an environment of their own (6 GB; Spark wants Java 17)
 	@$(VENV)-loaders/bin/pytest tests/frameworks/loaders_*.py
+
+$(VENV)/jdbc/flight-sql-jdbc-driver-$(JDBC).jar:
+	@command -v mvn >/dev/null || { echo "expected Maven, which gets the driver; on Debian install maven"; exit 1; }
+	@mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy -DoutputDirectory=$(abspath $(@D)) \
+		-Dartifact=org.apache.arrow:flight-sql-jdbc-driver:$(JDBC) >/dev/null
+
+test-jdbc: java setup-dev $(VENV)/jdbc/flight-sql-jdbc-driver-$(JDBC).jar ## what BI tools ask, with Arrow's JDBC driver (a JDK of 17 or newer, Maven; JDBC=18.3.0)
+	@JDBC_DRIVER=$(abspath $(lastword $^)) $(BIN)/pytest tests/frameworks/jdbc_flight.py
 
 demo: setup ## a data space on this machine: three owners, a catalogue, a gigafactory (ONCE=1: play and end)
 	@HANSE_DEMO_BEGAN=$(BEGAN) $(BIN)/hanse demo $(if $(ONCE),--once)
