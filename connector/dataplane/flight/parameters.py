@@ -38,7 +38,8 @@ def bound(sql: str, values: Sequence[Value]) -> str:
         )
     parts, at = [], 0
     for place, value in zip(places, values, strict=True):
-        parts += [sql[at:place], _literal(*value)]
+        before, after = sql[at:place], sql[place + 1 : place + 2]
+        parts += [before, " " * _joins(before[-1:]), _literal(*value), " " * _joins(after)]
         at = place + 1
     return "".join((*parts, sql[at:]))
 
@@ -133,7 +134,13 @@ def _places(sql: str) -> list[int]:
 
     from policies.enforce import statement, tokens
 
-    return [word.start for word in tokens.read(sql, statement.DEFAULT) if word.token_type is TokenType.PLACEHOLDER]
+    marks = (TokenType.PLACEHOLDER, TokenType.QDCOLON)  # the latter is `?::`, before a type
+    return [word.start for word in tokens.read(sql, statement.DEFAULT) if word.token_type in marks]
+
+
+def _joins(character: str) -> bool:
+    """Whether it would be one word, number or text with a literal beside it: `?1` is not 51 where the value is 5."""
+    return character.isalnum() or character in ("_", ".", "$", "'", '"')
 
 
 def _literal(kind: str, text: str) -> str:

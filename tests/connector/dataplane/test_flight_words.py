@@ -13,6 +13,7 @@ from connector.dataplane.flight import commands, parameters, passes, protobuf
 from connector.dataplane.flight.passes import Pass
 from connector.dataplane.flight.protobuf import Garbled
 from connector.errors import HanseError, QueryInvalid, Refused, Unauthenticated
+from policies.enforce import statement, tokens
 from policies.errors import PolicyError
 
 KEY = b"k" * 32
@@ -79,6 +80,31 @@ def test_values_become_literals_in_their_places_only() -> None:
     expected = "SELECT '?', \"?\", {} AS a -- ?\n FROM t WHERE b = {} AND c = {} /* ? */".format(*literals)
     assert parameters.bound(sql, [("int", "-1"), ("text", "x' OR 1=1 --"), ("date", "2026-01-01")]) == expected
     assert (parameters.count(sql), parameters.count("SELECT 1")) == (3, 0)
+
+
+BESIDE = {
+    "SELECT ?1": [("int", "5")],
+    "SELECT ?.5": [("int", "5")],
+    "SELECT ?e5": [("int", "5")],
+    "SELECT 1?": [("int", "5")],
+    "SELECT n?": [("int", "5")],
+    "SELECT ?'b'": [("text", "a")],
+    "SELECT 'b'?": [("text", "a")],
+}
+
+
+@pytest.mark.parametrize("sql", BESIDE)
+def test_a_value_is_one_word_whatever_stands_beside_it(sql: str) -> None:
+    """`?1` was 51 where the value was 5."""
+
+    def words(text: str) -> list[str]:
+        return [one.text for one in tokens.read(text, statement.DEFAULT) if one.text not in ("?", "a", "b", "5")]
+
+    assert words(parameters.bound(sql, BESIDE[sql])) == words(sql.replace("?", " ? "))
+
+
+def test_a_parameter_may_be_cast_by_colons() -> None:
+    assert parameters.bound("SELECT ?::DATE, ? ::INT", [("text", "a"), ("int", "-5")]) == "SELECT 'a'::DATE, (-5) ::INT"
 
 
 COLUMNS = {"n": "BIGINT", "x": "DOUBLE", "price": "DECIMAL(15,2)", "name": "VARCHAR", "day": "DATE",
