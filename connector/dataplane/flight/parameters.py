@@ -102,9 +102,8 @@ def _kind(node: exp.Expr, columns: Mapping[str, str]) -> str:
     """Of what some syntax gives."""
     from sqlglot import exp
 
-    node = node.unnest()
-    while isinstance(node, exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round):
-        node = node.this.unnest()
+    while isinstance(node, exp.Paren | exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round):
+        node = node.this  # of `min()`, nothing
     if isinstance(node, exp.Column):
         return _kind_of(columns.get(node.name.lower(), ""))
     if isinstance(node, exp.Cast):

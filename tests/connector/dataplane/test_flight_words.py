@@ -132,6 +132,7 @@ KINDS = {
     "(SELECT count(*) FROM t) > ?": [""],
     "n = 8200000000000 AND name = ?": ["text"],
     "n = ? AND": [""],
+    "n = ? OR min() < ? OR round((max((n)))) < ?": ["int", "", "int"],
 }
 
 
@@ -141,7 +142,7 @@ def test_a_parameter_is_of_the_kind_of_what_it_is_compared_with(where: str) -> N
 
 
 WORDS = ["?", "n", "name", "(", ")", ",", "=", "<", "IN", "LIKE", "BETWEEN", "AND", "NOT", "CAST(", "AS", "DATE", "+",
-         "||", "SELECT", "FROM t", "WHERE", "GROUP BY", "sum(", "CASE", "WHEN", "THEN", "END", "LIMIT", "1", "'a'", "-",
+         "||", "SELECT", "FROM t", "WHERE", "GROUP BY", "sum(", "max(", "CASE", "WHEN", "THEN", "END", "LIMIT", "1", "'a'", "-",
          "INTERVAL", "[", "]", "::", "x.y", "*", "OVER (", "IS", "NULL", "UNION", "JOIN", "ON",
          "8200000000001"]  # fmt: skip
 
