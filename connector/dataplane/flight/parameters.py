@@ -166,9 +166,10 @@ def _digits(text: str) -> str:
 
 _KINDS = {
     **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "INT", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "int"),
-    **dict.fromkeys(("FLOAT", "REAL", "DOUBLE", "DECIMAL", "UBIGINT", "HUGEINT", "UHUGEINT"), "float"),
+    **dict.fromkeys(("UINT", "UBIGINT", "HUGEINT", "INT128", "UHUGEINT"), "int"),  # floats would not tell all apart
+    **dict.fromkeys(("FLOAT", "REAL", "DOUBLE", "DECIMAL"), "float"),
     **dict.fromkeys(("VARCHAR", "TEXT", "UUID"), "text"),
-    **dict.fromkeys(("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"), "timestamp"),
+    **dict.fromkeys(("TIMESTAMP", "TIMESTAMPNTZ", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"), "timestamp"),
     "TIMESTAMP WITH TIME ZONE": "timestamptz",
     "TIMESTAMPTZ": "timestamptz",
     "BOOLEAN": "bool",

@@ -108,7 +108,7 @@ def test_a_parameter_may_be_cast_by_colons() -> None:
 
 
 COLUMNS = {"n": "BIGINT", "x": "DOUBLE", "price": "DECIMAL(15,2)", "name": "VARCHAR", "day": "DATE",
-           "at": "TIMESTAMP", "zoned": "TIMESTAMP WITH TIME ZONE", "yes": "BOOLEAN"}  # fmt: skip
+           "at": "TIMESTAMP", "key": "UBIGINT", "zoned": "TIMESTAMP WITH TIME ZONE", "yes": "BOOLEAN"}  # fmt: skip
 KINDS = {
     "n < ?": ["int"],
     "? >= N": ["int"],
@@ -132,6 +132,9 @@ KINDS = {
     "(SELECT count(*) FROM t) > ?": [""],
     "n = 8200000000000 AND name = ?": ["text"],
     "n = ? AND": [""],
+    "key = ? AND n = CAST(? AS HUGEINT)": ["int", "int"],
+    "CAST(? AS TIMESTAMP) < at AND CAST(day AS TIMESTAMP) < ?": ["timestamp", "timestamp"],
+    "CAST(? AS TIMESTAMPTZ) < at AND CAST(? AS UINTEGER) = n": ["timestamptz", "int"],
     "n = ? OR min() < ? OR round((max((n)))) < ?": ["int", "", "int"],
 }
 
