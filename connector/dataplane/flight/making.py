@@ -103,6 +103,7 @@ _PARAMETERS = {
     "float": pa.float64(),
     "text": pa.string(),
     "date": pa.date32(),
+    "time": pa.time32("ms"),
     "timestamp": pa.timestamp("ms"),
     "timestamptz": pa.timestamp("ms", "UTC"),
     "bool": pa.bool_(),

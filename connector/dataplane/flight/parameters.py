@@ -174,6 +174,7 @@ _KINDS = {
     "TIMESTAMPTZ": "timestamptz",
     "BOOLEAN": "bool",
     "DATE": "date",
+    "TIME": "time",
 }
 _TYPES: dict[str, Any] = {
     "text": "VARCHAR",

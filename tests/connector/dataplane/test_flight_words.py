@@ -135,6 +135,7 @@ KINDS = {
     "key = ? AND n = CAST(? AS HUGEINT)": ["int", "int"],
     "CAST(? AS TIMESTAMP) < at AND CAST(day AS TIMESTAMP) < ?": ["timestamp", "timestamp"],
     "CAST(? AS TIMESTAMPTZ) < at AND CAST(? AS UINTEGER) = n": ["timestamptz", "int"],
+    "CAST(at AS TIME) > ?": ["time"],
     "n = ? OR min() < ? OR round((max((n)))) < ?": ["int", "", "int"],
 }
 
