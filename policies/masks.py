@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from policies import columns
-from policies.contract import MaskKind, Scalar
+from policies.contract import Mask, MaskKind, Scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,12 @@ def register(word: MaskWord) -> None:
     """Add a mask; ValueError for a name that is taken."""
     if word.name in set(MaskKind) or MASKS.setdefault(word.name, word) is not word:
         raise ValueError(f"a mask {word.name} is registered already; choose another name")
+
+
+def shows_text(mask: Mask) -> bool:
+    """Whether what it shows is texts, whatever the column's type: hashes and shortened values are."""
+    word = MASKS.get(mask.kind)
+    return mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text)
 
 
 def names() -> list[str]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from sqlglot import exp
 
 from policies import columns
-from policies.contract import DataContract, Dimension, Grid, MaskKind, Measure
+from policies.contract import DataContract, Dimension, Grid, Measure
 from policies.enforce import wrap
 from policies.enforce.wrap import Maker
-from policies.masks import MASKS
+from policies.masks import shows_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,7 @@ def type_seen(contract: DataContract, one: Dimension) -> str:
     if one.width is not None:
         return "BIGINT" if _whole_bins(type_, one.width) else "DOUBLE"
     mask = next((mask for mask in contract.masks if mask.column == one.column), None)
-    word = MASKS.get(mask.kind) if mask is not None else None
-    text = mask is not None and (mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text))
-    return "VARCHAR" if text else type_
+    return "VARCHAR" if mask is not None and shows_text(mask) else type_
 
 
 def _whole_bins(type_: str, width: float) -> bool:

@@ -32,6 +32,7 @@ from connector.query.spans import InFiles
 from connector.usage.held import Held
 from policies.contract import Limits
 from policies.errors import PolicyError
+from policies.masks import shows_text
 from policies.vocabulary import expand
 
 _PASS_SECONDS = 900.0
@@ -131,28 +132,23 @@ class Desk:
         return (), bytes(await self._reads.describe(await self._asked(stated_of(asker, sql, []), asker.tickets)))
 
     async def _types(self, tickets: Sequence[Ticket]) -> dict[str, str]:
-        """The types of the columns that are shown under these tickets, by name, where they are of one type."""
-        found: dict[str, set[str]] = {}
+        """The types of the columns that are shown under these tickets, by name, where they are of one kind."""
+        found: dict[str, dict[str, str]] = {}
         for ticket in tickets:
             with suppress(HanseError):  # it is refused when the statement is asked
-                for contract in (await self._held(ticket)).contracts:
-                    hashed = {mask.column for mask in contract.masks if str(mask.kind) == "hash"}
+                for contract in (await self._usable(ticket)).contracts:
+                    texts = {mask.column for mask in contract.masks if shows_text(mask)}
                     for column in contract.schema.columns:
                         if column.name in contract.columns:
-                            kind = "VARCHAR" if column.name in hashed else column.type
-                            found.setdefault(column.name.lower(), set()).add(kind)
-        return {name: kind for name, (kind, *others) in found.items() if not others}
+                            shown = "VARCHAR" if column.name in texts else column.type
+                            found.setdefault(column.name.lower(), {})[parameters.kind_of(shown)] = shown
+        return {name: kind for name, kinds in found.items() if len(kinds) == 1 for kind in kinds.values()}
 
     async def tables(self, asker: Asker, *, schemas: bool) -> list[dict[str, Any]]:
         """The datasets of the tickets as {owner, name, schema}, with their schemas where wanted."""
         found = []
         for ticket in asker.tickets:
-            held = await self._reads.grants.usable(
-                ticket.agreement,
-                consumer=ticket.consumer,
-                purpose=ticket.purpose,
-                transfer=(ticket.transfer, ticket.generation),
-            )
+            held = await self._usable(ticket)
             schema = b""
             if schemas and held.contracts:
                 schema = await self._reads.columns(held, held.contracts[0], consumer=ticket.consumer)
@@ -266,6 +262,15 @@ class Desk:
 
     async def _held(self, ticket: Ticket) -> Held:
         return await self._reads.grants.hold(ticket.agreement, consumer=ticket.consumer)
+
+    async def _usable(self, ticket: Ticket) -> Held:
+        """What is held with those of its contracts that are active now. Refused where there is none."""
+        return await self._reads.grants.usable(
+            ticket.agreement,
+            consumer=ticket.consumer,
+            purpose=ticket.purpose,
+            transfer=(ticket.transfer, ticket.generation),
+        )
 
     async def _asked(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
         """The read that `wanted` (of `_wanted`) means, for these tickets."""

@@ -105,7 +105,7 @@ def _kind(node: exp.Expr, columns: Mapping[str, str]) -> str:
     while isinstance(node, exp.Paren | exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round):
         node = node.this  # of `min()`, nothing
     if isinstance(node, exp.Column):
-        return _kind_of(columns.get(node.name.lower(), ""))
+        return kind_of(columns.get(node.name.lower(), ""))
     if isinstance(node, exp.Cast):
         return _cast_to(node)
     if isinstance(node, exp.Literal) and not node.is_string:
@@ -118,10 +118,10 @@ def _kind(node: exp.Expr, columns: Mapping[str, str]) -> str:
 
 
 def _cast_to(cast: exp.Expr) -> str:
-    return _kind_of(str(getattr(cast.args["to"].this, "name", "")))
+    return kind_of(str(getattr(cast.args["to"].this, "name", "")))
 
 
-def _kind_of(name: str) -> str:
+def kind_of(name: str) -> str:
     """Of a type of the engine. Decimals are floats: clients set any number then, whatever its digits."""
     return _KINDS.get(name.split("(", 1)[0].strip().upper(), "")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import datetime
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import adbc_driver_manager
 import pyarrow as pa
 import pyarrow.flight as fl
+import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
@@ -184,6 +186,66 @@ async def test_clients_are_told_of_which_types_parameters_are(front: Front, tick
     schema, rows = await use(front, ticket, work)
     assert schema.types == [pa.int64(), pa.string(), pa.null(), pa.int64()]
     assert len(rows) == 2
+
+
+def prepared(cursor: Any) -> list[Any]:
+    """The types of the parameters that are compared with a number and a date."""
+    return list(cursor.adbc_prepare(f"SELECT name FROM {NUMBERS} WHERE id = ? AND day = ?").types)
+
+
+async def revoked(running: Provider) -> str:
+    agreement = await running.agree()
+    await running.revoke(agreement, "enough")
+    return running.ticket(agreement)
+
+
+async def transferred_no_more(running: Provider) -> str:
+    agreement = await running.agree()
+
+    def work(tx: Any) -> None:
+        tx.transfers.get(agreement.replace("agreement", "transfer")).generation += 1
+
+    await running.store.write(work)
+    return running.ticket(agreement)
+
+
+async def ended(running: Provider) -> str:
+    return running.ticket(await running.agree(gate.agreement(atom("odrl:dateTime", "lt", "2026-01-02T00:00:00Z"))))
+
+
+async def another_purpose(running: Provider) -> str:
+    research = "https://w3id.org/dpv#ResearchAndDevelopment"
+    agreement = await running.agree(gate.agreement(atom("odrl:purpose", "eq", research)))
+    return running.ticket(agreement, purpose="https://w3id.org/dpv#Marketing")
+
+
+@pytest.mark.parametrize("given", [revoked, transferred_no_more, ended, another_purpose])
+async def test_who_may_ask_nothing_is_told_no_types(
+    front: Front, running: Provider, given: Callable[[Provider], Awaitable[str]]
+) -> None:
+    assert await use(front, await given(running), prepared) == [pa.null(), pa.null()]
+
+
+SHOWN = {
+    "hashed": (gate.agreement(duties=[gate.mask("hash", "id")]), [pa.string(), pa.date32()]),
+    "shortened": (gate.agreement(duties=[gate.mask("truncate", "id", "day", argument="4")]), [pa.string()] * 2),
+}
+
+
+@pytest.mark.parametrize("what", SHOWN)
+async def test_the_types_of_columns_are_those_that_are_shown(front: Front, running: Provider, what: str) -> None:
+    policy, expected = SHOWN[what]
+    assert await use(front, running.ticket(await running.agree(policy)), prepared) == expected
+
+
+async def test_columns_of_one_name_that_are_numbers_in_every_dataset_are_numbers(
+    front: Front, running: Provider, ticket: str, tmp_path: Path
+) -> None:
+    """With several tickets: `id` of 64 bits in one, of 32 in the other."""
+    pq.write_table(pa.table({"id": pa.array([1], pa.int32()), "day": ["a"]}), tmp_path / "few.parquet")
+    other = running.ticket(await running.agree(name="few", path=tmp_path / "few.parquet"))
+    further = {"adbc.flight.sql.rpc.call_header.hanse-ticket": other}
+    assert await use(front, ticket, prepared, **further) == [pa.int64(), pa.null()]
 
 
 async def test_a_parameter_that_is_not_bound_is_told(front: Front, ticket: str) -> None:
