@@ -71,13 +71,16 @@ def number(message: Message, field: int) -> int:
 
 
 def numbers(message: Message, field: int) -> list[int]:
-    """All values of a repeated number, each by itself or all of them together (packed)."""
+    """All values of a repeated number, each by itself or all of them together (packed). Garbled for more than a message
+    has fields."""
     found: list[int] = []
     for value in message.get(field, ()):
         at = 0
         while isinstance(value, bytes) and at < len(value):
             one, at = _varint(value, at)
             found.append(one)
+            if len(found) > _FIELDS_MAX:
+                raise Garbled(f"expected at most {_FIELDS_MAX} numbers in field {field}, came more")
         if isinstance(value, int):
             found.append(value)
     return found

@@ -54,6 +54,14 @@ NO_CONSTANTS = {
 }
 
 
+def test_packed_numbers_are_as_many_as_fields_may_be() -> None:
+    """A megabyte of them held up whoever asked after it for more than a second."""
+    assert protobuf.numbers(protobuf.read(protobuf.write([(1, b"\x01" * 255), (1, 300)])), 1) == [1] * 255 + [300]
+    for raw in ([(1, b"\x01" * 257)], [(1, b"\x01" * 200)] * 2):
+        with pytest.raises(Garbled, match="at most 256 numbers"):
+            protobuf.numbers(protobuf.read(protobuf.write(raw)), 1)
+
+
 @pytest.mark.parametrize("name", NO_CONSTANTS)
 def test_a_long_statement_that_is_no_constant_is_told_at_once(name: str) -> None:
     """It is looked at before it is known who asks. Eight times the spaces take about eight times as long."""
