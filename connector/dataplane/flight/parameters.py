@@ -44,7 +44,7 @@ def bound(sql: str, values: Sequence[Value]) -> str:
     return "".join((*parts, sql[at:]))
 
 
-def kinds(sql: str, columns: Mapping[str, str]) -> list[str]:
+def kinds(sql: str, columns: dict[str, str]) -> list[str]:
     """Of which kind each `?` of a statement is likely to be, as `Value` has them; "" where nobody can say.
 
     `columns`: the engine's types by the names of columns, in small letters. QueryRefused where it cannot be cut into
@@ -62,9 +62,29 @@ def kinds(sql: str, columns: Mapping[str, str]) -> list[str]:
         tree = statement.unchecked(bound(sql, [("int", str(_MARK + number)) for number in range(many)]))
     except PolicyError:  # it is told when it is asked
         return found
+    renamed = _renamed(tree, columns)
+    seen: dict[int, dict[str, str]] = {}  # from each SELECT
     for one in tree.find_all(exp.Literal):
         if 0 <= (number := _int_of(one) - _MARK) < many:
-            found[number] = _asked_for(one, columns)
+            here = id(one.find_ancestor(exp.Select)) if renamed else 0
+            if here not in seen:
+                seen[here] = columns | dict.fromkeys((name for name, places in renamed.items() if places - {here}), "")
+            found[number] = _asked_for(one, seen[here])
+    return found
+
+
+def _renamed(tree: exp.Expr, columns: Mapping[str, str]) -> dict[str, set[int]]:
+    """Names of columns that the statement gives to what is of another kind, and in which of its SELECTs: a fraction
+    that is compared with it must not lose its part behind the point, as it does in JDBC for a whole number."""
+    from sqlglot import exp
+
+    found: dict[str, set[int]] = {}
+    for one in tree.find_all(exp.Alias):
+        if (name := one.alias.lower()) in columns and _kind(one.this, columns) != kind_of(columns[name]):
+            found.setdefault(name, set()).add(id(one.find_ancestor(exp.Select)))
+    for listed in tree.find_all(exp.TableAlias):  # WITH t(a, b) AS
+        for column in listed.args.get("columns") or ():
+            found.setdefault(column.name.lower(), set()).add(id(listed))
     return found
 
 

@@ -153,9 +153,24 @@ def test_a_parameter_is_of_the_kind_of_what_it_is_compared_with(where: str) -> N
     assert parameters.kinds(f"SELECT * FROM t WHERE {where}", COLUMNS) == KINDS[where]
 
 
+RENAMED = {
+    "SELECT * FROM (SELECT n * 0.5 AS n FROM t) AS h WHERE n < ?": [""],
+    "WITH h AS (SELECT x AS n FROM t) SELECT * FROM h WHERE N < ?": [""],
+    "WITH h(n) AS (SELECT x FROM t WHERE n = ?) SELECT * FROM h WHERE n < ?": ["", ""],
+    "SELECT coalesce(name, 'a') AS name FROM t WHERE name = ?": ["text"],  # the column, in the same SELECT
+    "SELECT * FROM (SELECT upper(name) AS name, n AS n FROM t) AS h WHERE name = ? AND n < ?": ["text", "int"],
+}
+
+
+@pytest.mark.parametrize("sql", RENAMED)
+def test_what_has_the_name_of_a_column_but_another_kind_is_of_none(sql: str) -> None:
+    """JDBC would set 3 for 3.5."""
+    assert parameters.kinds(sql, COLUMNS) == RENAMED[sql]
+
+
 WORDS = ["?", "n", "name", "(", ")", ",", "=", "<", "IN", "LIKE", "BETWEEN", "AND", "NOT", "CAST(", "AS", "DATE", "+",
-         "||", "SELECT", "FROM t", "WHERE", "GROUP BY", "sum(", "max(", "CASE", "WHEN", "THEN", "END", "LIMIT", "1", "'a'", "-",
-         "INTERVAL", "[", "]", "::", "x.y", "*", "OVER (", "IS", "NULL", "UNION", "JOIN", "ON",
+         "||", "SELECT", "FROM t", "WHERE", "GROUP BY", "sum(", "CASE", "WHEN", "THEN", "END", "LIMIT", "1", "'a'", "-",
+         "INTERVAL", "[", "]", "::", "x.y", "*", "OVER (", "IS", "NULL", "UNION", "JOIN", "ON", "AS n", "max(",
          "8200000000001"]  # fmt: skip
 
 
