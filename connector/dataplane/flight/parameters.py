@@ -7,6 +7,7 @@ Clients of JDBC set no parameter whose type they are not told: it is that of wha
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,29 +63,25 @@ def kinds(sql: str, columns: dict[str, str]) -> list[str]:
         tree = statement.unchecked(bound(sql, [("int", str(_MARK + number)) for number in range(many)]))
     except PolicyError:  # it is told when it is asked
         return found
-    renamed = _renamed(tree, columns)
-    seen: dict[int, dict[str, str]] = {}  # from each SELECT
+    shown = ChainMap(dict.fromkeys(_renamed(tree, columns), ""), columns)
     for one in tree.find_all(exp.Literal):
         if 0 <= (number := _int_of(one) - _MARK) < many:
-            here = id(one.find_ancestor(exp.Select)) if renamed else 0
-            if here not in seen:
-                seen[here] = columns | dict.fromkeys((name for name, places in renamed.items() if places - {here}), "")
-            found[number] = _asked_for(one, seen[here])
+            found[number] = _asked_for(one, shown)
     return found
 
 
-def _renamed(tree: exp.Expr, columns: Mapping[str, str]) -> dict[str, set[int]]:
-    """Names of columns that the statement gives to what is of another kind, and in which of its SELECTs: a fraction
-    that is compared with it must not lose its part behind the point, as it does in JDBC for a whole number."""
+def _renamed(tree: exp.Expr, columns: Mapping[str, str]) -> set[str]:
+    """Names of columns that the statement gives to what is of another kind: a fraction that is compared with such must
+    not lose its part behind the point, as it does in JDBC for a whole number."""
     from sqlglot import exp
 
-    found: dict[str, set[int]] = {}
-    for one in tree.find_all(exp.Alias):
-        if (name := one.alias.lower()) in columns and _kind(one.this, columns) != kind_of(columns[name]):
-            found.setdefault(name, set()).add(id(one.find_ancestor(exp.Select)))
+    found = {
+        name
+        for one in tree.find_all(exp.Alias)
+        if (name := one.alias.lower()) in columns and _kind(one.this, columns) != kind_of(columns[name])
+    }
     for listed in tree.find_all(exp.TableAlias):  # WITH t(a, b) AS
-        for column in listed.args.get("columns") or ():
-            found.setdefault(column.name.lower(), set()).add(id(listed))
+        found |= {column.name.lower() for column in listed.args.get("columns") or ()}
     return found
 
 
@@ -122,7 +119,7 @@ def _kind(node: exp.Expr, columns: Mapping[str, str]) -> str:
     """Of what some syntax gives."""
     from sqlglot import exp
 
-    while isinstance(node, exp.Paren | exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round):
+    while isinstance(node, exp.Paren | exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round | exp.Coalesce):
         node = node.this  # of `min()`, nothing
     if isinstance(node, exp.Column):
         return kind_of(columns.get(node.name.lower(), ""))

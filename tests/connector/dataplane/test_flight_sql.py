@@ -178,7 +178,7 @@ async def test_clients_are_told_of_which_types_parameters_are(front: Front, tick
     """Arrow's JDBC driver sets none of a type that it does not know."""
 
     def work(cursor: Any) -> tuple[pa.Schema, list[Any]]:
-        sql = f"SELECT id FROM {NUMBERS} WHERE id < ? AND name <> ? AND coalesce(name, 'n') <> ? ORDER BY 1 LIMIT ?"
+        sql = f"SELECT id FROM {NUMBERS} WHERE id < ? AND name <> ? AND nullif(name, 'n') <> ? ORDER BY 1 LIMIT ?"
         schema = cursor.adbc_prepare(sql)
         cursor.execute(sql, (10, "n1", "n2", 2))
         return schema, cursor.fetchall()

@@ -157,7 +157,8 @@ RENAMED = {
     "SELECT * FROM (SELECT n * 0.5 AS n FROM t) AS h WHERE n < ?": [""],
     "WITH h AS (SELECT x AS n FROM t) SELECT * FROM h WHERE N < ?": [""],
     "WITH h(n) AS (SELECT x FROM t WHERE n = ?) SELECT * FROM h WHERE n < ?": ["", ""],
-    "SELECT coalesce(name, 'a') AS name FROM t WHERE name = ?": ["text"],  # the column, in the same SELECT
+    "SELECT coalesce(name, 'a') AS name FROM t WHERE name = ?": ["text"],
+    "SELECT sqrt(n) AS n FROM t WHERE n = ?": [""],  # the column: a type that is not told is no wrong one
     "SELECT * FROM (SELECT upper(name) AS name, n AS n FROM t) AS h WHERE name = ? AND n < ?": ["text", "int"],
 }
 
