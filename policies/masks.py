@@ -6,7 +6,7 @@ A mask is made true in every query: what it is and takes stands here, its SQL is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,12 @@ def register(word: MaskWord) -> None:
         raise ValueError(f"a mask {word.name} is registered already; choose another name")
 
 
-def shows_text(mask: Mask) -> bool:
-    """Whether what it shows is texts, whatever the column's type: hashes and shortened values are."""
+def texts(masks: Iterable[Mask]) -> frozenset[str]:
+    """The columns whose values are shown as texts, whatever their type: those that are hashed or shortened."""
+    return frozenset(mask.column for mask in masks if _shows_text(mask))
+
+
+def _shows_text(mask: Mask) -> bool:
     word = MASKS.get(mask.kind)
     return mask.kind in (MaskKind.HASH, MaskKind.TRUNCATE) or (word is not None and word.text)
 

@@ -13,7 +13,7 @@ from connector.identity.service import Identity
 from connector.usage.grants import Grants
 from connector.usage.held import Held
 from policies.contract import DataContract
-from policies.masks import MASKS
+from policies.masks import texts
 from policies.model import ODRL
 
 DISTRIBUTE = ODRL + "distribute"
@@ -66,22 +66,16 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
     }
 
 
-def _shown_type(mask: str | None, stored: str) -> str:
-    """The type of a column as its reader sees it."""
-    word = MASKS.get(mask or "")
-    return "VARCHAR" if mask == "hash" or (word is not None and word.text) else stored
-
-
 def _contract(contract: DataContract, types: dict[str, str]) -> dict[str, Any]:
     grid = contract.grid
-    masked = {mask.column: str(mask.kind) for mask in contract.masks}
+    masked, as_texts = {mask.column: str(mask.kind) for mask in contract.masks}, texts(contract.masks)
     return {
         "actions": list(contract.actions),
         "purposes": list(contract.purposes),
         "not_before": contract.not_before,
         "not_after": contract.not_after,
         "columns": [
-            {"name": name, "type": _shown_type(masked.get(name), types[name]), "mask": masked.get(name)}
+            {"name": name, "type": "VARCHAR" if name in as_texts else types[name], "mask": masked.get(name)}
             for name in contract.columns
         ],
         "aggregate": None

@@ -85,6 +85,7 @@ _Form = TypeVar("_Form", bound=BaseModel)
 
 
 def parsed(form: type[_Form], body: bytes) -> _Form:
+    """A body as such a form; BadInput says which field does not fit."""
     if sum(map(body.count, (b",", b"[", b"{"))) > _PARTS_MAX:
         raise BadInput(f"expected a body of at most {_PARTS_MAX} parts, came more", code="envelope_invalid")
     try:

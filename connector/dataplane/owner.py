@@ -30,6 +30,7 @@ from policies import compile as compiler
 from policies.contract import DataContract, Grid
 from policies.errors import PolicyError, QueryRefused
 from policies.evaluate import Decision, Facts, as_if_agreed, concludable, evaluate, permits
+from policies.masks import texts
 from policies.model import Policy
 from policies.vocabulary import Phase, expand
 
@@ -307,9 +308,9 @@ def _verdicts(policy: Policy, decision: Decision) -> list[dict[str, Any]]:
 
 def _columns(contract: DataContract) -> dict[str, Any]:
     types = {column.name: column.type for column in contract.schema.columns}
-    masks = {mask.column: str(mask.kind) for mask in contract.masks}
+    masks, as_texts = {mask.column: str(mask.kind) for mask in contract.masks}, texts(contract.masks)
     shown = [
-        {"name": name, "type": "VARCHAR" if masks.get(name) == "hash" else types[name], "mask": masks.get(name)}
+        {"name": name, "type": "VARCHAR" if name in as_texts else types[name], "mask": masks.get(name)}
         for name in contract.columns
     ]
     hidden = [name for name in types if name not in contract.columns]

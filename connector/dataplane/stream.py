@@ -45,6 +45,7 @@ from connector.usage.held import Grant, Held, Wanted
 from policies import gate
 from policies.contract import DataContract
 from policies.errors import PolicyError
+from policies.masks import texts
 from policies.vocabulary import compact
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
@@ -184,8 +185,8 @@ class Reads:
 
     async def columns(self, held: Held, contract: DataContract, *, consumer: str) -> bytes:
         """The schema message of a dataset as a contract shows it, aggregate-only or not. No row is read."""
-        masked = {mask.column for mask in contract.masks if str(mask.kind) == "hash"}
-        shown = [f"CAST({quoted(one)} AS VARCHAR) AS {quoted(one)}" if one in masked else quoted(one)
+        as_texts = texts(contract.masks)
+        shown = [f"CAST({quoted(one)} AS VARCHAR) AS {quoted(one)}" if one in as_texts else quoted(one)
                  for one in contract.columns]  # fmt: skip
         sql = f"SELECT {', '.join(shown)} FROM t"  # noqa: S608  names of the contract, quoted
         relation = version_relation(held.version)

@@ -16,7 +16,7 @@ from policies import columns
 from policies.contract import DataContract, Dimension, Grid, Measure
 from policies.enforce import wrap
 from policies.enforce.wrap import Maker
-from policies.masks import shows_text
+from policies.masks import texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,7 @@ def type_seen(contract: DataContract, one: Dimension) -> str:
     type_ = wrap.type_of(contract, one.column)
     if one.width is not None:
         return "BIGINT" if _whole_bins(type_, one.width) else "DOUBLE"
-    mask = next((mask for mask in contract.masks if mask.column == one.column), None)
-    return "VARCHAR" if mask is not None and shows_text(mask) else type_
+    return "VARCHAR" if one.column in texts(contract.masks) else type_
 
 
 def _whole_bins(type_: str, width: float) -> bool:

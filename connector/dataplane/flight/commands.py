@@ -14,6 +14,10 @@ from connector.dataplane.flight import protobuf
 from connector.dataplane.flight.protobuf import Garbled, Message
 
 _URL = "type.googleapis.com/arrow.flight.protocol.sql."
+KEYS = ("CommandGetPrimaryKeys", "CommandGetExportedKeys", "CommandGetImportedKeys", "CommandGetCrossReference")
+CATALOGUE = (
+    "CommandGetCatalogs", "CommandGetDbSchemas", "CommandGetTables", "CommandGetTableTypes", "CommandGetSqlInfo", *KEYS,
+)  # fmt: skip
 
 
 def unpack(raw: bytes) -> tuple[str, Message]:
@@ -30,9 +34,9 @@ def pack(name: str, fields: Iterable[tuple[int, int | bytes | str]]) -> bytes:
     return protobuf.write([(1, _URL + name), (2, protobuf.write(fields))])
 
 
-def table_schema_wanted(command: Message) -> bool:
-    """Whether CommandGetTables asks for the tables' schemas (5, include_schema)."""
-    return bool(protobuf.number(command, 5))
+def table_schema_wanted(name: str, command: Message) -> bool:
+    """Whether it is a CommandGetTables that asks for the tables' schemas (5, include_schema)."""
+    return name == "CommandGetTables" and bool(protobuf.number(command, 5))
 
 
 def constant(sql: str) -> tuple[str, int] | None:

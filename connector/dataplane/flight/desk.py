@@ -32,7 +32,7 @@ from connector.query.spans import InFiles
 from connector.usage.held import Held
 from policies.contract import Limits
 from policies.errors import PolicyError
-from policies.masks import shows_text
+from policies.masks import texts
 from policies.vocabulary import expand
 
 _PASS_SECONDS = 900.0
@@ -137,10 +137,10 @@ class Desk:
         for ticket in tickets:
             with suppress(HanseError):  # it is refused when the statement is asked
                 for contract in (await self._usable(ticket)).contracts:
-                    texts = {mask.column for mask in contract.masks if shows_text(mask)}
+                    as_texts = texts(contract.masks)
                     for column in contract.schema.columns:
                         if column.name in contract.columns:
-                            shown = "VARCHAR" if column.name in texts else column.type
+                            shown = "VARCHAR" if column.name in as_texts else column.type
                             found.setdefault(column.name.lower(), {})[parameters.kind_of(shown)] = shown
         return {name: kind for name, kinds in found.items() if len(kinds) == 1 for kind in kinds.values()}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from connector.dataplane.flight import maker, protobuf, sqlinfo
-from connector.dataplane.flight.commands import table_schema_wanted
+from connector.dataplane.flight.commands import KEYS, table_schema_wanted
 from connector.dataplane.flight.parameters import MOST
 from connector.dataplane.flight.protobuf import Garbled, Message
 
@@ -56,13 +56,13 @@ FOREIGN_KEYS = pa.schema(
         pa.field("delete_rule", pa.uint8(), nullable=False),
     ]
 )
-_KEYS = ("CommandGetPrimaryKeys", "CommandGetExportedKeys", "CommandGetImportedKeys", "CommandGetCrossReference")
 _SCHEMAS = {
     "CommandGetCatalogs": CATALOGS,
     "CommandGetDbSchemas": SCHEMAS,
+    "CommandGetTables": TABLES,
     "CommandGetTableTypes": TYPES,
     "CommandGetSqlInfo": sqlinfo.SCHEMA,
-    **dict.fromkeys(_KEYS, FOREIGN_KEYS),
+    **dict.fromkeys(KEYS, FOREIGN_KEYS),
     "CommandGetPrimaryKeys": PRIMARY_KEYS,
 }
 
@@ -82,9 +82,7 @@ def answer(question: Sequence[Any], parts: Sequence[bytes]) -> bytes:
 
 def schema_of(name: str, command: Message) -> pa.Schema:
     """The schema of a catalogue table."""
-    if name == "CommandGetTables":
-        return TABLES_WITH_SCHEMA if table_schema_wanted(command) else TABLES
-    return _SCHEMAS[name]
+    return TABLES_WITH_SCHEMA if table_schema_wanted(name, command) else _SCHEMAS[name]
 
 
 def constant(name: str, value: int) -> pa.Table:
@@ -119,7 +117,7 @@ def catalogue(name: str, command: Message, tables: Sequence[Mapping[str, Any]]) 
         return pa.Table.from_pylist([{"table_type": one} for one in _TABLE_TYPES], TYPES)
     if name == "CommandGetSqlInfo":
         return sqlinfo.table(protobuf.numbers(command, 1))
-    if name in _KEYS:
+    if name in KEYS:
         return schema_of(name, command).empty_table()
     if protobuf.text(command, 1):  # catalog: any but the one without a name has nothing
         tables = ()

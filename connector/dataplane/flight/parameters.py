@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.errors import QueryInvalid
+from policies import columns
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:  # the SQL parser is loaded with the first statement
@@ -32,6 +33,10 @@ def count(sql: str) -> int:
 def bound(sql: str, values: Sequence[Value]) -> str:
     """The SQL with its values in place of the `?`, in order. QueryInvalid where they do not fit."""
     places = _places(sql)
+    return _written(sql, places, values)
+
+
+def _written(sql: str, places: Sequence[int], values: Sequence[Value]) -> str:
     if len(places) != len(values):
         raise QueryInvalid(
             f"expected values for {len(places)} parameters, came {len(values)}; bind one row of them, then execute",
@@ -45,32 +50,33 @@ def bound(sql: str, values: Sequence[Value]) -> str:
     return "".join((*parts, sql[at:]))
 
 
-def kinds(sql: str, columns: dict[str, str]) -> list[str]:
+def kinds(sql: str, types: dict[str, str]) -> list[str]:
     """Of which kind each `?` of a statement is likely to be, as `Value` has them; "" where nobody can say.
 
-    `columns`: the engine's types by the names of columns, in small letters. QueryRefused where it cannot be cut into
+    `types`: the engine's types by the names of columns, in small letters. QueryRefused where it cannot be cut into
     words. In a thread: hostile text takes its time.
     """
-    many = count(sql)
-    if not many:
+    places = _places(sql)
+    if not places:
         return []
     from sqlglot import exp
 
     from policies.enforce import statement
 
+    many = len(places)
     found = [""] * many
     try:
-        tree = statement.unchecked(bound(sql, [("int", str(_MARK + number)) for number in range(many)]))
+        tree = statement.unchecked(_written(sql, places, [("int", str(_MARK + number)) for number in range(many)]))
     except PolicyError:  # it is told when it is asked
         return found
-    shown = ChainMap(dict.fromkeys(_renamed(tree, columns), ""), columns)
+    shown = ChainMap(dict.fromkeys(_renamed(tree, types), ""), types)
     for one in tree.find_all(exp.Literal):
         if 0 <= (number := _int_of(one) - _MARK) < many:
             found[number] = _asked_for(one, shown)
     return found
 
 
-def _renamed(tree: exp.Expr, columns: Mapping[str, str]) -> set[str]:
+def _renamed(tree: exp.Expr, types: Mapping[str, str]) -> set[str]:
     """Names of columns that the statement gives to what is of another kind: a fraction that is compared with such must
     not lose its part behind the point, as it does in JDBC for a whole number."""
     from sqlglot import exp
@@ -78,7 +84,7 @@ def _renamed(tree: exp.Expr, columns: Mapping[str, str]) -> set[str]:
     found = {
         name
         for one in tree.find_all(exp.Alias)
-        if (name := one.alias.lower()) in columns and _kind(one.this, columns) != kind_of(columns[name])
+        if (name := one.alias.lower()) in types and _kind(one.this, types) != kind_of(types[name])
     }
     for listed in tree.find_all(exp.TableAlias):  # WITH t(a, b) AS
         found |= {column.name.lower() for column in listed.args.get("columns") or ()}
@@ -92,7 +98,7 @@ def _int_of(literal: exp.Expr) -> int:
     return int(text) if plain else 0
 
 
-def _asked_for(one: exp.Expr, columns: Mapping[str, str]) -> str:
+def _asked_for(one: exp.Expr, types: Mapping[str, str]) -> str:
     """The kind of what stands beside a value."""
     from sqlglot import exp
 
@@ -106,23 +112,23 @@ def _asked_for(one: exp.Expr, columns: Mapping[str, str]) -> str:
     if isinstance(around, exp.Like | exp.ILike | exp.DPipe):
         return "text"
     if isinstance(around, exp.Between | exp.In):
-        return _kind(around.this, columns) if around.this is not one else ""
+        return _kind(around.this, types) if around.this is not one else ""
     if not isinstance(around, exp.Binary):
         return ""
-    beside = _kind(around.right if around.left is one else around.left, columns)
+    beside = _kind(around.right if around.left is one else around.left, types)
     if isinstance(around, exp.Add | exp.Sub | exp.Mul | exp.Div | exp.Mod):
         return "float" if beside in ("int", "float") else ""  # days are added to dates
     return beside
 
 
-def _kind(node: exp.Expr, columns: Mapping[str, str]) -> str:
+def _kind(node: exp.Expr, types: Mapping[str, str]) -> str:
     """Of what some syntax gives."""
     from sqlglot import exp
 
     while isinstance(node, exp.Paren | exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round | exp.Coalesce):
         node = node.this  # of `min()`, nothing
     if isinstance(node, exp.Column):
-        return kind_of(columns.get(node.name.lower(), ""))
+        return kind_of(types.get(node.name.lower(), ""))
     if isinstance(node, exp.Cast):
         return _cast_to(node)
     if isinstance(node, exp.Literal) and not node.is_string:
@@ -140,7 +146,7 @@ def _cast_to(cast: exp.Expr) -> str:
 
 def kind_of(name: str) -> str:
     """Of a type of the engine. Decimals are floats: clients set any number then, whatever its digits."""
-    return _KINDS.get(name.split("(", 1)[0].strip().upper(), "")
+    return _OF_PARSER.get(name) or _OF_FAMILY.get(columns.family(name), "")
 
 
 def _places(sql: str) -> list[int]:
@@ -181,18 +187,19 @@ def _digits(text: str) -> str:
     return f"({text})" if text != plain else text
 
 
-_KINDS = {
-    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "INT", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "int"),
-    **dict.fromkeys(("UINT", "UBIGINT", "HUGEINT", "INT128", "UHUGEINT"), "int"),  # floats would not tell all apart
-    **dict.fromkeys(("FLOAT", "REAL", "DOUBLE", "DECIMAL"), "float"),
-    **dict.fromkeys(("VARCHAR", "TEXT", "UUID"), "text"),
-    **dict.fromkeys(("TIMESTAMP", "TIMESTAMPNTZ", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"), "timestamp"),
-    "TIMESTAMP WITH TIME ZONE": "timestamptz",
-    "TIMESTAMPTZ": "timestamptz",
-    "BOOLEAN": "bool",
-    "DATE": "date",
-    "TIME": "time",
+_OF_FAMILY = {
+    columns.INTEGER: "int",  # also the largest: floats would not tell all apart
+    columns.DECIMAL: "float",
+    columns.FLOAT: "float",
+    columns.TEXT: "text",
+    columns.UUID: "text",
+    columns.TIMESTAMP: "timestamp",
+    columns.TIMESTAMPTZ: "timestamptz",
+    columns.BOOLEAN: "bool",
+    columns.DATE: "date",
 }
+# Types that no rule speaks of, and names that only the parser has.
+_OF_PARSER = {"TIME": "time", "UINT": "int", "INT128": "int", "DECIMAL": "float", "TIMESTAMPNTZ": "timestamp"}
 _TYPES: dict[str, Any] = {
     "text": "VARCHAR",
     "float": "DOUBLE",

@@ -29,10 +29,6 @@ _CANCELLED, _NOT_CANCELLABLE = 1, 3  # Flight.proto, CancelStatus
 _UNKNOWN = 2**64 - 1  # -1, of rows and bytes
 _STATEMENT = "CommandStatementQuery"
 _PREPARED = "CommandPreparedStatementQuery"
-_CATALOGUE = (
-    "CommandGetCatalogs", "CommandGetDbSchemas", "CommandGetTables", "CommandGetTableTypes", "CommandGetSqlInfo",
-    "CommandGetPrimaryKeys", "CommandGetExportedKeys", "CommandGetImportedKeys", "CommandGetCrossReference",
-)  # fmt: skip
 _DESCRIPTIONS = {
     "CancelFlightInfo": "End the running reads of a FlightInfo.",
     "RenewFlightEndpoint": "A new ticket for an endpoint; its running reads go on.",
@@ -143,7 +139,7 @@ class Service:
             return await self._stated(asker, raw, protobuf.text(told, 1) or "", [])
         if name == _PREPARED:
             return await self._stated(asker, raw, *commands.unhandle(protobuf.octets(told, 1)))
-        _known(dict.fromkeys((_STATEMENT, _PREPARED, *_CATALOGUE)), name)
+        _known(dict.fromkeys((_STATEMENT, _PREPARED, *commands.CATALOGUE)), name)
         schema = await self._tables.catalogue_schema(name, protobuf.octets(protobuf.read(command), 2) or b"")
         return _info(schema, raw, [(command, None)]), schema
 
@@ -177,9 +173,9 @@ class Service:
         if name == _STATEMENT and (made := await self._constant(asker, protobuf.text(command, 1) or "")) is not None:
             await _table(exchange, made)
             return
-        if name not in _CATALOGUE:
+        if name not in commands.CATALOGUE:
             raise Garbled("expected a Flight ticket as this provider gave it out")
-        wanted = name == "CommandGetTables" and commands.table_schema_wanted(command)
+        wanted = commands.table_schema_wanted(name, command)
         found = await self._desk.tables(asker, schemas=wanted)
         raw = protobuf.octets(protobuf.read(ticket), 2) or b""
         await _table(exchange, await self._tables.catalogue(name, raw, found))

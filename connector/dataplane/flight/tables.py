@@ -57,8 +57,7 @@ class Tables:
     async def catalogue_schema(self, name: str, command: bytes) -> bytes:
         """The schema of that table as an encapsulated message. BadInput where the command is garbled."""
         try:
-            fields = protobuf.read(command)
-            wanted = name == "CommandGetTables" and commands.table_schema_wanted(fields)
+            wanted = commands.table_schema_wanted(name, protobuf.read(command))
         except Garbled as error:
             raise BadInput(str(error), code="request_invalid") from None
         return await self._one("catalogue_schema", name, part=protobuf.write([(5, wanted)]))  # all that it looks at

@@ -238,6 +238,22 @@ async def test_the_types_of_columns_are_those_that_are_shown(front: Front, runni
     assert await use(front, running.ticket(await running.agree(policy)), prepared) == expected
 
 
+@pytest.mark.parametrize("what", SHOWN)
+async def test_listed_columns_have_the_types_that_a_read_gives(front: Front, running: Provider, what: str) -> None:
+    policy, _ = SHOWN[what]
+    ticket = running.ticket(await running.agree(policy))
+
+    def go() -> tuple[pa.Schema, pa.Schema]:
+        with flyer(front, ticket) as client:
+            (info,) = client.client.list_flights(options=client.options)
+            with flying.connect(front, ticket) as connection, connection.cursor() as cursor:
+                cursor.execute(f"SELECT id, day FROM {NUMBERS} LIMIT 1")
+                return info.schema, cursor.fetch_arrow_table().schema
+
+    listed, read = await asyncio.to_thread(go)
+    assert [listed.field(name).type for name in read.names] == read.types
+
+
 async def test_columns_of_one_name_that_are_numbers_in_every_dataset_are_numbers(
     front: Front, running: Provider, ticket: str, tmp_path: Path
 ) -> None:
