@@ -30,12 +30,15 @@ _OBJECT = 64  # and about those of anything else
 _Sizes = Any  # bytes of each value: one number where all have the same, else an array of floats
 
 
-def bounded(columns: Iterable[pa.Array], *, arrays: bool = False) -> None:
+def bounded(columns: Iterable[pa.Array], *, arrays: bool = False, beside: int = 0) -> None:
     """Broken where the values of these columns, each made by itself, take far more memory than what came.
 
     `arrays`: each list of numbers becomes an array of NumPy, which has them as they came: an image or a volume.
+    `beside`: bytes that each value takes more, where it becomes something larger than Python's own objects.
     """
     columns = list(columns)
+    if (more := beside * sum(map(len, columns))) > _BEYOND_MAX:
+        raise _too_much(more, _BEYOND_MAX)
     most = _BEYOND_MAX + sum(column.get_total_buffer_size() for column in columns)
     if np is None:
         _walked(columns, most)

@@ -15,7 +15,7 @@ from hanse import _values, _wire
 from hanse._values import bounded
 from hanse.cli import query
 from hanse.errors import Broken
-from hanse.loaders.tensors import values
+from hanse.loaders.tensors import listed, values
 from hanse.stream import Stream
 
 from tests.client.support import chunked, complete, connector, ipc
@@ -168,7 +168,16 @@ def test_a_table_has_as_many_letters_as_can_be_laid_out(capsys: pytest.CaptureFi
 @pytest.mark.parametrize("name", ["views", "a dictionary", "runs", "a struct of views"])
 def test_values_that_no_tensor_fits_are_bounded(name: str) -> None:
     with pytest.raises(Broken, match="take at most"):
-        values("c", BOMBS[name])
+        listed([BOMBS[name]], "bytes")
+
+
+def test_tensors_of_bytes_are_bounded_by_what_a_tensor_takes() -> None:
+    column = pa.array([b""] * 5_000_000, pa.binary())
+    bounded([column])
+    with pytest.raises(Broken, match="take at most"):
+        listed([column], "tensors")
+    with pytest.raises(Broken, match="take at most"):
+        listed([BOMBS["views of bytes"]], "tensors")
 
 
 def test_lists_of_one_length_are_bounded() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import hanse
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hanse.client import Dataset
@@ -27,7 +28,7 @@ from hanse.errors import BadInput
 from hanse.loaders import merge
 from hanse.loaders.lying import Came, Kinds, Layout
 from hanse.loaders.shipped import Columns, Way
-from hanse.loaders.tensors import tensors
+from hanse.loaders.tensors import BLOBS, tensors
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -115,6 +116,75 @@ def test_tensors_of_all_kinds() -> None:
         tensors(pa.record_batch({"n": pa.array([1, None])}))
     with pytest.raises(BadInput, match="every list"):
         tensors(pa.record_batch({"v": pa.array([[1], [1, 2]])}), shapes={"v": (2,)})
+
+
+BYTES = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(3), pa.dictionary(pa.int8(), pa.binary())]
+
+
+def _as_bytes(column: list[Any]) -> list[bytes | None]:
+    return [one if one is None else bytes(one.numpy()) for one in column]
+
+
+@pytest.mark.parametrize("kind", BYTES[:-1], ids=str)
+def test_bytes_are_tensors_for_whoever_asks(kind: pa.DataType) -> None:
+    batch = pa.record_batch({"b": pa.array([b"abc", None, b"", b"xyz"] if kind != BYTES[3] else [b"abc", None], kind)})
+    for part in (batch, batch.slice(1), batch.slice(0, 1), batch.slice(1, 1), batch.slice(0, 0)):
+        assert _as_bytes(tensors(part, blobs="tensors")["b"]) == part["b"].to_pylist()
+    both = tensors(batch.slice(1), batch.slice(0, 1), blobs="tensors")
+    assert _as_bytes(both["b"]) == [*batch["b"].to_pylist()[1:], b"abc"]
+    assert tensors(batch)["b"] == batch["b"].to_pylist()
+
+
+def test_tensors_of_bytes_lie_where_the_batch_does_and_are_saved_alone() -> None:
+    batch = pa.record_batch({"b": pa.array([b"abc", b"defgh"])})
+    second = tensors(batch, blobs="tensors")["b"][1]
+    assert second.data_ptr() == batch["b"].buffers()[2].address + 3
+    assert second.untyped_storage().nbytes() == 5
+
+
+@pytest.mark.parametrize(("workers", "started"), [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_tensors_of_bytes_come_from_workers_however_many_they_are(
+    workers: int, started: str | None, gaps: bool, owner: Owner, tmp_path: Path
+) -> None:
+    """Each with a descriptor of its own, as PyTorch sends them, would be more than a process may have."""
+    values = [None if gaps and number % 7 == 3 else b"%d" % number * (number % 5) for number in range(6000)]
+    pq.write_table(pa.table({"id": range(6000), "b": pa.array(values, pa.binary())}), tmp_path / "b.parquet")
+    dataset = owner.dataset(name=f"bytes-{workers}-{started}-{gaps}", path=tmp_path / "b.parquet")
+    rows = dataset.to_torch(batch_size=3000, blobs="tensors")
+    found = list(DataLoader(rows, batch_size=None, num_workers=workers, multiprocessing_context=started))
+    assert [batch["id"].tolist() for batch in found] == [[*range(3000)], [*range(3000, 6000)]]
+    assert [one for batch in found for one in _as_bytes(batch["b"])] == values
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"blobs": "views"}, "bytes, tensors, came 'views'"),
+        ({"blobs": "tensors", "form": list}, "came both"),
+        ({"shapes": {"vector": (6,)}, "form": list}, "came both"),
+    ],
+)
+def test_what_bytes_become_is_said_in_one_way(training: Dataset, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(BadInput, match=match):
+        training.to_torch(**options)
+
+
+def test_texts_and_other_values_stay_what_they_are_beside_tensors_of_bytes() -> None:
+    batch = pa.record_batch({"t": ["a", None], "l": [[1], []], "d": pa.array([b"a", None]).dictionary_encode()})
+    assert tensors(batch, blobs="tensors") == {name: batch[name].to_pylist() for name in "tld"}
+
+
+def test_pieces_of_a_batch_become_what_they_would_together() -> None:
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(range(8), pa.float32()), 2)
+    gaps = pa.array([[1.0, 2.0], None, [3.0, 4.0], [5.0, 6.0]], pa.list_(pa.float32(), 2))  # in one piece, in one not
+    batch = pa.record_batch({"n": range(4), "x": [1.0, None, 2.0, 3.0], "p": pairs, "g": gaps, "t": [*"abcd"]})
+    made = tensors(batch.slice(2), batch.slice(0, 2))
+    _is({**made, "x": made["x"].nan_to_num(7.0)}, {
+        "n": torch.tensor([2, 3, 0, 1]), "x": torch.tensor([2.0, 3.0, 1.0, 7.0], dtype=torch.float64),
+        "p": torch.tensor([[4.0, 5.0], [6.0, 7.0], [0.0, 1.0], [2.0, 3.0]]),
+        "g": [[3.0, 4.0], [5.0, 6.0], [1.0, 2.0], None], "t": [*"cdab"],
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("values", [[1, 2], ["a", "b"], [["a"], ["b"]], [[[1]], [[2]]]])
@@ -671,21 +741,30 @@ IN_PLACE = ["text", "wide", "fixed", "shaped", "narrow", "day", "again", "bytes"
 def _is(made: dict[str, Any], expected: dict[str, Any]) -> None:
     assert list(made) == list(expected)
     for name, value in expected.items():
-        if isinstance(value, torch.Tensor):
-            assert (made[name].dtype, made[name].shape) == (value.dtype, value.shape), name
-            assert torch.equal(made[name], value), name
-        else:
-            assert made[name] == value, name
+        listed = isinstance(value, list)
+        for one, other in zip(made[name], value, strict=True) if listed else [(made[name], value)]:
+            assert type(one) is type(other), name
+            if isinstance(other, torch.Tensor):
+                assert (one.dtype, one.shape) == (other.dtype, other.shape), name
+                assert torch.equal(one, other), name
+            else:
+                assert one == other, name
 
 
 @pytest.mark.parametrize("room", [True, False], ids=["in a slot", "in a piece of its own"])
 @pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("blobs", BLOBS)
 @pytest.mark.parametrize("columns", [IN_PLACE, [*IN_PLACE, "yes"]], ids=["", "with truths"])
 @pytest.mark.parametrize("cuts", [[(0, 50, 13, 50), (50, 20, 0, 20), (70, 90, 0, 41)], [(0, 120, 13, 111)]], ids=len)
 def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
-    room: bool, where: str, columns: list[str], cuts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+    room: bool,
+    where: str,
+    blobs: str,
+    columns: list[str],
+    cuts: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    way = _as_worker(Way())
+    way = _as_worker(Way(blobs))
     slices = [
         (WHERE[where](way, _mixed(first, rows).select(columns)), start, stop) for first, rows, start, stop in cuts
     ]
@@ -696,7 +775,7 @@ def test_slices_of_all_kinds_are_put_together_where_the_loop_reads_them(
     in_place = where == "where it was received" and columns == IN_PLACE
     assert [came.place is not None for came, _, _ in rows._parts] == [in_place] * len(cuts)
     made = _sent(rows)
-    _is(made, tensors(_mixed(13, 98).select(columns)))
+    _is(made, tensors(_mixed(13, 98).select(columns), blobs=blobs))
     weight = torch.ones(98, dtype=torch.float64, requires_grad=True)
     again = made["again"].clone()
     made["wide"].mul_(weight)  # one may be changed as a tensor of its own

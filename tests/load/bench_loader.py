@@ -10,6 +10,7 @@ rounds, and every batch is dropped as it comes. Ways:
     loader            `Dataset.loader(batch_size=...)`: the same in an order, read ahead in a thread
     torch, here       `to_torch` in one process: a dict of tensors
     torch, 2 workers  the same by a DataLoader with two workers: what the aim is about, at least 0.9 of plain
+    2, tensors        the same, and bytes as tensors over the memory that they came in: as plain batches have them
 
 With `--later` every pass is a later epoch of one job, in an order of its own: the owner has kept what left before.
 
@@ -45,6 +46,7 @@ from tests.support.processes import Process
 
 _BATCH_ROWS = {"lineitem": 8192, "floats": 4096, "images": 64}
 _AIM = 0.9
+_JUDGED = "torch, 2 workers"
 
 
 @dataclass
@@ -89,7 +91,12 @@ def _workers(dataset: Any, rows: int, **order: Any) -> Iterable[Any]:
     return _torch(dataset, rows, 2, **order)
 
 
+def _tensors(dataset: Any, rows: int, **order: Any) -> Iterable[Any]:
+    return _torch(dataset, rows, 2, blobs="tensors", **order)
+
+
 WAYS = {"plain": _plain, "loader": _loader, "torch, here": _here, "torch, 2 workers": _workers}
+BLOB_WAYS = {"2, tensors": _tensors}
 
 
 def _read(way: str, url: str, token: str, access: Access, rows: int, order: dict[str, Any], answer: Any) -> None:
@@ -100,7 +107,7 @@ def _read(way: str, url: str, token: str, access: Access, rows: int, order: dict
         multiprocessing.set_start_method("fork", force=True)  # as in a job: we were spawned, and it would be for us too
         dataset, cpu = Dataset(space, access), _cpu()
         begun, first, count = time.perf_counter(), 0.0, 0
-        for _ in WAYS[way](dataset, rows, **order):
+        for _ in (WAYS | BLOB_WAYS)[way](dataset, rows, **order):
             first = first or time.perf_counter() - begun
             count += 1
         seconds = time.perf_counter() - begun
@@ -131,10 +138,10 @@ def report(table: Table, ways: list[Way]) -> bool:
     print(f"\n{table.name}: {size:.0f} MB as Arrow, batches of {_BATCH_ROWS[table.name]} rows")
     heads = ("of plain", 10), ("with start", 12), ("of plain", 10), ("first ms", 10), ("CPU s/GB", 10), ("owner", 8)
     print(f"  {'':20}{'MB/s':>8}{''.join(head.rjust(width) for head, width in heads)}")
-    ratio = 0.0
+    ratios = {}
     for way in ways:
         pairs = list(zip(plain.took, way.took, strict=True))
-        ratio = statistics.median((p.seconds - p.first) / (w.seconds - w.first) for p, w in pairs)
+        ratios[way.name] = ratio = statistics.median((p.seconds - p.first) / (w.seconds - w.first) for p, w in pairs)
         whole = statistics.median(p.seconds / w.seconds for p, w in pairs)
         print(
             f"  {way.name:20}{size / statistics.median(t.seconds - t.first for t in way.took):8.0f}{ratio:10.2f}"
@@ -143,8 +150,9 @@ def report(table: Table, ways: list[Way]) -> bool:
             f"{statistics.median(t.cpu for t in way.took) / size * 1e3:10.2f}"
             f"{statistics.median(t.owner_cpu for t in way.took) / size * 1e3:8.2f}"
         )
-    print(f"  aim: {ways[-1].name} at least {_AIM} of plain: {ratio:.2f}, {'met' if ratio >= _AIM else 'MISSED'}")
-    return ratio >= _AIM
+    met = (ratio := ratios[_JUDGED]) >= _AIM
+    print(f"  aim: {_JUDGED} at least {_AIM} of plain: {ratio:.2f}, {'met' if met else 'MISSED'}")
+    return met
 
 
 def main() -> int:
@@ -170,7 +178,8 @@ def main() -> int:
             for table in made:
                 dataset, offer = north.offer(table.name, table.parquet)
                 access = Access(Name("north", table.name), dataset, *south.agree(north, dataset, offer), "")
-                ways = [Way(name, read) for name, read in WAYS.items()]
+                known = WAYS | (BLOB_WAYS if table.name == "images" else {})
+                ways = [Way(name, read) for name, read in known.items()]
                 _rounds(access, ways, (north, south), asked.rounds, later=asked.later)
                 report(table, ways)
         finally:

@@ -433,10 +433,11 @@ def _runs(blocks: Sequence[tuple[int, Mark]]) -> list[list[tuple[int, Mark]]]:
 
 def one(slices: Sequence[Slice]) -> pa.RecordBatch:
     """The batch that slices make: without a copy where it is a single one."""
-    return _whole([batch.slice(start, stop - start) for batch, start, stop in slices])
+    return whole([batch.slice(start, stop - start) for batch, start, stop in slices])
 
 
-def _whole(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+def whole(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows of batches as one: without a copy where it is a single one."""
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 

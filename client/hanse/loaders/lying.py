@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hanse._values import bounded
 from hanse.loaders.arena import Place
-from hanse.loaders.tensors import is_number, number_of, values
+from hanse.loaders.tensors import is_number, listed, number_of, values
 
 ALIGNED = 64
 _TEXTS = (pa.string(), pa.binary(), pa.large_string(), pa.large_binary())
@@ -257,8 +256,9 @@ class Layout:
 Piece = tuple[Any, Lying, int, int]  # memory, what lies there, and rows of it from one number to another
 
 
-def found(names: Sequence[str], pieces: Sequence[Piece]) -> dict[str, Any]:
-    """The columns again: tensors, over the memory where all of a batch lies in one piece, and lists."""
+def found(names: Sequence[str], pieces: Sequence[Piece], blobs: str = "bytes") -> dict[str, Any]:
+    """The columns again: tensors, over the memory where all of a batch lies in one piece, and lists. `blobs`: as of
+    `tensors`."""
     made: dict[str, Any] = dict.fromkeys(names)
     first = pieces[0][1]
     for number, group in enumerate(first.groups):
@@ -268,9 +268,8 @@ def found(names: Sequence[str], pieces: Sequence[Piece]) -> dict[str, Any]:
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         made.update(zip(group.names, map(torch.from_numpy, whole), strict=True))
     for number, text in enumerate(first.texts):
-        made[text.name] = listed = []
-        for memory, lying, start, stop in pieces:
-            listed += _list(lying.texts[number], memory, lying.rows, start, stop)
+        parts = [_column(lying.texts[number], memory, lying.rows, start, stop) for memory, lying, start, stop in pieces]
+        made[text.name] = listed(parts, blobs)
     return made
 
 
@@ -281,14 +280,11 @@ def _numbers(group: Group, memory: Any, rows: int, start: int, stop: int) -> Any
     return whole[:, start * width : stop * width].reshape(count, stop - start, *group.shape)
 
 
-def _list(text: Text, memory: Any, rows: int, start: int, stop: int) -> list[Any]:
+def _column(text: Text, memory: Any, rows: int, start: int, stop: int) -> pa.Array:
     whole = pa.py_buffer(memory)
     places = whole.slice(text.at, (rows + 1) * _WIDTHS[text.kind].itemsize)
     data = whole.slice(text.values_at, text.nbytes)
-    column = pa.Array.from_buffers(_TEXTS[text.kind], rows, [None, places, data]).slice(start, stop - start)
-    bounded([column])
-    made: list[Any] = column.to_pylist()
-    return made
+    return pa.Array.from_buffers(_TEXTS[text.kind], rows, [None, places, data]).slice(start, stop - start)
 
 
 __all__ = ["ALIGNED", "Came", "Kinds", "Layout", "Lying", "Part", "found", "rows_of"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import ForkingPickler
@@ -23,7 +23,7 @@ import torch
 from torch.utils.data._utils import collate
 
 from hanse.loaders.arena import Arena, Place
-from hanse.loaders.loader import Slice, one
+from hanse.loaders.loader import Slice
 from hanse.loaders.lying import ALIGNED, Came, Kinds, Layout, Lying, Part, found, rows_of
 from hanse.loaders.tensors import tensors
 
@@ -37,9 +37,10 @@ class Way:
     _last: Came | None
     _kinds: Kinds | None
 
-    def __init__(self) -> None:
+    def __init__(self, blobs: str = "bytes") -> None:
+        """`blobs`: as of `tensors`."""
         self.arena = Arena()
-        self._begin(secrets.token_hex(8), os.getpid())
+        self._begin(secrets.token_hex(8), os.getpid(), blobs)
 
     def memory(self, nbytes: int) -> pa.Buffer:
         """Where to receive batches: as `pa.allocate_buffer`."""
@@ -64,19 +65,19 @@ class Way:
     def __reduce__(self) -> tuple[Any, ...]:
         """To a worker that is being started; a copy that goes anywhere else is a way of its own."""
         if get_spawning_popen() is None:
-            return Way, ()
-        return _brought, (self.arena, self.name)
+            return Way, (self.blobs,)
+        return _brought, (self.arena, self.name, self.blobs)
 
-    def _begin(self, name: str, maker: int) -> None:
-        self.name, self._maker = name, maker
+    def _begin(self, name: str, maker: int, blobs: str) -> None:
+        self.name, self._maker, self.blobs = name, maker, blobs
         self._last = self._kinds = None
         _WAYS[name] = self
 
 
-def _brought(arena: Arena, name: str) -> Way:
+def _brought(arena: Arena, name: str, blobs: str) -> Way:
     way = Way.__new__(Way)
     way.arena = arena
-    way._begin(name, 0)
+    way._begin(name, 0, blobs)
     return way
 
 
@@ -122,7 +123,8 @@ class Rows:
     @property
     def _columns(self) -> dict[str, Any]:
         if self._made is None:
-            self._made = tensors(one([(came.batch, start, stop) for came, start, stop in self._parts]))
+            batches = (came.batch.slice(start, stop - start) for came, start, stop in self._parts)
+            self._made = tensors(*batches, blobs=self._way.blobs)
         return self._made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -155,7 +157,7 @@ class Rows:
         if (room := arena.room(layout.nbytes)) is None:
             piece = _shared(layout.nbytes)
             layout.write(memoryview(piece.numpy()))
-            return _unpacked, (self._names, piece, layout.lying)
+            return _unpacked, (self._names, piece, layout.lying, self._way.blobs)
         layout.write(memoryview(room).cast("B"))
         lies = arena.place(room.address, room.address)
         assert lies is not None
@@ -172,15 +174,16 @@ class Rows:
 
 
 _Told = tuple[Place, Lying, int, int]
+_Lies = tuple[int, Any, tuple[int, ...]]  # where a tensor begins in a piece, its type and its shape
 
 
 def _taken_from(way: str, names: Sequence[str], told: Sequence[_Told]) -> dict[str, Any]:
-    arena = _WAYS[way].arena
-    return found(names, [(arena.take(place), lying, start, stop) for place, lying, start, stop in told])
+    arena, blobs = _WAYS[way].arena, _WAYS[way].blobs
+    return found(names, [(arena.take(place), lying, start, stop) for place, lying, start, stop in told], blobs)
 
 
-def _unpacked(names: Sequence[str], piece: Any, lying: Lying) -> dict[str, Any]:
-    return found(names, [(piece.numpy(), lying, 0, lying.rows)])
+def _unpacked(names: Sequence[str], piece: Any, lying: Lying, blobs: str) -> dict[str, Any]:
+    return found(names, [(piece.numpy(), lying, 0, lying.rows)], blobs)
 
 
 def _collated(batches: Sequence[Rows], *, collate_fn_map: Any = None) -> Any:
@@ -193,27 +196,44 @@ ForkingPickler.register(Rows, Rows.to_the_loop)
 
 
 class Columns(dict[str, Any]):
-    """The columns of a batch by their names: a dict whose tensors are pickled as one."""
+    """The columns of a batch by their names: a dict whose tensors, and lists of tensors, are pickled as one piece."""
 
     def __copy__(self) -> Columns:
         return Columns(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        tensors = {name: value for name, value in self.items() if isinstance(value, torch.Tensor)}
-        rest = {name: None if name in tensors else value for name, value in self.items()}  # with their order
-        return _taken, (rest, *_put(tensors))
+        found: list[Any] = []
+
+        def left_out(tensor: Any) -> _Number:
+            found.append(tensor)
+            return _Number(len(found) - 1)
+
+        rest = {name: _with(value, torch.Tensor, left_out) for name, value in self.items()}
+        return _taken, (rest, *_put(found))
 
 
-def _put(tensors: dict[str, Any]) -> tuple[Any, dict[str, tuple[int, Any, tuple[int, ...]]]]:
-    """The piece, and where in it each tensor begins, its type and its shape."""
-    places, size = {}, 0
-    for name, tensor in tensors.items():
-        places[name] = (size, tensor.dtype, tuple(tensor.shape))
+class _Number(int):
+    """Stands for a tensor of the piece."""
+
+
+def _with(value: Any, kind: type, other: Callable[[Any], Any]) -> Any:
+    """A column with something else in place of what is of a kind: itself, or each of a list's."""
+    if isinstance(value, kind):
+        return other(value)
+    first = next((one for one in value if one is not None), None) if type(value) is list else None
+    return [None if one is None else other(one) for one in value] if isinstance(first, kind) else value
+
+
+def _put(tensors: Sequence[Any]) -> tuple[Any, list[_Lies]]:
+    """The piece, and where in it each tensor is."""
+    places, size = [], 0
+    for tensor in tensors:
+        places.append((size, tensor.dtype, tuple(tensor.shape)))
         size += -(-tensor.nbytes // ALIGNED) * ALIGNED
     piece = _shared(size)
     memory = memoryview(piece.numpy())
-    for name, place in places.items():
-        _at(memory, *place).copy_(tensors[name])
+    for tensor, place in zip(tensors, places, strict=True):
+        _at(memory, *place).copy_(tensor)
     return piece, places
 
 
@@ -222,12 +242,10 @@ def _shared(size: int) -> Any:
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(max(1, size)))
 
 
-def _taken(rest: dict[str, Any], piece: Any, places: dict[str, tuple[int, Any, tuple[int, ...]]]) -> dict[str, Any]:
+def _taken(rest: dict[str, Any], piece: Any, places: Sequence[_Lies]) -> dict[str, Any]:
     """The columns again."""
     memory = memoryview(piece.numpy())
-    for name, place in places.items():
-        rest[name] = _at(memory, *place)
-    return rest
+    return {name: _with(value, _Number, lambda number: _at(memory, *places[number])) for name, value in rest.items()}
 
 
 def _at(memory: memoryview, start: int, kind: Any, shape: tuple[int, ...]) -> Any:

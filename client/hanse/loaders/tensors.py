@@ -7,6 +7,7 @@
 | fixed-size lists and fixed-shape tensors of numbers | a tensor of rows x shape, over the batch's own memory |
 | lists of numbers or booleans, given `shapes={"vector": (6,)}` | the same; another length is refused |
 | dates, times, timestamps, durations | a tensor of their whole numbers |
+| bytes, given `blobs="tensors"` | a list of tensors, each over the batch's own memory; None for null |
 | anything else (text, bytes, nested lists, decimals) | a list of Python values |
 
 Memory of a batch is shared: write to a tensor only after `clone()`.
@@ -16,8 +17,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,14 +28,51 @@ import pyarrow as pa
 from hanse._values import bounded
 from hanse.errors import BadInput
 
+BLOBS = ("bytes", "tensors")
+_TENSOR = 512  # bytes of one, beside those that it is over
 
-def tensors(batch: pa.RecordBatch, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
-    """Each column of a batch by its name. `shapes`: of columns whose lists all have one length, without the rows."""
-    given = shapes or {}
+
+def tensors(
+    *batches: pa.RecordBatch, shapes: Mapping[str, tuple[int, ...]] | None = None, blobs: str = "bytes"
+) -> dict[str, Any]:
+    """Each column of the rows of batches of one schema, by its name; numbers of several are copied together. `shapes`:
+    of columns whose lists all have one length, without the rows. `blobs`: what bytes become, one of `BLOBS`."""
+    given, columns = shapes or {}, zip(*(batch.columns for batch in batches), strict=True)
     return {
-        name: tensor(array) if isinstance(array := values(name, column, given.get(name)), np.ndarray) else array
-        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        name: _column(name, parts, given.get(name), blobs)
+        for name, parts in zip(batches[0].schema.names, columns, strict=True)
     }
+
+
+def _column(name: str, parts: Sequence[pa.Array], shape: tuple[int, ...] | None, blobs: str) -> Any:
+    found = [values(name, part, shape) for part in parts]
+    if any(one is None for one in found):  # of lists of one length, where some is null
+        return listed(parts, blobs)
+    return tensor(found[0] if len(found) == 1 else np.concatenate(found))
+
+
+def listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
+    """The values of a column that came in parts, which no tensor fits. Broken where they would take far more memory
+    than what came."""
+    if blobs == "tensors" and _is_blob(parts[0].type):
+        bounded(parts, beside=_TENSOR)
+        return [one for part in parts for one in _views(part)]
+    bounded(parts)
+    return [one for part in parts for one in part.to_pylist()]
+
+
+def _views(column: pa.Array) -> Iterator[Any]:
+    """Of each value of a column of bytes a tensor over its memory, None where it is null."""
+    wide = pa.types.is_large_binary(column.type)
+    if not wide and not pa.types.is_binary(column.type):
+        column, wide = column.cast(pa.large_binary()), True
+    _, borders, data = column.buffers()
+    kind = np.dtype(np.int64 if wide else np.int32)
+    places = np.frombuffer(borders or b"", kind, len(column) + 1 if borders else 0, column.offset * kind.itemsize)
+    whole = np.frombuffer(data or b"", np.uint8)
+    there = _there(column).tolist() if column.null_count else [True] * len(column)
+    for (start, stop), is_there in zip(pairwise(places.tolist()), there, strict=True):
+        yield tensor(whole[start:stop]) if is_there else None
 
 
 def tensor(array: Any) -> Any:
@@ -45,7 +84,7 @@ def tensor(array: Any) -> Any:
 
 
 def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) -> Any:
-    """A column as what a tensor is made over, an array of numbers, or as a list of Python values."""
+    """A column as what a tensor is made over, an array of numbers; None where no tensor fits."""
     if given is None and is_number(column.type):
         return _numbers(name, column)
     shape: tuple[int, ...] = (len(column),)
@@ -61,8 +100,7 @@ def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) ->
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
     if is_number(column.type) or pa.types.is_boolean(column.type):  # by now
         return _numbers(name, column)
-    bounded([column])
-    return column.to_pylist()
+    return None
 
 
 def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
@@ -127,6 +165,11 @@ def number_of(kind: pa.DataType) -> Any:
     return _NUMBERS[kind.id]
 
 
+def _is_blob(kind: pa.DataType) -> bool:
+    return any(is_one(kind) for is_one in _BLOBS)
+
+
+_BLOBS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
 _LISTS = (
     pa.types.is_list,
     pa.types.is_large_list,

@@ -12,7 +12,7 @@ import copyreg
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,9 +22,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
 from hanse.errors import BadInput, HanseError
-from hanse.loaders.loader import Loader, Slice, one
+from hanse.loaders.loader import Loader, Slice, whole
 from hanse.loaders.shipped import Columns, Way
-from hanse.loaders.tensors import tensors
+from hanse.loaders.tensors import BLOBS, tensors
 
 _WORKERS_MAX = 4096  # of one DataLoader
 
@@ -84,12 +84,13 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self,
         loader: Loader,
         *,
-        form: Callable[[pa.RecordBatch], Any],
+        form: Callable[..., Any],
         ranks: tuple[int, int] | None = None,
         way: Way | None = None,
     ) -> None:
-        """`ranks`: which one of how many this is, where it is not for `torch.distributed` to say. `way`: by which
-        batches leave workers as they are, and take their form in the loop."""
+        """`form` is given the rows of a batch in as many pieces as they came in. `ranks`: which one of how many this
+        is, where it is not for `torch.distributed` to say. `way`: by which batches leave workers as they are, and take
+        their form in the loop."""
         super().__init__()
         self._loader = loader
         self._form, self._way = form, way
@@ -118,17 +119,21 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     def _batches(self, worker: int) -> Iterator[Any]:
         with _told_whole():
             if get_worker_info() is None:
-                yield from map(self._form, self._loader)
+                form, memory = self._formed, None
             else:
-                memory = None if self._way is None else self._way.memory
-                yield from map(self._shipped, self._loader.in_slices(memory))
+                form, memory = self._shipped, None if self._way is None else self._way.memory
+            with closing(self._loader.in_slices(memory)) as found:
+                yield from map(form, found)
         self._shared.ended[worker] = True
 
     def _shipped(self, slices: Sequence[Slice]) -> Any:
         if self._way is not None and (rows := self._way.rows(slices)) is not None:
             return rows
-        made = self._form(one(slices))
+        made = self._formed(slices)
         return Columns(made) if type(made) is dict else made
+
+    def _formed(self, slices: Sequence[Slice]) -> Any:
+        return self._form(*(batch.slice(start, stop - start) for batch, start, stop in slices))
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
@@ -193,6 +198,7 @@ def dataset(
     batch_size: int = 256,
     form: Callable[[pa.RecordBatch], Any] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    blobs: str = "bytes",
     rank: int | None = None,
     world: int | None = None,
     state: dict[str, Any] | None = None,
@@ -200,7 +206,8 @@ def dataset(
 ) -> Batches:
     """The batches of one or several datasets with the same columns; `options` are those of `Loader`.
 
-    `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes`: a dict by column.
+    `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes` and `blobs`: a dict by
+    column.
     `rank` and `world`, both or none, are those of `torch.distributed` or of torchrun's environment where they are not
     given, as these are when the rows are read.
     `state`: a merged one to go on from.
@@ -209,15 +216,23 @@ def dataset(
         raise BadInput("expected rank and world; the parts follow from them and from the workers")
     if (rank is None) != (world is None):
         raise BadInput(f"expected rank and world together, or neither; came rank={rank}, world={world}")
+    if blobs not in BLOBS:
+        raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, came {blobs!r}")
+    if form is not None and (shapes or blobs != BLOBS[0]):
+        raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; came both")
     loader = Loader(datasets, batch_size=batch_size, **options)
     if unknown := sorted({*(shapes or ())} - {*loader.schema.names}):
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
     if state is not None:
         loader.load_state_dict(state)
     ranks = None if rank is None or world is None else (rank, world)
-    way = Way() if form is None and not shapes else None
-    form = form or partial(tensors, shapes=shapes)
-    return Batches(loader, form=form, ranks=ranks, way=way)
+    way = Way(blobs) if form is None and not shapes else None
+    made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
+    return Batches(loader, form=made, ranks=ranks, way=way)
+
+
+def _joined(form: Callable[[pa.RecordBatch], Any], *batches: pa.RecordBatch) -> Any:
+    return form(whole(batches))
 
 
 def _group() -> tuple[int, int] | None:
