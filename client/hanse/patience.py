@@ -19,10 +19,12 @@ from hanse.errors import (
 
 T = TypeVar("T")
 
+_CRASHED = "worker_crashed"
+_CRASHES_MAX = 5  # without a row between: others read in the process that each attempt ends
 _PASSING = (Unreachable, StreamIncomplete, Busy, AccessExpired)
 # An owner that says it could not finish, for a reason that a second attempt does not have.
 _PASSING_CODES = (
-    "shutting_down", "worker_crashed", "worker_wanted", "client_stalled", "cancelled", "interrupted", "client_gone",
+    "shutting_down", _CRASHED, "worker_wanted", "client_stalled", "cancelled", "interrupted", "client_gone",
     "busy", "file_unavailable", "blocks_not_kept", "outcome_unknown",
 )  # fmt: skip
 _LASTING_CODES = ("count_spent", "quota_spent", "rows_limit", "bytes_limit", "agreement_ended")
@@ -51,6 +53,7 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.monotonic
     _since: float | None = field(default=None, init=False)
+    _crashes: int = field(default=0, init=False)
     _pause: float = field(default=_FIRST, init=False)
 
     def bear(self, error: HanseError) -> None:
@@ -58,7 +61,8 @@ class Patience:
         now = self.now()
         if self._since is None:
             self._since = now - (error.silent if isinstance(error, Unreachable) else 0.0)
-        if not passes(error) or now - self._since >= self.seconds:
+        self._crashes += error.code == _CRASHED
+        if not passes(error) or now - self._since >= self.seconds or self._crashes >= _CRASHES_MAX:
             raise error
         self.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311  so that many do not come back at once
         self._pause = min(2 * self._pause, _MOST)
@@ -82,5 +86,5 @@ class Patience:
     def rest(self) -> bool:
         """A row came: begin anew with the next failure. Whether anything had failed."""
         failed = self._since is not None
-        self._since, self._pause = None, _FIRST
+        self._since, self._pause, self._crashes = None, _FIRST, 0
         return failed

@@ -61,6 +61,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "source_unreadable": (SourceUnreadable, "a data file cannot be read; its owner must check it"),
     "file_unavailable": (Busy, "a data file cannot be opened now; try again"),
     "not_parquet": (SourceUnreadable, "expected a Parquet file, came something else or a damaged one; write it again"),
+    "footer_too_large": (SourceUnreadable, "a file says more of itself than a read has memory for; write it otherwise"),
     "codec_refused": (SourceUnreadable, "expected Parquet with zstd, snappy, lz4, gzip or no compression"),
     "lines_unreadable": (SourceUnreadable, "the file has lines that cannot be read; correct them or the options"),
     "option_invalid": (BadInput, "an option of the source does not fit; see what it takes"),

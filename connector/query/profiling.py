@@ -25,8 +25,10 @@ _COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small:
 _READER = 2**16  # bytes that the engine holds for a column beside its values
 _UNKNOWN = 2**40
 _DELTA_TEXTS = frozenset({"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"})
-_MAGIC = 8  # bytes before the first message of an Arrow file
-_VERSION_4, _RECORD_BATCH = 3, 3  # MetadataVersion and MessageHeader of Arrow's Schema.fbs and Message.fbs
+_END = b"ARROW1"  # of an Arrow file, after the size of its footer
+_FOOTER_MAX = 32 * 2**20  # bytes: whoever reads the file has several times as many in memory, whatever he asks for
+_METADATA_MAX = 2**26  # bytes: of a hundred thousand columns it is a tenth of that
+_VERSION_4, _RECORD_BATCHES = 3, 3  # of MetadataVersion in Arrow's Schema.fbs; the field of a footer in File.fbs
 _TEXT_MAX = 128
 _SAMPLES, _SAMPLE_ROWS = 8, 1024
 _TOLD_MAX = 5
@@ -120,6 +122,7 @@ def parquet_sizes(files: Files, *, union: bool = False, reached: Reached) -> Siz
         reached("checking", number)
         footer, schema = _footer(files.open(number), ref.name)
         first = first or (ref.name, schema)
+        _check_footer(footer, ref.name)
         _check_types(schema, ref.name, _unread_parquet)
         _check_schema(schema, ref.name, like=None if union else first)
         rows += footer.num_rows
@@ -161,7 +164,7 @@ def check_arrow(files: Files, *, reached: Reached) -> None:
             there = pa.ipc.open_file(file).schema.remove_metadata()
             try:
                 _check_version(file, ref.name)
-            except struct.error as error:
+            except (struct.error, ValueError, OSError) as error:
                 raise SourceUnreadable(
                     f"expected an Arrow file, came a damaged one: {ref.name!r}; write it again", file=ref.name
                 ) from error
@@ -206,40 +209,44 @@ def _spread(count: int, most: int) -> list[int]:
 def _check_version(file: pa.OSFile, name: str) -> None:
     """SourceUnreadable for an Arrow file of format version 4 that is compressed as only version 5 knows: Arrow's reader
     takes the compressed bytes for the values."""
-    for metadata in _metadata(file):
-        (message,) = struct.unpack_from("<I", metadata)
-        if _number(metadata, message, 0, "<h") != _VERSION_4:
-            return
-        if _number(metadata, message, 1, "<B") == _RECORD_BATCH:
-            if _says_compressed(metadata, message):
-                raise SourceUnreadable(
-                    f"expected an Arrow file of format version 5 where it is compressed, came version 4: {name!r}; "
-                    "write it again without `metadata_version`, or without compression",
-                    code="codec_refused",
-                    file=name,
-                )
-            return
+    metadata = _first_batch(file)
+    (message,) = struct.unpack_from("<I", metadata) if metadata else (0,)
+    if metadata and _number(metadata, message, 0, "<h") == _VERSION_4 and _says_compressed(metadata, message):
+        raise SourceUnreadable(
+            f"expected an Arrow file of format version 5 where it is compressed, came version 4: {name!r}; write it "
+            "again without `metadata_version`, or without compression",
+            code="codec_refused",
+            file=name,
+        )
 
 
-def _metadata(file: pa.OSFile) -> Iterator[memoryview]:
-    """What each message says of itself (Arrow columnar format, "Encapsulated message format"); no byte of a body is
-    read, which may be larger than memory."""
-    at, size = _MAGIC, _size_at(file, _MAGIC)
-    while size:
-        mark = 4 if size == -1 else 0  # files of old have none
-        size = _size_at(file, at + mark) if mark else size
-        if size <= 0:
-            return
-        metadata = memoryview(file.read_at(min(size, file.size()), at + mark + 4))
-        yield metadata
-        (message,) = struct.unpack_from("<I", metadata)
-        at += mark + 4 + size + max(0, _number(metadata, message, 3, "<q"))
+def _first_batch(file: pa.OSFile) -> memoryview:
+    """What the message of the first record batch says of itself, found by the file's footer (Arrow columnar format,
+    "IPC File Format"; File.fbs): where messages lie is the writer's to choose. Empty where there is none. No byte of a
+    body is read, which may be larger than memory."""
+    end = file.size() - len(_END) - 4
+    size = _size_at(file, end)
+    footer = memoryview(file.read_at(max(0, size), end - size))
+    (table,) = struct.unpack_from("<I", footer)
+    listed = table + _field(footer, table, _RECORD_BATCHES)
+    (away,) = struct.unpack_from("<I", footer, listed)
+    (count,) = struct.unpack_from("<I", footer, listed + away) if listed > table else (0,)
+    if not count:
+        return footer[:0]
+    (at,) = struct.unpack_from("<q", footer, listed + away + 4)
+    size = _size_at(file, at)
+    if size == -1:  # files of old have no mark before it
+        at += 4
         size = _size_at(file, at)
+    return memoryview(file.read_at(max(0, size), at + 4))
 
 
 def _size_at(file: pa.OSFile, at: int) -> int:
-    found = file.read_at(4, at) if at < file.size() else b""
-    return int.from_bytes(found, "little", signed=True) if len(found) == 4 else 0
+    """How long what follows is; -1 for a mark. ValueError for what is longer than any writer makes it."""
+    (found,) = struct.unpack("<i", file.read_at(4, at))
+    if not -1 <= found <= _METADATA_MAX:
+        raise ValueError(f"metadata of {found} bytes")
+    return int(found)
 
 
 def _says_compressed(metadata: memoryview, message: int) -> bool:
@@ -344,6 +351,17 @@ def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
             code="not_parquet",
             file=name,
         ) from error
+
+
+def _check_footer(footer: pq.FileMetaData, name: str) -> None:
+    if footer.serialized_size > _FOOTER_MAX:
+        raise SourceUnreadable(
+            f"expected a Parquet file whose footer has at most {_FOOTER_MAX >> 20} MB, came one of "
+            f"{footer.serialized_size >> 20} MB: {name!r}; every read would take several times as much memory: write "
+            "it with larger row groups, or without what was added to its schema",
+            code="footer_too_large",
+            file=name,
+        )
 
 
 def _question(name: str, columns: Sequence[tuple[str, str]]) -> str:

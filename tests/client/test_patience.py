@@ -62,6 +62,18 @@ def test_silence_and_all_attempts_together_are_the_patience(patience: float) -> 
     assert patience <= clock[0] < patience + 1
 
 
+def test_what_ends_its_process_each_time_is_given_up_on() -> None:
+    patience, crashed = Patience(sleep=lambda _: None), StreamFailed("x", code="worker_crashed")
+    for _ in range(4):
+        patience.bear(crashed)
+    patience.rest()  # a row came
+    for _ in range(4):
+        patience.bear(crashed)
+        patience.bear(Busy("later"))
+    with pytest.raises(StreamFailed):
+        patience.bear(crashed)
+
+
 def test_who_has_no_patience_still_waits_for_an_answer() -> None:
     assert Patience(0.0, idle=120.0).silence == 120
 

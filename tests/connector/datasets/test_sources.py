@@ -22,6 +22,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import polars
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -660,6 +661,17 @@ async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refus
 
 
 @worker
+@pytest.mark.parametrize("codec", ["zstd", "lz4", "uncompressed"])
+async def test_arrow_files_of_polars_are_read(pool: Pool, tmp_path: Path, codec: Any) -> None:
+    """Their first message does not begin where others' does: what is where, a file's footer says."""
+    frame = polars.DataFrame({"n": range(1000), "text": [None, "x"] * 500}, schema_overrides={"n": polars.Int64})
+    for part in (frame, frame.clear()):
+        part.write_ipc(tmp_path / "t.arrow", compression=codec)
+        found = await profiled(pool, "arrow_ipc", tmp_path / "t.arrow", tmp_path)
+        assert (found["rows"], found["columns"][1]["max"]) == (len(part), "x" if len(part) else None)
+
+
+@worker
 @pytest.mark.parametrize("codec", ["zstd", "lz4", None])
 @pytest.mark.parametrize("version", ["V4", "V5"])
 async def test_arrow_files_whose_compression_their_reader_does_not_see_are_refused(
@@ -691,6 +703,15 @@ async def test_a_time_that_no_reader_takes_is_refused(pool: Pool, tmp_path: Path
     relation = await registered(pool, kind, tmp_path / "t", tmp_path)
     with pytest.raises(SourceUnreadable, match="24:00 in at;"):
         await pool.ask(Job(kind="profile", relations={"t": relation}))
+
+
+@worker
+async def test_a_footer_that_no_read_has_the_memory_for_is_refused(pool: Pool, tmp_path: Path) -> None:
+    schema = pa.schema({"a": pa.int64()}, metadata={"made": "x" * 16 * 2**20})  # which Arrow's writer adds twice
+    pq.write_table(pa.table({"a": [1]}, schema=schema), tmp_path / "t.parquet")
+    with pytest.raises(SourceUnreadable, match=r"at most 32 MB, came one of 37 MB: 't\.parquet'") as raised:
+        await profiled(pool, "parquet", tmp_path / "t.parquet", tmp_path)
+    assert raised.value.code == "footer_too_large"
 
 
 @worker

@@ -118,7 +118,8 @@ def test_an_arrow_file_of_version_4_whose_messages_are_damaged_is_refused(tmp_pa
     with pa.ipc.new_file(path, pa.schema({"n": pa.int64()}), options=how) as out:
         out.write(pa.table({"n": range(10)}))
     raw = bytearray(path.read_bytes())
-    raw[16:20] = b"\x00\x00\x00\x7f"  # where the message's own table lies
+    at = raw.rindex(b"\xff\xff\xff\xff", 0, raw.index((9).to_bytes(8, "little")))  # of the batch
+    raw[at + 8 : at + 12] = b"\x00\x00\x00\x7f"  # where the message's own table lies
     path.write_bytes(raw)
     files = engine.open_files(data.relation("arrow_ipc", path, tmp_path), None)
     with pytest.raises(SourceUnreadable, match=r"damaged one: 't\.arrow'"):
