@@ -32,6 +32,16 @@ _VERSION_4, _RECORD_BATCHES = 3, 3  # of MetadataVersion in Arrow's Schema.fbs; 
 _TEXT_MAX = 128
 _SAMPLES, _SAMPLE_ROWS = 8, 1024
 _TOLD_MAX = 5
+_FAMILIES: Mapping[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "integer": (pa.types.is_integer,),
+    "float": (pa.types.is_floating,),
+    "time": (pa.types.is_time,),
+    "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    "binary": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+    "list": (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+    "map": (pa.types.is_map,),
+    "struct": (pa.types.is_struct,),
+}
 Reached = Callable[[str, int], None]
 """Hears the stage and how many files are done in it; raises where nobody wants the answer any more."""
 Ask = Callable[[str, Callable[[float], None]], Sequence[Any]]
@@ -111,13 +121,15 @@ def digests(files: Files, *, reached: Reached) -> list[dict[str, Any]]:
 def parquet_sizes(files: Files, *, union: bool = False, reached: Reached) -> Sizes:
     """What the footers say; SourceUnreadable for what we do not read.
 
-    The files must be of one schema, unless `union` joins them by name.
+    The files must be of one schema, unless `union` joins them by name: where the engine makes one type of two, both
+    must be such that no value becomes another one.
     The codec is looked at before anything is decoded: Brotli makes a bomb of a small file.
     """
     sizes: Counter[str] = Counter()
     held: dict[str, int] = {}
     rows = 0
     first: tuple[str, pa.Schema] | None = None
+    parts: dict[tuple[str, ...], tuple[str, pa.DataType]] = {}
     for number, ref in enumerate(files.refs):
         reached("checking", number)
         footer, schema = _footer(files.open(number), ref.name)
@@ -125,6 +137,8 @@ def parquet_sizes(files: Files, *, union: bool = False, reached: Reached) -> Siz
         _check_footer(footer, ref.name)
         _check_types(schema, ref.name, _unread_parquet)
         _check_schema(schema, ref.name, like=None if union else first)
+        if union:
+            _check_union(schema, ref.name, parts)
         rows += footer.num_rows
         for group in map(footer.row_group, range(footer.num_row_groups)):
             here = _group_sizes(group, ref.name)
@@ -301,12 +315,50 @@ def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] |
     told += [f"{column} is missing" for column in before if column not in after]
     told += [f"{column} is there beside" for column in after if column not in before]
     if told:
+        others = any(after.get(column, kind) != kind for column, kind in before.items())
         raise SourceUnreadable(
             f"expected files of one schema; compared with {like[0]!r}, in {name!r} {'; '.join(told[:_TOLD_MAX])}; "
-            "write it again, or register a directory of Parquet with the option union_by_name",
+            f"write it again{'' if others else ', or register a directory of Parquet with the option union_by_name'}",
             code="schemas_differ",
             file=name,
         )
+
+
+def _check_union(schema: pa.Schema, name: str, before: dict[tuple[str, ...], tuple[str, pa.DataType]]) -> None:
+    """SourceUnreadable for parts of columns that are of another family than `before`: the file and the type of each
+    part where it came first. Those of this file are added."""
+    told = []
+    for column in schema:
+        for path, kind in _named_parts((column.name.casefold(),), column.type):
+            file, was = before.setdefault(path, (name, kind))
+            if was != kind and _family(was) != _family(kind):
+                told.append(f"{'.'.join((column.name, *path[1:]))} is {kind} and not {was} as in {file!r}")
+    if told:
+        raise SourceUnreadable(
+            "expected columns of one name to be of one type, or of such as become one without altering a value (whole "
+            f"numbers, floats, decimals of one scale), in {name!r} {'; '.join(told[:_TOLD_MAX])}; write it again with "
+            "that type",
+            code="schemas_differ",
+            file=name,
+        )
+
+
+def _named_parts(path: tuple[str, ...], kind: pa.DataType) -> Iterator[tuple[tuple[str, ...], pa.DataType]]:
+    """A type and all those that it is made of, each with its place, whatever the case; nulls are of any type."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not pa.types.is_null(plain):
+        yield path, plain
+    for part in map(plain.field, range(plain.num_fields)):
+        yield from _named_parts((*path, part.name.casefold() if pa.types.is_struct(plain) else "[]"), part.type)
+
+
+def _family(kind: pa.DataType) -> str:
+    """What those types have in common of which the engine makes one that has every value of each."""
+    if pa.types.is_decimal(kind):
+        return f"decimal of scale {kind.scale}"
+    if pa.types.is_timestamp(kind):
+        return "moment" if kind.tz else "timestamp"
+    return next((name for name, checks in _FAMILIES.items() if any(check(kind) for check in checks)), str(kind))
 
 
 def _unread_parquet(kind: pa.DataType) -> bool:

@@ -17,8 +17,12 @@ TITLE = "Directory of Parquet files with partitions"
 SUFFIXES = (".parquet", ".pq")
 OPTIONS: tuple[Option, ...] = (
     Option("guess_types", bool, True, "Read numbers and dates in folder names as such; false keeps them text."),
-    Option("union_by_name", bool, False, "Files may lack columns that others have; a missing one is null."),
-)
+    Option(
+        "union_by_name", bool, False,
+        "Files may lack columns that others have; a missing one is null. Those of one name are of one type, or of such "
+        "as become one without altering a value.",
+    ),
+)  # fmt: skip
 CONVERTED = False
 
 

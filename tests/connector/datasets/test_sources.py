@@ -739,6 +739,52 @@ async def test_files_of_a_directory_are_of_one_schema(
     with pytest.raises(SourceUnreadable, match=f"in 'second.{suffix}'") as raised:
         await profiled(pool, kind, tmp_path / "many", tmp_path)
     assert raised.value.code == "schemas_differ"
+    assert ("union_by_name" in raised.value.message) == (second.schema.field("x").type == pa.int64())  # it would help
+
+
+def _decimal(value: str, precision: int, scale: int) -> pa.Array:
+    return pa.array([Decimal(value)], pa.decimal128(precision, scale))
+
+
+UNITED: dict[str, tuple[pa.Array, pa.Array, list[Any]]] = {  # of two files, and what comes of them; else refused
+    "decimals of two scales": (_decimal("1.25", 38, 2), _decimal("0.000000009", 38, 9), []),
+    "decimals of one": (_decimal("1.25", 10, 2), _decimal("2.25", 38, 2), [Decimal("1.25"), Decimal("2.25")]),
+    "a decimal and a float": (_decimal("1.25", 38, 2), pa.array([0.1]), []),
+    "a number and a float": (pa.array([2**24 + 1], pa.int32()), pa.array([0.5], pa.float32()), []),
+    "in lists": (pa.array([[2**53 + 1]]), pa.array([[0.5]]), []),
+    "in a struct": (pa.array([{"a": 2**53 + 1, "b": 1}]), pa.array([{"A": 0.5}]), []),
+    "a struct with less": (pa.array([{"a": 1, "b": 2}]), pa.array([{"b": 3}]), [{"a": 1, "b": 2}, {"a": None, "b": 3}]),
+    "a number and a text": (pa.array([1]), pa.array(["a"]), []),
+    "a number and a date": (pa.array([1]), pa.array([1], pa.date32()), []),
+    "a truth and a number": (pa.array([True]), pa.array([2]), []),
+    "of a zone and of none": (pa.array([1], pa.timestamp("us")), pa.array([1], pa.timestamp("us", "UTC")), []),
+    "numbers": (pa.array([2**31 - 1], pa.int32()), pa.array([2**63 - 1]), [2**31 - 1, 2**63 - 1]),
+    "with a sign and without": (pa.array([2**64 - 1], pa.uint64()), pa.array([-1]), [2**64 - 1, -1]),
+    "of those in lists": (pa.array([[2**64 - 1]], pa.list_(pa.uint64())), pa.array([[-1]]), [[2**64 - 1], [-1]]),
+    "floats": (pa.array([0.5], pa.float32()), pa.array([0.1]), [0.5, 0.1]),
+    "texts": (pa.array(["a"]).dictionary_encode(), pa.array(["b"], pa.large_string()), ["a", "b"]),
+    "no type": (pa.nulls(1), pa.array([["b"]]), [None, ["b"]]),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(UNITED))
+@pytest.mark.parametrize("order", [1, -1])
+async def test_columns_that_are_joined_by_name_keep_every_value(
+    pool: Pool, tmp_path: Path, name: str, order: int
+) -> None:
+    *columns, values = UNITED[name]
+    (tmp_path / "many").mkdir()
+    for number, column in enumerate(columns[::order]):
+        pq.write_table(pa.table({"vV"[number]: column}), tmp_path / "many" / f"{number}.parquet")
+    relation = data.relation("hive", tmp_path / "many", tmp_path, union_by_name=True)
+    if values:
+        await pool.ask(Job(kind="profile", relations={"t": relation}))
+        assert (await rows_of(pool, relation))["v"].to_pylist() == values[::order]
+        return
+    with pytest.raises(SourceUnreadable, match=r"in '1\.parquet' V.* is .* and not .* as in '0\.parquet'; ") as raised:
+        await pool.ask(Job(kind="profile", relations={"t": relation}))
+    assert raised.value.code == "schemas_differ"
 
 
 WHOLE = {
