@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
+from connector.query import exact
 from connector.query.engine import Files, plain, plain_schema
 
 _COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small: each pass binds all columns of a file
@@ -175,7 +176,7 @@ def check_arrow(files: Files, *, reached: Reached) -> None:
     for number, ref in enumerate(files.refs):
         reached("checking", number)
         with pa.OSFile(files.open(number)) as file:
-            there = pa.ipc.open_file(file).schema.remove_metadata()
+            there = _schema_of(file, ref.name)
             try:
                 _check_version(file, ref.name)
             except (struct.error, ValueError, OSError) as error:
@@ -186,6 +187,28 @@ def check_arrow(files: Files, *, reached: Reached) -> None:
         first = first or (ref.name, schema)
         _check_types(there, ref.name, _unread_arrow)
         _check_schema(schema, ref.name, like=first)
+
+
+def _schema_of(file: pa.OSFile, name: str) -> pa.Schema:
+    try:
+        return pa.ipc.open_file(file).schema.remove_metadata()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise SourceUnreadable(
+            f"expected an Arrow file whose schema Arrow's reader takes, came another or a damaged one: {name!r}; write "
+            "it again, and values of an extension type (such as uuid) without a dictionary",
+            file=name,
+        ) from error
+
+
+def check_arrow_values(files: Files, *, reached: Reached) -> None:
+    """SourceUnreadable for Arrow files whose batches are not what they say, or have values that would not stay so."""
+    try:
+        for number, ref in enumerate(files.refs):
+            with pa.OSFile(files.open(number)) as file:
+                exact.check_batches(file, ref.name, partial(reached, "checking", number))
+    except SourceUnreadable:
+        files.check_unchanged()  # where it did change, that is why
+        raise
 
 
 def arrow_sizes(files: Files) -> Sizes:
@@ -286,7 +309,7 @@ def _field(data: memoryview, table: int, number: int) -> int:
 
 
 def _check_types(schema: pa.Schema, name: str, unread: Callable[[pa.DataType], bool]) -> None:
-    if strange := [f"{field.name} ({field.type})" for field in schema if any(map(unread, _parts(field.type)))]:
+    if strange := [f"{field.name} ({field.type})" for field in schema if any(map(unread, exact.parts(field.type)))]:
         raise SourceUnreadable(
             f"expected columns of types that can be given on as they are, came {', '.join(strange[:_TOLD_MAX])} in "
             f"{name!r}; write them as another type, such as float, a decimal of at most 38 digits, or text",
@@ -296,7 +319,9 @@ def _check_types(schema: pa.Schema, name: str, unread: Callable[[pa.DataType], b
 
 
 def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] | None) -> None:
-    """One name a column, whatever its case; the columns of the first file, if that is asked."""
+    """Columns, of one name each, whatever its case; those of the first file, if that is asked."""
+    if not schema.names:
+        raise SourceUnreadable(f"expected columns, came none in {name!r}; write it with at least one", file=name)
     called = [column or f"C{number}" for number, column in enumerate(schema.names)]  # by the engine, if by nobody else
     names = schema.names if schema.names.count("") > 1 else called
     folded = Counter(column.casefold() for column in names)
@@ -368,27 +393,19 @@ def _unread_parquet(kind: pa.DataType) -> bool:
 
 def _unread_arrow(kind: pa.DataType) -> bool:
     dense = pa.types.is_union(kind) and kind.mode == "dense"
-    return bool(dense or pa.types.is_decimal256(kind) or pa.types.is_float16(kind)) or _unread_coded(kind)
+    strange = pa.types.is_decimal256(kind) or (pa.types.is_decimal(kind) and kind.scale < 0)
+    return bool(dense or strange or pa.types.is_float16(kind)) or _unread_coded(kind)
 
 
 def _unread_coded(kind: pa.DataType) -> bool:
-    """Whether it has runs or words of values that have parts or words themselves: of some of these the engine gives
-    numbers of the words for the words, and others end it."""
+    """Whether it has runs or words of values that have parts or words themselves, or are of an extension: of some of
+    these the engine gives numbers of the words for the words, and others end it."""
     runs = pa.types.is_run_end_encoded(kind)
     if not (runs or pa.types.is_dictionary(kind)):
         return False
-    value = kind.value_type.storage_type if isinstance(kind.value_type, pa.BaseExtensionType) else kind.value_type
-    return bool(value.num_fields or pa.types.is_dictionary(value) or (runs and pa.types.is_null(value)))
-
-
-def _parts(kind: pa.DataType) -> Iterator[pa.DataType]:
-    """A type and all those that it is made of."""
-    yield kind
-    plain = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    if pa.types.is_dictionary(plain):
-        yield from _parts(plain.value_type)
-    for number in range(plain.num_fields):
-        yield from _parts(plain.field(number).type)
+    value = kind.value_type
+    strange = isinstance(value, pa.BaseExtensionType) or pa.types.is_dictionary(value)
+    return bool(strange or value.num_fields or (runs and pa.types.is_null(value)))
 
 
 def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:

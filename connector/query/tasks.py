@@ -353,6 +353,7 @@ def profile(session: Session, job: Job) -> None:
         sizes = profiling.parquet_sizes(files, union=union, reached=session.reached)
     if relation.kind == "arrow_ipc":
         profiling.check_arrow(files, reached=session.reached)
+        profiling.check_arrow_values(files, reached=session.reached)
         sizes = profiling.arrow_sizes(files)
     con = opening.fence(session.worker.keeping.engine(), followed=True)
     engine.attach(con, name, relation, files)

@@ -615,6 +615,10 @@ UNREAD: dict[str, tuple[str, pa.Table]] = {
     "parquet, a long decimal": ("parquet", pa.table({"n": [1], "v": pa.array([_LONG], pa.decimal256(60, 2))})),
     "parquet, in a list": ("parquet", pa.table({"v": pa.array([[_LONG]], pa.list_(pa.decimal256(60, 2)))})),
     "arrow, a long decimal": ("arrow_ipc", pa.table({"n": [1], "v": pa.array([_LONG], pa.decimal256(60, 2))})),
+    "arrow, whole hundreds": (
+        "arrow_ipc",
+        pa.table({"v": pa.array([Decimal(100)], pa.decimal128(5, -2))}),
+    ),
     "arrow, a dense union": ("arrow_ipc", pa.table({"n": [1], "v": _DENSE})),
     "arrow, half precision": ("arrow_ipc", pa.table({"n": [1], "v": _HALF})),
     "arrow, in a struct": ("arrow_ipc", pa.table({"v": pa.StructArray.from_arrays([_HALF], ["h"])})),
@@ -658,6 +662,30 @@ async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refus
     with pytest.raises(SourceUnreadable, match=r"came v \(") as raised:
         await profiled(pool, kind, tmp_path / "t", tmp_path)
     assert raised.value.code == "type_unread"
+
+
+_LATE = pa.array([25 * 3600 * 10**6]).view(pa.time64("us"))
+_UUID = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"a" * 16], pa.binary(16)))
+NOT_TAKEN: dict[str, tuple[str, pa.Table, str]] = {
+    "a time after a day": ("arrow_ipc", pa.table({"v": _LATE}), "times before 24:00.* came other data in v of 't'"),
+    "a nanosecond": ("arrow_ipc", pa.table({"v": pa.array([1], pa.duration("ns"))}), "came others in v of 't'"),
+    "a dictionary of uuids": (
+        "arrow_ipc",
+        pa.table({"v": pa.DictionaryArray.from_arrays([0], _UUID)}),
+        r"an extension type \(such as uuid\) without a dictionary",
+    ),
+    "no columns": ("arrow_ipc", pa.table({}), "expected columns, came none in 't'"),
+    "none of Parquet": ("parquet", pa.table({}), "expected columns, came none in 't'"),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(NOT_TAKEN))
+async def test_what_is_not_taken_is_refused_with_what_to_write(pool: Pool, tmp_path: Path, name: str) -> None:
+    kind, table, said = NOT_TAKEN[name]
+    _write(kind, table, tmp_path / "t")
+    with pytest.raises(SourceUnreadable, match=said):
+        await profiled(pool, kind, tmp_path / "t", tmp_path)
 
 
 @worker
