@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connector.datasets.sources import hive
 from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
@@ -59,11 +60,14 @@ class Sizes:
 
 
 def profile(
-    con: Any, name: str, files: Files, *, sizes: Sizes, room: int, reached: Reached, ask: Ask
+    con: Any, name: str, files: Files, *, sizes: Sizes, room: int, reached: Reached, ask: Ask, guessed: bool = False
 ) -> dict[str, Any]:
-    """Columns with types and figures, row count, bytes, and the digest of each file. `room`: bytes for a pass."""
+    """Columns with types and figures, row count, bytes, and the digest of each file. `room`: bytes for a pass.
+    `guessed`: folders' texts may have become numbers and dates."""
     described = con.sql(f"DESCRIBE SELECT * FROM {quote_name(name)}").fetchall()  # noqa: S608  quoted
     columns = [(str(row[0]), str(row[1])) for row in described]
+    if guessed:
+        hive.check_guesses([ref.name for ref in files.refs], dict(columns))
     rows = 0
     figures: list[dict[str, Any]] = []
     for some in _passes(columns, sizes.held, room):
@@ -119,8 +123,8 @@ def digests(files: Files, *, reached: Reached) -> list[dict[str, Any]]:
     return found
 
 
-def parquet_sizes(files: Files, *, union: bool = False, reached: Reached) -> Sizes:
-    """What the footers say; SourceUnreadable for what we do not read.
+def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, reached: Reached) -> Sizes:
+    """What the footers say; SourceUnreadable for what we do not read. `folders`: the files' folders carry columns.
 
     The files must be of one schema, unless `union` joins them by name: where the engine makes one type of two, both
     must be such that no value becomes another one.
@@ -140,12 +144,36 @@ def parquet_sizes(files: Files, *, union: bool = False, reached: Reached) -> Siz
         _check_schema(schema, ref.name, like=None if union else first)
         if union:
             _check_union(schema, ref.name, parts)
+        if folders:
+            _check_folders(footer, schema.names, ref.name)
         rows += footer.num_rows
         for group in map(footer.row_group, range(footer.num_row_groups)):
             here = _group_sizes(group, ref.name)
             sizes.update({top: size for top, (size, _) in here.items()})
             held |= {top: max(held.get(top, 0), most) for top, (_, most) in here.items()}
     return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held)
+
+
+def _check_folders(footer: pq.FileMetaData, columns: Sequence[str], name: str) -> None:
+    """SourceUnreadable for a folder in whose place the file has a column, unless that has the folder's value only."""
+    there = {column.casefold() for column in columns}
+    for column, text in hive.partitions(name).items():
+        if column.casefold() in there and footer.num_rows and not _has_only(footer, column, text):
+            raise SourceUnreadable(
+                "expected folders of columns that the files do not have, or have with the folder's value only, came "
+                f"{column}={text} beside a column of that name in {name!r}; rename one of them",
+                code="columns_repeated",
+                file=name,
+            )
+
+
+def _has_only(footer: pq.FileMetaData, column: str, text: str) -> bool:
+    """Whether the footer tells that each row of a column has the value with this text."""
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    chunks = (chunk for group in groups for chunk in map(group.column, range(group.num_columns)))
+    told = [chunk.statistics for chunk in chunks if chunk.path_in_schema.casefold() == column.casefold()]
+    whole = all(one is not None and one.has_min_max and one.has_null_count and not one.null_count for one in told)
+    return whole and {str(end) for one in told for end in (one.min, one.max)} == {text}
 
 
 def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, int]]:

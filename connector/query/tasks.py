@@ -350,7 +350,8 @@ def profile(session: Session, job: Job) -> None:
     union = bool(relation.options.get("union_by_name", False))
     sizes = profiling.Sizes()
     if relation.kind in wire.PARQUET:
-        sizes = profiling.parquet_sizes(files, union=union, reached=session.reached)
+        folders = "guess_types" in relation.options  # of the kinds whose folders carry columns
+        sizes = profiling.parquet_sizes(files, union=union, folders=folders, reached=session.reached)
     if relation.kind == "arrow_ipc":
         profiling.check_arrow(files, reached=session.reached)
         profiling.check_arrow_values(files, reached=session.reached)
@@ -367,7 +368,11 @@ def profile(session: Session, job: Job) -> None:
         return row
 
     room = job.limits.memory_mb * 2**20 // 2
-    value(session, profiling.profile(con, name, files, sizes=sizes, room=room, reached=session.reached, ask=ask))
+    guessed = bool(relation.options.get("guess_types", False))
+    found = profiling.profile(
+        con, name, files, sizes=sizes, room=room, reached=session.reached, ask=ask, guessed=guessed
+    )
+    value(session, found)
 
 
 def convert(session: Session, job: Job) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )  # fmt: skip
 CONVERTED = False
+_GUESSED = {  # how the values of a folder look that the engine takes for a number or a date, and nothing else does
+    "BIGINT": re.compile(r"-?\d+"),
+    "DATE": re.compile(r"\d{4,}-\d{1,2}-\d{1,2}"),
+    "TIMESTAMP": re.compile(r"\d{4,}-\d{1,2}-\d{1,2}[ T][\d:.]+"),
+}
+_NULL = ("", "__HIVE_DEFAULT_PARTITION__")
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -34,18 +41,49 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 
 def check_partitions(files: Sequence[FileRef], path: str) -> None:
-    """SourceUnreadable unless all files have the same partition columns."""
-    kinds = {partitions(file.name): file.name for file in files}
+    """SourceUnreadable unless all files have the same partition columns, each of another name."""
+    kinds = {tuple(column for column, _ in _folders(file.name)): file.name for file in files}
     if len(kinds) > 1:
         shown = "; ".join(f"{'/'.join(kind) or 'none'} in {name!r}" for kind, name in sorted(kinds.items())[:5])
         raise SourceUnreadable(
             f"expected the same partition columns in every file under {path!r}, came {shown}", code="partitions_differ"
         )
+    for name in kinds.values():
+        columns = [column.casefold() for column, _ in _folders(name)]
+        if twice := sorted({column for column in columns if columns.count(column) > 1}):
+            raise SourceUnreadable(
+                f"expected folders of other columns one below the other, came {', '.join(twice)} twice in {name!r}; "
+                "rename one of them",
+                code="columns_repeated",
+            )
 
 
-def partitions(name: str) -> tuple[str, ...]:
-    """The partition columns in a file's place: `year=2024/month=1/x.parquet` has year and month."""
-    return tuple(part.split("=", 1)[0] for part in Path(name).parts[:-1] if "=" in part)
+def check_guesses(names: Sequence[str], types: Mapping[str, str]) -> None:
+    """SourceUnreadable for a folder whose words the engine takes for a number or a date, such as `infinity`, `epoch` or
+    `0x10`. `types`: of the columns."""
+    for name in names:
+        for column, value in partitions(name).items():
+            form = _GUESSED.get(types.get(column, ""))
+            if form is not None and value not in _NULL and not form.fullmatch(value):
+                raise SourceUnreadable(
+                    f"expected folders of {column} with numbers and dates that are written as such, or with other "
+                    f"texts, came {column}={value} in {name!r}; register with the option guess_types=false, which "
+                    "keeps them texts, or rename it",
+                    code="value_unmappable",
+                    columns=[column],
+                )
+
+
+def partitions(name: str) -> dict[str, str]:
+    """The partition columns in a file's place, with their texts: `year=2024/month=1/x.parquet` has year and month."""
+    return dict(_folders(name))
+
+
+def _folders(name: str) -> Iterator[tuple[str, str]]:
+    for part in Path(name).parts[:-1]:
+        column, found, value = part.partition("=")
+        if found:
+            yield column, value
 
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import datetime as dt
 import errno
 import gzip
 import json
@@ -276,6 +277,55 @@ async def test_a_partition_folder_may_hold_any_text(pool: Pool, tmp_path: Path, 
     relation = data.relation("hive", tmp_path / "top", tmp_path)
     table = await rows_of(pool, relation, "SELECT k, count(*) AS n FROM t GROUP BY k ORDER BY k = 'z'")
     assert table.to_pylist() == [{"k": value, "n": 2}, {"k": "z", "n": 2}]
+
+
+_FIVE = pa.table({"n": [1], "x": pa.array([5], pa.int32())})
+FOLDERS_REFUSED = {  # a folder, what its file holds, and the code
+    "in place of a column": ("x=6", _FIVE, "columns_repeated"),
+    "in place of one in another case": ("X=6", _FIVE, "columns_repeated"),
+    "in place of one of more values": ("x=5", pa.table({"x": [5, 6]}), "columns_repeated"),
+    "in place of one with nulls": ("x=5", pa.table({"x": [5, None]}), "columns_repeated"),
+    "in place of a struct": ("x=5", pa.table({"x": [{"y": 5}]}), "columns_repeated"),
+    "twice": ("a=1/a=2", _FIVE, "columns_repeated"),
+    "twice in another case": ("a=1/A=2", _FIVE, "columns_repeated"),
+    "a word for a date": ("d=infinity", _FIVE, "value_unmappable"),
+    "the first moment": ("d=epoch", _FIVE, "value_unmappable"),
+    "a date before Christ": ("d=0044-03-15 (BC)", _FIVE, "value_unmappable"),
+    "a number of hex": ("d=0x10", _FIVE, "value_unmappable"),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(FOLDERS_REFUSED))
+async def test_a_folder_that_would_alter_a_value_is_refused_by_name(pool: Pool, tmp_path: Path, name: str) -> None:
+    place, table, code = FOLDERS_REFUSED[name]
+    (tmp_path / "top" / place).mkdir(parents=True)
+    pq.write_table(table, tmp_path / "top" / place / "t.parquet")
+    with pytest.raises(SourceUnreadable, match=place.split("/")[-1].split("=")[0]) as raised:
+        await profiled(pool, "hive", tmp_path / "top", tmp_path)
+    assert raised.value.code == code
+
+
+FOLDERS_KEPT = {
+    "the value of its column": ("x=5", _FIVE, {}, 5),
+    "a text of it": ("x=a b", pa.table({"x": ["a b"]}), {}, "a b"),
+    "no row of it": ("x=5", _FIVE.slice(0, 0), {}, None),
+    "no value": ("x=__HIVE_DEFAULT_PARTITION__", pa.table({"n": [1]}), {}, None),
+    "a date": ("x=2020-01-02", pa.table({"n": [1]}), {}, dt.date(2020, 1, 2)),
+    "a moment": ("x=2020-01-02 10:00:00.5", pa.table({"n": [1]}), {}, dt.datetime(2020, 1, 2, 10, 0, 0, 500_000)),
+    "a word as text": ("x=epoch", pa.table({"n": [1]}), {"guess_types": False}, "epoch"),
+}
+
+
+@worker
+@pytest.mark.parametrize("name", list(FOLDERS_KEPT))
+async def test_a_folder_with_a_value_of_its_own_is_a_column(pool: Pool, tmp_path: Path, name: str) -> None:
+    place, table, options, value = FOLDERS_KEPT[name]
+    (tmp_path / "top" / place).mkdir(parents=True)
+    pq.write_table(table, tmp_path / "top" / place / "t.parquet")
+    relation = data.relation("hive", tmp_path / "top", tmp_path, **options)
+    await pool.ask(Job(kind="profile", relations={"t": relation}))
+    assert (await rows_of(pool, relation))["x"].to_pylist() == [value] * len(table)
 
 
 BAD_FILES = {
