@@ -11,7 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,15 @@ _LINE_MAX = 32 * 2**20
 _DRAFT_MAX = 2**40
 _CONNECT_SECONDS = 10
 _STATEMENT_SECONDS = 4 * 3600
+_LOCK_SECONDS = 30
 _LEAVE_SECONDS = 10.0
 _PIECE = 2**20
+_WORDS_MAX = 200
+# Classes of SQLSTATE: connections, logins, no such database, conflicts, want of resources, its operator, its own
+# faults; and those whose words hold names of a view's tables and functions, but no value of a row.
+_OF_THE_SERVER = ("08", "28", "3D", "40", "53", "57", "58", "XX")
+_OF_NAMES = ("0A", "25", "3F", "42")
+_NOT_FOUND = ("42P01", "42704", "42883")  # a table, a type, a function
 _PLAIN = {
     "bool": "BOOLEAN", "int2": "SMALLINT", "int4": "INTEGER", "int8": "BIGINT", "oid": "UINTEGER", "float4": "FLOAT",
     "float8": "DOUBLE", "text": "VARCHAR", "varchar": "VARCHAR", "bpchar": "VARCHAR", "char": "VARCHAR",
@@ -63,13 +70,15 @@ _COLUMNS = """
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the table: its type there (`was`), and what it becomes. `element`: that of an array, else empty."""
+    """A column of the table: its type there (`was`), and what it becomes. `element`: that of an array, else empty.
+    `padded`: of char(n), whose blanks a cast to text takes away."""
 
     name: str
     was: str
     type: str
     element: str = ""
     note: str = ""
+    padded: bool = False
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -227,14 +236,15 @@ class _Leave:
 
 @contextmanager
 def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
-    """A read-only transaction of one moment. The server's words stay here: they may hold hosts and names."""
+    """A read-only transaction of one moment. The server's words stay here, which may hold hosts and values, but for
+    those on names in the view."""
     import psycopg
 
     options = (
         "-c default_transaction_isolation=repeatable\\ read -c default_transaction_read_only=on "
-        f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout=30s -c timezone=UTC -c datestyle=ISO,YMD "
-        "-c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=3 -c client_encoding=UTF8 "
-        "-c search_path=pg_catalog"
+        f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout={_LOCK_SECONDS}s -c timezone=UTC "
+        "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c bytea_output=hex -c extra_float_digits=3 "
+        "-c client_encoding=UTF8 -c search_path=pg_catalog"
     )
     try:
         with psycopg.connect(
@@ -248,18 +258,35 @@ def _connected(database: Database) -> Iterator[psycopg.Connection[Any]]:
         raise SourceUnreadable(
             "the database does not let the connector read this table; grant it SELECT", code="database_refused"
         ) from None
-    except psycopg.DataError as error:
+    except psycopg.errors.LockNotAvailable:
         raise SourceUnreadable(
-            f"the database cannot compute the rows of this view (SQLSTATE {error.sqlstate}: {type(error).__name__}); "
-            "correct it, or register another",
-            code="view_failed",
+            f"the table was locked by others for the {_LOCK_SECONDS} seconds that the connector waits; try again when "
+            "they are done",
+            code="table_locked",
         ) from None
     except psycopg.Error as error:
-        raise SourceUnreadable(
+        raise _refusal(error) from None
+
+
+def _refusal(error: psycopg.Error) -> SourceUnreadable:
+    """What an owner is told of an error: whether it is the view's or the server's."""
+    state = error.sqlstate or ""
+    if not state or state.startswith(_OF_THE_SERVER):
+        return SourceUnreadable(
             "the database does not answer as expected; try again, or let the operator check its address",
             code="database_unreachable",
-            private=f"{type(error).__name__} {error.sqlstate or ''}".strip(),
-        ) from None
+            private=f"{type(error).__name__} {state}".strip(),
+        )
+    words, correct = "", "correct it"
+    if state.startswith(_OF_NAMES):
+        words = f": {(error.diag.message_primary or '')[:_WORDS_MAX]}"
+    if state in _NOT_FOUND:
+        correct = "write the schema before what its functions name (the connector's search_path is pg_catalog)"
+    return SourceUnreadable(
+        f"the database cannot compute the rows of this view (SQLSTATE {state}: {type(error).__name__}{words}); "
+        f"{correct}, or register another",
+        code="view_failed",
+    )
 
 
 def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: int) -> list[Column]:
@@ -291,12 +318,12 @@ def _column(name: str, was: str, oid: int, modifier: int, types: Mapping[int, tu
     _, _, kind, category, element, base, base_modifier = types[oid]
     if kind == "d":  # a domain
         found = _column(name, was, base, base_modifier if modifier < 0 else modifier, types, scale)
-        return Column(name, was, found.type, found.element, found.note)
+        return replace(found, was=was)
     if category == "A" and element:
         of = _column(name, was, element, modifier, types, scale)
         if not of.element:
-            return Column(name, was, f"{of.type}[]", of.type, of.note)
-    return Column(name, was, *_scalar(types[oid], modifier, scale))
+            return replace(of, type=f"{of.type}[]", element=of.type)
+    return Column(name, was, *_scalar(types[oid], modifier, scale), padded=types[oid][1] == "bpchar")
 
 
 def _scalar(kind: tuple[Any, ...], modifier: int, scale: int) -> tuple[str, str, str]:
@@ -326,5 +353,6 @@ def _numeric(modifier: int, scale: int) -> tuple[str, str, str]:
 def _shown(column: Column) -> str:
     name = quote_name(column.name)
     if column.element:  # more dimensions than one are no list: the mark makes the conversion refuse them
-        return f"CASE WHEN array_ndims({name}) > 1 THEN '!' ELSE array_to_json({name}::text[])::text END"
+        texts = f"{name}::text::text[]" if column.padded else f"{name}::text[]"
+        return f"CASE WHEN array_ndims({name}) > 1 THEN '!' ELSE array_to_json({texts})::text END"
     return name if column.note != "kept as its text" else f"{name}::text"

@@ -52,6 +52,9 @@ ROW: dict[str, tuple[str, str, str, Any]] = {  # column: type, a literal, the ty
     "e": ("mood", "'so, so'", "VARCHAR", "so, so"),
     "dom": ("positive", "7", "INTEGER", 7),
     "ai": ("integer[]", "'{1,NULL,3}'", "INTEGER[]", [1, None, 3]),
+    "ac": ("char(5)[]", "ARRAY['ab', NULL, 'a,\"\\ ', '', 'NULL']", "VARCHAR[]",
+           ["ab   ", None, 'a,"\\ ', "     ", "NULL "]),
+    "ad": ("code[]", "'{ab}'", "VARCHAR[]", ["ab   "]),
     "at": ("text[]", "ARRAY['a,b', NULL, '', '\"', 'ü']", "VARCHAR[]", ["a,b", None, "", '"', "ü"]),
     "an": ("numeric(4,2)[]", "'{1.10,2.00}'", "DECIMAL(4,2)[]", [Decimal("1.10"), Decimal("2.00")]),
     "az": ("timestamptz[]", "ARRAY['2024-07-01 12:00:00+02'::timestamptz]", "TIMESTAMP WITH TIME ZONE[]",
@@ -121,10 +124,15 @@ async def test_every_type_comes_over_exactly(url: str, owner: Owner) -> None:
 PREPARED = (
     "CREATE TYPE mood AS ENUM ('good', 'so, so')",
     "CREATE DOMAIN positive AS integer CHECK (VALUE > 0)",
+    "CREATE DOMAIN code AS char(5)",
     "CREATE SCHEMA other",
     "CREATE TABLE private (id integer)",
     'CREATE TABLE twice (id integer, "ID" integer)',
     "CREATE VIEW failing AS SELECT 1 / (i - i) AS n FROM generate_series(1, 2) i",
+    "CREATE FUNCTION looking() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM twice); END'",
+    "CREATE VIEW unqualified AS SELECT looking() AS n",
+    f"CREATE FUNCTION raising() RETURNS integer LANGUAGE plpgsql AS 'BEGIN RAISE ''{SECRET}''; END'",
+    "CREATE VIEW raised AS SELECT raising() AS n",
     "DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
 )
 UNMAPPABLE = {
@@ -201,6 +209,8 @@ REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
     "nobody there": ("postgres://gone/t", SourceUnreadable, "database_unreachable"),
     "not readable": ("postgres://limited/private", SourceUnreadable, "database_refused"),
     "a view that fails": ("postgres://registry/failing", SourceUnreadable, "view_failed"),
+    "a view whose function names no schema": ("postgres://registry/unqualified", SourceUnreadable, "view_failed"),
+    "a view that raises": ("postgres://registry/raised", SourceUnreadable, "view_failed"),
     "names that differ in case": ("postgres://registry/twice", SourceUnreadable, "columns_repeated"),
     "a name that would be SQL": ('postgres://registry/t"; DROP TABLE private; --', NotFound, "not_found"),
 }
@@ -220,6 +230,24 @@ async def test_what_cannot_be_taken_is_refused_by_code_without_a_secret(
     assert SECRET not in told
     assert "127.0.0.1" not in told
     assert SECRET.encode() not in kept
+
+
+async def test_a_view_with_a_name_that_is_not_found_is_told_with_it(owner: Owner) -> None:
+    with pytest.raises(
+        SourceUnreadable, match=r'42P01: UndefinedTable: relation "twice" does not exist\).*write the schema'
+    ):
+        await owner.add("unqualified", "postgres://registry/unqualified")
+
+
+async def test_a_table_that_others_lock_is_told_as_that(
+    url: str, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connector.datasets.sources.postgres._LOCK_SECONDS", 1)
+    with psycopg.connect(url) as con:
+        con.execute("LOCK TABLE private IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(SourceUnreadable, match="locked by others for the 1 seconds") as raised:
+            await owner.add("locked", "postgres://registry/private")
+    assert raised.value.code == "table_locked"
 
 
 def _database(folder: Path) -> list[Path]:
