@@ -187,6 +187,13 @@ def _group_sizes(group: pq.RowGroupMetaData, name: str) -> dict[str, tuple[int, 
                 code="codec_refused",
                 file=name,
             )
+        if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY" and "BYTE_STREAM_SPLIT" in chunk.encodings:
+            raise SourceUnreadable(
+                "expected binary values, decimals and halves of fixed length in another encoding than "
+                f"BYTE_STREAM_SPLIT, came {chunk.path_in_schema} in {name!r}; write it again without that encoding",
+                code="codec_refused",
+                file=name,
+            )
         top, size = chunk.path_in_schema.split(".", 1)[0], chunk.total_uncompressed_size
         # Texts that begin alike are longer than their pages, and their lengths may take no room there: nobody knows by
         # how much. Of a dictionary of texts each has 16 bytes in memory beside the 4 or more that it has there.

@@ -175,6 +175,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[HanseError], str]] = {
     "no such prefix": ("s3://research/none/", {}, NotFound, "not_found"),
     "a bucket that nobody allowed": ("s3://other/t.parquet", {}, BadInput, "bucket_not_allowed"),
     "a store that nobody knows": ("s3://research/t.parquet", {"store": "x"}, BadInput, "store_unknown"),
+    "a key with steps upwards": ("s3://research/one/../one/t.parquet", {}, BadInput, "bad_input"),
     "no bucket": ("s3:///t.parquet", {"store": "archive"}, BadInput, "bad_input"),
     "not parquet": ("s3://research/probe", {}, SourceUnreadable, "not_parquet"),
 }

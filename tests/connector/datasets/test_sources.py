@@ -656,6 +656,10 @@ async def test_a_csv_line_may_have_megabytes(pool: Pool, tmp_path: Path) -> None
     assert (await rows_of(pool, relation, "SELECT length(text) AS n FROM t"))["n"].to_pylist() == [5_000_000, 6_000_000]
 
 
+def _decimal(value: str, precision: int, scale: int) -> pa.Array:
+    return pa.array([Decimal(value)], pa.decimal128(precision, scale))
+
+
 _LONG = Decimal("1" * 50)
 _HALF = pa.array([1.5], pa.float16())
 _WORDS = pa.array(["a"]).dictionary_encode()
@@ -738,6 +742,19 @@ async def test_what_is_not_taken_is_refused_with_what_to_write(pool: Pool, tmp_p
         await profiled(pool, kind, tmp_path / "t", tmp_path)
 
 
+_FIXED = {"binary": pa.array([b"ab"], pa.binary(2)), "half": _HALF, "decimal": _decimal("1.25", 38, 2)}
+
+
+@worker
+@pytest.mark.parametrize("name", list(_FIXED))
+async def test_an_encoding_that_the_engine_does_not_read_is_named(pool: Pool, tmp_path: Path, name: str) -> None:
+    table = pa.table({"n": [0.5], "v": _FIXED[name]})
+    pq.write_table(table, tmp_path / "t", use_dictionary=False, use_byte_stream_split=True)
+    with pytest.raises(SourceUnreadable, match="BYTE_STREAM_SPLIT, came v in 't'; write it again without") as raised:
+        await profiled(pool, "parquet", tmp_path / "t", tmp_path)
+    assert raised.value.code == "codec_refused"
+
+
 @worker
 @pytest.mark.parametrize("codec", ["zstd", "lz4", "uncompressed"])
 async def test_arrow_files_of_polars_are_read(pool: Pool, tmp_path: Path, codec: Any) -> None:
@@ -818,10 +835,6 @@ async def test_files_of_a_directory_are_of_one_schema(
         await profiled(pool, kind, tmp_path / "many", tmp_path)
     assert raised.value.code == "schemas_differ"
     assert ("union_by_name" in raised.value.message) == (second.schema.field("x").type == pa.int64())  # it would help
-
-
-def _decimal(value: str, precision: int, scale: int) -> pa.Array:
-    return pa.array([Decimal(value)], pa.decimal128(precision, scale))
 
 
 UNITED: dict[str, tuple[pa.Array, pa.Array, list[Any]]] = {  # of two files, and what comes of them; else refused
