@@ -24,7 +24,16 @@ from connector.datasets.registering import CONVERTING, STORING, Registering, Reg
 from connector.datasets.sources import guess, read_options, remote, source
 from connector.datasets.sources.files import FileRef, fresh, looked_at_again
 from connector.datasets.threads import at_files
-from connector.errors import AlreadyExists, BadInput, Conflict, EngineFailed, HanseError, SourceUnreadable
+from connector.errors import (
+    AlreadyExists,
+    BadInput,
+    Conflict,
+    EngineFailed,
+    HanseError,
+    Limited,
+    QueryInvalid,
+    SourceUnreadable,
+)
 from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion
@@ -302,13 +311,29 @@ def published_schema(version: DatasetVersion) -> TableSchema:
 
 @contextmanager
 def _to_its_end(kind: str, path: str) -> Iterator[None]:
-    """What the engine cannot read is the file's fault."""
+    """What the engine cannot read is said of the data, to an owner who asked no question."""
     try:
         yield
-    except EngineFailed as error:
-        raise SourceUnreadable(
-            f"expected {kind} data that can be read to its end, came a damaged file: {path!r}; write it again"
-        ) from error
+    except (EngineFailed, Limited, QueryInvalid) as error:
+        if (said := _UNREAD.get(error.code)) is None:
+            raise
+        sentence = f"expected {kind} data that can be read to its end, came {path!r}, {said}"
+        raise SourceUnreadable(sentence, code=None if isinstance(error, EngineFailed) else error.code) from error
+
+
+_DAMAGED = (
+    "of which the engine cannot read some: it is damaged, or has a value or a form that the engine does not know; "
+    "write it again, and if it is sound, with plainer types or another program"
+)
+_UNREAD = {
+    "engine_failed": _DAMAGED,
+    "query_invalid": _DAMAGED,
+    "worker_crashed": "on which the process that read it ended: it is damaged, or needs more memory than there is; "
+    "write it again, or try again",
+    "memory_limit": "which needs more memory than a worker may take; write it with fewer columns, or in smaller row "
+    "groups, batches or lines, or let the operator raise HANSE_WORKER_MEMORY_MB",
+    "time_limit": "which takes longer than a registration may; write it in several datasets",
+}
 
 
 def _remove(files: Sequence[FileRef]) -> None:

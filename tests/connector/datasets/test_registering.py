@@ -17,6 +17,7 @@ from connector.datasets import registering
 from connector.datasets.registering import Registration
 from connector.datasets.sources import files, hive
 from connector.errors import Conflict, NotFound, PathRefused, SourceUnreadable
+from connector.query.codes import error_of
 from connector.query.job import Job
 from connector.store.tables import Agreement
 from tests.support import data
@@ -71,6 +72,29 @@ def stuck(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> Stuck:
     engine = Stuck()
     monkeypatch.setattr(owner.registry, "_engine", engine)
     return engine
+
+
+UNREAD = {  # how a worker ended, what the owner is told, and with which code
+    "engine_failed": ("it is damaged, or has a value or a form that the engine does not know", "source_unreadable"),
+    "query_invalid": ("it is damaged, or has a value or a form that the engine does not know", "query_invalid"),
+    "worker_crashed": ("on which the process that read it ended", "source_unreadable"),
+    "memory_limit": ("needs more memory than a worker may take; write it with fewer columns", "memory_limit"),
+    "time_limit": ("takes longer than a registration may", "time_limit"),
+}
+
+
+@pytest.mark.parametrize("code", list(UNREAD))
+async def test_data_that_cannot_be_read_is_told_as_data_and_not_as_a_question(
+    owner: Owner, many: Path, stuck: Stuck, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    async def ended(*_: Any, told: Any) -> Mapping[str, Any]:
+        raise error_of(code, {})
+
+    monkeypatch.setattr(stuck, "profile", ended)
+    said, told = UNREAD[code]
+    with pytest.raises(SourceUnreadable, match=f"came '.*many', .*{said}") as raised:
+        await owner.add("unread", many)
+    assert (raised.value.code, "query" in raised.value.message) == (told, False)
 
 
 async def test_a_profile_tells_its_stages_and_files(owner: Owner, many: Path) -> None:
