@@ -137,7 +137,8 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
     parts: dict[tuple[str, ...], tuple[str, pa.DataType]] = {}
     for number, ref in enumerate(files.refs):
         reached("checking", number)
-        footer, schema = _footer(files.open(number), ref.name)
+        footer, written = _footer(files.open(number), ref.name)
+        schema = _as_read(footer, written)
         first = first or (ref.name, schema)
         _check_footer(footer, ref.name)
         _check_types(schema, ref.name, _unread_parquet)
@@ -152,6 +153,15 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
             sizes.update({top: size for top, (size, _) in here.items()})
             held |= {top: max(held.get(top, 0), most) for top, (_, most) in here.items()}
     return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held)
+
+
+def _as_read(footer: pq.FileMetaData, schema: pa.Schema) -> pa.Schema:
+    """A schema as the engine reads it, which makes timestamps of microseconds of INT96; Arrow makes nanoseconds."""
+    if pa.timestamp("ns") not in schema.types:
+        return schema
+    columns = map(footer.schema.column, range(footer.num_columns))
+    old = {column.path for column in columns if column.physical_type == "INT96"}
+    return pa.schema([one.with_type(pa.timestamp("us")) if one.name in old else one for one in schema])
 
 
 def _check_folders(footer: pq.FileMetaData, columns: Sequence[str], name: str) -> None:

@@ -878,6 +878,27 @@ async def test_columns_that_are_joined_by_name_keep_every_value(
     assert raised.value.code == "schemas_differ"
 
 
+@worker
+@pytest.mark.parametrize("old", [0, 1])
+@pytest.mark.parametrize("unit", ["us", "ns"])
+async def test_nanoseconds_are_not_read_with_timestamps_of_the_old_form(
+    pool: Pool, tmp_path: Path, unit: str, old: int
+) -> None:
+    """Which the engine has microseconds of, as it then does of all files."""
+    (tmp_path / "many").mkdir()
+    for number in range(2):
+        table = pa.table({"v": pa.array([2_000_000], pa.timestamp("ns" if number == old else unit))})
+        pq.write_table(table, tmp_path / "many" / f"{number}.parquet", use_deprecated_int96_timestamps=number == old)
+    relation = data.relation("parquet", tmp_path / "many", tmp_path)
+    if unit == "us":
+        await pool.ask(Job(kind="profile", relations={"t": relation}))
+        moments = (await rows_of(pool, relation))["v"].cast(pa.int64()).to_pylist()
+        assert moments == ([2_000, 2_000_000] if old == 0 else [2_000_000, 2_000])
+        return
+    with pytest.raises(SourceUnreadable, match=r"v is timestamp\[.s\] and not timestamp\[.s\]"):
+        await pool.ask(Job(kind="profile", relations={"t": relation}))
+
+
 WHOLE = {
     "negative ones": ("jsonl", '{"a": 1}\n{"a": -5}\n{}\n', "BIGINT", [1, -5, None]),
     "large ones": ("jsonl", '{"a": 9223372036854775807}\n{"a": -1}\n', "BIGINT", [2**63 - 1, -1]),
