@@ -461,7 +461,7 @@ def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
     except (pa.ArrowException, OSError) as error:
         raise SourceUnreadable(
             "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "
-            f"something else or a damaged one: {name!r}; write it again",
+            f"something else or a damaged one: {name!r}; write it again, or name the kind that it is of",
             code="not_parquet",
             file=name,
         ) from error

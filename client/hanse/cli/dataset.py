@@ -207,13 +207,12 @@ _FIGURES = {
 
 
 def _print_columns(row: dict[str, Any], **more: Any) -> None:
-    """Columns with their types, and what each was where they were converted from another system's."""
+    """Columns with their types, and where they were converted, what each was in another system, and what to know."""
     report = row.get("report") or {}
     told = {one["name"]: {"was": one.get("was"), "note": one.get("note")} for one in report.get("columns", [])}
     columns = [{**column, **told.get(column["name"], {})} for column in row.get("columns", [])]
-    if any(column.get("was") for column in columns):
-        more = {"was": "was", "note": "note", **more}
-    print_rows(columns, {"column": "name", "type": "type", **more}, as_json=False)
+    known = {key: key for key in ("was", "note") if any(column.get(key) for column in columns)}
+    print_rows(columns, {"column": "name", "type": "type", **known, **more}, as_json=False)
 
 
 def _left_out(report: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources.files import quote_name, quote_text
@@ -11,19 +13,29 @@ from connector.errors import SourceUnreadable
 BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
 _GROUP_ROWS = 122_880
+_GZIP = 16 + zlib.MAX_WBITS
+_PIECE = 2**16
 _WHOLE = ("BIGINT", "DECIMAL(38, 0)")
 
 
 def write_parquet(
-    con: Any, table: str, target: str, *, bad_lines_max: int, rejects_max: int = 1, paths: Sequence[str] = ()
+    con: Any,
+    table: str,
+    target: str,
+    *,
+    bad_lines_max: int,
+    rejects_max: int = 1,
+    paths: Sequence[str] = (),
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Write a table expression as one Parquet file; rows, columns with types, and the lines left out, each with the
     number of its file among `paths`, from 1. `rejects_max`: faults of a file after which the engine tells of no more.
+    `whole`: there may be whole numbers of 128 bits.
 
     SourceUnreadable with the numbers of bad lines (never their content) when there are more than allowed.
     """
     _copy(con, "*", table, target)
-    if _may_be_whole(target) and (shown := _shown(con, table)):
+    if whole and _may_be_whole(target) and (shown := _shown(con, table)):
         _copy(con, shown, table, target)
     bad = _bad_lines(con, paths)
     if len(bad) > bad_lines_max or _cut(con, bad, rejects_max):
@@ -36,6 +48,32 @@ def write_parquet(
         "left_out": bad[:BAD_LINES_SHOWN],
         "left_out_count": len(bad),
     }
+
+
+def check_gzip(paths: Sequence[str]) -> None:
+    """SourceUnreadable that names a compressed file which is not whole. The engine looks at no check sum, and says of
+    others what its caller may not tell."""
+    for number, path in enumerate(paths, 1):
+        if path.endswith(".gz") and not _whole_gzip(path):
+            raise SourceUnreadable(
+                f"expected whole gzip files, came file {number} of {len(paths)} (in the order of their names) that is "
+                "cut, damaged, not compressed, or has something after its end; write it again"
+            )
+
+
+def _whole_gzip(path: str) -> bool:
+    """Whether a file is gzip to its end, in one member or several, or empty."""
+    member = None
+    with Path(path).open("rb") as file:
+        try:
+            while piece := file.read(_PIECE):
+                while piece:
+                    member = zlib.decompressobj(_GZIP) if member is None or member.eof else member
+                    member.decompress(piece)
+                    piece = member.unused_data
+        except zlib.error:
+            return False
+    return member is None or member.eof
 
 
 def lines_unreadable(bad: Sequence[dict[str, Any]], *, allowed: int, of_many: bool) -> SourceUnreadable:

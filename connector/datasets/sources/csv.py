@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option
-from connector.datasets.sources.convert import write_parquet
+from connector.datasets.sources import Option, exact
+from connector.datasets.sources.convert import check_gzip, write_parquet
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
 TITLE = "CSV file"
-SUFFIXES = (".csv", ".tsv", ".csv.gz")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ENCODINGS = ("utf-8", "latin-1", "utf-16")
 OPTIONS: tuple[Option, ...] = (
     Option("delimiter", str, "", "The character between fields; empty finds out."),
@@ -45,8 +45,8 @@ _TEXTS = {
     "decimal": "decimal_separator",
     "thousands": "thousands",
 }
-_NUMBERS = ("BIGINT", "HUGEINT", "DOUBLE")  # as the engine finds them
 _NO_FORM = ("Invalid Input Error: Error when sniffing file", "Invalid Input Error: CSV Error on Line")  # of the engine
+_NOT_ENCODED = "Invalid Input Error: File is not "
 _NOTHING = (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
 
@@ -82,9 +82,12 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
 
     SourceUnreadable that names the file of which the engine finds no form.
     """
+    check_gzip(paths)
     try:
         return _converted(con, paths, options, target)
     except Exception as error:
+        if str(error).startswith(_NOT_ENCODED):
+            raise _not_encoded(str(options.get("encoding") or ENCODINGS[0])) from None
         if not str(error).startswith(_NO_FORM):
             raise
         path = max((path for path in paths if path in str(error)), key=len, default=paths[0])
@@ -93,6 +96,14 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
             "order of their names): it has two kinds of line ends, one within quotes in its first line, a line of "
             f"more than {_LINE_MAX >> 20} MB, or is no text; write it again"
         ) from None
+
+
+def _not_encoded(encoding: str) -> SourceUnreadable:
+    as_windows = " (what Windows calls ANSI is windows-1252), as by iconv -f windows-1252 -t utf-8"
+    return SourceUnreadable(
+        f"expected text in {encoding}, came bytes that are none in it; write the file in utf-8"
+        f"{as_windows if encoding == 'latin-1' else ''}"
+    )
 
 
 def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
@@ -109,25 +120,55 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
         if options.get(option):
             given[name] = quote_text(str(options[option]))
     _check_formats(con, options)
-    written = [path for path in paths if _has_text(path)] or paths[:1]
+    if not (written := [path for path in paths if _has_text(path)]):
+        raise SourceUnreadable("expected a line at least, came nothing but empty files; name files with data")
+    _check_marks(written, paths, given.get("encoding", ""))
     bad_lines_max = int(options.get("skip_bad_lines", 0))
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
     rejects_max = (bad_lines_max + 1) * (_columns(con, written, paths, given) + _BESIDE)
     given["rejects_limit"] = str(rejects_max)
-    if options.get("thousands") and (texts := _no_numbers(con, written, given, options)):
-        given["types"] = _as_text(texts)
-    table = f"read_csv({quote_list(written)}, {_named(given)})"
-    return write_parquet(con, table, target, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
+    given["allow_quoted_nulls"] = str(bool(options.get("null_text") or not options.get("all_text")))
+    write = partial(write_parquet, con, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
+    report = write(_read(written, given), target)
+    if options.get("all_text"):
+        return report
+    found = {column["name"]: column["type"] for column in report["columns"]}
+    kept, empty_texts = _kept(con, written, given, options, found)
+    others = {name: one.type for name, one in kept.items() if one.type != found[name]}
+    if empty_texts:
+        given["allow_quoted_nulls"] = "False"
+    if others or empty_texts:
+        report = write(_read(written, given | {"types": _typed(found | others)}), target)
+    return report | {"columns": [_noted(column, kept) for column in report["columns"]]}
+
+
+def _noted(column: dict[str, Any], kept: Mapping[str, exact.Kept]) -> dict[str, Any]:
+    one = kept.get(column["name"])
+    return column | {"note": one.note} if one and one.note else column
 
 
 def _has_text(path: str) -> bool:
     """Whether there is anything in a file, beside a byte order mark. Others have no line with names either, and the
-    engine takes them for files of one column. What cannot be read, the engine is to say."""
-    try:
-        with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
-            return file.read(4) not in _NOTHING
-    except (OSError, EOFError, zlib.error):
-        return True
+    engine takes them for files of one column."""
+    return _start(path) not in _NOTHING
+
+
+def _start(path: str) -> bytes:
+    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+        return file.read(4)
+
+
+def _check_marks(written: Sequence[str], paths: Sequence[str], encoding: str) -> None:
+    """SourceUnreadable where a byte order mark says that a file is in another encoding than it is read in."""
+    for path in written:
+        start = _start(path)
+        little = start.startswith(codecs.BOM_UTF16_LE) and encoding != quote_text("utf-16")
+        if little or start.startswith(codecs.BOM_UTF16_BE):
+            came, do = ("utf-16", "give encoding=utf-16") if little else ("utf-16 big endian", "write it in utf-8")
+            raise SourceUnreadable(
+                f"expected text in {', '.join(ENCODINGS)} (little endian) as encoding says, came {came} in file "
+                f"{paths.index(path) + 1} of {len(paths)} (in the order of their names); {do}"
+            )
 
 
 def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
@@ -141,23 +182,50 @@ def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
             ) from error
 
 
-def _no_numbers(con: Any, paths: Sequence[str], given: Mapping[str, str], options: Mapping[str, Any]) -> list[str]:
-    """The columns that are text: the engine strikes the mark of thousands out wherever it stands, and takes addresses
-    (192.168.1.1), versions (1.10) and numbers with another decimal mark (1.23) for whole numbers."""
-    mark, point = f"[{options['thousands']}]", f"[{options.get('decimal') or '.'}]"
-    form = quote_text(rf"\s*[-+]?(\d*|\d{{1,3}}({mark}\d{{3}})+)({point}\d*)?([eE][-+]?\d+)?\s*")
-    found = con.sql(f"SELECT * FROM read_csv({quote_list(paths)}, {_named(given)}) LIMIT 0")  # noqa: S608  quoted
-    numbers = [name for name, kind in zip(found.columns, found.types, strict=True) if str(kind) in _NUMBERS]
-    if not numbers:
-        return []
-    written = _named({**given, "types": _as_text(numbers)})
-    held = ", ".join(f"bool_and(regexp_full_match({quote_name(name)}, {form}))" for name in numbers)
-    (kept,) = con.sql(f"SELECT {held} FROM read_csv({quote_list(paths)}, {written})").fetchall()  # noqa: S608  quoted
-    return [name for name, every in zip(numbers, kept, strict=True) if every is False]
+def _kept(
+    con: Any, paths: Sequence[str], given: Mapping[str, str], options: Mapping[str, Any], found: Mapping[str, str]
+) -> tuple[dict[str, exact.Kept], bool]:
+    """What becomes of each column by what is written in it, where that is not the usual; and whether there are empty
+    texts: in quotes, and none among values that are no text, as else whoever wrote the file writes so what is missing.
+    """
+    formats = {"date_format": "DATE", "timestamp_format": "TIMESTAMP"}
+    written = exact.Written(
+        point=options.get("decimal") or ".",
+        thousands=options.get("thousands", ""),
+        given=frozenset(kind for name, kind in formats.items() if options.get(name)),
+    )
+    kinds = {name: kind for name, kind in found.items() if kind in exact.KINDS}
+    quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
+    as_text = {"types": _typed(dict.fromkeys(kinds, exact.TEXT)), "allow_quoted_nulls": str(quoted)}
+    text = _read(paths, {**given, **as_text})
+    told = _asked(
+        con,
+        text,
+        [f"bool_or({quote_name(name)} = '')" for name in found]
+        + [exact.usual(name, kind, written) for name, kind in kinds.items()],
+    )
+    empty = {name for name, one in zip(found, told, strict=False) if one}
+    strange = [name for name, usual in zip(kinds, told[len(found) :], strict=True) if usual is False]
+    facts = _asked(con, text, [exact.question(name, kinds[name], written) for name in strange])
+    kept = {name: exact.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
+    texts = {name for name in found if (kept[name].type if name in kept else found[name]) == exact.TEXT}
+    return kept, bool(empty) and empty <= texts and not quoted
 
 
-def _as_text(columns: Sequence[str]) -> str:
-    return "{" + ", ".join(f"{quote_text(name)}: 'VARCHAR'" for name in columns) + "}"
+def _asked(con: Any, text: str, asked: Sequence[str]) -> Sequence[Any]:
+    """What each of these expressions has over a table."""
+    if not asked:
+        return ()
+    found: tuple[Any, ...] = con.sql(f"SELECT {', '.join(asked)} FROM {text}").fetchall()[0]  # noqa: S608  quoted
+    return found
+
+
+def _read(paths: Sequence[str], given: Mapping[str, str]) -> str:
+    return f"read_csv({quote_list(paths)}, {_named(given)})"
+
+
+def _typed(kinds: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{quote_text(name)}: {quote_text(kind)}" for name, kind in kinds.items()) + "}"
 
 
 def _named(options: Mapping[str, str]) -> str:
@@ -173,6 +241,7 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
     for path in written:
         shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
         found = [name.casefold() for name in shown]
+        _check_names(con, path, found, options)
         first = first or found
         told = [f"{name} is missing" for name in first if name not in found]
         told += [f"{name} is there beside" for name in found if name not in first]
@@ -184,3 +253,18 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
                 code="schemas_differ",
             )
     return len(first)
+
+
+def _check_names(con: Any, path: str, found: Sequence[str], options: Mapping[str, str]) -> None:
+    """SourceUnreadable where names are the same, or differ in case only: the engine numbers them without a word."""
+    numbered = any(name.rstrip("0123456789").removesuffix("_") in found for name in found if name[-1:].isdigit())
+    if not numbered or options["header"] == "False":
+        return
+    plain = _named({**options, "header": "False", "all_varchar": "True", "sample_size": "20480"})
+    names = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {plain}) LIMIT 1").fetchall()[0]  # noqa: S608  quoted
+    folded = [str(name).casefold() for name in names if name is not None]
+    if twice := sorted({name for name in names if name is not None and folded.count(name.casefold()) > 1}):
+        raise SourceUnreadable(
+            f"expected columns whose names differ in more than case, came {', '.join(twice)}; rename them",
+            code="columns_repeated",
+        )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option
-from connector.datasets.sources.convert import BAD_LINES_SHOWN, lines_unreadable, write_parquet
+from connector.datasets.sources.convert import BAD_LINES_SHOWN, check_gzip, lines_unreadable, write_parquet
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, resolve
 from connector.errors import SourceUnreadable
 
 TITLE = "JSON lines file"
-SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz")
+SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 OPTIONS: tuple[Option, ...] = (Option("max_depth", int, 4, "Objects nested deeper than this stay JSON text."),)
 CONVERTED = True
 _LINE_MAX = 16 * 2**20
@@ -39,6 +39,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
 
     SourceUnreadable with the numbers of such lines and of their files, as of CSV.
     """
+    check_gzip(paths)
     depth = int(options.get("max_depth", 4))
     table = (
         f"read_json({quote_list(paths)}, format = 'newline_delimited', sample_size = -1, maximum_sample_files = -1, "
@@ -46,7 +47,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         f"map_inference_threshold = {_KEYS_MAX})"
     )
     try:
-        report = write_parquet(con, table, target, bad_lines_max=0)
+        report = write_parquet(con, table, target, bad_lines_max=0, whole=True)
     except Exception as error:
         if type(error).__name__ == "InvalidInputException":  # the engine's own, which nobody imports here
             _check_lines(paths)

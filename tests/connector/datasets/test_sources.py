@@ -905,7 +905,7 @@ WHOLE = {
     "larger ones": ("jsonl", '{"a": 9223372036854775808}\n{"a": -1}\n', "DECIMAL(38,0)", [Decimal(2**63), Decimal(-1)]),
     "nested ones": ("jsonl", '{"a": {"x \\"y": [1, -2]}}\n', 'STRUCT("x ""y" BIGINT[])', [{'x "y': [1, -2]}]),
     "in csv": ("csv", "a\n18446744073709551615\n", "DECIMAL(38,0)", [Decimal(2**64 - 1)]),
-    "too large for all": ("csv", f"a\n{2**127 - 1}\n", "DOUBLE", [float(2**127)]),
+    "too large for all": ("csv", f"a\n{2**127 - 1}\n", "VARCHAR", [str(2**127 - 1)]),
 }
 
 
@@ -917,7 +917,7 @@ async def test_whole_numbers_of_text_stay_what_they_are(pool: Pool, tmp_path: Pa
     target = tmp_path / "out.parquet"
     relation = data.relation(kind, tmp_path / "t", tmp_path)
     report = await pool.ask(Job(kind="convert", relations={"t": relation}, arguments={"target": str(target)}))
-    assert report["columns"] == [{"name": "a", "type": type_}]
+    assert [(column["name"], column["type"]) for column in report["columns"]] == [("a", type_)]
     assert pq.read_table(target)["a"].to_pylist() == values
 
 

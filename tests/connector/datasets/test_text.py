@@ -1,0 +1,195 @@
+"""What text becomes when it is converted: the same values, or text as it was, and the owner is told why."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import math
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connector.datasets.sources import guess, read_options, source
+from connector.errors import SourceUnreadable
+from connector.query import engine
+
+
+def converted(
+    folder: Path, kind: str, *written: str | bytes, ending: str = "", **options: Any
+) -> tuple[pa.Table, Mapping[str, Any]]:
+    """The table that files of this text become, and the report."""
+    paths = [folder / f"{number}.{ending or kind}" for number in range(len(written))]
+    for path, text in zip(paths, written, strict=True):
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+    target = str(folder / "out.parquet")
+    with engine.connect() as con:
+        report = source(kind).convert(con, [str(path) for path in paths], read_options(kind, options), target)
+    return pq.read_table(target), report
+
+
+DAY, MOMENT = datetime.date(2020, 1, 13), datetime.datetime(2020, 1, 13, 22, 0)
+IN_UTC = MOMENT.replace(tzinfo=datetime.UTC)
+TYPED: dict[str, tuple[Sequence[str], pa.DataType, Sequence[Any]]] = {
+    "whole": (["1", "-2", ""], pa.int64(), [1, -2, None]),
+    "fractions": (["0.1", "1.", ".5", "2"], pa.float64(), [0.1, 1.0, 0.5, 2.0]),
+    "all digits of a double": (["0.30000000000000004", "0.10000000000000001"], pa.float64(), [0.1 + 0.2, 0.1]),
+    "more, of which none is lost": ([f"{0.1:.40f}"], pa.float64(), [0.1]),
+    "zeros at the end": (["0.1000000000000000000000"], pa.float64(), [0.1]),
+    "as programs write them": (["1e-05", "1.5E20", "-2e+20"], pa.float64(), [1e-05, 1.5e20, -2e20]),
+    "infinite": (["1.5", "Infinity", "-inf"], pa.float64(), [1.5, math.inf, -math.inf]),
+    "truths": (["True", "FALSE", ""], pa.bool_(), [True, False, None]),
+    "truths of one letter": (["t", "f"], pa.bool_(), [True, False]),
+    "days": (["2020-01-13"], pa.date32(), [DAY]),
+    "days of a country": (["13.01.2020", "13.01.2020"], pa.date32(), [DAY, DAY]),
+    "moments": (["2020-01-13 22:00:00.000", ""], pa.timestamp("us"), [MOMENT, None]),
+    "moments of a country": (["01/13/2020 10:00:00 PM"], pa.timestamp("us"), [MOMENT]),
+    "moments in zones": (["2020-01-13T22:00:00Z", "2020-01-14 00:00:00+02"], pa.timestamp("us", "UTC"), [IN_UTC] * 2),
+    "moments in UTC": (["2020-01-13 22:00:00 UTC"], pa.timestamp("us", "UTC"), [IN_UTC]),
+    "times": (["10:00", "10:00:00.5"], pa.time64("us"), [datetime.time(10), datetime.time(10, 0, 0, 500_000)]),
+    "digits beside fractions": (
+        ["9007199254740993", "0.5"],
+        pa.decimal128(38, 1),
+        [Decimal(9007199254740993), Decimal("0.5")],
+    ),
+    "more digits than a double has": (
+        ["3.14159265358979323846"],
+        pa.decimal128(38, 20),
+        [Decimal("3.14159265358979323846")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(TYPED))
+def test_values_of_csv_that_mean_the_same_have_their_type(tmp_path: Path, name: str) -> None:
+    texts, kind, values = TYPED[name]
+    table, _ = converted(tmp_path, "csv", "a,b\n" + "".join(f"{text},x\n" for text in texts))
+    assert (table["a"].type, table["a"].to_pylist()) == (kind, values)
+
+
+KEPT = {
+    "hexadecimal": ["0x1F", "0x0a"],
+    "codes": ["1E5", "12E3"],
+    "names": ["Nan", "Inf"],
+    "too large for a double": ["1.0E400", "1.5"],
+    "too small for a double": ["1.0E-400", "1.5"],
+    "digits of all sizes": [f"0.{'1' * 39}", "1e-05"],
+    "a truth or a letter": ["F", "F"],
+    "a truth or a country": ["NO", "NO"],
+    "an epoch": ["2020-01-01", "epoch"],
+    "no end": ["2020-01-01", "infinity"],
+    "a day of any month": ["01/02/2020", "03/04/2020"],
+    "a year of any century": ["01/02/20", "13/01/20"],
+    "a far year": ["99999-01-01", "2020-01-01"],
+    "nanoseconds of a day": ["10:00:00.123456789", "10:00"],
+    "nanoseconds": ["2020-01-01 10:00:00.123456789", "2020-01-01 10:00:00"],
+    "the end of a day": ["2020-01-01 24:00:00", "2020-01-01 10:00:00"],
+    "some in a zone": ["2020-01-01 10:00:00", "2020-01-01 10:00:00+02"],
+}
+
+
+@pytest.mark.parametrize("name", list(KEPT))
+def test_values_of_csv_that_would_mean_something_else_stay_text(tmp_path: Path, name: str) -> None:
+    table, report = converted(tmp_path, "csv", "a,b\n" + "".join(f"{text},1\n" for text in KEPT[name]))
+    assert table["a"].to_pylist() == KEPT[name]
+    (a, b) = report["columns"]
+    assert (a["type"], a["note"][:9], "note" in b) == ("VARCHAR", "text, as ", False)
+
+
+def test_an_owner_is_told_how_days_of_csv_were_read(tmp_path: Path) -> None:
+    _, report = converted(tmp_path, "csv", "a,b\n13/01/2020,01/13/2020 10:00:00 PM\n01/02/2020,\n")
+    assert [column["note"] for column in report["columns"]] == ["read with the day first", "read with the month first"]
+
+
+def test_a_format_that_the_owner_gives_says_which_day_is_meant(tmp_path: Path) -> None:
+    table, _ = converted(tmp_path, "csv", "a\n01/02/2020\n03/04/2020\n", date_format="%m/%d/%Y")
+    assert table["a"].to_pylist() == [datetime.date(2020, 1, 2), datetime.date(2020, 3, 4)]
+    table, _ = converted(tmp_path, "csv", "a\n01/02/2020\nepoch\n", date_format="%m/%d/%Y")
+    assert table["a"].to_pylist() == ["01/02/2020", "epoch"]
+
+
+def test_an_empty_text_of_csv_is_not_missing(tmp_path: Path) -> None:
+    table, _ = converted(tmp_path, "csv", 'a,b\n"",1\n,2\n,\n')
+    assert table["a"].to_pylist() == ["", None, None]
+
+
+def test_where_numbers_of_csv_are_missing_in_quotes_texts_are_so_too(tmp_path: Path) -> None:
+    table, _ = converted(tmp_path, "csv", '"a","b"\n"","1"\n"x",""\n')
+    assert table.to_pylist() == [{"a": None, "b": 1}, {"a": "x", "b": None}]
+
+
+def test_what_stands_for_missing_values_of_csv_does_so_in_quotes_too(tmp_path: Path) -> None:
+    table, _ = converted(tmp_path, "csv", 'a,b,c\n"NA",1,""\nx,"NA","NA"\n,2,x\n', null_text="NA")
+    assert table.to_pydict() == {"a": [None, "x", ""], "b": [1, None, 2], "c": ["", None, "x"]}
+
+
+def test_columns_of_csv_beside_one_that_stays_text_are_read_as_before(tmp_path: Path) -> None:
+    text = 'a;b;c;d\n02.01.2020;9.007.199.254.740.993,0;F;""\n13.01.2020;0,5;F;\n'
+    table, _ = converted(tmp_path, "csv", text, decimal=",", thousands=".")
+    assert [str(kind) for kind in table.schema.types] == ["date32[day]", "decimal128(38, 1)", "string", "string"]
+    day = datetime.date(2020, 1, 2)
+    assert list(table.to_pylist()[0].values()) == [day, Decimal(9007199254740993), "F", ""]
+
+
+@pytest.mark.parametrize("names", ["a,a", "a,A", "a,b,A", 'a,a_1,"A"'])
+def test_names_of_csv_that_differ_in_case_only_are_refused(tmp_path: Path, names: str) -> None:
+    with pytest.raises(SourceUnreadable, match="expected columns whose names differ in more than case") as raised:
+        converted(tmp_path, "csv", f"{names}\n" + "1,2,3\n"[: 2 * names.count(",") + 1] + "\n")
+    assert raised.value.code == "columns_repeated"
+    assert converted(tmp_path, "csv", "a,a_1,b1,b2\n1,2,3,4\n")[0].column_names == ["a", "a_1", "b1", "b2"]
+
+
+@pytest.mark.parametrize("written", [[""], ["", "\ufeff"]], ids=["one", "two"])
+def test_csv_without_a_line_is_refused(tmp_path: Path, written: list[str]) -> None:
+    with pytest.raises(SourceUnreadable, match="nothing but empty files"):
+        converted(tmp_path, "csv", *written)
+
+
+ENCODED: dict[str, tuple[bytes, str, str]] = {
+    "windows-1252": (b"a,b\n1,\x80\n", "latin-1", "expected text in latin-1, came .* iconv -f windows-1252"),
+    "utf-16, not said": ("a,b\n1,x\n".encode("utf-16"), "", "came utf-16 in file 1 of 1 .*; give encoding=utf-16"),
+    "big endian": (b"\xfe\xff" + "a,b\n1,x\n".encode("utf-16-be"), "utf-16", "came utf-16 big endian in file 1 of 1"),
+}
+
+
+@pytest.mark.parametrize("name", list(ENCODED))
+def test_csv_in_an_encoding_that_is_not_read_is_told_as_that(tmp_path: Path, name: str) -> None:
+    text, encoding, told = ENCODED[name]
+    with pytest.raises(SourceUnreadable, match=told):
+        converted(tmp_path, "csv", text, encoding=encoding)
+
+
+WRITTEN = {"csv": b"a,b\n" + b"1,2\n" * 1000, "jsonl": b'{"a": 1, "b": 2}\n' * 1000}
+UNPACKED: Mapping[str, Callable[[bytes], bytes]] = {
+    "cut": lambda whole: whole[:-20],
+    "not compressed": gzip.decompress,
+    "padded": lambda whole: whole + bytes(100),
+    "with something after it": lambda whole: whole + b"1,2\n",
+    "of another check sum": lambda whole: whole[:-8] + bytes(4) + whole[-4:],
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("name", list(UNPACKED))
+def test_a_compressed_file_that_is_not_whole_is_named(tmp_path: Path, kind: str, name: str) -> None:
+    whole = gzip.compress(WRITTEN[kind])
+    with pytest.raises(SourceUnreadable, match="expected whole gzip files, came file 2 of 2"):
+        converted(tmp_path, kind, whole, UNPACKED[name](whole), ending=f"{kind}.gz")
+
+
+def test_a_compressed_file_may_have_several_members(tmp_path: Path) -> None:
+    parts = gzip.compress(b"a,b\n1,2\n") + gzip.compress(b"3,4\n")
+    assert converted(tmp_path, "csv", parts, ending="csv.gz")[0].to_pylist() == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("csv", "tsv.gz"), ("jsonl", "ndjson.gz")])
+def test_a_directory_has_its_compressed_files_of_every_name(tmp_path: Path, kind: str, ending: str) -> None:
+    for name in (f"a.{kind}", f"b.{ending}"):
+        (tmp_path / name).write_bytes(b"")
+    found = source(kind).find(str(tmp_path), roots=[tmp_path], options=read_options(kind, {}))
+    assert [one.name for one in found] == [f"a.{kind}", f"b.{ending}"]
+    assert guess(str(tmp_path / f"b.{ending}")) == kind
