@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,12 @@ def write_parquet(
         "left_out": bad[:BAD_LINES_SHOWN],
         "left_out_count": len(bad),
     }
+
+
+def noted(report: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
+    """The report with what the owner is told of some columns."""
+    told = {name: {"note": note} for name, note in notes.items() if note}
+    return report | {"columns": [column | told.get(column["name"], {}) for column in report["columns"]]}
 
 
 def check_gzip(paths: Sequence[str]) -> None:
@@ -121,26 +129,46 @@ def _shown(con: Any, table: str) -> str:
     for name, kind in zip(map(quote_name, found.columns), found.types, strict=True):
         if "HUGEINT" not in str(kind):
             continue
-        casts = [f"TRY_CAST({name} AS {_narrowed(kind, whole)})" for whole in _WHOLE]
+        casts = [f"TRY_CAST({name} AS {retyped(kind, partial(_narrowed, whole))})" for whole in _WHOLE]
         same = ", ".join(f"bool_and({name}::VARCHAR IS NOT DISTINCT FROM {cast}::VARCHAR)" for cast in casts)
         (kept,) = con.sql(f"SELECT {same} FROM {table}").fetchall()  # noqa: S608  quoted, ours
         shown += [f"{cast} AS {name}" for cast, every in zip(casts, kept, strict=True) if every is not False][:1]
     return f"* REPLACE ({', '.join(shown)})" if shown else ""
 
 
-def _narrowed(kind: Any, whole: str) -> str:
-    """The type with another in place of whole numbers of 128 bits, however deep they lie."""
+def _narrowed(whole: str, kind: Any, _: Sequence[str]) -> str:
+    return whole if str(kind.id) in ("hugeint", "uhugeint") else str(kind)
+
+
+def retyped(kind: Any, leaf: Callable[[Any, Sequence[str]], str], path: tuple[str, ...] = ()) -> str:
+    """The type with others in place of those that have no parts, however deep they lie: `leaf` says which, by the type
+    and the names that lead to it."""
     form = str(kind.id)
-    if form in ("hugeint", "uhugeint"):
-        return whole
     if form not in ("list", "struct", "map"):
-        return str(kind)
-    parts = [(name, _narrowed(child, whole)) for name, child in kind.children]
+        return leaf(kind, path)
+    parts = [(name, retyped(child, leaf, (*path, name))) for name, child in kind.children]
     if form == "list":
         return f"{parts[0][1]}[]"
     if form == "map":
         return f"MAP({', '.join(part for _, part in parts)})"
     return f"STRUCT({', '.join(f'{quote_name(name)} {part}' for name, part in parts)})"
+
+
+def may_be_repeated(names: Sequence[str]) -> bool:
+    """Whether the engine may have numbered columns because their names are the same, or differ in case only."""
+    folded = [name.casefold() for name in names]
+    return any(name.rstrip("0123456789").removesuffix("_") in folded for name in folded if name[-1:].isdigit())
+
+
+def check_names(names: Iterable[str]) -> None:
+    """SourceUnreadable where two of the names that are written are the same, or differ in case only."""
+    known = list(names)
+    folded = Counter(name.casefold() for name in known)
+    if twice := sorted({name for name in known if folded[name.casefold()] > 1}):
+        raise SourceUnreadable(
+            f"expected columns whose names differ in more than case, came {', '.join(twice)}; rename them",
+            code="columns_repeated",
+        )
 
 
 def _bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, exact
-from connector.datasets.sources.convert import check_gzip, write_parquet
+from connector.datasets.sources.convert import check_gzip, check_names, may_be_repeated, noted, write_parquet
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
@@ -139,12 +139,7 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
         given["allow_quoted_nulls"] = "False"
     if others or empty_texts:
         report = write(_read(written, given | {"types": _typed(found | others)}), target)
-    return report | {"columns": [_noted(column, kept) for column in report["columns"]]}
-
-
-def _noted(column: dict[str, Any], kept: Mapping[str, exact.Kept]) -> dict[str, Any]:
-    one = kept.get(column["name"])
-    return column | {"note": one.note} if one and one.note else column
+    return noted(report, {name: one.note for name, one in kept.items()})
 
 
 def _has_text(path: str) -> bool:
@@ -241,7 +236,8 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
     for path in written:
         shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
         found = [name.casefold() for name in shown]
-        _check_names(con, path, found, options)
+        if options["header"] == "True" and may_be_repeated(found):
+            check_names(_header(con, path, options))
         first = first or found
         told = [f"{name} is missing" for name in first if name not in found]
         told += [f"{name} is there beside" for name in found if name not in first]
@@ -255,16 +251,8 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
     return len(first)
 
 
-def _check_names(con: Any, path: str, found: Sequence[str], options: Mapping[str, str]) -> None:
-    """SourceUnreadable where names are the same, or differ in case only: the engine numbers them without a word."""
-    numbered = any(name.rstrip("0123456789").removesuffix("_") in found for name in found if name[-1:].isdigit())
-    if not numbered or options["header"] == "False":
-        return
+def _header(con: Any, path: str, options: Mapping[str, str]) -> list[str]:
+    """The names as a file has them."""
     plain = _named({**options, "header": "False", "all_varchar": "True", "sample_size": "20480"})
     names = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {plain}) LIMIT 1").fetchall()[0]  # noqa: S608  quoted
-    folded = [str(name).casefold() for name in names if name is not None]
-    if twice := sorted({name for name in names if name is not None and folded.count(name.casefold()) > 1}):
-        raise SourceUnreadable(
-            f"expected columns whose names differ in more than case, came {', '.join(twice)}; rename them",
-            code="columns_repeated",
-        )
+    return [name for name in names if name is not None]

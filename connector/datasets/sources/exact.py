@@ -6,6 +6,7 @@ Questions in SQL about a column that is read as text, and what their answers mea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,19 +20,27 @@ _DIGITS_MAX = 38
 _YES, _NO = frozenset(("true", "t", "yes", "y", "1")), frozenset(("false", "f", "no", "n", "0"))
 _DATE = r"(\d{4}[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ]\d{4})"
 _CLOCK = r":\d{2}(:\d{2}(\.\d{1,6}0*)?)?"
-ZONE = r" ?(Z|UTC|[-+]\d{2}(:?\d{2})?)"
-FORMS: Mapping[str, str] = {  # what is a value of the type, and that alone
+_ZONE = r" ?(Z|UTC|[-+]\d{2}(:?\d{2})?)"
+_FORMS: Mapping[str, str] = {  # what is a value of the type, and that alone
     "DATE": _DATE,
     "TIME": rf"\d{{1,2}}{_CLOCK}",
-    "TIMESTAMP": rf"{_DATE}[ T]([01]?\d|2[0-3]){_CLOCK}( ?[AaPp][Mm])?({ZONE})?",
+    "TIMESTAMP": rf"{_DATE}[ T]([01]?\d|2[0-3]){_CLOCK}( ?[AaPp][Mm])?({_ZONE})?",
 }
 _USUAL: Mapping[str, str] = {
     "BOOLEAN": "(?i)true|false",
     "DATE": r"\d{4}-\d{2}-\d{2}",
-    "TIME": FORMS["TIME"],
+    "TIME": _FORMS["TIME"],
     "TIMESTAMP": rf"\d{{4}}-\d{{2}}-\d{{2}}[ T]([01]\d|2[0-3]){_CLOCK}",
-    _ZONED: rf"\d{{4}}-\d{{2}}-\d{{2}}[ T]([01]\d|2[0-3]){_CLOCK}{ZONE}",
+    _ZONED: rf"\d{{4}}-\d{{2}}-\d{{2}}[ T]([01]\d|2[0-3]){_CLOCK}{_ZONE}",
 }
+_JSON = {  # by the engine's names of types
+    "date": re.compile(_USUAL["DATE"].replace("{2}", "{1,2}"), re.ASCII),
+    "time": re.compile(_USUAL["TIME"].replace(r":\d{2}", r":\d{1,2}"), re.ASCII),
+    "timestamp": re.compile(_USUAL["TIMESTAMP"], re.ASCII),
+    "timestamp with time zone": re.compile(_USUAL[_ZONED], re.ASCII),
+    "uuid": re.compile(r"[-0-9a-f]{36}"),
+}
+_NO_DIGITS = re.compile(r"[eE].*|[^0-9]")
 KINDS = (*_NUMBERS, *_USUAL)  # what the engine finds in text that may mean something else
 _AS_GIVEN = r".*\d.*"  # of a format that the owner gave: all but words
 
@@ -163,10 +172,10 @@ def _other(text: str, kind: str, written: Written) -> dict[str, str]:
     if kind == "BOOLEAN":
         return {"words": _every(f"lower({text})")}
     plain = _plain(kind)
-    form = {"form": f"bool_and({_matches(text, _AS_GIVEN if plain in written.given else FORMS[plain])})"}
+    form = {"form": f"bool_and({_matches(text, _AS_GIVEN if plain in written.given else _FORMS[plain])})"}
     if plain in written.given or plain == "TIME":
         return form
-    zoned = _matches(text, rf".*:\d{{2}}(\.\d+)?( ?[AaPp][Mm])?{ZONE}")
+    zoned = _matches(text, rf".*:\d{{2}}(\.\d+)?( ?[AaPp][Mm])?{_ZONE}")
     any_, day = r"\d{1,2}", r"(1[3-9]|[23]\d)"
     orders = {"year_last": (any_, any_), "day_first": (day, any_), "month_first": (any_, day)}
     asked = {name: _matches(text, rf"{first}\D{second}\D\d{{4}}.*") for name, (first, second) in orders.items()}
@@ -193,6 +202,23 @@ def _plain(kind: str) -> str:
 def _every(value: str) -> str:
     """The values that there are; of a few only."""
     return f"list(DISTINCT {value}) FILTER ({value} IS NOT NULL)"
+
+
+def holds(number: str) -> bool:
+    """Whether the DOUBLE that is nearest to a number of JSON has its digits: `_same`, of one value."""
+    if repr(float(number)) == number:
+        return True
+    digits = _NO_DIGITS.sub("", number).strip("0")
+    if len(digits) > 100:
+        return False
+    shown = f"{float(number):.{max(len(digits) - 1, 0)}e}"
+    return not digits or _NO_DIGITS.sub("", shown) == digits
+
+
+def means(text: str, kind: str) -> bool:
+    """Whether a text of JSON means the same as what the engine makes of it, of this type."""
+    form = _JSON.get(kind)
+    return form is None or form.fullmatch(text) is not None
 
 
 def _matches(text: str, form: str) -> str:

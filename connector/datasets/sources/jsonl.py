@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option
-from connector.datasets.sources.convert import BAD_LINES_SHOWN, check_gzip, lines_unreadable, write_parquet
-from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, resolve
-from connector.errors import SourceUnreadable
+from connector.datasets.sources import Option, exact
+from connector.datasets.sources.convert import (
+    BAD_LINES_SHOWN,
+    check_gzip,
+    check_names,
+    lines_unreadable,
+    may_be_repeated,
+    noted,
+    retyped,
+    write_parquet,
+)
+from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_text, resolve
+from connector.errors import BadInput, SourceUnreadable
 
 TITLE = "JSON lines file"
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -20,10 +32,22 @@ OPTIONS: tuple[Option, ...] = (Option("max_depth", int, 4, "Objects nested deepe
 CONVERTED = True
 _LINE_MAX = 16 * 2**20
 _KEYS_MAX = 2_000  # of an object; one with as many whose values are alike is a map, and not a column for each
+_LINES_AT_ONCE = 2_048
+_TWICE = re.compile(r'Duplicate name "(.*)" in struct')
+_LONG = quote_text(r"\d[\d.]{15,}(?:[eE][-+]?\d+)?")
+# Lines that may have a value which a type of the engine does not keep, by the types that may not.
+_STRANGE = {
+    "DOUBLE|JSON": r"regexp_matches(json, '\d[eE][-+]?\d{3}') OR len(list_filter("
+    f"regexp_extract_all(json, {_LONG}), lambda x: x IS DISTINCT FROM CAST(TRY_CAST(x AS DOUBLE) AS VARCHAR))) > 0",
+    "UUID": """regexp_matches(json, '"[-0-9a-f]{0,35}[A-F][-0-9A-Fa-f]{0,35}"')""",
+    "DATE|TIME": r"""regexp_matches(json, '"\s*-?(?i:inf|epoch)|"\s*\d{1,3}-\d{1,2}-\d|:\d\d\.\d{7}')""",
+}
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
     """The file, or every JSON lines file below the directory."""
+    if options.get("max_depth", 1) < 1:
+        raise BadInput(f"expected max_depth to be 1 or more, came {options['max_depth']}", code="option_invalid")
     if resolve(path, roots=roots).is_dir():
         return files_under(path, roots=roots, suffixes=SUFFIXES)
     return (file_ref(path, roots=roots),)
@@ -46,31 +70,153 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         f"maximum_depth = {depth}, maximum_object_size = {_LINE_MAX}, "
         f"map_inference_threshold = {_KEYS_MAX})"
     )
+    report = _written(con, table, paths, target)
+    _check_keys(con, paths, [column["name"] for column in report["columns"]])
+    notes = _notes(con, paths, target)
+    return _with_texts(con, paths, target, notes) if notes else report
+
+
+def _with_texts(con: Any, paths: Sequence[str], target: str, notes: Mapping[tuple[str, ...], str]) -> dict[str, Any]:
+    """Write the Parquet file again, as it is but for texts in the places of `notes`."""
+    found = con.sql(f"SELECT * FROM read_parquet({quote_text(target)}) LIMIT 0")  # noqa: S608  quoted
+    kinds = zip(found.columns, found.types, strict=True)
+    types = {name: retyped(kind, partial(_leaf, notes), (name,)) for name, kind in kinds}
+    columns = ", ".join(f"{quote_text(name)}: {quote_text(kind)}" for name, kind in types.items())
+    table = (
+        f"read_json({quote_list(paths)}, format = 'newline_delimited', maximum_object_size = {_LINE_MAX}, "
+        f"columns = {{{columns}}})"
+    )
+    report = write_parquet(con, table, target, bad_lines_max=0)
+    return noted(report, {path[0]: note if len(path) == 1 else f"in part {note}" for path, note in notes.items()})
+
+
+def _leaf(texts: Container[Sequence[str]], kind: Any, path: Sequence[str]) -> str:
+    return exact.TEXT if path in texts else str(kind)
+
+
+def _written(con: Any, table: str, paths: Sequence[str], target: str) -> dict[str, Any]:
+    """Write the table as the engine finds it; SourceUnreadable with the lines that it cannot read."""
     try:
         report = write_parquet(con, table, target, bad_lines_max=0, whole=True)
     except Exception as error:
         if type(error).__name__ == "InvalidInputException":  # the engine's own, which nobody imports here
-            _check_lines(paths)
+            _check_lines(paths, _problem)
+        if twice := _TWICE.search(str(error)):
+            raise SourceUnreadable(
+                f"expected keys of an object that differ in more than case, came {twice[1]} and another; rename them",
+                code="columns_repeated",
+            ) from None
         raise
-    if report["columns"] == [{"name": "json", "type": "JSON"}]:  # what the engine makes of lines that are no objects
-        _check_lines(paths)
+    if [column["name"] for column in report["columns"]] == ["json"]:  # what it makes of lines that are no objects
+        _check_lines(paths, _problem)
     return report
 
 
-def _check_lines(paths: Sequence[str]) -> None:
-    """SourceUnreadable with the lines that are no objects, if there are any. The engine says the number of a line by
+def _check_keys(con: Any, paths: Sequence[str], names: Sequence[str]) -> None:
+    """SourceUnreadable where the objects cannot have a column for each key, or two keys differ in case only."""
+    keys = f"SELECT DISTINCT unnest(json_keys(json)) FROM {_objects(paths)}"  # noqa: S608  quoted
+    if names == ["json"] and not con.sql(f"SELECT 1 FROM ({keys}) AS k(name) WHERE name = 'json'").fetchall():  # noqa: S608
+        raise SourceUnreadable(
+            f"expected objects of 1 to {_KEYS_MAX} different keys, none of them empty, came others or none; write many "
+            "keys as an object within one"
+        )
+    if may_be_repeated(names):
+        check_names(key for (key,) in con.sql(keys).fetchall())
+
+
+def _objects(paths: Sequence[str]) -> str:
+    """The lines as they are written, in the column `json`."""
+    return f"read_ndjson_objects({quote_list(paths)}, maximum_object_size = {_LINE_MAX})"
+
+
+def _notes(con: Any, paths: Sequence[str], target: str) -> dict[tuple[str, ...], str]:
+    """Where values are that their types do not keep, by the names that lead there, and what the owner is told of it.
+    As text they are kept, but for fractions: of these the engine makes doubles first, so that their lines are refused.
+    """
+    shown = con.sql(f"SELECT * FROM read_parquet({quote_text(target)}) LIMIT 0")  # noqa: S608  quoted
+    columns = zip(shown.columns, shown.types, strict=True)
+    kinds = {name: kind for name, kind in columns if re.search("|".join(_STRANGE), str(kind))}
+    types = " ".join(map(str, kinds.values()))
+    if not (strange := " OR ".join(found for kind, found in _STRANGE.items() if re.search(kind, types))):
+        return {}
+    lines = f"SELECT json FROM {_objects(paths)} WHERE {strange}"  # noqa: S608  quoted
+    notes: dict[tuple[str, ...], str] = {}
+    for batch in con.sql(lines).to_arrow_reader(_LINES_AT_ONCE):
+        for line in batch.column(0):
+            try:
+                told = dict(_others(line.as_py(), kinds))
+            except (ValueError, RecursionError):  # the engine takes a comma before the end of an object
+                _check_lines(paths, _problem)
+                raise
+            if "" in told.values():
+                _check_lines(paths, partial(_lost, kinds))
+            notes |= told
+    return notes
+
+
+def _others(line: str, kinds: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where in a line are values that their types do not keep, and why they shall be text; empty where no text keeps
+    them either."""
+    found = _DECODER.decode(line.removeprefix("\ufeff")) or {}
+    for name, value in found.items():
+        if name in kinds:
+            yield from _other(value, kinds[name], (name,))
+
+
+def _other(value: Any, kind: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    form = str(kind.id)
+    if isinstance(value, _Number):
+        loose = form == "double" or str(kind) == "JSON"
+        if loose and not exact.holds(value):
+            if not value.lstrip("-").isdecimal() and isfinite(float(value)):
+                yield path, ""
+            elif form == "double":
+                yield path, "text, as no number keeps all digits"
+    elif isinstance(value, str):
+        if not exact.means(value, form):
+            yield path, f"text, as some of it is no plain {form.split()[0]}, or would lose digits or capitals"
+    elif isinstance(value, list):
+        name, child = kind.children[0] if form == "list" else ("", kind)
+        for one in value:
+            yield from _other(one, child, (*path, name))
+    elif isinstance(value, dict):
+        parts = dict(kind.children) if form in ("struct", "map") else {}
+        for key, one in value.items():
+            name = "value" if form == "map" else key
+            yield from _other(one, parts.get(name, kind), (*path, name))
+
+
+class _Number(str):
+    """A number of JSON, as it is written."""
+
+    __slots__ = ()
+
+
+_DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number)
+
+
+def _lost(kinds: Mapping[str, Any], text: bytes) -> str:
+    try:
+        lost = any(not note for _, note in _others(text.decode().strip() or "null", kinds))
+    except (ValueError, RecursionError):
+        return _problem(text)
+    return "a number of more digits than a DOUBLE keeps; write it as text" if lost else ""
+
+
+def _check_lines(paths: Sequence[str], problem: Callable[[bytes], str]) -> None:
+    """SourceUnreadable with the lines that have a problem, if there are any. The engine says the number of a line by
     what it has read so far, and mostly that of the next one."""
-    every = chain.from_iterable(_bad_lines(path, number) for number, path in enumerate(paths, 1))
+    every = chain.from_iterable(_bad_lines(path, number, problem) for number, path in enumerate(paths, 1))
     if bad := list(islice(every, BAD_LINES_SHOWN)):
         raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1) from None
 
 
-def _bad_lines(path: str, number: int) -> Iterator[dict[str, Any]]:
-    """The lines of a file that are no JSON or too long; a longer one ends it."""
+def _bad_lines(path: str, number: int, problem: Callable[[bytes], str]) -> Iterator[dict[str, Any]]:
+    """The lines of a file that have a problem; one that is too long ends it."""
     with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
         for line, text in enumerate(iter(lambda: file.readline(_LINE_MAX + 1), b""), 1):
-            if problem := _problem(text):
-                yield {"file": number, "line": line, "column": None, "problem": problem}
+            if told := problem(text):
+                yield {"file": number, "line": line, "column": None, "problem": told}
             if len(text) > _LINE_MAX:
                 return
 

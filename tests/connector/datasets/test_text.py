@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.datasets.sources import guess, read_options, source
-from connector.errors import SourceUnreadable
+from connector.errors import BadInput, SourceUnreadable
 from connector.query import engine
 
 
@@ -161,6 +162,82 @@ def test_csv_in_an_encoding_that_is_not_read_is_told_as_that(tmp_path: Path, nam
     text, encoding, told = ENCODED[name]
     with pytest.raises(SourceUnreadable, match=told):
         converted(tmp_path, "csv", text, encoding=encoding)
+
+
+CAPITALS, SMALL = "B2DA046C-A0A6-42B2-9D9F-DAC74DBE29D4", "b2da046c-a0a6-42b2-9d9f-dac74dbe29d4"
+OF_JSON: dict[str, tuple[Sequence[str], str, Sequence[Any]]] = {
+    "numbers": (["0.1", "30", "0.30000000000000004", "1e5"], "DOUBLE", [0.1, 30.0, 0.1 + 0.2, 1e5]),
+    "digits beside fractions": (["9007199254740993", "0.5"], "VARCHAR", ["9007199254740993", "0.5"]),
+    "many digits": ([f"{'12' * 30}", "1"], "VARCHAR", ["12" * 30, "1"]),
+    "too large for a double": (["1e400", "1"], "VARCHAR", ["1e400", "1"]),
+    "identifiers": ([f'"{SMALL}"'], "UUID", [uuid.UUID(SMALL)]),
+    "identifiers in capitals": ([f'"{SMALL}"', f'"{CAPITALS}"'], "VARCHAR", [SMALL, CAPITALS]),
+    "an epoch": (['"2020-01-13"', '"epoch"'], "VARCHAR", ["2020-01-13", "epoch"]),
+    "no end": (['"-infinity"'], "VARCHAR", ["-infinity"]),
+    "a year of any century": (['"1-1-13"'], "VARCHAR", ["1-1-13"]),
+    "nanoseconds": (['"2020-01-13T22:00:00.123456789Z"'], "VARCHAR", ["2020-01-13T22:00:00.123456789Z"]),
+    "moments": (['"2020-01-13T22:00:00.000000Z"'], "TIMESTAMP WITH TIME ZONE", [IN_UTC]),
+    "several kinds": (["7", '"x"', "null"], "JSON", ["7", '"x"', None]),
+}
+
+
+@pytest.mark.parametrize("name", list(OF_JSON))
+def test_values_of_json_lines_are_kept_or_stay_text(tmp_path: Path, name: str) -> None:
+    texts, kind, values = OF_JSON[name]
+    table, report = converted(tmp_path, "jsonl", "".join(f'{{"a": {text}, "n": null}}\n' for text in texts))
+    assert (report["columns"][0]["type"], table["a"].to_pylist()) == (kind, values)
+    assert ("note" in report["columns"][0]) == (kind == "VARCHAR")
+
+
+def test_values_within_values_of_json_lines_stay_text_alone(tmp_path: Path) -> None:
+    first = f'{{"o": {{"i": ["{CAPITALS}"], "d": "2020-01-13", "n": {2**70}}}, "d": "2020-01-13"}}\n'
+    table, report = converted(tmp_path, "jsonl", first + '{"o": {"n": -0.5}}\n')
+    assert table.to_pylist() == [
+        {"o": {"i": [CAPITALS], "d": DAY, "n": 2.0**70}, "d": DAY},
+        {"o": {"i": None, "d": None, "n": -0.5}, "d": None},
+    ]
+    assert [column.get("note", "")[:17] for column in report["columns"]] == ["in part text, as ", ""]
+
+
+@pytest.mark.parametrize(
+    "second", ["0.12345678901234567891", '{"b": 0.12345678901234567891}', '[1, "x", 1.2345678901234567891]']
+)
+def test_lines_of_json_with_more_digits_than_any_type_keeps_are_refused(tmp_path: Path, second: str) -> None:
+    told = r"came 1 or more: line 3 of file 2 \(a number of more digits than a DOUBLE keeps; write it as text\)"
+    with pytest.raises(SourceUnreadable, match=told):
+        converted(tmp_path, "jsonl", '{"a": 1}\n', f'\n{{"a": 0.5}}\n{{"a": {second}}}\n')
+
+
+NO_TABLE = {
+    "numbers": (["1\n2\n"], r"line 1 \(no object\), line 2 \(no object\)"),
+    "lists": (["[1]\n[2]\n"], r"line 1 \(no object\)"),
+    "one list": (['[{"a": 1},{"a": 2}]\n'], r"line 1 \(no object\)"),
+    "a key without a name": (['{"": 1, "b": 2}\n'], "1 to 2000 different keys, none of them empty"),
+    "too many keys": (["".join(f'{{"k{key}": {key}}}\n' for key in range(2500))], "1 to 2000 different keys"),
+    "nothing": (["", "\n"], "came others or none"),
+    "empty objects": (["{}\nnull\n"], "came others or none"),
+    "names": (['{"a": 1, "A": 2}\n'], "differ in more than case, came A, a"),
+    "names of two files": (['{"a": 1}\n', '{"A": 1}\n'], "differ in more than case, came A, a"),
+    "names within": (['{"o": {"a": 1}}\n{"o": {"A": 2}}\n'], "differ in more than case, came A and another"),
+}
+
+
+@pytest.mark.parametrize("name", list(NO_TABLE))
+def test_json_lines_that_make_no_table_are_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+    written, told = NO_TABLE[name]
+    with pytest.raises(SourceUnreadable, match=told):
+        converted(tmp_path, "jsonl", *written)
+
+
+def test_a_key_of_json_lines_may_have_the_name_that_the_engine_gives(tmp_path: Path) -> None:
+    assert converted(tmp_path, "jsonl", '{"json": 1}\n')[0].to_pylist() == [{"json": 1}]
+    assert converted(tmp_path, "jsonl", '{"a": 1, "a_1": 2}\n')[0].to_pylist() == [{"a": 1, "a_1": 2}]
+
+
+@pytest.mark.parametrize("depth", [0, -1])
+def test_a_depth_of_json_lines_that_cannot_be_is_refused(tmp_path: Path, depth: int) -> None:
+    with pytest.raises(BadInput, match=f"expected max_depth to be 1 or more, came {depth}"):
+        source("jsonl").find(str(tmp_path), roots=[tmp_path], options={"max_depth": depth})
 
 
 WRITTEN = {"csv": b"a,b\n" + b"1,2\n" * 1000, "jsonl": b'{"a": 1, "b": 2}\n' * 1000}
