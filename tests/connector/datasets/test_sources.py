@@ -360,6 +360,13 @@ async def test_bad_files_are_refused_at_registration(pool: Pool, tmp_path: Path,
 
 
 @worker
+async def test_a_file_that_was_taken_for_parquet_is_told_to_have_another_kind(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('[{"a": 1}]')
+    with pytest.raises(SourceUnreadable, match=r"'t\.json'; write it again, or name the kind that it is of"):
+        await profiled(pool, guess(str(tmp_path / "t.json")), tmp_path / "t.json", tmp_path)
+
+
+@worker
 async def test_bad_csv_lines_within_the_allowance_are_reported_by_number(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("a,b\n" + "1,2\n" * 50 + "5,6,7,8\n")

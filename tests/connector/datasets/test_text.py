@@ -18,6 +18,8 @@ import pytest
 from connector.datasets.sources import guess, read_options, source
 from connector.errors import BadInput, SourceUnreadable
 from connector.query import engine
+from connector.query.job import Job
+from connector.query.written import Written
 
 
 def converted(
@@ -116,6 +118,27 @@ def test_a_format_that_the_owner_gives_says_which_day_is_meant(tmp_path: Path) -
 def test_an_empty_text_of_csv_is_not_missing(tmp_path: Path) -> None:
     table, _ = converted(tmp_path, "csv", 'a,b\n"",1\n,2\n,\n')
     assert table["a"].to_pylist() == ["", None, None]
+
+
+def test_an_answer_in_our_own_csv_is_read_as_what_it_was(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": ["", "x", None],
+            "whole": [2**62, None, -1],
+            "fraction": [0.1 + 0.2, 1e20, -1e-7],
+            "infinite": [math.inf, -math.inf, 0.5],
+            "truth": [True, None, False],
+            "day": [DAY, None, DAY],
+            "moment": [MOMENT, None, MOMENT],
+            "in UTC": [IN_UTC, None, IN_UTC],
+            "time": [datetime.time(10), None, datetime.time(10, 0, 0, 5)],
+        }
+    )
+    writer = Written(Job(format="csv"), table.schema)
+    parts = [writer.head, *(part for one in table.to_batches() for part in writer.message(one)[0]), *writer.foot()[0]]
+    found, report = converted(tmp_path, "csv", b"".join(map(bytes, parts)))
+    assert found.cast(table.schema).to_pylist() == table.to_pylist()
+    assert not any("note" in column for column in report["columns"])
 
 
 def test_where_numbers_of_csv_are_missing_in_quotes_texts_are_so_too(tmp_path: Path) -> None:
