@@ -191,7 +191,7 @@ def _kept(
     )
     kinds = {name: kind for name, kind in found.items() if kind in exact.KINDS}
     quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
-    as_text = {"types": _typed(dict.fromkeys(kinds, exact.TEXT)), "allow_quoted_nulls": str(quoted)}
+    as_text = {"types": _typed(dict.fromkeys(found, exact.TEXT)), "allow_quoted_nulls": str(quoted)}
     text = _read(paths, {**given, **as_text})
     told = _asked(
         con,
@@ -229,7 +229,7 @@ def _named(options: Mapping[str, str]) -> str:
 
 def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Mapping[str, str]) -> int:
     """How many columns there are. All files in which something is written must have those of the first: what others
-    have beside them would be left out without a word.
+    have beside them would be left out without a word. No two names may be the same.
     """
     first: list[str] = []
     few = _named({**options, "sample_size": "20480"})  # lines: names are at the top

@@ -103,6 +103,10 @@ def test_values_of_csv_that_would_mean_something_else_stay_text(tmp_path: Path, 
     assert (a["type"], a["note"][:9], "note" in b) == ("VARCHAR", "text, as ", False)
 
 
+def test_whole_numbers_of_csv_of_hundreds_of_digits_are_text(tmp_path: Path) -> None:
+    assert converted(tmp_path, "csv", f"a\n1{'0' * 400}\n2\n")[0]["a"].to_pylist() == [f"1{'0' * 400}", "2"]
+
+
 def test_an_owner_is_told_how_days_of_csv_were_read(tmp_path: Path) -> None:
     _, report = converted(tmp_path, "csv", "a,b\n13/01/2020,01/13/2020 10:00:00 PM\n01/02/2020,\n")
     assert [column["note"] for column in report["columns"]] == ["read with the day first", "read with the month first"]
