@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,17 +109,20 @@ def _copy(con: Any, shown: str, table: str, target: str) -> None:
 
 
 def _may_be_whole(target: str) -> bool:
-    """Whether a column of doubles may have been one of whole numbers: by its ends, where they are told.
+    """Whether a column of doubles may have been one of whole numbers: to ask text for its types takes another pass."""
+    return any(ends is None or (ends[0] % 1, ends[1] % 1) == (0, 0) for ends in ends_of_doubles(target))
 
-    To ask text for its types takes another pass over it.
-    """
+
+def ends_of_doubles(target: str) -> Iterator[tuple[float, float] | None]:
+    """The least and the greatest value of each piece of a Parquet file's columns of doubles, nested ones too; None
+    where they are not told."""
     import pyarrow.parquet as pq  # the engine would remember this footer
 
     footer = pq.read_metadata(target)
     groups = map(footer.row_group, range(footer.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
     told = (chunk.statistics for chunk in chunks if chunk.physical_type == "DOUBLE")
-    return any(one is None or not one.has_min_max or (one.min % 1, one.max % 1) == (0, 0) for one in told)
+    yield from (None if one is None or not one.has_min_max else (one.min, one.max) for one in told)
 
 
 def _shown(con: Any, table: str) -> str:

@@ -17,6 +17,7 @@ from connector.datasets.sources.convert import (
     BAD_LINES_SHOWN,
     check_gzip,
     check_names,
+    ends_of_doubles,
     lines_unreadable,
     may_be_repeated,
     noted,
@@ -34,11 +35,13 @@ _LINE_MAX = 16 * 2**20
 _KEYS_MAX = 2_000  # of an object; one with as many whose values are alike is a map, and not a column for each
 _LINES_AT_ONCE = 2_048
 _TWICE = re.compile(r'Duplicate name "(.*)" in struct')
+_WHOLE_MAX = 2**53  # of whole numbers up to it, a double keeps each
 _LONG = quote_text(r"\d[\d.]{15,}(?:[eE][-+]?\d+)?")
 # Lines that may have a value which a type of the engine does not keep, by the types that may not.
 _STRANGE = {
     "DOUBLE|JSON": r"regexp_matches(json, '\d[eE][-+]?\d{3}') OR len(list_filter("
-    f"regexp_extract_all(json, {_LONG}), lambda x: x IS DISTINCT FROM CAST(TRY_CAST(x AS DOUBLE) AS VARCHAR))) > 0",
+    f"regexp_extract_all(json, {_LONG}), lambda x: (@WHOLE@ OR regexp_matches(x, '[.eE]')) "
+    "AND x IS DISTINCT FROM CAST(TRY_CAST(x AS DOUBLE) AS VARCHAR))) > 0",
     "UUID": """regexp_matches(json, '"[-0-9a-f]{0,35}[A-F][-0-9A-Fa-f]{0,35}"')""",
     "DATE|TIME": r"""regexp_matches(json, '"\s*-?(?i:inf|epoch)|"\s*\d{1,3}-\d{1,2}-\d|:\d\d\.\d{7}')""",
 }
@@ -139,6 +142,8 @@ def _notes(con: Any, paths: Sequence[str], target: str) -> dict[tuple[str, ...],
     types = " ".join(map(str, kinds.values()))
     if not (strange := " OR ".join(found for kind, found in _STRANGE.items() if re.search(kind, types))):
         return {}
+    whole = any(ends is None or max(map(abs, ends)) >= _WHOLE_MAX for ends in ends_of_doubles(target))
+    strange = strange.replace("@WHOLE@", str(whole))
     lines = f"SELECT json FROM {_objects(paths)} WHERE {strange}"  # noqa: S608  quoted
     notes: dict[tuple[str, ...], str] = {}
     for batch in con.sql(lines).to_arrow_reader(_LINES_AT_ONCE):
