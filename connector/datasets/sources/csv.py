@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option, exact
+from connector.datasets.sources import Option, texts
 from connector.datasets.sources.convert import check_gzip, check_names, may_be_repeated, noted, write_parquet
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
@@ -179,32 +179,32 @@ def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
 
 def _kept(
     con: Any, paths: Sequence[str], given: Mapping[str, str], options: Mapping[str, Any], found: Mapping[str, str]
-) -> tuple[dict[str, exact.Kept], bool]:
+) -> tuple[dict[str, texts.Kept], bool]:
     """What becomes of each column by what is written in it, where that is not the usual; and whether there are empty
     texts: in quotes, and none among values that are no text, as else whoever wrote the file writes so what is missing.
     """
     formats = {"date_format": "DATE", "timestamp_format": "TIMESTAMP"}
-    written = exact.Written(
+    written = texts.Written(
         point=options.get("decimal") or ".",
         thousands=options.get("thousands", ""),
         given=frozenset(kind for name, kind in formats.items() if options.get(name)),
     )
-    kinds = {name: kind for name, kind in found.items() if kind in exact.KINDS}
+    kinds = {name: kind for name, kind in found.items() if kind in texts.KINDS}
     quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
-    as_text = {"types": _typed(dict.fromkeys(found, exact.TEXT)), "allow_quoted_nulls": str(quoted)}
+    as_text = {"types": _typed(dict.fromkeys(found, texts.TEXT)), "allow_quoted_nulls": str(quoted)}
     text = _read(paths, {**given, **as_text})
     told = _asked(
         con,
         text,
         [f"bool_or({quote_name(name)} = '')" for name in found]
-        + [exact.usual(name, kind, written) for name, kind in kinds.items()],
+        + [texts.usual(name, kind, written) for name, kind in kinds.items()],
     )
     empty = {name for name, one in zip(found, told, strict=False) if one}
     strange = [name for name, usual in zip(kinds, told[len(found) :], strict=True) if usual is False]
-    facts = _asked(con, text, [exact.question(name, kinds[name], written) for name in strange])
-    kept = {name: exact.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
-    texts = {name for name in found if (kept[name].type if name in kept else found[name]) == exact.TEXT}
-    return kept, bool(empty) and empty <= texts and not quoted
+    facts = _asked(con, text, [texts.question(name, kinds[name], written) for name in strange])
+    kept = {name: texts.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
+    words = {name for name in found if (kept[name].type if name in kept else found[name]) == texts.TEXT}
+    return kept, bool(empty) and empty <= words and not quoted
 
 
 def _asked(con: Any, text: str, asked: Sequence[str]) -> Sequence[Any]:

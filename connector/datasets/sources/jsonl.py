@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option, exact
+from connector.datasets.sources import Option, texts
 from connector.datasets.sources.convert import (
     BAD_LINES_SHOWN,
     check_gzip,
@@ -93,8 +93,8 @@ def _with_texts(con: Any, paths: Sequence[str], target: str, notes: Mapping[tupl
     return noted(report, {path[0]: note if len(path) == 1 else f"in part {note}" for path, note in notes.items()})
 
 
-def _leaf(texts: Container[Sequence[str]], kind: Any, path: Sequence[str]) -> str:
-    return exact.TEXT if path in texts else str(kind)
+def _leaf(words: Container[Sequence[str]], kind: Any, path: Sequence[str]) -> str:
+    return texts.TEXT if path in words else str(kind)
 
 
 def _written(con: Any, table: str, paths: Sequence[str], target: str) -> dict[str, Any]:
@@ -172,13 +172,13 @@ def _other(value: Any, kind: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple
     form = str(kind.id)
     if isinstance(value, _Number):
         loose = form == "double" or str(kind) == "JSON"
-        if loose and not exact.holds(value):
+        if loose and not texts.holds(value):
             if not value.lstrip("-").isdecimal() and isfinite(float(value)):
                 yield path, ""
             elif form == "double":
                 yield path, "text, as no number keeps all digits"
     elif isinstance(value, str):
-        if not exact.means(value, form):
+        if not texts.means(value, form):
             yield path, f"text, as some of it is no plain {form.split()[0]}, or would lose digits or capitals"
     elif isinstance(value, list):
         name, child = kind.children[0] if form == "list" else ("", kind)
