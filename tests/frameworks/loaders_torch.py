@@ -88,6 +88,52 @@ def test_a_rank_without_their_number_is_refused(training: Dataset) -> None:
             training.to_torch(**half)
 
 
+@pytest.mark.parametrize(
+    ("rank", "world", "said"),
+    [
+        (1, 1, "rank to be from 0 to 0, as world is 1; came 1"),
+        (2, 2, "rank to be from 0 to 1, as world is 2; came 2"),
+        (-1, 2, "came -1"),
+        (0, 0, "expected world to be at least 1, came 0"),
+    ],
+)
+def test_a_rank_that_is_none_of_all_is_refused(training: Dataset, rank: int, world: int, said: str) -> None:
+    """Counted from one, the first block would be nobody's."""
+    with pytest.raises(BadInput, match=said):
+        training.to_torch(rank=rank, world=world)
+
+
+@pytest.mark.parametrize(("workers", "started"), [(0, None), (1, "fork"), (1, "spawn")])
+@pytest.mark.parametrize(
+    ("rank", "world", "said"),
+    [
+        ("5", "2", "expected RANK to be from 0 to 1, as WORLD_SIZE is 2; came 5"),
+        ("x", "2", "expected whole numbers for both RANK and WORLD_SIZE .*came RANK=x, WORLD_SIZE=2"),
+        (None, "2", "came RANK=None, WORLD_SIZE=2"),
+    ],
+)
+def test_an_environment_of_which_no_rank_follows_is_refused(
+    training: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: str | None,
+    world: str,
+    said: str,
+    workers: int,
+    started: str | None,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    made = training.to_torch(columns=["id"])
+    with pytest.raises(BadInput, match=said):
+        list(DataLoader(made, batch_size=None, num_workers=workers, multiprocessing_context=started))
+    assert ids(training.to_torch(columns=["id"], rank=0, world=1)) == list(range(ROWS))
+    sent = pickle.loads(pickle.dumps(made))  # to a process that knows more
+    monkeypatch.setenv("RANK", "0")
+    assert len(ids(sent)) == ROWS // 2
+
+
 def test_a_shape_of_a_column_that_is_not_there_is_refused(training: Dataset) -> None:
     with pytest.raises(BadInput, match="vektor"):
         training.to_torch(shapes={"vektor": (6,)})

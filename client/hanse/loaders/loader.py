@@ -89,8 +89,7 @@ class Loader:
         codec: str = "",
         progress: bool = False,
     ) -> None:
-        if not 0 <= part < parts:
-            raise BadInput(f"expected part to be from 0 to {parts - 1}, came {part}")
+        part, parts = orders.reader(part, parts)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, came {batch_size}")
         if window < 0:
@@ -161,7 +160,8 @@ class Loader:
             self._base = Progress()
 
     def divide(self, part: int, parts: int) -> None:
-        """Be reader `part` of `parts` from the next iteration on."""
+        """Be reader `part` of `parts` from the next iteration on. BadInput where there is no such one."""
+        part, parts = orders.reader(part, parts)
         if (part, parts) != (self._part, self._parts):
             if self._pending is not None:
                 raise BadInput(

@@ -15,6 +15,7 @@ any number of readers, and that is how their number changes in the middle of an 
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +24,27 @@ from typing import Any
 from hanse.errors import BadInput
 
 _VERSION = 1
+
+
+def number(name: str, value: Any) -> int:
+    """A whole number as Python's own, whatever library it is of. BadInput where it is none: 7.0 is another key than 7,
+    and so another order."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise BadInput(f"expected {name} to be a whole number, came {value!r}") from None
+
+
+def reader(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) -> tuple[int, int]:
+    """Which one of how many, counted from 0; `said`: as the caller names them. BadInput where there is no such one: its
+    rows would be another's, or nobody's."""
+    one, all_of_them = said
+    part, parts = number(one, part), number(all_of_them, parts)
+    if parts < 1:
+        raise BadInput(f"expected {all_of_them} to be at least 1, came {parts}")
+    if not 0 <= part < parts:
+        raise BadInput(f"expected {one} to be from 0 to {parts - 1}, as {all_of_them} is {parts}; came {part}")
+    return part, parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from hanse.client import Dataset
 from hanse.errors import BadInput, HanseError
 from hanse.loaders.loader import Loader, Slice, whole
+from hanse.loaders.order import reader
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
 
 _WORKERS_MAX = 4096  # of one DataLoader
+_RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
 
 
 @contextmanager
@@ -100,7 +102,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
             torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_(),
             torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_(),
         )
-        self._sent: tuple[_Shared, tuple[int, int]] = self._own, (0, 1)
+        self._sent: tuple[_Shared, tuple[int, int] | None] = self._own, None
         self._sent_to = 0
 
     @_told_whole()
@@ -156,7 +158,10 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     def __getstate__(self) -> dict[str, Any]:
         """With what a worker that is spawned does not know by itself: of which rank it is."""
-        return self.__dict__ | {"_own": None, "_sent": (self._shared, self._rank())}
+        rank = None
+        with suppress(BadInput):  # the environment of a rank that this goes to may say more than ours
+            rank = self._rank()
+        return self.__dict__ | {"_own": None, "_sent": (self._shared, rank)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Whether this process is a worker, or a rank with workers of its own, shows later."""
@@ -189,7 +194,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         """
         if not self._given:
             self._ranks = _group() or self._ranks
-        return self._ranks or (self._sent[1] if self._spawned else _environment())
+        return self._ranks or (self._sent[1] if self._spawned else None) or _environment()
 
 
 def dataset(
@@ -209,7 +214,7 @@ def dataset(
     `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes` and `blobs`: a dict by
     column.
     `rank` and `world`, both or none, are those of `torch.distributed` or of torchrun's environment where they are not
-    given, as these are when the rows are read.
+    given, as these are when the rows are read. Ranks count from 0; BadInput where there is no such one.
     `state`: a merged one to go on from.
     """
     if "part" in options or "parts" in options:
@@ -225,7 +230,7 @@ def dataset(
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
     if state is not None:
         loader.load_state_dict(state)
-    ranks = None if rank is None or world is None else (rank, world)
+    ranks = None if rank is None else reader(rank, world, said=("rank", "world"))
     way = Way(blobs) if form is None and not shapes else None
     made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
     return Batches(loader, form=made, ranks=ranks, way=way)
@@ -243,7 +248,18 @@ def _group() -> tuple[int, int] | None:
 
 
 def _environment() -> tuple[int, int]:
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """BadInput where it says one of both, or what is none: each rank would have the rows of another, or none would."""
+    rank, world = said = [os.environ.get(name) for name in _RANK]
+    if rank is None and world is None:
+        return 0, 1
+    try:
+        return reader(int(rank or ""), int(world or ""), said=_RANK)
+    except ValueError:
+        came = ", ".join(f"{name}={value}" for name, value in zip(_RANK, said, strict=True))
+        raise BadInput(
+            f"expected whole numbers for both {_RANK[0]} and {_RANK[1]} of the environment, or neither; came {came}. "
+            "Set both, as torchrun does, or give rank and world"
+        ) from None
 
 
 __all__ = ["Batches", "dataset"]

@@ -85,6 +85,23 @@ def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[st
         numbers.loader(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"part": 2, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; came 2"),
+        ({"part": -1, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; came -1"),
+        ({"part": 0, "parts": 0}, "expected parts to be at least 1, came 0"),
+    ],
+    ids=str,
+)
+def test_a_reader_that_is_none_of_all_is_refused(numbers: Dataset, wrong: dict[str, int], said: str) -> None:
+    """Its rows would be another's, and some nobody's."""
+    with pytest.raises(BadInput, match=said):
+        numbers.loader(**wrong)
+    with pytest.raises(BadInput, match=said):
+        numbers.loader().divide(**wrong)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_an_epoch_is_the_sequence_that_the_seed_says(numbers: Dataset, options: dict[str, Any]) -> None:
     loader = numbers.loader(columns=["id"], batch_size=7001, **options)
