@@ -203,9 +203,28 @@ def test_tensors_of_bytes_come_from_workers_however_many_they_are(
     assert [one for batch in found for one in _as_bytes(batch["b"])] == values
 
 
+@pytest.mark.parametrize("shape", [3, (), (-1,), (2.0, 3), "ab", None])
+def test_a_shape_that_is_none_is_refused_before_anything_is_asked(training: Dataset, shape: Any) -> None:
+    with pytest.raises(BadInput, match=re.escape("the shape of column vector as whole numbers such as (6,)")):
+        training.to_torch(shapes={"vector": shape})
+
+
+def test_a_shape_may_be_a_list_of_whatever_whole_numbers(training: Dataset) -> None:
+    batch = next(iter(training.to_torch(columns=["vector"], batch_size=4, shapes={"vector": [np.int64(2), 3]})))
+    assert batch["vector"].shape == (4, 2, 3)
+
+
+def test_an_epoch_that_is_none_is_refused_and_changes_nothing(training: Dataset) -> None:
+    made = training.to_torch(columns=["id"], seed=6)
+    with pytest.raises(BadInput, match="expected epoch to be a whole number"):
+        made.set_epoch(1.9)
+    assert ids(made) == sequence(6)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"form": 3}, "expected form to be a function of an Arrow batch, came 3"),
         ({"blobs": "views"}, "bytes, tensors, came 'views'"),
         ({"blobs": "tensors", "form": list}, "came both"),
         ({"shapes": {"vector": (6,)}, "form": list}, "came both"),

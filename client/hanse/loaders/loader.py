@@ -90,6 +90,9 @@ class Loader:
         progress: bool = False,
     ) -> None:
         part, parts = orders.reader(part, parts)
+        batch_size = None if batch_size is None else orders.number("batch_size", batch_size)
+        seed = None if seed is None else orders.number("seed", seed)
+        window, epoch = orders.number("window", window), orders.number("epoch", epoch)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, came {batch_size}")
         if window < 0:
@@ -125,6 +128,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration gives that epoch from its beginning; a state that was loaded for it stays."""
+        epoch = orders.number("epoch", epoch)
         if epoch != self._order.epoch:
             self._order = _at_epoch(self._order, epoch)
             self._base, self._pending, self._share = Progress(), None, None

@@ -174,7 +174,9 @@ def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
     try:
         if state["hanse"] != _VERSION:
             raise ValueError(f"version {state['hanse']}")
-        order = Order(**{name: state[name] for name in ("identity", "blocks", "seed", "epoch", "window")})
+        seed = None if state["seed"] is None else number("seed", state["seed"])
+        blocks, epoch, window = (number(name, state[name]) for name in ("blocks", "epoch", "window"))
+        order = Order(state["identity"], blocks, seed, epoch, window)
         base = _to_progress(state["base"])
         if state["kind"] == "epoch":
             return order, base

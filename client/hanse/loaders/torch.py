@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from hanse.client import Dataset
 from hanse.errors import BadInput, HanseError
 from hanse.loaders.loader import Loader, Slice, whole
-from hanse.loaders.order import reader
+from hanse.loaders.order import number, reader
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
 
@@ -139,8 +139,8 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
-        self._shared.epoch[:] = torch.tensor([epoch, 1])
         self._loader.set_epoch(epoch)
+        self._shared.epoch[:] = torch.tensor([self._loader.epoch, 1])
 
     def state_dict(self) -> dict[str, Any]:
         """The place after the last batch that was given, in this process."""
@@ -223,10 +223,13 @@ def dataset(
         raise BadInput(f"expected rank and world together, or neither; came rank={rank}, world={world}")
     if blobs not in BLOBS:
         raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, came {blobs!r}")
+    if form is not None and not callable(form):
+        raise BadInput(f"expected form to be a function of an Arrow batch, came {form!r}")
+    shapes = {name: _shape(name, shape) for name, shape in (shapes or {}).items()}
     if form is not None and (shapes or blobs != BLOBS[0]):
         raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; came both")
     loader = Loader(datasets, batch_size=batch_size, **options)
-    if unknown := sorted({*(shapes or ())} - {*loader.schema.names}):
+    if unknown := sorted({*shapes} - {*loader.schema.names}):
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
     if state is not None:
         loader.load_state_dict(state)
@@ -234,6 +237,17 @@ def dataset(
     way = Way(blobs) if form is None and not shapes else None
     made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
     return Batches(loader, form=made, ranks=ranks, way=way)
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    """As it was given. BadInput where it is none."""
+    try:
+        found = tuple(number(f"the shape of {name}", size) for size in shape)
+    except (TypeError, BadInput):
+        found = ()
+    if not found or min(found) < 0:
+        raise BadInput(f"expected the shape of column {name} as whole numbers such as (6,) or (2, 3), came {shape!r}")
+    return found
 
 
 def _joined(form: Callable[[pa.RecordBatch], Any], *batches: pa.RecordBatch) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import duckdb
 import hanse
 import hanse.plan
+import numpy as np
 import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,6 +102,26 @@ def test_a_reader_that_is_none_of_all_is_refused(numbers: Dataset, wrong: dict[s
         numbers.loader(**wrong)
     with pytest.raises(BadInput, match=said):
         numbers.loader().divide(**wrong)
+
+
+@pytest.mark.parametrize("name", ["seed", "epoch", "window", "batch_size", "part", "parts"])
+@pytest.mark.parametrize("wrong", [1.0, "1"])
+def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: object) -> None:
+    """A seed of 7.0 would be of another order than one of 7."""
+    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, came {wrong!r}"):
+        numbers.loader(**{"seed": 1, name: wrong})
+
+
+def test_numbers_of_another_library_are_taken_for_what_they_are(numbers: Dataset) -> None:
+    options = {"seed": 7, "epoch": 2, "window": 1000, "batch_size": 5000, "part": 0, "parts": 2}
+    loader = numbers.loader(columns=["id"], **{name: np.int64(value) for name, value in options.items()})
+    same = numbers.loader(columns=["id"], **options)
+    assert json.dumps(loader.state_dict()) == json.dumps(same.state_dict())
+    assert ids(loader) == ids(same)
+    loader.set_epoch(np.int32(3))
+    assert json.loads(json.dumps(loader.state_dict()))["epoch"] == 3
+    with pytest.raises(BadInput, match="expected epoch to be a whole number"):
+        loader.set_epoch(3.9)  # type: ignore[arg-type]  # that is what is refused
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

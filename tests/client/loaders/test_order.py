@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
 import pytest
 from hanse.errors import BadInput
 from hanse.loaders.order import Mark, Order, Progress, Share, merge, merged, of_state, to_state
@@ -92,6 +93,15 @@ def test_states_that_do_not_belong_together_are_not_merged() -> None:
         with pytest.raises(BadInput, match=said.replace("[", r"\[")):
             merge(states)
     assert merge([two, one]) == merge({"a": {"deep": (one, two)}})
+
+
+@pytest.mark.parametrize("name", ["seed", "epoch", "window"])
+def test_a_state_of_a_number_that_is_none_is_refused(name: str) -> None:
+    """7.0 is equal to 7, and of another order."""
+    state = to_state(Order("i", 6, 7), Share())
+    with pytest.raises(BadInput, match=f"expected {name} to be a whole number, came 7.0"):
+        merge([state | {name: 7.0}])
+    assert json.dumps(merge([state | {name: np.int64(7)}])) == json.dumps(merge([state | {name: 7}]))
 
 
 @pytest.mark.parametrize("state", [{}, {"hanse": 2}, {"hanse": 1, "identity": "i"}], ids=["empty", "newer", "cut"])
