@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from datasets.distributed import split_dataset_by_node
 from hanse.client import Dataset
+from hanse.errors import BadInput
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.suites import loaders
 from tests.suites.loaders import BLOCKS, ROWS, Case, Rows
@@ -50,6 +54,67 @@ def test_hugging_face_goes_on_from_its_state_twice_with_every_row_once(training:
     dataset.load_state_dict(state)
     seen += [example["id"] for example in dataset]
     assert seen == loaders.sequence(2)
+
+
+HF = {"columns": ["id"], "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("taken", "loaded"),
+    [
+        ({**HF, "epoch": 3}, HF),
+        ({**HF, "seed": 4}, HF),
+        ({**HF, "where": "id < 1500"}, HF),
+        ({"seed": 3}, HF),
+        ({"columns": ["id"]}, HF),
+    ],
+    ids=["epoch", "seed", "condition", "columns", "stored order"],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_hugging_face_refuses_a_state_of_another_order(
+    training: Dataset, taken: dict[str, Any], loaded: dict[str, Any], wrapped: bool
+) -> None:
+    """Numbers of blocks and examples alone would fit, and rows be lost and doubled."""
+
+    def made(options: dict[str, Any]) -> Any:
+        found = training.to_hf(**options)
+        return found.map(lambda row: row).batch(2) if wrapped else found
+
+    other, dataset = made(taken), made(loaded)
+    next(iter(other))
+    dataset.load_state_dict(other.state_dict())
+    with pytest.raises(BadInput, match=r"expected a state of .*'seed': .*, came one of .*with the columns"):
+        list(dataset)
+
+
+def test_hugging_face_refuses_a_state_of_other_blocks(training: Dataset) -> None:
+    whole = training.to_hf(**HF)
+    parts = [split_dataset_by_node(whole, rank=rank, world_size=2) for rank in range(2)]
+    shuffled = [whole.shuffle(seed=seed, buffer_size=1) for seed in range(2)]
+    generated = datasets.IterableDataset.from_generator(
+        lambda at: ({"id": one} for one in at), gen_kwargs={"at": [*"ab"]}
+    )
+    for other, dataset in [tuple(parts), tuple(shuffled), (parts[0], whole), (generated, whole)]:
+        next(iter(other))
+        dataset.load_state_dict(other.state_dict())
+        with pytest.raises(BadInput, match="expected a state of"):
+            list(dataset)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_hugging_face_goes_on_in_epochs_and_parts_of_its_own(training: Dataset, workers: int) -> None:
+    def made() -> Any:
+        dataset = split_dataset_by_node(training.to_hf(**HF), rank=1, world_size=2)
+        dataset.set_epoch(2)
+        return StatefulDataLoader(dataset, batch_size=10, num_workers=workers)
+
+    whole = [batch["id"].tolist() for batch in made()]
+    assert len({number for batch in whole for number in batch}) == ROWS // 2
+    first = made()
+    given = [batch["id"].tolist() for _, batch in zip(range(40), first, strict=False)]
+    then = made()
+    then.load_state_dict(first.state_dict())
+    assert sorted(given + [batch["id"].tolist() for batch in then]) == sorted(whole)
 
 
 def test_hugging_face_gives_every_row_once_in_epochs_of_its_own_and_ours_anew(training: Dataset) -> None:
