@@ -23,7 +23,7 @@ _V5 = 4
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
 _UNION, _TIMESTAMP = 14, 10  # types that have a list or a text of their own
 
-_Look: TypeAlias = "Callable[[Any], _Look]"
+_Look: TypeAlias = "Callable[[Messages, Any], _Look]"
 _Buffers = list[tuple[int, int]]  # of a compressed body: where they begin, and their lengths there
 
 
@@ -39,7 +39,8 @@ class Messages:
     def __init__(self, body: Any) -> None:
         self._body = body
         self.taken = 0  # bytes so far
-        self._look: _Look = self._prefix
+        # Not bound: we would hold ourselves, and the connection, until the collector of cycles comes.
+        self._look: _Look = Messages._prefix
         self._dictionaries: dict[int, int] = {}  # bytes of each, which Arrow keeps
 
     def read(self, size: int = -1) -> Any:
@@ -47,7 +48,7 @@ class Messages:
         self.taken += len(data)
         if len(data) == size > 0:  # else it is the end of the body, and Arrow's to judge
             try:
-                self._look = self._look(data)
+                self._look = self._look(self, data)
             except (struct.error, UnicodeDecodeError):
                 raise Broken("the stream is not Arrow as expected: its metadata cannot be read") from None
         return data
@@ -62,20 +63,20 @@ class Messages:
     def _prefix(self, data: Any) -> _Look:
         if bytes(data) != _GOES_ON:
             raise Broken("the stream is not Arrow as expected: no message begins where one should")
-        return self._length
+        return Messages._length
 
     def _length(self, data: Any) -> _Look:
         (length,) = struct.unpack("<i", data)
         if not 0 <= length <= METADATA_MAX:
             raise Broken(f"the stream is not Arrow as expected: a message of {length} bytes, more than {METADATA_MAX}")
-        return self._metadata if length else self._prefix
+        return Messages._metadata if length else Messages._prefix
 
     def _metadata(self, data: Any) -> _Look:
         message = _follow(data, 0)
         kind, follows = _number(data, message, 1, "<B"), _number(data, message, 3, "<q")
         _spread(data, message, kind)
         if kind not in (_DICTIONARY, _BATCH):
-            return self._passed_over if follows else self._prefix
+            return Messages._passed_over if follows else Messages._prefix
         table, number, more = _follow(data, _field(data, message, 2)), None, False
         if kind == _DICTIONARY:
             number, more = _number(data, table, 0, "<q"), bool(_number(data, table, 2, "<B"))
@@ -83,11 +84,11 @@ class Messages:
         if _number(data, message, 0, "<h") < _V5:  # some of those say elsewhere that they are compressed
             raise Broken("expected a stream in version 5 of Arrow's format, came an older one")
         buffers = _buffers(data, table) if _field(data, table, 3) else None
-        look = partial(self._unfolded, values=_values(data, table), buffers=buffers, number=number, more=more)
-        return look if follows else look(b"")
+        look = partial(Messages._unfolded, values=_values(data, table), buffers=buffers, number=number, more=more)
+        return look if follows else look(self, b"")
 
     def _passed_over(self, _: Any) -> _Look:
-        return self._prefix
+        return Messages._prefix
 
     def _unfolded(self, data: Any, *, values: int, buffers: _Buffers | None, number: int | None, more: bool) -> _Look:
         """The body of a message; `number` is that of a dictionary, `more` says that it is added to."""
@@ -100,7 +101,7 @@ class Messages:
         if size > _UNFOLDED_MAX:
             what = "a message" if number is None else "dictionaries"
             raise Broken(f"expected {what} of at most {_UNFOLDED_MAX} bytes, came some that unfold to {size}")
-        return self._prefix
+        return Messages._prefix
 
 
 def _spread(data: Any, message: int, kind: int) -> None:

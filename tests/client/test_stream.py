@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -323,6 +325,26 @@ def test_a_stream_that_another_thread_closes_ends_at_once() -> None:
             list(stream)
         closing.join()
         assert time.monotonic() - since < 15
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed is what nobody has, not even itself."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_stream_that_is_forgotten_lets_its_connection_go_at_once(batches: int) -> None:
+    with dripping([HEAD + chunked(WHOLE[:2], last=False).data[len(HEAD) :], b""], pause=30) as url:
+        stream = Stream(_wire.ask(Request("GET", url)))
+        for _ in zip(range(batches), stream, strict=False):
+            pass
+        connection = weakref.ref(stream._body._wire)
+        del stream
+        assert connection() is None
 
 
 def test_a_process_that_was_forked_closes_its_own_end_alone() -> None:
