@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import duckdb
+import hanse
 import pyarrow.parquet as pq
 import pytest
 from datasets.distributed import split_dataset_by_node
 from hanse.client import Dataset
-from hanse.errors import BadInput
+from hanse.errors import BadInput, Unreachable
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.suites import loaders
@@ -130,6 +133,25 @@ def test_hugging_face_has_no_examples_of_a_dataset_without_rows(owner: Owner, tm
     path = tmp_path / "none.parquet"
     pq.write_table(loaders.table().slice(0, 0), path)
     assert list(owner.dataset(name="none", path=path).to_hf()) == []
+
+
+@pytest.mark.parametrize("ask", ["hf", "ray", "spark", "a task of ray", "a partition of spark"])
+def test_an_owner_that_is_down_is_waited_for_as_long_as_was_said(training: Dataset, ask: str) -> None:
+    from hanse.loaders import ray, spark
+
+    plan, down = training.plan(), Dataset(hanse.connect("http://127.0.0.1:1", "token"), training._access)
+    session = SimpleNamespace(dataSource=SimpleNamespace(register=id))
+    asked: dict[str, Callable[[], Any]] = {
+        "hf": lambda: down.to_hf(patience=0.3),
+        "ray": lambda: down.to_ray(patience=0.3),
+        "spark": lambda: down.to_spark(session, patience=0.3),
+        "a task of ray": lambda: list(ray.Source(down, plan, patience=0.3).get_read_tasks(1)[0]()),
+        "a partition of spark": lambda: list(spark.Reader(down, plan, 0.3, 1).read(spark.Blocks((0,)))),
+    }
+    since = time.monotonic()
+    with pytest.raises(Unreachable):
+        asked[ask]()
+    assert 0.2 < time.monotonic() - since < 20
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def dataset(
 ) -> IterableDataset:
     """The rows as examples (dicts by column), in the order of `Loader` with the same seed and epoch. To go on from a
     state, make it with those that the state was taken with: BadInput otherwise, at the first example."""
-    loader = Loader(of, columns=columns, where=where, seed=seed, epoch=epoch)
+    loader = Loader(of, columns=columns, where=where, seed=seed, epoch=epoch, patience=patience)
     plan = loader.plans[0]
     blocks = _Blocks(
         {"blocks": loader.permutation(), "of": of, "plan": plan, "patience": patience},

@@ -14,15 +14,16 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from hanse.client import Dataset
+from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
 
 
 class Source(Datasource):  # type: ignore[misc]  # ray is not there when types are checked
     """Blocks of one plan as read tasks, at most `tasks` or as many as Ray asks for."""
 
-    def __init__(self, of: Dataset, plan: Plan, *, tasks: int = 0) -> None:
+    def __init__(self, of: Dataset, plan: Plan, *, tasks: int = 0, patience: float = SECONDS) -> None:
         super().__init__()
-        self._of, self._plan, self._tasks = of, plan, tasks
+        self._of, self._plan, self._tasks, self._patience = of, plan, tasks, patience
 
     def get_name(self) -> str:
         return "Hanse"
@@ -39,19 +40,22 @@ class Source(Datasource):  # type: ignore[misc]  # ray is not there when types a
         nbytes = sum(self._plan.blocks[number].nbytes for number in blocks)
         metadata = BlockMetadata(num_rows=rows if self._plan.exact else None, size_bytes=nbytes, input_files=None,
                                  exec_stats=None)  # fmt: skip
-        return ReadTask(_reading(self._of, self._plan, blocks), metadata)
+        return ReadTask(_reading(self._of, self._plan, blocks, self._patience), metadata)
 
 
-def _reading(of: Dataset, plan: Plan, blocks: Sequence[int]) -> Callable[[], Iterable[pa.Table]]:
+def _reading(of: Dataset, plan: Plan, blocks: Sequence[int], patience: float) -> Callable[[], Iterable[pa.Table]]:
     def tables() -> Iterable[pa.Table]:
-        with of.read(plan, blocks) as stream:
+        with of.read(plan, blocks, patience=patience) as stream:
             for batch in stream:
                 yield pa.Table.from_batches([batch])
 
     return tables
 
 
-def dataset(of: Dataset, *, columns: Sequence[str] = (), where: str = "", tasks: int = 0) -> ray.data.Dataset:
-    """The rows as a Ray dataset; conditions and columns are the owner's work and do not travel."""
-    source = Source(of, of.plan(columns=columns, where=where), tasks=tasks)
+def dataset(
+    of: Dataset, *, columns: Sequence[str] = (), where: str = "", tasks: int = 0, patience: float = SECONDS
+) -> ray.data.Dataset:
+    """The rows as a Ray dataset; conditions and columns are the owner's work and do not travel. `patience`: as of
+    `Loader`, for each task and for the plan before them."""
+    source = Source(of, of.plan(columns=columns, where=where, patience=patience), tasks=tasks, patience=patience)
     return ray.data.read_datasource(source)

@@ -19,6 +19,7 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from hanse.client import Dataset
+from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
 
 
@@ -32,20 +33,20 @@ class Blocks(InputPartition):  # type: ignore[misc]  # pyspark is not there when
 class Reader(DataSourceReader):  # type: ignore[misc]
     """Partitions and their batches."""
 
-    def __init__(self, of: Dataset, plan: Plan, partitions: int) -> None:
-        self._of, self._plan, self._partitions = of, plan, partitions
+    def __init__(self, of: Dataset, plan: Plan, patience: float, partitions: int) -> None:
+        self._of, self._plan, self._patience, self._partitions = of, plan, patience, partitions
 
     def partitions(self) -> Sequence[InputPartition]:
         return [Blocks(blocks) for blocks in parted(len(self._plan.blocks), self._partitions)]
 
     def read(self, partition: Any) -> Iterator[pa.RecordBatch]:
         """A task that fails is run again by Spark, and reads the same rows."""
-        with self._of.read(self._plan, partition.numbers) as stream:
+        with self._of.read(self._plan, partition.numbers, patience=self._patience) as stream:
             yield from stream
 
 
 class Source(DataSource):  # type: ignore[misc]
-    """What Spark makes of the options: they hold the dataset and its plan."""
+    """What Spark makes of the options: they hold the dataset, its plan, and the patience with its owner."""
 
     @classmethod
     def name(cls) -> str:
@@ -57,13 +58,23 @@ class Source(DataSource):  # type: ignore[misc]
     def reader(self, schema: Any) -> Reader:
         return Reader(*self._given(), int(self.options.get("partitions", "8")))
 
-    def _given(self) -> tuple[Dataset, Plan]:
+    def _given(self) -> tuple[Dataset, Plan, float]:
         # Written by `frame` in this very session: nobody else's bytes come here.
         return pickle.loads(base64.b64decode(self.options["given"]))  # type: ignore[no-any-return]  # noqa: S301
 
 
-def frame(session: Any, of: Dataset, *, columns: Sequence[str] = (), where: str = "", partitions: int = 8) -> Any:
-    """The rows as a Spark data frame of at most so many partitions."""
+def frame(
+    session: Any,
+    of: Dataset,
+    *,
+    columns: Sequence[str] = (),
+    where: str = "",
+    partitions: int = 8,
+    patience: float = SECONDS,
+) -> Any:
+    """The rows as a Spark data frame of at most so many partitions. `patience`: as of `Loader`, for each of them and
+    for the plan before them."""
     session.dataSource.register(Source)
-    given = base64.b64encode(pickle.dumps((of, of.plan(columns=columns, where=where)))).decode()
+    plan = of.plan(columns=columns, where=where, patience=patience)
+    given = base64.b64encode(pickle.dumps((of, plan, patience))).decode()
     return session.read.format("hanse").option("given", given).option("partitions", str(partitions)).load()
