@@ -33,7 +33,8 @@ Reopen: TypeAlias = "Callable[[Mapping[str, Any] | None], Answer]"
 
 
 class Stream:
-    """Batches, once: iterate, or hand the whole to a library. Close it (or leave its `with`) to stop early.
+    """Batches, once: iterate, or hand the whole to a library. Close it (or leave its `with`) to stop early: it gives
+    none after that.
 
     `schema` is there at once; `end` when the last batch has come. Any library that takes the Arrow C stream interface
     takes a Stream as it is: `polars.DataFrame(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
@@ -97,6 +98,8 @@ class Stream:
             return
         if self._started:
             raise BadInput("this stream was read already; open another one, or use to_arrow() to keep its rows")
+        if self._closed:
+            raise BadInput("this stream was closed before it was read; open another one")
         self._started = True
         try:
             while (batch := self._next_or_again()) is not None:
@@ -109,7 +112,7 @@ class Stream:
             self.close()
 
     def _next_or_again(self) -> pa.RecordBatch | None:
-        while True:
+        while not self._closed:  # else what had come already would be given or not, as it happens
             try:
                 batch = self._next()
             except HanseError as error:
@@ -119,8 +122,7 @@ class Stream:
                 if self._patience.rest():
                     self._body.bear(self._patience.silence)
                 return batch
-            if self._closed:
-                raise BadInput("this stream was closed while it was read; open another one to go on")
+        raise BadInput("this stream was closed while it was read; open another one to go on")
 
     def _go_on(self, error: HanseError) -> None:
         """Connect anew and read on after the last batch, or raise what does not pass by waiting."""

@@ -372,6 +372,23 @@ def test_a_stream_that_is_closed_while_it_is_read_does_not_go_on(again: bool) ->
     assert len(served.asked) == 1
 
 
+def test_a_stream_that_is_closed_gives_nothing_though_it_has_come() -> None:
+    one = chunked([b"".join(WHOLE)])  # all of it is there with the first batch
+    with connector({("GET", "/"): one}) as served:
+        for given in range(2):
+            stream = Stream(_wire.ask(Request("GET", served.url)))
+            with stream:
+                batches = iter(stream)
+                for _ in range(given):
+                    next(batches)
+            with pytest.raises(errors.BadInput, match=f"was closed {'while' if given else 'before'} it was read"):
+                next(batches)
+        with Stream(_wire.ask(Request("GET", served.url))) as unread:
+            pass
+        with pytest.raises(errors.BadInput, match="closed before it was read"):
+            unread.to_arrow()
+
+
 def test_a_stream_that_is_closed_before_it_is_there_again_asks_no_more() -> None:
     asked = []
 
