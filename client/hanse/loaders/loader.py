@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from hanse._wire import Memory
 from hanse.client import Dataset
-from hanse.errors import BadInput
+from hanse.errors import AccessRevoked, BadInput
 from hanse.loaders import order as orders
 from hanse.loaders.order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
@@ -211,11 +211,15 @@ class Loader:
         order, share = self._order, self._pending or self._fresh()
         self._share, self._pending = share, None
         self.throughput = Throughput()
-        pieces = ahead(self._pieces(order, share, memory), nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
+        revoked: list[AccessRevoked] = []
+        source = self._pieces(order, share, memory, revoked)
+        pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
         told = _Told(self.throughput, self.rows) if self._progress else None
         after = share
         try:
             for slices, after in self._joined(pieces, share):
+                if revoked:  # the rows may not be used any more, nor those that came before it was said
+                    raise revoked[0]
                 if order is self._order:  # else another epoch or state was set meanwhile, for the next iteration
                     self._share = after
                 self._count(slices)
@@ -265,8 +269,11 @@ class Loader:
         if run.rows and not self.drop_last:
             yield run.slices, after
 
-    def _pieces(self, order: Order, share: Share, memory: Memory | None) -> Generator[_Piece, None, None]:
-        """The rows of a share in their order, in the pieces that they come in."""
+    def _pieces(
+        self, order: Order, share: Share, memory: Memory | None, revoked: list[AccessRevoked]
+    ) -> Generator[_Piece, None, None]:
+        """The rows of a share in their order, in the pieces that they come in. `revoked` gets to know at once what
+        their reader hears after all that waits."""
         permutation = order.permutation()
         todo = [(self._locate(permutation[place]), mark) for place, mark in share.places(order.blocks)]
         feeds = [
@@ -277,6 +284,9 @@ class Loader:
             for done, ((source, block), mark) in enumerate(todo):
                 offset = sum(len(plan.blocks) for plan in self.plans[:source])
                 yield from _block(order, feeds[source].of(block), offset + block, done, mark)
+        except AccessRevoked as error:
+            revoked.append(error)
+            raise
         finally:
             for feed in feeds:
                 feed.close()

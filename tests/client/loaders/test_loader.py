@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hanse.client import Dataset
-from hanse.errors import AccessRevoked, BadInput, Conflict, Unreachable
-from hanse.loaders import Loader, merge
+from hanse.errors import AccessRevoked, BadInput, Conflict, HanseError, QuotaSpent, Unreachable
+from hanse.loaders import Loader, merge, prefetch
 from hanse.loaders.order import Order
 
+from tests.client.support import batch, chunked, ipc, owned
 from tests.support import gate, served
 from tests.support.gate import atom
 from tests.support.link import Link
@@ -332,6 +333,32 @@ def test_revocation_raises_its_own_exception_with_the_reason(owner: Owner, tmp_p
             if number == 0:
                 owner.loop.call_soon_threadsafe(stop)
                 assert stopped.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "most"),
+    [("revoked", AccessRevoked, 1), ("quota", QuotaSpent, 4)],
+    ids=str,
+)
+def test_rows_that_wait_are_not_given_after_a_revocation_and_are_after_other_ends(
+    status: str, kind: type[HanseError], most: int
+) -> None:
+    places = [{"block": block, "cursor": "c"} for block in range(2)]
+    answer = chunked(
+        ipc([batch(1, 2), batch(3, 4)], {"status": status, "reason": "the study was closed"}, places=places)
+    )
+    with owned(answer, rows=(2, 2, 2)) as dataset:
+        loader = dataset.loader(batch_size=1)
+        batches, seen = iter(loader), []
+        with pytest.raises(kind, match="study was closed"):  # noqa: PT012  it is raised in mid-iteration
+            for one in batches:
+                for reading in list(prefetch._RUNNING):
+                    reading.join(60)
+                seen += one["age"].to_pylist()
+    assert seen == [1, 2, 3, 4][: len(seen)]
+    assert len(seen) == most or (most == 1 and not seen)  # it may be heard before the first one
+    state = loader.state_dict()
+    assert 2 * state["done"] + (state["mark"] or {"row": 0})["row"] == len(seen)
 
 
 def test_another_version_is_a_conflict_and_never_other_rows(owner: Owner, numbers: Dataset) -> None:
