@@ -191,6 +191,17 @@ def test_ray_reads_twelve_splits_and_agrees_with_duckdb(
     assert rows.num_rows == ROWS
 
 
+def test_ray_knows_the_columns_of_what_has_no_rows(
+    ray_session: Any, training: Dataset, owner: Owner, tmp_path: Path
+) -> None:
+    path = tmp_path / "none.parquet"
+    pq.write_table(loaders.table().slice(0, 0), path)
+    nothing = owner.dataset(name="ray-none", path=path)
+    for found in (nothing.to_ray(), nothing.to_ray(tasks=3), training.to_ray(where="id < 0", tasks=3)):
+        assert found.schema().names == loaders.table().column_names
+        assert found.count() == found.sort("id").count() == found.select_columns(["id"]).count() == 0
+
+
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from pyspark.sql import SparkSession

@@ -32,19 +32,22 @@ class Source(Datasource):  # type: ignore[misc]  # ray is not there when types a
         return sum(block.nbytes for block in self._plan.blocks)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task a part; Ray may run it again after a failure, and gets the same rows."""
-        return [self._task(blocks) for blocks in parted(len(self._plan.blocks), self._tasks or parallelism)]
+        """One task a part; Ray may run it again after a failure, and gets the same rows. One for no block where there
+        is none, since Ray knows the columns by its tasks."""
+        return [self._task(blocks) for blocks in parted(len(self._plan.blocks), self._tasks or parallelism) or [()]]
 
     def _task(self, blocks: Sequence[int]) -> ReadTask:
         rows = sum(self._plan.blocks[number].rows for number in blocks)
         nbytes = sum(self._plan.blocks[number].nbytes for number in blocks)
         metadata = BlockMetadata(num_rows=rows if self._plan.exact else None, size_bytes=nbytes, input_files=None,
                                  exec_stats=None)  # fmt: skip
-        return ReadTask(_reading(self._of, self._plan, blocks, self._patience), metadata)
+        return ReadTask(_reading(self._of, self._plan, blocks, self._patience), metadata, self._plan.schema)
 
 
 def _reading(of: Dataset, plan: Plan, blocks: Sequence[int], patience: float) -> Callable[[], Iterable[pa.Table]]:
     def tables() -> Iterable[pa.Table]:
+        if not blocks:
+            return
         with of.read(plan, blocks, patience=patience) as stream:
             for batch in stream:
                 yield pa.Table.from_batches([batch])
