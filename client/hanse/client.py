@@ -259,8 +259,10 @@ class Dataset:
                 lambda endpoint, ticket: ask_at(f"{endpoint}/streams", ticket, body, seconds=waiting.silence)
             )
 
-        found = waiting.outlast(asked)
-        return Plan.read(found, columns=columns, where=where)
+        found = Plan.read(waiting.outlast(asked), columns=columns, where=where)
+        if twice := sorted({name for name in found.schema.names if found.schema.names.count(name) > 1}):
+            raise BadInput(f"expected each column once, as most libraries keep one of a name; came {twice} repeatedly")
+        return found
 
     def read(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import duckdb
 import hanse
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets.distributed import split_dataset_by_node
@@ -135,6 +136,16 @@ def test_hugging_face_has_no_examples_of_a_dataset_without_rows(owner: Owner, tm
     assert list(owner.dataset(name="none", path=path).to_hf()) == []
 
 
+def test_hugging_face_names_a_column_of_a_type_that_it_does_not_have(owner: Owner, tmp_path: Path) -> None:
+    path = tmp_path / "map.parquet"
+    pq.write_table(pa.table({"id": [1], "m": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), "x": [2]}), path)
+    dataset = owner.dataset(name="map", path=path)
+    said = r"came m of map<string, int64.*leave it out with columns=\['id', 'x'\]"
+    with pytest.raises(BadInput, match=said):
+        dataset.to_hf()
+    assert list(dataset.to_hf(columns=["id", "x"])) == [{"id": 1, "x": 2}]
+
+
 @pytest.mark.parametrize("ask", ["hf", "ray", "spark", "a task of ray", "a partition of spark"])
 def test_an_owner_that_is_down_is_waited_for_as_long_as_was_said(training: Dataset, ask: str) -> None:
     from hanse.loaders import ray, spark
@@ -184,7 +195,6 @@ def test_ray_reads_twelve_splits_and_agrees_with_duckdb(
     assert len(source.get_read_tasks(1)) == BLOCKS
     found = ray_session.data.read_datasource(source)
     rows = found.to_arrow_refs() if hasattr(found, "to_arrow_refs") else []
-    import pyarrow as pa
 
     rows = pa.concat_tables(ray_session.get(rows))
     assert duckdb.sql(QUESTION).fetchall() == expected

@@ -164,6 +164,14 @@ def test_tensors_of_all_kinds() -> None:
         tensors(pa.record_batch({"v": pa.array([[1], [1, 2]])}), shapes={"v": (2,)})
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("us"), pa.date32(), pa.time64("us"), pa.duration("s"), pa.int8()], ids=str
+)
+def test_nulls_that_have_no_number_are_told_with_the_type_that_came(kind: pa.DataType) -> None:
+    with pytest.raises(BadInput, match=re.escape(f"column n holds nulls, and {kind} has no value")):
+        tensors(pa.record_batch({"n": pa.nulls(2, kind)}))
+
+
 BYTES = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(3), pa.dictionary(pa.int8(), pa.binary())]
 
 

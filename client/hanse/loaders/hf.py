@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
+import pyarrow as pa
 from datasets import DatasetInfo, Features, IterableDataset, Split
 from datasets.iterable_dataset import ExamplesIterable
 
@@ -44,8 +45,22 @@ def dataset(
         {"blocks": loader.permutation(), "of": of, "plan": plan, "patience": patience},
         order={name: loader.state_dict()[name] for name in ("identity", "seed", "epoch")},
     )
-    info = DatasetInfo(features=Features.from_arrow_schema(plan.schema))
+    info = DatasetInfo(features=_features(plan.schema))
     return IterableDataset(blocks, info=info, split=Split.TRAIN)
+
+
+def _features(schema: pa.Schema) -> Features:
+    """BadInput for a column of a type that `datasets` does not have."""
+    for one in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([one]))
+        except ValueError as error:
+            others = [name for name in schema.names if name != one.name]
+            raise BadInput(
+                f"expected columns of types that datasets has, came {one.name} of {one.type}: leave it out with "
+                f"columns={others}"
+            ) from error
+    return Features.from_arrow_schema(schema)
 
 
 class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there when types are checked

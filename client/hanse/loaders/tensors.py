@@ -97,6 +97,7 @@ def values(name: str, column: pa.Array, given: tuple[int, ...] | None = None) ->
         shape = shape if len(shape) > 1 else (len(column), column.type.list_size)
         return _numbers(name, column.flatten()).reshape(shape)
     if pa.types.is_temporal(column.type) and not pa.types.is_interval(column.type):
+        _without_nulls(name, column)
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
     if is_number(column.type) or pa.types.is_boolean(column.type):  # by now
         return _numbers(name, column)
@@ -122,11 +123,8 @@ def _flat(name: str, column: pa.Array, shape: tuple[int, ...]) -> pa.Array:
 
 
 def _numbers(name: str, column: pa.Array) -> Any:
-    if column.null_count and not pa.types.is_floating(column.type):
-        raise BadInput(
-            f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
-            "not null, or leave it out"
-        )
+    if not pa.types.is_floating(column.type):
+        _without_nulls(name, column)
     # Arrow's `to_numpy` would load pandas where that is installed: longer than the first batch takes to come.
     if pa.types.is_boolean(column.type):
         bits = np.frombuffer(_data(column), np.uint8)
@@ -134,6 +132,14 @@ def _numbers(name: str, column: pa.Array) -> Any:
     kind = _NUMBERS[column.type.id]
     found = np.frombuffer(_data(column), kind, len(column), column.offset * kind.itemsize)
     return found if not column.null_count else np.where(_there(column), found, kind.type(math.nan))
+
+
+def _without_nulls(name: str, column: pa.Array) -> None:
+    if column.null_count:
+        raise BadInput(
+            f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
+            "not null, or leave it out"
+        )
 
 
 def _data(column: pa.Array) -> Any:

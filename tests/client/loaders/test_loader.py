@@ -113,6 +113,13 @@ def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: o
         numbers.loader(**{"seed": 1, name: wrong})
 
 
+@pytest.mark.parametrize("columns", [["id", "x", "id"], ["id", "ID"]])
+def test_a_column_that_is_named_twice_is_refused(numbers: Dataset, columns: list[str]) -> None:
+    """A dict of columns would have one of them."""
+    with pytest.raises(BadInput, match=r"expected each column once, .*came \['id'\] repeatedly"):
+        numbers.loader(columns=columns)
+
+
 def test_numbers_of_another_library_are_taken_for_what_they_are(numbers: Dataset) -> None:
     options = {"seed": 7, "epoch": 2, "window": 1000, "batch_size": 5000, "part": 0, "parts": 2}
     loader = numbers.loader(columns=["id"], **{name: np.int64(value) for name, value in options.items()})
