@@ -120,6 +120,47 @@ def test_a_column_that_is_named_twice_is_refused(numbers: Dataset, columns: list
         numbers.loader(columns=columns)
 
 
+ARRIVES = [
+    (pa.int8(), pa.int8()),
+    (pa.uint64(), pa.uint64()),
+    (pa.decimal128(20, 4), pa.decimal128(20, 4)),
+    (pa.date32(), pa.date32()),
+    (pa.timestamp("ns"), pa.timestamp("ns")),
+    (pa.time64("ns"), pa.time64("ns")),
+    (pa.timestamp("s"), pa.timestamp("us")),
+    (pa.timestamp("ms"), pa.timestamp("us")),
+    (pa.timestamp("us", "Europe/Berlin"), pa.timestamp("us", "UTC")),
+    (pa.time32("ms"), pa.time64("us")),
+    (pa.duration("us"), pa.int64()),
+    (pa.duration("ns"), pa.int64()),
+    (pa.float16(), pa.float32()),
+    (pa.list_(pa.float32(), 3), pa.list_(pa.float32())),
+    (pa.large_list(pa.int32()), pa.list_(pa.int32())),
+    (pa.fixed_shape_tensor(pa.float32(), (2, 2)), pa.list_(pa.float32())),
+    (pa.binary(4), pa.binary()),
+    (pa.large_binary(), pa.binary()),
+    (pa.binary_view(), pa.binary()),
+    (pa.large_string(), pa.string()),
+    (pa.string_view(), pa.string()),
+    (pa.json_(), pa.string()),
+    (pa.uuid(), pa.string()),
+    (pa.dictionary(pa.int32(), pa.string()), pa.string()),
+]
+
+
+def test_columns_of_parquet_arrive_as_the_guide_says(owner: Owner, tmp_path: Path) -> None:
+    columns = {str(number): _nulls(kind) for number, (kind, _) in enumerate(ARRIVES)}
+    pq.write_table(pa.table(columns), tmp_path / "kinds.parquet")
+    schema = owner.dataset(name="kinds", path=tmp_path / "kinds.parquet").plan().schema
+    assert [one.type for one in schema] == [kind for _, kind in ARRIVES]
+
+
+def _nulls(kind: pa.DataType) -> pa.Array:
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, pa.nulls(2, kind.storage_type))
+    return pa.nulls(2, kind)
+
+
 def test_numbers_of_another_library_are_taken_for_what_they_are(numbers: Dataset) -> None:
     options = {"seed": 7, "epoch": 2, "window": 1000, "batch_size": 5000, "part": 0, "parts": 2}
     loader = numbers.loader(columns=["id"], **{name: np.int64(value) for name, value in options.items()})
