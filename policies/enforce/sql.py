@@ -18,6 +18,7 @@ from policies.enforce import aggregate, bind, drawn, grid, private, rewrite, sta
 from policies.enforce.bind import Bound, Entry
 from policies.enforce.functions import ENGINE_FUNCTIONS
 from policies.enforce.private import Private
+from policies.enforce.quiet import quiet
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
 from policies.vocabulary import ds, meant
@@ -113,6 +114,9 @@ def prepare(
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
+    wrapper.quiet = len(used) == len({entry for _, entry in bound.tables}) and quiet(
+        rewrite.every(tree), [one.contract for one in used]
+    )
     if all(one.contract.grid is None for one in used):
         rewrite.spread(wrapper.nodes, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
@@ -251,6 +255,7 @@ class _Wrapper:
         self.shared: dict[tuple[str, str], str] = {}
         self.nodes = rewrite.every(tree)
         self.asked = rewrite.safe(self.nodes)
+        self.quiet = False  # whether nothing that it computes can fail over a row
 
     def dataset(self, node: exp.Table, dataset: Dataset) -> None:
         contract = dataset.contract
@@ -263,7 +268,10 @@ class _Wrapper:
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
         shown = [name for name in placed if self.asked is None or name.casefold() in self.asked]
         if wrap.plain(contract.row_filter):
-            query = wrap.rows(contract, dataset.relation, shown, self.maker)
+            if contract.row_filter is None or self.quiet:
+                query = wrap.rows(contract, dataset.relation, shown, self.maker)
+            else:
+                query = wrap.guarded(contract, dataset.relation, shown, self.maker, as_is=dataset.position)
             node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
             self.names.append(dataset.relation)
         else:

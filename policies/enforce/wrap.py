@@ -1,7 +1,9 @@
 """The policy wrap: a contract as the SELECT that stands in place of its dataset (steps 5 of the gate).
 
 Row filter, masks and grid become a subquery over the physical relation; every value of the policy is a bound
-parameter. A user's predicate sees what comes out of it and nothing else. Must not know the user's query.
+parameter. A user's predicate sees what comes out of it and nothing else: where it could tell of a hidden row by
+failing over it, such a row is NULL in every column (`guarded`), wherever the engine evaluates what. Must not know the
+user's query.
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ class Maker:
 
 
 def plain(row_filter: RowFilter | None) -> bool:
-    """Whether the engine may look through the wrap: no filter, or a conjunction of comparisons on stored
-    columns, which it evaluates in the scan (federated-query, section 3.2). Anything else is a barrier."""
+    """Whether the engine may look through the wrap: no filter, or a conjunction of comparisons on stored columns, most
+    of which it evaluates in the scan (federated-query, section 3.2; of others see `guarded`). Anything else is a
+    barrier."""
     if row_filter is None or isinstance(row_filter, Comparison):
         return True
     return row_filter.connective == "and" and all(plain(member) for member in row_filter.members)
@@ -67,6 +70,33 @@ def rows(contract: DataContract, relation: str, shown: Sequence[str], maker: Mak
     if condition is not None:
         select.set("where", exp.Where(this=condition))
     return select
+
+
+def guarded(
+    contract: DataContract, relation: str, shown: Sequence[str], maker: Maker, *, as_is: str = ""
+) -> exp.Select:
+    """The same rows under a row filter. What is computed of one that is not let through, before it is left out, finds
+    NULL for each of its values. `as_is`: a column of ours, of which nothing is computed."""
+    source, around, kept = maker.token(), maker.token(), maker.token()
+    condition = condition_of(contract, source, maker)
+    assert condition is not None
+    inner = exp.Select(
+        expressions=[
+            *(_output(masked(contract, name, source, maker), name) for name in shown),
+            _output(condition, kept),
+        ],
+        from_=exp.From(this=relation_of(relation, source)),
+    )
+    values = [(name, stored(name, around)) for name in shown]
+    outputs = [
+        value if name == as_is else _output(exp.Case(ifs=[exp.If(this=stored(kept, around), true=value)]), name)
+        for name, value in values
+    ]
+    return exp.Select(
+        expressions=outputs or [_output(exp.Literal.number(1), source)],
+        from_=exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=_name(around)))),
+        where=exp.Where(this=stored(kept, around)),
+    )
 
 
 def _shown(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:

@@ -214,6 +214,24 @@ async def test_rows_that_leave_one_by_one_are_counted_as_they_leave(running: Pro
     assert (await used(running, agreement))[1] == 3
 
 
+@pytest.mark.parametrize(
+    ("sql", "status"),
+    [
+        ("SELECT id FROM numbers WHERE id = 7 AND id * 9000000000000000000 < gap - 1000", 400),
+        ("SELECT id FROM numbers WHERE id = 7 AND gap < 0", 200),
+    ],
+    ids=["fails over a row", "has no row"],
+)
+async def test_an_answer_that_tells_of_rows_without_one_counts_as_one(running: Provider, sql: str, status: int) -> None:
+    """Or a value would be found bit by bit, and the quota be whole afterwards."""
+    agreement = await running.agree(limited("ds:rowQuota", "2"))
+    for number in (1, 2):
+        assert (await ask(running, running.ticket(agreement), sql)).status_code == status
+        await settled(running)
+        assert (await used(running, agreement))[1] == number
+    assert (await ask(running, running.ticket(agreement), sql)).json()["code"] == "quota_spent"
+
+
 async def test_a_share_is_as_many_rows_as_it_says(running: Provider) -> None:
     share, rows = "0.29", 580
     agreement = await running.agree(limited("odrl:percentage", share))

@@ -303,6 +303,17 @@ def test_a_row_filter_and_a_masked_dimension_stand_before_the_grid() -> None:
     assert made.ask("select count(*) from units where g = 'f'") == []
 
 
+@pytest.mark.parametrize("first", ["0.0", "-0.0"])
+@pytest.mark.parametrize("kind", ["DOUBLE", "FLOAT"])
+def test_zero_and_negative_zero_are_one_cell_whichever_came_first(first: str, kind: str) -> None:
+    value = f"CASE WHEN i = 0 THEN {first} WHEN i % 2 = 0 THEN 0.0 ELSE -0.0 END"
+    rows = f"SELECT i AS id, ({value})::{kind} AS g FROM range(40) r(i)"
+    assert (
+        repr(_seen(rows, atom("ds:dimension/g", "eq", "exact")).ask("select g, count(*) from t group by g"))
+        == "[(0.0, 40)]"
+    )
+
+
 def _seen(rows: str, *constraints: Any) -> gate.Bench:
     made = gate.Bench()
     made.connection.execute(f"CREATE TABLE src_t AS {rows}")
