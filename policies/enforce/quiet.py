@@ -23,7 +23,8 @@ _FRAME = frozenset({
     exp.Subquery, exp.CTE, exp.With, exp.Join, exp.Count, exp.Min, exp.Max, exp.Column, exp.Literal,
 })  # fmt: skip
 _COMPARED = frozenset({exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE})
-_SAME_DAYS = {columns.DATE: ("DATE",), columns.TIMESTAMP: ("TIMESTAMP", "DATE")}
+_CONDITIONS = frozenset({exp.Where, exp.Join, exp.And, exp.Or, exp.Not, exp.Paren})
+_SAME_DAYS = {"DATE": ("DATE",), "TIMESTAMP": ("TIMESTAMP", "DATE")}  # of other units one would be cast
 
 
 def quiet(nodes: Sequence[exp.Expr], contracts: Iterable[DataContract]) -> bool:
@@ -56,6 +57,8 @@ def _frame(node: exp.Expr, types: Mapping[str, str]) -> bool:
         return all(types.get(one.name.casefold()) for one in node.args["using"])
     if kind in (exp.Sum, exp.Avg):  # a text would be cast
         return isinstance(node.this, exp.Column) and _family(node.this, types) in columns.NUMERIC
+    if kind is exp.Column and type(node.parent) in _CONDITIONS:  # a text would be cast
+        return _family(node, types) == columns.BOOLEAN
     if kind is exp.Neg:
         return isinstance(node.this, exp.Literal)
     if kind is exp.DataType:
@@ -90,7 +93,7 @@ def _alike(column: exp.Expr, value: exp.Expr, types: Mapping[str, str]) -> bool:
         return types.get(value.name.casefold()) == types[column.name.casefold()]
     if isinstance(value, exp.TryCast):
         to = value.to.sql("duckdb").upper()
-        return isinstance(value.this, exp.Literal) and to in _SAME_DAYS.get(family, ())
+        return isinstance(value.this, exp.Literal) and to in _SAME_DAYS.get(types[column.name.casefold()], ())
     if _is_text(value):
         return family not in (columns.OTHER, *columns.NUMERIC)
     if family == columns.INTEGER:
