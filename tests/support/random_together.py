@@ -131,7 +131,8 @@ class Together(Case):
         if came.status != REFUSED or code in _BEGUN:
             for one, cost in zip(question.sides, costs, strict=True):
                 one.begun += 1
-                one.used += max(cost, came.rows) if one.rows is not None else 0
+                told = came.status == "complete"  # also that no row is there
+                one.used += max(cost, came.rows, told) if one.rows is not None else 0
         if came.status == REFUSED:
             return
         if grouped and len(question.sides) > 1:
