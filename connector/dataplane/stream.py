@@ -27,7 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector.dataplane import plans, private, records, unfinished
-from connector.dataplane.asked import COMPLETE, STREAM, Asked, End, Split, quoted
+from connector.dataplane.asked import STREAM, Asked, Split, quoted
 from connector.dataplane.governed import GovernedStream, watch, why_ended
 from connector.dataplane.jobs import gated, job_of, version_relation
 from connector.dataplane.judging import Judging
@@ -394,12 +394,11 @@ class Reads:
             stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else "the client left")
         end = stream.end if stream is not None else None
         event = records.ended(asked, grants, end, failure)
-        told = not asked.unfiltered and _tells_without_rows(end, failure)
 
         def work(tx: Transaction) -> None:
             # Else it has committed before, and nothing goes back twice.
             if unfinished.end(tx, event, instance=self._instance):
-                self.grants.end(tx, grants, told=told)
+                self.grants.end(tx, grants, least=0 if asked.unfiltered else 1)
 
         if unknown:  # nobody waits for a database that is away
             self._spawn(self._perhaps(asked.query_id, self._written(work)))
@@ -489,14 +488,6 @@ async def _settled_groups(stream: GovernedStream, prepared: Prepared, begun: flo
                 (path for d in prepared.datasets for name, path in d.contract.reasons if "group" in name.lower()), ""
             ),
         )
-
-
-def _tells_without_rows(end: End | None, failure: BaseException | None) -> bool:
-    """Whether an answer without a row says something of rows: that there are none, or that a sum was too large."""
-    if end is not None and end.rows:
-        return False
-    code = end.code if end is not None and end.code else getattr(failure, "code", "")
-    return code == "computation_failed" or (end is not None and end.status == COMPLETE)
 
 
 async def _quantised(begun: float) -> None:

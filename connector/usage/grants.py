@@ -225,13 +225,12 @@ class Grants:
             grant.take(*quota)
         return quota is not None
 
-    def end(self, tx: Transaction, grants: Sequence[Grant], *, told: bool = False) -> None:
-        """Settle a read that has begun: what was reserved and did not leave goes back, and so does its place. Where it
-        `told` something of rows without one, it counts as one."""
+    def end(self, tx: Transaction, grants: Sequence[Grant], *, least: int = 0) -> None:
+        """Settle a read that has begun: what was reserved and did not leave goes back, and so does its place. `least`:
+        as how many rows it counts at least, whatever its end was: each end tells something."""
         for grant in sorted(grants, key=lambda one: one.agreement_id):  # as `begin` does
             rows = min(grant.lease.rows, max(0, grant.reserved_rows - grant.packed)) if grant.reserved_rows else 0
-            if told and rows and rows >= grant.reserved_rows:
-                rows -= 1
+            rows = max(0, min(rows, grant.reserved_rows - least))
             nbytes = grant.lease.bytes if grant.reserved_bytes else 0
             if rows or nbytes:
                 tx.agreements.give_back(grant.agreement_id, rows=rows, nbytes=nbytes)

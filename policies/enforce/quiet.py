@@ -8,6 +8,7 @@ its values. An allow-list of forms, by the types of columns; what is not here ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 
 from sqlglot import exp
 
@@ -23,15 +24,35 @@ _FRAME = frozenset({
     exp.Subquery, exp.CTE, exp.With, exp.Join, exp.Count, exp.Min, exp.Max, exp.Column, exp.Literal,
 })  # fmt: skip
 _COMPARED = frozenset({exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE})
-_CONDITIONS = frozenset({exp.Where, exp.Join, exp.And, exp.Or, exp.Not, exp.Paren})
-_SAME_DAYS = {"DATE": ("DATE",), "TIMESTAMP": ("TIMESTAMP", "DATE")}  # of other units one would be cast
+_TRUTHS = _COMPARED | {
+    exp.And,
+    exp.Or,
+    exp.Not,
+    exp.Paren,
+    exp.Boolean,
+    exp.In,
+    exp.Between,
+    exp.Is,
+    exp.Like,
+    exp.ILike,
+}
+_DAYS = ("DATE", "TIMESTAMP")
+_OF_TRUTHS = frozenset({exp.Where, exp.And, exp.Or, exp.Not, exp.Paren})
 
 
 def quiet(nodes: Sequence[exp.Expr], contracts: Iterable[DataContract]) -> bool:
     """Whether no part of a statement, given as `every` node of it with safe casts, can fail over a row of the datasets
     with these contracts, which are all that it reads."""
     types = _types(contracts)
-    return all(_frame(node, types) or _condition(node, types) for node in nodes)
+    return all((_frame(node, types) or _condition(node, types)) and _in_place(node, types) for node in nodes)
+
+
+def _in_place(node: exp.Expr, types: Mapping[str, str]) -> bool:
+    """Whether a truth stands where one must: anything else would be cast."""
+    around = node.parent
+    if type(around) in _OF_TRUTHS or (isinstance(around, exp.Join) and node is around.args.get("on")):
+        return type(node) in _TRUTHS or _family(node, types) == columns.BOOLEAN
+    return True
 
 
 def _types(contracts: Iterable[DataContract]) -> Mapping[str, str]:
@@ -57,8 +78,6 @@ def _frame(node: exp.Expr, types: Mapping[str, str]) -> bool:
         return all(types.get(one.name.casefold()) for one in node.args["using"])
     if kind in (exp.Sum, exp.Avg):  # a text would be cast
         return isinstance(node.this, exp.Column) and _family(node.this, types) in columns.NUMERIC
-    if kind is exp.Column and type(node.parent) in _CONDITIONS:  # a text would be cast
-        return _family(node, types) == columns.BOOLEAN
     if kind is exp.Neg:
         return isinstance(node.this, exp.Literal)
     if kind is exp.DataType:
@@ -85,21 +104,22 @@ def _condition(node: exp.Expr, types: Mapping[str, str]) -> bool:
 
 
 def _alike(column: exp.Expr, value: exp.Expr, types: Mapping[str, str]) -> bool:
-    """Whether a column is compared with a value as it is: the engine casts the value, if anything."""
+    """Whether a column is compared with a value as it is: none of both is cast in a way that could fail. Also where the
+    value is a constant that cannot be cast the engine says so over the first row that it comes to."""
     family = _family(column, types)
     if not family:
         return isinstance(column, exp.Count) and _is_whole(value)
     if isinstance(value, exp.Column):
-        return types.get(value.name.casefold()) == types[column.name.casefold()]
+        return family != columns.OTHER and types.get(value.name.casefold()) == types[column.name.casefold()]
     if isinstance(value, exp.TryCast):
         to = value.to.sql("duckdb").upper()
-        return isinstance(value.this, exp.Literal) and to in _SAME_DAYS.get(types[column.name.casefold()], ())
+        return isinstance(value.this, exp.Literal) and to == types[column.name.casefold()] and to in _DAYS
     if _is_text(value):
-        return family not in (columns.OTHER, *columns.NUMERIC)
+        return family == columns.TEXT or (family == columns.DATE and _is_day(str(value.this)))
     if family == columns.INTEGER:
         return _is_whole(value) and types[column.name.casefold()] != "UHUGEINT"  # that would be cast
     if family == columns.FLOAT:
-        return _digits(value) > 0
+        return 0 < _digits(value) <= _DIGITS_MAX
     if family == columns.DECIMAL:
         width = columns.decimal_width(types[column.name.casefold()])
         return 0 < _digits(value) <= _DECIMAL_MAX - width
@@ -114,6 +134,13 @@ def _family(column: exp.Expr, types: Mapping[str, str]) -> str:
 
 def _is_text(value: exp.Expr) -> bool:
     return isinstance(value, exp.Literal) and bool(value.is_string)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _is_whole(value: exp.Expr) -> bool:

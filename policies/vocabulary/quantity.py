@@ -34,7 +34,7 @@ OPERANDS: tuple[Operand, ...] = (
         enforced_by="batch",
         help="Rows that may leave under one agreement, counted before they are sent. A query that combines rows "
         "(aggregates, windows, a dataset twice), or asks for what has none (NOT EXISTS, an outer join to it), counts "
-        "as all rows of the dataset, and an answer to a condition that has no row as one.",
+        "as all rows of the dataset, and a question as one row at least.",
         sentence="the number of rows that leave the owner {op} {value}",
     ),
     Operand(

@@ -131,8 +131,7 @@ class Together(Case):
         if came.status != REFUSED or code in _BEGUN:
             for one, cost in zip(question.sides, costs, strict=True):
                 one.begun += 1
-                told = came.status == "complete"  # also that no row is there
-                one.used += max(cost, came.rows, told) if one.rows is not None else 0
+                one.used += max(1, cost, came.rows) if one.rows is not None else 0  # also where there is none
         if came.status == REFUSED:
             return
         if grouped and len(question.sides) > 1:
