@@ -25,17 +25,8 @@ _FRAME = frozenset({
 })  # fmt: skip
 _COMPARED = frozenset({exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE})
 _TRUTHS = _COMPARED | {
-    exp.And,
-    exp.Or,
-    exp.Not,
-    exp.Paren,
-    exp.Boolean,
-    exp.In,
-    exp.Between,
-    exp.Is,
-    exp.Like,
-    exp.ILike,
-}
+    exp.And, exp.Or, exp.Not, exp.Paren, exp.Boolean, exp.In, exp.Between, exp.Is, exp.Like, exp.ILike,
+}  # fmt: skip
 _DAYS = ("DATE", "TIMESTAMP")
 _OF_TRUTHS = frozenset({exp.Where, exp.And, exp.Or, exp.Not, exp.Paren})
 
