@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from hanse._values import bounded
 from hanse.errors import BadInput
+from hanse.loaders.loader import whole
 
 BLOBS = ("bytes", "tensors")
 _TENSOR = 512  # bytes of one, beside those that it is over
@@ -37,6 +38,8 @@ def tensors(
 ) -> dict[str, Any]:
     """Each column of the rows of batches of one schema, by its name; numbers of several are copied together. `shapes`:
     of columns whose lists all have one length, without the rows. `blobs`: what bytes become, one of `BLOBS`."""
+    if not any(map(_is_blob, batches[0].schema.types)):  # numbers are put together sooner as Arrow
+        batches = (whole(batches),)
     given, columns = shapes or {}, zip(*(batch.columns for batch in batches), strict=True)
     return {
         name: _column(name, parts, given.get(name), blobs)
@@ -69,10 +72,10 @@ def _views(column: pa.Array) -> Iterator[Any]:
     _, borders, data = column.buffers()
     kind = np.dtype(np.int64 if wide else np.int32)
     places = np.frombuffer(borders or b"", kind, len(column) + 1 if borders else 0, column.offset * kind.itemsize)
-    whole = np.frombuffer(data or b"", np.uint8)
+    every = np.frombuffer(data or b"", np.uint8)
     there = _there(column).tolist() if column.null_count else [True] * len(column)
     for (start, stop), is_there in zip(pairwise(places.tolist()), there, strict=True):
-        yield tensor(whole[start:stop]) if is_there else None
+        yield tensor(every[start:stop]) if is_there else None
 
 
 def tensor(array: Any) -> Any:
