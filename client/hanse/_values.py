@@ -140,10 +140,11 @@ def _lengths(column: pa.Array) -> Any:
     if column.type in _VIEWS:
         views = np.frombuffer(column.buffers()[1], np.int32, 4 * len(column), 16 * column.offset)
         return _there(column, views[::4])
-    return np.diff(_borders(column)).astype(np.float64)
+    return np.diff(borders(column)).astype(np.float64)
 
 
-def _borders(column: pa.Array) -> Any:
+def borders(column: pa.Array) -> Any:
+    """Where each text or list of a column begins, and the last ends; it has some."""
     wide = types.is_large_string(column.type) or types.is_large_binary(column.type)
     kind = np.dtype(np.int64 if wide or types.is_large_list(column.type) else np.int32)
     return np.frombuffer(column.buffers()[1], kind, len(column) + 1, column.offset * kind.itemsize)
@@ -158,8 +159,8 @@ def _of_lists(column: pa.Array, values: _Sizes) -> _Sizes:
         starts, sizes = (_there(column, _numbers(one)).astype(np.int64) for one in (column.offsets, column.sizes))
         stops = starts + sizes
     else:
-        borders = _borders(column).astype(np.int64)
-        starts, stops = borders[:-1], borders[1:]
+        places = borders(column).astype(np.int64)
+        starts, stops = places[:-1], places[1:]
     if not isinstance(values, np.ndarray):
         return _OBJECT + (stops - starts) * float(values)
     until = np.concatenate([[0.0], np.cumsum(values)])

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from connector.datasets.sources import hive
 from connector.datasets.sources.arrow_ipc import size_of
+from connector.datasets.sources.convert import check_names
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
 from connector.query import exact
@@ -369,13 +370,7 @@ def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] |
         raise SourceUnreadable(f"expected columns, came none in {name!r}; write it with at least one", file=name)
     called = [column or f"C{number}" for number, column in enumerate(schema.names)]  # by the engine, if by nobody else
     names = schema.names if schema.names.count("") > 1 else called
-    folded = Counter(column.casefold() for column in names)
-    if twice := sorted({column for column in names if folded[column.casefold()] > 1}):
-        raise SourceUnreadable(
-            f"expected columns whose names differ in more than case, came {', '.join(twice)} in {name!r}; rename them",
-            code="columns_repeated",
-            file=name,
-        )
+    check_names(names, file=name)
     if like is None or schema.equals(like[1]):
         return
     before = {field.name: field.type for field in like[1]}

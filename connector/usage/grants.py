@@ -229,8 +229,8 @@ class Grants:
         """Settle a read that has begun: what was reserved and did not leave goes back, and so does its place. `least`:
         as how many rows it counts at least, whatever its end was: each end tells something."""
         for grant in sorted(grants, key=lambda one: one.agreement_id):  # as `begin` does
-            rows = min(grant.lease.rows, max(0, grant.reserved_rows - grant.packed)) if grant.reserved_rows else 0
-            rows = max(0, min(rows, grant.reserved_rows - least))
+            unspent = max(0, grant.reserved_rows - max(least, grant.packed))
+            rows = min(grant.lease.rows, unspent) if grant.reserved_rows else 0
             nbytes = grant.lease.bytes if grant.reserved_bytes else 0
             if rows or nbytes:
                 tx.agreements.give_back(grant.agreement_id, rows=rows, nbytes=nbytes)

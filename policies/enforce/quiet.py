@@ -42,7 +42,7 @@ def _in_place(node: exp.Expr, types: Mapping[str, str]) -> bool:
     """Whether a truth stands where one must: anything else would be cast."""
     around = node.parent
     if type(around) in _OF_TRUTHS or (isinstance(around, exp.Join) and node is around.args.get("on")):
-        return type(node) in _TRUTHS or _family(node, types) == columns.BOOLEAN
+        return type(node) in _TRUTHS or columns.family(_type(node, types)) == columns.BOOLEAN
     return True
 
 
@@ -68,7 +68,7 @@ def _frame(node: exp.Expr, types: Mapping[str, str]) -> bool:
     if kind is exp.Join and node.args.get("using"):
         return all(types.get(one.name.casefold()) for one in node.args["using"])
     if kind in (exp.Sum, exp.Avg):  # a text would be cast
-        return isinstance(node.this, exp.Column) and _family(node.this, types) in columns.NUMERIC
+        return columns.family(_type(node.this, types)) in columns.NUMERIC
     if kind is exp.Neg:
         return isinstance(node.this, exp.Literal)
     if kind is exp.DataType:
@@ -90,37 +90,36 @@ def _condition(node: exp.Expr, types: Mapping[str, str]) -> bool:
     if kind is exp.Is:
         return isinstance(node.this, exp.Column) and isinstance(node.expression, exp.Null)
     if kind is exp.Like or kind is exp.ILike:
-        return _family(node.this, types) == columns.TEXT and _is_text(node.expression)
+        return columns.family(_type(node.this, types)) == columns.TEXT and _is_text(node.expression)
     return False
 
 
 def _alike(column: exp.Expr, value: exp.Expr, types: Mapping[str, str]) -> bool:
     """Whether a column is compared with a value as it is: none of both is cast in a way that could fail. Also where the
     value is a constant that cannot be cast the engine says so over the first row that it comes to."""
-    family = _family(column, types)
-    if not family:
-        return isinstance(column, exp.Count) and _is_whole(value)
+    if isinstance(column, exp.Count):
+        return _is_whole(value)
+    kind = _type(column, types)
+    if (family := columns.family(kind)) == columns.OTHER:
+        return False
     if isinstance(value, exp.Column):
-        return family != columns.OTHER and types.get(value.name.casefold()) == types[column.name.casefold()]
+        return _type(value, types) == kind
     if isinstance(value, exp.TryCast):
-        to = value.to.sql("duckdb").upper()
-        return isinstance(value.this, exp.Literal) and to == types[column.name.casefold()] and to in _DAYS
+        return isinstance(value.this, exp.Literal) and kind in _DAYS and value.to.sql("duckdb").upper() == kind
     if _is_text(value):
         return family == columns.TEXT or (family == columns.DATE and _is_day(str(value.this)))
     if family == columns.INTEGER:
-        return _is_whole(value) and types[column.name.casefold()] != "UHUGEINT"  # that would be cast
+        return _is_whole(value) and kind != "UHUGEINT"  # that would be cast
     if family == columns.FLOAT:
         return 0 < _digits(value) <= _DIGITS_MAX
     if family == columns.DECIMAL:
-        width = columns.decimal_width(types[column.name.casefold()])
-        return 0 < _digits(value) <= _DECIMAL_MAX - width
+        return 0 < _digits(value) <= _DECIMAL_MAX - columns.decimal_width(kind)
     return False
 
 
-def _family(column: exp.Expr, types: Mapping[str, str]) -> str:
-    """Of a column whose type is known; else empty."""
-    kind = types.get(column.name.casefold(), "") if isinstance(column, exp.Column) else ""
-    return columns.family(kind) if kind else ""
+def _type(node: exp.Expr, types: Mapping[str, str]) -> str:
+    """Of a column whose type is known; else empty, which is of no family."""
+    return types.get(node.name.casefold(), "") if isinstance(node, exp.Column) else ""
 
 
 def _is_text(value: exp.Expr) -> bool:

@@ -114,9 +114,7 @@ def prepare(
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
-    wrapper.quiet = len(used) == len({entry for _, entry in bound.tables}) and quiet(
-        rewrite.every(tree), [one.contract for one in used]
-    )
+    wrapper.quiet = _quiet(tree, bound, used)
     if all(one.contract.grid is None for one in used):
         rewrite.spread(wrapper.nodes, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
@@ -169,6 +167,14 @@ def _check_streamed(tree: exp.Expr, bound: Bound) -> None:
 
 _STREAM = ds("stream")
 _STREAMED = frozenset({"expressions", "from_", "where", "limit"})
+
+
+def _quiet(tree: exp.Expr, bound: Bound, used: Sequence[Dataset]) -> bool:
+    """Whether nothing that is computed can fail over a row; of tables that are brought along no types are known."""
+    if all(one.contract.row_filter is None for one in used):
+        return True
+    brought = len({entry for _, entry in bound.tables}) > len(used)
+    return not brought and quiet(rewrite.every(tree), [one.contract for one in used])
 
 
 def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset], tree: exp.Expr) -> None:

@@ -40,10 +40,10 @@ def dataset(
     """The rows as examples (dicts by column), in the order of `Loader` with the same seed and epoch. To go on from a
     state, make it with those that the state was taken with: BadInput otherwise, at the first example."""
     loader = Loader(of, columns=columns, where=where, seed=seed, epoch=epoch, patience=patience)
-    plan = loader.plans[0]
+    plan, state = loader.plans[0], loader.state_dict()
     blocks = _Blocks(
         {"blocks": loader.permutation(), "of": of, "plan": plan, "patience": patience},
-        order={name: loader.state_dict()[name] for name in ("identity", "seed", "epoch")},
+        order={name: state[name] for name in ("identity", "seed", "epoch")},
     )
     info = DatasetInfo(features=_features(plan.schema))
     return IterableDataset(blocks, info=info, split=Split.TRAIN)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hanse._values import bounded
+from hanse._values import borders, bounded
 from hanse.errors import BadInput
 from hanse.loaders.loader import whole
 
@@ -66,15 +66,13 @@ def listed(parts: Sequence[pa.Array], blobs: str) -> list[Any]:
 
 def _views(column: pa.Array) -> Iterator[Any]:
     """Of each value of a column of bytes a tensor over its memory, None where it is null."""
-    wide = pa.types.is_large_binary(column.type)
-    if not wide and not pa.types.is_binary(column.type):
-        column, wide = column.cast(pa.large_binary()), True
-    _, borders, data = column.buffers()
-    kind = np.dtype(np.int64 if wide else np.int32)
-    places = np.frombuffer(borders or b"", kind, len(column) + 1 if borders else 0, column.offset * kind.itemsize)
-    every = np.frombuffer(data or b"", np.uint8)
+    if not len(column):
+        return
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        column = column.cast(pa.large_binary())
+    every = np.frombuffer(column.buffers()[2] or b"", np.uint8)
     there = _there(column).tolist() if column.null_count else [True] * len(column)
-    for (start, stop), is_there in zip(pairwise(places.tolist()), there, strict=True):
+    for (start, stop), is_there in zip(pairwise(borders(column).tolist()), there, strict=True):
         yield tensor(every[start:stop]) if is_there else None
 
 

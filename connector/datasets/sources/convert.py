@@ -163,14 +163,16 @@ def may_be_repeated(names: Sequence[str]) -> bool:
     return any(name.rstrip("0123456789").removesuffix("_") in folded for name in folded if name[-1:].isdigit())
 
 
-def check_names(names: Iterable[str]) -> None:
-    """SourceUnreadable where two of the names that are written are the same, or differ in case only."""
+def check_names(names: Iterable[str], *, file: str = "") -> None:
+    """SourceUnreadable where two names are the same, or differ in case only. `file`: whose they are, if of one."""
     known = list(names)
     folded = Counter(name.casefold() for name in known)
     if twice := sorted({name for name in known if folded[name.casefold()] > 1}):
+        where = f" in {file!r}" if file else ""
         raise SourceUnreadable(
-            f"expected columns whose names differ in more than case, came {', '.join(twice)}; rename them",
+            f"expected columns whose names differ in more than case, came {', '.join(twice)}{where}; rename them",
             code="columns_repeated",
+            **({"file": file} if file else {}),
         )
 
 

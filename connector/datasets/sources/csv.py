@@ -120,9 +120,11 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
         if options.get(option):
             given[name] = quote_text(str(options[option]))
     _check_formats(con, options)
-    if not (written := [path for path in paths if _has_text(path)]):
+    # Files without a line have none with names either, and the engine takes them for files of one column.
+    starts = {path: start for path in paths if (start := _start(path)) not in _NOTHING}
+    if not (written := list(starts)):
         raise SourceUnreadable("expected a line at least, came nothing but empty files; name files with data")
-    _check_marks(written, paths, given.get("encoding", ""))
+    _check_marks(starts, paths, given.get("encoding", ""))
     bad_lines_max = int(options.get("skip_bad_lines", 0))
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
     rejects_max = (bad_lines_max + 1) * (_columns(con, written, paths, given) + _BESIDE)
@@ -142,21 +144,15 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
     return noted(report, {name: one.note for name, one in kept.items()})
 
 
-def _has_text(path: str) -> bool:
-    """Whether there is anything in a file, beside a byte order mark. Others have no line with names either, and the
-    engine takes them for files of one column."""
-    return _start(path) not in _NOTHING
-
-
 def _start(path: str) -> bytes:
+    """Enough to tell a byte order mark, and whether there is anything beside it."""
     with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
         return file.read(4)
 
 
-def _check_marks(written: Sequence[str], paths: Sequence[str], encoding: str) -> None:
+def _check_marks(starts: Mapping[str, bytes], paths: Sequence[str], encoding: str) -> None:
     """SourceUnreadable where a byte order mark says that a file is in another encoding than it is read in."""
-    for path in written:
-        start = _start(path)
+    for path, start in starts.items():
         little = start.startswith(codecs.BOM_UTF16_LE) and encoding != quote_text("utf-16")
         if little or start.startswith(codecs.BOM_UTF16_BE):
             came, do = ("utf-16", "give encoding=utf-16") if little else ("utf-16 big endian", "write it in utf-8")
