@@ -39,6 +39,7 @@ import hanse
 from hanse.client import Dataset
 from hanse.flow import Access, Name
 
+from tests.load.stream import ground
 from tests.load.stream.tables import Table, tables
 from tests.load.stream.usage import Tree
 from tests.support.ports import free_range
@@ -99,13 +100,17 @@ WAYS = {"plain": _plain, "loader": _loader, "torch, here": _here, "torch, 2 work
 BLOB_WAYS = {"2, tensors": _tensors}
 
 
-def _read(way: str, url: str, token: str, access: Access, rows: int, order: dict[str, Any], answer: Any) -> None:
+def _read(
+    way: str, url: str, token: str, access: Access, rows: int, order: dict[str, Any], room: int, answer: Any
+) -> None:
     """In a process of its own: one read, everything loaded before the clock runs."""
     importlib.import_module("hanse.loaders.torch")  # not at the top: whoever measures needs no PyTorch
 
     with hanse.connect(url, token) as space:
         multiprocessing.set_start_method("fork", force=True)  # as in a job: we were spawned, and it would be for us too
-        dataset, cpu = Dataset(space, access), _cpu()
+        dataset = Dataset(space, access)
+        ground.warm(room)
+        cpu = _cpu()
         begun, first, count = time.perf_counter(), 0.0, 0
         for _ in (WAYS | BLOB_WAYS)[way](dataset, rows, **order):
             first = first or time.perf_counter() - begun
@@ -180,7 +185,7 @@ def main() -> int:
                 access = Access(Name("north", table.name), dataset, *south.agree(north, dataset, offer), "")
                 known = WAYS | (BLOB_WAYS if table.name == "images" else {})
                 ways = [Way(name, read) for name, read in known.items()]
-                _rounds(access, ways, (north, south), asked.rounds, later=asked.later)
+                _rounds(access, ways, (north, south), asked.rounds, 2 * table.nbytes, later=asked.later)
                 report(table, ways)
         finally:
             north.kill()
@@ -188,7 +193,9 @@ def main() -> int:
     return 0
 
 
-def _rounds(access: Access, ways: list[Way], two: tuple[Process, Process], rounds: int, *, later: bool) -> None:
+def _rounds(
+    access: Access, ways: list[Way], two: tuple[Process, Process], rounds: int, room: int, *, later: bool
+) -> None:
     north, south = two
     url, rows = f"http://127.0.0.1:{south.management_port}", _BATCH_ROWS[access.name.dataset]
     assert north.running is not None
@@ -197,7 +204,7 @@ def _rounds(access: Access, ways: list[Way], two: tuple[Process, Process], round
         for epoch, way in enumerate(ways[at:] + ways[:at], (number + 1) * len(ways)):
             before = Tree(north.running.pid).cpu()
             order = {"seed": 7, "epoch": epoch} if later else {}
-            found = _measured(way.name, url, south.token, access, rows, order)
+            found = _measured(way.name, url, south.token, access, rows, order, room)
             found.owner_cpu = Tree(north.running.pid).cpu() - before
             if number >= 0:
                 way.took.append(found)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.load.stream import aims, stops
+from tests.load.stream import aims, ground, stops
 from tests.load.stream.clients import Took, measured
 from tests.load.stream.space import Space, running
 from tests.load.stream.tables import Table, tables
@@ -45,8 +45,9 @@ class Way:
     server_cpu: list[float] = field(default_factory=list)
     server_mb: float = 0.0
 
-    def run(self) -> None:
-        """Once more."""
+    def run(self, room: int) -> None:
+        """Once more, with so many bytes of memory at hand."""
+        ground.warm(room)
         if self.served_by is not None:
             self.served_by.mark()
         found = measured(self.does, *self.given)
@@ -117,11 +118,11 @@ def ways_of(table: Table, number: int, space: Space) -> list[Way]:
     ]
 
 
-def measure(ways: list[Way], rounds: int) -> None:
+def measure(ways: list[Way], rounds: int, room: int) -> None:
     """Everything once to warm up, then in rounds, each beginning some places further, every other one backwards: no way
     comes after the same one each time, and what is compared in one round stands close together."""
     for way in ways:
-        way.run()
+        way.run(room)
         if way.failed:
             print(f"  {way.name}: {way.failed[:300]}", flush=True)
         way.took.clear()
@@ -130,7 +131,7 @@ def measure(ways: list[Way], rounds: int) -> None:
         at = number * 3 % len(ways)
         turned = ways[at:] + ways[:at]
         for way in turned[::-1] if number % 2 else turned:
-            way.run()
+            way.run(room)
 
 
 def report(table: Table, ways: list[Way]) -> None:
@@ -195,7 +196,7 @@ def main() -> int:
         for number, table in enumerate(made):
             ways = [w for w in ways_of(table, number, space) if not asked.only or any(o in w.name for o in asked.only)]
             sized(table, ways)
-            measure(ways, asked.rounds)
+            measure(ways, asked.rounds, 2 * table.nbytes)
             report(table, ways)
             found[table.name] = {way.name: way for way in ways if not way.failed}
         stopped = {} if asked.no_stops else stops.measure(space, made[0])
