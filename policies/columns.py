@@ -10,6 +10,7 @@ import re
 import struct
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
+from string import ascii_lowercase, ascii_uppercase
 
 from policies.contract import Column, Scalar, TableSchema
 from policies.values import decimal, plain
@@ -36,12 +37,26 @@ _FRACTION = re.compile(r"[.,](\d+)")
 _DECIMAL_TYPE = re.compile(r"(?:DECIMAL|NUMERIC)\((\d+),\s*(\d+)\)")
 
 
+_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
+def fold(name: str) -> str:
+    """A name as the engine compares it: the letters A to Z in any case, every other as it is written.
+
+    `SSN` is `ssn`; `Ärzte` is another column than `ärzte`. Names that fold alike are one name, and no others are.
+    """
+    return name.lower() if name.isascii() else name.translate(_SMALL)
+
+
 def find(schema: TableSchema, name: str) -> Column | None:
-    """The column of that name. Case does not matter, as in the engine: `SSN` must also mean `ssn`."""
-    for folded in (str, str.lower, str.casefold):  # the closest first: strasse and straße fold to one name
-        wanted = folded(name)
-        if found := next((column for column in schema.columns if folded(column.name) == wanted), None):
-            return found
+    """The column that a policy means: of that name, or the only one whose name differs in the case of any letters.
+
+    More than the engine takes for one name: a rule that hides `ärzte` must not let `Ärzte` pass.
+    """
+    for alike in (str, fold, str.casefold):  # the closest first: strasse and straße are alike to the last
+        wanted = alike(name)
+        if found := [column for column in schema.columns if alike(column.name) == wanted]:
+            return found[0] if len(found) == 1 or alike is not str.casefold else None
     return None
 
 

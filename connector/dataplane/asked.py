@@ -13,6 +13,7 @@ from typing import Any
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, QueryInvalid
 from connector.query.job import TRAILER_ROOM, Ranges
+from policies.columns import fold
 from policies.model import HANSE
 
 QUERY, STREAM = HANSE + "query", HANSE + "stream"
@@ -44,12 +45,12 @@ class Brought:
         """SQL does not tell names apart by their case, so that two alike would be one column for the gate alone."""
         seen: set[str] = set()
         for column in self.columns:
-            if column.casefold() in seen:
+            if fold(column) in seen:
                 raise BadInput(
                     f"expected each column of keys.{self.name} once, whatever its case, came {column[:100]!r} again",
                     code="envelope_invalid",
                 )
-            seen.add(column.casefold())
+            seen.add(fold(column))
 
 
 @dataclass(frozen=True, slots=True)

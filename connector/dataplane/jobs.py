@@ -14,6 +14,7 @@ from connector.query.job import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.store.tables import DatasetVersion
 from connector.usage.held import Grant
 from policies import gate
+from policies.columns import fold
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
     from policies.enforce.sql import Keys, Prepared
@@ -49,7 +50,7 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
         return ""
     contract = prepared.datasets[0].contract
     touched = contract.row_filter is not None or contract.grid is not None or prepared.barrier
-    shown = {name for name in contract.columns if all(name.casefold() != m.column.casefold() for m in contract.masks)}
+    shown = {name for name in contract.columns if all(fold(name) != fold(m.column) for m in contract.masks)}
     return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
 
 
@@ -58,7 +59,7 @@ def given_on(asked: Asked, prepared: Prepared) -> tuple[str, ...]:
     if not asked.plain_scan or len(prepared.datasets) != 1 or prepared.datasets[0].contract.grid is not None:
         return ()
     blobs = {one.name for one in prepared.datasets[0].contract.schema.columns if one.type == "BLOB"}
-    return tuple(one for one in prepared.columns if one in blobs and one.casefold() in prepared.given_on)
+    return tuple(one for one in prepared.columns if one in blobs and fold(one) in prepared.given_on)
 
 
 def version_relation(version: DatasetVersion) -> Relation:

@@ -15,6 +15,7 @@ from sqlglot import exp
 from connector.query import tree as trees
 from connector.query.federation import TableInfo
 from connector.query.planning import Planning, Share
+from policies.columns import fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +274,8 @@ def _type(value: exp.Expr, branch: exp.Select, planning: Planning) -> str | None
         if source.alias_or_name != value.table:
             continue
         if isinstance(source, exp.Table) and source.db:
-            types = {column.name.lower(): column.type for column in planning.columns(source)}
-            return types.get(value.name.lower())
+            types = {fold(column.name): column.type for column in planning.columns(source)}
+            return types.get(fold(value.name))
         if isinstance(source, exp.Subquery) and isinstance(inner := trees.unwrapped(source.this), exp.Select):
             for output in inner.selects:
                 if output.alias_or_name == value.name:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from policies.columns import fold
+
 if TYPE_CHECKING:
     from connector.errors import HanseError
 
@@ -140,7 +142,7 @@ class Layout:
         for key, info in tables.items():
             if info.dataset in by:
                 scheme, column = by[info.dataset]
-                found[key] = replace(info, partition=Partition(scheme, (column.lower(),)))
+                found[key] = replace(info, partition=Partition(scheme, (fold(column),)))
             elif info.dataset in self.copies:
                 found[key] = replace(info, content=f"copy {info.dataset}")
         return found

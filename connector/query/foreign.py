@@ -22,6 +22,7 @@ from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.digests import new_digest
 from connector.query.job import Job
+from policies.columns import fold
 
 _BLOB_MAX = 256 * 2**20
 _PIECE = 4 * 2**20
@@ -161,7 +162,7 @@ def _whole(
     seen = _seen(pa.BufferReader(blob), each, check)
     seen.for_engine()
     end = seen.end or {}
-    named = [name.lower() for name in seen.schema.names] == [name.lower() for name in columns]
+    named = [fold(name) for name in seen.schema.names] == [fold(name) for name in columns]
     if end.get("status") != "complete" or end.get("rows") != seen.rows or not named:
         raise Coded("answer_unsound")
     return seen

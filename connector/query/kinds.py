@@ -15,6 +15,7 @@ from connector.query import tree as trees
 from connector.query.federation import TableInfo
 from connector.query.parse import SETS
 from connector.query.planning import Planning
+from policies.columns import fold
 
 HUGE, WHOLE, OTHER = "INT128", "whole", ""
 ANY = "any"  # a text as it is written, or NULL: takes the type of what it stands with
@@ -110,7 +111,7 @@ class _Kinds:
     def _column(self, column: exp.Column) -> str:
         info = self.sources.get(column.table)
         if info is not None:
-            return _OF_TYPE.get(self.planning.types(info.columns).get(column.name.lower(), ""), OTHER)
+            return _OF_TYPE.get(self.planning.types(info.columns).get(fold(column.name), ""), OTHER)
         query = self.derived.get(column.table)
         return self.outputs(query).get(column.name, OTHER) if query is not None else OTHER
 

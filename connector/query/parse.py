@@ -13,6 +13,7 @@ from sqlglot.dialects.duckdb import DuckDB
 
 from connector.errors import QueryInvalid
 from connector.query.federation import ALL
+from policies.columns import fold
 from policies.enforce import statement
 from policies.enforce.rewrite import every
 from policies.errors import QueryRefused
@@ -40,8 +41,8 @@ def datasets(tree: exp.Expr) -> tuple[tuple[str, str], ...]:
     found: dict[tuple[str, str], None] = {}
     for table in [node for node in every(tree) if type(node) is exp.Table]:
         if table.db:
-            found[(table.db.lower(), table.name.lower())] = None
-        elif not any(table.name.lower() == name for name in _with_names(table)):
+            found[(fold(table.db), fold(table.name))] = None
+        elif not any(fold(table.name) == name for name in _with_names(table)):
             raise QueryInvalid(
                 f"expected a dataset with its owner, came {table.name}; "
                 f'write "<participant>".{table.name}, or "{ALL}".{table.name} for every owner of it',
@@ -59,7 +60,7 @@ def _with_names(node: exp.Expr) -> Iterator[str]:
     while above is not None:
         clause = above.args.get("with_")
         if clause is not None:
-            yield from (cte.alias.lower() for cte in clause.expressions)
+            yield from (fold(cte.alias) for cte in clause.expressions)
         above = above.parent
 
 

@@ -11,6 +11,7 @@ from sqlglot import exp
 
 from connector.query.federation import ALL
 from connector.query.parse import QUERIES
+from policies.columns import fold
 
 _ADDING_UP = (exp.Count, exp.Sum, exp.Avg, exp.CountIf)
 
@@ -20,7 +21,7 @@ def why_not(tree: exp.Expr) -> str:
     if not isinstance(tree, exp.Select) or len(list(tree.find_all(*QUERIES))) > 1:
         return "it asks more than one query, and what one of them lacks may put rows into another"
     tables = list(tree.find_all(exp.Table))
-    if len(tables) != 1 or tables[0].db.lower() != ALL:
+    if len(tables) != 1 or fold(tables[0].db) != ALL:
         return f'it reads something other than one dataset of "{ALL}"'
     if tree.find(exp.Window) is not None or tree.args.get("qualify") is not None:
         return "ranks and windows look at rows of every owner"

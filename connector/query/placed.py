@@ -23,6 +23,7 @@ from connector.datasets.splits import reserved
 from connector.query import engine
 from connector.query.scan import FILES_MAX, GROUP_MAX
 from connector.query.stored import File, Places, Stored, lying, may_lie
+from policies.columns import fold
 
 _MOST = 0.9
 _Values = dict[str, pa.Array]  # by column
@@ -62,7 +63,7 @@ class Placed:
 
     def _name(self, shown: str) -> str:
         """Which of our columns a column of the answer is; empty for others."""
-        return next((name for name in self.names if name.casefold() == shown.casefold()), "")
+        return next((name for name in self.names if fold(name) == fold(shown)), "")
 
     def _filled(self, batch: pa.RecordBatch, schema: pa.Schema, target: int) -> Iterator[pa.RecordBatch]:
         names, start = list(map(self._name, schema.names)), 0
@@ -180,5 +181,5 @@ class _Source:
     def _number(self, name: str) -> int:
         """Of a flat column with that name and no other like it; -1 where there is none."""
         paths = [self.metadata.schema.column(number).path for number in range(self.metadata.num_columns)]
-        alike = [path for path in paths if path.casefold().split(".")[0] == name.casefold()]
+        alike = [path for path in paths if fold(path).split(".")[0] == fold(name)]
         return paths.index(name) if alike == [name] and "." not in name else -1

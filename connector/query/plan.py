@@ -19,6 +19,7 @@ from connector.query import tree as trees
 from connector.query.federation import Fragment, Mode, Plan, Tables
 from connector.query.planning import Planning
 from connector.query.rules import RULES, apply
+from policies.columns import fold
 from policies.enforce import rewrite
 
 
@@ -140,7 +141,7 @@ def _written(tree: exp.Expr) -> list[str]:
         elif isinstance(output, exp.Count) and isinstance(output.this, exp.Star):
             found.append("count_star()")
         else:
-            found.append(output.sql(dialect="duckdb", comments=False)[:60].lower())
+            found.append(fold(output.sql(dialect="duckdb", comments=False)[:60]))
     return found
 
 
@@ -149,7 +150,7 @@ def _names(tree: exp.Expr, written: list[str], planning: Planning) -> list[str]:
     outputs = [output.alias_or_name for output in _first(tree).expressions]
     if len(outputs) == len(written) and all(written):
         return written
-    spelled = {column.name.lower(): column.name for info in planning.tables.values() for column in info.columns}
+    spelled = {fold(column.name): column.name for info in planning.tables.values() for column in info.columns}
     return [spelled.get(name, name) for name in outputs]
 
 

@@ -11,6 +11,7 @@ from connector.errors import QueryInvalid
 from connector.query import parse
 from connector.query import tree as trees
 from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables
+from policies.columns import fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,14 @@ class Planning:
 
     def shares(self, table: exp.Table) -> tuple[TableInfo, ...]:
         """What a dataset's rows are the union of: itself, or for the owner "all" every owner's share; () if none."""
-        if table.db.lower() != ALL:
+        if fold(table.db) != ALL:
             return (self.info(table),)
-        name = table.name.lower()
+        name = fold(table.name)
         return tuple(info for (owner, dataset), info in self.tables.items() if dataset == name and owner != ALL)
 
     def columns(self, table: exp.Table) -> tuple[Column, ...]:
         """The columns of a dataset; those that every share has, in the order of the first."""
-        key = (table.db.lower(), table.name.lower())
+        key = (fold(table.db), fold(table.name))
         if key not in self._columns:
             self._columns[key] = self._common(table)
         return self._columns[key]
@@ -71,18 +72,18 @@ class Planning:
         first, *others = self.shares(table)
         if not others:
             return first.columns
-        common = [{column.name.lower() for column in info.columns} for info in others]
-        return tuple(one for one in first.columns if all(one.name.lower() in names for names in common))
+        common = [{fold(column.name) for column in info.columns} for info in others]
+        return tuple(one for one in first.columns if all(fold(one.name) in names for names in common))
 
     def types(self, columns: tuple[Column, ...]) -> Mapping[str, str]:
-        """The types of a dataset's columns, by their names in small letters."""
+        """The types of a dataset's columns, by their names, folded."""
         if id(columns) not in self._types:  # a dataset's columns live longer than its question
-            self._types[id(columns)] = {column.name.lower(): column.type for column in columns}
+            self._types[id(columns)] = {fold(column.name): column.type for column in columns}
         return self._types[id(columns)]
 
     def info(self, table: exp.Table, at: str = "") -> TableInfo:
         """What is known of a dataset (`at`: of that name at another owner); QueryInvalid without an agreement."""
-        found = self.tables.get(((at or table.db).lower(), table.name.lower()))
+        found = self.tables.get((fold(at or table.db), fold(table.name)))
         if found is None:
             known = ", ".join(sorted(one.shown for one in self.tables.values()))
             others = f" (of those asked for there are agreements for {known})" if known else ""
@@ -101,7 +102,7 @@ class Planning:
     @staticmethod
     def unites(tables: Sequence[exp.Table]) -> bool:
         """Whether one of the tables is a dataset of several owners."""
-        return any(table.db.lower() == ALL for table in tables)
+        return any(fold(table.db) == ALL for table in tables)
 
     def sites(self, info: TableInfo) -> dict[str, TableInfo]:
         """Owners at which the same rows are: the dataset's own, and those with a copy of it."""

@@ -41,6 +41,7 @@ from connector.query.deadline import Deadline
 from connector.query.federation import Fragment, Silent
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
+from policies.columns import fold
 
 Ticket = Callable[[str], Awaitable[tuple[str, str]]]
 
@@ -296,7 +297,7 @@ class _Exchange:
     async def _checked(self, size: int, held: bytes | None) -> Answered:
         """Read and validated in a worker, as `_spool` left it; complete by its own end record and by our count."""
         request, spool = self.request, self.file
-        names = tuple(name.lower() for name in request.fragment.outputs)
+        names = tuple(fold(name) for name in request.fragment.outputs)
         keys = _keys(request.fragment, request.wanted, spool)
         found = await self.remote.pool.ask(
             Job(
@@ -315,15 +316,15 @@ class _Exchange:
             raise _ended(end)
         if end.get("rows") != found["rows"]:
             raise PeerNonsense(f"the end record counts {end.get('rows')} rows, {found['rows']} came")
-        if tuple(str(column["name"]).lower() for column in found["columns"]) != names:
+        if tuple(fold(str(column["name"])) for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return self._came(size).read(found, _kept(keys, found["keys"]))
 
 
 def _keys(fragment: Fragment, wanted: Sequence[str], file: Path) -> dict[str, tuple[int, str]]:
     """The number of each wanted output among the columns, and beside the answer's file the one for its values."""
-    names = [name.lower() for name in fragment.outputs]
-    numbers = {name: names.index(name.lower()) for name in wanted}
+    names = [fold(name) for name in fragment.outputs]
+    numbers = {name: names.index(fold(name)) for name in wanted}
     return {name: (number, str(file.with_suffix(f".{number}.keys"))) for name, number in numbers.items()}
 
 

@@ -15,6 +15,7 @@ from connector.query import tree as trees
 from connector.query.federation import TableInfo
 from connector.query.parse import QUERIES
 from connector.query.planning import Draft, Planning
+from policies.columns import fold
 
 _WIDTHS = {"VARCHAR": 24, "INTEGER": 4, "DATE": 4, "BOOLEAN": 1, "SMALLINT": 2, "TINYINT": 1, "FLOAT": 4}
 _FIXED = (
@@ -68,7 +69,7 @@ def width(draft: Draft, planning: Planning) -> int:
 def _type(column: exp.Column, draft: Draft, planning: Planning) -> str:
     """The type of a dataset's column; empty for one of a derived table."""
     info = draft.sources[0].get(column.table)
-    return "" if info is None else planning.types(info.columns).get(column.name.lower(), "")
+    return "" if info is None else planning.types(info.columns).get(fold(column.name), "")
 
 
 def _selected(statement: exp.Expr) -> list[exp.Expr]:

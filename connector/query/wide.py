@@ -16,6 +16,7 @@ import pyarrow as pa
 from connector.datasets.sources.files import quote_name
 from connector.query.codes import Coded
 from connector.query.job import Job, is_wide
+from policies.columns import fold
 
 _COLUMN = 2**19  # bytes that the engine holds for a column: a page, and as much again
 
@@ -32,7 +33,7 @@ def aside(job: Job, folder: Path | None, names: list[str]) -> Aside | None:
     """Where there is a place for rows of these columns; None where they are to be read as they are."""
     if folder is None or not job.ordered or not job.limits.temp_mb or not is_wide(len(names), job.limits.memory_mb):
         return None
-    if len({name.casefold() for name in names}) < len(names):
+    if len({fold(name) for name in names}) < len(names):
         return None
     return Aside(folder, job.limits.temp_mb * 2**20, job.limits.memory_mb * 2**20)
 

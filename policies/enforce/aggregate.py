@@ -11,6 +11,7 @@ from typing import NoReturn
 from sqlglot import exp
 
 from policies import columns
+from policies.columns import fold
 from policies.contract import DataContract
 from policies.enforce import grid, literals
 from policies.enforce.statement import refuse
@@ -45,9 +46,9 @@ class _Rules:
             (path for name, path in contract.reasons if name in _RULES),
             contract.permission,
         )
-        self.dimensions = {one.column.casefold(): grid.type_seen(contract, one) for one in made.dimensions}
-        self.measures = {one.column.casefold() for one in made.measures}
-        self.entity = "" if made.entity is None else made.entity.casefold()
+        self.dimensions = {fold(one.column): grid.type_seen(contract, one) for one in made.dimensions}
+        self.measures = {fold(one.column) for one in made.measures}
+        self.entity = "" if made.entity is None else fold(made.entity)
 
     def help(self) -> str:
         units = self.grid.entity or "rows"
@@ -85,11 +86,11 @@ class _Rules:
         aggregates = 0
         for output in tree.expressions:
             value = output.this if isinstance(output, exp.Alias) else output
-            name = output.alias_or_name.casefold()
+            name = fold(output.alias_or_name)
             known = {*self.dimensions, *self.measures, self.entity}
             if isinstance(output, exp.Alias) and name in known and not _is_column(value, name):
                 self.shape(f"an output cannot be called {output.alias}, which is a column")
-            if value.is_star or (isinstance(value, exp.Column) and value.name.casefold() not in self.dimensions):
+            if value.is_star or (isinstance(value, exp.Column) and fold(value.name) not in self.dimensions):
                 self.rows()
             if not isinstance(value, exp.Column):
                 self.aggregate(value)
@@ -113,10 +114,10 @@ class _Rules:
         self.shape("an output is a dimension, COUNT(*), or COUNT, SUM, AVG of one measure")
 
     def _measure(self, value: object) -> bool:
-        return isinstance(value, exp.Column) and value.name.casefold() in self.measures
+        return isinstance(value, exp.Column) and fold(value.name) in self.measures
 
     def _dimension(self, value: object) -> bool:
-        return isinstance(value, exp.Column) and value.name.casefold() in self.dimensions
+        return isinstance(value, exp.Column) and fold(value.name) in self.dimensions
 
     def where(self, clause: exp.Expr) -> list[exp.Expr]:
         """The conditions, each with its literals in the dimension's own type."""
@@ -148,20 +149,20 @@ class _Rules:
     def _compared(self, column: exp.Expr, operator: type[exp.Binary], value: exp.Expr) -> exp.Expr:
         self._fits(column, value)
         try:
-            return literals.compared(column, operator, value, self.dimensions[column.name.casefold()])
+            return literals.compared(column, operator, value, self.dimensions[fold(column.name)])
         except ValueError as wrong:
             self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
 
     def _among(self, column: exp.Expr, values: list[exp.Expr]) -> exp.Expr:
         self._fits(column, *values)
         try:
-            return literals.among(column, values, self.dimensions[column.name.casefold()])
+            return literals.among(column, values, self.dimensions[fold(column.name)])
         except ValueError as wrong:
             self.shape(f"{column.name} is compared with what it cannot hold ({wrong})")
 
     def _fits(self, column: exp.Expr, *values: exp.Expr) -> None:
         """A dimension beside literals of its own kind: any other pair would be cast for each row."""
-        type_ = self.dimensions[column.name.casefold()]
+        type_ = self.dimensions[fold(column.name)]
         kinds = [literals.kind(value) for value in values]
         if "" in kinds:
             self._no_condition()
@@ -185,7 +186,7 @@ class _Rules:
     def order(self, clause: exp.Expr | None, outputs: set[str]) -> None:
         for ordered in () if clause is None else clause.expressions:
             key = ordered.this
-            named = isinstance(key, exp.Column) and not key.table and key.name.casefold() in outputs
+            named = isinstance(key, exp.Column) and not key.table and fold(key.name) in outputs
             if not named and not _is_position(key):
                 self.shape("ORDER BY names outputs")
 
@@ -200,7 +201,7 @@ _REFUSED = {
 
 
 def _is_column(value: object, folded: str) -> bool:
-    return isinstance(value, exp.Column) and value.name.casefold() == folded
+    return isinstance(value, exp.Column) and fold(value.name) == folded
 
 
 def _is_position(value: object) -> bool:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 
+from policies.columns import fold
 from policies.enforce import nodes
 from policies.enforce.statement import refuse, refused
 from policies.errors import QueryRefused
@@ -95,20 +96,20 @@ class _Binder:
             columns = _renamed(self.query(cte.this, known, outer), alias)
             fresh = self.token()
             cte.set("materialized", None)  # for the engine to decide
-            known[alias.name.casefold()] = (fresh, columns)
+            known[fold(alias.name)] = (fresh, columns)
             alias.set("this", exp.to_identifier(fresh, quoted=True))
             self.bound.names.append(fresh)
         return known
 
     def _may_name(self, name: str, known: _Ctes) -> None:
-        taken = {entry.table.casefold() for entry in self.catalogue}
-        if name.casefold() in taken or name.casefold() in known:
+        taken = {fold(entry.table) for entry in self.catalogue}
+        if fold(name) in taken or fold(name) in known:
             refuse("name_taken", f"WITH {name}: the name is taken already; choose another", "names")
 
     def _select(self, node: exp.Select, ctes: _Ctes, outer: _Scope | None) -> tuple[str, ...]:
         scope = _Scope(outer=outer)
         self._sources(node, ctes, scope)
-        scope.aliases = {p.alias.casefold() for p in node.expressions if isinstance(p, exp.Alias)}
+        scope.aliases = {fold(p.alias) for p in node.expressions if isinstance(p, exp.Alias)}
         columns = self._outputs(node, ctes, scope)
         _order_all(node, len(columns))
         for name in ("where", "group", "having", "qualify", "order", "distinct"):
@@ -158,15 +159,15 @@ class _Binder:
             alias = node.alias or node.name
             columns = _renamed(self._table(node, ctes), node.args.get("alias"))
             _alias(node, alias)
-        if alias.casefold() in scope.sources:
+        if fold(alias) in scope.sources:
             refuse("name_taken", f"{alias} stands twice in one FROM; give one of them an alias", "names")
-        scope.sources[alias.casefold()] = columns
-        scope.folded[alias.casefold()] = _folded(columns)
-        return alias.casefold()
+        scope.sources[fold(alias)] = columns
+        scope.folded[fold(alias)] = _folded(columns)
+        return fold(alias)
 
     def _table(self, node: exp.Expr, ctes: _Ctes) -> tuple[str, ...]:
         owner, name = str(node.args["db"].name) if node.args.get("db") else "", node.name
-        known = None if owner else ctes.get(name.casefold())
+        known = None if owner else ctes.get(fold(name))
         if known is not None:
             _alias(node, node.alias or name)
             node.set("this", exp.to_identifier(known[0], quoted=True))
@@ -179,7 +180,7 @@ class _Binder:
         found = [
             entry
             for entry in self.catalogue
-            if entry.table.casefold() == name.casefold() and (not owner or entry.owner.casefold() == owner.casefold())
+            if fold(entry.table) == fold(name) and (not owner or fold(entry.owner) == fold(owner))
         ]
         shown = f"{owner}.{name}" if owner else name
         if not found:
@@ -191,10 +192,10 @@ class _Binder:
         return found[0]
 
     def _using(self, column: str, before: Iterable[str], alias: str, scope: _Scope) -> None:
-        left = any(column.casefold() in _folded(scope.sources[source]) for source in before)
-        if not left or column.casefold() not in _folded(scope.sources[alias]):
+        left = any(fold(column) in _folded(scope.sources[source]) for source in before)
+        if not left or fold(column) not in _folded(scope.sources[alias]):
             refuse("column_unknown", f"USING ({column}): both sides must have that column", "columns")
-        scope.merged.add(column.casefold())
+        scope.merged.add(fold(column))
 
     # columns
 
@@ -215,7 +216,7 @@ class _Binder:
 
     def _column(self, node: exp.Column, scope: _Scope, *, on: bool) -> None:
         name, table = node.name, node.args.get("table")
-        folded = name.casefold()
+        folded = fold(name)
         if table is not None and (table := table.name):
             if folded not in _folded(self._source(table, scope, on=on)):
                 raise _unknown(f"{table}.{name}")
@@ -233,15 +234,15 @@ class _Binder:
     def _source(self, alias: str, scope: _Scope, *, on: bool = False) -> tuple[str, ...]:
         level: _Scope | None = scope
         while level is not None:
-            if alias.casefold() in level.sources and (on or alias.casefold() not in level.hidden):
-                return level.sources[alias.casefold()]
+            if fold(alias) in level.sources and (on or fold(alias) not in level.hidden):
+                return level.sources[fold(alias)]
             level = level.outer
         raise _unknown(alias)
 
 
 @lru_cache(maxsize=1024)
 def _folded(names: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(name.casefold() for name in names)
+    return frozenset(fold(name) for name in names)
 
 
 def _unknown(shown: str) -> QueryRefused:
@@ -263,11 +264,11 @@ def _star(scope: _Scope) -> list[str]:
         if alias in scope.hidden:
             continue
         for name in columns:
-            if name.casefold() in merged:
+            if fold(name) in merged:
                 continue
             shown.append(name)
-            if name.casefold() in scope.merged:
-                merged.add(name.casefold())
+            if fold(name) in scope.merged:
+                merged.add(fold(name))
     if not shown:
         refuse("column_unknown", "* needs a FROM", "columns")
     return shown

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from sqlglot import exp
 
 from policies import columns
+from policies.columns import fold
 from policies.contract import DataContract, Measure, Privacy, Scalar
 from policies.enforce import grid, wrap
 from policies.enforce.statement import refuse
@@ -80,7 +81,7 @@ class _Split:
         assert self.grid.privacy is not None
         self.budget = self.grid.privacy
         self.bound = 1 if self.grid.entity is None else self.budget.rows
-        self.measures = {one.column.casefold(): (index, one) for index, one in enumerate(self.grid.measures)}
+        self.measures = {fold(one.column): (index, one) for index, one in enumerate(self.grid.measures)}
         self.keys = self._keys()
         self.columns: dict[str, exp.Expr] = {}  # of the private answer, beside the keys
         self.sensitive: dict[str, int] = {}
@@ -98,12 +99,12 @@ class _Split:
 
     def _keys(self) -> tuple[str, ...]:
         """The dimensions that the question groups by, by their stored names."""
-        names = {one.column.casefold(): one.column for one in self.grid.dimensions}
+        names = {fold(one.column): one.column for one in self.grid.dimensions}
         clause = self.tree.args.get("group")
         found = [self._key(key, names) for key in (clause.expressions if clause else ())]
         shown = [one for one in map(_value, self.tree.expressions) if isinstance(one, exp.Column)]
         for one in shown:
-            if names[one.name.casefold()] not in found:
+            if names[fold(one.name)] not in found:
                 refuse("aggregate_shape", f"{one.name} is shown and not grouped by; add it to GROUP BY", "group")
         return tuple(dict.fromkeys(found))
 
@@ -114,7 +115,7 @@ class _Split:
             key = _value(outputs[place - 1]) if 0 < place <= len(outputs) else key
         if not isinstance(key, exp.Column):
             refuse("aggregate_shape", "GROUP BY lists dimensions, or positions of outputs that are dimensions", "group")
-        return names[key.name.casefold()]
+        return names[fold(key.name)]
 
     def _question(self) -> str:
         """A digest of what the private answer depends on, beside the data and the contract."""
@@ -137,12 +138,12 @@ class _Split:
     def _output(self, value: exp.Expr) -> exp.Expr:
         inner = value.this
         if isinstance(value, exp.Column):
-            return grid.column_named(next(key for key in self.keys if key.casefold() == value.name.casefold()))
+            return grid.column_named(next(key for key in self.keys if fold(key) == fold(value.name)))
         if isinstance(value, exp.Count) and isinstance(inner, exp.Star):
             return _at_least_zero(self._rows())
         if isinstance(value, exp.Count) and isinstance(inner, exp.Distinct):
             return _at_least_zero(self._units())
-        index, measure = self.measures[inner.name.casefold()]
+        index, measure = self.measures[fold(inner.name)]
         if isinstance(value, exp.Count):
             return _at_least_zero(self._count(index, measure))
         if isinstance(value, exp.Sum):

@@ -13,6 +13,7 @@ from datetime import date
 from sqlglot import exp
 
 from policies import columns
+from policies.columns import fold
 from policies.contract import DataContract
 
 _DIGITS_MAX = 18  # of a whole number that is a BIGINT
@@ -50,9 +51,9 @@ def _types(contracts: Iterable[DataContract]) -> Mapping[str, str]:
     """Of each column name, folded, its type; "" where it has several."""
     found: dict[str, str] = {}
     for contract in contracts:
-        masked = {mask.column.casefold() for mask in contract.masks}
+        masked = {fold(mask.column) for mask in contract.masks}
         for column in contract.schema.columns:
-            name, kind = column.name.casefold(), column.type.upper().strip()
+            name, kind = fold(column.name), column.type.upper().strip()
             found[name] = kind if found.get(name, kind) == kind and name not in masked else ""
     return found
 
@@ -61,12 +62,12 @@ def _frame(node: exp.Expr, types: Mapping[str, str]) -> bool:
     kind = type(node)
     if kind is exp.Alias:  # a name that another column has would lend it that one's type
         value = node.this
-        same = isinstance(value, exp.Column) and value.name.casefold() == node.alias.casefold()
-        return same or node.alias.casefold() not in types
+        same = isinstance(value, exp.Column) and fold(value.name) == fold(node.alias)
+        return same or fold(node.alias) not in types
     if kind is exp.TableAlias:
         return not node.args.get("columns")
     if kind is exp.Join and node.args.get("using"):
-        return all(types.get(one.name.casefold()) for one in node.args["using"])
+        return all(types.get(fold(one.name)) for one in node.args["using"])
     if kind in (exp.Sum, exp.Avg):  # a text would be cast
         return columns.family(_type(node.this, types)) in columns.NUMERIC
     if kind is exp.Neg:
@@ -119,7 +120,7 @@ def _alike(column: exp.Expr, value: exp.Expr, types: Mapping[str, str]) -> bool:
 
 def _type(node: exp.Expr, types: Mapping[str, str]) -> str:
     """Of a column whose type is known; else empty, which is of no family."""
-    return types.get(node.name.casefold(), "") if isinstance(node, exp.Column) else ""
+    return types.get(fold(node.name), "") if isinstance(node, exp.Column) else ""
 
 
 def _is_text(value: exp.Expr) -> bool:

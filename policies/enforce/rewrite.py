@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from sqlglot import exp
 
+from policies.columns import fold
 from policies.enforce.statement import refuse
 
 _LEAVES = frozenset({exp.Identifier})  # the gate lets through none that holds more than a text
@@ -40,13 +41,13 @@ def safe(nodes: Sequence[exp.Expr]) -> set[str] | None:
     for node in nodes:
         kind = type(node)
         if kind is exp.Column:
-            names.add(node.name.casefold())
+            names.add(fold(node.name))
         elif kind is exp.Table and (alias := node.args.get("alias")) is not None and alias.args.get("columns"):
             everything = True
         elif kind is exp.Star:
             everything = everything or not isinstance(node.parent, exp.Count)
         elif kind is exp.Join:
-            names.update(column.name.casefold() for column in node.args.get("using") or ())
+            names.update(fold(column.name) for column in node.args.get("using") or ())
         else:
             change = _CHANGES.get(kind)
             if change is not None:
@@ -68,12 +69,12 @@ def spread(nodes: Sequence[exp.Expr], tables: Sequence[exp.Expr]) -> None:
         select = group.parent
         if type(group) is exp.Group and isinstance(select, exp.Select) and _reads_only(select, known):
             named = (output for output in select.expressions if isinstance(output, exp.Alias))
-            outputs[id(select)] = {output.alias.casefold() for output in named}
+            outputs[id(select)] = {fold(output.alias) for output in named}
     for node in nodes if outputs else ():
         value = node.this if type(node) is exp.Sum or type(node) is exp.Avg else None
         if not isinstance(value, exp.Column) or (taken := outputs.get(id(node.find_ancestor(exp.Select)))) is None:
             continue
-        if value.table or value.name.casefold() not in taken:  # else it may stand for an output's expression
+        if value.table or fold(value.name) not in taken:  # else it may stand for an output's expression
             node.set("this", exp.Try(this=value))
 
 

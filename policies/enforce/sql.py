@@ -13,6 +13,7 @@ from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
 
 from policies.admission import check_action, check_purpose, check_time, reason
+from policies.columns import fold
 from policies.contract import DataContract, Scalar
 from policies.enforce import aggregate, bind, drawn, grid, private, rewrite, statement, template, wrap
 from policies.enforce.bind import Bound, Entry
@@ -239,7 +240,7 @@ def _shown(dataset: Dataset) -> str:
 def _apart(contract: DataContract, asked: set[str] | None) -> None:
     """`ds:notTogether`: a statement does not use all of these columns, wherever they stand in it."""
     for columns in contract.together:
-        if asked is None or all(name.casefold() in asked for name in columns):
+        if asked is None or all(fold(name) in asked for name in columns):
             refuse(
                 "columns_together",
                 f"{', '.join(columns)} may not be used together; ask for some of them, by name",
@@ -272,7 +273,7 @@ class _Wrapper:
             self._point(node, self.cells)
             return
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
-        shown = [name for name in placed if self.asked is None or name.casefold() in self.asked]
+        shown = [name for name in placed if self.asked is None or fold(name) in self.asked]
         if wrap.plain(contract.row_filter):
             if contract.row_filter is None or self.quiet:
                 query = wrap.rows(contract, dataset.relation, shown, self.maker)
@@ -394,17 +395,17 @@ def _prepared(
 
 
 def _given_on(tree: exp.Expr) -> frozenset[str]:
-    """The columns, in lower case, that a stream of one dataset gives on as they are stored and looks at nowhere: what
-    their values are decides on nothing. None of a statement of any other form."""
+    """The columns, by their folded names, that a stream of one dataset gives on as they are stored and looks at
+    nowhere: what their values are decides on nothing. None of a statement of any other form."""
     given: set[str] = set()
     other: set[str] = set()
     for node in rewrite.every(tree) if _streams(tree, tree) else ():
         if isinstance(node, exp.Query) and not (isinstance(node, exp.Subquery) or _streams(node, tree)):
             return frozenset()
         if isinstance(node, exp.Column):
-            (given if isinstance(node.parent, exp.Select) else other).add(node.name.casefold())
+            (given if isinstance(node.parent, exp.Select) else other).add(fold(node.name))
         elif isinstance(node, exp.Alias):
-            other.add(node.alias.casefold())
+            other.add(fold(node.alias))
     return frozenset(given - other)
 
 

@@ -15,6 +15,7 @@ from sqlglot.dialects.duckdb import DuckDB
 from sqlglot.errors import SqlglotError
 
 from policies.admission import reason
+from policies.columns import fold
 from policies.enforce.statement import refuse
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _same(pattern: exp.Expr, tree: exp.Expr) -> bool:
             if not _is_value(right):
                 return False
         elif isinstance(left, exp.Identifier) and isinstance(right, exp.Identifier):
-            if left.name.casefold() != right.name.casefold():
+            if fold(left.name) != fold(right.name):
                 return False
         elif isinstance(left, exp.Expr) and isinstance(right, exp.Expr):
             if type(left) is not type(right):

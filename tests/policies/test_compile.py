@@ -145,6 +145,23 @@ def test_of_two_columns_that_fold_to_one_name_the_one_that_is_named_is_meant() -
         assert made.columns == (left, "x")
 
 
+@pytest.mark.parametrize(
+    ("there", "named"), [("Ärzte", "ärzte"), ("ärzte", "ÄRZTE"), ("straße", "STRASSE"), ("SSN", "ssn"), ("É", "é")]
+)
+def test_a_policy_means_a_column_whatever_the_case_of_its_letters(there: str, named: str) -> None:
+    """The engine tells some of these names apart; what is hidden by one of them is hidden all the same."""
+    table = gate.schema(**{there: "VARCHAR", "x": "VARCHAR"})
+    assert gate.contract(table, gate.atom("ds:columnDeny", "isNoneOf", named)).columns == ("x",)
+    masked = gate.contract(table, duties=[gate.mask("null", named)])
+    assert [mask.column for mask in masked.masks] == [there]
+
+
+def test_a_name_that_may_mean_either_of_two_columns_means_none() -> None:
+    both = gate.schema(straße="VARCHAR", strasse="VARCHAR")
+    with pytest.raises(ContractUndecided, match="no column"):
+        gate.contract(both, gate.atom("ds:columnDeny", "isNoneOf", "STRA\N{LATIN CAPITAL LETTER SHARP S}E"))
+
+
 def test_each_permission_becomes_its_own_contract() -> None:
     one = gate.agreement(gate.atom("ds:columnAllow", "eq", "id"))
     both = replace(

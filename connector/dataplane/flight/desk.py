@@ -30,6 +30,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, Busy, HanseError, Limited, NotFound, Refused, VersionChanged
 from connector.query.spans import InFiles
 from connector.usage.held import Held
+from policies.columns import fold
 from policies.contract import Limits
 from policies.errors import PolicyError
 from policies.masks import texts
@@ -141,7 +142,7 @@ class Desk:
                     for column in contract.schema.columns:
                         if column.name in contract.columns:
                             shown = "VARCHAR" if column.name in as_texts else column.type
-                            found.setdefault(column.name.lower(), {})[parameters.kind_of(shown)] = shown
+                            found.setdefault(fold(column.name), {})[parameters.kind_of(shown)] = shown
         return {name: kind for name, kinds in found.items() if len(kinds) == 1 for kind in kinds.values()}
 
     async def tables(self, asker: Asker, *, schemas: bool) -> list[dict[str, Any]]:

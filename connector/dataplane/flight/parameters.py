@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from connector.errors import QueryInvalid
 from policies import columns
+from policies.columns import fold
 from policies.errors import PolicyError
 
 if TYPE_CHECKING:  # the SQL parser is loaded with the first statement
@@ -84,10 +85,10 @@ def _renamed(tree: exp.Expr, types: Mapping[str, str]) -> set[str]:
     found = {
         name
         for one in tree.find_all(exp.Alias)
-        if (name := one.alias.lower()) in types and _kind(one.this, types) != kind_of(types[name])
+        if (name := fold(one.alias)) in types and _kind(one.this, types) != kind_of(types[name])
     }
     for listed in tree.find_all(exp.TableAlias):  # WITH t(a, b) AS
-        found |= {column.name.lower() for column in listed.args.get("columns") or ()}
+        found |= {fold(column.name) for column in listed.args.get("columns") or ()}
     return found
 
 
@@ -128,7 +129,7 @@ def _kind(node: exp.Expr, types: Mapping[str, str]) -> str:
     while isinstance(node, exp.Paren | exp.Sum | exp.Min | exp.Max | exp.Abs | exp.Round | exp.Coalesce):
         node = node.this  # of `min()`, nothing
     if isinstance(node, exp.Column):
-        return kind_of(types.get(node.name.lower(), ""))
+        return kind_of(types.get(fold(node.name), ""))
     if isinstance(node, exp.Cast):
         return _cast_to(node)
     if isinstance(node, exp.Literal) and not node.is_string:

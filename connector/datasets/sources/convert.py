@@ -164,7 +164,10 @@ def may_be_repeated(names: Sequence[str]) -> bool:
 
 
 def check_names(names: Iterable[str], *, file: str = "") -> None:
-    """SourceUnreadable where two names are the same, or differ in case only. `file`: whose they are, if of one."""
+    """SourceUnreadable where two names are the same, or differ in case only. `file`: whose they are, if of one.
+
+    Of any letters, though the engine tells `Ärzte` from `ärzte`: people take them for one, and so do policies.
+    """
     known = list(names)
     folded = Counter(name.casefold() for name in known)
     if twice := sorted({name for name in known if folded[name.casefold()] > 1}):

@@ -15,12 +15,13 @@ from connector.errors import QueryInvalid
 from connector.query import tree as trees
 from connector.query.federation import ALL, TableInfo
 from connector.query.planning import Planning
+from policies.columns import fold
 
 
 def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     """The tree, every union in it one that can be made."""
     for table in trees.tables(tree):
-        if table.db.lower() == ALL:
+        if fold(table.db) == ALL:
             _check(table, planning)
     return tree
 
@@ -28,17 +29,17 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
 def _check(table: exp.Table, planning: Planning) -> None:
     shares = planning.shares(table)
     if not shares:
-        name = table.name.lower()
+        name = fold(table.name)
         raise QueryInvalid(
             f'no owner has an agreement with us for a dataset named {name}; "{ALL}".{name} needs at least one',
             code="agreement_missing",
         )
-    _alike(shares, [column.name.lower() for column in planning.columns(table)], planning)
+    _alike(shares, [fold(column.name) for column in planning.columns(table)], planning)
     table.set("db", exp.to_identifier(ALL if len(shares) > 1 else shares[0].owner))
 
 
 def _alike(shares: Sequence[TableInfo], shown: Sequence[str], planning: Planning) -> None:
-    types = [{column.name.lower(): column.type for column in info.columns} for info in shares]
+    types = [{fold(column.name): column.type for column in info.columns} for info in shares]
     for name in shown:
         if len({one[name] for one in types}) > 1:
             listed = ", ".join(f"{info.owner}: {one[name]}" for info, one in zip(shares, types, strict=True))
@@ -50,6 +51,6 @@ def _alike(shares: Sequence[TableInfo], shown: Sequence[str], planning: Planning
     if not shown:
         raise QueryInvalid(f"the owners of {shares[0].dataset} show no column in common", code="schema_differs")
     for info in shares:
-        left = [column.name for column in info.columns if column.name.lower() not in shown]
+        left = [column.name for column in info.columns if fold(column.name) not in shown]
         if left:
             planning.note(f"{info.shown}: {', '.join(left)}", "shape", "not every owner shows these columns")

@@ -14,6 +14,7 @@ from sqlglot import exp
 from connector.query import tree as trees
 from connector.query.block import Group
 from connector.query.parse import QUERIES
+from policies.columns import fold
 
 _TESTS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike, exp.In, exp.Between, exp.Not, exp.And,
           exp.Or, exp.Is)  # fmt: skip
@@ -27,7 +28,7 @@ def apply(select: exp.Select, group: Group) -> list[tuple[str, exp.Expr]]:
     if first.nullable or (first.join is not None and not trees.is_inner(first.join)):
         return []
     candidates = _candidates(select, group)
-    wide = {(source.alias, column.name.lower()): column.type for source in group.members if candidates
+    wide = {(source.alias, fold(column.name)): column.type for source in group.members if candidates
             for info in source.infos for column in info.columns}  # fmt: skip
     found = [node for node in candidates if _fits(node, wide)]
     while found:
@@ -107,7 +108,7 @@ def _pays(node: exp.Expr, alone: set[Key], types: dict[Key, str]) -> bool:
 
 def _named(found: list[exp.Expr], group: Group) -> list[tuple[str, exp.Expr]]:
     names: dict[exp.Expr, str] = {}  # trees compare by what they say
-    taken = {column.name.lower() for source in group.members for info in source.infos for column in info.columns}
+    taken = {fold(column.name) for source in group.members for info in source.infos for column in info.columns}
     for node in found:
         if node not in names:
             name = f"x{len(names)}"

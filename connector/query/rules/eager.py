@@ -16,6 +16,7 @@ from connector.query import stats
 from connector.query import tree as trees
 from connector.query.block import Group, Source
 from connector.query.planning import Planning
+from policies.columns import fold
 
 _GAIN = 0.7
 _CARELESS = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg, exp.BitwiseOrAgg, exp.ApproxDistinct)
@@ -75,7 +76,7 @@ class _Work:
         self.nodes = trees.aggregates(select)
         self.tables = [trees.column_tables(node) for node in self.nodes]
         self.nested = any(trees.has_query(node) for node in self.nodes)
-        self.types = {(source.alias, column.name.lower()): column.type
+        self.types = {(source.alias, fold(column.name)): column.type
                       for source in sources for info in source.infos for column in info.columns}  # fmt: skip
         inside = {id(column) for node in self.nodes for column in trees.columns(node)}
         # What is read outside of aggregates: a fragment that is grouped first keeps it.

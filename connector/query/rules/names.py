@@ -17,6 +17,7 @@ from connector.errors import QueryInvalid
 from connector.query import tree as trees
 from connector.query.parse import QUERIES, SETS
 from connector.query.planning import Planning
+from policies.columns import fold
 from policies.enforce.rewrite import every
 
 _NAMED = 30  # columns that a refusal lists
@@ -33,9 +34,9 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
     schema: dict[str, object] = {}
     for table in trees.base_tables(tree):
         shown = dict.fromkeys(planning.types(planning.columns(table)), "TEXT")
-        schema.setdefault(table.db.lower(), {})[table.name.lower()] = shown  # type: ignore[index]  # one of dicts
+        schema.setdefault(fold(table.db), {})[fold(table.name)] = shown  # type: ignore[index]  # one of dicts
     try:
-        known = MappingSchema(schema, dialect="duckdb", normalize=False)  # small letters already
+        known = MappingSchema(schema, dialect="duckdb", normalize=False)  # folded already
         bound: exp.Expr = qualify(tree, schema=known, dialect="duckdb", quote_identifiers=False)
     except SqlglotError as error:
         said = f"{_words(error)}; {_units(str(error), tree, planning)}{_there(schema)}"
@@ -71,7 +72,7 @@ def _there(schema: Mapping[str, object]) -> str:
 def _units(said: str, tree: exp.Expr, planning: Planning) -> str:
     """Where a column is missed that is what an aggregate-only dataset counts: who counts it."""
     grids = [info.grid for info in planning.infos(trees.base_tables(tree))]
-    missed = {grid.entity for grid in grids if grid and grid.entity and f"'{grid.entity.lower()}'" in said.lower()}
+    missed = {grid.entity for grid in grids if grid and grid.entity and f"'{fold(grid.entity)}'" in fold(said)}
     names = ", ".join(sorted(missed))
     return f"{names} leaves no owner; each counts its own, asked alone (`Dataset.query` in Python); " if names else ""
 

@@ -15,6 +15,7 @@ from connector.query import tree as trees
 from connector.query.block import Group, Part, Source
 from connector.query.planning import Planning
 from connector.query.rules import exists_at_shares
+from policies.columns import fold
 
 
 def sources(select: exp.Select, planning: Planning) -> list[Source]:
@@ -222,7 +223,7 @@ def _at_home(group: Group, condition: exp.Expr, planning: Planning) -> bool:
 
 def _for_grid(group: Group, condition: exp.Expr) -> bool:
     """Aggregate-only data takes comparisons of dimensions with literals (federated-query, section 7)."""
-    dimensions = {name.lower() for info in group.infos if info.grid is not None for name in info.grid.dimensions}
+    dimensions = {fold(name) for info in group.infos if info.grid is not None for name in info.grid.dimensions}
     if isinstance(condition, exp.EQ | exp.NEQ | exp.LT | exp.LTE | exp.GT | exp.GTE):
         pairs = ((condition.this, condition.expression), (condition.expression, condition.this))
         return any(_dimension(a, dimensions) and _literal(b) for a, b in pairs)
@@ -235,7 +236,7 @@ def _for_grid(group: Group, condition: exp.Expr) -> bool:
 
 
 def _dimension(node: exp.Expr, dimensions: set[str]) -> bool:
-    return isinstance(node, exp.Column) and node.name.lower() in dimensions
+    return isinstance(node, exp.Column) and fold(node.name) in dimensions
 
 
 def _literal(node: exp.Expr) -> bool:

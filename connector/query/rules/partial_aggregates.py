@@ -21,6 +21,7 @@ from connector.query import tree as trees
 from connector.query.block import Group, Source
 from connector.query.planning import Planning
 from connector.query.rules import eager, scans
+from policies.columns import fold
 
 _SELF_MERGING = (
     exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg, exp.BitwiseOrAgg, exp.BitwiseXorAgg,
@@ -51,7 +52,7 @@ def apply(select: exp.Select, groups: list[Group], sources: list[Source], planni
 class _Partials:
     def __init__(self, select: exp.Select, group: Group, planning: Planning, *, others: bool = False) -> None:
         self.select, self.group, self.planning, self.others = select, group, planning, others
-        self.types = {(source.alias, column.name.lower()): column.type
+        self.types = {(source.alias, fold(column.name)): column.type
                       for source in group.members for info in source.infos for column in info.columns}  # fmt: skip
         self.partials: list[tuple[str, exp.Expr]] = []
         self.keys: list[tuple[str, exp.Expr]] = []
@@ -83,7 +84,7 @@ class _Partials:
         return found and trees.column_tables(node) <= self.group.aliases
 
     def _grid_can(self, function: exp.Expr) -> bool:
-        measures = {name.lower() for grid in self.grids for name in grid.measures}
+        measures = {fold(name) for grid in self.grids for name in grid.measures}
         inner = function.this
         if isinstance(function, exp.Count) and isinstance(inner, exp.Star):
             return True
@@ -97,7 +98,7 @@ class _Partials:
         if len(inner.expressions) != 1 or not isinstance(inner.expressions[0], exp.Column):
             return False
         name = self._stored(inner.expressions[0])
-        if any(grid.entity is None or grid.entity.lower() != name for grid in self.grids):
+        if any(grid.entity is None or fold(grid.entity) != name for grid in self.grids):
             return False
         cut = [info.partition for info in self.group.infos]
         apart = len(self.group.owners) == 1 or all(one is not None and one.columns == (name,) for one in cut)
@@ -126,18 +127,18 @@ class _Partials:
             for info in part.infos:
                 if info.grid is None:
                     return False
-                dimensions = {name.lower() for name in info.grid.dimensions}
+                dimensions = {fold(name) for name in info.grid.dimensions}
                 for _, name in self._reads():
                     value = part.columns.get(name, trees.column(name))
                     constant = not any(True for _ in value.find_all(exp.Column))
-                    if not constant and not (isinstance(value, exp.Column) and value.name.lower() in dimensions):
+                    if not constant and not (isinstance(value, exp.Column) and fold(value.name) in dimensions):
                         return False
         return True
 
     def _stored(self, column: exp.Column) -> str:
         """The column's name at the owners, where all call it the same."""
         values = [part.columns.get(column.name, column) for part in self.group.sources[0].parts]
-        names = {value.name.lower() if isinstance(value, exp.Column) else "" for value in values}
+        names = {fold(value.name) if isinstance(value, exp.Column) else "" for value in values}
         return names.pop() if len(names) == 1 else ""
 
     def _numeric(self, value: exp.Expr) -> bool:

@@ -19,6 +19,7 @@ from connector.query.federation import Mode
 from connector.query.planning import Planning
 from connector.query.rules import computed
 from connector.query.rules.top_k import Top
+from policies.columns import fold
 
 
 def apply(
@@ -58,7 +59,7 @@ def _needed(select: exp.Select, group: Group, planning: Planning) -> list[exp.Co
         if not names:
             table = source.node if isinstance(source.node, exp.Table) else source.node.find(exp.Table)
             assert table is not None  # where its rows are
-            names = [column.name.lower() for column in planning.columns(table)]
+            names = [fold(column.name) for column in planning.columns(table)]
         return [trees.column(name, source.alias) for name in names]
     taken, aliases = {id(source.join) for source in group.outer}, group.aliases
     found: dict[tuple[str, str], exp.Column] = {}

@@ -23,6 +23,7 @@ from connector.query import parse, stats
 from connector.query import tree as trees
 from connector.query.federation import Keys, Mode, waves
 from connector.query.planning import Draft, Planning
+from policies.columns import fold
 
 _GAIN = 2.0  # keys that one row saved may cost, however narrow it is
 _KEY_BYTES = 8
@@ -262,7 +263,7 @@ def _kinds(draft: Draft, output: str, planning: Planning) -> set[str]:
     for share, sources in zip(draft.shares, draft.sources, strict=True):
         value, kind = _value(share.statement, output), ""
         if isinstance(value, exp.Column) and (info := sources.get(value.table)) is not None:
-            kind = planning.types(info.columns).get(value.name.lower(), "")
+            kind = planning.types(info.columns).get(fold(value.name), "")
         found.add(kind)
     return found
 

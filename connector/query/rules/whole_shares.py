@@ -13,6 +13,7 @@ from connector.query import block as blocks
 from connector.query import tree as trees
 from connector.query.block import Group, Source
 from connector.query.planning import Planning
+from policies.columns import fold
 
 
 def apply(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> bool:
@@ -42,9 +43,9 @@ def _cut(group: Group) -> set[tuple[str, str]]:
         names = []
         for part in source.parts:
             cut = part.infos[0].partition if len(part.infos) == 1 else None
-            column = cut.columns[0].lower() if cut is not None and len(cut.columns) == 1 else ""
+            column = fold(cut.columns[0]) if cut is not None and len(cut.columns) == 1 else ""
             shown = {name for name, value in part.columns.items() if isinstance(value, exp.Column)
-                     and value.name.lower() == column}  # fmt: skip
+                     and fold(value.name) == column}  # fmt: skip
             names.append(shown if part.columns else {column})
         found |= {(source.alias, name) for name in set.intersection(*names) if name}
     return found
