@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+OUTCOMES = ("ok", "refused", "failed", "broken")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -22,7 +24,7 @@ class Event:
     agreement: str = ""
     purpose: str = ""
     process: str = ""  # our pid of a negotiation or transfer, or the query id
-    outcome: str = "ok"  # ok | refused | failed | broken
+    outcome: str = "ok"  # one of OUTCOMES
     code: str = ""  # why, for machines
     reason: str = ""  # why, for people
     rule: str = ""  # which rule refused it

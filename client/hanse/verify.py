@@ -99,6 +99,18 @@ def verify(path: str | PathLike[str], key: str | None = None) -> Report:
     return replace(_done(report, "the container's checksums hold"), ok=True)
 
 
+def records_in(path: str | PathLike[str]) -> int:
+    """How many records an evidence file says that it has, nothing of which is checked. Bad where it is none."""
+    with Path(path).open("rb") as file:
+        try:
+            count = _manifest(_container(file)).get("records")
+        except struct.error:
+            count = None
+    if not isinstance(count, int):
+        raise Bad("expected an evidence file, came something else")
+    return count
+
+
 def verify_proof(proof: str, leaf: bytes, key: str) -> int:
     """Check a `.tlog-proof` for the entry `leaf` (its bytes, not its hash). Its index; Bad where it does not hold."""
     head, _, note = proof.partition("\n\n")

@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 from connector.audit import merkle, note
 from connector.audit.record import SALT_BYTES, Record, record_of
-from connector.errors import HanseError, NotFound
-from connector.events import Bus, Event
+from connector.errors import BadInput, HanseError, NotFound
+from connector.events import OUTCOMES, Bus, Event, kinds
 from connector.telemetry import logger
 
 T = TypeVar("T")
@@ -203,7 +203,10 @@ def _columns(record: Record, row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which records: equality on what is indexed, and a span of time in UTC seconds."""
+    """Which records: equality on what is indexed, and a span of time in UTC seconds.
+
+    BadInput for a kind or an outcome that no record can have: nothing found would look like nothing done.
+    """
 
     kind: str = ""
     actor: str = ""
@@ -212,6 +215,11 @@ class Filter:
     outcome: str = ""
     since: float | None = None
     until: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("kind", self.kind, kinds()), ("outcome", self.outcome, OUTCOMES)):
+            if value and value not in known:
+                raise BadInput(f"{name}: expected one of {', '.join(sorted(known))}, came {value[:64]!r}")
 
     @property
     def query(self) -> dict[str, Any]:

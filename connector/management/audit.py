@@ -107,11 +107,11 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
 
 
 def _filter(
-    kind: Annotated[str, Query(max_length=64)] = "",
+    kind: Annotated[str, Query(max_length=64, description="What happened, as `ReadRefused`.")] = "",
     actor: Annotated[str, Query(max_length=255)] = "",
     agreement: Annotated[str, Query(max_length=255)] = "",
     dataset: Annotated[str, Query(max_length=255)] = "",
-    outcome: Annotated[str, Query(pattern="^(ok|refused|failed|broken)?$")] = "",
+    outcome: Annotated[str, Query(max_length=64, description="ok, refused, failed or broken.")] = "",
     since: Annotated[str, Query(max_length=40, description="ISO 8601 with a zone.")] = "",
     until: Annotated[str, Query(max_length=40, description="ISO 8601 with a zone; not included.")] = "",
 ) -> Filter:

@@ -685,6 +685,15 @@ def test_an_evidence_file_is_verified_without_a_connector(run: Run, tmp_path: Pa
     assert run("audit", "verify", str(tmp_path / "bad.zip"), "--json", token="").json["first_bad"] == 1
 
 
+def test_evidence_of_no_record_is_said_to_be_that(run: Run, served: Connector, tmp_path: Path) -> None:
+    for name, records, warned in (("none.zip", "0 records", True), ("extract.zip", "6 records", False)):
+        served.routes["GET", "/audit/export"] = (200, (CASES / name).read_bytes())
+        ended = run("audit", "export", str(tmp_path / name), "--actor", "nobody")
+        assert ended.code == 0
+        assert records in ended.err
+        assert ("no record fits" in ended.err) is warned
+
+
 def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tmp_path: Path) -> None:
     data = (CASES / "whole.zip").read_bytes()
     served.routes["GET", "/audit/export"] = (200, data)
@@ -693,6 +702,8 @@ def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tm
     assert served.asked[-1].query == {"outcome": "refused"}
     assert target.read_bytes() == data
     assert run("audit", "export", str(target)).code == 1
+    served.routes["GET", "/audit/export"] = (200, b"<html>")
+    assert "sent no evidence file" in run("audit", "export", str(tmp_path / "f.zip")).err
     served.routes["GET", "/audit/export"] = (503, {"code": "busy", "detail": "no room"})
     assert run("audit", "export", str(tmp_path / "f.zip")).code == 1
     assert list(tmp_path.glob("*f.zip*")) == []

@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, console, moment, print_json, print_rows, progress, say, size
-from hanse.errors import BadInput, Unverified
+from hanse.cli.out import AsJson, console, moment, number_of, print_json, print_rows, progress, say, size
+from hanse.errors import BadInput, Broken, Unverified
 
 commands = typer.Typer(help="Read, export and verify the audit log.", no_args_is_help=True)
 
@@ -84,6 +84,8 @@ def export(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Write an evidence file: the whole log, or the records that fit, each with its proof."""
+    from hanse.verify import Bad, records_in
+
     if output.exists() and not force:
         raise BadInput(f"{output} is there already; take another name or --force")
     asked = {"kind": kind, "actor": actor, "agreement": agreement, "dataset": dataset, "outcome": outcome}
@@ -95,10 +97,16 @@ def export(
                 file.write(block)
                 written += len(block)
                 advance(len(block))
+        records = records_in(draft)
         draft.replace(output)
+    except Bad as error:
+        raise Broken(f"{space().api.url} sent no evidence file: {error}") from None
     finally:
         draft.unlink(missing_ok=True)
-    say(f"{output}: {size(written)}; check it anywhere with `hanse audit verify {output}`")
+    if not records:
+        say(f"note: no record fits, and {output} is evidence of none; `hanse audit list` shows what there is")
+    told = f"{number_of(records, 'record')}, {size(written)}"
+    say(f"{output}: {told}; check it anywhere with `hanse audit verify {output}`")
 
 
 @commands.command()

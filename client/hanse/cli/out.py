@@ -194,6 +194,11 @@ def at(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda row: moment(row.get(key))
 
 
+def number_of(count: int, what: str) -> str:
+    """So many of something: `1 row`, `1,200 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def size(count: float) -> str:
     """A number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -13,7 +13,7 @@ from connector.store.tables import AuditPending
 from tests.connector.audit.support import SIGNER, evidence, log_over, story
 
 HERE = Path(__file__).parent
-CASES = {"whole.zip": Filter(), "extract.zip": Filter(agreement="urn:agreement:1")}
+CASES = {"whole.zip": Filter(), "extract.zip": Filter(agreement="urn:agreement:1"), "none.zip": Filter(actor="nobody")}
 
 
 def frozen(tx: Transaction) -> None:

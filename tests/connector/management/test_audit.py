@@ -77,6 +77,22 @@ async def test_an_export_holds_offline(auditor: Auditor, tmp_path: Path) -> None
         assert (report.ok, report.kind, report.problem) == (True, kind, "")
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"kind": "ReadRefusd"}, ["kind: expected one of ", "ReadRefused, ReadStarted", "came 'ReadRefusd'"]),
+        ({"outcome": "nope"}, ["outcome: expected one of broken, failed, ok, refused, came 'nope'"]),
+    ],
+)
+async def test_what_no_record_can_be_is_refused_with_what_they_are(
+    auditor: Auditor, asked: dict[str, str], says: list[str]
+) -> None:
+    for path in ("/audit/export", "/audit/events"):
+        answer = await auditor.http.get(path, params=asked)
+        assert answer.status_code == 400
+        assert all(text in answer.json()["detail"] for text in says)
+
+
 async def test_an_outside_monitor_rebuilds_the_root_from_tiles_and_entries(auditor: Auditor) -> None:
     await auditor.store.write(story(300))
     await auditor.log.sequencer.settle()
@@ -117,6 +133,7 @@ async def test_a_later_head_is_proven_to_continue_an_earlier_one(auditor: Audito
         ("/audit/events?since=yesterday", 400),
         ("/audit/events?since=2026-01-01T00:00:00", 400),
         ("/audit/events?outcome=perhaps", 400),
+        ("/audit/export?kind=ReadRefusd", 400),
         ("/audit/events?limit=0", 400),
         ("/audit/events?limit=100000", 400),
         ("/audit/events?before=-1", 400),
