@@ -236,8 +236,9 @@ class Dataset:
         first batch, or in the middle of the stream (AccessRevoked, QuotaSpent, AccessExpired); Conflict where the owner
         has another version by then.
         """
+        asked = _rows(columns, where)
         wanted = {
-            "columns": ",".join(_named(columns)),
+            "columns": ",".join(asked["columns"]),
             "where": where,
             "purpose": self.purpose,
             "batch_rows": batch_rows,
@@ -250,7 +251,7 @@ class Dataset:
 
         `patience`: for how many seconds a connector that cannot be reached is tried again.
         """
-        body = {"columns": list(_named(columns)), "where": where, "purpose": self.purpose}
+        body = {**_rows(columns, where), "purpose": self.purpose}
 
         waiting = Patience(patience, idle=60.0)
 
@@ -401,10 +402,15 @@ class Dataset:
             raise Broken("expected endpoint and ticket in a data address, came another form") from None
 
 
-def _named(columns: Sequence[str]) -> Sequence[str]:
+def _rows(columns: Sequence[str], where: str) -> dict[str, Any]:
+    """Which rows are asked for, as a plan takes them. BadInput for what is no list of texts, and no text."""
     if isinstance(columns, str):
         raise BadInput(f"expected columns as a list such as [{columns!r}], came a single text")
-    return columns
+    if not isinstance(columns, Sequence) or not all(isinstance(name, str) for name in columns):
+        raise BadInput(f"expected columns as a list of names such as ['age'], or [] for all, came {columns!r}")
+    if not isinstance(where, str):
+        raise BadInput(f"expected where as a text such as 'age > 50', came {where!r}")
+    return {"columns": list(columns), "where": where}
 
 
 def _entry(hit: Mapping[str, Any]) -> Entry:
@@ -427,5 +433,7 @@ def _query_body(
     sql: str, *, limits: Mapping[str, Any] | None, query_id: str = "", partial: bool, **more: Any
 ) -> dict[str, Any]:
     """What is not given is left out; numbers are given, whatever they are."""
+    if not sql.strip():
+        raise BadInput('expected a question such as SELECT count(*) AS n FROM "north".flights, came an empty text')
     body = {"sql": sql, "limits": dict(limits or {}), "id": query_id, "partial": "allow" if partial else "", **more}
     return {name: value for name, value in body.items() if value not in (None, "", {})}

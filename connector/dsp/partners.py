@@ -57,13 +57,18 @@ class Partners:
 
     async def find(self, participant: str) -> Partner:
         """A member by name or DID. NotFound names what to do; PeerNonsense where it speaks no version of ours."""
-        for entry in (await self._members()).values():
+        members = await self._members()
+        for entry in members.values():
             if participant in (entry.get("name"), entry.get("id")):
                 base = await self._peer.base_of(str(entry.get("url", "")))
                 return Partner(str(entry["id"]), base, str(entry.get("name", "")))
+        if not members:
+            raise NotFound(
+                f"no member {participant!r}, as this connector has no register of members: set HANSE_TRUST_ANCHOR to "
+                "the DID of the data space's operator, or see the connector's log why the register cannot be read"
+            )
         raise NotFound(
-            f"no member {participant!r} in the data space's register; "
-            "give counter_party_id and counter_party_address, or list members with `hanse members`"
+            f"no member {participant!r} in the data space's register; `hanse members` lists those that there are"
         )
 
     async def dataset(self, partner: Partner, dataset: str) -> Listed:

@@ -22,11 +22,15 @@ from policies.errors import QueryRefused
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name of the catalogue: owner (empty for a table of keys), table, and its visible columns."""
+    """One name of the catalogue: owner (empty for a table of keys), table, and its visible columns.
+
+    `untold`: one of these that is no column of the dataset, and is named to nobody.
+    """
 
     owner: str
     table: str
     columns: tuple[str, ...]
+    untold: str = ""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class _Scope:
 
 
 _DIALECT = DuckDB()
+_TOLD_MAX = 30  # columns that a refusal names
 _NESTED = frozenset({*nodes.QUERIES, exp.Subquery})
 _LEAVES = frozenset({exp.Literal, exp.Identifier, exp.Null, exp.Boolean, exp.Var})  # no column stands below these
 _Ctes = Mapping[str, tuple[str, tuple[str, ...]]]  # name -> (random name, columns)
@@ -219,7 +224,7 @@ class _Binder:
         folded = fold(name)
         if table is not None and (table := table.name):
             if folded not in _folded(self._source(table, scope, on=on)):
-                raise _unknown(f"{table}.{name}")
+                raise self._unknown(f"{table}.{name}", self._source(table, scope, on=on))
             return
         level: _Scope | None = scope
         while level is not None:
@@ -229,7 +234,7 @@ class _Binder:
             if found or folded in level.aliases:
                 return
             level = level.outer
-        raise _unknown(name)
+        raise self._unknown(name, _star_of(scope) or sorted(scope.aliases))
 
     def _source(self, alias: str, scope: _Scope, *, on: bool = False) -> tuple[str, ...]:
         level: _Scope | None = scope
@@ -237,16 +242,21 @@ class _Binder:
             if fold(alias) in level.sources and (on or fold(alias) not in level.hidden):
                 return level.sources[fold(alias)]
             level = level.outer
-        raise _unknown(alias)
+        told = ", ".join(one for one in scope.sources if one.strip()) or "none"
+        raise refused("column_unknown", f"nothing here is called {alias}; FROM has {told}", "columns")
+
+    def _unknown(self, shown: str, names: Iterable[str]) -> QueryRefused:
+        """The refusal for a column that is not there or not shown, and what there is: in the same words for both."""
+        untold = {entry.untold for entry in self.catalogue}
+        known = [name for name in dict.fromkeys(names) if name not in untold]
+        more = f" and {len(known) - _TOLD_MAX} more" if len(known) > _TOLD_MAX else ""
+        told = f"{', '.join(known[:_TOLD_MAX])}{more}" or "none"
+        return refused("column_unknown", f"no column {shown} can be read here; those that can are {told}", "columns")
 
 
 @lru_cache(maxsize=1024)
 def _folded(names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(fold(name) for name in names)
-
-
-def _unknown(shown: str) -> QueryRefused:
-    return refused("column_unknown", f"no column {shown} can be read here; see the dataset's schema", "columns")
 
 
 def _holders(name: str, scope: _Scope, *, on: bool) -> int:
@@ -258,6 +268,14 @@ def _holders(name: str, scope: _Scope, *, on: bool) -> int:
 
 
 def _star(scope: _Scope) -> list[str]:
+    shown = _star_of(scope)
+    if not shown:
+        refuse("column_unknown", "* needs a FROM", "columns")
+    return shown
+
+
+def _star_of(scope: _Scope) -> list[str]:
+    """The columns of all sources, in their order; those that are merged once."""
     shown: list[str] = []
     merged: set[str] = set()
     for alias, columns in scope.sources.items():
@@ -269,8 +287,6 @@ def _star(scope: _Scope) -> list[str]:
             shown.append(name)
             if fold(name) in scope.merged:
                 merged.add(fold(name))
-    if not shown:
-        refuse("column_unknown", "* needs a FROM", "columns")
     return shown
 
 

@@ -134,7 +134,7 @@ def _entry(dataset: Dataset) -> Entry:
         shown = grid.asked_columns(shown, contract.grid)
     elif dataset.position:
         shown = (*shown, dataset.position)
-    return Entry(*dataset.name, shown)
+    return Entry(*dataset.name, shown, untold=dataset.position)
 
 
 def _used(bound: Bound, catalogue: dict[Entry, Dataset]) -> tuple[Dataset, ...]:

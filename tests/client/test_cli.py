@@ -104,6 +104,13 @@ def test_problems_of_a_form_are_listed_with_their_places(run: Run, served: Conne
     assert "/permission/0: unknown word [x]" in ran.err
 
 
+@pytest.mark.parametrize("fields", [["query.limit"], ["query.limit", "query.before"]])
+def test_a_field_that_does_not_fit_is_told_once(run: Run, served: Connector, fields: list[str]) -> None:
+    unfit = [{"field": field, "problem": "too small"} for field in fields]
+    served.routes["GET", "/datasets"] = (400, {"detail": "query.limit: too small", "fields": unfit})
+    assert run("dataset", "list").err.count("too small") == (1 if len(fields) == 1 else 3)
+
+
 def test_a_defect_is_a_sentence_too(run: Run, served: Connector) -> None:
     served.routes["GET", "/datasets"] = ["not a dataset"]
     ran = run("dataset", "list")

@@ -217,9 +217,30 @@ def test_a_transfer_that_is_gone_is_revoked_access(served: Connector, space: Spa
         dataset.stream()
 
 
-def test_columns_are_a_list(served: Connector, space: Space) -> None:
-    with pytest.raises(hanse.BadInput, match="as a list"):
-        started(served, space).stream(columns="age")
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"columns": "age"}, r"as a list such as \['age'\]"),
+        ({"columns": [1]}, r"a list of names such as \['age'\], or \[\] for all, came \[1\]"),
+        ({"columns": None}, "for all, came None"),
+        ({"where": 5}, "where as a text such as 'age > 50', came 5"),
+    ],
+)
+def test_columns_are_a_list_of_texts_and_a_condition_is_a_text(
+    served: Connector, space: Space, asked: dict[str, Any], says: str
+) -> None:
+    dataset = started(served, space)
+    for read in (dataset.stream, dataset.plan):
+        with pytest.raises(hanse.BadInput, match=says):
+            read(**asked)
+
+
+@pytest.mark.parametrize("sql", ["", " \n"])
+def test_an_empty_question_is_told_to_be_empty(served: Connector, space: Space, sql: str) -> None:
+    for ask in (space.query, space.explain):
+        with pytest.raises(hanse.BadInput, match="came an empty text"):
+            ask(sql)
+    assert served.asked == []
 
 
 def test_a_dataset_answers_a_query_of_its_own(served: Connector, space: Space) -> None:

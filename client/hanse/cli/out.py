@@ -83,7 +83,8 @@ def complain(error: HanseError) -> None:
         out.print(f"  code: {escape(error.code)}")
     if error.rule:
         out.print(f"  rule: {escape(error.rule)}")
-    for entry in _listed(error.facts.get("problems")) + _listed(error.facts.get("fields")):
+    fields = _listed(error.facts.get("fields"))
+    for entry in _listed(error.facts.get("problems")) + (fields if len(fields) > 1 else []):  # one is the sentence
         where = entry.get("path") or entry.get("field") or ""
         out.print(f"  - {escape(str(where))}: {escape(str(entry.get('message') or entry.get('problem') or ''))}")
     if hint := next((text for kind, text in _HINTS.items() if isinstance(error, kind)), ""):

@@ -168,12 +168,13 @@ def check_names(names: Iterable[str], *, file: str = "") -> None:
 
     Of any letters, though the engine tells `Ärzte` from `ärzte`: people take them for one, and so do policies.
     """
-    known = list(names)
-    folded = Counter(name.casefold() for name in known)
-    if twice := sorted({name for name in known if folded[name.casefold()] > 1}):
+    known = Counter(names)
+    folded = Counter(name.casefold() for name in known.elements())
+    if twice := sorted(name for name in known if folded[name.casefold()] > 1):
+        told = ", ".join(f"{name} {known[name]} times" if known[name] > 1 else name for name in twice)
         where = f" in {file!r}" if file else ""
         raise SourceUnreadable(
-            f"expected columns whose names differ in more than case, came {', '.join(twice)}{where}; rename them",
+            f"expected columns whose names differ in more than case, came {told}{where}; rename them",
             code="columns_repeated",
             **({"file": file} if file else {}),
         )

@@ -118,6 +118,8 @@ def _written(con: Any, table: str, paths: Sequence[str], target: str) -> dict[st
 def _check_keys(con: Any, paths: Sequence[str], names: Sequence[str]) -> None:
     """SourceUnreadable where the objects cannot have a column for each key, or two keys differ in case only."""
     keys = f"SELECT DISTINCT unnest(json_keys(json)) FROM {_objects(paths)}"  # noqa: S608  quoted
+    if names == ["json"] and not con.sql(f"SELECT 1 FROM {_objects(paths)} LIMIT 1").fetchall():  # noqa: S608  quoted
+        raise SourceUnreadable("expected a line at least, came nothing but empty files; name files with data")
     if names == ["json"] and not con.sql(f"SELECT 1 FROM ({keys}) AS k(name) WHERE name = 'json'").fetchall():  # noqa: S608
         raise SourceUnreadable(
             f"expected objects of 1 to {_KEYS_MAX} different keys, none of them empty, came others or none; write many "

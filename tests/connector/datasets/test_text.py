@@ -168,6 +168,7 @@ def test_names_of_csv_that_differ_in_case_only_are_refused(tmp_path: Path, names
     with pytest.raises(SourceUnreadable, match="expected columns whose names differ in more than case") as raised:
         converted(tmp_path, "csv", f"{names}\n" + "1,2,3\n"[: 2 * names.count(",") + 1] + "\n")
     assert raised.value.code == "columns_repeated"
+    assert ("came a 2 times;" in str(raised.value)) is (names == "a,a")
     assert converted(tmp_path, "csv", "a,a_1,b1,b2\n1,2,3,4\n")[0].column_names == ["a", "a_1", "b1", "b2"]
 
 
@@ -241,7 +242,7 @@ NO_TABLE = {
     "one list": (['[{"a": 1},{"a": 2}]\n'], r"line 1 \(no object\)"),
     "a key without a name": (['{"": 1, "b": 2}\n'], "1 to 2000 different keys, none of them empty"),
     "too many keys": (["".join(f'{{"k{key}": {key}}}\n' for key in range(2500))], "1 to 2000 different keys"),
-    "nothing": (["", "\n"], "came others or none"),
+    "nothing": (["", "\n"], "expected a line at least, came nothing but empty files"),
     "empty objects": (["{}\nnull\n"], "came others or none"),
     "names": (['{"a": 1, "A": 2}\n'], "differ in more than case, came A, a"),
     "names of two files": (['{"a": 1}\n', '{"A": 1}\n'], "differ in more than case, came A, a"),

@@ -234,8 +234,11 @@ async def test_partners_read_the_whole_catalogue_and_single_datasets(tmp_path: P
         assert [one.id for one in read_catalog(await partners.catalog(found))] == ids
         assert len((await partners.catalog(found, limit=120))["dataset"]) == 120
         assert (await partners.dataset(found, "d007")).offers[0]["@id"] == "offer:7"
-        with pytest.raises(NotFound, match="no member 'west'"):
+        with pytest.raises(NotFound, match=r"no member 'west' .* `hanse members` lists those"):
             await partners.find("west")
+        members.clear()
+        with pytest.raises(NotFound, match=r"no member 'north', .* set HANSE_TRUST_ANCHOR"):
+            await partners.find("north")
         with pytest.raises(PeerRefused, match="no dataset"):
             await partners.dataset(found, "nothing")
 

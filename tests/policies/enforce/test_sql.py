@@ -54,6 +54,35 @@ def test_random_names_differ_from_query_to_query(bench: gate.Bench) -> None:
     assert set(first.names).isdisjoint(set(second.names) - {"src_visits"})
 
 
+WIDE = ", ".join(f"c{number:02}" for number in range(40))
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [
+        ("select nope from t", "no column nope can be read here; those that can are id, g"),
+        ("select ssn from t", "no column ssn can be read here; those that can are id, g"),
+        ("select t.nope from t join u using (id)", "no column t.nope can be read here; those that can are id, g"),
+        ("select nope from t join u using (id)", "those that can are id, g"),
+        ("select nope from (select id as k from u) x", "those that can are k"),
+        ("select id from t union select id from u order by nope", "those that can are id"),
+        ("select x.id from t join u on true", "nothing here is called x; FROM has t, u"),
+        (f"select nope from t as t({WIDE[:8]}), (select {', '.join(['1'] * 40)}) as w({WIDE})", "c29 and 10 more"),
+        ("select nope", "those that can are none"),
+    ],
+)
+def test_a_column_that_is_not_there_or_hidden_is_refused_with_those_that_are(sql: str, says: str) -> None:
+    made = _one()
+    made.connection.execute("ALTER TABLE src_t ADD COLUMN ssn VARCHAR")
+    shown = gate.contract(gate.schema_of(made.connection, "src_t"), atom("ds:columnDeny", "isNoneOf", "ssn"))
+    made.datasets[0] = replace(made.datasets[0], contract=shown, position="r_random")
+    with pytest.raises(QueryRefused) as refused:
+        made.prepare(sql)
+    assert refused.value.code == "column_unknown"
+    assert says in str(refused.value)
+    assert "r_random" not in str(refused.value)
+
+
 def test_only_asked_columns_are_read(bench: gate.Bench) -> None:
     prepared = bench.prepare("select age from people where country = 'DE'")
     assert '"name"' not in prepared.sql
