@@ -368,9 +368,9 @@ def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] |
     """Columns, of one name each, whatever its case; those of the first file, if that is asked."""
     if not schema.names:
         raise SourceUnreadable(f"expected columns, came none in {name!r}; write it with at least one", file=name)
-    called = [column or f"C{number}" for number, column in enumerate(schema.names)]  # by the engine, if by nobody else
-    names = schema.names if schema.names.count("") > 1 else called
-    check_names(names, file=name)
+    if "" in schema.names:  # the engine calls it by its place, and no SQL can name it
+        raise SourceUnreadable(f"expected columns with names, came one without in {name!r}; name it", file=name)
+    check_names(schema.names, file=name)
     if like is None or schema.equals(like[1]):
         return
     before = {field.name: field.type for field in like[1]}

@@ -262,12 +262,12 @@ class Space:
             found = await self._world(files, f"d{number}")
         except duckdb.Error:
             return None
-        except HanseError as error:
-            if not files.refused and error.code != "columns_repeated":  # one may be called as one without a name is
+        except HanseError:
+            if not files.refused:
                 raise
             return None
         if files.refused:
-            raise Different("names that differ in case only were registered")
+            raise Different("names that differ in case only, or an empty one, were registered")
         return found
 
     async def _world(self, files: Files, name: str) -> World:

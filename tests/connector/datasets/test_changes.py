@@ -127,13 +127,24 @@ async def test_the_file_that_differs_is_named_and_how(owner: Owner, name: str, e
 
 
 @pytest.mark.parametrize("ending", list(WRITERS))
-@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"], ["straße", "STRASSE"], ["", ""], ["", "C0"], ["c1", ""]])
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"], ["straße", "STRASSE"]])
 async def test_columns_of_one_name_are_refused(owner: Owner, names: list[str], ending: str) -> None:
     path = owner.folder / "data" / f"twice.{ending}"
     WRITERS[ending](pa.table([pa.array([1]), pa.array([2])], names=names), path)
     with pytest.raises(SourceUnreadable) as raised:
         await owner.add("twice", path)
     assert raised.value.code == "columns_repeated"
+
+
+@pytest.mark.parametrize("ending", list(WRITERS))
+@pytest.mark.parametrize("names", [["", "x"], ["", ""], ["", "C0"], ["v1", ""]])
+async def test_a_column_without_a_name_is_refused(owner: Owner, names: list[str], ending: str) -> None:
+    path = owner.folder / "data" / f"unnamed.{ending}"
+    WRITERS[ending](pa.table([pa.array([1]), pa.array([2])], names=names), path)
+    with pytest.raises(
+        SourceUnreadable, match=rf"columns with names, came one without in 'unnamed\.{ending}'; name it"
+    ):
+        await owner.add("unnamed", path)
 
 
 async def test_a_thousand_columns_no_rows_and_strange_types_are_registered(owner: Owner) -> None:
