@@ -40,11 +40,13 @@ def _check(batch: pa.RecordBatch, name: str) -> None:
 def parts(kind: pa.DataType) -> Iterator[pa.DataType]:
     """A type and all those that it is made of."""
     yield kind
-    plain = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    if pa.types.is_dictionary(plain):
-        yield from parts(plain.value_type)
-    for number in range(plain.num_fields):
-        yield from parts(plain.field(number).type)
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from parts(kind.storage_type)
+        return
+    if pa.types.is_dictionary(kind):
+        yield from parts(kind.value_type)
+    for number in range(kind.num_fields):
+        yield from parts(kind.field(number).type)
 
 
 def _read(reader: pa.RecordBatchFileReader, number: int, name: str) -> pa.RecordBatch:

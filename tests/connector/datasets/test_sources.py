@@ -727,9 +727,15 @@ async def test_columns_of_types_that_would_not_be_given_on_as_they_are_are_refus
 
 _LATE = pa.array([25 * 3600 * 10**6]).view(pa.time64("us"))
 _UUID = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"a" * 16], pa.binary(16)))
+_TICKS = pa.opaque(pa.duration("ns"), "ticks", "somebody")
 NOT_TAKEN: dict[str, tuple[str, pa.Table, str]] = {
     "a time after a day": ("arrow_ipc", pa.table({"v": _LATE}), "times before 24:00.* came other data in v of 't'"),
     "a nanosecond": ("arrow_ipc", pa.table({"v": pa.array([1], pa.duration("ns"))}), "came others in v of 't'"),
+    "a nanosecond that somebody has a word for": (
+        "arrow_ipc",
+        pa.table({"v": pa.ExtensionArray.from_storage(_TICKS, pa.array([1], _TICKS.storage_type))}),
+        "came others in v of 't'",
+    ),
     "a dictionary of uuids": (
         "arrow_ipc",
         pa.table({"v": pa.DictionaryArray.from_arrays([0], _UUID)}),
