@@ -371,6 +371,8 @@ def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] |
     if "" in schema.names:  # the engine calls it by its place, and no SQL can name it
         raise SourceUnreadable(f"expected columns with names, came one without in {name!r}; name it", file=name)
     check_names(schema.names, file=name)
+    for column in schema:
+        _check_fields(column, name)
     if like is None or schema.equals(like[1]):
         return
     before = {field.name: field.type for field in like[1]}
@@ -387,6 +389,22 @@ def _check_schema(schema: pa.Schema, name: str, *, like: tuple[str, pa.Schema] |
             code="schemas_differ",
             file=name,
         )
+
+
+def _check_fields(column: pa.Field, name: str) -> None:
+    """SourceUnreadable for a struct or a union in this column, however deep, with fields of one name, or a struct's
+    without one: of Parquet the engine renames them, of Arrow the name of one gives another."""
+    for kind in filter(_has_fields, exact.parts(column.type)):
+        names = [part.name for part in kind]
+        if "" in names and pa.types.is_struct(kind):
+            raise SourceUnreadable(
+                f"expected fields with names, came one without in {column.name} of {name!r}; name it", file=name
+            )
+        check_names(filter(None, names), file=name, column=column.name)
+
+
+def _has_fields(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) or pa.types.is_union(kind))
 
 
 def _check_union(schema: pa.Schema, name: str, before: dict[tuple[str, ...], tuple[str, pa.DataType]]) -> None:

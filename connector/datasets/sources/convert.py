@@ -11,6 +11,7 @@ from typing import Any
 
 from connector.datasets.sources.files import quote_name, quote_text
 from connector.errors import SourceUnreadable
+from policies.columns import fold
 
 BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
@@ -163,18 +164,20 @@ def may_be_repeated(names: Sequence[str]) -> bool:
     return any(name.rstrip("0123456789").removesuffix("_") in folded for name in folded if name[-1:].isdigit())
 
 
-def check_names(names: Iterable[str], *, file: str = "") -> None:
-    """SourceUnreadable where two names are the same, or differ in case only. `file`: whose they are, if of one.
+def check_names(names: Iterable[str], *, file: str = "", column: str = "") -> None:
+    """SourceUnreadable where two names are the same, or differ in case only. `file`: whose they are, if of one;
+    `column`: whose fields they are, if they are not columns.
 
-    Of any letters, though the engine tells `Ärzte` from `ärzte`: people take them for one, and so do policies.
+    Columns of any letters, though the engine tells `Ärzte` from `ärzte`: people take them for one, and so do policies.
     """
-    known = Counter(names)
-    folded = Counter(name.casefold() for name in known.elements())
-    if twice := sorted(name for name in known if folded[name.casefold()] > 1):
+    known, alike = Counter(names), fold if column else str.casefold
+    folded = Counter(map(alike, known.elements()))
+    if twice := sorted(name for name in known if folded[alike(name)] > 1):
         told = ", ".join(f"{name} {known[name]} times" if known[name] > 1 else name for name in twice)
-        where = f" in {file!r}" if file else ""
+        where = " in " + " of ".join(filter(None, (column, repr(file)))) if file else ""
         raise SourceUnreadable(
-            f"expected columns whose names differ in more than case, came {told}{where}; rename them",
+            f"expected {'fields' if column else 'columns'} whose names differ in more than case, came {told}{where}; "
+            "rename them",
             code="columns_repeated",
             **({"file": file} if file else {}),
         )

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
@@ -822,14 +822,69 @@ async def test_a_footer_that_no_read_has_the_memory_for_is_refused(pool: Pool, t
     assert raised.value.code == "footer_too_large"
 
 
+_BOTH = ("parquet", "arrow_ipc")
+
+
 @worker
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "A")], ids=str)
-@pytest.mark.parametrize("kind", ["parquet", "arrow_ipc"])
+@pytest.mark.parametrize("kind", _BOTH)
 async def test_columns_of_one_name_are_refused(pool: Pool, tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
     _write(kind, pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=names), tmp_path / "t")
     with pytest.raises(SourceUnreadable) as raised:
         await profiled(pool, kind, tmp_path / "t", tmp_path)
     assert raised.value.code == "columns_repeated"
+
+
+def _fields(*names: str) -> pa.Array:
+    return pa.StructArray.from_arrays([pa.array([number]) for number in range(len(names))], names)
+
+
+def _either(*names: str) -> pa.Array:
+    return pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1]), pa.array(["x"])], [*names])
+
+
+_IN_LIST, _IN_MAP = partial(pa.ListArray.from_arrays, [0, 1]), partial(pa.MapArray.from_arrays, [0, 1])
+FIELDS: dict[str, tuple[Sequence[str], pa.Array, str]] = {  # kinds of files, a column, and what is said of it
+    "in another case": (_BOTH, _fields("a", "A", "A_1"), "in more than case, came A, a in v of 't'"),
+    "twice": (_BOTH, _fields("a", "b", "a"), "in more than case, came a 2 times in v of 't'"),
+    "without": (_BOTH, _fields("b", ""), "with names, came one without in v of 't'"),
+    "in a list": (_BOTH, _IN_LIST(_fields("a", "A")), "came A, a in v"),
+    "deep": (_BOTH, pa.StructArray.from_arrays([_IN_LIST(_fields("a", "A"))], ["a"]), "came A, a in v"),
+    "of keys": (_BOTH, _IN_MAP(_fields("a", "A"), pa.array([1])), "came A, a in v"),
+    "of values": (_BOTH, _IN_MAP(pa.array([1]), _fields("", "a")), "came one without in v"),
+    "of a union": (["arrow_ipc"], _either("a", "A"), "came A, a in v"),
+}
+
+
+@worker
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for name, case in FIELDS.items() for kind in case[0]])
+async def test_fields_that_the_engine_would_call_otherwise_are_refused(
+    pool: Pool, tmp_path: Path, kind: str, name: str
+) -> None:
+    """Or take one for another, as it does with those of Arrow."""
+    _, column, said = FIELDS[name]
+    _write(kind, pa.table({"n": [1], "v": column}), tmp_path / "t")
+    with pytest.raises(SourceUnreadable, match=said):
+        await profiled(pool, kind, tmp_path / "t", tmp_path)
+
+
+FIELDS_KEPT = {
+    "letters that the engine tells apart": (_BOTH, _fields("ä", "Ä", "ß", "ss")),
+    "the same in two structs": (_BOTH, pa.StructArray.from_arrays([_fields("a", "b"), _fields("A", "c")], ["s", "a"])),
+    "none in a union": (["arrow_ipc"], _either("", "")),
+}
+
+
+@worker
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for name, case in FIELDS_KEPT.items() for kind in case[0]])
+async def test_fields_that_the_engine_calls_as_they_are_called_are_kept(
+    pool: Pool, tmp_path: Path, kind: str, name: str
+) -> None:
+    _, column = FIELDS_KEPT[name]
+    _write(kind, pa.table({"v": column}), tmp_path / "t")
+    assert (await profiled(pool, kind, tmp_path / "t", tmp_path))["rows"] == 1
+    found = (await rows_of(pool, data.relation(kind, tmp_path / "t", tmp_path)))["v"]
+    assert (found.type, found.to_pylist()) == (column.type, column.to_pylist())
 
 
 @worker
