@@ -138,8 +138,7 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
     parts: dict[tuple[str, ...], tuple[str, pa.DataType]] = {}
     for number, ref in enumerate(files.refs):
         reached("checking", number)
-        footer, written = _footer(files.open(number), ref.name)
-        schema = _as_read(footer, written)
+        footer, schema = _footer(files.open(number), ref.name)
         first = first or (ref.name, schema)
         _check_footer(footer, ref.name)
         _check_types(schema, ref.name, _unread_parquet)
@@ -154,15 +153,6 @@ def parquet_sizes(files: Files, *, union: bool = False, folders: bool = False, r
             sizes.update({top: size for top, (size, _) in here.items()})
             held |= {top: max(held.get(top, 0), most) for top, (_, most) in here.items()}
     return Sizes({name: size / max(rows, 1) for name, size in sizes.items()}, held)
-
-
-def _as_read(footer: pq.FileMetaData, schema: pa.Schema) -> pa.Schema:
-    """A schema as the engine reads it, which makes timestamps of microseconds of INT96; Arrow makes nanoseconds."""
-    if pa.timestamp("ns") not in schema.types:
-        return schema
-    columns = map(footer.schema.column, range(footer.num_columns))
-    old = {column.path for column in columns if column.physical_type == "INT96"}
-    return pa.schema([one.with_type(pa.timestamp("us")) if one.name in old else one for one in schema])
 
 
 def _check_folders(footer: pq.FileMetaData, columns: Sequence[str], name: str) -> None:
@@ -467,10 +457,11 @@ def _unread_coded(kind: pa.DataType) -> bool:
 
 
 def _footer(opened: Any, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
-    """A file's footer, and its schema with encodings written out."""
+    """A file's footer, and its schema as the engine reads it: with encodings written out, and of microseconds where it
+    has INT96."""
     try:
-        footer = pq.read_metadata(opened)
-        return footer, plain_schema(footer.schema.to_arrow_schema()).remove_metadata()
+        with pq.ParquetFile(opened, coerce_int96_timestamp_unit="us") as file:
+            return file.metadata, plain_schema(file.schema_arrow).remove_metadata()
     except (pa.ArrowException, OSError) as error:
         raise SourceUnreadable(
             "expected a Parquet file that is not encrypted and has no whole numbers of more than 64 bits, came "
