@@ -21,7 +21,7 @@ from connector.datasets.sources.arrow_ipc import size_of
 from connector.datasets.sources.convert import check_names
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
-from connector.query import exact
+from connector.query import exact, flatbuffers
 from connector.query.engine import Files, plain, plain_schema
 
 _COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small: each pass binds all columns of a file
@@ -283,8 +283,12 @@ def _check_version(file: pa.OSFile, name: str) -> None:
     """SourceUnreadable for an Arrow file of format version 4 that is compressed as only version 5 knows: Arrow's reader
     takes the compressed bytes for the values."""
     metadata = _first_batch(file)
-    (message,) = struct.unpack_from("<I", metadata) if metadata else (0,)
-    if metadata and _number(metadata, message, 0, "<h") == _VERSION_4 and _says_compressed(metadata, message):
+    message = flatbuffers.root(metadata) if metadata else 0
+    if (
+        metadata
+        and flatbuffers.number(metadata, message, 0, "<h") == _VERSION_4
+        and _says_compressed(metadata, message)
+    ):
         raise SourceUnreadable(
             f"expected an Arrow file of format version 5 where it is compressed, came version 4: {name!r}; write it "
             "again without `metadata_version`, or without compression",
@@ -300,13 +304,14 @@ def _first_batch(file: pa.OSFile) -> memoryview:
     end = file.size() - len(_END) - 4
     size = _size_at(file, end)
     footer = memoryview(file.read_at(max(0, size), end - size))
-    (table,) = struct.unpack_from("<I", footer)
-    listed = table + _field(footer, table, _RECORD_BATCHES)
-    (away,) = struct.unpack_from("<I", footer, listed)
-    (count,) = struct.unpack_from("<I", footer, listed + away) if listed > table else (0,)
+    table = flatbuffers.root(footer)
+    if not flatbuffers.field(footer, table, _RECORD_BATCHES):
+        return footer[:0]
+    listed = flatbuffers.below(footer, table, _RECORD_BATCHES)
+    (count,) = struct.unpack_from("<I", footer, listed)
     if not count:
         return footer[:0]
-    (at,) = struct.unpack_from("<q", footer, listed + away + 4)
+    (at,) = struct.unpack_from("<q", footer, listed + 4)
     size = _size_at(file, at)
     if size == -1:  # files of old have no mark before it
         at += 4
@@ -325,23 +330,7 @@ def _size_at(file: pa.OSFile, at: int) -> int:
 def _says_compressed(metadata: memoryview, message: int) -> bool:
     """Whether the message of a record batch names a compression (Arrow's Message.fbs, in flatbuffers): field 3 of its
     header, which is field 2 of the message."""
-    at = message + _field(metadata, message, 2)
-    (header,) = struct.unpack_from("<I", metadata, at)
-    return _field(metadata, at + header, 3) > 0
-
-
-def _number(data: memoryview, table: int, number: int, form: str) -> int:
-    """The value of a field; 0 where it is left out."""
-    place = _field(data, table, number)
-    return int(struct.unpack_from(form, data, table + place)[0]) if place else 0
-
-
-def _field(data: memoryview, table: int, number: int) -> int:
-    """Where a field lies in a table; 0 where it is left out."""
-    (back,) = struct.unpack_from("<i", data, table)
-    (size,) = struct.unpack_from("<H", data, table - back)
-    place = 4 + 2 * number
-    return int(struct.unpack_from("<H", data, table - back + place)[0]) if place < size else 0
+    return flatbuffers.field(metadata, flatbuffers.below(metadata, message, 2), 3) > 0
 
 
 def _check_types(schema: pa.Schema, name: str, unread: Callable[[pa.DataType], bool]) -> None:

@@ -6,6 +6,7 @@ MAKES is all that is asked there: by its name, with what is told of it and the b
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,13 @@ from connector.dataplane.flight import maker, protobuf, sqlinfo
 from connector.dataplane.flight.commands import KEYS, table_schema_wanted
 from connector.dataplane.flight.parameters import MOST
 from connector.dataplane.flight.protobuf import Garbled, Message
+from connector.query import flatbuffers
 
 _TEXT_MAX = 300
 _TABLE_TYPES = ("TABLE",)
 _ROW_TEXT_MAX = 64 * 2**10
+_UNFOLDED_MAX = 2**20  # bytes of a row of parameters: as many as one that is not compressed can have
+_VERSION_5 = 4  # Schema.fbs, MetadataVersion: those before say elsewhere that they are compressed
 
 CATALOGS = pa.schema([pa.field("catalog_name", pa.string(), nullable=False)])
 SCHEMAS = pa.schema([pa.field("catalog_name", pa.string()), pa.field("db_schema_name", pa.string(), nullable=False)])
@@ -159,10 +163,9 @@ def values_of(batches: Iterable[pa.RecordBatch]) -> list[list[str]]:
     """The one row of parameters in these batches as [type, text]; Garbled where it is another number of rows."""
     row: list[list[str]] | None = None
     for batch in batches:
-        if batch.num_columns > MOST:
-            raise Garbled(f"expected at most {MOST} parameters, came {batch.num_columns}")
+        _check_kinds(batch.schema)
         if batch.num_rows > 1 or (batch.num_rows and row is not None):
-            raise Garbled("expected one row of parameters for a query, came more")
+            raise _several()
         batch.validate(full=True)
         if batch.num_rows:
             row = [_value(column) for column in batch.columns]
@@ -175,17 +178,27 @@ def values_of(batches: Iterable[pa.RecordBatch]) -> list[list[str]]:
 
 def _value(column: pa.Array) -> list[str]:
     kind = column.type
-    if column.null_count or pa.types.is_null(kind):
+    name = _name_of(kind)
+    if column.null_count or name == "null":
         return ["null", ""]
     if pa.types.is_timestamp(kind):
         column = _to(pa.timestamp("us", kind.tz), column)
     if pa.types.is_time(kind):
         column = _to(pa.time64("us"), column)
+    value = column[0].as_py()
+    return [name, str(value).lower() if name == "bool" else str(value)]
+
+
+def _name_of(kind: pa.DataType) -> str:
+    """The type of a parameter as `parameters.Value` has it."""
     for name, fits in _KINDS:
         if fits(kind):
-            value = column[0].as_py()
-            return [name, str(value).lower() if name == "bool" else str(value)]
+            return name
     raise Garbled(f"expected a parameter that is a number, text, date, time or flag, came {kind}")
+
+
+def _several() -> Garbled:
+    return Garbled("expected one row of parameters for a query, came more")
 
 
 def _to(kind: pa.DataType, column: pa.Array) -> pa.Array:
@@ -200,6 +213,7 @@ def _zoned(kind: pa.DataType) -> bool:
 
 
 _KINDS: tuple[tuple[str, Any], ...] = (
+    ("null", pa.types.is_null),
     ("bool", pa.types.is_boolean),
     ("int", pa.types.is_integer),
     ("float", pa.types.is_floating),
@@ -216,7 +230,7 @@ def values_in(stream: bytes) -> list[list[str]]:
     """The one row of parameters in a stream that a client has put; Garbled for all that is not one."""
     options = pa.ipc.IpcReadOptions(use_threads=False)  # where memory is short, a thread may be waited for in vain
     try:
-        with pa.ipc.open_stream(pa.BufferReader(stream), options=options) as reader:
+        with pa.ipc.open_stream(pa.BufferReader(_small(stream)), options=options) as reader:
             return values_of(reader)
     except Garbled:
         raise
@@ -224,6 +238,54 @@ def values_in(stream: bytes) -> list[list[str]]:
         raise Garbled("expected parameters of a size that fits into memory, came more") from None
     except Exception as error:
         raise Garbled("expected parameters as a whole Arrow stream, came one that is damaged") from error
+
+
+def _small(stream: bytes) -> bytes:
+    """The stream, without its batches of no rows: of 6 kB that are unfolded for nothing, 200 MB come. Garbled where it
+    is seen before anything is unfolded that it is no row of parameters."""
+    first, *others = pa.ipc.MessageReader.open_stream(pa.BufferReader(stream))
+    _check_kinds(pa.ipc.read_schema(first))
+    rows = [_rows(one) for one in others]
+    if sum(rows) > 1 or min(rows, default=0) < 0:
+        raise _several()
+    batches = [one for one, has in zip(others, rows, strict=True) if has]
+    return b"".join(one.serialize().to_pybytes() for one in (first, *batches))
+
+
+def _check_kinds(schema: pa.Schema) -> None:
+    if len(schema) > MOST:
+        raise Garbled(f"expected at most {MOST} parameters, came {len(schema)}")
+    for kind in schema.types:
+        _name_of(kind)
+
+
+def _rows(message: pa.ipc.Message) -> int:
+    """The rows of a batch, by what its message says (Message.fbs). Garbled where more than one row can have would be
+    unfolded."""
+    if message.type != "record batch":
+        raise ValueError(f"expected a batch, came a {message.type}")
+    data = memoryview(message.metadata)
+    table = flatbuffers.root(data)
+    if flatbuffers.number(data, table, 0, "<h") < _VERSION_5:
+        raise Garbled("expected parameters in Arrow's format of version 1.0 or later, came those of an older one")
+    batch = flatbuffers.below(data, table, 2)
+    rows = flatbuffers.number(data, batch, 0, "<q")
+    if rows and flatbuffers.field(data, batch, 3) and (size := _unfolded(data, batch, message.body)) > _UNFOLDED_MAX:
+        raise Garbled(f"expected at most {_UNFOLDED_MAX} bytes of parameters, came {size}")
+    return rows
+
+
+def _unfolded(data: memoryview, batch: int, body: pa.Buffer) -> int:
+    """The bytes of all buffers of a compressed batch: each begins with how many it has, or -1 where it is as it is."""
+    buffers = flatbuffers.below(data, batch, 2)
+    (count,) = struct.unpack_from("<I", data, buffers)
+    size = 0
+    for number in range(count):
+        at, length = struct.unpack_from("<qq", data, buffers + 4 + 16 * number)
+        if length:
+            (told,) = struct.unpack_from("<q", body, max(0, at))
+            size += length if told < 0 else told
+    return size
 
 
 def _stream(table: pa.Table) -> tuple[None, list[bytes]]:

@@ -140,7 +140,8 @@ class Service:
         if name == _PREPARED:
             return await self._stated(asker, raw, *commands.unhandle(protobuf.octets(told, 1)))
         _known(dict.fromkeys((_STATEMENT, _PREPARED, *commands.CATALOGUE)), name)
-        schema = await self._tables.catalogue_schema(name, protobuf.octets(protobuf.read(command), 2) or b"")
+        inner = protobuf.octets(protobuf.read(command), 2) or b""
+        schema = await self._tables.catalogue_schema(asker.consumer, name, inner)
         return _info(schema, raw, [(command, None)]), schema
 
     async def _described(self, asker: Asker, raw: bytes, wanted: dict[str, Any]) -> tuple[bytes, bytes]:
@@ -157,7 +158,7 @@ class Service:
 
     async def _constant(self, asker: Asker, sql: str) -> bytes | None:
         """What a statement that reads nothing gives, for whoever may read something."""
-        found = await self._tables.constant(sql)
+        found = await self._tables.constant(asker.consumer, sql)
         if found is not None:
             await self._desk.tables(asker, schemas=False)
         return found
@@ -178,7 +179,7 @@ class Service:
         wanted = commands.table_schema_wanted(name, command)
         found = await self._desk.tables(asker, schemas=wanted)
         raw = protobuf.octets(protobuf.read(ticket), 2) or b""
-        await _table(exchange, await self._tables.catalogue(name, raw, found))
+        await _table(exchange, await self._tables.catalogue(asker.consumer, name, raw, found))
 
     async def _do_put(self, exchange: Exchange, asker: Asker) -> None:
         first = protobuf.read(await exchange.first())  # some end their request only when they have an answer
@@ -193,7 +194,7 @@ class Service:
             for one in map(protobuf.read, await exchange.messages())
             if (header := protobuf.octets(one, 2))
         )
-        values = await self._tables.values(stream)
+        values = await self._tables.values(asker.consumer, stream)
         await exchange.send(protobuf.write([(1, protobuf.write([(1, commands.handle(sql, values))]))]))
 
     async def _do_action(self, exchange: Exchange, asker: Asker) -> None:
@@ -216,7 +217,7 @@ class Service:
             schema = _schema_of(constant)
         else:
             kinds, schema = await self._desk.prepare(asker, sql)
-        told = [(1, commands.handle(sql, [])), (2, schema), (3, await self._tables.parameters(kinds))]
+        told = [(1, commands.handle(sql, [])), (2, schema), (3, await self._tables.parameters(asker.consumer, kinds))]
         return [commands.pack("ActionCreatePreparedStatementResult", told)]
 
     async def _forget(self, asker: Asker, body: bytes) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 Tables of the catalogue and schemas are made by one process (`maker`); what clients put is read by
 another, so that nobody else's question waits for it or dies with it. Each starts when it is first needed and stays.
+Both answer one question at a time, and consumers take turns.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from connector.dataplane.flight import commands, maker, protobuf
 from connector.dataplane.flight.protobuf import Garbled
 from connector.errors import BadInput, Busy, unforeseen
 from connector.query.sandbox import environment
+from connector.query.turns import Turns
 from connector.telemetry import logger
 
 _START_SECONDS = 60.0
+_WAITING = 256  # questions to a process, half of them of one consumer at most
 _ANSWER_MAX = 64 * 2**20
 _VALUES_MAX = 16 * 2**20
 _ROW_MAX = 2 * 2**20  # of values that are read, as JSON
@@ -31,42 +34,45 @@ _log = logger("flight")
 
 
 class Tables:
-    """Arrow's bytes for Flight. `seconds` is what a question may take, once it is its turn.
+    """Arrow's bytes for Flight. `seconds` is what a question may take, once it is its turn, and `wait_seconds` how long
+    it waits for that.
 
-    Any method may raise Busy where its process cannot be started or has ended meanwhile; the next question gets
-    another one. Whoever asks bounds how many do so at once: they wait for each other.
+    Any method may raise Busy where too many wait, or for too long, and where its process cannot be started or has
+    ended meanwhile; the next question gets another one. `consumer` is whose turn it takes.
     """
 
-    def __init__(self, *, seconds: float = 10.0) -> None:
-        self._ours = _Child(seconds, most=_ANSWER_MAX)
-        self._foreign = _Child(seconds, most=_ROW_MAX)
+    def __init__(self, *, seconds: float = 10.0, wait_seconds: float = 30.0) -> None:
+        self._ours = _Child(seconds, wait_seconds=wait_seconds, most=_ANSWER_MAX)
+        self._foreign = _Child(seconds, wait_seconds=wait_seconds, most=_ROW_MAX)
         self._said = _Kept(_KEPT_BYTES)
 
-    async def constant(self, sql: str) -> bytes | None:
+    async def constant(self, consumer: str, sql: str) -> bytes | None:
         """What a statement that reads nothing (`SELECT 1`) gives, as an Arrow stream; None for other statements."""
         found = commands.constant(sql)
-        return found and await self._one("constant", *found)
+        return found and await self._one(consumer, "constant", *found)
 
-    async def catalogue(self, name: str, command: bytes, tables: Sequence[Mapping[str, Any]]) -> bytes:
+    async def catalogue(self, consumer: str, name: str, command: bytes, tables: Sequence[Mapping[str, Any]]) -> bytes:
         """The catalogue table that a command of this name asks for, of these datasets ({owner, name, schema}), as an
         Arrow stream. BadInput where the command is garbled."""
         told = [(one["owner"], one["name"]) for one in tables]
-        _, (stream,) = await self._ask(["catalogue", name, told], [command, *(one["schema"] for one in tables)])
+        parts = [command, *(one["schema"] for one in tables)]
+        _, (stream,) = await self._ask(consumer, ["catalogue", name, told], parts)
         return stream
 
-    async def catalogue_schema(self, name: str, command: bytes) -> bytes:
+    async def catalogue_schema(self, consumer: str, name: str, command: bytes) -> bytes:
         """The schema of that table as an encapsulated message. BadInput where the command is garbled."""
         try:
             wanted = commands.table_schema_wanted(name, protobuf.read(command))
         except Garbled as error:
             raise BadInput(str(error), code="request_invalid") from None
-        return await self._one("catalogue_schema", name, part=protobuf.write([(5, wanted)]))  # all that it looks at
+        part = protobuf.write([(5, wanted)])  # all that it looks at
+        return await self._one(consumer, "catalogue_schema", name, part=part)
 
-    async def parameters(self, kinds: Sequence[str]) -> bytes:
+    async def parameters(self, consumer: str, kinds: Sequence[str]) -> bytes:
         """The schema of parameters of these kinds, as an encapsulated message; empty for none."""
-        return await self._one("parameters", tuple(kinds)) if kinds else b""
+        return await self._one(consumer, "parameters", tuple(kinds)) if kinds else b""
 
-    async def values(self, stream: bytes) -> list[list[str]]:
+    async def values(self, consumer: str, stream: bytes) -> list[list[str]]:
         """The one row of parameters in a stream that a client has put, as [type, text]. BadInput where it is anything
         else, or takes longer or more memory to read than such a row can."""
         if len(stream) > _VALUES_MAX:
@@ -74,7 +80,7 @@ class Tables:
                 f"expected at most {_VALUES_MAX} bytes of parameters, came {len(stream)}", code="request_invalid"
             )
         try:
-            row, _ = await _answer_of(self._foreign, ["values"], [stream])
+            row, _ = await _answer_of(self._foreign, consumer, ["values"], [stream])
         except _Lost:
             raise _unreadable() from None
         # Who has read foreign bytes may say anything.
@@ -91,24 +97,26 @@ class Tables:
         """End the processes. Whoever waits for an answer gets Busy, or BadInput for values, and so does who asks on."""
         await asyncio.gather(self._ours.close(), self._foreign.close())
 
-    async def _one(self, *question: Any, part: bytes = b"") -> bytes:
+    async def _one(self, consumer: str, *question: Any, part: bytes = b"") -> bytes:
         """The one part of the answer to a question that has the same each time."""
         found = self._said.get((question, part))
         if found is None:
-            _, found = await self._ask(list(question), [part])
+            _, found = await self._ask(consumer, list(question), [part])
             self._said.put((question, part), found, sum(map(len, found)))
         return found[0]
 
-    async def _ask(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
+    async def _ask(self, consumer: str, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
         try:
-            return await _answer_of(self._ours, question, parts)
+            return await _answer_of(self._ours, consumer, question, parts)
         except _Lost:
             raise Busy("the process that makes tables for Flight ended; try again") from None
 
 
-async def _answer_of(child: _Child, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
+async def _answer_of(
+    child: _Child, consumer: str, question: list[Any], parts: Sequence[bytes]
+) -> tuple[Any, list[bytes]]:
     """What is made, and its parts. BadInput where what the client sent does not fit, _Lost where no answer came."""
-    told, found = await child.ask(question, parts)
+    told, found = await child.ask(consumer, question, parts)
     if isinstance(told, dict) and "made" in told:
         return told["made"], found
     if isinstance(told, dict) and isinstance(told.get("garbled"), str):
@@ -128,10 +136,11 @@ class _Lost(Exception):
 class _Child:
     """One process at a time, and one question at a time to it."""
 
-    def __init__(self, seconds: float, *, most: int) -> None:
+    def __init__(self, seconds: float, *, wait_seconds: float, most: int) -> None:
         self._seconds = seconds
         self._most = most  # bytes of an answer
-        self._turn = asyncio.Lock()
+        self._turns = Turns(1, waiting=_WAITING, wait_seconds=wait_seconds)
+        self._used = asyncio.Lock()  # by whose turn it is, and by who ends it
         self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
         self._closed = False
@@ -140,31 +149,39 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid if self._process is not None and self._process.returncode is None else 0
 
-    async def ask(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
-        """What is told, and its parts. _Lost where none comes; Busy where there is no process to ask.
+    async def ask(self, consumer: str, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
+        """What is told, and its parts, when it is the consumer's turn. _Lost where none comes; Busy where it is never
+        its turn, or there is no process to ask.
 
         A question that is not answered to its end, also as its caller has left, ends the process: what it has yet to
         say would be read by the next one.
         """
-        async with self._turn:
-            channel = await self._ready()
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await asyncio.get_running_loop().sock_sendall(channel, maker.frame(question, parts))
-                    return await self._told(channel)
-            except (TimeoutError, OSError, EOFError, ValueError) as error:
-                self._kill()
-                _log.error("a process of Flight's tables is lost", asked=question[0], reason=type(error).__name__)
-                raise _Lost from None
-            except BaseException:
-                self._kill()
-                raise
+        await self._turns.take(consumer)
+        try:
+            async with self._used:
+                return await self._asked(question, parts)
+        finally:
+            self._turns.give_back()
+
+    async def _asked(self, question: list[Any], parts: Sequence[bytes]) -> tuple[Any, list[bytes]]:
+        channel = await self._ready()
+        try:
+            async with asyncio.timeout(self._seconds):
+                await asyncio.get_running_loop().sock_sendall(channel, maker.frame(question, parts))
+                return await self._told(channel)
+        except (TimeoutError, OSError, EOFError, ValueError) as error:
+            self._kill()
+            _log.error("a process of Flight's tables is lost", asked=question[0], reason=type(error).__name__)
+            raise _Lost from None
+        except BaseException:
+            self._kill()
+            raise
 
     async def close(self) -> None:
         """End it, and let no other start."""
         self._closed = True
         self._end()  # of the channel hears whoever reads it, and closes it
-        async with self._turn:
+        async with self._used:
             await self._gone()
 
     async def _ready(self) -> socket.socket:

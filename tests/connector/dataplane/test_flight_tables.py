@@ -69,8 +69,8 @@ def put(*batches: pa.RecordBatch, **options: Any) -> bytes:
 async def test_a_statement_that_reads_nothing_has_its_table(made: Tables) -> None:
     for sql, name, value in (("SELECT 1", "1", 1), ('select 42 AS "is it there";', "is it there", 42)) * 2:
         expected = pa.table({name: pa.array([value], pa.int32())})
-        assert whole(await made.constant(sql) or b"") == expected
-    assert await made.constant("SELECT 1 + 1") is None
+        assert whole(await made.constant("lab", sql) or b"") == expected
+    assert await made.constant("lab", "SELECT 1 + 1") is None
 
 
 CATALOGUE: list[tuple[str, list[tuple[int, int | bytes | str]]]] = [
@@ -97,9 +97,9 @@ async def test_the_catalogue_comes_as_it_is_made(
 ) -> None:
     command = protobuf.write(fields)
     expected = making.catalogue(name, protobuf.read(command), DATASETS)
-    assert whole(await made.catalogue(name, command, DATASETS)) == expected
+    assert whole(await made.catalogue("lab", name, command, DATASETS)) == expected
     for _ in range(2):
-        schema = await made.catalogue_schema(name, command)
+        schema = await made.catalogue_schema("lab", name, command)
         assert schema == expected.schema.serialize().to_pybytes()
 
 
@@ -120,7 +120,8 @@ async def test_no_dataset_has_keys() -> None:
 @pytest.mark.parametrize("command", [b"\x0b", protobuf.write([(2, 1), (5, b"x")])])
 async def test_a_garbled_command_is_bad_input(made: Tables, command: bytes) -> None:
     pids = made.pids
-    for asked in (made.catalogue("CommandGetTables", command, []), made.catalogue_schema("CommandGetTables", command)):
+    name = "CommandGetTables"
+    for asked in (made.catalogue("lab", name, command, []), made.catalogue_schema("lab", name, command)):
         with pytest.raises(BadInput) as told:
             await asked
         assert told.value.code == "request_invalid"
@@ -130,24 +131,24 @@ async def test_a_garbled_command_is_bad_input(made: Tables, command: bytes) -> N
 @pytest.mark.parametrize("count", [1, 3, 1000])
 async def test_parameters_of_which_nobody_knows_more_are_fields_without_a_type(made: Tables, count: int) -> None:
     expected = pa.schema([pa.field(str(number), pa.null()) for number in range(count)])
-    assert pa.ipc.read_schema(pa.py_buffer(await made.parameters([""] * count))) == expected
+    assert pa.ipc.read_schema(pa.py_buffer(await made.parameters("lab", [""] * count))) == expected
 
 
 async def test_parameters_of_a_kind_have_its_type(made: Tables) -> None:
     expected = pa.schema([("0", pa.int64()), ("1", pa.null()), ("2", pa.timestamp("ms", "UTC"))])
-    assert pa.ipc.read_schema(pa.py_buffer(await made.parameters(["int", "", "timestamptz"]))) == expected
+    assert pa.ipc.read_schema(pa.py_buffer(await made.parameters("lab", ["int", "", "timestamptz"]))) == expected
 
 
 async def test_no_parameters_are_no_schema(made: Tables) -> None:
-    assert await made.parameters([]) == b""
+    assert await made.parameters("lab", []) == b""
 
 
 async def test_values_that_a_client_has_put_are_read(made: Tables) -> None:
     expected = [["int", "7"], ["text", "a"]]
-    assert await made.values(put(ONE)) == expected
-    assert await made.values(put(ONE.slice(0, 0), ONE, compression="zstd")) == expected
+    assert await made.values("lab", put(ONE)) == expected
+    assert await made.values("lab", put(ONE.slice(0, 0), ONE, compression="zstd")) == expected
     zoned = pa.record_batch([pa.array([0], pa.timestamp("ns", "Europe/Rome"))], names=["0"])
-    assert await made.values(put(zoned)) == [["timestamptz", "1970-01-01 01:00:00+01:00"]]
+    assert await made.values("lab", put(zoned)) == [["timestamptz", "1970-01-01 01:00:00+01:00"]]
 
 
 def views() -> bytes:
@@ -160,11 +161,24 @@ def views() -> bytes:
     return put(pa.record_batch([row], names=["0"]), compression="zstd")
 
 
-def bomb(size: int) -> bytes:
-    """One value of so many zeros, in a few kilobytes."""
+def zeros(size: int) -> pa.RecordBatch:
+    """One text of so many zeros: a few kilobytes on the way."""
     ends = pa.array([0, size]).buffers()[1]
-    large = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(bytes(size))])
-    return put(pa.record_batch([large], names=["0"]), compression="zstd")
+    text = pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(bytes(size))])
+    return pa.record_batch([text], names=["0"])
+
+
+def bomb(size: int, **options: Any) -> bytes:
+    return put(zeros(size), compression="zstd", **options)
+
+
+def hollow(size: int, count: int) -> bytes:
+    """So many batches that say to have no rows, and unfold to so much each."""
+    schema, batch = pa.ipc.MessageReader.open_stream(bomb(size))
+    one = batch.serialize().to_pybytes()
+    rows = (1).to_bytes(8, "little")
+    assert one[:200].count(rows) == 2  # of the batch, and of its column
+    return bytes(schema.serialize().to_pybytes() + one.replace(rows, bytes(8), 2) * count)
 
 
 NO_TEXT = pa.Array.from_buffers(
@@ -181,6 +195,12 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a year beyond all": lambda: put(pa.record_batch([pa.array([2**62], pa.timestamp("s"))], names=["0"])),
     "a zone of nowhere": lambda: put(pa.record_batch([pa.array([1], pa.timestamp("s", "No/Where"))], names=["0"])),
     "a type with a long name": lambda: put(pa.record_batch([pa.array([{"x" * 10_000: 1}])], names=["0"])),
+    "a list of a million views": views,
+    "a dictionary": lambda: put(pa.record_batch([pa.array(["a"]).dictionary_encode()], names=["0"])),
+    "a schema and another": lambda: put(ONE)[:-8] + put(ONE),
+    "a format of old": lambda: put(ONE, metadata_version=pa.ipc.MetadataVersion.V4),
+    "many thousand rows": lambda: put(pa.record_batch([pa.array(range(10**6))], names=["0"]), compression="zstd"),
+    "a megabyte too many": lambda: bomb(2**21),
     "half a gigabyte of zeros": lambda: bomb(500_000_000),
     "two gigabytes of zeros": lambda: bomb(2_000_000_000),
     "too many bytes": lambda: bytes(17 * 2**20),
@@ -191,26 +211,55 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 async def test_what_is_no_row_of_values_is_bad_input(made: Tables, name: str) -> None:
     raw = await asyncio.to_thread(HOSTILE[name])
     with pytest.raises(BadInput, match="expected") as told:
-        await made.values(raw)
+        await made.values("lab", raw)
     assert told.value.code == "request_invalid"
     assert len(told.value.message) <= 300
-    assert await made.values(put(ONE)) == [["int", "7"], ["text", "a"]]
+    assert await made.values("lab", put(ONE)) == [["int", "7"], ["text", "a"]]
     assert memory_of(made.pids[1]).own < 200 * 2**20
 
 
-async def test_a_row_that_is_never_read_to_its_end_is_bad_input_and_nobody_else_waits(fresh: Tables) -> None:
-    raw = await asyncio.to_thread(views)
-    assert len(raw) < 100_000
-    await fresh.values(put(ONE))
+async def test_batches_of_no_rows_are_never_unfolded(fresh: Tables) -> None:
+    """Thirty gigabytes, in a megabyte."""
+    raw = await asyncio.to_thread(hollow, 200_000_000, 150)
+    assert len(raw) < 2**20
+    await fresh.values("lab", put(ONE))
     pid = fresh.pids[1]
-    reading = asyncio.ensure_future(fresh.values(raw))
+    with pytest.raises(BadInput, match="came none"):
+        await fresh.values("lab", raw)
+    assert fresh.pids[1] == pid  # it was no work
+
+
+async def test_who_makes_waits_for_nothing_that_is_read(fresh: Tables) -> None:
+    await fresh.values("lab", put(ONE))
+    os.kill(fresh.pids[1], signal.SIGSTOP)
+    reading = asyncio.ensure_future(fresh.values("lab", put(ONE)))
     await asyncio.sleep(0.05)
-    assert await fresh.constant("SELECT 1")
+    assert await fresh.constant("lab", "SELECT 1")
     assert not reading.done()
     with pytest.raises(BadInput, match="in time"):
         await reading
-    assert await fresh.values(put(ONE)) == [["int", "7"], ["text", "a"]]
-    assert fresh.pids[1] not in (0, pid)
+
+
+async def test_consumers_take_turns(made: Tables) -> None:
+    order: list[str] = []
+
+    async def ask(consumer: str) -> None:
+        await made.values(consumer, put(ONE))
+        order.append(consumer)
+
+    await asyncio.gather(*map(ask, ["lab"] * 30 + ["mill", "museum"]))
+    assert order[:4] == ["lab", "lab", "mill", "museum"]
+
+
+async def test_who_waits_for_too_long_is_told_so() -> None:
+    async for tables in _tables(seconds=2.0, wait_seconds=0.2):
+        await tables.values("lab", put(ONE))
+        os.kill(tables.pids[1], signal.SIGSTOP)
+        asked = (tables.values("lab", put(ONE)), tables.values("mill", put(ONE)))
+        first, second = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(first, BadInput)
+        assert isinstance(second, Busy)
+        assert second.code == "queue_timeout"
 
 
 async def test_damaged_values_are_read_or_bad_input_and_nothing_else(made: Tables) -> None:
@@ -220,23 +269,23 @@ async def test_damaged_values_are_read_or_bad_input_and_nothing_else(made: Table
         for _ in range(dice.randrange(1, 5)):
             raw[dice.randrange(len(raw))] = dice.randrange(256)
         try:
-            row = await made.values(bytes(raw[: dice.choice((len(raw), dice.randrange(len(raw))))]))
+            row = await made.values("lab", bytes(raw[: dice.choice((len(raw), dice.randrange(len(raw))))]))
         except BadInput:
             continue
         assert len(row) <= 2
 
 
 ASKED: dict[str, tuple[int, Callable[[Tables], Awaitable[Any]], type[HanseError]]] = {
-    "what is made": (0, lambda one: one.parameters([""] * 5), Busy),
-    "what is read": (1, lambda one: one.values(put(ONE)), BadInput),
+    "what is made": (0, lambda one: one.parameters("lab", [""] * 5), Busy),
+    "what is read": (1, lambda one: one.values("lab", put(ONE)), BadInput),
 }
 
 
 @pytest.mark.parametrize("name", ASKED)
 async def test_a_process_that_dies_costs_one_answer(fresh: Tables, name: str) -> None:
     which, asked, expected = ASKED[name]
-    await fresh.parameters([""] * 1)
-    await fresh.values(put(ONE))
+    await fresh.parameters("lab", [""] * 1)
+    await fresh.values("lab", put(ONE))
     os.kill(fresh.pids[which], signal.SIGSTOP)
     asking = [asyncio.ensure_future(asked(fresh)) for _ in range(2)]
     await asyncio.sleep(0.05)
@@ -249,8 +298,8 @@ async def test_a_process_that_dies_costs_one_answer(fresh: Tables, name: str) ->
 @pytest.mark.parametrize("name", ASKED)
 async def test_a_process_that_takes_too_long_is_ended(fresh: Tables, name: str) -> None:
     which, asked, expected = ASKED[name]
-    await fresh.parameters([""] * 1)
-    await fresh.values(put(ONE))
+    await fresh.parameters("lab", [""] * 1)
+    await fresh.values("lab", put(ONE))
     pid = fresh.pids[which]
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(expected):
@@ -260,37 +309,37 @@ async def test_a_process_that_takes_too_long_is_ended(fresh: Tables, name: str) 
 
 
 async def test_a_process_that_died_meanwhile_is_followed_by_another(fresh: Tables) -> None:
-    await fresh.parameters([""] * 1)
+    await fresh.parameters("lab", [""] * 1)
     os.kill(fresh.pids[0], signal.SIGKILL)
     await waiting.until(lambda: not fresh.pids[0])
-    assert await fresh.parameters([""] * 2)
+    assert await fresh.parameters("lab", [""] * 2)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05])
 async def test_who_leaves_leaves_no_answer_to_the_next(fresh: Tables, seconds: float) -> None:
     """At the start of a process, or in the midst of a question."""
     for number in range(5):
-        asking = asyncio.ensure_future(fresh.parameters([""] * (number + 1)))
+        asking = asyncio.ensure_future(fresh.parameters("lab", [""] * (number + 1)))
         await asyncio.sleep(seconds)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
     if fresh.pids[0]:
         os.kill(fresh.pids[0], signal.SIGSTOP)
-    asking = asyncio.ensure_future(fresh.parameters([""] * 100))
+    asking = asyncio.ensure_future(fresh.parameters("lab", [""] * 100))
     await asyncio.sleep(0.01)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    assert whole(await fresh.constant("SELECT 8") or b"").to_pylist() == [{"8": 8}]
-    assert len(pa.ipc.read_schema(pa.py_buffer(await fresh.parameters([""] * 50)))) == 50
+    assert whole(await fresh.constant("lab", "SELECT 8") or b"").to_pylist() == [{"8": 8}]
+    assert len(pa.ipc.read_schema(pa.py_buffer(await fresh.parameters("lab", [""] * 50)))) == 50
 
 
 async def test_many_who_ask_at_once_get_each_their_own(made: Tables) -> None:
-    told = await asyncio.gather(*(made.constant(f"SELECT {number}") for number in range(1000, 1100)))
+    told = await asyncio.gather(*(made.constant("lab", f"SELECT {number}") for number in range(1000, 1100)))
     assert [whole(one or b"").column_names for one in told] == [[str(number)] for number in range(1000, 1100)]
 
 
 async def test_a_process_is_shut_in(made: Tables) -> None:
-    await made.parameters([""] * 1)
+    await made.parameters("lab", [""] * 1)
     told = Path("/proc", str(made.pids[0]))
     assert "NoNewPrivs:\t1\n" in (told / "status").read_text()
     limits = [line.split()[-3:-1] for line in (told / "limits").read_text().splitlines()]
@@ -298,13 +347,13 @@ async def test_a_process_is_shut_in(made: Tables) -> None:
 
 
 async def test_who_asks_as_it_ends_is_told(fresh: Tables) -> None:
-    await fresh.parameters([""] * 1)
+    await fresh.parameters("lab", [""] * 1)
     os.kill(fresh.pids[0], signal.SIGSTOP)
-    asking = asyncio.ensure_future(fresh.parameters([""] * 2))
-    starting = asyncio.ensure_future(fresh.values(put(ONE)))
+    asking = asyncio.ensure_future(fresh.parameters("lab", [""] * 2))
+    starting = asyncio.ensure_future(fresh.values("lab", put(ONE)))
     await asyncio.sleep(0.01)
     await fresh.close()
-    for one in (asking, starting, fresh.parameters([""] * 3)):
+    for one in (asking, starting, fresh.parameters("lab", [""] * 3)):
         with pytest.raises(Busy):
             await one
     assert fresh.pids == (0, 0)
@@ -318,7 +367,7 @@ async def test_a_process_that_cannot_be_started_is_started_with_the_next_questio
 
     with monkeypatch.context() as patched:
         patched.setattr(asyncio, "create_subprocess_exec", fails)
-        for asked in (fresh.parameters([""] * 1), fresh.values(put(ONE))):
+        for asked in (fresh.parameters("lab", [""] * 1), fresh.values("lab", put(ONE))):
             with pytest.raises(Busy):
                 await asked
-    assert await fresh.parameters([""] * 1)
+    assert await fresh.parameters("lab", [""] * 1)
