@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from connector.dataplane.flight import protobuf
+from connector.dataplane.flight.parameters import MOST
 from connector.dataplane.flight.protobuf import Garbled, Message
 
 _URL = "type.googleapis.com/arrow.flight.protocol.sql."
@@ -69,12 +71,24 @@ def is_value(one: object) -> bool:
 
 def unhandle(raw: bytes | None) -> tuple[str, list[list[str]]]:
     """Statement and values of a handle. Garbled for what `handle` never made."""
+    raw = raw or b""
+    if sum(map(raw.count, (b",", b"[", b"{"))) > _PARTS_MAX:
+        raise _no_handle()
     try:
-        told = json.loads(raw or b"")
+        told = json.loads(raw)
         sql, values = told["sql"], told["values"]
-        json.dumps([sql, values], ensure_ascii=False).encode()  # halves of letters are none
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise Garbled("expected the handle of a prepared statement as it was given out") from None
-    if not isinstance(sql, str) or not isinstance(values, list) or not all(map(is_value, values)):
-        raise Garbled("expected the handle of a prepared statement as it was given out")
+        raise _no_handle() from None
+    if not isinstance(sql, str) or not isinstance(values, list) or len(values) > MOST:
+        raise _no_handle()
+    if not all(map(is_value, values)) or any(map(_HALVES.search, chain([sql], *values))):
+        raise _no_handle()
     return sql, values
+
+
+_PARTS_MAX = 140_000  # of JSON: all values that there may be, and a comma for each letter of the longest statement
+_HALVES = re.compile("[\ud800-\udfff]")  # of letters: they are none
+
+
+def _no_handle() -> Garbled:
+    return Garbled("expected the handle of a prepared statement as it was given out")

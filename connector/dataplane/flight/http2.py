@@ -32,6 +32,7 @@ _PARTING_SECONDS = 1.0  # for what was on its way to us as we said goodbye
 _READ = 2**12  # bytes that are looked at before others have their turn: hundreds of frames, or of calls
 _CALM, _CALM_AGAIN = 2000.0, 200.0  # what costs us and brings it nothing: so many at first, and so many a second
 _RESET = 8  # of these, for a call that is begun and broken off
+_MUCH, _FEW = 512, 16  # bytes of a body in one frame; frames of less, of one call, that are not counted among these
 _EARNED = 4  # of these, for each frame of data: a reader gives room for it twice, and may measure its way
 _log = logger("flight")
 
@@ -50,6 +51,7 @@ class Call:
         self.gone = False
         self.task: asyncio.Task[None] | None = None
         self.begun = self.ended = self.whole = False
+        self.small = 0  # frames of its body that brought little
         self._connection = connection
         self._body = bytearray()
         self._too_much = False
@@ -208,9 +210,9 @@ class Connection(asyncio.BufferedProtocol):
             except (H2Error, ValueError) as error:  # the library has said goodbye
                 broken = True
                 _log.info("a Flight client broke the protocol", why=type(error).__name__)
-        self._weigh(found)
         for event in found:
             self._heard(event)
+        self._weigh(found)
         if broken or self._calm < 0:
             self._close(None if broken else ErrorCodes.ENHANCE_YOUR_CALM)
         self.outward.flush()
@@ -237,7 +239,7 @@ class Connection(asyncio.BufferedProtocol):
     def _weigh(self, found: Sequence[Any]) -> None:
         """Count the frames that brought no call and nothing of a body, and calls that were broken off. As many as fit
         to the data that the client has got are none too many."""
-        useful = sum(isinstance(one, events.RequestReceived) or bool(getattr(one, "data", b"")) for one in found)
+        useful = sum(map(self._brings, found))
         resets = sum(isinstance(one, events.StreamReset) for one in found)
         came = self.outward.h2.came
         size = max(0, came.count - useful) + resets * _RESET
@@ -247,6 +249,18 @@ class Connection(asyncio.BufferedProtocol):
         now = self._loop.time()
         self._calm = min(_CALM, self._calm + (now - self._calm_at) * _CALM_AGAIN) - (size - forgiven)
         self._calm_at = now
+
+    def _brings(self, event: Any) -> bool:
+        """Whether a frame brought a call or something of a body: its end, much at once, or one of its few small ones.
+        A megabyte in frames of one byte takes seconds."""
+        if not isinstance(event, events.DataReceived):
+            return isinstance(event, events.RequestReceived)
+        if not event.data or len(event.data) >= _MUCH or event.stream_ended is not None:
+            return bool(event.data)
+        call = self._calls.get(event.stream_id)
+        if call is not None:
+            call.small += 1
+        return call is not None and call.small <= _FEW
 
     def _took(self, event: events.DataReceived) -> None:
         with suppress(H2Error), self.outward.states() as h2:  # the call has ended

@@ -26,13 +26,9 @@ _MARK = 8_200_000_000_000  # and up: whole numbers that stand for the parameters
 Value = Sequence[str]  # a type of ours and the value as text: ("int", "5"), ("text", "a"), ("null", "")
 
 
-def count(sql: str) -> int:
-    """How many `?` a statement has. QueryRefused where it cannot be cut into words."""
-    return len(_places(sql))
-
-
 def bound(sql: str, values: Sequence[Value]) -> str:
-    """The SQL with its values in place of the `?`, in order. QueryInvalid where they do not fit."""
+    """The SQL with its values in place of the `?`, in order. QueryInvalid where they do not fit, QueryRefused where it
+    cannot be cut into words. In a thread where it is long: hostile text takes its time."""
     places = _places(sql)
     return _written(sql, places, values)
 
@@ -52,7 +48,8 @@ def _written(sql: str, places: Sequence[int], values: Sequence[Value]) -> str:
 
 
 def kinds(sql: str, types: dict[str, str]) -> list[str]:
-    """Of which kind each `?` of a statement is likely to be, as `Value` has them; "" where nobody can say.
+    """Of which kind each `?` of a statement is likely to be, as `Value` has them; "" where nobody can say. None of them
+    for a statement without.
 
     `types`: the engine's types by the names of columns, in small letters. QueryRefused where it cannot be cut into
     words. In a thread: hostile text takes its time.
@@ -158,7 +155,14 @@ def _places(sql: str) -> list[int]:
     from policies.enforce import statement, tokens
 
     marks = (TokenType.PLACEHOLDER, TokenType.QDCOLON)  # the latter is `?::`, before a type
-    return [word.start for word in tokens.read(sql, statement.DEFAULT) if word.token_type in marks]
+    found = [word.start for word in tokens.read(sql, statement.DEFAULT) if word.token_type in marks]
+    if len(found) > MOST:
+        raise QueryInvalid(
+            f"expected at most {MOST} parameters, came {len(found)}; bring a table along for long lists (over HTTP, "
+            "`keys`)",
+            code="parameters_too_many",
+        )
+    return found
 
 
 def _joins(character: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
@@ -18,7 +19,8 @@ import pytest
 import pytest_asyncio
 
 from connector import VERSION
-from connector.dataplane.flight import sqlinfo
+from connector.dataplane import envelopes
+from connector.dataplane.flight import parameters, sqlinfo
 from connector.dataplane.flight.front import Front
 from policies.enforce.functions import SCALARS
 from tests.support import data, flying, gate, provider
@@ -148,6 +150,34 @@ async def test_a_connection_whose_agreement_has_ended_does_not_live(running: Pro
     await running.revoke(agreement, "consent withdrawn")
     with pytest.raises(adbc_driver_manager.Error, match="consent withdrawn"):
         await use(front, ticket, lambda cursor: cursor.execute("SELECT 1"))
+
+
+async def test_long_texts_of_one_consumer_are_looked_at_in_a_few_threads(
+    front: Front, ticket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statements with parameters, and envelopes: each took a tenth of a second of everybody."""
+    seen: list[str] = []
+
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def go(*given: Any) -> Any:
+            seen.append(threading.current_thread().name)
+            return work(*given)
+
+        return go
+
+    monkeypatch.setattr(parameters, "bound", noted(parameters.bound))
+    monkeypatch.setattr(parameters, "kinds", noted(parameters.kinds))
+    monkeypatch.setattr(envelopes, "parse_envelope", noted(envelopes.parse_envelope))
+    sql = f"SELECT id FROM {NUMBERS} WHERE id IN (?{', 1' * 1000})"
+
+    def go() -> None:
+        with flyer(front, ticket) as client:
+            client.info(sql=sql.replace("?", "1"))
+
+    await use(front, ticket, lambda cursor: cursor.execute(sql, parameters=(1,)))
+    await asyncio.to_thread(go)
+    assert len(seen) >= 3
+    assert threading.main_thread().name not in seen
 
 
 REFUSED = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -87,7 +89,7 @@ def test_values_become_literals_in_their_places_only() -> None:
     literals = ["(-1)", "'x'' OR 1=1 --'", "CAST('2026-01-01' AS DATE)"]
     expected = "SELECT '?', \"?\", {} AS a -- ?\n FROM t WHERE b = {} AND c = {} /* ? */".format(*literals)
     assert parameters.bound(sql, [("int", "-1"), ("text", "x' OR 1=1 --"), ("date", "2026-01-01")]) == expected
-    assert (parameters.count(sql), parameters.count("SELECT 1")) == (3, 0)
+    assert (len(parameters.kinds(sql, {})), parameters.kinds("SELECT 1", {})) == (3, [])
 
 
 BESIDE = {
@@ -208,7 +210,41 @@ def test_values_that_do_not_fit_are_refused(name: str) -> None:
 
 def test_a_statement_that_cannot_be_cut_into_words_is_refused() -> None:
     with pytest.raises((PolicyError, HanseError)):
-        parameters.count("SELECT '?")
+        parameters.bound("SELECT '?", [])
+
+
+@pytest.mark.parametrize("work", [lambda sql: parameters.kinds(sql, {}), lambda sql: parameters.bound(sql, [])])
+def test_a_statement_has_as_many_parameters_as_can_be_bound(work: Callable[[str], object]) -> None:
+    with pytest.raises(QueryInvalid, match="at most 1000 parameters, came 1001"):
+        work(f"SELECT {'?, ' * 1000} ?")
+
+
+NO_HANDLES = {
+    "more values than there are": json.dumps({"sql": "SELECT ?", "values": [["int", "1"]] * 1001}),
+    "empty values": '{"sql":"SELECT ?","values":[' + "[]," * 330_000 + "[]]}",
+    "half a letter": '{"sql":"SELECT ?","values":[["text","\\ud800"]]}',
+    "half a letter of SQL": '{"sql":"SELECT \\ud800","values":[]}',
+}
+
+
+@pytest.mark.parametrize("name", NO_HANDLES)
+def test_a_handle_that_holds_too_much_is_garbled(name: str) -> None:
+    with pytest.raises(Garbled):
+        commands.unhandle(NO_HANDLES[name].encode())
+
+
+def test_the_largest_handles_that_are_given_out_are_read() -> None:
+    sql, values = "SELECT '" + "," * 60_000 + "', ?", [["text", "[" * 60_000], *[["int", "-1"]] * 999]
+    assert commands.unhandle(commands.handle(sql, values)) == (sql, values)
+
+
+def test_a_handle_that_was_never_given_out_is_told_without_reading_it() -> None:
+    """A megabyte of empty values took a quarter of a second of everybody."""
+    raw = NO_HANDLES["empty values"].encode()
+    before = time.thread_time()
+    with pytest.raises(Garbled):
+        commands.unhandle(raw)
+    assert time.thread_time() - before < 0.02
 
 
 def test_a_pass_comes_back_until_it_ends() -> None:
