@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from connector.errors import Refused, Unauthenticated
+from connector.errors import BadInput, Refused, Unauthenticated
 
 _MARK = b"hanse1."
 _SEAL = 64
-SIZE_MAX = 256 * 2**10
+# Of a question within the limits there are 64 kB letters of SQL and values, in seven bytes each where a client
+# escapes them, and sixteen tickets; a request, as which it comes back, has a megabyte.
+SIZE_MAX = 768 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,17 @@ class Pass:
 
 
 def seal(one: Pass, key: bytes) -> bytes:
-    """The pass as bytes that only we can have made."""
+    """The pass as bytes that only we can have made. BadInput for a question that is too large to be brought back."""
     told = {"i": one.id, "c": one.consumer, "a": one.agreements, "x": one.expires, "w": one.wanted}
-    text = json.dumps(told, separators=(",", ":")).encode()
-    return _MARK + _hash(text, key) + text
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    raw = _MARK + _hash(text, key) + text
+    if len(raw) > SIZE_MAX:
+        raise BadInput(
+            f"expected a question of at most {SIZE_MAX} bytes over Flight, came one of {len(raw)}; make it shorter, or "
+            "ask it over HTTP",
+            code="request_too_large",
+        )
+    return raw
 
 
 def unseal(raw: bytes, key: bytes, *, now: float) -> Pass:

@@ -93,6 +93,7 @@ BOUND = {
     "a float": ("x < ?", (0.1,), 200),
     "a decimal": ("x < CAST(? AS DOUBLE)", (Decimal("0.10"),), 200),
     "nothing": ("gap = ?", (None,), 0),
+    "long texts of other letters": (f"name IN (?{', ?' * 15})", ("\u4e2d" * 2900,) * 16, 0),
     "several, in their order": ("id >= ? AND id < ? AND name <> ?", (10, 20, "name-11"), 9),
     "a negative one": ("id > ?", (-1,), data.ROWS),
 }

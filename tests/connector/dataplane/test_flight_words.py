@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from connector.dataplane.flight import commands, parameters, passes, protobuf
 from connector.dataplane.flight.passes import Pass
 from connector.dataplane.flight.protobuf import Garbled
-from connector.errors import HanseError, QueryInvalid, Refused, Unauthenticated
+from connector.errors import BadInput, HanseError, QueryInvalid, Refused, Unauthenticated
 from policies.enforce import statement, tokens
 from policies.errors import PolicyError
 
@@ -252,6 +252,17 @@ def test_a_pass_comes_back_until_it_ends() -> None:
     assert passes.unseal(raw, KEY, now=999.0) == ONE
     with pytest.raises(Unauthenticated):
         passes.unseal(raw, KEY, now=1000.0)
+
+
+def test_a_pass_holds_whatever_may_be_asked_and_none_is_given_out_that_opens_nothing() -> None:
+    text = "\u4e2d" * 2900
+    bound = {"sql": "SELECT ?", "values": [["text", text]] * 16}
+    envelope = {"envelope": json.dumps({"sql": "\u4e2d" * 65_536, "tickets": ["t" * 2000] * 16})}
+    for wanted in (bound, envelope):
+        one = replace(ONE, wanted=wanted)
+        assert passes.unseal(passes.seal(one, KEY), KEY, now=0.0) == one
+    with pytest.raises(BadInput, match="of at most 786432 bytes over Flight"):
+        passes.seal(replace(ONE, wanted={"envelope": " " * 800_000}), KEY)
 
 
 def test_a_pass_that_is_changed_anywhere_is_refused() -> None:
