@@ -181,12 +181,25 @@ def _value(column: pa.Array) -> list[str]:
     name = _name_of(kind)
     if column.null_count or name == "null":
         return ["null", ""]
-    if pa.types.is_timestamp(kind):
-        column = _to(pa.timestamp("us", kind.tz), column)
-    if pa.types.is_time(kind):
-        column = _to(pa.time64("us"), column)
+    if name in ("time", "timestamp", "timestamptz"):
+        return [name, _moment(name, column)]
     value = column[0].as_py()
+    if name == "decimal":
+        return [name, format(value, "f")]  # not 4E-11
     return [name, str(value).lower() if name == "bool" else str(value)]
+
+
+def _moment(name: str, column: pa.Array) -> str:
+    """A time of day, or a moment. Garbled where it has nanoseconds: the gate lets no literal of these through."""
+    kind = column.type
+    if kind.unit == "ns":
+        whole, rest = divmod(column[0].value, 1000)
+        if rest:
+            raise Garbled(
+                f"expected a {name} of whole microseconds, came one with nanoseconds; round it, or bind a text"
+            )
+        column = pa.array([whole], pa.time64("us") if name == "time" else pa.timestamp("us", kind.tz))
+    return str(column[0].as_py())
 
 
 def _name_of(kind: pa.DataType) -> str:
@@ -199,13 +212,6 @@ def _name_of(kind: pa.DataType) -> str:
 
 def _several() -> Garbled:
     return Garbled("expected one row of parameters for a query, came more")
-
-
-def _to(kind: pa.DataType, column: pa.Array) -> pa.Array:
-    """A time in microseconds; what is below them is left out, and what is beyond all of them is an error."""
-    import pyarrow.compute as pc  # few ask for it, and it takes as long to load as all the rest
-
-    return column.cast(options=pc.CastOptions(kind, allow_time_truncate=True))
 
 
 def _zoned(kind: pa.DataType) -> bool:

@@ -7,9 +7,11 @@ Clients of JDBC set no parameter whose type they are not told: it is that of wha
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
+from typing import TYPE_CHECKING, NoReturn
 
 from connector.errors import QueryInvalid
 from policies import columns
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # the SQL parser is loaded with the first statement
 
 MOST = 1_000
 _DIGITS = 18  # of a number that is looked at
+_DECIMAL_MAX = 38  # digits of the engine's decimals
 _MARK = 8_200_000_000_000  # and up: whole numbers that stand for the parameters of a statement while it is looked at
 
 Value = Sequence[str]  # a type of ours and the value as text: ("int", "5"), ("text", "a"), ("null", "")
@@ -173,23 +176,75 @@ def _joins(character: str) -> bool:
 def _literal(kind: str, text: str) -> str:
     if kind == "null":
         return "NULL"
-    if kind == "bool":
-        return "TRUE" if text == "true" else "FALSE"
-    if kind == "int":
-        return _digits(text)
-    if kind not in _TYPES:
+    if kind == "text":
+        return "'" + text.replace("'", "''") + "'"
+    if kind not in _WRITTEN:
         raise QueryInvalid(
             f"expected a parameter that is a number, text, date, time or flag, came {kind[:40]}", code="parameter_type"
         )
-    quoted = "'" + text.replace("'", "''") + "'"
-    return quoted if kind == "text" else f"CAST({quoted} AS {_TYPES[kind]})"
+    try:
+        return _WRITTEN[kind](text)
+    except (ValueError, OverflowError):
+        raise QueryInvalid(
+            f"expected {_NAMES[kind]} as the parameter, came {text[:60]!r}", code="parameter_type"
+        ) from None
+
+
+# Each takes the text of a value as it is given out, and raises ValueError for any other: a cast that failed would be
+# NULL to the gate, which is another question.
+
+
+def _truth(text: str) -> str:
+    return {"true": "TRUE", "false": "FALSE"}.get(text) or _no()
 
 
 def _digits(text: str) -> str:
-    plain = text.removeprefix("-")
-    if not plain.isascii() or not plain.isdigit() or len(plain) > 39:
-        raise QueryInvalid(f"expected a whole number as the parameter, came {text[:40]!r}", code="parameter_type")
-    return f"({text})" if text != plain else text
+    if not re.fullmatch("-?[0-9]{1,39}", text):
+        raise ValueError
+    return f"({text})" if text.startswith("-") else text
+
+
+def _float(text: str) -> str:
+    return _cast(text, "DOUBLE") if str(float(text)) == text else _no()
+
+
+def _decimal(text: str) -> str:
+    """A decimal with as many digits as it has, so that none is lost."""
+    found = re.fullmatch("-?([0-9]+)(?:[.]([0-9]+))?", text)
+    if found is None:
+        raise ValueError
+    scale = len(found[2] or "")
+    width = max(len(found[1].lstrip("0")) + scale, 1)
+    if width > _DECIMAL_MAX:
+        raise ValueError
+    return _cast(text, f"DECIMAL({width}, {scale})")
+
+
+def _date(text: str) -> str:
+    return _cast(text, "DATE") if str(date.fromisoformat(text)) == text else _no()
+
+
+def _time(text: str) -> str:
+    one = time.fromisoformat(text)
+    return _cast(text, "TIME") if str(one) == text and one.tzinfo is None else _no()
+
+
+def _moment(text: str) -> str:
+    one = datetime.fromisoformat(text)
+    return _cast(text, "TIMESTAMP") if str(one) == text and one.tzinfo is None else _no()
+
+
+def _zoned_moment(text: str) -> str:
+    one = datetime.fromisoformat(text)
+    return _cast(text, "TIMESTAMPTZ") if str(one) == text and one.tzinfo is not None else _no()
+
+
+def _cast(text: str, kind: str) -> str:
+    return f"CAST('{text}' AS {kind})"
+
+
+def _no() -> NoReturn:
+    raise ValueError
 
 
 _OF_FAMILY = {
@@ -205,12 +260,23 @@ _OF_FAMILY = {
 }
 # Types that no rule speaks of, and names that only the parser has.
 _OF_PARSER = {"TIME": "time", "UINT": "int", "INT128": "int", "DECIMAL": "float", "TIMESTAMPNTZ": "timestamp"}
-_TYPES: dict[str, Any] = {
-    "text": "VARCHAR",
-    "float": "DOUBLE",
-    "decimal": "DECIMAL(38, 10)",
-    "date": "DATE",
-    "time": "TIME",
-    "timestamp": "TIMESTAMP",
-    "timestamptz": "TIMESTAMPTZ",
+_WRITTEN: dict[str, Callable[[str], str]] = {
+    "bool": _truth,
+    "int": _digits,
+    "float": _float,
+    "decimal": _decimal,
+    "date": _date,
+    "time": _time,
+    "timestamp": _moment,
+    "timestamptz": _zoned_moment,
+}
+_NAMES = {
+    "bool": "true or false",
+    "int": "a whole number of at most 39 digits",
+    "float": "a number",
+    "decimal": f"a decimal of at most {_DECIMAL_MAX} digits",
+    "date": "a date",
+    "time": "a time in microseconds",
+    "timestamp": "a moment without a zone",
+    "timestamptz": "a moment with a zone",
 }

@@ -64,8 +64,11 @@ VALUES: list[tuple[Any, pa.DataType, list[str]]] = [
     (datetime.date(2026, 1, 2), pa.date64(), ["date", "2026-01-02"]),
     (datetime.datetime(2026, 1, 2, 3), pa.timestamp("ns"), ["timestamp", "2026-01-02 03:00:00"]),
     (datetime.time(1, 2), pa.time32("s"), ["time", "01:02:00"]),
-    (1_001, pa.timestamp("ns"), ["timestamp", "1970-01-01 00:00:00.000001"]),
-    (1_001, pa.time64("ns"), ["time", "00:00:00.000001"]),
+    (Decimal("4E-11"), pa.decimal128(11, 11), ["decimal", "0.00000000004"]),
+    (Decimal("12300"), pa.decimal128(5, -2), ["decimal", "12300"]),
+    (Decimal(10) ** 60, pa.decimal256(61, 0), ["decimal", "1" + "0" * 60]),
+    (1_000, pa.timestamp("ns"), ["timestamp", "1970-01-01 00:00:00.000001"]),
+    (1_000, pa.time64("ns"), ["time", "00:00:00.000001"]),
     (0, pa.timestamp("ms", "Europe/Rome"), ["timestamptz", "1970-01-01 01:00:00+01:00"]),
 ]
 
@@ -85,8 +88,10 @@ def test_arrow_values_are_taken_as_type_and_text(value: Any, kind: pa.DataType, 
         [pa.RecordBatch.from_pydict({"a": [[1]]})],
         [pa.RecordBatch.from_pydict({"a": ["x" * 70_000]})],
         [pa.RecordBatch.from_pydict({str(n): [1] for n in range(1001)})],
+        [pa.RecordBatch.from_pydict({"a": pa.array([1_001], pa.time64("ns"))})],
+        [pa.RecordBatch.from_pydict({"a": pa.array([-1_001], pa.timestamp("ns"))})],
     ],
-    ids=["no row", "two rows", "two batches", "a list", "long text", "too many"],
+    ids=["no row", "two rows", "two batches", "a list", "long text", "too many", "a fine time", "a fine moment"],
 )
 def test_parameters_that_are_not_one_row_of_plain_values_are_garbled(batches: list[pa.RecordBatch]) -> None:
     with pytest.raises(Garbled):

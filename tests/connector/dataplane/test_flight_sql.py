@@ -92,8 +92,12 @@ BOUND = {
     "a date": ("day = ?", (datetime.date(1970, 1, 2),), 55),
     "a float": ("x < ?", (0.1,), 200),
     "a decimal": ("x < CAST(? AS DOUBLE)", (Decimal("0.10"),), 200),
+    "a decimal beyond ten digits": ("x < CAST(? AS DOUBLE)", (Decimal("0.00000000004"),), 200),
+    "a decimal of many digits": ("id < ?", (Decimal("12345678901234567890123456789"),), data.ROWS),
+    "another one": ("id <> ?", (Decimal("12345678901234567890123456789"),), data.ROWS),
     "nothing": ("gap = ?", (None,), 0),
     "long texts of other letters": (f"name IN (?{', ?' * 15})", ("\u4e2d" * 2900,) * 16, 0),
+    "a moment": ("CAST(day AS TIMESTAMP) <= ?", (datetime.datetime(1970, 1, 2),), 110),
     "several, in their order": ("id >= ? AND id < ? AND name <> ?", (10, 20, "name-11"), 9),
     "a negative one": ("id > ?", (-1,), data.ROWS),
 }
@@ -110,6 +114,19 @@ async def test_parameters_of_prepared_statements_are_values_and_nothing_else(
         return cursor.fetchone()[0]
 
     assert await use(front, ticket, work) == expected
+
+
+async def test_a_decimal_comes_back_as_it_was_bound(front: Front, ticket: str) -> None:
+    def work(cursor: Any) -> Any:
+        cursor.execute(f"SELECT ? AS v FROM {NUMBERS} LIMIT 1", parameters=(Decimal("0.123456789012"),))
+        return cursor.fetchone()[0]
+
+    assert await use(front, ticket, work) == Decimal("0.123456789012")
+
+
+async def test_a_decimal_that_the_engine_has_not_is_refused(front: Front, ticket: str) -> None:
+    with pytest.raises(adbc_driver_manager.ProgrammingError, match="parameter_type: expected a decimal of at most 38"):
+        await use(front, ticket, lambda cursor: cursor.execute(f"SELECT ? FROM {NUMBERS}", (Decimal(10) ** 60,)))
 
 
 async def test_a_prepared_statement_runs_again_with_other_values(front: Front, ticket: str) -> None:

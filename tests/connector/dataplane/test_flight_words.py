@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 
+import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,7 +201,47 @@ UNFIT: dict[str, list[tuple[str, str]]] = {
     "a number that is SQL": [("int", "1 OR 1=1")],
     "a long number": [("int", "1" * 40)],
     "a type of nobody's": [("list", "[]")],
+    "a decimal of too many digits": [("decimal", "1" + "0" * 38)],
+    "a decimal with a comma": [("decimal", "1,5")],
+    "a decimal with an exponent": [("decimal", "1E5")],
+    "other digits": [("decimal", "\u0661")],
+    "a float that is SQL": [("float", "1' AS DOUBLE), CAST('1")],
+    "a float beyond all": [("float", "1e400")],
+    "a flag that is none": [("bool", "yes")],
+    "a date that is none": [("date", "2026-02-30")],
+    "a date in other words": [("date", "20260228")],
+    "a time beyond the day": [("time", "25:00:00")],
+    "a moment with a zone": [("timestamp", "2026-01-01 00:00:00+00:00")],
+    "a moment without one": [("timestamptz", "2026-01-01 00:00:00")],
 }
+WRITTEN = {
+    ("decimal", "12345678901234567890123456789"): "DECIMAL(29, 0)",
+    ("decimal", "0.00000000004"): "DECIMAL(11, 11)",
+    ("decimal", "-0.50"): "DECIMAL(2, 2)",
+    ("decimal", "0"): "DECIMAL(1, 0)",
+    ("decimal", "1" * 38): "DECIMAL(38, 0)",
+    ("float", "-inf"): "DOUBLE",
+    ("float", "nan"): "DOUBLE",
+    ("float", "5e-324"): "DOUBLE",
+    ("date", "0001-01-01"): "DATE",
+    ("time", "23:59:59.999999"): "TIME",
+    ("timestamp", "2026-01-01 00:00:00.500000"): "TIMESTAMP",
+    ("timestamptz", "1890-01-01 00:00:00+00:49:56"): "TIMESTAMPTZ",
+}
+
+
+@pytest.mark.parametrize("value", WRITTEN, ids=str)
+def test_a_value_is_a_literal_of_its_own_type_and_no_digit_is_lost(value: tuple[str, str]) -> None:
+    """Decimals were all of ten digits behind the point: what did not fit was rounded, or NULL."""
+    sql = parameters.bound("SELECT ?", [value])
+    assert sql == f"SELECT CAST('{value[1]}' AS {WRITTEN[value]})"
+    with duckdb.connect() as engine:
+        ((found,),) = engine.execute(f"SELECT CAST(({sql}) AS VARCHAR)").fetchall()
+        assert found is not None
+        if value[0] == "decimal":
+            assert Decimal(found) == Decimal(value[1])
+        if value[0] in ("date", "time"):
+            assert found == value[1]
 
 
 @pytest.mark.parametrize("name", UNFIT)
