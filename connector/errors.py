@@ -6,7 +6,8 @@
     │   ├── PathRefused              a file outside the allowed directories, or not a regular file
     │   ├── SourceUnreadable         a file that is not what it says it is
     │   ├── PolicyInvalid            a policy or offer form that cannot be understood
-    │   └── QueryInvalid             SQL that the gate does not let through
+    │   ├── QueryInvalid             SQL that the gate does not let through
+    │   └── EncodingUnknown (415)    a body that is compressed in a way nobody here reads
     ├── Unauthenticated (401)        no or no valid proof of who is calling
     ├── Forbidden (403)
     │   ├── ScopeMissing             the token is good, but not for this
@@ -98,6 +99,11 @@ class PolicyInvalid(BadInput):
 
 class QueryInvalid(BadInput):
     code = "query_invalid"
+
+
+class EncodingUnknown(BadInput):
+    status = 415
+    code = "encoding_unknown"
 
 
 class Unauthenticated(HanseError):

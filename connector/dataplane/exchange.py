@@ -25,7 +25,7 @@ from connector.dataplane.gather import (
     TRAILERS,
 )
 from connector.dataplane.sending import Parts
-from connector.errors import BadInput, HanseError, QueryInvalid, Refused, unforeseen
+from connector.errors import BadInput, EncodingUnknown, HanseError, QueryInvalid, Refused, unforeseen
 from connector.query.spans import InFiles, Span
 from connector.telemetry import logger
 from policies.errors import PolicyError
@@ -158,7 +158,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
         try:
-            self._check(scope)
+            self._check(scope, exchange.headers)
             await self._handle(exchange)
         except (HanseError, PolicyError) as error:
             if exchange.started:
@@ -170,11 +170,13 @@ class Endpoint:
             _log.exception("unforeseen", exc_info=error)
             await _refuse(exchange, unforeseen())
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if scope["method"] != self._method:
             raise BadInput(f"expected {self._method} here, came {scope['method']}", code="method_not_allowed")
         if scope.get("http_version") == "1.0":  # answered in chunks, which such a client takes for data
             raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
+        if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("identity", ""):
+            raise EncodingUnknown(f"expected a body without Content-Encoding, came {encoding[:40]!r}; send it as it is")
 
 
 def as_error(error: HanseError | PolicyError) -> HanseError:

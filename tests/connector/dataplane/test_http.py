@@ -560,6 +560,16 @@ async def test_of_a_body_that_is_said_to_be_too_large_nothing_is_read(running: P
     assert raised.value.code == "body_too_large"
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("identity", 200)])
+async def test_a_body_that_is_said_to_be_compressed_is_refused(running: Provider, encoding: str, status: int) -> None:
+    sql = 'SELECT count(*) AS n FROM "clinic".numbers'
+    async with client(running, running.ticket(await running.agree())) as session:
+        answer = await session.post("/data/v1/query", json={"sql": sql}, headers={"content-encoding": encoding})
+    assert answer.status_code == status
+    if status == 415:
+        assert answer.json()["code"] == "encoding_unknown"
+
+
 async def test_http_1_0_is_refused(running: Provider) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
     ticket = running.ticket(await running.agree())
