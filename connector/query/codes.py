@@ -38,8 +38,8 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "query_invalid": (QueryInvalid, "the query does not fit the tables it names; check columns and types"),
     "computation_failed": (
         QueryInvalid,
-        "the query cannot be computed: a number grows too large, something is divided by zero, a text is taken for a "
-        "number, or a subquery gives several rows where one value stands; use smaller numbers, NULLIF, TRY_CAST, or "
+        "the query cannot be computed: a number grows too large, something is divided by zero, a text, or one that is "
+        "bound as a parameter, is taken for a number, or a subquery gives several rows where one value stands; use smaller numbers, NULLIF, TRY_CAST, or "
         "an aggregate in the subquery",
     ),
     "query_refused": (QueryInvalid, "the query holds something that is not allowed"),

@@ -166,14 +166,28 @@ def values_of(batches: Iterable[pa.RecordBatch]) -> list[list[str]]:
         _check_kinds(batch.schema)
         if batch.num_rows > 1 or (batch.num_rows and row is not None):
             raise _several()
-        batch.validate(full=True)
+        batch.validate()
         if batch.num_rows:
-            row = [_value(column) for column in batch.columns]
+            row = [_value_at(number, column) for number, column in enumerate(batch.columns, 1)]
     if row is None:
         raise Garbled("expected one row of parameters, came none")
     if sum(len(text) for _, text in row) > _ROW_TEXT_MAX:
         raise Garbled(f"expected at most {_ROW_TEXT_MAX} characters of parameters, came more")
     return row
+
+
+def _value_at(number: int, column: pa.Array) -> list[str]:
+    """The value of a parameter, told by its number where it is none."""
+    try:
+        column.validate(full=True)
+        return _value(column)
+    except (pa.ArrowInvalid, ValueError, OverflowError) as error:
+        if isinstance(error, Garbled):
+            raise Garbled(f"parameter {number}: {error}") from None
+        raise Garbled(
+            f"expected parameter {number} as a {_name_of(column.type)} that there is (years from 1 to 9999, dates of "
+            "whole days, text in UTF-8), came another"
+        ) from None
 
 
 def _value(column: pa.Array) -> list[str]:

@@ -29,6 +29,7 @@ _CANCELLED, _NOT_CANCELLABLE = 1, 3  # Flight.proto, CancelStatus
 _UNKNOWN = 2**64 - 1  # -1, of rows and bytes
 _STATEMENT = "CommandStatementQuery"
 _PREPARED = "CommandPreparedStatementQuery"
+_UPDATE = "CommandPreparedStatementUpdate"
 _DESCRIPTIONS = {
     "CancelFlightInfo": "End the running reads of a FlightInfo.",
     "RenewFlightEndpoint": "A new ticket for an endpoint; its running reads go on.",
@@ -186,7 +187,8 @@ class Service:
         descriptor = protobuf.read(protobuf.octets(first, 1) or b"")
         name, command = commands.unpack(protobuf.octets(descriptor, 2) or b"")
         if name != _PREPARED:
-            raise Unimplemented(f"{name or 'this'}; here data is read, not written")
+            more = "; a SELECT takes one row of parameters at a time (execute, not executemany)" * (name == _UPDATE)
+            raise Unimplemented(f"{name or 'this'}; here data is read, not written{more}")
         sql, _ = commands.unhandle(protobuf.octets(command, 1))
         await self._desk.tables(asker, schemas=False)  # who may read nothing has nothing unfolded: of 30 kB, gigabytes
         stream = b"".join(

@@ -98,6 +98,20 @@ def test_parameters_that_are_not_one_row_of_plain_values_are_garbled(batches: li
         making.values_of(batches)
 
 
+BEYOND = {
+    "a year beyond all": pa.array([2**40], pa.timestamp("s")),
+    "part of a day": pa.Array.from_buffers(pa.date64(), 1, [None, pa.py_buffer((1).to_bytes(8, "little"))]),
+    "a zone of nowhere": pa.array([1], pa.timestamp("s", "No/Where")),
+}
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_a_value_that_there_is_not_is_told_by_its_number(what: str) -> None:
+    """It was said of the whole stream that it is damaged."""
+    with pytest.raises(Garbled, match=r"^expected parameter 2 as a \w+ that there is"):
+        making.values_of([pa.RecordBatch.from_arrays([pa.array([1]), BEYOND[what]], names=["0", "1"])])
+
+
 def test_the_connector_loads_no_arrow_for_it() -> None:
     code = "import sys, connector.dataplane.flight.tables; sys.exit('pyarrow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -312,6 +312,21 @@ async def test_columns_of_one_name_that_are_numbers_in_every_dataset_are_numbers
     assert await use(front, ticket, prepared, **further) == [pa.int64(), pa.null()]
 
 
+async def test_several_rows_of_parameters_are_told_to_come_one_at_a_time(front: Front, ticket: str) -> None:
+    sql = f"SELECT id FROM {NUMBERS} WHERE id = ?"
+    with pytest.raises(adbc_driver_manager.Error, match="one row of parameters at a time"):
+        await use(front, ticket, lambda cursor: cursor.executemany(sql, [(1,), (2,)]))
+
+
+async def test_a_text_that_is_bound_for_a_number_is_told(front: Front, ticket: str) -> None:
+    def work(cursor: Any) -> Any:
+        cursor.execute(f"SELECT count(*) FROM {NUMBERS} WHERE id = ?", parameters=("a",))
+        return cursor.fetchall()
+
+    with pytest.raises(adbc_driver_manager.Error, match="one that is bound as a parameter"):
+        await use(front, ticket, work)
+
+
 async def test_a_parameter_that_is_not_bound_is_told(front: Front, ticket: str) -> None:
     with pytest.raises(adbc_driver_manager.ProgrammingError, match="parameters_unbound"):
         await use(front, ticket, lambda cursor: cursor.execute(f"SELECT id FROM {NUMBERS} WHERE id = ?"))
