@@ -13,6 +13,7 @@ import asyncio
 import resource
 import socket
 from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from fcntl import ioctl
 from termios import TIOCOUTQ
@@ -44,6 +45,16 @@ def connections_max() -> int:
     descriptors for what the process itself opens."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (soft - OUR_DESCRIPTORS) // 3)
+
+
+def once_each(fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The fields of a head, what came in several lines as the one list that it is (RFC 9110, 5.3): nobody reads the
+    first of them where another reads the last. What is no list (Authorization) fits nothing then."""
+    found: dict[bytes, bytes] = {}
+    for name, value in fields:
+        before = found.get(name)
+        found[name] = value if before is None else before + (b"; " if name == b"cookie" else b", ") + value
+    return list(found.items())
 
 
 class Bounded(HttpToolsProtocol):
@@ -189,9 +200,10 @@ class Bounded(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """As uvicorn's."""
+        """As uvicorn's. The application has each field once, and none of the trailers, which come to the same list."""
         self._unfinished = 0
         self._expect(SILENCE_SECONDS)
+        self.scope["headers"] = once_each(self.headers)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -14,7 +14,7 @@ from joserfc.jwk import ECKey
 
 from connector.dataplane import tickets
 from connector.dataplane.tickets import Ticket
-from connector.errors import NotFound, Refused
+from connector.errors import NotFound, Refused, Unauthenticated
 from connector.store import Store, Transaction
 from connector.store.tables import Transfer
 from connector.usage.grants import Grants, is_started
@@ -111,6 +111,8 @@ class Addresses:
         now, kept = self.clock(), self._read.get(text)
         if kept is not None and kept.expires > now:
             return kept
+        if "," in text:
+            raise Unauthenticated("expected one Authorization header with one ticket, came several; send one")
         ticket = tickets.read(text, self.key, provider=self.participant, now=now)
         if len(self._read) >= _READ_MAX:
             self._read.clear()

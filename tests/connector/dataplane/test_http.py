@@ -54,6 +54,17 @@ def client(running: Provider, ticket: str) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=running.url, headers={"authorization": f"Bearer {ticket}"}, timeout=20)
 
 
+async def raw(running: Provider, text: str) -> tuple[int, dict[str, Any]]:
+    """Status and problem of a request as it stands on the wire."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]))
+    writer.write(text.encode())
+    async with asyncio.timeout(_SOON):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        body = await reader.readexactly(int(head.partition("content-length: ")[2].split()[0]))
+    writer.close()
+    return int(head.split()[1]), json.loads(body)
+
+
 def parse(body: bytes) -> tuple[pa.Table, dict[str, Any]]:
     """The rows and the end record; a body without one is not an answer."""
     batches, end = [], None
@@ -190,6 +201,28 @@ async def test_bad_requests_are_refused_before_the_first_byte(running: Provider,
     assert answer.headers["content-type"] == "application/problem+json"
     assert code is None or problem["code"] == code
     assert len(problem["detail"]) > 10
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "trailer"), [("no", "yes", ""), ("yes", "no", ""), ("yes", "yes", ""), ("no", "", "yes")]
+)
+async def test_two_tickets_are_none(running: Provider, first: str, second: str, trailer: str) -> None:
+    """Whichever of them is good, and wherever it stands: nobody reads the first where another reads the last."""
+    ticket = running.ticket(await running.agree())
+    texts = {"yes": f"Authorization: Bearer {ticket}\r\n", "no": "Authorization: Bearer eyJhbGciOiJub25lIn0.e30.\r\n"}
+    head = f"GET /data/v1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n{texts[first]}{texts.get(second, '')}"
+    status, problem = await raw(running, f"{head}\r\n0\r\n{texts.get(trailer, '')}\r\n")
+    assert (status, problem["code"]) == (401, "unauthenticated")
+    assert trailer or "came several" in problem["detail"]
+
+
+async def test_a_list_in_several_lines_is_one(running: Provider) -> None:
+    ticket = running.ticket(await running.agree())
+    lines = ("accept", "application/json"), ("accept", 'application/vnd.apache.arrow.stream; codecs="zstd"')
+    async with client(running, ticket) as session:
+        for accepted in (lines, lines[::-1]):
+            answer = await session.get("/data/v1", headers=[*accepted])
+            assert answer.headers["content-type"].endswith('codecs="zstd"')
 
 
 async def test_limit_rows_gives_that_many_and_is_complete(running: Provider) -> None:
