@@ -10,6 +10,7 @@ rests on uvicorn's internals, whose range is pinned.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import resource
 import socket
 from array import array
@@ -29,6 +30,8 @@ HEAD_SECONDS = 30.0  # as long as a connection may rest
 WAITING_MAX = 32  # requests that are sent before the one ahead of them is answered; few clients do so at all
 DESCRIPTORS_MAX = 65_536
 OUR_DESCRIPTORS = 256  # for files, workers and the database
+LARGE = 2**22  # bytes of a block: more than a batch that is sent has, whose memory is taken again and again
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 # In the middle of a body, or of an answer: who reads or sends it has said what is wrong by then.
 SILENCE_SECONDS = 180.0
 
@@ -38,6 +41,18 @@ def raise_descriptors() -> None:
     kind."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS_MAX)), hard))
+
+
+def return_large_blocks() -> None:
+    """Let memory of large blocks go back to the system when they are freed, as bodies are.
+
+    glibc begins so and stops with the first: it takes the next ones of that size from its threads' heaps, which stay
+    as large as they ever were. Other C libraries have no such call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, LARGE)
+        mallopt(_TRIM_THRESHOLD, 2 * LARGE)  # as it would have learnt: what is less is kept at the end of each heap
 
 
 def connections_max() -> int:

@@ -104,6 +104,7 @@ async def serve(settings: Settings) -> None:
     _check_certificate(settings.tls_certificate, settings.tls_key)
     sys.setswitchinterval(_TURN)
     bounds.raise_descriptors()
+    bounds.return_large_blocks()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as bound:
         public = bound.enter_context(_bind(settings.public_host, settings.public_port, "HANSE_PUBLIC_PORT"))

@@ -195,6 +195,7 @@ class _Transport:
         finally:
             leaving.cancel()
             sending.cancel()
+            del sending  # its error has this frame, and would keep what was asked until the collector comes by
 
     async def _send(self, exchange: Exchange, asked: Asked) -> None:
         async with self._reads.open(asked, spans=exchange.sends_files) as stream:

@@ -28,7 +28,10 @@ class Judging:
         await self._turns.take(consumer)
         running = asyncio.ensure_future(asyncio.to_thread(work))
         running.add_done_callback(self._over)
-        return await asyncio.shield(running)  # whoever leaves leaves a thread that works: its place is taken until then
+        try:  # whoever leaves leaves a thread that works: its place is taken until then
+            return await asyncio.shield(running)
+        finally:
+            del running  # its error has this frame, and would keep what was asked until the collector comes by
 
     def _over(self, running: asyncio.Future[_T]) -> None:
         self._turns.give_back()

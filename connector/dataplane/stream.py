@@ -335,7 +335,9 @@ class Reads:
             raise failure from error
         finally:
             self._live.pop(asked.query_id, None)
-            await self._kept(self._record_end(beginning, asked, grants, stream, failure, begun))  # 7
+            recording = self._record_end(beginning, asked, grants, stream, failure, begun)  # 7
+            del failure  # it has this frame, and would keep what was asked until the collector comes by
+            await self._kept(recording)
 
     async def _begin(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared) -> Charged | None:
         """Count the read, charge an answer with noise, and record the start, before anything runs; what was charged."""

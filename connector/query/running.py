@@ -94,8 +94,9 @@ class Worker:
 
     def _keep(self, ring: Ring) -> None:
         with self.lending:  # rings come back in any thread
+            ring.released = _nobody  # who was told holds a job, with what was asked, and the ring
             if kept := self.ring is None and not self.doomed and self.alive():
-                ring.released, self.ring = _nobody, ring
+                self.ring = ring
         if not kept:
             ring.close()
 

@@ -194,6 +194,7 @@ class _GroupWriter:
                     break
                 group.append(more)
             self._commit(group)
+            del first, group  # what they were asked for, which may be megabytes, while nothing comes
             if stop:
                 break
         self._give_back()

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import ctypes
+import gc
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from connector.dataplane import http
+from connector.dataplane.asked import Brought
 from policies import strictjson
 from policies.enforce import statement
 from tests.connector.dataplane.test_http import ask, client
-from tests.support import provider
+from tests.support import data, provider
 from tests.support.provider import Provider
 
 COUNT = 'SELECT count(*) AS n FROM "clinic".numbers'
@@ -65,6 +72,59 @@ async def test_of_one_consumer_two_large_bodies_are_on_their_way(
         for writer in stalled:
             writer.close()
         assert await send(running, other, seconds=60) == 200
+
+
+KEYS = base64.b64encode(data.stream(pa.table({"k": pa.array(range(200_000), pa.int64())}))).decode()
+BROUGHT = {
+    "answered": f"{COUNT} SEMI JOIN wanted ON numbers.id = wanted.k",
+    "refused by the gate": "SELECT 1",
+    "failed in the worker": f"{COUNT} SEMI JOIN wanted ON numbers.id = wanted.k AND name = 5",
+    "left by its reader": "SELECT id, name FROM clinic.numbers WHERE id NOT IN (SELECT k FROM wanted)",
+}
+
+
+@pytest.mark.parametrize("sql", BROUGHT.values(), ids=BROUGHT.keys())
+async def test_what_a_body_brought_goes_with_its_answer(tmp_path: Path, sql: str) -> None:
+    """Not when the collector of garbage comes by: bodies of thirty megabytes would stand in line for it."""
+    async with provider.running(tmp_path, rows=1_000_000) as running:
+        ticket = running.ticket(await running.agree())
+        envelope = {"sql": sql, "keys": [{"name": "wanted", "columns": ["k"], "arrow": KEYS}]}
+        gc.collect()
+        gc.disable()
+        try:
+            async with (
+                client(running, ticket) as session,
+                session.stream("POST", "/data/v1/query", json=envelope) as answer,
+            ):
+                await anext(answer.aiter_raw())
+            await provider.settled(running)
+            assert not [one for one in gc.get_objects() if isinstance(one, Brought)]
+        finally:
+            gc.enable()
+
+
+def test_large_blocks_go_back_to_the_system_whatever_was_freed_before() -> None:
+    code = """
+import ctypes
+from connector import bounds
+
+class Info(ctypes.Structure):
+    _fields_ = [(str(number), ctypes.c_size_t) for number in range(10)]
+
+def mapped(library=ctypes.CDLL(None)):  # bytes of blocks that go back when they are freed
+    library.mallinfo2.restype = Info
+    return getattr(library.mallinfo2(), "4")
+
+bounds.return_large_blocks()
+for _ in range(3):
+    bytes(6 * bounds.LARGE)  # glibc learns from what is freed
+before, body = mapped(), bytes(2 * bounds.LARGE)
+print(mapped() - before >= len(body))
+"""
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("a C library that is not glibc, or an old one")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n"
 
 
 async def test_a_body_that_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
