@@ -175,6 +175,12 @@ def to_json(contract: DataContract) -> str:
     return json.dumps(asdict(contract), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def shown(contract: DataContract) -> str:
+    """Which rows a reader sees, and what of them, as one line of JSON: where it is the same, the same rows are."""
+    row_filter = None if contract.row_filter is None else asdict(contract.row_filter)
+    return json.dumps([contract.columns, [asdict(mask) for mask in contract.masks], row_filter])
+
+
 def from_json(text: str) -> DataContract:
     """The contract that `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
     raw = json.loads(text)

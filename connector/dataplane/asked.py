@@ -57,12 +57,14 @@ class Brought:
 class Split:
     """Some rows of one version, by their place. Made by `plans` under the reader's ticket, never by the reader.
 
-    `resumed`: the first range begins in the middle of its block.
+    `resumed`: the first range begins in the middle of its block. `shown`: what the contract shows that its cursors are
+    for; empty where it has none.
     """
 
     snapshot: str
     only: Ranges
     resumed: bool = False
+    shown: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,13 +23,13 @@ from connector.datasets import counts, splits
 from connector.datasets.sources import divisible
 from connector.datasets.splits import Block, Place
 from connector.datasets.threads import still_unchanged
-from connector.errors import BadInput, QueryInvalid, Refused, VersionChanged
+from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
 from connector.usage.held import Held
-from policies.contract import DataContract, to_json
+from policies.contract import DataContract, shown, to_json
 
 if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not at start
     from policies.enforce.sql import Prepared
@@ -114,7 +114,8 @@ class Plans:
         found = self._cached.get(_key(held))
         if found is None:
             found = self._cut(held, (await self._look(held, contract, ticket, wanted, groups=True))["groups"])
-        key = splits.cursor_key(self._secret, consumer=ticket.consumer, snapshot=current)
+        view = shown(contract)
+        key = splits.cursor_key(self._secret, consumer=ticket.consumer, snapshot=current, shown=view)
         ranges = _whole(found) if blocks == ALL else _chosen(found, blocks)
         if after:
             ranges = _after(ranges, splits.unseal(after, key))
@@ -123,7 +124,7 @@ class Plans:
         hides = bool(wanted.where.strip()) or any(one.row_filter is not None for one in held.contracts)
         position = f"r_{secrets.token_hex(8)}" if hides else ""
         only = Ranges(ranges or _NOTHING, key.hex(), position)
-        return Split(snapshot=current, only=only, resumed=bool(after))
+        return Split(snapshot=current, only=only, resumed=bool(after), shown=view)
 
     async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
         """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""
@@ -236,6 +237,15 @@ def check_snapshot(snapshot: str, held: Held) -> None:
             f"{held.dataset.name!r} has another version than the one that this plan is for; a position in it means "
             "nothing now. Make a new plan and begin anew",
             code="snapshot_changed",
+        )
+
+
+def check_shown(split: Split, contract: DataContract) -> None:
+    """Busy unless the contract that a read runs under shows what its cursors are for: of several permissions another
+    one may be the first that has something left by then."""
+    if split.shown not in ("", shown(contract)):
+        raise Busy(
+            "another permission of the agreement is used now than a moment ago, and it shows something else; ask again"
         )
 
 

@@ -127,6 +127,7 @@ class Reads:
                 plans.check_versions(asked.versions, [grant.held for grant in grants])
                 if asked.split is not None:
                     plans.check_snapshot(asked.split.snapshot, grants[0].held)
+                    plans.check_shown(asked.split, grants[0].contract)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
                 passed = await self._gated(asked, grants, mask_key)  # 2
                 for grant in grants:

@@ -82,9 +82,12 @@ def _parts(number: int, first: int, rows: int, nbytes: int) -> list[Block]:
     ]
 
 
-def cursor_key(secret: bytes, *, consumer: str, snapshot: str) -> bytes:
-    """The key of the cursors of one consumer in one snapshot: it opens nothing else."""
-    return hmac.digest(secret, f"cursor\0{consumer}\0{snapshot}".encode(), "sha256")
+def cursor_key(secret: bytes, *, consumer: str, snapshot: str, shown: str) -> bytes:
+    """The key of the cursors of one consumer in one snapshot, where a contract shows this: it opens nothing else.
+
+    A row that two contracts show would be known again by its place under both, and how many lie between.
+    """
+    return hmac.digest(secret, f"cursor\0{consumer}\0{snapshot}\0{shown}".encode(), "sha256")
 
 
 def seal(place: Place, key: bytes) -> str:
@@ -106,7 +109,8 @@ def unseal(text: str, key: bytes) -> Place:
     body, tag = data[:-_TAG], data[-_TAG:]
     if not data or not hmac.compare_digest(tag, _tag(body, key)):
         raise BadInput(
-            "expected a cursor that this owner gave you for this version of the dataset, came another text",
+            "expected a cursor that this owner gave you for this version of the dataset, under terms that show the "
+            "same rows and columns, came another text; begin anew without it",
             code="cursor_invalid",
         )
     return Place(*_PLACE.unpack(_masked(body[_NONCE:], body[:_NONCE], key)))

@@ -1,7 +1,8 @@
 """A case of two readers under contracts of their own, whose reads of the same blocks break off and go on by turns.
 
 Each goes on from its own cursor, now and then while a read of the other is under way; all its rows come, each once.
-A cursor of one stands for the same place where the other has the same consumer, and is nothing to anybody else.
+A cursor of one stands for the same place where the other has the same consumer and shows the same, and is nothing to
+anybody else.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class Goes(OverHttp):
         self.rest, self.done = self.rest.slice(came.rows), came.status == "complete"
         if came.places:
             self.given["after"] = came.places[-1]["cursor"]
+
+    @property
+    def view(self) -> object:
+        """What the terms show."""
+        return self.found.shown, self.found.filters
 
     @property
     def place(self) -> int:
@@ -133,12 +139,12 @@ class Woven(Goes):
         """The other goes on from where the one is, once."""
         given = other.asked.parameters | other.given | {"after": one.given["after"]}
         came: Came = await over_http(self.over.door.client, other.ticket, given)
-        if one.consumer != other.consumer:
+        if one.consumer != other.consumer or one.view != other.view:
             if came.status != REFUSED or (came.end or {})["code"] != "cursor_invalid":
-                raise Different(f"by the cursor of another consumer came {came.rows} rows, ended as {came.end}")
-            self.met = "a cursor of another consumer"
+                raise Different(f"by the cursor of another reader came {came.rows} rows, ended as {came.end}")
+            self.met = f"a cursor of another {'view' if one.consumer == other.consumer else 'consumer'}"
             return
         if came.status != "complete":
             raise Different(f"ended as {came.end}")
         came.check_first_of(other.after(one.place))
-        self.met = "a cursor of another contract"
+        self.met = "a cursor of another agreement"

@@ -6,6 +6,8 @@ import base64
 import json
 import random
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane import access
+from connector.dataplane.plans import Wanted, asked_of
 from connector.datasets import counts, splits, threads
+from connector.errors import Busy
 from policies.model import Policy
 from tests.support import data, gate, provider
 from tests.support.gate import atom, mask
@@ -182,6 +186,52 @@ async def test_a_cursor_of_another_block_is_refused(running: Provider) -> None:
     cursor = (await reader.parts(blocks="0", columns="id"))[0][1]["cursor"]
     answer = await reader.rows(blocks="1,2", after=cursor)
     assert (answer.status_code, answer.json()["code"]) == (400, "cursor_invalid")
+
+
+OTHERS = {
+    "rows": gate.agreement(atom("ds:row/gap", "eq", "3"), duties=[mask("null", "name")], action="odrl:use"),
+    "all rows": gate.agreement(duties=[mask("null", "name")], action="odrl:use"),
+    "a mask": gate.agreement(atom("ds:row/gap", "eq", "2"), duties=[mask("hash", "name")], action="odrl:use"),
+    "columns": gate.agreement(
+        atom("ds:row/gap", "eq", "2"), atom("ds:columnDeny", "isNoneOf", "x"), duties=[mask("null", "name")],
+        action="odrl:use",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", OTHERS.values(), ids=OTHERS.keys())
+async def test_a_cursor_is_nothing_to_terms_that_show_something_else(running: Provider, policy: Policy) -> None:
+    """What is left after each row of one would place it among those of the other, hidden ones too."""
+    mine, other = [Reader(running, await running.agree(one)) for one in (FILTERED, policy)]
+    for one, another in ((mine, other), (other, mine)):
+        cursor = (await one.parts(blocks="0", columns="id", batch_rows="1000"))[1][1]["cursor"]
+        answer = await another.rows(blocks="0", columns="id", after=cursor)
+        assert (answer.status_code, answer.json()["code"]) == (400, "cursor_invalid")
+
+
+async def test_an_agreement_that_was_renewed_goes_on(running: Provider) -> None:
+    until = atom("odrl:dateTime", "lt", "2099-01-01T00:00:00Z")
+    limited = gate.agreement(
+        atom("ds:row/gap", "eq", "2"), until, atom("odrl:count", "lteq", "5"), duties=[mask("null", "name")],
+        action="odrl:use",
+    )  # fmt: skip
+    whole = await Reader(running, await running.agree(FILTERED)).parts(blocks="0", columns="id", batch_rows="1000")
+    for policy in (FILTERED, limited):
+        renewed = Reader(running, await running.agree(policy))
+        rest = await renewed.parts(blocks="0", columns="id", after=whole[3][1]["cursor"])
+        assert ids(rest) == ids(whole[4:])
+
+
+async def test_a_read_that_begins_under_another_permission_gives_no_cursors_of_the_first(running: Provider) -> None:
+    ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree())}")
+    held = await running.grants.hold(ticket.agreement, consumer=ticket.consumer)
+    split = await running.reads.split(ticket, Wanted(), snapshot="", blocks="0")
+    assert split is not None
+    for shown, begins in ((split.shown, True), ("of another", False)):
+        asked = asked_of(ticket, held, Wanted(), owner=provider.OWNER, split=replace(split, shown=shown))
+        with nullcontext() if begins else pytest.raises(Busy):
+            async with running.reads.open(asked):
+                pass
 
 
 async def test_only_an_agreement_that_lets_rows_be_streamed_has_a_plan(running: Provider) -> None:

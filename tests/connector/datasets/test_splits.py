@@ -10,7 +10,7 @@ from connector.datasets import splits
 from connector.datasets.splits import Block, Place
 from connector.errors import BadInput
 
-KEY = splits.cursor_key(b"s" * 32, consumer="did:web:lab.example", snapshot="sha256:aa/1")
+KEY = splits.cursor_key(b"s" * 32, consumer="did:web:lab.example", snapshot="sha256:aa/1", shown="[]")
 MB = 2**20
 GROUPS = st.lists(st.lists(st.tuples(st.integers(0, 3_000_000), st.integers(0, 10**9)), max_size=8), max_size=6)
 
@@ -78,8 +78,15 @@ def test_what_is_no_cursor_is_refused(text: str) -> None:
         splits.unseal(text, KEY)
 
 
-@pytest.mark.parametrize(("consumer", "snapshot"), [("did:web:other", "sha256:aa/1"), ("did:web:lab.example", "b/1")])
-def test_a_cursor_is_good_for_its_consumer_and_snapshot_only(consumer: str, snapshot: str) -> None:
-    other = splits.cursor_key(b"s" * 32, consumer=consumer, snapshot=snapshot)
+@pytest.mark.parametrize(
+    ("consumer", "snapshot", "shown"),
+    [
+        ("did:web:other", "sha256:aa/1", "[]"),
+        ("did:web:lab.example", "b/1", "[]"),
+        ("did:web:lab.example", "sha256:aa/1", "[1]"),
+    ],
+)
+def test_a_cursor_is_good_for_its_consumer_snapshot_and_view_only(consumer: str, snapshot: str, shown: str) -> None:
+    other = splits.cursor_key(b"s" * 32, consumer=consumer, snapshot=snapshot, shown=shown)
     with pytest.raises(BadInput):
         splits.unseal(splits.seal(Place(1, 2), KEY), other)
