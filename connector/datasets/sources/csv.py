@@ -114,6 +114,9 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
         "files_to_sniff": "-1",
         "max_line_size": str(_LINE_MAX),
         "buffer_size": str(2 * _LINE_MAX),
+        # Else the engine begins anew every few megabytes, with one thread too, where a line seems to begin: within a
+        # text of several lines it finds rows that nobody wrote, and as it stores rejects it does not notice.
+        "parallel": "false",
         "store_rejects": "true",
     }
     for option, name in _TEXTS.items():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import gzip
+import io
 import math
+import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -190,6 +193,30 @@ def test_csv_in_an_encoding_that_is_not_read_is_told_as_that(tmp_path: Path, nam
     text, encoding, told = ENCODED[name]
     with pytest.raises(SourceUnreadable, match=told):
         converted(tmp_path, "csv", text, encoding=encoding)
+
+
+SEVERAL_LINES = ("measured:", "-1,ok", "7,x", 'said "no"', '"', '","', "a,b,c", "", "ü😀", "x" * 90)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("seed", range(5))
+def test_texts_of_several_lines_of_csv_are_whole_wherever_the_engine_takes_up_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, ending: str
+) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr("connector.datasets.sources.csv._LINE_MAX", 4096)  # it reads twice as much at once
+    rows, said, bad = [["0", "first"]], io.StringIO(newline=""), 0
+    rows += [[str(number), ending.join(["text", *rng.choices(SEVERAL_LINES, k=20)])] for number in range(1, 2000)]
+    writer = csv.writer(said, lineterminator=ending, quoting=rng.choice((csv.QUOTE_ALL, csv.QUOTE_MINIMAL)))
+    writer.writerow(["id", "note"])
+    for row in rows:
+        writer.writerow(row)
+        if rng.random() < 0.01:
+            writer.writerow([row[0], "too", "many"])
+            bad += 1
+    table, report = converted(tmp_path, "csv", said.getvalue(), skip_bad_lines=bad)
+    assert table.to_pydict() == {"id": [int(one) for one, _ in rows], "note": [note for _, note in rows]}
+    assert report["left_out_count"] == bad
 
 
 CAPITALS, SMALL = "B2DA046C-A0A6-42B2-9D9F-DAC74DBE29D4", "b2da046c-a0a6-42b2-9d9f-dac74dbe29d4"
