@@ -45,6 +45,8 @@ _LOCK_SECONDS = 30
 _LEAVE_SECONDS = 10.0
 _PIECE = 2**20
 _WORDS_MAX = 200
+_OF_VALUES = ("Conversion Error:", "Invalid Input Error:", "Out of Range Error:")  # of the engine
+_OF_TEXT, _TOO_LARGE = "Invalid Input Error: CSV Error on Line", "Maximum line size"
 # Classes of SQLSTATE: connections, logins, no such database, conflicts, want of resources, its operator, its own
 # faults; and those whose words hold names of a view's tables and functions, but no value of a row.
 _OF_THE_SERVER = ("08", "28", "3D", "40", "53", "57", "58", "XX")
@@ -87,7 +89,8 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 
 async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
-    """The options with the table's columns in them, and the draft that holds its rows. The draft is the caller's.
+    """The options with the table's columns and number of rows in them, and the draft that holds these. The draft is
+    the caller's.
 
     NotFound where there is no such table, SourceUnreadable where the server does not let us.
     """
@@ -105,7 +108,7 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
         asyncio.to_thread(_snapshot, database, schema, table, draft, int(options["numeric_scale"]), leave)
     )
     try:
-        columns = await asyncio.shield(work)
+        columns, rows = await asyncio.shield(work)
     except BaseException:
         await asyncio.to_thread(leave.now)
         await asyncio.wait([work], timeout=_LEAVE_SECONDS)  # whoever writes the draft has let go of it
@@ -113,7 +116,7 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
             work.exception()  # we know that it was left
         draft.unlink(missing_ok=True)
         raise
-    kept = {**options, "columns": [[c.name, c.was, c.type, c.element, c.note] for c in columns]}
+    kept = {**options, "columns": [[c.name, c.was, c.type, c.element, c.note] for c in columns], "rows": rows}
     return kept, (file_ref(str(draft), roots=(from_.drafts,)),)
 
 
@@ -141,16 +144,13 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     )
     try:
         report = write_parquet(con, f"(SELECT {values} FROM {text})", target, bad_lines_max=0)  # noqa: S608  quoted
-    except Exception:
-        if found := _unmappable(con, text, columns):
-            raise SourceUnreadable(
-                f"expected values that have an exact form, came others in {', '.join(found)} (infinity, NaN in a "
-                "numeric, dates before Christ, the time 24:00, arrays of several dimensions, rows of more than "
-                f"{_LINE_MAX // 2**20} MB); register a view that leaves them out",
-                code="value_unmappable",
-                columns=found,
-            ) from None
-        raise
+    except Exception as error:  # noqa: BLE001  raised again, or its better
+        raise _unread(con, text, columns, error) from None
+    if report["rows"] != options["rows"]:  # the server's word: were a row torn apart, there would be more
+        raise SourceUnreadable(
+            f"expected the {options['rows']} rows that the database sent, came {report['rows']} in the Parquet file; "
+            "nothing of it is kept; tell the connector's operator, as this is a fault of its own"
+        )
     told = [{"name": c.name, "was": c.was, "type": c.type, "note": c.note} for c in columns]
     return report | {"columns": told}
 
@@ -160,7 +160,8 @@ def _text_table(paths: Sequence[str], count: int) -> str:
     return (
         f"read_csv({quote_list(paths)}, auto_detect = false, header = false, new_line = '\\n', delim = ',', "
         f"quote = '\"', escape = '\"', nullstr = {quote_text(_NULL)}, allow_quoted_nulls = false, "
-        f"columns = {{{names}}}, max_line_size = {_LINE_MAX}, buffer_size = {2 * _LINE_MAX})"
+        f"columns = {{{names}}}, max_line_size = {_LINE_MAX}, buffer_size = {2 * _LINE_MAX}, "
+        "parallel = false)"  # as in csv.py: else it begins anew within texts of several lines
     )
 
 
@@ -187,19 +188,45 @@ def _exact(text: str, kind: str) -> str:
     return f"CAST({text} AS {kind})"
 
 
+def _unread(con: Any, text: str, columns: Sequence[Column], error: Exception) -> Exception:
+    """What an owner is told where the engine ended with an error: of a row, of values, or what it was itself."""
+    words = str(error)
+    if words.startswith(_OF_TEXT) and _TOO_LARGE in words:
+        return SourceUnreadable(
+            f"expected rows of at most {_LINE_MAX >> 20} MB, came a larger one; register a view without it"
+        )
+    if not _of_values(words) or not (found := _unmappable(con, text, columns)):
+        return error
+    return SourceUnreadable(
+        f"expected values that have an exact form, came others in {', '.join(found)} (infinity, NaN in a numeric, "
+        "dates before Christ, the time 24:00, arrays of several dimensions); register a view that leaves them out",
+        code="value_unmappable",
+        columns=found,
+    )
+
+
+def _of_values(words: str) -> bool:
+    return words.startswith(_OF_VALUES) and not words.startswith(_OF_TEXT)
+
+
 def _unmappable(con: Any, text: str, columns: Sequence[Column]) -> list[str]:
     """The columns with a value that cannot be told exactly."""
     found = []
     for number, column in enumerate(columns):
         try:
             con.sql(f"SELECT count({_value(column, number)}) FROM {text}").fetchall()  # noqa: S608  quoted, ours
-        except Exception:  # noqa: BLE001  whatever it is, it is this column's
+        except Exception as error:
+            if not _of_values(str(error)):
+                raise
             found.append(column.name)
     return found
 
 
-def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: int, leave: _Leave) -> list[Column]:
-    """Write the table into the draft, in one transaction of one moment; its columns."""
+def _snapshot(
+    database: Database, schema: str, table: str, draft: Path, scale: int, leave: _Leave
+) -> tuple[list[Column], int]:
+    """Write the table into the draft, in one transaction of one moment; its columns, and how many rows there are by
+    the server's count."""
     with _connected(database) as con:
         leave.connection = con
         columns = _columns_of(con, schema, table, scale)
@@ -207,15 +234,21 @@ def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: i
         source = f"{quote_name(schema)}.{quote_name(table)}"
         form = f"FORMAT csv, NULL {quote_text(_NULL)}, FORCE_QUOTE *, ENCODING 'UTF8'"
         statement = f"COPY (SELECT {shown} FROM {source}) TO STDOUT ({form})".encode()  # noqa: S608  quoted
-        with draft.open("xb", buffering=_PIECE) as file, con.cursor() as cursor, cursor.copy(statement) as copy:
-            draft.chmod(0o600)
+        return columns, _copied(con, statement, draft, leave)
+
+
+def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: _Leave) -> int:
+    """Write what the server sends into the draft; how many rows it says that it sent."""
+    with draft.open("xb", buffering=_PIECE) as file, con.cursor() as cursor:
+        draft.chmod(0o600)
+        with cursor.copy(statement) as copy:
             for row in copy:
                 if leave.asked:
                     raise SourceUnreadable("the registration was cancelled", code="cancelled")
                 file.write(row)
                 if file.tell() > _DRAFT_MAX:
                     raise SourceUnreadable(f"expected a table of at most {_DRAFT_MAX} bytes; register a view of a part")
-    return columns
+        return cursor.rowcount
 
 
 class _Leave:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -217,6 +218,43 @@ def test_texts_of_several_lines_of_csv_are_whole_wherever_the_engine_takes_up_re
     table, report = converted(tmp_path, "csv", said.getvalue(), skip_bad_lines=bad)
     assert table.to_pydict() == {"id": [int(one) for one, _ in rows], "note": [note for _, note in rows]}
     assert report["left_out_count"] == bad
+
+
+def taken(folder: Path, rows: Sequence[Sequence[str]], *, told: int | None = None) -> pa.Table:
+    """What a draft of these rows, an id and a note each, becomes; `told`: how many the database said that it sent."""
+    with (folder / "draft.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
+    columns = [["id", "integer", "INTEGER", "", ""], ["note", "text", "VARCHAR", "", ""]]
+    target, options = str(folder / "out.parquet"), {"columns": columns, "rows": len(rows) if told is None else told}
+    with engine.connect() as con:
+        con.execute("SET memory_limit = '64MB'")
+        source("postgres").convert(con, [str(folder / "draft.csv")], options, target)
+    return pq.read_table(target)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_texts_of_several_lines_of_a_table_are_whole_wherever_the_engine_takes_up_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr("connector.datasets.sources.postgres._LINE_MAX", 4096)
+    rows = [[str(number), "\n".join(rng.choices(SEVERAL_LINES, k=20))] for number in range(2000)]
+    assert taken(tmp_path, rows).to_pydict() == {"id": list(range(2000)), "note": [note for _, note in rows]}
+
+
+def test_a_row_that_is_too_large_is_told_as_that_and_one_too_many_for_memory_as_no_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(duckdb.OutOfMemoryException):
+        taken(tmp_path, [["1", "x" * 2**24]] * 8)
+    monkeypatch.setattr("connector.datasets.sources.postgres._LINE_MAX", 2**20)
+    with pytest.raises(SourceUnreadable, match="expected rows of at most 1 MB, came a larger one"):
+        taken(tmp_path, [["1", "x"], ["2", "x" * 2**20]])
+
+
+def test_a_table_of_which_there_are_other_rows_than_its_database_sent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="expected the 3 rows that the database sent, came 2"):
+        taken(tmp_path, [["1", "x"], ["2", "y"]], told=3)
 
 
 CAPITALS, SMALL = "B2DA046C-A0A6-42B2-9D9F-DAC74DBE29D4", "b2da046c-a0a6-42b2-9d9f-dac74dbe29d4"
