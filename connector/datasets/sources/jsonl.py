@@ -37,11 +37,14 @@ _LINES_AT_ONCE = 2_048
 _TWICE = re.compile(r'Duplicate name "(.*)" in struct')
 _WHOLE_MAX = 2**53  # of whole numbers up to it, a double keeps each
 _LONG = quote_text(r"\d[\d.]{15,}(?:[eE][-+]?\d+)?")
+# Lines that may be JSON to the engine alone, beside those below with NaN and Infinity: it is strict in all else.
+_LOOSE = r"regexp_matches(json, ',[ \t\r\n]*[}\]]')"
 # Lines that may have a value which a type of the engine does not keep, by the types that may not.
 _STRANGE = {
     "DOUBLE|JSON": r"regexp_matches(json, '\d[eE][-+]?\d{3}') OR len(list_filter("
     f"regexp_extract_all(json, {_LONG}), lambda x: (@WHOLE@ OR regexp_matches(x, '[.eE]')) "
-    "AND x IS DISTINCT FROM CAST(TRY_CAST(x AS DOUBLE) AS VARCHAR))) > 0",
+    "AND x IS DISTINCT FROM CAST(TRY_CAST(x AS DOUBLE) AS VARCHAR))) > 0 OR "
+    r"regexp_matches(json, '[:,\[][ \t\r\n]*-?(?i:nan|inf|infinity)[ \t\r\n]*[,}\]]')",
     "UUID": """regexp_matches(json, '"[-0-9a-f]{0,35}[A-F][-0-9A-Fa-f]{0,35}"')""",
     "DATE|TIME": r"""regexp_matches(json, '"\s*-?(?i:inf|epoch)|"\s*\d{1,3}-\d{1,2}-\d|:\d\d\.\d{7}')""",
 }
@@ -136,14 +139,14 @@ def _objects(paths: Sequence[str]) -> str:
 
 def _notes(con: Any, paths: Sequence[str], target: str) -> dict[tuple[str, ...], str]:
     """Where values are that their types do not keep, by the names that lead there, and what the owner is told of it.
-    As text they are kept, but for fractions: of these the engine makes doubles first, so that their lines are refused.
+    As text they are kept, but for fractions: of these the engine makes doubles first, so that their lines are refused,
+    as are those that are no JSON.
     """
     shown = con.sql(f"SELECT * FROM read_parquet({quote_text(target)}) LIMIT 0")  # noqa: S608  quoted
     columns = zip(shown.columns, shown.types, strict=True)
     kinds = {name: kind for name, kind in columns if re.search("|".join(_STRANGE), str(kind))}
     types = " ".join(map(str, kinds.values()))
-    if not (strange := " OR ".join(found for kind, found in _STRANGE.items() if re.search(kind, types))):
-        return {}
+    strange = " OR ".join([_LOOSE, *(found for kind, found in _STRANGE.items() if re.search(kind, types))])
     whole = any(ends is None or max(map(abs, ends)) >= _WHOLE_MAX for ends in ends_of_doubles(target))
     strange = strange.replace("@WHOLE@", str(whole))
     lines = f"SELECT json FROM {_objects(paths)} WHERE {strange}"  # noqa: S608  quoted
@@ -152,7 +155,7 @@ def _notes(con: Any, paths: Sequence[str], target: str) -> dict[tuple[str, ...],
         for line in batch.column(0):
             try:
                 told = dict(_others(line.as_py(), kinds))
-            except (ValueError, RecursionError):  # the engine takes a comma before the end of an object
+            except (ValueError, RecursionError):
                 _check_lines(paths, _problem)
                 raise
             if "" in told.values():
@@ -199,7 +202,15 @@ class _Number(str):
     __slots__ = ()
 
 
-_DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number)
+class _Constant(ValueError):
+    """NaN or an Infinity, which Python and the engine take for a number."""
+
+
+def _constant(name: str) -> Any:
+    raise _Constant(name)
+
+
+_DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_constant)
 
 
 def _lost(kinds: Mapping[str, Any], text: bytes) -> str:
@@ -234,13 +245,15 @@ def _problem(text: bytes) -> str:
     try:
         # The engine passes over a byte order mark; Python makes no number of more than 4,300 digits.
         shown = text.decode().removeprefix("\ufeff").rstrip() or "null"
-        found = json.loads(shown, object_pairs_hook=_once, parse_int=str)
+        found = json.loads(shown, object_pairs_hook=_once, parse_int=str, parse_constant=_constant)
     except UnicodeDecodeError:
         return "not in utf-8"
     except json.JSONDecodeError as error:
         return f"no json at character {error.colno}"
     except _Twice:
         return "a key twice in one object"
+    except _Constant as error:
+        return f"{error}, which JSON does not have; write null"
     except RecursionError:
         return "nested too deep"
     if b"\\ud" in text.lower() and not _is_text(json.loads(shown, parse_int=str)):

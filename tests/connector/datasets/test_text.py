@@ -6,6 +6,7 @@ import csv
 import datetime
 import gzip
 import io
+import json
 import math
 import random
 import uuid
@@ -299,6 +300,30 @@ def test_lines_of_json_with_more_digits_than_any_type_keeps_are_refused(tmp_path
     told = r"came 1 or more: line 3 of file 2 \(a number of more digits than a DOUBLE keeps; write it as text\)"
     with pytest.raises(SourceUnreadable, match=told):
         converted(tmp_path, "jsonl", '{"a": 1}\n', f'\n{{"a": 0.5}}\n{{"a": {second}}}\n')
+
+
+NO_JSON = {
+    "a comma before the end": ('{"a": 1,}', "no json at character"),
+    "a comma before the end of a list": ('{"a": 1, "l": [1, 2, ]}', "no json at character"),
+    "NaN": ('{"a": NaN}', "NaN, which JSON does not have; write null"),
+    "no end": ('{"a": 1, "l": [-Infinity]}', "-Infinity, which JSON does not have; write null"),
+    "a constant of others": ('{"a": 1, "l": -inf}', "no json at character"),
+    "one beside texts": ('{"a": "x", "l": {"m": NaN }}', "NaN, which JSON does not have; write null"),
+}
+
+
+@pytest.mark.parametrize("name", list(NO_JSON))
+def test_lines_that_are_json_to_the_engine_alone_are_refused(tmp_path: Path, name: str) -> None:
+    line, told = NO_JSON[name]
+    with pytest.raises(SourceUnreadable, match=rf"came 1 or more: line 2 \({told}") as raised:
+        converted(tmp_path, "jsonl", f'{{"a": 1}}\n{line}\n')
+    assert raised.value.code == "lines_unreadable"
+
+
+def test_what_looks_like_no_json_within_a_text_is_kept(tmp_path: Path) -> None:
+    texts = ["[1, ]", '{"a": NaN}', "so: Infinity, or -inf]"]
+    lines = "".join(f"{json.dumps({'a': text, 'b': 0.5})}\n" for text in texts)
+    assert converted(tmp_path, "jsonl", lines)[0]["a"].to_pylist() == texts
 
 
 NO_TABLE = {
