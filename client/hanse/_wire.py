@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from hanse._sockets import Plain, Tls
 from hanse.errors import BadInput, Broken, HanseError, Unreachable, of_problem
+from hanse.patience import seconds_of
 
 ARROW = "application/vnd.apache.arrow.stream"
 _SCRATCH = 64 * 1024
@@ -52,7 +53,7 @@ class Request:
 
     def __post_init__(self) -> None:
         most = threading.TIMEOUT_MAX  # what the system can wait for: 292 years
-        if not 0 < self.idle_seconds <= most:
+        if not 0 < seconds_of("idle_seconds", self.idle_seconds) <= most:
             raise BadInput(f"expected idle_seconds above 0 and of at most {most:.0f}, came {self.idle_seconds}")
 
 

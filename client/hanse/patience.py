@@ -6,10 +6,12 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from numbers import Real
+from typing import Any, TypeVar
 
 from hanse.errors import (
     AccessExpired,
+    BadInput,
     Broken,
     Busy,
     HanseError,
@@ -42,6 +44,13 @@ def passes(error: HanseError) -> bool:
     return isinstance(error, Broken) and error.code in _PASSING_CODES
 
 
+def seconds_of(name: str, value: Any) -> float:
+    """A number of seconds, whatever library it is of. BadInput where it is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise BadInput(f"expected {name} to be a number of seconds, came {value!r}")
+    return float(value)
+
+
 @dataclass(slots=True)
 class Patience:
     """Waits between attempts, longer each time, until `seconds` have gone without a row: since something failed, or
@@ -55,6 +64,11 @@ class Patience:
     _since: float | None = field(default=None, init=False)
     _crashes: int = field(default=0, init=False)
     _pause: float = field(default=_FIRST, init=False)
+
+    def __post_init__(self) -> None:
+        self.seconds, self.idle = seconds_of("patience", self.seconds), seconds_of("idle_seconds", self.idle)
+        if not self.seconds >= 0:
+            raise BadInput(f"expected a patience of at least 0 seconds, came {self.seconds:g}")
 
     def bear(self, error: HanseError) -> None:
         """Wait before the next attempt, or raise `error` where waiting is of no use or has lasted too long."""

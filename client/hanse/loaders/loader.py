@@ -93,10 +93,13 @@ class Loader:
         batch_size = None if batch_size is None else orders.number("batch_size", batch_size)
         seed = None if seed is None else orders.number("seed", seed)
         window, epoch = orders.number("window", window), orders.number("epoch", epoch)
+        prefetch_bytes = orders.number("prefetch_bytes", prefetch_bytes)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, came {batch_size}")
         if window < 0:
             raise BadInput(f"expected a window of at least 0 rows, came {window}")
+        if prefetch_bytes < 0:
+            raise BadInput(f"expected prefetch_bytes of at least 0, came {prefetch_bytes}")
         if window and seed is None:
             raise BadInput("expected a seed beside window: without one nothing is permuted")
         self.datasets = (datasets,) if isinstance(datasets, Dataset) else tuple(datasets)

@@ -28,11 +28,13 @@ _VERSION = 1
 
 def number(name: str, value: Any) -> int:
     """A whole number as Python's own, whatever library it is of. BadInput where it is none: 7.0 is another key than 7,
-    and so another order."""
+    and so another order, and True is a slip."""
     try:
-        return operator.index(value)
+        if value is not True and value is not False:
+            return operator.index(value)
     except TypeError:
-        raise BadInput(f"expected {name} to be a whole number, came {value!r}") from None
+        pass
+    raise BadInput(f"expected {name} to be a whole number, came {value!r}")
 
 
 def reader(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) -> tuple[int, int]:

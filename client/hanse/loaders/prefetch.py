@@ -57,10 +57,10 @@ def _fill(source: Iterator[Any], queue: _Queue, size: Callable[[Any], int]) -> N
         for item in source:
             if not queue.put((item, None), size(item)):
                 break
-        else:
-            queue.put(None, 0)
     except BaseException as error:  # noqa: BLE001  it belongs to the reader, on the other side
-        queue.put((None, error), 0)
+        queue.end((None, error))
+    else:
+        queue.end(None)
     finally:
         if (close := getattr(source, "close", None)) is not None:
             with suppress(Exception):
@@ -82,6 +82,12 @@ class _Queue:
                 self._held += nbytes
                 self._changed.notify_all()
             return not self._closed
+
+    def end(self, last: Any) -> None:
+        """Let the last one follow, room or none: whatever went wrong here, its reader does not wait for ever."""
+        with self._changed:
+            self._items.append((last, 0))
+            self._changed.notify_all()
 
     def take(self) -> Any:
         with self._changed:

@@ -79,11 +79,15 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -1}, {"window": -1, "seed": 1}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"batch_size": -1}, {"window": -1, "seed": 1}, {"prefetch_bytes": -1}, {"patience": -1}],
+    ids=str,
+)
 def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[str, int]) -> None:
     """They would never end."""
     with pytest.raises(
-        BadInput, match=f"expected a {next(iter(wrong))} of at least .*, came {next(iter(wrong.values()))}"
+        BadInput, match=f"expected (a )?{next(iter(wrong))} of at least .*, came {next(iter(wrong.values()))}"
     ):
         numbers.loader(**wrong)
 
@@ -105,12 +109,21 @@ def test_a_reader_that_is_none_of_all_is_refused(numbers: Dataset, wrong: dict[s
         numbers.loader().divide(**wrong)
 
 
-@pytest.mark.parametrize("name", ["seed", "epoch", "window", "batch_size", "part", "parts"])
-@pytest.mark.parametrize("wrong", [1.0, "1"])
+@pytest.mark.parametrize("name", ["seed", "epoch", "window", "batch_size", "part", "parts", "prefetch_bytes"])
+@pytest.mark.parametrize("wrong", [1.0, "1", True])
 def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: object) -> None:
     """A seed of 7.0 would be of another order than one of 7."""
     with pytest.raises(BadInput, match=f"expected {name} to be a whole number, came {wrong!r}"):
         numbers.loader(**{"seed": 1, name: wrong})
+
+
+@pytest.mark.parametrize("name", ["patience", "idle_seconds"])
+@pytest.mark.parametrize("wrong", ["1", None, True])
+def test_seconds_that_are_none_are_refused(numbers: Dataset, name: str, wrong: object) -> None:
+    with pytest.raises(BadInput, match=f"expected {name} to be a number of seconds, came {wrong!r}"):
+        numbers.stream(**{name: wrong})
+    with pytest.raises(BadInput, match="expected idle_seconds to be a number of seconds"):
+        numbers.query("SELECT 1", idle_seconds=wrong)  # type: ignore[arg-type]  # that is the point
 
 
 @pytest.mark.parametrize("columns", [["id", "x", "id"], ["id", "ID"]])

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hanse.errors import AccessRevoked, Busy, HanseError, QuotaSpent, StreamFailed, Unreachable
@@ -87,6 +88,22 @@ def test_items_come_in_order_and_the_error_after_them() -> None:
     assert [next(found) for _ in range(50)] == list(range(50))
     with pytest.raises(Busy):
         next(found)
+
+
+@pytest.mark.parametrize("nbytes", [10, "10"], ids=["by its items", "by its queue"])
+def test_whatever_fails_where_is_read_ahead_is_raised_where_it_is_waited_for(nbytes: Any) -> None:
+    found = ahead(iter([10, 10, "ten"]), nbytes=nbytes, size=lambda item: item)
+    taken: list[Any] = []
+
+    def take() -> None:
+        with pytest.raises(TypeError):
+            taken.extend(found)
+        taken.append("raised")
+
+    reader = threading.Thread(target=take, daemon=True)
+    reader.start()
+    reader.join(60)
+    assert taken[-1] == "raised"
 
 
 @pytest.mark.parametrize(
