@@ -63,7 +63,8 @@ class _Piece:
 
 
 class Loader:
-    """Arrow record batches of `batch_size` rows (the last may have fewer), for reader `part` of `parts`.
+    """Arrow record batches of `batch_size` rows (the last may have fewer), for reader `part` (from 0) of `parts`, both
+    or none: then for one that has them all.
 
     `datasets`: one, or several with the same columns, which are mixed block by block. `seed`: None keeps the stored
     order; `window`: rows within a block are permuted too, in runs of that many, which are held in memory. `epoch`
@@ -82,14 +83,14 @@ class Loader:
         seed: int | None = None,
         window: int = 0,
         epoch: int = 0,
-        part: int = 0,
-        parts: int = 1,
+        part: int | None = None,
+        parts: int | None = None,
         prefetch_bytes: int = _PREFETCH_BYTES,
         patience: float = SECONDS,
         codec: str = "",
         progress: bool = False,
     ) -> None:
-        part, parts = orders.reader(part, parts)
+        share = orders.chosen(part, parts)
         batch_size = None if batch_size is None else orders.number("batch_size", batch_size)
         seed = None if seed is None else orders.number("seed", seed)
         window, epoch = orders.number("window", window), orders.number("epoch", epoch)
@@ -108,7 +109,7 @@ class Loader:
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()
         self._order = Order(_identity(self.plans), sum(len(plan.blocks) for plan in self.plans), seed, epoch, window)
-        self._part, self._parts = part, parts
+        self._part, self._parts = share or (0, 1)
         self._share: Share | None = None  # where the last batch that was given ended
         self._base = Progress()
         self._pending: Share | None = None  # a loaded state that the next iteration begins with

@@ -49,6 +49,19 @@ def reader(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) 
     return part, parts
 
 
+def chosen(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) -> tuple[int, int] | None:
+    """As `reader`; None where neither is given. BadInput for one without the other: whoever forgets which one it is
+    would have the rows of the first."""
+    if part is None and parts is None:
+        return None
+    if part is None or parts is None:
+        one, all_of_them = said
+        raise BadInput(
+            f"expected {one} and {all_of_them} together, or neither; came {one}={part}, {all_of_them}={parts}"
+        )
+    return reader(part, parts, said=said)
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What fixes the sequence. `identity` stands for snapshots and plans. No seed: the blocks as they are stored."""

@@ -23,11 +23,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from hanse.client import Dataset
 from hanse.errors import BadInput, HanseError
 from hanse.loaders.loader import Loader, Slice, whole
-from hanse.loaders.order import number, reader
+from hanse.loaders.order import chosen, number, reader
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
 
 _WORKERS_MAX = 4096  # of one DataLoader
+_SAID = ("rank", "world")
 _RANK = ("RANK", "WORLD_SIZE")  # as torchrun names them in the environment
 
 
@@ -219,8 +220,7 @@ def dataset(
     """
     if "part" in options or "parts" in options:
         raise BadInput("expected rank and world; the parts follow from them and from the workers")
-    if (rank is None) != (world is None):
-        raise BadInput(f"expected rank and world together, or neither; came rank={rank}, world={world}")
+    ranks = chosen(rank, world, said=_SAID)
     if blobs not in BLOBS:
         raise BadInput(f"expected blobs to be one of {', '.join(BLOBS)}, came {blobs!r}")
     if form is not None and not callable(form):
@@ -233,7 +233,6 @@ def dataset(
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
     if state is not None:
         loader.load_state_dict(state)
-    ranks = None if rank is None else reader(rank, world, said=("rank", "world"))
     way = Way(blobs) if form is None and not shapes else None
     made = partial(tensors, shapes=shapes, blobs=blobs) if form is None else partial(_joined, form)
     return Batches(loader, form=made, ranks=ranks, way=way)

@@ -98,6 +98,7 @@ def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[st
         ({"part": 2, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; came 2"),
         ({"part": -1, "parts": 2}, "expected part to be from 0 to 1, as parts is 2; came -1"),
         ({"part": 0, "parts": 0}, "expected parts to be at least 1, came 0"),
+        ({"part": True, "parts": 2}, "expected part to be a whole number, came True"),
     ],
     ids=str,
 )
@@ -109,12 +110,19 @@ def test_a_reader_that_is_none_of_all_is_refused(numbers: Dataset, wrong: dict[s
         numbers.loader().divide(**wrong)
 
 
+@pytest.mark.parametrize("alone", [{"parts": 2}, {"part": 0}], ids=str)
+def test_which_reader_and_how_many_are_said_together(numbers: Dataset, alone: dict[str, int]) -> None:
+    """All who forget which one they are would have the same rows."""
+    with pytest.raises(BadInput, match=r"expected part and parts together, or neither; came part=\w+, parts=\w+"):
+        numbers.loader(**alone)
+
+
 @pytest.mark.parametrize("name", ["seed", "epoch", "window", "batch_size", "part", "parts", "prefetch_bytes"])
 @pytest.mark.parametrize("wrong", [1.0, "1", True])
 def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: object) -> None:
     """A seed of 7.0 would be of another order than one of 7."""
     with pytest.raises(BadInput, match=f"expected {name} to be a whole number, came {wrong!r}"):
-        numbers.loader(**{"seed": 1, name: wrong})
+        numbers.loader(**{"seed": 1, "part": 0, "parts": 1, name: wrong})
 
 
 @pytest.mark.parametrize("name", ["patience", "idle_seconds"])
