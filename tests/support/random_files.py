@@ -23,7 +23,7 @@ NAMES = [
     "id", "age", "country", "image", "größe", "a b", "a.b", "x.image", "it's", 'say "so"', "hanse_end", "hanse.at",
     "r_0", "CamelCase", "UPPER", "select", "per%cent", "a/b", "src", "rowid", "C1", "_1", "*", "1", "naïve", "e\u0301",
 ]  # fmt: skip
-ODD = ["", "a,b", " padded ", "C0", "tab\tname"]  # that cannot be asked for by their name, or are refused
+ODD = ["v0", "a,b", " padded ", "C0", "tab\tname"]  # that cannot be asked for by their name, or the engine gives itself
 RESERVED = ["file_row_number", "File_Index", "FILENAME", "filename"]
 PAIRS = [("image", "IMAGE"), ("Age", "age"), ("größe", "GRÖSSE"), ("straße", "strasse")]
 
@@ -65,9 +65,8 @@ class Files:
 
     @property
     def refused(self) -> bool:
-        """Whether two names differ in nothing but case, or one is empty."""
-        names = {one.name.casefold() for one in self.columns}
-        return len(names) < len(self.columns) or "" in names
+        """Whether two names differ in nothing but case."""
+        return len({one.name.casefold() for one in self.columns}) < len(self.columns)
 
 
 def write(rng: random.Random, folder: Path, rare: Sequence[Kind], *, wide: int = 0, tiny: bool = False) -> Files:
@@ -150,7 +149,7 @@ def _names(rng: random.Random, count: int) -> list[str]:
     if rng.random() < 0.02:
         names[:2] = rng.choice(PAIRS)
     if rng.random() < 0.02:
-        names[:2] = ["", "C0"]  # which is what the engine calls the first, where it is
+        names[:2] = ["v0", "C0"]  # as the engine calls a first column without a name
     return rng.sample(names, count)
 
 

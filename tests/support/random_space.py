@@ -267,7 +267,7 @@ class Space:
                 raise
             return None
         if files.refused:
-            raise Different("names that differ in case only, or an empty one, were registered")
+            raise Different("names that differ in case only were registered")
         return found
 
     async def _world(self, files: Files, name: str) -> World:
