@@ -7,6 +7,7 @@ Every error is ours: a store's words may hold addresses and keys.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ _HEADS_MAX = 32  # more objects than this are asked for by listing
 _AT_ONCE = 8
 _LISTED = 1000
 _CONNECT, _READ = "5s", "30s"
+_UNFIT = re.compile(r'Path "(.+)"(?: contained|: Encountered)', re.DOTALL)  # as the library names what is no path
 
 
 def split(path: str) -> tuple[str, str]:
@@ -28,6 +30,10 @@ def split(path: str) -> tuple[str, str]:
     if not path.startswith(SCHEME) or not bucket or len(path) > 2048 or any(ord(letter) < 32 for letter in path):
         raise BadInput(f"expected s3://bucket/key or s3://bucket/prefix/, came {path[:200]!r}")
     return bucket, key
+
+
+class _KeyUnfit(BadInput):
+    """A listing has a key that the library takes for no path: it gives none of the others then."""
 
 
 class Objects:
@@ -156,10 +162,14 @@ async def _check_each(client: Any, wanted: Mapping[str, FileRef]) -> None:
 
 async def _check_listed(client: Any, wanted: Mapping[str, FileRef]) -> None:
     left = dict(wanted)
-    async for meta in _listed(client, _common(list(wanted))):
-        ref = left.pop(meta["path"], None)
-        if ref is not None and not _same(ref, meta):
-            raise _changed()
+    try:
+        async for meta in _listed(client, _common(list(wanted))):
+            ref = left.pop(meta["path"], None)
+            if ref is not None and not _same(ref, meta):
+                raise _changed()
+    except _KeyUnfit:  # of an object that somebody put beside them
+        await _check_each(client, left)
+        return
     if left:
         raise _changed()
 
@@ -203,6 +213,11 @@ def _refused(error: Exception, *, changed: bool = False) -> NoReturn:
         raise _changed() from None
     if isinstance(error, FileNotFoundError):
         raise NotFound("there is no such object or bucket; check the path") from None
+    if isinstance(error, theirs.InvalidPathError) and (key := _UNFIT.search(str(error))):
+        raise _KeyUnfit(
+            "expected keys whose parts are not empty, `.` or `..`, and without control characters, came "
+            f"{key[1][:200]!r}; rename that object, or name a prefix that it is not below"
+        ) from None
     if isinstance(error, (theirs.PermissionDeniedError, theirs.UnauthenticatedError)):
         raise SourceUnreadable(
             "the object store does not let the connector read there; let the operator check its credentials",

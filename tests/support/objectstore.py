@@ -14,8 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 import obstore
 import yaml
@@ -27,6 +31,7 @@ from tests.support.ports import free_range
 KEY, SECRET = "AKIAHANSETESTKEY", "s3cr3t-canary-of-the-object-store"
 BUCKET = "research"
 _START_SECONDS = 60
+_WHEN = "Sat, 01 Nov 2025 10:00:00 GMT"
 _PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
           "s3.port", "s3.port.grpc")  # fmt: skip
 
@@ -78,6 +83,40 @@ def server() -> Iterator[Server]:
         process.kill()
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming(keys: set[str]) -> Iterator[Server]:
+    """A store that has empty objects of any keys, also of such as the server's file system could not hold, and lists
+    and tells of them only. The set may change meanwhile."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            prefix = parse_qs(urlsplit(self.path).query)["prefix"][0]
+            there = "".join(
+                f"<Contents><Key>{escape(key)}</Key><LastModified>2025-11-01T10:00:00.000Z</LastModified>"
+                f"<ETag>&quot;1&quot;</ETag><Size>0</Size></Contents>"
+                for key in sorted(keys) if key.startswith(prefix)
+            )  # fmt: skip
+            body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{there}</ListBucketResult>".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.send_response(200 if unquote(self.path).removeprefix(f"/{BUCKET}/") in keys else 404)
+            for name, value in (("ETag", '"1"'), ("Content-Length", "0"), ("Last-Modified", _WHEN)):
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing of it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as listening:
+        Thread(target=listening.serve_forever, daemon=True).start()
+        yield Server(f"http://127.0.0.1:{listening.server_port}", Path())
+        listening.shutdown()
 
 
 def _wait(running: Server, process: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import os
+import re
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 import pytest_asyncio
 
 from connector.dataplane.jobs import version_relation
+from connector.datasets.connections import Connections
+from connector.datasets.objects import Objects
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable, VersionChanged
 from connector.query.job import Job, Limits, Range, Ranges
 from tests.support import data, objectstore
@@ -176,6 +179,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[HanseError], str]] = {
     "a bucket that nobody allowed": ("s3://other/t.parquet", {}, BadInput, "bucket_not_allowed"),
     "a store that nobody knows": ("s3://research/t.parquet", {"store": "x"}, BadInput, "store_unknown"),
     "a key with steps upwards": ("s3://research/one/../one/t.parquet", {}, BadInput, "bad_input"),
+    "a key with an empty part": ("s3://research/one//t.parquet", {}, BadInput, "bad_input"),
+    "a prefix with an empty part": ("s3://research/one//", {}, BadInput, "bad_input"),
     "no bucket": ("s3:///t.parquet", {"store": "archive"}, BadInput, "bad_input"),
     "not parquet": ("s3://research/probe", {}, SourceUnreadable, "not_parquet"),
 }
@@ -188,6 +193,22 @@ async def test_what_cannot_be_registered_is_refused_by_code(s3: objectstore.Serv
     with pytest.raises(kind) as raised:
         await archive.add("refused", path, "s3", **options)
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize("unfit", ["p/a//b.parquet", "p//_SUCCESS", "p/./b.parquet", "p/../b", 'p/"/a\nb'])
+async def test_an_object_that_cannot_be_listed_is_named_and_ends_no_read_of_others(tmp_path: Path, unfit: str) -> None:
+    keys = {f"p/{number:02}.parquet" for number in range(40)}
+    with objectstore.naming(keys) as store:
+        objects = Objects(Connections(store.connections(tmp_path)))
+        name, refs = await objects.find(f"s3://{objectstore.BUCKET}/p/", store="", suffixes=(".parquet",))
+        keys.add(unfit)
+        await objects.check(refs, store=name)
+        with pytest.raises(BadInput, match=re.escape(f"came {unfit!r}; rename that object")) as raised:
+            await objects.find(f"s3://{objectstore.BUCKET}/p/", store="", suffixes=(".parquet",))
+        assert raised.value.code == "bad_input"
+        keys.remove("p/39.parquet")
+        with pytest.raises(VersionChanged):
+            await objects.check(refs, store=name)
 
 
 @pytest.mark.parametrize(
