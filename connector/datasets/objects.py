@@ -60,7 +60,7 @@ class Objects:
         found = []
         async for meta in _listed(client, prefix):
             place = meta["path"].removeprefix(prefix)
-            if _is_data(place, suffixes):
+            if _is_data(place, suffixes) and not await _is_folder(client, meta):
                 found.append(_ref(bucket, meta, place))
             if len(found) > FILES_MAX:
                 raise BadInput(f"expected at most {FILES_MAX} objects under {path!r}; merge small ones first")
@@ -199,6 +199,18 @@ def _same(ref: FileRef, meta: Mapping[str, Any]) -> bool:
 def _is_data(place: str, suffixes: Sequence[str]) -> bool:
     parts = PurePosixPath(place).parts
     return place.lower().endswith(tuple(suffixes)) and not any(part.startswith((".", "_")) for part in parts)
+
+
+async def _is_folder(client: Any, meta: Mapping[str, Any]) -> bool:
+    """Whether this stands for a folder, as Hadoop and consoles leave them: the library leaves out the `/` that the key
+    ends with."""
+    if meta["size"]:
+        return False
+    try:
+        await _head(client, meta["path"])
+    except NotFound:
+        return True
+    return False
 
 
 def _changed() -> VersionChanged:

@@ -211,6 +211,14 @@ async def test_an_object_that_cannot_be_listed_is_named_and_ends_no_read_of_othe
             await objects.check(refs, store=name)
 
 
+@pytest.mark.parametrize(("path", "below"), [("p/", "t.parquet/"), ("p/t.parquet/", "")])
+async def test_what_stands_for_a_folder_is_no_object(tmp_path: Path, path: str, below: str) -> None:
+    with objectstore.naming({"p/t.parquet/", "p/t.parquet/none.parquet/", "p/t.parquet/part.parquet"}) as store:
+        objects = Objects(Connections(store.connections(tmp_path)))
+        _, refs = await objects.find(f"s3://{objectstore.BUCKET}/{path}", store="", suffixes=(".parquet",))
+    assert [ref.name for ref in refs] == [f"{below}part.parquet"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "code"),
     [({"secret": "another-canary-secret"}, "store_refused"), ({"endpoint": "http://127.0.0.1:9"}, "store_unreachable")],
