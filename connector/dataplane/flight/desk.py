@@ -294,7 +294,7 @@ class Desk:
         )
 
     async def _looked_at(self, tickets: Sequence[Ticket], size: int, work: Callable[[], _T]) -> _T:
-        """What `work` finds in a text of such a size: as the gate's where it is long, as hostile text takes its time."""
+        """What `work` finds in a text of such a size. As the gate's where it is long: hostile text takes its time."""
         return work() if size <= _SHORT else await self._reads.judging.judge(tickets[0].consumer, work)
 
     async def _rows(self, wanted: Mapping[str, Any], tickets: tuple[Ticket, ...]) -> Asked:
