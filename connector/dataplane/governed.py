@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from policies.enforce.sql import Prepared
 
 _log = logger("dataplane")
-_PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _STOPPED = {
     gate.REVOKED: REVOKED,
     gate.EXPIRED: EXPIRED,
@@ -66,7 +64,6 @@ class GovernedStream:
         self._first: Frame | Part | None = None  # taken from the source and not let through yet
         self._failed: HanseError | None = None  # what the source said where nobody could end the stream
         self._quota = ""  # the rule behind the one that is spent
-        self._tell_at = time.monotonic() + _PROGRESS_SECONDS
 
     @property
     def over(self) -> bool:
@@ -108,15 +105,13 @@ class GovernedStream:
         """The batch after the one that `parts` gave last, where it lies in files and passes the gate as things stand.
 
         For a transport that sends spans in a thread, and called there, while `parts` waits: a batch costs no way
-        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up, and
-        now and then to note what has left.
+        through the event loop then. None where that has to look: at the end, a refusal, a quota to be filled up.
         """
         try:
             part = self._result.at_once() if isinstance(self._result, Passed | Spread | Mixed) else None
             if part is None:
                 return None
-            due = time.monotonic() >= self._tell_at
-            if due or not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
+            if not isinstance(part.payload, InFiles) or self._stopped_by(part) is not None:
                 self._first = part
                 return None
         except Exception as error:  # noqa: BLE001  as in `parts`
@@ -161,9 +156,6 @@ class GovernedStream:
             short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
             await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
             filled = grant
-        if time.monotonic() >= self._tell_at:
-            self._tell_at = time.monotonic() + _PROGRESS_SECONDS
-            self._reads.tell_progress(self.id, rows=self.rows, nbytes=self.bytes)
         return None
 
     def _stopped_by(self, frame: Frame | Part) -> tuple[Grant, str] | None:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # the SQL parser behind it is loaded with the first read, not
 
 _T = TypeVar("_T")
 _log = logger("dataplane")
+PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _LONGEST = 24 * 3600.0
 _END_SECONDS = 30.0  # how long an end waits for a database that is away, and
@@ -98,6 +99,7 @@ class Reads:
             metrics.streams.set_function(lambda: len(self._live))
         self._running: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._noting: asyncio.Task[None] | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.draining = ""  # the reason, once no new reads are taken
@@ -223,11 +225,27 @@ class Reads:
         event = records.refused(asked, error, grants)
         await self._kept(self._store.refused(event))
 
-    def tell_progress(self, read_id: str, *, rows: int, nbytes: int) -> None:
-        """Note what has left, for the record that a crash would leave behind; nobody waits for it."""
-        self._spawn(
-            self._store.write(lambda tx: tx.reads.progress(read_id, instance=self._instance, rows=rows, nbytes=nbytes))
-        )
+    async def note(self, left: Mapping[str, tuple[int, int]]) -> None:
+        """Note the rows and bytes that have left of each of these reads, for the record that a crash leaves behind."""
+
+        def work(tx: Transaction) -> None:
+            for read_id, (rows, nbytes) in left.items():
+                tx.reads.progress(read_id, instance=self._instance, rows=rows, nbytes=nbytes)
+
+        await self._store.write(work)
+
+    async def _note_progress(self) -> None:
+        """While reads run, note those that have gone on, in one commit for all of them: by time, as the reader of the
+        last batch may take as long for it as for all before."""
+        noted: dict[str, tuple[int, int]] = {}
+        while self._live:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            left = {read_id: (one.rows, one.bytes) for read_id, one in self._live.items() if one.batches}
+            gone_on = {read_id: much for read_id, much in left.items() if noted.get(read_id) != much}
+            if gone_on:
+                with suppress(HanseError):  # a database that is away hears it the next time
+                    await self.note(gone_on)
+                    noted = left
 
     async def drain(self, reason: str, *, seconds: float = 5.0) -> None:
         """No new reads; running ones end at their next batch or before their first, with a reason. Back when their ends
@@ -327,6 +345,8 @@ class Reads:
             async with self.origin.source(asked, grants, job, spans=spans, begun=beginning) as result:
                 stream = GovernedStream(self, asked, grants, prepared, result, records.applied(prepared, charged))
                 self._live[asked.query_id] = stream
+                if self._noting is None or self._noting.done():
+                    self._noting = asyncio.get_running_loop().create_task(self._note_progress())
                 await _settled_groups(stream, prepared, begun)
                 yield stream
         except BaseException as error:

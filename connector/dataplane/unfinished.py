@@ -42,6 +42,6 @@ def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> ReadEnded:
         **body,
         outcome="broken",
         code="interrupted",
-        reason="the connector ended in mid-read; at least this much had left",
+        reason="the connector ended in mid-read; at least this much had been let through",
         detail={"rows": rows, "bytes": nbytes},
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,21 +202,52 @@ async def test_revocation_stops_it_at_the_next_batch(running: Provider, tmp_path
         assert (stream.end.status, stream.end.reason) == ("revoked", "enough")
 
 
-async def test_what_a_thread_sends_is_noted_now_and_then(running: Provider, tmp_path: Path) -> None:
-    """For the record that a crash leaves behind: a read from files may take an hour, and all of it go in one call."""
+async def test_what_has_left_is_noted_by_time(
+    running: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the record that a crash leaves behind: whoever sends it, and whether anything follows or not."""
+
+    async def noted() -> list[tuple[int, int]]:
+        return await running.store.read(lambda tx: [(one.rows, one.bytes) for one in tx.reads.left_by("")])
+
+    monkeypatch.setattr("connector.dataplane.stream.PROGRESS_SECONDS", 0.05)
+    await settled(running)
     asked, _, _ = await agreed(running, tmp_path)
     async with running.reads.open(asked, spans=True) as stream:
         parts = stream.parts()
-        await anext(parts)
-        await asyncio.sleep(0.3)  # the next ones have come
-        stream._tell_at = 0.0
-        assert await asyncio.to_thread(stream.following) is None
-        await anext(parts)
-        await until(lambda: not running.reads._tasks)
-        noted = await running.store.write(lambda tx: [(one.rows, one.bytes) for one in tx.reads.left_by("")])
-        assert noted == [(stream.rows, stream.bytes)]
-        assert stream.batches == 2
+        for batches in (1, 2, 3):
+            async with asyncio.timeout(60):
+                if batches == 2:  # in a thread, when it has come
+                    while await asyncio.to_thread(stream.following) is None:
+                        await asyncio.sleep(0.01)
+                else:
+                    await anext(parts)
+                assert stream.batches == batches
+                while await noted() != [(stream.rows, stream.bytes)]:
+                    await asyncio.sleep(0.01)
         await parts.aclose()
+
+
+async def test_only_what_has_gone_on_is_written(
+    running: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[set[str]]()
+
+    async def note(left: Mapping[str, tuple[int, int]]) -> None:
+        told.append(set(left))
+
+    monkeypatch.setattr("connector.dataplane.stream.PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr(running.reads, "note", note)
+    asked, _, _ = await agreed(running, tmp_path)
+    one, other = (dataclasses.replace(asked, query_id=name) for name in "ab")
+    async with running.reads.open(one) as first, running.reads.open(other) as second:
+        for number, stream in enumerate((first, second), 1):
+            parts = stream.parts()
+            await anext(parts)
+            await until(lambda wanted=number: len(told) == wanted)
+            await asyncio.sleep(0.1)  # and no more comes
+            await parts.aclose()
+    assert told == [{"a"}, {"b"}]
 
 
 # A worker that is not itself any more.
