@@ -229,12 +229,27 @@ def _snapshot(
     the server's count."""
     with _connected(database) as con:
         leave.connection = con
+        source = f"{quote_name(schema)}.{quote_name(table)}"
+        _lock(con, source)
         columns = _columns_of(con, schema, table, scale)
         shown = ", ".join(_shown(column) for column in columns)
-        source = f"{quote_name(schema)}.{quote_name(table)}"
         form = f"FORMAT csv, NULL {quote_text(_NULL)}, FORCE_QUOTE *, ENCODING 'UTF8'"
         statement = f"COPY (SELECT {shown} FROM {source}) TO STDOUT ({form})".encode()  # noqa: S608  quoted
         return columns, _copied(con, statement, draft, leave)
+
+
+def _lock(con: psycopg.Connection[Any], source: str) -> None:
+    """Keep what is read (all partitions, and a view's tables) from being emptied or rewritten, as reading does; but
+    before the transaction's moment is chosen, which is at the first look into a table. For what was emptied or
+    rewritten after that moment has no rows of before.
+
+    Where there is nothing of the name, whoever asks for its columns tells. Materialized views and foreign tables cannot
+    be locked so, and need it not: what was refreshed has its rows at every moment, and foreign rows are nobody's here.
+    """
+    from psycopg import errors as e
+
+    with suppress(e.WrongObjectType, e.UndefinedTable, e.InvalidSchemaName), con.transaction():
+        con.execute(f"LOCK TABLE {source} IN ACCESS SHARE MODE".encode())
 
 
 def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: _Leave) -> int:

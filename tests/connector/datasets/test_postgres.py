@@ -250,6 +250,46 @@ async def test_a_table_that_others_lock_is_told_as_that(
     assert raised.value.code == "table_locked"
 
 
+STOCKED = (  # 100 rows each
+    "DROP TABLE IF EXISTS stock, parted CASCADE",
+    "CREATE TABLE stock AS SELECT i AS n FROM generate_series(1, 100) i",
+    "CREATE TABLE parted (y integer, n integer) PARTITION BY LIST (y)",
+    "CREATE TABLE parted_2 PARTITION OF parted FOR VALUES IN (2)",
+    "INSERT INTO parted SELECT 2, n FROM stock",
+    "CREATE VIEW stock_over AS SELECT n FROM parted JOIN stock USING (n)",
+    "CREATE MATERIALIZED VIEW kept AS SELECT n FROM stock",
+)
+RELOADED = "TRUNCATE {0}; INSERT INTO {0} SELECT 2, i FROM generate_series(1, 50) i"
+REPLACED = {  # what is registered, what others do to it meanwhile, and the rows that are there then
+    "a table": ("stock", "TRUNCATE stock; INSERT INTO stock SELECT i FROM generate_series(1, 50) i", 50),
+    "a table with one column more": ("stock", "ALTER TABLE stock ADD at timestamptz DEFAULT clock_timestamp()", 100),
+    "a table with partitions": ("parted", RELOADED.format("parted_2"), 50),
+    "a view": ("stock_over", RELOADED.format("parted_2"), 50),
+    "a view that is refreshed": ("kept", "DELETE FROM stock WHERE n > 50; REFRESH MATERIALIZED VIEW kept", 50),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(REPLACED))
+async def test_what_is_replaced_while_a_registration_waits_for_it_is_read_as_it_is_then(
+    url: str, owner: Owner, name: str
+) -> None:
+    path, replacing, rows = REPLACED[name]
+    run(url, *STOCKED)
+    with psycopg.connect(url) as con:
+        con.execute(replacing.encode())
+        work = asyncio.ensure_future(owner.add(name.replace(" ", "_"), f"postgres://registry/{path}"))
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'hanse' AND wait_event_type = 'Lock'"
+        async with asyncio.timeout(20):
+            while not _asked(url, waiting):
+                await asyncio.sleep(0.02)
+    assert (await work).profile["rows"] == rows
+
+
+def _asked(url: str, question: str) -> Any:
+    with psycopg.connect(url) as con:
+        return (con.execute(question.encode()).fetchone() or (None,))[0]
+
+
 def _database(folder: Path) -> list[Path]:
     return list(folder.glob("owner.db*"))
 
