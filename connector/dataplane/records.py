@@ -26,7 +26,7 @@ def applied(prepared: Prepared, charged: Charged | None = None) -> tuple[str, ..
         hidden = len(contract.schema.columns) - len(contract.columns)
         told = [
             "row filter" if contract.row_filter is not None else "",
-            f"{hidden} columns withheld" if hidden else "",
+            f"{hidden} column{'s' * (hidden != 1)} withheld" if hidden else "",
             *(f"{mask.column} masked ({mask.kind})" for mask in contract.masks),
             _figures(contract, charged),
         ]

@@ -13,7 +13,7 @@ def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Seque
     """The plan as lines; `actual` are the owners' figures of a run (EXPLAIN ANALYZE), `missing` those without any."""
     figures = {str(one["fragment"]): one for one in actual}
     owners = plan.owners()
-    lines = [f"query over {', '.join(owners)}; {len(plan.fragments)} fragments; mode {plan.mode.value}"]
+    lines = [f"query over {', '.join(owners)}; {_many(len(plan.fragments), 'fragment')}; mode {plan.mode.value}"]
     known = [fragment.nbytes for fragment in plan.fragments if fragment.nbytes is not None]
     if len(known) == len(plan.fragments):
         lines[0] += f"; about {picture.size(sum(known))} expected to travel"
@@ -32,17 +32,21 @@ def text(plan: Plan, *, actual: Sequence[Mapping[str, Any]] = (), missing: Seque
 
 def _fragment(fragment: Fragment, actual: Mapping[str, Any] | None) -> list[str]:
     shown = ", ".join(fragment.datasets)
-    head = f"{fragment.id} at {fragment.owner}: {fragment.kind} of {shown}, {len(fragment.outputs)} columns"
+    head = f"{fragment.id} at {fragment.owner}: {fragment.kind} of {shown}, {_many(len(fragment.outputs), 'column')}"
     if fragment.rows is not None:
-        head += f", about {_rounded(fragment.rows):,} rows expected"
+        head += f", about {_many(_rounded(fragment.rows), 'row')} expected"
     if actual is not None:
-        head += f"; came {actual['rows']:,} rows, {actual['bytes']:,} bytes in {actual['ms']} ms"
+        head += f"; came {_many(actual['rows'], 'row')}, {actual['bytes']:,} bytes in {actual['ms']} ms"
         head += ", groups withheld" if actual.get("withheld") else ""
     lines = [head, f"    {fragment.sql}"]
     lines += [f"    pushed: {'; '.join(fragment.pushed)}"] if fragment.pushed else []
     lines += [f"    keys: {key.column} from {key.source}.{key.output}" for key in fragment.keys]
     lines += ["    only groups that are large enough at this owner"] if fragment.aggregate_only else []
     return lines
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _rounded(rows: int) -> int:

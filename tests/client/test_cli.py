@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -479,6 +480,23 @@ def test_an_answer_is_written_in_every_format(
         assert ran.out == ""
 
 
+def test_guarded_csv_has_no_text_that_a_spreadsheet_takes_for_a_formula(run: Run, served: Connector) -> None:
+    rows = {"=a": ["=1+1", "-x", "b", None], "n": [-1, 2, 3, 4], "d": [Decimal("-1.5")] * 4, "l": [[1]] * 4}
+    answer = pa.RecordBatch.from_pydict(rows)
+    served.routes["POST", "/queries"] = chunked(ipc([answer], complete(4), schema=answer.schema))
+    plain = run("query", "SELECT 1", "-f", "csv").out.splitlines()
+    guarded = run("query", "SELECT 1", "-f", "csv", "--guard").out.splitlines()
+    assert plain[:2] == ['"=a","n","d","l"', '"=1+1",-1,"-1.5","[1]"']
+    assert guarded == ['"\'=a","n","d","l"', '"\'=1+1",-1,"-1.5","[1]"', '"\'-x",2,"-1.5","[1]"', *plain[3:]]
+    assert "expected --guard beside csv, came json" in run("query", "SELECT 1", "-f", "json", "--guard").err
+
+
+def test_a_yes_that_is_on_its_way_is_said_to_be(run: Run, served: Connector) -> None:
+    for pending, expected in (("ContractAgreementMessage", True), ("", False)):
+        served.routes["POST", "/negotiations/n1/approve"] = {**NEGOTIATION, "pending": pending}
+        assert ("your yes is on its way" in run("approve", "n1").err) is expected
+
+
 @pytest.mark.parametrize("how", [[], ["--explain"], ["--analyze"]], ids=str)
 def test_a_question_has_the_limits_that_are_given(run: Run, served: Connector, how: list[str]) -> None:
     served.routes["POST", "/queries"] = {"text": "here"} if how else chunked(ANSWER)
@@ -695,7 +713,7 @@ def test_an_evidence_file_is_verified_without_a_connector(run: Run, tmp_path: Pa
 def test_evidence_of_no_record_is_said_to_be_that(run: Run, served: Connector, tmp_path: Path) -> None:
     for name, records, warned in (("none.zip", "0 records", True), ("extract.zip", "6 records", False)):
         served.routes["GET", "/audit/export"] = (200, (CASES / name).read_bytes())
-        ended = run("audit", "export", str(tmp_path / name), "--actor", "nobody")
+        ended = run("audit", "export", "-o", str(tmp_path / name), "--actor", "nobody")
         assert ended.code == 0
         assert records in ended.err
         assert ("no record fits" in ended.err) is warned
@@ -705,14 +723,14 @@ def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tm
     data = (CASES / "whole.zip").read_bytes()
     served.routes["GET", "/audit/export"] = (200, data)
     target = tmp_path / "e.zip"
-    assert run("audit", "export", str(target), "--outcome", "refused").code == 0
+    assert run("audit", "export", "-o", str(target), "--outcome", "refused").code == 0
     assert served.asked[-1].query == {"outcome": "refused"}
     assert target.read_bytes() == data
-    assert run("audit", "export", str(target)).code == 1
+    assert run("audit", "export", "-o", str(target)).code == 1
     served.routes["GET", "/audit/export"] = (200, b"<html>")
-    assert "sent no evidence file" in run("audit", "export", str(tmp_path / "f.zip")).err
+    assert "sent no evidence file" in run("audit", "export", "-o", str(tmp_path / "f.zip")).err
     served.routes["GET", "/audit/export"] = (503, {"code": "busy", "detail": "no room"})
-    assert run("audit", "export", str(tmp_path / "f.zip")).code == 1
+    assert run("audit", "export", "-o", str(tmp_path / "f.zip")).code == 1
     assert list(tmp_path.glob("*f.zip*")) == []
 
 

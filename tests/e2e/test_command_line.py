@@ -123,7 +123,7 @@ def test_a_day_at_the_command_line(running: Running, run: As, tmp_path: Path) ->
     assert {"AgreementConcluded", "ReadStarted", "ReadEnded", "AgreementRevoked"} <= {row["kind"] for row in reads}
     evidence, key = tmp_path / "evidence.zip", tmp_path / "log.vkey"
     key.write_text(done(run("west", "audit", "key")).out)
-    done(run("west", "audit", "export", str(evidence)))
+    done(run("west", "audit", "export", "-o", str(evidence)))
     done(run("west", "audit", "verify", str(evidence), "--key", str(key)))
     changed = bytearray(evidence.read_bytes())
     changed[changed.index(b"the season is over")] ^= 1

@@ -73,7 +73,9 @@ def key() -> None:
 
 @commands.command()
 def export(
-    output: Annotated[Path, typer.Argument(help="The evidence file to write (zip).")] = Path("evidence.zip"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The evidence file to write (zip).")] = Path(
+        "evidence.zip"
+    ),
     kind: Kind = "",
     actor: Actor = "",
     agreement: Agreement = "",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, cell, console, meanwhile, print_json, print_rows, print_table, progress, say, size
+from hanse.cli.out import (
+    AsJson,
+    cell,
+    console,
+    meanwhile,
+    number_of,
+    print_json,
+    print_rows,
+    print_table,
+    progress,
+    say,
+    size,
+)
 from hanse.errors import BadInput, HanseError
 
 if TYPE_CHECKING:
@@ -26,10 +40,15 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "parquet", "arrow", "arrows")  # IANA's endings: arrow a file, arrows a stream
 _SHOWN_MAX = 200  # rows that a table shows,
+_GUARDED = "csv, guarded"
+_FORMULA = "^[=+\\-@\t\r\n]"  # what a spreadsheet takes for the start of a formula
 _LETTERS_MAX = 2**22  # and letters of them: laying out a table takes a hundred times their memory
 
 Purpose = Annotated[str, typer.Option(help="What for, e.g. dpv:ScientificResearch.")]
 Format = Annotated[str, typer.Option("--format", "-f", help=f"{', '.join(FORMATS)}; else by the file, or table.")]
+Guard = Annotated[
+    bool, typer.Option("--guard", help="In CSV, an apostrophe before text that a spreadsheet takes for a formula.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of the screen.")]
 
 
@@ -61,11 +80,12 @@ def query(
         typer.Option(help="Where answers carry noise: what each owner's may cost of its budget; else a tenth."),
     ] = None,
     format_: Format = "",
+    guard: Guard = False,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question over datasets of any owners that you have agreements with, named "owner".dataset."""
-    format_ = _format("json" if as_json else format_, output)
+    format_ = _format("json" if as_json else format_, output, guard=guard)
     text = sys.stdin.read() if sql == "-" else sql
     connected = space()
     limits = {"seconds": seconds, "rows": rows, "bytes": sent}
@@ -103,7 +123,8 @@ def _asked(connected: Space, sql: str, **more: Any) -> Stream:
 
 def told(progress: Mapping[str, Any]) -> str:
     """How a question fares, owner by owner, in one line."""
-    parts = [f"{one['owner']} {one['rows']:,} rows, {size(one['bytes'])}" for one in progress.get("owners", [])]
+    owners = progress.get("owners", [])
+    parts = [f"{one['owner']} {number_of(one['rows'], 'row')}, {size(one['bytes'])}" for one in owners]
     parts += [f"without {one['owner']}" for one in progress.get("missing", [])]
     waiting = dict.fromkeys(str(one["owner"]) for one in progress.get("waiting", []))
     parts += [f"{owner} ..." for owner in waiting]
@@ -118,10 +139,11 @@ def stream(
     rows: Annotated[int | None, typer.Option(help="At most this many rows.", min=1)] = None,
     batch_rows: Annotated[int | None, typer.Option(help="Rows in a batch.", min=1)] = None,
     format_: Format = "",
+    guard: Guard = False,
     output: Output = None,
 ) -> None:
     """Stream the rows of a dataset that an agreement allows; agrees first where there is no agreement yet."""
-    format_ = _format(format_, output)
+    format_ = _format(format_, output, guard=guard)
     got = space().agree(dataset, purpose=purpose)
     if format_ == "parquet":
         _check_plan(got, column or [], where)
@@ -130,8 +152,8 @@ def stream(
     _deliver(answer, format_=format_, output=output, total=rows)
 
 
-def _format(format_: str, output: Path | None) -> str:
-    """The format to write. BadInput where it cannot be written: before anything is asked, as each read is counted."""
+def _format(format_: str, output: Path | None, *, guard: bool) -> str:
+    """The writer to use. BadInput where it cannot be written: before anything is asked, as each read is counted."""
     chosen = format_ or (output.suffix.lstrip(".") if output is not None else "table")
     chosen = {"ndjson": "json", "jsonl": "json", "feather": "arrow", "pq": "parquet"}.get(chosen, chosen)
     if chosen not in FORMATS or (chosen == "table" and output is not None):
@@ -141,7 +163,9 @@ def _format(format_: str, output: Path | None) -> str:
         raise BadInput(f"{chosen} is binary: give --output, or send it into a pipe")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise BadInput(f"expected a file in a directory that is there as --output, came {output}")
-    return chosen
+    if guard and chosen != "csv":
+        raise BadInput(f"expected --guard beside csv, came {chosen}: no other format is opened as formulas")
+    return _GUARDED if guard else chosen
 
 
 def _check_plan(got: Dataset, columns: list[str], where: str) -> None:
@@ -165,7 +189,7 @@ def _deliver(answer: Stream, *, format_: str, output: Path | None, total: int | 
             with _sink(output) as sink:
                 _WRITERS[format_](answer.schema, batches, sink)
     if output is not None:
-        say(f"{output}: {answer.rows if total is None else min(answer.rows, total):,} rows")
+        say(f"{output}: {number_of(answer.rows if total is None else min(answer.rows, total), 'row')}")
     for rule in answer.end.get("policy", []):
         say(f"by agreement: {rule}")
 
@@ -196,8 +220,8 @@ def _sink(output: Path | None) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
 
 
-def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
-    """Of one column missing values are `""`: most readers pass over an empty line."""
+def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes], *, guard: bool = False) -> None:
+    """Of one column missing values are `""`: most readers pass over an empty line. `guard`: no text is a formula."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -205,12 +229,27 @@ def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) 
 
     alone = len(schema) == 1
     shown = [kind if said.is_plain(kind) and not alone else pa.string() for kind in schema.types]
-    kinds = pa.schema(list(zip(schema.names, shown, strict=True)))
+    names = [f"'{name}" if guard and re.match(_FORMULA, name) else name for name in schema.names]
+    kinds = pa.schema(list(zip(names, shown, strict=True)))
     with csv.CSVWriter(sink, kinds) as writer:
         for batch in batches:
             columns = [said.fields(one).cast(kind) for one, kind in zip(batch.columns, shown, strict=True)]
+            columns = [_guard(one, kind) for one, kind in zip(columns, schema.types, strict=True)] if guard else columns
             columns = [one.fill_null("") for one in columns] if alone else columns
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=kinds))
+
+
+def _guard(shown: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column of CSV, an apostrophe before what would be a formula. Numbers stay numbers, below zero too."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from hanse.cli import said
+
+    if said.is_plain(kind) or pa.types.is_decimal(kind):
+        return shown
+    formula = pc.fill_null(pc.match_substring_regex(shown, _FORMULA), False)
+    return pc.if_else(formula, pc.binary_join_element_wise("'", shown, ""), shown)
 
 
 def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes]) -> None:
@@ -289,6 +328,7 @@ def _arrows(schema: pa.Schema, batches: Iterator[pa.RecordBatch], sink: IO[bytes
 _CHECKS: dict[str, Callable[[Any], None]] = {"json": _check_json, "parquet": _check_parquet}
 _WRITERS: dict[str, Callable[[Any, Iterator[Any], IO[bytes]], None]] = {
     "csv": _csv,
+    _GUARDED: partial(_csv, guard=True),
     "json": _json,
     "parquet": _parquet,
     "arrow": _arrow,

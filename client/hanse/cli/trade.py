@@ -162,6 +162,8 @@ def approve(
     """Say yes: agree as provider, accept an offer or verify an agreement as consumer."""
     row = space().api.post(f"/negotiations/{segment(negotiation)}/approve", {})
     print_one(row, {"id": "id", "state": "state"}, as_json=as_json)
+    if row.get("pending") and not as_json:
+        say("your yes is on its way: the state moves on when the other side has it; see with `hanse negotiations`")
 
 
 def reject(

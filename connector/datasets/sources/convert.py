@@ -89,7 +89,7 @@ def lines_unreadable(bad: Sequence[dict[str, Any]], *, allowed: int, of_many: bo
     """The refusal of a source with these lines, each as `left_out` of a report has it."""
     told = ", ".join(_told(one, of_many=of_many) for one in bad[:_BAD_LINES_TOLD])
     return SourceUnreadable(
-        f"expected at most {allowed} unreadable lines, came {len(bad)} or more: {told}; "
+        f"expected at most {allowed} unreadable line{'s' * (allowed != 1)}, came {len(bad)} or more: {told}; "
         "correct the file or its options",
         code="lines_unreadable",
         lines=bad[:BAD_LINES_SHOWN],

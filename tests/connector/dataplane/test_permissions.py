@@ -13,6 +13,7 @@ import pytest_asyncio
 from connector.dataplane.asked import STREAM
 from connector.dataplane.asked import Asked as Read
 from connector.dataplane.owner import Asked, OwnersView
+from connector.dataplane.records import applied
 from connector.usage.facts import Known, party_facts
 from policies.evaluate import Facts
 from policies.model import Constraint, Duty, Policy, Rule
@@ -171,3 +172,11 @@ async def test_an_owner_sees_what_the_party_would_see_through_its_own_permission
     shown = await view._shown(dataset, version, two, facts, asked, "offer", by="test", now=2e9)
     assert [column["name"] for column in shown["columns"]] == ["id"]
     assert shown["columns_shown"] == ["id"]
+
+
+@pytest.mark.parametrize(("hidden", "told"), [(["name"], "1 column withheld"), (["name", "gap"], "2 columns withheld")])
+async def test_what_a_policy_withholds_is_counted(hidden: list[str], told: str) -> None:
+    bench = gate.Bench()
+    table = gate.schema(id="BIGINT", gap="BIGINT", name="VARCHAR")
+    bench.add("clinic", "numbers", "src", gate.contract(table, atom("ds:columnDeny", "isNoneOf", *hidden)))
+    assert applied(bench.prepare("SELECT id FROM numbers")) == (f"numbers: {told}",)

@@ -405,7 +405,7 @@ async def test_csv_lines_with_more_faults_than_are_told_of_are_too_many(pool: Po
     path.write_text("a,b\n" + "1,2\n" * 50 + "1,2" + ",3" * 500 + "\n" + "1\n" * 9)
     relation = data.relation("csv", path, tmp_path, skip_bad_lines=1)
     job = Job(kind="convert", relations={"t": relation}, arguments={"target": str(tmp_path / "out.parquet")})
-    with pytest.raises(HanseError, match="at most 1 unreadable lines, came 1 or more: line 52"):
+    with pytest.raises(HanseError, match="at most 1 unreadable line, came 1 or more: line 52"):
         await pool.ask(job)
 
 

@@ -19,7 +19,7 @@ from hanse.flow import Access, Name
 
 from connector.errors import HanseError, QueryInvalid, Refused
 from connector.query import explain, parse
-from connector.query.federation import Layout, Mode, TableInfo
+from connector.query.federation import Column, Layout, Mode, TableInfo
 from connector.query.plan import plan
 from connector.query.rules import RULES
 from tests.load.random_federated import Owners, check, wrong
@@ -45,6 +45,14 @@ def test_a_dataset_is_named_so_that_sql_can_be_written_with_it(word: str) -> Non
     shown = TableInfo("north", word, (), agreement="").shown
     assert parse.datasets(parse.read(f"SELECT count(*) AS n FROM {shown}")) == (("north", word),)
     assert Dataset(Space("http://localhost", ""), Access(Name("north", word), "", "", "", "")).sql_name == shown
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, "1 row expected"), (2, "2 rows expected")])
+def test_a_plan_says_one_of_what_there_is_one_of(count: int, told: str) -> None:
+    tables = {("north", "t"): TableInfo("north", "t", (Column("id", "BIGINT"),), rows=count)}
+    shown = explain.text(plan('SELECT id FROM "north".t', tables))
+    assert "1 fragment;" in shown
+    assert f"1 column, about {told}" in shown
 
 
 def test_every_rule_has_cases() -> None:
