@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from connector.datasets.sources.files import quote_name
 from connector.errors import QueryInvalid
+from connector.query.federation import Column, GridInfo, TableInfo
+from connector.query.plan import plan
 from policies.columns import fold
 from policies.errors import QueryRefused
 from tests.support import gate
@@ -100,6 +102,15 @@ def test_columns_with_letters_outside_ascii_are_asked_for_as_any_others(
     ran = clinics.ask(sql)
     assert columns in (None, ran.columns)
     assert ran.rows == (rows or [(1, 6)])
+
+
+def test_figures_over_groups_are_asked_for_by_such_names() -> None:
+    columns = tuple(Column(name, "BIGINT") for name in ("Ämter", "Ärzte", "Öl"))
+    grid = GridInfo(("Ämter",), ("Ärzte",), 5, entity="Öl")
+    sql = 'SELECT Ämter, count(DISTINCT Öl), avg(Ärzte) FROM "north".k WHERE Ämter > 3 GROUP BY Ämter'
+    (fragment,) = plan(sql, {("north", "k"): TableInfo("north", "k", columns, grid=grid)}).fragments
+    assert fragment.aggregate_only
+    assert "GROUP BY" in fragment.sql
 
 
 def test_a_column_that_differs_in_such_a_letter_is_unknown_and_those_that_are_there_are_told(
