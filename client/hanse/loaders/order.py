@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import random
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -186,6 +187,8 @@ def to_state(order: Order, where: Share | Progress) -> dict[str, Any]:
 
 def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
     """What `to_state` wrote; BadInput for anything else."""
+    if not isinstance(state, Mapping):
+        raise BadInput(f"expected a state that state_dict() gave, came {reprlib.repr(state)}")
     try:
         if state["hanse"] != _VERSION:
             raise ValueError(f"version {state['hanse']}")
@@ -198,7 +201,9 @@ def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
         mark = None if state["mark"] is None else Mark(**state["mark"])
         ended = bool(state.get("ended"))
         return order, Share(base, int(state["part"]), int(state["parts"]), int(state["done"]), mark, ended)
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise BadInput(f"expected a state that state_dict() gave, came one without {error}") from None
+    except (AttributeError, TypeError, ValueError) as error:
         raise BadInput(f"expected a state that state_dict() gave, came another form: {error}") from None
 
 
@@ -210,7 +215,7 @@ def merge(states: Any) -> dict[str, Any]:
     """
     found = [of_state(state) for state in _inside(states)]
     if not found:
-        raise BadInput("expected states that state_dict() gave, came none")
+        raise BadInput(f"expected states that state_dict() gave, found none in {reprlib.repr(states)}")
     order = found[0][0]
     if any(other != order for other, _ in found):
         raise BadInput("expected states of one epoch of one plan, with one seed; came different ones")

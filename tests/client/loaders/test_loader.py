@@ -125,6 +125,23 @@ def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: o
         numbers.loader(**{"seed": 1, "part": 0, "parts": 1, name: wrong})
 
 
+@pytest.mark.parametrize("way", ["stream", "loader"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"columns": [1]}, "expected columns as a list of their names, .*, came 1"),
+        ({"columns": None}, "expected columns as a list of their names, an empty one for all of them, came None"),
+        ({"where": 5}, "expected where as a text such as .*, came 5"),
+    ],
+    ids=str,
+)
+def test_columns_and_conditions_that_are_no_texts_are_refused(
+    numbers: Dataset, way: str, wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        getattr(numbers, way)(**wrong)
+
+
 @pytest.mark.parametrize("name", ["patience", "idle_seconds"])
 @pytest.mark.parametrize("wrong", ["1", None, True])
 def test_seconds_that_are_none_are_refused(numbers: Dataset, name: str, wrong: object) -> None:
