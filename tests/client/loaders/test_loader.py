@@ -129,8 +129,8 @@ def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: o
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"columns": [1]}, "expected columns as a list of their names, .*, came 1"),
-        ({"columns": None}, "expected columns as a list of their names, an empty one for all of them, came None"),
+        ({"columns": [1]}, r"expected columns as a list of names such as .*, came \[1\]"),
+        ({"columns": None}, r"expected columns as a list of names such as .*, or \[\] for all, came None"),
         ({"where": 5}, "expected where as a text such as .*, came 5"),
     ],
     ids=str,
