@@ -49,7 +49,7 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
     if not asked.unfiltered or not asked.plain_scan or len(prepared.datasets) != 1:
         return ""
     contract = prepared.datasets[0].contract
-    touched = contract.row_filter is not None or contract.grid is not None or prepared.barrier
+    touched = contract.row_filter is not None or contract.grid is not None
     shown = {name for name in contract.columns if all(fold(name) != fold(m.column) for m in contract.masks)}
     return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
 

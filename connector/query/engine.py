@@ -415,7 +415,7 @@ def code_of(error: BaseException, *, asked: bool) -> str:
     """The code that stands for an engine's error; its text quotes values and never leaves the process.
 
     `asked`: the SQL is somebody's question, so a number that grows too large is their mistake and not ours. One code
-    for all of these, and only for what visible rows do: the gate's barrier keeps hidden ones away from the question.
+    for all of these, and only for what visible rows do: to the question hidden ones are NULL.
     """
     text = str(error)
     if asked and text.startswith(_MISTAKES):

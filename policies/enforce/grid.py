@@ -23,7 +23,7 @@ from policies.masks import texts
 class Layers:
     """The WITH queries of one grid, in order, and the name of the last, which queries read."""
 
-    ctes: tuple[tuple[str, exp.Select, bool], ...]  # name, query, materialised
+    ctes: tuple[tuple[str, exp.Select], ...]  # name, query
     name: str
     base: str
     cells: str
@@ -36,14 +36,13 @@ def layers(contract: DataContract, relation: str, maker: Maker) -> Layers:
     cells: the cells that may be shown. grid: the rows of base that lie in them.
     """
     base, units, cells, grid = (maker.token() for _ in range(4))
-    barrier = not wrap.plain(contract.row_filter)
     asked = of(contract)
-    made = [(base, base_rows(contract, relation, maker), barrier)]
+    made = [(base, base_rows(contract, relation, maker))]
     if asked.entity is not None:
-        made.append((units, _units(asked, base), False))
+        made.append((units, _units(asked, base)))
     source = units if asked.entity is not None else base
-    made.append((cells, _cells(asked, source, maker), False))
-    made.append((grid, _rows(asked, base, cells), False))
+    made.append((cells, _cells(asked, source, maker)))
+    made.append((grid, _rows(asked, base, cells)))
     return Layers(tuple(made), grid, base, cells)
 
 
@@ -61,14 +60,9 @@ def base_rows(contract: DataContract, relation: str, maker: Maker) -> exp.Select
     shown += [named_as(_clamped(contract, one, source, maker), one.column) for one in grid.measures]
     if grid.entity is not None:
         shown.append(named_as(wrap.stored(grid.entity, source), grid.entity))
-    if not shown:
-        shown = [named_as(exp.Literal.number(1), source)]
-    query = exp.select(*shown, copy=False).from_(wrap.relation_of(relation, source), copy=False)
-    condition = wrap.condition_of(contract, source, maker)
-    if condition is not None:
-        query.where(condition, copy=False)
+    query = wrap.let_through(shown, relation, source, wrap.condition_of(contract, source, maker), maker)
     if grid.entity is not None:
-        query.where(exp.Not(this=_is_null(wrap.stored(grid.entity, source))), copy=False)
+        query.where(exp.Not(this=_is_null(column_named(grid.entity))), copy=False)
     return query
 
 
@@ -245,7 +239,7 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
     if condition is not None:
         filtered.where(condition, copy=False)
     total = maker.token()
-    ctes = [*made.ctes, (total, filtered, False)]
+    ctes = [*made.ctes, (total, filtered)]
     figures = {
         "cells": _scalar(count_star(), _distinct_cells(grid, made.base, maker)),
         "cells_shown": _scalar(count_star(), table_named(made.cells)),
@@ -257,7 +251,7 @@ def report(contract: DataContract, relation: str, maker: Maker) -> tuple[exp.Sel
     }
     query = exp.select(*(named_as(value, name) for name, value in figures.items()), copy=False)
     query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
-    return query, tuple(name for name, _, _ in ctes)
+    return query, tuple(name for name, _ in ctes)
 
 
 def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tuple[exp.Select, tuple[str, ...]]:
@@ -274,10 +268,10 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
     changed, both, few = (maker.token() for _ in range(3))
     unit = count_star() if grid.entity is None else distinct_count(column_named(grid.entity))
     few_of = exp.select(named_as(unit.copy(), _N), copy=False).from_(table_named(changed), copy=False)
-    ctes = [*old.ctes, *new.ctes, (changed, exp.Union(this=gone, expression=come, distinct=False), False)]
+    ctes = [*old.ctes, *new.ctes, (changed, exp.Union(this=gone, expression=come, distinct=False))]
     if keys:
         cells = [exp.select(*(key.copy() for key in keys)).from_(table_named(name)) for name in (old.cells, new.cells)]
-        ctes.append((both, exp.Intersect(this=cells[0], expression=cells[1], distinct=True), False))
+        ctes.append((both, exp.Intersect(this=cells[0], expression=cells[1], distinct=True)))
         same = exp.and_(
             *(
                 exp.NullSafeEQ(this=wrap.stored(one.column, changed), expression=wrap.stored(one.column, both))
@@ -288,10 +282,10 @@ def changes(contract: DataContract, before: str, after: str, maker: Maker) -> tu
         few_of.group_by(*(wrap.stored(one.column, changed) for one in grid.dimensions), copy=False)
     few_of.having(exp.GT(this=unit.copy(), expression=exp.Literal.number(0)), copy=False)
     few_of.having(exp.LT(this=unit.copy(), expression=exp.Literal.number(grid.min_group)), copy=False)
-    ctes.append((few, few_of, False))
+    ctes.append((few, few_of))
     query = exp.select(named_as(_scalar(count_star(), table_named(few)), "cells"), copy=False)
     query.set("with_", exp.With(expressions=[cte(*one) for one in ctes]))
-    return query, tuple(name for name, _, _ in ctes)
+    return query, tuple(name for name, _ in ctes)
 
 
 def _minus(shown: Sequence[exp.Expr], one: str, other: str) -> exp.Except:
@@ -312,7 +306,7 @@ def _distinct_cells(grid: Grid, base: str, maker: Maker) -> exp.Expr:
     return exp.Subquery(this=query, alias=exp.TableAlias(this=exp.to_identifier(maker.token(), quoted=True)))
 
 
-def cte(name: str, query: exp.Query, materialised: bool) -> exp.CTE:
+def cte(name: str, query: exp.Query, *, materialised: bool = False) -> exp.CTE:
     alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
     return exp.CTE(this=query, alias=alias, materialized=materialised or None)
 

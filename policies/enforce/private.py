@@ -179,9 +179,9 @@ class _Split:
             query.group_by(*(grid.column_named(key) for key in self.keys), copy=False)
         source = grid.base_rows(self.contract, self.relation, self.maker)
         ctes = [
-            grid.cte(base, source, True),
-            grid.cte(drawn, self._drawn(base), False),
-            grid.cte(kept, self._ranked(drawn), False),
+            grid.cte(base, source, materialised=True),
+            grid.cte(drawn, self._drawn(base)),
+            grid.cte(kept, self._ranked(drawn)),
         ]
         query.set("with_", exp.With(expressions=ctes))
         return query, [self.relation, base, drawn, kept]

@@ -19,7 +19,6 @@ from policies.enforce import aggregate, bind, drawn, grid, private, rewrite, sta
 from policies.enforce.bind import Bound, Entry
 from policies.enforce.functions import ENGINE_FUNCTIONS
 from policies.enforce.private import Private
-from policies.enforce.quiet import quiet
 from policies.enforce.statement import DEFAULT, Caps, refuse
 from policies.enforce.wrap import Maker, Parameters
 from policies.vocabulary import ds, meant
@@ -56,8 +55,8 @@ class Prepared:
     """What may run: `sql` with named parameters `params`, which hold policy values and never go to a log.
 
     `names` and `functions` are what the recheck may see; `columns` the output; `datasets` those that are
-    read; `barrier`: a filter that the engine must not look through; `min_group`: an empty answer of an
-    aggregate-only query is refused with `min_group_size`, so that no cell and a small cell look the same.
+    read; `min_group`: an empty answer of an aggregate-only query is refused with `min_group_size`, so that no cell and
+    a small cell look the same.
     `units`: whether its groups are left out too where different units are not told.
     `private`: what a worker answers first, with noise; then `sql` reads that answer and nothing else.
     `given_on`: see `_given_on`.
@@ -71,7 +70,6 @@ class Prepared:
     functions: frozenset[str]
     columns: tuple[str, ...]
     datasets: tuple[Dataset, ...]
-    barrier: bool
     aggregate: bool
     min_group: int | None
     private: Private | None = None
@@ -115,7 +113,6 @@ def prepare(
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
-    wrapper.quiet = _quiet(tree, bound, used)
     if all(one.contract.grid is None for one in used):
         rewrite.spread(wrapper.nodes, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
@@ -168,14 +165,6 @@ def _check_streamed(tree: exp.Expr, bound: Bound) -> None:
 
 _STREAM = ds("stream")
 _STREAMED = frozenset({"expressions", "from_", "where", "limit"})
-
-
-def _quiet(tree: exp.Expr, bound: Bound, used: Sequence[Dataset]) -> bool:
-    """Whether nothing that is computed can fail over a row; of tables that are brought along no types are known."""
-    if all(one.contract.row_filter is None for one in used):
-        return True
-    brought = len({entry for _, entry in bound.tables}) > len(used)
-    return not brought and quiet(rewrite.every(tree), [one.contract for one in used])
 
 
 def _joins(used: Sequence[Dataset], bound: Bound, catalogue: dict[Entry, Dataset], tree: exp.Expr) -> None:
@@ -256,13 +245,10 @@ class _Wrapper:
         self.maker = maker
         self.names: list[str] = []
         self.ctes: list[exp.CTE] = []
-        self.barrier = False
         self.grid: DataContract | None = None
         self.cells = ""  # the grid's name
-        self.shared: dict[tuple[str, str], str] = {}
         self.nodes = rewrite.every(tree)
         self.asked = rewrite.safe(self.nodes)
-        self.quiet = False  # whether nothing that it computes can fail over a row
 
     def dataset(self, node: exp.Table, dataset: Dataset) -> None:
         contract = dataset.contract
@@ -274,15 +260,17 @@ class _Wrapper:
             return
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
         shown = [name for name in placed if self.asked is None or fold(name) in self.asked]
-        if wrap.plain(contract.row_filter):
-            if contract.row_filter is None or self.quiet:
-                query = wrap.rows(contract, dataset.relation, shown, self.maker)
-            else:
-                query = wrap.guarded(contract, dataset.relation, shown, self.maker, as_is=dataset.position)
-            node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
-            self.names.append(dataset.relation)
-        else:
-            self._point(node, self._barrier(dataset, shown))
+        given = self._given(node, shown)
+        query = wrap.rows(contract, dataset.relation, shown, self.maker, given=given)
+        node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
+        self.names.append(dataset.relation)
+
+    def _given(self, node: exp.Table, shown: Sequence[str]) -> list[str]:
+        """Those of the columns shown that the statement only gives on; none where their names are others around."""
+        looked_at, renamed = _looked_at(self.tree), node.args["alias"].args.get("columns")
+        if looked_at is None or renamed or node.parent is not self.tree.args.get("from_"):
+            return []
+        return [name for name in shown if fold(name) not in looked_at]
 
     def keys(self, node: exp.Table, keys: Keys) -> None:
         self.names.append(keys.relation)
@@ -302,27 +290,13 @@ class _Wrapper:
         node.set("this", exp.to_identifier(name, quoted=True))
         node.set("db", None)
 
-    def _barrier(self, dataset: Dataset, shown: Sequence[str]) -> str:
-        self.barrier = True
-        known = self.shared.get(dataset.name)
-        if known is None:
-            known = self.shared[dataset.name] = self.maker.token()
-            self._with(known, wrap.rows(dataset.contract, dataset.relation, shown, self.maker), materialised=True)
-            self.names.append(dataset.relation)
-        return known
-
     def _grid(self, dataset: Dataset) -> str:
         layers = grid.layers(dataset.contract, dataset.relation, self.maker)
-        for name, query, materialised in layers.ctes:
-            self.barrier = self.barrier or materialised
-            self._with(name, query, materialised=materialised)
+        for name, query in layers.ctes:
+            self.names.append(name)
+            self.ctes.append(grid.cte(name, query))
         self.names.append(dataset.relation)
         return layers.name
-
-    def _with(self, name: str, query: exp.Expr, *, materialised: bool) -> None:
-        self.names.append(name)
-        alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
-        self.ctes.append(exp.CTE(this=query, alias=alias, materialized=materialised or None))
 
 
 def _noisy(tree: exp.Expr, bound: Bound, used: Sequence[Dataset]) -> Dataset | None:
@@ -361,7 +335,6 @@ def _private(tree: exp.Expr, maker: Maker, bound: Bound, dataset: Dataset) -> Pr
         functions=ENGINE_FUNCTIONS,
         columns=bound.columns,
         datasets=(dataset,),
-        barrier=False,
         aggregate=True,
         min_group=None,
         private=asked,
@@ -385,7 +358,6 @@ def _prepared(
         functions=ENGINE_FUNCTIONS | own,
         columns=bound.columns,
         datasets=used,
-        barrier=wrapper.barrier,
         aggregate=coarse is not None,
         min_group=None if coarse is None else coarse.min_group,
         drawn=drawn,
@@ -395,18 +367,25 @@ def _prepared(
 
 
 def _given_on(tree: exp.Expr) -> frozenset[str]:
-    """The columns, by their folded names, that a stream of one dataset gives on as they are stored and looks at
-    nowhere: what their values are decides on nothing. None of a statement of any other form."""
-    given: set[str] = set()
-    other: set[str] = set()
-    for node in rewrite.every(tree) if _streams(tree, tree) else ():
+    """The columns, folded, that a stream of one dataset gives on as they are stored and looks at nowhere: what
+    their values are decides on nothing. None of a statement of any other form."""
+    if (looked_at := _looked_at(tree)) is None:
+        return frozenset()
+    return frozenset(fold(node.name) for node in tree.find_all(exp.Column)) - looked_at
+
+
+def _looked_at(tree: exp.Expr) -> set[str] | None:
+    """The names, folded, of what a stream of one dataset does more with than to give it on; None where the
+    statement is of any other form."""
+    found: set[str] = set()
+    for node in rewrite.every(tree) if _streams(tree, tree) else (tree,):
         if isinstance(node, exp.Query) and not (isinstance(node, exp.Subquery) or _streams(node, tree)):
-            return frozenset()
-        if isinstance(node, exp.Column):
-            (given if isinstance(node.parent, exp.Select) else other).add(fold(node.name))
+            return None
+        if isinstance(node, exp.Column) and not isinstance(node.parent, exp.Select):
+            found.add(fold(node.name))
         elif isinstance(node, exp.Alias):
-            other.add(fold(node.alias))
-    return frozenset(given - other)
+            found.add(fold(node.alias))
+    return found
 
 
 def _streams(select: exp.Expr, tree: exp.Expr) -> bool:
@@ -457,7 +436,6 @@ def _for_owner(tree: exp.Select, names: tuple[str, ...], maker: Maker, datasets:
         functions=ENGINE_FUNCTIONS | own,
         columns=tuple(output.alias for output in tree.expressions),
         datasets=datasets,
-        barrier=False,
         aggregate=True,
         min_group=None,
     )

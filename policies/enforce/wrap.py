@@ -1,16 +1,15 @@
 """The policy wrap: a contract as the SELECT that stands in place of its dataset (steps 5 of the gate).
 
 Row filter, masks and grid become a subquery over the physical relation; every value of the policy is a bound
-parameter. A user's predicate sees what comes out of it and nothing else: where it could tell of a hidden row by
-failing over it, such a row is NULL in every column (`guarded`), wherever the engine evaluates what. Must not know the
-user's query.
+parameter. A user's predicate sees what comes out of it and nothing else: a hidden row is NULL in every column
+(`let_through`), wherever the engine evaluates what. Must not know the user's query.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from typing import Any
@@ -49,51 +48,47 @@ class Maker:
     mask_key: bytes
 
 
-def plain(row_filter: RowFilter | None) -> bool:
-    """Whether the engine may look through the wrap: no filter, or a conjunction of comparisons on stored columns, most
-    of which it evaluates in the scan (federated-query, section 3.2; of others see `guarded`). Anything else is a
-    barrier."""
-    if row_filter is None or isinstance(row_filter, Comparison):
-        return True
-    return row_filter.connective == "and" and all(plain(member) for member in row_filter.members)
-
-
-def rows(contract: DataContract, relation: str, shown: Sequence[str], maker: Maker) -> exp.Select:
-    """The rows of `relation` that the contract lets through, with the columns `shown`, masked."""
+def rows(
+    contract: DataContract, relation: str, shown: Sequence[str], maker: Maker, *, given: Collection[str] = ()
+) -> exp.Select:
+    """The rows of `relation` that the contract lets through, with the columns `shown`, masked. `given`: those of them
+    that leave as they are, and that nothing else in the statement looks at."""
     source = maker.token()
     outputs = [_shown(contract, name, source, maker) for name in shown]
-    select = exp.Select(
-        expressions=outputs or [_output(exp.Literal.number(1), source)],
-        from_=exp.From(this=relation_of(relation, source)),
-    )
     condition = condition_of(contract, source, maker)
-    if condition is not None:
-        select.set("where", exp.Where(this=condition))
-    return select
+    return let_through(outputs, relation, source, condition, maker, given=given)
 
 
-def guarded(
-    contract: DataContract, relation: str, shown: Sequence[str], maker: Maker, *, as_is: str = ""
+def let_through(
+    outputs: Sequence[exp.Expr],
+    relation: str,
+    source: str,
+    condition: exp.Expr | None,
+    maker: Maker,
+    *,
+    given: Collection[str] = (),
 ) -> exp.Select:
-    """The same rows under a row filter. What is computed of one that is not let through, before it is left out, finds
-    NULL for each of its values. `as_is`: a column of ours, of which nothing is computed."""
-    source, around, kept = maker.token(), maker.token(), maker.token()
-    condition = condition_of(contract, source, maker)
-    assert condition is not None
+    """The outputs, computed of `relation` under the alias `source`, of its rows that fulfil the condition, if any.
+
+    Of a row that does not, they are NULL as well, but for those that are `given` on: the engine may look at an output
+    before it leaves the row out, in the scan and in joins it does, and by the time that this takes, or by an error,
+    would tell what is in the row.
+    """
+    looked_at = {output.alias_or_name for output in outputs}.difference(given)
+    if condition is None or not looked_at:
+        outputs = outputs or [_output(exp.Literal.number(1), source)]
+        where = None if condition is None else exp.Where(this=condition)
+        return exp.Select(expressions=outputs, from_=exp.From(this=relation_of(relation, source)), where=where)
+    around, kept = maker.token(), maker.token()
     inner = exp.Select(
-        expressions=[
-            *(_output(masked(contract, name, source, maker), name) for name in shown),
-            _output(condition, kept),
-        ],
-        from_=exp.From(this=relation_of(relation, source)),
+        expressions=[*outputs, _output(condition, kept)], from_=exp.From(this=relation_of(relation, source))
     )
-    values = [(name, stored(name, around)) for name in shown]
-    outputs = [
-        value if name == as_is else _output(exp.Case(ifs=[exp.If(this=stored(kept, around), true=value)]), name)
-        for name, value in values
-    ]
+    values = {output.alias_or_name: stored(output.alias_or_name, around) for output in outputs}
     return exp.Select(
-        expressions=outputs or [_output(exp.Literal.number(1), source)],
+        expressions=[
+            _output(exp.Case(ifs=[exp.If(this=stored(kept, around), true=value)]), name) if name in looked_at else value
+            for name, value in values.items()
+        ],
         from_=exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=_name(around)))),
         where=exp.Where(this=stored(kept, around)),
     )

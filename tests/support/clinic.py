@@ -34,7 +34,7 @@ CREATE TABLE vault AS SELECT '{SECRET}' AS secret;
 
 
 def bench() -> gate.Bench:
-    """people: two countries, ssn hidden, name hashed, phone nulled, salary rounded. visits: behind a barrier.
+    """people: two countries, ssn hidden, name hashed, phone nulled, salary rounded. visits: either of two.
     outcomes: aggregates over at least 10 persons. shared: the same name at two owners."""
     made = gate.Bench()
     made.connection.execute(TABLES)

@@ -37,8 +37,8 @@ READS: dict[str, tuple[Policy, str, tuple[str, ...], str]] = {
     "a filter": (under(FEW), "", ("image",), "id < 90"),
     "a condition": (OPEN, "name LIKE '%7'", ("image",), "name LIKE '%7'"),
     "both": (under(FEW), "note >= 30", ("image",), "id < 90 AND note >= 30"),
-    "a barrier": (under(EITHER), "", ("image",), "id < 20 OR note > 200"),
-    "a barrier and a condition": (under(EITHER), "id > 9", ("image",), "(id < 20 OR note > 200) AND id > 9"),
+    "an alternative": (under(EITHER), "", ("image",), "id < 20 OR note > 200"),
+    "an alternative and a condition": (under(EITHER), "id > 9", ("image",), "(id < 20 OR note > 200) AND id > 9"),
     "another column masked": (under(FEW, duties=[mask("null", "name")]), "", ("image",), "id < 90"),
     "the column looked at": (under(FEW), "image IS NOT NULL", (), "id < 90"),
     "the column masked": (under(FEW, duties=[WITHOUT]), "", (), "id < 90"),
@@ -89,6 +89,7 @@ async def test_what_leaves_is_what_the_policy_lets_out(
     expected = duckdb.sql(f"SELECT {shown} FROM whole WHERE {condition}")
     assert found.to_pylist() == expected.to_arrow_table().to_pylist()
     assert tuple(jobs[-1].given_on) == given_on
+    assert (" END AS " in jobs[-1].sql) is (where != "" and policy is not OPEN)  # it is NULL to the condition
 
 
 async def test_a_column_asked_for_twice_comes_twice(running: Provider) -> None:

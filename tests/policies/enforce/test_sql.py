@@ -39,16 +39,6 @@ def test_only_the_datasets_that_are_read_are_reported(bench: gate.Bench) -> None
     assert prepared.min_group is None
 
 
-def test_a_barrier_stands_once_however_often_the_dataset_is_read(bench: gate.Bench) -> None:
-    prepared = bench.prepare(
-        "select a.id from visits a join visits b using (id) where a.ward in (select ward from visits)"
-    )
-    assert prepared.barrier
-    assert prepared.sql.count("src_visits") == 1
-    assert prepared.sql.count("AS MATERIALIZED") == 1
-    assert len(prepared.names) == 2
-
-
 def test_random_names_differ_from_query_to_query(bench: gate.Bench) -> None:
     first, second = (bench.prepare("with w as (select * from visits) select id from w") for _ in range(2))
     assert set(first.names).isdisjoint(set(second.names) - {"src_visits"})
