@@ -82,19 +82,10 @@ def _whole_bins(type_: str, width: float) -> bool:
 def _binned(contract: DataContract, one: Dimension, source: str, maker: Maker) -> exp.Expr:
     value = wrap.masked(contract, one.column, source, maker)
     if one.width is None:
-        return _one_zero(value, wrap.type_of(contract, one.column))
+        return wrap.one_zero(value, wrap.type_of(contract, one.column))
     edge = wrap.binned(value, one.width, maker)
     type_ = wrap.type_of(contract, one.column)
-    return wrap.try_cast(edge, "BIGINT") if _whole_bins(type_, one.width) else edge
-
-
-def _one_zero(value: exp.Expr, type_: str) -> exp.Expr:
-    """Zero and the zero below it are one cell, which would be shown with the sign of its first row's."""
-    if columns.family(type_) != columns.FLOAT:
-        return value
-    # The engine takes `x + 0`, and 0 where x is 0, for x.
-    is_zero = exp.EQ(this=value.copy(), expression=exp.Literal.number(0))
-    return exp.Case(ifs=[exp.If(this=is_zero, true=exp.Abs(this=value.copy()))], default=value)
+    return wrap.try_cast(edge, "BIGINT") if _whole_bins(type_, one.width) else wrap.one_zero(edge, type_)
 
 
 def _clamped(contract: DataContract, one: Measure, source: str, maker: Maker) -> exp.Expr:

@@ -176,7 +176,7 @@ def _truncate(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
 def _round(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr:
     """Rounded in the column's own type; what does not fit becomes NULL: an error would tell of it."""
     digits = exp.Literal.number(int(mask.argument or 0))  # a parameter would hide the type's new scale
-    return try_cast(_never_fails(exp.Round(this=raw, decimals=digits)), type_)
+    return one_zero(try_cast(_never_fails(exp.Round(this=raw, decimals=digits)), type_), type_)
 
 
 def _never_fails(value: exp.Expr) -> exp.Expr:
@@ -188,7 +188,7 @@ def _generalise(raw: exp.Expr, mask: Mask, type_: str, maker: Maker) -> exp.Expr
         period = exp.Literal.string(mask.argument)
         raw = unplanned(raw) if mask.argument == "week" else raw
         return try_cast(_never_fails(exp.Anonymous(this="date_trunc", expressions=[period, raw])), type_)
-    return try_cast(binned(raw, float(mask.argument or 1), maker), type_)
+    return one_zero(try_cast(binned(raw, float(mask.argument or 1), maker), type_), type_)
 
 
 def binned(raw: exp.Expr, width: float, maker: Maker) -> exp.Expr:
@@ -196,6 +196,15 @@ def binned(raw: exp.Expr, width: float, maker: Maker) -> exp.Expr:
     step = maker.parameters.add(float(width))
     share = exp.Div(this=try_cast(raw, "DOUBLE"), expression=step)
     return exp.Mul(this=exp.Floor(this=share), expression=step.copy())
+
+
+def one_zero(value: exp.Expr, type_: str) -> exp.Expr:
+    """Zero for the zero below it, which is shown with the sign of what was rounded, or of a cell's first row."""
+    if columns.family(type_) != columns.FLOAT:
+        return value
+    # The engine takes `x + 0`, and 0 where x is 0, for x.
+    is_zero = exp.EQ(this=value.copy(), expression=exp.Literal.number(0))
+    return exp.Case(ifs=[exp.If(this=is_zero, true=exp.Abs(this=value.copy()))], default=value)
 
 
 _MASKS = {
