@@ -245,7 +245,7 @@ MANY = {**TEXT, "files": [{"name": "a.csv"}, {"name": "b.csv"}],
         "left_out": [{"file": 2, "line": 5, "column": None, "problem": "too many columns"}]}  # fmt: skip
 COPIED = {"left_out": [], "left_out_count": 0,
           "columns": [{"name": "age", "type": "BIGINT", "was": "oid", "note": "a number"}]}  # fmt: skip
-NOTED = {**COPIED, "columns": [{"name": "age", "type": "BIGINT", "note": "a number"}]}
+NOTED = {**COPIED, "note": "a part of it", "columns": [{"name": "age", "type": "BIGINT", "note": "a number"}]}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ NOTED = {**COPIED, "columns": [{"name": "age", "type": "BIGINT", "note": "a numb
         (TEXT, ["left out line 5 (too many columns), line 8 (age: cast), and 1,000 more", "column type", "age BIGINT"]),
         (MANY, ["left out line 5 of b.csv (too many columns), and 1,001 more"]),
         (COPIED, ["column type was note", "age BIGINT oid a number"]),
-        (NOTED, ["column type note", "age BIGINT a number"]),
+        (NOTED, ["note a part of it", "column type note", "age BIGINT a number"]),
     ],
 )
 def test_a_dataset_shows_what_its_conversion_made_of_it(

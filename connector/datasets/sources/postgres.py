@@ -43,6 +43,7 @@ _CONNECT_SECONDS = 10
 _STATEMENT_SECONDS = 4 * 3600
 _LOCK_SECONDS = 30
 _LEAVE_SECONDS = 10.0
+_SECURED = "row-level security applies to the connector's role: only the rows that it may see are in the dataset"
 _PIECE = 2**20
 _WORDS_MAX = 200
 _OF_VALUES = ("Conversion Error:", "Invalid Input Error:", "Out of Range Error:")  # of the engine
@@ -89,8 +90,7 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
 
 
 async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
-    """The options with the table's columns and number of rows in them, and the draft that holds these. The draft is
-    the caller's.
+    """The options with what `_snapshot` tells in them, and the draft that holds the rows. The draft is the caller's.
 
     NotFound where there is no such table, SourceUnreadable where the server does not let us.
     """
@@ -108,7 +108,7 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
         asyncio.to_thread(_snapshot, database, schema, table, draft, int(options["numeric_scale"]), leave)
     )
     try:
-        columns, rows = await asyncio.shield(work)
+        told = await asyncio.shield(work)
     except BaseException:
         await asyncio.to_thread(leave.now)
         await asyncio.wait([work], timeout=_LEAVE_SECONDS)  # whoever writes the draft has let go of it
@@ -116,8 +116,7 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
             work.exception()  # we know that it was left
         draft.unlink(missing_ok=True)
         raise
-    kept = {**options, "columns": [[c.name, c.was, c.type, c.element, c.note] for c in columns], "rows": rows}
-    return kept, (file_ref(str(draft), roots=(from_.drafts,)),)
+    return {**options, **told}, (file_ref(str(draft), roots=(from_.drafts,)),)
 
 
 def split(path: str) -> tuple[str, str, str]:
@@ -152,7 +151,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
             "nothing of it is kept; tell the connector's operator, as this is a fault of its own"
         )
     told = [{"name": c.name, "was": c.was, "type": c.type, "note": c.note} for c in columns]
-    return report | {"columns": told}
+    return report | {"columns": told} | ({"note": _SECURED} if options["secured"] else {})
 
 
 def _text_table(paths: Sequence[str], count: int) -> str:
@@ -222,11 +221,9 @@ def _unmappable(con: Any, text: str, columns: Sequence[Column]) -> list[str]:
     return found
 
 
-def _snapshot(
-    database: Database, schema: str, table: str, draft: Path, scale: int, leave: _Leave
-) -> tuple[list[Column], int]:
-    """Write the table into the draft, in one transaction of one moment; its columns, and how many rows there are by
-    the server's count."""
+def _snapshot(database: Database, schema: str, table: str, draft: Path, scale: int, leave: _Leave) -> dict[str, Any]:
+    """Write the table into the draft, in one transaction of one moment; its columns, how many rows there are by the
+    server's count, and whether it may have left out others, `secured` from us."""
     with _connected(database) as con:
         leave.connection = con
         source = f"{quote_name(schema)}.{quote_name(table)}"
@@ -235,7 +232,9 @@ def _snapshot(
         shown = ", ".join(_shown(column) for column in columns)
         form = f"FORMAT csv, NULL {quote_text(_NULL)}, FORCE_QUOTE *, ENCODING 'UTF8'"
         statement = f"COPY (SELECT {shown} FROM {source}) TO STDOUT ({form})".encode()  # noqa: S608  quoted
-        return columns, _copied(con, statement, draft, leave)
+        rows, secured = _copied(con, statement, draft, leave), _secured(con, source)
+    told = [[c.name, c.was, c.type, c.element, c.note] for c in columns]
+    return {"columns": told, "rows": rows, "secured": secured}
 
 
 def _lock(con: psycopg.Connection[Any], source: str) -> None:
@@ -264,6 +263,17 @@ def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: 
                 if file.tell() > _DRAFT_MAX:
                     raise SourceUnreadable(f"expected a table of at most {_DRAFT_MAX} bytes; register a view of a part")
         return cursor.rowcount
+
+
+def _secured(con: psycopg.Connection[Any], source: str) -> bool:
+    """Whether policies of row-level security apply to our role in what was read: the server refuses to go without."""
+    from psycopg import errors as e
+
+    with suppress(e.InsufficientPrivilege), con.transaction():
+        con.execute("SET LOCAL row_security = off")
+        con.execute(f"EXPLAIN SELECT * FROM {source}".encode())  # noqa: S608  quoted
+        return False
+    return True
 
 
 class _Leave:

@@ -201,6 +201,22 @@ async def test_a_view_an_empty_table_and_one_of_200_columns_are_tables_too(url: 
     assert (await owner.rows(wide_version, "SELECT c7 FROM t"))["c7"].to_pylist() == [7]
 
 
+async def test_an_owner_is_told_that_the_database_may_have_left_out_rows(url: str, owner: Owner) -> None:
+    run(
+        url,
+        "CREATE TABLE wards AS SELECT i AS n FROM generate_series(1, 9) i",
+        "CREATE POLICY few ON wards USING (n < 4)",
+        "CREATE VIEW all_wards AS SELECT n FROM wards",
+        "ALTER TABLE wards ENABLE ROW LEVEL SECURITY",
+        "GRANT SELECT ON wards, all_wards TO reader",
+    )
+    told = {}
+    for name, path in {"seen": "limited/wards", "mine": "registry/wards", "view": "limited/all_wards"}.items():
+        version = await owner.add(f"wards_{name}", f"postgres://{path}")
+        told[name] = version.profile["rows"], "row-level" in version.source["report"].get("note", "")
+    assert told == {"seen": (3, True), "mine": (9, False), "view": (9, False)}
+
+
 REFUSED: dict[str, tuple[str, type[HanseError], str]] = {
     "no such table": ("postgres://registry/nothing", NotFound, "not_found"),
     "a schema that nobody allowed": ("postgres://registry/pg_catalog/pg_authid", HanseError, "schema_not_allowed"),

@@ -226,7 +226,8 @@ def taken(folder: Path, rows: Sequence[Sequence[str]], *, told: int | None = Non
     with (folder / "draft.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
     columns = [["id", "integer", "INTEGER", "", ""], ["note", "text", "VARCHAR", "", ""]]
-    target, options = str(folder / "out.parquet"), {"columns": columns, "rows": len(rows) if told is None else told}
+    target, count = str(folder / "out.parquet"), len(rows) if told is None else told
+    options = {"columns": columns, "rows": count, "secured": False}
     with engine.connect() as con:
         con.execute("SET memory_limit = '64MB'")
         source("postgres").convert(con, [str(folder / "draft.csv")], options, target)

@@ -134,6 +134,7 @@ def _dataset(tx: Transaction) -> None:
         "report": {
             "left_out": [{"file": 2, "line": 7, "column": None, "problem": "too many columns"}],
             "left_out_count": 21,
+            "note": "<some> rows only",
             "files": [{"path": f"/data/p/{name}.csv", "name": f"{name}.csv"} for name in "ab"],
         },
         "asked_path": "/data/p",

@@ -101,8 +101,10 @@ async def test_every_page_is_well_formed_and_says_nothing_secret(
             assert secret not in answer.text, path
 
 
-async def test_a_dataset_says_which_lines_were_left_out(full: Console) -> None:
-    assert "21 unreadable lines: 7 of b.csv, ..." in (await full.get("/datasets/patients")).text
+async def test_a_dataset_says_which_lines_were_left_out_and_what_else_there_is_to_know(full: Console) -> None:
+    page = (await full.get("/datasets/patients")).text
+    assert "21 unreadable lines: 7 of b.csv, ..." in page
+    assert "&lt;some&gt; rows only" in page
 
 
 async def test_without_login_every_page_leads_to_the_login(full: Console) -> None:
