@@ -1,9 +1,11 @@
 """Which datasets a statement draws on in a way that may put several rows of them into one row of the answer.
 
-Rows are counted as they leave only where each row of the answer stands for one row of the dataset, which is there. What
-combines rows tells of several, and so does what asks that there be none: `NOT EXISTS` over a table of guesses that the
-caller brought answers, in a single row, which of a million guesses about all rows is right. `OFFSET` within it asks
-whether there are so many.
+Rows are counted as they leave only where each row of the answer stands for one row of the dataset, which is there: in
+statements of an allow-list of forms. What combines rows tells of several, and so does what asks that there be none:
+`NOT EXISTS` over a table of guesses that the caller brought answers, in a single row, which of a million guesses about
+all rows is right. So does the place of a row among the others: the row that comes after `OFFSET`, or that is the last
+of a LIMIT further in, is another one for each number of rows before it, which a join has made of all rows together.
+The first rows of the answer, in whatever order, are rows that the statement might have asked for by a condition.
 """
 
 from __future__ import annotations
@@ -14,32 +16,34 @@ from sqlglot import exp
 
 from policies.enforce import rewrite
 from policies.enforce.bind import Bound
-from policies.enforce.functions import AGGREGATES, WINDOW_ONLY
+from policies.enforce.functions import SCALARS
+from policies.enforce.nodes import OPERATORS
 
-_COMBINING: tuple[type[exp.Expr], ...] = (
-    exp.Group,
-    exp.Window,
-    exp.With,
-    exp.Union,
-    exp.Intersect,
-    exp.Except,
-    *AGGREGATES,
-    *WINDOW_ONLY,
-)
+# What leaves each row by itself, wherever it stands; and what orders and cuts the answer, at its top.
+_EACH: frozenset[type[exp.Expr]] = frozenset({
+    exp.Select, exp.From, exp.Table, exp.TableAlias, exp.Subquery, exp.Join, exp.Where, exp.Exists, exp.Distinct,
+    exp.Alias, exp.Column, exp.Identifier, exp.Star, exp.Ordered, exp.Paren, exp.Tuple, exp.Literal, exp.Boolean,
+    exp.Null, exp.Cast, exp.TryCast, exp.DataType, exp.DataTypeParam, exp.Interval, exp.Var, *OPERATORS, *SCALARS,
+})  # fmt: skip
+_AT_THE_TOP = frozenset({exp.Order, exp.Limit})
 
 
 def drawn(tree: exp.Expr, bound: Bound, counted: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
     """Of these datasets (owner, table), those that are drawn on so, and how often each stands in the statement."""
     if not counted:
         return {}
-    combines = any(isinstance(node, _COMBINING) for node in rewrite.every(tree))
+    each = all(_leaves_each(node, tree) for node in rewrite.every(tree))
     places: dict[tuple[str, str], list[exp.Table]] = {name: [] for name in counted}
     for node, entry in bound.tables:
         if (entry.owner, entry.table) in places:
             places[entry.owner, entry.table].append(node)
     return {
-        name: len(nodes) for name, nodes in places.items() if combines or len(nodes) > 1 or not all(map(_there, nodes))
+        name: len(nodes) for name, nodes in places.items() if not each or len(nodes) > 1 or not all(map(_there, nodes))
     }
+
+
+def _leaves_each(node: exp.Expr, tree: exp.Expr) -> bool:
+    return type(node) in _EACH or (type(node) in _AT_THE_TOP and node.parent is tree)
 
 
 def _there(table: exp.Expr) -> bool:
@@ -47,8 +51,6 @@ def _there(table: exp.Expr) -> bool:
     a condition that all rows of the answer meet."""
     node: exp.Expr | None = table
     while node is not None and (parent := node.parent) is not None:
-        if isinstance(node, exp.Select) and node.args.get("offset") is not None:
-            return False
         if isinstance(parent, exp.From | exp.Join):
             if not _keeps(parent, node):
                 return False

@@ -33,8 +33,9 @@ OPERANDS: tuple[Operand, ...] = (
         sources=("counter",),
         enforced_by="batch",
         help="Rows that may leave under one agreement, counted before they are sent. A query that combines rows "
-        "(aggregates, windows, a dataset twice), or asks for what has none (NOT EXISTS, an outer join to it), counts "
-        "as all rows of the dataset, and a question as one row at least.",
+        "(aggregates, windows, a dataset twice), asks for what has none (NOT EXISTS, an outer join to it), or passes "
+        "over rows (OFFSET, a LIMIT in a subquery), counts as all rows of the dataset, and a question as one row at "
+        "least.",
         sentence="the number of rows that leave the owner {op} {value}",
     ),
     Operand(
@@ -59,7 +60,8 @@ OPERANDS: tuple[Operand, ...] = (
         sources=("counter",),
         enforced_by="batch",
         help="Share of the dataset's rows that may leave under one agreement, in per cent. A query that combines "
-        "rows (aggregates, windows, a dataset twice) counts as all of them.",
+        "rows (aggregates, windows, a dataset twice), or passes over some (OFFSET, a LIMIT in a subquery), counts as "
+        "all of them.",
         sentence="the share of the dataset's rows that leave, in per cent, {op} {value}",
     ),
     Operand(

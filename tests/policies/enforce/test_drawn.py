@@ -11,7 +11,10 @@ from tests.support.gate import atom
 GUESSES = [Keys("c", "c_1", ("id", "k"))]
 ROW_BY_ROW = [
     "SELECT id FROM t",
-    "SELECT id FROM t ORDER BY id LIMIT 10 OFFSET 20",
+    "SELECT id FROM t ORDER BY id LIMIT 10",
+    "SELECT id FROM t WHERE g > 5000 LIMIT 1",
+    "SELECT DISTINCT upper(CAST(id AS VARCHAR)), g + 1 FROM t WHERE g BETWEEN 1 AND 2 OR id IN (3, 4)",
+    "SELECT t.id, c.k FROM t JOIN c ON t.id <= c.k ORDER BY c.k, t.id LIMIT 3",
     "(SELECT id FROM t)",
     "SELECT q.id FROM (SELECT * FROM t WHERE g > 1) AS q",
     "SELECT t.id FROM c JOIN t ON t.id <= c.k",
@@ -42,6 +45,21 @@ SEVERAL = [
     "SELECT k FROM c ANTI JOIN t ON t.id > c.k",
     "SELECT k FROM c WHERE EXISTS (SELECT 1 FROM t WHERE t.id = c.k OFFSET 9)",
     "SELECT k FROM c JOIN (SELECT id FROM t ORDER BY id LIMIT 1 OFFSET 9) AS q ON q.id > c.k",
+    "SELECT id FROM t ORDER BY id LIMIT 10 OFFSET 20",
+    "SELECT id FROM t WHERE g > 5000 ORDER BY id LIMIT 1 OFFSET 141",
+    "SELECT id FROM t OFFSET 141",
+    "SELECT c.k FROM t JOIN c ON (c.id = 0 AND c.k < CASE t.id WHEN 0 THEN t.g WHEN 1 THEN t.g * 2 ELSE 0 END) "
+    "OR (c.id = 1 AND t.id = 0) ORDER BY c.id, c.k LIMIT 1 OFFSET 262143",
+    "SELECT q.k FROM (SELECT c.id, c.k FROM t JOIN c ON (c.id = 0 AND c.k < t.g) OR (c.id = 1 AND t.id = 0) "
+    "ORDER BY c.id, c.k LIMIT 262144) AS q ORDER BY q.id DESC, q.k DESC LIMIT 1",
+    "SELECT q.id FROM (SELECT id FROM t LIMIT 9) AS q",
+    "SELECT k FROM c WHERE k IN (SELECT id FROM t ORDER BY g LIMIT 9)",
+    "SELECT k FROM c WHERE EXISTS (SELECT 1 FROM t WHERE t.id = c.k LIMIT 9)",
+    "SELECT max(id) FROM t",
+    "SELECT g FROM t GROUP BY g",
+    "SELECT row_number() OVER (ORDER BY id) FROM t",
+    "SELECT id FROM t UNION ALL SELECT k FROM c",
+    "WITH w AS (SELECT id FROM t) SELECT id FROM w",
     "SELECT c.k FROM c JOIN u ON EXISTS (SELECT 1 FROM t WHERE t.id = c.k)",
 ]
 
