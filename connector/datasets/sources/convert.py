@@ -15,7 +15,7 @@ from policies.columns import fold
 
 BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
-_GROUP_ROWS = 122_880
+_GROUP_ROWS, _GROUP_MB = 122_880, 32  # whichever comes first: the engine holds a group several times to write it
 _GZIP = 16 + zlib.MAX_WBITS
 _PIECE = 2**16
 _WHOLE = ("BIGINT", "DECIMAL(38, 0)")
@@ -105,7 +105,8 @@ def _told(bad: dict[str, Any], *, of_many: bool) -> str:
 def _copy(con: Any, shown: str, table: str, target: str) -> None:
     con.execute(
         f"COPY (SELECT {shown} FROM {table}) TO {quote_text(target)} "  # noqa: S608  quoted, ours
-        f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP_ROWS}, USE_TMP_FILE false)"
+        f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP_ROWS}, "
+        f"ROW_GROUP_SIZE_BYTES '{_GROUP_MB}MB', USE_TMP_FILE false)"
     )
 
 

@@ -254,6 +254,13 @@ def test_a_row_that_is_too_large_is_told_as_that_and_one_too_many_for_memory_as_
         taken(tmp_path, [["1", "x"], ["2", "x" * 2**20]])
 
 
+def test_long_texts_need_the_memory_of_some_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connector.datasets.sources.postgres._LINE_MAX", 2**20)
+    monkeypatch.setattr("connector.datasets.sources.convert._GROUP_MB", 4)
+    rows = [[str(number), f"{number}\n" * 1600] for number in range(10_000, 20_000)]  # 96 MB
+    assert taken(tmp_path, rows).num_rows == 10_000
+
+
 def test_a_table_of_which_there_are_other_rows_than_its_database_sent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceUnreadable, match="expected the 3 rows that the database sent, came 2"):
         taken(tmp_path, [["1", "x"], ["2", "y"]], told=3)
