@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources.files import quote_name, quote_text
-from connector.errors import SourceUnreadable
+from connector.errors import Busy, SourceUnreadable
 from policies.columns import fold
 
 BAD_LINES_SHOWN = 20
 _BAD_LINES_TOLD = 3
 _GROUP_ROWS, _GROUP_MB = 122_880, 32  # whichever comes first: the engine holds a group several times to write it
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _GZIP = 16 + zlib.MAX_WBITS
 _PIECE = 2**16
 _WHOLE = ("BIGINT", "DECIMAL(38, 0)")
@@ -103,10 +106,24 @@ def _told(bad: dict[str, Any], *, of_many: bool) -> str:
 
 
 def _copy(con: Any, shown: str, table: str, target: str) -> None:
-    con.execute(
-        f"COPY (SELECT {shown} FROM {table}) TO {quote_text(target)} "  # noqa: S608  quoted, ours
-        f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP_ROWS}, "
-        f"ROW_GROUP_SIZE_BYTES '{_GROUP_MB}MB', USE_TMP_FILE false)"
+    try:
+        con.execute(
+            f"COPY (SELECT {shown} FROM {table}) TO {quote_text(target)} "  # noqa: S608  quoted, ours
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP_ROWS}, "
+            f"ROW_GROUP_SIZE_BYTES '{_GROUP_MB}MB', USE_TMP_FILE false)"
+        )
+    except Exception as error:
+        if str(error).startswith("IO Error:") and any(words in str(error) for words in _FULL):
+            raise disk_full() from None
+        raise
+
+
+def disk_full() -> Busy:
+    """What an owner is told where the connector has no room for what it makes of a source."""
+    return Busy(
+        "the dataset cannot be written down at its connector; the operator must make room on the disk of its data "
+        "directory",
+        code="disk_full",
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connector.datasets.sources import Option
-from connector.datasets.sources.convert import write_parquet
+from connector.datasets.sources.convert import disk_full, write_parquet
 from connector.datasets.sources.files import FileRef, file_ref, quote_list, quote_name, quote_text
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable
 
@@ -109,12 +109,14 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
     )
     try:
         told = await asyncio.shield(work)
-    except BaseException:
+    except BaseException as error:
         await asyncio.to_thread(leave.now)
         await asyncio.wait([work], timeout=_LEAVE_SECONDS)  # whoever writes the draft has let go of it
         if work.done():
             work.exception()  # we know that it was left
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of the draft: those of the network are psycopg's
+            raise disk_full() from error
         raise
     return {**options, **told}, (file_ref(str(draft), roots=(from_.drafts,)),)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import resource
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -16,7 +17,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from connector.errors import Conflict, HanseError, NotFound, SourceUnreadable
+from connector.errors import Busy, Conflict, HanseError, NotFound, SourceUnreadable
 from tests.support import postgres
 from tests.support.owner import Owner, owning
 
@@ -299,6 +300,18 @@ async def test_what_is_replaced_while_a_registration_waits_for_it_is_read_as_it_
             while not _asked(url, waiting):
                 await asyncio.sleep(0.02)
     assert (await work).profile["rows"] == rows
+
+
+async def test_a_draft_for_which_there_is_no_room_is_told_as_that_and_gone(url: str, owner: Owner) -> None:
+    run(url, "CREATE TABLE large AS SELECT repeat('x', 1000) AS t FROM generate_series(1, 40000)")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 2**20, before[1]))
+    try:
+        with pytest.raises(Busy, match="make room on the disk") as raised:
+            await owner.add("large", "postgres://registry/large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (raised.value.code, _drafts(owner)) == ("disk_full", [])
 
 
 def _asked(url: str, question: str) -> Any:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connector.datasets.sources import guess, read_options, source
-from connector.errors import BadInput, SourceUnreadable
+from connector.errors import BadInput, Busy, SourceUnreadable
 from connector.query import engine
 from connector.query.job import Job
 from connector.query.written import Written
@@ -195,6 +195,15 @@ def test_csv_in_an_encoding_that_is_not_read_is_told_as_that(tmp_path: Path, nam
     text, encoding, told = ENCODED[name]
     with pytest.raises(SourceUnreadable, match=told):
         converted(tmp_path, "csv", text, encoding=encoding)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_full_disk_is_the_operators_and_no_fault_of_the_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(WRITTEN[kind])
+    with engine.connect() as con, pytest.raises(Busy, match="make room on the disk") as raised:
+        source(kind).convert(con, [str(path)], read_options(kind, {}), "/dev/full")
+    assert raised.value.code == "disk_full"
 
 
 SEVERAL_LINES = ("measured:", "-1,ok", "7,x", 'said "no"', '"', '","', "a,b,c", "", "ü😀", "x" * 90)
