@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ _TEXTS = {
     "decimal": "decimal_separator",
     "thousands": "thousands",
 }
+_MADE = re.compile(r"column\d+(_\d+)?")  # names of the engine's own
 _NO_FORM = ("Invalid Input Error: Error when sniffing file", "Invalid Input Error: CSV Error on Line")  # of the engine
 _NOT_ENCODED = "Invalid Input Error: File is not "
 _NOTHING = (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -84,7 +86,8 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     """
     check_gzip(paths)
     try:
-        return _converted(con, paths, options, target)
+        report = _converted(con, paths, options, target)
+        return noted(report, _nameless(con, paths, options, report))
     except Exception as error:
         if str(error).startswith(_NOT_ENCODED):
             raise _not_encoded(str(options.get("encoding") or ENCODINGS[0])) from None
@@ -248,6 +251,22 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
                 code="schemas_differ",
             )
     return len(first)
+
+
+def _nameless(con: Any, paths: Sequence[str], options: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, str]:
+    """What the owner is told of columns without a name, to which the engine gives one: as it stands in the first line,
+    where programs leave out that of row numbers."""
+    made = {column["name"]: column.get("note", "") for column in report["columns"] if _MADE.fullmatch(column["name"])}
+    if not made or not options.get("header", True):
+        return {}
+    given = {name: quote_text(str(options[option])) for option, name in _TEXTS.items() if options.get(option)}
+    path = next(path for path in paths if _start(path) not in _NOTHING)
+    there = _header(con, path, given)
+    return {
+        name: "; ".join(filter(None, ("named by us, as it has no name", note)))
+        for name, note in made.items()
+        if name not in there
+    }
 
 
 def _header(con: Any, path: str, options: Mapping[str, str]) -> list[str]:

@@ -177,6 +177,17 @@ def test_names_of_csv_that_differ_in_case_only_are_refused(tmp_path: Path, names
     assert converted(tmp_path, "csv", "a,a_1,b1,b2\n1,2,3,4\n")[0].column_names == ["a", "a_1", "b1", "b2"]
 
 
+@pytest.mark.parametrize("names", [",a,b", 'column0,"",b', "column0,column1,b"])
+def test_an_owner_is_told_which_column_of_csv_has_no_name(tmp_path: Path, names: str) -> None:
+    table, report = converted(tmp_path, "csv", "", f"{names}\n1,x,F\n2,y,F\n")
+    told = {column["name"]: column.get("note", "") for column in report["columns"]}
+    assert table.num_columns == 3
+    empty = ["column0"] if names.startswith(",") else ["column1"] if '"' in names else []
+    assert [name for name, note in told.items() if note == "named by us, as it has no name"] == empty
+    assert told["b"].startswith("text, as f alone")
+    assert not any("note" in one for one in converted(tmp_path, "csv", "1,2\n3,4\n", header=False)[1]["columns"])
+
+
 @pytest.mark.parametrize("written", [[""], ["", "\ufeff"]], ids=["one", "two"])
 def test_csv_without_a_line_is_refused(tmp_path: Path, written: list[str]) -> None:
     with pytest.raises(SourceUnreadable, match="nothing but empty files"):
