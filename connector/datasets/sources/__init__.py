@@ -29,6 +29,8 @@ SOURCES: Mapping[str, str] = {
     "postgres": "connector.datasets.sources.postgres",
 }
 
+_OBJECTS = (".json", ".json.gz")
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -134,6 +136,8 @@ def guess(path: str) -> str:
         return scheme
     if Path(path).is_dir():
         return "hive"
+    if path.lower().endswith(_OBJECTS):  # with one a line, as many name them too; a list of them is told as that
+        return "jsonl"
     fitting = [kind for kind in SOURCES if source(kind).SUFFIXES and path.lower().endswith(source(kind).SUFFIXES)]
     return fitting[0] if fitting else "parquet"
 

@@ -35,6 +35,7 @@ _LINE_MAX = 16 * 2**20
 _KEYS_MAX = 2_000  # of an object; one with as many whose values are alike is a map, and not a column for each
 _LINES_AT_ONCE = 2_048
 _TWICE = re.compile(r'Duplicate name "(.*)" in struct')
+_LIST = "a list; write each object as a line of its own"
 _WHOLE_MAX = 2**53  # of whole numbers up to it, a double keeps each
 _LONG = quote_text(r"\d[\d.]{15,}(?:[eE][-+]?\d+)?")
 # Lines that may be JSON to the engine alone, beside those below with NaN and Infinity: it is strict in all else.
@@ -249,7 +250,7 @@ def _problem(text: bytes) -> str:
     except UnicodeDecodeError:
         return "not in utf-8"
     except json.JSONDecodeError as error:
-        return f"no json at character {error.colno}"
+        return _LIST if shown.startswith("[") else f"no json at character {error.colno}"
     except _Twice:
         return "a key twice in one object"
     except _Constant as error:
@@ -258,6 +259,8 @@ def _problem(text: bytes) -> str:
         return "nested too deep"
     if b"\\ud" in text.lower() and not _is_text(json.loads(shown, parse_int=str)):
         return "half a letter"
+    if isinstance(found, list):
+        return _LIST
     return "" if found is None or isinstance(found, dict) else "no object"
 
 

@@ -361,9 +361,9 @@ async def test_bad_files_are_refused_at_registration(pool: Pool, tmp_path: Path,
 
 @worker
 async def test_a_file_that_was_taken_for_parquet_is_told_to_have_another_kind(pool: Pool, tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text('[{"a": 1}]')
-    with pytest.raises(SourceUnreadable, match=r"'t\.json'; write it again, or name the kind that it is of"):
-        await profiled(pool, guess(str(tmp_path / "t.json")), tmp_path / "t.json", tmp_path)
+    (tmp_path / "t.txt").write_text("a,b")
+    with pytest.raises(SourceUnreadable, match=r"'t\.txt'; write it again, or name the kind that it is of"):
+        await profiled(pool, guess(str(tmp_path / "t.txt")), tmp_path / "t.txt", tmp_path)
 
 
 @worker
@@ -415,7 +415,7 @@ BAD_JSON = {
     "no text": (b'{"a": "\xe4"}\n', r"line 3 \(not in utf-8\)"),
     "a key twice": (b'{"a": 1, "a": 2}\n', r"line 3 \(a key twice in one object\)"),
     "half a letter": (b'{"a": ["\\ud83d"]}\n', r"line 3 \(half a letter\)"),
-    "a list": (b"[1, 2]\n", r"line 3 \(no object\)"),
+    "a list": (b"[1, 2]\n", r"line 3 \(a list; write each object as a line of its own\)"),
     "two of them": (b'{"a": \n\nx\n', r"came 2 or more: line 3 \(.*\), line 5 \(.*\); correct"),
 }
 

@@ -188,6 +188,16 @@ def test_an_owner_is_told_which_column_of_csv_has_no_name(tmp_path: Path, names:
     assert not any("note" in one for one in converted(tmp_path, "csv", "1,2\n3,4\n", header=False)[1]["columns"])
 
 
+def test_names_of_csv_that_are_the_same_are_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="came A, a 2 times; rename them"):
+        converted(tmp_path, "csv", "a,A,a,b\n1,2,3,4\n")
+
+
+@pytest.mark.parametrize("name", ["t.json", "T.JSON.gz"])
+def test_a_file_of_json_is_taken_for_lines_of_it(tmp_path: Path, name: str) -> None:
+    assert guess(str(tmp_path / name)) == "jsonl"
+
+
 @pytest.mark.parametrize("written", [[""], ["", "\ufeff"]], ids=["one", "two"])
 def test_csv_without_a_line_is_refused(tmp_path: Path, written: list[str]) -> None:
     with pytest.raises(SourceUnreadable, match="nothing but empty files"):
@@ -356,8 +366,9 @@ def test_what_looks_like_no_json_within_a_text_is_kept(tmp_path: Path) -> None:
 
 NO_TABLE = {
     "numbers": (["1\n2\n"], r"line 1 \(no object\), line 2 \(no object\)"),
-    "lists": (["[1]\n[2]\n"], r"line 1 \(no object\)"),
-    "one list": (['[{"a": 1},{"a": 2}]\n'], r"line 1 \(no object\)"),
+    "lists": (["[1]\n[2]\n"], r"line 1 \(a list; write each object as a line of its own\)"),
+    "one list": (['[{"a": 1},{"a": 2}]\n'], r"line 1 \(a list; write each object as a line of its own\)"),
+    "one list of many lines": (['[\n{"a": 1}\n]\n'], r"line 1 \(a list; write each object as a line of its own\)"),
     "a key without a name": (['{"": 1, "b": 2}\n'], "1 to 2000 different keys, none of them empty"),
     "too many keys": (["".join(f'{{"k{key}": {key}}}\n' for key in range(2500))], "1 to 2000 different keys"),
     "nothing": (["", "\n"], "expected a line at least, came nothing but empty files"),
