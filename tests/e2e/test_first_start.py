@@ -62,7 +62,7 @@ def test_the_commands_of_the_readme_make_an_offer(tmp_path: Path) -> None:
     pq.write_table(pa.table({"age": [30, 40]}), tmp_path / "patients.parquet")
     with started(tmp_path) as clinic:
         env = {"PATH": str(Path(sys.executable).parent), "HOME": str(tmp_path)}
-        for line in README.split("```sh\n")[2].split("```")[0].splitlines():
+        for line in README.partition("## Your own connector")[2].split("```sh\n")[2].split("```")[0].splitlines():
             words = shlex.split(
                 line.replace("8081", str(clinic.management_port)).replace("/srv/data", str(tmp_path)), True
             )
