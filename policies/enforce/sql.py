@@ -248,6 +248,7 @@ class _Wrapper:
         self.grid: DataContract | None = None
         self.cells = ""  # the grid's name
         self.nodes = rewrite.every(tree)
+        self.even = _even(self.nodes)
         self.asked = rewrite.safe(self.nodes)
 
     def dataset(self, node: exp.Table, dataset: Dataset) -> None:
@@ -261,7 +262,7 @@ class _Wrapper:
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
         shown = [name for name in placed if self.asked is None or fold(name) in self.asked]
         given = self._given(node, shown)
-        query = wrap.rows(contract, dataset.relation, shown, self.maker, given=given)
+        query = wrap.rows(contract, dataset.relation, shown, self.maker, given=given, even=self.even)
         node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
         self.names.append(dataset.relation)
 
@@ -386,6 +387,27 @@ def _looked_at(tree: exp.Expr) -> set[str] | None:
         elif isinstance(node, exp.Alias):
             found.add(fold(node.alias))
     return found
+
+
+_CLAUSES = (exp.Where, exp.Having, exp.Group, exp.Order, exp.Ordered, exp.Join, exp.Alias, exp.Paren)
+_COMPARISONS = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.Between, exp.In, exp.Is)
+_FIGURES = (exp.Add, exp.Sub, exp.Mul, exp.Neg, exp.Sum, exp.Avg, exp.Min, exp.Max, exp.Count)
+_EVENLY = frozenset({*_CLAUSES, *_COMPARISONS, *_FIGURES, exp.And, exp.Or, exp.Not})
+
+
+def _even(nodes: Sequence[exp.Expr]) -> bool:
+    """Whether all that a statement does with a column takes equal time for each value, whatever it is: comparisons,
+    sums, groups, in a single SELECT, whose outputs nothing computes with."""
+    if sum(isinstance(node, exp.Query) for node in nodes) != 1:
+        return False
+    return all(map(_evenly, (node for node in nodes if type(node) is exp.Column)))
+
+
+def _evenly(column: exp.Expr) -> bool:
+    around = column.parent
+    while around is not None and type(around) in _EVENLY:
+        around = around.parent
+    return type(around) is exp.Select
 
 
 def _streams(select: exp.Expr, tree: exp.Expr) -> bool:

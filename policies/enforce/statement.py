@@ -170,7 +170,7 @@ def _table(node: exp.Expr, caps: Caps) -> None:
 
 def _join(node: exp.Expr, caps: Caps) -> None:
     side, kind = str(node.args.get("side") or "").upper(), str(node.args.get("kind") or "").upper()
-    if side not in nodes.JOIN_SIDES or kind not in nodes.JOIN_KINDS:
+    if side not in nodes.JOIN_SIDES or kind not in nodes.JOIN_KINDS or (kind == "OUTER" and not side):
         refuse("syntax_not_allowed", f"{side or kind} JOIN is not allowed here", "syntax")
     if not isinstance(node.this, exp.Table | exp.Subquery):
         refuse("syntax_not_allowed", "only datasets and subqueries can be joined", "syntax")

@@ -49,14 +49,20 @@ class Maker:
 
 
 def rows(
-    contract: DataContract, relation: str, shown: Sequence[str], maker: Maker, *, given: Collection[str] = ()
+    contract: DataContract,
+    relation: str,
+    shown: Sequence[str],
+    maker: Maker,
+    *,
+    given: Collection[str] = (),
+    even: bool = False,
 ) -> exp.Select:
     """The rows of `relation` that the contract lets through, with the columns `shown`, masked. `given`: those of them
-    that leave as they are, and that nothing else in the statement looks at."""
+    that leave as they are, and that nothing else in the statement looks at. `even`: see `let_through`."""
     source = maker.token()
     outputs = [_shown(contract, name, source, maker) for name in shown]
     condition = condition_of(contract, source, maker)
-    return let_through(outputs, relation, source, condition, maker, given=given)
+    return let_through(outputs, relation, source, condition, maker, given=given, even=even)
 
 
 def let_through(
@@ -67,12 +73,17 @@ def let_through(
     maker: Maker,
     *,
     given: Collection[str] = (),
+    even: bool = False,
 ) -> exp.Select:
     """The outputs, computed of `relation` under the alias `source`, of its rows that fulfil the condition, if any.
 
     Of a row that does not, they are NULL as well, but for those that are `given` on: the engine may look at an output
     before it leaves the row out, in the scan and in joins it does, and by the time that this takes, or by an error,
     would tell what is in the row.
+
+    Nor do they come as places in a dictionary of a file, unless what is done with them takes equal time for all values
+    (`even`): the engine computes a function once for each value of a dictionary, those that only hidden rows have among
+    them, and passes a CASE over where it is true of all rows at hand. TRY gives plain values.
     """
     looked_at = {output.alias_or_name for output in outputs}.difference(given)
     if condition is None or not looked_at:
@@ -83,15 +94,23 @@ def let_through(
     inner = exp.Select(
         expressions=[*outputs, _output(condition, kept)], from_=exp.From(this=relation_of(relation, source))
     )
-    values = {output.alias_or_name: stored(output.alias_or_name, around) for output in outputs}
+    shown = [
+        _kept(kept, output.alias_or_name, around, even=even)
+        if output.alias_or_name in looked_at
+        else stored(output.alias_or_name, around)
+        for output in outputs
+    ]
     return exp.Select(
-        expressions=[
-            _output(exp.Case(ifs=[exp.If(this=stored(kept, around), true=value)]), name) if name in looked_at else value
-            for name, value in values.items()
-        ],
+        expressions=shown,
         from_=exp.From(this=exp.Subquery(this=inner, alias=exp.TableAlias(this=_name(around)))),
         where=exp.Where(this=stored(kept, around)),
     )
+
+
+def _kept(kept: str, name: str, source: str, *, even: bool) -> exp.Expr:
+    value = stored(name, source)
+    plain = value if even else exp.Try(this=value)
+    return _output(exp.Case(ifs=[exp.If(this=stored(kept, source), true=plain)]), name)
 
 
 def _shown(contract: DataContract, name: str, source: str, maker: Maker) -> exp.Expr:

@@ -47,6 +47,13 @@ SCANS = {
     "sum over all rows": "SELECT count(*), sum(l_extendedprice * (1 - l_discount)) FROM lineitem",
     "TPC-H 1": tpch.queries()["q01"],
     "TPC-H 6": tpch.queries()["q06"],
+    "a function of each row": "SELECT count(*) FROM lineitem WHERE lower(l_shipmode) LIKE '%ai%'",
+}
+# Conditions wait for the policy's filter, so that their time tells of no hidden row (decision 45): no aim.
+SELECTIVE = {
+    "a row by its key": "SELECT l_orderkey, l_extendedprice FROM lineitem WHERE l_orderkey = 7777",
+    "the first five": "SELECT l_orderkey FROM lineitem ORDER BY l_extendedprice DESC LIMIT 5",
+    "a join with few rows": "SELECT l_tax FROM lineitem JOIN orders ON l_orderkey = o_orderkey WHERE o_custkey < 99",
 }
 TRIVIAL = {
     "one row": "SELECT r_name FROM region WHERE r_regionkey = 1",
@@ -89,10 +96,10 @@ async def answers(bench: gate.Bench, pool: Pool, files: Path) -> None:
         return _cpu(*(worker.process.pid for worker in (*pool._idle, *pool._busy)))
 
     print(f"{'query through the worker':<26}{'ours ms':>9}{'plain ms':>10}{'ratio':>7}{'more ms':>9}{'CPU':>7}   aim")
-    for name, sql in (*SCANS.items(), *TRIVIAL.items()):
+    for name, sql in (*SCANS.items(), *SELECTIVE.items(), *TRIVIAL.items()):
         turns = [await one_turn(lambda s=sql: ours(s), lambda s=sql: theirs(s), cpu) for _ in range(REPEATS)]  # type: ignore[misc]  # bound at once
         mine, hand, my_cpu, hand_cpu = (statistics.median(column) * 1e3 for column in zip(*turns[1:], strict=True))
-        aim = "10 ms more" if name in TRIVIAL else "1.10"
+        aim = "1.10" if name in SCANS else "10 ms more" if name in TRIVIAL else ""
         print(f"{name:<26}{mine:9.1f}{hand:10.1f}{mine / hand:7.2f}{mine - hand:9.1f}{my_cpu / hand_cpu:7.2f}   {aim}")
 
 

@@ -22,7 +22,7 @@ from tests.support import gate
 from tests.support.gate import atom, either, exactly_one
 
 ROWS = """
-SELECT i AS id, i * 7 % 1000 AS salary, 'a note ' || i AS note, i * 0.5::DOUBLE AS weight,
+SELECT i AS id, i * 7 % 1000 AS salary, 'a note ' || i % 300 AS note, i * 0.5::DOUBLE AS weight,
     CASE WHEN i % 3 = 0 THEN 'DE' ELSE 'FR' END AS country, i % 3 AS grp, (i % 3)::DOUBLE AS f
   FROM range(30000) r(i)
 """
@@ -161,3 +161,58 @@ def _unguarded(text: str) -> str:
 
 def mentions(text: str, names: Sequence[str]) -> bool:
     return any(re.search(rf"\b{name}\b", text) for name in names)
+
+
+OF_VALUES = [
+    "select upper(note) as v from t",
+    "select upper(note || 'x') as v from t",
+    "select upper(y) as v from (select note as y from t) q",
+    "with w as (select note as y from t where id > 7) select upper(y) as v from w",
+    "select upper(note) as v from t as q(id, salary, note)",
+    "select upper(id) as v from (select note as id from t) q",
+    "select upper(id) as v from (select salary as id from t union all select note from t) q",
+    "select note as y, upper(y) as v from t",
+]
+
+
+@pytest.mark.parametrize("name", ["eq", "list", "or", "xone"])
+def test_no_function_is_computed_of_what_a_dictionary_has_beside(bench: gate.Bench, name: str) -> None:
+    """The engine computes it once for each value of a row group's dictionary, hidden ones too, and a tower of functions
+    over a long text takes a time that is seen over HTTP."""
+    under(bench, "scanned", *FILTERS[name])
+    assert {one for question in OF_VALUES for one in kinds_of_vectors(bench, question)} == {"FLAT_VECTOR"}
+
+
+def test_without_a_policy_values_come_as_a_dictionary(bench: gate.Bench) -> None:
+    under(bench, "scanned")
+    assert "DICTIONARY_VECTOR" in kinds_of_vectors(bench, OF_VALUES[0])
+
+
+EVEN = "select note, count(*) from t where salary > 7 or note between 'a' and 'b' group by note having max(id) > 3"
+TWO = "select a.id from t a join t b on a.id = b.id where a.note in ('x', 'y') order by a.weight * 2 - a.salary"
+
+
+@pytest.mark.parametrize(
+    ("question", "even"),
+    [
+        (EVEN, True),
+        (TWO, True),
+        (EVEN.replace("salary > 7", "length(note) > 7"), False),
+        (TWO.replace("a.weight * 2", "length(a.note)"), False),
+        (f"select n.note from ({EVEN}) n", False),
+        (f"{EVEN} union all select note, 1 from t", False),
+    ],
+)
+def test_what_takes_equal_time_for_each_value_is_done_with_values_as_they_lie(
+    bench: gate.Bench, question: str, even: bool
+) -> None:
+    under(bench, "scanned", *FILTERS["eq"])
+    assert ("THEN TRY(" not in bench.prepare(question).sql) is even
+
+
+def kinds_of_vectors(bench: gate.Bench, question: str) -> set[str]:
+    """As which the engine hands the argument of `upper` to it."""
+    prepared = bench.prepare(question)
+    assert "UPPER(" in prepared.sql
+    asked = f"SELECT DISTINCT v FROM ({prepared.sql.replace('UPPER(', 'vector_type(')})"
+    return {kind for (kind,) in bench.connection.execute(asked, prepared.params).fetchall()}

@@ -36,6 +36,7 @@ TOO_MUCH: dict[str, tuple[str, str]] = {
     "functions": ("select " + "abs(" * N + "1" + ")" * N, "query_too_deep"),
     "types as functions": ("select " + "date(" * 20 + "1" + ")" * 20, "function_not_allowed"),
     "structs": ("select " + "struct(" * 20 + "1" + ")" * 20, "function_not_allowed"),
+    "an outer join without a side": ("select 1 from a outer join b on true", "syntax_not_allowed"),
     "joins without on": ("select 1 from a " + "join b " * 40, "syntax_not_allowed"),
     "joins with on at the end": ("select 1 from a " + "join b " * 3 + "on true " * 3, "syntax_not_allowed"),
     "joins": ("select 1 from a " + "join b on true " * 65, "query_too_large"),
