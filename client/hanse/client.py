@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -402,15 +402,16 @@ class Dataset:
             raise Broken("expected endpoint and ticket in a data address, came another form") from None
 
 
-def _rows(columns: Sequence[str], where: str) -> dict[str, Any]:
+def _rows(columns: Iterable[str], where: str) -> dict[str, Any]:
     """Which rows are asked for, as a plan takes them. BadInput for what is no list of texts, and no text."""
     if isinstance(columns, str):
         raise BadInput(f"expected columns as a list such as [{columns!r}], came a single text")
-    if not isinstance(columns, Sequence) or not all(isinstance(name, str) for name in columns):
+    names = list(columns) if isinstance(columns, Iterable) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise BadInput(f"expected columns as a list of names such as ['age'], or [] for all, came {columns!r}")
     if not isinstance(where, str):
         raise BadInput(f"expected where as a text such as 'age > 50', came {where!r}")
-    return {"columns": list(columns), "where": where}
+    return {"columns": names, "where": where}
 
 
 def _entry(hit: Mapping[str, Any]) -> Entry:

@@ -151,6 +151,11 @@ def test_seconds_that_are_none_are_refused(numbers: Dataset, name: str, wrong: o
         numbers.query("SELECT 1", idle_seconds=wrong)  # type: ignore[arg-type]  # that is the point
 
 
+def test_columns_may_be_anything_that_has_names(numbers: Dataset) -> None:
+    found = numbers.stream(columns=pa.table({"id": [1]}).to_pandas().columns)  # type: ignore[arg-type]  # as people do
+    assert next(iter(found)).schema.names == ["id"]
+
+
 @pytest.mark.parametrize("columns", [["id", "x", "id"], ["id", "ID"]])
 def test_a_column_that_is_named_twice_is_refused(numbers: Dataset, columns: list[str]) -> None:
     """A dict of columns would have one of them."""
