@@ -6,7 +6,7 @@ know the engine: the caller runs `sql` with `params` in a worker, after `recheck
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlglot import exp
@@ -389,25 +389,36 @@ def _looked_at(tree: exp.Expr) -> set[str] | None:
     return found
 
 
-_CLAUSES = (exp.Where, exp.Having, exp.Group, exp.Order, exp.Ordered, exp.Join, exp.Alias, exp.Paren)
-_COMPARISONS = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.Between, exp.In, exp.Is)
-_FIGURES = (exp.Add, exp.Sub, exp.Mul, exp.Neg, exp.Sum, exp.Avg, exp.Min, exp.Max, exp.Count)
-_EVENLY = frozenset({*_CLAUSES, *_COMPARISONS, *_FIGURES, exp.And, exp.Or, exp.Not})
+_COMPARISONS = frozenset({exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.Between, exp.In, exp.Is})
+_FIGURES = frozenset({exp.Add, exp.Sub, exp.Mul, exp.Neg, exp.Sum, exp.Avg, exp.Min, exp.Max, exp.Count, exp.Paren})
+_OUTPUTS = frozenset({exp.Alias, exp.Group, exp.Order, exp.Ordered})
+_CONDITIONS = frozenset({exp.And, exp.Or, exp.Not, exp.Paren})
+_CLAUSES = frozenset({exp.Where, exp.Having, exp.Join})
 
 
 def _even(nodes: Sequence[exp.Expr]) -> bool:
-    """Whether all that a statement does with a column takes equal time for each value, whatever it is: comparisons,
-    sums, groups, in a single SELECT, whose outputs nothing computes with."""
+    """Whether all that a statement does with a column takes equal time for each value, whatever it is: sums, groups,
+    comparisons that are conditions, in a single SELECT, whose outputs nothing computes with.
+
+    A comparison that is a value is computed of a whole dictionary, and of texts takes longer the more of them is alike.
+    """
     if sum(isinstance(node, exp.Query) for node in nodes) != 1:
         return False
     return all(map(_evenly, (node for node in nodes if type(node) is exp.Column)))
 
 
 def _evenly(column: exp.Expr) -> bool:
-    around = column.parent
-    while around is not None and type(around) in _EVENLY:
-        around = around.parent
-    return type(around) is exp.Select
+    around = _out_of(_FIGURES, column.parent)
+    if around is not None and type(around) in _COMPARISONS:
+        return type(_out_of(_CONDITIONS, around.parent)) in _CLAUSES
+    return type(_out_of(_OUTPUTS, around)) is exp.Select
+
+
+def _out_of(classes: Collection[type[exp.Expr]], node: exp.Expr | None) -> exp.Expr | None:
+    """This node, or the first one around it that is of none of these classes."""
+    while node is not None and type(node) in classes:
+        node = node.parent
+    return node
 
 
 def _streams(select: exp.Expr, tree: exp.Expr) -> bool:

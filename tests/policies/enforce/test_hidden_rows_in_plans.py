@@ -199,6 +199,8 @@ TWO = "select a.id from t a join t b on a.id = b.id where a.note in ('x', 'y') o
         (TWO, True),
         (EVEN.replace("salary > 7", "length(note) > 7"), False),
         (TWO.replace("a.weight * 2", "length(a.note)"), False),
+        (EVEN.replace("max(id) > 3", "max((note > 'b') is null)"), False),
+        (EVEN.replace("salary > 7", "(note > 'b') > (id > 1)"), False),
         (f"select n.note from ({EVEN}) n", False),
         (f"{EVEN} union all select note, 1 from t", False),
     ],
