@@ -113,6 +113,8 @@ def prepare(
     wrapper = _Wrapper(tree, Maker(Parameters(), token, mask_key))
     if (noisy := _noisy(tree, bound, used)) is not None:
         return _private(tree, wrapper.maker, bound, noisy)  # 5, 6
+    if any(one.contract.row_filter is not None for one in used):
+        wrapper.even = _even(wrapper.nodes)
     if all(one.contract.grid is None for one in used):
         rewrite.spread(wrapper.nodes, [node for node, _ in bound.tables])
     for node, entry in bound.tables:  # 5
@@ -248,8 +250,8 @@ class _Wrapper:
         self.grid: DataContract | None = None
         self.cells = ""  # the grid's name
         self.nodes = rewrite.every(tree)
-        self.even = _even(self.nodes)
         self.asked = rewrite.safe(self.nodes)
+        self.even = False  # see `_even`; where no row is hidden it makes no difference
 
     def dataset(self, node: exp.Table, dataset: Dataset) -> None:
         contract = dataset.contract
@@ -261,7 +263,7 @@ class _Wrapper:
             return
         placed = (*contract.columns, dataset.position) if dataset.position else contract.columns
         shown = [name for name in placed if self.asked is None or fold(name) in self.asked]
-        given = self._given(node, shown)
+        given = () if contract.row_filter is None else self._given(node, shown)
         query = wrap.rows(contract, dataset.relation, shown, self.maker, given=given, even=self.even)
         node.replace(exp.Subquery(this=query, alias=node.args["alias"]))
         self.names.append(dataset.relation)
