@@ -317,9 +317,11 @@ def batches(
     asked = rows * -(-_ROWS_MIN // rows) if exact else rows
     reader = relation.to_arrow_reader(asked) if aside is None else wide.reader(relation, asked, aside)
     schema = plain_schema(reader.schema)
+    width = fixed_width(schema)
     parts = (part for batch in reader for part in (_of_rows(batch, rows) if exact else (batch,)))
-    pieces = (piece for part in parts for piece in cut(plain(part, schema), target, apart=exact))
-    return schema, pieces if exact else gather(pieces, at_least=target // 4)
+    plainly = parts if reader.schema == schema else (part.cast(schema) for part in parts)
+    pieces = (piece for part in plainly for piece in cut(part, target, apart=exact, width=width))
+    return schema, pieces if exact else gather(pieces, at_least=target // 4, width=width)
 
 
 def schema_of(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
@@ -361,7 +363,7 @@ def _measured(guess: float, known: float | None) -> float:
 
 def gather(batches: Iterator[pa.RecordBatch], *, at_least: int, width: float = 0.0) -> Iterator[pa.RecordBatch]:
     """Batches that came out far too small, joined; the first goes out at once, whatever its size. `width`: bytes of a
-    row where it is more than is in them."""
+    row where that is known, or more than is in them."""
     kept: list[pa.RecordBatch] = []
     size = at_least
     for batch in batches:
@@ -384,12 +386,19 @@ def plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return batch if batch.schema == schema else batch.cast(schema)
 
 
-def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False) -> Iterator[pa.RecordBatch]:
-    """A batch that came out far too wide, in pieces without a copy.
+def fixed_width(schema: pa.Schema) -> float:
+    """Bytes of a row where its types fix them, else 0.0: to ask a batch of hundreds of columns takes long."""
+    fixed = all(pa.types.is_primitive(kind) or pa.types.is_decimal(kind) for kind in schema.types)
+    return sum(kind.bit_width for kind in schema.types) / 8 if fixed else 0.0
+
+
+def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False, width: float = 0.0) -> Iterator[pa.RecordBatch]:
+    """A batch that came out far too wide, in pieces without a copy. `width`: bytes of a row where that is known.
 
     `apart`: copied. A writer pads a piece with the first bytes of the next, which a quota may keep from leaving.
     """
-    pieces = min(batch.num_rows, -(-batch.nbytes // target)) if batch.nbytes > 2 * target else 1
+    size = int(batch.num_rows * width) or batch.nbytes
+    pieces = min(batch.num_rows, -(-size // target)) if size > 2 * target else 1
     if pieces <= 1:
         yield batch
         return

@@ -6,14 +6,16 @@ The memory of a batch is copied once, to where it is sent from. Runs in the work
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
+from connector.query import flatbuffers, nulls
 from connector.query import job as wire
-from connector.query import nulls
 from connector.query.codes import Coded
 from connector.query.digests import new_digest
 from connector.query.job import Job
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 _WORTH = 0.85  # of a batch's bytes; what compresses less goes as it is (data-plane, section 6)
 _TRIED_EVERY = 16  # batches, while it does not compress: it may yet
+_SMALL = 2**16  # bytes that are copied faster than the interpreter's lock is let go of and taken again
+# A message begins with this mark, its length and its metadata, each in a part of its own (Arrow columnar format,
+# "Encapsulated message format").
+_MARK = b"\xff\xff\xff\xff"
+_HEADER, _NODES = 2, 1  # fields of Message and of RecordBatch (Message.fbs)
 
 
 class Format(Protocol):
@@ -56,6 +63,8 @@ class Messages:
         self._plain = self._writer(schema, None)
         self._compressed = self._plain if codec == "none" else self._writer(schema, codec)
         self._left = 0  # batches to go as they are
+        # Whether batches are looked at for nulls before they are written: from the first one on that has some.
+        self._empties = codec != "none" or any(map(nulls.has_union, schema.types))
         # Not `empty_table`: it loads pandas where that is installed.
         zero = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
         first, again = (b"".join(self._written(self._plain, zero, None)[0]) for _ in range(2))
@@ -68,7 +77,13 @@ class Messages:
 
     def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
         """The parts of a batch's message, which stay where they are, and their size; `at` goes into its metadata."""
-        batch, metadata = nulls.emptied(batch), {wire.AT_KEY: at} if at else None
+        metadata = {wire.AT_KEY: at} if at else None
+        if not self._empties:  # the message itself tells it of hundreds of columns at once
+            parts, size = self._written(self._plain, batch, metadata)
+            if not _tells_nulls(parts):
+                return parts, size
+            self._empties = True
+        batch = nulls.emptied(batch)
         if self._left or self._compressed is self._plain:
             self._left = max(0, self._left - 1)
             return self._written(self._plain, batch, metadata)
@@ -121,18 +136,18 @@ class Frames:
             digest = self._digested(map(_pieces, parts))
             self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=digest, block=block)
         elif self.job.spans and any(isinstance(part, Values) for part in parts):
-            digest, where = self._digested(map(self.slots.leave, parts)), bytes(self.slots.pieces)
+            digest, where = self._digested([self.slots.leave(parts)]), bytes(self.slots.pieces)
             self.session.send(
                 wire.SCATTERED, where, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
             )
         else:
-            digest = self._digested(map(self.slots.put, parts))
+            digest = self._digested([self.slots.put(parts)])
             self.session.send(
                 wire.BATCH, size=size, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
             )
         limit_cpu(self.job)
 
-    def _digested(self, parts: Iterable[Iterator[memoryview]]) -> bytes:
+    def _digested(self, parts: Iterable[Iterable[memoryview]]) -> bytes:
         """The digest of all so far, once these pieces have been looked at."""
         for piece in chain.from_iterable(parts):
             self.messages.digest.update(piece)
@@ -150,11 +165,10 @@ class Frames:
         self.session.send(wire.END, json.dumps(totals).encode(), digest=self.messages.digest.digest())
 
 
-def _pieces(part: Any) -> Iterator[memoryview]:
+def _pieces(part: Any) -> Sequence[memoryview]:
     """A part in pieces."""
     whole = memoryview(part).cast("B")
-    for at in range(0, len(whole), PIECE):
-        yield whole[at : at + PIECE]
+    return (whole,) if len(whole) <= PIECE else [whole[at : at + PIECE] for at in range(0, len(whole), PIECE)]
 
 
 class Slots:
@@ -165,8 +179,7 @@ class Slots:
         self.session, self.size, self._idle = session, slot_bytes(job.batch_bytes), idle
         memory = memoryview(session.worker.map(session.shared, job.slots * self.size))
         self._slots = [memory[at : at + self.size] for at in range(0, len(memory), self.size)]
-        self._left = memory[:0]  # of the slot that is being filled
-        self._file: Any = None
+        self._fill(memory[:0])
         self._seen = memoryview(bytearray(PIECE))  # where values pass that stay in their files
         self.pieces = bytearray()  # of the message: see `wire.PIECE`
         self._free = list(range(job.slots, 0, -1))
@@ -177,35 +190,75 @@ class Slots:
             self._free += self.session.credits(self._idle)
         slot = self._free.pop()  # the last one that came back: it is still in the cache
         if slot:
-            self._go_on(self._slots[slot - 1])
+            self._fill(self._slots[slot - 1])
             self.pieces.clear()
         return slot
 
-    def put(self, part: Any) -> Iterator[memoryview]:
-        """More of the batch into the slot; pieces of it, each as soon as it is there."""
-        if isinstance(part, Values):
-            at = self._file.tell()
-            yield from part.into(self._left[at : at + part.size])
-            self._go_on(self._left[at + part.size :])
-            return
-        for piece in _pieces(part):
-            self._file.write(piece)
-            yield piece
+    def _fill(self, memory: memoryview) -> None:
+        self._slot, self._signed = memory, memory.cast("b")
 
-    def leave(self, part: Any) -> Iterator[memoryview]:
+    def put(self, parts: Iterable[Any]) -> Iterator[memoryview]:
+        """The batch into the slot; pieces of it, each as soon as it is there."""
+        begun = at = 0
+        for part in parts:
+            if isinstance(part, Values):
+                yield self._slot[begun:at]
+                yield from part.into(self._slot[at : at + part.size])
+                begun = at = at + part.size
+            elif len(part) <= _SMALL:
+                at = self._copy(part, at)
+            else:
+                for piece in _pieces(part):
+                    at = self._copy_apart(piece, at)
+                    yield self._slot[begun:at]
+                    begun = at
+            if at - begun >= PIECE:
+                yield self._slot[begun:at]
+                begun = at
+        yield self._slot[begun:at]
+
+    def leave(self, parts: Iterable[Any]) -> Iterator[memoryview]:
         """As `put`, but that values stay in their files; `pieces` has where all of the message is."""
-        if isinstance(part, Values):
-            paths = self.session.files[0].paths
-            for path, at, size in part.places():
-                self.pieces += wire.PIECE.pack(paths.index(path), at, size)
-            yield from part.into(self._seen, over=True)
-        else:
-            self.pieces += wire.PIECE.pack(wire.IN_SLOT, self._file.tell(), memoryview(part).nbytes)
-            yield from self.put(part)
+        paths, at = self.session.files[0].paths, 0
+        for part in parts:
+            if isinstance(part, Values):
+                for path, start, size in part.places():
+                    self.pieces += wire.PIECE.pack(paths.index(path), start, size)
+                yield from part.into(self._seen, over=True)
+            else:
+                self.pieces += wire.PIECE.pack(wire.IN_SLOT, at, len(part))
+                begun = at
+                for piece in _pieces(part):
+                    at = self._copy_apart(piece, at)
+                yield self._slot[begun:at]
 
-    def _go_on(self, memory: memoryview) -> None:
-        self._left = memory
-        self._file = pa.FixedSizeBufferWriter(pa.py_buffer(memory))  # copies without the interpreter's lock
+    def _copy(self, part: Any, at: int) -> int:
+        """A part to its place in the slot; where it ends there."""
+        end = at + len(part)
+        place = self._signed if isinstance(part, pa.Buffer) else self._slot  # a view takes what is of its own format
+        place[at:end] = part
+        return end
+
+    def _copy_apart(self, piece: memoryview, at: int) -> int:
+        """The same without the interpreter's lock."""
+        end = at + len(piece)
+        pa.FixedSizeBufferWriter(pa.py_buffer(self._slot[at:end])).write(piece)
+        return end
+
+
+def _tells_nulls(parts: Sequence[Any]) -> bool:
+    """Whether the metadata of a record batch's message counts nulls in any column, or below one; also where it does not
+    lie where we look for it."""
+    mark, _, metadata = parts[:3]
+    if mark != _MARK or len(metadata) < len(_MARK):
+        return True
+    data = memoryview(metadata)
+    batch = flatbuffers.below(data, flatbuffers.root(data), _HEADER)
+    if not flatbuffers.field(data, batch, _NODES):
+        return False
+    nodes = flatbuffers.below(data, batch, _NODES)
+    (count,) = struct.unpack_from("<I", data, nodes)
+    return bool(np.frombuffer(data, "<i8", 2 * count, nodes + 4)[1::2].any())  # of each node: length, nulls
 
 
 class ListSink:
@@ -214,26 +267,14 @@ class ListSink:
     closed = False
 
     def __init__(self) -> None:
-        self.parts: list[Any] = []
-        self.size = 0
-        self.total = 0
-
-    def write(self, part: Any) -> int:
-        size = part.size if isinstance(part, pa.Buffer) else len(part)
-        if size:
-            self.parts.append(part)
-        self.size += size
-        self.total += size
-        return int(size)
+        self._parts: list[Any] = []
+        self.write = self._parts.append  # hundreds of times for each batch of wide rows
 
     def take(self) -> tuple[list[Any], int]:
         """What was written since the last take, and its size."""
-        parts, size = self.parts, self.size
-        self.parts, self.size = [], 0
-        return parts, size
-
-    def tell(self) -> int:
-        return self.total
+        parts = [part for part in self._parts if len(part)]
+        self._parts.clear()
+        return parts, sum(map(len, parts))
 
     def readable(self) -> bool:
         return False

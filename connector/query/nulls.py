@@ -20,6 +20,13 @@ def emptied(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
+def has_union(kind: pa.DataType) -> bool:
+    """Whether there is a union in a type: it has no nulls of its own that could be counted."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return has_union(kind.storage_type)
+    return pa.types.is_union(kind) or any(has_union(kind.field(number).type) for number in range(kind.num_fields))
+
+
 def _holds_nulls(array: pa.Array) -> bool:
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):

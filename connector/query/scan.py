@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from connector.datasets.splits import ROWS_MAX
 from connector.query.codes import Coded
-from connector.query.engine import cut, gather, plain, plain_schema
+from connector.query.engine import cut, fixed_width, gather, plain, plain_schema
 from connector.query.stored import File, Stored
 
 _Part = tuple[bool, pa.RecordBatch]
@@ -94,11 +94,12 @@ def spans(
     """The rows of each span in batches of at most `rows`, near `target` bytes, of a schema of `numbers`. Each span is
     to be read to its end before the next one is asked for. Takes the memory of two row groups, and of what one is made
     of."""
-    made = _made(_pieces(wanted), schema.names, threads=threads)
+    made, width = _made(_pieces(wanted), schema.names, threads=threads), fixed_width(schema)
     with closing(made):
         for _, tables in groupby(made, key=itemgetter(0)):
             found = (batch for _, table in tables for batch in _as(table, schema).to_batches(rows))
-            yield gather((piece for batch in found for piece in cut(batch, target)), at_least=target // 4)
+            pieces = (piece for batch in found for piece in cut(batch, target, width=width))
+            yield gather(pieces, at_least=target // 4, width=width)
 
 
 def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -58,8 +58,10 @@ class Written:
 class _Copies(ListSink):
     """Keeps copies: these writers use their memory again."""
 
-    def write(self, part: Any) -> int:
-        return super().write(bytes(part))
+    def __init__(self) -> None:
+        super().__init__()
+        keep = self.write
+        self.write = lambda part: keep(bytes(part))
 
 
 class _Parquet:

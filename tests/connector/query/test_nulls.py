@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connector.query import frames
 from connector.query.engine import cut
 from connector.query.frames import Messages
 from connector.query.job import Job, Relation
-from connector.query.nulls import emptied
+from connector.query.nulls import emptied, has_union
 from connector.query.pool import Pool
 from tests.support import data
 
@@ -101,6 +102,35 @@ def test_what_the_engine_makes_of_any_type_stays_the_same() -> None:
             found.validate(full=True)
             assert found.schema == part.schema
             assert found.to_pylist() == part.to_pylist()
+
+
+@pytest.mark.parametrize(("kind", "shown", "below"), KINDS, ids=[str(kind) for kind, _, _ in KINDS])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_message_has_nothing_below_however_many_came_without_nulls(
+    kind: pa.DataType, shown: Any, below: Any, before: int
+) -> None:
+    """The first that has nulls is seen by what its own metadata counts."""
+    rows = [[True] * 9] * before + [[True, False, True] * 3, [True] * 9]
+    batches = [pa.record_batch({"n": range(9), "c": covered(kind, shown, below, there)}) for there in rows]
+    messages = Messages(batches[0].schema, codec="none", digest="none", trailer_room=8)
+    sent = [b"".join(map(memoryview, messages.message(batch)[0])) for batch in batches]
+    assert not any(sign in one for sign in SIGNS for one in sent)
+    with pa.ipc.open_stream(b"".join([messages.head, *sent, messages.trailer])) as reader:
+        assert reader.read_all().to_pylist() == pa.Table.from_batches(batches).to_pylist()
+
+
+@pytest.mark.parametrize("of", [lambda kind: kind, pa.list_, lambda kind: pa.struct([("s", pa.list_(kind))])])
+def test_unions_are_looked_at_whatever_is_counted(of: Any) -> None:
+    assert has_union(of(pa.dense_union([pa.field("a", pa.int64())])))
+    assert not has_union(of(pa.int64()))
+
+
+def test_what_is_not_where_it_is_looked_for_counts_as_nulls() -> None:
+    parts, _ = Messages(pa.schema([("n", pa.int64())]), codec="none", digest="none", trailer_room=8).message(
+        pa.record_batch({"n": [1, 2]})
+    )
+    assert not frames._tells_nulls(parts)
+    assert frames._tells_nulls([b"".join(map(memoryview, parts[:3])), *parts[3:], b""])
 
 
 def test_nothing_is_copied_without_nulls() -> None:
