@@ -165,6 +165,24 @@ def test_an_owner_that_is_down_is_waited_for_as_long_as_was_said(training: Datas
     assert 0.2 < time.monotonic() - since < 20
 
 
+@pytest.mark.parametrize(
+    ("ask", "given", "told"),
+    [
+        ("to_ray", {"tasks": -1}, "expected tasks to be at least 0, came -1"),
+        ("to_ray", {"tasks": 2.0}, "expected tasks to be a whole number, came 2.0"),
+        ("to_spark", {"partitions": 0}, "expected partitions to be at least 1, came 0"),
+        ("to_spark", {"partitions": "8"}, "expected partitions to be a whole number, came '8'"),
+    ],
+)
+def test_a_number_of_tasks_that_is_none_is_told_before_anything_is_asked(
+    training: Dataset, ask: str, given: dict[str, Any], told: str
+) -> None:
+    nobody = Dataset(hanse.connect("http://127.0.0.1:1", "token"), training._access)
+    session = () if ask == "to_ray" else (None,)
+    with pytest.raises(hanse.errors.BadInput, match=told):
+        getattr(nobody, ask)(*session, **given)
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[Any]:
     import ray

@@ -38,13 +38,19 @@ def number(name: str, value: Any) -> int:
     raise BadInput(f"expected {name} to be a whole number, came {value!r}")
 
 
+def count(name: str, value: Any, *, least: int = 1) -> int:
+    """A `number` of things. BadInput where it is below `least`."""
+    found = number(name, value)
+    if found < least:
+        raise BadInput(f"expected {name} to be at least {least}, came {found}")
+    return found
+
+
 def reader(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) -> tuple[int, int]:
     """Which one of how many, counted from 0; `said`: as the caller names them. BadInput where there is no such one: its
     rows would be another's, or nobody's."""
     one, all_of_them = said
-    part, parts = number(one, part), number(all_of_them, parts)
-    if parts < 1:
-        raise BadInput(f"expected {all_of_them} to be at least 1, came {parts}")
+    part, parts = number(one, part), count(all_of_them, parts)
     if not 0 <= part < parts:
         raise BadInput(f"expected {one} to be from 0 to {parts - 1}, as {all_of_them} is {parts}; came {part}")
     return part, parts

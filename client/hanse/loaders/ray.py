@@ -14,6 +14,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from hanse.client import Dataset
+from hanse.loaders.order import count
 from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
 
@@ -59,6 +60,7 @@ def dataset(
     of: Dataset, *, columns: Sequence[str] = (), where: str = "", tasks: int = 0, patience: float = SECONDS
 ) -> ray.data.Dataset:
     """The rows as a Ray dataset; conditions and columns are the owner's work and do not travel. `patience`: as of
-    `Loader`, for each task and for the plan before them."""
+    `Loader`, for each task and for the plan before them. `tasks`: 0 for as many as Ray asks for. BadInput for fewer."""
+    tasks = count("tasks", tasks, least=0)
     source = Source(of, of.plan(columns=columns, where=where, patience=patience), tasks=tasks, patience=patience)
     return ray.data.read_datasource(source)

@@ -19,6 +19,7 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from hanse.client import Dataset
+from hanse.loaders.order import count
 from hanse.patience import SECONDS
 from hanse.plan import Plan, parted
 
@@ -73,7 +74,8 @@ def frame(
     patience: float = SECONDS,
 ) -> Any:
     """The rows as a Spark data frame of at most so many partitions. `patience`: as of `Loader`, for each of them and
-    for the plan before them."""
+    for the plan before them. BadInput for fewer partitions than one."""
+    partitions = count("partitions", partitions)
     session.dataSource.register(Source)
     plan = of.plan(columns=columns, where=where, patience=patience)
     given = base64.b64encode(pickle.dumps((of, plan, patience))).decode()
