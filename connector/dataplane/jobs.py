@@ -50,7 +50,8 @@ def untouched(asked: Asked, prepared: Prepared) -> str:
         return ""
     contract = prepared.datasets[0].contract
     touched = contract.row_filter is not None or contract.grid is not None
-    shown = {name for name in contract.columns if all(fold(name) != fold(m.column) for m in contract.masks)}
+    masked = {fold(mask.column) for mask in contract.masks}
+    shown = {name for name in contract.columns if fold(name) not in masked}
     return prepared.datasets[0].relation if not touched and shown.issuperset(prepared.columns) else ""
 
 
