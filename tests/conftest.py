@@ -121,6 +121,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(20_000, 20, 20)  # as Python has it, looking for garbage takes a sixth of a test with many values
     settings.register_profile("hanse", deadline=None)  # a busy machine is no finding
     settings.load_profile("hanse")
     for name in [name for name in os.environ if name.startswith("HANSE_")]:
