@@ -84,6 +84,10 @@ class Bench:
     def token(self) -> str:
         return f"t{next(self._names):06x}"
 
+    def restart(self) -> None:
+        """The same names again: what is written alike afterwards is the same text."""
+        self._names = itertools.count()
+
     def add(self, owner: str, table: str, relation: str, made: DataContract) -> Dataset:
         dataset = Dataset((owner, table), relation, made, id=f"urn:{owner}:{table}")
         self.datasets.append(dataset)

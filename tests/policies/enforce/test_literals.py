@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import operator
 import random
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -64,6 +65,7 @@ CELLS = (atom("ds:minGroupSize", "gteq", "10"),)
 
 def prepared(bench: gate.Bench, sql: str) -> Prepared | str:
     """As the gate wrote it for these columns, whatever is in them; or why it is refused."""
+    bench.restart()
     try:
         found = bench.prepare(sql)
         if found.private is None:
@@ -86,6 +88,13 @@ def outcome(bench: gate.Bench, asked: Prepared | str) -> Any:
     return "ok"
 
 
+def outcomes(bench: gate.Bench, written: Sequence[Prepared | str]) -> list[Any]:
+    """Of each; what is written alike, as half of them are, is asked once."""
+    alike = [one if isinstance(one, str) else repr((one.sql, one.params, one.private)) for one in written]
+    found = {key: outcome(bench, one) for key, one in dict(zip(alike, written, strict=True)).items()}
+    return [found[key] for key in alike]
+
+
 @pytest.mark.parametrize("terms", [NOISE, CELLS], ids=["noise", "cells"])
 @pytest.mark.parametrize("kind", VALUES)
 def test_one_person_does_not_decide_whether_there_is_an_answer(kind: str, terms: tuple[Any, ...]) -> None:
@@ -104,7 +113,7 @@ def test_one_person_does_not_decide_whether_there_is_an_answer(kind: str, terms:
     asked = [c.format(d="d", l=literal) for c in CONDITIONS for literal in LITERALS]
     assert benches[0].datasets == benches[1].datasets  # so each statement is written once for both
     written = [prepared(benches[0], f"SELECT count(*) FROM t WHERE {where}") for where in asked]
-    seen = [[outcome(bench, one) for one in written] for bench in benches]
+    seen = [outcomes(bench, written) for bench in benches]
     assert [(where, *pair) for where, *pair in zip(asked, *seen, strict=True) if pair[0] != pair[1]] == []
     assert [where for where, one in zip(asked, seen[1], strict=True) if str(one).endswith("Exception")] == []
     assert any(one in ("ok", [(49,)], []) for one in seen[0])  # not everything is refused
