@@ -40,8 +40,8 @@ from connector.errors import Busy
 from connector.query import job as wire
 from connector.query import lending
 from connector.query.codes import error_of
+from connector.query.hearing import LastWords
 from connector.query.job import Job
-from connector.query.lastwords import LastWords
 from connector.query.lending import Library
 from connector.query.running import KEPT_MB, Result, Worker
 from connector.query.sandbox import environment, memory_of

@@ -17,8 +17,8 @@ from connector.errors import HanseError
 from connector.query import job as wire
 from connector.query.allocator import REUSED_MB
 from connector.query.codes import error_of
+from connector.query.hearing import LastWords, how_ended
 from connector.query.job import Job
-from connector.query.lastwords import LastWords, how_ended
 from connector.query.ring import Ring, slot_bytes
 from connector.query.sandbox import memory_of
 from connector.telemetry import logger

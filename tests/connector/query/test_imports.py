@@ -1,4 +1,4 @@
-"""What processes must not load: the engine and Arrow live in the workers, and nothing needs pandas there."""
+"""What processes must not load: the engine and Arrow live in the workers, and hold no more than they need."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ print(*sorted({"duckdb", "pyarrow", "xxhash", "sqlglot"} & set(sys.modules)))
 def test_the_main_process_loads_neither_engine_nor_arrow() -> None:
     found = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+
+def test_a_worker_loads_no_event_loop() -> None:
+    code = "import sys, connector.query.worker, connector.query.session; sys.exit('asyncio' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def _mapped(pid: int) -> str:

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 
 from connector.errors import Busy, EngineFailed
 from connector.query import pool as pools
+from connector.query.hearing import LastWords, how_ended
 from connector.query.job import Job, Relation
-from connector.query.lastwords import LastWords, how_ended
 from connector.query.pool import Pool
 from tests.connector.query.test_pool import read
 from tests.support.waiting import until
