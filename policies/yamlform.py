@@ -60,8 +60,7 @@ def load(text: str) -> Item:
     if len(text) > MAX_TEXT:
         raise PolicyUnreadable(f"expected at most {MAX_TEXT} characters, got {len(text)}; is this an offer?")
     try:
-        _refuse_events(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Plain)
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         raise fail(
@@ -74,19 +73,25 @@ def load(text: str) -> Item:
     return _item(node)
 
 
-def _refuse_events(text: str) -> None:
-    """Caps and forbidden features, checked on the event stream before any tree is built."""
-    depth = count = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+class _Plain(yaml.SafeLoader):
+    """Caps and forbidden features, checked on each event before anything is made of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._count = 0
+
+    def get_event(self) -> yaml.Event:
+        event: yaml.Event = super().get_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise fail(line, "plain values", "an anchor or alias", "write the value out")
         if getattr(event, "tag", None):
             raise fail(line, "plain values", "a tag", "remove it")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        count += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
-        if depth > MAX_DEPTH or count > MAX_ITEMS:
+        self._depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        self._count += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
+        if self._depth > MAX_DEPTH or self._count > MAX_ITEMS:
             raise fail(line, f"at most {MAX_ITEMS} values, {MAX_DEPTH} deep", "more", "split the offer")
+        return event
 
 
 def _item(node: yaml.Node) -> Item:
