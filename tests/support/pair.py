@@ -312,18 +312,16 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
     transfers = Transfers(negotiations=negotiations, data_plane=plane, **parts)
     agreements = Agreements(store=store, sender=sender, transfers=transfers)
     catalog = Catalog(store=store, participant=participant, base=base, facts_of=facts_of)
-    app = FastAPI(openapi_url=None)
-    app.include_router(
-        routes.router(
-            negotiations=negotiations,
-            transfers=transfers,
-            catalog=catalog,
-            sender=sender,
-            authenticate=authenticate,
-            body_max_bytes=64 * 2**10,
-        )
+    protocol = routes.router(
+        negotiations=negotiations,
+        transfers=transfers,
+        catalog=catalog,
+        sender=sender,
+        authenticate=authenticate,
+        body_max_bytes=64 * 2**10,
     )
-    app.include_router(routes.version_router())
+    # Not included: each route would be made a second time, and there are hundreds of pairs.
+    app = FastAPI(openapi_url=None, routes=[*protocol.routes, *routes.version_router().routes])
     cable.apps[host] = app
     made = Side(
         name, participant, host, store, sender, peer, negotiations, transfers, agreements, catalog, plane, app, facts
