@@ -99,6 +99,7 @@ def job_of(
         params=prepared.params,
         scan=scan,
         given_on=() if scan else given_on(asked, prepared),
+        even=any(dataset.contract.row_filter is not None for dataset in prepared.datasets),
         only=asked.split.only if asked.split else None,
         recheck=Recheck(prepared.names, tuple(sorted(prepared.functions))),
         limits=Limits(

@@ -218,7 +218,10 @@ def _told(block: Block, contract: DataContract, width: float) -> dict[str, int]:
 
 
 def _width(contract: DataContract, known: Mapping[str, float]) -> float:
-    """About the bytes of a row of what is shown as it is; below nought where that is all there is."""
+    """About the bytes of a row of what is shown as it is; below nought where that is all there is. Where rows are
+    hidden it is known of none how large they are, and an average tells of them all."""
+    if contract.row_filter is not None:
+        return _VALUE_BYTES * len(contract.columns)
     masked = {mask.column for mask in contract.masks}
     shown = [name for name in contract.columns if name not in masked]
     if len(shown) == len(contract.schema.columns):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -309,18 +310,27 @@ def query(
 
 
 def batches(
-    relation: duckdb.DuckDBPyRelation, *, rows: int, target: int, exact: bool = False, aside: wide.Aside | None = None
+    relation: duckdb.DuckDBPyRelation,
+    *,
+    rows: int,
+    target: int,
+    exact: bool = False,
+    even: bool = False,
+    aside: wide.Aside | None = None,
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The schema, and batches of `rows` rows, cut near `target` bytes (joined too unless `exact`), as they come.
+    `even`: where a batch ends does not depend on `rows`, unless they are `exact`, nor on how many come at once.
     `aside`: where there is a place for rows of too many columns (`query.wide`)."""
     # What it works ahead is counted in bytes of values, and a batch of its takes hundreds more, however few it has.
     asked = rows * -(-_ROWS_MIN // rows) if exact else rows
     reader = relation.to_arrow_reader(asked) if aside is None else wide.reader(relation, asked, aside)
     schema = plain_schema(reader.schema)
     width = fixed_width(schema)
-    parts = (part for batch in reader for part in (_of_rows(batch, rows) if exact else (batch,)))
-    plainly = parts if reader.schema == schema else (part.cast(schema) for part in parts)
-    pieces = (piece for part in plainly for piece in cut(part, target, apart=exact, width=width))
+    plainly = iter(reader) if reader.schema == schema else (batch.cast(schema) for batch in reader)
+    if even:
+        return schema, evenly(plainly, target, rows=rows if exact else 0, width=width)
+    parts = (part for batch in plainly for part in (_of_rows(batch, rows) if exact else (batch,)))
+    pieces = (piece for part in parts for piece in cut(part, target, apart=exact, width=width))
     return schema, pieces if exact else gather(pieces, at_least=target // 4, width=width)
 
 
@@ -384,6 +394,42 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
 def plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The batch in the plain schema; itself where it is plain already."""
     return batch if batch.schema == schema else batch.cast(schema)
+
+
+def evenly(
+    batches: Iterator[pa.RecordBatch], target: int, *, rows: int = 0, width: float = 0.0
+) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that end where these rows say, however many came at once: the engine ends one with each
+    group of rows in a file, which tells how many of the group a policy hides. Of `rows` each where that is given, and
+    copied (see `cut`); else of as many as make about `target` bytes, judged by the batch before. `width`: as of `cut`.
+    """
+    kept: list[pa.RecordBatch] = []
+    count = size = 0
+    step = rows or _ROWS_MIN
+    for batch in batches:
+        kept.append(batch)
+        count, size = count + batch.num_rows, size + _nbytes(batch, width)
+        while count >= step or size > 2 * target:
+            whole = kept[0] if len(kept) == 1 else pa.concat_batches(kept)
+            first = whole.slice(0, step)
+            if _nbytes(first, width) > 2 * target:
+                first = whole.slice(0, _most(whole, min(step, count), target, width))
+            rest = whole.slice(first.num_rows)
+            yield pa.concat_batches([first, first.slice(0, 0)]) if rows else first
+            kept, count, size = [rest], rest.num_rows, _nbytes(rest, width)
+            if not rows:
+                step = rows_for(_nbytes(first, width) / first.num_rows, target)
+    if count:
+        yield pa.concat_batches(kept)
+
+
+def _most(batch: pa.RecordBatch, rows: int, target: int, width: float) -> int:
+    """How many of its first `rows` rows, at least one, have no more than `target` bytes."""
+    return max(1, bisect_right(range(1, rows + 1), target, key=lambda some: _nbytes(batch.slice(0, some), width)))
+
+
+def _nbytes(batch: pa.RecordBatch, width: float) -> int:
+    return int(batch.num_rows * width) or int(batch.nbytes)
 
 
 def fixed_width(schema: pa.Schema) -> float:

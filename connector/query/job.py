@@ -130,7 +130,8 @@ class Job:
     read_answers, unite_keys, verbatim (one value).
 
     `scan` names a relation whose rows `sql` gives as they are, some columns of them: then there may be a faster way
-    than the engine. `passed`: the only relation is a stream (`once`) whose rows are the answer, under these names;
+    than the engine. `even`: rows are hidden, so where a batch ends depends on those that leave and on nothing else.
+    `passed`: the only relation is a stream (`once`) whose rows are the answer, under these names;
     no engine is opened where its types are plain. Batches have about `batch_bytes` and at most `batch_rows`.
     `given_on`: columns of the only relation that `sql` gives on as they are stored and looks at nowhere: their values
     may be put in after it. `spans`: what is left in files may be sent from there, by who reads the frames. `shared`
@@ -148,6 +149,7 @@ class Job:
     scan: str = ""
     given_on: Sequence[str] = ()
     spans: bool = False
+    even: bool = False
     passed: Sequence[str] = ()
     only: Ranges | None = None
     limits: Limits = Limits()

@@ -26,6 +26,7 @@ from connector.query.stored import File, Places, Stored, lying, may_lie
 from policies.columns import fold
 
 _MOST = 0.9
+_EVEN = 256  # rows that are taken at once where it may tell nothing of those that are hidden
 _Values = dict[str, pa.Array]  # by column
 
 
@@ -41,7 +42,9 @@ class Placed:
         rows = sum(file.metadata.num_rows for file in self._files)
         self._width = sum(file.nbytes(name) for file in self._files for name in self.names) / max(1, rows)
 
-    def batches(self, relation: Any, *, rows: int, target: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    def batches(
+        self, relation: Any, *, rows: int, target: int, even: bool = False
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """As `engine.batches`, of a relation that has places where the values are to be."""
         reader = relation.to_arrow_reader(min(rows, engine.rows_for(self._width, target)))
         there = engine.plain_schema(reader.schema)
@@ -51,7 +54,11 @@ class Placed:
         fields = zip(there, places, strict=True)
         schema = pa.schema([one.with_type(pa.binary()) if name else one for one, name in fields])
         coming = (engine.plain(batch, there) for batch in reader)
-        joined = engine.gather(coming, at_least=target // 4, width=self._width)
+        joined = (
+            engine.evenly(coming, target, rows=_EVEN)
+            if even
+            else engine.gather(coming, at_least=target // 4, width=self._width)
+        )
         return schema, (piece for batch in joined for piece in self._filled(batch, schema, target))
 
     def _lies(self, name: str) -> bool:

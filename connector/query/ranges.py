@@ -124,9 +124,9 @@ class _Asking:
     def _decoded(self, answer: Any, rows: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         job, target = self._job, self._job.batch_bytes
         if self._placed is not None:
-            return self._placed.batches(answer, rows=rows, target=target)
-        aside = wide.aside(job, self._folder, answer.columns)
-        return engine.batches(answer, rows=rows, target=target, exact=job.batch_rows is not None, aside=aside)
+            return self._placed.batches(answer, rows=rows, target=target, even=job.even)
+        aside, exact = wide.aside(job, self._folder, answer.columns), job.batch_rows is not None
+        return engine.batches(answer, rows=rows, target=target, exact=exact, even=job.even, aside=aside)
 
     def _at_once(self, between: _Between) -> Generator[Iterator[_Placed]]:
         """With a thread for each of several connections."""

@@ -184,7 +184,7 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
     rows = rows if job.batch_rows is None else max(1, min(rows, job.batch_rows))
     session.wait_for_go(job)
     if placed is not None:
-        schema, batches = placed.batches(relation, rows=rows, target=job.batch_bytes)
+        schema, batches = placed.batches(relation, rows=rows, target=job.batch_bytes, even=job.even)
     else:
         schema, batches = _batches(session, job, relation, rows)
     if job.noise:
@@ -283,8 +283,8 @@ def _batches(session: Session, job: Job, relation: Any, rows: int) -> tuple[pa.S
                 paths, schema, rows=rows, target=job.batch_bytes, threads=threads, stored=stored
             )
     assert session.opening is not None
-    aside = wide.aside(job, session.opening.aside, relation.columns)
-    return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=job.batch_rows is not None, aside=aside)
+    aside, exact = wide.aside(job, session.opening.aside, relation.columns), job.batch_rows is not None
+    return engine.batches(relation, rows=rows, target=job.batch_bytes, exact=exact, even=job.even, aside=aside)
 
 
 def _stored(session: Session, job: Job) -> Stored | None:

@@ -365,3 +365,15 @@ async def test_blocks_do_not_tell_how_long_the_values_of_hidden_columns_are(
         told.append(answer.json()["blocks"])
     assert told[0] == told[1]
     assert told[0][0]["bytes"] > 0
+
+
+async def test_blocks_do_not_tell_how_large_the_values_of_hidden_rows_are(running: Provider, tmp_path: Path) -> None:
+    told, policy = [], gate.agreement(atom("ds:row/id", "lt", "20"), action="odrl:use")
+    for name, hidden in (("small", b"x"), ("large", bytes(900_000))):
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"id": range(21), "image": [b"x" * 100] * 20 + [hidden]}), path, use_dictionary=False)
+        name = f"{name}_hidden"
+        answer = await Reader(running, await running.agree(policy, name=name, path=path), name).plan()
+        told.append(answer.json()["blocks"])
+    assert told[0] == told[1]
+    assert told[0][0]["bytes"] > 0
