@@ -49,8 +49,8 @@ class Target:
 async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: Reads, net: Net, owner: str) -> None:
     """Send the dataset of a started push transfer with POST; back when the consumer has acknowledged all of it.
 
-    PeerRefused or Busy where another attempt may do, Refused where it would not: the stream was ended before it was
-    complete, or the consumer's address says no.
+    PeerRefused or Busy where another attempt may do, as where a consumer acknowledges what it has not read; Refused
+    where it would not: the stream was ended before it was complete, or the consumer's address says no.
     """
     ticket = _ticket(transfer, addresses)
     held = await reads.grants.hold(transfer.agreement_id, consumer=transfer.counterparty)
@@ -72,26 +72,39 @@ async def push(transfer: Transfer, *, to: Target, addresses: Addresses, reads: R
 
 async def _sent(transfer: Transfer, wanted: Asked, *, to: Target, addresses: Addresses, reads: Reads, net: Net) -> None:
     headers = {"content-type": MEDIA, **({"authorization": to.authorization} if to.authorization else {})}
-    async with (
-        reads.open(wanted) as stream,
-        _renewed(stream, transfer, addresses, reads),
-        net.stream("POST", to.endpoint, headers=headers, body=_body(stream, to), seconds=_ANSWER_SECONDS) as answer,
-    ):
-        _must_be_complete(stream)
-        if not 200 <= answer.status < 300:
-            raise await _refusal(answer, to.endpoint)
+    async with reads.open(wanted) as stream, _renewed(stream, transfer, addresses, reads):
+        body = _Body(stream, to)
+        async with net.stream(
+            "POST", to.endpoint, headers=headers, body=aiter(body), seconds=_ANSWER_SECONDS
+        ) as answer:
+            _must_be_complete(stream)
+            if not 200 <= answer.status < 300:
+                raise await _refusal(answer, to.endpoint)
+            if not body.left:
+                raise PeerRefused(_early(answer, to.endpoint, body.sent))
 
 
-async def _body(stream: GovernedStream, to: Target) -> AsyncIterator[bytes]:
-    yield bytes(stream.schema)
-    sent = len(stream.schema)
-    async for part in stream.frames():
-        sent += len(part)
-        if to.most and sent > to.most:
+class _Body:
+    """A stream on its way out. `sent` are the bytes so far; once it `left`, the last of them was written, too."""
+
+    def __init__(self, stream: GovernedStream, to: Target) -> None:
+        self._stream, self._to = stream, to
+        self.sent = 0
+        self.left = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._counted(self._stream.schema)
+        async for part in self._stream.frames():
+            yield self._counted(part)
+        self.left = True
+
+    def _counted(self, part: memoryview | bytes) -> bytes:
+        self.sent += len(part)
+        if self._to.most and self.sent > self._to.most:
             raise Refused(
-                f"expected at most {to.most} bytes, as its consumer takes; there are more", code="push_too_large"
+                f"expected at most {self._to.most} bytes, as its consumer takes; there are more", code="push_too_large"
             )
-        yield bytes(part)
+        return bytes(part)
 
 
 def _must_be_complete(stream: GovernedStream) -> None:
@@ -101,6 +114,14 @@ def _must_be_complete(stream: GovernedStream) -> None:
         raise Busy(f"the push broke off: {end.reason}", code=end.code or "failed")
     if end is not None and end.status != asked.COMPLETE:
         raise Refused(f"the push ended before the data did: {end.reason}", code=end.code or end.status)
+
+
+def _early(answer: Answer, endpoint: str, sent: int) -> str:
+    """Who answers and closes has the rest thrown away, and the client that we send with listens to the answer alone."""
+    return (
+        f"{origin(endpoint)} answered {answer.status} before it had read everything: {sent} bytes were on their way "
+        "and there are more; it must read the body to its end before it answers"
+    )
 
 
 async def _refusal(answer: Answer, endpoint: str) -> HanseError:

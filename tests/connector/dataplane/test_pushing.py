@@ -120,6 +120,16 @@ async def test_a_no_that_stays_is_told_from_one_that_may_change(
     assert type(raised.value) is kind
 
 
+@pytest.mark.parametrize("most", [0, 1_000_000], ids=["at once", "after a part"])
+async def test_a_success_before_everything_was_sent_is_none(provider: Provider, most: int) -> None:
+    """A sink that does not wait for the end, or a gateway before it, has not got what it acknowledges."""
+    async with hasty(most) as url:
+        with pytest.raises(PeerRefused, match="answered 200 before it had read everything"):
+            await sent(provider, Target(url))
+    ended = provider.of_kind("ReadEnded")[-1]
+    assert (ended.outcome, ended.code) == ("broken", "peer_refused")
+
+
 async def test_a_push_that_stops_with_its_connector_is_tried_again(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +192,21 @@ async def test_what_is_shown_at_the_address(properties: Json, shown: str) -> Non
 @pytest.mark.parametrize(("said", "most"), [("12", 12), ("", 0), ("-1", 0), ("1e9", 0), ("9" * 30, 0), ("²", 0)])
 async def test_the_most_that_is_taken_is_a_number_or_not_said(said: str, most: int) -> None:
     assert Target.of("https://sink.example", {"maxBytes": said}).most == most
+
+
+@asynccontextmanager
+async def hasty(most: int) -> AsyncIterator[str]:
+    """A sink that answers 200 and closes once it has read the head and `most` bytes."""
+
+    async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(most)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(sink, "127.0.0.1", 0, limit=2**16) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/sink"
 
 
 @asynccontextmanager
