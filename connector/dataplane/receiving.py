@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from connector.dataplane.addresses import ENDPOINT_TYPE, PATH
-from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated
+from connector.errors import BadInput, Busy, HanseError, NotFound, Refused, Unauthenticated, unforeseen
 from connector.events import DataReceived, DataRefused, DataRemoved, Event, TransferAdvanced
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
@@ -212,6 +212,11 @@ class Receiving:
                 "the disk of its data directory",
                 code="disk_full",
             ) from error
+        except HanseError:
+            raise
+        except Exception as error:
+            _log.error("push_broke_off", transfer=coming.transfer.id, exc_info=error)
+            raise unforeseen() from error
 
     async def _counted(self, coming: Coming, found: Mapping[str, Any]) -> Received:
         """The record, with the file in its place. Not to be cancelled: it counts or it does not.

@@ -89,6 +89,7 @@ _ERRORS: dict[str, tuple[_Made, str]] = {
     "arrow_invalid": (BadInput, "expected valid Arrow IPC, came something damaged"),
     "arrow_columns": (BadInput, "expected Arrow with the columns that are named for it, came others; name all, once"),
     "answer_unsound": (BadInput, "expected a whole answer of the columns that were asked for, came another"),
+    "batch_too_long": (BadInput, "expected Arrow batches of at most 2147483647 rows each, came a longer one; cut it"),
     "arrow_too_large": (BadInput, "the Arrow data is larger than it may be"),
     "groups_max": (Limited, "the question makes more groups than are answered with noise; group by fewer dimensions"),
     "noise_failed": (EngineFailed, "the answer with noise could not be made; ask for less at once, or tell the owner"),

@@ -28,6 +28,7 @@ _BLOB_MAX = 256 * 2**20
 _PIECE = 4 * 2**20
 _HELD_MAX = 16 * 2**20  # bytes of rows of answers that came small: a megabyte may unfold to a thousand
 _END_FIELDS, _END_TEXT = 32, 1000  # of an end record
+_BATCH_ROWS_MAX = 2**31 - 1  # as many as Arrow's writers put into one; rows without bytes could be any number
 _DISTINCT_MAX = 48 * 10**6  # bytes of values as they come; half of it when they are joined: three million numbers
 
 
@@ -285,7 +286,7 @@ def _writing() -> Iterator[None]:
 
 def _valid(reader: Any) -> Iterator[pa.RecordBatch]:
     for batch in reader:
-        batch.validate(full=True)
+        _validate(batch)
         yield batch
 
 
@@ -295,8 +296,14 @@ def _with_metadata(reader: Any) -> Iterator[tuple[pa.RecordBatch, Any]]:
             batch, metadata = reader.read_next_batch_with_custom_metadata()
         except StopIteration:
             return
-        batch.validate(full=True)
+        _validate(batch)
         yield batch, metadata
+
+
+def _validate(batch: pa.RecordBatch) -> None:
+    if batch.num_rows > _BATCH_ROWS_MAX:
+        raise Coded("batch_too_long")
+    batch.validate(full=True)
 
 
 def _end(metadata: Any) -> dict[str, Any] | None:

@@ -46,6 +46,16 @@ def stream(rows: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
+def rows_without_bytes(rows: int, *, batches: int = 1) -> bytes:
+    """A stream whose batches say that they have so many rows: of a column of nulls no byte comes."""
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch({"n": pa.Array.from_buffers(pa.null(), rows, [None])})
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(allow_64bit=True)) as writer:
+        for _ in range(batches):
+            writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
 def once(path: Path, rows: pa.Table, *, taken: str = IN_PLACE) -> Relation:
     """A table as an Arrow stream that one job reads, written to `path` in two batches and an empty one."""
     half = len(rows) // 2

@@ -179,6 +179,16 @@ async def test_what_is_not_valid_arrow_leaves_nothing(here: Receiver, pid: str, 
     await nothing_left(here, pid, before, "arrow_invalid")
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+async def test_more_rows_than_anybody_writes_into_a_batch_are_refused(here: Receiver, pid: str, batches: int) -> None:
+    """Rows without bytes may be any number, and three batches of these are more than the database counts."""
+    before = here.files()
+    await here.transfer(pid)
+    answer = await here.push(pid, data.rows_without_bytes(2**62, batches=batches))
+    assert (answer.status_code, answer.json()["code"]) == (400, "batch_too_long")
+    await nothing_left(here, pid, before, "batch_too_long")
+
+
 async def nothing_left(here: Receiver, pid: str, before: list[Path], code: str) -> None:
     assert here.files() == before
     assert await here.known(pid) is None
@@ -331,6 +341,22 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
     assert "make room" in answer.json()["detail"]
     await nothing_left(here, pid, before, "disk_full")
+
+
+async def test_what_nobody_foresaw_is_told_without_its_words_and_leaves_nothing(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> None:
+        raise KeyError("a secret")
+
+    before = here.files()
+    await here.transfer(pid)
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "judge", wrong)
+        answer = await here.push(pid, WHOLE)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "secret" not in answer.text
+    await nothing_left(here, pid, before, "internal")
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -308,6 +308,13 @@ async def test_answers_are_read_by_the_job_that_joins_them(
         assert pa.ipc.open_stream(schema + b"".join(batches)).read_all().to_pylist() == [{"s": 9, "v": "abcbcd"}]
 
 
+async def test_a_table_that_is_brought_along_has_no_more_rows_than_a_batch_may_have() -> None:
+    assert foreign.read_blob(data.rows_without_bytes(2**31 - 1)).num_rows == 2**31 - 1
+    with pytest.raises(Coded) as raised:
+        foreign.read_blob(data.rows_without_bytes(2**31))
+    assert raised.value.code == "batch_too_long"
+
+
 async def test_small_answers_that_unfold_to_much_are_not_held(pool: Pool, folder: Path) -> None:
     sink = pa.BufferOutputStream()
     rows = pa.table({"id": pa.repeat(0, 1_000_000)})
