@@ -56,13 +56,13 @@ class Room:
 
 
 class Coming:
-    """One push under way."""
+    """One push under way, or the repeat of one that is `known`."""
 
-    def __init__(self, transfer: Transfer, path: Path) -> None:
-        self.transfer, self.path = transfer, path
+    def __init__(self, transfer: Transfer, known: Received | None, path: Path) -> None:
+        self.transfer, self.known, self.path = transfer, known, path
         self.size = 0
         self.checking = False
-        self.over = False  # it counts, or nothing is left of it
+        self.over = known is not None  # it counts, or nothing is left of it
         self._why: HanseError | None = None
         self._work: asyncio.Future[Any] | None = None
 
@@ -141,17 +141,14 @@ class Receiving:
         nothing of the push is kept, and its event says why.
         """
         transfer, known = await self._due(transfer_id, authorization)  # 1
-        if known is not None:
-            await self._passed_over(ask)
-            return known
-        if media.partition(";")[0].strip().lower() != MEDIA:
+        if known is None and media.partition(";")[0].strip().lower() != MEDIA:
             raise BadInput(f"expected {MEDIA}, came {media[:100]!r}", code="media_type")
-        coming = self._place(transfer)
+        coming = self._place(transfer, known)
         try:
             return await self._taken(coming, ask)
         except HanseError as error:
             await self._forget(coming)  # first: whoever hears of it finds nothing
-            if error.code != UNKNOWN:
+            if known is None and error.code != UNKNOWN:
                 await self._refused(coming, error)
             raise
         finally:
@@ -175,28 +172,33 @@ class Receiving:
         if not self.room.total or not hmac.compare_digest(shown, self._token(transfer_id).encode()):
             raise nobody  # before the database is asked: whoever guesses learns nothing from how long it takes
         row, known = await self._store.read(lambda tx: (tx.transfers.peek(transfer_id), tx.received.get(transfer_id)))
-        runs = _RUNS if known is None else (*_RUNS, "COMPLETED")
-        if row is None or row.role != "consumer" or row.state not in runs:
+        if row is None or row.role != "consumer" or row.state not in _runs(known):
             raise nobody
         return row, known
 
-    def _place(self, transfer: Transfer) -> Coming:
-        """A file to be for this push. One of the same transfer that still comes was cut, and goes."""
+    def _place(self, transfer: Transfer, known: Received | None) -> Coming:
+        """A file to be for this push, none for a repeat. One of the same transfer that still comes was cut, and goes.
+
+        A repeat has a place, too: it takes as long as its sender likes, and is worth nothing.
+        """
         if self._draining:
             raise Busy(self._draining, code="shutting_down")
         before = self._coming.get(transfer.id)
-        if before is not None and before.checking:
+        if known is None and before is not None and before.checking:
             raise Busy("what came before is being checked; ask again in a moment", code="being_checked")
         if before is None and len(self._coming) >= _AT_ONCE:
             raise Busy(f"{_AT_ONCE} pushes are coming, as many as may; try again later", code="pushes_max")
         if before is not None:
             before.stop(BadInput("the same push began anew", code="replaced"))
-        coming = self._coming[transfer.id] = Coming(transfer, self._arriving / secrets.token_hex(16))
+        coming = self._coming[transfer.id] = Coming(transfer, known, self._arriving / secrets.token_hex(16))
         return coming
 
     async def _taken(self, coming: Coming, ask: Ask) -> Received:
         try:
             async with asyncio.timeout(self.room.seconds):
+                if coming.known is not None:
+                    await coming.do(self._passed_over(ask))
+                    return coming.known
                 await coming.do(self._spool(coming, ask))  # 2
                 coming.checking = True
                 found = await coming.do(self._pool.ask(self._check(coming)))  # 3
@@ -298,7 +300,7 @@ class Receiving:
 
         def work(tx: Transaction) -> None:
             row = tx.transfers.get(coming.transfer.id)
-            if row is not None and row.state in _RUNS:
+            if row is not None and row.state in _RUNS and tx.received.get(row.id) is None:
                 row.code, row.reason, row.updated_at = error.code, f"push: {error.message}"[:2_000], tx.now
             if recorded:
                 tx.publish(refused)
@@ -366,7 +368,7 @@ class Receiving:
         if not isinstance(event, TransferAdvanced) or event.detail.get("role") != "consumer":
             return
         state, coming = str(event.detail.get("state")), self._coming.get(event.process)
-        if coming is not None and state not in _RUNS:
+        if coming is not None and state not in _runs(coming.known):
             coming.stop(Refused(f"the transfer is {state.lower()}", code="transfer_not_started"))
         if state == "TERMINATED" and self._file(event.process).exists():
             self._afterwards(self._dropped(event.process))
@@ -395,6 +397,11 @@ def arriving(folder: Path) -> Path:
     return found
 
 
+def _runs(known: Received | None) -> tuple[str, ...]:
+    """The states of a transfer in which something may come for it: a repeat also where it is completed."""
+    return _RUNS if known is None else (*_RUNS, "COMPLETED")
+
+
 def judge(found: Mapping[str, Any]) -> None:
     """Whether a stream that reads well is whole by its own end record (3). One without a record is what it is."""
     end = found["end"]
@@ -417,6 +424,8 @@ def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received
     transfer = tx.transfers.get(coming.transfer.id)
     if transfer is None or transfer.state not in _RUNS:
         raise Refused("the transfer does not run any more", code="transfer_not_started")
+    if tx.received.get(transfer.id) is not None:
+        raise Busy("one that came before counts by now; ask again", code="being_checked")
     row = Received(
         transfer_id=transfer.id,
         rows=found["rows"],

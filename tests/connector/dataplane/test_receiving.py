@@ -8,6 +8,7 @@ import os
 import random
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -135,6 +136,51 @@ async def test_a_repeat_of_what_was_received_changes_nothing(here: Receiver, pid
     assert (again.status_code, again.json()) == (200, first.json())
     assert (await here.receiving.file(pid)).read_bytes() == WHOLE
     assert len(here.told(pid)) == 1
+
+
+async def test_a_repeat_that_dribbles_has_an_end_too(here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await here.transfer(pid)
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    monkeypatch.setattr(here.receiving, "room", replace(here.receiving.room, seconds=1.0))
+    sender = await Sender.to(here, pid)
+    answering = asyncio.ensure_future(sender.answer())
+    async with asyncio.timeout(30):
+        while not answering.done():
+            await sender.send(b"x")
+            await asyncio.sleep(0.1)
+    assert b'"too_slow"' in answering.result()
+    assert [event.kind for event in here.told(pid)] == ["DataReceived"]  # nothing of it has changed
+    assert (await here.row(pid)).code == ""
+    assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+
+
+async def test_a_repeat_takes_a_place_and_leaves_it_to_the_next(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = await here.transfer(f"{pid}-other")
+    await here.transfer(pid)
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    hanging = await Sender.to(here, pid)
+    await until(lambda: here.receiving.progress(pid) is not None)
+    monkeypatch.setattr(service, "_AT_ONCE", 1)
+    assert (await here.push(other, WHOLE)).json()["code"] == "pushes_max"
+    await here.moved(pid, "COMPLETED")  # which ends no repeat
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    assert b'"replaced"' in await hanging.answer()
+    assert (await here.push(other, WHOLE)).status_code == 200
+
+
+async def test_a_repeat_does_not_outlive_its_connector(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(here.receiving, "_draining", "")  # and again after this
+    await here.transfer(pid)
+    assert (await here.push(pid, WHOLE)).status_code == 200
+    hanging = await Sender.to(here, pid)
+    await until(lambda: here.receiving.progress(pid) is not None)
+    here.receiving.drain("the connector is shutting down")
+    assert b'"shutting_down"' in await hanging.answer()
+    assert (await here.push(pid, WHOLE)).json()["code"] == "shutting_down"
 
 
 LIES: dict[str, tuple[dict[str, Any], str]] = {
@@ -522,7 +568,8 @@ async def test_a_push_whose_record_comes_to_be_kept_while_its_repeat_is_checked_
     monkeypatch.setattr(here.store, "write", late)
     held = here.receiving._held
     assert (await here.push(pid, WHOLE)).json()["code"] == UNKNOWN
-    assert (await here.push(pid, stream(1_000))).status_code != 200
+    assert (await here.push(pid, stream(1_000))).json()["code"] == "being_checked"
+    assert (await here.row(pid)).code == ""
     assert (await here.push(pid, WHOLE)).status_code == 200
     assert (await here.receiving.file(pid)).read_bytes() == WHOLE
     assert here.receiving._held - held == len(WHOLE)
