@@ -38,6 +38,7 @@ MEDIA = "application/vnd.apache.arrow.stream"
 _RUNS = ("REQUESTED", "STARTED")
 _AT_ONCE = 16
 _WRITE = 2**20
+_REMOVE_AGAIN = 60.0  # seconds
 _CHECK_RATE = 16 * 2**20  # bytes a second that a worker checks at least; it does ten times that
 _T = TypeVar("_T")
 _log = logger("receiving")
@@ -155,13 +156,16 @@ class Receiving:
             await self._forget(coming)
 
     async def _forget(self, coming: Coming) -> None:
-        """It does not come any more; its file goes, unless that counts."""
+        """It does not come any more; its file goes, unless that counts. One that the disk holds on to stays counted,
+        until the next start removes it."""
         if self._coming.get(coming.transfer.id) is coming:
             del self._coming[coming.transfer.id]
         if not coming.over:
             coming.over = True
-            self._held -= coming.size
-            await _in_thread(coming.path.unlink, True)
+            if await _in_thread(_cleared, coming.path):
+                self._held -= coming.size
+            else:
+                _log.error("left_over", transfer=coming.transfer.id, bytes=coming.size)
 
     async def _due(self, transfer_id: str, authorization: str) -> tuple[Transfer, Received | None]:
         shown = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip().encode()
@@ -231,16 +235,18 @@ class Receiving:
         try:
             row = await self._store.write(lambda tx: _keep(tx, coming, found))
         except Exception as error:
-            coming.over = isinstance(error, Busy) and error.code == UNKNOWN
-            if not coming.over:
+            coming.over = True
+            if not isinstance(error, Busy) or error.code != UNKNOWN:
                 await asyncio.to_thread(_take_back, target, before)
+                coming.over = False
             raise
         else:
             coming.over = True
             return row
         finally:
             if had_one:
-                self._held -= await asyncio.to_thread(_unlinked, before)
+                with suppress(OSError):  # it stays counted, until the next start removes it
+                    self._held -= await asyncio.to_thread(_unlinked, before)
 
     async def _spool(self, coming: Coming, ask: Ask) -> None:
         """The body into its file, on the disk when this returns. Written in a thread: a disk takes its time."""
@@ -323,25 +329,33 @@ class Receiving:
         if known is None:
             why = "it is still coming" if transfer_id in self._coming else "its transfer's state and reason say more"
             raise NotFound(f"nothing was received under {transfer_id!r}: {why}", code="nothing_received")
-        why = "is at another process of this connector" if known.removed_at is None else "was removed; order it again"
+        why = "was removed; order it again"
+        if known.removed_at is None:
+            why = "is at another process of this connector, or went when one stopped as it removed it; remove it again"
         raise NotFound(f"what was received under {transfer_id!r} {why}", code="not_kept")
 
     async def remove(self, transfer_id: str, *, by: str) -> None:
-        """Remove the file of a transfer; that it was received stays known. NotFound where there is none."""
+        """Remove the file of a transfer; that it was received stays known. NotFound where there is none, Busy where the
+        disk does not let go of it: then nothing has changed, and it can be asked for again.
 
-        def work(tx: Transaction) -> None:
-            row, transfer = tx.received.get(transfer_id), tx.transfers.get(transfer_id)
-            if row is None or transfer is None or row.removed_at is not None:
-                raise NotFound(f"nothing received is kept under {transfer_id!r}", code="nothing_received")
-            row.removed_at = tx.now
-            about = {"rows": row.rows, "bytes": row.bytes}
-            tx.publish(_event(DataRemoved, transfer, actor=by, detail=about))
-
-        await self._store.write(work)
+        The file goes first: nobody is told that something is gone while it is there.
+        """
+        known = await self._store.read(lambda tx: tx.received.get(transfer_id))
+        if known is None or (known.removed_at is not None and not self._file(transfer_id).exists()):
+            raise _nothing_kept(transfer_id)
         await self._let_go(transfer_id)
+        if known.removed_at is None:
+            await self._store.write(lambda tx: _removed(tx, transfer_id, by))
 
     async def _let_go(self, transfer_id: str) -> None:
-        size = await _in_thread(_unlinked, self._file(transfer_id))
+        try:
+            size = await _in_thread(_unlinked, self._file(transfer_id))
+        except OSError as error:
+            raise Busy(
+                f"the file cannot be removed ({error.strerror}); its operator must make the data directory writable, "
+                "then remove it again",
+                code="not_removed",
+            ) from error
         self._held -= size  # not before the wait: others count meanwhile
 
     # The life of the process.
@@ -349,11 +363,11 @@ class Receiving:
     async def start(self) -> None:
         """Remove what an earlier run has left unfinished, and count what is kept."""
         rows = await self._store.read(lambda tx: tx.received.kept())
+        good = {self._file(row.transfer_id) for row, _ in rows}
+        self._held = await asyncio.to_thread(_swept, self._arriving, self._kept, good)
         for row, state in rows:
             if state == "TERMINATED":
                 await self.remove(row.transfer_id, by="recovery")
-        good = {self._file(row.transfer_id) for row, state in rows if state != "TERMINATED"}
-        self._held = await asyncio.to_thread(_swept, self._arriving, self._kept, good)
 
     def drain(self, reason: str) -> None:
         """Take nothing new, and end what is coming: its provider pushes again."""
@@ -364,27 +378,32 @@ class Receiving:
     def _heard(self, event: Event) -> None:
         """A transfer that does not run takes nothing; one that was terminated leaves nothing."""
         if isinstance(event, DataRemoved):  # another process on this database may have been asked
-            self._afterwards(self._let_go(event.process))
+            self._afterwards(self._until_done(event.process, lambda: self._let_go(event.process)))
         if not isinstance(event, TransferAdvanced) or event.detail.get("role") != "consumer":
             return
         state, coming = str(event.detail.get("state")), self._coming.get(event.process)
         if coming is not None and state not in _runs(coming.known):
             coming.stop(Refused(f"the transfer is {state.lower()}", code="transfer_not_started"))
         if state == "TERMINATED" and self._file(event.process).exists():
-            self._afterwards(self._dropped(event.process))
+            self._afterwards(self._until_done(event.process, lambda: self.remove(event.process, by="termination")))
 
     def _afterwards(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _dropped(self, transfer_id: str) -> None:
-        try:
-            await self.remove(transfer_id, by="termination")
-        except NotFound:
-            pass  # it never counted, or somebody was faster
-        except HanseError as error:
-            _log.error("not_removed", transfer=transfer_id, reason=error.message)
+    async def _until_done(self, transfer_id: str, removing: Callable[[], Awaitable[None]]) -> None:
+        """Nobody waits for this who could ask again: a disk or a database that fails is tried until it does not."""
+        while True:
+            try:
+                await removing()
+            except NotFound:
+                return  # it never counted, or somebody was faster
+            except HanseError as error:
+                _log.error("not_removed", transfer=transfer_id, reason=error.message)
+                await asyncio.sleep(_REMOVE_AGAIN)
+            else:
+                return
 
     def _file(self, transfer_id: str) -> Path:
         return self._kept / f"{hashlib.sha256(transfer_id.encode()).hexdigest()[:40]}.arrows"
@@ -441,6 +460,18 @@ def _keep(tx: Transaction, coming: Coming, found: Mapping[str, Any]) -> Received
     about = {name: getattr(row, name) for name in ("rows", "batches", "bytes", "whole", "digest")}
     tx.publish(_event(DataReceived, transfer, detail=about))
     return row
+
+
+def _removed(tx: Transaction, transfer_id: str, by: str) -> None:
+    row, transfer = tx.received.get(transfer_id), tx.transfers.get(transfer_id)
+    if row is None or transfer is None or row.removed_at is not None:
+        raise _nothing_kept(transfer_id)
+    row.removed_at = tx.now
+    tx.publish(_event(DataRemoved, transfer, actor=by, detail={"rows": row.rows, "bytes": row.bytes}))
+
+
+def _nothing_kept(transfer_id: str) -> NotFound:
+    return NotFound(f"nothing received is kept under {transfer_id!r}", code="nothing_received")
 
 
 def _event(
@@ -504,6 +535,13 @@ def _unlinked(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return size
+
+
+def _cleared(path: Path) -> bool:
+    """Remove a file where the disk lets us; whether none is there now."""
+    with suppress(OSError):  # a disk that takes no writes says so of a file that was never there, too
+        path.unlink(missing_ok=True)
+    return not path.exists()
 
 
 async def _in_thread(work: Callable[..., _T], *given: Any) -> _T:

@@ -7,7 +7,8 @@ import errno
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -352,7 +353,8 @@ async def test_what_was_received_goes_when_its_transfer_is_terminated(here: Rece
     await here.transfer(pid)
     await here.push(pid, WHOLE)
     await here.moved(pid, "TERMINATED")
-    await until(lambda: here.files() == before)
+    await until(lambda: len(here.told(pid)) == 2)
+    assert here.files() == before
     with pytest.raises(NotFound, match="removed"):
         await here.receiving.file(pid)
     assert [event.kind for event in here.told(pid)] == ["DataReceived", "DataRemoved"]
@@ -389,6 +391,101 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     await nothing_left(here, pid, before, "disk_full")
 
 
+@contextmanager
+def read_only(here: Receiver, call: str = "open") -> Iterator[list[Path]]:
+    """The disk lets nothing go, and makes no `call`, until this ends; what somebody wanted to remove meanwhile."""
+    wanted: list[Path] = []
+    unlink = Path.unlink
+
+    def refused(*_: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def kept(path: Path, missing_ok: bool = False) -> None:
+        if path.is_relative_to(here.folder):
+            wanted.append(path)
+            refused()
+        unlink(path, missing_ok)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(service, "os", _Disk(refused, call))
+        patched.setattr(Path, "unlink", kept)
+        yield wanted
+
+
+async def test_a_read_only_disk_is_told_too(here: Receiver, pid: str) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    with read_only(here):
+        answer = await here.push(pid, WHOLE)
+    assert (answer.status_code, answer.json()["code"]) == (503, "disk_full")
+    assert "Read-only" in answer.json()["detail"]
+    await nothing_left(here, pid, before, "disk_full")
+
+
+async def test_what_a_disk_does_not_let_go_of_is_not_said_to_be_removed(here: Receiver, pid: str) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    await here.push(pid, WHOLE)
+    with read_only(here):
+        with pytest.raises(Busy, match="Read-only file system") as raised:
+            await here.receiving.remove(pid, by="anna")
+        assert raised.value.code == "not_removed"
+        assert (await here.receiving.file(pid)).read_bytes() == WHOLE
+        assert [event.kind for event in here.told(pid)] == ["DataReceived"]
+    await here.receiving.remove(pid, by="anna")
+    assert here.files() == before
+    assert [event.kind for event in here.told(pid)] == ["DataReceived", "DataRemoved"]
+
+
+async def test_what_a_terminated_transfer_left_goes_once_the_disk_lets_it_go(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = here.files()
+    await here.transfer(pid)
+    await here.push(pid, WHOLE)
+    monkeypatch.setattr(service, "_REMOVE_AGAIN", 0.01)
+    with read_only(here) as wanted:
+        await here.moved(pid, "TERMINATED")
+        await until(lambda: len(wanted) > 1)
+        assert [event.kind for event in here.told(pid)] == ["DataReceived"]
+    await until(lambda: here.told(pid)[-1].kind == "DataRemoved")
+    assert here.files() == before
+
+
+async def test_a_removal_that_was_not_recorded_is_asked_for_again(
+    here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a crash between the two."""
+
+    async def away(_: Any) -> Any:
+        raise Busy("the database does not answer now")
+
+    await here.transfer(pid)
+    await here.push(pid, WHOLE)
+    with monkeypatch.context() as patched:
+        patched.setattr(here.store, "write", away)
+        with pytest.raises(Busy, match="the database"):
+            await here.receiving.remove(pid, by="anna")
+    with pytest.raises(NotFound, match="remove it again"):
+        await here.receiving.file(pid)
+    await here.receiving.remove(pid, by="anna")
+    assert here.told(pid)[-1].kind == "DataRemoved"
+    with pytest.raises(NotFound, match="was removed"):
+        await here.receiving.file(pid)
+
+
+async def test_a_file_that_was_said_to_be_removed_and_is_there_can_be(here: Receiver, pid: str) -> None:
+    """Another process on the database may have said so."""
+    before = here.files()
+    await here.transfer(pid)
+    await here.push(pid, WHOLE)
+    await here.store.write(lambda tx: setattr(tx.received.get(pid), "removed_at", tx.now))
+    await here.receiving.remove(pid, by="anna")
+    assert here.files() == before
+    with pytest.raises(NotFound):
+        await here.receiving.remove(pid, by="anna")
+
+
 async def test_what_nobody_foresaw_is_told_without_its_words_and_leaves_nothing(
     here: Receiver, pid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +507,18 @@ async def small(here: Receiver, tmp_path: Path) -> AsyncIterator[Receiver]:
     """One with little room; its worker may not read here, so nothing can be checked."""
     async with running(tmp_path, here.pool, each=4_000_000, total=5_000_000) as made:
         yield made
+
+
+async def test_what_stays_of_a_refused_push_takes_room_until_the_next_start(small: Receiver, pid: str) -> None:
+    await small.transfer(pid)
+    with read_only(small, call=""):
+        answer = await small.push(pid, b"x" * 6_000_000)
+    assert (answer.status_code, answer.json()["code"]) == (400, "push_too_large")
+    assert len(small.files()) == 1
+    assert (await small.push(pid, b"x" * 1_000_000)).json()["code"] == "received_full"
+    await small.receiving.start()
+    assert not small.files()
+    assert (await small.push(pid, b"x" * 1_000_000)).json()["code"] != "received_full"
 
 
 async def test_more_than_one_push_may_bring_is_refused_and_heard_of(small: Receiver, pid: str) -> None:
