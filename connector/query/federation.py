@@ -9,14 +9,30 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+from connector.errors import HanseError, QueryInvalid
 from policies.columns import fold
 
-if TYPE_CHECKING:
-    from connector.errors import HanseError
-
 ALL = "all"  # the virtual owner: every owner with an agreement for a dataset of that name
+
+
+class Bearer(NamedTuple):
+    """Where one of our agreements is read, the ticket for it, and the participant whom both are of."""
+
+    endpoint: str
+    ticket: str
+    participant: str
+
+
+def shared_name(owner: str, participants: Collection[str], dataset: str) -> QueryInvalid:
+    """Why a question is refused that says an owner by a name that several participants have."""
+    *others, last = sorted(participants)
+    return QueryInvalid(
+        f'"{owner}" is what {", ".join(others)} and {last} call themselves, and there are agreements with them; write '
+        f'the identifier of the one that you mean in place of the name: "{others[0]}".{dataset}',
+        code="owner_ambiguous",
+    )
 
 
 class Mode(StrEnum):
@@ -64,6 +80,8 @@ class Partition:
 @dataclass(frozen=True, slots=True)
 class TableInfo:
     """A dataset as our agreement shows it. `rows` and `ndv` are the owner's rounded figures, where it gave any.
+
+    `owner`: the name of one participant among the tables of a question, as the question writes it.
 
     `content`: equal for datasets that hold the same rows at several owners (published reference data).
     `shares_keys`: values of its columns may go to other owners to narrow their answers; `takes_keys`: it may be

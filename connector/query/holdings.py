@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from connector.errors import Busy, HanseError, NotFound, PeerNonsense, Refused
+from connector.errors import Busy, HanseError, NotFound, PeerNonsense, QueryInvalid, Refused
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
-from connector.query.federation import Column, GridInfo, Known, Silent, TableInfo
+from connector.query.federation import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
 from connector.store import Store, Transaction
 from connector.store.agreements import Holding, Readable, Started
+from policies.columns import fold
 from policies.values import is_below
 from policies.vocabulary import expand
 
@@ -32,6 +34,7 @@ _QUERY = "https://w3id.org/hanse/policy/1/query"
 _USE = "http://www.w3.org/ns/odrl/2/use"
 _AGREEMENTS_MAX = 1000
 _OURS = "urn:hanse:"  # how the ids of our own connectors begin: urn:hanse:<owner>:<dataset>
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")  # as the setting `name`: no DID, and no letter that SQL would fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,11 @@ class Holdings:
         self._look: asyncio.Future[dict[str, Readable]]
         store.bus.subscribe(self._heard)
 
-    async def ticket(self, agreement_id: str) -> tuple[str, str]:
-        """(endpoint, ticket) of a started transfer under one of our agreements; NotFound says what is missing."""
-        access = await self.access(await self._transfer(agreement_id))
-        return access.endpoint, access.ticket
+    async def ticket(self, agreement_id: str) -> Bearer:
+        """What a started transfer under one of our agreements is read with; NotFound says what is missing."""
+        transfer = await self._transfer(agreement_id)
+        access = await self.access(transfer)
+        return Bearer(access.endpoint, access.ticket, transfer.counterparty)
 
     async def _transfer(self, agreement_id: str) -> Started:
         """A started transfer. A question's fragments ask for theirs at once: one look at the database is for all."""
@@ -116,57 +120,55 @@ class Holdings:
         """The datasets that a query for `purpose` may name, by (owner, dataset), and those whose owners do not answer.
 
         `names` None: all that we hold. `fresh`: nothing of what was said before counts. An owner that says no has
-        ended the agreement, or does not serve it now: its dataset is not there.
+        ended the agreement, or does not serve it now: its dataset is not there. QueryInvalid for an owner's name that
+        several participants have: their datasets go by the participants' identifiers.
         """
 
-        def look(tx: Transaction) -> tuple[list[Holding], Mapping[str, Readable]]:
+        def look(tx: Transaction) -> tuple[list[Holding], list[Holding], Mapping[str, Readable]]:
             agreements = tx.agreements.holdings(limit=_AGREEMENTS_MAX)
             if names is None:
-                return agreements, {}
-            named = [agreement for agreement in agreements if _may_be(agreement.dataset_id, names)]
-            return named, tx.agreements.readable({agreement.id for agreement in named})
+                return agreements, agreements, {}
+            named = [agreement for agreement in agreements if _may_be(agreement, names)]
+            return agreements, named, tx.agreements.readable({agreement.id for agreement in named})
 
         changes = self._changes
-        wanted, readable = await self._store.read(look)
+        held, wanted, readable = await self._store.read(look)
         self._keep(readable, changes)
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def shown(agreement: Holding) -> Mapping[str, Any] | HanseError:
+        async def shown(agreement: Holding) -> TableInfo | Silent | None:
             async with gate:
                 try:
-                    return await self.contract(agreement.id, fresh=fresh)
+                    return table_of(await self.contract(agreement.id, fresh=fresh), agreement, purpose)
                 except HanseError as error:
-                    return error
+                    return None if isinstance(error, Refused | NotFound) else self._silent(agreement, error)
 
+        told = [one for one in await asyncio.gather(*map(shown, wanted)) if one is not None]
+        owners = _Owners.of(held, told, names or ())
         found: dict[tuple[str, str], TableInfo] = {}
         silent: list[Silent] = []
-        for agreement, said in zip(wanted, await asyncio.gather(*map(shown, wanted)), strict=True):
-            if not isinstance(said, HanseError):
-                table = table_of(said, agreement, purpose)
-                found.setdefault((table.owner, table.dataset), table)
-            elif not isinstance(said, Refused | NotFound):
-                silent.append(self._silent(agreement, said))
+        for one in told:
+            owner = owners.written(one.owner, one.participant)
+            if isinstance(one, Silent):
+                silent.append(replace(one, owner=owner))
+            else:
+                found.setdefault((owner, one.dataset), one if owner == one.owner else replace(one, owner=owner))
         return Known(found, tuple(one for one in silent if (one.owner, one.dataset) not in found))
 
     def _silent(self, agreement: Holding, error: HanseError) -> Silent:
-        """An agreement whose owner does not answer, by what it said before, or by its dataset's id."""
-        _, before = self._shown.get(agreement.id, (0.0, {}))
-        owner, _, dataset = agreement.dataset_id.removeprefix(_OURS).partition(":")
-        ours = agreement.dataset_id.startswith(_OURS)
-        return Silent(
-            str(before.get("owner") or (owner if ours else "")),
-            str(before.get("name") or (dataset if ours else "")),
-            agreement.provider,
-            agreement.id,
-            error,
-        )
+        """An agreement whose owner does not answer, by its dataset's id, or by what it said before."""
+        owner, dataset = _names_of(agreement.dataset_id)
+        if not owner:
+            _, before = self._shown.get(agreement.id, (0.0, {}))
+            owner, dataset = str(before.get("owner") or ""), str(before.get("name") or "")
+        return Silent(owner, dataset, agreement.provider, agreement.id, error)
 
     async def contract(self, agreement_id: str, *, fresh: bool = False) -> Mapping[str, Any]:
         """What one of our agreements shows, as its owner says it (`GET /data/v1/contract`)."""
         asked, summary = self._shown.get(agreement_id, (float("-inf"), {}))
         if not fresh and time.monotonic() - asked < _KEPT_SECONDS:
             return summary
-        endpoint, ticket = await self.ticket(agreement_id)
+        endpoint, ticket, _ = await self.ticket(agreement_id)
         reply = await self._net.call("GET", f"{endpoint}/contract", headers={"authorization": f"Bearer {ticket}"})
         summary = _json(reply, f"{endpoint}/contract")
         if len(self._shown) >= _KEPT_MAX:
@@ -214,9 +216,10 @@ def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> Ta
         fitting = [c for c in contracts if not c["purposes"] or any(is_below(wanted, one) for one in c["purposes"])]
         contract = (fitting or contracts)[0]
         aggregate = contract["aggregate"]
+        owner, dataset = _said_names(summary, agreement)
         return TableInfo(
-            owner=str(summary["owner"]),
-            dataset=str(summary["name"]),
+            owner=owner,
+            dataset=dataset,
             columns=tuple(Column(str(c["name"]), str(c["type"])) for c in contract["columns"]),
             agreement=agreement.id,
             participant=agreement.provider,
@@ -254,12 +257,72 @@ def _started(agreement_id: str, found: Readable | None) -> Started:
     return found.transfer
 
 
-def _may_be(dataset_id: str, names: Collection[tuple[str, str]]) -> bool:
-    """Whether a dataset id may stand for one of these names; ids of other connectors may stand for any."""
+@dataclass(frozen=True, slots=True)
+class _Owners:
+    """How a question writes owners. A participant chooses its name itself, so a name may be another's too; what tells
+    participants apart is their identifier (DID), and a question may always write that instead."""
+
+    of_name: Mapping[str, set[str]] = field(default_factory=dict)  # the participants of each name
+    identified: frozenset[str] = frozenset()  # those that the question writes by their identifiers
+
+    @classmethod
+    def of(
+        cls, held: Sequence[Holding], told: Sequence[TableInfo | Silent], names: Collection[tuple[str, str]]
+    ) -> _Owners:
+        """By all agreements that we hold: what a name means must not change with the datasets that stand beside it."""
+        of_name: dict[str, set[str]] = {}
+        said = [(one.owner, one.participant) for one in told]
+        for name, participant in (*said, *((_names_of(one.dataset_id)[0], one.provider) for one in held)):
+            if _is_name(name):
+                of_name.setdefault(name, set()).add(participant)
+        identifiers = {fold(one.provider): one.provider for one in held}
+        identified = frozenset(identifiers[owner] for owner, _ in names if owner in identifiers)
+        for owner, dataset in names:
+            found = of_name.get(owner, set())
+            if len(found) > 1:
+                raise shared_name(owner, found, dataset)
+            if found & identified:
+                (participant,) = found
+                raise QueryInvalid(
+                    f'the question writes one owner as "{participant}" and as "{owner}"; write one of the two',
+                    code="owner_ambiguous",
+                )
+        return cls(of_name, identified)
+
+    def written(self, name: str, participant: str) -> str:
+        """The owner of a participant's dataset in this question."""
+        return fold(participant) if participant in self.identified or len(self.of_name.get(name, ())) > 1 else name
+
+
+def _is_name(name: str) -> bool:
+    return name != ALL and _NAME.fullmatch(name) is not None
+
+
+def _names_of(dataset_id: str) -> tuple[str, str]:
+    """The owner and the dataset in an id of our own connectors; two empty texts for another."""
     if not dataset_id.startswith(_OURS):
-        return True
+        return "", ""
     owner, _, dataset = dataset_id.removeprefix(_OURS).partition(":")
-    return any(name == dataset and asked in (owner, "all") for asked, name in names)
+    return owner, dataset
+
+
+def _said_names(summary: Mapping[str, Any], agreement: Holding) -> tuple[str, str]:
+    """The owner and the dataset as the provider calls them now; PeerNonsense unless that fits what was agreed."""
+    owner, dataset = str(summary["owner"]), str(summary["name"])
+    if not _is_name(owner) or _names_of(agreement.dataset_id) not in (("", ""), (owner, dataset)):
+        raise PeerNonsense(
+            f'{agreement.provider} calls its dataset "{owner}"."{dataset}", which is not the name of '
+            f"{agreement.dataset_id}, on which there is the agreement {agreement.id}; negotiate a new one"
+        )
+    return owner, dataset
+
+
+def _may_be(agreement: Holding, names: Collection[tuple[str, str]]) -> bool:
+    """Whether an agreement's dataset may stand for one of these names; with an id of another connector for any."""
+    owner, dataset = _names_of(agreement.dataset_id)
+    return not owner or any(
+        name == dataset and asked in (owner, ALL, fold(agreement.provider)) for asked, name in names
+    )
 
 
 def _json(reply: Reply, url: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sqlglot import exp
 from connector.errors import QueryInvalid
 from connector.query import parse
 from connector.query import tree as trees
-from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables
+from connector.query.federation import ALL, Column, Fragment, Keys, Mode, Note, TableInfo, Tables, shared_name
 from policies.columns import fold
 
 
@@ -49,6 +49,12 @@ class Planning:
     _known: dict[tuple[tuple[str, exp.Expr], ...], str] = field(default_factory=dict)
     _columns: dict[tuple[str, str], tuple[Column, ...]] = field(default_factory=dict)
     _types: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # What the rules hold for one owner's by its name is one participant's: names are of their own choosing.
+        first: dict[str, TableInfo] = {}
+        for info in self.tables.values():
+            one_participant(first.setdefault(info.owner, info), info)
 
     @property
     def full(self) -> bool:
@@ -213,9 +219,11 @@ class Planning:
         sql = {tree: _bare(draft.shares[number].statement) for tree, number in once.items()}
         for number, share in enumerate(draft.shares):
             infos, expected = draft.read[number], sizes[number]
+            one_participant(*infos)
             # A table that is more than one answer as it came has another name than its answers.
             named = len(owners) > 1 or bool(back[number])
-            part = f".{share.owner}" + (f".{number}" if owners.count(share.owner) > 1 else "")
+            site = "" if ":" in share.owner else f".{share.owner}"  # a DID is too long for an id
+            part = site + (f".{number}" if not site or owners.count(share.owner) > 1 else "")
             yield Fragment(
                 id=draft.table + (part if named else ""),
                 table=draft.table,
@@ -234,6 +242,13 @@ class Planning:
                 versions=tuple((info.dataset_id, info.version) for info in infos if info.version),
                 restored=tuple((name, back[number].get(name, "")) for name in draft.outputs) if back[number] else (),
             )
+
+
+def one_participant(*infos: TableInfo) -> None:
+    """QueryInvalid unless these datasets are of one participant: tickets and values go where its fragment goes."""
+    other = next((info for info in infos if info.participant != infos[0].participant), None)
+    if other is not None:
+        raise shared_name(infos[0].owner, (infos[0].participant, other.participant), infos[0].dataset)
 
 
 def _named_in(info: TableInfo, names: tuple[str, ...]) -> bool:

@@ -38,12 +38,12 @@ from connector.errors import (
 from connector.net import Answer, Net, origin
 from connector.query.codes import error_of
 from connector.query.deadline import Deadline
-from connector.query.federation import Fragment, Silent
+from connector.query.federation import Bearer, Fragment, Silent
 from connector.query.job import Job, Limits
 from connector.query.pool import Pool
 from policies.columns import fold
 
-Ticket = Callable[[str], Awaitable[tuple[str, str]]]
+Ticket = Callable[[str], Awaitable[Bearer]]
 
 _ERROR_MAX = 64 * 2**10
 _WRITE = 2**20  # bytes that are written at once; less than this is not written at all
@@ -158,7 +158,7 @@ class Answered:
 
 
 class Remote:
-    """Asks owners. `ticket` gives the endpoint and bearer for one of our agreements."""
+    """Asks owners. `ticket` gives the bearer for one of our agreements."""
 
     def __init__(self, net: Net, pool: Pool, ticket: Ticket) -> None:
         self.net = net
@@ -274,7 +274,8 @@ class _Exchange:
     async def _envelope(self, attempt: int) -> tuple[str, bytes, str]:
         request, fragment = self.request, self.request.fragment
         found = await asyncio.gather(*(self.remote.ticket(agreement) for agreement in fragment.agreements))
-        (endpoint, ticket), *others = found
+        _check_one_owner(fragment, found)
+        (endpoint, ticket, _), *others = found
         wire = {
             "fq": 1,
             "query_id": f"{request.query_id}.{fragment.id}.{attempt}"[:64],
@@ -284,7 +285,7 @@ class _Exchange:
             "epsilon": request.epsilon,
             "sql": request.sql,
             "datasets": dict(fragment.versions),
-            "tickets": [other for _, other in others],
+            "tickets": [other.ticket for other in others],
             "limits": {"deadline_ms": max(1, int(self._left * 1000)), "bytes": None, "rows": request.rows},
             "codec": request.codec,
             "keys": [
@@ -319,6 +320,17 @@ class _Exchange:
         if tuple(fold(str(column["name"])) for column in found["columns"]) != names:
             raise PeerNonsense(f"expected the columns {', '.join(request.fragment.outputs)}, came others")
         return self._came(size).read(found, _kept(keys, found["keys"]))
+
+
+def _check_one_owner(fragment: Fragment, bearers: Sequence[Bearer]) -> None:
+    """Whoever has a ticket reads with it: none goes to another participant than the one that it is of."""
+    for agreement, bearer in zip(fragment.agreements, bearers, strict=True):
+        if bearer.participant != fragment.participant:
+            raise Refused(
+                f"expected agreements with {fragment.participant}, who is asked, came {agreement} with "
+                f"{bearer.participant}; nothing was sent. Ask for the datasets of each in a question of its own",
+                code="other_participant",
+            )
 
 
 def _keys(fragment: Fragment, wanted: Sequence[str], file: Path) -> dict[str, tuple[int, str]]:

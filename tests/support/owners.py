@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from connector.errors import PeerUnreachable
 from connector.net import Answer
-from connector.query.federation import Column, Known, Silent, TableInfo, Tables
+from connector.query.federation import Bearer, Column, Known, Silent, TableInfo, Tables
 from policies.enforce import statement
 
 _PIECE = 16_384
@@ -94,8 +94,13 @@ class Owners:
             found = self.tables[owner, name]
             self.tables[owner, name] = replace(found, version=f"v{self._versions}")
 
+    def _of(self, owner: Owner) -> dict[str, TableInfo]:
+        """An owner's datasets, however questions write the owner."""
+        found = self.tables.values()
+        return {info.dataset: info for info in found if info.participant == f"did:web:{owner.name}"}
+
     def _changed(self, owner: Owner, envelope: Mapping[str, Any]) -> bool:
-        now = {info.dataset_id: info.version for (at, _), info in self.tables.items() if at == owner.name}
+        now = {info.dataset_id: info.version for info in self._of(owner).values()}
         return any(now[dataset] != version for dataset, version in envelope["datasets"].items())
 
     async def tables_for(self, names: Any, purpose: str, *, fresh: bool = False) -> Known:
@@ -104,8 +109,9 @@ class Owners:
             self.told = dict(self.tables)
         return Known(self.told, self.silent)
 
-    async def ticket(self, agreement: str) -> tuple[str, str]:
-        return f"http://{agreement.partition('-')[0]}/data/v1", f"ticket-{agreement}"
+    async def ticket(self, agreement: str) -> Bearer:
+        owner = agreement.partition("-")[0]
+        return Bearer(f"http://{owner}/data/v1", f"ticket-{agreement}", f"did:web:{owner}")
 
     def break_(self, owner: str, how: str, *, times: int = 1_000_000) -> None:
         self.of[owner].failing, self.of[owner].times = how, times
@@ -175,7 +181,7 @@ class Owners:
         tree = statement.parse(envelope["sql"])  # what an owner's gate would not read fails here, loudly
         ctes = {cte.alias for cte in tree.find_all(exp.CTE)} | {table["name"] for table in envelope["keys"]}
         names = {table.name for table in tree.find_all(exp.Table)} - ctes
-        wanted = {f"ticket-{self.tables[owner.name, name].agreement}" for name in names}
+        wanted = {f"ticket-{self._of(owner)[name].agreement}" for name in names}
         return "" if wanted <= tickets else f"no ticket for {sorted(wanted - tickets)}"
 
 

@@ -218,7 +218,7 @@ def _agreed(edge: Edge, planning: Planning) -> bool:
     others = [info for read in target.read for info in read]
     if any(info.aggregate_only for info in (*infos, *others)):
         return False
-    if {info.owner for info in infos} == {info.owner for info in others} and len({i.owner for i in infos}) == 1:
+    if len({(info.owner, info.participant) for info in (*infos, *others)}) == 1:
         return True  # its own values, back to where they came from
     agreed = all(info.shares_keys for info in infos) and all(info.takes_keys for info in others)
     if not agreed:

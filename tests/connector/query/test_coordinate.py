@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from connector.errors import (
 )
 from connector.query import reading, remote, work
 from connector.query.coordinate import Question
-from connector.query.federation import GridInfo
+from connector.query.federation import Bearer, GridInfo
 from connector.query.job import HELD, IN_PLACE, LOADED, Job
 from connector.query.pool import Pool
 from tests.support import owners
@@ -68,6 +69,33 @@ async def test_a_join_over_two_owners_reads_both_sides_and_two_agreements_of_one
     rows, end = await asked.rows("SELECT count(*) AS n FROM north.patients p JOIN north.wards w ON w.ward = p.ward")
     assert rows == [{"n": 50}]
     assert [one["agreement"] for one in end["owners"]] == ["north-patients,north-wards"]
+
+
+async def test_a_ticket_goes_to_no_other_participant_than_its_own(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ticket(agreement: str) -> Bearer:
+        bearer = await asked.owners.ticket(agreement)
+        return bearer._replace(participant="did:web:west") if agreement == "north-wards" else bearer
+
+    monkeypatch.setattr(asked.coordinator._means.remote, "ticket", ticket)
+    with pytest.raises(Refused, match="north-wards with did:web:west") as caught:
+        await asked.rows("SELECT count(*) AS n FROM north.patients p JOIN north.wards w ON w.ward = p.ward")
+    assert caught.value.code == "other_participant"
+    assert asked.owners.of["north"].asked == []
+
+
+async def test_an_owner_is_asked_by_its_identifier(asked: Asked) -> None:
+    for dataset in ("patients", "wards"):
+        info = asked.owners.tables.pop(("north", dataset))
+        asked.owners.tables["did:web:north", dataset] = replace(info, owner="did:web:north")
+    rows, end = await asked.rows(
+        'SELECT count(*) AS n FROM "did:web:north".patients p JOIN "DID:web:North".wards w ON w.ward = p.ward'
+    )
+    assert rows == [{"n": 50}]
+    rows, end = await asked.rows(COUNTS)
+    assert sorted(one["owner"] for one in end["owners"]) == ["did:web:north", "south", "west"]
+    assert sum(row["n"] for row in rows) == 135
 
 
 async def test_keys_of_one_owner_narrow_what_another_sends(asked: Asked) -> None:

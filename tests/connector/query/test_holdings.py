@@ -10,24 +10,29 @@ from typing import Any, NoReturn
 
 import pytest
 
-from connector.errors import HanseError, NotFound, PeerNonsense, Refused
+from connector.errors import HanseError, NotFound, PeerNonsense, PeerUnreachable, QueryInvalid, Refused
 from connector.events import Bus, QueryCoordinated, TransferAdvanced
 from connector.net import Reply
+from connector.query.federation import Bearer
 from connector.query.holdings import Holdings, _json, table_of
 from connector.store.agreements import Holding, Readable, Started
 
 _ADDRESS = {"endpoint": "http://owner/data/v1", "endpointProperties": [{"name": "authorization", "value": "ticket"}]}
 
 
+_BEARER = Bearer("http://owner/data/v1", "ticket", "did:web:owner")
+_COLUMNS = [{"name": "id", "type": "BIGINT"}]
+
+
 class _Store:
     """Agreements by name, each with a started transfer, but `none` without one, `ended`, and `unknown`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *held: Holding) -> None:
         self.looks = 0
         self.over = {"ended"}
         self.bus = Bus()
-        held = [Holding(name, "did:web:owner", f"urn:hanse:owner:{name}") for name in ("one", "two")]
-        self.agreements = SimpleNamespace(readable=self._readable, holdings=lambda limit: held[:limit])
+        held = held or tuple(Holding(name, "did:web:owner", f"urn:hanse:owner:{name}") for name in ("one", "two"))
+        self.agreements = SimpleNamespace(readable=self._readable, holdings=lambda limit: list(held[:limit]))
 
     async def read(self, work: Any) -> Any:
         self.looks += 1
@@ -35,7 +40,7 @@ class _Store:
         return work(self)
 
     def _readable(self, names: Collection[str]) -> dict[str, Readable]:
-        transfers = {name: None if name == "none" else Started(name, "", "", _ADDRESS) for name in names}
+        transfers = {name: None if name == "none" else Started(name, "", "did:web:owner", _ADDRESS) for name in names}
         ends = {name: 1.0 if name in self.over else None for name in names}
         return {name: Readable(ends[name], "", transfers[name]) for name in names if name != "unknown"}
 
@@ -43,7 +48,7 @@ class _Store:
 async def test_which_transfer_is_started_is_looked_up_once_until_something_happens() -> None:
     store = _Store()
     holdings = Holdings(store, None, None)  # type: ignore[arg-type]  # nothing is renewed here
-    assert [await holdings.ticket("one") for _ in range(3)] == [("http://owner/data/v1", "ticket")] * 3
+    assert [await holdings.ticket("one") for _ in range(3)] == [_BEARER] * 3
     assert store.looks == 1
     store.bus.deliver(QueryCoordinated(actor="us"))
     assert await holdings.ticket("one")
@@ -86,7 +91,7 @@ async def test_tickets_that_are_asked_for_at_once_take_one_look_at_the_database(
     names = ("one", "two", "none", "ended", "one", "unknown")
     found = await asyncio.gather(*map(holdings.ticket, names), return_exceptions=True)
     assert store.looks == 1
-    assert [found[0], found[1], found[4]] == [("http://owner/data/v1", "ticket")] * 3
+    assert [found[0], found[1], found[4]] == [_BEARER] * 3
     assert [type(found[place]) for place in (2, 3, 5)] == [NotFound, Refused, NotFound]
 
 
@@ -142,6 +147,101 @@ def test_a_table_says_whether_what_leaves_is_counted(limits: dict[str, float] | 
     }  # fmt: skip
     summary = {"owner": "o", "name": "d", "rows": 10, "contracts": [contract]}
     assert table_of(summary, Holding("a", "did:web:owner", "urn:hanse:o:d"), "").rationed is rationed
+
+
+def said(owner: str, name: str) -> dict[str, Any]:
+    """What an owner says of an agreement: `owner` and `name` are its own words."""
+    contract = {"actions": ["http://www.w3.org/ns/odrl/2/use"], "purposes": [], "columns": _COLUMNS, "aggregate": None,
+                "joins": None}  # fmt: skip
+    return {"owner": owner, "name": name, "rows": 10, "contracts": [contract]}
+
+
+CLINIC, RIVAL = "did:web:clinic.example", "did:web:Rival.example"
+PATIENTS = Holding("patients", CLINIC, "urn:hanse:clinic:patients"), said("clinic", "patients")
+PRICES = Holding("prices", RIVAL, "urn:hanse:clinic:prices"), said("clinic", "prices")
+RIVALS = Holding("rivals", RIVAL, "urn:hanse:clinic:patients"), said("clinic", "patients")
+VISITS = Holding("visits", "did:web:north.example", "urn:hanse:north:visits"), said("north", "visits")
+FOREIGN = Holding("foreign", RIVAL, "https://rival.example/1"), said("clinic", "prices")
+DOWN = Holding("down", RIVAL, "urn:hanse:clinic:patients"), PeerUnreachable("down")
+Held = tuple[Holding, dict[str, Any] | HanseError]
+
+
+def holding(monkeypatch: pytest.MonkeyPatch, *held: Held) -> Holdings:
+    """Our side of these agreements, the newest first, each with what its owner says."""
+    holdings = Holdings(_Store(*(one for one, _ in held)), None, None)  # type: ignore[arg-type]  # nothing is renewed
+    answers = {one.id: answer for one, answer in held}
+
+    async def contract(agreement: str, *, fresh: bool) -> dict[str, Any]:
+        answer = answers[agreement]
+        if isinstance(answer, HanseError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(holdings, "contract", contract)
+    return holdings
+
+
+@pytest.mark.parametrize(
+    "held",
+    [(RIVALS, PATIENTS), (PATIENTS, RIVALS), (PRICES, PATIENTS), (FOREIGN, PATIENTS), (DOWN, PATIENTS)],
+    ids=["same", "later", "other", "foreign", "down"],
+)
+async def test_an_owners_name_that_two_participants_have_is_refused_with_both(
+    monkeypatch: pytest.MonkeyPatch, held: tuple[Held, ...]
+) -> None:
+    asked = [("clinic", "patients")]
+    with pytest.raises(QueryInvalid, match=f"{RIVAL} and {CLINIC} call themselves") as caught:
+        await holding(monkeypatch, *held).tables(asked, "")
+    assert caught.value.code == "owner_ambiguous"
+    assert ".patients" in caught.value.message
+
+
+async def test_a_shared_name_leaves_the_participants_identifiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    holdings = holding(monkeypatch, RIVALS, PRICES, PATIENTS, VISITS)
+    known = await holdings.tables([(CLINIC, "patients"), ("did:web:rival.example", "prices"), ("north", "visits")], "")
+    assert {name: info.participant for name, info in known.tables.items()} == {
+        (CLINIC, "patients"): CLINIC,
+        ("did:web:rival.example", "prices"): RIVAL,
+        ("north", "visits"): "did:web:north.example",
+    }
+    everybody = await holdings.tables([("all", "patients")], "")
+    assert set(everybody.tables) == {(CLINIC, "patients"), ("did:web:rival.example", "patients")}
+    assert all(info.owner == owner for (owner, _), info in {**known.tables, **everybody.tables}.items())
+
+
+async def test_who_does_not_answer_is_not_hidden_by_another_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = await holding(monkeypatch, PATIENTS, DOWN).tables([("all", "patients")], "")
+    assert set(known.tables) == {(CLINIC, "patients")}
+    assert [one.owner for one in known.silent] == ["did:web:rival.example"]
+
+
+async def test_an_owner_may_be_written_by_its_identifier_and_then_only_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    holdings = holding(monkeypatch, PATIENTS, VISITS)
+    known = await holdings.tables([(CLINIC, "patients"), ("north", "visits")], "")
+    assert set(known.tables) == {(CLINIC, "patients"), ("north", "visits")}
+    with pytest.raises(QueryInvalid, match="one of the two"):
+        await holdings.tables([(CLINIC, "patients"), ("clinic", "visits")], "")
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "owner", "name"),
+    [
+        ("urn:hanse:rival:prices", "clinic", "prices"),
+        ("urn:hanse:rival:prices", "rival", "patients"),
+        ("https://rival.example/1", "all", "prices"),
+        ("https://rival.example/1", CLINIC, "prices"),
+        ("https://rival.example/1", "Clinic", "prices"),
+    ],
+)
+async def test_a_name_that_does_not_fit_what_was_agreed_is_nonsense_of_its_provider(
+    monkeypatch: pytest.MonkeyPatch, dataset_id: str, owner: str, name: str
+) -> None:
+    held = Holding("prices", RIVAL, dataset_id), said(owner, name)
+    known = await holding(monkeypatch, held).tables([("rival", "prices")], "")
+    assert not known.tables
+    (silent,) = known.silent
+    assert isinstance(silent.error, PeerNonsense)
+    assert f'calls its dataset "{owner}"."{name}"' in silent.error.message
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[" * 60_000], ids=["text", "list", "nested"])

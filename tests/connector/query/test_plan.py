@@ -55,6 +55,36 @@ def test_a_plan_says_one_of_what_there_is_one_of(count: int, told: str) -> None:
     assert f"1 column, about {told}" in shown
 
 
+_ID = (Column("id", "BIGINT"),)
+_PATIENTS = TableInfo("clinic", "patients", _ID, "a", "did:web:clinic", rows=10)
+_PRICES = TableInfo("clinic", "prices", _ID, "b", "did:web:rival", rows=10, takes_keys=True)
+_SHARED = [
+    "SELECT count(*) FROM clinic.prices q JOIN clinic.patients x ON x.id = q.id",
+    "SELECT count(*) FROM clinic.patients x JOIN clinic.prices q ON x.id = q.id",
+    "SELECT max(q.id) FROM clinic.prices q WHERE q.id IN (SELECT id FROM clinic.patients)",
+    "SELECT id FROM clinic.prices UNION ALL SELECT id FROM clinic.patients",
+]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("sql", _SHARED)
+def test_datasets_of_two_participants_are_never_one_owners(sql: str, mode: Mode) -> None:
+    """A participant chooses its name: one that calls itself as another does is sent neither tickets nor keys of it."""
+    tables = {(info.owner, info.dataset): info for info in (_PATIENTS, _PRICES)}
+    with pytest.raises(QueryInvalid, match="did:web:clinic and did:web:rival") as caught:
+        plan(sql, tables, mode=mode, across_agreements=True)
+    assert caught.value.code == "owner_ambiguous"
+
+
+@pytest.mark.parametrize("sql", _SHARED)
+def test_what_names_do_not_tell_apart_identifiers_do(sql: str) -> None:
+    prices = replace(_PRICES, owner="did:web:rival")
+    tables = {(info.owner, info.dataset): info for info in (_PATIENTS, prices)}
+    made = plan(sql.replace("clinic.prices", '"did:web:rival".prices'), tables, across_agreements=True)
+    sent = {one.participant: (one.agreements, one.keys) for one in made.fragments}
+    assert sent == {"did:web:clinic": (("a",), ()), "did:web:rival": (("b",), ())}
+
+
 def test_every_rule_has_cases() -> None:
     rules = {path.stem for path in (Path(plan_cases.__file__).parents[2] / "connector/query/rules").glob("*.py")}
     assert rules - {"__init__", "place"} <= {case.rule for case in CASES}
