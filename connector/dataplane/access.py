@@ -14,9 +14,6 @@ from connector.usage.grants import Grants
 from connector.usage.held import Held
 from policies.contract import DataContract
 from policies.masks import texts
-from policies.model import ODRL
-
-DISTRIBUTE = ODRL + "distribute"
 
 
 class Renewal(BaseModel):
@@ -58,10 +55,12 @@ def summary(held: Held, *, owner: str) -> dict[str, Any]:
         "sql_name": f'"{owner}"."{held.dataset.name}"',
         "version": held.version.digest,
         "rows": counts.shown(held.version.profile["rows"], held.contracts),
-        "contracts": [_contract(contract, types) for contract in held.contracts],
-        # Values that a consumer sends on to another owner, to narrow its answer, are distributed: that needs a
-        # permission of its own. Being narrowed so tells nothing that the rows themselves would not.
-        "shares_keys": any(DISTRIBUTE in contract.actions for contract in held.contracts),
+        # Values that a consumer sends on to another owner, to narrow its answer, are distributed: each contract says
+        # whether those that it shows may be. Being narrowed so tells nothing that the rows themselves would not.
+        "contracts": [
+            _contract(contract, types) | {"shares_keys": contract.permission in held.passed_on}
+            for contract in held.contracts
+        ],
         "takes_keys": all(contract.grid is None for contract in held.contracts),
     }
 

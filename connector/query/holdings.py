@@ -226,7 +226,8 @@ def table_of(summary: Mapping[str, Any], agreement: Holding, purpose: str) -> Ta
             dataset_id=agreement.dataset_id,
             version=str(summary.get("version", "")),
             rows=None if summary["rows"] is None else int(summary["rows"]),
-            shares_keys=bool(summary.get("shares_keys", False)),
+            # Which of them serves the question its owner decides when it is asked.
+            shares_keys=bool(fitting) and all(one.get("shares_keys") is True for one in fitting),
             takes_keys=bool(summary.get("takes_keys", False)) and contract["joins"] is None,
             joins=None if contract["joins"] is None else tuple(contract["joins"]),
             rationed=any(contract.get("limits", {}).get(name) is not None for name in ("rows", "bytes", "share")),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from connector.errors import HanseError, Refused
 from connector.usage.counting import check_concurrency, check_left, uses_spent
-from connector.usage.facts import DECLARED, USES
+from connector.usage.facts import DECLARED, PURPOSE, USES
 from connector.usage.held import Held, Own
 from policies import admission
 from policies.contract import DataContract
 from policies.errors import QueryRefused
 from policies.evaluate import Decision, Facts, evaluate, next_turn
+from policies.model import ODRL
 from policies.vocabulary import Phase
 
+DISTRIBUTE = ODRL + "distribute"
 _NOT_NOW = "the agreement does not permit this now: "
 _NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # what passes by itself comes first
 
@@ -76,6 +79,29 @@ def decided(held: Held, contract: DataContract, facts: Facts, *, action: str, no
     """What the evaluator says of the contract's own permission; what another one permits does not count."""
     own = contract.permission
     return evaluate(held.policy, facts, action=action, permission=own, phase=Phase.TRANSFER, now=now)
+
+
+def passed_on(held: Held, facts: Facts, *, now: float) -> frozenset[str]:
+    """Those of the permissions whose rows and columns these facts let the party distribute: under the permission
+    itself, or under another one that gives the same (`may: [query, distribute]` are two). Leave to distribute other
+    rows, columns or purposes is none for these."""
+    free = [one for one in held.contracts if DISTRIBUTE in one.actions and _may_distribute(held, one, facts, now=now)]
+    return frozenset(one.permission for one in held.contracts if any(_gives_the_same(one, other) for other in free))
+
+
+def _may_distribute(held: Held, contract: DataContract, facts: Facts, *, now: float) -> bool:
+    """Whether it surely may. A purpose may still be declared where only the permission asks for it: the contract names
+    the purposes that it is for."""
+    decision = decided(held, contract, facts, action=DISTRIBUTE, now=now)
+    open_ = {PURPOSE} - set(facts)
+    forbids = any(one.rule.startswith("/prohibition") and one.left in open_ for one in decision.findings)
+    return decision.permitted or (against(decision) <= open_ and not forbids)
+
+
+def _gives_the_same(one: DataContract, other: DataContract) -> bool:
+    """Whether two contracts differ at most in their actions and in where their rules stand."""
+    named = {name: getattr(one, name) for name in ("permission", "actions", "requires", "reasons", "contractual")}
+    return replace(other, **named) == one
 
 
 def not_permitted(contract: DataContract, decision: Decision) -> HanseError:

@@ -36,7 +36,16 @@ from connector.store.agreements import Looked, TransferState, used_today
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
 from connector.usage.counting import DAY, admit, place_until, reserve
-from connector.usage.deciding import against, chosen, covering, decided, not_permitted, permitted_until, refusal_of
+from connector.usage.deciding import (
+    against,
+    chosen,
+    covering,
+    decided,
+    not_permitted,
+    passed_on,
+    permitted_until,
+    refusal_of,
+)
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, FactsOf, counted, requested
 from connector.usage.held import Grant, Held, Own, Wanted
@@ -192,7 +201,8 @@ class Grants:
         contracts = tuple(one for one, decision in decisions if decision.permitted or against(decision) <= later)
         if not contracts:
             raise refusal_of([not_permitted(one, decision) for one, decision in decisions])
-        return replace(held, contracts=contracts)
+        active = replace(held, contracts=contracts)
+        return replace(active, passed_on=passed_on(active, facts, now=now))
 
     async def recheck(self, grant: Grant) -> float:
         """Ask again whether its own permission is active: the seconds that this is sure to hold. Refused, and the

@@ -16,13 +16,18 @@ from policies.model import Policy
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An agreement as the provider holds it: the rows, the policy, and one contract per permission."""
+    """An agreement as the provider holds it: the rows, the policy, and one contract per permission.
+
+    `passed_on`: the permissions (`/permission/0`) whose rows and columns the party may distribute as its facts are now;
+    none where nobody has asked (`grants.usable` does).
+    """
 
     agreement: Agreement
     dataset: Dataset
     version: DatasetVersion
     policy: Policy
     contracts: tuple[DataContract, ...]
+    passed_on: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True, eq=False)

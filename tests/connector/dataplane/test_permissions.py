@@ -10,6 +10,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from connector.dataplane.access import summary
 from connector.dataplane.asked import STREAM
 from connector.dataplane.asked import Asked as Read
 from connector.dataplane.owner import Asked, OwnersView
@@ -152,6 +153,72 @@ async def test_an_agreement_tells_of_the_permissions_that_this_party_can_use(run
     ticket = running.ticket(await running.agree(policy(CLOSED[0][0], CLOSED[4][0], may(ONLY_ID))))
     held = await running.grants.usable(running.addresses.read(f"Bearer {ticket}").agreement, consumer=provider.CONSUMER)
     assert [one.permission for one in held.contracts] == ["/permission/1", "/permission/2"]
+
+
+PASSING = expand("odrl:distribute")
+FOR_RESEARCH = atom("odrl:purpose", "isA", "https://w3id.org/dpv#ResearchAndDevelopment")
+RESEARCH = "https://w3id.org/dpv#ScientificResearch"
+OTHERWISE: dict[str, Constraint] = {
+    "rows": atom("ds:row/id", "lt", "5"),
+    "columns": ONLY_ID,
+    "purpose": FOR_RESEARCH,
+    "an end": atom("odrl:dateTime", "lt", "2099-01-01T00:00:00Z"),
+    "quota": atom("ds:rowQuota", "lteq", "10"),
+}
+
+
+async def shared(running: Provider, agreed: Policy, *, purpose: str = "") -> dict[str, bool]:
+    """What the party hears of its contracts: whether their values may go to other owners, by permission."""
+    ticket = running.addresses.read(f"Bearer {running.ticket(await running.agree(agreed))}")
+    held = await running.grants.usable(ticket.agreement, consumer=provider.CONSUMER, purpose=purpose)
+    told = summary(held, owner="o")["contracts"]
+    return {one.permission: said["shares_keys"] for one, said in zip(held.contracts, told, strict=True)}
+
+
+async def test_values_go_to_other_owners_where_their_own_contract_lets_them(running: Provider) -> None:
+    query, passing = Rule(expand("ds:query")), Rule(PASSING)
+    assert await shared(running, policy(may())) == {"/permission/0": True}
+    assert await shared(running, policy(query)) == {"/permission/0": False}
+    assert await shared(running, policy(query, passing)) == {"/permission/0": True, "/permission/1": True}
+    alike = policy(replace(query, constraints=(ONLY_ID,)), replace(passing, constraints=(ONLY_ID,)))
+    assert await shared(running, alike) == {"/permission/0": True, "/permission/1": True}
+
+
+@pytest.mark.parametrize("less", OTHERWISE.values(), ids=OTHERWISE)
+async def test_leave_to_distribute_something_else_is_none(running: Provider, less: Constraint) -> None:
+    told = await shared(running, policy(Rule(expand("ds:query")), Rule(PASSING, (less,))), purpose=RESEARCH)
+    assert told == {"/permission/0": False, "/permission/1": True}
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        (),
+        (atom("odrl:dateTime", "gt", "2026-06-01T00:00:00Z"),),
+        (atom("ds:participant", "eq", provider.CONSUMER),),
+        (atom("ds:role", "isAnyOf", "research"),),  # which is not known
+        (atom("ds:participantCountry", "eq", "DE"), FOR_RESEARCH),
+    ],
+    ids=["ever", "by now", "this one", "unknown", "unknown with a purpose"],
+)
+async def test_a_prohibition_to_distribute_that_applies_or_may_keeps_values_here(
+    running: Provider, when: tuple[Constraint, ...]
+) -> None:
+    agreed = replace(policy(may()), prohibitions=(Rule(PASSING, when),))
+    assert await shared(running, agreed, purpose=RESEARCH) == {"/permission/0": False}
+    assert await shared(running, agreed) == {"/permission/0": False}
+
+
+async def test_a_prohibition_to_distribute_that_does_not_apply_keeps_nothing(running: Provider) -> None:
+    never = Rule(PASSING, (atom("ds:participant", "eq", "did:web:another"),))
+    assert await shared(running, replace(policy(may()), prohibitions=(never,))) == {"/permission/0": True}
+
+
+async def test_a_purpose_that_the_transfer_does_not_name_is_left_to_the_question(running: Provider) -> None:
+    assert await shared(running, policy(may(FOR_RESEARCH))) == {"/permission/0": True}
+    secret = Rule(PASSING, (FOR_RESEARCH, atom("ds:participant", "eq", provider.CONSUMER)))
+    kept = replace(policy(may(FOR_RESEARCH)), prohibitions=(secret,))
+    assert await shared(running, kept) == {"/permission/0": False}
 
 
 async def test_an_owner_sees_what_the_party_would_see_through_its_own_permission(running: Provider) -> None:

@@ -16,6 +16,7 @@ from connector.net import Reply
 from connector.query.federation import Bearer
 from connector.query.holdings import Holdings, _json, table_of
 from connector.store.agreements import Holding, Readable, Started
+from policies.vocabulary import expand
 
 _ADDRESS = {"endpoint": "http://owner/data/v1", "endpointProperties": [{"name": "authorization", "value": "ticket"}]}
 
@@ -147,6 +148,35 @@ def test_a_table_says_whether_what_leaves_is_counted(limits: dict[str, float] | 
     }  # fmt: skip
     summary = {"owner": "o", "name": "d", "rows": 10, "contracts": [contract]}
     assert table_of(summary, Holding("a", "did:web:owner", "urn:hanse:o:d"), "").rationed is rationed
+
+
+QUERY, DISTRIBUTE = "https://w3id.org/hanse/policy/1/query", "http://www.w3.org/ns/odrl/2/distribute"
+
+
+@pytest.mark.parametrize(
+    ("contracts", "shares"),
+    [
+        ([(QUERY, [], True)], True),
+        ([(QUERY, [], False)], False),
+        ([(QUERY, [], None)], False),  # of a connector that does not say
+        ([(QUERY, [], False), (DISTRIBUTE, [], True)], False),
+        ([(QUERY, [], True), (DISTRIBUTE, [], False)], True),
+        ([(QUERY, [], True), (QUERY, [], False)], False),  # the owner says which of them serves
+        ([(QUERY, ["dpv:Marketing"], False), (QUERY, [], True)], True),  # it serves another purpose
+        ([(QUERY, ["dpv:Marketing"], True)], False),
+    ],
+)
+def test_keys_are_those_of_the_contract_that_serves_the_question(
+    contracts: list[tuple[str, list[str], bool | None]], shares: bool
+) -> None:
+    more: dict[str, Any] = {"columns": _COLUMNS, "aggregate": None, "joins": None}
+    told = [
+        {"actions": [action], "purposes": [expand(one) for one in purposes], "shares_keys": says, **more}
+        for action, purposes, says in contracts
+    ]
+    summary = {"owner": "o", "name": "d", "rows": 10, "shares_keys": True, "contracts": told}
+    holding = Holding("a", "did:web:owner", "urn:hanse:o:d")
+    assert table_of(summary, holding, "dpv:ScientificResearch").shares_keys is shares
 
 
 def said(owner: str, name: str) -> dict[str, Any]:
