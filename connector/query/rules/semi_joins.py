@@ -21,7 +21,7 @@ from sqlglot import exp
 
 from connector.query import parse, stats
 from connector.query import tree as trees
-from connector.query.federation import Keys, Mode, waves
+from connector.query.federation import Keys, Mode, TableInfo, waves
 from connector.query.planning import Draft, Planning
 from policies.columns import fold
 
@@ -71,7 +71,7 @@ def apply(tree: exp.Expr, planning: Planning) -> exp.Expr:
         pays = size[edge.source] <= worth[edge.target] * saved or size[edge.source] <= _MUCH * size[edge.target]
         if not pays or _depends(waits, edge.source, edge.target):
             continue
-        if _agreed(edge, planning) and (test := _test(edge, planning)) is not None:
+        if _agreed(edge, waits, planning) and (test := _test(edge, planning)) is not None:
             tests.append(test)
             waits[edge.target].add(edge.source)
             size[edge.target] *= share[edge.source]
@@ -212,10 +212,21 @@ def _depends(waits: dict[str, set[str]], name: str, on: str) -> bool:
     return name == on or any(_depends(waits, source, on) for source in waits[name])
 
 
-def _agreed(edge: Edge, planning: Planning) -> bool:
-    source, target = planning.drafts[edge.source], planning.drafts[edge.target]
-    infos = [info for read in source.read for info in read]
-    others = [info for read in target.read for info in read]
+def _agreed(edge: Edge, waits: dict[str, set[str]], planning: Planning) -> bool:
+    """Whether the agreements allow it. Values that keys have narrowed tell of what those keys are of: so do the keys
+    that the source waits for, and what this edge's target gives is told to all that wait for it."""
+    behind = [name for name in planning.drafts if _depends(waits, edge.source, name)]
+    told = [name for name in planning.drafts if _depends(waits, name, edge.target)]
+    infos = [info for name in behind for info in _read(planning.drafts[name])]
+    return all(_may_tell(edge, infos, _read(planning.drafts[name]), planning) for name in told)
+
+
+def _read(draft: Draft) -> list[TableInfo]:
+    return [info for read in draft.read for info in read]
+
+
+def _may_tell(edge: Edge, infos: Sequence[TableInfo], others: Sequence[TableInfo], planning: Planning) -> bool:
+    """Whether a list with these datasets behind it may be shown to the owners of the others."""
     if any(info.aggregate_only for info in (*infos, *others)):
         return False
     if len({(info.owner, info.participant) for info in (*infos, *others)}) == 1:

@@ -85,6 +85,27 @@ def test_what_names_do_not_tell_apart_identifiers_do(sql: str) -> None:
     assert sent == {"did:web:clinic": (("a",), ()), "did:web:rival": (("b",), ())}
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_keys_that_keys_have_narrowed_are_of_what_those_are_of(known: bool) -> None:
+    """Which values of the open list there are tells of the hidden dataset that narrowed it at their common owner."""
+    columns = (*_ID, Column("g", "BIGINT"), Column("v", "BIGINT"))
+    tables = {
+        (owner, dataset): TableInfo(owner, dataset, columns, dataset, f"did:web:{owner}", rows=rows, takes_keys=True,
+                                    shares_keys=shares, joins=("others",) if dataset == "open" else None)
+        for owner, dataset, rows, shares in [
+            ("clinic", "hidden", 1_000, known), ("clinic", "open", 10**6, True), ("rival", "big", 10**8, False),
+        ]
+    }  # fmt: skip
+    sql = (
+        "SELECT count(*) FROM clinic.hidden s JOIN clinic.open l ON l.id = s.id JOIN rival.big b ON b.id = l.g "
+        "WHERE s.v = 1"
+    )
+    made = plan(sql, tables, across_agreements=True)
+    to = {one.datasets[0]: [key.source for key in one.keys] for one in made.fragments}
+    assert to["open"] == ["f0"]  # its own owner's, back to it
+    assert to["big"] == (["f1"] if known else [])
+
+
 def test_every_rule_has_cases() -> None:
     rules = {path.stem for path in (Path(plan_cases.__file__).parents[2] / "connector/query/rules").glob("*.py")}
     assert rules - {"__init__", "place"} <= {case.rule for case in CASES}
