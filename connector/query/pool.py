@@ -15,6 +15,7 @@ What is promised:
 - a job that works longer than its limits without a frame is interrupted, and its worker killed `GRACE` seconds later
   (`connector.query.running`), where scans of others share it when those have ended; one that takes more than its memory
   and 300 MB is killed; a worker that dies costs its own jobs an error and nothing else, and is replaced;
+- a worker has jobs only while the paths that it may open are the directories that they were when it started (`roots`);
 - a slow reader slows the worker (nothing is read ahead but the slots of the ring); leaving the `async with` block
   early, or being cancelled in it, stops the work;
 - every end that is not complete raises: a HanseError with a code, never with the engine's words.
@@ -43,6 +44,7 @@ from connector.query.codes import error_of
 from connector.query.hearing import LastWords
 from connector.query.job import Job
 from connector.query.lending import Library
+from connector.query.roots import Roots
 from connector.query.running import KEPT_MB, Result, Worker
 from connector.query.sandbox import environment, memory_of
 from connector.query.turns import Turns
@@ -116,13 +118,14 @@ class Pool:
         self._closed = False
         self._library = library
         self._writable = tuple(writable)
-        self._allowed = "null"
-        if readable is not None:
-            paths = {
-                "readable": [os.path.realpath(path) for path in readable],
-                "writable": [os.path.realpath(path) for path in writable],
+        self._allowed, paths = "null", list[str]()
+        if readable is not None:  # where links lead is for each worker to see
+            allowed = {
+                "readable": list(map(os.path.abspath, readable)),
+                "writable": list(map(os.path.abspath, writable)),
             }
-            self._allowed = json.dumps(paths)
+            self._allowed, paths = json.dumps(allowed), [*allowed["readable"], *allowed["writable"]]
+        self._roots = Roots(paths)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -136,6 +139,9 @@ class Pool:
         for directory in (self._work_dir, *self._writable):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(_remove_left_over, self._work_dir)
+        await self._roots.look()
+        for path in self._roots.missing():
+            _log.warning("a directory of data is not there; its files can be read as soon as it is", path=path)
         self._background(self._keep_warm())
         self._background(self._reap())
 
@@ -149,6 +155,7 @@ class Pool:
             await self._bury(worker)
         self._idle.clear()
         self._busy.clear()
+        self._roots.close()
         self._tell_takers()
 
     @asynccontextmanager
@@ -206,6 +213,7 @@ class Pool:
         return sum(worker.rss_mb() for worker in (*self._idle, *self._busy))
 
     async def _begin(self, job: Job) -> Result:
+        await self._roots.look()
         worker = self._sharing(job)
         if worker is None:
             await self._turn(job.consumer)
@@ -283,7 +291,10 @@ class Pool:
         fitting = [
             worker
             for worker in self._busy
-            if worker.alive() and not worker.doomed and worker.shared and len(worker.results) < self._streams_per_worker
+            if self._fit(worker)
+            and not worker.doomed
+            and worker.shared
+            and len(worker.results) < self._streams_per_worker
         ]
         return min(fitting, key=lambda worker: len(worker.results), default=None)
 
@@ -318,10 +329,15 @@ class Pool:
             cut = time.monotonic() - _REST
             place = max((place for place, worker in enumerate(self._idle) if worker.idle_since <= cut), default=0)
             worker = self._idle.pop(place)
-            if worker.alive():
+            if self._fit(worker):
                 return worker
+            worker.kill("recycled")
             await self._bury(worker)
         return None
+
+    def _fit(self, worker: Worker) -> bool:
+        """Whether it lives, and may open what is to be read now."""
+        return worker.alive() and worker.roots == self._roots.now
 
     def _rest(self, worker: Worker) -> None:
         worker.idle_since = time.monotonic()
@@ -410,6 +426,7 @@ class Pool:
 
     async def _process(self) -> Worker:
         ours, theirs = socket.socketpair()
+        roots = self._roots.now  # where it comes to see others, the next look tells
         with ExitStack() as failed:
             failed.callback(ours.close)
             folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=self._work_dir))
@@ -424,7 +441,7 @@ class Pool:
                 )  # fmt: skip
             failed.pop_all()
         ours.setblocking(False)
-        return Worker(process, ours, folder, said)
+        return Worker(process, ours, folder, said, roots)
 
     async def _ear(self, failed: ExitStack) -> tuple[LastWords, IO[bytes]]:
         """What hears the standard error of a worker, and what that one is to write to."""
@@ -457,9 +474,10 @@ class Pool:
                 worker.kill("memory_limit")
 
     async def _reap(self) -> None:
-        """Stop workers that nobody has needed for a while, down to those kept warm, and those that rest on too much."""
+        """Stop workers that nobody has needed for a while, down to those kept warm, and those of no more use."""
         while True:
             await asyncio.sleep(min(5.0, self._idle_seconds / 4))
+            await self._roots.look()
             now = time.monotonic()
             for worker in tuple(self._idle):
                 if worker not in self._idle:
@@ -468,7 +486,7 @@ class Pool:
                 if rested > _GIVEN_BACK and worker.ring is not None:
                     worker.ring.rest()
                 unneeded = rested > self._idle_seconds and self.processes > self._warm
-                if unneeded or (rested > _GIVEN_BACK and worker.swollen) or not worker.alive():
+                if unneeded or (rested > _GIVEN_BACK and worker.swollen) or not self._fit(worker):
                     self._idle.remove(worker)
                     worker.kill("idle")
                     await self._bury(worker)

@@ -20,6 +20,7 @@ from connector.query.codes import error_of
 from connector.query.hearing import LastWords, how_ended
 from connector.query.job import Job
 from connector.query.ring import Ring, slot_bytes
+from connector.query.roots import Seen
 from connector.query.sandbox import memory_of
 from connector.telemetry import logger
 
@@ -61,6 +62,7 @@ class Worker:
     control: socket.socket
     folder: Path
     said: LastWords = field(default_factory=LastWords)
+    roots: Seen = ()  # the directories that it is shut into
     results: set[Result] = field(default_factory=set)
     killed: str = ""  # the code that its jobs get
     ended: bool = False  # by us, and not by itself or the system

@@ -93,7 +93,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # what is not there needs no rule
+        return  # what is not there needs no rule; once it is, `roots` ends us
     try:
         if not stat.S_ISDIR(os.fstat(opened).st_mode):
             rights &= _FILE_ONLY
