@@ -44,6 +44,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
     counting = asyncio.create_task(parts.store.count_refusals())
+    await parts.outside.start()
     await parts.pool.start()
     await parts.sender.start()
     await parts.relay.start()

@@ -1,21 +1,23 @@
 """A bounded cache of blocks of remote objects on the local disk, lent out as open descriptors.
 
 A block's place is named by the object's ETag, so it is never older or newer than its version; a file is 0600 in a
-folder of this process's own, complete when it has its name, and gone with the process. The least recently used go
-first when the quota is reached; a descriptor that was lent stays good. Knows nothing of stores, jobs or formats.
+folder of this process's own, complete when it has its name, and gone with the process; what one that was killed has
+left goes with the next start. The least recently used go first when the quota is reached, or the disk is full; a
+descriptor that was lent stays good. Knows nothing of stores, jobs or formats.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from connector.datasets.sources.files import FileRef
@@ -24,6 +26,7 @@ BLOCK = 2**20
 _TOGETHER = 8  # blocks that one request to the store brings at most
 _AHEAD = 2  # requests under way for one reader beside the one it waits for
 _AT_ONCE = 8  # requests under way at all: bounds the memory
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 Fetch = Callable[[FileRef, str, int, int], Awaitable["bytes | memoryview"]]  # object, store, start, stop
 
@@ -42,6 +45,10 @@ class Blocks:
         self._making: asyncio.Future[tuple[Path, int]] | None = None  # the folder, and its lock
         self._folder: Path | None = None
         self.hits = self.misses = 0
+
+    async def sweep(self) -> None:
+        """Remove what processes that have gone have left."""
+        await asyncio.to_thread(_sweep, self._parent)
 
     async def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
         """A descriptor for each of `count` blocks from number `first` on, in order; whoever takes one closes it."""
@@ -114,19 +121,36 @@ class Blocks:
         async with self._gate:
             body = memoryview(await self._fetch(ref, store, start, stop))
             pieces = {block: body[block * BLOCK - start : (block + 1) * BLOCK - start] for block in missing}
-            paths = {self._path(label, block): piece for block, piece in pieces.items()}
-            await asyncio.to_thread(_write, paths)
-        for path, piece in paths.items():
-            self._keep(path, len(piece))
+            await self._put([(self._path(label, block), piece) for block, piece in pieces.items()])
+
+    async def _put(self, pieces: Sequence[tuple[str, memoryview]]) -> None:
+        """Write them and keep them; on a disk that is full in the place of others, for as long as there are any."""
+        while pieces:
+            written, error = await asyncio.to_thread(_write, pieces)
+            for path, piece in pieces[:written]:
+                self._keep(path, len(piece))
+            pieces = pieces[written:]
+            if error is not None and not (error.errno in _FULL and self._make_room(sum(len(one) for _, one in pieces))):
+                raise error
 
     def _keep(self, path: str, size: int) -> None:
         self._total += size - self._kept.pop(path, 0)
         self._kept[path] = size
         while self._total > self._quota:
-            oldest, freed = self._kept.popitem(last=False)
-            self._total -= freed
-            with suppress(OSError):
-                os.unlink(oldest)
+            self._drop_oldest()
+
+    def _make_room(self, size: int) -> bool:
+        """Whether something could go for so many bytes."""
+        before = self._total
+        while self._kept and before - self._total < size:
+            self._drop_oldest()
+        return self._total < before
+
+    def _drop_oldest(self) -> None:
+        oldest, freed = self._kept.popitem(last=False)
+        self._total -= freed
+        with suppress(OSError):
+            os.unlink(oldest)
 
     async def _opened(self, label: str, ref: FileRef, store: str, block: int) -> int:
         path = self._path(label, block)
@@ -147,13 +171,20 @@ class Blocks:
         return f"{self._folder}/{label}-{block}"
 
 
-def _write(pieces: Mapping[str, memoryview]) -> None:
-    for path, piece in pieces.items():
+def _write(pieces: Sequence[tuple[str, memoryview]]) -> tuple[int, OSError | None]:
+    """How many of them have their name, in their order, and why the next has not: of that one nothing is there."""
+    for written, (path, piece) in enumerate(pieces):
         draft = f"{path}.new"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(piece)
-        os.replace(draft, path)
+        try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(piece)
+            os.replace(draft, path)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(draft)
+            return written, error
+    return len(pieces), None
 
 
 def _runs(first: int, count: int) -> list[range]:
@@ -174,14 +205,31 @@ def _label(ref: FileRef, store: str) -> str:
 def _own_folder(parent: Path) -> tuple[Path, int]:
     """A new folder with a lock on it, after removing those whose process has gone."""
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(parent / ".lock", "wb") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # a folder that is made by somebody else has its lock by now
-        for old in parent.glob("cache-*"):
-            if (lock := _locked(old)) >= 0:
-                shutil.rmtree(old, ignore_errors=True)
-                os.close(lock)
+    with _turn(parent):
+        _remove_left_over(parent)
         folder = Path(tempfile.mkdtemp(prefix="cache-", dir=parent))
         return folder, _locked(folder)
+
+
+def _sweep(parent: Path) -> None:
+    # Nothing was there; or another process is just at it; or the first read tries again.
+    with suppress(OSError), _turn(parent, wait=False):
+        _remove_left_over(parent)
+
+
+@contextmanager
+def _turn(parent: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time: a folder that is made by somebody else has its lock by the end."""
+    with open(parent / ".lock", "wb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _remove_left_over(parent: Path) -> None:
+    for old in parent.glob("cache-*"):
+        if (lock := _locked(old)) >= 0:
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(lock)
 
 
 def _move_out(made: asyncio.Future[tuple[Path, int]]) -> None:

@@ -23,6 +23,10 @@ class Outside:
         self.objects = Objects(self.connections)
         self.blocks = Blocks(folder / "blocks", self._fetch, quota=cache_bytes)
 
+    async def start(self) -> None:
+        """Remove what a cache of a process that was killed has left."""
+        await self.blocks.sweep()
+
     def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
         """Descriptors of blocks of an object, in order; see `Blocks.read`."""
         return self.blocks.read(ref, store=store, first=first, count=count)

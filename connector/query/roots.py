@@ -1,8 +1,8 @@
 """The directories that workers are shut into, looked at while the connector runs.
 
 A process that is shut in (`sandbox`) stays with the directories of its start: what is moved into the place of one, or
-what a link leads to later, is closed to it. So a worker is of use only while they are the same. One that is deleted and made again is another: as long as the
-process is there, the kernel gives its inode to none.
+what a link leads to later, is closed to it. So a worker is of use only while they are the same. One that is deleted and
+made again is another: as long as the process is there, the kernel gives its inode to no other.
 """
 
 from __future__ import annotations
