@@ -50,6 +50,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
     await parts.relay.start()
     await close_left_over(parts.store, instance=parts.instance)
     await parts.receiving.start()
+    await parts.registry.start()
     await parts.store.write(
         lambda tx: tx.publish(ServiceStarted(actor=parts.participant, detail={"version": VERSION, "pid": os.getpid()}))
     )
@@ -68,6 +69,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
         await parts.relay.stop()
         await parts.pool.close()
         parts.outside.close()
+        parts.registry.close()
         counting.cancel()
         with contextlib.suppress(HanseError):
             await parts.store.tell_counted()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from connector.dataplane.owner import OwnersView
-from connector.datasets import stored
+from connector.datasets import kept, stored
 from connector.datasets.registry import published_schema
 from connector.errors import HanseError, Refused
 from connector.store import Store, Transaction
@@ -84,8 +84,8 @@ class Versions:
         self, contract: DataContract, earlier: Sequence[DatasetVersion], new: DatasetVersion
     ) -> list[tuple[str, str, str, str]]:
         """The versions before the last: a mistake that is taken back brings one of them again, but for a few units."""
-        found, unknown = [], max(0, len(earlier) - _EARLIER_MAX)
-        for one in earlier[:_EARLIER_MAX]:
+        found, unknown = [], max(0, len(earlier) - kept.EARLIER_MAX)
+        for one in earlier[: kept.EARLIER_MAX]:
             try:
                 lost = bool(bound.retyped(contract, published_schema(one)))
                 few = 0 if lost else await self._view.few_changed(contract, one, new)
@@ -128,7 +128,6 @@ class Versions:
         return found
 
 
-_EARLIER_MAX = 20  # each costs as much as a question over all of both
 _TELLS = (
     "may tell of few by difference: keep the files of the version before and the types of its columns, or register it "
     "as another dataset"
@@ -175,9 +174,7 @@ def _standing(tx: Transaction, dataset_id: str, told: list[Effect]) -> list[tupl
 
 def _earlier(tx: Transaction, old: DatasetVersion, coming: str) -> list[DatasetVersion]:
     """The versions before `old`, the newest first, that somebody may have asked; none where nobody ever could."""
-    if next(iter(tx.agreements.on(old.dataset_id)), None) is None:
-        return []
-    return [one for one in tx.datasets.versions(old.dataset_id) if one.digest not in (old.digest, coming)]
+    return [one for one in kept.earlier(tx, old) if one.digest != coming]
 
 
 def _bounds(contract: DataContract, profile: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from connector.datasets.blocks import Blocks
 from connector.datasets.connections import Connections
+from connector.datasets.making import Making, remove
 from connector.datasets.objects import Objects
 from connector.datasets.sources.files import FileRef
 
@@ -20,6 +21,7 @@ class Outside:
     def __init__(self, connections: Path | None, folder: Path, *, cache_bytes: int = 2**31) -> None:
         self.connections = Connections(connections)
         self.drafts = folder / "drafts"
+        self._making = Making(self.drafts)
         self.objects = Objects(self.connections)
         self.blocks = Blocks(folder / "blocks", self._fetch, quota=cache_bytes)
 
@@ -35,9 +37,18 @@ class Outside:
         """VersionChanged unless all these objects are as they were pinned."""
         await self.objects.check(refs, store=store)
 
+    def draft(self, suffix: str) -> Path:
+        """The path of a draft that is to be written. Whoever asks for it removes it."""
+        return self._making.new(suffix)
+
+    def sweep(self) -> None:
+        """Remove the drafts of processes that are gone."""
+        remove(self._making.left())
+
     def close(self) -> None:
         """Remove the cache."""
         self.blocks.close()
+        self._making.close()
 
     async def _fetch(self, ref: FileRef, store: str, start: int, stop: int) -> bytes | memoryview:
         return await self.objects.read(ref, store=store, start=start, stop=stop)

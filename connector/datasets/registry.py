@@ -10,23 +10,26 @@ import asyncio
 import hmac
 import json
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from connector.datasets import kept
+from connector.datasets.making import Making, remove
 from connector.datasets.outside import Outside
 from connector.datasets.registering import CONVERTING, STORING, Registering, Registration, UnderWay, halted
 from connector.datasets.sources import guess, read_options, remote, source
-from connector.datasets.sources.files import FileRef, fresh, looked_at_again
+from connector.datasets.sources.convert import disk_full
+from connector.datasets.sources.files import FileRef, fresh, looked_at_again, unchanged
 from connector.datasets.threads import at_files
 from connector.errors import (
     AlreadyExists,
     BadInput,
+    Busy,
     Conflict,
     EngineFailed,
     HanseError,
@@ -34,15 +37,16 @@ from connector.errors import (
     QueryInvalid,
     SourceUnreadable,
 )
-from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, RequestRefused
-from connector.store import Store, Transaction
+from connector.events import DatasetRegistered, DatasetRemoved, DatasetVersioned, Event, RequestRefused
+from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion
+from connector.telemetry import logger
 from policies.contract import Column, TableSchema
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 _LOOKS, _LOOK_SECONDS = 100, 0.03
 _TOLD_MAX = 10
-_T = TypeVar("_T")
+_log = logger("datasets")
 Told = Callable[[str, int], None]
 """Hears how far a long piece of work is: the stage, and the files that are done in it."""
 
@@ -73,6 +77,7 @@ class _Read:
     profile: Mapping[str, Any]
     report: Mapping[str, Any] | None
     secret: bytes
+    made: Path | None = None  # the file of ours that it was converted to
 
     @property
     def digest(self) -> str:
@@ -86,6 +91,7 @@ class _Read:
 
 
 Effects = Callable[[Dataset, DatasetVersion, DatasetVersion], Awaitable[list[dict[str, str]]]]
+_Stored = tuple[Dataset, DatasetVersion]
 
 
 class Registry:
@@ -108,16 +114,31 @@ class Registry:
         self._owner = name
         self._roots = tuple(roots)
         self._prepared = prepared  # where converted files are kept
+        self._making = Making(prepared)
+        self._letting_go: set[asyncio.Task[None]] = set()
         self._outside = outside  # object stores and databases
         self.effects: Effects = _no_effects  # what a new version does to offers and agreements
         self.under_way = UnderWay()
+        store.bus.subscribe(self._heard)
+
+    async def start(self) -> None:
+        """Remove what processes that are gone have left: drafts, and converted files that nobody reads any more."""
+        if self._outside is not None:
+            await asyncio.to_thread(self._outside.sweep)
+        if left := await asyncio.to_thread(self._making.left):
+            wanted = await self._store.read(kept.wanted)
+            await asyncio.to_thread(remove, [path for path in left if path.name not in wanted])
+
+    def close(self) -> None:
+        """Let go of the files here; those that nobody reads are removed at the next start."""
+        self._making.close()
 
     async def register(self, asked: Registration, *, by: str) -> tuple[Dataset, DatasetVersion]:
         """Register a dataset and its first version. What is refused or stopped is in the log and nowhere else."""
         async with self._begun(asked, by) as one:
             await self._check_free(asked)
             async with self._read(asked, one) as read:
-                return await self._stored(one, lambda tx: self._insert(tx, asked, read, by))
+                return await self._stored(one, read, lambda tx: self._insert(tx, asked, read, by))
 
     async def renew(self, name: str, path: str, *, by: str, accept: bool = False) -> tuple[Dataset, DatasetVersion]:
         """Read the dataset anew, as a new version; the schema must stay, or agreements could not be kept.
@@ -147,7 +168,7 @@ class Registry:
                     problems=affected,
                 )
             changes = _changes(old.profile, read.profile) | ({"affected": affected} if affected else {})
-            return await self._stored(one, lambda tx: self._renewed(tx, row.id, asked, read, changes, by))
+            return await self._stored(one, read, lambda tx: self._renewed(tx, row.id, asked, read, changes, by))
 
     async def get(self, key: str) -> tuple[Dataset, DatasetVersion]:
         """A dataset by name or id, with its current version."""
@@ -165,7 +186,7 @@ class Registry:
         )
 
     async def remove(self, key: str, *, by: str) -> None:
-        """Forget a dataset. Refused while an offer or an agreement still stands on it."""
+        """Forget a dataset, and remove what it was converted to. Refused while an offer or agreement stands on it."""
 
         def work(tx: Transaction) -> None:
             row = tx.datasets.of(key)
@@ -173,10 +194,32 @@ class Registry:
                 raise Conflict(f"{row.name!r} has offers in force; withdraw them first")
             if any(agreement.ended_at is None for agreement, _ in tx.agreements.on(row.id)):
                 raise Conflict(f"{row.name!r} has agreements in force; revoke them first")
+            kept.pass_over(tx, tx.datasets.current(row))
             tx.datasets.remove(row)
             tx.publish(DatasetRemoved(actor=by, dataset=row.id, version=row.version))
 
         await self._store.write(work)
+        await self._gone()
+
+    def _heard(self, event: Event) -> None:
+        """Files go with their version, whichever process on this database has stored another or none."""
+        if isinstance(event, DatasetRemoved | DatasetVersioned):
+            task = asyncio.get_running_loop().create_task(self._let_go(event.dataset))
+            self._letting_go.add(task)
+            task.add_done_callback(self._letting_go.discard)
+
+    async def _let_go(self, dataset_id: str) -> None:
+        """Reads that have opened a file go on with it. What cannot be removed now is at the next start."""
+        try:
+            names = await self._store.read(partial(kept.let_go, dataset_id=dataset_id))
+            await asyncio.to_thread(remove, [self._prepared / name for name in names])
+        except (HanseError, OSError) as error:
+            _log.error("not_removed", dataset=dataset_id, reason=str(error))
+
+    async def _gone(self) -> None:
+        """Wait for the files of what was just stored in place of them, so that whoever is answered finds none."""
+        if self._letting_go:
+            await asyncio.wait(tuple(self._letting_go))
 
     async def _check_free(self, asked: Registration) -> None:
         taken = await self._store.read(lambda tx: tx.datasets.find(asked.name) or tx.datasets.find(self._id(asked)))
@@ -194,39 +237,51 @@ class Registry:
             await self._refused(asked.name, error if isinstance(error, HanseError) else halted(), by)
             raise
 
-    async def _stored(self, one: Registering, work: Callable[[Transaction], _T]) -> _T:
+    async def _stored(self, one: Registering, read: _Read, work: Callable[[Transaction], _Stored]) -> _Stored:
         """What is being stored is stored whole, whoever leaves meanwhile."""
         one.reached(STORING, one.files)
         writing = asyncio.ensure_future(self._store.write(work))
         try:
-            return await asyncio.shield(writing)
+            row, version = await asyncio.shield(writing)
         except asyncio.CancelledError:
-            return await writing
+            row, version = await writing
+        if read.made is not None and read.made.name not in kept.names([version]):  # it has a file of the same bytes
+            await asyncio.to_thread(remove, [read.made])
+        await self._gone()
+        return row, version
 
     @asynccontextmanager
     async def _read(self, asked: Registration, one: Registering) -> AsyncIterator[_Read]:
-        """What there is to be stored; files of ours that were made for it are gone if the block fails."""
+        """What there is to be stored; files of ours that were made for it are gone if the block fails, unless nobody
+        knows whether it is stored: then they stay, and the next start looks."""
         kind = asked.kind or guess(asked.path)
         options, files = await self._found(kind, asked)
         one.files = len(files)
         report, made = None, None
         try:
             if source(kind).CONVERTED:
-                made = self._prepared / f"{secrets.token_hex(16)}.parquet"
+                made = await self._room()
                 one.reached(CONVERTING)
                 with _to_its_end(kind, asked.path):
                     report = await self._converted(kind, options, files, made, one.reached)
                 kind, options = "parquet", read_options("parquet", {})
-                files = source(kind).find(str(made), roots=(self._prepared,), options=options)
+                found = source(kind).find(str(made), roots=(self._prepared,), options=options)
+                files = tuple(replace(file, ours=True) for file in found)
             with _to_its_end(kind, asked.path):
                 profile = await self._engine.profile(
                     kind, [file.to_json() for file in files], options, told=one.reached
                 )
-            yield _Read(kind, options, files, profile, report, self._secret)
-        except BaseException:
-            if made is not None:
-                await asyncio.to_thread(made.unlink, missing_ok=True)
+            yield _Read(kind, options, files, profile, report, self._secret, made)
+        except BaseException as error:
+            if made is not None and not _may_be_stored(error, one):
+                await asyncio.to_thread(remove, [made])
             raise
+
+    async def _room(self) -> Path:
+        try:
+            return await asyncio.to_thread(self._making.new, ".parquet")
+        except OSError as error:
+            raise disk_full() from error
 
     async def _found(self, kind: str, asked: Registration) -> tuple[dict[str, Any], tuple[FileRef, ...]]:
         """The options with all values, and the files, at rest for at least a step of the clock that dates them."""
@@ -251,12 +306,11 @@ class Registry:
     async def _converted(
         self, kind: str, options: Mapping[str, Any], files: tuple[FileRef, ...], target: Path, told: Told
     ) -> Mapping[str, Any]:
-        self._prepared.mkdir(parents=True, exist_ok=True)
         try:
             return await self._engine.convert(kind, [file.to_json() for file in files], options, str(target), told=told)
         finally:
             if remote(kind) is not None:  # a draft of ours
-                await asyncio.to_thread(_remove, files)
+                await asyncio.to_thread(remove, [Path(file.path) for file in files])
 
     def _id(self, asked: Registration) -> str:
         return asked.id or f"urn:hanse:{self._owner}:{asked.name}"
@@ -285,8 +339,11 @@ class Registry:
     def _renewed(
         self, tx: Transaction, dataset_id: str, asked: Registration, read: _Read, changes: dict[str, Any], by: str
     ) -> tuple[Dataset, DatasetVersion]:
+        tx.datasets.hold(dataset_id)
         row = tx.datasets.of(dataset_id)
-        version = _pinned(tx, row.id, asked, read)
+        if row.version != read.digest:
+            kept.pass_over(tx, tx.datasets.current(row))
+        version = _pinned(tx, row.id, asked, read, held=kept.held(tx, row))
         version.source = version.source | {"changes": changes}
         before, row.version = row.version, read.digest
         detail = {"before": before, "rows": read.profile["rows"]}
@@ -336,23 +393,30 @@ _UNREAD = {
 }
 
 
-def _remove(files: Sequence[FileRef]) -> None:
-    for file in files:
-        Path(file.path).unlink(missing_ok=True)
+def _may_be_stored(error: BaseException, one: Registering) -> bool:
+    """Whether nobody can say what became of a commit: its answer is lost, or nobody has waited for it."""
+    left = isinstance(error, asyncio.CancelledError) and one.state == STORING
+    return left or (isinstance(error, Busy) and error.code == UNKNOWN)
 
 
 async def _no_effects(dataset: Dataset, old: DatasetVersion, new: DatasetVersion) -> list[dict[str, str]]:
     return []
 
 
-def _pinned(tx: Transaction, dataset_id: str, asked: Registration, read: _Read) -> DatasetVersion:
-    """The version of what was read. One of the same bytes may be there, also from before the dataset was removed."""
+def _pinned(
+    tx: Transaction, dataset_id: str, asked: Registration, read: _Read, *, held: Sequence[DatasetVersion] = ()
+) -> DatasetVersion:
+    """The version of what was read. One of the same bytes may be there, also from before the dataset was removed.
+
+    The file that one of those `held` was converted to stays where it is: somebody may read it now.
+    """
     drafted = _draft(dataset_id, asked, read, now=tx.now)
     version = tx.datasets.version(dataset_id, read.digest)
     if version is None:
         tx.datasets.add(drafted)
         return drafted
-    version.source = drafted.source
+    stays = read.made is not None and version in held and unchanged(version.source["files"])
+    version.source = drafted.source | ({"files": version.source["files"]} if stays else {})
     return version
 
 

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 from connector.errors import NotFound
 from connector.store.tables import Dataset, DatasetVersion, Offer
 
+_CONVERTED = DatasetVersion.source["report"].as_string().is_not(None)
+
 
 class Datasets:
     def __init__(self, session: Session) -> None:
@@ -69,6 +71,15 @@ class Datasets:
         """The newest version that was there at a moment (UTC seconds); the oldest where none was yet."""
         found = self.versions(dataset_id)
         return next((one for one in found if one.created_at <= moment), found[-1] if found else None)
+
+    def converted(self, dataset_id: str) -> list[DatasetVersion]:
+        """The versions of a dataset that lie in files of our own."""
+        query = select(DatasetVersion).where(DatasetVersion.dataset_id == dataset_id, _CONVERTED)
+        return list(self._session.scalars(query))
+
+    def converted_ids(self) -> Sequence[str]:
+        """The ids of all datasets, removed ones too, that have such versions."""
+        return self._session.scalars(select(DatasetVersion.dataset_id).where(_CONVERTED).distinct()).all()
 
     def page(self, *, after: str = "", limit: int = 100) -> Sequence[Dataset]:
         """Datasets in order of their id, after the id `after` (keyset paging: no skipped rows are read)."""

@@ -64,6 +64,8 @@ async def owning(folder: Path, connections: Path | None, *, cache_mb: int = 64) 
             store, profiles, name="clinic", roots=[folder / "data"], prepared=prepared, secret=os.urandom(32),
             outside=outside,
         )  # fmt: skip
+        await registry.start()
         yield Owner(registry, outside, pool, store, folder)
+    registry.close()
     outside.close()
     store.close()

@@ -34,7 +34,7 @@ class FileRef:
     """One registered file. `name` is its place under the dataset's directory (`year=2024/part-0.parquet`).
 
     An object in a store has a path with a scheme, and an ETag (and version, where its bucket keeps them) instead of
-    device, inode and time of change.
+    device, inode and time of change. `ours`: we have made it, and remove it when it is wanted no more.
     """
 
     path: str
@@ -46,6 +46,7 @@ class FileRef:
     ctime_ns: int = 0  # 0: registered before it was kept
     etag: str = ""
     version: str = ""
+    ours: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,6 +156,8 @@ def check_unchanged(descriptor: int, ref: FileRef) -> None:
     except OSError as error:
         raise _why(error) from error
     found = _ref(ref.path, status, ref.name)
+    if ref.ours:  # we may have removed it under a read that goes on, which is a change of the inode, too
+        found = replace(found, ours=True, ctime_ns=found.ctime_ns if status.st_nlink else ref.ctime_ns)
     if found != ref and replace(found, ctime_ns=0) != ref:
         raise VersionChanged("a file of this version has changed since it was registered; register a new version")
 

@@ -8,9 +8,8 @@ the server said. A value that has no exact form there refuses the table and name
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,8 +101,7 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
             "operator add it in the file of HANSE_CONNECTIONS",
             code="schema_not_allowed",
         )
-    from_.drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft, leave = from_.drafts / f"{secrets.token_hex(16)}.csv", _Leave()
+    draft, leave = await _room_for(from_), _Leave()
     work = asyncio.ensure_future(
         asyncio.to_thread(_snapshot, database, schema, table, draft, int(options["numeric_scale"]), leave)
     )
@@ -119,6 +117,13 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Outside) -> tup
             raise disk_full() from error
         raise
     return {**options, **told}, (file_ref(str(draft), roots=(from_.drafts,)),)
+
+
+async def _room_for(from_: Outside) -> Path:
+    try:
+        return await asyncio.to_thread(from_.draft, ".csv")
+    except OSError as error:
+        raise disk_full() from error
 
 
 def split(path: str) -> tuple[str, str, str]:
@@ -254,8 +259,12 @@ def _lock(con: psycopg.Connection[Any], source: str) -> None:
 
 
 def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: _Leave) -> int:
-    """Write what the server sends into the draft; how many rows it says that it sent."""
-    with draft.open("xb", buffering=_PIECE) as file, con.cursor() as cursor:
+    """Write what the server sends into the draft; how many rows it says that it sent.
+
+    Where that fails the draft is gone: whoever has waited for it may have stopped waiting.
+    """
+    with ExitStack() as failed, draft.open("xb", buffering=_PIECE) as file, con.cursor() as cursor:
+        failed.callback(draft.unlink, missing_ok=True)
         draft.chmod(0o600)
         with cursor.copy(statement) as copy:
             for row in copy:
@@ -264,6 +273,7 @@ def _copied(con: psycopg.Connection[Any], statement: bytes, draft: Path, leave: 
                 file.write(row)
                 if file.tell() > _DRAFT_MAX:
                     raise SourceUnreadable(f"expected a table of at most {_DRAFT_MAX} bytes; register a view of a part")
+        failed.pop_all()
         return cursor.rowcount
 
 
