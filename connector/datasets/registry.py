@@ -24,7 +24,7 @@ from connector.datasets.outside import Outside
 from connector.datasets.registering import CONVERTING, STORING, Registering, Registration, UnderWay, halted
 from connector.datasets.sources import guess, read_options, remote, source
 from connector.datasets.sources.convert import disk_full
-from connector.datasets.sources.files import FileRef, fresh, looked_at_again, unchanged
+from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, unchanged
 from connector.datasets.threads import at_files
 from connector.errors import (
     AlreadyExists,
@@ -44,7 +44,7 @@ from connector.telemetry import logger
 from policies.contract import Column, TableSchema
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
-_LOOKS, _LOOK_SECONDS = 100, 0.03
+_LOOKS = 100
 _TOLD_MAX = 10
 _log = logger("datasets")
 Told = Callable[[str, int], None]
@@ -292,12 +292,13 @@ class Registry:
             return await elsewhere.bring(asked.path, options=options, from_=self._outside)
         begun = time.time_ns()
         files = await at_files((), partial(source(kind).find, asked.path, roots=self._roots, options=options))
+        before: tuple[FileRef, ...] = ()
         for _ in range(_LOOKS):
-            if not fresh(files, since_ns=begun):
+            if not fresh(files, since_ns=begun, before=before):
                 return options, files
-            await asyncio.sleep(_LOOK_SECONDS)
-            before, begun = begun, time.time_ns()
-            files = await at_files((), partial(looked_at_again, files, roots=self._roots, since_ns=before))
+            await asyncio.sleep(LOOK_SECONDS)
+            before, since, begun = files, begun, time.time_ns()
+            files = await at_files((), partial(looked_at_again, before, roots=self._roots, since_ns=since))
         raise SourceUnreadable(
             f"expected files that nobody is writing, came some that change all the time under {asked.path!r}",
             code="source_busy",

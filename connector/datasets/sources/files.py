@@ -27,6 +27,7 @@ _CHUNK = 2**20
 _GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE))  # or something else lies there
 _PATTERN = re.compile(r"[*?\[\]{}=\\\r\n]")
 _CLOCK_STEP_NS = 20_000_000  # file times move on by a tick of the kernel's clock, at most 10 ms
+LOOK_SECONDS = 0.03  # longer than that
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +182,19 @@ def unchanged(files: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def fresh(refs: Sequence[FileRef], *, since_ns: int) -> bool:
-    """Whether one was written since (or a moment before) we began to look, at `since_ns`.
+def fresh(refs: Sequence[FileRef], *, since_ns: int, before: Sequence[FileRef] = ()) -> bool:
+    """Whether one was written since (or a moment before) we began to look, at `since_ns`, by its own times.
 
-    A further write within the step of the clock would not show in its times.
+    A further write within the step of the clock would not show in them. It would in those of a file that has had the
+    same for longer than a step: `before` holds the files as they were looked at that long ago. So a time that lies
+    ahead, of another clock or set by somebody, is none of a file that somebody is writing.
     """
-    return any(_written_since(ref, since_ns) for ref in refs)
+    known = frozenset(before)
+    return any(_written_since(ref, since_ns) and ref not in known for ref in refs)
 
 
 def looked_at_again(refs: Sequence[FileRef], *, roots: Sequence[Path], since_ns: int) -> tuple[FileRef, ...]:
-    """The same files, those pinned anew that were fresh."""
+    """The same files, those pinned anew that were fresh. To be waited for `LOOK_SECONDS` after the look before."""
     return tuple(
         file_ref(ref.path, roots=roots, name=ref.name) if _written_since(ref, since_ns) else ref for ref in refs
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from connector.datasets import registering
+from connector.datasets import registering, registry
 from connector.datasets.registering import Registration
 from connector.datasets.sources import files, hive
 from connector.errors import Conflict, NotFound, PathRefused, SourceUnreadable
@@ -183,6 +185,44 @@ async def test_only_files_that_changed_are_pinned_anew(owner: Owner) -> None:
     (place / "b.parquet").unlink()
     with pytest.raises(PathRefused):
         files.looked_at_again(seen, roots=roots, since_ns=since)
+
+
+@pytest.mark.parametrize("ahead", [0, 86_400], ids=["now", "tomorrow"])
+async def test_a_file_is_at_rest_when_nobody_writes_it_whatever_its_time_says(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    path, written = owner.folder / "data" / f"dated_{ahead}.parquet", asyncio.Event()
+    pq.write_table(pa.table({"a": [1, 2, 3]}), path)
+    later = time.time_ns() + ahead * 10**9
+
+    async def write() -> None:
+        """The same bytes, and the same time of change of what is in it."""
+        while not written.is_set():
+            with path.open("r+b") as file:
+                file.write(b"PAR1")
+            os.utime(path, ns=(later, later))
+            await asyncio.sleep(0.001)
+
+    writing = asyncio.create_task(write())
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "_LOOKS", 5)
+        with pytest.raises(SourceUnreadable) as raised:
+            await owner.add(path.stem, path)
+    written.set()
+    await writing
+    assert raised.value.code == "source_busy"
+    assert (await owner.rows(await owner.add(path.stem, path))).num_rows == 3
+
+
+async def test_a_clock_of_files_that_is_ahead_is_waited_for_no_longer_than_its_step(owner: Owner) -> None:
+    now = time.time_ns()
+    first = (files.FileRef("/a", 1, 2, 3, now, "a", now + 10**12),)
+    same = (replace(first[0]),)
+    assert files.fresh(first, since_ns=now)
+    assert not files.fresh(same, since_ns=now, before=first)
+    one = first[0]
+    for changed in (replace(one, ctime_ns=one.ctime_ns + 1), replace(one, mtime_ns=now + 1), replace(one, size=4)):
+        assert files.fresh((changed,), since_ns=now, before=first)
 
 
 def _text(owner: Owner, name: str, text: str) -> Path:
