@@ -420,6 +420,24 @@ def test_after_the_rest_of_an_epoch_the_next_one_is_whole_without_set_epoch_too(
         rest.load_state_dict(state)
 
 
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+@pytest.mark.parametrize("given", [1, -2], ids=["at its beginning", "when workers have ended"])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), *itertools.product((1, 2, 3), (False, True))])
+def test_after_the_rest_of_an_epoch_is_broken_off_the_next_one_is_whole_for_all_workers(
+    training: Dataset, kind: Any, workers: int, persistent: bool, given: int
+) -> None:
+    first = training.to_torch(columns=["id"], batch_size=50, seed=6)
+    seen = ids(itertools.islice(first, 17))
+    rest = training.to_torch(columns=["id"], batch_size=50, seed=6, state=merge(first.state_dict()))
+    loader = kind(rest, batch_size=None, num_workers=workers, persistent_workers=persistent)
+    torch.manual_seed(1)  # workers of the next iteration are seeded alike
+    found = ids(itertools.islice(loader, given % ((ROWS - len(seen)) // 50)))
+    assert len({*found, *seen}) == len(found + seen)
+    torch.manual_seed(1)
+    assert sorted(ids(loader)) == sorted(ids(loader)) == list(range(ROWS))
+    assert sorted(ids(kind(rest, batch_size=None, num_workers=4))) == list(range(ROWS))
+
+
 def test_ranks_have_parts_of_the_sequence_in_its_order(training: Dataset) -> None:
     parts = [ids(training.to_torch(columns=["id"], batch_size=BLOCK_ROWS, seed=6, rank=r, world=2)) for r in (0, 1)]
     blocks = [part[at : at + BLOCK_ROWS] for at in range(0, ROWS // 2, BLOCK_ROWS) for part in parts]

@@ -69,7 +69,8 @@ class Loader:
     `datasets`: one, or several with the same columns, which are mixed block by block. `seed`: None keeps the stored
     order; `window`: rows within a block are permuted too, in runs of that many, which are held in memory. `epoch`
     changes the order. `patience`: seconds without a row before a failure that could pass is raised. Prefetching holds
-    at most about `prefetch_bytes`. Reading again without `set_epoch` gives the same rows in the same order.
+    at most about `prefetch_bytes`. Reading again without `set_epoch` gives the same rows in the same order, and a whole
+    epoch also where the first iteration went on from a state.
     """
 
     def __init__(
@@ -213,7 +214,8 @@ class Loader:
         """The same batches, each as the slices that it is made of: for whoever puts them together where they are used.
         `memory` makes what they are received in, as `pa.allocate_buffer` does."""
         order, share = self._order, self._pending or self._fresh()
-        self._share, self._pending = share, None
+        # A state is for one iteration, whether or not that comes to its end.
+        self._share, self._pending, self._base = share, None, Progress()
         self.throughput = Throughput()
         revoked: list[AccessRevoked] = []
         source = self._pieces(order, share, memory, revoked)
@@ -232,7 +234,6 @@ class Loader:
                 yield slices
             if order is self._order:
                 self._share = replace(after, ended=True)
-                self._base = Progress()  # the next iteration is a whole epoch
         finally:
             pieces.close()
             if told is not None:

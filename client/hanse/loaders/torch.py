@@ -75,9 +75,10 @@ class _Shared(NamedTuple):
     # So that `set_epoch` reaches those that live on between epochs; and whether it was called, which a state that is
     # loaded later does not undo.
     epoch: torch.Tensor
-    # By worker: whether it has read its part of an epoch to the end. One that is new for the next epoch has a loader
-    # with what a merged state left of the first.
-    ended: torch.Tensor
+    # Which iteration gives what a merged state left: the first one, by its name; and by worker, whether it has begun
+    # that. One that is new for a later iteration has a loader with what was left, too.
+    first: torch.Tensor
+    begun: torch.Tensor
 
 
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
@@ -101,6 +102,7 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
         self._ranks = ranks or _group()
         self._own = _Shared(
             torch.tensor([loader.epoch, 0], dtype=torch.int64).share_memory_(),
+            torch.zeros(1, dtype=torch.int64).share_memory_(),
             torch.zeros(_WORKERS_MAX, dtype=torch.bool).share_memory_(),
         )
         self._sent: tuple[_Shared, tuple[int, int] | None] = self._own, None
@@ -108,18 +110,31 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 
     @_told_whole()
     def __iter__(self) -> Iterator[Any]:
-        worker = self._place()
+        first = self._begin(self._place())
         if self._loader.over():
             # Nothing is left for us. Of an epoch that is at its end for all, torchdata begins the next one by itself.
             self._loader.forget()
-            self._shared.ended[worker] = True
             return iter(())
         if not self._loader.pending:
             self._loader.set_epoch(int(self._shared.epoch[0]))
-            self._loader.begin(whole=bool(self._shared.ended[worker]))
-        return self._batches(worker)
+            self._loader.begin(whole=not first)
+        return self._batches()
 
-    def _batches(self, worker: int) -> Iterator[Any]:
+    def _begin(self, worker: int) -> bool:
+        """Whether this iteration is the first one.
+
+        Its workers begin when they come to it, and some may never: so it has the same name for all of them, the seed
+        that they have in common and their number. What lives on, or is seeded alike, may have that name again.
+        """
+        info, shared = get_worker_info(), self._shared
+        name = hash((0, 0) if info is None else (info.seed - info.id, info.num_workers))
+        if not shared.first[0]:
+            shared.first[0] = name
+        first = int(shared.first[0]) == name and not shared.begun[worker]
+        shared.begun[worker] = True
+        return bool(first)
+
+    def _batches(self) -> Iterator[Any]:
         with _told_whole():
             if get_worker_info() is None:
                 form, memory = self._formed, None
@@ -127,7 +142,6 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
                 form, memory = self._shipped, None if self._way is None else self._way.memory
             with closing(self._loader.in_slices(memory)) as found:
                 yield from map(form, found)
-        self._shared.ended[worker] = True
 
     def _shipped(self, slices: Sequence[Slice]) -> Any:
         if self._way is not None and (rows := self._way.rows(slices)) is not None:
@@ -151,9 +165,10 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     @_told_whole()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there with the next iteration; see `hanse.loaders.merge` for another number of readers."""
-        worker = self._place()
+        self._place()
         self._loader.load_state_dict(state)
-        self._shared.ended[slice(None) if get_worker_info() is None else worker] = False
+        if get_worker_info() is None:  # a worker goes on from its own, and with the next iteration begins anew
+            self._shared.first[:], self._shared.begun[:] = 0, False
         if not self._shared.epoch[1]:
             self._shared.epoch[0] = self._loader.epoch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import threading
@@ -338,6 +339,19 @@ def test_every_later_epoch_is_whole(numbers: Dataset) -> None:
         loader.set_epoch(epoch)
         assert ids(loader) == sequence(1, epoch)
     assert ids(loader) == sequence(1, 2)  # again, without set_epoch
+
+
+@pytest.mark.parametrize("read", [1, None], ids=["broken off", "to its end"])
+@pytest.mark.parametrize("left", [lambda state: state, lambda state: merge([state])], ids=["a reader's", "merged"])
+def test_a_state_is_gone_on_from_once(numbers: Dataset, left: Any, read: int | None) -> None:
+    made = {"columns": ["id"], "batch_size": 4000, "seed": 1}
+    first = numbers.loader(**made)
+    seen = ids(itertools.islice(first, 3))
+    loader = numbers.loader(**made)
+    loader.load_state_dict(left(first.state_dict()))
+    rest = ids(itertools.islice(loader, read))
+    assert (seen + rest) == sequence(1)[: len(seen + rest)]
+    assert ids(loader) == ids(loader) == sequence(1)
 
 
 def test_readers_share_an_epoch_and_their_number_may_change_in_it(numbers: Dataset) -> None:
