@@ -47,6 +47,16 @@ def _loaded(file: str | None, folder: str | None, _hour: float) -> ssl.SSLContex
         raise BadInput(f"expected certificates where {name} says, {given}; it cannot be used: {why}") from error
 
 
+def here(process: int) -> None:
+    """BadInput where this is another process than the one that began to read: it was forked from that, which reads on
+    from the same sockets, and has the threads."""
+    if os.getpid() != process:
+        raise BadInput(
+            f"expected to be read on in process {process}, which began to read; came a process that was forked from it: "
+            "make the iterator or the stream in the process that reads it, such as a DataLoader's worker"
+        )
+
+
 class Plain:
     """A connected socket. Sleeps until there is much to take, where it knows that it comes."""
 

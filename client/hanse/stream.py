@@ -7,12 +7,14 @@ StreamIncomplete. What the stream holds was made elsewhere, so each batch is val
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from hanse._messages import Messages
+from hanse._sockets import here
 from hanse._valid import Validator
 from hanse._values import bounded
 from hanse._wire import Answer, Memory, kept
@@ -41,6 +43,8 @@ class Stream:
 
     With `reopen` a lost connection, a restart of the owner or an expired ticket is no end: reading goes on after the
     last batch, as long as `patience` lasts. `place` is what the owner says of the place of the batch given last.
+
+    It is for the process that opened it: BadInput in one that was forked since.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Stream:
         self._due = due
         self._table: pa.Table | None = None
         self._started = self._closed = False
+        self._process = os.getpid()
         self.rows = 0
         self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
         self.place: Mapping[str, Any] | None = None
@@ -112,6 +117,7 @@ class Stream:
             self.close()
 
     def _next_or_again(self) -> pa.RecordBatch | None:
+        here(self._process)
         while not self._closed:  # else what had come already would be given or not, as it happens
             try:
                 batch = self._next()

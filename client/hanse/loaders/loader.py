@@ -6,6 +6,7 @@ The order and the arithmetic of who is where stand in `order.py`; here are the s
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hanse._sockets import here
 from hanse._wire import Memory
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput
@@ -212,7 +214,9 @@ class Loader:
 
     def in_slices(self, memory: Memory | None = None) -> Generator[Sequence[Slice], None, None]:
         """The same batches, each as the slices that it is made of: for whoever puts them together where they are used.
-        `memory` makes what they are received in, as `pa.allocate_buffer` does."""
+        `memory` makes what they are received in, as `pa.allocate_buffer` does. BadInput in a process that was forked
+        when they had begun."""
+        process = os.getpid()
         order, share = self._order, self._pending or self._fresh()
         # A state is for one iteration, whether or not that comes to its end.
         self._share, self._pending, self._base = share, None, Progress()
@@ -232,11 +236,12 @@ class Loader:
                 if told is not None:
                     told.tell()
                 yield slices
+                here(process)  # before any row, also of what had come already
             if order is self._order:
                 self._share = replace(after, ended=True)
         finally:
             pieces.close()
-            if told is not None:
+            if told is not None and process == os.getpid():  # else its lock may be held by a thread that is not there
                 told.close()
 
     def to_reader(self) -> pa.RecordBatchReader:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -471,6 +474,35 @@ def test_another_version_is_a_conflict_and_never_other_rows(owner: Owner, number
     stale = hanse.plan.Plan("sha256:old/1", plan.digest, plan.schema, plan.blocks, plan.rows, plan.exact, ("id",))
     with pytest.raises(Conflict, match="another version"):
         numbers.read(stale, [0])
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        lambda numbers: iter(numbers.loader(batch_size=1000, prefetch_bytes=2**16)),
+        lambda numbers: iter(numbers.loader(batch_size=1000, progress=True)),
+        lambda numbers: iter(numbers.stream(batch_rows=1000)),
+    ],
+    ids=["read ahead a little", "read ahead to the end", "a stream"],
+)
+def test_what_another_process_has_begun_to_read_is_refused_before_any_row(numbers: Dataset, begun: Any) -> None:
+    batches = begun(numbers)
+    rows = next(batches).num_rows
+    ours, childs = multiprocessing.Pipe(duplex=False)
+    with childs:
+        if not (child := os.fork()):
+            try:
+                childs.send(next(batches).num_rows)
+            except BadInput as error:
+                childs.send(str(error))
+            os._exit(0)
+    try:
+        assert ours.poll(30)
+        assert f"in process {os.getpid()}, which began to read" in str(ours.recv())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert rows + sum(one.num_rows for one in batches) == ROWS
 
 
 def test_datasets_of_two_owners_are_mixed_block_by_block(
