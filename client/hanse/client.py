@@ -278,6 +278,7 @@ class Dataset:
         patience: float = SECONDS,
     ) -> Stream:
         """Blocks of a plan in the order given, in one stream, from the beginning or after a cursor (`Stream.place`).
+        More than an owner takes at once are asked for one request after the other, each a read of its own.
 
         Broken where others come, and where they have other rows than an exact plan says. `before`: how many rows of
         the first block lie before the cursor; they are not counted where it is not said.
@@ -292,8 +293,8 @@ class Dataset:
         }
 
         def asked(place: Mapping[str, Any] | None) -> dict[str, Any]:
-            left = blocks if place is None else blocks[blocks.index(place["block"]) :]
-            return {**wanted, "blocks": ",".join(map(str, left)), "after": after if place is None else ""}
+            first = place is None and due.asked[:1] == list(blocks[:1])  # the cursor is of the first block
+            return {**wanted, "blocks": ",".join(map(str, due.asked)), "after": after if first else ""}
 
         due = Due(plan, blocks, before=before if after else 0)
         return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, schema=plan.schema, due=due)

@@ -16,6 +16,7 @@ from hanse._messages import METADATA_MAX, Messages
 from hanse.errors import Broken
 
 PER_READ = 256  # blocks in one request of a loader: an answer of many millions of rows
+BLOCKS_MAX = 1024  # in any request: so many an owner takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,27 @@ def _count(value: Any) -> int:
 
 
 class Due:
-    """What is due of a plan: these blocks in their order, each with all of its rows where the plan is exact.
+    """What is due of a plan: these blocks in their order, each with all of its rows where the plan is exact. As many
+    are asked for at once as an owner takes.
 
     `before`: rows of the first block that are not asked for; None where that is not known.
     """
 
     def __init__(self, plan: Plan, blocks: Sequence[int], *, before: int | None) -> None:
         self._plan, self._left = plan, list(blocks)
+        self._later = self._left[BLOCKS_MAX:]  # after those that one request asks for
+        del self._left[BLOCKS_MAX:]
         self._came = before  # rows of the first of them
+
+    @property
+    def asked(self) -> list[int]:
+        """The blocks of one request, from the one on that is being read."""
+        return self._left
+
+    def more(self) -> bool:
+        """What was asked for is over. Whether there are others to be asked for now."""
+        self._left, self._later = self._later[:BLOCKS_MAX], self._later[BLOCKS_MAX:]
+        return bool(self._left)
 
     def take(self, place: Mapping[str, Any] | None, rows: int) -> None:
         """Rows came, and the place they end at. Broken where they are not the next ones."""
@@ -92,7 +106,7 @@ class Due:
                 raise self._other()
 
     def end(self) -> None:
-        """Nothing more comes. Broken where something is missing."""
+        """Nothing more comes of what was asked for. Broken where something is missing."""
         while self._left:
             self._over()
 

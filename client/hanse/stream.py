@@ -42,7 +42,8 @@ class Stream:
     takes a Stream as it is: `polars.DataFrame(stream)`, `pa.table(stream)`, `duckdb.sql("from stream")`.
 
     With `reopen` a lost connection, a restart of the owner or an expired ticket is no end: reading goes on after the
-    last batch, as long as `patience` lasts. `place` is what the owner says of the place of the batch given last.
+    last batch, as long as `patience` lasts. So it does with what is `due` and more than an owner takes in one request;
+    `end` is that of the last one. `place` is what the owner says of the place of the batch given last.
 
     It is for the process that opened it: BadInput in one that was forked since.
     """
@@ -68,6 +69,7 @@ class Stream:
         self.rows = 0
         self.held = 0  # bytes of memory that the batch given last keeps: whatever came for it, and what that became
         self.place: Mapping[str, Any] | None = None
+        self._from: Mapping[str, Any] | None = None  # the same in what is being asked for
         self.snapshot = answer.headers.get("hanse-snapshot", "")
         self.reopened = 0
         self.end: Mapping[str, Any] = {}
@@ -121,6 +123,8 @@ class Stream:
         while not self._closed:  # else what had come already would be given or not, as it happens
             try:
                 batch = self._next()
+                if batch is None and self._asks_on():
+                    continue
             except HanseError as error:
                 if not self._closed:
                     self._go_on(error)
@@ -129,6 +133,15 @@ class Stream:
                     self._body.bear(self._patience.silence)
                 return batch
         raise BadInput("this stream was closed while it was read; open another one to go on")
+
+    def _asks_on(self) -> bool:
+        """After a proper end: ask for what is due and was too much for one request. Whether there was any."""
+        if self._reopen is None or self._due is None or not self._due.more():
+            return False
+        self._body.close()
+        self._from, self.end = None, {}
+        self._take(self._reopen(None))
+        return True
 
     def _go_on(self, error: HanseError) -> None:
         """Connect anew and read on after the last batch, or raise what does not pass by waiting."""
@@ -140,7 +153,7 @@ class Stream:
             if self._closed:  # meanwhile: another attempt would be a read of its own
                 return
             try:
-                answer = self._reopen(self.place)
+                answer = self._reopen(self._from)
                 self._take(answer)
             except HanseError as again:
                 error = again
@@ -165,7 +178,7 @@ class Stream:
             if self._validate:
                 self._told(lambda: self._validator.check(batch))  # noqa: B023  # called here and now
             if batch.num_rows:
-                self.place = _place(metadata)
+                self.place = self._from = _place(metadata)
                 if self._due is not None:
                     self._due.take(self.place, batch.num_rows)
                 self.held, self._messages.taken = max(self._messages.taken, batch.get_total_buffer_size()), 0

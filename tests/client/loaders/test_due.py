@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from hanse import plan
 from hanse.client import Dataset
 from hanse.errors import Broken
 
@@ -71,6 +72,35 @@ def test_rows_that_come_again_after_a_break_are_not_given_again() -> None:
     given = []
     with owned(answer, rows=ROWS) as dataset, pytest.raises(Broken, match="expected 3 rows of block 1, came 4"):
         given += [age for one in dataset.loader() for age in one.column("age").to_pylist()]
+
+
+@pytest.mark.parametrize("lost", [None, (0, 3), (1, 0), (1, 2), (1, 9), (2, 1)], ids=str)
+@pytest.mark.parametrize("after", [0, 1])
+def test_more_blocks_than_an_owner_takes_are_asked_for_in_parts(
+    monkeypatch: pytest.MonkeyPatch, after: int, lost: tuple[int, int] | None
+) -> None:
+    """`lost`: the request that is answered with so many rows and no end."""
+    monkeypatch.setattr(plan, "BLOCKS_MAX", 3)
+    rows, order = (2, 3, 1, 2, 4, 2, 1, 2), [7, 0, 3, 5, 1, 4, 6]
+    asked_for: list[list[int]] = []
+
+    def answer(asked: Asked) -> Raw:
+        blocks = [int(text) for text in asked.query["blocks"].split(",")]
+        block, row = map(int, asked.query.get("after", f"{blocks[0]}/-1").split("/"))
+        assert block == blocks[0]
+        due = [(one, (at,)) for one in blocks for at in range(rows[one]) if one != block or at > row]
+        asked_for.append(blocks)
+        if lost is not None and len(asked_for) - 1 == lost[0]:
+            return sent(due[: lost[1]], end=False)
+        return sent(due)
+
+    with owned(answer, rows=rows) as dataset:
+        cursor = f"7/{after - 1}" if after else ""
+        with dataset.read(dataset.plan(), order, after=cursor, before=after) as stream:
+            given = [((stream.place or {})["block"], one.column("age")[0].as_py()) for one in stream]
+    assert given == [(one, at) for one in order for at in range(rows[one]) if one != 7 or at >= after]
+    assert max(map(len, asked_for)) == 3
+    assert len(asked_for) == 3 + (lost is not None)
 
 
 def test_a_state_within_a_block_is_gone_on_from_with_what_is_left_of_it() -> None:
