@@ -238,7 +238,7 @@ class Dataset:
         """
         asked = _rows(columns, where)
         wanted = {
-            "columns": ",".join(asked["columns"]),
+            **_named(asked["columns"]),
             "where": where,
             "purpose": self.purpose,
             "batch_rows": batch_rows,
@@ -284,7 +284,7 @@ class Dataset:
         the first block lie before the cursor; they are not counted where it is not said.
         """
         wanted = {
-            "columns": ",".join(plan.columns),
+            **_named(plan.columns),
             "where": plan.where,
             "purpose": self.purpose,
             "batch_rows": batch_rows,
@@ -413,6 +413,13 @@ def _rows(columns: Iterable[str], where: str) -> dict[str, Any]:
     if not isinstance(where, str):
         raise BadInput(f"expected where as a text such as 'age > 50', came {where!r}")
     return {"columns": names, "where": where}
+
+
+def _named(columns: Sequence[str]) -> dict[str, str]:
+    """Columns as a request says them: as JSON where a name would be another one, or two, in a list with commas."""
+    if all(name == name.strip() != "" and "," not in name for name in columns):
+        return {"columns": ",".join(columns)}
+    return {"column_names": json.dumps(list(columns), ensure_ascii=False)}
 
 
 def _entry(hit: Mapping[str, Any]) -> Entry:

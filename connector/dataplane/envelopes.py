@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from connector.dataplane import asked as ask
 from connector.dataplane.asked import Asked, Brought
@@ -39,6 +39,12 @@ class Table(BaseModel):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     columns: list[Annotated[str, Field(max_length=_COLUMN_MAX)]] = Field(min_length=1, max_length=64)
     arrow: str
+
+
+class Names(RootModel[list[str]]):
+    """`column_names` of `GET .../rows`."""
+
+    root: list[str] = Field(min_length=1, max_length=4096)
 
 
 class PlanForm(BaseModel):
@@ -74,6 +80,14 @@ class Envelope(BaseModel):
     )
     epsilon: float | None = Field(None, gt=0, le=1000)
     keys: list[Table] = Field(default_factory=list, max_length=8)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in a JSON list, each as it stands; BadInput where it is none."""
+    try:
+        return tuple(Names.model_validate_json(text).root)
+    except ValidationError:
+        raise BadInput(f'expected column_names as a JSON list such as ["a,b"], came {text[:40]!r}') from None
 
 
 def parse_envelope(body: bytes) -> Envelope:

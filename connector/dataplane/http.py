@@ -25,7 +25,7 @@ from connector.dataplane import asked as ask
 from connector.dataplane import formats, plans
 from connector.dataplane.addresses import PATH, Addresses
 from connector.dataplane.asked import Asked
-from connector.dataplane.envelopes import PlanForm, asked_of, parse_envelope, parsed
+from connector.dataplane.envelopes import PlanForm, asked_of, names_of, parse_envelope, parsed
 from connector.dataplane.exchange import Endpoint, Exchange
 from connector.dataplane.governed import GovernedStream
 from connector.dataplane.plans import Wanted
@@ -41,8 +41,8 @@ MEDIA = "application/vnd.apache.arrow.stream"
 _BODIES = 2  # larger ones of one consumer on their way at the same time
 _BODY_SECONDS = 120.0
 _ROWS_PARAMETERS = (
-    "columns", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id", "blocks",
-    "snapshot", "after", "format", "guard",
+    "columns", "column_names", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id",
+    "blocks", "snapshot", "after", "format", "guard",
 )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ class _Transport:
         if name not in (held.dataset.name, held.dataset.id):
             raise NotFound(f"this ticket is for {held.dataset.name!r}, not for {name[:200]!r}")
         wanted = Wanted(
-            columns=tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip()),
+            columns=_columns(given),
             where=given.get("where", ""),
             purpose=expand(given.get("purpose", "")[:1024]),
             application=given.get("application", "")[:1024],
@@ -247,6 +247,16 @@ def accepted_codec(accept: str) -> str:
     _, found, rest = accept.partition("codecs=")
     named = [word.strip() for word in rest.split(";", 1)[0].strip(' "').replace('"', "").split(",")] if found else []
     return next((word for word in named if word in ask.CODECS), "none")
+
+
+def _columns(given: Mapping[str, str]) -> tuple[str, ...]:
+    """As they are listed with commas, or as JSON, in which any name can be said."""
+    listed = tuple(column.strip() for column in given.get("columns", "").split(",") if column.strip())
+    if not given.get("column_names"):
+        return listed
+    if listed:
+        raise BadInput("expected columns or column_names, came both")
+    return names_of(given["column_names"])
 
 
 def _number(given: Mapping[str, str], name: str) -> int | None:

@@ -195,6 +195,22 @@ ARRIVES = [
 ]
 
 
+@pytest.mark.parametrize("columns", [["a,b"], [" c"], ["d ", "a"], ["\u00a0e"], ["a", "b"], []], ids=str)
+@pytest.mark.parametrize("read", ["stream", "loader"])
+def test_a_column_is_asked_for_by_its_whole_name(owner: Owner, tmp_path: Path, columns: list[str], read: str) -> None:
+    table = pa.table({name: [at] for at, name in enumerate(["a", "b", "a,b", " c", "d ", "\u00a0e"])})
+    pq.write_table(table, tmp_path / "names.parquet")
+    dataset = owner.dataset(name=tmp_path.name, path=tmp_path / "names.parquet")
+    batches = getattr(dataset, read)(columns=columns)
+    assert pa.Table.from_batches(list(batches)).to_pydict() == table.select(columns or table.column_names).to_pydict()
+
+
+@pytest.mark.parametrize("read", ["stream", "loader"])
+def test_a_column_without_a_name_is_none_that_is_there(numbers: Dataset, read: str) -> None:
+    with pytest.raises(HanseError, match="a name has 1 to"):
+        list(getattr(numbers, read)(columns=[""]))
+
+
 def test_columns_of_parquet_arrive_as_the_guide_says(owner: Owner, tmp_path: Path) -> None:
     columns = {str(number): _nulls(kind) for number, (kind, _) in enumerate(ARRIVES)}
     pq.write_table(pa.table(columns), tmp_path / "kinds.parquet")
