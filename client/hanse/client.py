@@ -290,6 +290,7 @@ class Dataset:
             "batch_rows": batch_rows,
             "codec": codec,
             "snapshot": plan.snapshot,
+            "shown": plan.shown,
         }
 
         def asked(place: Mapping[str, Any] | None) -> dict[str, Any]:

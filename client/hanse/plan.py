@@ -29,7 +29,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which rows (`columns`, `where`) of which `snapshot`, and the blocks that they come in."""
+    """Which rows (`columns`, `where`) of which `snapshot`, and the blocks that they come in.
+
+    `shown`: the owner's mark of what the agreement shows of them, which nobody else can read: where it is the same,
+    the rows and columns are.
+    """
 
     snapshot: str
     digest: str
@@ -39,6 +43,7 @@ class Plan:
     exact: bool
     columns: tuple[str, ...] = ()
     where: str = ""
+    shown: str = ""
 
     @classmethod
     def read(cls, answer: Mapping[str, Any], *, columns: Sequence[str], where: str) -> Plan:
@@ -53,6 +58,7 @@ class Plan:
                 exact=bool(answer["exact"]),
                 columns=tuple(columns),
                 where=where,
+                shown=_text(answer["shown"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
             raise Broken(f"expected a plan with snapshot, schema and blocks, came another form: {error}") from error

@@ -42,7 +42,7 @@ _BODIES = 2  # larger ones of one consumer on their way at the same time
 _BODY_SECONDS = 120.0
 _ROWS_PARAMETERS = (
     "columns", "column_names", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id",
-    "blocks", "snapshot", "after", "format", "guard",
+    "blocks", "snapshot", "shown", "after", "format", "guard",
 )  # fmt: skip
 
 
@@ -165,11 +165,16 @@ class _Transport:
 
     async def _split(self, ticket: Ticket, wanted: Wanted, given: Mapping[str, str]) -> ask.Split | None:
         if not given.get("blocks"):
-            if given.get("after") or given.get("snapshot"):
-                raise BadInput("expected blocks beside after or snapshot: the list they belong to, or all")
+            if given.get("after") or given.get("snapshot") or given.get("shown"):
+                raise BadInput("expected blocks beside after, snapshot or shown: the list they belong to, or all")
             return None
         return await self._reads.split(
-            ticket, wanted, snapshot=given.get("snapshot", ""), blocks=given["blocks"], after=given.get("after", "")
+            ticket,
+            wanted,
+            snapshot=given.get("snapshot", ""),
+            blocks=given["blocks"],
+            after=given.get("after", ""),
+            as_shown=given.get("shown", ""),
         )
 
     async def renew(self, exchange: Exchange) -> None:

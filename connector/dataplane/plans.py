@@ -85,6 +85,7 @@ class Plans:
         return {
             "snapshot": snapshot,
             "plan": _digest(snapshot, held.dataset.id, wanted),
+            "shown": splits.shown_mark(self._cursor_key(ticket, snapshot, shown(contract))),
             "dataset": held.dataset.id,
             "name": held.dataset.name,
             "schema": found["schema"],
@@ -95,13 +96,14 @@ class Plans:
         }
 
     async def split(
-        self, ticket: Ticket, wanted: Wanted, *, snapshot: str, blocks: str, after: str, cursors: bool = True
+        self, ticket: Ticket, wanted: Wanted, *, snapshot: str, blocks: str, after: str, as_shown: str, cursors: bool
     ) -> Split | None:
         """The ranges of some blocks (`all`, or their numbers), in the order given, after a cursor.
 
         Without `cursors` no batch says where it ends, and blocks that follow each other are read as one.
         None where all are asked of a kind that has no places: then it is one stream, which cannot be gone on with.
-        VersionChanged where `snapshot` is no longer what the agreement reads: never other rows in its place.
+        VersionChanged where `snapshot` is no longer what the agreement reads, and where it shows something else than
+        `as_shown`, which its plan said: never other rows in its place.
         """
         try:
             held, contract = await self._admitted(ticket, wanted)
@@ -115,7 +117,13 @@ class Plans:
         if found is None:
             found = self._cut(held, (await self._look(held, contract, ticket, wanted, groups=True))["groups"])
         view = shown(contract)
-        key = splits.cursor_key(self._secret, consumer=ticket.consumer, snapshot=current, shown=view)
+        key = self._cursor_key(ticket, current, view)
+        if as_shown and as_shown != splits.shown_mark(key):
+            raise VersionChanged(
+                f"the agreement shows other columns, masks or rows of {held.dataset.name!r} now than the plan is for, "
+                "as where one of its permissions is used up and the next applies. Make a new plan and begin anew",
+                code="shown_changed",
+            )
         ranges = _whole(found) if blocks == ALL else _chosen(found, blocks)
         if after:
             ranges = _after(ranges, splits.unseal(after, key))
@@ -125,6 +133,9 @@ class Plans:
         position = f"r_{secrets.token_hex(8)}" if hides else ""
         only = Ranges(ranges or _NOTHING, key.hex(), position)
         return Split(snapshot=current, only=only, resumed=bool(after), shown=view)
+
+    def _cursor_key(self, ticket: Ticket, snapshot: str, view: str) -> bytes:
+        return splits.cursor_key(self._secret, consumer=ticket.consumer, snapshot=snapshot, shown=view)
 
     async def _admitted(self, ticket: Ticket, wanted: Wanted) -> tuple[Held, DataContract]:
         """The contract that lets rows be streamed; nothing of a dataset that is only for aggregates."""

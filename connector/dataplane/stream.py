@@ -152,12 +152,20 @@ class Reads:
         return await self._planned(ticket, wanted, self.plans.plan(ticket, wanted))
 
     async def split(
-        self, ticket: Ticket, wanted: plans.Wanted, *, snapshot: str, blocks: str, after: str = "", cursors: bool = True
+        self,
+        ticket: Ticket,
+        wanted: plans.Wanted,
+        *,
+        snapshot: str,
+        blocks: str,
+        after: str = "",
+        as_shown: str = "",
+        cursors: bool = True,
     ) -> Split | None:
         """The ranges of a read of blocks, for `Asked.split`; a refusal is in the log as one of the read."""
         found = self.plans.split(
-            ticket, wanted, snapshot=snapshot, blocks=blocks, after=after, cursors=cursors
-        )  # fmt: skip
+            ticket, wanted, snapshot=snapshot, blocks=blocks, after=after, as_shown=as_shown, cursors=cursors
+        )
         return await self._planned(ticket, wanted, found)
 
     async def _planned(self, ticket: Ticket, wanted: plans.Wanted, work: Coroutine[Any, Any, _T]) -> _T:

@@ -90,6 +90,11 @@ def cursor_key(secret: bytes, *, consumer: str, snapshot: str, shown: str) -> by
     return hmac.digest(secret, f"cursor\0{consumer}\0{snapshot}\0{shown}".encode(), "sha256")
 
 
+def shown_mark(key: bytes) -> str:
+    """What the cursors of this key are good for, to be compared and for nothing else: it tells nothing of the terms."""
+    return hmac.digest(key, b"shown", "sha256")[:16].hex()
+
+
 def seal(place: Place, key: bytes) -> str:
     """A place as a cursor: signed, and unreadable, because gaps between places would tell of rows that a policy hides.
 

@@ -175,7 +175,15 @@ def owned(
     """
     text = base64.b64encode(schema.serialize()).decode()
     blocks = [{"rows": one, "bytes": 8 * one} for one in rows]
-    plan = {"snapshot": "s", "plan": "p", "schema": text, "blocks": blocks, "rows": sum(rows), "exact": True}
+    plan = {
+        "shown": "m",
+        "snapshot": "s",
+        "plan": "p",
+        "schema": text,
+        "blocks": blocks,
+        "rows": sum(rows),
+        "exact": True,
+    }
     with connector({("POST", "/owner/streams"): plan | dict(otherwise or {}), ("GET", "/owner"): answer}) as served:
         address = {"endpoint": f"{served.url}/owner", "ticket": "t", "expires": time.time() + 3600}
         served.routes["GET", "/transfers/t/address"] = address

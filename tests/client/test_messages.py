@@ -196,7 +196,7 @@ def test_names_that_are_no_text_are_refused() -> None:
 
 
 def planned(schema: bytes) -> dict[str, Any]:
-    answer: dict[str, Any] = {"snapshot": "s", "plan": "p", "blocks": [], "rows": 0, "exact": True}
+    answer: dict[str, Any] = {"snapshot": "s", "plan": "p", "shown": "m", "blocks": [], "rows": 0, "exact": True}
     return answer | {"schema": base64.b64encode(schema).decode()}
 
 

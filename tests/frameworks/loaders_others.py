@@ -23,6 +23,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.suites import loaders
 from tests.suites.loaders import BLOCKS, ROWS, Case, Rows
+from tests.support.gate import agreement, atom
 from tests.support.served import Owner
 
 QUESTION = "SELECT label, count(*) AS n, sum(id) AS total, max(caption) AS last FROM rows GROUP BY label ORDER BY label"
@@ -89,6 +90,24 @@ def test_hugging_face_refuses_a_state_of_another_order(
     dataset.load_state_dict(other.state_dict())
     with pytest.raises(BadInput, match=r"expected a state of .*'seed': .*, came one of .*with the columns"):
         list(dataset)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_hugging_face_refuses_a_state_of_terms_that_show_other_rows(
+    training: Dataset, owner: Owner, wrapped: bool
+) -> None:
+    """So many examples of a block would be others; what wraps it begins with an earlier state and counts itself."""
+
+    def made(of: Dataset) -> Any:
+        return of.to_hf(**HF).batch(2) if wrapped else of.to_hf(**HF)
+
+    filtered = owner.dataset(agreement(atom("ds:row/label", "eq", "2"), action="odrl:use"), name="training")
+    for taken, loaded in ((training, filtered), (filtered, training)):
+        other, dataset = made(taken), made(loaded)
+        next(iter(other))
+        dataset.load_state_dict(other.state_dict())
+        with pytest.raises(BadInput, match="under terms that show the same"):
+            list(dataset)
 
 
 def test_hugging_face_refuses_a_state_of_other_blocks(training: Dataset) -> None:

@@ -5,8 +5,9 @@
 
 Its own `shuffle`, `map`, `batch`, `state_dict` and split over workers (`datasets.distributed`) work as for any other.
 So does its `set_epoch`, which mixes the blocks by its own rules: for the order of `Loader` make it anew with `epoch`.
-After `load_state_dict` it reads at most the block anew that it was in. A state of other rows, another seed or epoch, or
-of other blocks (another worker's, of another `shuffle`) is refused when the next example is asked for.
+After `load_state_dict` it reads at most the block anew that it was in. A state of other rows, terms that show others,
+another seed or epoch, or of other blocks (another worker's, of another `shuffle`) is refused when the next example is
+asked for.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def dataset(
     plan, state = loader.plans[0], loader.state_dict()
     blocks = _Blocks(
         {"blocks": loader.permutation(), "of": of, "plan": plan, "patience": patience},
-        order={name: state[name] for name in ("identity", "seed", "epoch")},
+        order={name: state[name] for name in ("identity", "seed", "epoch", "shown")},
     )
     info = DatasetInfo(features=_features(plan.schema))
     return IterableDataset(blocks, info=info, split=Split.TRAIN)
@@ -79,8 +80,9 @@ class _Blocks(ExamplesIterable):  # type: ignore[misc]  # datasets is not there 
             came = state["order"] if state["type"] == type(self).__name__ else "another kind of dataset"
             raise BadInput(
                 f"expected a state of {self._said()}, came one of {came}: make the dataset with the columns, "
-                "condition, seed and epoch that the state was taken with, and let the reader be the same (which worker "
-                "or rank of how many, `shuffle` and `set_epoch` of datasets); or begin the epoch anew"
+                "condition, seed and epoch that the state was taken with, under terms that show the same, and let the "
+                "reader be the same (which worker or rank of how many, `shuffle` and `set_epoch` of datasets); or "
+                "begin the epoch anew"
             )
         yield from super().__iter__()
 

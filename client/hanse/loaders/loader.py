@@ -111,7 +111,8 @@ class Loader:
         self.schema = _one_schema(self.plans)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()
-        self._order = Order(_identity(self.plans), sum(len(plan.blocks) for plan in self.plans), seed, epoch, window)
+        blocks = sum(len(plan.blocks) for plan in self.plans)
+        self._order = Order(_identity(self.plans), blocks, seed, epoch, window, _shown(self.plans))
         self._part, self._parts = share or (0, 1)
         self._share: Share | None = None  # where the last batch that was given ended
         self._base = Progress()
@@ -137,7 +138,7 @@ class Loader:
         """The next iteration gives that epoch from its beginning; a state that was loaded for it stays."""
         epoch = orders.number("epoch", epoch)
         if epoch != self._order.epoch:
-            self._order = _at_epoch(self._order, epoch)
+            self._order = replace(self._order, epoch=epoch)
             self._base, self._pending, self._share = Progress(), None, None
 
     @property
@@ -191,12 +192,18 @@ class Loader:
         BadInput where it is of other rows, another seed or another reader: never other data silently.
         """
         order, where = orders.of_state(state)
-        if order != _at_epoch(self._order, order.epoch):
+        own = replace(self._order, epoch=order.epoch)
+        if replace(order, shown=own.shown) != own:
             raise BadInput(
                 "the state is of another snapshot, plan, seed or window than this loader; open it with the same ones, "
                 "or begin the epoch anew"
             )
-        self._order, self._share = order, None
+        if order.shown != own.shown and orders.within(where):
+            raise BadInput(
+                "expected a state that was taken under terms that show the same rows and columns, came one from within "
+                "a block under others (or of before states said which): what it counts are not that block's rows here. "
+                "Go on under an agreement with the same terms, or begin the epoch anew"
+            )
         if isinstance(where, Progress):
             self._base, self._pending = where, None
         elif (where.part, where.parts) != (self._part, self._parts):
@@ -206,6 +213,7 @@ class Loader:
             )
         else:
             self._base, self._pending = where.base, where
+        self._order, self._share = own, None
 
     def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
         """The batches from the loaded state, or from the beginning of the epoch."""
@@ -285,7 +293,8 @@ class Loader:
         """The rows of a share in their order, in the pieces that they come in. `revoked` gets to know at once what
         their reader hears after all that waits."""
         permutation = order.permutation()
-        todo = [(self._locate(permutation[place]), mark) for place, mark in share.places(order.blocks)]
+        left = [] if share.ended else share.places(order.blocks)
+        todo = [(self._locate(permutation[place]), mark) for place, mark in left]
         feeds = [
             _Feed(dataset, plan, [(one[1], mark) for one, mark in todo if one[0] == number], self, memory)
             for number, (dataset, plan) in enumerate(zip(self.datasets, self.plans, strict=True))
@@ -499,8 +508,8 @@ def _identity(plans: Sequence[Plan]) -> str:
     return hashlib.sha256("\n".join(f"{plan.snapshot} {plan.digest}" for plan in plans).encode()).hexdigest()[:32]
 
 
-def _at_epoch(order: Order, epoch: int) -> Order:
-    return Order(order.identity, order.blocks, order.seed, epoch, order.window)
+def _shown(plans: Sequence[Plan]) -> str:
+    return hashlib.sha256("\n".join(plan.shown for plan in plans).encode()).hexdigest()[:32]
 
 
 class _Told:

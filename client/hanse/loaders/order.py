@@ -71,13 +71,18 @@ def chosen(part: Any, parts: Any, *, said: tuple[str, str] = ("part", "parts")) 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What fixes the sequence. `identity` stands for snapshots and plans. No seed: the blocks as they are stored."""
+    """What fixes the sequence. `identity` stands for snapshots and plans. No seed: the blocks as they are stored.
+
+    `shown` stands for what the agreements show of it. It changes no order of blocks, but within one a count of rows
+    means something where it is the same only.
+    """
 
     identity: str
     blocks: int
     seed: int | None = None
     epoch: int = 0
     window: int = 0
+    shown: str = ""
 
     def permutation(self) -> list[int]:
         """The number of the block at each place of the epoch."""
@@ -175,6 +180,13 @@ def merged(order: Order, shares: Sequence[Share]) -> Progress:
     return Progress(below, {place: mark for place, mark in left.items() if place < below})
 
 
+def within(where: Share | Progress) -> bool:
+    """Whether a block is in progress. At the end of an epoch none is."""
+    if isinstance(where, Progress):
+        return any(mark != START for mark in where.open.values())
+    return not where.ended and (where.mark not in (None, START) or within(where.base))
+
+
 def to_state(order: Order, where: Share | Progress) -> dict[str, Any]:
     """A state as JSON values."""
     said = {"hanse": _VERSION, **asdict(order)}
@@ -200,7 +212,7 @@ def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
             raise ValueError(f"version {state['hanse']}")
         seed = None if state["seed"] is None else number("seed", state["seed"])
         blocks, epoch, window = (number(name, state[name]) for name in ("blocks", "epoch", "window"))
-        order = Order(state["identity"], blocks, seed, epoch, window)
+        order = Order(state["identity"], blocks, seed, epoch, window, state.get("shown", ""))
         base = _to_progress(state["base"])
         if state["kind"] == "epoch":
             return order, base

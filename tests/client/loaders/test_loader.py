@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,58 @@ def test_a_state_of_another_reader_seed_or_condition_is_refused(numbers: Dataset
     ):
         with pytest.raises(BadInput, match=said):
             numbers.loader(columns=["id"], **other).load_state_dict(state)
+
+
+OTHERS = {
+    "rows": gate.agreement(atom("ds:row/gap", "eq", "3"), action="odrl:use"),
+    "all rows": None,
+    "masks": gate.agreement(atom("ds:row/gap", "eq", "2"), duties=[gate.mask("null", "name")], action="odrl:use"),
+}
+
+
+@pytest.mark.parametrize("after", [1, 150], ids=["in the first batch that came", "later"])
+@pytest.mark.parametrize("policy", OTHERS.values(), ids=OTHERS.keys())
+def test_a_state_from_within_a_block_is_nothing_to_terms_that_show_something_else(
+    owner: Owner, policy: Any, after: int
+) -> None:
+    """So many rows of a block are others there: some would never come, or twice."""
+    mine = owner.dataset(FILTERED)
+    other = owner.dataset(policy) if policy else owner.dataset()
+    for one, another in ((mine, other), (other, mine)):
+        loader, fresh = (made.loader(columns=["id"], batch_size=100, seed=5) for made in (one, another))
+        with closing(iter(loader)) as batches:
+            for _ in range(after):
+                next(batches)
+            state = loader.state_dict()
+        assert after > 1 or not state["mark"]["cursor"]  # the owner could not say so
+        for taken in (state, merge([state]), {name: value for name, value in state.items() if name != "shown"}):
+            with pytest.raises(BadInput, match=r"terms that show the same rows and columns.*begin the epoch anew"):
+                fresh.load_state_dict(taken)
+        assert fresh.state_dict()["done"] == 0
+
+
+def test_a_state_from_between_epochs_goes_on_under_other_terms(owner: Owner, numbers: Dataset) -> None:
+    options: dict[str, Any] = {"columns": ["id"], "batch_size": 70_000, "seed": 5}
+    first, then = numbers.loader(**options), owner.dataset(FILTERED).loader(**options)
+    then.load_state_dict(first.state_dict())
+    assert ids(then) == sequence(5, shown=two)
+    assert len(ids(first)) == ROWS
+    then.load_state_dict(first.state_dict())
+    assert ids(then) == []  # that epoch is over
+    then.set_epoch(1)
+    assert ids(then) == sequence(5, 1, shown=two)
+
+
+def test_a_state_goes_on_under_an_agreement_that_was_renewed(owner: Owner) -> None:
+    options: dict[str, Any] = {"columns": ["id"], "batch_size": 100, "seed": 5}
+    renewed = gate.agreement(
+        atom("ds:row/gap", "eq", "2"), atom("odrl:dateTime", "lt", "2099-01-01T00:00:00Z"), action="odrl:use"
+    )
+    first, then = (owner.dataset(policy).loader(**options) for policy in (FILTERED, renewed))
+    with closing(iter(first)) as batches:
+        seen = ids([next(batches)])
+        then.load_state_dict(first.state_dict())
+    assert seen + ids(then) == sequence(5, shown=two)
 
 
 def test_lost_connections_cost_no_row_and_double_none(numbers: Dataset, link: Link) -> None:

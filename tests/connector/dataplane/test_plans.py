@@ -170,6 +170,8 @@ async def test_batches_under_a_filter_tell_nothing_of_the_rows_that_it_hides(run
         ({"blocks": "1;2"}, 400, "bad_input"),
         ({"blocks": ",".join(map(str, range(1025)))}, 400, "bad_input"),
         ({"after": "ab" * 40}, 400, "bad_input"),
+        ({"shown": "ab" * 16}, 400, "bad_input"),
+        ({"blocks": "0", "shown": "ab" * 16}, 409, "shown_changed"),
         ({"blocks": "0", "where": "file_row_number < 5"}, 400, "column_unknown"),
     ],
     ids=lambda value: str(value)[:30],
@@ -207,6 +209,17 @@ async def test_a_cursor_is_nothing_to_terms_that_show_something_else(running: Pr
         cursor = (await one.parts(blocks="0", columns="id", batch_rows="1000"))[1][1]["cursor"]
         answer = await another.rows(blocks="0", columns="id", after=cursor)
         assert (answer.status_code, answer.json()["code"]) == (400, "cursor_invalid")
+
+
+@pytest.mark.parametrize("policy", OTHERS.values(), ids=OTHERS.keys())
+async def test_a_plan_is_not_read_where_something_else_is_shown(running: Provider, policy: Policy) -> None:
+    mine, same, other = [Reader(running, await running.agree(one)) for one in (FILTERED, FILTERED, policy)]
+    marks = [(await one.plan()).json()["shown"] for one in (mine, same, other)]
+    assert marks[0] == marks[1] != marks[2]
+    assert all(len(mark) == 32 for mark in marks)  # a digest under the owner's key: nothing of the terms
+    answer = await other.rows(blocks="0", shown=marks[0])
+    assert (answer.status_code, answer.json()["code"]) == (409, "shown_changed")
+    assert ids(await same.parts(blocks="2", shown=marks[0])) == expected(FILTERED, [(200_000, 210_000)])
 
 
 async def test_an_agreement_that_was_renewed_goes_on(running: Provider) -> None:
