@@ -457,7 +457,7 @@ def public_app(parts: Services) -> FastAPI:
     problems.install(app)
     app.include_router(protocol)
     app.include_router(dsp_routes.version_router())
-    app.include_router(access.router(parts.addresses, parts.grants, parts.identity, owner=settings.name))
+    app.include_router(access.router(parts.addresses, parts.reads, parts.identity, owner=settings.name))
     app.include_router(duties.public_router(parts.ledger, parts.identity.authenticate))
     app.include_router(_well_known(parts))
     app.include_router(_health(parts))

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from connector.dataplane.addresses import PATH, Addresses
+from connector.dataplane.stream import Reads
 from connector.datasets import counts
 from connector.identity.service import Identity
-from connector.usage.grants import Grants
 from connector.usage.held import Held
 from policies.contract import DataContract
 from policies.masks import texts
@@ -22,18 +22,19 @@ class Renewal(BaseModel):
     transfer: str = Field(max_length=255, description="The provider's pid of a started transfer.")
 
 
-def router(addresses: Addresses, grants: Grants, identity: Identity, *, owner: str) -> APIRouter:
+def router(addresses: Addresses, reads: Reads, identity: Identity, *, owner: str) -> APIRouter:
     routes = APIRouter(prefix=PATH, tags=["data plane"])
 
     @routes.get("/contract", summary="What the agreement of this ticket allows (bearer: ticket)")
     async def contract(request: Request) -> dict[str, Any]:
         ticket = addresses.read(request.headers.get("authorization"))
-        held = await grants.usable(
-            ticket.agreement,
-            consumer=ticket.consumer,
-            purpose=ticket.purpose,
-            transfer=(ticket.transfer, ticket.generation),
-        )
+        async with reads.hearing(ticket):
+            held = await reads.grants.usable(
+                ticket.agreement,
+                consumer=ticket.consumer,
+                purpose=ticket.purpose,
+                transfer=(ticket.transfer, ticket.generation),
+            )
         return summary(held, owner=owner)
 
     @routes.post("/tickets", summary="A fresh data address for a started transfer (bearer: self-issued token)")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -50,11 +50,11 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
     """The data plane's routes, for the public application. `owner` is the name that SQL writes before a dataset."""
     part = _Transport(reads, addresses, owner=owner, stall_seconds=stall_seconds)
     return [
-        Route(f"{PATH}/query", Endpoint(part.query, "POST")),
-        Route(f"{PATH}/datasets/{{dataset:path}}/rows", Endpoint(part.rows, "GET")),
-        Route(f"{PATH}/streams", Endpoint(part.plan, "POST")),
-        Route(f"{PATH}/reads/{{read}}/renew", Endpoint(part.renew, "POST")),
-        Route(PATH, Endpoint(part.rows, "GET")),
+        Route(f"{PATH}/query", part.endpoint(part.query, "POST")),
+        Route(f"{PATH}/datasets/{{dataset:path}}/rows", part.endpoint(part.rows, "GET")),
+        Route(f"{PATH}/streams", part.endpoint(part.plan, "POST")),
+        Route(f"{PATH}/reads/{{read}}/renew", part.endpoint(part.renew, "POST")),
+        Route(PATH, part.endpoint(part.rows, "GET")),
     ]
 
 
@@ -102,9 +102,18 @@ class _Transport:
     def _grants(self) -> Grants:
         return self._reads.grants
 
-    async def query(self, exchange: Exchange) -> None:
+    def endpoint(self, handle: Callable[[Exchange, Ticket], Awaitable[None]], method: str) -> Endpoint:
+        """A handler for whoever shows a ticket; what is refused from there on is in the log."""
+
+        async def heard(exchange: Exchange) -> None:
+            ticket = self._addresses.read(exchange.headers.get("authorization"))
+            async with self._reads.hearing(ticket):
+                await handle(exchange, ticket)
+
+        return Endpoint(heard, method)
+
+    async def query(self, exchange: Exchange, ticket: Ticket) -> None:
         """One SELECT under one or several agreements."""
-        ticket = self._ticket(exchange.headers.get("authorization"))
         async with self._bodies.turn(exchange, ticket.consumer) as body:
             envelope = parse_envelope(body) if exchange.small else await asyncio.to_thread(parse_envelope, body)
         del body  # megabytes, which the answer does not need
@@ -112,12 +121,11 @@ class _Transport:
             raise Refused(
                 f"this ticket is for agreement {ticket.agreement}, the query names another", code="ticket_mismatch"
             )
-        others = [self._ticket(text) for text in envelope.tickets]
+        others = [self._addresses.read(text) for text in envelope.tickets]
         await self._deliver(exchange, asked_of(envelope, (ticket, *others)))
 
-    async def rows(self, exchange: Exchange) -> None:
+    async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
         """The rows of the ticket's dataset, with a condition and a choice of columns."""
-        ticket = self._ticket(exchange.headers.get("authorization"))
         given = exchange.query(_ROWS_PARAMETERS)
         held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
@@ -149,9 +157,8 @@ class _Transport:
             ),
         )
 
-    async def plan(self, exchange: Exchange) -> None:
+    async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
         """The blocks of the ticket's dataset, without a row of it."""
-        ticket = self._ticket(exchange.headers.get("authorization"))
         async with self._bodies.turn(exchange, ticket.consumer) as body:
             form = parsed(PlanForm, body) if exchange.small else await asyncio.to_thread(parsed, PlanForm, body)
         wanted = Wanted(
@@ -177,15 +184,11 @@ class _Transport:
             as_shown=given.get("shown", ""),
         )
 
-    async def renew(self, exchange: Exchange) -> None:
+    async def renew(self, exchange: Exchange, ticket: Ticket) -> None:
         """Let a running read go on with the fresh ticket in the header."""
-        ticket = self._ticket(exchange.headers.get("authorization"))
         await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
         await self._reads.renew(exchange.path("read"), ticket)
         await exchange.answer(200, b"{}", "application/json")
-
-    def _ticket(self, text: str | None) -> Ticket:
-        return self._addresses.read(text)
 
     async def _deliver(self, exchange: Exchange, asked: Asked) -> None:
         """Send a stream, and stop it when its reader leaves or stops reading."""

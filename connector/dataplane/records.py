@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
+from connector.dataplane.tickets import Ticket
 from connector.errors import HanseError, Refused
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.held import Grant
@@ -89,6 +90,20 @@ def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[Gran
     common["agreement"] = common["agreement"] or asked.tickets[0].agreement
     return ReadRefused(
         **common, outcome="refused", code=error.code, reason=str(error)[:400], rule=getattr(error, "rule", "")
+    )
+
+
+def turned_away(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> ReadRefused:
+    """The record of a request that came to no read: who asked, by its tickets, and under which agreements."""
+    first = tickets[0]
+    return ReadRefused(
+        actor=first.consumer,
+        agreement=",".join(dict.fromkeys(ticket.agreement for ticket in tickets)),
+        purpose=first.purpose,
+        outcome="refused",
+        code=error.code,
+        reason=str(error)[:400],
+        rule=getattr(error, "rule", ""),
     )
 
 

@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import STREAM, Asked, Split, quoted
@@ -36,6 +37,7 @@ from connector.dataplane.prepared import PreparedStreams
 from connector.dataplane.private import Charged
 from connector.dataplane.tickets import Ticket
 from connector.errors import AlreadyExists, BadInput, Busy, HanseError, Limited, NotFound, Refused
+from connector.events import ReadRefused
 from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store import UNKNOWN, Store, Transaction
@@ -100,6 +102,7 @@ class Reads:
         self._running: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._noting: asyncio.Task[None] | None = None
+        self._told: WeakSet[Exception] = WeakSet()  # refusals on their way to whoever asked, which have their record
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.draining = ""  # the reason, once no new reads are taken
@@ -141,11 +144,23 @@ class Reads:
             refused = beginning is None or beginning.exception() is not None
             if refused:
                 await self._tell_refused(asked, error, grants)
+            self._told.add(error)  # or it is in the record of its end
             if refused or passed[0].aggregate:
                 await _quantised(begun)
             raise
         finally:
             self.grants.forget(grants)
+
+    @asynccontextmanager
+    async def hearing(self, *tickets: Ticket, besides: tuple[type[HanseError], ...] = ()) -> AsyncIterator[None]:
+        """A request of whoever showed these tickets, until the block ends: where it is refused, that is in the log
+        once, whether it came to a read or not. `besides`: errors that refuse nothing."""
+        try:
+            yield
+        except (HanseError, PolicyError) as error:
+            if error not in self._told and not isinstance(error, besides):
+                await self._tell(records.turned_away(tickets, error), error)
+            raise
 
     async def plan(self, ticket: Ticket, wanted: plans.Wanted) -> dict[str, Any]:
         """The blocks of a read that may come; a refusal is in the log as one of the read."""
@@ -230,7 +245,10 @@ class Reads:
         return Grant(held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease)
 
     async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> None:
-        event = records.refused(asked, error, grants)
+        await self._tell(records.refused(asked, error, grants), error)
+
+    async def _tell(self, event: ReadRefused, error: HanseError | PolicyError) -> None:
+        self._told.add(error)
         await self._kept(self._store.refused(event))
 
     async def note(self, left: Mapping[str, tuple[int, int]]) -> None:

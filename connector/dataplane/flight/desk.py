@@ -10,7 +10,7 @@ import asyncio
 import base64
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -86,13 +86,19 @@ class Desk:
         self._open: dict[str, int] = {}
         self._running: dict[str, set[asyncio.Task[Mapping[str, Any]]]] = {}  # by the pass they were opened with
 
-    def asker(self, caller: Caller) -> Asker:
+    async def asker(self, caller: Caller) -> Asker:
         """Who calls: one data-plane ticket in Authorization, others beside it. Unauthenticated for one that is not
         ours or has ended, BadInput for those of several consumers."""
-        found = tuple(self._addresses.read(text) for text in (caller.authorization, *caller.further))
-        if len({one.consumer for one in found}) != 1:
-            raise BadInput("expected tickets of one consumer", code="tickets_mixed")
+        first = self._addresses.read(caller.authorization)
+        async with self._reads.hearing(first):
+            found = (first, *map(self._addresses.read, caller.further))
+            if len({one.consumer for one in found}) != 1:
+                raise BadInput("expected tickets of one consumer", code="tickets_mixed")
         return Asker(found, caller.purpose, caller.application, caller.action)
+
+    def hearing(self, asker: Asker, *, besides: tuple[type[HanseError], ...]) -> AbstractAsyncContextManager[None]:
+        """See `Reads.hearing`; a read that its reader cancels is not refused either."""
+        return self._reads.hearing(*asker.tickets, besides=(*besides, _Cancelled))
 
     def counted(self, consumer: str) -> _Count:
         """A call of this consumer, until the block ends. Limited where too many are open."""

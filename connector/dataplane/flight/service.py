@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -72,8 +73,6 @@ class Service:
             error = as_error(refused)
             if error.status >= 500 and not isinstance(error, Unimplemented | DeadlineExceeded | Ended):
                 _log.error("failed", code=error.code, reason=error.message, why=error.private)
-        except (Garbled, UnicodeDecodeError) as garbled:
-            error = BadInput(str(garbled), code="request_invalid")
         except Exception as failed:  # noqa: BLE001  as over HTTP: told, and more in our own log
             if call.over:  # nothing more can be said to its client
                 return
@@ -96,14 +95,16 @@ class Service:
         call = exchange.call
         exchange.check()
         caller = caller_of(call.headers)
-        asker = self._desk.asker(caller)
+        asker = await self._desk.asker(caller)
         if caller.basic:
             exchange.headers.append(("authorization", caller.authorization))
         if not call.path.startswith(SERVICE):
             raise Unimplemented(f"expected a path that begins with {SERVICE}, came {call.path[:100]}")
         method = _known(self._methods, call.path.removeprefix(SERVICE))
-        with self._desk.counted(asker.consumer):
-            await method(exchange, asker)
+        # A stream that ended early has a record of that, and what nobody here can do was refused to nobody.
+        async with self._desk.hearing(asker, besides=(Ended, Unimplemented)):
+            with self._desk.counted(asker.consumer), _understood():
+                await method(exchange, asker)
 
     async def _handshake(self, exchange: Exchange, asker: Asker) -> None:
         """Nothing is exchanged: who somebody is stands in the headers of each call."""
@@ -234,6 +235,14 @@ class Service:
         endpoint = protobuf.octets(protobuf.read(body), 1) or b""
         ticket, expires = await self._desk.renew(asker, _ticket_of(endpoint))
         return [_endpoint(ticket, expires)]
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    try:
+        yield
+    except (Garbled, UnicodeDecodeError) as garbled:
+        raise BadInput(str(garbled), code="request_invalid") from None
 
 
 class Ended(HanseError):

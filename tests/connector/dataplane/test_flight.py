@@ -94,7 +94,7 @@ async def test_a_ticket_whose_transfer_is_over_tells_nothing(running: Provider, 
             return list(client.client.list_flights(options=client.options))
 
     nobody: Any = None
-    app = FastAPI(routes=access.router(running.addresses, running.grants, nobody, owner="clinic").routes)
+    app = FastAPI(routes=access.router(running.addresses, running.reads, nobody, owner="clinic").routes)
     shown = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://here")
     headers = {"authorization": f"Bearer {ticket}"}
     assert len(await asyncio.to_thread(go)) == 1
