@@ -1,8 +1,8 @@
 """Answers for people: rows as CSV, JSON lines, a Parquet or an Arrow file, in frames like those of an Arrow stream.
 Runs in a worker.
 
-The first frame is the header line or the magic; each batch gives its lines or one row group; the last frame has no
-rows and is the footer. Nothing is held but one batch and what a footer says of each. What values look like is in
+Each batch gives its lines or one row group, the first after the header line or the magic; the last frame has no rows
+and is the footer. Nothing is held but one batch and what a footer says of each. What values look like is in
 `connector.query.said`.
 """
 
@@ -30,18 +30,17 @@ _FORMULA = "^[=+\\-@\t\r\n]"  # what a spreadsheet takes for the start of a form
 
 
 class Written:
-    """An answer in the job's format."""
+    """An answer in the job's format. What it begins with goes out with what comes first, and counts with it: totals
+    and quotas are of every byte."""
 
-    trailer = b""
+    head = trailer = b""
 
     def __init__(self, job: Job, schema: pa.Schema) -> None:
         if job.format not in _WRITERS:
             raise Coded("job_invalid")
         self._sink = _Copies()
         self._writer = _WRITERS[job.format](self._sink, schema)
-        self.head = b"".join(self._sink.take()[0])
         self.digest = new_digest(job.digest)
-        self.digest.update(self.head)
         self.first = self.digest.digest()
 
     def message(self, batch: pa.RecordBatch, *, at: str = "") -> tuple[list[Any], int]:
