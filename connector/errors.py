@@ -7,6 +7,7 @@
     │   ├── SourceUnreadable         a file that is not what it says it is
     │   ├── PolicyInvalid            a policy or offer form that cannot be understood
     │   ├── QueryInvalid             SQL that the gate does not let through
+    │   ├── NotAcceptable (406)      an answer in a form that we do not give
     │   └── EncodingUnknown (415)    a body that is compressed in a way nobody here reads
     ├── Unauthenticated (401)        no or no valid proof of who is calling
     ├── Forbidden (403)
@@ -99,6 +100,11 @@ class PolicyInvalid(BadInput):
 
 class QueryInvalid(BadInput):
     code = "query_invalid"
+
+
+class NotAcceptable(BadInput):
+    status = 406
+    code = "not_acceptable"
 
 
 class EncodingUnknown(BadInput):

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from connector.dataplane.asked import COMPLETE
-from connector.errors import BadInput
+from connector.errors import BadInput, NotAcceptable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,8 +30,9 @@ MEDIA: Mapping[str, str] = {
     "csv": "text/csv; charset=utf-8; header=present",
     "csv_guarded": "text/csv; charset=utf-8; header=present",
 }
+ARROW_ONLY: Mapping[str, str] = {"application/vnd.apache.arrow.stream": ARROW}
 _BY_MEDIA = {
-    "application/vnd.apache.arrow.stream": ARROW,
+    **ARROW_ONLY,
     "application/vnd.apache.parquet": "parquet",
     "application/x-parquet": "parquet",
     "text/csv": "csv",
@@ -41,11 +42,11 @@ _TRAILERS = ("hanse-status", "hanse-rows", "hanse-bytes", "hanse-digest")
 
 
 def chosen(given: Mapping[str, str], accept: str) -> str:
-    """The format that a request asks for: `format`, else the best in `Accept` that is ours, else Arrow.
+    """The format that a request asks for: `format`, else what `accepted` finds.
 
     `guard=true` asks for CSV whose text cells no spreadsheet takes for a formula.
     """
-    name = given.get("format") or _accepted(accept)
+    name = given.get("format") or accepted(accept)
     guard = given.get("guard", "false")
     if name not in (ARROW, "parquet", "csv") or guard not in ("true", "false"):
         raise BadInput(
@@ -83,18 +84,33 @@ async def send(exchange: Exchange, stream: GovernedStream, form: str, name: str,
     await exchange.end(dict(zip(_TRAILERS, values, strict=True)))
 
 
-def _accepted(accept: str) -> str:
-    best, found = 0.0, ARROW
+def accepted(accept: str, offered: Mapping[str, str] = _BY_MEDIA) -> str:
+    """The best in `Accept` of what is offered (RFC 9110, 12.5.1); Arrow where it says nothing. NotAcceptable where it
+    takes none of it: an answer that nobody can use would be a read all the same."""
+    liked: dict[str, float] = {}
     for entry in accept.split(","):
         media, *parameters = (word.strip().lower() for word in entry.split(";"))
         quality = next((_quality(word) for word in parameters if word.startswith("q=")), 1.0)
-        if media in _BY_MEDIA and quality > best:
-            best, found = quality, _BY_MEDIA[media]
-    return found
+        if media and quality is not None:
+            liked[media] = max(quality, liked.get(media, 0.0))
+
+    def quality_of(media: str) -> float:
+        ranges = (media, media.partition("/")[0] + "/*", "*/*")
+        return next((liked[one] for one in ranges if one in liked), 0.0)
+
+    best = max([*(media for media in liked if media in offered), *offered], key=quality_of)  # what is named comes first
+    if liked and not quality_of(best):
+        raise NotAcceptable(
+            f"expected Accept to take one of {', '.join(offered)} (or */*), came {accept[:100]!r}; "
+            "without it, Arrow comes"
+        )
+    return offered[best]
 
 
-def _quality(word: str) -> float:
+def _quality(word: str) -> float | None:
+    """None where it is no quality: then the entry says nothing."""
     try:
-        return float(word[2:6])
+        quality = float(word[2:])
     except ValueError:
-        return 0.0
+        return None
+    return quality if 0 <= quality <= 1 else None

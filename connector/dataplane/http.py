@@ -114,6 +114,7 @@ class _Transport:
 
     async def query(self, exchange: Exchange, ticket: Ticket) -> None:
         """One SELECT under one or several agreements."""
+        formats.accepted(exchange.headers.get("accept", ""), formats.ARROW_ONLY)
         async with self._bodies.turn(exchange, ticket.consumer) as body:
             envelope = parse_envelope(body) if exchange.small else await asyncio.to_thread(parse_envelope, body)
         del body  # megabytes, which the answer does not need

@@ -62,12 +62,30 @@ async def get(
         ({}, f"{CSV};q=0, {PARQUET};q=0.1", "parquet"),
         ({}, f"{ARROW}; codecs=\"zstd\", {CSV};q=0.9", "arrow"),
         ({}, f"{CSV};q=x", "arrow"),
+        ({}, "*/*;q=0.1, text/csv;q=0", "arrow"),
+        ({}, f"{ARROW};q=0, */*", "parquet"),
+        ({}, "text/*", "csv"),
+        ({}, "application/*", "arrow"),
+        ({"format": "csv"}, "application/json", "csv"),
         ({"format": "csv"}, PARQUET, "csv"),
         ({"format": "csv", "guard": "true"}, "", "csv_guarded"),
     ],
 )  # fmt: skip
 def test_the_format_is_the_one_asked_for(given: dict[str, str], accept: str, expected: str) -> None:
     assert formats.chosen(given, accept) == expected
+
+
+@module
+@pytest.mark.parametrize("accept", ["application/json", f"{ARROW};q=0", f"{CSV};q=0.0", "text/html, image/*"])
+async def test_whoever_takes_no_format_of_ours_is_told(running: Provider, accept: str) -> None:
+    agreement = await running.agree()
+    headers = {"authorization": f"Bearer {running.ticket(agreement)}", "accept": accept}
+    async with httpx2.AsyncClient(base_url=running.url, headers=headers) as session:
+        envelope = {"sql": 'SELECT id FROM "clinic".numbers'}
+        for answer in (await session.get(ROWS), await session.post("/data/v1/query", json=envelope)):
+            assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+    used = await running.store.read(lambda tx: tx.agreements.grant(agreement))
+    assert used.queries == 0
 
 
 @pytest.mark.parametrize("given", [{"format": "xlsx"}, {"format": "csv_guarded"}, {"guard": "true"}, {"guard": "1"}])
