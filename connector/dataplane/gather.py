@@ -301,6 +301,14 @@ class Protocol(Bounded):
             cycle.message_event.set()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's. In the middle of an answer nothing is said: it would stand in that."""
+        cycle = self.answering
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         # The class comes from a name in uvicorn's module; here is where normal and pipelined requests both pass.
         cycle.__class__ = Cycle

@@ -118,6 +118,28 @@ async def test_bytes_on_the_wire_are_those_of_the_stock_path(request_: bytes, se
         assert await exchange(port, request_, known) == stock
 
 
+async def test_what_is_no_request_is_not_answered_in_the_middle_of_an_answer() -> None:
+    left = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", BUFFERS: [b"begun"], "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    async with served(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST.replace(b"connection: close\r\n", b""))
+        answer = await reader.readuntil(b"begun\r\n")
+        writer.write(b"\0no request\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert await reader.read(-1) == b""
+        await left.wait()
+        writer.close()
+        assert (await exchange(port, b"\0no request\r\n\r\n")).startswith(b"HTTP/1.1 400")
+
+
 async def test_buffers_outside_a_chunked_body_are_refused() -> None:
     refused: list[str] = []
 
