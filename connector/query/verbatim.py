@@ -2,7 +2,8 @@
 
 An uncompressed Arrow file is made of the messages of a stream (Arrow columnar format, "IPC File Format"). Where each
 of them is, byte for byte, what we would write for its rows, later reads need not decode or copy them: they may be sent
-from the file. Byte for byte, because a message can hold more than its rows: values under nulls, metadata, padding.
+from the file. An engine cuts and pads what it gives in its own way: the first pass may have other messages of the same
+rows. Byte for byte, because a message can hold more than its rows: values under nulls, metadata, padding.
 """
 
 from __future__ import annotations

@@ -152,14 +152,15 @@ async def test_later_passes_are_sent_from_the_file_without_a_worker(
     first = await read(running, agreement)
     await settled(running, prepared)
     monkeypatch.setattr(running.pool, "run", None)
-    second = await read(running, agreement)
+    second, third = [await read(running, agreement) for _ in range(2)]
     with pa.ipc.open_file(path) as file:
         expected = file.read_all()
-    for answer in (first, second):
+    for answer in (first, second, third):
         assert answer.status_code == 200
         assert pa.ipc.open_stream(answer.content).read_all().equals(expected)
-    before, after = (event.detail for event in running.of_kind("ReadEnded")[-2:])
+    before, after, again = (event.detail for event in running.of_kind("ReadEnded")[-3:])
     assert (before["rows"], after["rows"]) == (ROWS, ROWS)
+    assert after == again  # bytes and digest, too, which are those of the file's own batches
     assert after["digest"].startswith("xxh3:")
     assert path.read_bytes().find(second.content[2000:50_000]) > 0
 
