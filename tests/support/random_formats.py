@@ -102,7 +102,7 @@ def untrue_file(body: bytes, end: Mapping[str, Any]) -> str:
     """What of the trailers is not what came."""
     hashes = {"xxh3": xxhash.xxh3_128_hexdigest, "sha256": lambda one: hashlib.sha256(one).hexdigest()}
     name, _, digest = str(end["digest"]).partition(":")
-    return "" if hashes[name](body) == digest and end["bytes"] <= len(body) else f"{len(body)} bytes for {end}"
+    return "" if hashes[name](body) == digest and end["bytes"] == len(body) else f"{len(body)} bytes for {end}"
 
 
 def whole_rows(form: str, body: bytes) -> int:
