@@ -122,11 +122,13 @@ class TransferAdvanced(Event):
 
 
 class ReadStarted(Event):
-    """Durable before the first byte leaves. `detail`: action, columns, query hash."""
+    """Durable before the first byte leaves, one under each agreement of a read. `detail`: action, columns, query hash,
+    and all agreements where there are several (`dataplane.records`)."""
 
 
 class ReadEnded(Event):
-    """`detail`: rows, bytes, batches, digest; outcome ok, refused (revoked, quota), broken or failed."""
+    """One under each agreement. `detail`: rows, bytes, batches and digest of the whole read, where there are several
+    all of them and which one ended it (`ended_by`); outcome ok, refused (revoked, quota), broken or failed."""
 
 
 class ReadRefused(Event):

@@ -69,7 +69,8 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One read. `tickets` are one per agreement that the SQL draws on; all belong to the same consumer."""
+    """One read. `tickets` are those shown, one for each dataset that the SQL may name; all belong to the same consumer.
+    Of which agreements the read is, the gate finds out."""
 
     tickets: tuple[Ticket, ...]
     sql: str
@@ -155,7 +156,7 @@ def quoted(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a stream ended, for its last record and for the log."""
+    """How a stream ended, for its last record and for the log. `agreement`: the one that ended it, where one did."""
 
     status: str
     rows: int
@@ -167,6 +168,7 @@ class End:
     rule: str = ""
     policy: tuple[str, ...] = ()
     query: str = ""
+    agreement: str = ""
 
     def fill(self, trailer: bytes) -> bytes:
         """The prepared trailer with this record in it, and the end of the stream after it."""

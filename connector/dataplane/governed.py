@@ -63,7 +63,7 @@ class GovernedStream:
         self._policy = policy
         self._first: Frame | Part | None = None  # taken from the source and not let through yet
         self._failed: HanseError | None = None  # what the source said where nobody could end the stream
-        self._quota = ""  # the rule behind the one that is spent
+        self._spent: tuple[str, str] = "", ""  # the quota that is: its rule, and its agreement
 
     @property
     def over(self) -> bool:
@@ -151,7 +151,8 @@ class GovernedStream:
             if reason not in (gate.ROWS_SPENT, gate.BYTES_SPENT):
                 return _STOPPED[reason]
             if grant is filled:
-                self._quota = counting.quota_rule(grant.contract, of_bytes=reason == gate.BYTES_SPENT)
+                rule = counting.quota_rule(grant.contract, of_bytes=reason == gate.BYTES_SPENT)
+                self._spent = rule, grant.agreement_id
                 return QUOTA
             short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
             await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
@@ -183,12 +184,12 @@ class GovernedStream:
     def _ended(self, status: str) -> End:
         name = self._asked.digest
         stopped = next((grant for grant in self.grants if grant.lease.revoked), None)
-        reason, rule = _REASONS.get(status, ""), self._quota if status == QUOTA else ""
+        reason, (rule, agreement) = _REASONS.get(status, ""), self._spent if status == QUOTA else ("", "")
         code = "" if status == COMPLETE else status
         if status == REVOKED and self._reads.draining:  # nobody took a right away: go on elsewhere or later
             status, code, reason = FAILED, "shutting_down", self._reads.draining
         elif status == REVOKED and stopped is not None:
-            reason, rule = stopped.stop_reason, stopped.contract.permission
+            reason, rule, agreement = stopped.stop_reason, stopped.contract.permission, stopped.agreement_id
         return End(
             status=status,
             rows=self.rows,
@@ -200,6 +201,7 @@ class GovernedStream:
             rule=rule,
             policy=self._policy,
             query=self.id,
+            agreement=agreement,
         )
 
 
@@ -247,5 +249,6 @@ def why_ended(error: BaseException, grants: Sequence[Grant], draining: str) -> B
         return Busy(draining, code="shutting_down")
     for grant in grants:
         if grant.lease.revoked:
-            return Refused(grant.stop_reason, code=REVOKED, rule=grant.contract.permission)
+            rule = grant.contract.permission
+            return Refused(grant.stop_reason, code=REVOKED, rule=rule, agreement=grant.agreement_id)
     return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error

@@ -30,18 +30,31 @@ def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) 
     from policies.enforce.sql import Dataset, Keys, prepare
 
     datasets = [
-        Dataset((name, grant.held.dataset.name), _token(), grant.contract, grant.held.dataset.id, asked.position)
+        Dataset(
+            (name, grant.held.dataset.name),
+            _token(),
+            grant.contract,
+            id=grant.held.dataset.id,
+            position=asked.position,
+            purpose=grant.purpose,
+        )
         for grant in grants
     ]
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
     keys = [Keys(brought.name, _token(), brought.columns) for brought in asked.brought]
-    purpose = grants[0].purpose or None
     prepared = prepare(
-        asked.sql, datasets, action=asked.action, purpose=purpose, token=_token, mask_key=mask_key, keys=keys
+        asked.sql, datasets, action=asked.action, purpose=None, token=_token, mask_key=mask_key, keys=keys
     )
     return prepared, keys
+
+
+def needed(grants: Sequence[Grant], prepared: Prepared) -> list[Grant]:
+    """The grants of the datasets that the SQL reads, in the order of `prepared.datasets`. Nothing of a read is charged
+    to another one, whichever ticket its reader puts first."""
+    of = {grant.held.dataset.name: grant for grant in grants}
+    return [of[dataset.name[1]] for dataset in prepared.datasets]
 
 
 def untouched(asked: Asked, prepared: Prepared) -> str:

@@ -113,6 +113,6 @@ def _wanted(asked: Asked, most: int, grant: Grant) -> int:
 
 
 def _key(grant: Grant, private: Private) -> str:
-    """The same for every question with the same answer: version, permission, and what is asked."""
-    text = f"{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
+    """The same for every question with the same answer: dataset, version, permission, and what is asked."""
+    text = f"{grant.held.dataset.id}\n{grant.held.version.digest}\n{grant.contract.permission}\n{private.question}"
     return hashlib.sha256(text.encode()).hexdigest()

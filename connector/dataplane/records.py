@@ -1,9 +1,14 @@
-"""What the log says of a read: its start, its end, its refusal. Facts only; never a value of the data. Pure."""
+"""What the log says of a read: its start, its end, its refusal. Facts only; never a value of the data. Pure.
+
+A read under several agreements has a record of each kind under each of them, with its dataset, version and purpose:
+whoever looks for one agreement or dataset finds the read. They share the read's id (`process`) and name all in
+`detail.agreements`; rows and bytes are those of the whole read, which are the same in each.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
@@ -16,6 +21,7 @@ from policies.errors import PolicyError
 
 if TYPE_CHECKING:
     from connector.dataplane.private import Charged
+    from connector.dataplane.tickets import Ticket
     from policies.enforce.sql import Prepared
 
 
@@ -41,8 +47,8 @@ def _figures(contract: DataContract, charged: Charged | None) -> str:
     return charged.note() if charged is not None else f"groups of at least {contract.grid.min_group}"
 
 
-def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared, policy: tuple[str, ...]) -> ReadStarted:
-    """The record of a start. The SQL is kept as its digest: its literals may be personal data."""
+def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared, policy: tuple[str, ...]) -> list[ReadStarted]:
+    """The records of a start. The SQL is kept as its digest: its literals may be personal data."""
     detail = {
         "action": asked.action.rsplit("/", 1)[-1],
         "columns": [name for name in prepared.columns if name != asked.position][:100],
@@ -51,8 +57,9 @@ def started(asked: Asked, grants: Sequence[Grant], prepared: Prepared, policy: t
         **({"fragment": asked.fragment} if asked.fragment else {}),
         **({"blocks": [one.block for one in asked.split.only.ranges][:100]} if asked.split else {}),
         **({"application": asked.application} if asked.application else {}),
+        **together([grant.agreement_id for grant in grants]),
     }
-    return ReadStarted(**_common(asked, grants), detail=detail)
+    return [ReadStarted(**_common(asked, grant), detail=detail) for grant in grants]
 
 
 def _told(asked: Asked) -> str:
@@ -60,61 +67,93 @@ def _told(asked: Asked) -> str:
     return asked.sql.replace(asked.position, "file_row_number") if asked.position else asked.sql
 
 
-def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None) -> ReadEnded:
-    """The record of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came."""
+def ended(asked: Asked, grants: Sequence[Grant], end: End | None, failure: BaseException | None) -> list[ReadEnded]:
+    """The records of an end, with what left. A no of the policy before the first byte is a refusal, whenever it came.
+
+    Where one of several agreements ended the read, all say which (`ended_by`), and its rule stands under itself alone.
+    """
+    told = _told_end(end, failure)
+    by = (end.agreement if end is not None else "") or getattr(failure, "facts", {}).get("agreement", "")
+    detail = told.pop("detail") | together([grant.agreement_id for grant in grants])
+    if by and len(grants) > 1:
+        detail["ended_by"] = by
+    rule = told.pop("rule")
+    return [
+        ReadEnded(**_common(asked, grant), **told, rule=rule if by in ("", grant.agreement_id) else "", detail=detail)
+        for grant in grants
+    ]
+
+
+def _told_end(end: End | None, failure: BaseException | None) -> dict[str, Any]:
     refusal = isinstance(failure, Refused)
     if end is None or (refusal and not end.rows):
-        code = getattr(failure, "code", "cancelled")
-        return ReadEnded(
-            **_common(asked, grants),
-            outcome="refused" if refusal else "failed",
-            code=code,
-            reason=str(failure)[:400] if isinstance(failure, HanseError | PolicyError) else "",
-            rule=getattr(failure, "rule", ""),
-            detail={"rows": 0, "bytes": 0, "batches": 0},
-        )
-    outcome = {COMPLETE: "ok", FAILED: "broken"}.get(end.status, "refused")
-    return ReadEnded(
-        **_common(asked, grants),
-        outcome=outcome,
-        code=end.code,
-        reason=end.reason,
-        rule=end.rule,
-        detail={"rows": end.rows, "bytes": end.nbytes, "batches": end.batches, "digest": end.digest},
-    )
+        return {
+            "outcome": "refused" if refusal else "failed",
+            "code": getattr(failure, "code", "cancelled"),
+            "reason": str(failure)[:400] if isinstance(failure, HanseError | PolicyError) else "",
+            "rule": getattr(failure, "rule", ""),
+            "detail": {"rows": 0, "bytes": 0, "batches": 0},
+        }
+    return {
+        "outcome": {COMPLETE: "ok", FAILED: "broken"}.get(end.status, "refused"),
+        "code": end.code,
+        "reason": end.reason,
+        "rule": end.rule,
+        "detail": {"rows": end.rows, "bytes": end.nbytes, "batches": end.batches, "digest": end.digest},
+    }
 
 
-def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> ReadRefused:
-    """The record of a read that never started."""
-    common = _common(asked, grants)
-    common["agreement"] = common["agreement"] or asked.tickets[0].agreement
-    return ReadRefused(
-        **common, outcome="refused", code=error.code, reason=str(error)[:400], rule=getattr(error, "rule", "")
-    )
+def refused(asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> list[ReadRefused]:
+    """The records of a read that never started: under the agreement that was the reason, else under each.
+
+    `grants`: as far as it came; none where they were refused themselves.
+    """
+    under = {ticket.agreement: _shown(asked, ticket) for ticket in asked.tickets}
+    if grants:
+        under = {grant.agreement_id: _common(asked, grant) for grant in grants}
+    return _refused(under, error)
 
 
-def turned_away(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> ReadRefused:
-    """The record of a request that came to no read: who asked, by its tickets, and under which agreements."""
-    first = tickets[0]
-    return ReadRefused(
-        actor=first.consumer,
-        agreement=",".join(dict.fromkeys(ticket.agreement for ticket in tickets)),
-        purpose=first.purpose,
-        outcome="refused",
-        code=error.code,
-        reason=str(error)[:400],
-        rule=getattr(error, "rule", ""),
-    )
+def turned_away(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> list[ReadRefused]:
+    """The records of a request that came to no read, as of `refused`: who asked, by its tickets."""
+    under = {
+        ticket.agreement: {"actor": ticket.consumer, "agreement": ticket.agreement, "purpose": ticket.purpose}
+        for ticket in tickets
+    }
+    return _refused(under, error)
 
 
-def _common(asked: Asked, grants: Sequence[Grant]) -> dict[str, Any]:
-    """The fields that every record of one read shares. A read under several agreements names the first, and all."""
-    first = grants[0] if grants else None
+def _refused(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyError) -> list[ReadRefused]:
+    reason, rule = getattr(error, "facts", {}).get("agreement"), str(getattr(error, "rule", ""))
+    found = [under[reason]] if reason in under else under.values()
+    return [
+        ReadRefused(**common, outcome="refused", code=error.code, reason=str(error)[:400], rule=rule)
+        for common in found
+    ]
+
+
+def together(agreements: Sequence[str]) -> dict[str, Any]:
+    """What the records of one read under several agreements say of each other."""
+    return {"agreements": list(agreements)} if len(agreements) > 1 else {}
+
+
+def _common(asked: Asked, grant: Grant) -> dict[str, Any]:
+    """The fields that every record of a read shares under one of its agreements."""
     return {
         "actor": asked.consumer,
-        "dataset": first.held.dataset.id if first else "",
-        "version": first.held.version.digest if first else "",
-        "agreement": ",".join(grant.agreement_id for grant in grants),
-        "purpose": (first.purpose if first else "") or asked.purpose,
+        "dataset": grant.held.dataset.id,
+        "version": grant.held.version.digest,
+        "agreement": grant.agreement_id,
+        "purpose": grant.purpose,
+        "process": asked.query_id,
+    }
+
+
+def _shown(asked: Asked, ticket: Ticket) -> dict[str, Any]:
+    """The same, as far as a ticket tells."""
+    return {
+        "actor": asked.consumer,
+        "agreement": ticket.agreement,
+        "purpose": asked.purpose or ticket.purpose,
         "process": asked.query_id,
     }

@@ -3,6 +3,7 @@
 `Reads.open` admits a read and `GovernedStream` (`governed`) delivers it; the numbers stand beside the code:
 1. the grants: each agreement holds, covers action and purpose, and has uses and quota left (`usage.grants`);
 2. the SQL passes the gate and comes out with the contracts inside it (`policies.enforce.sql`), values as parameters;
+   the grants of the datasets that it reads go on, and those of further tickets take no part;
 3. the use is counted, and the start of the read is durable in the log, before the first row is read;
 4. a worker, made ready meanwhile, checks the SQL again with the engine's parser and runs it over the pinned files
    (`query.pool`), or its answer is there from an earlier pass (`origin`);
@@ -30,7 +31,7 @@ from weakref import WeakSet
 from connector.dataplane import plans, private, records, unfinished
 from connector.dataplane.asked import STREAM, Asked, Split, quoted
 from connector.dataplane.governed import GovernedStream, watch, why_ended
-from connector.dataplane.jobs import gated, job_of, version_relation
+from connector.dataplane.jobs import gated, job_of, needed, version_relation
 from connector.dataplane.judging import Judging
 from connector.dataplane.origin import Origin
 from connector.dataplane.prepared import PreparedStreams
@@ -42,7 +43,7 @@ from connector.query.job import Job, Limits, Recheck, Relation
 from connector.query.pool import Pool
 from connector.store import UNKNOWN, Store, Transaction
 from connector.telemetry import Metrics, logger
-from connector.usage.grants import Grants
+from connector.usage.grants import Grants, under
 from connector.usage.held import Grant, Held, Wanted
 from policies import gate
 from policies.contract import DataContract
@@ -135,6 +136,7 @@ class Reads:
                     plans.check_shown(asked.split, grants[0].contract)
                 mask_key = hmac.digest(self._mask_secret, asked.consumer.encode(), "sha256")
                 passed = await self._gated(asked, grants, mask_key)  # 2
+                grants = self._needed(grants, passed[0])
                 for grant in grants:
                     grant.drawn = passed[0].drawn.get((self._name, grant.held.dataset.name), 0)
                 beginning = self._spawn(self._begin(asked, grants, passed[0]))  # 3
@@ -202,6 +204,7 @@ class Reads:
             with self._place(asked.consumer):
                 grants = [await self._looked_at(ticket, asked) for ticket in asked.tickets]
                 prepared, keys = await self._gated(asked, grants, bytes(32))  # the key is of no value that leaves
+                grants = needed(grants, prepared)
                 job = replace(self._job(asked, grants, prepared, keys), kind="describe")
                 return await self._described(job)
         except (HanseError, PolicyError) as error:
@@ -222,6 +225,13 @@ class Reads:
         work = partial(gated, asked, grants, name=self._name, mask_key=mask_key)
         return await self.judging.judge(asked.consumer, work)
 
+    def _needed(self, grants: Sequence[Grant], prepared: Prepared) -> list[Grant]:
+        """Those of admitted grants that the read is under. The others run no more: tickets that a connection has for
+        its other statements are not held, counted, charged or recorded for this one."""
+        found = needed(grants, prepared)
+        self.grants.forget([grant for grant in grants if grant not in found])
+        return found
+
     async def _described(self, job: Job) -> bytes:
         try:
             return base64.b64decode((await self._pool.ask(job))["schema"])
@@ -233,23 +243,25 @@ class Reads:
         """What a grant would be, without its place and its uses."""
         await self._narrow(ticket, asked)
         purpose = ticket.purpose or asked.purpose
-        held, contract = await self.grants.covers(
-            ticket.agreement,
-            consumer=ticket.consumer,
-            action=asked.action,
-            purpose=purpose,
-            application=asked.application,
-            transfer=(ticket.transfer, ticket.generation),
-        )
+        with under(ticket.agreement):
+            held, contract = await self.grants.covers(
+                ticket.agreement,
+                consumer=ticket.consumer,
+                action=asked.action,
+                purpose=purpose,
+                application=asked.application,
+                transfer=(ticket.transfer, ticket.generation),
+            )
         lease = gate.Lease(deadline=time.monotonic() + _LONGEST)
         return Grant(held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease)
 
     async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> None:
         await self._tell(records.refused(asked, error, grants), error)
 
-    async def _tell(self, event: ReadRefused, error: HanseError | PolicyError) -> None:
+    async def _tell(self, events: Sequence[ReadRefused], error: HanseError | PolicyError) -> None:
         self._told.add(error)
-        await self._kept(self._store.refused(event))
+        for event in events:
+            await self._kept(self._store.refused(event))
 
     async def note(self, left: Mapping[str, tuple[int, int]]) -> None:
         """Note the rows and bytes that have left of each of these reads, for the record that a crash leaves behind."""
@@ -334,18 +346,19 @@ class Reads:
         """A ticket may be narrower than its agreement; where the agreement itself says no, that is the answer."""
         if not ticket.purpose or not asked.purpose or ticket.purpose == asked.purpose:
             return
-        await self.grants.covers(
-            ticket.agreement,
-            consumer=ticket.consumer,
-            action=asked.action,
-            purpose=asked.purpose,
-            application=asked.application,
-        )
-        raise Refused(
-            f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
-            "start a transfer for that purpose",
-            code="purpose_not_agreed",
-        )
+        with under(ticket.agreement):
+            await self.grants.covers(
+                ticket.agreement,
+                consumer=ticket.consumer,
+                action=asked.action,
+                purpose=asked.purpose,
+                application=asked.application,
+            )
+            raise Refused(
+                f"this ticket is for {compact(ticket.purpose)}, the request declares {compact(asked.purpose)}; "
+                "start a transfer for that purpose",
+                code="purpose_not_agreed",
+            )
 
     @asynccontextmanager
     async def _running_stream(
@@ -392,9 +405,10 @@ class Reads:
         def start(tx: Transaction) -> Charged | None:
             charged = None
             if prepared.private is not None:
-                charged = private.charge(tx, asked, grants[0], prepared.private)
-            event = records.started(asked, grants, prepared, records.applied(prepared, charged))
-            unfinished.begin(tx, event, instance=self._instance)
+                (grant,) = grants  # nothing else stands in such a question
+                charged = private.charge(tx, asked, grant, prepared.private)
+            events = records.started(asked, grants, prepared, records.applied(prepared, charged))
+            unfinished.begin(tx, *events, instance=self._instance)
             return charged
 
         try:
@@ -406,6 +420,7 @@ class Reads:
         """The public statement over the noised table, which a worker makes now or the same question has left."""
         asked = prepared.private
         assert asked is not None
+        (grant,) = grants
         inner = replace(
             job,
             sql=asked.sql,
@@ -416,9 +431,7 @@ class Reads:
             batch_rows=None,
             codec="none",
         )
-        answer = await private.answered(
-            self._store, self._pool, inner, grants[0], charged, watch=partial(watch, grants)
-        )
+        answer = await private.answered(self._store, self._pool, inner, grant, charged, watch=partial(watch, grants))
         return replace(job, relations={asked.relation: Relation("", blob=0)}, blobs=(answer,))
 
     def _job(self, asked: Asked, grants: Sequence[Grant], prepared: Prepared, keys: Sequence[Keys]) -> Job:
@@ -442,11 +455,11 @@ class Reads:
             code = getattr(failure, "code", "client_gone")
             stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else "the client left")
         end = stream.end if stream is not None else None
-        event = records.ended(asked, grants, end, failure)
+        events = records.ended(asked, grants, end, failure)
 
         def work(tx: Transaction) -> None:
             # Else it has committed before, and nothing goes back twice.
-            if unfinished.end(tx, event, instance=self._instance):
+            if unfinished.end(tx, *events, instance=self._instance):
                 self.grants.end(tx, grants, least=0 if asked.unfiltered else 1)
 
         if unknown:  # nobody waits for a database that is away

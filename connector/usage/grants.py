@@ -22,14 +22,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
-from connector.errors import Busy, HanseError, NotFound, Refused
+from connector.errors import Busy, HanseError, Limited, NotFound, Refused
 from connector.events import AgreementRevoked, Event, TransferAdvanced
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.agreements import Looked, TransferState, used_today
@@ -114,13 +114,18 @@ class Grants:
         now = time.time()
 
         def work(tx: Transaction) -> list[tuple[_Found, Own]]:
-            shown = ((one, (one.transfer_id, one.generation)) for one in wanted)
-            return [self._look(tx, one.agreement_id, one.consumer, transfer, now) for one, transfer in shown]
+            found = []
+            for one in wanted:
+                with under(one.agreement_id):
+                    transfer = one.transfer_id, one.generation
+                    found.append(self._look(tx, one.agreement_id, one.consumer, transfer, now))
+            return found
 
         grants: list[Grant] = []
         try:
             for one, (found, own) in zip(wanted, await self._store.read(work), strict=True):  # 1
-                grants.append(await self._examined(one, self._compiled(found), own, now))
+                with under(one.agreement_id):
+                    grants.append(await self._examined(one, self._compiled(found), own, now))
         except BaseException:
             self.forget(grants)
             raise
@@ -139,7 +144,10 @@ class Grants:
         reserved: list[tuple[int, int]] = []
 
         def work(tx: Transaction) -> _T:
-            reserved[:] = [admit(tx, grant, now, read_id) for grant in ordered]
+            reserved.clear()
+            for grant in ordered:
+                with under(grant.agreement_id):
+                    reserved.append(admit(tx, grant, now, read_id))
             return start(tx)
 
         def take() -> None:
@@ -365,6 +373,16 @@ class Grants:
         while len(self._cached) > _CACHED_MAX:
             self._cached.popitem(last=False)
         return held
+
+
+@contextmanager
+def under(agreement_id: str) -> Iterator[None]:
+    """What is refused in the block says which agreement was the reason: a read may be under several."""
+    try:
+        yield
+    except (Refused, Limited, NotFound) as error:
+        error.facts.setdefault("agreement", agreement_id)
+        raise
 
 
 async def _in_time(asked: Awaitable[_T]) -> _T:

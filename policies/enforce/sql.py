@@ -32,6 +32,7 @@ class Dataset:
 
     `id`: the dataset's IRI, by which `ds:joinWith` may name it. `position`: a column of the relation, under a random
     name, that holds each row's place and passes the policy as it is; the caller takes it out of the answer.
+    `purpose`: what this one is read for, where it is not what the call is for.
     """
 
     name: tuple[str, str]
@@ -39,6 +40,7 @@ class Dataset:
     contract: DataContract
     id: str = ""
     position: str = ""
+    purpose: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def _used(bound: Bound, catalogue: dict[Entry, Dataset]) -> tuple[Dataset, ...]:
 def _admit(used: Sequence[Dataset], action: str, purpose: str | None) -> None:
     for dataset in used:
         check_action(dataset.contract, action)
-        check_purpose(dataset.contract, purpose)
+        check_purpose(dataset.contract, dataset.purpose or purpose)
 
 
 def _check_streamed(tree: exp.Expr, bound: Bound) -> None:

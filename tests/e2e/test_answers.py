@@ -115,3 +115,23 @@ def test_the_small_group_is_in_no_byte_of_the_aggregate_only_answers(running: Ru
         "SELECT country, town, count(*) AS n FROM north.secrets GROUP BY country, town", purpose=RESEARCH
     ).to_arrow()
     assert b"hamlet" not in running.relays["north"].left[before:]
+
+
+def test_a_fragment_over_two_datasets_is_in_its_owners_log_under_the_agreement_of_each(running: Running) -> None:
+    """No more tickets go to the owner than its fragment needs, and none is left out."""
+    log = running.story.api("west")
+    before = log.get("/audit/events", limit=1)["records"][0]["idx"]
+    sql = "SELECT a.name, p.tailnum FROM west.airlines a JOIN west.planes p ON p.seats = length(a.name)"
+    rows = running.forge.query(sql, purpose=RESEARCH).to_arrow().num_rows
+    agreements, reads = set(), set()
+    for name in ("airlines", "planes"):
+        found = [one for one in log.get("/audit/events", dataset=f"urn:hanse:west:{name}")["records"]
+                 if one["idx"] > before]  # fmt: skip
+        ended, started = (one["body"] for one in found)
+        assert (started["kind"], ended["kind"], ended["detail"]["rows"]) == ("ReadStarted", "ReadEnded", rows)
+        by_agreement = log.get("/audit/events", agreement=started["agreement"])["records"]
+        assert {one["idx"] for one in found} <= {one["idx"] for one in by_agreement}
+        agreements.add(started["agreement"])
+        reads.add(started["process"])
+        together = started["detail"]["agreements"]
+    assert (len(reads), len(agreements), set(together)) == (1, 2, agreements)

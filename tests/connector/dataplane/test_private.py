@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
@@ -13,6 +15,7 @@ from connector.dataplane import private
 from policies.model import Policy
 from tests.connector.dataplane.test_http import ask, parse
 from tests.support import data, gate, provider
+from tests.support.flying import Front, flyer, flying
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
 
@@ -162,3 +165,55 @@ async def test_questions_at_once_are_charged_each(running: Provider) -> None:
     answers = await asyncio.gather(*(ask(running, ticket, sql, epsilon=0.3) for sql in asked))
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 429, 429]
     assert await used(running, agreement) == pytest.approx(0.9)
+
+
+async def test_the_dataset_asked_about_pays_whichever_ticket_comes_first(running: Provider, tmp_path: Path) -> None:
+    """The ticket of a dataset that the question never reads stands for nothing."""
+    agreement = await running.agree(policy())
+    dull = await running.agree(name="dull", path=data.parquet(tmp_path / "dull.parquet", 10))
+    tickets = [running.ticket(one) for one in (dull, agreement)]
+    first, _ = parse((await ask(running, tickets[0], COUNTED, tickets=tickets[1:], epsilon=1)).content)
+    assert (await used(running, agreement), await used(running, dull)) == (1, 0)
+    for bearer, *others in (tickets, tickets[::-1], tickets[1:]):
+        again, end = parse((await ask(running, bearer, COUNTED, tickets=others, epsilon=1)).content)
+        assert again.equals(first)
+        assert "a repeat, nothing spent" in end["policy"][-1]
+    refused = await ask(running, tickets[0], TOTAL, tickets=tickets[1:], epsilon=0.1)
+    assert refused.json()["code"] == "privacy_budget_spent"
+
+
+async def test_over_flight_the_dataset_asked_about_pays(running: Provider, tmp_path: Path) -> None:
+    agreement = await running.agree(policy())
+    dull = await running.agree(name="dull", path=data.parquet(tmp_path / "dull.parquet", 10))
+
+    def go(front: Front) -> None:
+        further = [(b"hanse-ticket", running.ticket(agreement).encode())]
+        with flyer(front, running.ticket(dull), headers=further) as client:
+            client.read(sql=COUNTED, epsilon=1)
+
+    async with flying(running) as front:
+        await asyncio.to_thread(go, front)
+    assert (await used(running, agreement), await used(running, dull)) == (1, 0)
+
+
+async def test_a_kept_answer_is_of_the_dataset_asked_about_and_of_its_version(
+    running: Provider, tmp_path: Path
+) -> None:
+    """All three are under the same words, and are asked the same question."""
+    path = tmp_path / "few.parquet"
+    pq.write_table(data.table().slice(0, 2_000), path)
+    dull = running.ticket(await running.agree(policy(), name="dull", path=data.parquet(tmp_path / "dull.parquet", 10)))
+    agreements = {"numbers": await running.agree(policy()), "few": await running.agree(policy(), name="few", path=path)}
+
+    async def total(name: str) -> int:
+        sql = f'SELECT count(*) AS n FROM "clinic".{name}'
+        answer = await ask(running, dull, sql, tickets=[running.ticket(agreements[name])], epsilon=0.4)
+        return int(parse(answer.content)[0]["n"][0].as_py())
+
+    assert abs(await total("numbers") - data.ROWS) < 400
+    assert abs(await total("few") - 2_000) < 400
+    newer = data.relation("parquet", data.parquet(tmp_path / "newer.parquet", 5_000), tmp_path)
+    profile = await running.profile(newer)
+    await running.store.write(lambda tx: provider.renew(tx, "few", "v2", newer, profile))
+    assert abs(await total("few") - 5_000) < 400
+    assert [await used(running, one) for one in agreements.values()] == pytest.approx([0.4, 0.8])
