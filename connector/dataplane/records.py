@@ -124,7 +124,7 @@ def turned_away(tickets: Sequence[Ticket], error: HanseError | PolicyError) -> l
 
 
 def _refused(under: Mapping[str, dict[str, Any]], error: HanseError | PolicyError) -> list[ReadRefused]:
-    reason, rule = getattr(error, "facts", {}).get("agreement"), str(getattr(error, "rule", ""))
+    reason, rule = str(getattr(error, "facts", {}).get("agreement", "")), str(getattr(error, "rule", ""))
     found = [under[reason]] if reason in under else under.values()
     return [
         ReadRefused(**common, outcome="refused", code=error.code, reason=str(error)[:400], rule=rule)
