@@ -159,7 +159,8 @@ class Desk:
         """The datasets of the tickets as {owner, name, schema}, with their schemas where wanted."""
         found = []
         for ticket in asker.tickets:
-            held = await self._usable(ticket)
+            async with self._reads.hearing(ticket):  # of several it is this one that is refused
+                held = await self._usable(ticket)
             schema = b""
             if schemas and held.contracts:
                 schema = await self._reads.columns(held, held.contracts[0], consumer=ticket.consumer)
@@ -272,7 +273,8 @@ class Desk:
         return passes.seal(one, self._key), expires
 
     async def _held(self, ticket: Ticket) -> Held:
-        return await self._reads.grants.hold(ticket.agreement, consumer=ticket.consumer)
+        async with self._reads.hearing(ticket):  # of several it is this one that is refused
+            return await self._reads.grants.hold(ticket.agreement, consumer=ticket.consumer)
 
     async def _usable(self, ticket: Ticket) -> Held:
         """What is held with those of its contracts that are active now. Refused where there is none."""

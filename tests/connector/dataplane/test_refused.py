@@ -150,6 +150,16 @@ async def test_tickets_of_several_are_recorded_once_over_flight(running: Provide
     assert await _recorded(running, before) == [("ReadRefused", CONSUMER, own, "tickets_mixed")]
 
 
+async def test_of_several_agreements_the_one_that_has_ended_is_named(running: Provider, front: Front) -> None:
+    good, over = await running.agree(), await running.agree()
+    await running.revoke(over, "it is over")
+    before = len(running.events)
+    for further, first in ((good, over), (over, good)):
+        headers = [(b"hanse-ticket", running.ticket(further).encode())]
+        assert await _flown(front, running.ticket(first), FLOWN["a list"][0], headers=headers) == "agreement_ended"
+    assert await _recorded(running, before) == [("ReadRefused", CONSUMER, over, "agreement_ended")] * 2
+
+
 async def test_what_is_not_there_is_refused_to_nobody(running: Provider, front: Front) -> None:
     ticket = running.ticket(await running.agree())
     before = len(running.events)
