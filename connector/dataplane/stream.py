@@ -256,7 +256,7 @@ class Reads:
         return Grant(held, contract, ticket.consumer, ticket.transfer, asked.action, purpose, asked.application, lease)
 
     async def _tell_refused(self, asked: Asked, error: HanseError | PolicyError, grants: Sequence[Grant]) -> None:
-        await self._tell([records.refused(asked, error, grants)], error)
+        await self._tell(records.refused(asked, error, grants), error)
 
     async def _tell(self, events: Sequence[ReadRefused], error: HanseError | PolicyError) -> None:
         self._told.add(error)
