@@ -27,7 +27,7 @@ _PASSING = (Unreachable, StreamIncomplete, Busy, AccessExpired)
 # An owner that says it could not finish, for a reason that a second attempt does not have.
 _PASSING_CODES = (
     "shutting_down", _CRASHED, "worker_wanted", "client_stalled", "cancelled", "interrupted", "client_gone",
-    "busy", "file_unavailable", "blocks_not_kept", "outcome_unknown",
+    "busy", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown",
 )  # fmt: skip
 _LASTING_CODES = ("count_spent", "quota_spent", "rows_limit", "bytes_limit", "agreement_ended")
 _FIRST, _MOST = 0.05, 5.0

@@ -352,6 +352,7 @@ class Registry:
         return row, version
 
     async def _refused(self, name: str, error: HanseError, by: str) -> None:
+        """In the log. Where nothing can be written there, in the process's own: who asked hears of the first fault."""
         refused = RequestRefused(
             actor=by,
             outcome="refused",
@@ -359,7 +360,10 @@ class Registry:
             reason=error.message,
             detail={"request": "register dataset", "name": name[:100]},
         )
-        await self._store.write(lambda tx: tx.publish(refused))
+        try:
+            await self._store.write(lambda tx: tx.publish(refused))
+        except Busy as why:
+            _log.error("refusal_not_recorded", code=error.code, reason=error.message, why=why.message)
 
 
 def published_schema(version: DatasetVersion) -> TableSchema:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 import time
 import uuid
@@ -36,6 +37,7 @@ _GROUP_MAX = 256  # units of work in one SQLite commit
 _RETRIES = 5
 _COUNT_SECONDS = 60.0
 _LOOK_UP_SECONDS, _LOOK_UP_PAUSE = 5.0, 0.1  # how long who waits for a commit waits for what became of it
+_FULL = {sqlite3.SQLITE_FULL, "53100"}  # what SQLite and PostgreSQL call a full disk
 UNKNOWN = "outcome_unknown"  # code of Busy where the database went away in a commit, and cannot be asked
 
 
@@ -315,6 +317,14 @@ def _asked_whether_kept(engine: Engine, number: int) -> bool | None:
 
 def _unavailable(error: Exception) -> Exception:
     if isinstance(error, DBAPIError | PoolTimeout):
-        why = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        why = type(cause).__name__
+        if _FULL & {getattr(cause, "sqlite_errorcode", None), getattr(cause, "sqlstate", None)}:
+            return Busy(
+                "the connector's database cannot keep this, as there is no room on its disk; the operator must make "
+                "room there",
+                code="disk_full",
+                private=why,
+            )
         return Busy("the database does not answer now; try again in a moment", private=why)
     return error

@@ -115,6 +115,7 @@ def test_whatever_fails_where_is_read_ahead_is_raised_where_it_is_waited_for(nby
         (QuotaSpent("x"), False),
         (AccessRevoked("x"), False),
         (StreamFailed("x", code="worker_crashed"), True),
+        (StreamFailed("x", code="disk_full"), True),
         (StreamFailed("x", code="engine_failed"), False),
     ],
     ids=str,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
+from connector.database import say
 from connector.datasets import registering, registry
 from connector.datasets.registering import Registration
 from connector.datasets.sources import files, hive
-from connector.errors import Conflict, NotFound, PathRefused, SourceUnreadable
+from connector.datasets.sources.convert import disk_full
+from connector.errors import Busy, Conflict, NotFound, PathRefused, SourceUnreadable
+from connector.events import RequestRefused
 from connector.query.codes import error_of
 from connector.query.job import Job
 from connector.store.tables import Agreement
@@ -282,3 +286,43 @@ async def test_a_version_is_the_same_for_the_same_data_and_confirms_no_guess_at_
             pq.write_table(pa.table({"name": ["bob"], "salary": [73412]}), path)
             versions.append((await one.add(f"salaries_{number}", path)).digest)
     assert versions[0] == versions[1] != versions[2]
+
+
+async def test_a_full_disk_is_told_as_that_whether_the_file_finds_no_room_or_the_database(
+    owner: Owner, stuck: Stuck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal finds no room in the log either, and whoever asked hears of what came first."""
+
+    async def full(*_: Any, told: Any) -> Mapping[str, Any]:
+        raise disk_full()
+
+    async def profile(*_: Any, told: Any) -> Mapping[str, Any]:
+        columns = [{"name": "a", "type": "BIGINT"}]
+        return {"schema": columns, "rows": 1, "bytes": 1, "columns": {"a": {"min": "x" * 2**20}}, "digests": ["d"]}
+
+    monkeypatch.setattr(stuck, "convert", full)
+    monkeypatch.setattr(stuck, "profile", profile)
+    await _limit(owner, pages=1)  # as many as there are
+    with suppress(Busy):
+        while True:
+            await owner.store.write(lambda tx: tx.publish(RequestRefused(actor="test")))
+    try:
+        for name, said in {
+            "full.csv": "data directory",
+            "full.jsonl": "data directory",
+            "full.parquet": "database",
+        }.items():
+            with pytest.raises(Busy, match=said) as raised:
+                await owner.add("full", _text(owner, name, "a\n1\n" * 2**16))
+            assert raised.value.code == "disk_full"
+    finally:
+        await _limit(owner, pages=2**31)
+    with pytest.raises(NotFound):
+        await owner.registry.get("full")
+
+
+async def _limit(owner: Owner, *, pages: int) -> None:
+    def work(tx: Any) -> None:
+        say(tx._unit.connection, f"PRAGMA max_page_count = {pages}")
+
+    await owner.store.write(work)

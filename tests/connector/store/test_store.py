@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
@@ -386,6 +387,15 @@ async def test_a_change_that_the_database_does_not_answer_is_busy(store: Store, 
     with pytest.raises(Busy, match="does not answer"):
         await store.write(fails)
     assert await store.read(lambda tx: tx.tokens.count()) == 0
+
+
+async def test_a_change_for_which_the_server_has_no_room_says_so(store: Store) -> None:
+    def fails(tx: Transaction) -> None:
+        raise OperationalError("INSERT", None, psycopg.errors.DiskFull())
+
+    with pytest.raises(Busy, match="no room on its disk") as raised:
+        await store.write(fails)
+    assert raised.value.code == "disk_full"
 
 
 @pytest.mark.skipif("postgresql" not in DATABASES, reason="PostgreSQL LEFT OUT")
