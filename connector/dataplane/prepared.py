@@ -60,6 +60,7 @@ class PreparedStreams:
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._made: set[str] = set()
+        self._unable = False  # to write any, at the last attempt: told once
         self._coming: list[Entry] = []  # being written
         self._under_way: set[_Preparing] = set()
         self._timer: asyncio.TimerHandle | None = None  # of the next end of a contract
@@ -127,15 +128,18 @@ class PreparedStreams:
             yield source
             return
         with self._preparing(grant, key) as preparing:
-            entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
-            keeping = Keeping(source, Copy(source, entry, self._room(), self._coming))
-            self._coming.append(entry)
+            copy = await self._copy(key, grant, source)
+            if copy is None:
+                yield source
+                return
+            keeping = Keeping(source, copy)
+            self._coming.append(copy.entry)
             try:
                 yield keeping
             finally:
-                self._coming.remove(entry)
+                self._coming.remove(copy.entry)
             if keeping.whole and preparing.may_be_kept:
-                self._add(entry)
+                self._add(copy.entry)
 
     def form(self, asked: Asked, grants: Sequence[Grant]) -> str:
         """What all reads of blocks have in common whose blocks have the same bytes; empty where none is kept."""
@@ -177,13 +181,11 @@ class PreparedStreams:
                 return None
             self._made.add(key)
             made.add(key)
-            try:
-                entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
-            except OSError:
-                return None
-            coming.append(entry)
-            self._coming.append(entry)
-            return Copy(source, entry, self._room() - sum(kept), self._coming)
+            copy = await self._copy(key, grant, source, taken=sum(kept))
+            if copy is not None:
+                coming.append(copy.entry)
+                self._coming.append(copy.entry)
+            return copy
 
         shelf = Shelf(begin)
         try:
@@ -196,6 +198,19 @@ class PreparedStreams:
             self._made -= made
             for entry in coming:
                 self._coming.remove(entry)
+
+    async def _copy(self, key: str, grant: Grant, source: Result, *, taken: int = 0) -> Copy | None:
+        """One that may be written, with the room that is not `taken`; None where the system has no place for any."""
+        try:
+            entry = _entry(key, grant, (await asyncio.to_thread(nameless, self._folder),))
+            room = self._room() - taken
+        except OSError as error:
+            if not self._unable:
+                _log.warning("streams are not kept for later passes", folder=str(self._folder), reason=error.strerror)
+            self._unable = True
+            return None
+        self._unable = False
+        return Copy(source, entry, room, self._coming)
 
     def _room(self) -> int:
         """Bytes that may be written now."""

@@ -13,6 +13,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from connector.dataplane import copies
 from connector.dataplane import prepared as prepared_streams
@@ -264,6 +265,33 @@ async def test_the_quota_holds_and_the_least_used_goes_first(running: Provider, 
         assert os.listdir(tmp_path) == []  # no file has a name
     finally:
         running.reads.origin.prepared = before
+
+
+@pytest.mark.parametrize("parameters", [{}, {"blocks": "1,0"}], ids=["whole", "blocks"])
+@pytest.mark.parametrize("lacking", ["file", "room"])
+async def test_a_read_is_not_disturbed_where_nothing_can_be_written(
+    running: Provider,
+    prepared: PreparedStreams,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    parameters: dict[str, str],
+    lacking: str,
+) -> None:
+    ticket = running.ticket(await running.agree())
+    if lacking == "file":
+        monkeypatch.setattr(prepared, "_folder", tmp_path / "gone")
+    else:  # it went in between
+        monkeypatch.setattr(prepared_streams.shutil, "disk_usage", lambda _: os.statvfs(tmp_path / "gone"))
+    with capture_logs() as logs:
+        answers = [await read(running, ticket, **parameters) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    await settled(running)
+    assert [event.outcome for event in running.of_kind("ReadEnded")[-2:]] == ["ok", "ok"]
+    assert len(prepared) == 0
+    assert [line["reason"] for line in logs if "not kept" in line["event"]] == ["No such file or directory"]
+    monkeypatch.undo()
+    await read(running, ticket, **parameters)
+    assert len(prepared) > 0
 
 
 class Source:
