@@ -52,7 +52,7 @@ def here(process: int) -> None:
     from the same sockets, and has the threads."""
     if os.getpid() != process:
         raise BadInput(
-            f"expected to be read on in process {process}, which began to read; came a process that was forked from it: "
+            f"expected to be read on in process {process}, which began to read; came one that was forked from it: "
             "make the iterator or the stream in the process that reads it, such as a DataLoader's worker"
         )
 
