@@ -58,6 +58,17 @@ def test_text_is_registered_where_directories_are_told_relative_to_the_start(tmp
             clinic.api().post("/datasets", {"name": "more", "path": "beds.csv"})
 
 
+def test_data_may_come_after_the_start_and_what_a_killed_connector_had_read_goes_with_it(tmp_path: Path) -> None:
+    left = tmp_path / "var" / "outside" / "blocks" / "cache-left"
+    left.mkdir(parents=True)
+    with started(tmp_path, DATA_DIR="var", SOURCE_ROOTS="data", ADMIN_TOKEN_FILE="admin.token") as clinic:
+        assert not left.exists()
+        assert f"path={tmp_path / 'data'}" in (tmp_path / "log").read_text()
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "beds.csv").write_text("bed,ward\n1,onco\n2,neuro\n")
+        assert clinic.api().post("/datasets", {"name": "beds", "path": "data/beds.csv"})["rows"] == 2
+
+
 def test_the_commands_of_the_readme_make_an_offer(tmp_path: Path) -> None:
     pq.write_table(pa.table({"age": [30, 40]}), tmp_path / "patients.parquet")
     with started(tmp_path) as clinic:

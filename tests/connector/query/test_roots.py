@@ -112,3 +112,11 @@ async def test_a_disk_that_hangs_holds_up_no_job(tmp_path: Path, monkeypatch: py
                 assert await rows(pool, scan(tmp_path, count)) == count
         finally:
             over.set()
+
+
+def test_each_mount_has_its_number() -> None:
+    """By which a disk that is mounted again, with the same device and inodes, is another."""
+    process, top, again = roots.directories(["/proc", "/", "/proc"])
+    assert process == again
+    assert 0 not in (process[2], top[2])
+    assert process[2] != top[2]
