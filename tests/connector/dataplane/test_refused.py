@@ -32,7 +32,7 @@ ASKED: list[tuple[str, str, dict[str, Any], str]] = [
     ("POST", "/query", {"content": b"{"}, "envelope_invalid"),
     ("GET", "/datasets/secret/rows", {}, "not_found"),
     ("GET", "", {"params": {"where": "id IN (SELECT 1)"}}, "query_invalid"),
-    ("GET", "", {"params": {"shown": "all"}}, "parameter_unknown"),
+    ("GET", "", {"params": {"show": "all"}}, "parameter_unknown"),
     ("GET", "", {"params": {"blocks": "all", "after": "AAAA"}}, "cursor_invalid"),
     ("POST", "/streams", {"json": {"columns": ["nope"]}}, "column_unknown"),
     ("POST", "/reads/another/renew", {}, "not_found"),
