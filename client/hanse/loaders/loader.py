@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -198,12 +198,14 @@ class Loader:
                 "the state is of another snapshot, plan, seed or window than this loader; open it with the same ones, "
                 "or begin the epoch anew"
             )
-        if order.shown != own.shown and orders.within(where):
+        within = orders.within(where, order.blocks)
+        if order.shown != own.shown and within:
             raise BadInput(
                 "expected a state that was taken under terms that show the same rows and columns, came one from within "
                 "a block under others (or of before states said which): what it counts are not that block's rows here. "
                 "Go on under an agreement with the same terms, or begin the epoch anew"
             )
+        self._check_rows(own, within)
         if isinstance(where, Progress):
             self._base, self._pending = where, None
         elif (where.part, where.parts) != (self._part, self._parts):
@@ -214,6 +216,19 @@ class Loader:
         else:
             self._base, self._pending = where.base, where
         self._order, self._share = own, None
+
+    def _check_rows(self, order: Order, within: Mapping[int, Mark]) -> None:
+        """BadInput for marks of more rows than their blocks have: what is behind such a one would be left out."""
+        permutation = order.permutation()
+        for place, mark in within.items():
+            source, block = self._locate(permutation[place])
+            plan, rows = self.plans[source], self.plans[source].blocks[block].rows
+            most = rows if plan.exact else rows + max(10, rows // 10)  # owners round to two digits, and to tens
+            if mark.row + mark.emitted > most:
+                raise BadInput(
+                    f"expected a state that state_dict() gave, came one of {mark.row + mark.emitted} rows of a block "
+                    f"that has {rows}"
+                )
 
     def __iter__(self) -> Generator[pa.RecordBatch, None, None]:
         """The batches from the loaded state, or from the beginning of the epoch."""

@@ -20,9 +20,11 @@ import random
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from hanse.errors import BadInput
+
+T = TypeVar("T")
 
 _VERSION = 1
 
@@ -180,11 +182,13 @@ def merged(order: Order, shares: Sequence[Share]) -> Progress:
     return Progress(below, {place: mark for place, mark in left.items() if place < below})
 
 
-def within(where: Share | Progress) -> bool:
-    """Whether a block is in progress. At the end of an epoch none is."""
-    if isinstance(where, Progress):
-        return any(mark != START for mark in where.open.values())
-    return not where.ended and (where.mark not in (None, START) or within(where.base))
+def within(where: Share | Progress, blocks: int) -> dict[int, Mark]:
+    """The places of the blocks in progress, each with its mark. At the end of an epoch there are none."""
+    if isinstance(where, Share):
+        found = {} if where.ended else dict(where.base.open) | dict(where.places(blocks)[:1])
+    else:
+        found = dict(where.open)
+    return {place: mark for place, mark in found.items() if mark != START}
 
 
 def to_state(order: Order, where: Share | Progress) -> dict[str, Any]:
@@ -204,21 +208,18 @@ def to_state(order: Order, where: Share | Progress) -> dict[str, Any]:
 
 
 def of_state(state: Mapping[str, Any]) -> tuple[Order, Share | Progress]:
-    """What `to_state` wrote; BadInput for anything else."""
+    """What `to_state` wrote; BadInput for anything else: each field has its type, and is in the range that the others
+    leave it. How many rows a block has is for whoever knows the plan."""
     if not isinstance(state, Mapping):
         raise BadInput(f"expected a state that state_dict() gave, came {reprlib.repr(state)}")
     try:
         if state["hanse"] != _VERSION:
             raise ValueError(f"version {state['hanse']}")
-        seed = None if state["seed"] is None else number("seed", state["seed"])
-        blocks, epoch, window = (number(name, state[name]) for name in ("blocks", "epoch", "window"))
-        order = Order(state["identity"], blocks, seed, epoch, window, state.get("shown", ""))
-        base = _to_progress(state["base"])
+        order = _to_order(state)
+        base = _to_progress(state["base"], order)
         if state["kind"] == "epoch":
             return order, base
-        mark = None if state["mark"] is None else Mark(**state["mark"])
-        ended = bool(state.get("ended"))
-        return order, Share(base, int(state["part"]), int(state["parts"]), int(state["done"]), mark, ended)
+        return order, _to_share(state, base, order)
     except KeyError as error:
         raise BadInput(f"expected a state that state_dict() gave, came one without {error}") from None
     except (AttributeError, TypeError, ValueError) as error:
@@ -265,5 +266,52 @@ def _of_progress(progress: Progress) -> dict[str, Any]:
     return {"below": progress.below, "open": {str(place): asdict(mark) for place, mark in progress.open.items()}}
 
 
-def _to_progress(value: Mapping[str, Any]) -> Progress:
-    return Progress(int(value["below"]), {int(place): Mark(**mark) for place, mark in value["open"].items()})
+def _to_order(state: Mapping[str, Any]) -> Order:
+    seed = None if state["seed"] is None else number("seed", state["seed"])
+    blocks, window = (count(name, state[name], least=0) for name in ("blocks", "window"))
+    identity, shown = _typed(str, state["identity"]), _typed(str, state.get("shown", ""))
+    return Order(identity, blocks, seed, number("epoch", state["epoch"]), window, shown)
+
+
+def _to_progress(value: Mapping[str, Any], order: Order) -> Progress:
+    below = _at_most("below", value["below"], order.blocks)
+    return Progress(below, {_to_place(place, below): _to_mark(mark, order) for place, mark in value["open"].items()})
+
+
+def _to_place(text: str, below: int) -> int:
+    place = _at_most("place", int(text), below - 1)
+    if text != str(place):  # another way to write it could be there, too
+        raise ValueError(f"place {text!r}")
+    return place
+
+
+def _to_share(state: Mapping[str, Any], base: Progress, order: Order) -> Share:
+    if state["kind"] != "share":
+        raise ValueError(f"kind {state['kind']!r}")
+    part, parts = reader(state["part"], state["parts"])
+    mark = None if state["mark"] is None else _to_mark(state["mark"], order)
+    own = len(range(part, len(base.open) + order.blocks - base.below, parts))
+    done = _at_most("done", state["done"], own if mark is None else own - 1)  # a mark is in the next one
+    return Share(base, part, parts, done, mark, _typed(bool, state.get("ended", False)))
+
+
+def _to_mark(value: Mapping[str, Any], order: Order) -> Mark:
+    row, cursor = count("row", value["row"], least=0), _typed(str, value["cursor"])
+    emitted = _at_most("emitted", value["emitted"], order.window)
+    cursor_row = _at_most("cursor_row", value["cursor_row"], row if cursor else 0)
+    if not cursor.isascii() or (order.window and row % order.window):
+        raise ValueError(f"a mark of {reprlib.repr(value)}")
+    return Mark(row, emitted, cursor, cursor_row)
+
+
+def _at_most(name: str, value: Any, most: int) -> int:
+    found = count(name, value, least=0)
+    if found > most:
+        raise ValueError(f"{name} {found}, beyond {most}")
+    return found
+
+
+def _typed(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(f"{reprlib.repr(value)} in place of {kind.__name__}")
+    return value

@@ -404,6 +404,23 @@ def test_a_state_of_another_reader_seed_or_condition_is_refused(numbers: Dataset
             numbers.loader(columns=["id"], **other).load_state_dict(state)
 
 
+@pytest.mark.parametrize(("policy", "most"), [(None, 100_000), (FILTERED, 110_000)], ids=["open", "filtered"])
+def test_a_state_of_more_rows_than_a_block_has_is_refused(owner: Owner, policy: Any, most: int) -> None:
+    """All that is left of it would be left out."""
+    loader = owner.dataset(policy).loader(columns=["id"]) if policy else owner.dataset().loader(columns=["id"])
+    state = loader.state_dict()
+    mark = {"emitted": 0, "cursor": "", "cursor_row": 0}
+    for wrong in (most + 1, 10**9):
+        for damage in (
+            {"mark": mark | {"row": wrong}},
+            {"base": {"below": 1, "open": {"0": mark | {"row": wrong}}}},
+            {"kind": "epoch", "base": {"below": 1, "open": {"0": mark | {"row": wrong}}}},
+        ):
+            with pytest.raises(BadInput, match=f"came one of {wrong} rows of a block that has 100000"):
+                loader.load_state_dict(state | damage)
+    loader.load_state_dict(state | {"mark": mark | {"row": most}})
+
+
 OTHERS = {
     "rows": gate.agreement(atom("ds:row/gap", "eq", "3"), action="odrl:use"),
     "all rows": None,

@@ -125,6 +125,45 @@ def test_what_is_no_state_is_refused(state: Any, came: str) -> None:
         of_state(state)
 
 
+TAKEN = to_state(Order("i", 6, 7, window=4), Share(part=1, parts=2, done=1, mark=Mark(8, 3, "c", 6)))
+OPEN = {"row": 4, "emitted": 0, "cursor": "", "cursor_row": 0}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"done": -1}, {"done": 3}, {"done": 1.9}, {"done": "1"}, {"done": True}, {"part": -1}, {"part": 2},
+        {"parts": 0}, {"parts": 2.0}, {"ended": 1}, {"kind": "shares"}, {"identity": None}, {"shown": 5},
+        {"blocks": -6}, {"window": -1}, {"window": 3},
+        {"base": []}, {"base": {"below": 7, "open": {}}}, {"base": {"below": -3, "open": {}}},
+        {"base": {"below": 2.0, "open": {}}}, {"base": {"below": 2, "open": {"2": OPEN}}},
+        {"base": {"below": 2, "open": {"-1": OPEN}}}, {"base": {"below": 2, "open": {"01": OPEN}}},
+        {"base": {"below": 2, "open": {"x": OPEN}}}, {"base": {"below": 2, "open": {"1": 4}}},
+        {"base": {"below": 6, "open": {"1": OPEN}}}, {"mark": 8}, {"mark": {"row": 8}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_state_with_a_field_that_none_has_is_refused(damage: dict[str, Any]) -> None:
+    """Rows would be left out or doubled, or it would fail in the middle."""
+    assert of_state(TAKEN)[1] == Share(part=1, parts=2, done=1, mark=Mark(8, 3, "c", 6))
+    with pytest.raises(BadInput, match="expected "):
+        of_state(TAKEN | damage)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"row": -4}, {"row": "8"}, {"row": 9}, {"row": None}, {"emitted": 5}, {"emitted": -1}, {"cursor": 5},
+     {"cursor": None}, {"cursor": ""}, {"cursor": "\ud800"}, {"cursor_row": 9}, {"cursor_row": -1},
+     {"cursor_row": 6.0}],
+    ids=ascii,
+)  # fmt: skip
+def test_a_state_with_a_mark_that_none_has_is_refused(damage: dict[str, Any]) -> None:
+    mark = TAKEN["mark"] | damage
+    for state in (TAKEN | {"mark": mark}, TAKEN | {"base": {"below": 2, "open": {"1": mark}}}):
+        with pytest.raises(BadInput, match="expected "):
+            of_state(state)
+
+
 def test_merging_keeps_only_what_is_open() -> None:
     order = Order("i", 1000, 3)
     shares = [Share(part=part, parts=4, done=100, mark=Mark(3, 0, "c", 2)) for part in range(4)]
