@@ -41,6 +41,8 @@ T = TypeVar("T")
 _RENEW_BEFORE = 60.0
 _PAGE_MAX = 100  # results that the catalogue gives at once,
 _FOUND_MAX = 10_000  # and altogether
+_QUERY_MAX = 4096  # letters in an address: with more, servers and proxies on the way refuse it
+_FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +352,10 @@ class Dataset:
             if place is not None:
                 given |= {"after": place["cursor"], "snapshot": given.get("snapshot") or kept.get("snapshot", "")}
             query = urlencode({name: value for name, value in given.items() if value})
-            answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence)
+            if len(query) <= _QUERY_MAX:
+                answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence)
+            else:
+                answer = self._asked("POST", "", body=query.encode(), media=_FORM, idle_seconds=waiting.silence)
             kept.setdefault("snapshot", answer.headers.get("hanse-snapshot", ""))
             return answer
 
@@ -372,11 +377,13 @@ class Dataset:
             body["epsilon"] = epsilon
         return Stream(self._asked("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds))
 
-    def _asked(self, method: str, path: str, *, body: bytes = b"", idle_seconds: float) -> Answer:
+    def _asked(
+        self, method: str, path: str, *, body: bytes = b"", media: str = "application/json", idle_seconds: float
+    ) -> Answer:
         """Ask the owner's data plane for a stream."""
 
         def act(endpoint: str, ticket: str) -> Answer:
-            headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": "application/json"} if body else {})
+            headers = {"authorization": f"Bearer {ticket}"} | ({"content-type": media} if body else {})
             return _wire.ask(Request(method, f"{endpoint}{path}", headers, body, idle_seconds))
 
         return self._ticketed(act)

@@ -14,6 +14,7 @@ from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, QueryInvalid
 from connector.query.job import TRAILER_ROOM, Ranges
 from policies.columns import fold
+from policies.enforce.caps import DEFAULT
 from policies.model import HANSE
 
 QUERY, STREAM = HANSE + "query", HANSE + "stream"
@@ -129,7 +130,14 @@ def rows_sql(name: tuple[str, str], *, columns: Sequence[str] = (), where: str =
     named = [*columns, position] if position and columns else columns  # all of them by * have the position too
     shown = ", ".join(quoted(column) for column in named) or "*"
     sql = f"SELECT {shown} FROM {quoted(name[0])}.{quoted(name[1])}"  # noqa: S608  quoted; the gate reads it anew
-    return f"{sql} WHERE {_condition(where)}" if where.strip() else sql
+    sql = f"{sql} WHERE {_condition(where)}" if where.strip() else sql
+    if len(sql) > DEFAULT.characters:
+        raise QueryInvalid(
+            f"expected columns and a condition of at most {DEFAULT.characters} characters together, as SQL, came "
+            f"{len(sql)}; name fewer columns (none: all that may be read), or send a shorter condition",
+            code="query_too_long",
+        )
+    return sql
 
 
 def _condition(where: str) -> str:

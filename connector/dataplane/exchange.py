@@ -46,10 +46,11 @@ class Exchange:
     def path(self, name: str) -> str:
         return str(self.scope.get("path_params", {}).get(name, ""))
 
-    def query(self, known: Sequence[str]) -> dict[str, str]:
-        """The query string; BadInput for a parameter nobody knows or one given twice."""
+    def query(self, known: Sequence[str], form: bytes = b"") -> dict[str, str]:
+        """The query string, and a form of the same kind; BadInput for a parameter nobody knows or one given twice."""
+        text = b"&".join(filter(None, (self.scope["query_string"], form))).decode("latin-1")
         try:
-            pairs = parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=32)
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=32)
         except ValueError:
             raise BadInput("expected at most 32 parameters in the query string, came more") from None
         if unknown := [name for name, _ in pairs if name not in known]:
@@ -152,8 +153,8 @@ class Exchange:
 class Endpoint:
     """A handler as an ASGI application: method and version checked, errors as problem objects."""
 
-    def __init__(self, handle: Callable[[Exchange], Awaitable[None]], method: str) -> None:
-        self._handle, self._method = handle, method
+    def __init__(self, handle: Callable[[Exchange], Awaitable[None]], *methods: str) -> None:
+        self._handle, self._methods = handle, methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
@@ -171,8 +172,9 @@ class Endpoint:
             await _refuse(exchange, unforeseen())
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        if scope["method"] != self._method:
-            raise BadInput(f"expected {self._method} here, came {scope['method']}", code="method_not_allowed")
+        if scope["method"] not in self._methods:
+            expected = " or ".join(self._methods)
+            raise BadInput(f"expected {expected} here, came {scope['method']}", code="method_not_allowed")
         if scope.get("http_version") == "1.0":  # answered in chunks, which such a client takes for data
             raise BadInput("expected HTTP/1.1 or later, came HTTP/1.0", code="http_version")
         if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("identity", ""):

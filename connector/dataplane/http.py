@@ -3,6 +3,7 @@
     POST /data/v1/query                        a JSON envelope (`Envelope`), one SELECT
     GET  /data/v1/datasets/{dataset}/rows      ?columns=a,b&where=a > 3&purpose=...&batch_rows=...&codec=zstd
     GET  /data/v1                              the same for the ticket's own dataset (HttpData-PULL)
+    POST to either                             the same, with the parameters as a form: an address has 64 KiB
     POST /data/v1/streams                      a plan: the blocks of those rows, to be read with &blocks=3,0,7
     POST /data/v1/reads/{id}/renew             a fresh ticket for a running read
 
@@ -40,6 +41,7 @@ from policies.vocabulary import expand
 MEDIA = "application/vnd.apache.arrow.stream"
 _BODIES = 2  # larger ones of one consumer on their way at the same time
 _BODY_SECONDS = 120.0
+_FORM_MAX = 2**20  # all that a condition and columns may have, whatever their letters take
 _ROWS_PARAMETERS = (
     "columns", "column_names", "where", "purpose", "application", "batch_rows", "codec", "digest", "limit_rows", "id",
     "blocks", "snapshot", "shown", "after", "format", "guard",
@@ -51,10 +53,10 @@ def routes(reads: Reads, addresses: Addresses, *, owner: str, stall_seconds: flo
     part = _Transport(reads, addresses, owner=owner, stall_seconds=stall_seconds)
     return [
         Route(f"{PATH}/query", part.endpoint(part.query, "POST")),
-        Route(f"{PATH}/datasets/{{dataset:path}}/rows", part.endpoint(part.rows, "GET")),
+        Route(f"{PATH}/datasets/{{dataset:path}}/rows", part.endpoint(part.rows, "GET", "POST")),
         Route(f"{PATH}/streams", part.endpoint(part.plan, "POST")),
         Route(f"{PATH}/reads/{{read}}/renew", part.endpoint(part.renew, "POST")),
-        Route(PATH, part.endpoint(part.rows, "GET")),
+        Route(PATH, part.endpoint(part.rows, "GET", "POST")),
     ]
 
 
@@ -102,7 +104,7 @@ class _Transport:
     def _grants(self) -> Grants:
         return self._reads.grants
 
-    def endpoint(self, handle: Callable[[Exchange, Ticket], Awaitable[None]], method: str) -> Endpoint:
+    def endpoint(self, handle: Callable[[Exchange, Ticket], Awaitable[None]], *methods: str) -> Endpoint:
         """A handler for whoever shows a ticket; what is refused from there on is in the log."""
 
         async def heard(exchange: Exchange) -> None:
@@ -110,7 +112,7 @@ class _Transport:
             async with self._reads.hearing(ticket):
                 await handle(exchange, ticket)
 
-        return Endpoint(heard, method)
+        return Endpoint(heard, *methods)
 
     async def query(self, exchange: Exchange, ticket: Ticket) -> None:
         """One SELECT under one or several agreements."""
@@ -127,7 +129,7 @@ class _Transport:
 
     async def rows(self, exchange: Exchange, ticket: Ticket) -> None:
         """The rows of the ticket's dataset, with a condition and a choice of columns."""
-        given = exchange.query(_ROWS_PARAMETERS)
+        given = await self._given(exchange, ticket)
         held = await self._grants.hold(ticket.agreement, consumer=ticket.consumer)
         name = exchange.path("dataset") or held.dataset.name
         if name not in (held.dataset.name, held.dataset.id):
@@ -157,6 +159,14 @@ class _Transport:
                 query_id=_identifier(given.get("id", "")),
             ),
         )
+
+    async def _given(self, exchange: Exchange, ticket: Ticket) -> dict[str, str]:
+        if exchange.scope["method"] == "GET":
+            return exchange.query(_ROWS_PARAMETERS)
+        async with self._bodies.turn(exchange, ticket.consumer) as body:
+            if len(body) > _FORM_MAX:
+                raise BadInput(f"expected a form of at most {_FORM_MAX} bytes, came {len(body)}", code="body_too_large")
+            return exchange.query(_ROWS_PARAMETERS, body)
 
     async def plan(self, exchange: Exchange, ticket: Ticket) -> None:
         """The blocks of the ticket's dataset, without a row of it."""

@@ -168,6 +168,13 @@ def test_a_column_that_is_named_twice_is_refused(numbers: Dataset, columns: list
         numbers.loader(columns=columns)
 
 
+@pytest.mark.parametrize("way", ["stream", "loader"])
+def test_a_condition_may_be_longer_than_an_address(numbers: Dataset, way: str) -> None:
+    many = ",".join(f"'日本語日本{number}'" for number in range(1200))
+    found = getattr(numbers, way)(columns=["id"], where=f"id < 7 AND name NOT IN ({many})")
+    assert ids(found) == list(range(7))
+
+
 ARRIVES = [
     (pa.int8(), pa.int8()),
     (pa.uint64(), pa.uint64()),

@@ -192,7 +192,7 @@ BAD_REQUESTS = {
         None,
     ),
     "hidden function": ("GET", ROWS, {"where": "getenv('HOME') = 'x'"}, "", 400, None),
-    "wrong method": ("POST", ROWS, {}, "", 400, "method_not_allowed"),
+    "wrong method": ("PUT", ROWS, {}, "", 400, "method_not_allowed"),
 }
 
 
@@ -206,6 +206,38 @@ async def test_bad_requests_are_refused_before_the_first_byte(running: Provider,
     assert answer.headers["content-type"] == "application/problem+json"
     assert code is None or problem["code"] == code
     assert len(problem["detail"]) > 10
+
+
+@pytest.mark.parametrize("path", ["/data/v1", ROWS])
+async def test_rows_are_asked_for_by_a_form_as_by_an_address(running: Provider, path: str) -> None:
+    """A condition of 16,384 letters is ten times as long in an address, which has no room for it."""
+    few = " OR ".join(f"id = {number}" for number in (3, 5))
+    many = ",".join(f"'日本語日本{number}'" for number in range(1200))
+    asked = {"columns": "id", "where": f"({few}) AND name NOT IN ({many})"}
+    async with client(running, running.ticket(await running.agree())) as session:
+        answer = await session.post(path, data=asked)
+        assert pa.ipc.open_stream(answer.content).read_all().to_pydict() == {"id": [3, 5]}
+        for wrong, code in (
+            ({"where": few, "limits": "1"}, "parameter_unknown"), ({"where": "x" * 2**20}, "body_too_large"),
+        ):  # fmt: skip
+            assert (await session.post(path, data=wrong)).json()["code"] == code
+        twice = await session.post(path, params={"where": few}, data={"where": "id = 4"})
+        assert twice.json()["code"] == "parameter_repeated"
+
+
+@pytest.mark.parametrize("asked", [{"columns": 2100}, {"columns": 1500, "where": "id IN (" + "7777777," * 2000 + "7)"}])
+async def test_columns_whose_names_are_too_long_are_told_as_that(running: Provider, asked: dict[str, Any]) -> None:
+    names = [f"ENSG{number:011d}_expression_tpm_z" for number in range(asked["columns"])]
+    form = {**asked, "columns": ",".join(names)}
+    async with client(running, running.ticket(await running.agree())) as session:
+        answers = (
+            await session.post(ROWS, data=form),
+            await session.post("/data/v1/streams", json={**asked, "columns": names}),
+        )
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (400, "query_too_long")
+        assert "name fewer columns" in answer.json()["detail"]
+        assert "65536 characters" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
