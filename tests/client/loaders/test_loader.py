@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -596,6 +597,11 @@ def test_what_another_process_has_begun_to_read_is_refused_before_any_row(number
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert rows + sum(one.num_rows for one in batches) == ROWS
+
+
+def test_a_plan_of_terms_that_show_something_else_is_a_conflict(numbers: Dataset) -> None:
+    with pytest.raises(Conflict, match="Make a new plan and begin anew"):
+        numbers.read(replace(numbers.plan(), shown="ab" * 16), [0])
 
 
 def test_datasets_of_two_owners_are_mixed_block_by_block(
