@@ -10,7 +10,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -379,9 +379,10 @@ class _Run:
     def _copy_what_is_loose(self) -> None:
         batches = [batch.slice(start, stop - start) for batch, start, stop in self.slices]
         if sum(map(_exactly, batches)) < self._held // 4:
-            whole = pa.concat_batches([*batches, batches[0].slice(0, 0)])  # one alone would not be copied
-            self.slices = [(whole, 0, self.rows)]
-            self._held = _held(whole) + _beside(whole)
+            with suppress(pa.ArrowInvalid):  # too many bytes for one: whoever needs them as one is told
+                whole = pa.concat_batches([*batches, batches[0].slice(0, 0)])  # one alone would not be copied
+                self.slices = [(whole, 0, self.rows)]
+                self._held = _held(whole) + _beside(whole)
         self._most = 2 * self._held + _LOOSE  # so that looking costs little
 
 
@@ -485,8 +486,30 @@ def one(slices: Sequence[Slice]) -> pa.RecordBatch:
 
 
 def whole(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows of batches as one: without a copy where it is a single one."""
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    """The rows of batches as one: without a copy where it is a single one. BadInput where the type of a column cannot
+    have that many."""
+    if len(batches) == 1:
+        return batches[0]
+    try:
+        return pa.concat_batches(batches)
+    except pa.ArrowInvalid as error:
+        raise _too_many(batches, error) from error
+
+
+def _too_many(batches: Sequence[pa.RecordBatch], error: pa.ArrowInvalid) -> BadInput:
+    """Which column it was."""
+    rows = sum(batch.num_rows for batch in batches)
+    for number, column in enumerate(batches[0].schema):
+        if pa.types.is_primitive(column.type):  # numbers always can, and would be copied for nothing
+            continue
+        try:
+            pa.concat_arrays([batch.column(number) for batch in batches])
+        except pa.ArrowInvalid:
+            return BadInput(
+                f"expected no more in column {column.name} of a batch than {column.type} can hold, which is 2 GiB of "
+                f"bytes or text; came {rows} rows that are more ({error}): use a smaller batch_size or window"
+            )
+    return BadInput(f"expected rows that can be one batch, came {rows} that cannot: {error}; use a smaller batch_size")
 
 
 def _held(batch: pa.RecordBatch) -> int:

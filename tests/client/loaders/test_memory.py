@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hanse import _messages
-from hanse.errors import Broken
+from hanse.errors import BadInput, Broken
 from hanse.loaders import loader, prefetch
 
 from tests.client.support import Raw, chunked, complete, ipc, owned
@@ -128,3 +128,29 @@ def test_lists_of_unions_that_are_empty_are_counted() -> None:
     assert loader._exactly(came) == loader._held(came)
     numbers = pa.record_batch({"n": range(1000)})
     assert loader._exactly(numbers.slice(0, 10)) == 80
+
+
+def large(kind: pa.DataType) -> pa.RecordBatch:
+    """A row of 1.1 GB, into which nobody looks."""
+    size = 1_100_000_000
+    offsets = pa.array([0, size], pa.int32()).buffers()[1]
+    buffers = [None, offsets, pa.foreign_buffer(offsets.address, size, base=offsets)]
+    return pa.record_batch([pa.array([1]), pa.Array.from_buffers(kind, 1, buffers)], ["id", "image"])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()], ids=str)
+def test_a_batch_of_more_bytes_than_its_type_can_hold_is_refused_by_the_name_of_its_column(kind: pa.DataType) -> None:
+    batch = large(kind)
+    said = f"in column image of a batch than {kind} can hold.*came 2 rows.*smaller batch_size or window"
+    with pytest.raises(BadInput, match=said):
+        loader.whole([batch, batch])
+    with pytest.raises(BadInput, match=said):
+        loader.one([(batch, 0, 1), (batch, 0, 1)])
+
+
+def test_rows_of_more_bytes_than_one_batch_can_hold_are_given_as_slices() -> None:
+    batch = large(pa.binary())
+    run = loader._Run()
+    for held in (0, 10**10):  # of the second that much lies beside it
+        run.add(batch, 0, 1, held=held)
+    assert [one is batch for one, _, _ in run.slices] == [True, True]
