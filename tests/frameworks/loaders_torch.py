@@ -26,6 +26,7 @@ import torch
 from hanse.client import Dataset
 from hanse.errors import BadInput
 from hanse.loaders import merge
+from hanse.loaders.loader import whole
 from hanse.loaders.lying import Came, Kinds, Layout
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
@@ -246,6 +247,16 @@ def test_what_bytes_become_is_said_in_one_way(training: Dataset, options: dict[s
 def test_texts_and_other_values_stay_what_they_are_beside_tensors_of_bytes() -> None:
     batch = pa.record_batch({"t": ["a", None], "l": [[1], []], "d": pa.array([b"a", None]).dictionary_encode()})
     assert tensors(batch, blobs="tensors") == {name: batch[name].to_pylist() for name in "tld"}
+
+
+def test_pieces_that_cannot_be_one_batch_become_what_they_are() -> None:
+    words = [[f"{letter}{n}" for n in range(100)] for letter in "ab"]  # more than one byte can number
+    kind = pa.dictionary(pa.int8(), pa.string())
+    pieces = [pa.record_batch({"n": pa.array(range(100)), "word": pa.array(each, kind)}) for each in words]
+    with pytest.raises(BadInput, match="in column word of a batch"):
+        whole(pieces)
+    made = tensors(*pieces)
+    assert (made["n"].tolist(), made["word"]) == ([*range(100)] * 2, words[0] + words[1])
 
 
 def test_pieces_of_a_batch_become_what_they_would_together() -> None:

@@ -506,8 +506,8 @@ def _too_many(batches: Sequence[pa.RecordBatch], error: pa.ArrowInvalid) -> BadI
             pa.concat_arrays([batch.column(number) for batch in batches])
         except pa.ArrowInvalid:
             return BadInput(
-                f"expected no more in column {column.name} of a batch than {column.type} can hold, which is 2 GiB of "
-                f"bytes or text; came {rows} rows that are more ({error}): use a smaller batch_size or window"
+                f"expected no more in column {column.name} of a batch than {column.type} can hold (bytes and text have "
+                f"2 GiB); came {rows} rows that are more ({error}): use a smaller batch_size or window"
             )
     return BadInput(f"expected rows that can be one batch, came {rows} that cannot: {error}; use a smaller batch_size")
 

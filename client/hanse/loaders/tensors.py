@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -39,7 +40,8 @@ def tensors(
     """Each column of the rows of batches of one schema, by its name; numbers of several are copied together. `shapes`:
     of columns whose lists all have one length, without the rows. `blobs`: what bytes become, one of `BLOBS`."""
     if not any(map(_is_blob, batches[0].schema.types)):  # numbers are put together sooner as Arrow
-        batches = (whole(batches),)
+        with suppress(BadInput):  # too much text for one
+            batches = (whole(batches),)
     given, columns = shapes or {}, zip(*(batch.columns for batch in batches), strict=True)
     return {
         name: _column(name, parts, given.get(name), blobs)
