@@ -55,7 +55,7 @@ async def test_readers_have_one_folder_and_nobody_waits_while_it_is_made(tmp_pat
     """Another process holds the lock for a moment, as it removes what a third has left."""
     (tmp_path / "cache-old").mkdir()
     (tmp_path / "cache-old" / "block").write_bytes(b"old")
-    blocks, over = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock", seconds=2)
+    blocks, over = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock", seconds=1)
     left = asyncio.ensure_future(first(blocks))
     reading = [asyncio.ensure_future(first(blocks)) for _ in range(2)]
     await asyncio.sleep(0.05)
@@ -81,7 +81,7 @@ async def test_where_the_folder_cannot_be_made_the_next_reader_tries_again(tmp_p
 
 
 async def test_a_cache_that_is_closed_while_its_folder_is_made_leaves_none(tmp_path: Path) -> None:
-    blocks, over = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock", seconds=2)
+    blocks, over = Blocks(tmp_path, abc, quota=0), held(tmp_path / ".lock", seconds=1)
     reading = asyncio.ensure_future(first(blocks))
     await asyncio.sleep(0.05)
     assert over.is_alive()
