@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,9 @@ async def test_a_disk_that_hangs_holds_up_no_job(tmp_path: Path, monkeypatch: py
             over.set()
 
 
+@pytest.mark.skipif(
+    tuple(map(int, os.uname().release.split(".")[:2])) < (6, 8), reason="this kernel has no numbers of mounts"
+)
 def test_each_mount_has_its_number() -> None:
     """By which a disk that is mounted again, with the same device and inodes, is another."""
     process, top, again = roots.directories(["/proc", "/", "/proc"])
