@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import COMPLETE, FAILED, Asked, End
-from connector.dataplane.tickets import Ticket
 from connector.errors import HanseError, Refused
 from connector.events import ReadEnded, ReadRefused, ReadStarted
 from connector.usage.held import Grant

@@ -378,7 +378,7 @@ def gather(batches: Iterator[pa.RecordBatch], *, at_least: int, width: float = 0
     size = at_least
     for batch in batches:
         kept.append(batch)
-        size += int(batch.num_rows * width) or batch.nbytes
+        size += _nbytes(batch, width)
         if size >= at_least:
             yield kept[0] if len(kept) == 1 else pa.concat_batches(kept)
             kept, size = [], 0
@@ -443,7 +443,7 @@ def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False, width: float
 
     `apart`: copied. A writer pads a piece with the first bytes of the next, which a quota may keep from leaving.
     """
-    size = int(batch.num_rows * width) or batch.nbytes
+    size = _nbytes(batch, width)
     pieces = min(batch.num_rows, -(-size // target)) if size > 2 * target else 1
     if pieces <= 1:
         yield batch

@@ -133,23 +133,23 @@ class Frames:
         parts = [self.session.stored.find(part) or part for part in parts]
         if not slot or self.slots is None:
             parts = [part.read() if isinstance(part, Values) else part for part in parts]
-            digest = self._digested(map(_pieces, parts))
+            digest = self._digested(chain.from_iterable(map(_pieces, parts)))
             self.session.send(wire.BATCH, *parts, size=size, rows=batch.num_rows, digest=digest, block=block)
         elif self.job.spans and any(isinstance(part, Values) for part in parts):
-            digest, where = self._digested([self.slots.leave(parts)]), bytes(self.slots.pieces)
+            digest, where = self._digested(self.slots.leave(parts)), bytes(self.slots.pieces)
             self.session.send(
                 wire.SCATTERED, where, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
             )
         else:
-            digest = self._digested([self.slots.put(parts)])
+            digest = self._digested(self.slots.put(parts))
             self.session.send(
                 wire.BATCH, size=size, slot=slot, rows=batch.num_rows, digest=digest, block=block, more=last()
             )
         limit_cpu(self.job)
 
-    def _digested(self, parts: Iterable[Iterable[memoryview]]) -> bytes:
+    def _digested(self, pieces: Iterable[memoryview]) -> bytes:
         """The digest of all so far, once these pieces have been looked at."""
-        for piece in chain.from_iterable(parts):
+        for piece in pieces:
             self.messages.digest.update(piece)
         return bytes(self.messages.digest.digest())
 

@@ -8,7 +8,8 @@ import asyncio
 import signal
 from contextlib import suppress
 
-_LINES = 24
+from connector.query.lastwords import LINES
+
 _LINE_MAX = 200
 _HEARD_MAX = 4096  # bytes
 _PATIENCE = 1.0
@@ -43,7 +44,7 @@ class LastWords(asyncio.Protocol):
         """The last lines, each cut where it is long, without what a terminal would obey."""
         lines = self._heard.decode("utf-8", "replace").splitlines()
         plain = ("".join(one if one.isprintable() else " " for one in line).rstrip() for line in lines)
-        return [line[:_LINE_MAX] for line in plain if line][-_LINES:]
+        return [line[:_LINE_MAX] for line in plain if line][-LINES:]
 
 
 def how_ended(code: int | None) -> str:

@@ -15,7 +15,7 @@ import traceback
 from contextlib import suppress
 from types import TracebackType
 
-_LINES = 24
+LINES = 24  # that are told, and heard
 _ours: int | None = None  # the descriptor that still leads to the pipe, once the worker is ready
 
 
@@ -52,4 +52,4 @@ def tell(error: BaseException) -> None:
 
 def _hook(kind: type[BaseException], _: BaseException | None, found: TracebackType | None) -> None:
     places = [f"  {frame.f_code.co_filename}:{line} {frame.f_code.co_name}" for frame, line in traceback.walk_tb(found)]
-    say("\n".join((*places[-_LINES:], kind.__qualname__)))
+    say("\n".join((*places[-LINES:], kind.__qualname__)))

@@ -137,18 +137,20 @@ def test_a_stream_comes_from_the_owner_with_the_ticket_and_not_with_our_token(se
     }
 
 
+PLAN = {
+    "shown": "m",
+    "snapshot": "v1/2",
+    "plan": "p",
+    "blocks": [{"rows": 3, "bytes": 48}],
+    "rows": 3,
+    "exact": True,
+}
+
+
 def test_a_stream_of_a_plan_has_its_columns_and_no_others(served: Connector, space: Space) -> None:
     dataset = started(served, space)
-    told = {
-        "shown": "m",
-        "snapshot": "v1/2",
-        "plan": "p",
-        "blocks": [{"rows": 3, "bytes": 48}],
-        "rows": 3,
-        "exact": True,
-    }
     schema = pa.schema([("age", pa.string()), ("name", pa.string())])
-    served.routes["POST", "/data/v1/streams"] = told | {"schema": base64.b64encode(schema.serialize()).decode()}
+    served.routes["POST", "/data/v1/streams"] = PLAN | {"schema": base64.b64encode(schema.serialize()).decode()}
     with pytest.raises(errors.Broken, match="columns and types"):
         dataset.read(dataset.plan(), [0])
 
@@ -188,16 +190,8 @@ def test_a_plan_that_cannot_be_read_is_one_of_our_errors(
     served: Connector, space: Space, odd: dict[str, object]
 ) -> None:
     dataset = started(served, space)
-    told = {
-        "shown": "m",
-        "snapshot": "v1/2",
-        "plan": "p",
-        "blocks": [{"rows": 3, "bytes": 48}],
-        "rows": 3,
-        "exact": True,
-    }
     schema = {"schema": base64.b64encode(pa.schema([]).serialize()).decode()}
-    served.routes["POST", "/data/v1/streams"] = told | schema | odd
+    served.routes["POST", "/data/v1/streams"] = PLAN | schema | odd
     with pytest.raises(errors.Broken, match="expected a plan"):
         dataset.plan()
 
