@@ -36,6 +36,9 @@ def unfit(error: ValidationError) -> Iterator[str]:
         yield f"{name}: {problem['msg']}"
 
 
+NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
+
+
 class Settings(BaseSettings):
     """One connector. `HANSE_` + the field's name in capitals sets a field."""
 
@@ -43,7 +46,7 @@ class Settings(BaseSettings):
 
     name: str = Field(
         "connector",
-        pattern=r"^[a-z][a-z0-9-]{0,62}$",
+        pattern=f"^{NAME}$",
         description="Short name of the participant, as SQL writes it before a dataset.",
     )
     title: str = Field("", description="Name of the participant for people.")

@@ -19,6 +19,7 @@ from connector.events import AgreementConcluded, AgreementRevoked, Event, Transf
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
 from connector.query.federation import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
+from connector.settings import NAME
 from connector.store import Store, Transaction
 from connector.store.agreements import Holding, Readable, Started
 from policies.columns import fold
@@ -34,7 +35,7 @@ _QUERY = "https://w3id.org/hanse/policy/1/query"
 _USE = "http://www.w3.org/ns/odrl/2/use"
 _AGREEMENTS_MAX = 1000
 _OURS = "urn:hanse:"  # how the ids of our own connectors begin: urn:hanse:<owner>:<dataset>
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")  # as the setting `name`: no DID, and no letter that SQL would fold
+_NAME = re.compile(NAME)
 
 
 @dataclass(frozen=True, slots=True)
