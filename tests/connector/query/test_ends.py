@@ -61,7 +61,8 @@ def taking(one):
         raise MemoryError
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if os.path.exists("no-descriptors"):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        # The first three are taken. With none allowed, no thread beside us could wait: poll refuses more than may be.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     with_threads(not os.path.exists("no-threads"), lambda: take(one))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
