@@ -129,7 +129,8 @@ def _cells(grid: Grid, source: str, maker: Maker) -> exp.Select:
         query.select(named_as(_units_may_be_told(grid), _T), copy=False)
     if keys:
         query.group_by(*(node.copy() for node in keys), copy=False)
-    return query.having(exp.and_(*shown_if(grid, maker), copy=False), copy=False)
+    query.having(exp.and_(*shown_if(grid, maker), copy=False), copy=False)
+    return query.limit(exp.Literal.number(_ALL), copy=False)
 
 
 def shown_if(grid: Grid, maker: Maker) -> list[exp.Expr]:
@@ -199,9 +200,10 @@ def _share(size: exp.Expr, dominance: float, maker: Maker) -> exp.Expr:
 
 def _rows(grid: Grid, base: str, cells: str) -> exp.Select:
     left, right = f"{base}b", f"{base}c"
-    names = [one.column for one in grid.dimensions] + [one.column for one in grid.measures]
-    names += [grid.entity] if grid.entity is not None else []
-    shown = [named_as(wrap.stored(name, left), name) for name in names] or [named_as(exp.Literal.number(1), _N)]
+    names = [one.column for one in grid.measures] + ([grid.entity] if grid.entity is not None else [])
+    shown = [named_as(wrap.stored(one.column, right), one.column) for one in grid.dimensions]
+    shown += [named_as(wrap.stored(name, left), name) for name in names]
+    shown = shown or [named_as(exp.Literal.number(1), _N)]
     shown += [named_as(wrap.stored(_T, right), _T)] if grid.entity is not None else []
     query = exp.select(*shown, copy=False).from_(wrap.relation_of(base, left), copy=False)
     same: list[exp.Expr] = [
@@ -301,6 +303,9 @@ def cte(name: str, query: exp.Query, *, materialised: bool = False) -> exp.CTE:
     alias = exp.TableAlias(this=exp.to_identifier(name, quoted=True))
     return exp.CTE(this=query, alias=alias, materialized=materialised or None)
 
+
+# More than there are: no engine takes a condition through a limit, whatever the limit.
+_ALL = 2**62
 
 # No column of a table is called that.
 _N, _A, _C, _T = "rows of unit", "size of measure ", "count of measure ", "units may be told"

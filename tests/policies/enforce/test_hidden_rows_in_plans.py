@@ -112,6 +112,19 @@ def test_no_condition_on_groups_is_evaluated_on_what_a_hidden_row_holds(bench: g
         assert not raw, (question, raw)
 
 
+def test_conditions_on_groups_are_evaluated_on_the_cells_that_are_shown(bench: gate.Bench) -> None:
+    """On the rows of a cell that is withheld their time would tell how large it is."""
+    by_owner = [*GROUPS, atom("ds:entityKey", "eq", "id")]
+    for constraints, question in itertools.product((GROUPS, by_owner), OF_GROUPS):
+        under(bench, "scanned", *constraints)
+        prepared = bench.prepare(question)
+        found = bench.connection.execute(f"EXPLAIN (FORMAT json) {prepared.sql}", prepared.params).fetchone()
+        assert found is not None
+        straight = [list(_straight_below(one)) for one in _filtering(json.loads(found[1])[0], "a note 5", "salary = 7")]
+        assert straight, question
+        assert all("STREAMING_LIMIT" in names for names in straight), (question, straight)
+
+
 def test_without_a_policy_conditions_are_seen_in_the_scan(bench: gate.Bench) -> None:
     """Else the test above would see nothing anywhere."""
     under(bench, "scanned")
@@ -149,6 +162,22 @@ def _conditions(node: dict[str, Any], above: Sequence[dict[str, Any]]) -> Iterat
         for one in (node, *straight):
             for told in (one["extra_info"].get("Filters"), one["extra_info"].get("Expression")):
                 yield _unguarded(" ".join(told) if isinstance(told, list) else str(told))
+
+
+def _filtering(node: dict[str, Any], *conditions: str) -> Iterator[dict[str, Any]]:
+    """The nodes of a plan that evaluate one of these."""
+    told = " ".join(str(node["extra_info"].get(key)) for key in ("Filters", "Expression"))
+    if any(one in told for one in conditions):
+        yield node
+    for child in node["children"]:
+        yield from _filtering(child, *conditions)
+
+
+def _straight_below(node: dict[str, Any]) -> Iterator[str]:
+    """The names of the nodes below one, as far as each has one child."""
+    while len(node["children"]) == 1:
+        node = node["children"][0]
+        yield node["name"].strip()
 
 
 def _unguarded(text: str) -> str:
