@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from catalogue.settings import Settings
 from connector.errors import HanseError
-from connector.settings import unfit
+from connector.forms import unfit
 
 commands = typer.Typer(help="The data space's operator: members, search, pages.", no_args_is_help=True)
 member = typer.Typer(help="Admit, list, suspend and remove members.", no_args_is_help=True)

@@ -13,12 +13,12 @@ from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Source
 from connector.errors import AlreadyExists, BadInput, PeerNonsense, Unauthenticated
+from connector.forms import NAME
 from connector.identity.did import address_of
 from connector.net import Net
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _COUNTRY = re.compile(r"([A-Z]{2})?")
 _STATUS = ("active", "suspended")
 _DOCUMENT_MAX = 64 * 2**10
@@ -165,7 +165,7 @@ def _refuse_taken(tx: Transaction, wanted: Application) -> None:
 def _check_facts(name: str, country: str, url: str, status: str) -> None:
     parts = urlsplit(url)
     checks = (
-        (_NAME.fullmatch(name), f"expected a name like north or clinic-a, came {name[:100]!r}"),
+        (re.fullmatch(NAME, name), f"expected a name like north or clinic-a, came {name[:100]!r}"),
         (_COUNTRY.fullmatch(country), f"expected a country as two capitals (ISO 3166) or nothing, came {country!r}"),
         (
             parts.scheme in ("http", "https") and parts.hostname and not parts.query,

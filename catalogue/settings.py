@@ -7,14 +7,12 @@ catalogue reads the environment, and nothing is read at import.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from connector.forms import Address, Database, Did, Name, Networks
 from connector.identity.did import did_of
-
-Words = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -22,20 +20,20 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HANSE_", extra="ignore", frozen=True)
 
-    name: str = Field("catalogue", pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Short name of the operator.")
+    name: Name = Field("catalogue", description="Short name of the operator.")
     title: str = Field("Hanse data space", description="Name of the data space for people.")
     data_dir: Path = Field(
         Path("var/catalogue"), description="Directory for the embedded database, the operator's key and the index."
     )
-    database_url: str = Field(
+    database_url: Database = Field(
         "", description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db; empty is SQLite in data_dir."
     )
     public_host: str = Field("127.0.0.1", description="Address that the catalogue listens on.")
     public_port: int = Field(8090, ge=0, le=65535, description="Port that the catalogue listens on.")
-    public_url: str = Field(
+    public_url: Address = Field(
         "", description="URL under which others reach the catalogue; empty is http://public_host:public_port."
     )
-    participant_id: str = Field("", description="The operator's DID; empty is did:web of public_url.")
+    participant_id: Did = Field("", description="The operator's DID; empty is did:web of public_url.")
     country: str = Field(
         "",
         pattern="^([A-Z]{2})?$",
@@ -46,7 +44,7 @@ class Settings(BaseSettings):
     )
     session_seconds: int = Field(12 * 3600, ge=60, description="Seconds until an operator must log in again.")
 
-    allow_private: Words = Field(
+    allow_private: Networks = Field(
         (), description="Private networks (CIDR), addresses or host names that may be called, comma separated."
     )
     insecure_http: bool = Field(
@@ -79,11 +77,6 @@ class Settings(BaseSettings):
     register_seconds: int = Field(600, ge=30, description="Lifetime of the signed member register, in seconds.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
     log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
-
-    @field_validator("allow_private", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _ordered(self) -> Settings:

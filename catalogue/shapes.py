@@ -12,6 +12,7 @@ from catalogue.facets import FACETS, Card, theme_code
 from catalogue.highlight import Segment
 from catalogue.search import Hit, Results
 from catalogue.store.tables import Member, Run, Source
+from connector.forms import NAME
 
 Json = dict[str, Any]
 
@@ -22,7 +23,7 @@ class NewMember(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(max_length=1024, description="The participant's did:web; its document must resolve.")
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="Short name, as SQL writes it before a dataset.")
+    name: str = Field(pattern=f"^{NAME}$", description="Short name, as SQL writes it before a dataset.")
     title: str = Field("", max_length=300, description="Name for people.")
     role: str = Field("participant", max_length=300, description="Role in the data space, e.g. research.")
     country: str = Field("", pattern=r"^([A-Z]{2})?$", description="Country of its seat (ISO 3166-1 alpha-2).")

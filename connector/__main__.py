@@ -8,9 +8,11 @@ import sys
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from connector.errors import HanseError
-from connector.settings import Settings, misspelt, unfit
+from connector.forms import unfit
+from connector.settings import Settings, misspelt
 
 commands = typer.Typer(help="Run a participant's connector.", no_args_is_help=True)
 
@@ -20,7 +22,7 @@ def _settings() -> Settings:
         typer.echo(f"{name} is no setting and is passed over; did you mean {near}?", err=True)
     try:
         return Settings()
-    except ValidationError as error:
+    except (ValidationError, SettingsError) as error:
         for sentence in unfit(error):
             typer.echo(sentence, err=True)
         raise typer.Exit(2) from None

@@ -125,6 +125,7 @@ class Services:
     catalog: Catalog
     partners: Partners
     webhooks: Webhooks
+    feed: events.Feed
     signer: Signer
     sequencer: Sequencer
     log: AuditLog
@@ -245,7 +246,7 @@ def build(settings: Settings) -> Services:
         size=settings.workers_max,
         warm=settings.workers_warm,
         readable=(*settings.source_roots, arriving(settings.data_dir / "received")),
-        writable=(settings.data_dir / "prepared", settings.data_dir / "queries", outside.drafts),
+        writable=(settings.converted, settings.data_dir / "queries", outside.drafts),
         library=outside,
     )
     grants = Grants(store, facts_of=known.of)
@@ -319,7 +320,7 @@ def build(settings: Settings) -> Services:
         Profiles(pool, settings),
         name=settings.name,
         roots=settings.source_roots,
-        prepared=settings.data_dir / "prepared",
+        prepared=settings.converted,
         secret=keys.secret(key_dir, "version"),
         outside=outside,
     )
@@ -372,6 +373,7 @@ def build(settings: Settings) -> Services:
         ),
         partners=Partners(peer=peer, members=trust.members),
         webhooks=Webhooks(store=store, sender=sender, peer=peer, wire=net),
+        feed=events.Feed(store.bus),
         catalog=Catalog(
             store=store, participant=participant, base=settings.dsp_base, facts_of=known.of, formats=formats
         ),
@@ -496,7 +498,7 @@ def management_app(parts: Services) -> FastAPI:
         agreements.router(agreements=parts.agreements, tokens=tokens, contract=parts.holdings.contract),
         duties.router(parts.ledger, tokens),
         facts.router(parts.known, tokens),
-        events.router(feed=events.Feed(parts.store.bus), webhooks=parts.webhooks, tokens=tokens),
+        events.router(feed=parts.feed, webhooks=parts.webhooks, tokens=tokens),
     ):
         app.include_router(routes, prefix="/api/v1")
     app.include_router(_health(parts))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from connector.errors import Conflict
+from connector.errors import Busy, Conflict
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -75,6 +75,17 @@ def run_by_driver(connection: Connection, execute: Callable[[str, Any], Any], sq
         ) from error
 
 
+def _connected(engine: Engine) -> Connection:
+    try:
+        return engine.connect()
+    except DBAPIError as error:
+        said = str(error.orig).strip().partition("\n")[0]
+        shown = engine.url.render_as_string(hide_password=True)
+        raise Busy(
+            f"the database {shown} cannot be opened ({said}); check that it runs, and HANSE_DATABASE_URL"
+        ) from error
+
+
 def config(folder: Path, connection: Connection | None = None) -> Config:
     """Alembic's configuration for the migrations in `folder`, on `connection`."""
     from alembic.config import Config
@@ -88,7 +99,8 @@ def config(folder: Path, connection: Connection | None = None) -> Config:
 def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
     """Bring a database to the newest schema in one transaction: the revisions before and after ("" for an empty one).
 
-    `lock` lets one process at a time migrate a PostgreSQL that several share. Conflict for a schema nobody here knows.
+    `lock` lets one process at a time migrate a PostgreSQL that several share. Conflict for a schema nobody here knows,
+    Busy for a database that cannot be opened.
     """
     from alembic import command
     from alembic.runtime.migration import MigrationContext
@@ -96,7 +108,7 @@ def upgrade(url: str, *, folder: Path, lock: int) -> tuple[str, str]:
 
     engine = open_engine(url, pool_size=1, patient=True)
     try:
-        with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        with _connected(engine).execution_options(writing=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock})
             before = MigrationContext.configure(connection).get_current_revision() or ""

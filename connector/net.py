@@ -215,9 +215,17 @@ class Net:
             finally:
                 await response.aclose()
         except _FAILED as error:
-            raise PeerUnreachable(
-                f"{origin(url)} cannot be reached ({type(error).__name__}); check that it runs and the address is right"
-            ) from error
+            raise PeerUnreachable(f"{origin(url)} {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return f"cannot be reached ({type(error).__name__}); check that it runs and the address is right"
+    said = getattr(cause, "verify_message", "") or cause.reason or "no TLS there"
+    return f"answers, and is not trusted ({said}); check its certificate, and SSL_CERT_FILE for authorities of your own"
 
 
 def _framing(body: bytes | AsyncIterator[bytes] | None) -> dict[str, str]:

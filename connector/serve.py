@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp
 
 from connector import VERSION, bounds
 from connector.app import Services, build, management_app, public_app
+from connector.audit.log import check_key
 from connector.dataplane.gather import Protocol
 from connector.dataplane.unfinished import close_left_over
 from connector.errors import BadInput, Conflict, HanseError
@@ -40,7 +42,11 @@ _log = logger("connector")
 
 @asynccontextmanager
 async def running(parts: Services) -> AsyncIterator[None]:
-    """Every worker of the connector, for as long as the block lasts; then drained and closed."""
+    """Every worker of the connector, for as long as the block lasts; then drained and closed.
+
+    LogBroken where the keys are not those of the database: nothing has been served or signed by then.
+    """
+    await parts.store.read(partial(check_key, signer=parts.signer))
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
     counting = asyncio.create_task(parts.store.count_refusals())
@@ -90,7 +96,6 @@ def _hand_over(target: Path | None, text: str) -> None:
     if target is None:
         print(f"admin token, shown this once: {text}", file=sys.stderr, flush=True)  # noqa: T201  # for the operator
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text + "\n")
@@ -101,19 +106,19 @@ def _hand_over(target: Path | None, text: str) -> None:
 
 async def serve(settings: Settings) -> None:
     """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use, BadInput a
-    certificate that cannot be used.
+    certificate or a folder that cannot be used, Busy a database that does not answer.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_certificate(settings.tls_certificate, settings.tls_key)
     sys.setswitchinterval(_TURN)
     bounds.raise_descriptors()
     bounds.return_large_blocks()
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
+    if settings.admin_token_file is not None:
+        _make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     with contextlib.ExitStack() as bound:
-        public = bound.enter_context(_bind(settings.public_host, settings.public_port, "HANSE_PUBLIC_PORT"))
-        private = bound.enter_context(
-            _bind(settings.management_host, settings.management_port, "HANSE_MANAGEMENT_PORT")
-        )
+        public = bound.enter_context(_bind(settings.public_host, settings.public_port, "PUBLIC"))
+        private = bound.enter_context(_bind(settings.management_host, settings.management_port, "MANAGEMENT"))
         await asyncio.to_thread(upgrade, settings.database)
         parts = build(settings)
         servers = [
@@ -125,6 +130,7 @@ async def serve(settings: Settings) -> None:
             _server(Observed(management_app(parts), listener="management", metrics=parts.metrics)),
         ]
         _stop_on_signals(servers, parts)
+        _renew_on_signal(servers[0], parts)
         # What is there now stays: looked through with all else, it held up everybody for 100 ms now and then.
         gc.collect()
         gc.freeze()
@@ -170,11 +176,31 @@ def _stop_on_signals(servers: Sequence[uvicorn.Server], parts: Services) -> None
         # At once: the servers wait for their connections, and those for the ends of their streams.
         drained.append(asyncio.ensure_future(parts.reads.drain(_STOPPING)))
         parts.receiving.drain(_STOPPING)
+        parts.feed.close()
         for server in servers:
             server.should_exit = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
+def _renew_on_signal(public: uvicorn.Server, parts: Services) -> None:
+    """SIGHUP has the certificate read anew; what cannot be used changes nothing."""
+    certificate, key = parts.settings.tls_certificate, parts.settings.tls_key
+
+    def renew() -> None:
+        try:
+            _check_certificate(certificate, key)
+        except BadInput as error:
+            _log.error("certificate", reason=f"{error.message}; the one before stays")
+            return
+        if certificate is not None and public.config.ssl is not None:
+            public.config.ssl.load_cert_chain(certificate, key)
+        if parts.flight is not None:
+            parts.flight.renew()
+        _log.info("certificate", path=str(certificate or "none is set"))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renew)
 
 
 def _end_within(seconds: float) -> None:
@@ -192,6 +218,16 @@ def _end_within(seconds: float) -> None:
     timer.start()
 
 
+def _make_folder(folder: Path, setting: str, *, mode: int = 0o777) -> None:
+    """BadInput where it cannot be made, or nothing be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise BadInput(f"{setting}: expected a folder to write to, came {folder} ({error.strerror})") from None
+
+
 def _check_certificate(certificate: Path | None, key: Path | None) -> None:
     """BadInput where the public listener could not speak TLS with these."""
     if certificate is None:
@@ -205,7 +241,7 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
         ) from None
 
 
-def _bind(host: str, port: int, setting: str) -> socket.socket:
+def _bind(host: str, port: int, listener: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,8 +250,10 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         made.listen(512)
     except OSError as error:
         made.close()
+        there = error.errno in (errno.EADDRINUSE, errno.EACCES)
         raise Conflict(
-            f"port {port} on {host} cannot be bound ({error.strerror}); set {setting} to another one"
+            f"port {port} on {host} cannot be bound ({error.strerror}); "
+            f"set HANSE_{listener}_{'PORT' if there else 'HOST'} to another one"
         ) from None
     made.setblocking(False)
     return made

@@ -11,14 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-Words = Annotated[tuple[str, ...], NoDecode]
-
-
-def _words(value: object) -> object:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+from connector.forms import Address, Database, Did, Location, Name, Networks, words
 
 
 def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -29,37 +25,28 @@ def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield from ((name, near) for near in difflib.get_close_matches(name, known, n=1, cutoff=0.9))
 
 
-def unfit(error: ValidationError) -> Iterator[str]:
-    """A sentence for each setting, of a connector or a catalogue, that does not fit."""
-    for problem in error.errors():
-        name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
-        yield f"{name}: {problem['msg']}"
-
-
-NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
-
-
 class Settings(BaseSettings):
     """One connector. `HANSE_` + the field's name in capitals sets a field."""
 
     model_config = SettingsConfigDict(env_prefix="HANSE_", extra="ignore", frozen=True)
 
-    name: str = Field(
-        "connector",
-        pattern=f"^{NAME}$",
-        description="Short name of the participant, as SQL writes it before a dataset.",
-    )
+    name: Name = Field("connector", description="Short name of the participant, as SQL writes it before a dataset.")
     title: str = Field("", description="Name of the participant for people.")
     data_dir: Path = Field(
         Path("var/connector"),
         validate_default=True,
         description="Directory for the embedded database, keys and prepared files.",
     )
-    database_url: str = Field(
+    database_url: Database = Field(
         "", description="SQLAlchemy URL, e.g. postgresql+psycopg://user@host/db; empty is SQLite in data_dir."
     )
-    source_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+    source_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)] = Field(
         (), description="Directories that datasets may be registered from, comma separated."
+    )
+    converted_dir: Path | None = Field(
+        None,
+        description="Directory for what was converted to Parquet at registration; processes on one database need the "
+        "same. Empty: in data_dir.",
     )
     connections: Path | None = Field(
         None,
@@ -73,7 +60,7 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address that the public listener (protocol, data plane, did.json) binds to."
     )
     public_port: int = Field(8080, ge=0, le=65535, description="Port of the public listener.")
-    public_url: str = Field(
+    public_url: Address = Field(
         "",
         description="URL under which others reach the public listener; empty is http(s)://public_host:public_port.",
     )
@@ -87,7 +74,7 @@ class Settings(BaseSettings):
     flight_port: int | None = Field(
         None, ge=1, le=65535, description="Port of Arrow Flight and Flight SQL; empty: neither is spoken."
     )
-    flight_url: str = Field(
+    flight_url: Location = Field(
         "",
         description="Location under which others reach Flight; empty is grpc+tls or grpc+tcp://flight_host:flight_port.",
     )
@@ -101,16 +88,16 @@ class Settings(BaseSettings):
     admin_token_file: Path | None = Field(
         None, description="File that the first start writes the admin token to (mode 0600) instead of printing it."
     )
-    catalogue_url: str = Field(
+    catalogue_url: Address = Field(
         "", description="URL of the data space's catalogue, for `hanse search`; empty: no search."
     )
 
-    participant_id: str = Field("", description="The participant's DID; empty is did:web of public_url.")
-    trust_anchor: str = Field(
+    participant_id: Did = Field("", description="The participant's DID; empty is did:web of public_url.")
+    trust_anchor: Did = Field(
         "",
         description="DID of the data space's operator, whose member register is believed; empty: nobody is a member.",
     )
-    trust_register: str = Field(
+    trust_register: Address = Field(
         "", description="URL of the signed member register; empty is <trust anchor's address>/members.jws."
     )
     register_max_age: int = Field(
@@ -124,7 +111,7 @@ class Settings(BaseSettings):
         "", description="Participant id for protocol calls without Authorization; for labs on loopback only."
     )
 
-    allow_private: Words = Field(
+    allow_private: Networks = Field(
         (),
         description="Private networks (CIDR), addresses or host names that may be called, comma separated.",
     )
@@ -222,16 +209,11 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level that is logged.")
     log_json: bool = Field(False, description="Log as JSON lines instead of text for people.")
 
-    @field_validator("allow_private", "source_roots", mode="before")
+    @field_validator("data_dir", "converted_dir", "source_roots")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return _words(value)
-
-    @field_validator("data_dir", "source_roots")
-    @classmethod
-    def _whole(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    def _whole(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
         """From the root: a worker looks from a directory of its own, where a relative path leads elsewhere."""
-        return value.absolute() if isinstance(value, Path) else tuple(path.absolute() for path in value)
+        return tuple(path.absolute() for path in value) if isinstance(value, tuple) else value and value.absolute()
 
     @model_validator(mode="after")
     def _safe(self) -> Settings:
@@ -242,6 +224,15 @@ class Settings(BaseSettings):
             )
         if self.tls_key and not self.tls_certificate:
             raise ValueError("expected HANSE_TLS_CERTIFICATE beside HANSE_TLS_KEY, came the key alone; set both")
+        if self.tls_certificate and self.public_url.startswith("http:"):
+            raise ValueError(
+                f"expected HANSE_PUBLIC_URL to begin with https:// beside HANSE_TLS_CERTIFICATE, came {self.public_url}"
+            )
+        if self.workers_warm > self.workers_max:
+            raise ValueError(
+                f"expected HANSE_WORKERS_WARM to be at most HANSE_WORKERS_MAX, came {self.workers_warm} and "
+                f"{self.workers_max}"
+            )
         if self.flight_port is not None and not (self.flight_safe or self.flight_plaintext):
             raise ValueError(
                 f"Flight on {self.flight_host} would speak without TLS: set HANSE_TLS_CERTIFICATE, or "
@@ -268,6 +259,11 @@ class Settings(BaseSettings):
     @property
     def dsp_base(self) -> str:
         return f"{self.root_url}/dsp/2025-1"
+
+    @property
+    def converted(self) -> Path:
+        """Where converted files lie."""
+        return self.converted_dir or self.data_dir / "prepared"
 
     @property
     def database(self) -> str:

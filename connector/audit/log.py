@@ -166,6 +166,16 @@ class Sequencer:
         return len(records)
 
 
+def check_key(tx: Unit, *, signer: note.Signer) -> None:
+    """LogBroken where the newest head is signed with another key: an auditor would take what follows for a forgery."""
+    newest = tx.audit.checkpoint()
+    if newest is not None and not signer.has_signed(newest.note):
+        raise LogBroken(
+            "the audit log of this database was signed with another key than the one in keys/ of HANSE_DATA_DIR: copy "
+            "keys/ from the connector that wrote it (not instance.secret, where that one goes on), or from its backup"
+        )
+
+
 def check_head(tx: Unit) -> None:
     """LogBroken unless the stored tree has the size and root of the newest head."""
     newest, size = tx.audit.checkpoint(), tx.audit.size()

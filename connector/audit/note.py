@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import urlsplit
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _ED25519 = b"\x01"
@@ -39,6 +41,15 @@ class Signer:
     def sign(self, text: str) -> str:
         """The signature line over `text`, which ends in a newline."""
         return f"— {self.name} {_b64(self._key_id + self.key.sign(text.encode()))}\n"
+
+    def has_signed(self, note: str) -> bool:
+        """Whether one of a note's signatures is this key's, under whatever name."""
+        text, _, lines = note.rpartition("\n\n")
+        for line in lines.splitlines():
+            with suppress(InvalidSignature, ValueError):
+                self.key.public_key().verify(base64.b64decode(line.rpartition(" ")[2])[4:], f"{text}\n".encode())
+                return True
+        return False
 
 
 def checkpoint(signer: Signer, *, size: int, root: bytes) -> str:

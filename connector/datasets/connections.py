@@ -79,6 +79,10 @@ class Connections:
         buckets = [f"s3://{bucket}" for store in found.stores.values() for bucket in store.buckets]
         return sorted({*buckets, *(f"postgres://{name}" for name in found.databases)})
 
+    def check(self) -> None:
+        """SourceUnreadable where the file is not as it has to be."""
+        self._read()
+
     def store(self, name: str, *, bucket: str) -> tuple[str, Store]:
         """The object store `name` (empty: the only one that has the bucket) with its name; BadInput for any other."""
         stores = self._read().stores

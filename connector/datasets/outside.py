@@ -10,6 +10,10 @@ from connector.datasets.connections import Connections
 from connector.datasets.making import Making, remove
 from connector.datasets.objects import Objects
 from connector.datasets.sources.files import FileRef
+from connector.errors import SourceUnreadable
+from connector.telemetry import logger
+
+_log = logger("datasets")
 
 
 class Outside:
@@ -26,8 +30,12 @@ class Outside:
         self.blocks = Blocks(folder / "blocks", self._fetch, quota=cache_bytes)
 
     async def start(self) -> None:
-        """Remove what a cache of a process that was killed has left."""
+        """Remove what a cache of a process that was killed has left; say where connections cannot be read."""
         await self.blocks.sweep()
+        try:
+            self.connections.check()
+        except SourceUnreadable as error:  # it may come later, as files may
+            _log.warning("connections", reason=error.message)
 
     def read(self, ref: FileRef, *, store: str, first: int, count: int) -> AsyncIterator[int]:
         """Descriptors of blocks of an object, in order; see `Blocks.read`."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from connector.errors import Busy, HanseError, NotFound, PeerNonsense, QueryInvalid, Refused
 from connector.events import AgreementConcluded, AgreementRevoked, Event, TransferAdvanced
+from connector.forms import NAME
 from connector.identity.service import Identity
 from connector.net import Net, Reply, origin
 from connector.query.federation import ALL, Bearer, Column, GridInfo, Known, Silent, TableInfo, shared_name
-from connector.settings import NAME
 from connector.store import Store, Transaction
 from connector.store.agreements import Holding, Readable, Started
 from policies.columns import fold

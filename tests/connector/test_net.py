@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from connector.errors import AddressRefused, HanseError, PeerNonsense, PeerUnreachable
 from connector.net import Guard, Net, is_public
+from tests.support.certificates import self_signed, server_side
 
 PRIVATE = [
     "0.0.0.0", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.8.8.8", "169.254.169.254", "172.16.0.1", "192.0.0.1",
@@ -139,6 +142,29 @@ HOSTILE: dict[str, tuple[bytes, type[HanseError]]] = {
     "endless headers": (b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 50_000, PeerUnreachable),
     "nothing": (b"", PeerUnreachable),
 }
+
+
+async def hello(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 no TLS here\r\n")
+    await writer.drain()
+
+
+async def test_who_cannot_be_trusted_is_told_from_who_does_not_answer(tmp_path: Path) -> None:
+    certificate = server_side(self_signed(tmp_path / "peer.pem"))
+    here = ssl.create_default_context(cafile=str(tmp_path / "peer.pem"))
+    served = await asyncio.start_server(reply(b""), "127.0.0.1", 0, ssl=certificate)
+    port = served.sockets[0].getsockname()[1]
+    async with served, server(hello) as plain:
+        for host, at, tls, said in (
+            ("127.0.0.1", port, None, "self-signed certificate"),
+            ("localhost", port, here, "Hostname mismatch"),
+            ("127.0.0.1", plain, None, "not trusted"),
+            ("127.0.0.1", 1, None, "check that it runs"),
+        ):
+            net = Net(Guard(allow=["127.0.0.0/8", "localhost"]), timeout=60, max_bytes=1000, tls=tls)
+            with pytest.raises(PeerUnreachable, match=said):
+                await net.call("GET", f"https://{host}:{at}/")
+            await net.close()
 
 
 @pytest.mark.parametrize("name", HOSTILE)

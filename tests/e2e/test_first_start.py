@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,6 +122,61 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, what: str) -
     assert code == 1
     assert "HANSE_TLS_CERTIFICATE" in said
     assert str(certificate) in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"DATABASE_URL": "postgresql+psycopg://u:secret@127.0.0.1:1/db"},
+            "check that it runs, and HANSE_DATABASE_URL",
+        ),
+        ({"DATA_DIR": "/dev/null/hanse"}, "HANSE_DATA_DIR: expected a folder to write to, came /dev/null/hanse"),
+        ({"PUBLIC_HOST": "999.1.1.1"}, "set HANSE_PUBLIC_HOST to another one"),
+    ],
+)
+def test_what_the_machine_has_not_is_told_in_a_line(tmp_path: Path, settings: dict[str, str], expected: str) -> None:
+    code, said = ended(tmp_path, **settings)
+    assert code == 1
+    assert expected in said
+    assert len(said.splitlines()) == 1
+    assert "secret" not in said
+
+
+def test_a_certificate_that_was_renewed_is_read_on_a_hangup_and_an_end_waits_for_no_reader_of_events(
+    tmp_path: Path,
+) -> None:
+    ports = free_range(3)
+    certificate = self_signed(tmp_path / "certificate.pem")
+    clinic = Process("clinic", tmp_path, ports, ports + 1, settings={"FLIGHT_PORT": str(ports + 2)})
+    clinic.certificate = certificate
+    clinic.start()
+    try:
+        assert clinic.running is not None
+        for make in (self_signed, lambda path: path.write_text("half a cert"), self_signed):
+            make(certificate)
+            clinic.running.send_signal(signal.SIGHUP)
+            if "BEGIN" in certificate.read_text():
+                wanted = ssl.PEM_cert_to_DER_cert(certificate.read_text().partition("-----BEGIN PRIVATE")[0])
+                for port in (ports, ports + 2):
+                    until(lambda: presented(port) == wanted)  # noqa: B023  # called at once
+        stream = clinic.api().start("GET", "/events/stream")
+        assert stream.readline() == b": joined\n"
+        clinic.running.send_signal(signal.SIGTERM)
+        assert clinic.running.wait(timeout=20) == 0  # connections that stay are given thirty seconds
+    finally:
+        clinic.kill()
+
+
+def presented(port: int) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port), timeout=10))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def test_a_setting_that_is_nearly_one_is_asked_about(tmp_path: Path) -> None:

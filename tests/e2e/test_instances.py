@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,12 +47,13 @@ def two(tmp_path_factory: pytest.TempPathFactory, postgres_cluster: Any) -> Iter
     tmp_path = tmp_path_factory.mktemp("instances")
     with postgres_cluster.database() as url:
         ports = free_range(4)
-        first = Process("north", tmp_path / "first", ports, ports + 1, url)
+        shared = {"CONVERTED_DIR": str(tmp_path / "converted")}
+        first = Process("north", tmp_path / "first", ports, ports + 1, url, shared)
         first.start()
         shutil.copytree(
             first.directory / "keys", tmp_path / "second" / "keys", ignore=shutil.ignore_patterns("instance*")
         )
-        same = {"PUBLIC_URL": f"http://127.0.0.1:{first.public_port}"}
+        same = {"PUBLIC_URL": f"http://127.0.0.1:{first.public_port}", **shared}
         second = Process("north", tmp_path / "second", ports + 2, ports + 3, url, same)
         try:
             second.start()
@@ -121,6 +123,21 @@ def test_a_stream_of_events_at_one_tells_what_happens_in_both(two: Two) -> None:
             if line.startswith(b"data: "):
                 told.append(line.decode())
         assert len(set(told)) == 10
+
+
+def test_what_one_of_them_has_converted_is_there_for_both(two: Two) -> None:
+    (two.first.directory / "beds.csv").write_text("bed,ward\n1,onco\n2,neuro\n")
+    two.api(two.first).post("/datasets", {"name": "beds", "path": str(two.first.directory / "beds.csv")})
+    two.api(two.first).post("/offers", {"dataset": "beds", "policy": POLICY})
+    for one in (two.first, two.second):
+        assert len(two.api(one).get("/datasets/beds/preview?as=did:web:south.example")["rows"]) == 2
+
+
+def test_a_process_with_keys_of_its_own_is_not_let_in(two: Two, tmp_path: Path) -> None:
+    ports = free_range(2)
+    stranger = Process("north", tmp_path, ports, ports + 1, two.first.database_url)
+    with pytest.raises(RuntimeError, match="signed with another key than the one in keys/"):
+        stranger.start()
 
 
 def test_a_webhook_gets_each_event_from_one_of_them(two: Two) -> None:

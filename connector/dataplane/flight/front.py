@@ -42,13 +42,14 @@ class Front:
         self._tables = Tables()
         self._socket: socket.socket | None = None
         self._door: Door | None = None
+        self._context: ssl.SSLContext | None = None
         self.port = listen.port
 
     async def start(self) -> None:
         """Back when it listens. Conflict where it cannot, with the reason."""
         listen = self._listen
         try:
-            context = _context(listen)
+            self._context = _context(listen)
             self._socket = socket.create_server(
                 (listen.host, listen.port),
                 family=socket.AF_INET6 if ":" in listen.host else socket.AF_INET,
@@ -62,7 +63,12 @@ class Front:
             ) from error
         self.port = self._socket.getsockname()[1]
         service = Service(self._desk, self._tables)
-        self._door = Door(self._socket, lambda: Connection(service.answer, self._connections), context)
+        self._door = Door(self._socket, lambda: Connection(service.answer, self._connections), self._context)
+
+    def renew(self) -> None:
+        """Read the certificate anew, for connections from now on."""
+        if self._context is not None:
+            self._context.load_cert_chain(self._listen.certificate, self._listen.key or None)
 
     async def stop(self) -> None:
         """End it; call it when no read runs any more."""

@@ -141,7 +141,7 @@ def open_pinned(ref: FileRef) -> int:
     try:
         descriptor = os.open(ref.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _why(error) from error
+        raise _why(error, ours=ref.ours) from error
     try:
         check_unchanged(descriptor, ref)
     except HanseError:
@@ -163,8 +163,14 @@ def check_unchanged(descriptor: int, ref: FileRef) -> None:
         raise VersionChanged("a file of this version has changed since it was registered; register a new version")
 
 
-def _why(error: OSError) -> HanseError:
+def _why(error: OSError, *, ours: bool = False) -> HanseError:
     """Why a registered file cannot be opened or looked at: nobody shall look for a change where there is none."""
+    if ours and error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):  # another process may well have it
+        return Busy(
+            "what this dataset was converted to is not at this process of the owner's connector; try again, or let the "
+            "owner give all its processes one HANSE_CONVERTED_DIR",
+            code="file_unavailable",
+        )
     if error.errno in _GONE:
         return VersionChanged("a file of this version is gone; register a new version")
     if isinstance(error, PermissionError):

@@ -7,13 +7,16 @@ import contextlib
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hanse.verify import verify_consistency, verify_proof
 
 from connector.audit import merkle, note
-from connector.audit.log import ROUND_MAX, LogBroken, Sequencer
+from connector.audit.log import ROUND_MAX, LogBroken, Sequencer, check_key
 from connector.errors import NotFound
 from connector.store import Store, Transaction
 from connector.store.tables import AuditCheckpoint, AuditEvent, AuditTile
@@ -190,3 +193,13 @@ async def test_nothing_is_signed_over_a_damaged_log(store: Store, damage: Any) -
     with pytest.raises(LogBroken):
         await Sequencer(store, signer=SIGNER).settle()
     assert await store.read(lambda tx: tx.session.query(AuditCheckpoint).count()) == heads
+
+
+async def test_a_log_is_gone_on_with_by_its_own_key_alone(sqlite_store: Store) -> None:
+    log = log_over(sqlite_store)
+    await sqlite_store.read(partial(check_key, signer=SIGNER))  # nothing is signed yet
+    await sqlite_store.write(story(5))
+    await log.sequencer.settle()
+    await sqlite_store.read(partial(check_key, signer=replace(SIGNER, name="a new address/audit/north")))
+    with pytest.raises(LogBroken, match="copy keys/"):
+        await sqlite_store.read(partial(check_key, signer=replace(SIGNER, key=Ed25519PrivateKey.generate())))

@@ -1091,6 +1091,13 @@ def test_only_a_file_that_is_gone_is_told_as_changed(
     assert isinstance(error_of(code, {}), expected)  # as a worker tells it
 
 
+def test_what_we_have_made_and_is_not_here_may_be_at_another_process(tmp_path: Path) -> None:
+    found = replace(files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[tmp_path]), ours=True)
+    (tmp_path / "t.parquet").unlink()
+    with pytest.raises(Busy, match="HANSE_CONVERTED_DIR"):
+        files.open_pinned(found)
+
+
 def test_want_of_descriptors_is_told_as_that_and_costs_none(tmp_path: Path) -> None:
     found = files.file_ref(str(data.parquet(tmp_path / "t.parquet", 10)), roots=[tmp_path])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

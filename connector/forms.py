@@ -1,0 +1,96 @@
+"""What a setting of a connector or a catalogue may look like, checked when it is read, each with a sentence of its own.
+
+A slip that were taken as it is would stand in agreements and logs: an address without its scheme makes another DID.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic_settings import NoDecode, SettingsError
+
+NAME = "[a-z][a-z0-9-]{0,62}"  # of a participant: no identifier (DID), and no letter that SQL would fold
+_DATABASES = ("sqlite", "postgresql+psycopg")
+_DID = re.compile(r"did:[a-z0-9]+:\S+")
+
+
+def unfit(error: ValidationError | SettingsError) -> Iterator[str]:
+    """A sentence for each setting that does not fit."""
+    if isinstance(error, SettingsError):  # no JSON, where it has to be
+        yield f"{error}; expected JSON there"
+        return
+    for problem in error.errors():
+        name = "HANSE_" + "_".join(str(part) for part in problem["loc"]).upper() if problem["loc"] else "settings"
+        yield f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def words(value: object) -> object:
+    """What commas part, where it came as one text."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(NAME, value):
+        raise ValueError(f"expected a small letter, then small letters, digits and hyphens, came {value!r}")
+    return value
+
+
+def _address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
+    """A URL to which paths can be added; empty stays empty."""
+    if not value:
+        return value
+    expected = f"expected a URL such as {schemes[-1]}://host or {schemes[-1]}://host:port"
+    try:
+        parts = urlsplit(value)
+        whole = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket alone
+        whole = False
+    if not whole or re.search(r"\s", value):
+        raise ValueError(f"{expected}, came {value!r}")
+    if parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError(f"{expected}, with nothing but a path behind it, came {value.rpartition('@')[2]!r}")
+    return value
+
+
+def _location(value: str) -> str:
+    return _address(value, ("grpc", "grpc+tcp", "grpc+tls"))
+
+
+def _did(value: str) -> str:
+    if value and not _DID.fullmatch(value):
+        raise ValueError(f"expected a DID such as did:web:host.example, came {value!r}")
+    return value
+
+
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for one in value:
+        if "/" in one:
+            try:
+                ipaddress.ip_network(one, strict=False)
+            except ValueError as error:
+                raise ValueError(f"expected networks such as 10.0.0.0/8, addresses or host names: {error}") from None
+    return value
+
+
+def _database(value: str) -> str:
+    """No word of what stands behind the scheme: it holds a password."""
+    scheme, sign, _ = value.partition("://")
+    if value and not (sign and scheme in _DATABASES):
+        raise ValueError(
+            "expected postgresql+psycopg://user@host/database, or sqlite:///path, or nothing, came "
+            + (f"one that begins with {scheme + sign!r}" if sign else "one without a ://")
+        )
+    return value
+
+
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterValidator(_networks)]
+Name = Annotated[str, AfterValidator(_name)]
+Address = Annotated[str, AfterValidator(_address)]
+Location = Annotated[str, AfterValidator(_location)]
+Did = Annotated[str, AfterValidator(_did)]
+Database = Annotated[str, AfterValidator(_database)]

@@ -1,0 +1,66 @@
+"""What settings may look like: what does not fit is refused when it is read, with a sentence that names it."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from catalogue.settings import Settings as CatalogueSettings
+from connector.forms import unfit
+from connector.settings import Settings
+
+FIT: list[dict[str, str]] = [
+    {"PUBLIC_URL": "https://connector.example"},
+    {"PUBLIC_URL": "http://127.0.0.1:8080/behind"},
+    {"PUBLIC_URL": "https://[::1]:8080/"},
+    {"FLIGHT_URL": "grpc+tls://connector.example:8815"},
+    {"PARTICIPANT_ID": "did:web:connector.example%3A8080", "TRUST_ANCHOR": "did:web:catalogue.example"},
+    {"ALLOW_PRIVATE": "10.0.0.0/8, fd00::/8, 127.0.0.1, owner.lan"},
+    {"DATABASE_URL": "postgresql+psycopg://u:secret@h/db?connect_timeout=3"},
+    {"DATABASE_URL": "sqlite:////tmp/a.db"},
+    {"NAME": "clinic-1"},
+]
+UNFIT: list[tuple[dict[str, str], str]] = [
+    ({"PUBLIC_URL": "connector.example"}, "HANSE_PUBLIC_URL: expected a URL such as https://host"),
+    ({"PUBLIC_URL": "ftp://connector.example"}, "came 'ftp://connector.example'"),
+    ({"PUBLIC_URL": "https://connector.example?x=1"}, "with nothing but a path behind it"),
+    ({"PUBLIC_URL": "https://me:secret@connector.example"}, "came 'connector.example'"),
+    ({"PUBLIC_URL": "https://connector.example:port"}, "expected a URL"),
+    ({"PUBLIC_URL": "https://"}, "expected a URL"),
+    ({"PUBLIC_URL": "http://connector.example", "TLS_CERTIFICATE": "a.pem"}, "to begin with https://"),
+    ({"CATALOGUE_URL": "cat.example"}, "HANSE_CATALOGUE_URL"),
+    ({"TRUST_REGISTER": "members.jws"}, "HANSE_TRUST_REGISTER"),
+    ({"FLIGHT_URL": "https://connector.example"}, "HANSE_FLIGHT_URL: expected a URL such as grpc+tls://host"),
+    ({"PARTICIPANT_ID": "clinic"}, "HANSE_PARTICIPANT_ID: expected a DID"),
+    ({"TRUST_ANCHOR": "catalogue.example"}, "HANSE_TRUST_ANCHOR: expected a DID"),
+    ({"ALLOW_PRIVATE": "10.0.0.0/33"}, "HANSE_ALLOW_PRIVATE: expected networks"),
+    ({"DATABASE_URL": "postgres://u:secret@h/db"}, "came one that begins with 'postgres://'"),
+    ({"DATABASE_URL": "nonsense"}, "without a ://"),
+    ({"WORKERS_MAX": "1", "WORKERS_WARM": "5"}, "HANSE_WORKERS_WARM to be at most HANSE_WORKERS_MAX"),
+    ({"NAME": "Clinic"}, "HANSE_NAME: expected a small letter"),
+    ({"STATIC_TOKENS": "abc"}, "static_tokens"),
+]
+SHARED = ("PUBLIC_URL", "PARTICIPANT_ID", "ALLOW_PRIVATE", "DATABASE_URL", "NAME")
+
+
+def given(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> list[type[Settings | CatalogueSettings]]:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"HANSE_{name}", value)
+    return [Settings, CatalogueSettings] if set(settings) <= set(SHARED) else [Settings]
+
+
+@pytest.mark.parametrize("settings", FIT, ids=str)
+def test_what_fits_is_taken(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> None:
+    for made in given(monkeypatch, settings):
+        made()
+
+
+@pytest.mark.parametrize(("settings", "said"), UNFIT, ids=lambda value: str(value)[:60])
+def test_what_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str) -> None:
+    for made in given(monkeypatch, settings):
+        with pytest.raises((ValidationError, SettingsError)) as caught:
+            made()
+        (sentence,) = unfit(caught.value)
+        assert said in sentence
+        assert "secret" not in sentence
