@@ -5,10 +5,12 @@ Thin: what is in them is decided by the viewer's view, as everywhere.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -16,12 +18,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from catalogue.access import PUBLIC, Access, Viewer
 from catalogue.exports import EXPORTS, croissant, dcat
 from catalogue.exports.dcat import About, Paging
+from catalogue.facets import Card
 from catalogue.search import Search
 from catalogue.settings import Settings
 from catalogue.validation import validate
 from connector.errors import BadInput, NotFound
 
 _PAGE = 100
+_PAGE_BYTES = 8 * 2**20  # roughly: a page ends before the dataset that would make it longer
 
 
 def router(search: Search, access: Access, settings: Settings) -> APIRouter:
@@ -29,14 +33,19 @@ def router(search: Search, access: Access, settings: Settings) -> APIRouter:
     routes = APIRouter(tags=["exports"])
     looking = Depends(access.viewer)
     about = About(root=settings.root_url, title=settings.title, operator=settings.did, operator_name=settings.title)
+    turn = asyncio.Semaphore(1)  # who harvests waits for others who do, and nobody else for any of them
+
+    async def written(write: Callable[[], str]) -> str:
+        async with turn:
+            return await asyncio.to_thread(write)
 
     @routes.get("/catalog.{suffix}", response_class=Response)
     async def catalog(request: Request, suffix: str, after: str = "", viewer: Viewer = looking) -> Response:
-        """The catalogue as DCAT-AP 3 in pages of 100, linked by hydra (jsonld, ttl, rdf)."""
+        """The catalogue as DCAT-AP 3 in pages of up to 100, linked by hydra (jsonld, ttl, rdf)."""
         export = EXPORTS.get(suffix)
         if export is None:
             raise NotFound(f"expected catalog.{' or catalog.'.join(EXPORTS)}, came catalog.{suffix[:20]}")
-        cards, following = await search.page(viewer, after=_cursor(after), size=_PAGE)
+        cards, following = _light(*await search.page(viewer, after=_cursor(after), size=_PAGE))
         first = f"{settings.root_url}/catalog.{suffix}"
         paging = Paging(
             here=f"{first}?after={after}" if after else first,
@@ -44,13 +53,14 @@ def router(search: Search, access: Access, settings: Settings) -> APIRouter:
             following=f"{first}?after={_encoded(following)}" if following else "",
             total=sum((await search.owners(viewer)).values()),
         )
-        return _answer(request, viewer, export.text(dcat.catalog(cards, about, paging)), export.media_type)
+        text = await written(lambda: export.text(dcat.catalog(cards, about, paging)))
+        return _answer(request, viewer, text, export.media_type)
 
     @routes.get("/datasets/{dataset_id:path}/croissant", response_class=Response)
     async def as_croissant(request: Request, dataset_id: str, viewer: Viewer = looking) -> Response:
         """One dataset as Croissant 1.1."""
         shown = await search.dataset(dataset_id, viewer)
-        text = json.dumps(croissant.croissant(shown.card, about), ensure_ascii=False, indent=1)
+        text = await written(lambda: json.dumps(croissant.croissant(shown.card, about), ensure_ascii=False, indent=1))
         return _answer(request, viewer, text, croissant.MEDIA_TYPE)
 
     @routes.get("/datasets/{dataset_id:path}/dcat.{suffix}", response_class=Response)
@@ -60,7 +70,8 @@ def router(search: Search, access: Access, settings: Settings) -> APIRouter:
         if export is None:
             raise NotFound(f"expected dcat.{' or dcat.'.join(EXPORTS)}, came dcat.{suffix[:20]}")
         shown = await search.dataset(dataset_id, viewer)
-        return _answer(request, viewer, export.text([dcat.dataset(shown.card, about)]), export.media_type)
+        text = await written(lambda: export.text([dcat.dataset(shown.card, about)]))
+        return _answer(request, viewer, text, export.media_type)
 
     @routes.get("/datasets/{dataset_id:path}/validation")
     async def validation(dataset_id: str, viewer: Viewer = looking) -> dict[str, Any]:
@@ -78,6 +89,16 @@ def _answer(request: Request, viewer: Viewer, text: str, media_type: str) -> Res
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(text, media_type=media_type, headers=headers)
+
+
+def _light(cards: list[Card], following: str) -> tuple[list[Card], str]:
+    """As many of the first datasets of a page as fit into one answer, one at least, and where to go on."""
+    whole = 0
+    for place, card in enumerate(cards):
+        whole += dcat.weight(card)
+        if whole > _PAGE_BYTES and place:
+            return cards[:place], cards[place - 1].entry.id
+    return cards, following
 
 
 def _encoded(dataset_id: str) -> str:

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ from catalogue.facets import FACETS, THEMES, Card
 from catalogue.question import Question
 from catalogue.store import Store, Transaction
 
-LAYOUT = 2  # raise it when documents are made differently
+LAYOUT = 3  # raise it when documents are made differently
 _HEAP = 15_000_000  # the least that tantivy takes; one thread
 _BATCH = 500
+# Of one entry, over all its renderings: who names a hundred members is found by the beginning of a long description, or
+# everybody else's entries would wait for it.
+_TEXTS_MAX, _COLUMNS_MAX = 1_000_000, 50_000
+_WAITING_MAX = 8_000_000  # characters of documents that wait for the engine's thread, which it keeps in memory
 _OWNERS_MAX = 10_000
 _START = (0, "")  # before the first change
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -113,11 +117,17 @@ class Index:
         return position, [(row.id, cards_of(row, member, source)) for row, member, source in rows]
 
     def _apply(self, position: tuple[int, str], changes: list[tuple[str, list[Card]]]) -> None:
-        writer = self._index.writer(_HEAP, 1)
+        writer, waiting = self._index.writer(_HEAP, 1), 0
         for entry_id, cards in changes:
             writer.delete_documents_by_term("id", entry_id)
+            if cards:
+                texts = self._texts(cards[0], most=_TEXTS_MAX // len(cards))
             for card in cards:
-                writer.add_document(self._document(card))
+                writer.add_document(self._document(card, texts, most=_COLUMNS_MAX // len(cards)))
+                waiting += sum(map(len, texts.values()))
+                if waiting > _WAITING_MAX:
+                    writer.commit()
+                    waiting = 0
         writer.commit()
         writer.wait_merging_threads()
         self._index.reload()
@@ -227,27 +237,32 @@ class Index:
 
     # -- documents
 
-    def _document(self, card: Card) -> tantivy.Document:
+    def _texts(self, card: Card, *, most: int) -> dict[str, str]:
+        """What all renderings of an entry have, of each long text so many characters."""
         entry = card.entry
-        document = tantivy.Document()
-        columns = " ".join(_spread(column.name) for column in entry.columns)
-        keywords = " ".join(entry.keywords)
-        texts = {
+        columns = " ".join(_spread(column.name) for column in entry.columns)[:most]
+        keywords = " ".join(entry.keywords)[:most]
+        return {
             "id": entry.id,
             "title": entry.title,
             "keywords": keywords,
             "columns": columns,
-            "description": entry.description,
+            "description": entry.description[:most],
             "owner": f"{card.owner} {card.owner_title}",
             "labels": " ".join(THEMES.get(value, value) for value in FACETS["theme"].values(card)),
             "grams": f"{entry.title} {keywords} {columns}"[:20_000],
             "title_stems": self._stems(entry.title, entry.language),
-            "stems": self._stems(f"{keywords} {columns} {entry.description}", entry.language),
+            "stems": self._stems(f"{keywords} {columns} {entry.description}"[:most], entry.language),
         }
+
+    def _document(self, card: Card, texts: Mapping[str, str], *, most: int) -> tantivy.Document:
+        """`most` names of columns can be asked for whole."""
+        entry = card.entry
+        document = tantivy.Document()
         for field, text in texts.items():
             document.add_text(field, text)
         lists = {"view": card.views, "hidden_from": card.hidden_from}
-        lists["column_exact"] = tuple(column.name.lower() for column in entry.columns)
+        lists["column_exact"] = tuple(dict.fromkeys(column.name.lower() for column in entry.columns[:most]))
         lists |= {f"facet_{name}": tuple(dict.fromkeys(facet.values(card))) for name, facet in FACETS.items()}
         for field, values in lists.items():
             for value in filter(None, values):

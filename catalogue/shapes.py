@@ -15,6 +15,8 @@ from catalogue.store.tables import Member, Run, Source
 from connector.forms import NAME
 
 Json = dict[str, Any]
+# Of each in a line of a list; the dataset's own address has all of it.
+_DESCRIPTION_MAX, _COLUMNS_MAX, _OFFERS_MAX, _SENTENCES_MAX, _SENTENCE_MAX = 2_000, 100, 10, 10, 500
 
 
 class NewMember(BaseModel):
@@ -87,6 +89,7 @@ def dataset(card: Card, *, root: str, now: float) -> Json:
     entry = card.entry
     return {
         **summary(card, root=root, now=now),
+        "description": entry.description,
         "columns": [asdict(column) for column in entry.columns],
         "language": entry.language,
         "endpoint": entry.endpoint,
@@ -108,14 +111,14 @@ def dataset(card: Card, *, root: str, now: float) -> Json:
 
 
 def summary(card: Card, *, root: str, now: float) -> Json:
-    """One dataset as a line of a list."""
+    """One dataset as a line of a list, which a hundred of them have room in whatever their owners write."""
     entry = card.entry
     return {
         "id": entry.id,
         "name": entry.name,
         "path": f"{card.owner}/{entry.name}",
         "title": entry.title,
-        "description": entry.description,
+        "description": _short(entry.description, _DESCRIPTION_MAX),
         "participant": card.owner,
         "participant_id": entry.participant,
         "participant_title": card.owner_title,
@@ -123,18 +126,28 @@ def summary(card: Card, *, root: str, now: float) -> Json:
         "keywords": list(entry.keywords),
         "themes": [theme_code(theme) for theme in entry.themes],
         "license": entry.license,
-        "columns": [column.name for column in entry.columns],
-        "formats": list(entry.formats),
+        "columns": [column.name for column in entry.columns[:_COLUMNS_MAX]],
+        "column_count": max(entry.column_count, len(entry.columns)),
+        "formats": list(entry.formats[:_OFFERS_MAX]),
         "offers": [
-            {"id": offer.id, "sentences": list(offer.sentences), "classes": list(offer.classes)}
-            for offer in card.offers
+            {
+                "id": offer.id,
+                "sentences": [_short(text, _SENTENCE_MAX) for text in offer.sentences[:_SENTENCES_MAX]],
+                "classes": list(offer.classes),
+            }
+            for offer in card.offers[:_OFFERS_MAX]
         ],
+        "offer_count": len(card.offers),
         "state": card.state,
         "last_seen": card.last_seen,
         "age_seconds": max(0, round(now - card.last_seen)),
         "modified_at": card.modified_at,
         "page": page_of(entry.id, root),
     }
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 2]} …"
 
 
 def page_of(dataset_id: str, root: str) -> str:
@@ -164,7 +177,7 @@ def results(found: Results, *, root: str, now: float) -> Json:
 def _hit(hit: Hit, *, root: str, now: float) -> Json:
     return {
         **summary(hit.card, root=root, now=now),
-        "matched_columns": hit.columns,
+        "matched_columns": hit.columns[:_COLUMNS_MAX],
         "highlights": {"title": _segments(hit.title), "description": _segments(hit.excerpt)},
     }
 

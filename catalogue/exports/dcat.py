@@ -22,6 +22,7 @@ from policies.model import ODRL, Atom, Constraint, Duty, Group, Kind, Rule
 _EU = "http://publications.europa.eu/resource/authority/"
 _ARROW = "https://www.iana.org/assignments/media-types/application/vnd.apache.arrow.stream"
 _DSP = "https://w3id.org/dspace/2025/1/"
+_SENTENCES_MAX = 1_000
 _PROFILE = "http://data.europa.eu/r5r/"  # DCAT-AP
 
 
@@ -65,6 +66,14 @@ def catalog(cards: Iterable[Card], about: About, paging: Paging) -> list[Node]:
     return [page, node]
 
 
+def weight(card: Card) -> int:
+    """Roughly how many bytes a dataset is written in."""
+    entry = card.entry
+    texts = [sum(map(len, offer.sentences)) for offer in card.offers] or [0]
+    ways = max(1, len(entry.formats)) * sum(1_500 + min(text, _SENTENCES_MAX) for text in texts)
+    return 3_000 + len(entry.description) + 150 * len(entry.columns) + 3 * sum(texts) + ways
+
+
 def dataset(card: Card, about: About) -> Node:
     """One dataset with its distributions and columns."""
     entry = card.entry
@@ -93,23 +102,28 @@ def iri_of(dataset_id: str, root: str) -> str:
 
 def _distributions(card: Card, about: About) -> Iterable[Node]:
     """One per way of access and offer; one per way where this viewer sees no offer."""
-    entry = card.entry
+    entry, service, licence = card.entry, _service(card, about), _licence(card.entry.license)
+    offers: list[tuple[Literal, Node | None]] = [(_description(offer), policy(offer)) for offer in card.offers] or [
+        (_description(None), None)
+    ]
     for way in entry.formats or ("",):
-        for index, offer in enumerate(card.offers or (None,)):
+        for index, (description, terms) in enumerate(offers):
             node = Node(("dcat:Distribution",), f"{iri_of(entry.id, about.root)}#{quote(way or 'data')}-{index + 1}")
             node.add("dct:title", Literal(f"{entry.title} ({way or 'on request'})"))
-            node.add("dct:description", _description(offer))
+            node.add("dct:description", description)
             node.add("dcat:accessURL", Iri(entry.endpoint or iri_of(entry.id, about.root)))
-            node.add("dct:license", _licence(entry.license))
+            node.add("dct:license", licence)
             node.add("dcat:mediaType", Node(("dct:MediaType",), _ARROW))
             node.add("dcatap:availability", Iri(f"{_EU}planned-availability/AVAILABLE"))
-            node.add("dcat:accessService", _service(card, about))
-            node.add("odrl:hasPolicy", policy(offer) if offer else None)
+            node.add("dcat:accessService", service)
+            node.add("odrl:hasPolicy", terms)
             yield node
 
 
 def _description(offer: Offer | None) -> Literal:
     text = " ".join(offer.sentences) if offer else ""
+    if len(text) > _SENTENCES_MAX:  # it stands at each way of access; the policy has it all
+        text = f"{text[:_SENTENCES_MAX].rpartition(' ')[0]} …"
     return Literal(text or "Access is negotiated over the Dataspace Protocol.", language="en")
 
 

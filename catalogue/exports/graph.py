@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from xml.sax.saxutils import escape, quoteattr
@@ -167,28 +167,32 @@ def _xml_property(term: str, value: Value, depth: int) -> str:
 def flat(nodes: Iterable[Node]) -> list[Node]:
     """Every node that has an id, each once with all that is said of it, in the order met; blank ones stay inside."""
     waiting, found = deque(nodes), dict[str, Node]()
+    said = dict[str, set[Hashable]]()
+    met = set[int]()  # one object that stands in many places is looked at once
     anonymous: list[Node] = []
     while waiting:
         node = waiting.popleft()
+        if id(node) in met:
+            continue
+        met.add(id(node))
         waiting.extend(_named(node))
         if not node.id:
             anonymous.append(node)
-        elif (known := found.get(node.id)) is None:
-            found[node.id] = Node(node.types, node.id, list(node.properties))
-        else:
-            known.properties += [one for one in node.properties if not _is_said(known, *one)]
+            continue
+        known = found.setdefault(node.id, Node(node.types, node.id))
+        there = said.setdefault(node.id, set())
+        for term, value in node.properties:
+            if (key := (term, _key(value))) not in there:
+                there.add(key)
+                known.properties.append((term, value))
     return [*found.values(), *anonymous]
 
 
-def _is_said(node: Node, term: str, value: Value) -> bool:
-    """Whether a node has that triple; two blank nodes with the same content count as one."""
-    return any(known == term and _same(kept, value) for known, kept in node.properties)
-
-
-def _same(one: Value, other: Value) -> bool:
-    if isinstance(one, Node) and isinstance(other, Node) and one.id:
-        return one.id == other.id
-    return one == other
+def _key(value: Value) -> Hashable:
+    """Equal for what says the same: two blank nodes with the same content count as one."""
+    if not isinstance(value, Node):
+        return value
+    return value.id or (value.types, tuple((term, _key(inner)) for term, inner in value.properties))
 
 
 def _named(node: Node) -> list[Node]:
