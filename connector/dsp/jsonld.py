@@ -23,6 +23,7 @@ DSPACE = "https://w3id.org/dspace/2025/1/"
 DEPTH_MAX = 64
 NODES_MAX = 50_000
 _RAW = frozenset({"offer", "agreement", "hasPolicy"})  # policies: read elsewhere, whole
+_ALIASES = {"id": "@id", "type": "@type"}  # read where the keyword is missing; beside it, they are somebody's own
 _PREFIXES = {
     "dspace": DSPACE,
     "dcat": "http://www.w3.org/ns/dcat#",
@@ -93,21 +94,25 @@ def prefixes_of(node: Json) -> dict[str, str]:
 
 
 def members(node: Json, prefixes: Mapping[str, str]) -> Json:
-    """A node's members by the context's terms, their values unwrapped; nested nodes likewise, policies as they came."""
+    """A node's members by the context's terms, their values unwrapped; nested nodes likewise, policies as they came.
+
+    MessageInvalid where two spellings of one member say different things: another reader would take the other one.
+    """
     found: Json = {}
     for key, value in node.items():
         term = term_of(key, prefixes)
-        if term in _RAW:
-            found[term] = _with_prefixes(value, prefixes)
-        elif term != "@context":
-            found[term] = _unwrapped(value, prefixes)
+        if term == "@context" or (key in _ALIASES and term in node):
+            continue
+        read = _with_prefixes(value, prefixes) if term in _RAW else _unwrapped(value, prefixes)
+        if found.setdefault(term, read) != read:
+            raise MessageInvalid(f"{term[:200]} is given twice under different spellings; keep one")
     return found
 
 
 def term_of(name: str, prefixes: Mapping[str, str]) -> str:
     """The term for a written name: `dspace:consumerPid` and the full IRI are `consumerPid`."""
     if name.startswith("@") or ":" not in name:
-        return {"id": "@id", "type": "@type"}.get(name, name)
+        return _ALIASES.get(name, name)
     iri = absolute(name, prefixes)
     return _terms().get(iri, iri)
 

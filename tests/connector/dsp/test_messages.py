@@ -291,3 +291,24 @@ def test_a_member_that_stands_twice_is_refused_by_name() -> None:
     body = '{"@type": "ContractRequestMessage", "offer": {"permission": [], "prohibition": [{}], "prohibition": []}}'
     with pytest.raises(MessageInvalid, match="'prohibition' twice"):
         jsonld.parse(body)
+
+
+@pytest.mark.parametrize(
+    ("beside", "refused"),
+    [
+        ({"dspace:consumerPid": "other"}, True),
+        ({"https://w3id.org/dspace/2025/1/consumerPid": [{"@value": "other"}]}, True),
+        ({"dspace:offer": {"@type": "Offer", "@id": "other"}}, True),
+        ({"dspace:consumerPid": {"@id": "one"}}, False),  # the same, said twice
+        ({"id": "other", "type": "Submodel"}, False),  # beside the keywords: members of somebody's own
+    ],
+)
+def test_a_member_under_two_spellings_says_one_thing(beside: dict[str, Any], refused: bool) -> None:
+    offer = {"@type": "Offer", "@id": "offer"}
+    body = {"@id": "mine", "@type": "ContractRequestMessage", "consumerPid": "one", "offer": offer, **beside}
+    if refused:
+        with pytest.raises(MessageInvalid, match="twice under different spellings"):
+            messages.of(body, ContractRequestMessage)
+    else:
+        read = messages.of(body, ContractRequestMessage)
+        assert (read.id, read.consumer_pid) == ("mine", "one")
