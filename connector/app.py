@@ -305,7 +305,13 @@ def build(settings: Settings) -> Services:
         "facts_of": known.of,
     }
     pace = settings.dsp_new_per_minute
-    negotiating = Negotiations(limits=admission.Limits(settings.dsp_negotiations_open, pace), **common)
+    begun = admission.Limits(
+        settings.dsp_negotiations_open,
+        pace,
+        all_open=settings.dsp_negotiations_open_all,
+        members_offer=bool(settings.trust_anchor),
+    )
+    negotiating = Negotiations(limits=begun, **common)
     data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)
     formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
     transferring = Transfers(

@@ -155,6 +155,12 @@ class Settings(BaseSettings):
         ge=1,
         description="New negotiations, and as many new transfers, that one counterparty may begin in a minute.",
     )
+    dsp_negotiations_open_all: int = Field(
+        5_000,
+        ge=1,
+        description="Open negotiations in each of our roles, with everybody; as soon as there are as many, who is no "
+        "member of the data space and has no agreement with us begins none.",
+    )
 
     workers_max: int = Field(2, ge=1, le=64, description="Query worker processes at once.")
     workers_warm: int = Field(1, ge=0, le=64, description="Query worker processes kept ready.")

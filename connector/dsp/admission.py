@@ -1,7 +1,9 @@
-"""How much one counterparty may begin with us: processes open at once, and new ones in a time.
+"""How much may be begun with us: processes open at once and new ones in a time, of one counterparty and of strangers
+all together, whose identifiers cost nothing; and how often a process may change.
 
 Counted in the database and by counterparty, so that neither fresh pids nor another instance of this connector gives
-more. What is over the limit is refused before anything is stored, with 429: a connector like ours tries again later.
+more; changes in memory, by process. What is over a limit is refused before anything is stored, with 429: a connector
+like ours tries again later.
 """
 
 from __future__ import annotations
@@ -10,20 +12,37 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from connector.errors import Limited
+from connector.dsp import states
+from connector.errors import Busy, Limited, Refused
 from connector.store import Transaction
+from policies.evaluate import Facts
 
 _MINUTE = 60.0
 _OPEN_AGAIN = 30  # seconds: when to ask again where only the end of another process makes room
 _TOLD_MAX = 1_024
+_MEMBERSHIP = "ds:membership"
+# What a negotiation only comes to where we agreed, or where it was we who asked or took up what was offered.
+_PARTNERS = {
+    states.PROVIDER: (states.FINALIZED,),
+    states.CONSUMER: (states.REQUESTED, states.ACCEPTED, states.AGREED, states.VERIFIED, states.FINALIZED),
+}
+_CHANGING_MAX = 4_096  # processes; who goes round more of them than that changes none of them often
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """For one counterparty: `open` processes in each of our roles, `per_minute` new ones, as many of them at once."""
+    """For one counterparty: `open` processes in each of our roles, `per_minute` new ones, as many of them at once.
+
+    `all_open` in each role, of everybody: as soon as there are as many, strangers begin none. `changes` of one process
+    a minute that the counterparty brings about, as many of them at once. `members_offer`: only members of the data
+    space, and partners, make us offers that we did not ask for.
+    """
 
     open: int = 2_000
     per_minute: int = 3_000
+    all_open: int = 5_000
+    changes: int = 60
+    members_offer: bool = False
 
 
 class Admission:
@@ -33,10 +52,28 @@ class Admission:
         self._kind = kind
         self._limits = limits
         self._told: OrderedDict[str, float] = OrderedDict()
+        self._changed: OrderedDict[str, float] = OrderedDict()  # until when each process has used its changes
 
-    def admit(self, tx: Transaction, counterparty: str, *, role: str) -> None:
+    def admit_negotiation(self, tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> None:
+        """As `admit`, for anybody. Where we are the consumer it is an offer that we did not ask for: Refused where it
+        is not for this party to make one, Busy where that is not known now."""
+        partner = tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role])
+        status = facts.get(_MEMBERSHIP)
+        member = status is not None and "active" in status.values
+        if role == states.CONSUMER and self._limits.members_offer and not (member or partner):
+            if status is None:
+                raise Busy("whether you are a member of the data space is not known here now; try again later")
+            raise Refused(
+                "expected an offer that nobody asked for from an active member of the data space; join it, or wait to "
+                "be asked",
+                code="not_a_member",
+            )
+        self.admit(tx, counterparty, role=role, stranger=not (member or partner))
+
+    def admit(self, tx: Transaction, counterparty: str, *, role: str, stranger: bool = False) -> None:
         """Count one more process that `counterparty` begins, or raise Limited; then nothing is counted.
 
+        `stranger`: the member register does not vouch for it, and nothing was agreed with it.
         The first thing that a transaction locks: what two instances admit at the same time is counted one by one.
         """
         step = _MINUTE / self._limits.per_minute
@@ -56,6 +93,30 @@ class Admission:
                 code="too_many_open",
                 retry_after=_OPEN_AGAIN,
             )
+        if stranger and rows.open_in(role=role, up_to=self._limits.all_open) >= self._limits.all_open:
+            raise Limited(
+                f"{self._limits.all_open} {self._kind}s are open here, as many as may be while somebody begins one who "
+                "is no member and has no agreement with us; ask again later, or have the operator end some",
+                code="too_many_strangers",
+                retry_after=_OPEN_AGAIN,
+            )
+
+    def change(self, process: str, now: float) -> None:
+        """Count one more change of a process, or raise Limited: each is kept, in the inbox and in the log."""
+        step = _MINUTE / self._limits.changes
+        until = max(self._changed.get(process, now), now) + step
+        if until - now > _MINUTE:
+            wait = math.ceil(until - now - _MINUTE)
+            raise Limited(
+                f"expected at most {self._limits.changes} changes of one {self._kind} a minute, came more; try again "
+                f"in {wait} s",
+                code="too_many_changes",
+                retry_after=wait,
+            )
+        self._changed[process] = until
+        self._changed.move_to_end(process)
+        while len(self._changed) > _CHANGING_MAX:
+            self._changed.popitem(last=False)
 
     def worth_telling(self, counterparty: str, now: float) -> bool:
         """Whether the log should have this refusal: one a minute, or who is refused could fill our disk with it."""

@@ -148,6 +148,8 @@ class Exchange(ABC, Generic[Row]):
             if repeated and row.state in led_to:  # no id of its own: told by its content and our state
                 return None
             raise
+        if judged.after not in states.FINAL:
+            self._admission.change(row.id, time.monotonic())
         row.peer_pid = row.peer_pid or (message.provider_pid if row.role == CONSUMER else message.consumer_pid)
         return judged
 

@@ -75,9 +75,9 @@ class Negotiations(Exchange[Negotiation]):
             known = tx.negotiations.by_peer(role=PROVIDER, counterparty=caller.id, peer_pid=message.consumer_pid)
             if known is not None:
                 return Taken(known, fresh=False)
-            self._admission.admit(tx, caller.id, role=PROVIDER)
+            self._admission.admit_negotiation(tx, caller.id, role=PROVIDER, facts=facts)
             offer, verdict = _visible(tx, asked, facts)
-            wire = terms.offer_wire(asked, target=offer.dataset_id)
+            wire = terms.taken_wire(asked, target=offer.dataset_id, beside=offer.policy)
             row = self._new(tx, PROVIDER, caller.id, address, offer.dataset_id, wire, offer.decide)
             row.peer_pid, row.state, row.offer_id = message.consumer_pid, states.REQUESTED, offer.id
             self._repeated(tx, caller.id, message)
@@ -89,18 +89,22 @@ class Negotiations(Exchange[Negotiation]):
         return await self._refusals_recorded(work, caller=caller.id, message=message, pid=message.consumer_pid)
 
     async def offered(self, message: ContractOfferMessage, caller: Principal) -> Taken[Negotiation]:
-        """A provider's unasked offer. It waits for a person, who accepts, counters or ends it."""
+        """A provider's unasked offer. It waits for a person, who accepts, counters or ends it.
+
+        Refused or Busy where only members make such offers; Limited where too many wait.
+        """
         address = await self._peer.check(message.callback_address)
         policy = terms.read_offer(message.offer or {})
         if not policy.target:
             raise MessageInvalid("expected the offer to have a target, came none")
+        facts = await self._facts_of(caller.id)
 
         def work(tx: Transaction) -> Taken[Negotiation]:
             known = tx.negotiations.by_peer(role=CONSUMER, counterparty=caller.id, peer_pid=message.provider_pid)
             if known is not None:
                 return Taken(known, fresh=False)
-            self._admission.admit(tx, caller.id, role=CONSUMER)
-            wire = terms.offer_wire(policy, target=policy.target)
+            self._admission.admit_negotiation(tx, caller.id, role=CONSUMER, facts=facts)
+            wire = terms.taken_wire(policy, target=policy.target, beside={})
             row = self._new(tx, CONSUMER, caller.id, address, policy.target, wire, decisions.AUTO)
             row.peer_pid, row.state, row.offer_id = message.provider_pid, states.OFFERED, policy.id
             self._repeated(tx, caller.id, message)
@@ -160,7 +164,7 @@ class Negotiations(Exchange[Negotiation]):
         if isinstance(message, ContractRequestMessage | ContractOfferMessage) and read is not None:
             if read.target and read.target != row.dataset_id:
                 raise MessageInvalid(f"expected an offer for {row.dataset_id}, came one for {read.target}")
-            row.offer = terms.offer_wire(read, target=row.dataset_id)
+            row.offer = terms.taken_wire(read, target=row.dataset_id, beside=row.offer)
         if isinstance(message, ContractAgreementMessage) and read is not None:
             self._sign(tx, row, message, read)
         follow = self._apply(tx, row, message, judged)

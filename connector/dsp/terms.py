@@ -4,6 +4,7 @@ signed. Decides on values; knows no state machine. What a policy means is the bu
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from policies.values import instant
 from policies.vocabulary import Phase, ds, operand
 
 TIME_ENDED = "the time that was agreed has ended"  # the clock's reason for an end; any other is somebody's no
+_OFFER_MAX = 64 * 2**10  # of others: anybody may send one, and each is kept as long as its negotiation
 _COMPILES_MAX = 1_024
 _compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
 
@@ -56,6 +58,24 @@ def _read(wire: Json, kind: Kind) -> Policy:
 def offer_wire(policy: Policy, *, target: str) -> Json:
     """An offer as a message carries it."""
     return _write(replace(policy, kind=Kind.OFFER, target=target))
+
+
+def taken_wire(policy: Policy, *, target: str, beside: Json) -> Json:
+    """A counterparty's offer as we keep it. MessageInvalid where it is much larger than what it is held against:
+    the published one, or the one on the table."""
+    wire = offer_wire(policy, target=target)
+    size = _size(wire)
+    if size > _OFFER_MAX and size > _OFFER_MAX + _size(beside):
+        raise MessageInvalid(
+            f"expected an offer of at most {_OFFER_MAX} characters as JSON, came {size}; name groups instead of each "
+            "of their members, or make several offers",
+            code="offer_too_large",
+        )
+    return wire
+
+
+def _size(wire: Json) -> int:
+    return len(json.dumps(wire))
 
 
 def _write(policy: Policy) -> Json:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy import Integer, Select, bindparam, func, literal, select
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, literal, select
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
@@ -19,6 +19,8 @@ class _Processes(Generic[Row]):
     _noun = ""
     _by_peer: ClassVar[Select[Any]]
     _open: ClassVar[Select[Any]]
+    _open_all: ClassVar[Select[Any]]
+    _any_with: ClassVar[Select[Any]]
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -58,6 +60,15 @@ class _Processes(Generic[Row]):
         which = {"who": counterparty, "ours": role, "most": up_to}
         return self._session.scalar(self._open, which) or 0
 
+    def open_in(self, *, role: str, up_to: int) -> int:
+        """How many that have not ended there are in this role of ours, with anybody; counts no further."""
+        return self._session.scalar(self._open_all, {"ours": role, "most": up_to}) or 0
+
+    def any_with(self, counterparty: str, *, role: str, states: Collection[str]) -> bool:
+        """Whether one with this counterparty, in this role of ours, is in one of these states."""
+        which = {"who": counterparty, "ours": role, "among": list(states)}
+        return self._session.scalar(self._any_with, which) is not None
+
     def page(self, *, limit: int = 100, offset: int = 0, waiting: bool = False, **equals: str) -> Sequence[Row]:
         """Newest first, those whose columns (role, state, counterparty, ...) are `equals`; empty texts say nothing.
 
@@ -84,8 +95,21 @@ def _said_by_peer(table: type[Negotiation | Transfer]) -> Select[Any]:
 
 
 def _open_with(table: type[Negotiation | Transfer]) -> Select[Any]:
+    return _counted(table, table.counterparty == bindparam("who"), table.role == bindparam("ours"))
+
+
+def _open_in(table: type[Negotiation | Transfer]) -> Select[Any]:
+    return _counted(table, table.role == bindparam("ours"))
+
+
+def _any_with(table: type[Negotiation | Transfer]) -> Select[Any]:
     some = select(literal(1)).select_from(table)
-    some = some.where(table.counterparty == bindparam("who"), table.role == bindparam("ours"), OPEN)
+    named = (table.role == bindparam("ours"), table.counterparty == bindparam("who"), KNOWN)
+    return some.where(*named, table.state.in_(bindparam("among", expanding=True))).limit(1)
+
+
+def _counted(table: type[Negotiation | Transfer], *named: ColumnElement[bool]) -> Select[Any]:
+    some = select(literal(1)).select_from(table).where(*named, OPEN)
     return select(func.count()).select_from(some.limit(bindparam("most", type_=Integer)).subquery())
 
 
@@ -94,6 +118,8 @@ class Negotiations(_Processes[Negotiation]):
     _noun = "negotiation"
     _by_peer = _said_by_peer(Negotiation)
     _open = _open_with(Negotiation)
+    _open_all = _open_in(Negotiation)
+    _any_with = _any_with(Negotiation)
 
 
 class Transfers(_Processes[Transfer]):
@@ -101,6 +127,8 @@ class Transfers(_Processes[Transfer]):
     _noun = "transfer"
     _by_peer = _said_by_peer(Transfer)
     _open = _open_with(Transfer)
+    _open_all = _open_in(Transfer)
+    _any_with = _any_with(Transfer)
 
     def moments(self, agreement_id: str, *, role: str) -> dict[str, float]:
         """When a transfer under an agreement first started and was first completed, as far as one was."""

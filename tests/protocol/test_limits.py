@@ -10,17 +10,19 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connector.dsp import states
+from connector.dsp import states, terms
 from connector.dsp.admission import Limits
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.events import RefusalsCounted, RequestRefused
 from connector.net import Reply
 from connector.store import Store, refusals
+from policies.evaluate import Facts
 from tests.support import migrated
 from tests.support.counterparty import CONTEXT, DATASET, OFFER_ID, USE, Counterparty, snapshot
 from tests.support.pair import Pair, pair, side
@@ -32,8 +34,8 @@ async def request(peer: Counterparty, pid: str) -> Reply:
     return await peer.post("/negotiations/request", peer.request(pid))
 
 
-async def offer(peer: Counterparty, pid: str) -> Reply:
-    terms = {"@type": "Offer", "@id": OFFER_ID, "target": DATASET, **USE}
+async def offer(peer: Counterparty, pid: str, **more: Any) -> Reply:
+    terms = {"@type": "Offer", "@id": OFFER_ID, "target": DATASET, **USE, **more}
     message = {"@context": CONTEXT, "@type": "ContractOfferMessage", "providerPid": pid}
     return await peer.post("/negotiations/offers", {**message, "offer": terms, "callbackAddress": peer.address})
 
@@ -154,6 +156,79 @@ async def test_the_end_of_one_makes_room_for_one(tmp_path: Path, begin: Begin, e
         ids = {"providerPid" if role == CONSUMER else "consumerPid": row.peer_pid}
         assert (await peer.say(end, row, **ids)).status == 200
         assert [(await begin(peer, pid())).status for _ in range(2)] == [201, 429]
+
+
+def stranger(two: Pair, number: int, **known: str) -> Counterparty:
+    made = Counterparty(two.north, participant=f"did:web:stranger{number}.example")
+    facts = {f"ds:{name}": value for name, value in known.items()}
+    two.north.facts[made.participant] = Facts.of({"ds:participant": made.participant, **facts}, source="register")
+    return made
+
+
+@pytest.mark.parametrize(("begin", "role"), [(request, PROVIDER), (offer, CONSUMER)], ids=["request", "offer"])
+async def test_strangers_begin_so_much_between_them_and_leave_room_for_members_and_partners(
+    tmp_path: Path, begin: Begin, role: str
+) -> None:
+    async with pair(tmp_path, limits=Limits(all_open=2)) as two:
+        partner = await arranged(two)
+        await partner.negotiation(role=role, state=states.FINALIZED)
+        replies = [await begin(stranger(two, number, membership="none"), pid()) for number in range(4)]
+        assert [reply.status for reply in replies] == [201, 201, 429, 429]
+        assert json.loads(replies[-1].body)["code"] == "too_many_strangers"
+        member = stranger(two, 9, membership="active")
+        assert [(await begin(who, pid())).status for who in (member, partner)] == [201, 201]
+
+
+async def test_where_there_is_a_register_only_members_and_partners_make_offers_unasked(tmp_path: Path) -> None:
+    async with pair(tmp_path, limits=Limits(members_offer=True)) as two:
+        asked = await arranged(two)
+        await asked.negotiation(role=PROVIDER, state=states.FINALIZED)
+        known = {number: {"membership": status} for number, status in enumerate(("none", "suspended", "active"))}
+        peers = [asked, *(stranger(two, number, **facts) for number, facts in known.items())]
+        replies = [await offer(peer, pid()) for peer in peers]
+        assert [(reply.status, json.loads(reply.body).get("code")) for reply in replies] == [
+            (503, "busy"),  # nothing is known of it, so perhaps it is one
+            (400, "not_a_member"),
+            (400, "not_a_member"),
+            (201, None),
+        ]
+        await asked.negotiation(role=CONSUMER, state=states.REQUESTED)
+        assert [(await offer(asked, pid())).status, (await request(peers[1], pid())).status] == [201, 201]
+
+
+async def test_an_offer_of_others_may_not_be_much_larger_than_what_it_is_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "_OFFER_MAX", 600)
+    names = [f"did:web:{number:03}.example" for number in range(100)]
+    among = {"leftOperand": "ds:participant", "operator": "isAnyOf", "rightOperand": [*names, "did:web:other.example"]}
+    large = {"permission": [{"action": "use", "constraint": [among]}]}
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID, decide="manual", policy=large)
+        peer = Counterparty(two.north)
+        asked = {"@type": "Offer", "@id": OFFER_ID, "target": DATASET, **large}
+        assert (await peer.post("/negotiations/request", peer.request(pid(), offer=asked))).status == 201
+        larger = {**asked, "prohibition": [{"action": "use", "constraint": [among]}]}
+        row = await peer.negotiation(role=PROVIDER, state=states.OFFERED)
+        replies = [
+            await offer(peer, pid(), **large),
+            await peer.post("/negotiations/request", peer.request(pid(), offer=larger)),
+            await peer.say(states.REQUEST, row, offer=asked),
+        ]
+        assert [(one.status, json.loads(one.body)["code"]) for one in replies] == [(400, "offer_too_large")] * 3
+
+
+async def test_one_process_changes_so_often_and_can_always_be_ended(tmp_path: Path) -> None:
+    async with pair(tmp_path, limits=Limits(changes=4)) as two:
+        peer = Counterparty(two.north)
+        row, other = [await peer.transfer(role=CONSUMER, state=states.STARTED) for _ in range(2)]
+        there_and_back = [states.SUSPENSION, states.START] * 3
+        replies = [await peer.say(step, row) for step in there_and_back]
+        assert [reply.status for reply in replies] == [200] * 4 + [429] + [400]  # it was not suspended a third time
+        assert json.loads(replies[4].body)["code"] == "too_many_changes"
+        assert 0 < int(replies[4].headers["retry-after"]) <= 15
+        assert (await peer.say(states.SUSPENSION, other)).status == 200
+        assert (await peer.say(states.TRANSFER_TERMINATION, row)).status == 200
 
 
 async def test_refusals_beyond_a_limit_do_not_fill_the_log_and_are_counted(tmp_path: Path) -> None:
