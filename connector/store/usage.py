@@ -63,10 +63,9 @@ class Duties:
         """Everything that was reported, in order."""
         return self._session.scalars(_EVIDENCE, {"agreement": agreement_id, "ours": role}).all()
 
-    def watch(self, agreement_id: str, *, role: str) -> dict[str, str]:
-        """The last state of each duty that was told, by path."""
-        rows = self._session.scalars(_WATCH, {"agreement": agreement_id, "ours": role})
-        return {row.path: row.state for row in rows}
+    def watch(self, agreement_id: str, *, role: str) -> dict[str, DutyWatch]:
+        """The last state of each duty that was told, and when, by path."""
+        return {row.path: row for row in self._session.scalars(_WATCH, {"agreement": agreement_id, "ours": role})}
 
     def first_violated(self, agreement_id: str, *, role: str) -> float | None:
         """When a duty was first found violated."""

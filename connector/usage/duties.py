@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connector.datasets import stored
-from connector.errors import BadInput, Conflict, NotFound
+from connector.errors import BadInput, Conflict, Limited, NotFound
 from connector.events import DutyChanged, DutyReported
 from connector.store import Transaction
 from connector.store.tables import Agreement, DutyEvidence, DutyWatch
@@ -24,6 +24,8 @@ from policies.vocabulary import ACTIONS, compact, ds
 
 PROVIDER, CONSUMER = "provider", "consumer"
 BREACH = ds("event/breach")
+_UNCHANGED_MAX = 10  # reports of one side that leave a duty as it was: each is read whenever somebody looks at it
+_LATER = 3_600  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ def fulfilled(tx: Transaction, agreement: Agreement, *, now: float) -> Facts:
 
 
 def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, actor: str, evidence: str) -> Standing:
-    """Keep evidence that a duty was fulfilled now. NotFound for a path without a duty, Conflict where it is done."""
+    """Keep evidence that a duty was fulfilled now. NotFound for a path without a duty, Conflict where it is done or
+    this is kept already, Limited where `given_by` has reported often and nothing came of it."""
     found = next((one for one in standings(tx, agreement, now=tx.now) if one.path == path), None)
     if found is None:
         paths = ", ".join(name for name, _ in _duties(stored.agreed(agreement))) or "none"
@@ -98,6 +101,7 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
         raise Conflict(f"{path} is not due yet: {words.duty(found.duty)}")
     if not evidence.strip():
         raise BadInput("expected evidence in words: what was done, when, and where that can be seen")
+    _check_new(tx, agreement, found, given_by=given_by, evidence=evidence)
     tx.duties.add(
         DutyEvidence(
             agreement_id=agreement.id,
@@ -118,12 +122,30 @@ def report(tx: Transaction, agreement: Agreement, path: str, *, given_by: str, a
     return next(one for one in standings(tx, agreement, now=tx.now) if one.path == path)
 
 
+def _check_new(tx: Transaction, agreement: Agreement, duty: Standing, *, given_by: str, evidence: str) -> None:
+    """Refuse what was said since the duty came to stand as it does, and more of it than anybody reads."""
+    told = tx.duties.watch(agreement.id, role=agreement.role).get(duty.path)
+    if told is None or told.state != duty.state:  # it has changed since it was last told
+        return
+    said = [one.evidence for one in duty.evidence if one.given_by == given_by and one.fulfilled_at >= told.told_at]
+    if evidence in said:
+        raise Conflict(f"this evidence for {duty.path} is kept already")
+    if len(said) >= _UNCHANGED_MAX:
+        raise Limited(
+            f"expected at most {_UNCHANGED_MAX} reports of the {given_by} that leave {duty.path} {duty.state}, and as "
+            "many are kept; ask the other side what is missing",
+            code="reports_max",
+            retry_after=_LATER,
+        )
+
+
 def look(tx: Transaction, agreement: Agreement, *, now: float) -> list[Standing]:
     """Where every duty stands; what changed since it was last told is told once, as an event."""
     found = standings(tx, agreement, now=now)
     told = tx.duties.watch(agreement.id, role=agreement.role)
     for one in found:
-        if told.get(one.path, DutyState.NOT_DUE) == one.state:
+        before = told.get(one.path)
+        if one.state == (DutyState.NOT_DUE if before is None else before.state):
             continue
         key = {"agreement_id": agreement.id, "role": agreement.role, "path": one.path}
         tx.duties.told(DutyWatch(**key, state=one.state.value, told_at=now))

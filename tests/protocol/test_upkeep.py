@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from connector.dsp.ledger import Ledger, Upkeep
-from connector.errors import BadInput, Conflict, NotFound, Refused
+from connector.errors import BadInput, Conflict, Limited, NotFound, Refused
 from connector.events import DutyChanged
 from connector.store import Transaction
 from connector.store.tables import Agreement
@@ -114,6 +114,43 @@ async def test_only_the_owners_word_fulfils_a_duty_before_use(tmp_path: Path) ->
         with pytest.raises(Conflict):
             await north.report(agreement, path, evidence="again", by="test", role="provider")
         await started(two, agreement)
+
+
+async def test_reports_that_leave_a_duty_as_it_was_are_kept_once_and_not_without_end(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        agreement, path = await agreed(two, policy=PAY), "/permission/0/duty/0"
+        north = Ledger(two.north.store, two.cable, lambda audience: "")
+
+        async def said(evidence: str) -> int:
+            told = await north.received(agreement, path, evidence=evidence, consumer=two.south.participant)
+            return len(told.evidence)
+
+        assert [await said(f"paid, receipt {number}") for number in range(10)] == list(range(1, 11))
+        with pytest.raises(Conflict, match="kept already"):
+            await said("paid, receipt 3")
+        with pytest.raises(Limited, match="at most 10 reports of the consumer"):
+            await said("paid, receipt 10")
+        made = await north.report(agreement, path, evidence="on our account", by="test", role="provider")
+        assert (made.standing.state, len(made.standing.evidence)) == ("fulfilled", 11)
+
+
+async def test_a_duty_that_falls_due_again_is_reported_as_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duties, "_UNCHANGED_MAX", 1)
+    daily = [{"leftOperand": "ds:every", "operator": "eq", "rightOperand": "P1D"}]
+    policy = {**LOG, "obligation": [{"action": "ds:log", "constraint": daily}]}
+    async with pair(tmp_path) as two:
+        agreement = await agreed(two, policy=policy)
+        start, days = time.time(), iter(range(1, 9))
+        clock = SimpleNamespace(time=lambda: start + next(days) * 90_000, sleep=time.sleep, monotonic=time.monotonic)
+        monkeypatch.setattr("connector.store.engine.time", clock)
+        north = Ledger(two.north.store, two.cable, lambda audience: "")
+        for number in range(1, 4):
+            made = await north.report(
+                agreement, "/obligation/0", evidence="kept in our log", by="test", role="provider"
+            )
+            assert (made.standing.state, len(made.standing.evidence)) == ("fulfilled", number)
 
 
 async def test_an_agreement_whose_time_is_over_ends_over_the_protocol(
