@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from connector.datasets.sources import place_of
 from connector.datasets.splits import reserved
-from connector.query import engine
+from connector.query import cutting
 from connector.query.scan import FILES_MAX, GROUP_MAX
 from connector.query.stored import File, Places, Stored, lying, may_lie
 from policies.columns import fold
@@ -46,18 +46,18 @@ class Placed:
         self, relation: Any, *, rows: int, target: int, even: bool = False
     ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """As `engine.batches`, of a relation that has places where the values are to be."""
-        reader = relation.to_arrow_reader(min(rows, engine.rows_for(self._width, target)))
-        there = engine.plain_schema(reader.schema)
+        reader = relation.to_arrow_reader(min(rows, cutting.rows_for(self._width, target)))
+        there = cutting.plain_schema(reader.schema)
         places = [self._name(one.name) for one in there]
         if not all(one.type == pa.int64() for one, name in zip(there, places, strict=True) if name):
             raise TypeError("expected a place in each column whose values are put in later, came something else")
         fields = zip(there, places, strict=True)
         schema = pa.schema([one.with_type(pa.binary()) if name else one for one, name in fields])
-        coming = (engine.plain(batch, there) for batch in reader)
+        coming = (cutting.plain(batch, there) for batch in reader)
         joined = (
-            engine.evenly(coming, target, rows=_EVEN)
+            cutting.evenly(coming, target, rows=_EVEN)
             if even
-            else engine.gather(coming, at_least=target // 4, width=self._width)
+            else cutting.gather(coming, at_least=target // 4, width=self._width)
         )
         return schema, (piece for batch in joined for piece in self._filled(batch, schema, target))
 
@@ -78,7 +78,7 @@ class Placed:
         for stop, values in self._values(places.to_pylist(), target):
             part = batch.slice(start, stop - start)
             columns = [values.get(name, column) for name, column in zip(names, part.columns, strict=True)]
-            yield from engine.cut(pa.RecordBatch.from_arrays(columns, schema=schema), target)
+            yield from cutting.cut(pa.RecordBatch.from_arrays(columns, schema=schema), target)
             start = stop
 
     def _values(self, places: Sequence[int], target: int) -> Iterator[tuple[int, _Values]]:

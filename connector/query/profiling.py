@@ -22,7 +22,8 @@ from connector.datasets.sources.convert import check_names
 from connector.datasets.sources.files import quote_name
 from connector.errors import SourceUnreadable
 from connector.query import exact, flatbuffers
-from connector.query.engine import Files, plain, plain_schema
+from connector.query.cutting import plain, plain_schema
+from connector.query.engine import Files
 
 _COLUMNS_AT_ONCE, _COLUMNS_MAX = 16, 256  # of a pass, and where they are small: each pass binds all columns of a file
 _READER = 2**16  # bytes that the engine holds for a column beside its values

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from connector.datasets.splits import ROWS_MAX
 from connector.query.codes import Coded
-from connector.query.engine import cut, fixed_width, gather, plain, plain_schema
+from connector.query.cutting import cut, fixed_width, gather, plain, plain_schema
 from connector.query.stored import File, Stored
 
 _Part = tuple[bool, pa.RecordBatch]

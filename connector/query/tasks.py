@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from connector.datasets.sources import divisible, source
-from connector.query import allocator, engine, foreign, profiling, ranges, scan, wide
+from connector.query import allocator, cutting, engine, foreign, profiling, ranges, scan, wide
 from connector.query import job as wire
 from connector.query.codes import Coded
 from connector.query.frames import Format, Frames, Messages
@@ -206,7 +206,7 @@ def _passed(
         return None
     schema = pa.schema(list(zip(job.passed, reader.schema.types, strict=True)))  # of the foreign one only the types
     batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
-    return schema, (ranges.Part(piece) for batch in batches for piece in engine.cut(batch, job.batch_bytes))
+    return schema, (ranges.Part(piece) for batch in batches for piece in cutting.cut(batch, job.batch_bytes))
 
 
 def _is_plain(kind: pa.DataType) -> bool:

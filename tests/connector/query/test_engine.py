@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from connector.query import engine
+from connector.query import cutting, engine
 
 TABLE = pa.table({"id": range(1000), "name": [f"name-{number:03}" for number in range(1000)]})
 
@@ -41,7 +41,7 @@ def test_batches_of_few_rows_are_cut_from_larger_ones(rows: int) -> None:
 )
 def test_a_batch_has_few_rows_where_their_values_are_large(width: float, expected: int) -> None:
     """Some hundreds of scans of five megabytes each are more than a job may have."""
-    assert engine.rows_for(width, 3 * 2**20) == expected
+    assert cutting.rows_for(width, 3 * 2**20) == expected
 
 
 def test_nothing_of_the_next_rows_lies_behind_a_batch() -> None:

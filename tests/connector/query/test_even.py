@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connector.query import engine
+from connector.query import cutting
 from connector.query.job import Job, Limits, Range, Ranges, Relation
 from connector.query.pool import Pool
 from tests.support import data
@@ -48,7 +48,7 @@ def test_batches_end_where_the_rows_say_however_they_come(
     for cuts in ways:
         edges = [0, *cuts, whole.num_rows]
         pieces = [whole.slice(at, stop - at) for at, stop in pairwise(edges)]
-        found.append(list(engine.evenly(iter(pieces), target, rows=rows)))
+        found.append(list(cutting.evenly(iter(pieces), target, rows=rows)))
     first, second = ([batch.num_rows for batch in one] for one in found)
     assert first == second
     for one in found:

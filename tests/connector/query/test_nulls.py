@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector.query import frames
-from connector.query.engine import cut
+from connector.query.cutting import cut
 from connector.query.frames import Messages
 from connector.query.job import Job, Relation
 from connector.query.nulls import emptied, has_union

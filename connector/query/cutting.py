@@ -1,0 +1,153 @@
+"""How many rows make a batch, and where one ends: asked for in rows, cut by bytes, joined where too little came.
+
+Knows Arrow's batches and no engine.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+ROWS_MIN, _ROWS_MAX = 256, 262_144
+_LEAST_BYTES = 16 * 2**20  # unless _ROWS_MIN rows have fewer
+_VECTOR = 2048
+_LIST_LENGTH = 4
+# Bytes of one value where the type fixes them; text and blobs are guessed unless the profile knows better.
+_WIDTHS = {
+    "boolean": 1, "tinyint": 1, "utinyint": 1, "smallint": 2, "usmallint": 2, "integer": 4, "uinteger": 4,
+    "bigint": 8, "ubigint": 8, "float": 4, "double": 8, "date": 4, "time": 8, "timestamp": 8,
+    "timestamp with time zone": 8, "uuid": 40, "varchar": 24, "blob": 4096, "enum": 24,
+}  # fmt: skip
+
+
+def rows_for(width: float, target: int) -> int:
+    """Rows of `width` bytes that make about `target` bytes, in whole vectors of the engine where that many fit."""
+    least = max(1, min(ROWS_MIN, int(_LEAST_BYTES / max(width, 1.0))))  # of large values few are much memory
+    rows = max(least, min(_ROWS_MAX, int(target / max(width, 1.0))))
+    return rows - rows % _VECTOR if rows > _VECTOR else rows
+
+
+def width_of(kind: Any) -> float:
+    """Bytes of one value of an engine's type, guessed where values differ; `cut` and `gather` correct bad guesses."""
+    name = str(kind.id)
+    if name in ("list", "map"):
+        return 4 + _LIST_LENGTH * sum(width_of(child) for _, child in kind.children)
+    if name == "array":
+        (_, child), (_, size) = kind.children
+        return float(width_of(child) * size)
+    if name in ("struct", "union"):
+        return float(sum(width_of(child) for _, child in kind.children))
+    return float(_WIDTHS.get(name, 16))
+
+
+def measured(guess: float, known: float | None) -> float:
+    """A guess where the type leaves it open, corrected by what the profile measured (encoded, so rather too small)."""
+    return guess if known is None or guess <= 16 else max(8.0, known)
+
+
+def gather(batches: Iterator[pa.RecordBatch], *, at_least: int, width: float = 0.0) -> Iterator[pa.RecordBatch]:
+    """Batches that came out far too small, joined; the first goes out at once, whatever its size. `width`: bytes of a
+    row where that is known, or more than is in them."""
+    kept: list[pa.RecordBatch] = []
+    size = at_least
+    for batch in batches:
+        kept.append(batch)
+        size += _nbytes(batch, width)
+        if size >= at_least:
+            yield kept[0] if len(kept) == 1 else pa.concat_batches(kept)
+            kept, size = [], 0
+    if kept:
+        yield pa.concat_batches(kept)
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema with encodings that only some readers know written out: views and dictionaries become values."""
+    return pa.schema([field.with_type(_plain_type(field.type)) for field in schema])
+
+
+def plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch in the plain schema; itself where it is plain already."""
+    return batch if batch.schema == schema else batch.cast(schema)
+
+
+def evenly(
+    batches: Iterator[pa.RecordBatch], target: int, *, rows: int = 0, width: float = 0.0
+) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that end where these rows say, however many came at once: the engine ends one with each
+    group of rows in a file, which tells how many of the group a policy hides. Of `rows` each where that is given, and
+    copied (see `cut`); else of as many as make about `target` bytes, judged by the batch before. `width`: as of `cut`.
+    """
+    kept: list[pa.RecordBatch] = []
+    count = size = 0
+    step = rows or ROWS_MIN
+    for batch in batches:
+        kept.append(batch)
+        count, size = count + batch.num_rows, size + _nbytes(batch, width)
+        while count >= step or size > 2 * target:
+            whole = kept[0] if len(kept) == 1 else pa.concat_batches(kept)
+            first = whole.slice(0, step)
+            if _nbytes(first, width) > 2 * target:
+                first = whole.slice(0, _most(whole, min(step, count), target, width))
+            rest = whole.slice(first.num_rows)
+            yield pa.concat_batches([first, first.slice(0, 0)]) if rows else first
+            kept, count, size = [rest], rest.num_rows, _nbytes(rest, width)
+            if not rows:
+                step = rows_for(_nbytes(first, width) / first.num_rows, target)
+    if count:
+        yield pa.concat_batches(kept)
+
+
+def _most(batch: pa.RecordBatch, rows: int, target: int, width: float) -> int:
+    """How many of its first `rows` rows, at least one, have no more than `target` bytes."""
+    return max(1, bisect_right(range(1, rows + 1), target, key=lambda some: _nbytes(batch.slice(0, some), width)))
+
+
+def _nbytes(batch: pa.RecordBatch, width: float) -> int:
+    return int(batch.num_rows * width) or int(batch.nbytes)
+
+
+def fixed_width(schema: pa.Schema) -> float:
+    """Bytes of a row where its types fix them, else 0.0: to ask a batch of hundreds of columns takes long."""
+    fixed = all(pa.types.is_primitive(kind) or pa.types.is_decimal(kind) for kind in schema.types)
+    return sum(kind.bit_width for kind in schema.types) / 8 if fixed else 0.0
+
+
+def cut(batch: pa.RecordBatch, target: int, *, apart: bool = False, width: float = 0.0) -> Iterator[pa.RecordBatch]:
+    """A batch that came out far too wide, in pieces without a copy. `width`: bytes of a row where that is known.
+
+    `apart`: copied. A writer pads a piece with the first bytes of the next, which a quota may keep from leaving.
+    """
+    size = _nbytes(batch, width)
+    pieces = min(batch.num_rows, -(-size // target)) if size > 2 * target else 1
+    if pieces <= 1:
+        yield batch
+        return
+    step = -(-batch.num_rows // pieces)
+    if apart:
+        yield from of_rows(batch, step)
+        return
+    for start in range(0, batch.num_rows, step):
+        yield batch.slice(start, step)
+
+
+def of_rows(batch: pa.RecordBatch, rows: int) -> Iterator[pa.RecordBatch]:
+    """A batch in copies of at most so many of its rows."""
+    if batch.num_rows <= rows:
+        yield batch
+        return
+    for start in range(0, batch.num_rows, rows):
+        piece = batch.slice(start, rows)
+        yield pa.concat_batches([piece, piece.slice(0, 0)])
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if kind == pa.string_view():
+        return pa.string()
+    if kind == pa.binary_view():
+        return pa.binary()
+    return kind
