@@ -197,8 +197,11 @@ class Dataset:
 
     @property
     def sql_name(self) -> str:
-        """As SQL names it; in quotes, as it may be a word of SQL (`json`)."""
-        return f'"{self._access.name.participant}"."{self._access.name.dataset}"'
+        """As SQL names it; in quotes, as it may be a word of SQL (`json`). An owner whose ids say another name than the
+        one that it has in the data space goes by its identifier: in SQL that other name may be somebody else's, too."""
+        name, access = self._access.name, self._access
+        named = access.dataset_id.startswith(f"urn:hanse:{name.participant}:") or not access.provider
+        return f'"{name.participant if named else access.provider}"."{name.dataset}"'
 
     @property
     def agreement_id(self) -> str:

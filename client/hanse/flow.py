@@ -7,7 +7,7 @@ steps serve a blocking and an asynchronous client, and tests need no server.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -46,14 +46,36 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """A dataset in its provider's catalog (`entry`: DCAT, as the protocol sends it).
+
+    `provider`: its DID, by the data space's register. A dataset's id is its provider's own choice, and may be
+    another's as well: together they say which dataset it is.
+    """
+
+    name: Name
+    provider: str
+    entry: Mapping[str, Any]
+
+    @property
+    def dataset_id(self) -> str:
+        return str(self.entry["@id"])
+
+    def is_of(self, row: Mapping[str, Any]) -> bool:
+        """Whether an agreement or a negotiation of ours is with this provider and about this dataset."""
+        return row.get("dataset") == self.dataset_id and row.get("counterparty") == self.provider
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
-    """A transfer that is started: what may be read, under which agreement."""
+    """A transfer that is started: what may be read, under which agreement. `provider`: the DID of its owner."""
 
     name: Name
     dataset_id: str
     agreement_id: str
     transfer_id: str
     purpose: str
+    provider: str = ""
 
 
 def name_of(text: str) -> Name:
@@ -72,23 +94,23 @@ def agree(
 ) -> Generator[Call, Any, Access]:
     """From a name to a started transfer: an agreement that holds already, or one that is negotiated now.
 
-    1. find the dataset in its owner's catalog, as we may see it;
-    2. take a started transfer or an agreement of ours where the owner still honours it;
-    3. otherwise negotiate (or go on with a negotiation that is open) and wait for its end, under the first offer that
-       is for this purpose; not under one whose agreement we have and which is for others: another one would be, too;
+    1. find the dataset in its owner's catalog, as we may see it, and who the owner is;
+    2. take a started transfer or an agreement of ours with that owner where it still honours it;
+    3. otherwise negotiate (or go on with a negotiation with it that is open) and wait for its end, under the first
+       offer that is for this purpose; not under one whose agreement we have and which is for others: another one
+       would be, too;
     4. start the transfer and wait until it is.
     """
     deadline, purpose = now() + seconds, iri(purpose)
-    dataset = yield from find(name)  # 1
-    dataset_id = str(dataset["@id"])
+    found = yield from find(name)  # 1
     refusal: HanseError | None = None
     tried: list[str] = []
-    left = [offer] if offer else _offers(dataset)
-    for row in (yield from held(dataset_id)):  # 2
+    left = [offer] if offer else _offers(found.entry)
+    for row in (yield from held(found)):  # 2
         agreement = str(row["id"])
         tried.append(agreement)
         try:
-            return (yield from _started(name, dataset_id, agreement, purpose=purpose, deadline=deadline, now=now))
+            return (yield from _started(found, agreement, purpose=purpose, deadline=deadline, now=now))
         except Refused as error:  # another purpose, or ended since: a new agreement may do
             refusal = error
             if error.code == "purpose_not_agreed":
@@ -96,46 +118,46 @@ def agree(
     if refusal is not None and not left:
         raise refusal
     agreement = yield from _agreed(  # 3
-        name, dataset, left or [offer], purpose=purpose, deadline=deadline, now=now, tried=tried
+        found, left or [offer], purpose=purpose, deadline=deadline, now=now, tried=tried
     )
-    return (yield from _started(name, dataset_id, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
+    return (yield from _started(found, agreement, purpose=purpose, deadline=deadline, now=now))  # 4
 
 
-def _agreed(
-    name: Name, dataset: Mapping[str, Any], offers: Sequence[str], *, purpose: str, **more: Any
-) -> Generator[Call, Any, str]:
+def _agreed(found: Found, offers: Sequence[str], *, purpose: str, **more: Any) -> Generator[Call, Any, str]:
     """An agreement under the first of these offers that is for this purpose."""
     for number, offer in enumerate(offers, 1):
         try:
-            return (yield from negotiate(name, dataset, offer=offer, purpose=purpose, **more))
+            return (yield from negotiate(found, offer=offer, purpose=purpose, **more))
         except Refused as error:
             if error.code != "purpose_not_agreed" or number == len(offers):
                 raise
     raise AssertionError("unreachable: the last offer returns or raises")
 
 
-def find(name: Name) -> Generator[Call, Any, dict[str, Any]]:
-    """The dataset in its owner's catalog (DCAT, as the protocol sends it). NotFound says what there is instead."""
+def find(name: Name) -> Generator[Call, Any, Found]:
+    """The dataset in its owner's catalog. NotFound says what there is instead."""
     catalog = yield Call("GET", "/catalog", {"participant": name.participant}, seconds=30)
+    provider = catalog.get("participantId")
+    if not isinstance(provider, str) or not provider:
+        raise Broken(f"expected the catalog of {name.participant} with a participantId, came one without")
     datasets = [entry for entry in _list(catalog.get("dataset")) if isinstance(entry, dict)]
     for entry in datasets:
         if name.dataset in _names(entry):
-            return entry
+            return Found(name, provider, entry)
     known = ", ".join(sorted(_names(entry)[-1] for entry in datasets)[:10]) or "nothing"
     raise NotFound(f"{name.participant} shows us no dataset {name.dataset!r}; it shows {known}", code="dataset_unknown")
 
 
-def held(dataset_id: str) -> Generator[Call, Any, list[dict[str, Any]]]:
-    """Our agreements for a dataset that are in force, newest first."""
-    rows = yield Call("GET", "/agreements", {"role": "consumer", "dataset": dataset_id})
-    fitting = [row for row in rows if row.get("dataset") == dataset_id and row.get("state", "active") == "active"]
+def held(found: Found) -> Generator[Call, Any, list[dict[str, Any]]]:
+    """Our agreements with its provider for a dataset that are in force, newest first."""
+    rows = yield Call("GET", "/agreements", _ours(found))
+    fitting = [row for row in rows if found.is_of(row) and row.get("state", "active") == "active"]
     fitting.sort(key=lambda row: float(row.get("signed_at") or 0), reverse=True)
     return fitting
 
 
 def negotiate(
-    name: Name,
-    dataset: Mapping[str, Any],
+    found: Found,
     *,
     offer: str,
     purpose: str,
@@ -148,13 +170,13 @@ def negotiate(
     `tried`: agreements that were found before. One that is not among them has come since: the open negotiation whose
     end it is was over before we looked for it.
     """
-    chosen = _offer(name, dataset, offer)
-    row = yield from _open_negotiation(str(dataset["@id"]), chosen)
+    name, chosen = found.name, _offer(found, offer)
+    row = yield from _open_negotiation(found, chosen)
     if row is None:
-        for agreement in (yield from held(str(dataset["@id"]))):
+        for agreement in (yield from held(found)):
             if str(agreement["id"]) not in tried:
                 return str(agreement["id"])
-        body = {"participant": name.participant, "dataset": dataset["@id"], "offer_id": chosen}
+        body = {"participant": found.provider, "dataset": found.dataset_id, "offer_id": chosen}
         body |= {"purpose": purpose} if purpose else {}
         row = yield Call("POST", "/negotiations", body=body, seconds=30)
     row = yield from awaited("/negotiations", row, "FINALIZED", deadline=deadline, now=now)
@@ -173,37 +195,45 @@ def negotiate(
     return str(row["agreement_id"])
 
 
-def _open_negotiation(dataset_id: str, offer: str) -> Generator[Call, Any, dict[str, Any] | None]:
-    rows = yield Call("GET", "/negotiations", {"role": "consumer"})
+def _open_negotiation(found: Found, offer: str) -> Generator[Call, Any, dict[str, Any] | None]:
+    rows = yield Call("GET", "/negotiations", _ours(found))
     for row in rows:
-        mine = row.get("dataset") == dataset_id and row.get("offer_id", offer) == offer
+        mine = found.is_of(row) and row.get("offer_id", offer) == offer
         if mine and row.get("state") in _OPEN:
             return dict(row)
     return None
 
 
+def _ours(found: Found) -> dict[str, str]:
+    """Which agreements and negotiations to list: nobody else can make that list so long that ours are not in it."""
+    return {"role": "consumer", "counterparty": found.provider, "dataset": found.dataset_id}
+
+
 def _started(
-    name: Name, dataset_id: str, agreement: str, *, purpose: str, deadline: float, now: Callable[[], float]
+    found: Found, agreement: str, *, purpose: str, deadline: float, now: Callable[[], float]
 ) -> Generator[Call, Any, Access]:
     """A started transfer under an agreement: one that is there for this purpose, or a new one."""
+    access = Access(found.name, found.dataset_id, agreement, "", purpose, found.provider)
     rows = yield Call("GET", "/transfers", {"role": "consumer", "agreement": agreement})
     for row in rows:
         same = row.get("agreement_id") == agreement and row.get("purpose", "") == purpose
         if same and row.get("state") == "STARTED":
-            return Access(name, dataset_id, agreement, str(row["id"]), purpose)
+            return replace(access, transfer_id=str(row["id"]))
     body = {"agreement_id": agreement, "format": FORMAT, **({"purpose": purpose} if purpose else {})}
     row = yield Call("POST", "/transfers", body=body, seconds=30)
     row = yield from awaited("/transfers", row, "STARTED", deadline=deadline, now=now)
     if row["state"] == "STARTED":
-        return Access(name, dataset_id, agreement, str(row["id"]), purpose)
+        return replace(access, transfer_id=str(row["id"]))
     if row["state"] in _ENDED:
         reason = row.get("reason") or "without giving a reason"
         raise Refused(
-            f"{name.participant} does not start the transfer: {reason}",
+            f"{found.name.participant} does not start the transfer: {reason}",
             code=str(row.get("code") or "transfer_refused"),
             agreement=agreement,
         )
-    raise NegotiationPending(f"{name.participant} has not started the transfer yet ({row['state']}); ask again later")
+    raise NegotiationPending(
+        f"{found.name.participant} has not started the transfer yet ({row['state']}); ask again later"
+    )
 
 
 def awaited(
@@ -230,13 +260,15 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _offer(name: Name, dataset: Mapping[str, Any], wanted: str) -> str:
+def _offer(found: Found, wanted: str) -> str:
     """The id of the offer to ask for: the one named, or the only one."""
-    offers = _offers(dataset)
+    offers = _offers(found.entry)
     if wanted and wanted not in offers:
-        raise NotFound(f"{name} has no offer {wanted!r} for us; it has {', '.join(offers) or 'none'}")
+        raise NotFound(f"{found.name} has no offer {wanted!r} for us; it has {', '.join(offers) or 'none'}")
     if not offers:
-        raise Refused(f"{name} has no offer for us: its owner has to publish one that we may take", code="no_offer")
+        raise Refused(
+            f"{found.name} has no offer for us: its owner has to publish one that we may take", code="no_offer"
+        )
     return wanted or offers[0]
 
 

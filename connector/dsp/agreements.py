@@ -50,9 +50,12 @@ class Agreements:
         self._transfers = transfers
         self._stop = stop
 
-    async def page(self, *, role: str = "", dataset_id: str = "", limit: int = 100) -> Sequence[Agreement]:
+    async def page(
+        self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100
+    ) -> Sequence[Agreement]:
         """The newest first."""
-        return await self._store.read(lambda tx: tx.agreements.page(role=role, dataset_id=dataset_id, limit=limit))
+        asked = {"role": role, "dataset_id": dataset_id, "counterparty": counterparty}
+        return await self._store.read(lambda tx: tx.agreements.page(**asked, limit=limit))
 
     async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, Grant | None]:
         """An agreement, and at its provider what has been used under it."""

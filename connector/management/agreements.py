@@ -103,10 +103,12 @@ def router(
     async def listed(
         as_role: AsRole = "",
         dataset: Annotated[str, Query(max_length=255)] = "",
+        counterparty: Annotated[str, Query(max_length=255, description="DID of the other side.")] = "",
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         _: Caller = reader,
     ) -> list[AgreementView]:
-        return [view(row) for row in await agreements.page(role=as_role, dataset_id=dataset, limit=limit)]
+        found = await agreements.page(role=as_role, dataset_id=dataset, counterparty=counterparty, limit=limit)
+        return [view(row) for row in found]
 
     @routes.get("/{agreement_id}", summary="One agreement and what it means")
     async def get(agreement_id: str, as_role: AsRole = "", _: Caller = reader) -> AgreementDetail:

@@ -202,26 +202,29 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
     async def listed(
         role: Annotated[str, Query(pattern="^(consumer|provider|)$")] = "",
         state: Annotated[str, Query(max_length=16)] = "",
+        counterparty: Annotated[str, Query(max_length=255, description="DID of the other side.")] = "",
+        dataset: Annotated[str, Query(max_length=255, description="Id of the dataset.")] = "",
         waiting_for_us: Annotated[bool, Query(description="Only those that wait for a decision of ours.")] = False,
         correlation: Annotated[str, Query(max_length=255, description="As given when it was asked for.")] = "",
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         _: Caller = reader,
     ) -> list[NegotiationView]:
+        about: dict[str, Any] = {"counterparty": counterparty, "dataset_id": dataset}
         if waiting_for_us:
             rows = await store.read(
                 lambda tx: [
                     row
                     for ours, at in _OUR_TURN
                     if role in ("", ours) and state in ("", at)
-                    for row in tx.negotiations.page(role=ours, state=at, waiting=True, limit=limit)
+                    for row in tx.negotiations.page(role=ours, state=at, waiting=True, limit=limit, **about)
                 ]
             )
             return [view(row) for row in sorted(rows, key=lambda row: -row.created_at)[:limit]]
         rows = list(
             await store.read(
                 lambda tx: tx.negotiations.page(
-                    role=role, state=state, correlation=correlation, limit=limit, offset=offset
+                    role=role, state=state, correlation=correlation, limit=limit, offset=offset, **about
                 )
             )
         )

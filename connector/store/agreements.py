@@ -156,12 +156,17 @@ class Agreements:
             raise NotFound(f"no agreement {agreement_id!r} with this participant as {role}")
         return found
 
-    def page(self, *, role: str = "", dataset_id: str = "", limit: int = 100) -> Sequence[Agreement]:
+    def page(
+        self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100
+    ) -> Sequence[Agreement]:
         query = select(Agreement).order_by(Agreement.signed_at.desc(), Agreement.id).limit(limit)
         if role:
             query = query.where(Agreement.role == role)
         if dataset_id:
             query = query.where(Agreement.dataset_id == dataset_id)
+        if counterparty:
+            theirs = case((Agreement.role == "provider", Agreement.consumer), else_=Agreement.provider)
+            query = query.where(theirs == counterparty)
         return self._unit.session.scalars(query).all()
 
     def on(self, dataset_id: str) -> Iterator[tuple[Agreement, int]]:

@@ -25,6 +25,7 @@ from rich.console import Console
 from tests.client.support import SCHEMA, Connector, batch, chunked, complete, connector, ipc
 
 CASES = Path(__file__).parents[1] / "cases" / "audit"
+NORTH = "did:web:north.example"
 OWNERS = [{"owner": "north", "dataset": "flights", "rows": 2, "bytes": 1500, "ms": 4}]
 ANSWER = ipc([batch(1, 2), batch(3)], complete(3, owners=OWNERS, policy=["row filter"]))
 
@@ -385,8 +386,8 @@ def test_a_new_policy_is_written_once(run: Run, served: Connector, tmp_path: Pat
 def test_negotiating_shows_what_was_agreed(run: Run, served: Connector) -> None:
     identifier = "urn:hanse:north:flights"
     served.routes |= {
-        ("GET", "/catalog"): {"dataset": [{"@id": identifier, "hasPolicy": [{"@id": "o"}]}]},
-        ("GET", "/agreements"): [{"id": "a1", "dataset": identifier, "state": "active", "signed_at": 1}],
+        ("GET", "/catalog"): {"participantId": NORTH, "dataset": [{"@id": identifier, "hasPolicy": [{"@id": "o"}]}]},
+        ("GET", "/agreements"): [{"id": "a1", "dataset": identifier, "counterparty": NORTH, "state": "active"}],
         ("GET", "/transfers"): [{"id": "t1", "agreement_id": "a1", "state": "STARTED", "purpose": ""}],
         ("GET", "/agreements/a1"): {"sentences": [{"text": "Members only."}]},
     }
@@ -677,8 +678,8 @@ def agreed(served: Connector) -> dict[tuple[str, str], Any]:
     """The routes to a dataset under an agreement."""
     identifier = "urn:hanse:north:flights"
     return {
-        ("GET", "/catalog"): {"dataset": [{"@id": identifier, "hasPolicy": [{"@id": "o"}]}]},
-        ("GET", "/agreements"): [{"id": "a1", "dataset": identifier, "state": "active", "signed_at": 1}],
+        ("GET", "/catalog"): {"participantId": NORTH, "dataset": [{"@id": identifier, "hasPolicy": [{"@id": "o"}]}]},
+        ("GET", "/agreements"): [{"id": "a1", "dataset": identifier, "counterparty": NORTH, "state": "active"}],
         ("GET", "/transfers"): [{"id": "t1", "agreement_id": "a1", "state": "STARTED", "purpose": ""}],
         ("GET", "/transfers/t1/address"): {"endpoint": f"{served.url}/data/v1", "ticket": "t", "expires": 4e9},
     }

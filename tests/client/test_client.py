@@ -21,6 +21,7 @@ from hanse.plan import Block, Plan
 from tests.client.support import SCHEMA, Asked, Connector, Raw, batch, chunked, complete, connector, ipc
 
 RESEARCH = DPV + "ScientificResearch"
+NORTH = "did:web:north.example"
 STREAM = ipc([batch(1, 2), batch(3)], complete(3, policy=["row filter"]))
 
 
@@ -98,7 +99,7 @@ def test_search_results_have_what_people_look_for(served: Connector, space: Spac
 def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -> None:
     identifier = "urn:hanse:north:flights"
     served.routes |= {
-        ("GET", "/catalog"): {"dataset": [{"@id": identifier, "hasPolicy": {"@id": "offer"}}]},
+        ("GET", "/catalog"): {"participantId": NORTH, "dataset": [{"@id": identifier, "hasPolicy": {"@id": "offer"}}]},
         ("GET", "/agreements"): [],
         ("GET", "/negotiations"): [],
         ("POST", "/negotiations"): (201, {"id": "neg", "state": "REQUESTED"}),
@@ -112,9 +113,17 @@ def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -
     assert repr(dataset).startswith("<Dataset north/flights, purpose ")
     bodies = [asked.body for asked in served.asked if asked.method == "POST"]
     assert bodies == [
-        {"participant": "north", "dataset": identifier, "offer_id": "offer", "purpose": RESEARCH},
+        {"participant": NORTH, "dataset": identifier, "offer_id": "offer", "purpose": RESEARCH},
         {"agreement_id": "agr", "format": "HttpData-PULL", "purpose": RESEARCH},
     ]
+    for path in ("/agreements", "/negotiations"):
+        (asked, *_) = [one.query for one in served.asked if (one.method, one.path) == ("GET", path)]
+        assert asked == {"role": "consumer", "counterparty": NORTH, "dataset": identifier}
+
+
+def test_an_owner_whose_ids_say_another_name_goes_by_its_identifier_in_sql(space: Space) -> None:
+    access = Access(Name("shop", "air"), "urn:hanse:north:air", "a", "t", "", "did:web:shop.example")
+    assert Dataset(space, access).sql_name == '"did:web:shop.example"."air"'
 
 
 def test_what_may_be_read_is_known_before_it_is_read(served: Connector, space: Space) -> None:

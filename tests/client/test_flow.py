@@ -10,8 +10,12 @@ from hanse.flow import DPV, Access, Call, Name
 
 ID = "urn:hanse:north:flights"
 RESEARCH = DPV + "ScientificResearch"
-CATALOG = {"dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}]}, {"@id": "urn:hanse:north:planes"}]}
-ACTIVE = {"id": "agr:1", "dataset": ID, "state": "active", "signed_at": 5.0}
+NORTH, OTHER_NORTH = "did:web:north.example", "did:web:shop.example"  # which calls itself north, too
+CATALOG = {
+    "participantId": NORTH,
+    "dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}]}, {"@id": "urn:hanse:north:planes"}],
+}
+ACTIVE = {"id": "agr:1", "dataset": ID, "counterparty": NORTH, "state": "active", "signed_at": 5.0}
 STARTED = {"id": "trf:1", "agreement_id": "agr:1", "state": "STARTED", "purpose": RESEARCH}
 FINALIZED = {"id": "neg:1", "state": "FINALIZED", "agreement_id": "agr:1"}
 
@@ -58,7 +62,7 @@ FRESH: dict[str, Any] = {
 
 def test_without_an_agreement_it_negotiates_and_starts() -> None:
     access, said = play(FRESH)
-    assert access == Access(Name("north", "flights"), ID, "agr:1", "trf:1", RESEARCH)
+    assert access == Access(Name("north", "flights"), ID, "agr:1", "trf:1", RESEARCH, NORTH)
     assert said == [
         "GET /catalog",
         "GET /agreements",
@@ -90,6 +94,7 @@ def test_an_agreement_that_holds_needs_a_transfer_only() -> None:
         {**ACTIVE, "state": "ended"},
         {**ACTIVE, "state": "pending"},
         {**ACTIVE, "dataset": "urn:hanse:north:planes"},
+        {**ACTIVE, "counterparty": OTHER_NORTH, "signed_at": 9e9},  # of another who has the same name and ids
     ],
 )
 def test_an_agreement_that_ended_or_is_for_something_else_is_not_used(row: dict[str, Any]) -> None:
@@ -132,27 +137,29 @@ def test_an_offer_whose_agreement_is_for_other_purposes_is_not_agreed_on_again(o
         play({**FRESH, "GET /agreements": [[held]], **again}, offer=offer)
 
 
+TWO = {**CATALOG, "dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@id": "offer:2"}]}]}
+OPEN = {"id": "neg:1", "dataset": ID, "counterparty": NORTH, "offer_id": "offer:1", "state": "REQUESTED"}
+
+
 def test_beside_an_agreement_for_other_purposes_another_offer_is_taken() -> None:
-    two = {"dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@id": "offer:2"}]}]}
     lists = {
         "GET /agreements": [[{**ACTIVE, "offer_id": "offer:1"}]],
-        "GET /negotiations": [[{"id": "neg:1", "dataset": ID, "offer_id": "offer:2", "state": "AGREED"}]],
+        "GET /negotiations": [[{**OPEN, "offer_id": "offer:2", "state": "AGREED"}]],
     }
-    _, said = play({**FRESH, "GET /catalog": two, **lists, "POST /transfers": [FOR_RESEARCH, STARTED]})
+    _, said = play({**FRESH, "GET /catalog": TWO, **lists, "POST /transfers": [FOR_RESEARCH, STARTED]})
     assert "POST /negotiations" not in said  # the open one about the other offer is gone on with
 
 
 def test_of_several_offers_the_first_that_is_for_the_purpose_is_agreed_on() -> None:
-    two = {"dataset": [{"@id": ID, "hasPolicy": [{"@id": "offer:1"}, {"@id": "offer:2"}]}]}
     asked = [FOR_RESEARCH, {"id": "neg:1", "state": "REQUESTED"}]
-    _, said = play({**FRESH, "GET /catalog": two, "POST /negotiations": asked})
+    _, said = play({**FRESH, "GET /catalog": TWO, "POST /negotiations": asked})
     assert said.count("POST /negotiations") == 2
     with pytest.raises(errors.Refused, match="for research only"):
-        play({**FRESH, "GET /catalog": two, "POST /negotiations": asked}, offer="offer:1")
+        play({**FRESH, "GET /catalog": TWO, "POST /negotiations": asked}, offer="offer:1")
     with pytest.raises(errors.Refused, match="for research only"):
-        play({**FRESH, "GET /catalog": two, "POST /negotiations": FOR_RESEARCH})
+        play({**FRESH, "GET /catalog": TWO, "POST /negotiations": FOR_RESEARCH})
     with pytest.raises(errors.Refused, match="not for you"):
-        play({**FRESH, "GET /catalog": two, "POST /negotiations": [errors.Refused("not for you", code="x"), asked[1]]})
+        play({**FRESH, "GET /catalog": TWO, "POST /negotiations": [errors.Refused("not for you", code="x"), asked[1]]})
 
 
 def test_a_negotiation_that_ends_between_two_looks_is_not_begun_again() -> None:
@@ -162,18 +169,18 @@ def test_a_negotiation_that_ends_between_two_looks_is_not_begun_again() -> None:
 
 
 def test_an_open_negotiation_is_gone_on_with() -> None:
-    row = {"id": "neg:1", "dataset": ID, "offer_id": "offer:1", "state": "REQUESTED"}
-    _, said = play({**FRESH, "GET /negotiations": [[row]]})
+    _, said = play({**FRESH, "GET /negotiations": [[OPEN]]})
     assert "POST /negotiations" not in said
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"id": "neg:0", "dataset": ID, "offer_id": "offer:1", "state": "TERMINATED"},
-        {"id": "neg:0", "dataset": ID, "offer_id": "offer:1", "state": "FINALIZED"},
-        {"id": "neg:0", "dataset": ID, "offer_id": "offer:9", "state": "REQUESTED"},
-        {"id": "neg:0", "dataset": "urn:hanse:north:planes", "offer_id": "offer:1", "state": "REQUESTED"},
+        {**OPEN, "state": "TERMINATED"},
+        {**OPEN, "state": "FINALIZED"},
+        {**OPEN, "offer_id": "offer:9"},
+        {**OPEN, "dataset": "urn:hanse:north:planes"},
+        {**OPEN, "counterparty": OTHER_NORTH, "state": "OFFERED"},  # unasked, by whoever likes
     ],
 )
 def test_a_negotiation_that_is_over_or_about_something_else_is_left_alone(row: dict[str, Any]) -> None:
@@ -182,11 +189,12 @@ def test_a_negotiation_that_is_over_or_about_something_else_is_left_alone(row: d
 
 
 NEGOTIATION, TRANSFER = "GET /negotiations/neg%3A1", "GET /transfers/trf%3A1"
-OTHER = {"dataset": [{"@id": "urn:hanse:north:planes"}]}
+OTHER = {**CATALOG, "dataset": [{"@id": "urn:hanse:north:planes"}]}
 REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], type[errors.HanseError], str]] = [
     ("an unknown dataset", {"GET /catalog": OTHER}, {}, errors.NotFound, "planes"),
-    ("an empty catalog", {"GET /catalog": {}}, {}, errors.NotFound, "it shows nothing"),
-    ("no offer", {"GET /catalog": {"dataset": {"@id": ID}}}, {}, errors.Refused, "no offer for us"),
+    ("an empty catalog", {"GET /catalog": {"participantId": NORTH}}, {}, errors.NotFound, "it shows nothing"),
+    ("nobody's catalog", {"GET /catalog": {}}, {}, errors.Broken, "participantId"),
+    ("no offer", {"GET /catalog": {**CATALOG, "dataset": {"@id": ID}}}, {}, errors.Refused, "no offer for us"),
     ("another offer", {}, {"offer": "offer:7"}, errors.NotFound, "it has offer:1"),
     ("the owner says no", {NEGOTIATION: {"id": "neg:1", "state": "TERMINATED", "reason": "not members"}},
      {}, errors.NegotiationFailed, "not members"),
@@ -214,7 +222,7 @@ def test_what_stands_in_the_way_is_said(
 
 def test_an_agreement_without_an_offer_left_reports_why_it_was_refused() -> None:
     answers = {
-        "GET /catalog": {"dataset": [{"@id": ID}]},
+        "GET /catalog": {**CATALOG, "dataset": [{"@id": ID}]},
         **LISTS,
         "GET /agreements": [[ACTIVE]],
         "POST /transfers": errors.Refused("not for this purpose", code="purpose_not_agreed", rule="/permission/0"),

@@ -188,6 +188,20 @@ async def test_an_offer_for_other_purposes_is_not_asked_for(
             assert "member" not in answer.json()["detail"]
 
 
+async def test_what_is_listed_can_be_kept_to_a_counterparty_and_a_dataset(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        done = await agree(south)
+        them, us = north.side.participant, south.side.participant
+        for desk_, who, other in ((south, them, us), (north, us, them)):
+            for path in ("/agreements", "/negotiations"):
+                counts = [
+                    len(await desk_.get(f"{path}?counterparty={whom}&dataset={what}"))
+                    for whom, what in ((who, DATASET), (who, ""), (other, DATASET), (who, "urn:hanse:north:x"))
+                ]
+                assert counts == [1, 1, 0, 0]
+        assert done["counterparty"] == them
+
+
 async def test_the_queue_of_what_waits_for_us_is_worked_off_by_approving(tmp_path: Path) -> None:
     async with desks(tmp_path, "manual") as (north, south):
         begun = await south.post("/negotiations", {"participant": "north", "dataset": "air"}, 201)
