@@ -72,11 +72,20 @@ class Partners:
         )
 
     async def dataset(self, partner: Partner, dataset: str) -> Listed:
-        """One dataset of a partner's catalogue, as we may see it."""
-        url = f"{partner.base}/catalog/datasets/{segment(partner.dataset_id(dataset))}"
-        answer = await self._peer.fetch("GET", url, audience=partner.id)
+        """One dataset of a partner's catalogue, as we may see it. PeerNonsense where the partner answers for another:
+        an agreement on that would be one that nobody here asked for."""
+        wanted = partner.dataset_id(dataset)
+        answer = await self._peer.fetch(
+            "GET", f"{partner.base}/catalog/datasets/{segment(wanted)}", audience=partner.id
+        )
         node = jsonld.node_of(answer.document)
-        return read_dataset(node, jsonld.prefixes_of(node))
+        found = read_dataset(node, jsonld.prefixes_of(node))
+        if found.id != wanted:
+            raise PeerNonsense(
+                f"expected the dataset {wanted} of {partner.name or partner.id}, came {found.id[:255]}; ask for a "
+                "dataset by its whole id, as its catalogue has it"
+            )
+        return found
 
     async def catalog(self, partner: Partner, *, limit: int = 1_000) -> Json:
         """A partner's catalogue as one document, page after page, up to `limit` datasets, each as it came."""

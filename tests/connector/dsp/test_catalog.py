@@ -243,6 +243,18 @@ async def test_partners_read_the_whole_catalogue_and_single_datasets(tmp_path: P
             await partners.dataset(found, "nothing")
 
 
+async def test_a_catalogue_that_answers_for_another_dataset_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pair(tmp_path) as two:
+        asked, other = await seeded(two.north, 2)
+        shown = two.north.catalog.dataset
+        monkeypatch.setattr(two.north.catalog, "dataset", lambda _, caller: shown(other, caller))
+        partners = Partners(peer=two.south.peer, members=dict)  # type: ignore[arg-type]  # nobody is looked up
+        with pytest.raises(PeerNonsense, match=f"expected the dataset {asked} .*, came {other}"):
+            await partners.dataset(Partner(two.north.participant, two.north.base), asked)
+
+
 def test_catalogues_of_others_are_read_in_prefixed_and_nested_form() -> None:
     dataset = {
         "@type": "dcat:Dataset",
