@@ -6,6 +6,7 @@ over once its reply has left, a command at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from connector.datasets import standing
@@ -329,6 +330,7 @@ class Negotiations(Exchange[Negotiation]):
         address: str,
         dataset_id: str,
         offer: Json,
+        others: Sequence[Json] = (),
         decide: str = decisions.AUTO,
         purpose: str = "",
         by: str,
@@ -336,15 +338,15 @@ class Negotiations(Exchange[Negotiation]):
     ) -> Negotiation:
         """Ask a provider for an agreement on `offer` (an ODRL offer with its @id); the new negotiation.
 
-        Refused where it is known what for (`purpose`), and the offer is for something else.
+        Where it is known what for (`purpose`), on the first that is for it, of that and the `others` that may be asked
+        for instead; Refused where none is.
         """
-        policy = terms.read_offer({"@type": "Offer", **offer})
-        wire = terms.offer_wire(policy, target=dataset_id)
+        offers = terms.readable([{"@type": "Offer", **one} for one in (offer, *(others if purpose else ()))])
         address = await self._checked(address, decide)
 
         def work(tx: Transaction) -> tuple[Negotiation, Outbox]:
-            if purpose:
-                terms.check_purpose(policy, purpose, consumer=self._us, now=tx.now)
+            policy = terms.first_for(purpose, offers, consumer=self._us, now=tx.now) if purpose else offers[0]
+            wire = terms.offer_wire(policy, target=dataset_id)
             row = self._new(tx, CONSUMER, counterparty, address, dataset_id, wire, decide)
             row.offer_id, row.correlation = policy.id, correlation
             tx.negotiations.add(row)

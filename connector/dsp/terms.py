@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -30,12 +31,27 @@ from policies.vocabulary import Phase, ds, operand
 TIME_ENDED = "the time that was agreed has ended"  # the clock's reason for an end; any other is somebody's no
 _OFFER_MAX = 64 * 2**10  # of others: anybody may send one, and each is kept as long as its negotiation
 _COMPILES_MAX = 1_024
+_TOLD_MAX = 10  # offers of which a refusal says what they are for
 _compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
 
 
 def read_offer(wire: Json) -> Policy:
     """The offer in a message, with its id, at least one rule, and no rule that is not understood as JSON."""
     return _read(wire, Kind.OFFER)
+
+
+def readable(wires: Sequence[Json]) -> list[Policy]:
+    """Those of these offers that can be read; MessageInvalid, as for the first, where none can."""
+    found: list[Policy] = []
+    refused: list[MessageInvalid] = []
+    for wire in wires:
+        try:
+            found.append(read_offer(wire))
+        except MessageInvalid as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return found
 
 
 def read_agreement(wire: Json) -> Policy:
@@ -155,8 +171,26 @@ def sign(policy: Policy, *, agreement_id: str, target: str, assigner: str, assig
     )
 
 
-def check_purpose(offer: Policy, purpose: str, *, consumer: str, now: float) -> None:
-    """Refused where an agreement under this offer would be for other purposes, whatever else is known by then."""
+def first_for(purpose: str, offers: Sequence[Policy], *, consumer: str, now: float) -> Policy:
+    """The first of these offers under which an agreement would not be for other purposes. Refused, with what each is
+    for, where there is none."""
+    found: list[tuple[str, Verdict]] = []
+    for offer in offers:
+        if (against := _other_purposes(offer, purpose, consumer=consumer, now=now)) is None:
+            return offer
+        found.append((offer.id, against))
+    if len(found) == 1:
+        ((_, only),) = found
+        told, rule = f"this offer is for other purposes, so it was not asked for: {'; '.join(only.reasons)}", only.rule
+    else:
+        each = ". ".join(f"{name}: {'; '.join(against.reasons)}" for name, against in found[:_TOLD_MAX])
+        told, rule = f"none of {len(found)} offers is for this purpose, so none was asked for. {each}", ""
+    raise Refused(told, code="purpose_not_agreed", rule=rule)
+
+
+def _other_purposes(offer: Policy, purpose: str, *, consumer: str, now: float) -> Verdict | None:
+    """What stands against an agreement under this offer where it would be for other purposes, whatever else is known
+    by then; None where it would not."""
     agreed = sign(
         offer, agreement_id=offer.id, target=offer.target, assigner=offer.assigner, assignee=consumer, now=now
     )
@@ -165,13 +199,8 @@ def check_purpose(offer: Policy, purpose: str, *, consumer: str, now: float) -> 
         judge(agreed, requested(party, purpose=one), phase=Phase.TRANSFER, now=now) for one in (purpose, "")
     )
     if said.permitted or said.lacking or not any(PURPOSE in missing for missing in unsaid.lacking):
-        return
-    reasons = [reason for reason in said.reasons if reason not in unsaid.reasons]
-    raise Refused(
-        f"this offer is for other purposes, so it was not asked for: {'; '.join(reasons)}",
-        code="purpose_not_agreed",
-        rule=said.rule,
-    )
+        return None
+    return replace(said, reasons=tuple(reason for reason in said.reasons if reason not in unsaid.reasons))
 
 
 def agreement_wire(policy: Policy) -> Json:

@@ -37,7 +37,7 @@ class NewNegotiation(BaseModel):
     dataset: str = Field(
         max_length=255, validation_alias=AliasChoices("dataset", "dataset_id"), description="Id, or a member's name."
     )
-    offer_id: str = Field("", max_length=255, description="Which offer; empty: the only or the first one.")
+    offer_id: str = Field("", max_length=255, description="Which offer; empty: the first, for `purpose`.")
     policy: dict[str, Any] | None = Field(
         None, validation_alias=AliasChoices("policy", "offer"), description="Terms to ask for, as an ODRL offer."
     )
@@ -172,17 +172,18 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
     @routes.post("/negotiations", status_code=201, summary="Ask a provider for an agreement")
     async def ask(new: NewNegotiation, caller: Caller = consumer) -> NegotiationView:
         found = await partner(new)
-        dataset_id, offer = found.dataset_id(new.dataset), new.policy
-        if offer is None:
+        offers: tuple[dict[str, Any], ...] = (new.policy,) if new.policy is not None else ()
+        if not offers:
             listed = await partners.dataset(found, new.dataset)
-            dataset_id, offer = listed.id, _choose(listed.offers, new.offer_id)
+            offers = _choose(listed.offers, new.offer_id)
         if new.offer_id:
-            offer = {**offer, "@id": new.offer_id}
+            offers = ({**offers[0], "@id": new.offer_id},)
         row = await negotiations.request(
             counterparty=found.id,
             address=found.base,
-            dataset_id=dataset_id,
-            offer=offer,
+            dataset_id=found.dataset_id(new.dataset),
+            offer=offers[0],
+            others=offers[1:],
             decide=new.decide,
             purpose=new.purpose,
             by=caller.name,
@@ -256,10 +257,10 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
     return routes
 
 
-def _choose(offers: tuple[dict[str, Any], ...], wanted: str) -> dict[str, Any]:
-    """The offer to ask for: the one that is named, else the first."""
+def _choose(offers: tuple[dict[str, Any], ...], wanted: str) -> tuple[dict[str, Any], ...]:
+    """The offers that may be asked for, in order: the one that is named, else all. NotFound where there is none."""
     fitting = [offer for offer in offers if not wanted or offer.get("@id") == wanted]
     if not fitting:
         known = ", ".join(str(offer.get("@id")) for offer in offers) or "none"
         raise NotFound(f"the dataset has no offer {wanted!r} for us; it has {known}")
-    return {key: value for key, value in fitting[0].items() if key != "target"}
+    return tuple({key: value for key, value in offer.items() if key != "target"} for offer in fitting)

@@ -188,6 +188,24 @@ async def test_an_offer_for_other_purposes_is_not_asked_for(
             assert "member" not in answer.json()["detail"]
 
 
+async def test_the_first_offer_that_is_for_the_purpose_is_asked_for(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        for_research = {"permission": [{"action": "use", "constraint": [FOR_RESEARCH]}]}
+        for_marketing = json.loads(json.dumps(for_research).replace("ScientificResearch", "Marketing"))
+        await north.side.publish("urn:hanse:north:sold", offer="offer:a", policy=for_research)
+        await north.side.publish("urn:hanse:north:sold", offer="offer:b", policy=for_marketing)
+        asked = {"participant": "north", "dataset": "sold"}
+        for purpose, offer in (("ScientificResearch", "offer:a"), ("Marketing", "offer:b")):
+            assert (await south.post("/negotiations", {**asked, "purpose": DPV + purpose}, 201))["offer_id"] == offer
+        refused = await south.post("/negotiations", {**asked, "purpose": "dpv:Personalisation"}, 403)
+        assert refused["code"] == "purpose_not_agreed"
+        for offer, purpose in (("offer:a", "ScientificResearch"), ("offer:b", "Marketing")):
+            assert (
+                f"{offer}: /permission/0/constraint/0: needed: the declared purpose is dpv:{purpose}"
+                in (refused["detail"])
+            )
+
+
 async def test_what_is_listed_can_be_kept_to_a_counterparty_and_a_dataset(tmp_path: Path) -> None:
     async with desks(tmp_path) as (north, south):
         done = await agree(south)
