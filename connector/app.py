@@ -342,7 +342,7 @@ def build(settings: Settings) -> Services:
     agreed = Agreements(store=store, sender=sender, transfers=transferring, stop=grants.stop)
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir))
     sequencer = Sequencer(store, signer=signer, round_seconds=_round_seconds(settings, store))
-    holdings = Holdings(store, net, identity)
+    holdings = Holdings(store, net, identity, names=trust.names)
     return Services(
         settings=settings,
         participant=participant,

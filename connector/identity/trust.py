@@ -33,10 +33,11 @@ _NEWCOMER_SECONDS = 0.2  # strangers make us ask the operator at most five times
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Members by id, as the operator signed them, and until when (UTC seconds)."""
+    """Members by id, as the operator signed them, until when (UTC seconds), and their ids by their names."""
 
     members: Mapping[str, Mapping[str, Any]]
     expires: float
+    names: Mapping[str, str]
 
 
 class Trust:
@@ -71,6 +72,18 @@ class Trust:
         register = await self._current(self._max_age)
         return {} if register is None or register.expires <= time.time() else register.members
 
+    async def names(self) -> Mapping[str, str]:
+        """Members by the name that the operator lists them under: each one's id; empty where that is unknown.
+
+        By the register that we hold: the operator is waited for only where there is none that can be believed.
+        """
+        register = self._register
+        if register is None or register.expires <= time.time():
+            register = await self._current(self._max_age)
+        if register is None or register.expires <= time.time():
+            return {}
+        return register.names
+
     async def _current(self, max_age: float) -> Register | None:
         """The register, fetched anew where it is older than `max_age` seconds and was not just tried."""
         if not self._anchor:
@@ -101,7 +114,9 @@ class Trust:
             body = json.loads(jws.deserialize_compact(text, public_key(jwk), registry=_LARGE).payload)
             if body["iss"] != self._anchor or body["exp"] <= time.time():
                 raise Unauthenticated("the member register is expired or somebody else's")
-            return Register({entry["id"]: entry for entry in body["members"]}, float(body["exp"]))
+            members = {entry["id"]: entry for entry in body["members"]}
+            names = {entry["name"]: entry["id"] for entry in body["members"] if "name" in entry}
+            return Register(members, float(body["exp"]), names)
         except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise Unauthenticated(
                 f"the member register is not what its operator signs ({type(error).__name__})"

@@ -28,9 +28,10 @@ class Bearer(NamedTuple):
 def shared_name(owner: str, participants: Collection[str], dataset: str) -> QueryInvalid:
     """Why a question is refused that says an owner by a name that several participants have."""
     *others, last = sorted(participants)
+    written = " or ".join(f'"{one}".{dataset}' for one in (*others, last))
     return QueryInvalid(
-        f'"{owner}" is what {", ".join(others)} and {last} call themselves, and there are agreements with them; write '
-        f'the identifier of the one that you mean in place of the name: "{others[0]}".{dataset}',
+        f'"{owner}" is what {", ".join(others)} and {last} call themselves in our agreements with them (see `hanse '
+        f"agreements`); write the identifier of the one that you mean in place of the name: {written}",
         code="owner_ambiguous",
     )
 

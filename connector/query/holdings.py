@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ _AGREEMENTS_MAX = 1000
 _OURS = "urn:hanse:"  # how the ids of our own connectors begin: urn:hanse:<owner>:<dataset>
 _NAME = re.compile(NAME)
 
+Names = Callable[[], Awaitable[Mapping[str, str]]]  # participants' identifiers by their names
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -48,12 +50,14 @@ class Access:
 
 
 class Holdings:
-    """Our side of agreements as a consumer."""
+    """Our side of agreements as a consumer. `names`: whose each name is, by the data space's register
+    (`Trust.names`)."""
 
-    def __init__(self, store: Store, net: Net, identity: Identity) -> None:
+    def __init__(self, store: Store, net: Net, identity: Identity, *, names: Names | None = None) -> None:
         self._store = store
         self._net = net
         self._identity = identity
+        self._names = names
         self._renewed: dict[str, Access] = {}
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -122,7 +126,7 @@ class Holdings:
 
         `names` None: all that we hold. `fresh`: nothing of what was said before counts. An owner that says no has
         ended the agreement, or does not serve it now: its dataset is not there. QueryInvalid for an owner's name that
-        several participants have: their datasets go by the participants' identifiers.
+        several participants have and the register gives to none: their datasets go by their identifiers.
         """
 
         def look(tx: Transaction) -> tuple[list[Holding], list[Holding], Mapping[str, Readable]]:
@@ -145,7 +149,8 @@ class Holdings:
                     return None if isinstance(error, Refused | NotFound) else self._silent(agreement, error)
 
         told = [one for one in await asyncio.gather(*map(shown, wanted)) if one is not None]
-        owners = _Owners.of(held, told, names or ())
+        registered = {} if self._names is None else await self._names()
+        owners = _Owners.of(held, told, names or (), registered=registered)
         found: dict[tuple[str, str], TableInfo] = {}
         silent: list[Silent] = []
         for one in told:
@@ -269,14 +274,22 @@ class _Owners:
 
     @classmethod
     def of(
-        cls, held: Sequence[Holding], told: Sequence[TableInfo | Silent], names: Collection[tuple[str, str]]
+        cls,
+        held: Sequence[Holding],
+        told: Sequence[TableInfo | Silent],
+        names: Collection[tuple[str, str]],
+        *,
+        registered: Mapping[str, str],
     ) -> _Owners:
-        """By all agreements that we hold: what a name means must not change with the datasets that stand beside it."""
+        """By all agreements that we hold: what a name means must not change with the datasets that stand beside it.
+
+        `registered`: whose a name is by the register. It is nobody else's then, whoever calls itself so.
+        """
         of_name: dict[str, set[str]] = {}
         said = [(one.owner, one.participant) for one in told]
         for name, participant in (*said, *((_names_of(one.dataset_id)[0], one.provider) for one in held)):
             if _is_name(name):
-                of_name.setdefault(name, set()).add(participant)
+                of_name.setdefault(name, set()).add(registered.get(name, participant))
         identifiers = {fold(one.provider): one.provider for one in held}
         identified = frozenset(identifiers[owner] for owner, _ in names if owner in identifiers)
         for owner, dataset in names:
@@ -293,7 +306,8 @@ class _Owners:
 
     def written(self, name: str, participant: str) -> str:
         """The owner of a participant's dataset in this question."""
-        return fold(participant) if participant in self.identified or len(self.of_name.get(name, ())) > 1 else name
+        others = self.of_name.get(name, set()) - {participant}
+        return fold(participant) if participant in self.identified or others else name
 
 
 def _is_name(name: str) -> bool:

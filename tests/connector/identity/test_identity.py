@@ -224,18 +224,29 @@ def signed(body: str | bytes, key: ECKey = KEY, *, kid: str | None = None) -> by
     return jws.serialize_compact(header, body, key, algorithms=["ES256"]).encode()
 
 
-async def member(page: bytes | None, participant: str = "did:web:m.example") -> Mapping[str, Any] | None:
+def trusting(page: bytes | None) -> Trust:
     pages: dict[str, Any] = {"https://them.example/.well-known/did.json": document()}
     if page is not None:
         pages["https://them.example/members.jws"] = page
     web = Web(pages)
-    trust = Trust(web, Resolver(web), anchor=THEM, register_url="", max_age=60)  # type: ignore[arg-type]  # a fake
-    return await trust.member(participant)
+    return Trust(web, Resolver(web), anchor=THEM, register_url="", max_age=60)  # type: ignore[arg-type]  # a fake
+
+
+async def member(page: bytes | None, participant: str = "did:web:m.example") -> Mapping[str, Any] | None:
+    return await trusting(page).member(participant)
 
 
 async def test_a_member_is_who_the_operator_lists() -> None:
     assert (await member(register()) or {})["status"] == "active"
     assert await member(register(), "did:web:stranger.example") == {}
+
+
+async def test_a_name_is_whose_the_operator_says_also_while_it_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = trusting(register())
+    assert await trust.names() == {"m": "did:web:m.example"}
+    monkeypatch.setattr(trust, "_current", None)  # not called
+    assert await trust.names() == {"m": "did:web:m.example"}
+    assert await trusting(None).names() == {}
 
 
 async def test_a_register_may_have_thousands_of_members() -> None:

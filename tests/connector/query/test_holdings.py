@@ -223,7 +223,23 @@ async def test_an_owners_name_that_two_participants_have_is_refused_with_both(
     with pytest.raises(QueryInvalid, match=f"{RIVAL} and {CLINIC} call themselves") as caught:
         await holding(monkeypatch, *held).tables(asked, "")
     assert caught.value.code == "owner_ambiguous"
-    assert ".patients" in caught.value.message
+    assert f'"{RIVAL}".patients or "{CLINIC}".patients' in caught.value.message
+
+
+@pytest.mark.parametrize(("held", "theirs"), [((RIVALS,), set()), ((RIVALS, PATIENTS), {("clinic", "patients")})])
+async def test_an_owners_name_is_whose_the_register_says(
+    monkeypatch: pytest.MonkeyPatch, held: tuple[Held, ...], theirs: set[tuple[str, str]]
+) -> None:
+    """Another of that name is not taken for it, where it is alone with us, nor can it take the name from it."""
+    holdings = holding(monkeypatch, *held)
+
+    async def names() -> dict[str, str]:
+        return {"clinic": CLINIC, "rival": RIVAL}
+
+    monkeypatch.setattr(holdings, "_names", names)
+    known = await holdings.tables([("clinic", "patients")], "")
+    assert set(known.tables) == {*theirs, ("did:web:rival.example", "patients")}
+    assert all((owner == "clinic") == (one.participant == CLINIC) for (owner, _), one in known.tables.items())
 
 
 async def test_a_shared_name_leaves_the_participants_identifiers(monkeypatch: pytest.MonkeyPatch) -> None:
