@@ -82,7 +82,8 @@ def name_of(text: str) -> Name:
     """Read `north/flights` (or `"north".flights`, as SQL writes it)."""
     participant, slash, dataset = text.strip().partition("/")
     if not slash:
-        participant, _, dataset = text.strip().partition(".")
+        after = '".' if text.strip().startswith('"') else "."  # in quotes stands an identifier, too, which has dots
+        participant, _, dataset = text.strip().partition(after)
     participant, dataset = participant.strip('" '), dataset.strip('" ')
     if not participant or not dataset:
         raise BadInput(f"expected a dataset as <participant>/<dataset> such as north/flights, came {text!r}")

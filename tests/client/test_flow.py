@@ -255,6 +255,7 @@ def test_waiting_ends_when_the_time_is_up() -> None:
         (' "north".flights ', Name("north", "flights")),
         ('"clinic-a"."patients"', Name("clinic-a", "patients")),
         ("north.flights", Name("north", "flights")),
+        ('"did:web:clinic.example".patients', Name("did:web:clinic.example", "patients")),
     ],
 )
 def test_names_are_read_as_people_and_as_sql_write_them(text: str, name: Name) -> None:
