@@ -72,7 +72,7 @@ def croissant(card: Card, about: About) -> dict[str, Any]:
         "keywords": list(entry.keywords),
         "isLiveDataset": True,
         "distribution": [_file(card, here)],
-        "usageInfo": [graph.jsonld_node(dcat.policy(offer)) for offer in card.offers],
+        "usageInfo": [graph.jsonld_node(offer) for offer in dcat.policies(card, about)],
         "recordSet": [_records(card)] if entry.columns else [],
     }
     return {key: value for key, value in made.items() if value not in ([], "")}

@@ -2,10 +2,14 @@
 
 Where DCAT-AP and the protocol differ (design of the catalogue, section 2.1): licence and policy belong to the
 distribution here, at most one policy each, so there is one distribution per way of access and offer.
+
+Nodes with one id are one node to a reader, with what is said of each. So every node's id is of this catalogue's own
+making, or a DID that a member has proven: with an id of its choice a member could add to what another one offers.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,9 +107,9 @@ def iri_of(dataset_id: str, root: str) -> str:
 def _distributions(card: Card, about: About) -> Iterable[Node]:
     """One per way of access and offer; one per way where this viewer sees no offer."""
     entry, service, licence = card.entry, _service(card, about), _licence(card.entry.license)
-    offers: list[tuple[Literal, Node | None]] = [(_description(offer), policy(offer)) for offer in card.offers] or [
-        (_description(None), None)
-    ]
+    offers: list[tuple[Literal, Node | None]] = [
+        (_description(offer), terms) for offer, terms in zip(card.offers, policies(card, about), strict=True)
+    ] or [(_description(None), None)]
     for way in entry.formats or ("",):
         for index, (description, terms) in enumerate(offers):
             node = Node(("dcat:Distribution",), f"{iri_of(entry.id, about.root)}#{quote(way or 'data')}-{index + 1}")
@@ -131,7 +135,7 @@ def _service(card: Card, about: About) -> Node | None:
     entry = card.entry
     if not entry.endpoint:
         return None
-    node = Node(("dcat:DataService",), f"{entry.endpoint}#{quote(card.owner)}")
+    node = Node(("dcat:DataService",), f"{about.root}/members#{card.owner}:{quote(entry.endpoint, safe='')}")
     node.add("dct:title", Literal(f"Connector of {card.owner_title}", language="en"))
     node.add("dcat:endpointURL", Iri(entry.endpoint))
     node.add("dct:publisher", _agent(entry.participant, card.owner_title))
@@ -189,11 +193,11 @@ def _theme(text: str) -> str:
     return text if text.startswith(("https://", "http://")) else ""
 
 
-def _licence(text: str) -> Node | None:
+def _licence(text: str) -> Iri | Node | None:
     if not text:
         return None
     if text.startswith(("https://", "http://")):
-        return Node(("dct:LicenseDocument",), text)
+        return Iri(text)
     node = Node(("dct:LicenseDocument",))
     node.add("dct:title", Literal(text))
     return node
@@ -206,9 +210,20 @@ def _moment(at: float) -> Literal:
 # -- the offer as ODRL
 
 
-def policy(offer: Offer) -> Node:
+def policies(card: Card, about: About) -> list[Node]:
+    """The card's offers as ODRL graphs. Their ids are below their dataset's; offers of one id are blank nodes."""
+    count = Counter(offer.id for offer in card.offers)
+    space = f"{iri_of(card.entry.id, about.root)}#offer:"
+    return [
+        _policy(offer, space + quote(offer.id, safe="") if offer.id and count[offer.id] == 1 else "")
+        for offer in card.offers
+    ]
+
+
+def _policy(offer: Offer, iri: str) -> Node:
     """An offer as an ODRL graph; one that could not be read is described in words only."""
-    node = Node(("odrl:Offer",), offer.id if ":" in offer.id else "")
+    node = Node(("odrl:Offer",), iri)
+    node.add("dct:identifier", Literal(offer.id) if offer.id else None)
     try:
         found = policy_jsonld.read(offer.policy, kind=Kind.OFFER)
     except PolicyError:

@@ -105,12 +105,29 @@ async def test_the_three_spellings_say_the_same(filled: Catalogue) -> None:
 
 async def test_the_offer_travels_as_odrl_with_its_logic(filled: Catalogue) -> None:
     graph = await graph_of(filled, "/datasets/urn:hanse:north:full/dcat.jsonld")
-    offer = rdflib.URIRef("urn:hanse:north:full:offer")
+    offer = graph.value(None, rdflib.DCTERMS.identifier, rdflib.Literal("urn:hanse:north:full:offer"))
     assert (None, ODRL.hasPolicy, offer) in graph
     permission = graph.value(offer, ODRL.permission)
     groups = [node for node in graph.objects(permission, ODRL.constraint) if (node, ODRL["or"], None) in graph]
     assert [len(list(graph.objects(node, ODRL["or"]))) for node in groups] == [2]
     assert {str(value) for value in graph.objects(None, ODRL.rightOperand)} == {"active", "DE", "FR", "broad", "name"}
+
+
+async def test_no_member_adds_to_what_another_one_describes(filled: Catalogue, south: Provider) -> None:
+    """Nodes of one id are one node to a reader: a second permission in an offer, say."""
+    before = await graph_of(filled, "/catalog.ttl")
+    theirs = {str(one) for one in before.subjects() if isinstance(one, rdflib.URIRef)} | {"urn:hanse:north:full:offer"}
+    for number, iri in enumerate(sorted(theirs)):
+        made = dataset(f"urn:hanse:south:d{number}", **{"dct:license": iri, "dct:title": "d"})
+        made["hasPolicy"][0]["@id"] = iri
+        made["distribution"][0]["accessService"]["endpointURL"] = iri.partition("#")[0]
+        south.datasets.append(made)
+    await filled.crawl("south")
+    after = await graph_of(filled, "/catalog.ttl")
+    assert len(set(after.subjects(rdflib.RDF.type, DCAT.Dataset))) == 4 + len(theirs)
+    changing = {rdflib.URIRef(f"http://catalogue.test/{page}") for page in ("catalog", "catalog.ttl")}
+    for node in {rdflib.URIRef(iri) for iri in theirs} - changing:
+        assert isomorphic(before.cbd(node), after.cbd(node)), node
 
 
 async def test_a_harvester_walks_all_pages_and_meets_each_dataset_once(catalogue: Catalogue, north: Provider) -> None:
