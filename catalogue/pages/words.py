@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -130,25 +131,24 @@ def search_url(question: Question, **changes: Any) -> str:
 
 def snippet(card: Card) -> str:
     """Python that gets at the data: rows where an offer lets rows leave, else an aggregate."""
-    purposes = [purpose for offer in card.offers for purpose in offer.purposes]
-    purpose = f'"{purposes[0]}"' if purposes else '""'
+    purpose = _literal(next((purpose for offer in card.offers for purpose in offer.purposes), ""))
     lines = [
         "import hanse",
         "",
         "# your own connector negotiates",
         "space = hanse.connect(url, token)",
         "data = space.agree(",
-        f'    "{card.owner}/{card.entry.name}",',
+        f"    {_literal(f'{card.owner}/{card.entry.name}')},",
         f"    purpose={purpose},",
         ")",
     ]
     actions = {action for offer in card.offers for action in offer.actions}
     if actions & {"ds:stream", "ds:train", "odrl:read", "odrl:use"}:
         return "\n".join([*lines, "for batch in data.stream():", "    print(batch.num_rows)"])
-    table = f'"{card.owner}"."{card.entry.name}"'
+    table = ".".join('"' + name.replace('"', '""') + '"' for name in (card.owner, card.entry.name))
     lines += [
         "answer = space.query(",
-        f"    'SELECT count(*) FROM {table}',",  # noqa: S608  # shown, not run
+        f"    {f'SELECT count(*) FROM {table}'!r},",  # noqa: S608  # shown, not run
         f"    purpose={purpose},",
         ")",
         "print(answer.to_pandas())",
@@ -156,7 +156,14 @@ def snippet(card: Card) -> str:
     return "\n".join(lines)
 
 
-_TOKENS = re.compile(r"""(?P<c>\#[^\n]*)|(?P<s>'[^'\n]*'|"[^"\n]*")|(?P<k>\b(?:import|for|in)\b)""")
+def _literal(text: str) -> str:
+    """A text as Python writes it in double quotes: whatever a member chose as a name stays one text, and in sight."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in quoted)
+
+
+_TEXT = r"'(?:[^'\\\n]|\\.)*'" + r'|"(?:[^"\\\n]|\\.)*"'
+_TOKENS = re.compile(rf"(?P<c>\#[^\n]*)|(?P<s>{_TEXT})|(?P<k>\b(?:import|for|in)\b)")
 
 
 def coloured(code: str) -> Markup:
@@ -174,7 +181,7 @@ def licence_name(text: str) -> str:
     if not text.startswith(("https://", "http://")):
         return text
     parts = [part for part in text.split("/") if part]
-    if "creativecommons.org" in parts[1] and len(parts) >= 5:
+    if len(parts) >= 5 and "creativecommons.org" in parts[1]:
         return f"CC {parts[3].upper()} {parts[4]}"
     return parts[-1] if len(parts) > 2 else text
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -207,6 +209,23 @@ def test_the_snippet_streams_where_rows_may_leave_and_queries_where_not() -> Non
     assert """'SELECT count(*) FROM "north"."patients"'""" in figures
 
 
+@pytest.mark.parametrize("action", ["ds:stream", "ds:query"])
+@pytest.mark.parametrize(
+    "text", ['x"+print(1)+"', "x'+print(1)+'", "a\\", '"."y"', "é\u202e\u2028\U000e0001", "\t\x1b[31m"]
+)
+def test_whatever_a_member_calls_things_stays_one_text_of_the_snippet(text: str, action: str) -> None:
+    purpose = {"leftOperand": "odrl:purpose", "operator": "eq", "rightOperand": text}
+    shown = card({"permission": [{"action": action, "constraint": [purpose]}]})
+    code = words.snippet(replace(shown, entry=replace(shown.entry, name=text)))
+    assert all(mark.isprintable() or mark == "\n" for mark in code)
+    calls = [one for one in ast.walk(ast.parse(code)) if isinstance(one, ast.Call)]
+    assert not [one for one in calls if isinstance(one.func, ast.Name) and one.func.id != "print"]
+    given = {one.value for call in calls for one in call.args if isinstance(one, ast.Constant)}
+    quoted = text.replace('"', '""')
+    table = set() if action == "ds:stream" else {f'SELECT count(*) FROM "north"."{quoted}"'}
+    assert given == {f"north/{text}"} | table
+
+
 def test_rules_with_the_same_conditions_are_said_once() -> None:
     rule = {"constraint": [PURPOSE]}
     policy = {"permission": [{"action": "ds:query", **rule}, {"action": "ds:stream", **rule}, {"action": "ds:train"}]}
@@ -226,7 +245,8 @@ def test_ages_are_said_in_words(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [("https://creativecommons.org/licenses/by/4.0/", "CC BY 4.0"), ("CC0-1.0", "CC0-1.0"),
-     ("http://publications.europa.eu/resource/authority/licence/CC_BY", "CC_BY"), ("https://x.test", "https://x.test")],
+     ("http://publications.europa.eu/resource/authority/licence/CC_BY", "CC_BY"), ("https://x.test", "https://x.test"),
+     ("https://", "https://")],
 )  # fmt: skip
 def test_licences_are_called_by_their_names(text: str, name: str) -> None:
     assert words.licence_name(text) == name
