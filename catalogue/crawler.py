@@ -22,6 +22,7 @@ from catalogue.ingest import Tally
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Run, Source
+from catalogue.texts import clean
 from catalogue.visit import Limits, Visit
 from connector.errors import Forbidden, HanseError
 from connector.identity.service import Identity
@@ -30,6 +31,8 @@ from connector.telemetry import logger
 
 _TICK_SECONDS = 1.0
 _HOUR = 3600.0
+_PROBLEM_MAX = 2000
+_BROKEN = "the visit broke off at an error of this catalogue's own, which its log has; it is tried again later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,8 @@ class Crawler:
                     await self._store.write(self._sweep)
                 for source in await self._store.read(partial(_due, limit=self._settings.crawl_concurrency * 2)):
                     self.start(source.member_id, why="schedule")
-            except HanseError as error:
-                self._log.error("crawl_round_failed", reason=error.message)
+            except Exception as error:  # noqa: BLE001  # a schedule that stops is a catalogue that ages
+                self._log.error("crawl_round_failed", reason=repr(error))
             try:
                 async with asyncio.timeout(
                     _TICK_SECONDS
@@ -154,6 +157,9 @@ class Crawler:
         except HanseError as error:
             kind = "partial" if tally.datasets else "failed"
             return _Outcome(kind, error.message, visit.page_count, visit.byte_count)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the visit is concluded: else the next one is at once
+            self._log.error("visit_broken", member=member.name, reason=repr(error))
+            return _Outcome("failed", _BROKEN, visit.page_count, visit.byte_count)
         kind = "unchanged" if visit.unchanged else "complete" if visit.complete else "partial"
         etag = visit.etag if visit.complete and not tally.skipped else ""
         return _Outcome(kind, visit.problem, visit.page_count, visit.byte_count, etag)
@@ -181,7 +187,7 @@ class Crawler:
             started_at=started,
             ended_at=tx.now,
             outcome=outcome.outcome,
-            problem=outcome.problem,
+            problem=clean(outcome.problem, _PROBLEM_MAX),
             counts={"pages": outcome.pages, "bytes": outcome.bytes, **tally.counts()},
             skipped=tally.problems,
         )
@@ -195,7 +201,7 @@ class Crawler:
         good = outcome.outcome in ("complete", "unchanged", "partial")
         source.last_try = tx.now
         source.failures = 0 if good else source.failures + 1
-        source.problem = outcome.problem
+        source.problem = clean(outcome.problem, _PROBLEM_MAX)
         source.etag = outcome.etag
         if good:
             source.last_ok = tx.now

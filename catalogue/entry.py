@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from catalogue import offers
 from catalogue.offers import Offer
+from catalogue.texts import clean
 from connector.errors import MessageInvalid
 
-READER = 1  # version of this reading; entries read by another version are read again from their raw text
+READER = 2  # version of this reading; entries read by another version are read again from their raw text
 
 _TITLE_MAX, _TEXT_MAX, _WORD_MAX = 300, 20_000, 100
 _KEYWORDS_MAX, _THEMES_MAX, _OFFERS_MAX, _COLUMNS_MAX = 50, 20, 100, 10_000
@@ -140,17 +140,6 @@ def checked_id(raw: Mapping[str, Any]) -> str:
     if not isinstance(found, str) or not fits or clean(found, _ID_BYTES_MAX) != found or " " in found:
         raise MessageInvalid(f"expected an @id without spaces, at most {_ID_BYTES_MAX} bytes, came {str(found)[:80]!r}")
     return found
-
-
-def clean(text: str, limit: int) -> str:
-    """Text without control, zero-width and direction characters, in NFC, of at most `limit` characters."""
-    if text.isascii() and text.isprintable():
-        return text.strip()[:limit]
-    kept = (
-        mark for mark in unicodedata.normalize("NFC", text[: 4 * limit])
-        if mark in "\n\t" or unicodedata.category(mark) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )  # fmt: skip
-    return "".join(kept).strip()[:limit]
 
 
 def _columns(raw: Mapping[str, Any]) -> Iterable[Column]:

@@ -15,6 +15,7 @@ from catalogue.entry import READER, checked_id, digest_of, read_dataset, too_dee
 from catalogue.store import Transaction
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Member
+from catalogue.texts import clean
 from connector.errors import Conflict, HanseError, Limited, MessageInvalid
 
 MISSES_MAX = 3  # complete visits in a row that do not list an entry, after which it counts as withdrawn
@@ -37,7 +38,7 @@ class Tally:
     def skip(self, dataset: str, problem: str) -> None:
         self.skipped += 1
         if len(self.problems) < _SKIPPED_KEPT:
-            self.problems.append({"dataset": dataset[:200], "problem": problem[:500]})
+            self.problems.append({"dataset": clean(dataset, 200), "problem": clean(problem, 500)})
 
     def counts(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("datasets", "new", "changed", "missing", "withdrawn", "skipped")}
@@ -86,10 +87,17 @@ def _candidate(raw: object, member: Member, entry_bytes: int) -> Candidate:
     if not isinstance(raw, dict):
         raise MessageInvalid(f"expected a dataset object, came {type(raw).__name__}")
     try:
-        text = json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(raw, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        size = len(text.encode())
     except RecursionError:
         raise too_deep() from None
-    size = len(text.encode("utf-8", "replace"))
+    except UnicodeEncodeError:
+        raise MessageInvalid(
+            "expected whole characters, came half of one (a lone surrogate, as where an emoji is cut in two); its "
+            "provider must send texts that end with a whole one"
+        ) from None
+    except ValueError:
+        raise MessageInvalid("expected JSON's numbers, came NaN or Infinity; its provider must leave it out") from None
     if size > entry_bytes:
         raise Limited(f"the description has {size} bytes; at most {entry_bytes} are kept")
     dataset_id = checked_id(raw)

@@ -1,7 +1,7 @@
 """What an offer says, for people and for filters: sentences, classes, purposes, and who may know of it. Pure.
 
-An offer that cannot be read, or that uses unknown words, is kept and shown as what it is, never guessed at; it is then
-for members only. Changing what is derived here means raising `entry.READER`.
+An offer that cannot be read or written, or that uses unknown words, is kept and shown as what it is, never guessed at;
+it is then for members only. Changing what is derived here means raising `entry.READER`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from catalogue.texts import clean, is_writable, writable
 from policies import explain, jsonld, known, vocabulary
 from policies.errors import PolicyError
 from policies.model import Atom, Kind, Policy, Rule
 from policies.vocabulary import Phase, compact
 
 _BYTES_MAX = 64 * 2**10
+_SENTENCE_MAX = 2 * _BYTES_MAX  # no sentence is cut: it would say something else
 
 # Classes that the policy facet counts, by the word that a permission's condition uses.
 _BY_TERM = {
@@ -84,20 +86,22 @@ def read_offer(raw: dict[str, Any]) -> Offer:
     try:
         if len(json.dumps(raw)) > _BYTES_MAX:
             raise PolicyError(f"expected an offer of at most {_BYTES_MAX} bytes")
+        if not is_writable(raw):  # cleaned of them it would be another offer
+            raise PolicyError("expected an offer without control characters and halves of characters")
         policy = jsonld.read(raw, kind=Kind.OFFER)
         unclear = [one.message for one in known.unclear(policy)]
     except (PolicyError, ValueError, RecursionError) as error:
-        return Offer(offer_id, {}, (), ("unreadable",), (), (), ("members",), "", str(error)[:500])
+        return Offer(writable(offer_id), {}, (), ("unreadable",), (), (), ("members",), "", clean(str(error), 500))
     return Offer(
         offer_id,
         raw,
-        tuple(Line(one.path, one.text, one.tier) for one in explain.sentences(policy)),
+        tuple(Line(one.path, clean(one.text, _SENTENCE_MAX), one.tier) for one in explain.sentences(policy)),
         tuple(sorted({*_classes(policy), *(["unknown-terms"] if unclear else [])})),
         tuple(sorted(set(_purposes(policy)))),
         tuple(sorted({compact(rule.action) for rule in policy.permissions})),
         _audience(policy),
         _until(policy),
-        unclear[0][:500] if unclear else "",
+        clean(unclear[0], 500) if unclear else "",
     )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from xml.sax.saxutils import escape, quoteattr
 
+from catalogue.texts import writable
+
 PREFIXES = {
     "adms": "http://www.w3.org/ns/adms#",
     "csvw": "http://www.w3.org/ns/csvw#",
@@ -140,7 +142,8 @@ def rdfxml(nodes: Iterable[Node]) -> str:
     """The graph as RDF/XML."""
     spaces = "".join(f"\n  xmlns:{prefix}={quoteattr(iri)}" for prefix, iri in PREFIXES.items())
     body = "".join(_xml_node(node, 1) for node in nodes)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n<rdf:RDF{spaces}>\n{body}</rdf:RDF>\n'
+    # Readers clean what they take; whatever they overlook must not make the document none at all.
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<rdf:RDF{spaces}>\n{writable(body)}</rdf:RDF>\n'
 
 
 def _xml_node(node: Node, depth: int) -> str:

@@ -15,7 +15,7 @@ from rdflib.compare import isomorphic
 
 from catalogue.exports import EXPORTS
 from catalogue.exports.croissant import CONFORMS_TO, data_type
-from catalogue.exports.graph import Iri, Literal, Node
+from catalogue.exports.graph import Iri, Literal, Node, rdfxml
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import MEMBERS_ONLY, Provider, dataset
 
@@ -214,3 +214,10 @@ def test_no_text_breaks_out_of_its_place(text: str, iri: str, language: str) -> 
     for graph in graphs:
         assert len(graph) == 6
         assert [str(title) for title in graph.objects(None, rdflib.DCTERMS.title)] == [text]
+
+
+def test_no_text_makes_the_document_none_at_all() -> None:
+    node = Node(("dcat:Dataset",), "http://x.test/\x0b")
+    node.add("dct:title", Literal("a\x01b\ufffe\ud800"))
+    (title,) = rdflib.Graph().parse(data=rdfxml([node]), format="xml").objects(None, rdflib.DCTERMS.title)
+    assert str(title) == "a\ufffdb\ufffd\ufffd"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from catalogue import ingest
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Answer, Provider, Reply, Request, dataset
@@ -220,6 +221,39 @@ async def test_text_that_hides_or_reorders_itself_is_cleaned(catalogue: Catalogu
     assert (hit["title"], hit["keywords"]) == ("Safe data set[31m", ["key"])
 
 
+async def test_what_no_database_can_hold_is_left_out_and_named_and_the_others_are_not(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    half = "cut \ud83d"
+    offer = {"@id": half, "@type": "Offer", "permission": [{"action": "use"}]}
+    unfit: list[dict[str, Any]] = [{"dct:description": half}, {half: 1}, {"hasPolicy": [offer]}, {"x": float("nan")}]
+    made = [dataset(f"urn:hanse:north:{number}", **about) for number, about in enumerate(unfit)]
+    north.datasets = [*made, dataset(f"urn:hanse:north:{half}"), GOOD]
+    await catalogue.admit(north, "north")
+    run = await catalogue.crawl("north")
+    assert (run["outcome"], run["datasets"], run["skipped"]) == ("complete", 1, 5)
+    names = [one["dataset"].removeprefix("urn:hanse:north:") for one in run["skipped_datasets"]]
+    assert names == ["0", "1", "2", "3", "cut"]
+    assert [one["problem"].partition(", came ")[2][:4] for one in run["skipped_datasets"][:4]] == ["half"] * 3 + [
+        "NaN "
+    ]
+    kept = await catalogue.http.get("/api/v1/members/north", headers=catalogue.operator)
+    assert kept.json()["runs"][0]["skipped_datasets"] == run["skipped_datasets"]
+
+
+async def test_an_error_of_ours_ends_the_visit_and_the_next_one_waits(
+    catalogue: Catalogue, north: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ingest, "sift", broken)
+    await catalogue.admit(north, "north")
+    run = await catalogue.crawl("north")
+    assert (run["outcome"], run["problem"][:18]) == ("failed", "the visit broke of")
+    assert not await catalogue.parts.store.read(lambda tx: list(tx.members.due(catalogue.clock() + 50, limit=9)))
+
+
 async def test_a_hostile_offer_is_shown_as_unreadable_and_to_members_only(
     catalogue: Catalogue, north: Provider
 ) -> None:
@@ -229,15 +263,13 @@ async def test_a_hostile_offer_is_shown_as_unreadable_and_to_members_only(
     unknown = {"permission": [{"action": "use", "constraint": [
         {"leftOperand": "https://evil.test/term", "operator": "eq", "rightOperand": "x"}]}]}  # fmt: skip
     policies = {"deep": {"permission": [{"action": "use", "constraint": [deep]}]}, "none": {"permission": 7},
-                "unknown": unknown, "large": {"permission": [{"action": "use" * 30_000}]}}  # fmt: skip
+                "unknown": unknown, "large": {"permission": [{"action": "use" * 30_000}]}} | {
+                name: {"permission": [{"action": "use", "constraint": [
+                    {"leftOperand": "odrl:purpose", "operator": "eq", "rightOperand": f"a{mark}b"}]}]}
+                for name, mark in (("control", "\x01"), ("terminal", "\x1b[31m"), ("nobody", "\ufffe"))}  # fmt: skip
     north.datasets = [dataset(f"urn:hanse:north:{name}", policy=policy) for name, policy in policies.items()]
     await catalogue.admit(north, "north")
-    assert (await catalogue.crawl("north"))["datasets"] == 4
+    assert (await catalogue.crawl("north"))["datasets"] == 7
     assert await catalogue.ids(headers={"accept": "application/json"}) == []
     classes = {hit["name"]: hit["offers"][0]["classes"] for hit in (await catalogue.search())["results"]}
-    assert classes == {
-        "deep": ["unreadable"],
-        "none": ["unreadable"],
-        "large": ["unreadable"],
-        "unknown": ["unknown-terms"],
-    }
+    assert classes == {name: ["unknown-terms" if name == "unknown" else "unreadable"] for name in policies}
