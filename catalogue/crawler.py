@@ -19,6 +19,7 @@ from prometheus_client import Counter
 from catalogue import freshness, ingest
 from catalogue.freshness import Timing
 from catalogue.ingest import Tally
+from catalogue.namespaces import Namespaces
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Run, Source
@@ -135,11 +136,11 @@ class Crawler:
 
     async def _crawl(self, member_id: str, why: str) -> Run:
         async with self._places:
-            member, source = await self._store.read(partial(_member_and_source, key=member_id))
+            member, source, spaces = await self._store.read(partial(_whom, key=member_id))
             if member.status != "active":
                 raise Forbidden(f"{member.name} is {member.status}; its connector is not visited")
             started, tally = self._store.clock(), Tally()
-            outcome = await self._visit(member, source, tally, started)
+            outcome = await self._visit(member, source, spaces, tally)
             run = await self._store.write(
                 partial(self._conclude, member=member, why=why, started=started, outcome=outcome, tally=tally)
             )
@@ -148,12 +149,12 @@ class Crawler:
         await self._on_change()
         return run
 
-    async def _visit(self, member: Member, source: Source, tally: Tally, started: float) -> _Outcome:
+    async def _visit(self, member: Member, source: Source, spaces: Namespaces, tally: Tally) -> _Outcome:
         visit = Visit(self._net, self._identity, self._limits, did=member.id, url=member.url, etag=source.etag)
         try:
             async for datasets in visit.pages():
                 async with self._reading:
-                    await self._take(member, datasets, tally)
+                    await self._take(member, datasets, spaces, tally)
         except HanseError as error:
             kind = "partial" if tally.datasets else "failed"
             return _Outcome(kind, error.message, visit.page_count, visit.byte_count)
@@ -164,9 +165,9 @@ class Crawler:
         etag = visit.etag if visit.complete and not tally.skipped else ""
         return _Outcome(kind, visit.problem, visit.page_count, visit.byte_count, etag)
 
-    async def _take(self, member: Member, datasets: list[object], tally: Tally) -> None:
+    async def _take(self, member: Member, datasets: list[object], spaces: Namespaces, tally: Tally) -> None:
         """Store a page. Its texts are read beside the event loop and outside the transaction that stores them."""
-        sift = partial(ingest.sift, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
+        sift = partial(ingest.sift, spaces=spaces, entry_bytes=self._settings.crawl_entry_bytes, tally=tally)
         candidates = await asyncio.to_thread(sift, datasets, member)
         known = await self._store.read(lambda tx: ingest.known_texts(tx, member, candidates))
         page = await asyncio.to_thread(partial(ingest.read, tally=tally), candidates, known, member)
@@ -226,9 +227,10 @@ def _due(tx: Transaction, *, limit: int) -> list[Source]:
     return list(tx.members.due(tx.now, limit=limit))
 
 
-def _member_and_source(tx: Transaction, *, key: str) -> tuple[Member, Source]:
+def _whom(tx: Transaction, *, key: str) -> tuple[Member, Source, Namespaces]:
+    """The member to visit, what is known of its connector, and whose ids are whose."""
     member = tx.members.of(key)
     source = tx.members.source(member.id)
     if source is None:
         raise HanseError(f"the member {member.name} has no crawl state; remove it and let it join again")
-    return member, source
+    return member, source, Namespaces((one.id, one.name, one.url) for one in tx.members.all())

@@ -137,7 +137,7 @@ def checked_id(raw: Mapping[str, Any]) -> str:
     """The dataset's id, if it is one that we can keep and link to."""
     found = raw.get("@id", raw.get("id"))
     fits = isinstance(found, str) and 0 < len(found.encode("utf-8", "replace")) <= _ID_BYTES_MAX
-    if not isinstance(found, str) or not fits or clean(found, _ID_BYTES_MAX) != found or " " in found:
+    if not isinstance(found, str) or not fits or clean(found, _ID_BYTES_MAX) != found or found.split() != [found]:
         raise MessageInvalid(f"expected an @id without spaces, at most {_ID_BYTES_MAX} bytes, came {str(found)[:80]!r}")
     return found
 

@@ -1,7 +1,8 @@
 """Taking what a visit brought into the database: one page at a time, then the end of the visit. Runs in transactions.
 
 A dataset is checked alone: one that is unfit is skipped and named, the others are taken. Rules that keep one member
-from harming another: an id belongs to whoever listed it first, and `urn:hanse:<name>:` to the member of that name.
+from harming another: an id in a member's namespace is that member's, whoever listed it before; any other belongs to
+whoever listed it first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catalogue.entry import READER, checked_id, digest_of, read_dataset, too_deep
+from catalogue.namespaces import PREFIX, Namespaces
 from catalogue.store import Transaction
 from catalogue.store.tables import Entry as Row
 from catalogue.store.tables import Member
@@ -20,7 +22,6 @@ from connector.errors import Conflict, HanseError, Limited, MessageInvalid
 
 MISSES_MAX = 3  # complete visits in a row that do not list an entry, after which it counts as withdrawn
 _SKIPPED_KEPT = 20
-_NAMESPACE = "urn:hanse:"
 
 
 @dataclass(slots=True)
@@ -46,11 +47,12 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A dataset that may be kept, as its provider sent it."""
+    """A dataset that may be kept, as its provider sent it; `own` where its id lies in the provider's namespace."""
 
     id: str
     raw: Mapping[str, Any]
     text: str
+    own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +72,22 @@ class Page:
     readings: list[Reading]
 
 
-def sift(datasets: Iterable[object], member: Member, *, entry_bytes: int, tally: Tally) -> list[Candidate]:
+def sift(
+    datasets: Iterable[object], member: Member, *, spaces: Namespaces, entry_bytes: int, tally: Tally
+) -> list[Candidate]:
     """The datasets of a page that may be kept, each id once; the others are tallied. Pure but for the tally."""
     found: dict[str, Candidate] = {}
     for raw in datasets:
         label = str(raw.get("@id", "?")) if isinstance(raw, dict) else type(raw).__name__
         try:
-            candidate = _candidate(raw, member, entry_bytes)
+            candidate = _candidate(raw, member, spaces, entry_bytes)
             found[candidate.id] = candidate
         except HanseError as error:
             tally.skip(label, error.message)
     return list(found.values())
 
 
-def _candidate(raw: object, member: Member, entry_bytes: int) -> Candidate:
+def _candidate(raw: object, member: Member, spaces: Namespaces, entry_bytes: int) -> Candidate:
     if not isinstance(raw, dict):
         raise MessageInvalid(f"expected a dataset object, came {type(raw).__name__}")
     try:
@@ -101,9 +105,13 @@ def _candidate(raw: object, member: Member, entry_bytes: int) -> Candidate:
     if size > entry_bytes:
         raise Limited(f"the description has {size} bytes; at most {entry_bytes} are kept")
     dataset_id = checked_id(raw)
-    if dataset_id.startswith(_NAMESPACE) and not dataset_id.startswith(f"{_NAMESPACE}{member.name}:"):
-        raise Conflict(f"the id lies in the namespace of another member; {member.name} has {_NAMESPACE}{member.name}:")
-    return Candidate(dataset_id, raw, text)
+    owners = spaces.owners(dataset_id)
+    if owners is not None and member.id not in owners:
+        raise Conflict(
+            f"the id lies in the namespace of another member; {member.name} has {PREFIX}{member.name}:, {member.id}: "
+            f"and {member.url}/"
+        )
+    return Candidate(dataset_id, raw, text, own=owners is not None)
 
 
 def known_texts(tx: Transaction, member: Member, candidates: list[Candidate]) -> dict[str, str]:
@@ -135,7 +143,7 @@ def take(tx: Transaction, member: Member, page: Page, *, most: int, tally: Tally
     changed: list[Row] = []
     for reading in page.readings:
         row = rows.get(reading.candidate.id)
-        if row is not None and row.member_id != member.id and _is_held(tx, row):
+        if row is not None and row.member_id != member.id and not reading.candidate.own and _is_held(tx, row):
             tally.skip(row.id, "another member listed this id first; ids of yours start with your own namespace")
             continue
         tally.datasets += 1
@@ -160,6 +168,8 @@ def _store(row: Row, reading: Reading, member: Member, now: float, tally: Tally)
         tally.changed += bool(row.digest)
         row.content, row.digest, row.modified_at = reading.content, reading.digest, now
         differs = True
+    if row.member_id != member.id:
+        row.first_seen = now
     row.raw, row.reader = reading.candidate.text, READER
     row.member_id, row.last_seen, row.misses = member.id, now, 0
     row.withdrawn_at, row.withdrawn_why = None, ""

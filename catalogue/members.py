@@ -73,6 +73,7 @@ class Members:
             )
             tx.members.add(member)
             tx.members.add(_fresh_source(member.id, tx.now))
+            tx.members.forget_etags()
             tx.members.changed()
             return member
 
@@ -91,6 +92,8 @@ class Members:
             _check_facts(member.name, member.country, member.url, member.status)
             member.changed_at = tx.now
             tx.members.changed()
+            if "url" in changes:
+                tx.members.forget_etags()
             source = tx.members.source(member.id)
             if source is not None:
                 source.next_at = tx.now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from catalogue.store import counters
@@ -54,6 +54,10 @@ class Members:
 
     def sources(self) -> Sequence[Source]:
         return self._session.scalars(select(Source)).all()
+
+    def forget_etags(self) -> None:
+        """Read every catalogue anew at its next visit: what is taken of it depends on who the members are."""
+        self._session.execute(update(Source).values(etag=""))
 
     def due(self, now: float, *, limit: int) -> Sequence[Source]:
         """Connectors of active members that are to be visited now, longest due first."""

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from catalogue import ingest
+from catalogue.namespaces import Namespaces
 from catalogue.store import Transaction
 from catalogue.store.tables import Source
 from connector.identity import sitoken
@@ -249,6 +250,51 @@ async def test_a_member_withdraws_its_own_datasets_at_once_and_nobody_elses(
     assert await catalogue.ids() == ["urn:hanse:south:b"]
     refused = await catalogue.http.post("/api/v1/crawl", json=body, headers=catalogue.operator)
     assert refused.status_code == 403
+
+
+MEMBERS = [
+    ("did:web:north.test", "north", "https://north.test"),
+    ("did:web:hub.test", "hub", "https://hub.test/dsp"),
+    ("did:web:hub.test:south", "south", "https://hub.test/dsp/south"),
+    ("did:web:hub.test%3A8443", "lab", "http://hub.test:8080"),
+]
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "owner"),
+    [
+        ("https://north.test/a", "north"), ("HTTPS://x@North.test.:443/a", "north"), ("http://north.test/a", "north"),
+        ("https://north.test", "north"), ("https://north.test?a", "north"), ("https://%6eorth.test/a", "north"),
+        ("https://north.test:8443/a", None), ("https://north.tests/a", None), ("https://a.north.test/a", None),
+        ("https://hub.test/dsp/south/a", "south"), ("https://hub.test/dsp/southern", "hub"),
+        ("https://hub.test/a", None), ("http://hub.test:8080/a", "lab"),
+        ("did:web:north.test:a", "north"), ("DID:web:NORTH.test#a", "north"), ("did:web:hub.test:south:a", "south"),
+        ("did:web:hub.test:a", "hub"), ("did:web:hub.test%3a8443:a", "lab"), ("did:web:hub.test%3A9", None),
+        ("urn:hanse:north:a", "north"), ("URN:Hanse:NORTH:a", "north"), ("urn:hanse:northern:a", "nobody"),
+        ("urn:uuid:1", None), ("https://north.test:port/a", None), ("http://[", None), ("a", None),
+    ],
+)  # fmt: skip
+def test_an_id_lies_in_the_innermost_namespace_however_it_is_spelled(dataset_id: str, owner: str | None) -> None:
+    names = {did: name for did, name, _ in MEMBERS}
+    found = Namespaces(MEMBERS).owners(dataset_id)
+    assert (None if found is None else [names[one] for one in found] or ["nobody"]) == (owner and [owner])
+
+
+async def test_an_id_in_a_members_namespace_is_its_own_whoever_listed_it_before(
+    catalogue: Catalogue, north: Provider, south: Provider
+) -> None:
+    ids = [f"{south.url}/datasets/a", f"{south.did}:a", "urn:shared:a", "URN:hanse:South:a"]
+    south.datasets = [dataset(one) for one in ids]
+    north.datasets = south.datasets[:3]  # the fourth is refused while nobody has that name
+    north.answer = lambda provider, request: Reply.of(json.loads(providers.good(provider, request).body), etag='"1"')
+    await catalogue.admit(north, "north")
+    assert (await catalogue.crawl("north"))["datasets"] == 3
+    await catalogue.admit(south, "south")
+    assert (await catalogue.parts.store.read(partial(source_of, member=north.did))).etag == ""
+    assert (await catalogue.crawl("south"))["datasets"] == 3
+    assert (await catalogue.crawl("north"))["skipped"] == 2
+    owners = {hit["id"]: hit["participant"] for hit in (await catalogue.search())["results"]}
+    assert owners == dict(zip(ids, ["south", "south", "north", "south"], strict=True))
 
 
 @pytest.mark.parametrize(

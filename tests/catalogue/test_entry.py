@@ -52,6 +52,7 @@ def test_columns_are_read_in_every_form(about: dict[str, Any]) -> None:
         ("x", "dataset object"),
         ({}, "@id"),
         ({"@id": "a b"}, "@id"),
+        ({"@id": "a\nb"}, "@id"),
         ({"@id": "a" * 1025}, "@id"),
         ({"@id": "ä" * 513}, "@id"),
         ({"@id": "urn:\u200bx"}, "@id"),

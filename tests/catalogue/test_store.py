@@ -15,6 +15,7 @@ from catalogue.access import Viewer
 from catalogue.app import build
 from catalogue.entry import READER
 from catalogue.ingest import Tally
+from catalogue.namespaces import Namespaces
 from catalogue.question import Question
 from catalogue.settings import Settings
 from catalogue.store import Store, Transaction
@@ -50,7 +51,8 @@ def join(tx: Transaction, name: str, *, next_at: float = 0.0) -> Member:
 def take(store: Store, owner: Member, names: list[str]) -> Tally:
     tally = Tally()
     raw = [dataset(f"urn:hanse:{owner.name}:{name}") for name in names]
-    found = ingest.sift(raw, owner, entry_bytes=10_000, tally=tally)
+    spaces = Namespaces([(owner.id, owner.name, owner.url)])
+    found = ingest.sift(raw, owner, spaces=spaces, entry_bytes=10_000, tally=tally)
     known = store.read_now(lambda tx: ingest.known_texts(tx, owner, found))
     page = ingest.read(found, known, owner, tally=tally)
     store.write_now(lambda tx: ingest.take(tx, owner, page, most=10**6, tally=tally))
@@ -174,7 +176,8 @@ def test_a_dataset_that_is_nested_too_deep_is_left_out_and_the_others_are_not() 
         deep = [deep]
     tally = Tally()
     raw = [{**dataset("urn:hanse:north:deep"), "x": deep}, dataset("urn:hanse:north:a")]
-    found = ingest.sift(raw, member("north"), entry_bytes=100_000, tally=tally)
+    spaces = Namespaces([("did:web:north", "north", "http://x")])
+    found = ingest.sift(raw, member("north"), spaces=spaces, entry_bytes=100_000, tally=tally)
     assert [one.id for one in found] == ["urn:hanse:north:a"]
     assert [problem["dataset"] for problem in tally.problems] == ["urn:hanse:north:deep"]
     assert tally.problems[0]["problem"].endswith("its provider must write it flatter")

@@ -23,6 +23,7 @@ import httpx2
 from catalogue import ingest
 from catalogue.app import Parts, build, create_app
 from catalogue.ingest import Tally
+from catalogue.namespaces import Namespaces
 from catalogue.settings import Settings
 from catalogue.store import Transaction
 from catalogue.store.tables import Member, Source
@@ -75,11 +76,12 @@ def timed(what: str, count: int, work: Callable[[], object]) -> None:
 
 def take(parts: Parts, owners: list[Member], datasets: list[dict[str, Any]]) -> None:
     """As a visit does it, a page at a time."""
+    spaces = Namespaces((owner.id, owner.name, owner.url) for owner in owners)
     for number, owner in enumerate(owners):
         mine = datasets[number::_OWNERS]
         for start in range(0, len(mine), _PAGE):
             tally = Tally()
-            found = ingest.sift(mine[start : start + _PAGE], owner, entry_bytes=2**18, tally=tally)
+            found = ingest.sift(mine[start : start + _PAGE], owner, spaces=spaces, entry_bytes=2**18, tally=tally)
             known = parts.store.read_now(partial(ingest.known_texts, member=owner, candidates=found))
             page = ingest.read(found, known, owner, tally=tally)
             parts.store.write_now(partial(ingest.take, member=owner, page=page, most=10**7, tally=tally))
