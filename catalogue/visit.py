@@ -3,7 +3,8 @@
 What comes is foreign: every page, link, nested catalogue and identity is checked, nothing is kept here. Knows no
 database. Limits (catalogue limits of the design, each with a test against a hostile provider):
 1. the protocol's version document is read first, and only a version that we speak is used;
-2. addresses pass the outbound guard; a `next` link leads to the same origin and is followed once;
+2. addresses pass the outbound guard; a `next` link, and the address of a catalogue within the catalogue, lead to the
+   origin of the member's URL and are followed once: else a member could ask through us who answers in our network;
 3. a page has a size limit, also after inflating; pages, depth and time are limited;
 4. `participantId` is the DID that the member is registered with.
 """
@@ -29,6 +30,7 @@ from connector.net import Net, Reply, origin
 
 _REQUEST = json.dumps(CatalogRequestMessage().to_wire()).encode()
 _NEXT = re.compile(r'<([^<>]{1,4096})>\s*;[^,<]*\brel\s*=\s*"?([a-z ]+)"?', re.IGNORECASE)
+_PORTS = {"http": 80, "https": 443}
 
 Json = dict[str, Any]
 
@@ -159,9 +161,13 @@ class Visit:
                 continue
             for service in _listed(inner, "service"):
                 address = service.get("endpointURL") if isinstance(service, dict) else None
-                if isinstance(address, str) and address.rstrip("/") not in visited:
-                    visited.add(address.rstrip("/"))
-                    waiting.append((address.rstrip("/"), depth + 1))
+                if not isinstance(address, str) or (address := address.rstrip("/")) in visited:
+                    continue
+                visited.add(address)
+                if _same_origin(address, self._root):
+                    waiting.append((address, depth + 1))
+                else:
+                    self.problem = "a catalogue within the catalogue is not at the member's own server; not followed"
 
 
 def _listed(node: Json, key: str) -> list[Any]:
@@ -215,8 +221,20 @@ def _next_link(headers: Mapping[str, str], url: str) -> str | None:
     """The address of the next page, if there is one at the same origin."""
     for target, relation in _NEXT.findall(headers.get("link", "")[:16_384]):
         if "next" in relation.lower().split():
-            found = urljoin(url, str(target))
-            if urlsplit(found)[:2] != urlsplit(url)[:2]:
+            if not _same_origin(str(target), url):
                 raise PeerNonsense("the next page of the catalogue is on another server; not followed")
-            return found
+            return urljoin(url, str(target))
     return None
+
+
+def _same_origin(address: str, home: str) -> bool:
+    """Whether an address, which may be relative to `home`, is one at the same server."""
+    try:
+        return address.isascii() and address.isprintable() and _server(urljoin(home, address)) == _server(home)
+    except ValueError:
+        return False
+
+
+def _server(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)

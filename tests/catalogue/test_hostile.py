@@ -130,6 +130,7 @@ class Case:
 
 GOOD = dataset("urn:hanse:north:good")
 HUGE = dataset("urn:hanse:north:huge", **{"dct:description": "a" * 5_000})
+FOREIGN = "not at the member's own server"
 CASES = (
     Case("pages without an end", instead(endless), "partial", "more than 5 pages", 5, {"crawl_pages_max": 5}),
     Case("pages in a circle", instead(circle), "partial", "lead in a circle", 1),
@@ -150,9 +151,11 @@ CASES = (
     Case("catalogues four deep", nested(4), "partial", "more than 3 deep", 1),
     Case("a catalogue that holds itself", pointing("{url}/dsp/2025-1"), "complete", "", 1),
     Case("two catalogues that hold each other", pointing("{url}/a", "{url}/b"), "complete", "", 1),
-    Case("a catalogue in the cloud's metadata service", pointing("http://169.254.169.254"), "partial", "private", 1),
-    Case("a catalogue in our own network", pointing("http://10.0.0.1:22"), "partial", "private", 1),
-    Case("a catalogue in a file", pointing("file:///etc/passwd"), "partial", "absolute http(s) URL", 1),
+    Case("a catalogue in the cloud's metadata service", pointing("http://169.254.169.254"), "partial", FOREIGN, 1),
+    Case("a catalogue in our own network", pointing("http://10.0.0.1:22"), "partial", FOREIGN, 1),
+    Case("a catalogue where the operator lets us call", pointing("http://127.0.0.1:9"), "partial", FOREIGN, 1),
+    Case("a catalogue at a server that is none", pointing("http://[::1", "{url}\u00e9"), "partial", FOREIGN, 1),
+    Case("a catalogue in a file", pointing("file:///etc/passwd"), "partial", FOREIGN, 1),
     Case("a redirect to somewhere else", status(302, location="http://10.0.0.1/"), "failed", "answered 302"),
     Case("nobody lets us in", status(401), "failed", "HANSE_TRUST_ANCHOR"),
     Case("an outage", status(500), "failed", "tried again later"),
