@@ -31,6 +31,7 @@ from connector.look import reference
 from connector.net import Guard, Net
 from connector.telemetry import logger
 
+_FOLLOW_SECONDS = 2.0
 _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -117,16 +118,27 @@ async def _lifespan(parts: Parts) -> AsyncIterator[None]:
         continue
     applied = await asyncio.to_thread(parts.index.catch_up)
     log.info("started", did=settings.did, url=settings.root_url, indexed=applied)
-    crawling = asyncio.create_task(parts.crawler.run())
+    working = [asyncio.create_task(parts.crawler.run()), asyncio.create_task(_follow(parts.index))]
     try:
         yield
     finally:
-        crawling.cancel()
-        await asyncio.gather(crawling, return_exceptions=True)
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
         await parts.crawler.close()
         await parts.net.close()
         parts.search.close()
         parts.store.close()
+
+
+async def _follow(index: Index) -> None:
+    """Bring to the index what others write into the database, as the command line does, until cancelled."""
+    while True:
+        await asyncio.sleep(_FOLLOW_SECONDS)
+        try:
+            await asyncio.to_thread(index.catch_up)
+        except Exception as error:  # noqa: BLE001  # an index that stops would show what is no longer there
+            logger("index").error("index_behind", reason=repr(error))
 
 
 def _guarded(body_max: int) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from catalogue import app
+from catalogue.members import Members
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
 from tests.catalogue.provider import Provider, Reply, dataset
@@ -77,6 +80,21 @@ async def test_a_suspended_members_datasets_are_hidden_until_it_is_restored(
     await catalogue.http.patch("/api/v1/members/north", json={"status": "suspended"}, headers=catalogue.operator)
     refused = await catalogue.http.post("/api/v1/crawl?member=north", headers=catalogue.operator)
     assert (refused.status_code, len(north.requests)) == (400, visits)
+
+
+async def test_what_the_command_line_does_reaches_the_search_of_a_running_catalogue(
+    catalogue: Catalogue, north: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_FOLLOW_SECONDS", 0.01)
+    north.datasets = [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    parts = catalogue.parts
+    running = app.create_app(parts.settings, parts=parts)
+    async with running.router.lifespan_context(running), asyncio.timeout(60):
+        await Members(parts.store, parts.net, parts.settings).change("north", changes={"status": "suspended"})
+        while (await catalogue.search())["total"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_who_leaves_takes_its_datasets_along_and_may_come_back(catalogue: Catalogue, north: Provider) -> None:
