@@ -195,6 +195,8 @@ def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:
     for row in mine:
         row.withdrawn_at, row.withdrawn_why = tx.now, "its provider withdrew it"
         row.seq = tx.entries.next_seq()
+    if mine and (source := tx.members.source(member_id)) is not None:
+        source.etag = ""  # where its catalogue lists one still, "unchanged" would not say so
     return len(mine)
 
 

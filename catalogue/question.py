@@ -9,13 +9,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from catalogue.facets import facet_named, purpose_name, theme_code
+from catalogue.facets import POLICIES, STATES, facet_named, purpose_name, theme_code
 from connector.errors import BadInput
 
 SIZE, SIZE_MAX, DEPTH_MAX = 20, 100, 10_000
 _TEXT_MAX, _FILTERS_MAX = 500, 20
 _TYPED = re.compile(r'(?<!\S)([a-z]+):(?:"([^"]*)"|(\S+))')
-_NORMAL = {"theme": theme_code, "purpose": purpose_name, "keyword": str.lower, "country": str.upper}
+_NORMAL = {
+    "theme": theme_code, "purpose": purpose_name, "keyword": str.lower, "country": str.upper,
+    "participant": str.lower, "policy": str.lower, "state": str.lower,
+}  # fmt: skip
+_KNOWN = {"policy": POLICIES, "state": STATES}  # every value that there can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,8 @@ def read(
     page: int = 1,
     size: int = SIZE,
 ) -> Question:
-    """A question from a search box and parameters. BadInput for one that is too long or too deep."""
+    """A question from a search box and parameters. BadInput for one that is too long or too deep, or asks for a
+    state or a class of policies that there is not."""
     if len(text) > _TEXT_MAX:
         raise BadInput(f"expected at most {_TEXT_MAX} characters to search for, came {len(text)}")
     if page < 1 or not 1 <= size <= SIZE_MAX or page * size > DEPTH_MAX:
@@ -83,5 +88,9 @@ def _typed(match: re.Match[str], found: dict[str, list[str]], columns: list[str]
 
 
 def _normal(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    normal = _NORMAL.get(name, str)
-    return tuple(dict.fromkeys(normal(value.strip()) for value in values if value.strip()))
+    normal, known = _NORMAL.get(name, str), _KNOWN.get(name)
+    found = tuple(dict.fromkeys(normal(value.strip()) for value in values if value.strip()))
+    for value in found:
+        if known is not None and value not in known:
+            raise BadInput(f"expected as {name} one of {', '.join(known)}, came {value[:80]!r}")
+    return found

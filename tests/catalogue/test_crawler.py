@@ -252,6 +252,21 @@ async def test_a_member_withdraws_its_own_datasets_at_once_and_nobody_elses(
     assert refused.status_code == 403
 
 
+async def test_what_was_withdrawn_and_is_listed_still_comes_back(catalogue: Catalogue, north: Provider) -> None:
+    def tagged(provider: Provider, request: Request) -> Reply:
+        known = request.headers.get("if-none-match") == '"v1"'
+        return Reply(304) if known else Reply.of(json.loads(providers.good(provider, request).body), etag='"v1"')
+
+    north.answer, north.datasets = tagged, [dataset("urn:hanse:north:a")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    header = {"authorization": north.token(catalogue.parts.settings.did)}
+    body = {"withdrawn": ["urn:hanse:north:a"]}
+    answer = await catalogue.http.post("/api/v1/crawl", json=body, headers=header)
+    assert answer.json()["runs"][0]["outcome"] == "complete"
+    assert await catalogue.ids() == ["urn:hanse:north:a"]
+
+
 MEMBERS = [
     ("did:web:north.test", "north", "https://north.test"),
     ("did:web:hub.test", "hub", "https://hub.test/dsp"),

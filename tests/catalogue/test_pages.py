@@ -210,9 +210,7 @@ def test_the_snippet_streams_where_rows_may_leave_and_queries_where_not() -> Non
 
 
 @pytest.mark.parametrize("action", ["ds:stream", "ds:query"])
-@pytest.mark.parametrize(
-    "text", ['x"+print(1)+"', "x'+print(1)+'", "a\\", '"."y"', "é\u202e\u2028\U000e0001", "\t\x1b[31m"]
-)
+@pytest.mark.parametrize("text", ['x"+print(1)+"', "x'+print(1)+'", "a\\", '"."y"', "é\u202e\u2028\U000e0001", "\t\n"])
 def test_whatever_a_member_calls_things_stays_one_text_of_the_snippet(text: str, action: str) -> None:
     purpose = {"leftOperand": "odrl:purpose", "operator": "eq", "rightOperand": text}
     shown = card({"permission": [{"action": action, "constraint": [purpose]}]})

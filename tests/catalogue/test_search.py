@@ -76,9 +76,9 @@ SEARCHES = [
     ("theme:heal", ["glucose", "patients"]),
     (f"theme:{THEME}TRAN", ["flights"]),
     ("keyword:Aviation", ["flights"]),
-    ("owner:north theme:ENVI", ["weather"]),
+    ("owner:NORTH theme:envi", ["weather"]),
     ("owner:south", []),
-    ("policy:members-only", ["flights"]),
+    ("policy:Members-only state:Active", ["flights"]),
     ("purpose:dpv:Marketing", ["weather"]),
     ('purpose:"https://w3id.org/dpv#Marketing"', ["weather"]),
     ("theme:HEAL theme:TRAN diabetes", ["glucose", "patients"]),  # values of one facet are alternatives
@@ -130,6 +130,12 @@ async def test_a_search_too_long_or_too_deep_is_refused(catalogue: Catalogue, qu
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
     assert "expected" in answer.json()["detail"] or "should be" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("asked", ["state:aktiv", "policy:members"])
+def test_what_no_dataset_can_have_is_refused_with_what_one_can(asked: str) -> None:
+    with pytest.raises(BadInput, match=r"expected as (state|policy) one of .*(stale|members-only), .*, came"):
+        question.read(asked)
 
 
 def test_many_filters_are_refused() -> None:
