@@ -200,10 +200,10 @@ class Upkeep:
         ruled_out = not verdict.permitted and not verdict.lacking
         fine = verdict.permitted or verdict.waits_for(missing | _COUNTERS)
         with suppress(HanseError):  # the other side moved meanwhile: the next look sees it
-            if transfer.state == "STARTED" and ruled_out:
-                why = "; ".join(verdict.reasons)[:1_000]
-                await self._transfers.command(transfer.id, "suspend", by="clock", code=FACTS_ENDED, reason=why)
-            elif transfer.state == "SUSPENDED" and fine and transfer.suspended_by == FACTS:
+            if transfer.state == "STARTED" and ruled_out and not transfer.suspended_by:
+                why = {"code": FACTS_ENDED, "reason": "; ".join(verdict.reasons)[:1_000]}
+                await self._transfers.command(transfer.id, "suspend", by="clock", stopper=FACTS, **why)
+            elif fine and transfer.suspended_by == FACTS:
                 await self._transfers.command(transfer.id, "resume", by="clock")
 
 

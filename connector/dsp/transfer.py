@@ -193,7 +193,8 @@ class Transfers(Exchange[Transfer]):
             row.data_address = message.data_address.to_wire() if message.data_address else {}
             row.suspended_by = ""
         elif isinstance(message, TransferSuspensionMessage):
-            row.suspended_by = states.other(row.role)
+            # Ours may have been on its way, or refused: who ordered it first is who resumes it.
+            row.suspended_by = row.suspended_by or states.other(row.role)
         elif row.role == CONSUMER and row.state == states.TERMINATED and row.code == AGREEMENT_REVOKED:
             self._agreement_ended(tx, row)
         self._close(tx, row)
@@ -265,6 +266,8 @@ class Transfers(Exchange[Transfer]):
         if row.state in _OVER:
             tx.messages.drop(_push_process(row.id))
             row.generation += 1
+            if row.state == states.COMPLETED:
+                row.suspended_by = ""
             if row.role == CONSUMER:
                 row.data_address = {}
 
@@ -379,10 +382,13 @@ class Transfers(Exchange[Transfer]):
         self._leave([sent])
         return row
 
-    async def command(self, pid: str, name: str, *, by: str, code: str = "", reason: str = "") -> Transfer:
+    async def command(
+        self, pid: str, name: str, *, by: str, code: str = "", reason: str = "", stopper: str = PROVIDER
+    ) -> Transfer:
         """Carry out `start`, `suspend`, `resume`, `complete` or `terminate`; IllegalStep where it is not possible.
 
-        What a provider suspends, completes or ends stops at once, before the counterparty has the message.
+        What a provider suspends, completes or ends stops at once, before the counterparty has the message, and
+        whatever it says to it. `stopper`: who resumes what a provider suspends, the owner (PROVIDER) or time (FACTS).
         """
 
         def work(tx: Transaction) -> tuple[Transfer, list[Outbox]]:
@@ -392,7 +398,7 @@ class Transfers(Exchange[Transfer]):
             tx.publish(self._ordered(row, name, by=by, reason=reason))
             if name == "terminate":
                 return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
-            return row, [self._carry_out(tx, row, name, code, reason)]
+            return row, [self._carry_out(tx, row, name, code, reason, stopper)]
 
         await self._sender.settling.now(pid)
         row, sent = await self._store.write(work)
@@ -401,13 +407,18 @@ class Transfers(Exchange[Transfer]):
         self._leave(sent)
         return row
 
-    def _carry_out(self, tx: Transaction, row: Transfer, name: str, code: str, reason: str) -> Outbox:
+    def _carry_out(
+        self, tx: Transaction, row: Transfer, name: str, code: str = "", reason: str = "", stopper: str = PROVIDER
+    ) -> Outbox:
         pids = self._pids(row)
         to = f"/transfers/{segment(row.peer_pid)}" if row.peer_pid else ""
         if name == "start" and row.role == CONSUMER:
             raise Conflict("a transfer is started by its provider; a consumer can resume one that is suspended")
         if name in ("start", "resume"):
-            states.advance(self.table, states.Step(row.state, states.START, row.role))
+            if row.role == PROVIDER and row.state == states.STARTED and row.suspended_by and not row.pending:
+                row.suspended_by = ""  # its consumer refused to rest: it may go on, whatever it says to a new address
+            else:
+                states.advance(self.table, states.Step(row.state, states.START, row.role))
             if row.role == PROVIDER:
                 _check_holds(tx, tx.agreements.of(row.agreement_id, role=PROVIDER))
                 return self._start(tx, row)
@@ -415,12 +426,13 @@ class Transfers(Exchange[Transfer]):
         if name == "suspend":
             why = (reason,) if reason else ()
             sent = self._send(tx, row, TransferSuspensionMessage(**pids, code=code, reason=why), f"{to}/suspension")
-            row.suspended_by = FACTS if code == FACTS_ENDED else ""
         elif name == "complete":
             sent = self._send(tx, row, TransferCompletionMessage(**pids), f"{to}/completion")
         else:
             raise BadInput(f"expected start, suspend, resume, complete or terminate, came {name!r}")
-        row.generation += row.role == PROVIDER
+        if row.role == PROVIDER:  # from here on no ticket is good, and none is had (`usage.grants.is_started`)
+            row.generation += 1
+            row.suspended_by = PROVIDER if PROVIDER in (stopper, row.suspended_by) else stopper
         return sent
 
     async def reading(self, pid: str) -> Reading:
@@ -550,7 +562,7 @@ class _Pusher:
         if transfer is None or transfer.generation != row.message["generation"]:
             return []
         if outcome.result is Result.DELIVERED:
-            return [self._transfers._carry_out(tx, transfer, "complete", "", "")]
+            return [self._transfers._carry_out(tx, transfer, "complete")]
         transfer.code, transfer.reason = "push_failed", f"push: {outcome.why}"[:2_000]
         tx.publish(self._transfers._advanced(transfer, actor=self._transfers._us, message="push", outcome="failed"))
         return []

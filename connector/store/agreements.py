@@ -23,6 +23,7 @@ class TransferState(NamedTuple):
     agreement_id: str
     state: str
     pending: str
+    suspended_by: str
     generation: int
 
 

@@ -316,7 +316,7 @@ class Grants:
         for grant in grants:  # the event of its transfer passes by a read that is just being admitted
             state = states.get(grant.transfer_id)
             if state is None or not is_started(state):
-                grant.stop(_over("unknown" if state is None else state.state))
+                grant.stop(_over(seen(state)))
 
     async def _keep_places(self) -> None:
         """A read whose place has gone to another, as this process was away for a minute, ends."""
@@ -452,8 +452,18 @@ def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id:
 
 
 def is_started(transfer: Transfer | TransferState) -> bool:
-    """Whether tickets of this transfer are good: whoever holds one has our start, acknowledged already or not."""
-    return transfer.state == "STARTED" or transfer.pending == "TransferStartMessage"
+    """Whether tickets of this transfer are good: whoever holds one has our start, acknowledged already or not.
+
+    What its owner has suspended or completed since is over, whatever its consumer says to that.
+    """
+    return transfer.pending == "TransferStartMessage" or (transfer.state == "STARTED" and not transfer.suspended_by)
+
+
+def seen(transfer: Transfer | TransferState | None) -> str:
+    """The state of a transfer that is not started, as its consumer is told."""
+    if transfer is None:
+        return "unknown"
+    return "stopped by its owner" if transfer.state == "STARTED" else transfer.state.lower()
 
 
 def _over(state: str) -> str:
@@ -462,8 +472,7 @@ def _over(state: str) -> str:
 
 def _check_transfer(transfer: Transfer | TransferState | None, agreement_id: str, generation: int) -> None:
     if transfer is None or transfer.agreement_id != agreement_id or not is_started(transfer):
-        state = "unknown" if transfer is None else transfer.state.lower()
-        raise Refused(f"the transfer of this ticket is {state}, expected started", code="transfer_not_started")
+        raise Refused(f"the transfer of this ticket is {seen(transfer)}, expected started", code="transfer_not_started")
     if transfer.generation != generation:
         raise Refused("this ticket was replaced by a newer one; ask for it", code="ticket_replaced")
 

@@ -16,6 +16,7 @@ from connector.dsp.states import CONSUMER, PROVIDER
 from connector.errors import AddressRefused, BadInput, Conflict, IllegalStep, NotFound, PeerUnreachable
 from connector.net import Reply
 from connector.store import Transaction
+from connector.usage.grants import is_started
 from policies.evaluate import Facts
 from tests.support.counterparty import ADDRESS, CONTEXT, DATASET, OFFER_ID, Counterparty, snapshot
 from tests.support.pair import Call, Json, Pair, Side, emptied, pair, settled
@@ -276,6 +277,51 @@ async def test_what_the_provider_suspended_only_the_provider_resumes(tmp_path: P
         assert (await two.north.transfer(there.id)).state == "SUSPENDED"
         await two.north.transfers.command(there.id, "resume", by="test")
         await settled(two.south, "transfer", here.id, "STARTED")
+
+
+def readable(where: Side, pid: str) -> Any:
+    """Whether a ticket of this transfer is good, or a new one is had."""
+    return where.store.read(lambda tx: is_started(tx.transfers.peek(pid)))
+
+
+# What the consumer answers to it, and where the transfer is then: readable in none of these
+@pytest.mark.parametrize("status", [200, 400, 503])
+@pytest.mark.parametrize(("order", "after"), [("suspend", "SUSPENDED"), ("complete", "COMPLETED")])
+async def test_what_a_provider_stops_is_not_read_whatever_its_consumer_answers(
+    tmp_path: Path, order: str, after: str, status: int
+) -> None:
+    async with pair(tmp_path) as two:
+        here, there = await started(two, await agreed(two))
+
+        async def unwilling(call: Call) -> Reply | None:
+            return None if status == 200 or call.kind == states.START else Reply(status, {}, b"")
+
+        two.cable.tamper = unwilling
+        await two.north.transfers.command(there.id, order, by="test", code="facts_ended")
+        assert not await readable(two.north, there.id)
+        pending = {"suspend": states.SUSPENSION, "complete": states.COMPLETION}[order] if status == 503 else ""
+        row = await settled(two.north, "transfer", there.id, after if status == 200 else "STARTED", pending=pending)
+        assert row.suspended_by == ("" if row.state == "COMPLETED" else PROVIDER)
+        assert not await readable(two.north, there.id)
+        if status == 400:
+            await two.north.transfers.command(there.id, "resume", by="test")
+            await emptied(two)
+            assert await readable(two.north, there.id), "its owner lets it go on"
+            assert (await two.south.transfer(here.id)).state == "STARTED"
+
+
+@pytest.mark.parametrize("status", [400, 503])
+async def test_a_consumers_own_suspension_does_not_make_the_providers_its_own(tmp_path: Path, status: int) -> None:
+    async with pair(tmp_path) as two:
+        _, there = await started(two, await agreed(two))
+        peer = Counterparty(two.north, participant=two.south.participant)
+        two.cable.tamper = lambda call: asyncio.sleep(0, Reply(status, {}, b""))
+        await two.north.transfers.command(there.id, "suspend", by="test")
+        await settled(two.north, "transfer", there.id, "STARTED", pending=states.SUSPENSION if status == 503 else "")
+        assert (await peer.say(states.SUSPENSION, there)).status == 200
+        reply = await peer.say(states.START, there)
+        assert (reply.status, json.loads(reply.body)["code"]) == (400, "suspended")
+        assert (await two.north.transfer(there.id)).suspended_by == PROVIDER
 
 
 async def test_a_second_start_is_refused_where_no_address_is_awaited(tmp_path: Path) -> None:
