@@ -182,8 +182,7 @@ class Upkeep:
 
     async def _held(self, row: Agreement) -> list[Transfer]:
         """Transfers that we may have to suspend or resume."""
-        running = await self._store.read(lambda tx: list(tx.transfers.page(agreement_id=row.id, role=PROVIDER)))
-        return [one for one in running if one.state in ("STARTED", "SUSPENDED") and not one.pending]
+        return await self._store.read(lambda tx: list(tx.transfers.resting_or_running(row.id, role=PROVIDER)))
 
     async def _hold_transfers(self, row: Agreement, policy: Policy) -> None:
         """Suspend what the party's facts rule out now; what is merely unknown is refused at the next read anyway."""

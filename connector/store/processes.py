@@ -139,6 +139,11 @@ class Transfers(_Processes[Transfer]):
         completed = [row.updated_at for row in rows if row.state == "COMPLETED"]
         return {name: min(at) for name, at in (("Started", started), ("Completed", completed)) if at}
 
+    def resting_or_running(self, agreement_id: str, *, role: str) -> Sequence[Transfer]:
+        """Transfers under one agreement that are started or suspended, with no message of ours on its way."""
+        ours = (Transfer.agreement_id == agreement_id, Transfer.role == role, Transfer.pending == "")
+        return self._session.scalars(select(Transfer).where(*ours, Transfer.state.in_(("STARTED", "SUSPENDED")))).all()
+
     def under(self, agreement_id: str, *, role: str) -> Sequence[Transfer]:
         """For update, every transfer under one agreement."""
         return self._session.scalars(

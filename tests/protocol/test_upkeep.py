@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from connector.dsp.ledger import Ledger, Upkeep
 from connector.errors import BadInput, Conflict, Limited, NotFound, Refused
 from connector.events import DutyChanged
+from connector.net import Reply
 from connector.store import Transaction
-from connector.store.tables import Agreement
+from connector.store.tables import Agreement, Transfer
 from connector.usage import duties
 from policies.evaluate import Facts
 from tests.protocol.test_transfers import agreed, constrained, started
@@ -206,6 +208,23 @@ async def test_a_transfer_rests_while_its_party_is_no_member_and_goes_on_after(t
         known(two.north, two.south, membership="active")
         await upkeep(two.north).look()
         await settled(two.south, "transfer", here.id, "STARTED")
+
+
+async def test_the_oldest_of_many_transfers_rests_as_well(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        known(two.north, two.south, membership="active")
+        _, there = await started(two, await agreed(two, policy=constrained("ds:membership", "eq", "active")))
+        about = {name: value for name, value in vars(there).items() if name in Transfer.__mapper__.columns}
+
+        def newer(tx: Transaction) -> None:
+            for n in range(100):
+                tx.transfers.add(Transfer(**{**about, "id": f"new-{n}", "peer_pid": f"new-{n}", "created_at": tx.now}))
+
+        await two.north.store.write(newer)
+        two.cable.tamper = lambda call: asyncio.sleep(0, Reply(200, {}, b""))
+        known(two.north, two.south, membership="suspended")
+        await upkeep(two.north).look()
+        await settled(two.north, "transfer", there.id, "SUSPENDED")
 
 
 async def test_what_the_owner_suspended_time_does_not_resume(tmp_path: Path) -> None:
