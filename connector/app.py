@@ -339,7 +339,7 @@ def build(settings: Settings) -> Services:
         memory_mb=settings.worker_memory_mb,
     )
     registry.effects = Versions(store, owners_view).effects
-    agreed = Agreements(store=store, sender=sender, transfers=transferring, stop=grants.stop)
+    agreed = Agreements(store=store, sender=sender, negotiations=negotiating, transfers=transferring, stop=grants.stop)
     signer = Signer(origin_of(settings.root_url, settings.name), keys.log_key(key_dir))
     sequencer = Sequencer(store, signer=signer, round_seconds=_round_seconds(settings, store))
     holdings = Holdings(store, net, identity, names=trust.names)

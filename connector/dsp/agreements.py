@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from connector.datasets import stored
+from connector.dsp.negotiation import Negotiations
 from connector.dsp.sender import Sender
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers
@@ -44,9 +45,18 @@ class Meaning:
 class Agreements:
     """Every agreement of this participant, as either side."""
 
-    def __init__(self, *, store: Store, sender: Sender, transfers: Transfers, stop: Stop = _nothing_runs) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        sender: Sender,
+        negotiations: Negotiations,
+        transfers: Transfers,
+        stop: Stop = _nothing_runs,
+    ) -> None:
         self._store = store
         self._sender = sender
+        self._negotiations = negotiations
         self._transfers = transfers
         self._stop = stop
 
@@ -59,7 +69,12 @@ class Agreements:
 
     async def get(self, agreement_id: str, *, role: str = "") -> tuple[Agreement, Grant | None]:
         """An agreement, and at its provider what has been used under it."""
-        return await self._store.read(lambda tx: _with_grant(tx, agreement_id, role))
+
+        def work(tx: Transaction) -> tuple[Agreement, Grant | None]:
+            row = _found(tx, agreement_id, role)
+            return row, tx.agreements.grant(row.id) if row.role == PROVIDER else None
+
+        return await self._store.read(work)
 
     async def meaning(self, row: Agreement) -> Meaning:
         """What an agreement says, and as provider what that means for its dataset as it is now."""
@@ -79,14 +94,20 @@ class Agreements:
             return Meaning(policy, problem=refused.message)
 
     async def revoke(self, agreement_id: str, *, reason: str, by: str, role: str = "") -> Agreement:
-        """End an agreement now: its grant is void, its transfers are ended, the other side is told why.
+        """End an agreement now: its grant is void, its transfers are ended, and so is its negotiation where it is not
+        final yet; the other side is told why.
 
         NotFound for an unknown one, Conflict for one that has ended. Where the database does not say in time whether
         it is kept, what runs here ends all the same: a read that begins asks the database anew.
         """
 
         def work(tx: Transaction) -> tuple[Agreement, list[Outbox]]:
-            row, grant = _with_grant(tx, agreement_id, role, to_change=True)
+            row = _found(tx, agreement_id, role)
+            unfinished: list[Outbox] = []
+            if not row.finalized:
+                unfinished = self._negotiations.abandon(tx, row, code=AGREEMENT_REVOKED, reason=reason, actor=by)
+                row = tx.agreements.fresh(row)  # it may have become final while we waited for its negotiation
+            grant = tx.agreements.grant_held(row.id, to_change=True) if row.role == PROVIDER else None
             if row.ended_at is not None:
                 raise Conflict(f"this agreement has ended already: {row.end_reason or 'no reason given'}")
             row.ended_at, row.end_reason = tx.now, reason
@@ -105,11 +126,14 @@ class Agreements:
             sent = self._transfers.terminate_under(
                 tx, row.id, role=row.role, code=AGREEMENT_REVOKED, reason=reason, actor=by
             )
-            return row, sent
+            return row, [*unfinished, *sent]
 
         stop = partial(self._stop, agreement_id=agreement_id, reason=reason or "the owner revokes the agreement")
         waited = asyncio.get_running_loop().call_later(_UNHEARD_SECONDS, stop)
         try:
+            known, _ = await self.get(agreement_id, role=role)
+            if not known.finalized:  # what its other side has acknowledged counts first
+                await self._sender.settling.now(known.negotiation_id)
             row, sent = await self._store.write(work)
         except Busy as error:
             if error.code == UNKNOWN:
@@ -121,13 +145,8 @@ class Agreements:
         return row
 
 
-def _with_grant(
-    tx: Transaction, agreement_id: str, role: str, *, to_change: bool = False
-) -> tuple[Agreement, Grant | None]:
+def _found(tx: Transaction, agreement_id: str, role: str) -> Agreement:
     for ours in (role,) if role else (PROVIDER, CONSUMER):
         if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
-            if ours == CONSUMER:
-                return row, None
-            held = tx.agreements.grant_held(row.id, to_change=True) if to_change else tx.agreements.grant(row.id)
-            return row, held
+            return row
     raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreements`")

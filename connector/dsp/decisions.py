@@ -47,7 +47,7 @@ NEGOTIATION: Table = MappingProxyType(
     {
         (PROVIDER, states.REQUESTED): _asked,
         (PROVIDER, states.ACCEPTED): lambda case: states.AGREEMENT if case.permitted and not case.anew else WAIT,
-        (PROVIDER, states.VERIFIED): lambda case: states.FINALIZED_EVENT,
+        (PROVIDER, states.VERIFIED): lambda case: WAIT if case.anew else states.FINALIZED_EVENT,
         (CONSUMER, states.OFFERED): lambda case: states.ACCEPTED_EVENT if case.same_terms else WAIT,
         (CONSUMER, states.AGREED): lambda case: states.VERIFICATION,
     }

@@ -51,6 +51,7 @@ _APPROVALS = {
     (CONSUMER, states.AGREED): "verify",
 }
 _NEEDS_FACTS = frozenset({states.REQUEST, states.ACCEPTED_EVENT})
+_WRITTEN = 0.001  # seconds: agreements say when they were signed in whole milliseconds
 
 
 class Negotiations(Exchange[Negotiation]):
@@ -237,6 +238,10 @@ class Negotiations(Exchange[Negotiation]):
             anew = _anew(tx, row, terms.read_offer(row.offer))
             why = anew or ("; ".join(verdict.reasons) if verdict.lacking else "")
             case = decisions.Case(decide=row.decide, permitted=verdict.permitted, anew=bool(anew))
+        elif row.role == PROVIDER:
+            signed = tx.agreements.of(row.agreement_id, role=PROVIDER)
+            why = _taken_back(tx, row, since=signed.signed_at + _WRITTEN)  # one that was kept for that is asked anew
+            case = decisions.Case(decide=row.decide, anew=bool(why))
         else:
             same = read is None or row.state != states.OFFERED or _as_asked(read, earlier, self._us)
             why = "" if same else "other terms than we asked for"
@@ -293,7 +298,7 @@ class Negotiations(Exchange[Negotiation]):
         sent = self._send(tx, row, message, f"/negotiations/{segment(row.peer_pid)}/agreement")
         refused = tx.agreements.get(row.agreement_id, role=PROVIDER) if row.agreement_id else None
         if refused is not None:
-            refused.ended_at, refused.end_reason = tx.now, "never concluded; replaced by another one"
+            refused.ended_at, refused.end_reason = tx.now, terms.REPLACED
         row.agreement_id = signed.id
         self._keep(tx, row, signed, wire, version=fits.version)
         return sent
@@ -313,6 +318,13 @@ class Negotiations(Exchange[Negotiation]):
                 detail={"role": row.role, "counterparty": row.counterparty, "policy": agreement.digest},
             )
         )
+
+    def abandon(self, tx: Transaction, agreement: Agreement, *, code: str, reason: str, actor: str) -> list[Outbox]:
+        """End the negotiation of an agreement that ends before it is final, or it would be concluded all the same."""
+        row = tx.negotiations.get(agreement.negotiation_id)
+        if row is None or row.state in states.FINAL:
+            return []
+        return self._end(tx, row, code=code, reason=reason, actor=actor)
 
     def finalized_at_consumer(self, tx: Transaction, agreement: Agreement) -> None:
         """A consumer that transfers under an agreement has our FINALIZED, even if its acknowledgement is still out."""
@@ -534,9 +546,9 @@ def _anew(tx: Transaction, row: Negotiation, policy: Policy) -> str:
     What its owner took back would be had again at once, and what may be used up once would be had any number of times.
     Where the time of an earlier one is over, so are its quantities; what was told under a privacy budget stays told.
     """
+    if why := _taken_back(tx, row):
+        return why
     who = row.counterparty
-    if tx.agreements.taken_back(row.offer_id, consumer=who, lapsed=terms.TIME_ENDED):
-        return "an agreement of this party under this offer was revoked"
     limited, private = terms.quantities(policy)
     if not limited:
         return ""
@@ -544,6 +556,13 @@ def _anew(tx: Transaction, row: Negotiation, policy: Policy) -> str:
     if not tx.agreements.held_under(row.offer_id, consumer=who, ended=private):
         return ""
     return "this party has an agreement under this offer already, and its quantities would count anew"
+
+
+def _taken_back(tx: Transaction, row: Negotiation, *, since: float = 0.0) -> str:
+    """That the owner revoked an agreement of this party under this offer, after `since`; empty where it did not."""
+    if not tx.agreements.taken_back(row.offer_id, consumer=row.counterparty, lapsed=terms.LAPSED, since=since):
+        return ""
+    return "an agreement of this party under this offer was revoked"
 
 
 def _as_asked(read: Policy, earlier: Json, us: str) -> bool:

@@ -28,7 +28,9 @@ from policies.parties import kept_to
 from policies.values import instant
 from policies.vocabulary import Phase, ds, operand
 
-TIME_ENDED = "the time that was agreed has ended"  # the clock's reason for an end; any other is somebody's no
+TIME_ENDED = "the time that was agreed has ended"
+REPLACED = "never concluded; replaced by another one"
+LAPSED = frozenset({TIME_ENDED, REPLACED})  # reasons for an agreement's end; any other is somebody's no
 _OFFER_MAX = 64 * 2**10  # of others: anybody may send one, and each is kept as long as its negotiation
 _COMPILES_MAX = 1_024
 _TOLD_MAX = 10  # offers of which a refusal says what they are for

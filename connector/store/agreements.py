@@ -194,11 +194,11 @@ class Agreements:
             query.where(Agreement.id.in_(ids.order_by(Agreement.id).limit(limit))).order_by(Agreement.id)
         ).all()
 
-    def taken_back(self, offer_id: str, *, consumer: str, lapsed: str) -> bool:
-        """Whether this provider has ended an agreement with that consumer under an offer for another reason than
-        `lapsed`."""
-        query = self._under(offer_id, consumer).where(Agreement.ended_at.is_not(None), Agreement.end_reason != lapsed)
-        return self._unit.session.scalar(query.where(Agreement.finalized.is_(True))) is not None
+    def taken_back(self, offer_id: str, *, consumer: str, lapsed: Collection[str], since: float = 0.0) -> bool:
+        """Whether this provider has ended an agreement with that consumer under an offer after `since`, final or not,
+        for another reason than one of `lapsed`."""
+        ended = (Agreement.ended_at > since, Agreement.end_reason.not_in(lapsed))
+        return self._unit.session.scalar(self._under(offer_id, consumer).where(*ended)) is not None
 
     def held_under(self, offer_id: str, *, consumer: str, ended: bool = False) -> bool:
         """Whether that consumer has an agreement under an offer that is final or may become so; `ended`: or had one."""

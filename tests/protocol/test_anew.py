@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from connector.dsp import states
-from connector.dsp.states import PROVIDER
+from connector.dsp.states import CONSUMER, PROVIDER
 from tests.support.counterparty import DATASET, OFFER_ID, Counterparty
 from tests.support.pair import USE, Json, Pair, emptied, pair, settled
 
@@ -88,6 +88,42 @@ async def test_what_was_revoked_is_not_had_again_by_asking_again(tmp_path: Path)
         agreement = await concluded(two, USE)
         await two.north.agreements.revoke(agreement, reason="misused", by="owner", role=PROVIDER)
         assert "revoked" in await waits(two, USE)
+
+
+async def left_agreed(two: Pair) -> Any:
+    """A negotiation that its consumer does not verify by itself; it as the consumer has it."""
+    row = await two.ask(OFFER_ID, policy=USE, decide="manual")
+    here = await settled(two.south, "negotiation", row.id, "AGREED")
+    await settled(two.north, "negotiation", here.peer_pid, "AGREED")
+    return here
+
+
+async def test_what_was_revoked_is_not_had_again_by_an_agreement_that_was_left_over(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID)
+        first, spare = await concluded(two, USE), await left_agreed(two)
+        await two.north.agreements.revoke(first, reason="misused", by="owner", role=PROVIDER)
+        await two.south.negotiations.command(spare.id, "verify", by="test")
+        await settled(two.south, "negotiation", spare.id, "VERIFIED")
+        await emptied(two)
+        there = await settled(two.north, "negotiation", spare.peer_pid, "VERIFIED")
+        assert "revoked" in there.reason
+        await two.north.negotiations.command(there.id, "approve", by="owner")
+        await settled(two.south, "negotiation", spare.id, "FINALIZED")
+
+
+@pytest.mark.parametrize("role", [PROVIDER, CONSUMER])
+async def test_an_agreement_that_is_ended_before_it_is_final_is_never_concluded(tmp_path: Path, role: str) -> None:
+    async with pair(tmp_path) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID)
+        row = await left_agreed(two)
+        who, other = (two.north, two.south) if role == PROVIDER else (two.south, two.north)
+        await who.agreements.revoke(row.agreement_id, reason="not like this", by="owner", role=role)
+        mine, theirs = (row.peer_pid, row.id) if role == PROVIDER else (row.id, row.peer_pid)
+        await settled(who, "negotiation", mine, "TERMINATED")
+        assert (await settled(other, "negotiation", theirs, "TERMINATED")).reason == "not like this"
+        if role == PROVIDER:
+            assert "revoked" in await waits(two, USE)
 
 
 async def test_a_person_may_agree_again(tmp_path: Path) -> None:

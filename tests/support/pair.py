@@ -310,7 +310,7 @@ def side(name: str, host: str, cable: Cable, url: str, *, limits: Limits | None 
     }
     negotiations, plane = Negotiations(**parts), Plane()
     transfers = Transfers(negotiations=negotiations, data_plane=plane, **parts)
-    agreements = Agreements(store=store, sender=sender, transfers=transfers)
+    agreements = Agreements(store=store, sender=sender, negotiations=negotiations, transfers=transfers)
     catalog = Catalog(store=store, participant=participant, base=base, facts_of=facts_of)
     protocol = routes.router(
         negotiations=negotiations,

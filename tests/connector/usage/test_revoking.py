@@ -28,8 +28,8 @@ async def reading(store: Store, grants: Grants, number: int) -> Grant:
 
 def owner(store: Store, grants: Grants) -> Agreements:
     transfers: Any = SimpleNamespace(terminate_under=lambda *_, **__: [])
-    sender: Any = SimpleNamespace(hand_over=lambda _: None)
-    return Agreements(store=store, sender=sender, transfers=transfers, stop=grants.stop)
+    parts: Any = {"sender": SimpleNamespace(hand_over=lambda _: None), "negotiations": None, "transfers": transfers}
+    return Agreements(store=store, stop=grants.stop, **parts)
 
 
 async def hangs(_: Any) -> Any:
