@@ -63,6 +63,10 @@ class Ledger:
 
         return await self._store.read(work)
 
+    async def role(self, agreement_id: str, *, role: str = "") -> str:
+        """As which side an agreement is meant by this id: `role` where it is said, else the provider first."""
+        return (await self._store.read(lambda tx: _agreement(tx, agreement_id, role))).role
+
     async def open(self, *, limit: int = 1_000) -> list[tuple[Agreement, Standing]]:
         """Duties that are due or overdue, over the newest agreements."""
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from connector.dsp.ledger import Ledger
 from connector.dsp.routes import Authenticate
+from connector.dsp.states import PROVIDER
 from connector.errors import ScopeMissing
 from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
@@ -48,9 +49,11 @@ def router(ledger: Ledger, tokens: Tokens) -> APIRouter:
     async def report(
         agreement_id: str, given: Evidence, as_role: AsRole = "", caller: Caller = reader
     ) -> dict[str, Any]:
-        if not (caller.may("owner") or caller.may("consume")):
-            raise ScopeMissing("expected a token with the scope 'owner' or 'consume' to record evidence")
-        made = await ledger.report(agreement_id, given.path, evidence=given.evidence, by=caller.name, role=as_role)
+        role = await ledger.role(agreement_id, role=as_role)
+        needed = "owner" if role == PROVIDER else "consume"  # a provider's word unlocks data
+        if not caller.may(needed):
+            raise ScopeMissing(f"expected a token with the scope {needed!r} to record evidence as {role}")
+        made = await ledger.report(agreement_id, given.path, evidence=given.evidence, by=caller.name, role=role)
         return {**made.standing.to_json(), "told": made.told, **({"why": made.why} if made.why else {})}
 
     return routes

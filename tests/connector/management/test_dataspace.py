@@ -15,14 +15,17 @@ import pytest
 from fastapi import FastAPI
 
 from connector.dataplane.receiving import Receiving, Room
+from connector.dsp.ledger import Ledger
 from connector.dsp.partners import Partners
 from connector.dsp.webhooks import Webhooks
 from connector.events import DecisionNeeded, ServiceStarted
-from connector.management import agreements, events, negotiations, problems, transfers
+from connector.management import agreements, duties, events, negotiations, problems, transfers
 from connector.management.auth import Tokens
 from connector.management.events import Feed, frames
 from tests.support.counterparty import DATASET, OFFER_ID
-from tests.support.pair import USE, Pair, Side, pair, settled
+from tests.support.pair import USE, Json, Pair, Side, pair, settled
+
+PAY: Json = {"permission": [{"action": "use", "duty": [{"action": "odrl:compensate"}]}]}
 
 
 @dataclass
@@ -75,6 +78,7 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
     )
     app.include_router(transfers.router(transfers=side.transfers, receiving=received, store=side.store, tokens=tokens))
     app.include_router(agreements.router(agreements=side.agreements, tokens=tokens, contract=contract))
+    app.include_router(duties.router(Ledger(side.store, two.cable, lambda audience: ""), tokens))
     app.include_router(events.router(feed=feed, webhooks=hooks, tokens=tokens))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://t") as http:
         made = Desk(side, tokens, feed, http)
@@ -83,9 +87,9 @@ async def desk(side: Side, two: Pair) -> AsyncIterator[Desk]:
 
 
 @asynccontextmanager
-async def desks(tmp_path: Path, decide: str = "auto") -> AsyncIterator[tuple[Desk, Desk]]:
+async def desks(tmp_path: Path, decide: str = "auto", policy: Json = USE) -> AsyncIterator[tuple[Desk, Desk]]:
     async with pair(tmp_path) as two:
-        await two.north.publish(DATASET, offer=OFFER_ID, decide=decide)
+        await two.north.publish(DATASET, offer=OFFER_ID, decide=decide, policy=policy)
         async with desk(two.north, two) as north, desk(two.south, two) as south:
             yield north, south
 
@@ -274,6 +278,16 @@ async def test_each_side_of_a_process_has_a_scope_of_its_own(tmp_path: Path) -> 
         await north.as_somebody_with("owner", "read")
         await north.post(f"/negotiations/{provided.id}/approve")
         await north.get("/webhooks", 403)
+
+
+async def test_evidence_is_recorded_by_whoever_speaks_for_that_side_of_the_agreement(tmp_path: Path) -> None:
+    async with desks(tmp_path, policy=PAY) as (north, south):
+        where = f"/agreements/{(await agree(south))['agreement_id']}/duties"
+        given = {"path": "/permission/0/duty/0", "evidence": "on our account"}
+        for side, scope, status in ((north, "consume", 403), (south, "owner", 403), (north, "owner", 201)):
+            await side.as_somebody_with(scope, "read")
+            told = await side.post(where, given, status)
+        assert told["state"] == "fulfilled", "the owner's word, which lets the data go"
 
 
 async def test_a_long_poll_ends_with_the_time_with_the_goal_or_with_the_end(tmp_path: Path) -> None:
