@@ -12,9 +12,8 @@ from connector.datasets import stored
 from connector.dsp.negotiation import Negotiations
 from connector.dsp.sender import Sender
 from connector.dsp.states import CONSUMER, PROVIDER
-from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers
+from connector.dsp.transfer import AGREEMENT_REVOKED, Transfers, revoked
 from connector.errors import Busy, Conflict, NotFound, Refused
-from connector.events import AgreementRevoked
 from connector.store import UNKNOWN, Store, Transaction
 from connector.store.tables import Agreement, DatasetVersion, Grant, Outbox
 from policies.contract import DataContract
@@ -114,15 +113,7 @@ class Agreements:
             if grant is not None:
                 grant.revoked_at, grant.reason = tx.now, reason
                 grant.generation += 1
-            tx.publish(
-                AgreementRevoked(
-                    actor=by,
-                    dataset=row.dataset_id,
-                    agreement=row.id,
-                    reason=reason,
-                    detail={"role": row.role, "counterparty": row.consumer if row.role == PROVIDER else row.provider},
-                )
-            )
+            tx.publish(revoked(row, actor=by))
             sent = self._transfers.terminate_under(
                 tx, row.id, role=row.role, code=AGREEMENT_REVOKED, reason=reason, actor=by
             )

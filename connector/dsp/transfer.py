@@ -42,7 +42,7 @@ from connector.errors import (
     PeerUnreachable,
     Refused,
 )
-from connector.events import DecisionNeeded, DecisionTaken, Event, TransferAdvanced
+from connector.events import AgreementRevoked, DecisionNeeded, DecisionTaken, Event, TransferAdvanced
 from connector.identity.principal import Principal
 from connector.store import Transaction
 from connector.store.agreements import used_today
@@ -205,6 +205,7 @@ class Transfers(Exchange[Transfer]):
         agreement = tx.agreements.get(row.agreement_id, role=CONSUMER)
         if agreement is not None and agreement.ended_at is None:
             agreement.ended_at, agreement.end_reason = tx.now, row.reason or "revoked by its provider"
+            tx.publish(revoked(agreement, actor=row.counterparty))
 
     def _resumed(
         self, tx: Transaction, row: Transfer, message: Numbered, judged: Received, facts: Facts
@@ -574,6 +575,20 @@ def _ends(address: DataAddress) -> float:
         return float(address.get("expires") or 0)
     except ValueError:
         return 0.0
+
+
+def revoked(agreement: Agreement, *, actor: str) -> Event:
+    """That an agreement has ended, for its reason: `actor` wanted it, of whichever side."""
+    return AgreementRevoked(
+        actor=actor,
+        dataset=agreement.dataset_id,
+        agreement=agreement.id,
+        reason=agreement.end_reason,
+        detail={
+            "role": agreement.role,
+            "counterparty": agreement.consumer if agreement.role == PROVIDER else agreement.provider,
+        },
+    )
 
 
 def _push_process(pid: str) -> str:

@@ -373,7 +373,9 @@ async def test_revoking_an_agreement_ends_its_transfers_with_the_reason_on_both_
         assert (row.end_reason, grant.reason) == ("the study is over", "the study is over")
         assert grant.revoked_at == row.ended_at is not None
         assert (there.id, "the study is over") in two.north.plane.stopped
-        assert [event.actor for event in two.north.events if event.kind == "AgreementRevoked"] == ["owner"]
+        for side, actor in ((two.north, "owner"), (two.south, two.north.participant)):
+            told = [(event.actor, event.reason) for event in side.events if event.kind == "AgreementRevoked"]
+            assert told == [(actor, "the study is over")]
         mine, _ = await two.south.agreements.get(agreement_id, role=CONSUMER)
         assert mine.end_reason == "the study is over", "the consumer knows that there is nothing to ask for any more"
         with pytest.raises(Conflict):
