@@ -178,6 +178,8 @@ class Negotiations(Exchange[Negotiation]):
         """Check an agreement against what was agreed on, and keep it."""
         agreed = terms.read_offer(row.offer)
         terms.check_agreement(read, terms=agreed, target=row.dataset_id, assigner=row.counterparty, assignee=self._us)
+        if row.counterparty != self._us and tx.agreements.get(read.id, role=PROVIDER) is not None:
+            raise MessageInvalid(f"expected an agreement with an id of its own, came {read.id!r}, which we gave to one")
         row.agreement_id = read.id  # an id that is taken is refused by the table's key
         self._keep(tx, row, read, message.agreement or {})
 

@@ -234,6 +234,17 @@ async def test_two_agreements_cannot_have_one_id(tmp_path: Path) -> None:
         assert (await two.north.negotiation(other.id)).state == "REQUESTED"
 
 
+async def test_a_provider_cannot_give_its_agreement_the_id_of_one_of_ours(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        peer, ourselves = Counterparty(two.north), Counterparty(two.north, participant=two.north.participant)
+        ours = (await peer.negotiation(role=PROVIDER, state="FINALIZED")).agreement_id
+        for who, status in ((peer, 400), (ourselves, 200)):  # a connector may agree with itself: both sides have the id
+            row = await who.negotiation(role=CONSUMER, state="REQUESTED")
+            reply = await who.say(states.AGREEMENT, row, agreement=who.agreement(ours))
+            assert reply.status == status, reply.body
+        assert (await two.north.agreements.get(ours))[0].role == PROVIDER
+
+
 async def test_an_automatic_consumer_accepts_what_it_asked_for_and_nothing_else(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         peer = Counterparty(two.north)
