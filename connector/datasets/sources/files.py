@@ -25,7 +25,7 @@ from connector.errors import Busy, HanseError, PathRefused, SourceUnreadable, Ve
 FILES_MAX = 12_000  # each is an open descriptor of a worker, which may have 16,384
 _CHUNK = 2**20
 _GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE))  # or something else lies there
-_PATTERN = re.compile(r"[*?\[\]{}=\\\r\n]")
+PATTERN = re.compile(r"[*?\[\]{}=\\\r\n]")  # of the engine, and what ends a name or value to it
 _CLOCK_STEP_NS = 20_000_000  # file times move on by a tick of the kernel's clock, at most 10 ms
 LOOK_SECONDS = 0.03  # longer than that
 
@@ -231,7 +231,7 @@ def engine_name(name: str, number: int) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _PATTERN.sub(lambda found: f"%{ord(found[0]):02X}", text)
+    return PATTERN.sub(lambda found: f"%{ord(found[0]):02X}", text)
 
 
 def quote_text(value: str) -> str:

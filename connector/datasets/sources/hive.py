@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, Rows
-from connector.datasets.sources.files import FileRef, files_under, quote_list, quote_name, quote_text
+from connector.datasets.sources.files import PATTERN, FileRef, files_under, quote_list, quote_name, quote_text
 from connector.datasets.sources.parquet import groups, view_of_rows
 from connector.errors import SourceUnreadable
 
@@ -28,7 +28,7 @@ CONVERTED = False
 _GUESSED = {  # how the values of a folder look that the engine takes for a number or a date, and nothing else does
     "BIGINT": re.compile(r"-?\d+"),
     "DATE": re.compile(r"\d{4,}-\d{1,2}-\d{1,2}"),
-    "TIMESTAMP": re.compile(r"\d{4,}-\d{1,2}-\d{1,2}[ T][\d:.]+"),
+    "TIMESTAMP": re.compile(r"\d{4,}-\d{1,2}-\d{1,2}[ T]([01]?\d|2[0-3]):\d{2}(:\d{2}(\.\d{1,6}0*)?)?"),
 }
 _NULL = ("", "__HIVE_DEFAULT_PARTITION__")
 
@@ -56,6 +56,12 @@ def check_partitions(files: Sequence[FileRef], path: str) -> None:
                 "rename one of them",
                 code="columns_repeated",
             )
+        if strange := [column for column, _ in _folders(name) if PATTERN.search(column)]:
+            raise SourceUnreadable(
+                "expected folders whose columns have names without * ? [ ] { } \\ and line ends, came "
+                f"{', '.join(map(repr, strange))} in {name!r}; rename the folder",
+                code="partition_unnamed",
+            )
 
 
 def check_guesses(names: Sequence[str], types: Mapping[str, str]) -> None:
@@ -66,9 +72,9 @@ def check_guesses(names: Sequence[str], types: Mapping[str, str]) -> None:
             form = _GUESSED.get(types.get(column, ""))
             if form is not None and value not in _NULL and not form.fullmatch(value):
                 raise SourceUnreadable(
-                    f"expected folders of {column} with numbers and dates that are written as such, or with other "
-                    f"texts, came {column}={value} in {name!r}; register with the option guess_types=false, which "
-                    "keeps them texts, or rename it",
+                    f"expected folders of {column} with numbers and dates that are written as such, to the "
+                    f"microsecond, or with other texts, came {column}={value} in {name!r}; register with the option "
+                    "guess_types=false, which keeps them texts, or rename it",
                     code="value_unmappable",
                     columns=[column],
                 )
