@@ -377,6 +377,11 @@ NO_TABLE = {
     "names of two files": (['{"a": 1}\n', '{"A": 1}\n'], "differ in more than case, came A, a"),
     "names within": (['{"o": {"a": 1}}\n{"o": {"A": 2}}\n'], "differ in more than case, came A and another"),
 }
+    "a blank after a day": (['"2020-01-13 "'], "VARCHAR", ["2020-01-13 "]),
+    "a line end after a moment": (['"2020-01-13 22:00:00\\n"'], "VARCHAR", ["2020-01-13 22:00:00\n"]),
+    "a tab before a time": (['"\\t10:00:00"'], "VARCHAR", ["\t10:00:00"]),
+    "blanks within a moment": (['"2020-01-13  22:00:00"'], "VARCHAR", ["2020-01-13  22:00:00"]),
+    "the end of a day": (['"2020-01-13T24:00:00Z"'], "VARCHAR", ["2020-01-13T24:00:00Z"]),
 
 
 @pytest.mark.parametrize("name", list(NO_TABLE))
