@@ -43,7 +43,7 @@ def write_parquet(
     _copy(con, "*", table, target)
     if whole and _may_be_whole(target) and (shown := _shown(con, table)):
         _copy(con, shown, table, target)
-    bad = _bad_lines(con, paths)
+    bad = bad_lines(con, paths)
     if len(bad) > bad_lines_max or _cut(con, bad, rejects_max):
         raise lines_unreadable(bad, allowed=bad_lines_max, of_many=len(paths) > 1)
     columns = con.sql(f"DESCRIBE SELECT * FROM read_parquet({quote_text(target)})").fetchall()  # noqa: S608
@@ -201,7 +201,8 @@ def check_names(names: Iterable[str], *, file: str = "", column: str = "") -> No
         )
 
 
-def _bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
+def bad_lines(con: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines that the engine could not read, in their order, each as `left_out` of a report has it."""
     found = con.sql("SELECT table_name FROM duckdb_tables() WHERE table_name = 'reject_errors'").fetchall()
     if not found:
         return []

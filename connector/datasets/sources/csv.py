@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, texts
-from connector.datasets.sources.convert import check_gzip, check_names, may_be_repeated, noted, write_parquet
+from connector.datasets.sources.convert import (
+    bad_lines,
+    check_gzip,
+    check_names,
+    lines_unreadable,
+    may_be_repeated,
+    noted,
+    write_parquet,
+)
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
@@ -20,6 +28,11 @@ SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ENCODINGS = ("utf-8", "latin-1", "utf-16")
 OPTIONS: tuple[Option, ...] = (
     Option("delimiter", str, "", "The character between fields; empty finds out."),
+    Option(
+        "quote", str, "", 'What stands around a field that has delimiters or line ends; empty is ", `none` nothing.'
+    ),
+    Option("escape", str, "", "What stands before a quote within a field; empty is the quote itself."),
+    Option("skip_lines", int, 0, "Lines at the top of each file that are none of its table, such as a comment."),
     Option("encoding", str, "", f"How characters are written: {', '.join(ENCODINGS)}; empty is utf-8."),
     Option("header", bool, True, "The first line holds the names of the columns."),
     Option("null_text", str, "", "What stands for a missing value."),
@@ -34,11 +47,18 @@ OPTIONS: tuple[Option, ...] = (
 )
 CONVERTED = True
 _DELIMITER_MAX = 4
+_DELIMITERS = (",", ";", "\t", "|")
+_QUOTE, _UNQUOTED = '"', "none"
 _TOLD_MAX = 5
 _BESIDE = 8  # faults of a line beside one in each column
 _LINE_MAX = 16 * 2**20
+_SAMPLE = "20480"  # lines: names are at the top
+_PIECE = 2**20
+_DIALECT = ("delimiter", "quote", "escape")
 _TEXTS = {
     "delimiter": "delim",
+    "quote": "quote",
+    "escape": "escape",
     "encoding": "encoding",
     "null_text": "nullstr",
     "date_format": "dateformat",
@@ -46,7 +66,11 @@ _TEXTS = {
     "decimal": "decimal_separator",
     "thousands": "thousands",
 }
+_SINGLE = quote_text("'%'")
 _MADE = re.compile(r"column\d+(_\d+)?")  # names of the engine's own
+_LETTER = re.compile("%-?(.)")
+_YEAR, _NO_ZONE, _NO_DAY = frozenset("YyGcx"), frozenset("Z"), frozenset("HIMSfgnpzZcX")  # of formats
+_SEPARATOR = re.compile(r"(?i)sep=.?")
 _NO_FORM = ("Invalid Input Error: Error when sniffing file", "Invalid Input Error: CSV Error on Line")  # of the engine
 _NOT_ENCODED = "Invalid Input Error: File is not "
 _NOTHING = (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -67,6 +91,11 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
             raise BadInput(
                 f"expected {name} to be one of {' '.join(map(repr, marks))}, came {mark!r}", code="option_invalid"
             )
+    for name in ("quote", "escape"):
+        if (mark := options.get(name)) and len(mark.encode()) > 1 and (name, mark) != ("quote", _UNQUOTED):
+            raise BadInput(f"expected {name} to be one letter of ASCII, came {mark!r}", code="option_invalid")
+    if options.get("skip_lines", 0) < 0:
+        raise BadInput(f"expected skip_lines to be 0 or more, came {options['skip_lines']}", code="option_invalid")
     if options.get("thousands") and options["thousands"] == (options.get("decimal") or "."):
         raise BadInput("expected decimal and thousands to be different characters", code="option_invalid")
     if resolve(path, roots=roots).is_dir():
@@ -86,18 +115,18 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     """
     check_gzip(paths)
     try:
-        report = _converted(con, paths, options, target)
-        return noted(report, _nameless(con, paths, options, report))
+        return _converted(con, paths, options, target)
     except Exception as error:
         if str(error).startswith(_NOT_ENCODED):
             raise _not_encoded(str(options.get("encoding") or ENCODINGS[0])) from None
         if not str(error).startswith(_NO_FORM):
             raise
         path = max((path for path in paths if path in str(error)), key=len, default=paths[0])
+        _check_lines(con, paths, path, _given(options))
         raise SourceUnreadable(
             f"expected CSV of which all lines end alike, came file {paths.index(path) + 1} of {len(paths)} (in the "
-            "order of their names): it has two kinds of line ends, one within quotes in its first line, a line of "
-            f"more than {_LINE_MAX >> 20} MB, or is no text; write it again"
+            "order of their names): it has two kinds of line ends, one within quotes in its first line, a quote that "
+            f"nothing closes, a line of more than {_LINE_MAX >> 20} MB, or is no text; write it again"
         ) from None
 
 
@@ -109,7 +138,8 @@ def _not_encoded(encoding: str) -> SourceUnreadable:
     )
 
 
-def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
+def _given(options: Mapping[str, Any]) -> dict[str, str]:
+    """The engine's options. What it may guess, it guesses from some lines, and cuts the values of others by it."""
     given = {
         "header": str(bool(options.get("header", True))),
         "all_varchar": str(bool(options.get("all_text", False))),
@@ -121,16 +151,29 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
         # text of several lines it finds rows that nobody wrote, and as it stores rejects it does not notice.
         "parallel": "false",
         "store_rejects": "true",
+        "strict_mode": "true",
+        "comment": "''",
     }
-    for option, name in _TEXTS.items():
-        if options.get(option):
-            given[name] = quote_text(str(options[option]))
+    quote = options.get("quote") or _QUOTE
+    told = {**options, "quote": quote, "escape": options.get("escape") or quote}
+    if quote == _UNQUOTED:
+        told |= {"quote": "", "escape": ""}
+        given |= {"quote": "''", "escape": "''"}
+    if options.get("skip_lines"):
+        given["skip"] = str(int(options["skip_lines"]))
+    return given | {name: quote_text(str(told[option])) for option, name in _TEXTS.items() if told.get(option)}
+
+
+def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
     _check_formats(con, options)
     # Files without a line have none with names either, and the engine takes them for files of one column.
     starts = {path: start for path in paths if (start := _start(path)) not in _NOTHING}
     if not (written := list(starts)):
         raise SourceUnreadable("expected a line at least, came nothing but empty files; name files with data")
+    given = _given(options)
     _check_marks(starts, paths, given.get("encoding", ""))
+    if "delim" not in given:
+        given["delim"] = _delimiter(con, written[0], given)
     bad_lines_max = int(options.get("skip_bad_lines", 0))
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
     rejects_max = (bad_lines_max + 1) * (_columns(con, written, paths, given) + _BESIDE)
@@ -138,16 +181,114 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
     given["allow_quoted_nulls"] = str(bool(options.get("null_text") or not options.get("all_text")))
     write = partial(write_parquet, con, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
     report = write(_read(written, given), target)
-    if options.get("all_text"):
-        return report
-    found = {column["name"]: column["type"] for column in report["columns"]}
-    kept, empty_texts = _kept(con, written, given, options, found)
-    others = {name: one.type for name, one in kept.items() if one.type != found[name]}
-    if empty_texts:
-        given["allow_quoted_nulls"] = "False"
-    if others or empty_texts:
-        report = write(_read(written, given | {"types": _typed(found | others)}), target)
-    return noted(report, {name: one.note for name, one in kept.items()})
+    _check_ends(con, written, paths, given, report["rows"] + report["left_out_count"])
+    kept: Mapping[str, texts.Kept] = {}
+    if not options.get("all_text"):
+        found = {column["name"]: column["type"] for column in report["columns"]}
+        kept, empty_texts = _kept(con, written, given, options, found)
+        others = {name: one.type for name, one in kept.items() if one.type != found[name]}
+        moments = _moments(found, found | others, str(options.get("timestamp_format", "")))
+        if empty_texts:
+            given["allow_quoted_nulls"] = "False"
+        if others or empty_texts or moments:
+            # What is no moment by the owner's format is read as text first.
+            types = found | others | {name: texts.TEXT for name in moments if name in others}
+            report = write(_replaced(_read(written, given | {"types": _typed(types)}), moments), target)
+    notes = _names_noted(con, written[0], given, [column["name"] for column in report["columns"]])
+    for name, one in kept.items():
+        notes[name] = "; ".join(filter(None, (notes.get(name), one.note)))
+    dialect = (f"{option} {_unquoted(given[_TEXTS[option]])!r}" for option in _DIALECT)
+    return noted(report, notes) | {"note": f"read with {', '.join(dialect)}"}
+
+
+def _moments(found: Mapping[str, str], kept: Mapping[str, str], form: str) -> dict[str, str]:
+    """How the engine makes moments where the owner gave a format: it takes that for all of them, and tells no zone."""
+    told = {
+        name: f"CAST(trim({quote_name(name)}) AS {texts.MOMENT})"  # else the engine has its reader cast, by the format
+        for name, kind in kept.items()
+        if kind == texts.MOMENT != found[name]
+    }
+    if "z" in _LETTER.findall(form):
+        zoned = (name for name, kind in kept.items() if kind == texts.MOMENT == found[name])
+        told |= {name: f"timezone('UTC', {quote_name(name)})" for name in zoned}
+    return told
+
+
+def _replaced(table: str, values: Mapping[str, str]) -> str:
+    if not values:
+        return table
+    shown = ", ".join(f"{value} AS {quote_name(name)}" for name, value in values.items())
+    return f"(SELECT * REPLACE ({shown}) FROM {table})"  # noqa: S608  quoted
+
+
+def _delimiter(con: Any, path: str, given: Mapping[str, str]) -> str:
+    """What the engine finds between the fields of a file. Where quotes do not fit in some line, it may find one column
+    of whole lines, and the same with other quotes shows what is between them; so does the line of names."""
+    free = {name: value for name, value in given.items() if name not in ("quote", "escape")}
+    delimiter, names = "", [""]
+    for options in (given, free):
+        delimiter, names = _sniffed(con, path, options)
+        if len(names) > 1:
+            return quote_text(delimiter)
+    most = max(_DELIMITERS, key=names[0].count)
+    return quote_text(most if most in names[0] else delimiter if delimiter in _DELIMITERS else _DELIMITERS[0])
+
+
+def _sniffed(con: Any, path: str, given: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The delimiter that the engine finds in a file, and the names of its columns."""
+    some = _named({**given, "sample_size": _SAMPLE})
+    found = con.sql(
+        f"SELECT Delimiter, [one.name FOR one IN Columns] FROM sniff_csv({quote_text(path)}, {some})"  # noqa: S608  quoted
+    ).fetchall()
+    return str(found[0][0]), list(found[0][1])
+
+
+def _check_lines(con: Any, paths: Sequence[str], path: str, given: dict[str, str]) -> None:
+    """SourceUnreadable with the lines of a file that cannot be read: where there are some among its first 2,048, the
+    engine finds no form, and tells of none."""
+    free = {name: value for name, value in given.items() if name not in ("quote", "escape")}
+    try:
+        given.setdefault("delim", quote_text(_sniffed(con, path, free)[0]))
+        columns = dict.fromkeys(_sniffed(con, path, free | {"delim": given["delim"]})[1], texts.TEXT)
+        plain = given | {"auto_detect": "False", "columns": _typed(columns), "rejects_limit": str(_TOLD_MAX)}
+        del plain["sample_size"], plain["files_to_sniff"], plain["all_varchar"]
+        con.sql(f"SELECT count(*) FROM {_read([path], plain)}").fetchall()  # noqa: S608  quoted
+    except Exception as error:
+        if not str(error).startswith(_NO_FORM):
+            raise
+        return
+    if bad := bad_lines(con, paths):
+        raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1) from None
+
+
+def _check_ends(con: Any, written: Sequence[str], paths: Sequence[str], given: Mapping[str, str], records: int) -> None:
+    """SourceUnreadable where a file ends within quotes: what comes after them the engine leaves out and tells of it
+    only where it is lax. `records`: how many it has told of."""
+    quote = _unquoted(given["quote"]).encode()
+    if not (quote and any(_has(path, quote) for path in written)) or _records(con, written, given, lax=True) == records:
+        return
+    each = (path for path in written if _records(con, [path], given) != _records(con, [path], given, lax=True))
+    where = f"file {paths.index(path) + 1} of {len(paths)}" if (path := next(each, "")) else "files"
+    raise SourceUnreadable(
+        f"expected quotes that are closed, came {where} (in the order of their names) that ends within some; write it "
+        f"again, or give quote={_UNQUOTED} where its quotes are part of the values"
+    )
+
+
+def _has(path: str, quote: bytes) -> bool:
+    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+        return any(quote in piece for piece in iter(lambda: file.read(_PIECE), b""))
+
+
+def _records(con: Any, paths: Sequence[str], given: Mapping[str, str], *, lax: bool = False) -> int:
+    """How many rows there are, with those that the engine cannot read."""
+    told = {**given, "all_varchar": "True", "strict_mode": str(not lax), "rejects_limit": "0"}
+    told |= {"rejects_table": "'counted'", "rejects_scan": "'counted_scans'"}
+    rows = con.sql(f"SELECT count(*) FROM {_read(paths, told)}").fetchall()[0][0]  # noqa: S608  quoted
+    bad = con.sql("SELECT count(*) FROM (SELECT DISTINCT scan_id, file_id, line FROM counted)").fetchall()[0][0]
+    con.execute("DROP TABLE counted")
+    con.execute("DROP TABLE counted_scans")
+    return int(rows + bad)
 
 
 def _start(path: str) -> bytes:
@@ -177,6 +318,14 @@ def _check_formats(con: Any, options: Mapping[str, Any]) -> None:
                 f"expected {name} in the letters of strftime, as %d.%m.%Y %H:%M, came {options[name]!r}",
                 code="option_invalid",
             ) from error
+        letters = set(_LETTER.findall(str(options[name])))
+        others = _NO_ZONE if name == "timestamp_format" else _NO_DAY
+        if letters & others or not letters & _YEAR:
+            raise BadInput(
+                f"expected {name} with a year and without {' '.join(f'%{one}' for one in sorted(others))}, came "
+                f"{options[name]!r}; leave it out, and such values are text",
+                code="option_invalid",
+            )
 
 
 def _kept(
@@ -185,26 +334,32 @@ def _kept(
     """What becomes of each column by what is written in it, where that is not the usual; and whether there are empty
     texts: in quotes, and none among values that are no text, as else whoever wrote the file writes so what is missing.
     """
-    formats = {"date_format": "DATE", "timestamp_format": "TIMESTAMP"}
+    formats = {"date_format": "DATE", "timestamp_format": texts.MOMENT}
     written = texts.Written(
         point=options.get("decimal") or ".",
         thousands=options.get("thousands", ""),
-        given=frozenset(kind for name, kind in formats.items() if options.get(name)),
+        given={kind: texts.form_of(str(options[name])) for name, kind in formats.items() if options.get(name)},
     )
     kinds = {name: kind for name, kind in found.items() if kind in texts.KINDS}
     quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
     as_text = {"types": _typed(dict.fromkeys(found, texts.TEXT)), "allow_quoted_nulls": str(quoted)}
     text = _read(paths, {**given, **as_text})
+    plain = [name for name, kind in found.items() if kind == texts.TEXT]
     told = _asked(
         con,
         text,
         [f"bool_or({quote_name(name)} = '')" for name in found]
-        + [texts.usual(name, kind, written) for name, kind in kinds.items()],
+        + [texts.usual(name, kind, written) for name, kind in kinds.items()]
+        + [f"bool_and({quote_name(name)} LIKE {_SINGLE})" for name in plain],
     )
     empty = {name for name, one in zip(found, told, strict=False) if one}
-    strange = [name for name, usual in zip(kinds, told[len(found) :], strict=True) if usual is False]
+    strange = [name for name, usual in zip(kinds, told[len(found) :], strict=False) if usual is False]
     facts = _asked(con, text, [texts.question(name, kinds[name], written) for name in strange])
     kept = {name: texts.kept(kinds[name], one) for name, one in zip(strange, facts, strict=True)}
+    single = (name for name, one in zip(reversed(plain), reversed(told), strict=False) if one)
+    kept |= dict.fromkeys(
+        single, texts.Kept(texts.TEXT, "each has ' around it; where that is none of it, give quote='")
+    )
     words = {name for name in found if (kept[name].type if name in kept else found[name]) == texts.TEXT}
     return kept, bool(empty) and empty <= words and not quoted
 
@@ -225,6 +380,11 @@ def _typed(kinds: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{quote_text(name)}: {quote_text(kind)}" for name, kind in kinds.items()) + "}"
 
 
+def _unquoted(literal: str) -> str:
+    """The text of what `quote_text` gave."""
+    return literal[1:-1].replace("''", "'")
+
+
 def _named(options: Mapping[str, str]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in options.items())
 
@@ -234,10 +394,11 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
     have beside them would be left out without a word. No two names may be the same.
     """
     first: list[str] = []
-    few = _named({**options, "sample_size": "20480"})  # lines: names are at the top
+    few = _named({**options, "sample_size": _SAMPLE})
     for path in written:
         shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
         found = [name.casefold() for name in shown]
+        _check_top(con, path, options, shown)
         if options["header"] == "True" and may_be_repeated(found):
             check_names(_header(con, path, options))
         first = first or found
@@ -253,24 +414,34 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
     return len(first)
 
 
-def _nameless(con: Any, paths: Sequence[str], options: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, str]:
-    """What the owner is told of columns without a name, to which the engine gives one: as it stands in the first line,
-    where programs leave out that of row numbers."""
-    made = {column["name"]: column.get("note", "") for column in report["columns"] if _MADE.fullmatch(column["name"])}
-    if not made or not options.get("header", True):
+def _check_top(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> None:
+    """SourceUnreadable where a file begins with a line that is none of its table: a comment, or Excel's `sep=;`."""
+    first = names[0]
+    comment = len(names) == 1 and first.startswith("#") and "skip" not in given
+    below = _sniffed(con, path, {**given, "skip": "1"})[1] if comment else ()
+    if given["header"] == "True" and (len(below) > 1 or _SEPARATOR.fullmatch(first)):
+        raise SourceUnreadable(
+            f"expected the names of the columns in the first line, came {first!r}; where it is none of the table, give "
+            "skip_lines=1"
+        )
+
+
+def _names_noted(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """What the owner is told of columns by their names: of those without one, to which the engine gives one as it
+    stands in the first line, where programs leave out that of row numbers; and of a first line that may be a comment.
+    """
+    if given["header"] != "True":
         return {}
-    given = {name: quote_text(str(options[option])) for option, name in _TEXTS.items() if options.get(option)}
-    path = next(path for path in paths if _start(path) not in _NOTHING)
-    there = _header(con, path, given)
-    return {
-        name: "; ".join(filter(None, ("named by us, as it has no name", note)))
-        for name, note in made.items()
-        if name not in there
-    }
+    made = [name for name in names if _MADE.fullmatch(name)]
+    there = _header(con, path, given) if made else ()
+    notes = {name: "named by us, as it has no name" for name in made if name not in there}
+    if names[0].startswith("#"):
+        notes[names[0]] = "where the line that begins with # is a comment, give skip_lines=1"
+    return notes
 
 
 def _header(con: Any, path: str, options: Mapping[str, str]) -> list[str]:
     """The names as a file has them."""
-    plain = _named({**options, "header": "False", "all_varchar": "True", "sample_size": "20480"})
+    plain = _named({**options, "header": "False", "all_varchar": "True", "sample_size": _SAMPLE})
     names = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {plain}) LIMIT 1").fetchall()[0]  # noqa: S608  quoted
-    return [name for name in names if name is not None]
+    return [name.strip() for name in names if name is not None]  # as the engine does

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from connector.datasets.sources.files import quote_name, quote_text
 
 TEXT = "VARCHAR"
+MOMENT = "TIMESTAMP"
 _ZONED = "TIMESTAMP WITH TIME ZONE"
 _NUMBERS = ("BIGINT", "DOUBLE")
 _DIGITS_MAX = 38
@@ -42,16 +43,23 @@ _JSON = {  # by the engine's names of types
 }
 _NO_DIGITS = re.compile(r"[eE].*|[^0-9]")
 KINDS = (*_NUMBERS, *_USUAL)  # what the engine finds in text that may mean something else
-_AS_GIVEN = r".*\d.*"  # of a format that the owner gave: all but words
+_TWO, _NAME = r"\d{1,2}", r"\pL+"
+_LETTERS: Mapping[str, str] = {  # of formats: what is a value of each, of which the engine loses nothing
+    **dict.fromkeys("dmyIMSUWV", _TWO), **dict.fromkeys("aAbBhp", _NAME), **dict.fromkeys("YG", r"\d{4}"),
+    **dict.fromkeys("uw", r"\d"), "j": r"\d{1,3}", "H": r"([01]?\d|2[0-3])", "f": r"\d{1,6}", "g": r"\d{1,3}",
+    "n": r"\d{1,6}0*", "z": r"[-+]\d{2}(:?\d{2}){0,2}", "x": r"\d{4}-\d{2}-\d{2}", "X": r"\d{2}:\d{2}:\d{2}",
+    "c": r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}", "%": "%",
+}  # fmt: skip
+_FORMAT = re.compile(r"%-?(.)|(\s+)|([^%])", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """How numbers are written in the text, and for which types the owner said how they are."""
+    """How numbers are written in the text; and the form of values of those types for which the owner gave a format."""
 
     point: str = "."
     thousands: str = ""
-    given: frozenset[str] = frozenset()
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +70,18 @@ class Kept:
     note: str = ""
 
 
+def form_of(format: str) -> str:
+    """How values look that a format of an owner's reads as what they say, and loses no digit of."""
+    parts = _FORMAT.findall(format)
+    return "".join(_LETTERS.get(letter, ".") if letter else r"\s*" if blank else re.escape(other)
+                   for letter, blank, other in parts)  # fmt: skip
+
+
 def usual(name: str, kind: str, written: Written) -> str:
     """The expression that is true where a column of text, found to be of `kind`, has nothing but what means the same
     in it: what most files have, and quick to ask. Where it is not, `kept` decides."""
     column, forms = quote_name(name), _numbers(written)
-    form = forms.usual if kind in _NUMBERS else _AS_GIVEN if _plain(kind) in written.given else _USUAL[kind]
+    form = forms.usual if kind in _NUMBERS else written.given.get(kind) or _USUAL[kind]
     held = _matches(column, f" *({form})? *")
     if kind != "DOUBLE":
         return f"bool_and({held})"
@@ -172,8 +187,8 @@ def _other(text: str, kind: str, written: Written) -> dict[str, str]:
     if kind == "BOOLEAN":
         return {"words": _every(f"lower({text})")}
     plain = _plain(kind)
-    form = {"form": f"bool_and({_matches(text, _AS_GIVEN if plain in written.given else _FORMS[plain])})"}
-    if plain in written.given or plain == "TIME":
+    form = {"form": f"bool_and({_matches(text, written.given.get(kind) or _FORMS[plain])})"}
+    if kind in written.given or plain == "TIME":
         return form
     zoned = _matches(text, rf".*:\d{{2}}(\.\d+)?( ?[AaPp][Mm])?{_ZONE}")
     any_, day = r"\d{1,2}", r"(1[3-9]|[23]\d)"
@@ -192,7 +207,7 @@ def _kept_time(kind: str, facts: Mapping[str, Any]) -> Kept:
     if facts["year_last"] and facts["day_first"] == facts["month_first"]:
         return Kept(TEXT, "text, as day and month may be either way round; give date_format or timestamp_format")
     read = ("day first" if facts["day_first"] else "month first") if facts["year_last"] else ""
-    return Kept(_ZONED if facts["zones"] == [True] else kind, read and f"read with the {read}")
+    return Kept(_ZONED if facts["zones"] == [True] else _plain(kind), read and f"read with the {read}")
 
 
 def _plain(kind: str) -> str:

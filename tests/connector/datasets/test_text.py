@@ -124,6 +124,74 @@ def test_a_format_that_the_owner_gives_says_which_day_is_meant(tmp_path: Path) -
     assert table["a"].to_pylist() == ["01/02/2020", "epoch"]
 
 
+SECONDS = "%Y-%m-%d %H:%M:%S"
+FORMATTED: dict[str, tuple[str, str, Sequence[Any]]] = {  # a format, a text beside such of it, what they become
+    "with another": ("%d.%m.%Y %H:%M", "13.01.2020 22:00,2020-01-13 22:00:00", [MOMENT, MOMENT]),
+    "with one in a zone": ("%d.%m.%Y %H:%M", "13.01.2020 22:00,2020-01-13T22:00:00Z", [MOMENT, IN_UTC]),
+    "with nanoseconds": ("%d.%m.%Y %H:%M", f"13.01.2020 22:00,{MOMENT}.123456789", [MOMENT, f"{MOMENT}.123456789"]),
+    "with zones": (f"{SECONDS} %z", f"2020-01-14 03:30:00 +0530,{MOMENT}", [IN_UTC, MOMENT]),
+    "of nanoseconds": (f"{SECONDS}.%n", f"{MOMENT}.000000001,x", [f"{MOMENT}.000000001", "x"]),
+    "of microseconds": (f"{SECONDS}.%n", f"{MOMENT}.000000000,x", [MOMENT, "x"]),
+    "of a year of any century": ("%d.%m.%Y %H:%M", "13.01.20 22:00,x", ["13.01.20 22:00", "x"]),
+}
+
+
+@pytest.mark.parametrize("name", list(FORMATTED))
+def test_a_format_of_moments_of_csv_alters_none(tmp_path: Path, name: str) -> None:
+    form, line, values = FORMATTED[name]
+    table, _ = converted(tmp_path, "csv", f"a,b\n{line}\n,\n", timestamp_format=form)
+    assert list(table.to_pylist()[0].values()) == values
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"timestamp_format": "%d.%m.%Y %Z"}, {"timestamp_format": "%d.%m. %H:%M"}, {"date_format": "%d.%m.%Y %H:%M"}],
+)
+def test_a_format_of_csv_that_would_lose_a_part_is_refused(tmp_path: Path, options: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match="with a year and without") as raised:
+        converted(tmp_path, "csv", "a\n1\n", **options)
+    assert raised.value.code == "option_invalid"
+
+
+LATE = '1,"x"\n' * 3000
+READ: dict[str, tuple[str, dict[str, Any], Sequence[Any]]] = {  # a file, its options, the values of its last line
+    "a sign of comments": ("a,b\n1,#x\n2,y#z\n", {}, [2, "y#z"]),
+    "a comment at its top": ("# by us\na,b\n1,#x\n2,y#z\n", {"skip_lines": 1}, [2, "y#z"]),
+    "a line of its delimiter": ("sep=;\na;b\n1;x\n", {"skip_lines": 1}, [1, "x"]),
+    "single quotes": ("a,b\n1,'x'\n2,'y'\n", {}, [2, "'y'"]),
+    "single quotes that its owner tells": ("a,b\n1,'x,y'\n2,'it''s'\n", {"quote": "'"}, [2, "it's"]),
+    "an escape that its owner tells": ('a,b\n1,"x"\n2,"say \\"hi\\""\n', {"escape": "\\"}, [2, 'say "hi"']),
+    "backslashes": ('a,b\n1,"say ""hi"""\n2,"C:\\new"\n', {}, [2, "C:\\new"]),
+    "no quotes": ('a,b\n1,"x" y\n2,"z\n', {"quote": "none"}, [2, '"z']),
+}
+
+
+@pytest.mark.parametrize("name", list(READ))
+def test_values_of_csv_are_cut_by_nothing_that_the_engine_guesses(tmp_path: Path, name: str) -> None:
+    text, options, values = READ[name]
+    table, report = converted(tmp_path, "csv", text, **options)
+    assert list(table.to_pylist()[-1].values()) == values
+    assert report["note"].startswith("read with delimiter ")
+    assert report["columns"][1].get("note", "")[:10] == ("each has '" if name == "single quotes" else "")
+
+
+NOT_READ: dict[str, tuple[str, str]] = {
+    "a comment": ("# by us\na,b\n1,2\n", "came '# by us'; .* give skip_lines=1"),
+    "a line of its delimiter": ("sep=;\na;b\n1;x\n", "came 'sep=;'; .* give skip_lines=1"),
+    "an escape": ('a,b\n1,"x"\n2,"say \\"hi\\""\n', r"came 1 or more: line 3 of file 2 \(b: unquoted value\)"),
+    "an open quote": (f'a,b\n{LATE}1,"x\n2,y\n', "came file 2 of 2 .* that ends within some"),
+    "an open quote before others": (f'a,b\n{LATE}"1,x\n2,y\n', "came file 2 of 2 .* that ends within some"),
+    "an open quote and a bad line": (f'a,b\n{LATE}1,2,3\n"1,x\n', "came file 2 of 2 .* that ends within some"),
+}
+
+
+@pytest.mark.parametrize("name", list(NOT_READ))
+def test_csv_of_which_lines_would_be_lost_is_refused(tmp_path: Path, name: str) -> None:
+    text, told = NOT_READ[name]
+    with pytest.raises(SourceUnreadable, match=told):
+        converted(tmp_path, "csv", 'a,b\n1,"x"\n', text, delimiter="," * ("sep" not in text), skip_bad_lines=1)
+
+
 def test_an_empty_text_of_csv_is_not_missing(tmp_path: Path) -> None:
     table, _ = converted(tmp_path, "csv", 'a,b\n"",1\n,2\n,\n')
     assert table["a"].to_pylist() == ["", None, None]
@@ -168,12 +236,12 @@ def test_columns_of_csv_beside_one_that_stays_text_are_read_as_before(tmp_path: 
     assert list(table.to_pylist()[0].values()) == [day, Decimal(9007199254740993), "F", ""]
 
 
-@pytest.mark.parametrize("names", ["a,a", "a,A", "a,b,A", 'a,a_1,"A"'])
+@pytest.mark.parametrize("names", ["a,a", "a,A", "a,b,A", 'a,a_1,"A"', "a,b,a "])
 def test_names_of_csv_that_differ_in_case_only_are_refused(tmp_path: Path, names: str) -> None:
     with pytest.raises(SourceUnreadable, match="expected columns whose names differ in more than case") as raised:
         converted(tmp_path, "csv", f"{names}\n" + "1,2,3\n"[: 2 * names.count(",") + 1] + "\n")
     assert raised.value.code == "columns_repeated"
-    assert ("came a 2 times;" in str(raised.value)) is (names == "a,a")
+    assert ("came a 2 times;" in str(raised.value)) is (names in ("a,a", "a,b,a "))
     assert converted(tmp_path, "csv", "a,a_1,b1,b2\n1,2,3,4\n")[0].column_names == ["a", "a_1", "b1", "b2"]
 
 
@@ -309,6 +377,11 @@ OF_JSON: dict[str, tuple[Sequence[str], str, Sequence[Any]]] = {
     "a year of any century": (['"1-1-13"'], "VARCHAR", ["1-1-13"]),
     "nanoseconds": (['"2020-01-13T22:00:00.123456789Z"'], "VARCHAR", ["2020-01-13T22:00:00.123456789Z"]),
     "moments": (['"2020-01-13T22:00:00.000000Z"'], "TIMESTAMP WITH TIME ZONE", [IN_UTC]),
+    "a blank after a day": (['"2020-01-13 "'], "VARCHAR", ["2020-01-13 "]),
+    "a line end after a moment": (['"2020-01-13 22:00:00\\n"'], "VARCHAR", ["2020-01-13 22:00:00\n"]),
+    "a tab before a time": (['"\\t10:00:00"'], "VARCHAR", ["\t10:00:00"]),
+    "blanks within a moment": (['"2020-01-13  22:00:00"'], "VARCHAR", ["2020-01-13  22:00:00"]),
+    "the end of a day": (['"2020-01-13T24:00:00Z"'], "VARCHAR", ["2020-01-13T24:00:00Z"]),
     "several kinds": (["7", '"x"', "null"], "JSON", ["7", '"x"', None]),
 }
 
@@ -377,11 +450,6 @@ NO_TABLE = {
     "names of two files": (['{"a": 1}\n', '{"A": 1}\n'], "differ in more than case, came A, a"),
     "names within": (['{"o": {"a": 1}}\n{"o": {"A": 2}}\n'], "differ in more than case, came A and another"),
 }
-    "a blank after a day": (['"2020-01-13 "'], "VARCHAR", ["2020-01-13 "]),
-    "a line end after a moment": (['"2020-01-13 22:00:00\\n"'], "VARCHAR", ["2020-01-13 22:00:00\n"]),
-    "a tab before a time": (['"\\t10:00:00"'], "VARCHAR", ["\t10:00:00"]),
-    "blanks within a moment": (['"2020-01-13  22:00:00"'], "VARCHAR", ["2020-01-13  22:00:00"]),
-    "the end of a day": (['"2020-01-13T24:00:00Z"'], "VARCHAR", ["2020-01-13T24:00:00Z"]),
 
 
 @pytest.mark.parametrize("name", list(NO_TABLE))
