@@ -89,6 +89,10 @@ class Exchange(ABC, Generic[Row]):
         """For update, by our own pid."""
 
     @abstractmethod
+    def _of_peer(self, tx: Transaction, row: Row, peer_pid: str) -> Row | None:
+        """The process in which the counterparty of `row` uses this pid, in our same role."""
+
+    @abstractmethod
     def _advanced(self, row: Row, **about: Any) -> Event:
         """The event that tells of a change."""
 
@@ -280,15 +284,26 @@ class Exchange(ABC, Generic[Row]):
             return []
         step = step_of(row.message)
         if outcome.result is Result.DELIVERED:
-            return self._acknowledged(tx, process, step, outcome)
+            outcome = self._named(tx, process, outcome)
+        if outcome.result is Result.DELIVERED:
+            return self._acknowledged(tx, process, step)
         if process.pending == step:
             self._not_said(tx, process, step, outcome)
         return []
 
-    def _acknowledged(self, tx: Transaction, row: Row, step: str, outcome: Outcome) -> list[Outbox]:
+    def _named(self, tx: Transaction, row: Row, outcome: Outcome) -> Outcome:
+        """Learn the counterparty's pid from its answer. One that it uses for another process is no answer to ours."""
         told = messages.status_of(outcome.document)
-        if told is not None and not row.peer_pid:
-            row.peer_pid = told.provider_pid if row.role == CONSUMER else told.consumer_pid
+        if told is None or row.peer_pid:
+            return outcome
+        theirs = told.provider_pid if row.role == CONSUMER else told.consumer_pid
+        if self._of_peer(tx, row, theirs) is not None:
+            why = f"{row.counterparty} answered with the pid {theirs}, which another {self.kind} with it has already"
+            return Outcome(Result.REFUSED, why, code="pid_taken")
+        row.peer_pid = theirs
+        return outcome
+
+    def _acknowledged(self, tx: Transaction, row: Row, step: str) -> list[Outbox]:
         if row.pending == step:
             return self._count(tx, row, step)
         first = Step(states.NEW, step, row.role) in self.table

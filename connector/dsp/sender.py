@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from connector.dsp.settling import Settling
-from connector.errors import AddressRefused, HanseError
+from connector.errors import AddressRefused, Busy, HanseError
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from connector.telemetry import Metrics, logger
@@ -95,7 +95,7 @@ class Sender:
         self._metrics = metrics
         self._couriers: dict[str, Courier] = {}
         self._answered: set[str] = set()
-        self.settling = Settling(store, record=self._settle, hand_over=self.hand_over)
+        self.settling = Settling(store, record=self._settle, again=self._again, hand_over=self.hand_over)
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -190,15 +190,11 @@ class Sender:
                 if outcome.result is Result.DELIVERED and row.kind in self._answered:
                     self.settling.add(row, outcome)
                     return
-                follow = await self._store.write(lambda tx: self._settle(tx, row, outcome))
-            if follow is None:
-                self._wake.set()
-            else:
-                self.hand_over(follow)
-        except HanseError as error:  # the database is not there: the lease ends and it is tried again
+                await self._record(row, outcome)
+        except Busy as error:  # the database is not there: the lease ends and it is tried again
             self._log.warning("delivery_not_recorded", process=row.process, reason=error.message)
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the worker; the row stays
-            self._log.error("delivery_failed", process=row.process, exc_info=error)
+            await self._again(row, error)
 
     async def _carry(self, row: Outbox) -> Outcome:
         if not await self._still_ours(row):
@@ -225,6 +221,22 @@ class Sender:
         while True:
             await asyncio.sleep(self._lease / 3)
             await self._store.write(lambda tx: self._renew(tx, row.id))
+
+    async def _record(self, row: Outbox, outcome: Outcome) -> None:
+        follow = await self._store.write(lambda tx: self._settle(tx, row, outcome))
+        if follow is None:
+            self._wake.set()
+        else:
+            self.hand_over(follow)
+
+    async def _again(self, row: Outbox, error: Exception) -> None:
+        """Nobody could record how a delivery went, or it failed by a fault of ours: one more attempt, like others."""
+        self._log.error("delivery_failed", process=row.process, exc_info=error)
+        outcome = Outcome(Result.AGAIN, f"what came of it cannot be recorded ({type(error).__name__})")
+        try:
+            await self._record(row, outcome)
+        except Exception as second:  # noqa: BLE001  # then its lease ends, and it is found in the outbox
+            self._log.error("delivery_not_recorded", process=row.process, exc_info=second)
 
     def _renew(self, tx: Transaction, row_id: int) -> bool:
         row = tx.messages.leased(row_id, owner=self.owner)

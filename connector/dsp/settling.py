@@ -8,10 +8,10 @@ recorded together. A crash meanwhile costs nothing but a repeated delivery, whic
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from connector.errors import HanseError
+from connector.errors import Busy
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from connector.telemetry import logger
@@ -24,14 +24,19 @@ _TOGETHER = 64  # recorded in one transaction
 
 Delivered: TypeAlias = "tuple[Outbox, Outcome]"
 Record = Callable[[Transaction, Outbox, "Outcome"], list[Outbox] | None]
+Again = Callable[[Outbox, Exception], Awaitable[None]]
 
 
 class Settling:
-    """`record` stores one delivery and says what follows from it; `hand_over` takes what follows."""
+    """`record` stores one delivery and says what follows from it; `hand_over` takes what follows; `again` puts off one
+    that nobody can record."""
 
-    def __init__(self, store: Store, *, record: Record, hand_over: Callable[[Iterable[Outbox]], None]) -> None:
+    def __init__(
+        self, store: Store, *, record: Record, again: Again, hand_over: Callable[[Iterable[Outbox]], None]
+    ) -> None:
         self._store = store
         self._record = record
+        self._again = again
         self._hand_over = hand_over
         self._waiting: dict[str, list[Delivered]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -82,11 +87,11 @@ class Settling:
 
         try:
             self._hand_over(await self._store.write(work))
-        except HanseError as error:  # the database is not there: the leases end and the messages are sent again
+        except Busy as error:  # the database is not there: the leases end and the messages are sent again
             self._log.warning("delivery_not_recorded", count=len(delivered), reason=error.message)
-        except Exception as error:  # noqa: BLE001  # a fault of ours must not take others along; the row stays
+        except Exception as error:  # noqa: BLE001  # one that cannot be recorded must not take others along
             if len(delivered) > 1:
                 for one in delivered:
                     await self._store_together([one])
                 return
-            self._log.error("delivery_failed", process=delivered[0][0].process, exc_info=error)
+            await self._again(delivered[0][0], error)

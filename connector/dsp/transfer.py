@@ -513,6 +513,9 @@ class Transfers(Exchange[Transfer]):
     def _get(self, tx: Transaction, pid: str) -> Transfer | None:
         return tx.transfers.get(pid)
 
+    def _of_peer(self, tx: Transaction, row: Transfer, peer_pid: str) -> Transfer | None:
+        return tx.transfers.by_peer(role=row.role, counterparty=row.counterparty, peer_pid=peer_pid)
+
     def _advanced(self, row: Transfer, **about: Any) -> Event:
         detail = {"role": row.role, "counterparty": row.counterparty, "state": row.state, "format": row.format}
         return TransferAdvanced(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,34 @@ async def test_a_first_request_that_is_refused_ends_the_negotiation_with_the_rea
         ended = await settled(two.south, "negotiation", row.id, "TERMINATED")
         assert "expected an offer of the catalogue" in ended.reason
         assert ended.code == "message_invalid"
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_pid_that_is_another_process_is_no_answer_and_ends_what_it_was_said_to(
+    tmp_path: Path, together: bool
+) -> None:
+    """A provider says the same pid to everybody. Whoever it was said to first keeps it."""
+
+    async def same(call: Call) -> Reply | None:
+        reply = await call.go()
+        return replace(reply, body=json.dumps({**json.loads(reply.body), "providerPid": "same"}).encode())
+
+    async with pair(tmp_path) as two:
+        await arranged(two)
+        two.cable.tamper = same
+        asked = [await two.ask(OFFER_ID)]
+        if not together:
+            await settled(two.south, "negotiation", asked[0].id, "REQUESTED")
+        asked.append(await two.ask(OFFER_ID))
+        async with asyncio.timeout(60):
+            while await two.south.outbox():
+                await asyncio.sleep(0.01)
+        rows = [await two.south.negotiation(row.id) for row in asked]
+        assert [(row.state, row.peer_pid, row.pending, row.code) for row in rows] == [
+            ("REQUESTED", "same", "", ""),
+            ("TERMINATED", "", "", "pid_taken"),
+        ]
+        assert "answered with the pid same" in rows[1].reason
 
 
 async def test_a_peer_that_never_answers_ends_the_process_at_the_deadline(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from connector.dsp.sender import Courier, Outcome, Result, Sender
-from connector.errors import AddressRefused, PeerUnreachable, Refused
+from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from tests.support.clocks import hands
@@ -150,6 +150,29 @@ async def test_a_fault_of_ours_does_not_end_the_worker_nor_lose_the_message(sqli
     await courier.until(2)
     await made.stop()
     assert sorted(courier.settled) == [("bad", Result.DELIVERED), ("good", Result.DELIVERED)]
+
+
+async def test_what_cannot_be_recorded_is_an_attempt_like_others(sqlite_store: Store) -> None:
+    attempts: list[int] = []
+
+    async def carry(row: Outbox) -> Outcome:
+        attempts.append(row.attempts)
+        return DELIVERED
+
+    class Clashing(Script):
+        def settle(self, tx: Transaction, row: Outbox, outcome: Outcome, held: Any) -> list[Outbox]:
+            if len(attempts) < 3:
+                raise AlreadyExists("the same was stored by somebody else a moment ago")
+            return super().settle(tx, row, outcome, held)
+
+    courier = Clashing(carry)
+    made = sender(sqlite_store, courier, lease=600.0)
+    made.register("test", courier, answered=True)
+    await made.start()
+    await send(made, sqlite_store, message("one"))
+    await courier.until(1)
+    await made.stop()
+    assert (attempts, courier.settled) == ([0, 1, 2], [("one", Result.DELIVERED)])
 
 
 async def test_a_message_that_cannot_be_delivered_in_time_is_given_up(sqlite_store: Store) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import pytest
+
 from connector.dsp import settling
 from connector.dsp.sender import Outcome, Result
 from connector.dsp.settling import Settling
-from connector.errors import Busy
+from connector.errors import AlreadyExists, Busy
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 
@@ -26,7 +28,8 @@ class Book:
         self.pages: dict[Transaction, list[str]] = {}
         self.followed: list[Outbox] = []
         self.trouble: dict[str, Exception] = {}
-        self.settling = Settling(store, record=self._record, hand_over=self.followed.extend)
+        self.again: list[str] = []
+        self.settling = Settling(store, record=self._record, again=self._again, hand_over=self.followed.extend)
 
     @property
     def recorded(self) -> list[str]:
@@ -37,6 +40,9 @@ class Book:
             raise trouble
         self.pages.setdefault(tx, []).append(delivered.process)
         return [row(f"after {delivered.process}")]
+
+    async def _again(self, delivered: Outbox, error: Exception) -> None:
+        self.again.append(delivered.process)
 
     async def until(self, count: int) -> None:
         async with asyncio.timeout(60):
@@ -77,13 +83,15 @@ async def test_who_acts_on_a_process_finds_it_recorded(sqlite_store: Store) -> N
     assert book.recorded == ["a"]
 
 
-async def test_one_that_makes_trouble_takes_no_other_along(sqlite_store: Store) -> None:
+@pytest.mark.parametrize("trouble", [ValueError("broken"), AlreadyExists("stored by somebody else a moment ago")])
+async def test_one_that_makes_trouble_takes_no_other_along(sqlite_store: Store, trouble: Exception) -> None:
     book = Book(sqlite_store)
-    book.trouble["b"] = ValueError("broken")
+    book.trouble["b"] = trouble
     for process in ("a", "b", "c"):
         book.settling.add(row(process), DELIVERED)
     await book.settling.close()
     assert sorted(one.process for one in book.followed) == ["after a", "after c"]
+    assert book.again == ["b"]
 
 
 async def test_without_a_database_the_messages_stay_in_the_outbox(sqlite_store: Store) -> None:
@@ -92,7 +100,7 @@ async def test_without_a_database_the_messages_stay_in_the_outbox(sqlite_store: 
     book.settling.add(row("a"), DELIVERED)
     with suppress(TimeoutError):
         await asyncio.wait_for(book.settling.close(), 5)
-    assert (book.recorded, book.followed) == ([], [])
+    assert (book.recorded, book.followed, book.again) == ([], [], [])
 
 
 async def test_more_than_fit_in_one_transaction_take_several(sqlite_store: Store) -> None:
