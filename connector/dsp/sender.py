@@ -5,6 +5,9 @@ nothing waits for a tick. What stays behind (a crash, a peer that does not answe
 or its lease has come, by this process or another one on the same database. Order holds within a process: only its
 oldest message is ever taken up. Delivery is at least once; receivers recognise repeats.
 
+Places, and what waits for them here, are counted by counterparty (its proven id: addresses it may have as many as it
+likes). What one has no room for stays in the outbox, and keeps nobody else's from being taken up.
+
 What a message means, and what follows from its delivery, is the courier's business.
 """
 
@@ -14,27 +17,26 @@ import asyncio
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, Protocol
 
 from connector.dsp.settling import Settling
 from connector.errors import AddressRefused, Busy, HanseError
+from connector.places import Places
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from connector.telemetry import Metrics, logger
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 _SHORTEST = 0.05  # seconds between two attempts
 _LOOK_AGAIN = 5.0  # longest sleep: other processes may have left something behind
 _AT_ONCE = 64
 _AT_ONCE_PER_PEER = 32
-_WAITING_MAX = 2_000
+_TAKEN_UP_PER_PEER = 2 * _AT_ONCE_PER_PEER  # under way or waiting for a place; what is over that stays in the outbox
+_WAITING_MAX = 2_000  # all together; each counterparty has an equal share
 _REMEMBER = 30 * 86_400.0  # seconds that a message taken in is remembered: repeats come within days
 _FORGET_EVERY = 3_600.0
 _FEW = 6  # attempts for replies that usually mean "not yet"
@@ -56,6 +58,13 @@ class Outcome:
     why: str = ""
     document: Any = None
     code: str = ""
+
+
+class _Line(NamedTuple):
+    """Whose deliveries share a number of places: those to one counterparty, its lasting ones for themselves."""
+
+    who: str
+    lasting: bool
 
 
 class Courier(Protocol):
@@ -95,21 +104,27 @@ class Sender:
         self._metrics = metrics
         self._couriers: dict[str, Courier] = {}
         self._answered: set[str] = set()
+        self._lasting: set[str] = set()
         self.settling = Settling(store, record=self._settle, again=self._again, hand_over=self.hand_over)
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._per_peer: dict[str, tuple[asyncio.Semaphore, int]] = {}
+        self._here: set[int] = set()  # ids of the rows that they deliver
+        self._lines: Counter[_Line] = Counter()  # how many of those are whose
+        self._passed_over: frozenset[_Line] = frozenset()  # when we last looked into the outbox
+        self._places = {lasting: Places(_AT_ONCE, each=_AT_ONCE_PER_PEER) for lasting in (False, True)}
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
         self._forgot = float("-inf")
         self._log = logger("sender")
 
-    def register(self, kind: str, courier: Courier, *, answered: bool = False) -> None:
-        """Name who carries rows of this kind. `answered`: the receiver's next message mostly follows at once."""
+    def register(self, kind: str, courier: Courier, *, answered: bool = False, lasting: bool = False) -> None:
+        """Name who carries rows of this kind. `answered`: the receiver's next message mostly follows at once.
+        `lasting`: one delivery may take hours, so these have places of their own."""
         self._couriers[kind] = courier
         if answered:
             self._answered.add(kind)
+        if lasting:
+            self._lasting.add(kind)
 
     async def start(self) -> None:
         """Begin to deliver. What an earlier life of this process had leased is free at once; on SQLite, everything."""
@@ -140,11 +155,30 @@ class Sender:
     def hand_over(self, rows: Iterable[Outbox]) -> None:
         """Deliver rows that are committed and leased to us, each in a task of its own."""
         for row in rows:
-            if self._closing or self._loop is None or len(self._tasks) >= _WAITING_MAX:
+            line = self._line(row)
+            if self._closing or self._loop is None or row.id in self._here or self._lines[line] >= self._share():
                 continue  # its lease ends, and it is found in the outbox
+            self._lines[line] += 1
+            self._here.add(row.id)
             task = asyncio.create_task(self._deliver(row))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _line(self, row: Outbox) -> _Line:
+        return _Line(row.audience or row.process, row.kind in self._lasting)
+
+    def _share(self) -> int:
+        """How many deliveries of one line may be under way or wait here."""
+        return max(1, _WAITING_MAX // (len(self._lines) + 1))
+
+    def _ended(self, row: Outbox) -> None:
+        line = self._line(row)
+        self._here.discard(row.id)
+        self._lines[line] -= 1
+        if line in self._passed_over and self._lines[line] <= _AT_ONCE_PER_PEER:
+            self._wake.set()
+        if not self._lines[line]:
+            del self._lines[line]
 
     def wake(self) -> None:
         """Look into the outbox now: something that nobody hands over is there."""
@@ -168,24 +202,34 @@ class Sender:
         if time.monotonic() - self._forgot > _FORGET_EVERY:
             self._forgot = time.monotonic()
             await self._store.write(_forget)
-        due, waiting = await self._store.read(lambda tx: (tx.messages.next_due(), tx.messages.waiting()))
+        full = self._full()
+        due, waiting = await self._store.read(lambda tx: (tx.messages.next_due(but=full), tx.messages.waiting()))
         if self._metrics is not None:
             self._metrics.outbox.set(waiting)
         now = time.time()
         if due is None or due > now:
             return min(_LOOK_AGAIN, self._lease, _LOOK_AGAIN if due is None else due - now)
-        room = _AT_ONCE - len(self._tasks)
-        if room <= 0:
-            return 0.05
         rows = await self._store.write(
-            lambda tx: tx.messages.claim(owner=self.owner, now=tx.now, lease=self._lease, limit=room)
+            lambda tx: tx.messages.claim(owner=self.owner, now=tx.now, lease=self._lease, limit=_AT_ONCE, but=full)
         )
         self.hand_over(rows)
         return 0.0 if rows else 0.2
 
+    def _full(self) -> list[tuple[str, str]]:
+        """Kind and counterparty of what is not taken up now, as so much of it waits here already."""
+        most = min(_TAKEN_UP_PER_PEER, self._share())
+        self._passed_over = frozenset(line for line, count in self._lines.items() if count >= most)
+        return [
+            (kind, line.who)
+            for line in self._passed_over
+            for kind in self._couriers
+            if (kind in self._lasting) == line.lasting
+        ]
+
     async def _deliver(self, row: Outbox) -> None:
+        line = self._line(row)
         try:
-            async with self._slot(row):
+            async with self._places[line.lasting].one(line.who):
                 outcome = await self._carry(row)
                 if outcome.result is Result.DELIVERED and row.kind in self._answered:
                     self.settling.add(row, outcome)
@@ -195,6 +239,8 @@ class Sender:
             self._log.warning("delivery_not_recorded", process=row.process, reason=error.message)
         except Exception as error:  # noqa: BLE001  # a fault of ours must not end the worker; the row stays
             await self._again(row, error)
+        finally:
+            self._ended(row)
 
     async def _carry(self, row: Outbox) -> Outcome:
         if not await self._still_ours(row):
@@ -267,20 +313,6 @@ class Sender:
         row.due_at = tx.now + max(_SHORTEST, random.uniform(0, longest))  # noqa: S311  # jitter, not a secret
         row.lease_owner, row.lease_until = "", 0.0
         self._log.info("delivery_later", process=row.process, attempts=row.attempts, reason=outcome.why)
-
-    @asynccontextmanager
-    async def _slot(self, row: Outbox) -> AsyncIterator[None]:
-        """A bounded number of deliveries at once, and no peer may take them all."""
-        peer = urlsplit(row.address).netloc
-        gate, users = self._per_peer.get(peer, (asyncio.Semaphore(_AT_ONCE_PER_PEER), 0))
-        self._per_peer[peer] = (gate, users + 1)
-        try:
-            async with gate, self._slots:
-                yield
-        finally:
-            gate, users = self._per_peer.pop(peer)
-            if users > 1:
-                self._per_peer[peer] = (gate, users - 1)
 
 
 def _forget(tx: Transaction) -> None:

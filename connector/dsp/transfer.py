@@ -113,7 +113,7 @@ class Transfers(Exchange[Transfer]):
         self._formats = formats
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("transfer")
-        self._sender.register(PUSH, _Pusher(self))
+        self._sender.register(PUSH, _Pusher(self), lasting=True)
         self._store.bus.subscribe(self._heard)
 
     # Messages.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import bindparam, case, delete, func, select, update
+from sqlalchemy import ColumnElement, bindparam, case, delete, func, select, true, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -31,12 +31,17 @@ class Messages:
         """Put a message in the outbox; it leaves after the commit."""
         self._session.add(row)
 
-    def claim(self, *, owner: str, now: float, lease: float, limit: int) -> Sequence[Outbox]:
-        """Lease messages that are due, the oldest of each process only, so that order holds. Nobody shares a lease."""
+    def claim(
+        self, *, owner: str, now: float, lease: float, limit: int, but: Collection[tuple[str, str]] = ()
+    ) -> Sequence[Outbox]:
+        """Lease messages that are due, the oldest of each process only, so that order holds. Nobody shares a lease.
+
+        `but`: none of these, given by kind and counterparty.
+        """
         oldest = select(func.min(Outbox.id)).group_by(Outbox.process).scalar_subquery()
         due = self._session.scalars(
             select(Outbox)
-            .where(Outbox.id.in_(oldest), Outbox.due_at <= now, Outbox.lease_until <= now)
+            .where(Outbox.id.in_(oldest), Outbox.due_at <= now, Outbox.lease_until <= now, _none_of(but))
             .order_by(Outbox.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -71,10 +76,10 @@ class Messages:
         """End every lease: for the only process on a database, when it starts."""
         self._session.execute(update(Outbox).values(lease_until=0.0, lease_owner=""))
 
-    def next_due(self) -> float | None:
-        """The earliest time at which a message may be sent or a lease ends; None when nothing waits."""
+    def next_due(self, *, but: Collection[tuple[str, str]] = ()) -> float | None:
+        """The earliest time at which a message may be sent or a lease ends; None when nothing waits. `but` as above."""
         later = case((Outbox.lease_until > Outbox.due_at, Outbox.lease_until), else_=Outbox.due_at)
-        found: float | None = self._session.scalar(select(func.min(later)))
+        found: float | None = self._session.scalar(select(func.min(later)).where(_none_of(but)))
         return found
 
     def waiting(self) -> int:
@@ -103,3 +108,7 @@ class Messages:
 
     def remove_webhook(self, row: Webhook) -> None:
         self._session.delete(row)
+
+
+def _none_of(but: Collection[tuple[str, str]]) -> ColumnElement[bool]:
+    return tuple_(Outbox.kind, Outbox.audience).not_in(but) if but else true()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from connector.dsp import sender as module
 from connector.dsp.sender import Courier, Outcome, Result, Sender
 from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
 from connector.store import Store, Transaction
@@ -46,8 +47,8 @@ class Script(Courier):
                 await asyncio.sleep(0.002)
 
 
-def message(path: str, process: str = "p", address: str = "http://peer") -> Outbox:
-    return Outbox(process=process, kind="test", address=address, path=path, message={})
+def message(path: str, process: str = "p", address: str = "http://peer", to: str = "did:web:peer") -> Outbox:
+    return Outbox(process=process, kind="test", address=address, path=path, message={}, audience=to)
 
 
 def sender(store: Store, courier: Courier, **timing: Any) -> Sender:
@@ -188,24 +189,55 @@ async def test_a_message_that_cannot_be_delivered_in_time_is_given_up(sqlite_sto
     assert courier.settled == [("one", Result.EXPIRED)]
 
 
-async def test_a_peer_that_hangs_does_not_keep_others_from_being_served(sqlite_store: Store) -> None:
+async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_from_being_served(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is handed over nor what is found in the outbox; it has more there than may wait here."""
+    monkeypatch.setattr(module, "_WAITING_MAX", 150)
     hanging = asyncio.Event()
 
     async def carry(row: Outbox) -> Outcome:
-        if row.address == "http://slow":
+        if row.audience == "did:web:slow":
             await hanging.wait()
         return DELIVERED
 
     courier = Script(carry)
     made = sender(sqlite_store, courier)
     await made.start()
-    await send(made, sqlite_store, *(message(f"s{i}", f"s{i}", "http://slow") for i in range(100)))
-    await send(made, sqlite_store, *(message(f"f{i}", f"f{i}", "http://fast") for i in range(20)))
+    slow = [message(f"s{i}", f"s{i}", f"http://slow:{i}", to="did:web:slow") for i in range(100)]
+    await send(made, sqlite_store, *slow)
+    await send(made, sqlite_store, *(message(f"f{i}", f"f{i}", to="did:web:fast") for i in range(10)))
+    dead = sender(sqlite_store, courier, lease=0.0)
+    left = [message(f"l{i}", f"l{i}", to="did:web:fast") for i in range(10)]
+    await sqlite_store.write(lambda tx: [dead.queue(tx, row) for row in left])
+    made.wake()
     await courier.until(20)
-    assert {path[0] for path, _ in courier.settled} == {"f"}
+    assert {path[0] for path, _ in courier.settled} == {"f", "l"}
+    assert len([path for path in courier.carried if path[0] == "s"]) == 32
     hanging.set()
-    await courier.until(120)
+    await courier.until(20 + 75)
     await made.stop()
+    assert len(courier.carried) == len(set(courier.carried)), "nothing that waits here is taken up twice"
+
+
+async def test_lasting_deliveries_leave_the_places_of_the_others_alone(sqlite_store: Store) -> None:
+    async def carry(row: Outbox) -> Outcome:
+        if row.kind == "push":
+            await asyncio.Event().wait()
+        return DELIVERED
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier)
+    made.register("push", courier, lasting=True)
+    await made.start()
+    for i in range(40):
+        pushed = message(f"p{i}", f"p{i}")
+        pushed.kind = "push"
+        await send(made, sqlite_store, pushed)
+    await send(made, sqlite_store, message("one", "m"))
+    await courier.until(1)
+    await made.stop()
+    assert courier.settled == [("one", Result.DELIVERED)]
 
 
 class _Resting:

@@ -112,6 +112,20 @@ async def test_a_lease_that_ended_can_be_taken_by_somebody_else(store: Store) ->
     assert await store.write(lambda tx: len(tx.messages.claim(owner="b", now=6.0, lease=5.0, limit=1))) == 1
 
 
+async def test_what_is_passed_over_is_neither_claimed_nor_waited_for(store: Store) -> None:
+    def fill(tx: Transaction) -> None:
+        for process, to in (("p1", "a"), ("p2", "b"), ("p3", "a")):
+            row = message(process)
+            row.audience, row.due_at = to, float(process[1])
+            tx.messages.send(row)
+
+    await store.write(fill)
+    full = [("negotiation", "a"), ("transfer", "b")]
+    assert await store.read(lambda tx: tx.messages.next_due(but=full)) == 2.0
+    claimed = await store.write(lambda tx: tx.messages.claim(owner="o", now=9.0, lease=30.0, limit=9, but=full))
+    assert [row.process for row in claimed] == ["p2"]
+
+
 async def test_the_id_of_a_message_is_never_given_to_another_one(store: Store) -> None:
     def put(tx: Transaction) -> int:
         row = message("p")
