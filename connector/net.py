@@ -34,6 +34,7 @@ _NEVER = tuple(
                  "ff00::/8", "100::/64")  # ::/8 has IPv4 addresses in four forms besides the mapped one
 )  # fmt: skip
 _RESOLVED_MAX = 16
+_CONNECTIONS_MAX = 256  # of a scheme: more than deliveries, pushes and DID documents may be at once, all together
 # As much as the event loop takes from a socket at once: with the 64 KB of the library each of these is cut in four, and
 # what is left of it copied each time.
 httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 2**18
@@ -150,7 +151,7 @@ class Net:
         self._pools = {
             scheme: httpcore2.AsyncConnectionPool(
                 ssl_context=tls or ssl.create_default_context(),
-                max_connections=100,
+                max_connections=_CONNECTIONS_MAX,
                 max_keepalive_connections=40,
                 keepalive_expiry=30.0,
                 network_backend=_GuardedBackend(guard, secure=scheme == "https"),
@@ -202,6 +203,8 @@ class Net:
         parts = urlsplit(url)
         if parts.scheme not in self._pools or not parts.hostname or parts.username or parts.password:
             raise AddressRefused(f"expected an absolute http(s) URL without credentials, came {url[:200]!r}")
+        if not url.isascii():
+            raise AddressRefused(f"expected a URL in ASCII (others as %XX, a host's xn-- form), came {url[:200]!r}")
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)
         limits["read"] = seconds or self._timeout
         all_headers = {"Host": parts.netloc, "Accept-Encoding": "identity", **_framing(body), **(headers or {})}

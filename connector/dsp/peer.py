@@ -91,6 +91,8 @@ class Peer:
         parts = urlsplit(address)
         if len(address) > _ADDRESS_MAX or parts.scheme not in ("http", "https") or not parts.hostname:
             raise MessageInvalid(f"expected an absolute http(s) URL as address, came {address[:200]!r}")
+        if not address.isascii():
+            raise MessageInvalid(f"expected an address in ASCII (others as %XX), came {address[:200]!r}")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise MessageInvalid("expected an address without credentials, query and fragment")
         secure = parts.scheme == "https"

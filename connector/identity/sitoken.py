@@ -78,6 +78,7 @@ async def verify(
         jwt.decode(token, public_key(jwk), algorithms=list(ALGORITHMS))
     except (JoseError, ValueError, KeyError) as error:  # a curve that is none is a KeyError
         raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
+    resolver.proven(issuer)
     if not replays.first_time(issuer, claims["jti"], expires=float(claims["exp"]), now=at):  # 5
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
     return claims

@@ -53,6 +53,7 @@ class Trust:
         self._tried = float("-inf")
         self._lock = asyncio.Lock()
         self._log = logger("trust")
+        resolver.expect([anchor])
 
     async def member(self, participant: str) -> Mapping[str, Any] | None:
         """The operator's entry for a participant; {} for somebody who is not a member; None where that is unknown."""
@@ -104,6 +105,7 @@ class Trust:
                 raise Unauthenticated(f"expected the member register at {url}, came status {reply.status}")
             self._register = await self._verify(reply.body.decode("ascii", "replace"))
             self._fetched = time.monotonic()
+            self._resolver.expect([self._anchor, *self._register.members])
         except HanseError as error:
             self._log.warning("register_unavailable", reason=error.message)
 

@@ -12,7 +12,7 @@ from catalogue import ingest
 from catalogue.namespaces import Namespaces
 from catalogue.store import Transaction
 from catalogue.store.tables import Source
-from connector.identity import sitoken
+from connector.identity import did, sitoken
 from connector.identity.did import Resolver
 from tests.catalogue import provider as providers
 from tests.catalogue.conftest import Catalogue
@@ -51,7 +51,8 @@ async def test_the_request_is_the_protocols_and_carries_a_token_for_this_member(
     token = asked.headers["authorization"].removeprefix("Bearer ")
     parts = catalogue.parts
     resolver = Resolver(parts.net)
-    resolver._kept[parts.settings.did] = (float("inf"), parts.register.did_document())
+    us = parts.settings.did
+    resolver._strangers.keep(us, did._Kept(float("inf"), did._keys(parts.register.did_document(), us)))
     claims = await sitoken.verify(token, audience=north.did, resolver=resolver, replays=sitoken.Replays())
     assert claims["iss"] == parts.settings.did
 

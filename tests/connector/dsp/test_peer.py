@@ -121,6 +121,7 @@ async def test_where_no_version_of_ours_is_spoken_we_stop(reply: Reply) -> None:
         ("ftp://198.51.100.7", None),
         ("/dsp", None),
         ("https://198.51.100.7/" + "x" * 3_000, None),
+        ("https://198.51.100.7/ä", None),
     ],
 )
 async def test_which_callback_addresses_are_taken(address: str, usable: str | None) -> None:

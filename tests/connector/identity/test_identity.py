@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import time
@@ -80,9 +81,27 @@ async def test_a_token_of_a_participant_names_it() -> None:
         (b"nonsense", Unauthenticated),
         (b"[" * 60_000, Unauthenticated),
         ({"id": THEM, "verificationMethod": None, "capabilityInvocation": 5}, Unauthenticated),
+        ({**document(), "capabilityInvocation": json.loads("[" * 900 + "]" * 900)}, Unauthenticated),
+        (
+            {
+                **document(),
+                "capabilityInvocation": [{"id": str(i), "publicKeyJwk": {"x": "x" * 99}} for i in range(300)],
+            },
+            Unauthenticated,
+        ),
         (document(crv="none"), Unauthenticated),
     ],
-    ids=["no answer", "trouble at its server", "no document", "nonsense", "nested", "no lists", "no curve"],
+    ids=[
+        "no answer",
+        "trouble at its server",
+        "no document",
+        "nonsense",
+        "nested",
+        "no lists",
+        "nested lists",
+        "many keys",
+        "no curve",
+    ],
 )
 async def test_a_document_that_cannot_be_had_now_is_no_verdict(page: Any, expected: type[Exception]) -> None:
     away = resolver({"https://them.example/.well-known/did.json": page})
@@ -151,6 +170,87 @@ async def test_a_token_is_good_once() -> None:
         await verify(text, replays)
 
 
+class Slow(Web):
+    """Those hosts whose names begin with `hangs` never answer; it counts who is asked at once."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.asked: list[str] = []
+
+    async def call(self, method: str, url: str, **_: Any) -> Reply:
+        host = url.split("/")[2]
+        self.asked.append(host)
+        if host.startswith("hangs"):
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        identifier = f"did:web:{host}"
+        return Reply(200, {}, json.dumps(document(identifier=identifier)).encode())
+
+
+def asked(resolver: Resolver, who: str) -> asyncio.Task[dict[str, Any]]:
+    return asyncio.create_task(
+        resolver.key(who, f"{who}#{KEY.thumbprint()}", purpose="capabilityInvocation"), name=f"asks for {who}"
+    )
+
+
+async def test_strangers_whose_servers_hang_keep_neither_others_nor_known_ones_waiting() -> None:
+    web = Slow()
+    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    resolver.expect(["did:web:member.example"])
+    await asked(resolver, "did:web:known.example")
+    resolver.proven("did:web:known.example")
+    hanging = [asked(resolver, f"did:web:hangs.example:{i}") for i in range(30)]
+    await asyncio.sleep(0)
+    assert (await asked(resolver, "did:web:new.example"))["kty"] == "EC"
+    assert web.asked.count("hangs.example") == 4
+    assert sum(task.done() for task in hanging) == 30 - 4 - 16  # told that many of this host are waited for
+    hanging += [asked(resolver, f"did:web:hangs{i}.example") for i in range(30)]
+    async with asyncio.timeout(60):
+        while len(web.asked) < 2 + 12:  # then all places of strangers are taken
+            await asyncio.sleep(0)
+    resolver._proven.kept["did:web:known.example"] = did._Kept(float("-inf"), b"")
+    assert (await asked(resolver, "did:web:known.example"))["kty"] == "EC"
+    assert (await asked(resolver, "did:web:member.example"))["kty"] == "EC"
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+    for coming in tuple(resolver._coming.values()):
+        coming.cancel()
+
+
+async def test_a_document_is_fetched_once_for_all_who_wait_for_it_whoever_goes_away() -> None:
+    web = Slow()
+    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    first, second = (asked(resolver, "did:web:new.example") for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second)["kty"] == "EC"
+    assert web.asked == ["new.example"]
+
+
+async def test_a_document_that_does_not_come_in_time_is_no_verdict() -> None:
+    resolver = Resolver(Slow())  # type: ignore[arg-type]  # a fake
+    resolver._strangers.seconds = 0.01
+    with pytest.raises(Busy, match="in time"):
+        await asked(resolver, "did:web:hangs.example")
+
+
+async def test_what_is_kept_of_strangers_is_little_and_pushes_out_nothing_of_others() -> None:
+    web = Slow()
+    resolver = Resolver(web)  # type: ignore[arg-type]  # a fake
+    for who in ("member", "known"):
+        resolver.expect(["did:web:member.example"])
+        await asked(resolver, f"did:web:{who}.example")
+        resolver.proven(f"did:web:{who}.example")
+    for i in range(300):
+        await asked(resolver, f"did:web:s{i}.example")
+    calls = len(web.asked)
+    await asked(resolver, "did:web:member.example")
+    await asked(resolver, "did:web:known.example")
+    assert (len(web.asked), len(resolver._strangers.kept)) == (calls, 256)
+    assert b"service" not in resolver._strangers.kept["did:web:s299.example"].keys
+
+
 async def test_a_document_of_another_participant_is_not_believed() -> None:
     pages = {"https://them.example/.well-known/did.json": document(identifier="did:web:evil.example")}
     with pytest.raises(Unauthenticated):
@@ -190,7 +290,8 @@ def test_a_did_web_says_where_its_document_is(identifier: str, address: str) -> 
 @pytest.mark.parametrize(
     "identifier",
     ["", "did:web:", "did:key:z6Mk", "did:web:a.example:..", "did:web:a.example:%2e%2e", "did:web:a.example%2Fb",
-     "did:web:a.example:x%3Fy", "did:web:a.example:x%23y", "did:web:user%40a.example", "did:web:a.example::b", "https://a"],
+     "did:web:a.example:x%3Fy", "did:web:a.example:x%23y", "did:web:user%40a.example", "did:web:a.example::b", "https://a",
+     "did:web:ä.example", "did:web:%C3%A4.example", "did:web:a%00b"],
 )  # fmt: skip
 def test_a_did_that_would_leave_its_place_is_refused(identifier: str) -> None:
     with pytest.raises(Unauthenticated):
