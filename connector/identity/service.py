@@ -29,7 +29,7 @@ class Identity:
         self.did = did
         self.key = key
         self._resolver = resolver
-        self._replays = sitoken.Replays()
+        self._replays = sitoken.Replays(since=time.time())
         self._static = dict(static or {})
         self._anonymous = anonymous
 

@@ -3,17 +3,19 @@
 What `verify` checks, in this order; the numbers stand beside the code:
 1. size, shape, one of the allowed algorithms, a `kid` that belongs to a did:web;
 2. iss, sub, aud, jti, iat and exp are there; iss = sub = the kid's DID; aud is us;
-3. the time: not expired, not from the future, not longer than the longest life we accept;
+3. the time: not expired, not from the future, no life longer than the longest that we accept;
 4. the signature, with a key that the issuer's document lists under capabilityInvocation;
-5. jti was not seen from this issuer before.
+5. jti was not seen from this issuer before, and cannot have been by an earlier process of ours.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import time
 import uuid
 from base64 import urlsafe_b64decode
+from collections import defaultdict
 from typing import Any
 
 from joserfc import jwt
@@ -21,14 +23,18 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey
 
 from connector.errors import Busy, Unauthenticated
-from connector.identity.did import Resolver
+from connector.identity.did import DID_MAX, Resolver
 
 ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
 _TOKEN_MAX = 8 * 2**10
 _LIFE = 60.0
-_LIFE_MAX = 3600.0
+_LIFE_MAX = 900.0  # others sign for up to ten minutes
 _LEEWAY = 30.0
-_SEEN_MAX = 200_000
+_LATEST = 2.0**53  # a number of seconds; what is larger is none
+_SEEN_MAX = 200_000  # of all issuers together
+_OF_ONE_MAX = 50_000
+_FORGOTTEN_AT_ONCE = 500  # a millisecond or two
+_FEW, _LAST_FOR_FEW = 1_000, 50_000  # so much room, at the end, is for issuers of which few are noted
 
 
 def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, Any] | None = None) -> str:
@@ -47,22 +53,39 @@ def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, A
 
 
 class Replays:
-    """Token ids seen in the last hour, per issuer. Full is a refusal, never a forgotten id."""
+    """Token ids that were seen, while their tokens are good, per issuer. Full is a refusal, never a forgotten id.
 
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], float] = {}
-        self._swept = 0.0
+    `since`: when we began to look (UTC seconds). What was signed before may have been used at an earlier process.
+    """
 
-    def first_time(self, issuer: str, jti: str, *, expires: float, now: float) -> bool:
-        if now - self._swept > 30 or len(self._seen) >= _SEEN_MAX:
-            self._seen = {key: until for key, until in self._seen.items() if until > now}
-            self._swept = now
-        if len(self._seen) >= _SEEN_MAX:
-            raise Busy("too many tokens at once; try again in a minute")
-        if (issuer, jti) in self._seen:
+    def __init__(self, *, since: float = 0.0) -> None:
+        self._since = int(since)  # tokens are dated to the second
+        self._seen: defaultdict[str, set[str]] = defaultdict(set)
+        self._ends: list[tuple[float, str, str]] = []  # a heap: those that end first come first
+
+    def first_time(self, issuer: str, jti: str, *, issued: float, expires: float, now: float) -> bool:
+        """Note it. Busy where that is not possible now: with another token, in a moment, it may be."""
+        self._forget(now)
+        if issued < self._since:
+            raise Busy(f"the token of {issuer} was signed before this connector started; sign a new one")
+        noted = self._seen.get(issuer, ())
+        if jti in noted:
             return False
-        self._seen[issuer, jti] = expires + _LEEWAY
+        most = _OF_ONE_MAX if len(self._ends) < _SEEN_MAX - _LAST_FOR_FEW else _FEW
+        if len(noted) >= most or len(self._ends) >= _SEEN_MAX:
+            raise Busy("too many tokens at once; try again in a minute")
+        self._seen[issuer].add(jti)
+        heapq.heappush(self._ends, (expires + _LEEWAY, issuer, jti))
         return True
+
+    def _forget(self, now: float) -> None:
+        for _ in range(_FORGOTTEN_AT_ONCE):  # each call brings one at most
+            if not self._ends or self._ends[0][0] > now:
+                return
+            _, issuer, jti = heapq.heappop(self._ends)
+            self._seen[issuer].discard(jti)
+            if not self._seen[issuer]:
+                del self._seen[issuer]
 
 
 async def verify(
@@ -79,7 +102,8 @@ async def verify(
     except (JoseError, ValueError, KeyError) as error:  # a curve that is none is a KeyError
         raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
     resolver.proven(issuer)
-    if not replays.first_time(issuer, claims["jti"], expires=float(claims["exp"]), now=at):  # 5
+    issued, expires = float(claims["iat"]), float(claims["exp"])
+    if not replays.first_time(issuer, claims["jti"], issued=issued, expires=expires, now=at):  # 5
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
     return claims
 
@@ -116,8 +140,11 @@ def _issuer(header: dict[str, Any], claims: dict[str, Any], audience: str) -> st
         not isinstance(issuer, str)
         or claims.get("sub") != issuer
         or header["kid"].partition("#")[0] not in (issuer, "")
+        or len(issuer) > DID_MAX
     ):
-        raise Unauthenticated("expected a self-issued token: iss, sub and the kid's DID are the same")
+        raise Unauthenticated(
+            f"expected a self-issued token: iss, sub and the kid's DID are the same, of at most {DID_MAX} characters"
+        )
     if audience not in listed:
         raise Unauthenticated(f"expected a token for {audience}, came one for somebody else")
     if not isinstance(claims.get("jti"), str) or not 0 < len(claims["jti"]) <= 255:
@@ -126,14 +153,15 @@ def _issuer(header: dict[str, Any], claims: dict[str, Any], audience: str) -> st
 
 
 def _check_time(claims: dict[str, Any], now: float) -> None:
-    issued, expires = _number(claims.get("iat")), _number(claims.get("exp"))
+    issued, expires = _seconds(claims, "iat"), _seconds(claims, "exp")
     if not issued - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _LIFE_MAX:
-        raise Unauthenticated("the token is expired, from the future, or lives longer than an hour")
-    if isinstance(claims.get("nbf"), (int, float)) and now < claims["nbf"] - _LEEWAY:
+        raise Unauthenticated(f"the token is expired, from the future, or lives longer than {_LIFE_MAX:.0f} seconds")
+    if "nbf" in claims and now < _seconds(claims, "nbf") - _LEEWAY:
         raise Unauthenticated("the token is not valid yet")
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Unauthenticated("expected a token with iat and exp in seconds")
+def _seconds(claims: dict[str, Any], name: str) -> float:
+    value = claims.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _LATEST:
+        raise Unauthenticated(f"expected a token whose {name} is a number of seconds")
     return float(value)

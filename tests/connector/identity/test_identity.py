@@ -8,6 +8,7 @@ import json
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -149,9 +150,15 @@ WRONG: dict[str, Any] = {
     "expired": lambda: token(iat=int(time.time()) - 200, exp=int(time.time()) - 100),
     "from the future": lambda: token(iat=int(time.time()) + 500, exp=int(time.time()) + 560),
     "a life of a year": lambda: token(exp=int(time.time()) + 31_536_000),
+    "a life of more than a quarter of an hour": lambda: token(exp=int(time.time()) + 1_000),
     "no end": lambda: token(exp=None),
     "an end that is text": lambda: token(exp="soon"),
+    "an end that no float can be": lambda: token(exp=10**400),
+    "a beginning that no float can be": lambda: token(iat=10**400),
+    "an end that is no number": lambda: token(exp=float("nan")),
     "not yet valid": lambda: token(nbf=int(time.time()) + 500),
+    "valid from when no float can be": lambda: token(nbf=10**400),
+    "valid from a text on": lambda: token(nbf="0"),
 }
 
 
@@ -168,6 +175,34 @@ async def test_a_token_is_good_once() -> None:
     await verify(text, replays)
     with pytest.raises(Unauthenticated, match="before"):
         await verify(text, replays)
+
+
+async def test_what_was_signed_before_we_began_to_look_is_not_taken_and_is_no_verdict() -> None:
+    replays = Replays(since=time.time() + 2)
+    with pytest.raises(Busy, match="sign a new one"):
+        await verify(token(), replays)
+    await verify(token(iat=int(time.time()) + 3), replays)
+
+
+def test_one_issuer_leaves_room_for_the_tokens_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so do some of them together, for those of which few are noted; room comes back as tokens end."""
+    for name, value in {"_SEEN_MAX": 40, "_OF_ONE_MAX": 15, "_FEW": 2, "_LAST_FOR_FEW": 10}.items():
+        monkeypatch.setattr(sitoken, name, value)
+    replays = Replays()
+
+    def taken(issuer: str, *, now: float, life: float = 60) -> int:
+        count = 0
+        with suppress(Busy):
+            while count < 100 and replays.first_time(issuer, str(count), issued=now, expires=now + life, now=now):
+                count += 1
+        return count
+
+    assert [taken(who, now=0, life=900) for who in ("a", "b", "c")] == [15, 15, 2]
+    assert [taken("honest", now=0), taken("other", now=0)] == [2, 2]
+    assert not replays.first_time("honest", "0", issued=0, expires=60, now=89)
+    assert taken("honest", now=91) == 2
+    assert [len(replays._ends), taken("d", now=931)] == [34, 15]
+    assert set(replays._seen) == {"d"}
 
 
 class Slow(Web):
@@ -255,6 +290,14 @@ async def test_a_document_of_another_participant_is_not_believed() -> None:
     pages = {"https://them.example/.well-known/did.json": document(identifier="did:web:evil.example")}
     with pytest.raises(Unauthenticated):
         await sitoken.verify(token(), audience=US, resolver=resolver(pages), replays=Replays())
+
+
+async def test_an_id_that_no_database_has_room_for_is_refused() -> None:
+    longer = f"{THEM}:{'x' * 250}"
+    pages = {f"https://them.example/{'x' * 250}/did.json": document(identifier=longer)}
+    text = sitoken.mint(KEY, did=longer, audience=US, now=time.time())
+    with pytest.raises(Unauthenticated, match="at most 255"):
+        await sitoken.verify(text, audience=US, resolver=resolver(pages), replays=Replays())
 
 
 async def test_documents_are_kept_for_minutes_and_asked_again_for_an_unknown_key_only_seldom() -> None:
