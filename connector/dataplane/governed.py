@@ -19,7 +19,7 @@ from connector.query.running import Frame, Result
 from connector.query.spans import InFiles
 from connector.telemetry import logger
 from connector.usage import counting
-from connector.usage.held import Grant
+from connector.usage.held import Grant, stopped_by
 from policies import gate
 from policies.errors import PolicyError
 
@@ -183,11 +183,11 @@ class GovernedStream:
 
     def _ended(self, status: str) -> End:
         name = self._asked.digest
-        stopped = next((grant for grant in self.grants if grant.lease.revoked), None)
+        stopped = stopped_by(self.grants)
         reason, (rule, agreement) = _REASONS.get(status, ""), self._spent if status == QUOTA else ("", "")
         code = "" if status == COMPLETE else status
-        if status == REVOKED and self._reads.draining:  # nobody took a right away: go on elsewhere or later
-            status, code, reason = FAILED, "shutting_down", self._reads.draining
+        if status == REVOKED and stopped is not None and stopped.stop_code:  # go on elsewhere or later
+            status, code, reason = FAILED, stopped.stop_code, stopped.stop_reason
         elif status == REVOKED and stopped is not None:
             reason, rule, agreement = stopped.stop_reason, stopped.contract.permission, stopped.agreement_id
         return End(
@@ -238,17 +238,16 @@ def ours(error: Exception) -> HanseError:
     return unforeseen()
 
 
-def why_ended(error: BaseException, grants: Sequence[Grant], draining: str) -> BaseException:
+def why_ended(error: BaseException, grants: Sequence[Grant]) -> BaseException:
     """A read that its grant's end has interrupted before its first byte is refused for that reason; what nobody foresaw
     is ours, unless the connection says that its reader has left."""
     if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):
         return ours(error)
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
         return error
-    if draining:  # nobody took a right away
-        return Busy(draining, code="shutting_down")
-    for grant in grants:
-        if grant.lease.revoked:
-            rule = grant.contract.permission
-            return Refused(grant.stop_reason, code=REVOKED, rule=rule, agreement=grant.agreement_id)
-    return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error
+    if (stopped := stopped_by(grants)) is None:
+        return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error
+    if stopped.stop_code:  # nobody took a right away
+        return Busy(stopped.stop_reason, code=stopped.stop_code)
+    rule, agreement = stopped.contract.permission, stopped.agreement_id
+    return Refused(stopped.stop_reason, code=REVOKED, rule=rule, agreement=agreement)

@@ -289,7 +289,7 @@ class Reads:
         """No new reads; running ones end at their next batch or before their first, with a reason. Back when their ends
         are recorded."""
         self.draining = self.draining or reason
-        self.grants.stop_all(reason)
+        self.grants.stop_all(reason, code="shutting_down")
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
@@ -389,7 +389,7 @@ class Reads:
                 await _settled_groups(stream, prepared, begun)
                 yield stream
         except BaseException as error:
-            failure = why_ended(error, grants, self.draining)
+            failure = why_ended(error, grants)
             if failure is error:
                 raise
             raise failure from error

@@ -59,6 +59,8 @@ _log = logger("usage")
 _POLL_SECONDS = 0.5
 _RECHECK_SECONDS = 5.0  # how often the party's facts are asked again, and its place kept, while a read runs
 _BLIND_SECONDS = 5.0  # how long reads go on where the database cannot be asked about them
+_BLIND = "the connector cannot ask its database whether the agreement still holds; ask again"
+_DISPLACED = "the connector did not answer for a minute, and the read's place went to another; ask again"
 _CACHED_MAX = 512
 
 
@@ -270,10 +272,10 @@ class Grants:
             if grant.agreement_id == agreement_id or (transfer_id and grant.transfer_id == transfer_id):
                 grant.stop(reason)
 
-    def stop_all(self, reason: str) -> None:
-        """Stop every read, also those that give nothing yet."""
+    def stop_all(self, reason: str, *, code: str) -> None:
+        """Stop every read, also those that give nothing yet, for a reason of our own that passes."""
         for grant in self._all():
-            grant.stop(reason)
+            grant.stop(reason, code=code)
 
     def running(self, agreement_id: str) -> int:
         return len(self._live.get(agreement_id, ()))
@@ -303,7 +305,7 @@ class Grants:
             except Exception as error:  # noqa: BLE001  whatever the database says, the reads must not go on unwatched
                 _log.warning("grants not looked at", error=type(error).__name__)
                 if time.monotonic() - heard >= _BLIND_SECONDS:
-                    self.stop_all("the connector cannot ask its database whether the agreement still holds; ask again")
+                    self.stop_all(_BLIND, code=Busy.code)
 
     async def _look_for_ends(self) -> None:
         live, grants = tuple(self._live), self._all()
@@ -327,7 +329,7 @@ class Grants:
         kept = await _in_time(self._store.write(lambda tx: tx.reads.keep_places(ids, until=until)))
         for grant in having:
             if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
-                grant.stop("the connector did not answer for a minute, and the read's place went to another; ask again")
+                grant.stop(_DISPLACED, code=Busy.code)
 
     def _all(self) -> list[Grant]:
         return [grant for grants in self._live.values() for grant in grants]

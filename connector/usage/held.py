@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class Grant:
     drawn: int = 0
     place: str = ""  # the read's id, where its agreement limits how many run at once
     stop_reason: str = ""
+    stop_code: str = ""  # why it ended where nobody took a right away: this passes, and another read may go on
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -75,11 +77,18 @@ class Grant:
         self.reserved_rows += rows
         self.reserved_bytes += nbytes
 
-    def stop(self, reason: str) -> None:
-        """End the read at its next batch, and wake whoever waits for the batch."""
-        self.stop_reason = self.stop_reason or reason
+    def stop(self, reason: str, *, code: str = "") -> None:
+        """End the read at its next batch, and wake whoever waits for the batch. `code`: as `stop_code`; a right that is
+        taken away outweighs it."""
+        if not self.lease.revoked or (self.stop_code and not code):
+            self.stop_reason, self.stop_code = reason, code
         self.lease.revoked = True
         self.stopped.set()
+
+
+def stopped_by(grants: Iterable[Grant]) -> Grant | None:
+    """Of grants, the one whose end ends their read: first one of which a right was taken away."""
+    return min((one for one in grants if one.lease.revoked), key=lambda one: one.stop_code != "", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

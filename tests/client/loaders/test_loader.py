@@ -29,6 +29,8 @@ from hanse.errors import AccessRevoked, BadInput, Conflict, HanseError, QuotaSpe
 from hanse.loaders import Loader, merge, prefetch
 from hanse.loaders.order import Order
 
+from connector.errors import Busy
+from connector.usage import grants
 from tests.client.support import batch, chunked, ipc, owned
 from tests.support import gate, served
 from tests.support.gate import atom
@@ -36,6 +38,7 @@ from tests.support.link import Link
 from tests.support.served import Owner
 
 ROWS = 210_000
+_LARGE = 6_000_000
 BORDERS = [(0, 100_000), (100_000, 200_000), (200_000, 210_000)]
 FILTERED = gate.agreement(atom("ds:row/gap", "eq", "2"), action="odrl:use")
 
@@ -49,6 +52,14 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owner]:
 @pytest.fixture(scope="module")
 def numbers(owner: Owner) -> Dataset:
     return owner.dataset()
+
+
+@pytest.fixture(scope="module")
+def large(owner: Owner, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """More than lies between owner and reader."""
+    path = tmp_path_factory.mktemp("large") / "large.parquet"
+    pq.write_table(pa.table({"id": np.arange(_LARGE)}), path, row_group_size=100_000)
+    return owner.dataset(name="large", path=path)
 
 
 @pytest.fixture
@@ -520,18 +531,43 @@ def test_a_ticket_that_ends_in_the_middle_is_renewed(owner: Owner) -> None:
     assert stream.reopened >= 1
 
 
-def test_revocation_raises_its_own_exception_with_the_reason(owner: Owner, tmp_path: Path) -> None:
-    path = tmp_path / "large.parquet"  # more than lies between owner and reader
-    pq.write_table(pa.table({"id": range(6_000_000)}), path, row_group_size=100_000)
-    dataset = owner.dataset(name="large", path=path)
-    agreement, stopped = dataset.agreement_id, threading.Event()
+def test_a_loader_goes_on_after_its_owner_could_not_ask_whether_it_may(
+    owner: Owner, large: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose database is away for a moment: nobody has revoked anything."""
+    there, away = owner.provider.store.read, threading.Event()
+
+    async def read(work: Any) -> Any:
+        if away.is_set():
+            raise Busy("the database does not answer now")
+        return await there(work)
+
+    monkeypatch.setattr(grants, "_BLIND_SECONDS", 0.0)
+    monkeypatch.setattr(owner.provider.store, "read", read)
+    loader = large.loader(batch_size=100_000, prefetch_bytes=1)
+    seen = []
+    for one in loader:
+        seen.append(one.column("id").to_numpy())
+        if len(seen) == 1:
+            (under_way,) = owner.provider.reads.live.values()
+            away.set()
+            deadline = time.monotonic() + 60
+            while not under_way.over and time.monotonic() < deadline:
+                time.sleep(0.01)
+            away.clear()
+    assert np.array_equal(np.concatenate(seen), np.arange(_LARGE))
+    assert loader.throughput.reopened >= 1
+
+
+def test_revocation_raises_its_own_exception_with_the_reason(owner: Owner, large: Dataset) -> None:
+    agreement, stopped = large.agreement_id, threading.Event()
 
     def stop() -> None:
         owner.provider.grants.stop(agreement_id=agreement, reason="the study was closed")
         stopped.set()
 
     with pytest.raises(AccessRevoked, match="study was closed"):  # noqa: PT012  it is raised in mid-iteration
-        for number, _ in enumerate(dataset.loader(batch_size=10_000, prefetch_bytes=1)):
+        for number, _ in enumerate(large.loader(batch_size=10_000, prefetch_bytes=1)):
             if number == 0:
                 owner.loop.call_soon_threadsafe(stop)
                 assert stopped.wait(10)

@@ -343,15 +343,20 @@ async def test_shutting_down_ends_streams_with_that_reason(tmp_path: Path) -> No
         assert leaving.of_kind("ReadEnded")[-1].code == "shutting_down"
 
 
-async def test_a_read_that_ends_in_the_middle_for_what_passes_is_unavailable(running: Provider, front: Front) -> None:
+@pytest.mark.parametrize("code", ["worker_wanted", "busy"])
+async def test_a_read_that_ends_in_the_middle_for_what_passes_is_unavailable(
+    running: Provider, front: Front, code: str
+) -> None:
     with flyer(front, running.ticket(await running.agree())) as client:
         asking = asyncio.ensure_future(asyncio.to_thread(client.read, sql=ENDLESS))
         async with asyncio.timeout(60):
             while not any(one.batches for one in running.reads.live.values()):
                 await asyncio.sleep(0.01)
-        for worker in tuple(running.pool._busy):
-            worker.kill("worker_wanted")
-        with pytest.raises(fl.FlightUnavailableError, match=r"^worker_wanted.*\(after [1-9]"):
+        if code == "busy":
+            running.grants.stop_all("the connector cannot ask its database", code=code)
+        for worker in tuple(running.pool._busy) if code != "busy" else ():
+            worker.kill(code)
+        with pytest.raises(fl.FlightUnavailableError, match=rf"^{code}.*\(after [1-9]"):
             await asking
     await settled(running)
 

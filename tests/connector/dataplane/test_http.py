@@ -26,6 +26,7 @@ from connector.dataplane.governed import why_ended
 from connector.errors import BadInput, Busy, EngineFailed
 from connector.events import TransferAdvanced
 from connector.store.refusals import Refusals
+from connector.usage import grants
 from policies.errors import QueryRefused
 from policies.gate import Lease
 from policies.model import Policy, Rule
@@ -434,6 +435,31 @@ async def rest(answer: httpx2.Response) -> bytes:
     return b"".join([part async for part in answer.aiter_raw()])
 
 
+async def test_a_database_that_is_away_ends_reads_for_now_and_revokes_nothing(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement, real = await running.agree(), running.store.read
+
+    async def away(_: Any) -> Any:
+        raise Busy("the database does not answer now")
+
+    async with endless(running, running.ticket(agreement)) as answer:
+        silent = asyncio.ensure_future(ask(running, running.ticket(agreement), SLOW))
+        async with asyncio.timeout(60):
+            while [one.agreement for one in running.of_kind("ReadStarted")].count(agreement) < 2:
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(grants, "_BLIND_SECONDS", 0.0)
+        monkeypatch.setattr(running.store, "read", away)
+        end = parse(await rest(answer))[1]
+        assert (end["status"], end["code"]) == ("error", "busy")
+        assert "cannot ask its database" in end["reason"]
+        assert ((told := await silent).status_code, told.json()["code"]) == (503, "busy")
+    monkeypatch.setattr(running.store, "read", real)
+    await settled(running)
+    ends = [(one.outcome, one.code) for one in running.of_kind("ReadEnded") if one.agreement == agreement]
+    assert sorted(ends) == [("broken", "busy"), ("failed", "busy")]
+
+
 async def test_expired_ticket_is_refused_and_a_stream_does_not_outlive_its_own(running: Provider) -> None:
     agreement = await running.agree()
     async with client(running, running.ticket(agreement, seconds=-1)) as session:
@@ -650,10 +676,12 @@ async def test_http_1_0_is_refused(running: Provider) -> None:
 
 
 async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_refused_by_no_policy() -> None:
-    grant: Any = SimpleNamespace(lease=Lease(deadline=math.inf, revoked=True), stop_reason="x")
-    found = why_ended(EngineFailed("stopped", code="cancelled"), [grant], "the connector is shutting down")
+    grant: Any = SimpleNamespace(
+        lease=Lease(deadline=math.inf, revoked=True), stop_reason="x", stop_code="shutting_down"
+    )
+    found = why_ended(EngineFailed("stopped", code="cancelled"), [grant])
     assert isinstance(found, Busy)
-    assert found.code == "shutting_down"
+    assert (found.code, found.message) == ("shutting_down", "x")
 
 
 @pytest.mark.parametrize(
@@ -669,7 +697,7 @@ async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_ref
     ids=repr,
 )
 async def test_only_a_client_that_has_left_is_told_as_one(error: BaseException, as_it_is: bool) -> None:
-    found = why_ended(error, [], "")
+    found = why_ended(error, [])
     assert (found is error) is as_it_is
     assert as_it_is or getattr(found, "code", "") == "internal"
 

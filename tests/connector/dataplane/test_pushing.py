@@ -135,10 +135,8 @@ async def test_a_push_that_stops_with_its_connector_is_tried_again(
 ) -> None:
     async def draining(wait: Callable[[], Awaitable[Any]]) -> None:
         await wait()
-        monkeypatch.setattr(provider.reads, "draining", "the connector is shutting down")
-        for stream in provider.reads.live.values():
-            for grant in stream.grants:
-                grant.stop("shutting down")
+        monkeypatch.setattr(provider.reads, "draining", "")  # as it is again after this test
+        await provider.reads.drain("the connector is shutting down", seconds=0)
 
     async with scripted(200, b"", first=draining) as url:
         with pytest.raises(Busy):

@@ -15,7 +15,7 @@ from connector.store import Store
 from connector.usage import counting
 from connector.usage import grants as module
 from connector.usage.grants import Grants
-from connector.usage.held import Grant, Wanted
+from connector.usage.held import Grant, Wanted, stopped_by
 from tests.support import gate, provider
 from tests.support.gate import atom
 
@@ -80,6 +80,7 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
     await gone._keep_places()
     assert left.lease.revoked
     assert "went to another" in left.stop_reason
+    assert left.stop_code == "busy"
     await here._keep_places()
     assert not read.lease.revoked
     await ended(store, gone, left)
@@ -125,6 +126,7 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
     async with asyncio.timeout(60):
         await grant.stopped.wait()
     assert "cannot ask its database" in grant.stop_reason
+    assert grant.stop_code == "busy"
     grants.forget([grant])
 
 
@@ -140,7 +142,22 @@ async def test_reads_end_where_the_database_hangs(
     async with asyncio.timeout(60):
         await grant.stopped.wait()
     assert "cannot ask its database" in grant.stop_reason
+    assert grant.stop_code == "busy"
     grants.forget([grant])
+
+
+async def test_a_right_that_is_taken_away_outweighs_what_passes(sqlite_store: Store) -> None:
+    wanted, grants = await agreed(sqlite_store, "2"), Grants(sqlite_store, facts_of=provider.member)
+    reads = [grant for name in ("r", "s") if (grant := await begun(grants, wanted, name)) is not None]
+    grants.stop_all("the database is away", code="busy")
+    first, second = reads
+    assert stopped_by(reads) is first
+    second.stop("the study was closed")
+    grants.stop_all("the connector is shutting down", code="shutting_down")
+    assert (first.stop_reason, first.stop_code) == ("the database is away", "busy")
+    assert (second.stop_reason, second.stop_code) == ("the study was closed", "")
+    assert stopped_by(reads) is second
+    grants.forget(reads)
 
 
 async def test_a_place_that_cannot_be_kept_hides_no_revocation(
