@@ -59,8 +59,9 @@ _log = logger("dataplane")
 PROGRESS_SECONDS = 1.0  # what had left is known to this precision after a crash
 _QUANTUM = 0.05  # answers of aggregate-only data leave at multiples of this (federated-query, section 7)
 _LONGEST = 24 * 3600.0
-_END_SECONDS = 30.0  # how long an end waits for a database that is away, and
-_END_PAUSE = 0.1  # how long until the second attempt
+_END_SECONDS = 30.0  # how long a read waits for the record of its end where the database is away
+_END_PAUSE, _END_PAUSE_MAX = 0.1, 2.0  # how long until the second attempt, and until each of many
+_OWED_MAX = 2_000  # ends that wait for the database, of some kilobytes each: with so many nothing new begins
 
 
 class Reads:
@@ -102,6 +103,7 @@ class Reads:
             metrics.streams.set_function(lambda: len(self._live))
         self._running: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._owed: set[asyncio.Task[bool]] = set()  # ends that are not recorded yet
         self._noting: asyncio.Task[None] | None = None
         self._told: WeakSet[Exception] = WeakSet()  # refusals on their way to whoever asked, which have their record
         self._quiet = asyncio.Event()
@@ -287,12 +289,14 @@ class Reads:
 
     async def drain(self, reason: str, *, seconds: float = 5.0) -> None:
         """No new reads; running ones end at their next batch or before their first, with a reason. Back when their ends
-        are recorded."""
+        are recorded, and those that earlier ones owe."""
         self.draining = self.draining or reason
         self.grants.stop_all(reason, code="shutting_down")
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
+                if self._owed:
+                    await asyncio.wait(self._owed)
 
     async def renew(self, query_id: str, ticket: Ticket) -> None:
         """Let a running read go on with a fresh ticket of the same transfer. NotFound for anybody else's, Refused
@@ -312,6 +316,8 @@ class Reads:
     def _check_open(self) -> None:
         if self.draining:
             raise Busy("the connector is stopping; try again later", code="shutting_down")
+        if len(self._owed) >= _OWED_MAX:
+            raise Busy("the database has not taken the ends of many reads yet; try again in a moment")
 
     def _place(self, consumer: str) -> _Place:
         self._check_open()
@@ -455,38 +461,50 @@ class Reads:
             code = getattr(failure, "code", "client_gone")
             stream.abandon(code, str(failure) if isinstance(failure, HanseError | PolicyError) else "the client left")
         end = stream.end if stream is not None else None
-        events = records.ended(asked, grants, end, failure)
-
-        def work(tx: Transaction) -> None:
-            # Else it has committed before, and nothing goes back twice.
-            if unfinished.end(tx, *events, instance=self._instance):
-                self.grants.end(tx, grants, least=0 if asked.unfiltered else 1)
-
-        if unknown:  # nobody waits for a database that is away
-            self._spawn(self._perhaps(asked.query_id, self._written(work)))
-            return
-        await self._written(work)
         if self._metrics is not None and end is not None:
             self._metrics.rows.inc(end.rows)
             self._metrics.bytes.inc(end.nbytes)
             self._metrics.query_seconds.observe(time.monotonic() - begun)
+        events, least = records.ended(asked, grants, end, failure), 0 if asked.unfiltered else 1
+
+        def work(tx: Transaction) -> None:
+            # Else it has committed before, and nothing goes back twice.
+            if unfinished.end(tx, *events, instance=self._instance):
+                self.grants.end(tx, grants, least=least)
+
+        recording = self._owe(asked.query_id, work)
+        if unknown:  # nobody waits for a database that is away
+            return
+        await asyncio.wait([recording], timeout=_END_SECONDS)
+        if not recording.done() or not recording.result():
+            raise Busy("the database does not answer now, and the end of this read waits for it")
+
+    def _owe(self, read_id: str, work: Callable[[Transaction], None]) -> asyncio.Task[bool]:
+        """The record of an end, which waits for the database for as long as we live. Whether it was kept."""
+        task = self._spawn(self._recorded(read_id, work))
+        self._owed.add(task)
+        task.add_done_callback(self._owed.discard)
+        return task
+
+    async def _recorded(self, read_id: str, work: Callable[[Transaction], None]) -> bool:
+        """Until it is known nobody else has the read's id: they would get this end."""
+        with suppress(Busy), _named(self._ids, read_id):  # the next start looks for what is left
+            await self._written(work)
+            return True
+        return False
 
     async def _written(self, work: Callable[[Transaction], None]) -> None:
-        """Reads end where their database goes away: their ends wait for it. `work` may be done twice."""
-        until, pause = time.monotonic() + _END_SECONDS, _END_PAUSE
+        """Reads end where their database goes away: their ends wait for it, until we end ourselves. `work` may be done
+        twice."""
+        pause = _END_PAUSE
         while True:
             try:
                 return await self._store.write(work)
             except Busy:
-                if self.draining or time.monotonic() + pause > until:
+                if self.draining:
                     raise
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _END_SECONDS / 15)
-
-    async def _perhaps(self, read_id: str, work: Coroutine[Any, Any, None]) -> None:
-        """The end of a read that may have begun. Until it is known nobody else has its id: they would get this end."""
-        with suppress(Busy), _named(self._ids, read_id):  # the next start looks for what is left
-            await work
+            pause = min(2 * pause, _END_PAUSE_MAX)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

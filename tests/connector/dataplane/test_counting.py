@@ -336,6 +336,32 @@ async def test_an_end_that_the_database_does_not_take_at_once_is_recorded_once_i
     assert asked.query_id not in left
 
 
+async def test_ends_are_owed_for_as_long_as_the_database_is_away_and_with_many_nothing_new_begins(
+    running: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = await running.agree(limited("ds:rowQuota", "50"))
+    ticket = running.addresses.read(f"Bearer {running.ticket(agreement)}")
+    asked = Asked(tickets=(ticket,), sql="SELECT id FROM numbers LIMIT 3", action=QUERY, query_id=f"owed {agreement}")
+    monkeypatch.setattr("connector.dataplane.stream._END_SECONDS", 0.0)
+    monkeypatch.setattr("connector.dataplane.stream._OWED_MAX", 1)
+
+    async def away(_: Any) -> Any:
+        raise Busy("the database does not answer now")
+
+    with pytest.raises(Busy, match="the end of this read waits"):
+        async with running.reads.open(asked) as stream:
+            assert [frame async for frame in stream.frames()]
+            monkeypatch.setattr(running.store, "write", away)
+    with pytest.raises(Busy, match="the ends of many reads"):
+        running.reads._check_open()
+    monkeypatch.undo()
+    await settled(running)
+    running.reads._check_open()
+    ends = [event for event in running.of_kind("ReadEnded") if event.process == asked.query_id]
+    assert [(one.outcome, one.detail["rows"]) for one in ends] == [("ok", 3)]
+    assert await used(running, agreement) == (1, 3)
+
+
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
 async def test_a_read_of_whose_beginning_nobody_knows_whether_it_was_kept_ends_where_it_was(
     running: Provider, monkeypatch: pytest.MonkeyPatch, kept: bool
