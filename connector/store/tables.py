@@ -246,7 +246,8 @@ class OpenRead(Table):
 
 
 class ReadPlace(Table):
-    """A read's place among those that an agreement allows at once, over every process; nobody's after `until`."""
+    """A read's place among those that an agreement allows at once, over every process; nobody's after `until`, by the
+    database's clock."""
 
     __tablename__ = "read_place"
     read_id: Mapped[str] = mapped_column(_Key, primary_key=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from decimal import Decimal
 
 from connector.datasets import counts
@@ -19,9 +20,9 @@ USED_UP = "the agreement's rows or bytes are used up; ask its owner for another 
 _PLACE_SECONDS = 60.0  # how long a read of a process that is gone is in the way of others
 
 
-def place_until(now: float) -> float:
-    """Until when a place that is taken or kept now is somebody's."""
-    return now + _PLACE_SECONDS
+def keep_places(tx: Transaction, read_ids: Collection[str]) -> set[str]:
+    """Those of these reads whose places are still theirs, and stay so for a while."""
+    return tx.reads.keep_places(read_ids, seconds=_PLACE_SECONDS)
 
 
 def check_concurrency(contract: DataContract, running: int) -> None:
@@ -55,7 +56,7 @@ def admit(tx: Transaction, grant: Grant, now: float, read_id: str) -> tuple[int,
             raise Refused("the agreement was revoked by its owner", code="revoked", rule=grant.contract.permission)
         raise uses_spent(grant.contract, row.queries)
     if limits.concurrency is not None:
-        running = tx.reads.take_place(read_id, grant.agreement_id, now=now, until=place_until(now)) - 1
+        running = tx.reads.take_place(read_id, grant.agreement_id, seconds=_PLACE_SECONDS) - 1
         check_concurrency(grant.contract, running)
     quota = reserve(tx, grant, rows=grant.packed, nbytes=0)
     if quota is None:

@@ -35,7 +35,7 @@ from connector.store import UNKNOWN, Store, Transaction
 from connector.store.agreements import Looked, TransferState, used_today
 from connector.store.tables import Agreement, Dataset, DatasetVersion, Transfer
 from connector.telemetry import logger
-from connector.usage.counting import DAY, admit, place_until, reserve
+from connector.usage.counting import DAY, admit, keep_places, reserve
 from connector.usage.deciding import (
     against,
     chosen,
@@ -325,8 +325,8 @@ class Grants:
         having = [grant for grant in self._all() if grant.place]
         if not having:
             return
-        ids, until = {grant.place for grant in having}, place_until(time.time())
-        kept = await _in_time(self._store.write(lambda tx: tx.reads.keep_places(ids, until=until)))
+        ids = {grant.place for grant in having}
+        kept = await _in_time(self._store.write(lambda tx: keep_places(tx, ids)))
         for grant in having:
             if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
                 grant.stop(_DISPLACED, code=Busy.code)

@@ -69,7 +69,7 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
 ) -> None:
     wanted = await agreed(store, "1")
     gone, here = Grants(store, facts_of=provider.member), Grants(store, facts_of=provider.member)
-    monkeypatch.setattr(counting, "_PLACE_SECONDS", 0.0)
+    monkeypatch.setattr(counting, "_PLACE_SECONDS", -1.0)
     left = await begun(gone, wanted, "left")
     assert left is not None
     await gone._keep_places()
@@ -86,6 +86,24 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
     await ended(store, gone, left)
     assert await begun(gone, wanted, "again") is None
     await ended(store, here, read)
+
+
+async def test_a_process_whose_clock_is_wrong_takes_no_place_of_another(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, here, wrong = await agreed(store, "1"), *(Grants(store, facts_of=provider.member) for _ in range(2))
+    read = await begun(here, wanted, "mine")
+    assert read is not None
+    for seconds in (90.0, -90.0):
+        clock = SimpleNamespace(time=lambda off=seconds: time.time() + off, monotonic=time.monotonic)
+        monkeypatch.setattr(module, "time", clock)
+        assert await begun(wrong, wanted, f"other {seconds}") is None
+    await ended(store, here, read)
+    late = await begun(wrong, wanted, "late")
+    assert late is not None
+    monkeypatch.undo()
+    assert await begun(here, wanted, "next") is None
+    await ended(store, wrong, late)
 
 
 async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
