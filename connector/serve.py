@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import gc
 import os
 import signal
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -24,7 +26,7 @@ from connector import VERSION, bounds
 from connector.app import Services, build, management_app, public_app
 from connector.audit.log import check_key
 from connector.dataplane.gather import Protocol
-from connector.dataplane.unfinished import close_left_over
+from connector.dataplane.unfinished import Leases, close_left_over
 from connector.errors import BadInput, Conflict, HanseError
 from connector.events import ServiceStarted
 from connector.listening import Server
@@ -41,12 +43,14 @@ _log = logger("connector")
 
 
 @asynccontextmanager
-async def running(parts: Services) -> AsyncIterator[None]:
-    """Every worker of the connector, for as long as the block lasts; then drained and closed.
+async def running(parts: Services, *, before: str = "") -> AsyncIterator[None]:
+    """Every worker of the connector, for as long as the block lasts; then drained and closed. `before`: the last run
+    that had our data directory.
 
     LogBroken where the keys are not those of the database: nothing has been served or signed by then.
     """
     await parts.store.read(partial(check_key, signer=parts.signer))
+    leases = Leases(parts.store, run=parts.reads.run)
     sequencing = asyncio.create_task(parts.sequencer.run())
     upkeep = asyncio.create_task(parts.upkeep.run())
     counting = asyncio.create_task(parts.store.count_refusals())
@@ -54,7 +58,8 @@ async def running(parts: Services) -> AsyncIterator[None]:
     await parts.pool.start()
     await parts.sender.start()
     await parts.relay.start()
-    await close_left_over(parts.store, instance=parts.instance)
+    await close_left_over(parts.store, instance=parts.instance, before=before)
+    await leases.start()
     await parts.receiving.start()
     await parts.registry.start()
     await parts.store.write(
@@ -71,6 +76,7 @@ async def running(parts: Services) -> AsyncIterator[None]:
         upkeep.cancel()
         if parts.flight is not None:
             await parts.flight.stop()
+        await leases.stop()
         await parts.sender.stop()
         await parts.relay.stop()
         await parts.pool.close()
@@ -105,8 +111,8 @@ def _hand_over(target: Path | None, text: str) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port that is in use, BadInput a
-    certificate or a folder that cannot be used, Busy a database that does not answer.
+    """Migrate, bind both ports, serve until SIGTERM or SIGINT, drain. Conflict names a port or a data directory that is
+    in use, BadInput a certificate or a folder that cannot be used, Busy a database that does not answer.
     """
     set_up_logging(level=settings.log_level, as_json=settings.log_json)
     _check_certificate(settings.tls_certificate, settings.tls_key)
@@ -117,6 +123,7 @@ async def serve(settings: Settings) -> None:
     if settings.admin_token_file is not None:
         _make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     with contextlib.ExitStack() as bound:
+        lock = bound.enter_context(_alone(settings.data_dir))
         public = bound.enter_context(_bind(settings.public_host, settings.public_port, "PUBLIC"))
         private = bound.enter_context(_bind(settings.management_host, settings.management_port, "MANAGEMENT"))
         await asyncio.to_thread(upgrade, settings.database)
@@ -134,7 +141,7 @@ async def serve(settings: Settings) -> None:
         # What is there now stays: looked through with all else, it held up everybody for 100 ms now and then.
         gc.collect()
         gc.freeze()
-        async with running(parts):
+        async with running(parts, before=_follow(lock, parts.reads.run)):
             _log.info("serving", public=settings.root_url, console=settings.console_url)
             await asyncio.gather(servers[0].serve([public]), servers[1].serve([private]))
 
@@ -239,6 +246,32 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
             "HANSE_TLS_CERTIFICATE: expected a PEM file that can be read, with its key there or in HANSE_TLS_KEY, "
             f"came {certificate}{f' and {key}' if key else ''}: {error.strerror or error}"
         ) from None
+
+
+def _alone(directory: Path) -> TextIO:
+    """What keeps the directory this process's alone, for as long as it is open, and the process lives. Conflict where
+    it is another's: two would take each other's reads for left over, and each other's files for their own."""
+    file = (directory / "serve.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise Conflict(
+            f"HANSE_DATA_DIR: {directory} cannot be locked ({error.strerror}), as where another connector serves from "
+            "it; stop that one, or give this one a directory of its own"
+        ) from None
+    return file
+
+
+def _follow(lock: TextIO, run: str) -> str:
+    """Leave our name in the directory; whose was there, which is over."""
+    lock.seek(0)
+    before = lock.read(200)
+    with contextlib.suppress(OSError):  # without it, what that one has left is known as such a minute later
+        lock.truncate(0)
+        lock.write(run)
+        lock.flush()
+    return before
 
 
 def _bind(host: str, port: int, listener: str) -> socket.socket:

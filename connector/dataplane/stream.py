@@ -112,6 +112,11 @@ class Reads:
         self.clock: Callable[[], float] = time.time
 
     @property
+    def run(self) -> str:
+        """This run of our process, by which reads under way are known to be its own."""
+        return self._instance
+
+    @property
     def live(self) -> Mapping[str, GovernedStream]:
         """Reads under way, by id."""
         return self._live

@@ -1,13 +1,27 @@
-"""Reads under way, in the database: what a crash leaves open gets its end, with what had left, at the next start."""
+"""Reads under way, in the database: what a crash leaves open gets its end, with what had left.
+
+At the next start of the process, or from another one on the same PostgreSQL once the dead one's lease has lapsed. The
+quota that such a read had reserved does not come back: what left in its last second nobody knows.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from connector.dataplane.records import together
+from connector.errors import HanseError
 from connector.events import ReadEnded, ReadStarted
 from connector.store import Store, Transaction
+from connector.store.tables import OpenRead
+from connector.telemetry import logger
 
+_LEASE_SECONDS = 60.0  # how long a process that says nothing is thought to be alive
+_RENEW_SECONDS = 15.0
+_log = logger("dataplane")
 _REPEATED = ("actor", "dataset", "version", "agreement", "purpose", "process", "correlation")
 _MORE = "more"  # the same of its further agreements
 
@@ -29,17 +43,93 @@ def end(tx: Transaction, *events: ReadEnded, instance: str) -> bool:
     return True
 
 
-async def close_left_over(store: Store, *, instance: str) -> int:
-    """Record an end for every read that an earlier run of this process did not end; how many there were."""
+async def close_left_over(store: Store, *, instance: str, before: str = "") -> int:
+    """Record an end for every read that earlier runs of this process did not end; how many there were.
 
-    def work(tx: Transaction) -> int:
-        rows = tx.reads.left_by(instance)
-        for row in rows:
-            tx.reads.free_places(row.id)
-            end(tx, *_interrupted(row.body, rows=row.rows, nbytes=row.bytes), instance=row.instance)
-        return len(rows)
+    `before`: the last of these runs, where we know that it is over. One whose lease holds may be a process with a copy
+    of our name: its reads are its own.
+    """
 
-    return await store.write(work)
+    def work(tx: Transaction) -> tuple[int, set[str]]:
+        tx.reads.end_lease(before)
+        alive = {run for run in tx.reads.alive() if run.startswith(f"{instance}.")}
+        return _close(tx, [row for row in tx.reads.left_by(instance) if row.instance not in alive]), alive
+
+    closed, alive = await store.write(work)
+    if alive:
+        _log.warning(
+            "instance_in_use",
+            reason="a process with this keys/instance.secret is alive, or was a minute ago; each needs one of its own",
+        )
+    return closed
+
+
+def _close(tx: Transaction, rows: Sequence[OpenRead]) -> int:
+    for row in rows:
+        tx.reads.free_places(row.id)
+        end(tx, *_interrupted(row.body, rows=row.rows, nbytes=row.bytes), instance=row.instance)
+    return len(rows)
+
+
+class Leases:
+    """Says to others on the same PostgreSQL that this run of a process is alive, and ends what dead ones have left."""
+
+    def __init__(self, store: Store, *, run: str) -> None:
+        self._store = store
+        self._run = run
+        self._seen = self._since = 0.0  # when we saw the database the last time, and since when without a gap
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Before the first read. An SQLite file has no other process."""
+        if not self._store.is_sqlite:
+            await self.look()
+            self._task = asyncio.create_task(self._look_again())
+
+    async def stop(self) -> None:
+        """After the last read. Where the end of one is owed all the same, the lease lapses, and others record it."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+        def work(tx: Transaction) -> None:
+            if not tx.reads.left_by(self._run):
+                tx.reads.end_lease(self._run)
+
+        with suppress(HanseError):
+            await self._store.write(work)
+
+    async def look(self) -> int:
+        """Renew our lease; how many reads of dead processes were ended.
+
+        After an outage all leases have lapsed, and those who are alive need a moment to say so: whoever has not seen
+        the database for the whole time of a lease judges nobody.
+        """
+        now = time.monotonic()
+        if now - self._seen > 2 * _RENEW_SECONDS:
+            self._since = now
+        may = now - self._since >= _LEASE_SECONDS
+
+        def work(tx: Transaction) -> tuple[bool, int]:
+            held = tx.reads.keep_lease(self._run, seconds=_LEASE_SECONDS)
+            dead = tx.reads.end_lapsed_leases() if held and may else []
+            return held, sum(_close(tx, tx.reads.left_by(run)) for run in dead)
+
+        held, closed = await self._store.write(work)
+        self._seen = time.monotonic()
+        if not held:
+            self._since = self._seen
+        return closed
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            try:
+                if closed := await self.look():
+                    _log.warning("ended_for_others", reads=closed, reason="their process is gone")
+            except Exception as error:  # noqa: BLE001  a process without a lease is taken for dead
+                _log.warning("lease_not_renewed", error=type(error).__name__)
 
 
 def _interrupted(body: dict[str, Any], *, rows: int, nbytes: int) -> list[ReadEnded]:

@@ -1,4 +1,4 @@
-"""Queries for reads under way."""
+"""Queries for reads under way, and for the processes that they are under way in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Float, and_, bindparam, delete, func, inse
 from sqlalchemy.ext.compiler import compiles
 
 from connector.store.prepared import Prepared, adding
-from connector.store.tables import OpenRead, ReadPlace, bare
+from connector.store.tables import OpenRead, ProcessLease, ReadPlace, bare
 from connector.store.unit import Unit
 
 
@@ -31,7 +31,7 @@ def _now_of_this_machine(*_: object, **__: object) -> str:
 
 
 _THEN = _Now() + bindparam("seconds", type_=Float)
-_READ, _PLACE = bare(OpenRead), bare(ReadPlace)
+_READ, _PLACE, _LEASE = bare(OpenRead), bare(ReadPlace), bare(ProcessLease)
 _THIS = and_(_READ.c.id == bindparam("read"), _READ.c.instance == bindparam("by"))
 _OPEN = adding(_READ, "id", "instance", "body", "rows", "bytes")
 _PROGRESS = Prepared(update(_READ).where(_THIS).values(rows=bindparam("rows_left"), bytes=bindparam("bytes_left")))
@@ -49,6 +49,13 @@ _KEEP = Prepared(
     .values(until=_THEN)
     .returning(_PLACE.c.read_id)
 )
+_RENEW = Prepared(
+    update(_LEASE).where(_LEASE.c.run == bindparam("whose"), _LEASE.c.until >= _Now()).values(until=_THEN)
+)
+_BEGIN_LEASE = Prepared(insert(_LEASE).inline().values(run=bindparam("whose"), until=_THEN))
+_END_LEASE = Prepared(delete(_LEASE).where(_LEASE.c.run == bindparam("whose")))
+_END_LAPSED = Prepared(delete(_LEASE).where(_LEASE.c.until < _Now()).returning(_LEASE.c.run))
+_ALIVE = Prepared(select(_LEASE.c.run).where(_LEASE.c.until >= _Now()))
 _FREE = Prepared(delete(_PLACE).where(_PLACE.c.read_id == bindparam("read")))
 
 
@@ -84,8 +91,27 @@ class OpenReads:
     def free_places(self, read_id: str) -> None:
         self._unit.change(_FREE, read=read_id)
 
+    def keep_lease(self, run: str, *, seconds: float) -> bool:
+        """This run is alive, and is thought to be for so long. Whether that had not lapsed since the last time."""
+        if self._unit.change(_RENEW, whose=run, seconds=seconds):
+            return True
+        self._unit.change(_END_LEASE, whose=run)
+        self._unit.change(_BEGIN_LEASE, whose=run, seconds=seconds)
+        return False
+
+    def end_lease(self, run: str) -> None:
+        self._unit.change(_END_LEASE, whose=run)
+
+    def end_lapsed_leases(self) -> list[str]:
+        """The runs whose leases have lapsed: from now on they have none."""
+        return [run for (run,) in self._unit.rows(_END_LAPSED)]
+
+    def alive(self) -> set[str]:
+        """The runs whose leases hold."""
+        return {run for (run,) in self._unit.rows(_ALIVE)}
+
     def left_by(self, instance: str) -> Sequence[OpenRead]:
-        """Reads that an earlier run of this process began and did not end."""
+        """Reads that this run, or any run of this process, began and did not end."""
         runs = OpenRead.instance.startswith(f"{instance}.", autoescape=True)
         return self._unit.session.scalars(select(OpenRead).where(or_(OpenRead.instance == instance, runs))).all()
 

@@ -235,7 +235,7 @@ class PrivateAnswer(Table):
 
 
 class OpenRead(Table):
-    """A read whose start is in the log and whose end is not; what a crash leaves is closed at the next start."""
+    """A read whose start is in the log and whose end is not; what a crash leaves is closed later."""
 
     __tablename__ = "open_read"
     id: Mapped[str] = mapped_column(_Key, primary_key=True)  # the read's id
@@ -243,6 +243,14 @@ class OpenRead(Table):
     body: Mapped[Json]  # the fields of its start that its end repeats
     rows: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(default=0)
+
+
+class ProcessLease(Table):
+    """A run of a process that is alive, or was until then, by the database's clock; there is none on SQLite."""
+
+    __tablename__ = "process_lease"
+    run: Mapped[str] = mapped_column(_Key, primary_key=True)  # as in `OpenRead.instance`
+    until: Mapped[float]
 
 
 class ReadPlace(Table):

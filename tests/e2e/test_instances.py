@@ -110,6 +110,20 @@ def receiving() -> Iterator[Hook]:
         server.server_close()
 
 
+def test_a_data_directory_is_one_process_s_alone(two: Two) -> None:
+    ports = free_range(2)
+    third = Process("north", two.first.directory, ports, ports + 1, two.first.database_url)
+    third.start(wait=False)
+    assert third.running is not None
+    try:
+        assert third.running.wait(120) == 1
+    finally:
+        if third.running.returncode is None:
+            third.kill()
+    told = (third.directory / "log").read_text()
+    assert "another connector serves from it; stop that one, or give this one a directory of its own" in told
+
+
 def test_a_stream_of_events_at_one_tells_what_happens_in_both(two: Two) -> None:
     streams = [two.api(one).start("GET", f"/events/stream?kind={KIND}") for one in (two.first, two.second)]
     for stream in streams:
