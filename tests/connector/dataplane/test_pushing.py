@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -194,7 +195,8 @@ async def test_the_most_that_is_taken_is_a_number_or_not_said(said: str, most: i
 
 @asynccontextmanager
 async def hasty(most: int) -> AsyncIterator[str]:
-    """A sink that answers 200 and closes once it has read the head and `most` bytes."""
+    """A sink that answers 200 and closes once it has read the head and `most` bytes. Its kernel takes little more: all
+    that a kernel has taken has been sent."""
 
     async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -203,7 +205,9 @@ async def hasty(most: int) -> AsyncIterator[str]:
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(sink, "127.0.0.1", 0, limit=2**16) as server:
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+    async with await asyncio.start_server(sink, sock=listening, limit=2**16) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/sink"
 
 
