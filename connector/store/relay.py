@@ -14,16 +14,17 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-import psycopg
-
-from connector import postgresql
 from connector.errors import HanseError
 from connector.events import Event, event_of
 from connector.store.audit import CHANNEL
 from connector.store.engine import Store
 from connector.store.transaction import Transaction
 from connector.telemetry import logger
+
+if TYPE_CHECKING:  # on an SQLite file nobody needs the driver, and a start need not wait for it
+    import psycopg
 
 _LOOK_AGAIN = 2.0  # seconds without a notice
 _LEFT_BEHIND = 1.0  # seconds after which a record that is not numbered belongs to a process that died
@@ -103,6 +104,8 @@ class Relay:
 @asynccontextmanager
 async def _listening(store: Store) -> AsyncIterator[psycopg.AsyncConnection]:
     """A connection of our own that hears of rounds."""
+    import psycopg
+
     arguments, options = store.engine.dialect.create_connect_args(store.engine.url)
     connection = await psycopg.AsyncConnection.connect(*arguments, **options, autocommit=True)
     async with connection:
@@ -112,5 +115,7 @@ async def _listening(store: Store) -> AsyncIterator[psycopg.AsyncConnection]:
 
 async def _say(connection: psycopg.AsyncConnection, statement: str) -> None:
     """Have a statement carried out; TimeoutError where there is no answer."""
-    async with asyncio.timeout(postgresql.ANSWER_SECONDS):
+    from connector.postgresql import ANSWER_SECONDS
+
+    async with asyncio.timeout(ANSWER_SECONDS):
         await connection.execute(statement.encode())
