@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane.asked import Asked
-from connector.datasets.splits import reserved
+from connector.datasets.sources import misleading
 from connector.errors import BadInput
 from connector.query.job import SLOTS, Job, Limits, Recheck, Relation, is_wide
 from connector.store.tables import DatasetVersion
@@ -129,14 +129,15 @@ def job_of(
         digest=asked.digest,
         blobs=tuple(brought.arrow for brought in asked.brought),
         consumer=asked.consumer,
-        shared=asked.plain_scan and not prepared.aggregate and not _misleading(grants),
+        shared=asked.plain_scan and not prepared.aggregate and not _in_the_way(grants),
         ordered=asked.plain_scan,
     )  # fmt: skip
 
 
-def _misleading(grants: Sequence[Grant]) -> bool:
-    """Whether a column has a name that the engine has for a row's place: such rows cannot be read by turns."""
-    return any(reserved(column["name"] for column in grant.held.version.schema) for grant in grants)
+def _in_the_way(grants: Sequence[Grant]) -> bool:
+    """Whether a column has the name that the engine has for a row's place: such rows cannot be read by turns."""
+    versions = [grant.held.version for grant in grants]
+    return any(misleading(one.source["kind"], one.schema) for one in versions)
 
 
 def _scan_mb(most: int, threads: int) -> int:

@@ -20,7 +20,7 @@ from connector.dataplane.asked import Asked, Split
 from connector.dataplane.judging import Judging
 from connector.dataplane.tickets import Ticket
 from connector.datasets import counts, splits
-from connector.datasets.sources import divisible
+from connector.datasets.sources import divisible, misleading
 from connector.datasets.splits import Block, Place
 from connector.datasets.threads import still_unchanged
 from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged
@@ -155,9 +155,9 @@ class Plans:
                 rule=contract.permission,
             )
         divisible(held.version.source["kind"])
-        if found := splits.reserved(column["name"] for column in held.version.schema):
+        if column := misleading(held.version.source["kind"], held.version.schema):
             raise BadInput(
-                f"{held.dataset.name!r} has a column {found[0]}, which is the engine's name for a row's place; "
+                f"{held.dataset.name!r} has a column {column}, which is the engine's name for a row's place; "
                 "read it as one stream",
                 code="not_divisible",
             )

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import secrets
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from connector.errors import BadInput
@@ -18,7 +18,6 @@ from connector.errors import BadInput
 RULE = 2  # of this cut: part of every snapshot, to be raised when `cut` changes
 ROWS_MIN, ROWS_MAX = 2**16, 2**20
 BYTES_MIN = 64 * 2**20  # enough for a block of fewer rows: of images a few hundred are as much work as a table
-RESERVED = ("file_row_number", "file_index", "filename")  # what the engine calls its own columns of positions
 
 _PLACE = struct.Struct("<IQ")
 _NONCE, _TAG = 12, 16
@@ -40,12 +39,6 @@ class Place:
 
     file: int
     row: int
-
-
-def reserved(names: Iterable[str]) -> list[str]:
-    """Those names for a row's place that columns have, whatever their case: in such files nobody can ask for places."""
-    taken = {name.casefold() for name in names}
-    return [name for name in RESERVED if name in taken]
 
 
 def snapshot_of(digest: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from connector.dataplane.owner import Asked, OwnersView
 from connector.datasets.registering import Description, Registration
 from connector.datasets.registry import Registry
-from connector.datasets.sources import SOURCES, remote
+from connector.datasets.sources import SOURCES, misleading, remote
 from connector.management.auth import Caller, Tokens
 from connector.management.offers import a_party
 from connector.management.waiting import unless_gone
@@ -63,6 +63,7 @@ class DatasetView(BaseModel):
     kind: str
     files: list[str] = Field(description="The owner's, also where a conversion is what is read.")
     report: dict[str, Any] | None
+    note: str = Field("", description="What its owner should know of how it can be read.")
     changes: dict[str, Any] | None = Field(None, description="What is another than in the version before.")
     affected: list[dict[str, str]]
     created_at: float
@@ -85,9 +86,18 @@ def view(row: Dataset, version: DatasetVersion) -> DatasetView:
         kind=version.source["asked_kind"],
         files=_files(version.source),
         report=version.source["report"],
+        note=_note(version),
         changes=version.source.get("changes"),
         affected=(version.source.get("changes") or {}).get("affected", []),
         created_at=row.created_at,
+    )
+
+
+def _note(version: DatasetVersion) -> str:
+    column = misleading(version.source["kind"], version.schema)
+    return column and (
+        f"a column is called {column}, as the engine calls a row's place: rows come as one stream that no loader "
+        "divides, and that begins anew after a lost connection; rename the column where that matters"
     )
 
 

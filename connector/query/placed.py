@@ -18,8 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connector.datasets.sources import place_of
-from connector.datasets.splits import reserved
+from connector.datasets.sources import parquet, place_of
 from connector.query import cutting
 from connector.query.scan import FILES_MAX, GROUP_MAX
 from connector.query.stored import File, Places, Stored, lying, may_lie
@@ -158,7 +157,8 @@ class _Source:
         """Whether there is a column of blobs with that name, in row groups that Arrow may read, and no column that the
         engine would take for a place."""
         small = max((group.total_byte_size for group in self._groups), default=0) <= GROUP_MAX
-        found = small and not reserved(self._schema.names) and self._number(name) >= 0
+        free = {fold(one) for one in self._schema.names}.isdisjoint(parquet.PLACES)
+        found = small and free and self._number(name) >= 0
         return found and self._schema.field(name).type == pa.binary()
 
     def lying_bytes(self, name: str) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from connector.datasets.sources import divisible, source
+from connector.datasets.sources import divisible, misleading, source
 from connector.query import allocator, cutting, engine, foreign, profiling, ranges, scan, wide
 from connector.query import job as wire
 from connector.query.codes import Coded
@@ -167,7 +167,7 @@ def _parts(session: Session, job: Job) -> tuple[pa.Schema, Iterator[ranges.Part]
         return found
     con = opened(session, job, answers)
     assert session.opening is not None
-    only = _group_by_group(session, job) if job.only is None else job.only
+    only = _group_by_group(con, session, job) if job.only is None else job.only
     if only is not None:
         session.wait_for_go(job)
         cons, paths = session.opening.cons, session.files[0].paths
@@ -227,10 +227,12 @@ def _turns(session: Session, job: Job) -> wire.Ranges | None:
     return job.only
 
 
-def _group_by_group(session: Session, job: Job) -> wire.Ranges | None:
+def _group_by_group(con: Any, session: Session, job: Job) -> wire.Ranges | None:
     """The row groups of a scan of wide rows, which take the less disk; None of other answers."""
     relation = job.relations.get(job.scan)
     if relation is None or relation.kind not in wire.PARQUET or not job.limits.temp_mb:
+        return None
+    if misleading(relation.kind, [{"name": name} for name in con.view(job.scan).columns]):
         return None
     found = []
     for number, groups in enumerate(divisible(relation.kind).groups(_opened(session.files[0]))):

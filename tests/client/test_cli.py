@@ -255,13 +255,13 @@ NOTED = {**COPIED, "note": "a part of it", "columns": [{"name": "age", "type": "
         (TEXT, ["left out line 5 (too many columns), line 8 (age: cast), and 1,000 more", "column type", "age BIGINT"]),
         (MANY, ["left out line 5 of b.csv (too many columns), and 1,001 more"]),
         (COPIED, ["column type was note", "age BIGINT oid a number"]),
-        (NOTED, ["note a part of it", "column type note", "age BIGINT a number"]),
+        (NOTED, ["note a part of it; its rows", "column type note", "age BIGINT a number"]),
     ],
 )
 def test_a_dataset_shows_what_its_conversion_made_of_it(
     run: Run, served: Connector, report: dict[str, Any], said: list[str]
 ) -> None:
-    row = {**DATASET, "report": report}
+    row = {**DATASET, "report": report, "note": "its rows come as one stream"}
     served.routes |= {("POST", "/datasets"): (201, row), ("POST", "/datasets/flights/versions"): (201, row),
                       ("GET", "/datasets/flights"): row}  # fmt: skip
     for args in (["add", "flights", "/f.csv"], ["update", "flights"], ["show", "flights"]):

@@ -70,8 +70,8 @@ class World:
 
     @property
     def reserved(self) -> bool:
-        """Whether a column has a name that the engine has for a row's place."""
-        return any(one.name.lower() in ("file_row_number", "file_index", "filename") for one in self.columns)
+        """Whether a column has the name that the engine has for a row's place."""
+        return self.files.kind != "arrow_ipc" and any(one.name.lower() == "file_row_number" for one in self.columns)
 
     @cached_property
     def blocks(self) -> list[range]:

@@ -27,7 +27,7 @@ _FIELDS: dict[str, Any] = {
     "rows": "rows",
     "size": lambda row: size(row.get("bytes") or 0),
     "left out": lambda row: _left_out(row.get("report") or {}),
-    "note": lambda row: (row.get("report") or {}).get("note"),
+    "note": lambda row: "; ".join(filter(None, [(row.get("report") or {}).get("note"), row.get("note")])),
     "version": "version",
     "license": "license",
     "keywords": "keywords",

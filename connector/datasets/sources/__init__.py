@@ -8,7 +8,7 @@ in a worker process.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -87,7 +87,8 @@ def place_of(value: int) -> tuple[int, int]:
 
 
 class Divisible(Protocol):
-    """A kind whose rows have a fixed place, so that some of them can be read by their number."""
+    """A kind whose rows have a fixed place, so that some of them can be read by their number. `NUMBER`: the engine's
+    name for it, where it has one."""
 
     def groups(self, files: Sequence[Any]) -> list[list[tuple[int, int]]]:
         """Rows and bytes of each group of each file: paths, or files that are open (worker only)."""
@@ -104,6 +105,15 @@ def divisible(kind: str) -> Divisible:
     if not hasattr(found, "attach_rows"):
         raise BadInput(f"a {kind} dataset has no fixed order of rows; read it as one stream", code="not_divisible")
     return cast(Divisible, found)
+
+
+def misleading(kind: str, columns: Iterable[Mapping[str, Any]]) -> str:
+    """Which of these columns has the engine's name for a row's place, whatever its case; empty where none has.
+
+    The engine takes it for the place: such rows cannot be read by their number.
+    """
+    number = getattr(source(kind), "NUMBER", None)
+    return next((str(one["name"]) for one in columns if one["name"].casefold() == number), "")
 
 
 class Remote(Protocol):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, Rows
-from connector.datasets.sources.files import PATTERN, FileRef, files_under, quote_list, quote_name, quote_text
-from connector.datasets.sources.parquet import groups, view_of_rows
+from connector.datasets.sources.files import PATTERN, FileRef, files_under, quote_list, quote_name
+from connector.datasets.sources.parquet import NUMBER, groups, view_of_rows
 from connector.errors import SourceUnreadable
 
-__all__ = ["attach", "attach_rows", "convert", "find", "groups"]
+__all__ = ["NUMBER", "attach", "attach_rows", "convert", "find", "groups"]
 
 TITLE = "Directory of Parquet files with partitions"
 SUFFIXES = (".parquet", ".pq")
@@ -94,24 +94,18 @@ def _folders(name: str) -> Iterator[tuple[str, str]]:
 
 def attach(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
     """A view; a filter on a partition column skips whole files."""
-    con.execute(f"CREATE VIEW {quote_name(name)} AS SELECT * FROM {_table(paths, options)}")  # noqa: S608  quoted
+    table = f"read_parquet({quote_list(paths)}, {_how(options)})"
+    con.execute(f"CREATE VIEW {quote_name(name)} AS SELECT * FROM {table}")  # noqa: S608  quoted
 
 
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A view; files and row groups that hold none of these rows are passed over.
-
-    The file by its name: by its number the engine means one of those that are left once a condition on folders is met.
-    """
-    file = f"filename = {quote_text(paths[rows.file])}"
-    view_of_rows(con, name, _table(paths, options), rows, file=file, files=len(paths))
+    """A view; files and row groups that hold none of these rows are passed over."""
+    view_of_rows(con, name, paths, _how(options), rows)
 
 
-def _table(paths: Sequence[str], options: Mapping[str, Any]) -> str:
+def _how(options: Mapping[str, Any]) -> str:
     guess, union = bool(options.get("guess_types", True)), bool(options.get("union_by_name", False))
-    return (
-        f"read_parquet({quote_list(paths)}, hive_partitioning = true, "
-        f"hive_types_autocast = {guess}, union_by_name = {union})"
-    )
+    return f"hive_partitioning = true, hive_types_autocast = {guess}, union_by_name = {union}"
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:

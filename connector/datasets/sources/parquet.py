@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import FILE_BIT, Option, Rows
-from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, resolve
+from connector.datasets.sources.files import (
+    FileRef,
+    file_ref,
+    files_under,
+    quote_list,
+    quote_name,
+    quote_text,
+    resolve,
+)
 from connector.errors import SourceUnreadable
 
 TITLE = "Parquet file"
 SUFFIXES = (".parquet", ".pq")
 OPTIONS: tuple[Option, ...] = ()
 CONVERTED = False
+NUMBER = "file_row_number"  # the engine's names for columns of its own: of the row in its file,
+_FILE = "file_index"  # and of the file among all
+PLACES = (NUMBER, _FILE)
+_ALONE = "hive_partitioning = false"
 
 
 def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tuple[FileRef, ...]:
@@ -41,39 +53,43 @@ def groups(files: Sequence[Any]) -> list[list[tuple[int, int]]]:
 
 
 def attach_rows(con: Any, name: str, paths: Sequence[str], options: Mapping[str, Any], rows: Rows) -> None:
-    """A view; the engine passes over the row groups that hold none of these rows."""
-    view_of_rows(con, name, _table(paths), rows, file=f"file_index = {rows.file:d}", files=len(paths))
+    """A view; the engine passes over files and row groups that hold none of these rows."""
+    view_of_rows(con, name, paths, _ALONE, rows)
 
 
 def attach_placed(con: Any, name: str, paths: Sequence[str], placed: Sequence[str]) -> None:
     """All rows, in place of what had the name before, with places for the values of these columns."""
-    shown = _shown(placed, files=len(paths))
+    shown = "*" + _places(placed, file=f"{_FILE}::BIGINT" if len(paths) > 1 else "0::BIGINT")
     con.execute(f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown} FROM {_table(paths)}")  # noqa: S608  ours
 
 
 def _table(paths: Sequence[str]) -> str:
-    return f"read_parquet({quote_list(paths)}, hive_partitioning = false)"
+    return f"read_parquet({quote_list(paths)}, {_ALONE})"
 
 
-def _shown(placed: Sequence[str], *, files: int) -> str:
-    """Every column; a place as `sources.place_of` reads it."""
-    if not placed:
-        return "*"
-    place = f"(file_index::BIGINT << {FILE_BIT}) + file_row_number" if files > 1 else "file_row_number"
-    return f"* REPLACE ({', '.join(f'{place} AS {quote_name(name)}' for name in placed)})"
+def _places(placed: Sequence[str], *, file: str) -> str:
+    """What puts places into these columns, as `sources.place_of` reads them."""
+    place = f"({file} << {FILE_BIT}) + {NUMBER}"
+    return f" REPLACE ({', '.join(f'{place} AS {quote_name(name)}' for name in placed)})" if placed else ""
 
 
-def view_of_rows(con: Any, name: str, table: str, rows: Rows, *, file: str, files: int) -> None:
-    """A view of some rows of a `read_parquet`. All files stay in it, so that types are what they are for the whole.
+def view_of_rows(con: Any, name: str, paths: Sequence[str], how: str, rows: Rows) -> None:
+    """A view of some rows of a `read_parquet` with these options. All files stay in it, so that types are what they are
+    for the whole.
 
-    `file`: the condition that a row is of the right file.
+    The file by its path: by its number the engine means one of those that are left once a condition on folders is met.
+    The path is in a column with the name of the view, which no column of the files has: one may be `filename`.
     """
-    number = f", file_row_number AS {quote_name(rows.position)}" if rows.position else ""
-    shown = _shown(rows.placed, files=files)
-    where = f"file_row_number >= {rows.first:d} AND file_row_number < {rows.stop:d}"
-    where += f" AND {file}" if files > 1 else ""
+    places = _places(rows.placed, file=f"{rows.file:d}::BIGINT")
+    number = f", {NUMBER} AS {quote_name(rows.position)}" if rows.position else ""
+    where = f"{NUMBER} >= {rows.first:d} AND {NUMBER} < {rows.stop:d}"
+    shown = "*"
+    if len(paths) > 1:
+        shown, how = f"* EXCLUDE ({quote_name(name)})", f"{how}, filename = {quote_text(name)}"
+        where += f" AND {quote_name(name)} = {quote_text(paths[rows.file])}"
     con.execute(
-        f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown}{number} FROM {table} WHERE {where}"  # noqa: S608  ours
+        f"CREATE OR REPLACE VIEW {quote_name(name)} AS SELECT {shown}{places}{number} "  # noqa: S608  ours
+        f"FROM read_parquet({quote_list(paths)}, {how}) WHERE {where}"
     )
 
 

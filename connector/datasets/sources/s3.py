@@ -40,6 +40,7 @@ async def bring(path: str, *, options: Mapping[str, Any], from_: Any) -> tuple[d
 attach = hive.attach
 attach_rows = hive.attach_rows
 groups = hive.groups
+NUMBER = hive.NUMBER
 
 
 def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:

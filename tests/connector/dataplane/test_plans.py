@@ -269,15 +269,23 @@ async def test_every_range_is_a_read_in_the_log_with_its_blocks_and_totals(runni
     assert ended.detail["rows"] == sum(batch.num_rows for batch, _ in parts)
 
 
-def _many(folder: Path) -> Path:
+def _table(*names: str) -> pa.Table:
+    """With columns that have these names, as the engine has columns of its own."""
     table = data.table(75_000)
+    for name in names:
+        table = table.append_column(name, [[str(number % 7) for number in range(75_000)]])
+    return table
+
+
+def _many(folder: Path) -> Path:
+    table = _table("filename", "File_Index")
     for number, (start, count) in enumerate([(0, 66_000), (66_000, 10), (66_010, 8_990)]):
         pq.write_table(table.slice(start, count), folder / f"part-{number}.parquet", row_group_size=20_000)
     return folder
 
 
 def _hive(folder: Path) -> Path:
-    table = data.table(75_000)
+    table = _table("FileName", "file_index")
     for number in range(3):
         (folder / f"year={2020 + number}").mkdir()
         pq.write_table(table.slice(number * 25_000, 25_000), folder / f"year={2020 + number}" / "p.parquet")
@@ -285,7 +293,7 @@ def _hive(folder: Path) -> Path:
 
 
 def _arrow(folder: Path) -> Path:
-    pyarrow.feather.write_feather(data.table(75_000), folder / "t.arrow", compression="zstd", chunksize=20_000)
+    pyarrow.feather.write_feather(_table("file_row_number"), folder / "t.arrow", compression="zstd", chunksize=20_000)
     return folder / "t.arrow"
 
 
@@ -321,6 +329,19 @@ async def test_every_divisible_kind_of_source_gives_its_rows_by_block_and_after_
     rest = await reader.parts(blocks=",".join(map(str, order)), after=after)
     assert ids(rest) == ids(parts[middle + 1 :])
     assert ids(await reader.parts(blocks="all")) == list(range(75_000))
+
+
+async def test_rows_whose_number_the_engine_takes_from_a_column_come_as_one_stream(
+    running: Provider, tmp_path: Path
+) -> None:
+    table = pa.table({"id": range(90), "File_Row_Number": [0] * 90})
+    pq.write_table(table, tmp_path / "own.parquet", row_group_size=10)
+    reader = Reader(running, await running.agree(name="own", path=tmp_path / "own.parquet"), "own")
+    refused = await reader.plan()
+    assert (refused.status_code, refused.json()["code"]) == (400, "not_divisible")
+    assert "a column File_Row_Number" in refused.json()["detail"]
+    whole = await reader.rows(blocks="all")
+    assert pa.ipc.open_stream(whole.content).read_all()["id"].to_pylist() == [*range(90)]
 
 
 HIDING = {

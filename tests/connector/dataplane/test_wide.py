@@ -41,16 +41,16 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
         yield started
 
 
-async def answer(running: Provider, path: Path, policy: Policy, **wanted: str) -> httpx2.Response:
-    ticket = running.ticket(await running.agree(policy, name="wide", path=path))
+async def answer(running: Provider, path: Path, policy: Policy, name: str, **wanted: str) -> httpx2.Response:
+    ticket = running.ticket(await running.agree(policy, name=name, path=path))
     async with httpx2.AsyncClient(base_url=running.url, timeout=120) as client:
         return await client.get(
-            "/data/v1/datasets/wide/rows", params=wanted, headers={"Authorization": f"Bearer {ticket}"}
+            f"/data/v1/datasets/{name}/rows", params=wanted, headers={"Authorization": f"Bearer {ticket}"}
         )
 
 
-async def read(running: Provider, path: Path, policy: Policy = OPEN, **wanted: str) -> pa.Table:
-    came = await answer(running, path, policy, **wanted)
+async def read(running: Provider, path: Path, policy: Policy = OPEN, name: str = "wide", **wanted: str) -> pa.Table:
+    came = await answer(running, path, policy, name, **wanted)
     assert came.status_code == 200, came.text[:200]
     found = streamed.parse(came.content)
     assert (found.end["status"], found.untrue()) == ("complete", "")
@@ -89,10 +89,19 @@ async def test_wide_rows_take_the_disk_of_a_row_group_and_leave_nothing_there(
     tmp_path: Path, path: Path, temp_mb: int, status: int
 ) -> None:
     async with provider.running(tmp_path, rows=10, memory_mb=128, temp_mb=temp_mb) as running:
-        came = await answer(running, path, OPEN)
+        came = await answer(running, path, OPEN, "wide")
         assert came.status_code == status
         if status == 200:
             assert streamed.parse(came.content).end["rows"] == ROWS
         else:
             assert came.json()["code"] == "memory_limit"
         assert list((tmp_path / "work").rglob("aside/*")) == []
+
+
+async def test_wide_rows_with_a_column_that_the_engine_has_for_their_number_come_as_they_stand(
+    running: Provider, tmp_path: Path
+) -> None:
+    texts = [str(number) for number in range(40)]
+    table = pa.table({"File_Row_Number": [number % 3 * 25 for number in range(40)]} | dict.fromkeys(NAMES, texts))
+    pq.write_table(table, tmp_path / "own.parquet", row_group_size=10)
+    assert (await read(running, tmp_path / "own.parquet", name="own")).to_pylist() == table.to_pylist()

@@ -44,4 +44,6 @@ def test_a_table_is_shown_as_what_was_registered() -> None:
         id="p", name="p", title="", description="", keywords=[], theme="", license="", version="v", created_at=0
     )
     shown = view(row, DatasetVersion(source=source, profile=profile, schema=[]))
-    assert (shown.kind, shown.files) == ("postgres", [path])
+    assert (shown.kind, shown.files, shown.note) == ("postgres", [path], "")
+    named = view(row, DatasetVersion(source=source, profile=profile, schema=[{"name": "File_Row_Number"}]))
+    assert "a column is called File_Row_Number" in named.note

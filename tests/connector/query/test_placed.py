@@ -29,9 +29,8 @@ CONDITIONS = ["id % 3 = 1", "id >= 0", "id < 0", "id = 61", "note IS NULL AND na
 
 
 def two(rows: int) -> pa.Table:
-    return images(rows, values=blobs(rows, empty=3)).append_column(
-        "more", pa.array(blobs(rows, 60_000, empty=2), pa.binary())
-    )
+    table = images(rows, values=blobs(rows, empty=3)).append_column("filename", [["x"] * rows])
+    return table.append_column("more", pa.array(blobs(rows, 60_000, empty=2), pa.binary()))
 
 
 def placed(folder: Path, *tables: pa.Table, **how: Any) -> list[str]:
