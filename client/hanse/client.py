@@ -215,6 +215,11 @@ class Dataset:
     def purpose(self) -> str:
         return self._access.purpose
 
+    @property
+    def _about(self) -> tuple[str, str]:
+        """What errors say of us."""
+        return self.name, self.agreement_id
+
     def agreement(self) -> dict[str, Any]:
         """The agreement, with its sentences in plain words."""
         return dict(self._space.api.get(f"/agreements/{segment(self.agreement_id)}"))
@@ -365,7 +370,9 @@ class Dataset:
         waiting = Patience(patience, idle=idle_seconds)
 
         def begun() -> Stream:
-            return Stream(opened(None), reopen=opened, patience=waiting, schema=schema, due=due)
+            return Stream(
+                opened(None), reopen=opened, patience=waiting, schema=schema, due=due, about=self._about
+            )
 
         return begun() if due is None else waiting.outlast(begun)
 
@@ -378,7 +385,8 @@ class Dataset:
         body: dict[str, Any] = {"sql": sql, "purpose": self.purpose, "agreement": self.agreement_id}
         if epsilon is not None:
             body["epsilon"] = epsilon
-        return Stream(self._asked("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds))
+        answer = self._asked("POST", "/query", body=json.dumps(body).encode(), idle_seconds=idle_seconds)
+        return Stream(answer, about=self._about)
 
     def _asked(
         self, method: str, path: str, *, body: bytes = b"", media: str = "application/json", idle_seconds: float
@@ -398,6 +406,7 @@ class Dataset:
                 return act(*self._ticket(fresh=fresh))
             except HanseError as error:
                 if fresh or error.code not in ("ticket_expired", "ticket_replaced", "lease_expired"):
+                    error.about(*self._about)
                     raise
         raise AssertionError("unreachable: the second attempt returns or raises")
 

@@ -18,14 +18,15 @@
     │   └── StreamFailed        the owner could not finish, and says so
     └── Unverified              evidence that does not hold
 
-`str(error)` is the sentence for people; `code` and `rule` are stable; `facts` has whatever else the server said.
+`str(error)` is the sentence for people; `code` and `rule` are stable; `facts` has whatever else the server said, and
+of what ends a read of a `Dataset` its name (`dataset`, as `north/flights`) and its agreement's id (`agreement`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 # Control characters except tab and line end, what turns the direction of writing, halves of letters.
 _COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -45,6 +46,13 @@ class HanseError(Exception):
         self.code = code or type(self).__name__
         self.rule = rule
         self.facts = facts
+
+    def about(self, dataset: str, agreement: str) -> Self:
+        """The same, said of a dataset and the agreement that it is read under: a job may read those of many owners."""
+        self.facts |= {"dataset": dataset, "agreement": agreement}
+        if dataset not in str(self):
+            self.args = (f"{dataset}: {self}",)
+        return self
 
 
 class BadInput(HanseError): ...

@@ -57,12 +57,14 @@ class Stream:
         patience: Patience | None = None,
         schema: pa.Schema | None = None,
         due: Due | None = None,
+        about: tuple[str, str] | None = None,
     ) -> None:
-        """`schema` and `due`: what must come, where that is known."""
+        """`schema` and `due`: what must come, where that is known. `about`: of which dataset, under which agreement."""
         self._validate = validate
         self._reopen = reopen
         self._patience = patience or Patience()
         self._due = due
+        self._about = about
         self._table: pa.Table | None = None
         self._started = self._closed = False
         self._process = os.getpid()
@@ -113,7 +115,7 @@ class Stream:
                 self.rows += batch.num_rows
                 yield batch
         except HanseError as error:
-            self.error = error
+            self.error = error if self._about is None else error.about(*self._about)
             raise
         finally:
             self.close()

@@ -19,7 +19,7 @@ import pyarrow as pa
 from hanse._sockets import here
 from hanse._wire import Memory
 from hanse.client import Dataset
-from hanse.errors import AccessRevoked, BadInput
+from hanse.errors import AccessRevoked, BadInput, HanseError
 from hanse.loaders import order as orders
 from hanse.loaders.order import Mark, Order, Progress, Share
 from hanse.loaders.prefetch import ahead
@@ -111,6 +111,7 @@ class Loader:
         self.schema = _one_schema(self.plans)
         self.batch_size, self.drop_last = batch_size, drop_last
         self.throughput = Throughput()
+        self.error: HanseError | None = None  # what ended the last iteration: libraries that take rows raise their own
         blocks = sum(len(plan.blocks) for plan in self.plans)
         self._order = Order(_identity(self.plans), blocks, seed, epoch, window, _shown(self.plans))
         self._part, self._parts = share or (0, 1)
@@ -243,7 +244,7 @@ class Loader:
         order, share = self._order, self._pending or self._fresh()
         # A state is for one iteration, whether or not that comes to its end.
         self._share, self._pending, self._base = share, None, Progress()
-        self.throughput = Throughput()
+        self.throughput, self.error = Throughput(), None
         revoked: list[AccessRevoked] = []
         source = self._pieces(order, share, memory, revoked)
         pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
@@ -262,6 +263,9 @@ class Loader:
                 here(process)  # before any row, also of what had come already
             if order is self._order:
                 self._share = replace(after, ended=True)
+        except HanseError as error:
+            self.error = error
+            raise
         finally:
             pieces.close()
             if told is not None and process == os.getpid():  # else its lock may be held by a thread that is not there

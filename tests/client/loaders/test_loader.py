@@ -588,11 +588,14 @@ def test_rows_that_wait_are_not_given_after_a_revocation_and_are_after_other_end
     with owned(answer, rows=(2, 2, 2)) as dataset:
         loader = dataset.loader(batch_size=1)
         batches, seen = iter(loader), []
-        with pytest.raises(kind, match="study was closed"):  # noqa: PT012  it is raised in mid-iteration
+        with pytest.raises(kind, match=f"^{dataset.name}: the study was closed$") as caught:  # noqa: PT012  in the middle
             for one in batches:
                 for reading in list(prefetch._RUNNING):
                     reading.join(60)
                 seen += one["age"].to_pylist()
+    about = {"dataset": dataset.name, "agreement": dataset.agreement_id}
+    assert about.items() <= pickle.loads(pickle.dumps(caught.value)).facts.items()
+    assert loader.error is caught.value
     assert seen == [1, 2, 3, 4][: len(seen)]
     assert len(seen) == most or (most == 1 and not seen)  # it may be heard before the first one
     state = loader.state_dict()
@@ -602,8 +605,9 @@ def test_rows_that_wait_are_not_given_after_a_revocation_and_are_after_other_end
 def test_another_version_is_a_conflict_and_never_other_rows(owner: Owner, numbers: Dataset) -> None:
     plan = numbers.plan(columns=["id"])
     stale = hanse.plan.Plan("sha256:old/1", plan.digest, plan.schema, plan.blocks, plan.rows, plan.exact, ("id",))
-    with pytest.raises(Conflict, match="another version"):
+    with pytest.raises(Conflict, match="another version") as caught:
         numbers.read(stale, [0])
+    assert caught.value.facts["agreement"] == numbers.agreement_id
 
 
 @pytest.mark.parametrize(
