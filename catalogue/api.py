@@ -10,17 +10,32 @@ from fastapi.responses import JSONResponse
 
 from catalogue import question, shapes
 from catalogue.access import Access, Viewer
-from catalogue.facets import FACETS
+from catalogue.facets import FACETS, facet_named
 from catalogue.register import Register
 from catalogue.search import Search
 from catalogue.settings import Settings
+from connector.errors import BadInput
 
+_OWN = ("q", "column", "page", "size")
 _Many = Annotated[list[str] | None, Query()]
 
 
 def filters_of(request: Request) -> dict[str, list[str]]:
-    """Facet filters among a request's parameters: each facet's name is one, and may come more than once."""
-    return {name: request.query_params.getlist(name) for name in FACETS if name in request.query_params}
+    """Facet filters among a request's parameters: each facet's name is one, as are its others (`owner`), and may come
+    more than once."""
+    given = request.query_params
+    found = {
+        name: [one for key in (name, *facet.aliases) for one in given.getlist(key)] for name, facet in FACETS.items()
+    }
+    return {name: values for name, values in found.items() if values}
+
+
+def check_known(request: Request) -> None:
+    """BadInput for a parameter that is none: a filter that is passed over would find what it was to leave out."""
+    if unknown := [name for name in request.query_params if name not in _OWN and facet_named(name) is None]:
+        raise BadInput(
+            f"expected parameters {', '.join((*_OWN, *FACETS))}, came {unknown[0][:50]!r}", code="parameter_unknown"
+        )
 
 
 def router(
@@ -46,6 +61,7 @@ def router(
         size: int = question.SIZE,
     ) -> dict[str, Any]:
         """Datasets that fit, best first, with facet counts. Every facet's name is also a parameter."""
+        check_known(request)
         asked = question.read(q, columns=column or (), filters=filters_of(request), page=page, size=size)
         found = await search.ask(asked, viewer)
         if page < found.pages:

@@ -23,7 +23,7 @@ from catalogue.facets import FACETS, THEMES, Card
 from catalogue.question import Question
 from catalogue.store import Store, Transaction
 
-LAYOUT = 3  # raise it when documents are made differently
+LAYOUT = 4  # raise it when documents are made differently
 _HEAP = 15_000_000  # the least that tantivy takes; one thread
 _BATCH = 500
 # Of one entry, over all its renderings: who names a hundred members is found by the beginning of a long description, or
@@ -35,9 +35,11 @@ _START = (0, "")  # before the first change
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # How much a word found in a field counts.
-_BOOSTS = {"title": 8.0, "keywords": 4.0, "columns": 3.0, "owner": 3.0, "labels": 2.0, "description": 1.0}
+_BOOSTS = {
+    "title": 8.0, "name": 8.0, "keywords": 4.0, "columns": 3.0, "owner": 3.0, "labels": 2.0, "description": 1.0,
+}  # fmt: skip
 _STEMS = {"title_stems": 6.0, "stems": 0.8}
-_FUZZY = ("title", "keywords", "columns")
+_FUZZY = ("title", "name", "keywords", "columns")
 _WEIGHT = {"active": 1.0, "new": 1.0, "stale": 0.6, "unreachable": 0.3}
 
 # Stemmers that the engine has; a text without a known language is taken for English.
@@ -242,16 +244,18 @@ class Index:
         entry = card.entry
         columns = " ".join(_spread(column.name) for column in entry.columns)[:most]
         keywords = " ".join(entry.keywords)[:most]
+        name = _spread(entry.name)
         return {
             "id": entry.id,
             "title": entry.title,
+            "name": name,
             "keywords": keywords,
             "columns": columns,
             "description": entry.description[:most],
             "owner": f"{card.owner} {card.owner_title}",
             "labels": " ".join(THEMES.get(value, value) for value in FACETS["theme"].values(card)),
-            "grams": f"{entry.title} {keywords} {columns}"[:20_000],
-            "title_stems": self._stems(entry.title, entry.language),
+            "grams": f"{entry.title} {name} {keywords} {columns}"[:20_000],
+            "title_stems": self._stems(f"{entry.title} {name}", entry.language),
             "stems": self._stems(f"{keywords} {columns} {entry.description}"[:most], entry.language),
         }
 

@@ -84,9 +84,13 @@ class Space:
     def search(
         self, words: str = "", *, column: str | Sequence[str] = (), limit: int = 20, **filters: str | Sequence[str]
     ) -> list[Entry]:
-        """Datasets of the whole data space, best first. `filters`: theme, participant, purpose, keyword, ..."""
-        if not 1 <= limit <= _FOUND_MAX:
-            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, came {limit}; more words or filters find fewer")
+        """Datasets of the whole data space, best first, whose title, name, columns, description, ... have the words.
+
+        `column`: a column that each has, or several. `filters`, each a value or several of which one is enough: owner,
+        theme, purpose, policy, keyword, country, license, format, state. The catalogue refuses others (BadInput).
+        """
+        if not isinstance(limit, int) or not 1 <= limit <= _FOUND_MAX:
+            raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, came {limit!r}; more words or filters find fewer")
         asked = {"q": words, "column": [column] if isinstance(column, str) else list(column), **filters}
         found: list[Entry] = []
         for page in count(1):
@@ -370,9 +374,7 @@ class Dataset:
         waiting = Patience(patience, idle=idle_seconds)
 
         def begun() -> Stream:
-            return Stream(
-                opened(None), reopen=opened, patience=waiting, schema=schema, due=due, about=self._about
-            )
+            return Stream(opened(None), reopen=opened, patience=waiting, schema=schema, due=due, about=self._about)
 
         return begun() if due is None else waiting.outlast(begun)
 

@@ -22,7 +22,9 @@ async def ask(net: Net, identity: Identity, query: str, *, catalogue_url: str, o
     """
     if not catalogue_url:
         raise NotFound("no catalogue is set; set HANSE_CATALOGUE_URL to the data space's catalogue")
-    url = f"{catalogue_url.rstrip('/')}/api/v1/search?{query[:_QUERY_MAX]}"
+    if len(query) > _QUERY_MAX:
+        raise BadInput(f"expected words and filters of at most {_QUERY_MAX} letters in an address, came {len(query)}")
+    url = f"{catalogue_url.rstrip('/')}/api/v1/search?{query}"
     headers = {"authorization": identity.mint(operator)} if operator else {}
     reply = await net.call("GET", url, headers=headers)
     try:

@@ -122,6 +122,7 @@ async def test_pages_hold_every_hit_once(catalogue: Catalogue, north: Provider) 
     first = await catalogue.http.get("/api/v1/search?size=10&q=herring", headers=catalogue.operator)
     assert 'page=2>; rel="next"' in first.headers["link"]
     assert (await catalogue.ids(page=9)) == []
+    assert [hit["name"] for hit in (await catalogue.search("north/d7"))["results"]] == ["d7"]
 
 
 @pytest.mark.parametrize("query", ["page=0", "page=101&size=100", "size=101", "size=0", "page=x", "q=" + "a" * 501])
@@ -136,6 +137,14 @@ async def test_a_search_too_long_or_too_deep_is_refused(catalogue: Catalogue, qu
 def test_what_no_dataset_can_have_is_refused_with_what_one_can(asked: str) -> None:
     with pytest.raises(BadInput, match=r"expected as (state|policy) one of .*(stale|members-only), .*, came"):
         question.read(asked)
+
+
+async def test_a_filter_that_is_none_is_refused_and_an_owner_is_a_participant(filled: Catalogue) -> None:
+    for name in ("columns", "partcipant", "Owner"):
+        answer = await filled.http.get(f"/api/v1/search?{name}=south")
+        assert (answer.status_code, answer.json()["code"]) == (400, "parameter_unknown")
+        assert f"came '{name}'" in answer.json()["detail"]
+    assert [(await filled.search("weather", owner=one))["total"] for one in ("north", "south")] == [2, 0]
 
 
 def test_many_filters_are_refused() -> None:

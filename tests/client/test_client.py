@@ -71,11 +71,11 @@ def test_a_long_search_is_had_page_by_page(served: Connector, space: Space, limi
     assert [asked.query["size"] for asked in served.asked] == [str(size)] * pages
 
 
-@pytest.mark.parametrize("limit", [0, 10_001])
+@pytest.mark.parametrize("limit", [0, 10_001, "5"])
 def test_a_search_for_nothing_or_too_much_is_refused_before_it_is_asked(
-    served: Connector, space: Space, limit: int
+    served: Connector, space: Space, limit: Any
 ) -> None:
-    with pytest.raises(errors.BadInput, match=f"1 to 10000, came {limit}"):
+    with pytest.raises(errors.BadInput, match=f"1 to 10000, came {limit!r}"):
         space.search("x", limit=limit)
     assert served.asked == []
 
