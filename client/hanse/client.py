@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from urllib.parse import urlencode
 
 from hanse import _wire, flow
@@ -27,6 +27,7 @@ from hanse._wire import Answer, Request
 from hanse.errors import AccessRevoked, BadInput, Broken, HanseError, NotFound
 from hanse.explained import Explained
 from hanse.flow import Access, Call, segment
+from hanse.options import ForLoader, ForRay, ForSpark, ForTorch, InOrder, check
 from hanse.patience import IDLE_SECONDS, SECONDS, Patience
 from hanse.plan import Due, Plan
 from hanse.stream import Stream
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from hanse.loaders import Loader
+    from hanse.loaders.torch import Batches
 
 T = TypeVar("T")
 
@@ -314,32 +316,60 @@ class Dataset:
         due = Due(plan, blocks, before=before if after else 0)
         return self._going_on(asked, idle_seconds=idle_seconds, patience=patience, schema=plan.schema, due=due)
 
-    def loader(self, **options: Any) -> Loader:
-        """Batches for training, in a fixed order, shared between readers, with a state to go on from: `Loader`."""
+    # What the next five take, and what of it is not known, `hanse.options` says.
+
+    def loader(self, **options: Unpack[ForLoader]) -> Loader:
+        """Batches for training, in a fixed order, shared between readers, with a state to go on from: `Loader`.
+
+        Options: `columns`, `where` (which rows), `batch_size`, `drop_last`, `seed`, `window`, `epoch` (in which order),
+        `part`, `parts` (which reader of how many), `prefetch_bytes`, `codec`, `patience` (seconds without a row),
+        `progress` (a bar).
+        """
+        check(options, ForLoader)
         from hanse.loaders import Loader
 
         return Loader(self, **options)
 
-    def to_torch(self, **options: Any) -> Any:
-        """A PyTorch IterableDataset: `hanse.loaders.torch.dataset`."""
+    def to_torch(self, **options: Unpack[ForTorch]) -> Batches:
+        """A PyTorch IterableDataset of batches: `hanse.loaders.torch.dataset`.
+
+            DataLoader(flights.to_torch(batch_size=256, seed=7), batch_size=None, num_workers=4)
+
+        Options: those of `loader`, with `batch_size` 256 where it is not given, and `rank` and `world` in place of
+        `part` and `parts`; `shapes` and `blobs` (how columns become tensors), or `form` (a function of an Arrow batch);
+        `state` (a merged one to go on from).
+        """
+        check(options, ForTorch)
         from hanse.loaders import torch
 
         return torch.dataset(self, **options)
 
-    def to_hf(self, **options: Any) -> Any:
-        """A streaming Hugging Face dataset: `hanse.loaders.hf.dataset`."""
+    def to_hf(self, **options: Unpack[InOrder]) -> Any:
+        """A streaming Hugging Face dataset: `hanse.loaders.hf.dataset`.
+
+        Options: `columns`, `where`, `seed`, `epoch`, `patience`, as of `loader`.
+        """
+        check(options, InOrder)
         from hanse.loaders import hf
 
         return hf.dataset(self, **options)
 
-    def to_ray(self, **options: Any) -> Any:
-        """A Ray dataset: `hanse.loaders.ray.dataset`."""
+    def to_ray(self, **options: Unpack[ForRay]) -> Any:
+        """A Ray dataset: `hanse.loaders.ray.dataset`.
+
+        Options: `columns`, `where`, `patience`, as of `loader`; `tasks` (at most so many; 0: as many as Ray asks for).
+        """
+        check(options, ForRay)
         from hanse.loaders import ray
 
         return ray.dataset(self, **options)
 
-    def to_spark(self, session: Any, **options: Any) -> Any:
-        """A Spark data frame: `hanse.loaders.spark.frame`."""
+    def to_spark(self, session: Any, **options: Unpack[ForSpark]) -> Any:
+        """A Spark data frame: `hanse.loaders.spark.frame`.
+
+        Options: `columns`, `where`, `patience`, as of `loader`; `partitions` (at most so many).
+        """
+        check(options, ForSpark)
         from hanse.loaders import spark
 
         return spark.frame(session, self, **options)

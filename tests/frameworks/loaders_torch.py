@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import inspect
 import itertools
 import json
 import os
@@ -30,6 +31,8 @@ from hanse.loaders.loader import whole
 from hanse.loaders.lying import Came, Kinds, Layout
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
+from hanse.loaders.torch import dataset as torch_dataset
+from hanse.options import ForTorch, InBatches
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -221,6 +224,16 @@ def test_a_shape_that_is_none_is_refused_before_anything_is_asked(training: Data
 def test_a_shape_may_be_a_list_of_whatever_whole_numbers(training: Dataset) -> None:
     batch = next(iter(training.to_torch(columns=["vector"], batch_size=4, shapes={"vector": [np.int64(2), 3]})))
     assert batch["vector"].shape == (4, 2, 3)
+
+
+def test_batches_say_what_they_are_of(training: Dataset) -> None:
+    made = training.to_torch(columns=["id", "label"], batch_size=64)
+    assert (made.rows, made.schema.names) == (ROWS, ["id", "label"])
+    assert sum(len(batch["id"]) for batch in made) == made.throughput.rows == ROWS
+    with pytest.raises(TypeError):
+        len(DataLoader(made, batch_size=None))  # PyTorch would hold the loop to it, and it hangs on the workers
+    named = {*inspect.signature(torch_dataset).parameters} - {"datasets", "options"}
+    assert named | {*InBatches.__annotations__} == {*ForTorch.__annotations__}
 
 
 def test_an_epoch_that_is_none_is_refused_and_changes_nothing(training: Dataset) -> None:

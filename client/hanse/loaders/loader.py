@@ -153,13 +153,21 @@ class Loader:
             return False
         if self._pending.ended:
             return True
+        least = self.batch_size or 1 if self.drop_last else 1
+        some = self._pending.places(self._order.blocks)
+        return not some or (self._exact and self._rows_left(self._pending) < least)
+
+    @property
+    def _exact(self) -> bool:
+        return all(plan.exact for plan in self.plans)
+
+    def _rows_left(self, share: Share) -> int:
+        """As the plans say."""
         permutation, rows = self._order.permutation(), 0
-        left = self._pending.places(self._order.blocks)
-        for place, mark in left:
+        for place, mark in share.places(self._order.blocks):
             source, block = self._locate(permutation[place])
             rows += self.plans[source].blocks[block].rows - mark.row - mark.emitted
-        least = self.batch_size or 1 if self.drop_last else 1
-        return not left or (rows < least and all(plan.exact for plan in self.plans))
+        return rows
 
     def forget(self) -> None:
         """Begin a whole epoch with the next iteration, as after one that went to its end."""
@@ -248,7 +256,7 @@ class Loader:
         revoked: list[AccessRevoked] = []
         source = self._pieces(order, share, memory, revoked)
         pieces = ahead(source, nbytes=self._prefetch_bytes, size=lambda piece: piece.held)
-        told = _Told(self.throughput, self.rows) if self._progress else None
+        told = _Told(self.throughput, **self._to_tell(share)) if self._progress else None
         after = share
         try:
             for slices, after in self._joined(pieces, share):
@@ -258,9 +266,11 @@ class Loader:
                     self._share = after
                 self._count(slices)
                 if told is not None:
-                    told.tell()
+                    told.tell(after.done)
                 yield slices
                 here(process)  # before any row, also of what had come already
+            if told is not None:
+                told.end()
             if order is self._order:
                 self._share = replace(after, ended=True)
         except HanseError as error:
@@ -281,6 +291,15 @@ class Loader:
 
     def _fresh(self) -> Share:
         return Share(self._base, self._part, self._parts)
+
+    def _to_tell(self, share: Share) -> dict[str, int]:
+        """What this reader has of the epoch, and has had before it begins at `share`: in rows where these are known,
+        else in blocks."""
+        every = replace(share, done=0, mark=None, ended=False)
+        if not self._exact:
+            return {"rows": 0, "before": 0, "blocks": len(every.places(self._order.blocks))}
+        rows, left = self._rows_left(every), 0 if share.ended else self._rows_left(share)
+        return {"rows": rows, "before": rows - left, "blocks": 0}
 
     def _count(self, slices: Sequence[Slice]) -> None:
         seen = self.throughput
@@ -555,19 +574,26 @@ def _shown(plans: Sequence[Plan]) -> str:
 
 
 class _Told:
-    """A progress bar with the throughput, on standard error."""
+    """A progress bar with the throughput, on standard error: of rows where it is known how many there are, of blocks
+    where it is not. `before`: rows that were read by another iteration."""
 
-    def __init__(self, seen: Throughput, rows: int) -> None:
+    def __init__(self, seen: Throughput, *, rows: int, before: int, blocks: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._seen = seen
+        self._seen, self._before, self._by_blocks = seen, before, bool(blocks)
         self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
-        self._task = self._bar.add_task("", total=rows)
+        self._task = self._bar.add_task("", total=blocks or rows, completed=before)
         self._bar.start()
 
-    def tell(self) -> None:
-        self._bar.update(self._task, completed=self._seen.rows, description=str(self._seen))
+    def tell(self, blocks: int) -> None:
+        """So many blocks are done."""
+        done = blocks if self._by_blocks else self._before + self._seen.rows
+        self._bar.update(self._task, completed=done, description=str(self._seen))
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._bar.update(self._task, completed=self._bar.tasks[0].total)
 
     def close(self) -> None:
         self._bar.stop()

@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import pyarrow as pa
 import torch
@@ -22,10 +22,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hanse.client import Dataset
 from hanse.errors import BadInput, HanseError
-from hanse.loaders.loader import Loader, Slice, whole
+from hanse.loaders.loader import Loader, Slice, Throughput, whole
 from hanse.loaders.order import chosen, number, reader
 from hanse.loaders.shipped import Columns, Way
 from hanse.loaders.tensors import BLOBS, tensors
+from hanse.options import InBatches
 
 _WORKERS_MAX = 4096  # of one DataLoader
 _SAID = ("rank", "world")
@@ -82,7 +83,11 @@ class _Shared(NamedTuple):
 
 
 class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there when types are checked
-    """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch."""
+    """Batches of a `Loader`, each passed through `form`. Every rank and worker gets its own part of the epoch.
+
+    It has no length: how many batches there are depends on how many workers a DataLoader will have, each of which ends
+    with a batch of its own.
+    """
 
     def __init__(
         self,
@@ -152,6 +157,21 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
     def _formed(self, slices: Sequence[Slice]) -> Any:
         return self._form(*(batch.slice(start, stop - start) for batch, start, stop in slices))
 
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch, over all ranks and workers: exact without a row filter and a condition."""
+        return self._loader.rows
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns as they come, before they are tensors."""
+        return self._loader.schema
+
+    @property
+    def throughput(self) -> Throughput:
+        """What has come in this iteration, to this process: with workers, which do the reading, nothing."""
+        return self._loader.throughput
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration gives. Call it before each; without it every epoch has the same order."""
         self._loader.set_epoch(epoch)
@@ -216,16 +236,18 @@ class Batches(IterableDataset[Any]):  # type: ignore[misc]  # torch is not there
 def dataset(
     datasets: Dataset | Sequence[Dataset],
     *,
-    batch_size: int = 256,
     form: Callable[[pa.RecordBatch], Any] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     blobs: str = "bytes",
     rank: int | None = None,
     world: int | None = None,
     state: dict[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[InBatches],
 ) -> Batches:
-    """The batches of one or several datasets with the same columns; `options` are those of `Loader`.
+    """The batches of one or several datasets with the same columns.
+
+    `options` are those of `Loader`: `columns`, `where`, `batch_size` (256 where it is not given), `drop_last`, `seed`,
+    `window`, `epoch`, `prefetch_bytes`, `codec`, `patience`, `progress`.
 
     `form` makes of an Arrow batch what the loop gets; without it `tensors` does, with `shapes` and `blobs`: a dict by
     column.
@@ -243,7 +265,8 @@ def dataset(
     shapes = {name: _shape(name, shape) for name, shape in (shapes or {}).items()}
     if form is not None and (shapes or blobs != BLOBS[0]):
         raise BadInput("expected either form, which is given Arrow batches, or shapes and blobs; came both")
-    loader = Loader(datasets, batch_size=batch_size, **options)
+    options.setdefault("batch_size", 256)
+    loader = Loader(datasets, **options)
     if unknown := sorted({*shapes} - {*loader.schema.names}):
         raise BadInput(f"expected shapes of columns among {loader.schema.names}, came {unknown}")
     if state is not None:

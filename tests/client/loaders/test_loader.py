@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import multiprocessing
@@ -24,9 +25,11 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hanse import options as known
 from hanse.client import Dataset
 from hanse.errors import AccessRevoked, BadInput, Conflict, HanseError, QuotaSpent, Unreachable
 from hanse.loaders import Loader, merge, prefetch
+from hanse.loaders import loader as loader_module
 from hanse.loaders.order import Order
 
 from connector.errors import Busy
@@ -107,6 +110,18 @@ def test_batches_without_rows_are_not_asked_for(numbers: Dataset, wrong: dict[st
         BadInput, match=f"expected (a )?{next(iter(wrong))} of at least .*, came {next(iter(wrong.values()))}"
     ):
         numbers.loader(**wrong)
+
+
+@pytest.mark.parametrize("way", ["loader", "to_torch", "to_hf", "to_ray", "to_spark"])
+def test_an_option_that_is_none_is_told_with_those_there_are(numbers: Dataset, way: str) -> None:
+    given = (None,) if way == "to_spark" else ()
+    with pytest.raises(BadInput, match=r"expected options among columns, where, .*; came batchsize"):
+        getattr(numbers, way)(*given, batchsize=1)
+
+
+def test_editors_know_each_option_of_a_loader() -> None:
+    named = list(inspect.signature(Loader.__init__).parameters)[2:]
+    assert sorted(known.ForLoader.__annotations__) == sorted(named)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +406,27 @@ def test_a_state_is_gone_on_from_once(numbers: Dataset, left: Any, read: int | N
     rest = ids(itertools.islice(loader, read))
     assert (seen + rest) == sequence(1)[: len(seen + rest)]
     assert ids(loader) == ids(loader) == sequence(1)
+
+
+def test_a_bar_goes_from_where_its_reader_is_to_where_its_share_ends(
+    numbers: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float | None, float]] = []
+
+    def close(bar: Any) -> None:
+        told.append((bar._bar.tasks[0].total, bar._bar.tasks[0].completed))
+        bar._bar.stop()
+
+    monkeypatch.setattr(loader_module._Told, "close", close)
+    options: dict[str, Any] = {"columns": ["id"], "batch_size": 1000, "progress": True, "part": 0, "parts": 2}
+    loader = numbers.loader(**options)
+    for _ in itertools.islice(iter(loader), 30):
+        state = loader.state_dict()
+    again = numbers.loader(**options)
+    again.load_state_dict(state)
+    assert sum(batch.num_rows for batch in again) == 80_000
+    list(numbers.loader(**options, where="id < 5"))  # of which nobody knows how many these are: two blocks
+    assert told == [(110_000, 30_000), (110_000, 110_000), (2, 2)]
 
 
 def test_readers_share_an_epoch_and_their_number_may_change_in_it(numbers: Dataset) -> None:

@@ -1,0 +1,70 @@
+"""What `Dataset.loader` and its siblings take: types for editors, and a sentence for what they do not take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from hanse.errors import BadInput
+
+
+class Rows(TypedDict, total=False):
+    """Which rows, and how long to bear a failure."""
+
+    columns: Sequence[str]
+    where: str
+    patience: float
+
+
+class InOrder(Rows, total=False):
+    """And in which order."""
+
+    seed: int | None
+    epoch: int
+
+
+class InBatches(InOrder, total=False):
+    """And in which batches."""
+
+    batch_size: int | None
+    drop_last: bool
+    window: int
+    prefetch_bytes: int
+    codec: str
+    progress: bool
+
+
+class ForLoader(InBatches, total=False):
+    """Of `Loader`."""
+
+    part: int | None
+    parts: int | None
+
+
+class ForTorch(InBatches, total=False):
+    """Of `hanse.loaders.torch.dataset`, where the parts follow from rank, world and workers."""
+
+    form: Callable[..., Any] | None
+    shapes: Mapping[str, tuple[int, ...]] | None
+    blobs: str
+    rank: int | None
+    world: int | None
+    state: dict[str, Any] | None
+
+
+class ForRay(Rows, total=False):
+    """Of `hanse.loaders.ray.dataset`."""
+
+    tasks: int
+
+
+class ForSpark(Rows, total=False):
+    """Of `hanse.loaders.spark.frame`."""
+
+    partitions: int
+
+
+def check(options: Mapping[str, Any], known: type) -> None:
+    """BadInput for an option that is not among those of `known`, one of the types here."""
+    if unknown := sorted({*options} - {*known.__annotations__}):
+        raise BadInput(f"expected options among {', '.join(known.__annotations__)}; came {', '.join(unknown)}")
