@@ -11,8 +11,11 @@ from datetime import UTC, datetime
 
 from policies.contract import DataContract
 from policies.errors import QueryRefused
+from policies.model import HANSE
 from policies.values import is_below, purpose_hint
 from policies.vocabulary import compact, meant
+
+_QUERY, _STREAM = HANSE + "query", HANSE + "stream"
 
 
 def reason(contract: DataContract, effect: str) -> str:
@@ -29,8 +32,10 @@ def check_action(contract: DataContract, action: str) -> None:
             code="contract_undecided",
         )
     if meant(action) not in contract.actions:
+        rows = meant(action) == _STREAM and _QUERY in contract.actions
+        instead = ". Its rows do not leave one by one: send a query (`space.query`)" if rows else ""
         raise QueryRefused(
-            f"{compact(action)} is not agreed; agreed: {_listed(contract.actions)}",
+            f"{compact(action)} is not agreed; agreed: {_listed(contract.actions)}{instead}",
             rule=contract.permission,
             code="action_not_agreed",
         )

@@ -96,6 +96,8 @@ class Api:
     @contextmanager
     def _answer(self, call: Call, *, endless: bool = False) -> Iterator[httpx2.Response]:
         """An answer that is no error, its body not read yet."""
+        if self._http.is_closed:
+            raise BadInput(f"this connection to {self.url} was closed; connect again")
         read = None if endless else self._seconds + call.seconds
         timeout = httpx2.Timeout(read, connect=_CONNECT_SECONDS, write=self._seconds, pool=self._seconds)
         try:

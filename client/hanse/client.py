@@ -393,7 +393,7 @@ class Dataset:
             given = dict(asked(place))
             if place is not None:
                 given |= {"after": place["cursor"], "snapshot": given.get("snapshot") or kept.get("snapshot", "")}
-            query = urlencode({name: value for name, value in given.items() if value})
+            query = urlencode({name: value for name, value in given.items() if value not in (None, "")})
             if len(query) <= _QUERY_MAX:
                 answer = self._asked("GET", f"?{query}", idle_seconds=waiting.silence)
             else:

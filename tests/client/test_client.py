@@ -325,6 +325,12 @@ def test_a_slow_connector_is_given_up_on(served: Connector) -> None:
     given_up.set()
 
 
+def test_a_call_after_the_end_is_told_as_that(served: Connector, space: Space) -> None:
+    space.close()
+    with pytest.raises(errors.BadInput, match="was closed; connect again"):
+        space.search("x")
+
+
 def test_nobody_there_is_said_with_what_to_look_at() -> None:
     with connector() as gone:
         url = gone.url

@@ -95,8 +95,8 @@ class Loader:
     ) -> None:
         share = orders.chosen(part, parts)
         batch_size = None if batch_size is None else orders.number("batch_size", batch_size)
-        seed = None if seed is None else orders.number("seed", seed)
-        window, epoch = orders.number("window", window), orders.number("epoch", epoch)
+        seed = None if seed is None else orders.key("seed", seed)
+        window, epoch = orders.number("window", window), orders.key("epoch", epoch)
         prefetch_bytes = orders.number("prefetch_bytes", prefetch_bytes)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"expected a batch_size of at least 1, or None for batches as they come, came {batch_size}")
@@ -137,7 +137,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration gives that epoch from its beginning; a state that was loaded for it stays."""
-        epoch = orders.number("epoch", epoch)
+        epoch = orders.key("epoch", epoch)
         if epoch != self._order.epoch:
             self._order = replace(self._order, epoch=epoch)
             self._base, self._pending, self._share = Progress(), None, None

@@ -27,6 +27,7 @@ from hanse.errors import BadInput
 T = TypeVar("T")
 
 _VERSION = 1
+_KEY_BITS = 63  # and the sign
 
 
 def number(name: str, value: Any) -> int:
@@ -38,6 +39,13 @@ def number(name: str, value: Any) -> int:
     except TypeError:
         pass
     raise BadInput(f"expected {name} to be a whole number, came {value!r}")
+
+
+def key(name: str, value: Any) -> int:
+    """A `number` that orders hang on, of 64 bits. BadInput for a larger one, which no framework can keep."""
+    if (found := number(name, value)).bit_length() > _KEY_BITS:
+        raise BadInput(f"expected {name} from -2**63 + 1 to 2**63 - 1, came a number of {found.bit_length()} bits")
+    return found
 
 
 def count(name: str, value: Any, *, least: int = 1) -> int:
@@ -267,10 +275,10 @@ def _of_progress(progress: Progress) -> dict[str, Any]:
 
 
 def _to_order(state: Mapping[str, Any]) -> Order:
-    seed = None if state["seed"] is None else number("seed", state["seed"])
+    seed = None if state["seed"] is None else key("seed", state["seed"])
     blocks, window = (count(name, state[name], least=0) for name in ("blocks", "window"))
     identity, shown = _typed(str, state["identity"]), _typed(str, state.get("shown", ""))
-    return Order(identity, blocks, seed, number("epoch", state["epoch"]), window, shown)
+    return Order(identity, blocks, seed, key("epoch", state["epoch"]), window, shown)
 
 
 def _to_progress(value: Mapping[str, Any], order: Order) -> Progress:

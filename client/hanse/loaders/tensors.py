@@ -141,7 +141,7 @@ def _without_nulls(name: str, column: pa.Array) -> None:
     if column.null_count:
         raise BadInput(
             f"column {name} holds nulls, and {column.type} has no value for them in a tensor; ask for rows where it is "
-            "not null, or leave it out"
+            "not null, leave it out, or fill them in a function of your own (form=)"
         )
 
 

@@ -157,6 +157,26 @@ def test_numbers_that_are_none_are_refused(numbers: Dataset, name: str, wrong: o
         numbers.loader(**{"seed": 1, "part": 0, "parts": 1, name: wrong})
 
 
+@pytest.mark.parametrize("name", ["seed", "epoch"])
+def test_a_number_that_is_too_large_for_an_order_is_refused(numbers: Dataset, name: str) -> None:
+    for wrong in (2**63, -(2**63), 10**5000):
+        with pytest.raises(BadInput, match=f"expected {name} from .* came a number of {wrong.bit_length()} bits"):
+            numbers.loader(**{name: wrong})
+    assert numbers.loader(**{name: 2**63 - 1}).rows == ROWS
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_batches_of_a_stream_have_a_row_at_least(numbers: Dataset, rows: int) -> None:
+    with pytest.raises(BadInput, match=f"expected batch_rows to be .*at least 1, came .?{rows}"):
+        numbers.stream(batch_rows=rows)
+
+
+def test_an_agreement_for_questions_alone_says_what_to_send_in_place_of_a_loader(owner: Owner) -> None:
+    asked = owner.dataset(gate.agreement(action="ds:query"))
+    with pytest.raises(hanse.Refused, match=r"ds:stream is not agreed; agreed: ds:query.*send a query"):
+        asked.loader()
+
+
 @pytest.mark.parametrize("way", ["stream", "loader"])
 @pytest.mark.parametrize(
     ("wrong", "said"),
