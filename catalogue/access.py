@@ -17,7 +17,7 @@ from pathlib import Path
 from fastapi import Request
 
 from catalogue.store import Store, Transaction
-from catalogue.store.tables import Token
+from catalogue.store.tables import Member, Token
 from connector.errors import ScopeMissing, Unauthenticated
 from connector.identity.service import Identity
 
@@ -76,11 +76,22 @@ class Access:
     async def _of_token(self, scheme: str, text: str) -> Viewer:
         if scheme.lower() == "bearer" and await self._operator(text):
             return Viewer(OPERATOR)
+        if scheme.lower() == "bearer":  # any other is refused below
+            await self._member(self._identity.claimed(f"{scheme} {text}"))  # or anybody had us call where a DID leads
         principal = await self._identity.authenticate(f"{scheme} {text}")
-        member = await self._store.read(lambda tx: tx.members.find(principal.id))
-        if member is not None and member.id == principal.id and member.status == "active":
-            return Viewer(MEMBERS, principal.id)
-        return Viewer(PUBLIC, principal.id)
+        active = (await self._member(principal.id)).status == "active"
+        return Viewer(MEMBERS if active else PUBLIC, principal.id)
+
+    async def _member(self, did: str) -> Member:
+        """The member with this DID. Unauthenticated where there is none."""
+        is_text = did.isascii() and did.isprintable()  # any other is no DID, and nothing to ask a database for
+        member = await self._store.read(lambda tx: tx.members.find(did)) if is_text else None
+        if member is None or member.id != did:
+            raise Unauthenticated(
+                f"expected the token of a member of this data space, came one of {did[:200]!a}, which is none; ask the "
+                "operator to admit it, or ask without a token"
+            )
+        return member
 
     async def _operator(self, text: str) -> bool:
         digest, now = _digest(text), time.time()

@@ -108,6 +108,11 @@ async def verify(
     return claims
 
 
+def claimed_issuer(token: str, *, audience: str) -> str:
+    """Whose token it says that it is, which proves nothing yet: for asking whether to look up their keys at all."""
+    return _issuer(*_parts(token), audience)
+
+
 def public_key(jwk: dict[str, Any]) -> ECKey | OKPKey:
     """The key object of a public JWK. Unauthenticated for anything but a public EC or OKP key."""
     kind = jwk.get("kty")

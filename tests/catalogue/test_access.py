@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import stat
+from base64 import urlsafe_b64encode
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,18 @@ async def test_a_proof_that_does_not_hold_is_refused_and_not_taken_for_none(
 ) -> None:
     answer = await catalogue.http.get("/api/v1/search", headers={"authorization": authorization})
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+
+
+@pytest.mark.parametrize("issuer", ["{did}", "{did}:a", "did:web:\udcff", "did:web:\0"])
+async def test_keys_are_looked_up_of_members_only(catalogue: Catalogue, north: Provider, issuer: str) -> None:
+    """Else anybody has the catalogue call what address they like, and hears how that went."""
+    did = issuer.format(did=north.did)
+    claims = {"iss": did, "sub": did, "aud": catalogue.parts.settings.did, "jti": "1", "iat": 0, "exp": 0}
+    parts = (json.dumps(one).encode() for one in ({"alg": "ES256", "kid": f"{did}#k"}, claims))
+    token = ".".join([*(urlsafe_b64encode(part).decode() for part in parts), "AAAA"])
+    answer = await catalogue.http.get("/api/v1/search", headers={"authorization": f"Bearer {token}"})
+    assert (answer.status_code, north.requests) == (401, [])
+    assert "expected the token of a member" in answer.json()["detail"]
 
 
 async def test_the_first_token_is_made_once_and_kept_as_a_hash_only(catalogue: Catalogue, tmp_path: Path) -> None:
