@@ -15,9 +15,10 @@ from catalogue.facets import Card
 from catalogue.freshness import EXPIRED, WITHDRAWN, entry_state
 from catalogue.offers import Offer
 from catalogue.store.tables import Entry as Row
-from catalogue.store.tables import Member, Source
+from catalogue.store.tables import Json, Member, Source
 
 _NAMED_MAX = 100  # members that one entry may name; more are treated as if no offer were for them
+_DID_MAX = 1024
 
 
 def cards_of(row: Row, member: Member | None, source: Source | None) -> list[Card]:
@@ -75,6 +76,23 @@ def visible(entry: Entry, viewer: Viewer) -> tuple[Offer, ...] | None:
     listed = bool(offers) or any(map(viewer.sees, entry.audience)) or viewer.is_operator
     mine = viewer.id == entry.participant
     return entry.offers if mine and viewer.kind == MEMBERS else offers if listed else None
+
+
+def remembered(content: Json) -> Json:
+    """What a tombstone keeps of an entry's content: who saw it. Nothing is lost where it is done again."""
+    names = {*content.get("audience", ()), *(name for offer in content.get("offers", ()) for name in offer["audience"])}
+    named = sorted(name for name in names - {PUBLIC, MEMBERS} if len(name) <= _DID_MAX)
+    return {
+        "participant": content.get("participant", ""),
+        "audience": [*sorted(names & {PUBLIC, MEMBERS}), *named[:_NAMED_MAX]],
+    }
+
+
+def saw(content: Json, viewer: Viewer) -> bool:
+    """Whether a viewer saw an entry while it was listed, by the content that there was or by what is remembered."""
+    kept = remembered(content)
+    mine = viewer.kind == MEMBERS and viewer.id == kept["participant"]
+    return mine or viewer.is_operator or any(map(viewer.sees, kept["audience"]))
 
 
 def _named(entry: Entry) -> list[str]:

@@ -84,6 +84,7 @@ class Crawler:
                 if time.monotonic() - swept > _HOUR:
                     swept = time.monotonic()
                     await self._store.write(self._sweep)
+                    await self._strip()
                 for source in await self._store.read(partial(_due, limit=self._settings.crawl_concurrency * 2)):
                     self.start(source.member_id, why="schedule")
             except Exception as error:  # noqa: BLE001  # a schedule that stops is a catalogue that ages
@@ -144,6 +145,8 @@ class Crawler:
             run = await self._store.write(
                 partial(self._conclude, member=member, why=why, started=started, outcome=outcome, tally=tally)
             )
+        if run.counts["withdrawn"]:
+            await self._strip()
         self._count.labels(run.outcome).inc()
         self._log.info("visited", member=member.name, outcome=run.outcome, problem=run.problem, **run.counts)
         await self._on_change()
@@ -182,6 +185,9 @@ class Crawler:
             ingest.miss(tx, member.id, since=started, tally=tally)
         if outcome.outcome == "unchanged":
             tally.datasets = tx.entries.seen_all(member.id, tx.now)
+        if source is not None:
+            self._note(tx, source, outcome)
+            self._age(tx, source, outcome, since=started, tally=tally)
         run = Run(
             member_id=member.id,
             why=why,
@@ -193,7 +199,6 @@ class Crawler:
             skipped=tally.problems,
         )
         if source is not None:  # removed while we were there: nobody to note it for
-            self._note(tx, source, outcome)
             tx.members.add(run)
             tx.members.forget_old_runs(member.id)
         return run
@@ -208,6 +213,19 @@ class Crawler:
             source.last_ok = tx.now
         source.next_at = tx.now + freshness.pause(self._timing, failures=source.failures, luck=self._luck())
         self._settle(tx, source)
+
+    def _age(self, tx: Transaction, source: Source, outcome: _Outcome, *, since: float, tally: Tally) -> None:
+        """What visits did not come to ages as it would with a connector that is silent, and makes room for the rest."""
+        if outcome.outcome == "partial":
+            tx.entries.doubt(source.member_id, before=tx.now - self._timing.unreachable)
+        if source.state != freshness.EXPIRED:  # a connector that is silent keeps its entries, out of the search
+            ingest.age(tx, source.member_id, seconds=self._timing.expired, tally=tally)
+        if outcome.outcome != "unchanged":
+            ingest.bound(tx, source.member_id, since=since, most=self._settings.crawl_entries_max, tally=tally)
+
+    async def _strip(self) -> None:
+        while await self._store.write(ingest.strip):
+            continue
 
     def _settle(self, tx: Transaction, source: Source) -> None:
         """Bring a connector's state up to date; its entries show a change."""

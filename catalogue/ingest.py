@@ -12,16 +12,30 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from catalogue.cards import remembered
 from catalogue.entry import READER, checked_id, digest_of, read_dataset, too_deep
 from catalogue.namespaces import PREFIX, Namespaces
 from catalogue.store import Transaction
+from catalogue.store.tables import DOUBTED, Member
 from catalogue.store.tables import Entry as Row
-from catalogue.store.tables import Member
 from catalogue.texts import clean
 from connector.errors import Conflict, HanseError, Limited, MessageInvalid
 
 MISSES_MAX = 3  # complete visits in a row that do not list an entry, after which it counts as withdrawn
 _SKIPPED_KEPT = 20
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a dataset is skipped. `foreign`: its id is another member's."""
+
+    text: str
+    foreign: bool
+
+    @classmethod
+    def of(cls, error: HanseError) -> Problem:
+        return cls(clean(error.message, 500), isinstance(error, Conflict))  # not the error: it would hold the dataset
 
 
 @dataclass(slots=True)
@@ -35,11 +49,15 @@ class Tally:
     withdrawn: int = 0
     skipped: int = 0
     problems: list[dict[str, str]] = field(default_factory=list)
+    refused: dict[str, Problem] = field(default_factory=dict)  # of the page at hand: ids that were skipped, and why
+    unfit: dict[str, Problem] = field(default_factory=dict)  # of the visit: those of them that are listed here
 
-    def skip(self, dataset: str, problem: str) -> None:
+    def skip(self, dataset: str, error: HanseError) -> None:
+        problem = Problem.of(error)
         self.skipped += 1
+        self.refused[dataset] = problem
         if len(self.problems) < _SKIPPED_KEPT:
-            self.problems.append({"dataset": clean(dataset, 200), "problem": clean(problem, 500)})
+            self.problems.append({"dataset": clean(dataset, 200), "problem": problem.text})
 
     def counts(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("datasets", "new", "changed", "missing", "withdrawn", "skipped")}
@@ -78,12 +96,12 @@ def sift(
     """The datasets of a page that may be kept, each id once; the others are tallied. Pure but for the tally."""
     found: dict[str, Candidate] = {}
     for raw in datasets:
-        label = str(raw.get("@id", "?")) if isinstance(raw, dict) else type(raw).__name__
+        label = str(raw.get("@id", raw.get("id", "?"))) if isinstance(raw, dict) else type(raw).__name__
         try:
             candidate = _candidate(raw, member, spaces, entry_bytes)
             found[candidate.id] = candidate
         except HanseError as error:
-            tally.skip(label, error.message)
+            tally.skip(label, error)
     return list(found.values())
 
 
@@ -130,7 +148,7 @@ def read(candidates: list[Candidate], known: Mapping[str, str], member: Member, 
             content = read_dataset(candidate.raw, participant=member.id).to_json()
             page.readings.append(Reading(candidate, content, digest_of(content)))
         except HanseError as error:
-            tally.skip(candidate.id, error.message)
+            tally.skip(candidate.id, error)
     return page
 
 
@@ -138,13 +156,15 @@ def take(tx: Transaction, member: Member, page: Page, *, most: int, tally: Tally
     """Store a page. Limited when the member lists more than `most` datasets."""
     if tally.datasets + len(page.same) + len(page.readings) > most:
         raise Limited(f"the member lists more than {most} datasets; the rest is not taken")
+    _doubt(tx, member, tally)
     tally.datasets += tx.entries.seen(member.id, page.same, tx.now)
     rows = tx.entries.these(reading.candidate.id for reading in page.readings)
     changed: list[Row] = []
     for reading in page.readings:
         row = rows.get(reading.candidate.id)
         if row is not None and row.member_id != member.id and not reading.candidate.own and _is_held(tx, row):
-            tally.skip(row.id, "another member listed this id first; ids of yours start with your own namespace")
+            taken = Conflict("another member listed this id first; ids of yours start with your own namespace")
+            tally.skip(row.id, taken)
             continue
         tally.datasets += 1
         row = row or Row(id=reading.candidate.id, first_seen=tx.now, digest="", misses=0)
@@ -156,35 +176,91 @@ def take(tx: Transaction, member: Member, page: Page, *, most: int, tally: Tally
         tx.entries.add(row)
 
 
+def _doubt(tx: Transaction, member: Member, tally: Tally) -> None:
+    """What is listed here and came in a form that is not taken is stale, and stays: its provider did list it."""
+    rows = tx.entries.these(filter(_is_id, tally.refused)).values()
+    mine = [row for row in rows if row.member_id == member.id and row.withdrawn_at is None]
+    tally.unfit |= {row.id: tally.refused[row.id] for row in mine}
+    tally.refused.clear()
+    doubted = [row for row in mine if row.misses != DOUBTED and not tally.unfit[row.id].foreign]
+    seq = tx.entries.next_seq() if doubted else 0
+    for row in doubted:
+        row.misses, row.seq = DOUBTED, seq
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return bool(checked_id({"@id": text}))
+    except MessageInvalid:
+        return False
+
+
 def _is_held(tx: Transaction, row: Row) -> bool:
     return row.withdrawn_at is None or tx.members.find(row.member_id) is not None
 
 
 def _store(row: Row, reading: Reading, member: Member, now: float, tally: Tally) -> bool:
     """Put a reading into its row; whether anybody who looks would see a difference."""
-    differs = row.misses > 0 or row.withdrawn_at is not None or row.member_id != member.id
+    differs = row.misses != 0 or row.withdrawn_at is not None or row.member_id != member.id
     if row.digest != reading.digest:
         tally.new += not row.digest
         tally.changed += bool(row.digest)
-        row.content, row.digest, row.modified_at = reading.content, reading.digest, now
+        row.digest, row.modified_at = reading.digest, now
         differs = True
     if row.member_id != member.id:
         row.first_seen = now
-    row.raw, row.reader = reading.candidate.text, READER
+    row.content, row.raw, row.reader = reading.content, reading.candidate.text, READER
     row.member_id, row.last_seen, row.misses = member.id, now, 0
     row.withdrawn_at, row.withdrawn_why = None, ""
     return differs
 
 
 def miss(tx: Transaction, member_id: str, *, since: float, tally: Tally) -> None:
-    """After a complete visit that began at `since`: entries that were not in it are stale, the third time withdrawn."""
+    """After a complete visit that began at `since`: entries that were not in it are stale, the third time withdrawn.
+
+    So are those whose ids are another's by now. What is unfit for another reason is stale and not missing.
+    """
     for row in tx.entries.unseen_since(member_id, since):
-        row.misses += 1
+        unfit = tally.unfit.get(row.id)
+        if unfit is not None and not unfit.foreign:
+            continue
+        row.misses = max(row.misses, 0) + 1
         tally.missing += 1
         if row.misses >= MISSES_MAX:
-            tally.withdrawn += 1
-            row.withdrawn_at, row.withdrawn_why = tx.now, "its provider no longer lists it"
+            _withdraw(row, _unfit(unfit) or "its provider no longer lists it", now=tx.now, tally=tally)
         row.seq = tx.entries.next_seq()
+
+
+def age(tx: Transaction, member_id: str, *, seconds: float, tally: Tally) -> None:
+    """After a visit: what no visit has listed for so long, because they broke off or it is unfit, is withdrawn."""
+    for row in tx.entries.unseen_since(member_id, tx.now - seconds):
+        why = _unfit(tally.unfit.get(row.id)) or f"no visit of its provider has listed it for {seconds / _DAY:g} days"
+        _withdraw(row, why, now=tx.now, tally=tally)
+        row.seq = tx.entries.next_seq()
+
+
+def bound(tx: Transaction, member_id: str, *, since: float, most: int, tally: Tally) -> None:
+    """After a visit that began at `since`: the `most` entries that were seen last stay, and as many tombstones."""
+    why = f"its provider lists others, and at most {most} of its datasets are kept"
+    tally.withdrawn += tx.entries.withdraw_beyond(member_id, most, now=tx.now, why=why)
+    tx.entries.forget_tombstones_beyond(member_id, most, before=since)
+
+
+def _withdraw(row: Row, why: str, *, now: float, tally: Tally) -> None:
+    tally.withdrawn += 1
+    row.withdrawn_at, row.withdrawn_why = now, why
+
+
+def _unfit(problem: Problem | None) -> str:
+    return f"its provider lists it in a form that is not taken: {problem.text}" if problem else ""
+
+
+def strip(tx: Transaction, *, limit: int = 2_000) -> int:
+    """Keep of tombstones what the answer at their address needs. How many had more."""
+    rows = tx.entries.whole_tombstones(limit=limit)
+    for row in rows:
+        row.raw, row.content = "", remembered(row.content)
+    return len(rows)
 
 
 def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:

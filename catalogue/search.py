@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from catalogue import highlight
 from catalogue.access import Viewer
-from catalogue.cards import card_for, visible
-from catalogue.entry import Entry
+from catalogue.cards import card_for, saw
 from catalogue.facets import FACETS, Card
 from catalogue.highlight import Matches, Segment
 from catalogue.index import Found, Index
@@ -202,7 +201,7 @@ def _shown(tx: Transaction, *, dataset_id: str, viewer: Viewer) -> Shown:
 
 def _refuse_gone(row: Row | None, viewer: Viewer) -> None:
     """Gone for a tombstone, to those who saw the dataset while it was listed."""
-    if row is None or row.withdrawn_at is None or visible(Entry.from_json(row.content), viewer) is None:
+    if row is None or row.withdrawn_at is None or not saw(row.content, viewer):
         return
     raise Gone(
         f"the dataset {row.id!r} was withdrawn: {row.withdrawn_why}",

@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     crawl_pages_max: int = Field(10_000, ge=1, description="Most pages that one visit reads.")
     crawl_page_bytes: int = Field(8 * 2**20, ge=2**10, description="Largest page, inflated, in bytes.")
     crawl_entry_bytes: int = Field(256 * 2**10, ge=2**10, description="Largest description of one dataset, in bytes.")
-    crawl_entries_max: int = Field(100_000, ge=1, description="Most datasets that one member may list.")
+    crawl_entries_max: int = Field(
+        100_000, ge=1, description="Most datasets that one member may list, and that are kept of it."
+    )
     crawl_depth_max: int = Field(3, ge=0, description="How deep catalogues within catalogues are followed.")
     backoff_first: float = Field(60.0, gt=0, description="Seconds before the first retry of a failed visit; doubles.")
     backoff_cap: float = Field(6 * 3600.0, gt=0, description="Longest pause before a failed visit is tried again.")
@@ -68,7 +70,9 @@ class Settings(BaseSettings):
         86_400.0, gt=0, description="Seconds without a good visit after which entries are marked unreachable."
     )
     expired_seconds: float = Field(
-        30 * 86_400.0, gt=0, description="Seconds without a good visit after which entries leave the search."
+        30 * 86_400.0,
+        gt=0,
+        description="Seconds without a good visit, or one that lists them, after which entries leave the search.",
     )
     tombstone_seconds: float = Field(
         90 * 86_400.0, gt=0, description="Seconds that a withdrawn entry is remembered, so that its address says why."

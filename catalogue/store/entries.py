@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sqlalchemy import and_, delete, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from catalogue.store import counters
-from catalogue.store.tables import Entry, Member, Source
+from catalogue.store.tables import DOUBTED, Entry, Member, Source
 from connector.errors import NotFound
 
 _SEQ = "entry"
+_CHUNK = 10_000  # ids in one statement: databases take some 32,000 variables
 _OWNED = (
     select(Entry, Member, Source)
     .outerjoin(Member, Member.id == Entry.member_id)
@@ -44,29 +45,25 @@ class Entries:
 
     def these(self, ids: Iterable[str]) -> dict[str, Entry]:
         """The entries that exist among `ids`."""
-        found = self._session.scalars(select(Entry).where(Entry.id.in_(list(ids)))).all()
-        return {entry.id: entry for entry in found}
+        asked = (select(Entry).where(Entry.id.in_(some)) for some in _chunks(ids))
+        return {entry.id: entry for one in asked for entry in self._session.scalars(one)}
 
     def texts(self, member_id: str, ids: Iterable[str], *, reader: int) -> dict[str, str]:
         """The raw texts of a member's entries that were listed by its last visit and read by this reader."""
         found = select(Entry.id, Entry.raw).where(
-            Entry.id.in_(list(ids)),
             Entry.member_id == member_id,
             Entry.reader == reader,
             Entry.misses == 0,
             Entry.withdrawn_at.is_(None),
         )
-        return {row.id: row.raw for row in self._session.execute(found)}
+        asked = (found.where(Entry.id.in_(some)) for some in _chunks(ids))
+        return {row.id: row.raw for one in asked for row in self._session.execute(one)}
 
     def seen(self, member_id: str, ids: Sequence[str], now: float) -> int:
         """These entries of a member were listed again, unchanged; how many there are."""
-        touched = self._session.execute(
-            update(Entry)
-            .where(Entry.id.in_(list(ids)), Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
-            .values(last_seen=now)
-            .returning(Entry.id)
-        )
-        return len(touched.all()) if ids else 0
+        again = update(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None)).values(last_seen=now)
+        asked = (again.where(Entry.id.in_(some)).returning(Entry.id) for some in _chunks(ids))
+        return sum(len(self._session.execute(one).all()) for one in asked)
 
     def with_owner(self, ids: Sequence[str]) -> dict[str, tuple[Entry, Member, Source]]:
         """Entries, each with its member and what the crawler knows of it."""
@@ -120,10 +117,36 @@ class Entries:
         return len(touched.all())
 
     def unseen_since(self, member_id: str, since: float) -> Sequence[Entry]:
-        """Live entries of a member that were last seen before `since`."""
+        """Live entries of a member that were last seen before `since`; their texts are loaded only when asked for."""
         return self._session.scalars(
-            select(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None), Entry.last_seen < since)
+            select(Entry)
+            .where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None), Entry.last_seen < since)
+            .options(defer(Entry.raw), defer(Entry.content))
         ).all()
+
+    def doubt(self, member_id: str, *, before: float) -> None:
+        """Live entries of a member that were last seen before then are stale."""
+        self._session.execute(
+            update(Entry)
+            .where(
+                Entry.member_id == member_id,
+                Entry.withdrawn_at.is_(None),
+                Entry.misses == 0,
+                Entry.last_seen < before,
+            )
+            .values(misses=DOUBTED, seq=self.next_seq())
+        )
+
+    def withdraw_beyond(self, member_id: str, most: int, *, now: float, why: str) -> int:
+        """Make tombstones of a member's live entries but for the `most` that were seen last; how many there were."""
+        if (over := self.count_of(member_id) - most) <= 0:
+            return 0
+        live = select(Entry.id).where(Entry.member_id == member_id, Entry.withdrawn_at.is_(None))
+        beyond = live.order_by(Entry.last_seen, Entry.id).limit(over)
+        self._session.execute(
+            update(Entry).where(Entry.id.in_(beyond)).values(withdrawn_at=now, withdrawn_why=why, seq=self.next_seq())
+        )
+        return over
 
     def withdraw_all(self, member_id: str, *, now: float, why: str) -> None:
         """Make every live entry of a member a tombstone."""
@@ -134,8 +157,27 @@ class Entries:
         )
 
     def read_before(self, reader: int, *, limit: int) -> Sequence[Entry]:
-        """Entries that an older version of the program read."""
-        return self._session.scalars(select(Entry).where(Entry.reader != reader).limit(limit)).all()
+        """Entries that an older version of the program read; of tombstones there is nothing left to read."""
+        older = select(Entry).where(Entry.reader != reader, Entry.withdrawn_at.is_(None))
+        return self._session.scalars(older.limit(limit)).all()
+
+    def whole_tombstones(self, *, limit: int) -> Sequence[Entry]:
+        """Withdrawn entries that still have all of their description."""
+        whole = select(Entry).where(Entry.withdrawn_at.is_not(None), Entry.raw != "")
+        return self._session.scalars(whole.limit(limit)).all()
 
     def forget_tombstones(self, before: float) -> None:
         self._session.execute(delete(Entry).where(Entry.withdrawn_at < before))
+
+    def forget_tombstones_beyond(self, member_id: str, most: int, *, before: float) -> None:
+        """Of a member's tombstones keep the newest `most`, and those since `before`, which the index may not know."""
+        dead = select(Entry.id).where(Entry.member_id == member_id, Entry.withdrawn_at.is_not(None))
+        kept = dead.order_by(Entry.withdrawn_at.desc(), Entry.id).limit(most)
+        self._session.execute(
+            delete(Entry).where(Entry.member_id == member_id, Entry.withdrawn_at < before, Entry.id.not_in(kept))
+        )
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    found = list(ids)
+    return (found[start : start + _CHUNK] for start in range(0, len(found), _CHUNK))

@@ -19,6 +19,7 @@ class Table(DeclarativeBase):
 
 _Id = String(1024)  # bytes too: readers refuse longer ids, so that a B-tree page can hold them
 _Key = String(255)
+DOUBTED = -1  # in place of a number of misses: stale, though no complete visit has left it out
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in an INTEGER key
 
 
@@ -84,14 +85,14 @@ class Entry(Table):
     __tablename__ = "entry"
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     member_id: Mapped[str] = mapped_column(_Id, index=True)
-    raw: Mapped[str]  # as the provider sent it
-    content: Mapped[Json]  # as catalogue.entry reads it
+    raw: Mapped[str]  # as the provider sent it; empty in a tombstone
+    content: Mapped[Json]  # as catalogue.entry reads it; in a tombstone, who saw it (catalogue.cards)
     reader: Mapped[int]  # version of the reading
     digest: Mapped[str] = mapped_column(_Key)
     first_seen: Mapped[float]
     modified_at: Mapped[float]
     last_seen: Mapped[float]
-    misses: Mapped[int]  # complete visits in a row that did not list it
+    misses: Mapped[int]  # complete visits in a row that did not list it, or DOUBTED; the entry is stale unless 0
     withdrawn_at: Mapped[float | None]
     withdrawn_why: Mapped[str]
     seq: Mapped[int]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import partial
+from itertools import count
+from typing import Any
 
 import pytest
 
 from catalogue import ingest
 from catalogue.namespaces import Namespaces
 from catalogue.store import Transaction
-from catalogue.store.tables import Source
+from catalogue.store.tables import Entry, Source
 from connector.identity import did, sitoken
 from connector.identity.did import Resolver
 from tests.catalogue import provider as providers
@@ -172,6 +174,88 @@ async def test_a_visit_that_breaks_off_takes_what_it_got_and_misses_nothing(
         run = await catalogue.crawl("north")
         assert (run["outcome"], run["datasets"], run["missing"]) == ("partial", 2, 0)
     assert len(await catalogue.ids()) == 3
+
+
+async def test_what_visits_that_break_off_do_not_come_to_ages_and_leaves_the_search(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    north.answer = partial(pages, 3)
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    north.answer = lambda p, r: Reply(500) if "page=3" in r.path else pages(3, p, r)
+    states = []
+    for pause in (300, DAY, 29 * DAY):
+        catalogue.clock.advance(pause)
+        assert (await catalogue.crawl("north"))["outcome"] == "partial"
+        states.append({hit["id"][-1]: hit["state"] for hit in (await catalogue.search())["results"]})
+    whole = {"1": "active", "2": "active"}
+    assert states == [{**whole, "3": "active"}, {**whole, "3": "stale"}, whole]
+    gone = await catalogue.http.get("/api/v1/datasets/urn:hanse:north:d3", headers=catalogue.operator)
+    assert gone.json()["reason"] == "no visit of its provider has listed it for 30 days"
+    north.answer = partial(pages, 3)
+    await catalogue.crawl("north")
+    assert [hit["state"] for hit in (await catalogue.search())["results"]] == ["active"] * 3
+
+
+@pytest.fixture
+def ten(catalogue_settings: dict[str, Any]) -> None:
+    catalogue_settings["crawl_entries_max"] = 10
+
+
+@pytest.mark.usefixtures("ten")
+@pytest.mark.parametrize("last_page", [False, True])
+async def test_no_more_of_a_member_is_kept_than_it_may_list_whatever_its_visits_come_to(
+    catalogue: Catalogue, north: Provider, last_page: bool
+) -> None:
+    """Eight new ids a visit, after which the next page fails or there is none."""
+    visits = count()
+
+    def other(provider: Provider, request: Request) -> Reply:
+        if "page=" in request.path:
+            return Reply(500)
+        if request.method != "POST":
+            return providers.good(provider, request)
+        number = next(visits)
+        link = "" if last_page else '</dsp/2025-1/catalog/request?page=2>; rel="next"'
+        return Reply.of(provider.catalog([dataset(f"urn:hanse:north:{number}-{n}") for n in range(8)]), link=link)
+
+    north.answer = other
+    await catalogue.admit(north, "north")
+    for number in range(5):
+        catalogue.clock.advance(300)
+        await catalogue.crawl("north")
+        found = await catalogue.ids()
+        assert len(found) == min(10, 8 * number + 8)
+        assert {f"urn:hanse:north:{number}-{n}" for n in range(8)} <= set(found)
+    rows = await catalogue.parts.store.read(lambda tx: list(tx.session.query(Entry)))
+    dead = [row for row in rows if row.withdrawn_at is not None]
+    assert len(dead) == 10
+    assert {(row.raw, json.dumps(row.content)) for row in dead} == {
+        ("", json.dumps({"participant": north.did, "audience": ["public"]}))
+    }
+    gone = await catalogue.http.get(f"/api/v1/datasets/{dead[0].id}")
+    assert (gone.status_code, gone.json()["reason"]) == (
+        410, "its provider lists others, and at most 10 of its datasets are kept",
+    )  # fmt: skip
+
+
+async def test_a_listed_dataset_that_becomes_unfit_is_stale_and_goes_in_the_end_with_the_true_reason(
+    catalogue: Catalogue, north: Provider
+) -> None:
+    north.datasets = [dataset("urn:hanse:north:a"), dataset("urn:hanse:north:b")]
+    await catalogue.admit(north, "north")
+    await catalogue.crawl("north")
+    north.datasets[0] = {"@id": "urn:hanse:north:a", "@type": "Dataset"}
+    for _ in range(ingest.MISSES_MAX + 1):
+        catalogue.clock.advance(300)
+        run = await catalogue.crawl("north")
+        assert (run["missing"], run["skipped_datasets"][0]["dataset"]) == (0, "urn:hanse:north:a")
+    states = {hit["id"][-1]: hit["state"] for hit in (await catalogue.search())["results"]}
+    assert states == {"a": "stale", "b": "active"}
+    catalogue.clock.advance(30 * DAY)
+    await catalogue.crawl("north")
+    gone = await catalogue.http.get("/api/v1/datasets/urn:hanse:north:a", headers=catalogue.operator)
+    assert gone.json()["reason"].startswith("its provider lists it in a form that is not taken: expected a dataset")
 
 
 async def test_attempts_and_pauses_outlive_a_restart(catalogue: Catalogue, north: Provider) -> None:

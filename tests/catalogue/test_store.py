@@ -154,6 +154,15 @@ def test_a_removed_member_leaves_tombstones_that_are_swept_in_time(store: Store)
     assert store.read_now(lambda tx: tx.entries.find("urn:hanse:north:a")) is None
 
 
+def test_a_page_may_have_more_datasets_than_a_statement_has_variables(store: Store) -> None:
+    owner = store.write_now(lambda tx: join(tx, "north"))
+    take(store, owner, ["a"])
+    ids = [*map(str, range(70_000)), "urn:hanse:north:a"]
+    assert list(store.read_now(lambda tx: tx.entries.these(ids))) == ids[-1:]
+    assert list(store.read_now(lambda tx: tx.entries.texts(owner.id, ids, reader=READER))) == ids[-1:]
+    assert store.write_now(lambda tx: tx.entries.seen(owner.id, ids, 5.0)) == 1
+
+
 def test_entries_that_an_older_program_read_are_read_again(store: Store) -> None:
     owner = store.write_now(lambda tx: join(tx, "north"))
     take(store, owner, ["a", "b"])
