@@ -137,7 +137,8 @@ def _agreed(found: Found, offers: Sequence[str], *, purpose: str, **more: Any) -
 
 def find(name: Name) -> Generator[Call, Any, Found]:
     """The dataset in its owner's catalog. NotFound says what there is instead."""
-    catalog = yield Call("GET", "/catalog", {"participant": name.participant}, seconds=30)
+    asked = {"participant": name.participant, "dataset": name.dataset}  # it may have more than one answer lists
+    catalog = yield Call("GET", "/catalog", asked, seconds=30)
     provider = catalog.get("participantId")
     if not isinstance(provider, str) or not provider:
         raise Broken(f"expected the catalog of {name.participant} with a participantId, came one without")

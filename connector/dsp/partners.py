@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from connector.dsp.catalog import TERMS
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.peer import Answer, Peer, segment
-from connector.errors import NotFound, PeerNonsense
+from connector.errors import NotFound, PeerNonsense, PeerRefused
 
 Members = Callable[[], Awaitable[Mapping[str, Mapping[str, Any]]]]
 _PAGES_MAX = 200
@@ -74,22 +75,32 @@ class Partners:
     async def dataset(self, partner: Partner, dataset: str) -> Listed:
         """One dataset of a partner's catalogue, as we may see it. PeerNonsense where the partner answers for another:
         an agreement on that would be one that nobody here asked for."""
+        node = await self._dataset(partner, dataset)
+        return read_dataset(node, jsonld.prefixes_of(node))
+
+    async def _dataset(self, partner: Partner, dataset: str) -> Json:
         wanted = partner.dataset_id(dataset)
         answer = await self._peer.fetch(
             "GET", f"{partner.base}/catalog/datasets/{segment(wanted)}", audience=partner.id
         )
         node = jsonld.node_of(answer.document)
-        found = read_dataset(node, jsonld.prefixes_of(node))
-        if found.id != wanted:
+        if (came := read_dataset(node, jsonld.prefixes_of(node)).id) != wanted:
             raise PeerNonsense(
-                f"expected the dataset {wanted} of {partner.name or partner.id}, came {found.id[:255]}; ask for a "
+                f"expected the dataset {wanted} of {partner.name or partner.id}, came {came[:255]}; ask for a "
                 "dataset by its whole id, as its catalogue has it"
             )
-        return found
+        return node
 
-    async def catalog(self, partner: Partner, *, limit: int = 1_000) -> Json:
-        """A partner's catalogue as one document, page after page, up to `limit` datasets, each as it came."""
+    async def catalog(self, partner: Partner, *, limit: int = 1_000, dataset: str = "") -> Json:
+        """A partner's catalogue as one document, page after page, up to `limit` datasets, each as it came.
+
+        With `dataset` (an id or a member's name) that one alone, however many others there are; where the partner does
+        not answer with it, what there is instead: it may be listed under an id that ends in this name.
+        """
         whole: Json = {"@type": "Catalog", "participantId": partner.id}
+        if dataset:
+            with suppress(PeerRefused, PeerNonsense):
+                return {**whole, "dataset": [await self._dataset(partner, dataset)]}
         datasets: list[Any] = []
         url = f"{partner.base}/catalog/request"
         for _ in range(_PAGES_MAX):

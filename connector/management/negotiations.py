@@ -164,10 +164,13 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
         participant: Annotated[str, Query(max_length=255)],
         address: Annotated[str, Query(max_length=2_000, description="Base URL, for participants in no register.")] = "",
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
+        dataset: Annotated[
+            str, Query(max_length=255, description="Only this one, by id or a member's name, if it is found by that.")
+        ] = "",
         _: Caller = reader,
     ) -> dict[str, Any]:
         found = Partner(participant, address.rstrip("/")) if address else await partners.find(participant)
-        return await partners.catalog(found, limit=limit)
+        return await partners.catalog(found, limit=limit, dataset=dataset)
 
     @routes.post("/negotiations", status_code=201, summary="Ask a provider for an agreement")
     async def ask(new: NewNegotiation, caller: Caller = consumer) -> NegotiationView:

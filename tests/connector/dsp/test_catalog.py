@@ -233,6 +233,9 @@ async def test_partners_read_the_whole_catalogue_and_single_datasets(tmp_path: P
         assert await partners.find(two.north.participant) == found
         assert [one.id for one in read_catalog(await partners.catalog(found))] == ids
         assert len((await partners.catalog(found, limit=120))["dataset"]) == 120
+        alone = await partners.catalog(found, limit=9, dataset="d229")  # however far behind the first nine it is
+        assert [one["@id"] for one in alone["dataset"]] == ids[229:]
+        assert len((await partners.catalog(found, limit=9, dataset="nothing"))["dataset"]) == 9
         assert (await partners.dataset(found, "d007")).offers[0]["@id"] == "offer:7"
         with pytest.raises(NotFound, match=r"no member 'west' .* `hanse members` lists those"):
             await partners.find("west")
