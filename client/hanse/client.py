@@ -90,18 +90,19 @@ class Space:
 
         `column`: a column that each has, or several. `filters`, each a value or several of which one is enough: owner,
         theme, purpose, policy, keyword, country, license, format, state. The catalogue refuses others (BadInput).
+        Each dataset comes once; of more than a hundred, what changes while they are collected may be missing.
         """
         if not isinstance(limit, int) or not 1 <= limit <= _FOUND_MAX:
             raise BadInput(f"expected a limit of 1 to {_FOUND_MAX}, came {limit!r}; more words or filters find fewer")
         asked = {"q": words, "column": [column] if isinstance(column, str) else list(column), **filters}
-        found: list[Entry] = []
+        found: dict[str, Entry] = {}
         for page in count(1):
             answer = self.api.get("/search", **asked, size=min(limit, _PAGE_MAX), page=page)
             here = [_entry(one) for one in answer.get("results", [])]
-            found += here
+            found |= {str(one.raw.get("id", one.path)): one for one in here}  # a change moves them between pages
             if not here or len(found) >= limit or page >= answer.get("pages", 1):
                 break
-        return found[:limit]
+        return list(found.values())[:limit]
 
     def agree(self, name: str, *, purpose: str = "", offer: str = "", timeout: float = 60.0) -> Dataset:
         """Access to a dataset, under an agreement that still holds or one that is negotiated now.

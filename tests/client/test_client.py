@@ -71,6 +71,16 @@ def test_a_long_search_is_had_page_by_page(served: Connector, space: Space, limi
     assert [asked.query["size"] for asked in served.asked] == [str(size)] * pages
 
 
+def test_what_moves_to_the_next_page_meanwhile_is_found_once(served: Connector, space: Space) -> None:
+    def found(asked: Asked) -> dict[str, Any]:
+        first = 99 if asked.query["page"] == "2" else 0  # one has come in front of all since the first page
+        hits = [{"id": f"urn:{n}", "participant": "north", "name": "d"} for n in range(first, first + 100)]
+        return {"results": hits, "pages": 2}
+
+    served.routes["GET", "/search"] = found
+    assert [entry.raw["id"] for entry in space.search("x", limit=300)] == [f"urn:{n}" for n in range(199)]
+
+
 @pytest.mark.parametrize("limit", [0, 10_001, "5"])
 def test_a_search_for_nothing_or_too_much_is_refused_before_it_is_asked(
     served: Connector, space: Space, limit: Any
@@ -116,6 +126,8 @@ def test_agreeing_drives_every_step_over_http(served: Connector, space: Space) -
         {"participant": NORTH, "dataset": identifier, "offer_id": "offer", "purpose": RESEARCH},
         {"agreement_id": "agr", "format": "HttpData-PULL", "purpose": RESEARCH},
     ]
+    (asked,) = [one.query for one in served.asked if one.path == "/catalog"]
+    assert asked == {"participant": "north", "dataset": "flights"}
     for path in ("/agreements", "/negotiations"):
         (asked, *_) = [one.query for one in served.asked if (one.method, one.path) == ("GET", path)]
         assert asked == {"role": "consumer", "counterparty": NORTH, "dataset": identifier}
