@@ -6,6 +6,7 @@ Subclasses say what each message means. Everything here runs inside one transact
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -22,7 +23,7 @@ from connector.dsp.messages import Message, Numbered
 from connector.dsp.peer import Peer, segment
 from connector.dsp.sender import Outcome, Result, Sender
 from connector.dsp.states import CONSUMER, PROVIDER, Received, Step, Table
-from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, Limited, MessageInvalid
+from connector.errors import AlreadyExists, Conflict, HanseError, IllegalStep, Limited, MessageInvalid, NotFound
 from connector.events import Event, RequestRefused
 from connector.store import Store, Transaction
 from connector.store.tables import Negotiation, Outbox, Transfer
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 _NOT_YET = frozenset({401, 404, 408, 425})  # a peer that has not stored our pid, or not seen our key yet
 _REASON_MAX = 2_000
+_UNNUMBERED_SECONDS = 5.0  # half of what a message of ours waits for its answer
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,23 @@ class Exchange(ABC, Generic[Row]):
 
     def _stuck(self, tx: Transaction, row: Row) -> None:
         """Our message was refused and the process goes on: somebody has to look."""
+
+    # Telling.
+
+    async def _told(self, pid: str, look: Callable[[Transaction], Row]) -> Row:
+        """What `look` reads, for its counterparty, once both sides have numbered it: no state can be told before.
+
+        Who asks before its answer to our first message has reached us waits a moment for that; then it is NotFound.
+        """
+        until = time.monotonic() + _UNNUMBERED_SECONDS
+        while True:
+            await self._sender.settling.now(pid)
+            row = await self._store.read(look)
+            if row.peer_pid:
+                return row
+            if not row.pending or time.monotonic() >= until:
+                raise NotFound(f"{row.counterparty} has not told its pid for the {self.kind} {pid} yet; ask again later")
+            await asyncio.sleep(_LOOK_SECONDS)
 
     # Taking in.
 

@@ -135,9 +135,8 @@ class Negotiations(Exchange[Negotiation]):
         return await self._refusals_recorded(work, caller=caller.id, message=message, pid=pid)
 
     async def status(self, pid: str, caller: Principal) -> messages.ContractNegotiation:
-        """The state, for the counterparty."""
-        await self._sender.settling.now(pid)
-        return self.view(await self._store.read(lambda tx: tx.negotiations.peek_of(pid, caller.id)))
+        """The state, for the counterparty. NotFound also where its own pid is not known here yet."""
+        return self.view(await self._told(pid, lambda tx: tx.negotiations.peek_of(pid, caller.id)))
 
     def view(self, row: Negotiation) -> messages.ContractNegotiation:
         """The process object that tells a negotiation's state. Only the protocol's own states are told."""

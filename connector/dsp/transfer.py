@@ -163,9 +163,8 @@ class Transfers(Exchange[Transfer]):
         return await self._refusals_recorded(work, caller=caller.id, message=message, pid=pid)
 
     async def status(self, pid: str, caller: Principal) -> messages.TransferProcess:
-        """The state, for the counterparty."""
-        await self._sender.settling.now(pid)
-        return self.view(await self._store.read(lambda tx: tx.transfers.peek_of(pid, caller.id)))
+        """The state, for the counterparty. NotFound also where its own pid is not known here yet."""
+        return self.view(await self._told(pid, lambda tx: tx.transfers.peek_of(pid, caller.id)))
 
     def view(self, row: Transfer) -> messages.TransferProcess:
         """The process object that tells a transfer's state."""

@@ -6,10 +6,11 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from connector.dsp import states
+from connector.dsp import exchange, states
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.net import Reply
 from tests.support.counterparty import DATASET, OFFER_ID, PATHS, Counterparty, snapshot
@@ -361,3 +362,36 @@ async def test_a_start_said_again_with_a_fresh_ticket_is_a_repeat(tmp_path: Path
         replies = [await peer.post(f"/transfers/{row.id}/start", one) for one in (said, again)]
         assert [reply.status for reply in replies] == [200, 200]
         assert (await two.north.transfer(row.id)).state == "STARTED"
+
+
+@pytest.mark.parametrize("kind", ["negotiation", "transfer"])
+async def test_who_asks_for_the_state_before_its_answer_has_reached_us_is_told_both_pids_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    async with pair(tmp_path) as two:
+        _, agreement = await two.agreed()
+        answered, arrives = asyncio.Event(), asyncio.Event()
+
+        async def late(call: Call) -> Reply:
+            reply = await call.go() if call.url.endswith("/request") else None
+            if reply:
+                answered.set()
+            await arrives.wait()  # the provider's next message would tell its pid, too
+            return reply
+
+        two.cable.tamper = late
+        if kind == "negotiation":
+            row: Any = await two.ask("offer:urn:hanse:north:air", decide="manual")
+        else:
+            row = await two.south.transfers.request(agreement_id=agreement, by="test")
+        await answered.wait()
+        provider = Counterparty(two.south, participant=two.north.participant)
+        with monkeypatch.context() as patience:
+            patience.setattr(exchange, "_UNNUMBERED_SECONDS", 0.0)
+            assert (await provider.get(f"/{kind}s/{row.id}")).status == 404
+        asked = asyncio.ensure_future(provider.get(f"/{kind}s/{row.id}"))
+        await asyncio.sleep(0.01)
+        arrives.set()
+        told = json.loads((await asked).body)
+        assert told["consumerPid"] == row.id
+        assert told["providerPid"] == (await getattr(two.south, kind)(row.id)).peer_pid != ""
