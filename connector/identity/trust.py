@@ -86,15 +86,21 @@ class Trust:
         return register.names
 
     async def _current(self, max_age: float) -> Register | None:
-        """The register, fetched anew where it is older than `max_age` seconds and was not just tried."""
+        """The register, fetched anew where it is older than `max_age` seconds and was not just tried.
+
+        Who waits while another one tries does not try again: an operator that answers nobody would be waited for by
+        one after the other.
+        """
         if not self._anchor:
             return None
-        if time.monotonic() - self._fetched > max_age:
+        asked = time.monotonic()
+        if asked - self._fetched > max_age:
             async with self._lock:
                 now = time.monotonic()
-                if now - self._fetched > max_age and now - self._tried > min(max_age, _RETRY_SECONDS):
-                    self._tried = now
+                rested = now - self._tried > min(max_age, _RETRY_SECONDS)
+                if rested and self._tried < asked and now - self._fetched > max_age:
                     await self._refresh()
+                    self._tried = time.monotonic()
         return self._register
 
     async def _refresh(self) -> None:

@@ -393,6 +393,22 @@ async def test_a_name_is_whose_the_operator_says_also_while_it_cannot_be_asked(m
     assert await trusting(None).names() == {}
 
 
+async def test_an_operator_that_does_not_answer_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust, calls = trusting(None), []
+    monkeypatch.setattr("connector.identity.trust._RETRY_SECONDS", 0.0)  # or it would take longer than that
+
+    async def silent(*asked: object, **more: object) -> None:
+        calls.append(asked)
+        await asyncio.sleep(0.01)
+        raise PeerUnreachable("no answer in time")
+
+    monkeypatch.setattr(trust._net, "call", silent)
+    assert await asyncio.gather(*(trust.member(THEM) for _ in range(5))) == [None] * 5
+    assert len(calls) == 1
+    await trust.member(THEM)
+    assert len(calls) == 2
+
+
 async def test_a_register_may_have_thousands_of_members() -> None:
     assert (await member(register(others=20_000)) or {})["status"] == "active"
     assert (await member(register(others=20_000), "did:web:19999.example") or {})["status"] == "active"
