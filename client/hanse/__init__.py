@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hanse.errors import (
         AccessExpired,
         AccessRevoked,
+        ApprovalNeeded,
         BadInput,
         Broken,
         Busy,
@@ -42,6 +43,7 @@ _HOMES = {"Dataset": "client", "Entry": "client", "Space": "client", "Stream": "
 __all__ = [
     "AccessExpired",
     "AccessRevoked",
+    "ApprovalNeeded",
     "BadInput",
     "Broken",
     "Busy",

@@ -108,7 +108,8 @@ class Space:
         """Access to a dataset, under an agreement that still holds or one that is negotiated now.
 
         Refused (NegotiationFailed, ...) where the owner does not agree; NegotiationPending where nobody there has
-        answered within `timeout` seconds: call again later, the negotiation stays open.
+        answered within `timeout` seconds: call again later, the negotiation stays open. ApprovalNeeded where it is
+        somebody here who has to.
         """
         wanted = flow.name_of(name)
         steps = flow.agree(wanted, purpose=purpose, offer=offer, seconds=timeout, now=time.monotonic)

@@ -9,6 +9,7 @@
     │   ├── QuotaSpent          the agreement's rows, bytes or queries are used up
     │   └── NegotiationFailed   the owner does not agree
     ├── NegotiationPending      the owner has not answered yet: somebody there decides by hand
+    │   └── ApprovalNeeded      the next step is ours, and somebody here has to approve it
     ├── NotFound
     ├── Conflict
     ├── Busy                    no capacity now, or a rate limit: try again
@@ -77,6 +78,9 @@ class NegotiationFailed(Refused): ...
 
 
 class NegotiationPending(HanseError): ...
+
+
+class ApprovalNeeded(NegotiationPending): ...
 
 
 class NotFound(HanseError): ...

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-from hanse.errors import BadInput, Broken, HanseError, NegotiationFailed, NegotiationPending, NotFound, Refused
+from hanse.errors import (
+    ApprovalNeeded,
+    BadInput,
+    Broken,
+    HanseError,
+    NegotiationFailed,
+    NegotiationPending,
+    NotFound,
+    Refused,
+)
 
 FORMAT = "HttpData-PULL"
 DPV = "https://w3id.org/dpv#"  # W3C Data Privacy Vocabulary, where purposes come from
@@ -188,13 +197,25 @@ def negotiate(
             f"{name.participant} does not agree: {reason}", code=str(row.get("code") or "terminated")
         )
     if row["state"] != "FINALIZED":
-        raise NegotiationPending(
-            f"{name.participant} has not answered yet (negotiation {row['id']}, {row['state']}): somebody there may "
-            "have to decide; ask again later, the negotiation stays open",
-            negotiation=row["id"],
-            state=row["state"],
-        )
+        raise _unfinished(name, row)
     return str(row["agreement_id"])
+
+
+def _unfinished(name: Name, row: Mapping[str, Any]) -> NegotiationPending:
+    """Whom an open negotiation waits for, and what to do."""
+    about = {"negotiation": row["id"], "state": row["state"]}
+    if row.get("waits_for") == "us":
+        why = f" ({row['reason']})" if row.get("reason") else ""
+        return ApprovalNeeded(
+            f"negotiation {row['id']} ({row['state']}) waits for our own approval, not for {name.participant}{why}; "
+            f"see `hanse pending`, then `hanse approve {row['id']}` or `hanse reject {row['id']}`",
+            **about,
+        )
+    return NegotiationPending(
+        f"{name.participant} has not answered yet (negotiation {row['id']}, {row['state']}): somebody there may "
+        "have to decide; ask again later, the negotiation stays open",
+        **about,
+    )
 
 
 def _open_negotiation(found: Found, offer: str) -> Generator[Call, Any, dict[str, Any] | None]:

@@ -200,6 +200,8 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], type[errors.HanseError
      {}, errors.NegotiationFailed, "not members"),
     ("nobody answers", {NEGOTIATION: {"id": "neg:1", "state": "REQUESTED"}}, {},
      errors.NegotiationPending, "the negotiation stays open"),
+    ("we do not answer", {NEGOTIATION: {"id": "neg:1", "state": "OFFERED", "waits_for": "us", "reason": "unasked"}},
+     {}, errors.ApprovalNeeded, "waits for our own approval, not for north .unasked.; .*`hanse approve neg:1`"),
     ("no transfer", {TRANSFER: {"id": "trf:1", "state": "TERMINATED", "code": "purpose_not_agreed"}}, {},
      errors.Refused, "does not start the transfer"),
     ("a slow transfer", {TRANSFER: {"id": "trf:1", "state": "REQUESTED"}}, {},

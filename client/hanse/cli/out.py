@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hanse.errors import (
+    ApprovalNeeded,
     HanseError,
     NegotiationPending,
     NotFound,
@@ -46,6 +47,7 @@ _BY_KIND: Sequence[tuple[type[HanseError], str]] = (
     (Unverified, "unverified"),
 )
 _HINTS: Mapping[type[HanseError], str] = {
+    ApprovalNeeded: "",  # a kind of the next, and says itself what to do
     NegotiationPending: "look again with `hanse negotiate`, or ask its owner to run `hanse pending`",
 }
 
