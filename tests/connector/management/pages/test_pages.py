@@ -160,6 +160,16 @@ async def test_a_form_from_elsewhere_changes_nothing(full: Console) -> None:
     assert "eve" not in {row.name for row in await full.parts.tokens.list()}
 
 
+async def test_a_started_transfer_that_its_owner_holds_can_be_resumed_from_its_page(full: Console) -> None:
+    button = 'name="command" value="resume"'
+    assert button not in (await full.get("/transfers", "admin")).text
+    await full.parts.store.write(lambda tx: setattr(tx.transfers.get(TRANSFER), "suspended_by", "provider"))
+    assert button in (await full.get("/transfers", "admin")).text
+    assert button not in (await full.get("/transfers", "read")).text
+    assert (await full.post(f"/transfers/{TRANSFER}", {"command": "resume"}, "admin")).status_code == 303
+    assert button not in (await full.get("/transfers", "admin")).text
+
+
 async def test_a_form_of_our_own_goes_by_its_origin_where_the_browser_says_no_more(full: Console) -> None:
     answer = await full.post("/offers/withdraw", {"offer": OFFER}, "owner", origin="http://console.test")
     assert answer.status_code == 303
