@@ -237,7 +237,7 @@ def _endpoint(tx: Transaction, row: Agreement) -> str:
     have it; empty where neither tells."""
     if row.role == PROVIDER:
         return ""
-    rows: Sequence[Transfer] = tx.transfers.page(agreement_id=row.id, role=CONSUMER)
+    rows: Sequence[Transfer] = tx.transfers.started(row.id, role=CONSUMER)
     told = next((str(one.data_address["endpoint"]) for one in rows if one.data_address.get("endpoint")), "")
     root, found, _ = row.address.rpartition(_PROTOCOL)
     return told or (f"{root}/data/v1" if found else "")

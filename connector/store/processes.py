@@ -144,6 +144,11 @@ class Transfers(_Processes[Transfer]):
         ours = (Transfer.agreement_id == agreement_id, Transfer.role == role, Transfer.pending == "")
         return self._session.scalars(select(Transfer).where(*ours, Transfer.state.in_(("STARTED", "SUSPENDED")))).all()
 
+    def started(self, agreement_id: str, *, role: str) -> Sequence[Transfer]:
+        """Transfers under one agreement that are started, newest first, to be looked at only."""
+        ours = (Transfer.agreement_id == agreement_id, Transfer.role == role, Transfer.state == "STARTED")
+        return self._session.scalars(select(Transfer).where(*ours).order_by(Transfer.created_at.desc())).all()
+
     def under(self, agreement_id: str, *, role: str) -> Sequence[Transfer]:
         """For update, every transfer under one agreement."""
         return self._session.scalars(

@@ -227,6 +227,24 @@ async def test_the_oldest_of_many_transfers_rests_as_well(tmp_path: Path) -> Non
         await settled(two.north, "transfer", there.id, "SUSPENDED")
 
 
+async def test_evidence_goes_where_the_oldest_of_many_transfers_says(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        here, _ = await started(two, agreement := await agreed(two, policy=LOG))
+        about = {name: value for name, value in vars(here).items() if name in Transfer.__mapper__.columns}
+        over = {**about, "data_address": {}, "state": "TERMINATED"}
+
+        def later(tx: Transaction) -> None:
+            tx.transfers.get(here.id).data_address = {**here.data_address, "endpoint": "http://203.0.113.1/moved"}
+            for n in range(100):
+                tx.transfers.add(Transfer(**{**over, "id": f"new-{n}", "peer_pid": f"new-{n}", "created_at": tx.now}))
+
+        await two.south.store.write(later)
+        two.cable.tamper = lambda call: asyncio.sleep(0, Reply(200, {}, b""))
+        ledger = Ledger(two.south.store, two.cable, lambda audience: "Bearer none")
+        assert (await ledger.report(agreement, "/obligation/0", evidence="kept in our log", by="test")).told
+        assert two.cable.calls[-1].url == "http://203.0.113.1/moved/duties"
+
+
 async def test_what_the_owner_suspended_time_does_not_resume(tmp_path: Path) -> None:
     async with pair(tmp_path) as two:
         agreement = await agreed(two)
