@@ -230,7 +230,7 @@ class Transfers(Exchange[Transfer]):
         if not agreement.finalized:
             self._negotiations.finalized_at_consumer(tx, agreement)
             agreement = tx.agreements.fresh(agreement)  # its acknowledgement may have been taken in while we waited
-        if not agreement.finalized:
+        if not agreement.finalized and agreement.ended_at is None:
             raise MessageInvalid("this agreement is not final yet; finish its negotiation", code="not_final")
         return agreement, _check_holds(tx, agreement)
 

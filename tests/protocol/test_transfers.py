@@ -443,6 +443,10 @@ async def test_nothing_starts_under_a_revoked_agreement(tmp_path: Path) -> None:
         assert (reply.status, json.loads(reply.body)["code"]) == (400, "agreement_ended")
         with pytest.raises(IllegalStep):
             await two.north.transfers.command(old.id, "start", by="test")
+        unfinished = (await peer.negotiation(role=PROVIDER, state="VERIFIED")).agreement_id
+        await two.north.agreements.revoke(unfinished, reason="not at all", by="owner")
+        reply = await peer.post("/transfers/request", asking(peer, unfinished))
+        assert json.loads(reply.body)["code"] == "agreement_ended"
 
 
 async def test_a_ticket_near_its_end_is_renewed_at_the_provider(tmp_path: Path) -> None:
