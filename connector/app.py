@@ -310,6 +310,8 @@ def build(settings: Settings) -> Services:
         pace,
         all_open=settings.dsp_negotiations_open_all,
         members_offer=bool(settings.trust_anchor),
+        idle=settings.dsp_negotiation_idle,
+        idle_stranger=settings.dsp_negotiation_idle_stranger,
     )
     negotiating = Negotiations(limits=begun, **common)
     data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)
@@ -372,6 +374,7 @@ def build(settings: Settings) -> Services:
         ledger=Ledger(store, net, identity.mint),
         upkeep=Upkeep(
             store,
+            negotiations=negotiating,
             agreements=agreed,
             transfers=transferring,
             facts_of=known.of,

@@ -161,6 +161,16 @@ class Settings(BaseSettings):
         description="Open negotiations in each of our roles, with everybody; as soon as there are as many, who is no "
         "member of the data space and has no agreement with us begins none.",
     )
+    dsp_negotiation_idle: float = Field(
+        30 * 86_400.0,
+        gt=0,
+        description="Seconds that a negotiation waits for the other side's next message; then it is ended.",
+    )
+    dsp_negotiation_idle_stranger: float = Field(
+        7 * 86_400.0,
+        gt=0,
+        description="The same for who is no member of the data space, by its register, and has no agreement with us.",
+    )
 
     workers_max: int = Field(2, ge=1, le=64, description="Query worker processes at once.")
     workers_warm: int = Field(1, ge=0, le=64, description="Query worker processes kept ready.")

@@ -1,5 +1,5 @@
 """How much may be begun with us: processes open at once and new ones in a time, of one counterparty and of strangers
-all together, whose identifiers cost nothing; and how often a process may change.
+all together, whose identifiers cost nothing; how often a process may change, and for how long one may stand still.
 
 Counted in the database and by counterparty, so that neither fresh pids nor another instance of this connector gives
 more; changes in memory, by process. What is over a limit is refused before anything is stored, with 429: a connector
@@ -18,6 +18,7 @@ from connector.store import Transaction
 from policies.evaluate import Facts
 
 _MINUTE = 60.0
+_DAY = 86_400.0
 _OPEN_AGAIN = 30  # seconds: when to ask again where only the end of another process makes room
 _TOLD_MAX = 1_024
 _MEMBERSHIP = "ds:membership"
@@ -35,7 +36,8 @@ class Limits:
 
     `all_open` in each role, of everybody: as soon as there are as many, strangers begin none. `changes` of one process
     a minute that the counterparty brings about, as many of them at once. `members_offer`: only members of the data
-    space, and partners, make us offers that we did not ask for.
+    space, and partners, make us offers that we did not ask for. `idle`: seconds for which a negotiation waits for its
+    counterparty, and for one that is known to be a stranger.
     """
 
     open: int = 2_000
@@ -43,6 +45,8 @@ class Limits:
     all_open: int = 5_000
     changes: int = 60
     members_offer: bool = False
+    idle: float = 30 * _DAY
+    idle_stranger: float = 7 * _DAY
 
 
 class Admission:
@@ -57,18 +61,28 @@ class Admission:
     def admit_negotiation(self, tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> None:
         """As `admit`, for anybody. Where we are the consumer it is an offer that we did not ask for: Refused where it
         is not for this party to make one, Busy where that is not known now."""
-        partner = tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role])
-        status = facts.get(_MEMBERSHIP)
-        member = status is not None and "active" in status.values
-        if role == states.CONSUMER and self._limits.members_offer and not (member or partner):
-            if status is None:
+        stranger = _stranger(tx, counterparty, role=role, facts=facts)
+        if role == states.CONSUMER and self._limits.members_offer and stranger:
+            if facts.get(_MEMBERSHIP) is None:
                 raise Busy("whether you are a member of the data space is not known here now; try again later")
             raise Refused(
                 "expected an offer that nobody asked for from an active member of the data space; join it, or wait to "
                 "be asked",
                 code="not_a_member",
             )
-        self.admit(tx, counterparty, role=role, stranger=not (member or partner))
+        self.admit(tx, counterparty, role=role, stranger=stranger)
+
+    @property
+    def least_patience(self) -> float:
+        """For how many seconds every negotiation waits for its counterparty."""
+        return min(self._limits.idle, self._limits.idle_stranger)
+
+    def patience(self, tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> float:
+        """For how many seconds a negotiation waits for this counterparty; where its membership is not known now, as
+        for a member."""
+        known = facts.get(_MEMBERSHIP) is not None
+        stranger = known and _stranger(tx, counterparty, role=role, facts=facts)
+        return self._limits.idle_stranger if stranger else self._limits.idle
 
     def admit(self, tx: Transaction, counterparty: str, *, role: str, stranger: bool = False) -> None:
         """Count one more process that `counterparty` begins, or raise Limited; then nothing is counted.
@@ -127,3 +141,11 @@ class Admission:
         while len(self._told) > _TOLD_MAX:
             self._told.popitem(last=False)
         return True
+
+
+def _stranger(tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> bool:
+    """Whether the member register does not vouch for it, and it is no partner in this role of ours."""
+    status = facts.get(_MEMBERSHIP)
+    if status is not None and "active" in status.values:
+        return False
+    return not tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role])

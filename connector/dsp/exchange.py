@@ -120,7 +120,7 @@ class Exchange(ABC, Generic[Row]):
             if row.peer_pid:
                 return row
             if not row.pending or time.monotonic() >= until:
-                raise NotFound(f"{row.counterparty} has not told its pid for the {self.kind} {pid} yet; ask again later")
+                raise NotFound(f"{row.counterparty} has not told its pid for this {self.kind} yet; ask again later")
             await asyncio.sleep(_LOOK_SECONDS)
 
     # Taking in.
@@ -235,11 +235,10 @@ class Exchange(ABC, Generic[Row]):
         """Terminate from our side. It counts at once (DSP 2025-1, section 7.1: a failed termination may be ignored)."""
         if row.state in states.FINAL:
             raise IllegalStep(f"this {self.kind} is {row.state.lower()}; nothing can end it any more", state=row.state)
-        unanswered = row.state == states.NEW
         row.state, row.pending, row.updated_at = states.TERMINATED, "", tx.now
         row.code, row.reason = code, reason or code
         tx.publish(self._advanced(row, actor=actor, message=self.termination.__name__))
-        if unanswered:  # the counterparty may know of it or not: once it answers, `_learn` sends the termination
+        if not row.peer_pid:  # the counterparty may know of it or not: once it answers, `_acknowledged` tells it
             return []
         self._drop(tx, row)
         return [self._termination(tx, row, code=code, reason=reason)]

@@ -3,7 +3,8 @@
 `Ledger.report` keeps evidence; a consumer's goes to its provider too, whose ledger counts it for duties after use.
 `Upkeep` looks at every agreement now and then: reminders where a duty has fallen due or is overdue; an agreement whose
 time has ended is ended over the protocol; transfers of a party whose facts permit it no longer are suspended, and
-resumed when they do again.
+resumed when they do again. And at every negotiation that waits for its other side, which it ends when that takes too
+long.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from connector.datasets import stored
 from connector.dsp import terms
 from connector.dsp.agreements import Agreements
+from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import Wire
 from connector.dsp.states import CONSUMER, PROVIDER
 from connector.dsp.transfer import FACTS, FACTS_ENDED, Transfers
 from connector.errors import Conflict, HanseError, NotFound, PeerRefused, Refused
 from connector.store import Store, Transaction
-from connector.store.tables import Agreement, Transfer
+from connector.store.tables import Agreement, Negotiation, Transfer
 from connector.telemetry import logger
 from connector.usage import duties
 from connector.usage.duties import Standing
@@ -33,6 +36,8 @@ from policies import duties as rules
 from policies.errors import PolicyError
 from policies.model import Policy
 from policies.vocabulary import Phase, expand
+
+Row = TypeVar("Row", Agreement, Negotiation)
 
 _PROTOCOL = "/dsp/2025-1"
 _PAGE = 500
@@ -129,12 +134,13 @@ class Upkeep:
         self,
         store: Store,
         *,
+        negotiations: Negotiations,
         agreements: Agreements,
         transfers: Transfers,
         facts_of: FactsOf,
         seconds: float = _SECONDS,
     ) -> None:
-        self._store, self._agreements, self._transfers = store, agreements, transfers
+        self._store, self._negotiations, self._agreements, self._transfers = store, negotiations, agreements, transfers
         self._facts_of, self._seconds = facts_of, seconds
         self._told: set[str] = set()  # agreements of which our log says that they are not understood
 
@@ -147,14 +153,22 @@ class Upkeep:
                 _log.warning("upkeep_failed", code=error.code, reason=error.message)
 
     async def look(self) -> None:
-        """Every agreement once: reminders, ends, suspensions. One that cannot be read keeps nobody from the others."""
+        """Every agreement once (reminders, ends, suspensions), and every negotiation that waits for its other side.
+
+        One that cannot be read keeps nobody from the others.
+        """
+        await self._each(_page, self._one)
+        await self._each(self._negotiations.idle, self._negotiations.expire)
+
+    async def _each(self, page: Callable[..., Sequence[Row]], look: Callable[[Row], Awaitable[None]]) -> None:
+        """Look at each row of every page, which `page(tx, after=...)` reads in the order of their ids."""
         after = ""
-        while rows := await self._store.read(partial(_page, after=after)):
+        while rows := await self._store.read(partial(page, after=after)):
             for row in rows:
                 try:
-                    await self._one(row)
+                    await look(row)
                 except (PolicyError, ValueError, HanseError) as error:
-                    _log.warning("not_looked_at", agreement=row.id, role=row.role, reason=str(error))
+                    _log.warning("not_looked_at", row=row.id, role=row.role, reason=str(error))
             after = rows[-1].id
 
     async def _one(self, row: Agreement) -> None:

@@ -7,6 +7,7 @@ over once its reply has left, a command at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from connector.datasets import standing
@@ -51,6 +52,14 @@ _APPROVALS = {
     (CONSUMER, states.AGREED): "verify",
 }
 _NEEDS_FACTS = frozenset({states.REQUEST, states.ACCEPTED_EVENT})
+_THEIR_TURN = tuple(
+    (role, state)
+    for role in (PROVIDER, CONSUMER)
+    for state in states.states(states.NEGOTIATION)
+    if state not in states.FINAL and not decisions.our_turn(decisions.NEGOTIATION, role=role, state=state)
+)
+NOT_ANSWERED = "not_answered"
+_PAGE = 500
 _WRITTEN = 0.001  # seconds: agreements say when they were signed in whole milliseconds
 
 
@@ -333,6 +342,32 @@ class Negotiations(Exchange[Negotiation]):
         if row is not None and row.pending == states.FINALIZED_EVENT:
             self._drop(tx, row)
             self._count(tx, row, row.pending)
+
+    # What time brings.
+
+    def idle(self, tx: Transaction, *, after: str = "") -> Sequence[Negotiation]:
+        """Some in which a step of the other side has been awaited for so long that `expire` has to look, by id."""
+        before = tx.now - self._admission.least_patience
+        return tx.negotiations.resting(_THEIR_TURN, before=before, after=after, limit=_PAGE)
+
+    async def expire(self, seen: Negotiation) -> None:
+        """End one of `idle` where its counterparty has had its time and has not moved meanwhile; it is told so."""
+        facts = await self._facts_of(seen.counterparty)
+
+        def over(tx: Transaction) -> bool:
+            patience = self._admission.patience(tx, seen.counterparty, role=seen.role, facts=facts)
+            return tx.now - seen.updated_at > patience
+
+        def work(tx: Transaction) -> list[Outbox]:
+            row = tx.negotiations.get(seen.id)
+            if row is None or row.pending or (row.state, row.updated_at) != (seen.state, seen.updated_at):
+                return []
+            since = datetime.fromtimestamp(row.updated_at, UTC).date()
+            why = f"{row.counterparty} has not answered since {since}, longer than is waited here; negotiate anew"
+            return self._end(tx, row, code=NOT_ANSWERED, reason=why, actor="clock")
+
+        if await self._store.read(over):
+            self._leave(await self._store.write(work))
 
     # Commands.
 

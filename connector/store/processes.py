@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, literal, select
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from connector.errors import NotFound
@@ -120,6 +120,16 @@ class Negotiations(_Processes[Negotiation]):
     _open = _open_with(Negotiation)
     _open_all = _open_in(Negotiation)
     _any_with = _any_with(Negotiation)
+
+    def resting(
+        self, at: Collection[tuple[str, str]], *, before: float, after: str, limit: int
+    ) -> Sequence[Negotiation]:
+        """Those at one of `at` (our role, state) with no message of ours on its way, unchanged since `before`; in the
+        order of their ids, which are more than `after`."""
+        still = (Negotiation.pending == "", Negotiation.updated_at < before, Negotiation.id > after)
+        state = Negotiation.state.in_({state for _, state in at})  # said by itself, or no index is used
+        query = select(Negotiation).where(tuple_(Negotiation.role, Negotiation.state).in_(at), state, *still)
+        return self._session.scalars(query.order_by(Negotiation.id).limit(limit)).all()
 
 
 class Transfers(_Processes[Transfer]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,14 @@ import pytest
 
 from connector.dsp.ledger import Ledger, Upkeep
 from connector.errors import BadInput, Conflict, Limited, NotFound, Refused
-from connector.events import DutyChanged
+from connector.events import DutyChanged, NegotiationAdvanced
 from connector.net import Reply
 from connector.store import Transaction
 from connector.store.tables import Agreement, Transfer
 from connector.usage import duties
 from policies.evaluate import Facts
 from tests.protocol.test_transfers import agreed, constrained, started
+from tests.support.counterparty import Counterparty
 from tests.support.pair import Json, Side, pair, settled
 
 LOG: Json = {"permission": [{"action": "use"}], "obligation": [{"action": "ds:log"}]}
@@ -39,7 +41,8 @@ def upkeep(side: Side) -> Upkeep:
     async def facts_of(who: str) -> Facts:
         return side.facts.get(who) or Facts.of({"ds:participant": who}, source="signature")
 
-    return Upkeep(side.store, agreements=side.agreements, transfers=side.transfers, facts_of=facts_of)
+    parts: Json = {"negotiations": side.negotiations, "agreements": side.agreements, "transfers": side.transfers}
+    return Upkeep(side.store, **parts, facts_of=facts_of)
 
 
 def known(side: Side, who: Side, **facts: Any) -> None:
@@ -288,3 +291,56 @@ async def test_an_agreement_that_is_not_understood_holds_up_its_own_transfers_al
         await two.north.store.write(rewrite)
         await keeping.look()
         await settled(two.north, "transfer", there.id, "STARTED")
+
+
+IDLE = [  # our role, state, days without a word, membership of the other side: whether it goes on
+    ("provider", "AGREED", 8, "none", False),
+    ("provider", "AGREED", 8, "suspended", False),
+    ("provider", "AGREED", 6, "none", True),
+    ("provider", "AGREED", 8, "active", True),
+    ("provider", "AGREED", 8, "", True),
+    ("provider", "OFFERED", 31, "active", False),
+    ("provider", "REQUESTED", 99, "none", True),
+    ("provider", "VERIFIED", 99, "none", True),
+    ("consumer", "REQUESTED", 8, "none", True),
+    ("consumer", "REQUESTED", 31, "none", False),
+    ("consumer", "OFFERED", 99, "none", True),
+]
+
+
+async def test_a_negotiation_waits_so_long_for_its_other_side_and_for_us_as_long_as_we_like(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        rows = []
+        for number, (role, state, days, membership, _) in enumerate(IDLE):
+            peer = Counterparty(two.north, participant=f"did:web:{number}.example")
+            rows.append(row := await peer.negotiation(role=role, state=state))
+            facts = {"ds:membership": membership} if membership else {}
+            two.north.facts[peer.participant] = Facts.of(facts, source="register")
+            await two.north.store.write(partial(aged, pid=row.id, days=days))
+        asked = await Counterparty(two.north).negotiation(role="consumer", state="REQUESTED", pending="")
+        await two.north.store.write(partial(aged, pid=asked.id, days=31, peer_pid=""))
+        await upkeep(two.north).look()
+        open_still = [(await two.north.negotiation(row.id)).state != "TERMINATED" for row in rows]
+        assert open_still == [goes_on for *_, goes_on in IDLE]
+        assert (await two.north.negotiation(asked.id)).state == "TERMINATED", "also where its pid was never told"
+
+
+async def test_an_abandoned_negotiation_is_ended_at_both_sides_and_says_why(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        here = await two.ask(await two.north.publish(), decide="manual")
+        await settled(two.south, "negotiation", here.id, "AGREED")
+        there = await settled(two.north, "negotiation", (await two.north.only("negotiations")).id, "AGREED")
+        await two.north.store.write(partial(aged, pid=there.id, days=31))
+        await upkeep(two.north).look()
+        ended = await settled(two.south, "negotiation", here.id, "TERMINATED")
+        assert ended.code == "not_answered"
+        assert ended.reason.startswith("did:web:south.example has not answered since 20")
+        last = [one for one in two.north.events if isinstance(one, NegotiationAdvanced)][-1]
+        assert (last.actor, last.code, last.detail["state"]) == ("clock", "not_answered", "TERMINATED")
+
+
+def aged(tx: Transaction, *, pid: str, days: int, **more: str) -> None:
+    row = tx.negotiations.get(pid)
+    assert row is not None
+    for name, value in {**more, "updated_at": tx.now - days * 86_400.0}.items():
+        setattr(row, name, value)
