@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from connector.forms import Address, Database, Did, Name, Networks
+from connector.forms import Address, Database, Did, Name, Networks, Place
 from connector.identity.did import did_of
 
 
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
         pattern="^([A-Z]{2})?$",
         description="The operator's seat (ISO 3166, two capitals): it is shown offers for where that lies.",
     )
-    admin_token_file: Path | None = Field(
+    admin_token_file: Place = Field(
         None, description="File that the first start writes the admin token to, readable by its owner only."
     )
     session_seconds: int = Field(12 * 3600, ge=60, description="Seconds until an operator must log in again.")

@@ -241,12 +241,13 @@ def build(settings: Settings) -> Services:
 
     outside = Outside(settings.connections, settings.data_dir / "outside", cache_bytes=settings.object_cache_mb * 2**20)
     known = Known(store, trust, more=sources.load())
+    converted = _converted(settings, keys.secret(key_dir, "version"))
     pool = Pool(
         settings.data_dir / "work",
         size=settings.workers_max,
         warm=settings.workers_warm,
         readable=(*settings.source_roots, arriving(settings.data_dir / "received")),
-        writable=(settings.converted, settings.data_dir / "queries", outside.drafts),
+        writable=(converted, settings.data_dir / "queries", outside.drafts),
         library=outside,
     )
     grants = Grants(store, facts_of=known.of)
@@ -328,7 +329,7 @@ def build(settings: Settings) -> Services:
         Profiles(pool, settings),
         name=settings.name,
         roots=settings.source_roots,
-        prepared=settings.converted,
+        prepared=converted,
         secret=keys.secret(key_dir, "version"),
         outside=outside,
     )
@@ -415,6 +416,14 @@ def _location(settings: Settings) -> str:
         return ""
     scheme = "grpc+tls" if settings.tls_certificate else "grpc+tcp"
     return settings.flight_url or f"{scheme}://{settings.flight_host}:{settings.flight_port}"
+
+
+def _converted(settings: Settings, secret: bytes) -> Path:
+    """The folder for converted files. In one that others use as well we have our own, by a secret that all processes of
+    this connector have: what nobody reads any more is removed there."""
+    if settings.converted_dir is None:
+        return settings.data_dir / "prepared"
+    return settings.converted_dir / f"converted-{hmac.digest(secret, b'converted', 'sha256').hex()[:16]}"
 
 
 def _flight(settings: Settings, reads: Reads, addresses: Addresses, key_dir: Path) -> Front | None:

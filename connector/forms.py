@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -41,7 +42,7 @@ def _name(value: str) -> str:
 
 
 def _address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
-    """A URL to which paths can be added; empty stays empty."""
+    """A URL to which paths can be added, its scheme in small letters; empty stays empty."""
     if not value:
         return value
     expected = f"expected a URL such as {schemes[-1]}://host or {schemes[-1]}://host:port"
@@ -54,7 +55,7 @@ def _address(value: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
         raise ValueError(f"{expected}, came {value!r}")
     if parts.query or parts.fragment or parts.username or parts.password:
         raise ValueError(f"{expected}, with nothing but a path behind it, came {value.rpartition('@')[2]!r}")
-    return value
+    return parts.scheme + value[len(parts.scheme) :]
 
 
 def _location(value: str) -> str:
@@ -88,6 +89,7 @@ def _database(value: str) -> str:
     return value
 
 
+Place = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words), AfterValidator(_networks)]
 Name = Annotated[str, AfterValidator(_name)]
 Address = Annotated[str, AfterValidator(_address)]

@@ -120,6 +120,8 @@ async def serve(settings: Settings) -> None:
     bounds.raise_descriptors()
     bounds.return_large_blocks()
     _make_folder(settings.data_dir, "HANSE_DATA_DIR", mode=0o700)
+    if settings.converted_dir is not None:
+        _make_folder(settings.converted_dir, "HANSE_CONVERTED_DIR")
     if settings.admin_token_file is not None:
         _make_folder(settings.admin_token_file.parent, "HANSE_ADMIN_TOKEN_FILE")
     with contextlib.ExitStack() as bound:
@@ -251,15 +253,16 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
 def _alone(directory: Path) -> TextIO:
     """What keeps the directory this process's alone, for as long as it is open, and the process lives. Conflict where
     it is another's: two would take each other's reads for left over, and each other's files for their own."""
-    file = (directory / "serve.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise Conflict(
-            f"HANSE_DATA_DIR: {directory} cannot be locked ({error.strerror}), as where another connector serves from "
-            "it; stop that one, or give this one a directory of its own"
-        ) from None
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context((directory / "serve.lock").open("a+"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Conflict(
+                f"HANSE_DATA_DIR: {directory}/serve.lock cannot be locked ({error.strerror}), as where another "
+                "connector serves from there; stop that one, or give this one a directory of its own"
+            ) from None
+        opened.pop_all()
     return file
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from connector.forms import Address, Database, Did, Location, Name, Networks, words
+from connector.forms import Address, Database, Did, Location, Name, Networks, Place, words
 
 
 def misspelt(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -43,12 +43,12 @@ class Settings(BaseSettings):
     source_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(words)] = Field(
         (), description="Directories that datasets may be registered from, comma separated."
     )
-    converted_dir: Path | None = Field(
+    converted_dir: Place = Field(
         None,
-        description="Directory for what was converted to Parquet at registration; processes on one database need the "
-        "same. Empty: in data_dir.",
+        description="Directory in which a connector makes one for what it converts to Parquet at registration; "
+        "processes on one database need the same. Empty: data_dir.",
     )
-    connections: Path | None = Field(
+    connections: Place = Field(
         None,
         description="YAML file (mode 0600) with the object stores and databases that datasets may be registered from.",
     )
@@ -64,10 +64,10 @@ class Settings(BaseSettings):
         "",
         description="URL under which others reach the public listener; empty is http(s)://public_host:public_port.",
     )
-    tls_certificate: Path | None = Field(
+    tls_certificate: Place = Field(
         None, description="PEM file with the public listener's certificate chain; empty: a proxy in front does TLS."
     )
-    tls_key: Path | None = Field(
+    tls_key: Place = Field(
         None, description="PEM file with the certificate's private key; empty: it is in the certificate's file."
     )
     flight_host: str = Field("127.0.0.1", description="Address that Arrow Flight binds to.")
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address that the management listener (API, console) binds to."
     )
     management_port: int = Field(8081, ge=0, le=65535, description="Port of the management listener.")
-    admin_token_file: Path | None = Field(
+    admin_token_file: Place = Field(
         None, description="File that the first start writes the admin token to (mode 0600) instead of printing it."
     )
     catalogue_url: Address = Field(
@@ -240,7 +240,7 @@ class Settings(BaseSettings):
             )
         if self.tls_key and not self.tls_certificate:
             raise ValueError("expected HANSE_TLS_CERTIFICATE beside HANSE_TLS_KEY, came the key alone; set both")
-        if self.tls_certificate and self.public_url.startswith("http:"):
+        if self.tls_certificate and self.public_url.startswith("http://"):
             raise ValueError(
                 f"expected HANSE_PUBLIC_URL to begin with https:// beside HANSE_TLS_CERTIFICATE, came {self.public_url}"
             )
@@ -275,11 +275,6 @@ class Settings(BaseSettings):
     @property
     def dsp_base(self) -> str:
         return f"{self.root_url}/dsp/2025-1"
-
-    @property
-    def converted(self) -> Path:
-        """Where converted files lie."""
-        return self.converted_dir or self.data_dir / "prepared"
 
     @property
     def database(self) -> str:

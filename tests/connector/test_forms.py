@@ -21,6 +21,7 @@ FIT: list[dict[str, str]] = [
     {"DATABASE_URL": "sqlite:////tmp/a.db"},
     {"NAME": "clinic-1"},
 ]
+EMPTY = ("CONVERTED_DIR", "CONNECTIONS", "TLS_CERTIFICATE", "TLS_KEY", "ADMIN_TOKEN_FILE", "PUBLIC_URL", "DATABASE_URL")
 UNFIT: list[tuple[dict[str, str], str]] = [
     ({"PUBLIC_URL": "connector.example"}, "HANSE_PUBLIC_URL: expected a URL such as https://host"),
     ({"PUBLIC_URL": "ftp://connector.example"}, "came 'ftp://connector.example'"),
@@ -29,6 +30,7 @@ UNFIT: list[tuple[dict[str, str], str]] = [
     ({"PUBLIC_URL": "https://connector.example:port"}, "expected a URL"),
     ({"PUBLIC_URL": "https://"}, "expected a URL"),
     ({"PUBLIC_URL": "http://connector.example", "TLS_CERTIFICATE": "a.pem"}, "to begin with https://"),
+    ({"PUBLIC_URL": "HTTP://connector.example", "TLS_CERTIFICATE": "a.pem"}, "to begin with https://"),
     ({"CATALOGUE_URL": "cat.example"}, "HANSE_CATALOGUE_URL"),
     ({"TRUST_REGISTER": "members.jws"}, "HANSE_TRUST_REGISTER"),
     ({"FLIGHT_URL": "https://connector.example"}, "HANSE_FLIGHT_URL: expected a URL such as grpc+tls://host"),
@@ -64,3 +66,9 @@ def test_what_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, settings: d
         (sentence,) = unfit(caught.value)
         assert said in sentence
         assert "secret" not in sentence
+
+
+def test_what_is_empty_is_as_if_it_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Settings()
+    given(monkeypatch, dict.fromkeys(EMPTY, ""))
+    assert Settings() == plain

@@ -47,6 +47,8 @@ def two(tmp_path_factory: pytest.TempPathFactory, postgres_cluster: Any) -> Iter
     tmp_path = tmp_path_factory.mktemp("instances")
     with postgres_cluster.database() as url:
         ports = free_range(4)
+        (tmp_path / "converted").mkdir()
+        (tmp_path / "converted" / "theirs.parquet").write_text("of somebody else")
         shared = {"CONVERTED_DIR": str(tmp_path / "converted")}
         first = Process("north", tmp_path / "first", ports, ports + 1, url, shared)
         first.start()
@@ -121,7 +123,7 @@ def test_a_data_directory_is_one_process_s_alone(two: Two) -> None:
         if third.running.returncode is None:
             third.kill()
     told = (third.directory / "log").read_text()
-    assert "another connector serves from it; stop that one, or give this one a directory of its own" in told
+    assert "another connector serves from there; stop that one, or give this one a directory of its own" in told
 
 
 def test_a_stream_of_events_at_one_tells_what_happens_in_both(two: Two) -> None:
@@ -145,6 +147,7 @@ def test_what_one_of_them_has_converted_is_there_for_both(two: Two) -> None:
     two.api(two.first).post("/offers", {"dataset": "beds", "policy": POLICY})
     for one in (two.first, two.second):
         assert len(two.api(one).get("/datasets/beds/preview?as=did:web:south.example")["rows"]) == 2
+    assert (two.first.directory.parent / "converted" / "theirs.parquet").exists()
 
 
 def test_a_process_with_keys_of_its_own_is_not_let_in(two: Two, tmp_path: Path) -> None:
