@@ -34,7 +34,8 @@ def check_known(request: Request) -> None:
     """BadInput for a parameter that is none: a filter that is passed over would find what it was to leave out."""
     if unknown := [name for name in request.query_params if name not in _OWN and facet_named(name) is None]:
         raise BadInput(
-            f"expected parameters {', '.join((*_OWN, *FACETS))}, came {unknown[0][:50]!r}", code="parameter_unknown"
+            f"expected parameters {', '.join((*_OWN, *FACETS, 'owner'))}, came {unknown[0][:50]!r}",
+            code="parameter_unknown",
         )
 
 

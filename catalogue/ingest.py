@@ -279,6 +279,8 @@ def withdraw(tx: Transaction, member_id: str, ids: Iterable[str]) -> int:
 def read_again(tx: Transaction, *, limit: int = 500) -> int:
     """Read entries anew that an older version of the program read. How many there were."""
     rows = tx.entries.read_before(READER, limit=limit)
+    if rows:  # what is taken of a catalogue, and whose it is, may be another since
+        tx.members.forget_etags()
     for row in rows:
         row.reader = READER
         try:

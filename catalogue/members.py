@@ -88,7 +88,7 @@ class Members:
         def work(tx: Transaction) -> Member:
             member = tx.members.of(key)
             for field, value in changes.items():
-                setattr(member, field, value)
+                setattr(member, field, value.rstrip("/") if field == "url" else value)
             _check_facts(member.name, member.country, member.url, member.status)
             member.changed_at = tx.now
             tx.members.changed()

@@ -10,17 +10,18 @@ from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
 PREFIX = "urn:hanse:"
+_WEB = "did:web:"
 _ENDS = ("", ":", "/", "?", "#")  # what follows a namespace
 
 
 class Namespaces:
-    """Made of each member's DID, short name and URL."""
+    """Made of each member's DID, short name and URL; a `did:web` has its own address, too."""
 
     def __init__(self, members: Iterable[tuple[str, str, str]]) -> None:
         self._owners: dict[str, set[str]] = {}
         for did, name, url in members:
-            for space in (did, url, PREFIX + name):
-                self._owners.setdefault(_spelled(space), set()).add(did)
+            for space in {_spelled(space) for space in (did, _address(did), url, PREFIX + name)} - {""}:
+                self._owners.setdefault(space, set()).add(did)
         self._lengths = sorted(set(map(len, self._owners)), reverse=True)
 
     def owners(self, dataset_id: str) -> set[str] | None:
@@ -33,9 +34,20 @@ class Namespaces:
         return set() if text.startswith(PREFIX) else None
 
 
+def _address(did: str) -> str:
+    """Where a `did:web` has its document, without the document's own name."""
+    rest = did.lower().removeprefix(_WEB)
+    return "" if rest == did.lower() else "https://" + unquote(rest.replace(":", "/"))
+
+
 def _spelled(text: str) -> str:
-    """Small letters, nothing percent-encoded but the colon of a DID's port; a URL with its port, http as https."""
-    text = unquote(text.lower().replace("%3a", "%253a"))
+    """Small letters, hosts in ASCII, nothing encoded but the colon of a DID's port; a URL with its port, without
+    dots or empty steps on its way, http as https."""
+    text = text.lower()
+    text = unquote(text.replace("%3a", "%253a") if text.startswith("did:") else text)
+    if text.startswith(_WEB):
+        host, sign, path = text.removeprefix(_WEB).partition(":")
+        return f"{_WEB}{_ascii(host)}{sign}{path}"
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -44,5 +56,23 @@ def _spelled(text: str) -> str:
     if parts.scheme not in ("http", "https"):
         return text
     usual = port is None or (parts.scheme, port) == ("http", 80)
-    rest = text.partition("//")[2].removeprefix(parts.netloc)
-    return f"https://{(parts.hostname or '').rstrip('.')}:{443 if usual else port}{rest}"
+    rest = text.partition("//")[2].removeprefix(parts.netloc).removeprefix(parts.path)
+    host = _ascii((parts.hostname or "").rstrip("."))
+    return f"https://{host}:{443 if usual else port}{_straight(parts.path)}{rest}"
+
+
+def _ascii(host: str) -> str:
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        return host
+
+
+def _straight(path: str) -> str:
+    steps: list[str] = []
+    for step in path.split("/"):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    return "".join(f"/{step}" for step in steps)

@@ -357,6 +357,7 @@ MEMBERS = [
     ("did:web:hub.test", "hub", "https://hub.test/dsp"),
     ("did:web:hub.test:south", "south", "https://hub.test/dsp/south"),
     ("did:web:hub.test%3A8443", "lab", "http://hub.test:8080"),
+    ("did:web:xn--bcher-kva.test:b", "bee", "https://dsp.test/"),
 ]
 
 
@@ -367,7 +368,10 @@ MEMBERS = [
         ("https://north.test", "north"), ("https://north.test?a", "north"), ("https://%6eorth.test/a", "north"),
         ("https://north.test:8443/a", None), ("https://north.tests/a", None), ("https://a.north.test/a", None),
         ("https://hub.test/dsp/south/a", "south"), ("https://hub.test/dsp/southern", "hub"),
-        ("https://hub.test/a", None), ("http://hub.test:8080/a", "lab"),
+        ("https://hub.test/a", "hub"), ("http://hub.test:8080/a", "lab"), ("https://hub.test:8443/a", "lab"),
+        ("https://hub.test/south/a", "south"), ("https://dsp.test/a", "bee"), ("https://b\u00fccher.test/b/a", "bee"),
+        ("https://hub.test/./dsp//south/a", "south"), ("https://hub.test/x/../dsp/south/../a", "hub"),
+        ("did:web:b\u00fccher.test:b:a", "bee"), ("urn:hanse%3anorth:a", "north"), ("https://hub.test/../..", "hub"),
         ("did:web:north.test:a", "north"), ("DID:web:NORTH.test#a", "north"), ("did:web:hub.test:south:a", "south"),
         ("did:web:hub.test:a", "hub"), ("did:web:hub.test%3a8443:a", "lab"), ("did:web:hub.test%3A9", None),
         ("urn:hanse:north:a", "north"), ("URN:Hanse:NORTH:a", "north"), ("urn:hanse:northern:a", "nobody"),

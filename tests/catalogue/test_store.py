@@ -171,10 +171,12 @@ def test_entries_that_an_older_program_read_are_read_again(store: Store) -> None
         for row in tx.session.query(Entry).order_by(Entry.id):
             row.reader, row.content = 0, {}
         row.raw = "[" * 10_000  # nested as deep as the older one could just read
+        tx.session.query(Source).update({"etag": '"1"'})
 
     store.write_now(age)
     assert store.write_now(ingest.read_again) == 2
     assert store.write_now(ingest.read_again) == 0
+    assert [one.etag for one in store.read_now(lambda tx: tx.session.query(Source).all())] == [""]
     rows = [store.read_now(lambda tx, one=one: tx.entries.of(f"urn:hanse:north:{one}")) for one in "ab"]  # type: ignore[misc]
     assert [(row.reader, row.content.get("title")) for row in rows] == [(READER, "a"), (READER, None)]
 

@@ -54,3 +54,19 @@ async def test_a_question_that_it_does_not_take_is_for_its_asker_to_mend(
         await ask(status, body)
     assert type(refused.value) is kind
     assert not isinstance(body, dict) or refused.value.code == body["code"]
+
+
+async def test_who_is_no_member_there_sees_what_everybody_does() -> None:
+    class Strict:
+        async def call(self, _: str, __: str, *, headers: dict[str, str] | None = None) -> Reply:
+            status, body = (401, {"detail": "not admitted"}) if headers else (200, {"results": ["public"]})
+            return Reply(status, {}, json.dumps(body).encode())
+
+    class Signs:
+        def mint(self, operator: str) -> str:
+            return f"for {operator}"
+
+    net: Any = Strict()
+    identity: Any = Signs()
+    found = await search.ask(net, identity, "q=x", catalogue_url="http://catalogue/", operator="did:web:op")
+    assert found == {"results": ["public"]}
