@@ -33,10 +33,11 @@ def write_parquet(
     rejects_max: int = 1,
     paths: Sequence[str] = (),
     whole: bool = False,
+    advice: Callable[[], str] = str,
 ) -> dict[str, Any]:
     """Write a table expression as one Parquet file; rows, columns with types, and the lines left out, each with the
     number of its file among `paths`, from 1. `rejects_max`: faults of a file after which the engine tells of no more.
-    `whole`: there may be whole numbers of 128 bits.
+    `whole`: there may be whole numbers of 128 bits. `advice`: what an owner may do about bad lines, if more is known.
 
     SourceUnreadable with the numbers of bad lines (never their content) when there are more than allowed.
     """
@@ -45,7 +46,7 @@ def write_parquet(
         _copy(con, shown, table, target)
     bad = bad_lines(con, paths)
     if len(bad) > bad_lines_max or _cut(con, bad, rejects_max):
-        raise lines_unreadable(bad, allowed=bad_lines_max, of_many=len(paths) > 1)
+        raise lines_unreadable(bad, allowed=bad_lines_max, of_many=len(paths) > 1, advice=advice())
     columns = con.sql(f"DESCRIBE SELECT * FROM read_parquet({quote_text(target)})").fetchall()  # noqa: S608
     rows = con.sql(f"SELECT count(*) FROM read_parquet({quote_text(target)})").fetchall()[0][0]  # noqa: S608
     return {
@@ -88,12 +89,15 @@ def _whole_gzip(path: str) -> bool:
     return member is None or member.eof
 
 
-def lines_unreadable(bad: Sequence[dict[str, Any]], *, allowed: int, of_many: bool) -> SourceUnreadable:
-    """The refusal of a source with these lines, each as `left_out` of a report has it."""
+def lines_unreadable(
+    bad: Sequence[dict[str, Any]], *, allowed: int, of_many: bool, among: str = "", advice: str = ""
+) -> SourceUnreadable:
+    """The refusal of a source with these lines, each as `left_out` of a report has it. `among`: which are allowed so
+    few, if not all; `advice`: what to do, beside the usual."""
     told = ", ".join(_told(one, of_many=of_many) for one in bad[:_BAD_LINES_TOLD])
     return SourceUnreadable(
-        f"expected at most {allowed} unreadable line{'s' * (allowed != 1)}, came {len(bad)} or more: {told}; "
-        "correct the file or its options",
+        f"expected at most {allowed} unreadable line{'s' * (allowed != 1)}{among}, came {len(bad)} or more: {told}; "
+        f"correct the file or its options{advice}",
         code="lines_unreadable",
         lines=bad[:BAD_LINES_SHOWN],
     )

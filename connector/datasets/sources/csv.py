@@ -50,6 +50,8 @@ _DELIMITER_MAX = 4
 _DELIMITERS = (",", ";", "\t", "|")
 _QUOTE, _UNQUOTED = '"', "none"
 _TOLD_MAX = 5
+_UNFIT = "UNQUOTED VALUE"  # the engine's word for a line whose quotes do not fit
+_SKIP_LATER = " among the first 2,048 of a file, which say how it is read (skip_bad_lines leaves out later ones)"
 _BESIDE = 8  # faults of a line beside one in each column
 _LINE_MAX = 16 * 2**20
 _SAMPLE = "20480"  # lines: names are at the top
@@ -122,7 +124,7 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         if not str(error).startswith(_NO_FORM):
             raise
         path = max((path for path in paths if path in str(error)), key=len, default=paths[0])
-        _check_lines(con, paths, path, _given(options))
+        _check_lines(con, paths, path, options)
         raise SourceUnreadable(
             f"expected CSV of which all lines end alike, came file {paths.index(path) + 1} of {len(paths)} (in the "
             "order of their names): it has two kinds of line ends, one within quotes in its first line, a quote that "
@@ -180,6 +182,7 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
     given["rejects_limit"] = str(rejects_max)
     given["allow_quoted_nulls"] = str(bool(options.get("null_text") or not options.get("all_text")))
     write = partial(write_parquet, con, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
+    write = partial(write, advice=partial(_advice, con, given))
     report = write(_read(written, given), target)
     _check_ends(con, written, paths, given, report["rows"] + report["left_out_count"])
     kept: Mapping[str, texts.Kept] = {}
@@ -243,9 +246,10 @@ def _sniffed(con: Any, path: str, given: Mapping[str, str]) -> tuple[str, list[s
     return str(found[0][0]), list(found[0][1])
 
 
-def _check_lines(con: Any, paths: Sequence[str], path: str, given: dict[str, str]) -> None:
+def _check_lines(con: Any, paths: Sequence[str], path: str, options: Mapping[str, Any]) -> None:
     """SourceUnreadable with the lines of a file that cannot be read: where there are some among its first 2,048, the
-    engine finds no form, and tells of none."""
+    engine finds no form, and tells of none; nor does it where quotes open there that nothing closes."""
+    given = _given(options)
     free = {name: value for name, value in given.items() if name not in ("quote", "escape")}
     try:
         given.setdefault("delim", quote_text(_sniffed(con, path, free)[0]))
@@ -253,12 +257,28 @@ def _check_lines(con: Any, paths: Sequence[str], path: str, given: dict[str, str
         plain = given | {"auto_detect": "False", "columns": _typed(columns), "rejects_limit": str(_TOLD_MAX)}
         del plain["sample_size"], plain["files_to_sniff"], plain["all_varchar"]
         con.sql(f"SELECT count(*) FROM {_read([path], plain)}").fetchall()  # noqa: S608  quoted
+        bad = bad_lines(con, paths)
+        if not bad and _unquoted(given["quote"]) and _is_open(con, path, plain):
+            raise _open(con, path, paths, given)
     except Exception as error:
         if not str(error).startswith(_NO_FORM):
             raise
         return
-    if bad := bad_lines(con, paths):
-        raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1) from None
+    if bad:
+        among = _SKIP_LATER if options.get("skip_bad_lines") else ""
+        advice = _advice(con, given)
+        raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1, among=among, advice=advice) from None
+
+
+def _advice(con: Any, given: Mapping[str, str]) -> str:
+    """How a file may be read in which the engine found lines whose quotes do not fit; empty where it found none."""
+    quote, escape = _unquoted(given["quote"]), _unquoted(given["escape"])
+    escaped = con.execute(
+        "SELECT bool_or(contains(csv_line, ?)) FROM reject_errors WHERE error_type = ?", [f"\\{quote}", _UNFIT]
+    ).fetchall()[0][0]
+    if escaped and escape == quote:
+        return f"; where \\ stands before a {quote} within a field, give escape=\\"
+    return "" if escaped is None else f"; where its quotes are part of the values, give quote={_UNQUOTED}"
 
 
 def _check_ends(con: Any, written: Sequence[str], paths: Sequence[str], given: Mapping[str, str], records: int) -> None:
@@ -267,12 +287,48 @@ def _check_ends(con: Any, written: Sequence[str], paths: Sequence[str], given: M
     quote = _unquoted(given["quote"]).encode()
     if not (quote and any(_has(path, quote) for path in written)) or _records(con, written, given, lax=True) == records:
         return
-    each = (path for path in written if _records(con, [path], given) != _records(con, [path], given, lax=True))
-    where = f"file {paths.index(path) + 1} of {len(paths)}" if (path := next(each, "")) else "files"
-    raise SourceUnreadable(
-        f"expected quotes that are closed, came {where} (in the order of their names) that ends within some; write it "
-        f"again, or give quote={_UNQUOTED} where its quotes are part of the values"
+    raise _open(con, next((path for path in written if _is_open(con, path, given)), written[0]), paths, given)
+
+
+def _is_open(con: Any, path: str, given: Mapping[str, str]) -> bool:
+    return _records(con, [path], given) != _records(con, [path], given, lax=True)
+
+
+def _open(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str]) -> SourceUnreadable:
+    """The refusal of a file that ends within quotes, or may: what comes after a line whose quotes do not fit may be
+    within some or not, and to leave out that line alone would be to guess."""
+    where = f"file {paths.index(path) + 1} of {len(paths)} (in the order of their names)"
+    quote = _unquoted(given["quote"])
+    unfit = con.execute(
+        "SELECT line FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
+        "WHERE file_path = ? AND error_type = ? "
+        "ORDER BY (length(csv_line) - length(replace(csv_line, ?, ''))) % 2 DESC, line LIMIT 1",
+        [path, _UNFIT, quote],
+    ).fetchall()
+    if unfit:
+        return SourceUnreadable(
+            f"expected lines whose quotes fit, came line {unfit[0][0]} of {where}, after which quotes may be open: "
+            "where the lines below it begin and end cannot be told, so skip_bad_lines cannot leave it out; correct it"
+            f"{_advice(con, given)}"
+        )
+    return SourceUnreadable(
+        f"expected quotes that are closed, came {where} that ends within some, which open in line "
+        f"{_opened(path, given)}; write it again, or give quote={_UNQUOTED} where its quotes are part of the values"
     )
+
+
+def _opened(path: str, given: Mapping[str, str]) -> int:
+    """The line with the quote that is open at the end of a file: none comes after it but those that are doubled."""
+    quote, escape = _unquoted(given["quote"]), _unquoted(given["escape"])
+    escaped = re.compile(re.escape(escape) + "." if escape != quote else "(?!)")
+    run, last = re.compile(re.escape(quote) + "+"), 0
+    encoding = _unquoted(given.get("encoding", "")) or ENCODINGS[0]
+    opened = gzip.open if path.endswith(".gz") else open
+    with opened(path, "rt", encoding=encoding, errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if any(len(one) % 2 for one in run.findall(escaped.sub("", line))):
+                last = number
+    return last
 
 
 def _has(path: str, quote: bytes) -> bool:
@@ -405,6 +461,7 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
         told = [f"{name} is missing" for name in first if name not in found]
         told += [f"{name} is there beside" for name in found if name not in first]
         if told:
+            _check_delimiter(con, path, paths, options, first)
             raise SourceUnreadable(
                 "expected files of one schema; compared with the first, in file "
                 f"{paths.index(path) + 1} of {len(paths)} (in the order of their names) "
@@ -412,6 +469,18 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
                 code="schemas_differ",
             )
     return len(first)
+
+
+def _check_delimiter(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str], first: Sequence[str]) -> None:
+    """SourceUnreadable where a file has these columns, but with another delimiter."""
+    own = _delimiter(con, path, {name: value for name, value in given.items() if name != "delim"})
+    if {name.casefold() for name in _sniffed(con, path, {**given, "delim": own})[1]} == set(first):
+        raise SourceUnreadable(
+            "expected files of one delimiter, which is that of the first where none is given "
+            f"({_unquoted(given['delim'])!r}), came {_unquoted(own)!r} in file {paths.index(path) + 1} of {len(paths)} "
+            "(in the order of their names); write it again with that of the others",
+            code="schemas_differ",
+        )
 
 
 def _check_top(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> None:

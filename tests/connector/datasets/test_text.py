@@ -175,13 +175,21 @@ def test_values_of_csv_are_cut_by_nothing_that_the_engine_guesses(tmp_path: Path
     assert report["columns"][1].get("note", "")[:10] == ("each has '" if name == "single quotes" else "")
 
 
+OPEN = "came file 2 of 2 .* that ends within some, which open in line"
 NOT_READ: dict[str, tuple[str, str]] = {
     "a comment": ("# by us\na,b\n1,2\n", "came '# by us'; .* give skip_lines=1"),
     "a line of its delimiter": ("sep=;\na;b\n1;x\n", "came 'sep=;'; .* give skip_lines=1"),
-    "an escape": ('a,b\n1,"x"\n2,"say \\"hi\\""\n', r"came 1 or more: line 3 of file 2 \(b: unquoted value\)"),
-    "an open quote": (f'a,b\n{LATE}1,"x\n2,y\n', "came file 2 of 2 .* that ends within some"),
-    "an open quote before others": (f'a,b\n{LATE}"1,x\n2,y\n', "came file 2 of 2 .* that ends within some"),
-    "an open quote and a bad line": (f'a,b\n{LATE}1,2,3\n"1,x\n', "came file 2 of 2 .* that ends within some"),
+    "an escape": ('a,b\n1,"x"\n2,"say \\"hi\\""\n', r"first 2,048 .*, came 1 or more: line 3 of file 2 .* escape=\\$"),
+    "an open quote": (f'a,b\n{LATE}1,"x\n2,y\n', f"{OPEN} 3002;"),
+    "an open quote before others": (f'a,b\n{LATE}"1,x\n2,y\n', f"{OPEN} 3002;"),
+    "an open quote and a bad line": (f'a,b\n{LATE}1,2,3\n"1,x\n', f"{OPEN} 3003;"),
+    "an open quote and doubled ones": ('a,b\n1,"x"\n2,"""y ""z""\n3,""\n', f"{OPEN} 3; .* quote=none"),
+    "a quote that may be open": (
+        f'a,b\n{LATE}2,"y"z\n9,"y"z"\n{LATE}',
+        "line 3003 of file 2 .* skip_bad_lines .*; correct",
+    ),
+    "an escape that may be open": (f'a,b\n{LATE}9,"\\"y"\n{LATE}', r"line 3002 of file 2 .* give escape=\\$"),
+    "another delimiter": ("B;A\n1;x\n", r"one delimiter, .* \(','\), came ';' in file 2 of 2"),
 }
 
 
@@ -189,7 +197,7 @@ NOT_READ: dict[str, tuple[str, str]] = {
 def test_csv_of_which_lines_would_be_lost_is_refused(tmp_path: Path, name: str) -> None:
     text, told = NOT_READ[name]
     with pytest.raises(SourceUnreadable, match=told):
-        converted(tmp_path, "csv", 'a,b\n1,"x"\n', text, delimiter="," * ("sep" not in text), skip_bad_lines=1)
+        converted(tmp_path, "csv", 'a,b\n1,"x"\n', text, delimiter="," * ("sep" not in text), skip_bad_lines=2)
 
 
 def test_an_empty_text_of_csv_is_not_missing(tmp_path: Path) -> None:
