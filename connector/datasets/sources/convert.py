@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources.files import quote_name, quote_text
+from connector.datasets.sources.files import alike, quote_name, quote_text
 from connector.errors import Busy, SourceUnreadable
 from policies.columns import fold
 
@@ -187,14 +187,14 @@ def may_be_repeated(names: Sequence[str]) -> bool:
 
 
 def check_names(names: Iterable[str], *, file: str = "", column: str = "") -> None:
-    """SourceUnreadable where two names are the same, or differ in case only. `file`: whose they are, if of one;
-    `column`: whose fields they are, if they are not columns.
+    """SourceUnreadable where two names are the same, or differ in case or how accents are stored only. `file`: whose
+    they are, if of one; `column`: whose fields they are, if they are not columns.
 
     Columns of any letters, though the engine tells `Ärzte` from `ärzte`: people take them for one, and so do policies.
     """
-    known, alike = Counter(names), fold if column else str.casefold
-    folded = Counter(map(alike, known.elements()))
-    if twice := sorted(name for name in known if folded[alike(name)] > 1):
+    known, same = Counter(names), fold if column else alike
+    folded = Counter(map(same, known.elements()))
+    if twice := sorted(name for name in known if folded[same(name)] > 1):
         told = ", ".join(f"{name} {known[name]} times" if known[name] > 1 else name for name in twice)
         where = " in " + " of ".join(filter(None, (column, repr(file)))) if file else ""
         raise SourceUnreadable(

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -246,6 +247,11 @@ def quote_name(value: str) -> str:
     if "\x00" in value:
         raise SourceUnreadable("expected a name without NUL")
     return '"' + value.replace('"', '""') + '"'
+
+
+def alike(name: str) -> str:
+    """A column's name as people see it: in any case, and its accents within its letters or behind them."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def quote_list(values: Sequence[str]) -> str:

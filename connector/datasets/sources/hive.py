@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, Rows
-from connector.datasets.sources.files import PATTERN, FileRef, files_under, quote_list, quote_name
+from connector.datasets.sources.files import PATTERN, FileRef, alike, files_under, quote_list, quote_name
 from connector.datasets.sources.parquet import NUMBER, groups, view_of_rows
 from connector.errors import SourceUnreadable
 
@@ -49,16 +49,16 @@ def check_partitions(files: Sequence[FileRef], path: str) -> None:
             f"expected the same partition columns in every file under {path!r}, came {shown}", code="partitions_differ"
         )
     for name in kinds.values():
-        columns = [column.casefold() for column, _ in _folders(name)]
+        columns = [alike(column) for column, _ in _folders(name)]
         if twice := sorted({column for column in columns if columns.count(column) > 1}):
             raise SourceUnreadable(
                 f"expected folders of other columns one below the other, came {', '.join(twice)} twice in {name!r}; "
                 "rename one of them",
                 code="columns_repeated",
             )
-        if strange := [column for column, _ in _folders(name) if PATTERN.search(column)]:
+        if strange := [column for column, _ in _folders(name) if not column or PATTERN.search(column)]:
             raise SourceUnreadable(
-                "expected folders whose columns have names without * ? [ ] { } \\ and line ends, came "
+                "expected folders whose columns have names, without * ? [ ] { } \\ and line ends, came "
                 f"{', '.join(map(repr, strange))} in {name!r}; rename the folder",
                 code="partition_unnamed",
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from connector.datasets.sources import Option
 from connector.datasets.sources.convert import disk_full, write_parquet
-from connector.datasets.sources.files import FileRef, file_ref, quote_list, quote_name, quote_text
+from connector.datasets.sources.files import FileRef, alike, file_ref, quote_list, quote_name, quote_text
 from connector.errors import BadInput, HanseError, NotFound, SourceUnreadable
 
 if TYPE_CHECKING:
@@ -365,8 +365,8 @@ def _columns_of(con: psycopg.Connection[Any], schema: str, table: str, scale: in
         raise NotFound(f"no table or view {schema}.{table} that the connector can see, or none of its columns")
     types = _types_of(con, {row[1] for row in rows})
     found = [_column(name, was, oid, modifier, types, scale) for name, oid, modifier, was in rows]
-    folded = [column.name.casefold() for column in found]
-    if twice := sorted({column.name for column in found if folded.count(column.name.casefold()) > 1}):
+    folded = [alike(column.name) for column in found]
+    if twice := sorted({column.name for column in found if folded.count(alike(column.name)) > 1}):
         raise SourceUnreadable(
             f"expected column names that differ in more than case, came {', '.join(twice)}; register a view",
             code="columns_repeated",

@@ -288,6 +288,7 @@ FOLDERS_REFUSED = {  # a folder, what its file holds, and the code
     "in place of a struct": ("x=5", pa.table({"x": [{"y": 5}]}), "columns_repeated"),
     "twice": ("a=1/a=2", _FIVE, "columns_repeated"),
     "twice in another case": ("a=1/A=2", _FIVE, "columns_repeated"),
+    "twice, once with its accent apart": ("\u00e9=1/e\u0301=2", _FIVE, "columns_repeated"),
     "a word for a date": ("d=infinity", _FIVE, "value_unmappable"),
     "the first moment": ("d=epoch", _FIVE, "value_unmappable"),
     "a date before Christ": ("d=0044-03-15 (BC)", _FIVE, "value_unmappable"),
@@ -296,6 +297,7 @@ FOLDERS_REFUSED = {  # a folder, what its file holds, and the code
     "the end of a day": ("d=2024-01-01 24:00:00", _FIVE, "value_unmappable"),
     "a pattern for a name": ("d*[1]=1", _FIVE, "partition_unnamed"),
     "a line end in a name": ("d\n=1", _FIVE, "partition_unnamed"),
+    "no name": ("=1", _FIVE, "partition_unnamed"),
 }
 
 
@@ -830,7 +832,7 @@ _BOTH = ("parquet", "arrow_ipc")
 
 
 @worker
-@pytest.mark.parametrize("names", [("a", "a"), ("a", "A")], ids=str)
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "A"), ("\u00e9", "E\u0301")], ids=str)
 @pytest.mark.parametrize("kind", _BOTH)
 async def test_columns_of_one_name_are_refused(pool: Pool, tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
     _write(kind, pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=names), tmp_path / "t")
