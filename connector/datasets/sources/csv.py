@@ -11,21 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, texts
-from connector.datasets.sources.convert import (
-    bad_lines,
-    check_gzip,
-    check_names,
-    lines_unreadable,
-    may_be_repeated,
-    noted,
-    write_parquet,
+from connector.datasets.sources.convert import check_gzip, check_names, may_be_repeated, noted, write_parquet
+from connector.datasets.sources.dialect import (
+    ENCODINGS,
+    LINE_MAX,
+    NO_FORM,
+    SAMPLE,
+    TOLD_MAX,
+    UNQUOTED,
+    advice,
+    check_delimiter,
+    check_ends,
+    check_lines,
+    check_top,
+    delimiter_of,
+    engine_options,
+    header_of,
+    named,
+    note_of,
+    read,
+    typed,
 )
-from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_name, quote_text, resolve
+from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
 TITLE = "CSV file"
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-ENCODINGS = ("utf-8", "latin-1", "utf-16")
 OPTIONS: tuple[Option, ...] = (
     Option("delimiter", str, "", "The character between fields; empty finds out."),
     Option(
@@ -47,33 +58,11 @@ OPTIONS: tuple[Option, ...] = (
 )
 CONVERTED = True
 _DELIMITER_MAX = 4
-_DELIMITERS = (",", ";", "\t", "|")
-_QUOTE, _UNQUOTED = '"', "none"
-_TOLD_MAX = 5
-_UNFIT = "UNQUOTED VALUE"  # the engine's word for a line whose quotes do not fit
-_SKIP_LATER = " among the first 2,048 of a file, which say how it is read (skip_bad_lines leaves out later ones)"
 _BESIDE = 8  # faults of a line beside one in each column
-_LINE_MAX = 16 * 2**20
-_SAMPLE = "20480"  # lines: names are at the top
-_PIECE = 2**20
-_DIALECT = ("delimiter", "quote", "escape")
-_TEXTS = {
-    "delimiter": "delim",
-    "quote": "quote",
-    "escape": "escape",
-    "encoding": "encoding",
-    "null_text": "nullstr",
-    "date_format": "dateformat",
-    "timestamp_format": "timestampformat",
-    "decimal": "decimal_separator",
-    "thousands": "thousands",
-}
 _SINGLE = quote_text("'%'")
 _MADE = re.compile(r"column\d+(_\d+)?")  # names of the engine's own
 _LETTER = re.compile("%-?(.)")
 _YEAR, _NO_ZONE, _NO_DAY = frozenset("YyGcx"), frozenset("Z"), frozenset("HIMSfgnpzZcX")  # of formats
-_SEPARATOR = re.compile(r"(?i)sep=.?")
-_NO_FORM = ("Invalid Input Error: Error when sniffing file", "Invalid Input Error: CSV Error on Line")  # of the engine
 _NOT_ENCODED = "Invalid Input Error: File is not "
 _NOTHING = (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MARKS = {"decimal": (",", "."), "thousands": (",", ".", "'", " ")}
@@ -94,7 +83,7 @@ def find(path: str, *, roots: Sequence[Path], options: Mapping[str, Any]) -> tup
                 f"expected {name} to be one of {' '.join(map(repr, marks))}, came {mark!r}", code="option_invalid"
             )
     for name in ("quote", "escape"):
-        if (mark := options.get(name)) and len(mark.encode()) > 1 and (name, mark) != ("quote", _UNQUOTED):
+        if (mark := options.get(name)) and len(mark.encode()) > 1 and (name, mark) != ("quote", UNQUOTED):
             raise BadInput(f"expected {name} to be one letter of ASCII, came {mark!r}", code="option_invalid")
     if options.get("skip_lines", 0) < 0:
         raise BadInput(f"expected skip_lines to be 0 or more, came {options['skip_lines']}", code="option_invalid")
@@ -121,14 +110,14 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
     except Exception as error:
         if str(error).startswith(_NOT_ENCODED):
             raise _not_encoded(str(options.get("encoding") or ENCODINGS[0])) from None
-        if not str(error).startswith(_NO_FORM):
+        if not str(error).startswith(NO_FORM):
             raise
         path = max((path for path in paths if path in str(error)), key=len, default=paths[0])
-        _check_lines(con, paths, path, options)
+        check_lines(con, paths, path, options)
         raise SourceUnreadable(
             f"expected CSV of which all lines end alike, came file {paths.index(path) + 1} of {len(paths)} (in the "
             "order of their names): it has two kinds of line ends, one within quotes in its first line, a quote that "
-            f"nothing closes, a line of more than {_LINE_MAX >> 20} MB, or is no text; write it again"
+            f"nothing closes, a line of more than {LINE_MAX >> 20} MB, or is no text; write it again"
         ) from None
 
 
@@ -140,51 +129,25 @@ def _not_encoded(encoding: str) -> SourceUnreadable:
     )
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, str]:
-    """The engine's options. What it may guess, it guesses from some lines, and cuts the values of others by it."""
-    given = {
-        "header": str(bool(options.get("header", True))),
-        "all_varchar": str(bool(options.get("all_text", False))),
-        "sample_size": "-1",
-        "files_to_sniff": "-1",
-        "max_line_size": str(_LINE_MAX),
-        "buffer_size": str(2 * _LINE_MAX),
-        # Else the engine begins anew every few megabytes, with one thread too, where a line seems to begin: within a
-        # text of several lines it finds rows that nobody wrote, and as it stores rejects it does not notice.
-        "parallel": "false",
-        "store_rejects": "true",
-        "strict_mode": "true",
-        "comment": "''",
-    }
-    quote = options.get("quote") or _QUOTE
-    told = {**options, "quote": quote, "escape": options.get("escape") or quote}
-    if quote == _UNQUOTED:
-        told |= {"quote": "", "escape": ""}
-        given |= {"quote": "''", "escape": "''"}
-    if options.get("skip_lines"):
-        given["skip"] = str(int(options["skip_lines"]))
-    return given | {name: quote_text(str(told[option])) for option, name in _TEXTS.items() if told.get(option)}
-
-
 def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
     _check_formats(con, options)
     # Files without a line have none with names either, and the engine takes them for files of one column.
     starts = {path: start for path in paths if (start := _start(path)) not in _NOTHING}
     if not (written := list(starts)):
         raise SourceUnreadable("expected a line at least, came nothing but empty files; name files with data")
-    given = _given(options)
+    given = engine_options(options)
     _check_marks(starts, paths, given.get("encoding", ""))
     if "delim" not in given:
-        given["delim"] = _delimiter(con, written[0], given)
+        given["delim"] = delimiter_of(con, written[0], given)
     bad_lines_max = int(options.get("skip_bad_lines", 0))
     # The engine counts what is wrong with a line, mostly a column at a time, and stops to tell after so many.
     rejects_max = (bad_lines_max + 1) * (_columns(con, written, paths, given) + _BESIDE)
     given["rejects_limit"] = str(rejects_max)
     given["allow_quoted_nulls"] = str(bool(options.get("null_text") or not options.get("all_text")))
-    write = partial(write_parquet, con, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths)
-    write = partial(write, advice=partial(_advice, con, given))
-    report = write(_read(written, given), target)
-    _check_ends(con, written, paths, given, report["rows"] + report["left_out_count"])
+    todo = partial(advice, con, given)
+    write = partial(write_parquet, con, bad_lines_max=bad_lines_max, rejects_max=rejects_max, paths=paths, advice=todo)
+    report = write(read(written, given), target)
+    check_ends(con, written, paths, given, report["rows"] + report["left_out_count"])
     kept: Mapping[str, texts.Kept] = {}
     if not options.get("all_text"):
         found = {column["name"]: column["type"] for column in report["columns"]}
@@ -196,12 +159,11 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
         if others or empty_texts or moments:
             # What is no moment by the owner's format is read as text first.
             types = found | others | {name: texts.TEXT for name in moments if name in others}
-            report = write(_replaced(_read(written, given | {"types": _typed(types)}), moments), target)
+            report = write(_replaced(read(written, given | {"types": typed(types)}), moments), target)
     notes = _names_noted(con, written[0], given, [column["name"] for column in report["columns"]])
     for name, one in kept.items():
         notes[name] = "; ".join(filter(None, (notes.get(name), one.note)))
-    dialect = (f"{option} {_unquoted(given[_TEXTS[option]])!r}" for option in _DIALECT)
-    return noted(report, notes) | {"note": f"read with {', '.join(dialect)}"}
+    return noted(report, notes) | {"note": note_of(given)}
 
 
 def _moments(found: Mapping[str, str], kept: Mapping[str, str], form: str) -> dict[str, str]:
@@ -222,129 +184,6 @@ def _replaced(table: str, values: Mapping[str, str]) -> str:
         return table
     shown = ", ".join(f"{value} AS {quote_name(name)}" for name, value in values.items())
     return f"(SELECT * REPLACE ({shown}) FROM {table})"  # noqa: S608  quoted
-
-
-def _delimiter(con: Any, path: str, given: Mapping[str, str]) -> str:
-    """What the engine finds between the fields of a file. Where quotes do not fit in some line, it may find one column
-    of whole lines, and the same with other quotes shows what is between them; so does the line of names."""
-    free = {name: value for name, value in given.items() if name not in ("quote", "escape")}
-    delimiter, names = "", [""]
-    for options in (given, free):
-        delimiter, names = _sniffed(con, path, options)
-        if len(names) > 1:
-            return quote_text(delimiter)
-    most = max(_DELIMITERS, key=names[0].count)
-    return quote_text(most if most in names[0] else delimiter if delimiter in _DELIMITERS else _DELIMITERS[0])
-
-
-def _sniffed(con: Any, path: str, given: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The delimiter that the engine finds in a file, and the names of its columns."""
-    some = _named({**given, "sample_size": _SAMPLE})
-    found = con.sql(
-        f"SELECT Delimiter, [one.name FOR one IN Columns] FROM sniff_csv({quote_text(path)}, {some})"  # noqa: S608  quoted
-    ).fetchall()
-    return str(found[0][0]), list(found[0][1])
-
-
-def _check_lines(con: Any, paths: Sequence[str], path: str, options: Mapping[str, Any]) -> None:
-    """SourceUnreadable with the lines of a file that cannot be read: where there are some among its first 2,048, the
-    engine finds no form, and tells of none; nor does it where quotes open there that nothing closes."""
-    given = _given(options)
-    free = {name: value for name, value in given.items() if name not in ("quote", "escape")}
-    try:
-        given.setdefault("delim", quote_text(_sniffed(con, path, free)[0]))
-        columns = dict.fromkeys(_sniffed(con, path, free | {"delim": given["delim"]})[1], texts.TEXT)
-        plain = given | {"auto_detect": "False", "columns": _typed(columns), "rejects_limit": str(_TOLD_MAX)}
-        del plain["sample_size"], plain["files_to_sniff"], plain["all_varchar"]
-        con.sql(f"SELECT count(*) FROM {_read([path], plain)}").fetchall()  # noqa: S608  quoted
-        bad = bad_lines(con, paths)
-        if not bad and _unquoted(given["quote"]) and _is_open(con, path, plain):
-            raise _open(con, path, paths, given)
-    except Exception as error:
-        if not str(error).startswith(_NO_FORM):
-            raise
-        return
-    if bad:
-        among = _SKIP_LATER if options.get("skip_bad_lines") else ""
-        advice = _advice(con, given)
-        raise lines_unreadable(bad, allowed=0, of_many=len(paths) > 1, among=among, advice=advice) from None
-
-
-def _advice(con: Any, given: Mapping[str, str]) -> str:
-    """How a file may be read in which the engine found lines whose quotes do not fit; empty where it found none."""
-    quote, escape = _unquoted(given["quote"]), _unquoted(given["escape"])
-    escaped = con.execute(
-        "SELECT bool_or(contains(csv_line, ?)) FROM reject_errors WHERE error_type = ?", [f"\\{quote}", _UNFIT]
-    ).fetchall()[0][0]
-    if escaped and escape == quote:
-        return f"; where \\ stands before a {quote} within a field, give escape=\\"
-    return "" if escaped is None else f"; where its quotes are part of the values, give quote={_UNQUOTED}"
-
-
-def _check_ends(con: Any, written: Sequence[str], paths: Sequence[str], given: Mapping[str, str], records: int) -> None:
-    """SourceUnreadable where a file ends within quotes: what comes after them the engine leaves out and tells of it
-    only where it is lax. `records`: how many it has told of."""
-    quote = _unquoted(given["quote"]).encode()
-    if not (quote and any(_has(path, quote) for path in written)) or _records(con, written, given, lax=True) == records:
-        return
-    raise _open(con, next((path for path in written if _is_open(con, path, given)), written[0]), paths, given)
-
-
-def _is_open(con: Any, path: str, given: Mapping[str, str]) -> bool:
-    return _records(con, [path], given) != _records(con, [path], given, lax=True)
-
-
-def _open(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str]) -> SourceUnreadable:
-    """The refusal of a file that ends within quotes, or may: what comes after a line whose quotes do not fit may be
-    within some or not, and to leave out that line alone would be to guess."""
-    where = f"file {paths.index(path) + 1} of {len(paths)} (in the order of their names)"
-    quote = _unquoted(given["quote"])
-    unfit = con.execute(
-        "SELECT line FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
-        "WHERE file_path = ? AND error_type = ? "
-        "ORDER BY (length(csv_line) - length(replace(csv_line, ?, ''))) % 2 DESC, line LIMIT 1",
-        [path, _UNFIT, quote],
-    ).fetchall()
-    if unfit:
-        return SourceUnreadable(
-            f"expected lines whose quotes fit, came line {unfit[0][0]} of {where}, after which quotes may be open: "
-            "where the lines below it begin and end cannot be told, so skip_bad_lines cannot leave it out; correct it"
-            f"{_advice(con, given)}"
-        )
-    return SourceUnreadable(
-        f"expected quotes that are closed, came {where} that ends within some, which open in line "
-        f"{_opened(path, given)}; write it again, or give quote={_UNQUOTED} where its quotes are part of the values"
-    )
-
-
-def _opened(path: str, given: Mapping[str, str]) -> int:
-    """The line with the quote that is open at the end of a file: none comes after it but those that are doubled."""
-    quote, escape = _unquoted(given["quote"]), _unquoted(given["escape"])
-    escaped = re.compile(re.escape(escape) + "." if escape != quote else "(?!)")
-    run, last = re.compile(re.escape(quote) + "+"), 0
-    encoding = _unquoted(given.get("encoding", "")) or ENCODINGS[0]
-    opened = gzip.open if path.endswith(".gz") else open
-    with opened(path, "rt", encoding=encoding, errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if any(len(one) % 2 for one in run.findall(escaped.sub("", line))):
-                last = number
-    return last
-
-
-def _has(path: str, quote: bytes) -> bool:
-    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
-        return any(quote in piece for piece in iter(lambda: file.read(_PIECE), b""))
-
-
-def _records(con: Any, paths: Sequence[str], given: Mapping[str, str], *, lax: bool = False) -> int:
-    """How many rows there are, with those that the engine cannot read."""
-    told = {**given, "all_varchar": "True", "strict_mode": str(not lax), "rejects_limit": "0"}
-    told |= {"rejects_table": "'counted'", "rejects_scan": "'counted_scans'"}
-    rows = con.sql(f"SELECT count(*) FROM {_read(paths, told)}").fetchall()[0][0]  # noqa: S608  quoted
-    bad = con.sql("SELECT count(*) FROM (SELECT DISTINCT scan_id, file_id, line FROM counted)").fetchall()[0][0]
-    con.execute("DROP TABLE counted")
-    con.execute("DROP TABLE counted_scans")
-    return int(rows + bad)
 
 
 def _start(path: str) -> bytes:
@@ -398,8 +237,8 @@ def _kept(
     )
     kinds = {name: kind for name, kind in found.items() if kind in texts.KINDS}
     quoted = bool(options.get("null_text"))  # then what is empty is a text anyway
-    as_text = {"types": _typed(dict.fromkeys(found, texts.TEXT)), "allow_quoted_nulls": str(quoted)}
-    text = _read(paths, {**given, **as_text})
+    as_text = {"types": typed(dict.fromkeys(found, texts.TEXT)), "allow_quoted_nulls": str(quoted)}
+    text = read(paths, {**given, **as_text})
     plain = [name for name, kind in found.items() if kind == texts.TEXT]
     told = _asked(
         con,
@@ -428,71 +267,30 @@ def _asked(con: Any, text: str, asked: Sequence[str]) -> Sequence[Any]:
     return found
 
 
-def _read(paths: Sequence[str], given: Mapping[str, str]) -> str:
-    return f"read_csv({quote_list(paths)}, {_named(given)})"
-
-
-def _typed(kinds: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{quote_text(name)}: {quote_text(kind)}" for name, kind in kinds.items()) + "}"
-
-
-def _unquoted(literal: str) -> str:
-    """The text of what `quote_text` gave."""
-    return literal[1:-1].replace("''", "'")
-
-
-def _named(options: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in options.items())
-
-
 def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Mapping[str, str]) -> int:
     """How many columns there are. All files in which something is written must have those of the first: what others
     have beside them would be left out without a word. No two names may be the same.
     """
     first: list[str] = []
-    few = _named({**options, "sample_size": _SAMPLE})
+    few = named({**options, "sample_size": SAMPLE})
     for path in written:
         shown = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {few}) LIMIT 0").columns  # noqa: S608  quoted
         found = [name.casefold() for name in shown]
-        _check_top(con, path, options, shown)
+        check_top(con, path, options, shown)
         if options["header"] == "True" and may_be_repeated(found):
-            check_names(_header(con, path, options))
+            check_names(header_of(con, path, options))
         first = first or found
         told = [f"{name} is missing" for name in first if name not in found]
         told += [f"{name} is there beside" for name in found if name not in first]
         if told:
-            _check_delimiter(con, path, paths, options, first)
+            check_delimiter(con, path, paths, options, first)
             raise SourceUnreadable(
                 "expected files of one schema; compared with the first, in file "
                 f"{paths.index(path) + 1} of {len(paths)} (in the order of their names) "
-                f"{'; '.join(told[:_TOLD_MAX])}; write it again",
+                f"{'; '.join(told[:TOLD_MAX])}; write it again",
                 code="schemas_differ",
             )
     return len(first)
-
-
-def _check_delimiter(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str], first: Sequence[str]) -> None:
-    """SourceUnreadable where a file has these columns, but with another delimiter."""
-    own = _delimiter(con, path, {name: value for name, value in given.items() if name != "delim"})
-    if {name.casefold() for name in _sniffed(con, path, {**given, "delim": own})[1]} == set(first):
-        raise SourceUnreadable(
-            "expected files of one delimiter, which is that of the first where none is given "
-            f"({_unquoted(given['delim'])!r}), came {_unquoted(own)!r} in file {paths.index(path) + 1} of {len(paths)} "
-            "(in the order of their names); write it again with that of the others",
-            code="schemas_differ",
-        )
-
-
-def _check_top(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> None:
-    """SourceUnreadable where a file begins with a line that is none of its table: a comment, or Excel's `sep=;`."""
-    first = names[0]
-    comment = len(names) == 1 and first.startswith("#") and "skip" not in given
-    below = _sniffed(con, path, {**given, "skip": "1"})[1] if comment else ()
-    if given["header"] == "True" and (len(below) > 1 or _SEPARATOR.fullmatch(first)):
-        raise SourceUnreadable(
-            f"expected the names of the columns in the first line, came {first!r}; where it is none of the table, give "
-            "skip_lines=1"
-        )
 
 
 def _names_noted(con: Any, path: str, given: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
@@ -502,15 +300,8 @@ def _names_noted(con: Any, path: str, given: Mapping[str, str], names: Sequence[
     if given["header"] != "True":
         return {}
     made = [name for name in names if _MADE.fullmatch(name)]
-    there = _header(con, path, given) if made else ()
+    there = header_of(con, path, given) if made else ()
     notes = {name: "named by us, as it has no name" for name in made if name not in there}
     if names[0].startswith("#"):
         notes[names[0]] = "where the line that begins with # is a comment, give skip_lines=1"
     return notes
-
-
-def _header(con: Any, path: str, options: Mapping[str, str]) -> list[str]:
-    """The names as a file has them."""
-    plain = _named({**options, "header": "False", "all_varchar": "True", "sample_size": _SAMPLE})
-    names = con.sql(f"SELECT * FROM read_csv({quote_text(path)}, {plain}) LIMIT 1").fetchall()[0]  # noqa: S608  quoted
-    return [name.strip() for name in names if name is not None]  # as the engine does

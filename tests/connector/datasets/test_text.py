@@ -312,7 +312,7 @@ def test_texts_of_several_lines_of_csv_are_whole_wherever_the_engine_takes_up_re
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, ending: str
 ) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr("connector.datasets.sources.csv._LINE_MAX", 4096)  # it reads twice as much at once
+    monkeypatch.setattr("connector.datasets.sources.dialect.LINE_MAX", 4096)  # it reads twice as much at once
     rows, said, bad = [["0", "first"]], io.StringIO(newline=""), 0
     rows += [[str(number), ending.join(["text", *rng.choices(SEVERAL_LINES, k=20)])] for number in range(1, 2000)]
     writer = csv.writer(said, lineterminator=ending, quoting=rng.choice((csv.QUOTE_ALL, csv.QUOTE_MINIMAL)))
