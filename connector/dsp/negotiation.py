@@ -330,9 +330,16 @@ class Negotiations(Exchange[Negotiation]):
         )
 
     def abandon(self, tx: Transaction, agreement: Agreement, *, code: str, reason: str, actor: str) -> list[Outbox]:
-        """End the negotiation of an agreement that ends before it is final, or it would be concluded all the same."""
+        """End the negotiation of an agreement that ends before it is final, or it would be concluded all the same.
+
+        Where our FINALIZED is on its way its consumer may have taken that: then it counts, and goes on being sent. What
+        ends is a final agreement, or each side would have its own last state for good.
+        """
         row = tx.negotiations.get(agreement.negotiation_id)
         if row is None or row.state in states.FINAL:
+            return []
+        if row.pending == states.FINALIZED_EVENT:
+            self._count(tx, row, row.pending)
             return []
         return self._end(tx, row, code=code, reason=reason, actor=actor)
 

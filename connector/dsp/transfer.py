@@ -62,6 +62,7 @@ _OVER = frozenset({states.SUSPENDED, states.COMPLETED, states.TERMINATED})
 _AS_HTTP = MappingProxyType({"grpc": "http", "grpc+tcp": "http", "grpc+tls": "https"})  # Flight's, for the same guard
 
 AGREEMENT_REVOKED = "agreement_revoked"  # the code of the terminations that follow a revocation
+AGREEMENT_ENDED = "agreement_ended"  # of the refusals of what is asked under it later
 
 
 class DataPlane(Protocol):
@@ -195,15 +196,16 @@ class Transfers(Exchange[Transfer]):
             # Ours may have been on its way, or refused: who ordered it first is who resumes it.
             row.suspended_by = row.suspended_by or states.other(row.role)
         elif row.role == CONSUMER and row.state == states.TERMINATED and row.code == AGREEMENT_REVOKED:
-            self._agreement_ended(tx, row)
+            self._agreement_ended(tx, row, reason=row.reason)
         self._close(tx, row)
         return follow
 
-    def _agreement_ended(self, tx: Transaction, row: Transfer) -> None:
-        """Our provider revoked the agreement itself, not only this transfer: it is nothing to hold on to any more."""
+    def _agreement_ended(self, tx: Transaction, row: Transfer, *, reason: str) -> None:
+        """Our provider says that the agreement itself has ended, not only this transfer: there is nothing to hold on
+        to any more."""
         agreement = tx.agreements.get(row.agreement_id, role=CONSUMER)
         if agreement is not None and agreement.ended_at is None:
-            agreement.ended_at, agreement.end_reason = tx.now, row.reason or "revoked by its provider"
+            agreement.ended_at, agreement.end_reason = tx.now, reason or "revoked by its provider"
             tx.publish(revoked(agreement, actor=row.counterparty))
 
     def _resumed(
@@ -285,6 +287,11 @@ class Transfers(Exchange[Transfer]):
         if step == states.START and row.role == PROVIDER and self._formats.get(row.format) == PUSH:
             return [self._queue_push(tx, row)]
         return []
+
+    def _not_said(self, tx: Transaction, row: Transfer, step: str, outcome: Outcome) -> None:
+        super()._not_said(tx, row, step, outcome)
+        if row.role == CONSUMER and step == states.TRANSFER_REQUEST and outcome.code == AGREEMENT_ENDED:
+            self._agreement_ended(tx, row, reason=outcome.why[:2_000])  # no transfer was there to be told by
 
     def _queue_push(self, tx: Transaction, row: Transfer) -> Outbox:
         return self._sender.queue(
@@ -601,7 +608,7 @@ def _check_holds(tx: Transaction, agreement: Agreement) -> Grant:
     grant = tx.agreements.grant_held(agreement.id)
     if agreement.ended_at is not None or grant is None or grant.revoked_at is not None:
         reason = agreement.end_reason or (grant.reason if grant else "") or "revoked by its owner"
-        raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code="agreement_ended")
+        raise Refused(f"this agreement has ended: {reason}; negotiate a new one", code=AGREEMENT_ENDED)
     return grant
 
 

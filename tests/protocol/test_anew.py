@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from connector.dsp import states
 from connector.dsp.states import CONSUMER, PROVIDER
+from connector.net import Reply
 from tests.support.counterparty import DATASET, OFFER_ID, Counterparty
-from tests.support.pair import USE, Json, Pair, emptied, pair, settled
+from tests.support.pair import USE, Call, Json, Pair, emptied, pair, settled
 
 DS = "https://w3id.org/hanse/policy/1/"
 
@@ -124,6 +126,35 @@ async def test_an_agreement_that_is_ended_before_it_is_final_is_never_concluded(
         assert (await settled(other, "negotiation", theirs, "TERMINATED")).reason == "not like this"
         if role == PROVIDER:
             assert "revoked" in await waits(two, USE)
+
+
+async def test_what_ends_while_its_consumer_may_have_finalized_is_final_and_told_to_have_ended(tmp_path: Path) -> None:
+    async with pair(tmp_path, retry_first=60, retry_cap=60) as two:
+        await two.north.publish(DATASET, offer=OFFER_ID)
+        lost = asyncio.Event()
+
+        async def unanswered(call: Call) -> Reply | None:
+            if call.message.get("eventType") != "FINALIZED":
+                return None
+            await call.go()
+            lost.set()
+            return Reply(503, {}, b"")
+
+        two.cable.tamper = unanswered
+        row = await two.ask(OFFER_ID, policy=USE)
+        await lost.wait()
+        here = await two.south.negotiation(row.id)
+        _, grant = await two.north.agreements.get(here.agreement_id, role=PROVIDER)
+        assert (here.state, grant) == ("FINALIZED", None)
+        await two.north.agreements.revoke(here.agreement_id, reason="too late", by="owner", role=PROVIDER)
+        assert (await two.north.negotiation(here.peer_pid)).state == "FINALIZED"
+        _, grant = await two.north.agreements.get(here.agreement_id, role=PROVIDER)
+        assert grant is not None
+        assert grant.reason == "too late"
+        asked = await two.south.transfers.request(agreement_id=here.agreement_id, by="test")
+        assert (await settled(two.south, "transfer", asked.id, "TERMINATED")).code == "agreement_ended"
+        mine, _ = await two.south.agreements.get(here.agreement_id, role=CONSUMER)
+        assert "too late" in mine.end_reason
 
 
 async def test_a_person_may_agree_again(tmp_path: Path) -> None:
