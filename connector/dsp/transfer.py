@@ -50,6 +50,7 @@ from connector.store.tables import Agreement, Grant, Outbox, Transfer
 from connector.telemetry import logger
 from connector.usage.duties import fulfilled
 from connector.usage.facts import DECLARED, PURPOSE, USES, counted, requested
+from connector.usage.grants import COMPLETING, HELD, SUSPENDING
 from policies.evaluate import Facts
 from policies.vocabulary import Phase
 
@@ -194,7 +195,7 @@ class Transfers(Exchange[Transfer]):
             row.suspended_by = ""
         elif isinstance(message, TransferSuspensionMessage):
             # Ours may have been on its way, or refused: who ordered it first is who resumes it.
-            row.suspended_by = row.suspended_by or states.other(row.role)
+            row.suspended_by = PROVIDER if row.suspended_by in HELD else row.suspended_by or states.other(row.role)
         elif row.role == CONSUMER and row.state == states.TERMINATED and row.code == AGREEMENT_REVOKED:
             self._agreement_ended(tx, row, reason=row.reason)
         self._close(tx, row)
@@ -212,7 +213,7 @@ class Transfers(Exchange[Transfer]):
         self, tx: Transaction, row: Transfer, message: Numbered, judged: Received, facts: Facts
     ) -> list[Outbox]:
         """The consumer resumes: allowed where it was not the owner who suspended, and everything still holds."""
-        if row.suspended_by == PROVIDER or row.pending == states.SUSPENSION:  # ours has arrived, or it could not resume
+        if row.suspended_by in {PROVIDER, *HELD} or row.pending == states.SUSPENSION:  # ours has arrived, or it could not resume
             raise Refused("the provider suspended this transfer, so only the provider resumes it", code="suspended")
         agreement = tx.agreements.of(row.agreement_id, role=PROVIDER)
         _check_permitted(tx, agreement, _check_holds(tx, agreement), requested(facts, purpose=row.purpose))
@@ -282,6 +283,8 @@ class Transfers(Exchange[Transfer]):
         if step == states.SUSPENSION:
             row.suspended_by = row.suspended_by or row.role
         if step == states.START:
+            if row.suspended_by in HELD:  # its owner ordered that meanwhile
+                return [self._carry_out(tx, row, "suspend" if row.suspended_by == SUSPENDING else "complete")]
             row.suspended_by = ""
         self._close(tx, row)
         if step == states.START and row.role == PROVIDER and self._formats.get(row.format) == PUSH:
@@ -290,6 +293,8 @@ class Transfers(Exchange[Transfer]):
 
     def _not_said(self, tx: Transaction, row: Transfer, step: str, outcome: Outcome) -> None:
         super()._not_said(tx, row, step, outcome)
+        if row.suspended_by in HELD:  # there is nothing to wait for any more
+            row.suspended_by = PROVIDER
         if row.role == CONSUMER and step == states.TRANSFER_REQUEST and outcome.code == AGREEMENT_ENDED:
             self._agreement_ended(tx, row, reason=outcome.why[:2_000])  # no transfer was there to be told by
 
@@ -395,7 +400,9 @@ class Transfers(Exchange[Transfer]):
         """Carry out `start`, `suspend`, `resume`, `complete` or `terminate`; IllegalStep where it is not possible.
 
         What a provider suspends, completes or ends stops at once, before the counterparty has the message, and
-        whatever it says to it. `stopper`: who resumes what a provider suspends, the owner (PROVIDER) or time (FACTS).
+        whatever it says to it. Where our start is on its way, that message follows once it is acknowledged; what is
+        suspended already the owner may keep so. `stopper`: who resumes what a provider suspends, the owner (PROVIDER)
+        or time (FACTS).
         """
 
         def work(tx: Transaction) -> tuple[Transfer, list[Outbox]]:
@@ -405,12 +412,15 @@ class Transfers(Exchange[Transfer]):
             tx.publish(self._ordered(row, name, by=by, reason=reason))
             if name == "terminate":
                 return row, self._end(tx, row, code=code or "terminated", reason=reason, actor=by)
+            if row.role == PROVIDER and stopper == PROVIDER and _held(row, name):
+                row.updated_at = tx.now
+                return row, []
             return row, [self._carry_out(tx, row, name, code, reason, stopper)]
 
         await self._sender.settling.now(pid)
         row, sent = await self._store.write(work)
         if row.role == PROVIDER and name in ("suspend", "complete"):
-            self._stop(pid, reason or f"the owner had the transfer {name}d")
+            self._stop(pid, reason or f"the owner had the transfer {name.removesuffix('e')}ed")
         self._leave(sent)
         return row
 
@@ -576,6 +586,19 @@ class _Pusher:
         transfer.code, transfer.reason = "push_failed", f"push: {outcome.why}"[:2_000]
         tx.publish(self._transfers._advanced(transfer, actor=self._transfers._us, message="push", outcome="failed"))
         return []
+
+
+def _held(row: Transfer, name: str) -> bool:
+    """Note an order of a transfer's owner that no message can follow now; whether it was one."""
+    if row.pending == states.START and name in ("suspend", "complete"):
+        row.suspended_by = SUSPENDING if name == "suspend" else COMPLETING
+    elif row.pending == states.START and name in ("start", "resume") and row.suspended_by in HELD:
+        row.suspended_by = ""  # our start is still on its way, and its ticket is good again
+    elif row.state == states.SUSPENDED and not row.pending and name == "suspend" and row.suspended_by != PROVIDER:
+        row.suspended_by = PROVIDER  # its consumer or the clock did, and would resume it
+    else:
+        return False
+    return True
 
 
 def _ends(address: DataAddress) -> float:

@@ -19,6 +19,7 @@ from connector.management import waiting
 from connector.management.auth import Caller, Tokens
 from connector.store import Store, Transaction
 from connector.store.tables import Received, Transfer
+from connector.usage.grants import HELD
 
 Command = Literal["start", "suspend", "resume", "complete", "terminate"]
 
@@ -109,7 +110,8 @@ def view(row: Transfer, received: ReceivedView | None = None) -> TransferView:
     """A transfer for people and programs."""
     shown = {name: getattr(row, name) for name in TransferView.model_fields if name != "received"}
     state = states.published(states.TRANSFER, row.state, row.pending, row.role)
-    return TransferView(**{**shown, "state": state, "received": received})
+    by = PROVIDER if row.suspended_by in HELD else row.suspended_by
+    return TransferView(**{**shown, "state": state, "suspended_by": by, "received": received})
 
 
 async def views(

@@ -62,6 +62,9 @@ _BLIND_SECONDS = 5.0  # how long reads go on where the database cannot be asked 
 _BLIND = "the connector cannot ask its database whether the agreement still holds; ask again"
 _DISPLACED = "the connector did not answer for a minute, and the read's place went to another; ask again"
 _CACHED_MAX = 512
+# In `suspended_by`: what its owner ordered while our start was on its way, which is told once that is acknowledged.
+SUSPENDING, COMPLETING = "suspending", "completing"
+HELD = frozenset({SUSPENDING, COMPLETING})
 
 
 class Grants:
@@ -456,8 +459,10 @@ def _standing(tx: Transaction, agreement_id: str, consumer: str, *, transfer_id:
 def is_started(transfer: Transfer | TransferState) -> bool:
     """Whether tickets of this transfer are good: whoever holds one has our start, acknowledged already or not.
 
-    What its owner has suspended or completed since is over, whatever its consumer says to that.
+    What its owner has suspended or completed since is over, whatever its consumer says to that or to the start.
     """
+    if transfer.suspended_by in HELD:
+        return False
     return transfer.pending == "TransferStartMessage" or (transfer.state == "STARTED" and not transfer.suspended_by)
 
 
@@ -465,7 +470,8 @@ def seen(transfer: Transfer | TransferState | None) -> str:
     """The state of a transfer that is not started, as its consumer is told."""
     if transfer is None:
         return "unknown"
-    return "stopped by its owner" if transfer.state == "STARTED" else transfer.state.lower()
+    stopped = transfer.state == "STARTED" or transfer.suspended_by in HELD
+    return "stopped by its owner" if stopped else transfer.state.lower()
 
 
 def _over(state: str) -> str:

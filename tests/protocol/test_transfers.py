@@ -310,6 +310,48 @@ async def test_what_a_provider_stops_is_not_read_whatever_its_consumer_answers(
             assert (await two.south.transfer(here.id)).state == "STARTED"
 
 
+@pytest.mark.parametrize(("order", "after"), [("suspend", "SUSPENDED"), ("complete", "COMPLETED")])
+async def test_what_a_provider_stops_is_not_read_while_its_start_is_not_acknowledged(
+    tmp_path: Path, order: str, after: str
+) -> None:
+    async with pair(tmp_path, retry_first=0.05, retry_cap=0.05) as two:
+        agreement_id, unanswered = await agreed(two), asyncio.Event()
+
+        async def never(call: Call) -> Reply | None:
+            if call.kind != states.START:
+                return None
+            unanswered.set()
+            return Reply(503, {}, b"")
+
+        two.cable.tamper = never
+        row = await two.south.transfers.request(agreement_id=agreement_id, by="test")
+        await unanswered.wait()
+        there = await two.north.only("transfers")
+        assert await readable(two.north, there.id), "its consumer has the ticket"
+        await two.north.transfers.command(there.id, order, by="test")
+        assert not await readable(two.north, there.id)
+        await two.north.transfers.command(there.id, "resume", by="test")
+        assert await readable(two.north, there.id), "its owner takes that back"
+        await two.north.transfers.command(there.id, order, by="test")
+        two.cable.tamper = None
+        await settled(two.south, "transfer", row.id, after)
+        assert (await settled(two.north, "transfer", there.id, after)).generation > there.generation
+        assert not await readable(two.north, there.id)
+
+
+async def test_what_its_consumer_suspended_the_owner_may_keep_suspended(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        here, there = await started(two, await agreed(two))
+        await two.south.transfers.command(here.id, "suspend", by="test")
+        await settled(two.north, "transfer", there.id, "SUSPENDED")
+        await two.north.transfers.command(there.id, "suspend", by="owner")
+        await two.south.transfers.command(here.id, "resume", by="test")
+        await emptied(two)
+        assert (await two.north.transfer(there.id)).state == "SUSPENDED"
+        await two.north.transfers.command(there.id, "resume", by="owner")
+        await settled(two.south, "transfer", here.id, "STARTED")
+
+
 @pytest.mark.parametrize("status", [400, 503])
 async def test_a_consumers_own_suspension_does_not_make_the_providers_its_own(tmp_path: Path, status: int) -> None:
     async with pair(tmp_path) as two:
