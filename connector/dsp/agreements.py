@@ -75,6 +75,13 @@ class Agreements:
 
         return await self._store.read(work)
 
+    async def others(self, row: Agreement) -> Sequence[str]:
+        """Ids of what else its consumer holds under the same offer of ours, in force or soon perhaps; each is
+        revoked by itself."""
+        if row.role != PROVIDER:
+            return ()
+        return await self._store.read(lambda tx: tx.agreements.others(row))
+
     async def meaning(self, row: Agreement) -> Meaning:
         """What an agreement says, and as provider what that means for its dataset as it is now."""
 

@@ -45,6 +45,13 @@ class AgreementView(BaseModel):
     end_reason: str
 
 
+class RevokedView(AgreementView):
+    """An agreement that has ended. `others`: what else its consumer holds under the same offer, in force or not final yet;
+    each is revoked by itself (at the provider, at most 100)."""
+
+    others: list[str]
+
+
 class AgreementDetail(AgreementView):
     """With its rules, in words and as they are enforced; `contract` and `used` at the provider only.
 
@@ -131,12 +138,13 @@ def router(
     @routes.post("/{agreement_id}/revoke", summary="End an agreement now, with everything that runs under it")
     async def revoke(
         agreement_id: str, why: Revocation, as_role: AsRole = "", caller: Caller = reader
-    ) -> AgreementView:
+    ) -> RevokedView:
         row, _ = await agreements.get(agreement_id, role=as_role)
         needed = "owner" if row.role == PROVIDER else "consume"
         if not caller.may(needed):
             raise ScopeMissing(f"expected a token with the scope {needed!r} to end an agreement as {row.role}")
+        others = list(await agreements.others(row))
         ended = await agreements.revoke(agreement_id, reason=why.reason, by=caller.name, role=row.role)
-        return view(ended)
+        return RevokedView(**_fields(ended), others=others)
 
     return routes

@@ -14,6 +14,11 @@ from connector.store.unit import Unit
 
 _AGREEMENT, _GRANT, _TRANSFER = bare(Agreement), bare(Grant), bare(Transfer)
 _DATASET, _VERSION = bare(Dataset), bare(DatasetVersion)
+_OTHERS_MAX = 100
+_FINAL_OR_COMING = or_(
+    Agreement.finalized.is_(True),
+    exists().where(Negotiation.id == Agreement.negotiation_id, Negotiation.state != "TERMINATED"),
+)
 _UNLIMITED = 2**63 - 1  # more than is ever counted
 
 
@@ -205,13 +210,18 @@ class Agreements:
         query = self._under(offer_id, consumer)
         if not ended:
             query = query.where(Agreement.ended_at.is_(None))
-        coming = exists().where(Negotiation.id == Agreement.negotiation_id, Negotiation.state != "TERMINATED")
-        return self._unit.session.scalar(query.where(or_(Agreement.finalized.is_(True), coming))) is not None
+        return self._unit.session.scalar(query.where(_FINAL_OR_COMING)) is not None
+
+    def others(self, row: Agreement) -> Sequence[str]:
+        """What else the consumer of this agreement of ours as provider holds under its offer, final or soon perhaps."""
+        query = self._under(row.offer_id, row.consumer, most=_OTHERS_MAX)
+        query = query.where(Agreement.id != row.id, Agreement.ended_at.is_(None), _FINAL_OR_COMING)
+        return self._unit.session.scalars(query.order_by(Agreement.signed_at.desc(), Agreement.id)).all()
 
     @staticmethod
-    def _under(offer_id: str, consumer: str) -> Select[str]:
+    def _under(offer_id: str, consumer: str, most: int = 1) -> Select[str]:
         ours = (Agreement.role == "provider", Agreement.offer_id == offer_id, Agreement.consumer == consumer)
-        return select(Agreement.id).where(*ours).limit(1)
+        return select(Agreement.id).where(*ours).limit(most)
 
     def fresh(self, row: Agreement) -> Agreement:
         """The row as it is now: for whoever has just waited for a lock."""

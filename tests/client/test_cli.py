@@ -287,6 +287,12 @@ def test_a_command_asks_for_one_thing_and_shows_it(
     assert body is None or served.asked[-1].body == body
 
 
+def test_revoking_says_what_else_that_party_holds_under_the_offer(run: Run, served: Connector) -> None:
+    served.routes["POST", "/agreements/one/revoke"] = {**AGREEMENT, "others": ["urn:uuid:other"]}
+    assert "1 more under the same offer" in (told := run("revoke", "one").err)
+    assert "urn:uuid:other" in told
+
+
 AS_JSON = [case for case in COMMANDS if case[0][0] in ("dataset", "offer", "negotiations", "agreements", "transfers",
            "pending", "approve", "search", "query") and case[2] is not None
            and case[0][:2] != ["offer", "templates"]]  # fmt: skip

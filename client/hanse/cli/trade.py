@@ -144,6 +144,11 @@ def revoke(
         print_json(row or {"id": agreement})
         return
     say(f"{agreement} is revoked ({(time.monotonic() - started) * 1000:.0f} ms); both sides have it in their logs")
+    if others := (row or {}).get("others"):
+        say(
+            f"its consumer has {len(others)} more under the same offer, each to be revoked by itself: "
+            f"{', '.join(others)}"
+        )
 
 
 def pending(as_json: AsJson = False) -> None:

@@ -57,6 +57,7 @@ def router(desk: Desk, *, agreements: Agreements, store: Store) -> APIRouter:
             contracts=[json.loads(to_json(contract)) for contract in meant.contracts],
             usage=_usage(grant, meant.contracts) if grant is not None else [],
             transfers=transfers,
+            others=await agreements.others(row) if confirm or row.ended_at is not None else (),
             confirm=confirm,
             error=error,
         )

@@ -264,6 +264,13 @@ async def test_revoking_needs_a_reason_and_ends_everything(tmp_path: Path) -> No
         await north.post("/agreements/urn:uuid:none/revoke", {"reason": "x"}, 404)
 
 
+async def test_revoking_names_what_else_that_party_holds_under_the_offer(tmp_path: Path) -> None:
+    async with desks(tmp_path) as (north, south):
+        one, other = [(await agree(south))["agreement_id"] for _ in range(2)]
+        assert (await north.post(f"/agreements/{one}/revoke", {"reason": "over"}))["others"] == [other]
+        assert (await north.post(f"/agreements/{other}/revoke", {"reason": "over"}))["others"] == []
+
+
 async def test_each_side_of_a_process_has_a_scope_of_its_own(tmp_path: Path) -> None:
     async with desks(tmp_path, "manual") as (north, south):
         await south.as_somebody_with("owner", "read")
