@@ -313,6 +313,7 @@ def build(settings: Settings) -> Services:
         members_offer=bool(settings.trust_anchor),
         idle=settings.dsp_negotiation_idle,
         idle_stranger=settings.dsp_negotiation_idle_stranger,
+        strangers_per_minute=settings.dsp_new_per_minute_strangers,
     )
     negotiating = Negotiations(limits=begun, **common)
     data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)

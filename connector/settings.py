@@ -161,6 +161,12 @@ class Settings(BaseSettings):
         description="Open negotiations in each of our roles, with everybody; as soon as there are as many, who is no "
         "member of the data space and has no agreement with us begins none.",
     )
+    dsp_new_per_minute_strangers: int = Field(
+        1_000,
+        ge=1,
+        description="New negotiations that all together may begin in a minute who are no members of the data space and "
+        "have no agreement with us.",
+    )
     dsp_negotiation_idle: float = Field(
         30 * 86_400.0,
         gt=0,

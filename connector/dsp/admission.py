@@ -27,6 +27,7 @@ _PARTNERS = {
     states.PROVIDER: (states.FINALIZED,),
     states.CONSUMER: (states.REQUESTED, states.ACCEPTED, states.AGREED, states.VERIFIED, states.FINALIZED),
 }
+_STRANGERS = ""  # all of them together, where others are counted by their identifier
 _CHANGING_MAX = 4_096  # processes; who goes round more of them than that changes none of them often
 
 
@@ -36,7 +37,8 @@ class Limits:
 
     `all_open` in each role, of everybody: as soon as there are as many, strangers begin none. `changes` of one process
     a minute that the counterparty brings about, as many of them at once. `members_offer`: only members of the data
-    space, and partners, make us offers that we did not ask for. `idle`: seconds for which a negotiation waits for its
+    space, and partners, make us offers that we did not ask for. `strangers_per_minute`: new negotiations of all
+    strangers together. `idle`: seconds for which a negotiation waits for its
     counterparty, and for one that is known to be a stranger.
     """
 
@@ -47,6 +49,7 @@ class Limits:
     members_offer: bool = False
     idle: float = 30 * _DAY
     idle_stranger: float = 7 * _DAY
+    strangers_per_minute: int = 1_000
 
 
 class Admission:
@@ -107,6 +110,16 @@ class Admission:
                 code="too_many_open",
                 retry_after=_OPEN_AGAIN,
             )
+        if stranger:  # after its own row, so that two who begin at once never wait for each other
+            step = _MINUTE / self._limits.strangers_per_minute
+            wait = tx.admissions.take(_STRANGERS, kind=self._kind, step=step, most=_MINUTE, now=tx.now)
+            if wait > 0:
+                raise Limited(
+                    f"expected at most {self._limits.strangers_per_minute} new {self._kind}s a minute from all who are "
+                    f"no members and have no agreement with us, came more; ask again in {math.ceil(wait)} s",
+                    code="too_many_strangers",
+                    retry_after=math.ceil(wait),
+                )
         if stranger and rows.open_in(role=role, up_to=self._limits.all_open) >= self._limits.all_open:
             raise Limited(
                 f"{self._limits.all_open} {self._kind}s are open here, as many as may be while somebody begins one who "
@@ -148,4 +161,9 @@ def _stranger(tx: Transaction, counterparty: str, *, role: str, facts: Facts) ->
     status = facts.get(_MEMBERSHIP)
     if status is not None and "active" in status.values:
         return False
-    return not tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role])
+    return not partner(tx, counterparty, role=role)
+
+
+def partner(tx: Transaction, counterparty: str, *, role: str) -> bool:
+    """Whether something was agreed with it, or it was we who asked, in this role of ours."""
+    return tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role])

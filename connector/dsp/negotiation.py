@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from connector.datasets import standing
 from connector.dsp import decisions, messages, states, terms
+from connector.dsp.admission import partner
 from connector.dsp.exchange import Exchange, Taken, new_pid
 from connector.dsp.jsonld import Json
 from connector.dsp.messages import (
@@ -20,9 +21,11 @@ from connector.dsp.messages import (
     ContractNegotiationEventMessage,
     ContractOfferMessage,
     ContractRequestMessage,
+    Message,
     Numbered,
 )
 from connector.dsp.peer import segment
+from connector.dsp.sender import Outcome
 from connector.dsp.states import CONSUMER, PROVIDER, Received
 from connector.errors import BadInput, Conflict, MessageInvalid, NotFound, Refused
 from connector.events import AgreementConcluded, DecisionNeeded, DecisionTaken, Event, NegotiationAdvanced
@@ -349,6 +352,32 @@ class Negotiations(Exchange[Negotiation]):
         if row is not None and row.pending == states.FINALIZED_EVENT:
             self._drop(tx, row)
             self._count(tx, row, row.pending)
+
+    def _apply(self, tx: Transaction, row: Negotiation, message: Message, judged: Received) -> list[Outbox]:
+        before = row.state
+        follow = super()._apply(tx, row, message, judged)
+        self._shorten(tx, row, before)
+        return follow
+
+    def _end(self, tx: Transaction, row: Negotiation, *, code: str, reason: str, actor: str) -> list[Outbox]:
+        before = row.state
+        sent = super()._end(tx, row, code=code, reason=reason, actor=actor)
+        self._shorten(tx, row, before)
+        return sent
+
+    def _not_said(self, tx: Transaction, row: Negotiation, step: str, outcome: Outcome) -> None:
+        before = row.state
+        super()._not_said(tx, row, step, outcome)
+        self._shorten(tx, row, before)
+
+    def _shorten(self, tx: Transaction, row: Negotiation, before: str) -> None:
+        """Keep little of what somebody asked or offered that we have nothing with: anybody may begin and end such as
+        often as it likes, and ended ones stay."""
+        theirs = row.role == PROVIDER or before == states.OFFERED
+        if row.state != states.TERMINATED or row.agreement_id or not theirs:
+            return
+        if not partner(tx, row.counterparty, role=row.role):
+            row.offer = terms.come_to_nothing(row.offer)
 
     # What time brings.
 

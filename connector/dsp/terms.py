@@ -32,6 +32,7 @@ TIME_ENDED = "the time that was agreed has ended"
 REPLACED = "never concluded; replaced by another one"
 LAPSED = frozenset({TIME_ENDED, REPLACED})  # reasons for an agreement's end; any other is somebody's no
 _OFFER_MAX = 64 * 2**10  # of others: anybody may send one, and each is kept as long as its negotiation
+_SHORT = 4 * 2**10
 _COMPILES_MAX = 1_024
 _TOLD_MAX = 10  # offers of which a refusal says what they are for
 _compiles: OrderedDict[tuple[str, str], bool] = OrderedDict()  # whether it gives exact aggregates
@@ -90,6 +91,11 @@ def taken_wire(policy: Policy, *, target: str, beside: Json) -> Json:
             code="offer_too_large",
         )
     return wire
+
+
+def come_to_nothing(wire: Json) -> Json:
+    """Terms of others that nobody agreed on, as they are kept: of more than 4 KiB as JSON only what they were about."""
+    return wire if _size(wire) <= _SHORT else {name: wire[name] for name in ("@type", "@id", "target") if name in wire}
 
 
 def _size(wire: Json) -> int:

@@ -213,7 +213,8 @@ class Transfers(Exchange[Transfer]):
         self, tx: Transaction, row: Transfer, message: Numbered, judged: Received, facts: Facts
     ) -> list[Outbox]:
         """The consumer resumes: allowed where it was not the owner who suspended, and everything still holds."""
-        if row.suspended_by in {PROVIDER, *HELD} or row.pending == states.SUSPENSION:  # ours has arrived, or it could not resume
+        stopped = row.suspended_by in {PROVIDER, *HELD}
+        if stopped or row.pending == states.SUSPENSION:  # ours has arrived, or it could not resume
             raise Refused("the provider suspended this transfer, so only the provider resumes it", code="suspended")
         agreement = tx.agreements.of(row.agreement_id, role=PROVIDER)
         _check_permitted(tx, agreement, _check_holds(tx, agreement), requested(facts, purpose=row.purpose))

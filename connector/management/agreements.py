@@ -46,7 +46,7 @@ class AgreementView(BaseModel):
 
 
 class RevokedView(AgreementView):
-    """An agreement that has ended. `others`: what else its consumer holds under the same offer, in force or not final yet;
+    """An agreement that has ended. `others`: what else its consumer has under the same offer, in force or not final;
     each is revoked by itself (at the provider, at most 100)."""
 
     others: list[str]
@@ -136,9 +136,7 @@ def router(
         return dict(await contract(agreement_id))
 
     @routes.post("/{agreement_id}/revoke", summary="End an agreement now, with everything that runs under it")
-    async def revoke(
-        agreement_id: str, why: Revocation, as_role: AsRole = "", caller: Caller = reader
-    ) -> RevokedView:
+    async def revoke(agreement_id: str, why: Revocation, as_role: AsRole = "", caller: Caller = reader) -> RevokedView:
         row, _ = await agreements.get(agreement_id, role=as_role)
         needed = "owner" if row.role == PROVIDER else "consume"
         if not caller.may(needed):

@@ -179,6 +179,39 @@ async def test_strangers_begin_so_much_between_them_and_leave_room_for_members_a
         assert [(await begin(who, pid())).status for who in (member, partner)] == [201, 201]
 
 
+@pytest.mark.usefixtures("still")
+async def test_strangers_begin_so_many_a_minute_between_them_ended_or_not(tmp_path: Path) -> None:
+    async with pair(tmp_path, limits=Limits(strangers_per_minute=2)) as two:
+        known = await arranged(two)
+        await known.negotiation(role=PROVIDER, state=states.FINALIZED)
+        replies = []
+        for number in range(3):
+            who, theirs = stranger(two, number, membership="none"), pid()
+            replies.append(await request(who, theirs))
+            if replies[-1].status == 201:
+                row = await two.north.negotiation(json.loads(replies[-1].body)["providerPid"])
+                assert (await who.say(states.NEGOTIATION_TERMINATION, row)).status == 200
+        assert [reply.status for reply in replies] == [201, 201, 429]
+        assert json.loads(replies[-1].body)["code"] == "too_many_strangers"
+        member = stranger(two, 9, membership="active")
+        assert [(await request(who, pid())).status for who in (member, known)] == [201, 201]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(100, True), (5_000, False)])
+async def test_little_is_kept_of_what_a_stranger_asked_and_ended(tmp_path: Path, length: int, kept: bool) -> None:
+    async with pair(tmp_path) as two:
+        peer = await arranged(two)
+        among = {"leftOperand": "purpose", "operator": "eq", "rightOperand": "urn:" + "x" * length}
+        asked = {"@type": "Offer", "@id": OFFER_ID, "target": DATASET}
+        terms = {**asked, "permission": [{"action": "use", "constraint": [among]}]}
+        reply = await peer.post("/negotiations/request", peer.request(pid(), offer=terms))
+        row = await two.north.negotiation(json.loads(reply.body)["providerPid"])
+        assert "permission" in row.offer
+        assert (await peer.say(states.NEGOTIATION_TERMINATION, row)).status == 200
+        ended = await two.north.negotiation(row.id)
+        assert (ended.offer == row.offer) if kept else (ended.offer == asked)
+
+
 async def test_where_there_is_a_register_only_members_and_partners_make_offers_unasked(tmp_path: Path) -> None:
     async with pair(tmp_path, limits=Limits(members_offer=True)) as two:
         asked = await arranged(two)
