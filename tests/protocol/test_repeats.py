@@ -289,6 +289,8 @@ async def test_a_pid_that_is_another_process_is_no_answer_and_ends_what_it_was_s
             while await two.south.outbox():
                 await asyncio.sleep(0.01)
         rows = [await two.south.negotiation(row.id) for row in asked]
+        if together:  # whichever answer was recorded first
+            rows.sort(key=lambda row: row.state)
         assert [(row.state, row.peer_pid, row.pending, row.code) for row in rows] == [
             ("REQUESTED", "same", "", ""),
             ("TERMINATED", "", "", "pid_taken"),
