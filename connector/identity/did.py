@@ -55,6 +55,11 @@ def address_of(did: str, *, insecure_http: bool = False) -> str:
     return f"{'http' if insecure_http else 'https'}://{host}/{path}/did.json"
 
 
+def host_of(did: str) -> str:
+    """The host of a did:web, without its port: what costs something, unlike the rest of the identifier."""
+    return unquote(did.removeprefix("did:web:").partition(":")[0]).partition(":")[0].lower()
+
+
 def document(did: str, *, jwk: dict[str, Any], root_url: str) -> dict[str, Any]:
     """Our own DID document: one key for all purposes, and where our catalogue answers."""
     key_id = f"{did}#{jwk['kid']}"
@@ -117,6 +122,10 @@ class Resolver:
     def expect(self, participants: Iterable[str]) -> None:
         """These we know whatever they have proven: the data space's operator and its members."""
         self._names = frozenset(participants)
+
+    def expected(self, participant: str) -> bool:
+        """Whether it is one of those that we know whatever they have proven."""
+        return participant in self._names
 
     def proven(self, did: str) -> None:
         """This participant has signed something with its key: it is no stranger any more."""

@@ -15,7 +15,7 @@ import json
 import time
 import uuid
 from base64 import urlsafe_b64decode
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from joserfc import jwt
@@ -23,7 +23,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey
 
 from connector.errors import Busy, Unauthenticated
-from connector.identity.did import DID_MAX, Resolver
+from connector.identity.did import DID_MAX, Resolver, host_of
 
 ALGORITHMS = ("ES256", "EdDSA", "Ed25519")
 _TOKEN_MAX = 8 * 2**10
@@ -31,10 +31,10 @@ _LIFE = 60.0
 _LIFE_MAX = 900.0  # others sign for up to ten minutes
 _LEEWAY = 30.0
 _LATEST = 2.0**53  # a number of seconds; what is larger is none
-_SEEN_MAX = 200_000  # of all issuers together
-_OF_ONE_MAX = 50_000
+_SEEN_MAX = 100_000  # of those that are expected, and of all others together
+_OF_ONE_MAX = 50_000  # of one that is expected, or of others' one host
 _FORGOTTEN_AT_ONCE = 500  # a millisecond or two
-_FEW, _LAST_FOR_FEW = 1_000, 50_000  # so much room, at the end, is for issuers of which few are noted
+_FEW, _LAST_FOR_FEW = 1_000, 25_000  # so much room, at the end, is for those of whom few are noted
 
 
 def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, Any] | None = None) -> str:
@@ -55,37 +55,54 @@ def mint(key: ECKey, *, did: str, audience: str, now: float, claims: dict[str, A
 class Replays:
     """Token ids that were seen, while their tokens are good, per issuer. Full is a refusal, never a forgotten id.
 
+    Those that are expected have room of their own. The others' is counted by the host of their DIDs: DIDs cost nothing.
+
     `since`: when we began to look (UTC seconds). What was signed before may have been used at an earlier process.
     """
 
     def __init__(self, *, since: float = 0.0) -> None:
         self._since = int(since)  # tokens are dated to the second
         self._seen: defaultdict[str, set[str]] = defaultdict(set)
-        self._ends: list[tuple[float, str, str]] = []  # a heap: those that end first come first
+        self._noted: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # of strangers' hosts, of the expected
+        self._all = [0, 0]  # the sums of those
+        self._ends: list[tuple[float, str, str, bool]] = []  # a heap: those that end first come first
 
-    def first_time(self, issuer: str, jti: str, *, issued: float, expires: float, now: float) -> bool:
+    def first_time(
+        self, issuer: str, jti: str, *, issued: float, expires: float, now: float, expected: bool = False
+    ) -> bool:
         """Note it. Busy where that is not possible now: with another token, in a moment, it may be."""
         self._forget(now)
         if issued < self._since:
             raise Busy(f"the token of {issuer} was signed before this connector started; sign a new one")
-        noted = self._seen.get(issuer, ())
-        if jti in noted:
+        if jti in self._seen.get(issuer, ()):
             return False
-        most = _OF_ONE_MAX if len(self._ends) < _SEEN_MAX - _LAST_FOR_FEW else _FEW
-        if len(noted) >= most or len(self._ends) >= _SEEN_MAX:
+        counted = _counted(issuer, expected)
+        most = _OF_ONE_MAX if self._all[expected] < _SEEN_MAX - _LAST_FOR_FEW else _FEW
+        if self._noted[expected][counted] >= most or self._all[expected] >= _SEEN_MAX:
             raise Busy("too many tokens at once; try again in a minute")
+        self._noted[expected][counted] += 1
+        self._all[expected] += 1
         self._seen[issuer].add(jti)
-        heapq.heappush(self._ends, (expires + _LEEWAY, issuer, jti))
+        heapq.heappush(self._ends, (expires + _LEEWAY, issuer, jti, expected))
         return True
 
     def _forget(self, now: float) -> None:
         for _ in range(_FORGOTTEN_AT_ONCE):  # each call brings one at most
             if not self._ends or self._ends[0][0] > now:
                 return
-            _, issuer, jti = heapq.heappop(self._ends)
+            _, issuer, jti, expected = heapq.heappop(self._ends)
             self._seen[issuer].discard(jti)
             if not self._seen[issuer]:
                 del self._seen[issuer]
+            counted = _counted(issuer, expected)
+            self._all[expected] -= 1
+            self._noted[expected][counted] -= 1
+            if not self._noted[expected][counted]:
+                del self._noted[expected][counted]
+
+
+def _counted(issuer: str, expected: bool) -> str:
+    return issuer if expected else host_of(issuer)
 
 
 async def verify(
@@ -103,7 +120,10 @@ async def verify(
         raise Unauthenticated(f"the token of {issuer} is not signed by the key that it names") from error
     resolver.proven(issuer)
     issued, expires = float(claims["iat"]), float(claims["exp"])
-    if not replays.first_time(issuer, claims["jti"], issued=issued, expires=expires, now=at):  # 5
+    expected = resolver.expected(issuer)
+    if not replays.first_time(  # 5
+        issuer, claims["jti"], issued=issued, expires=expires, now=at, expected=expected
+    ):
         raise Unauthenticated(f"the token of {issuer} was used before; sign a new one for each request")
     return claims
 

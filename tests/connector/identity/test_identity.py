@@ -205,6 +205,26 @@ def test_one_issuer_leaves_room_for_the_tokens_of_others(monkeypatch: pytest.Mon
     assert set(replays._seen) == {"d"}
 
 
+def test_strangers_take_no_room_for_tokens_from_those_that_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many DIDs they have, and those of one host together leave some to others."""
+    for name, value in {"_SEEN_MAX": 40, "_OF_ONE_MAX": 15, "_FEW": 2, "_LAST_FOR_FEW": 10}.items():
+        monkeypatch.setattr(sitoken, name, value)
+    replays = Replays()
+
+    def taken(issuer: str, **how: Any) -> bool:
+        with suppress(Busy):
+            return replays.first_time(issuer, "1", issued=0, expires=60, now=0, **how)
+        return False
+
+    assert sum(taken(f"did:web:evil.example%3A{i}:{i}") for i in range(50)) == 15
+    assert taken("did:web:newcomer.example")
+    assert sum(taken(f"did:web:evil{i}.example") for i in range(50)) == 24
+    assert not taken("did:web:another.example")
+    assert sum(taken(f"did:web:evil.example:member:{i}", expected=True) for i in range(50)) == 40
+    replays.first_time("a", "2", issued=100, expires=160, now=100)
+    assert (replays._all, len(replays._seen)) == ([1, 0], 1)
+
+
 class Slow(Web):
     """Those hosts whose names begin with `hangs` never answer; it counts who is asked at once."""
 
