@@ -295,6 +295,7 @@ def build(settings: Settings) -> Services:
         retry_deadline=settings.dsp_retry_deadline,
         metrics=metrics,
         instance=instance,
+        is_member=resolver.expected,
     )
     peer = Peer(wire=net, mint=identity.mint)
     common: dict[str, Any] = {

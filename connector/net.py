@@ -34,7 +34,7 @@ _NEVER = tuple(
                  "ff00::/8", "100::/64")  # ::/8 has IPv4 addresses in four forms besides the mapped one
 )  # fmt: skip
 _RESOLVED_MAX = 16
-_CONNECTIONS_MAX = 256  # of a scheme: more than deliveries, pushes and DID documents may be at once, all together
+_CONNECTIONS_MAX = 512  # of a scheme: more than deliveries, pushes and DID documents may be at once, all together
 # As much as the event loop takes from a socket at once: with the 64 KB of the library each of these is cut in four, and
 # what is left of it copied each time.
 httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 2**18

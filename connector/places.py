@@ -6,74 +6,95 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    names: tuple[str, ...]
+    turn: asyncio.Future[None]
 
 
 class Places:
     """`size` places, of which nobody has more than `each` at once.
 
     Who waits stands in a line of its own, and a free place goes to the first of the next line. The lines have no bound
-    here: who calls looks at `waiting` first.
+    here: who calls looks at `waiting` first. Who comes under two names stands in the line of the first, of which
+    no more than `first` are inside at once.
     """
 
-    def __init__(self, size: int, *, each: int) -> None:
+    def __init__(self, size: int, *, each: int, first: int | None = None) -> None:
         self._free = size
         self._each = each
+        self._first = each if first is None else first
         self._held: Counter[str] = Counter()
-        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
 
     def waiting(self, who: str) -> int:
         """How many wait in this one's line."""
         return len(self._lines.get(who, ()))
 
     @asynccontextmanager
-    async def one(self, who: str) -> AsyncIterator[None]:
+    async def one(self, who: str, *also: str) -> AsyncIterator[None]:
         """Wait for a place, and keep it within the block."""
-        await self._take(who)
+        names = (who, *also)
+        await self._take(names)
         try:
             yield
         finally:
-            self._give_back(who)
+            self._give_back(names)
 
-    async def _take(self, who: str) -> None:
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(who, deque()).append(place)
+    async def _take(self, names: tuple[str, ...]) -> None:
+        place = _Waiting(names, asyncio.get_running_loop().create_future())
+        self._lines.setdefault(names[0], deque()).append(place)
         self._fill()
         try:
-            await place
+            await place.turn
         except BaseException:
-            if place.done() and not place.cancelled():
-                self._give_back(who)  # it was ours already
+            if place.turn.done() and not place.turn.cancelled():
+                self._give_back(names)  # it was ours already
             else:
-                self._leave(who, place)
+                self._leave(place)
                 self._fill()  # it may have been passed over just now
             raise
 
-    def _give_back(self, who: str) -> None:
+    def _give_back(self, names: tuple[str, ...]) -> None:
         self._free += 1
-        self._held[who] -= 1
-        if not self._held[who]:
-            del self._held[who]
+        for name in names:
+            self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
         self._fill()
 
     def _fill(self) -> None:
         """Hand out what is free, one to each line in its turn: who got one stands behind the others."""
         for who in tuple(self._lines) if self._free else ():
-            if self._free and self._held[who] < self._each:
-                self._serve(who)
+            if not self._free:
+                return
+            may = next((place for place in self._lines[who] if self._may(place)), None)
+            if may is not None:
+                self._serve(may)
 
-    def _serve(self, who: str) -> None:
+    def _may(self, place: _Waiting) -> bool:
+        who, *also = place.names
+        most = self._first if also else self._each
+        return self._held[who] < most and all(self._held[name] < self._each for name in also)
+
+    def _serve(self, place: _Waiting) -> None:
+        who = place.names[0]
         line = self._lines.pop(who)
-        place = line.popleft()
+        line.remove(place)
         if line:
             self._lines[who] = line
-        if not place.done():
+        if not place.turn.done():
             self._free -= 1
-            self._held[who] += 1
-            place.set_result(None)
+            for name in place.names:
+                self._held[name] += 1
+            place.turn.set_result(None)
 
-    def _leave(self, who: str, place: asyncio.Future[None]) -> None:
-        line = self._lines.get(who)
+    def _leave(self, place: _Waiting) -> None:
+        line = self._lines.get(place.names[0])
         if line is not None and place in line:
             line.remove(place)
             if not line:
-                del self._lines[who]
+                del self._lines[place.names[0]]

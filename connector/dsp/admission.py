@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from connector.dsp import states
 from connector.errors import Busy, Limited, Refused
 from connector.store import Transaction
+from connector.store.tables import Outbox
 from policies.evaluate import Facts
 
 _MINUTE = 60.0
@@ -154,6 +155,16 @@ class Admission:
         while len(self._told) > _TOLD_MAX:
             self._told.popitem(last=False)
         return True
+
+
+def partner(tx: Transaction, counterparty: str) -> bool:
+    """Whether something was agreed with it, in either role of ours, or it was we who asked."""
+    return any(tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role]) for role in _PARTNERS)
+
+
+def asked(row: Outbox) -> bool:
+    """Whether this message itself makes its receiver a partner: it is we who ask, or it is under an agreement."""
+    return row.kind == "transfer" or row.message.get("@type") == states.REQUEST
 
 
 def _stranger(tx: Transaction, counterparty: str, *, role: str, facts: Facts) -> bool:

@@ -6,7 +6,8 @@ or its lease has come, by this process or another one on the same database. Orde
 oldest message is ever taken up. Delivery is at least once; receivers recognise repeats.
 
 Places, and what waits for them here, are counted by counterparty (its proven id: addresses it may have as many as it
-likes). What one has no room for stays in the outbox, and keeps nobody else's from being taken up.
+likes), within circles that take nothing from each other: our own and members', partners', strangers', and lasting ones
+(`circles`). What one has no room for stays in the outbox, and keeps nobody else's from being taken up.
 
 What a message means, and what follows from its delivery, is the courier's business.
 """
@@ -17,26 +18,24 @@ import asyncio
 import random
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from connector.dsp import admission, circles
 from connector.dsp.settling import Settling
 from connector.errors import AddressRefused, Busy, HanseError
-from connector.places import Places
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from connector.telemetry import Metrics, logger
 
 _SHORTEST = 0.05  # seconds between two attempts
 _LOOK_AGAIN = 5.0  # longest sleep: other processes may have left something behind
-_AT_ONCE = 64
-_AT_ONCE_PER_PEER = 32
-_TAKEN_UP_PER_PEER = 2 * _AT_ONCE_PER_PEER  # under way or waiting for a place; what is over that stays in the outbox
-_WAITING_MAX = 2_000  # all together; each counterparty has an equal share
+_CLAIMED_AT_ONCE = 64
+_PARTNERS_MAX = 4_096  # whom we remember to be partners, and need not look up
 _REMEMBER = 30 * 86_400.0  # seconds that a message taken in is remembered: repeats come within days
 _FORGET_EVERY = 3_600.0
 _FEW = 6  # attempts for replies that usually mean "not yet"
@@ -58,13 +57,6 @@ class Outcome:
     why: str = ""
     document: Any = None
     code: str = ""
-
-
-class _Line(NamedTuple):
-    """Whose deliveries share a number of places: those to one counterparty, its lasting ones for themselves."""
-
-    who: str
-    lasting: bool
 
 
 class Courier(Protocol):
@@ -94,6 +86,7 @@ class Sender:
         lease: float = 6.0,
         metrics: Metrics | None = None,
         instance: str = "",
+        is_member: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._instance = instance  # this process, the same at every start
         self.owner = f"{instance}.{uuid.uuid4().hex}"
@@ -102,6 +95,8 @@ class Sender:
         self._first, self._cap, self._deadline = retry_first, retry_cap, retry_deadline
         self._lease = lease  # seconds that a message is ours; renewed while a delivery takes longer
         self._metrics = metrics
+        self._is_member = is_member  # of the data space, as far as is known now
+        self._partners: OrderedDict[str, None] = OrderedDict()
         self._couriers: dict[str, Courier] = {}
         self._answered: set[str] = set()
         self._lasting: set[str] = set()
@@ -109,9 +104,7 @@ class Sender:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._here: set[int] = set()  # ids of the rows that they deliver
-        self._lines: Counter[_Line] = Counter()  # how many of those are whose
-        self._passed_over: frozenset[_Line] = frozenset()  # when we last looked into the outbox
-        self._places = {lasting: Places(_AT_ONCE, each=_AT_ONCE_PER_PEER) for lasting in (False, True)}
+        self._circles = circles.Circles()
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
         self._forgot = float("-inf")
@@ -147,6 +140,7 @@ class Sender:
 
     def queue(self, tx: Transaction, row: Outbox) -> Outbox:
         """Put a row into the outbox, leased to us: it is handed over right after the commit."""
+        row.circle, row.host = self._circle(tx, row), circles.host_of(row.address)
         row.due_at = row.created_at = tx.now
         row.lease_owner, row.lease_until = self.owner, tx.now + self._lease
         tx.messages.send(row)
@@ -155,30 +149,36 @@ class Sender:
     def hand_over(self, rows: Iterable[Outbox]) -> None:
         """Deliver rows that are committed and leased to us, each in a task of its own."""
         for row in rows:
-            line = self._line(row)
-            if self._closing or self._loop is None or row.id in self._here or self._lines[line] >= self._share():
+            if self._closing or self._loop is None or row.id in self._here or not self._circles.enter(row):
                 continue  # its lease ends, and it is found in the outbox
-            self._lines[line] += 1
             self._here.add(row.id)
             task = asyncio.create_task(self._deliver(row))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _line(self, row: Outbox) -> _Line:
-        return _Line(row.audience or row.process, row.kind in self._lasting)
+    def _circle(self, tx: Transaction, row: Outbox) -> str:
+        """With whom a delivery shares its places: who is known now. The row says it from then on."""
+        known = not row.audience or self._is_member(row.audience)
+        if row.kind in self._lasting:
+            return circles.LASTING if known else circles.LASTING_OTHERS
+        if known:
+            return circles.KNOWN
+        return circles.PARTNERS if self._partner(tx, row) else circles.STRANGERS
 
-    def _share(self) -> int:
-        """How many deliveries of one line may be under way or wait here."""
-        return max(1, _WAITING_MAX // (len(self._lines) + 1))
+    def _partner(self, tx: Transaction, row: Outbox) -> bool:
+        if row.audience not in self._partners:
+            if not admission.asked(row) and not admission.partner(tx, row.audience):
+                return False
+            self._partners[row.audience] = None
+        self._partners.move_to_end(row.audience)
+        while len(self._partners) > _PARTNERS_MAX:
+            self._partners.popitem(last=False)
+        return True
 
     def _ended(self, row: Outbox) -> None:
-        line = self._line(row)
         self._here.discard(row.id)
-        self._lines[line] -= 1
-        if line in self._passed_over and self._lines[line] <= _AT_ONCE_PER_PEER:
+        if self._circles.leave(row):
             self._wake.set()
-        if not self._lines[line]:
-            del self._lines[line]
 
     def wake(self) -> None:
         """Look into the outbox now: something that nobody hands over is there."""
@@ -202,7 +202,7 @@ class Sender:
         if time.monotonic() - self._forgot > _FORGET_EVERY:
             self._forgot = time.monotonic()
             await self._store.write(_forget)
-        full = self._full()
+        full = self._circles.full()
         due, waiting = await self._store.read(lambda tx: (tx.messages.next_due(but=full), tx.messages.waiting()))
         if self._metrics is not None:
             self._metrics.outbox.set(waiting)
@@ -210,26 +210,16 @@ class Sender:
         if due is None or due > now:
             return min(_LOOK_AGAIN, self._lease, _LOOK_AGAIN if due is None else due - now)
         rows = await self._store.write(
-            lambda tx: tx.messages.claim(owner=self.owner, now=tx.now, lease=self._lease, limit=_AT_ONCE, but=full)
+            lambda tx: tx.messages.claim(
+                owner=self.owner, now=tx.now, lease=self._lease, limit=_CLAIMED_AT_ONCE, but=full
+            )
         )
         self.hand_over(rows)
         return 0.0 if rows else 0.2
 
-    def _full(self) -> list[tuple[str, str]]:
-        """Kind and counterparty of what is not taken up now, as so much of it waits here already."""
-        most = min(_TAKEN_UP_PER_PEER, self._share())
-        self._passed_over = frozenset(line for line, count in self._lines.items() if count >= most)
-        return [
-            (kind, line.who)
-            for line in self._passed_over
-            for kind in self._couriers
-            if (kind in self._lasting) == line.lasting
-        ]
-
     async def _deliver(self, row: Outbox) -> None:
-        line = self._line(row)
         try:
-            async with self._places[line.lasting].one(line.who):
+            async with self._circles.place(row):
                 outcome = await self._carry(row)
                 if outcome.result is Result.DELIVERED and row.kind in self._answered:
                     self.settling.add(row, outcome)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
-from sqlalchemy import ColumnElement, bindparam, case, delete, func, select, true, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -23,6 +24,16 @@ _REMEMBER = {
 }
 
 
+class PassedOver(Protocol):
+    """What is not taken up: whole circles, and by circle whom, or what host, it is for."""
+
+    @property
+    def circles(self) -> Collection[str]: ...
+
+    @property
+    def names(self) -> Collection[tuple[str, str]]: ...
+
+
 class Messages:
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -32,11 +43,11 @@ class Messages:
         self._session.add(row)
 
     def claim(
-        self, *, owner: str, now: float, lease: float, limit: int, but: Collection[tuple[str, str]] = ()
+        self, *, owner: str, now: float, lease: float, limit: int, but: PassedOver | None = None
     ) -> Sequence[Outbox]:
         """Lease messages that are due, the oldest of each process only, so that order holds. Nobody shares a lease.
 
-        `but`: none of these, given by kind and counterparty.
+        `but`: none of these.
         """
         oldest = select(func.min(Outbox.id)).group_by(Outbox.process).scalar_subquery()
         due = self._session.scalars(
@@ -76,7 +87,7 @@ class Messages:
         """End every lease: for the only process on a database, when it starts."""
         self._session.execute(update(Outbox).values(lease_until=0.0, lease_owner=""))
 
-    def next_due(self, *, but: Collection[tuple[str, str]] = ()) -> float | None:
+    def next_due(self, *, but: PassedOver | None = None) -> float | None:
         """The earliest time at which a message may be sent or a lease ends; None when nothing waits. `but` as above."""
         later = case((Outbox.lease_until > Outbox.due_at, Outbox.lease_until), else_=Outbox.due_at)
         found: float | None = self._session.scalar(select(func.min(later)).where(_none_of(but)))
@@ -110,5 +121,13 @@ class Messages:
         self._session.delete(row)
 
 
-def _none_of(but: Collection[tuple[str, str]]) -> ColumnElement[bool]:
-    return tuple_(Outbox.kind, Outbox.audience).not_in(but) if but else true()
+def _none_of(but: PassedOver | None) -> ColumnElement[bool]:
+    circles, names = (but.circles, but.names) if but is not None else ((), ())
+    among: dict[str, list[str]] = {}
+    for circle, name in names:
+        among.setdefault(circle, []).append(name)
+    each = [  # lists of single values: databases compare each row with each pair, and look up a value
+        or_(Outbox.circle != circle, and_(Outbox.audience.not_in(of), Outbox.host.not_in(of)))
+        for circle, of in among.items()
+    ]
+    return and_(Outbox.circle.not_in(circles), *each)

@@ -311,6 +311,8 @@ class Outbox(Table):
     address: Mapped[str]  # base URL
     path: Mapped[str]
     audience: Mapped[str] = mapped_column(_Key, default="")
+    circle: Mapped[str] = mapped_column(String(16), default="known")  # with whom it shares places (`dsp.circles`)
+    host: Mapped[str] = mapped_column(_Key, default="")  # of the address
     message: Mapped[Json]
     attempts: Mapped[int] = mapped_column(default=0)
     not_yet: Mapped[int] = mapped_column(default=0)  # attempts that were answered with "not known here", so far

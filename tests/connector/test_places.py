@@ -11,8 +11,8 @@ from connector.places import Places
 class Room:
     """Visitors in a room of two places, one each at most; `come` takes one, `go` gives it back."""
 
-    def __init__(self, size: int = 2, *, each: int = 1) -> None:
-        self.places = Places(size, each=each)
+    def __init__(self, size: int = 2, *, each: int = 1, first: int | None = None) -> None:
+        self.places = Places(size, each=each, first=first)
         self.inside: list[str] = []
         self._leave: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -23,7 +23,7 @@ class Room:
         await asyncio.sleep(0)
 
     async def _visit(self, name: str) -> None:
-        async with self.places.one(name[0]):
+        async with self.places.one(*name.rstrip("0123456789")):
             self.inside.append(name)
             await self._leave[name].wait()
         self.inside.remove(name)
@@ -69,3 +69,14 @@ async def test_who_goes_away_leaves_its_place_and_its_line() -> None:
     await room.go("b1", cancelled=True)
     await room.come("c1")
     assert room.inside == ["c1"]
+
+
+async def test_who_comes_under_two_names_has_its_turn_by_the_first_and_is_counted_by_both() -> None:
+    room = Room(6, each=2, first=3)
+    for name in ("ha1", "ha2", "ha3", "hb1", "hc1", "ia1", "ib1"):
+        await room.come(name)
+    assert room.inside == ["ha1", "ha2", "hb1", "ib1"]
+    await room.go("ha1")
+    assert room.inside == ["ha2", "hb1", "ib1", "ha3"]
+    await room.go("ha2", "hb1")
+    assert sorted(room.inside) == ["ha3", "hc1", "ia1", "ib1"]

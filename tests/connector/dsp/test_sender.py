@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from connector.dsp import sender as module
+from connector.dsp import circles
 from connector.dsp.sender import Courier, Outcome, Result, Sender
 from connector.errors import AddressRefused, AlreadyExists, PeerUnreachable, Refused
 from connector.store import Store, Transaction
@@ -193,7 +193,7 @@ async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither what is handed over nor what is found in the outbox; it has more there than may wait here."""
-    monkeypatch.setattr(module, "_WAITING_MAX", 150)
+    monkeypatch.setattr(circles, "_WAITING_MAX", 150)
     hanging = asyncio.Event()
 
     async def carry(row: Outbox) -> Outcome:
@@ -204,7 +204,7 @@ async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_
     courier = Script(carry)
     made = sender(sqlite_store, courier)
     await made.start()
-    slow = [message(f"s{i}", f"s{i}", f"http://slow:{i}", to="did:web:slow") for i in range(100)]
+    slow = [message(f"s{i}", f"s{i}", f"http://slow{i}", to="did:web:slow") for i in range(100)]
     await send(made, sqlite_store, *slow)
     await send(made, sqlite_store, *(message(f"f{i}", f"f{i}", to="did:web:fast") for i in range(10)))
     dead = sender(sqlite_store, courier, lease=0.0)
@@ -218,6 +218,39 @@ async def test_a_counterparty_that_hangs_at_many_addresses_does_not_keep_others_
     await courier.until(20 + 75)
     await made.stop()
     assert len(courier.carried) == len(set(courier.carried)), "nothing that waits here is taken up twice"
+
+
+@pytest.mark.parametrize("hosts", [1, 400])
+async def test_strangers_that_hang_keep_nobody_waiting_whom_we_know(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, hosts: int
+) -> None:
+    """Identifiers cost nothing. What is known is a member, or whom we ask; a newcomer waits only where hosts abound."""
+    monkeypatch.setattr(circles, "_WAITING_MAX", 100)
+    named: list[int] = []
+
+    async def carry(row: Outbox) -> Outcome:
+        if row.audience.startswith("did:web:evil"):
+            await asyncio.Event().wait()
+        return DELIVERED
+
+    courier = Script(carry)
+    made = sender(sqlite_store, courier, is_member="did:web:member".__eq__)
+    look = made._circles.full
+    monkeypatch.setattr(made._circles, "full", lambda: named.append(len((full := look()).names)) or full)
+    await made.start()
+    evil = [message(f"e{i}", f"e{i}", f"http://evil{i % hosts}:{i}", to=f"did:web:evil:{i}") for i in range(400)]
+    dead = sender(sqlite_store, courier, lease=0.0, is_member="did:web:member".__eq__)
+    await send(made, sqlite_store, *evil[:200])
+    left, asked = message("left", "l", to="did:web:member"), message("asked", "a", to="did:web:partner")
+    asked.message = {"@type": "ContractRequestMessage"}
+    more = [left, asked] if hosts > 1 else [left, asked, message("new", "n", "http://new", to="did:web:new")]
+    await sqlite_store.write(lambda tx: [dead.queue(tx, row) for row in (*evil[200:], *more)])
+    made.wake()
+    await send(made, sqlite_store, message("one", "m", to="did:web:member"))
+    await courier.until(len(more) + 1)
+    assert len([path for path in courier.carried if path[0] == "e"]) == (16 if hosts == 1 else 64)
+    assert (len(made._here) <= 100 + len(more) + 1, max(named) <= 25) == (True, True)
+    await made.stop()
 
 
 async def test_lasting_deliveries_leave_the_places_of_the_others_alone(sqlite_store: Store) -> None:

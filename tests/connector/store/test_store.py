@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
+from connector.dsp.circles import Full
 from connector.errors import Busy, NotFound
 from connector.events import Event, ServiceStarted
 from connector.store import Store, Transaction
@@ -114,13 +115,14 @@ async def test_a_lease_that_ended_can_be_taken_by_somebody_else(store: Store) ->
 
 async def test_what_is_passed_over_is_neither_claimed_nor_waited_for(store: Store) -> None:
     def fill(tx: Transaction) -> None:
-        for process, to in (("p1", "a"), ("p2", "b"), ("p3", "a")):
+        for process, to in (("p1", "a"), ("p2", "b"), ("p3", "a"), ("p4", "c"), ("p5", "h")):
             row = message(process)
             row.audience, row.due_at = to, float(process[1])
+            row.circle, row.host = ("strangers" if to == "c" else "known"), to
             tx.messages.send(row)
 
     await store.write(fill)
-    full = [("negotiation", "a"), ("transfer", "b")]
+    full = Full(circles=("strangers",), names=(("known", "a"), ("partners", "b"), ("known", "h")))
     assert await store.read(lambda tx: tx.messages.next_due(but=full)) == 2.0
     claimed = await store.write(lambda tx: tx.messages.claim(owner="o", now=9.0, lease=30.0, limit=9, but=full))
     assert [row.process for row in claimed] == ["p2"]
@@ -307,8 +309,8 @@ async def test_who_holds_a_dataset_goes_alone(store: Store, migrated_url: str) -
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
-    assert upgrade(database_url) == ("", "0009")
-    assert upgrade(database_url) == ("0009", "0009")
+    assert upgrade(database_url) == ("", "0010")
+    assert upgrade(database_url) == ("0010", "0010")
 
 
 def test_the_migrations_lead_to_the_tables_of_the_code(database_url: str) -> None:
