@@ -70,7 +70,7 @@ class _Console(Console):
 def console(*, err: bool = False) -> Console:
     """A console on today's streams, as wide as its terminal; without one, as wide as it takes."""
     watched = (sys.stderr if err else sys.stdout).isatty()
-    return _Console(stderr=err, highlight=False, width=None if watched else _WIDE, soft_wrap=not watched)
+    return _Console(stderr=err, highlight=False, emoji=False, width=None if watched else _WIDE, soft_wrap=not watched)
 
 
 def exit_code(error: HanseError) -> int:
