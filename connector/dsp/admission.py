@@ -39,8 +39,8 @@ class Limits:
     `all_open` in each role, of everybody: as soon as there are as many, strangers begin none. `changes` of one process
     a minute that the counterparty brings about, as many of them at once. `members_offer`: only members of the data
     space, and partners, make us offers that we did not ask for. `strangers_per_minute`: new negotiations of all
-    strangers together. `idle`: seconds for which a negotiation waits for its
-    counterparty, and for one that is known to be a stranger.
+    strangers together. `idle`: seconds for which a negotiation waits for its counterparty, and for one that is known to
+    be a stranger.
     """
 
     open: int = 2_000
@@ -157,9 +157,10 @@ class Admission:
         return True
 
 
-def partner(tx: Transaction, counterparty: str) -> bool:
-    """Whether something was agreed with it, in either role of ours, or it was we who asked."""
-    return any(tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role]) for role in _PARTNERS)
+def partner(tx: Transaction, counterparty: str, *, role: str = "") -> bool:
+    """Whether something was agreed with it, or it was we who asked; in this role of ours, or in either."""
+    roles = (role,) if role else tuple(_PARTNERS)
+    return any(tx.negotiations.any_with(counterparty, role=one, states=_PARTNERS[one]) for one in roles)
 
 
 def asked(row: Outbox) -> bool:
@@ -173,8 +174,3 @@ def _stranger(tx: Transaction, counterparty: str, *, role: str, facts: Facts) ->
     if status is not None and "active" in status.values:
         return False
     return not partner(tx, counterparty, role=role)
-
-
-def partner(tx: Transaction, counterparty: str, *, role: str) -> bool:
-    """Whether something was agreed with it, or it was we who asked, in this role of ours."""
-    return tx.negotiations.any_with(counterparty, role=role, states=_PARTNERS[role])
