@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from connector.dsp import states
 from connector.errors import Busy, Limited, Refused
+from connector.recent import keep
 from connector.store import Transaction
 from connector.store.tables import Outbox
 from policies.evaluate import Facts
@@ -94,15 +95,7 @@ class Admission:
         `stranger`: the member register does not vouch for it, and nothing was agreed with it.
         The first thing that a transaction locks: what two instances admit at the same time is counted one by one.
         """
-        step = _MINUTE / self._limits.per_minute
-        wait = tx.admissions.take(counterparty, kind=self._kind, step=step, most=_MINUTE, now=tx.now)
-        if wait > 0:
-            raise Limited(
-                f"expected at most {self._limits.per_minute} new {self._kind}s a minute from one participant, came "
-                f"more; ask again in {math.ceil(wait)} s",
-                code="too_many_new",
-                retry_after=math.ceil(wait),
-            )
+        self._count(tx, counterparty, self._limits.per_minute, whose="one participant", code="too_many_new")
         rows = tx.negotiations if self._kind == "negotiation" else tx.transfers
         if rows.open_with(counterparty, role=role, up_to=self._limits.open) >= self._limits.open:
             raise Limited(
@@ -112,21 +105,24 @@ class Admission:
                 retry_after=_OPEN_AGAIN,
             )
         if stranger:  # after its own row, so that two who begin at once never wait for each other
-            step = _MINUTE / self._limits.strangers_per_minute
-            wait = tx.admissions.take(_STRANGERS, kind=self._kind, step=step, most=_MINUTE, now=tx.now)
-            if wait > 0:
-                raise Limited(
-                    f"expected at most {self._limits.strangers_per_minute} new {self._kind}s a minute from all who are "
-                    f"no members and have no agreement with us, came more; ask again in {math.ceil(wait)} s",
-                    code="too_many_strangers",
-                    retry_after=math.ceil(wait),
-                )
+            whose = "all who are no members and have no agreement with us"
+            self._count(tx, _STRANGERS, self._limits.strangers_per_minute, whose=whose, code="too_many_strangers")
         if stranger and rows.open_in(role=role, up_to=self._limits.all_open) >= self._limits.all_open:
             raise Limited(
                 f"{self._limits.all_open} {self._kind}s are open here, as many as may be while somebody begins one who "
                 "is no member and has no agreement with us; ask again later, or have the operator end some",
                 code="too_many_strangers",
                 retry_after=_OPEN_AGAIN,
+            )
+
+    def _count(self, tx: Transaction, who: str, per_minute: int, *, whose: str, code: str) -> None:
+        wait = tx.admissions.take(who, kind=self._kind, step=_MINUTE / per_minute, most=_MINUTE, now=tx.now)
+        if wait > 0:
+            raise Limited(
+                f"expected at most {per_minute} new {self._kind}s a minute from {whose}, came more; ask again in "
+                f"{math.ceil(wait)} s",
+                code=code,
+                retry_after=math.ceil(wait),
             )
 
     def change(self, process: str, now: float) -> None:
@@ -141,19 +137,13 @@ class Admission:
                 code="too_many_changes",
                 retry_after=wait,
             )
-        self._changed[process] = until
-        self._changed.move_to_end(process)
-        while len(self._changed) > _CHANGING_MAX:
-            self._changed.popitem(last=False)
+        keep(self._changed, process, until, most=_CHANGING_MAX)
 
     def worth_telling(self, counterparty: str, now: float) -> bool:
         """Whether the log should have this refusal: one a minute, or who is refused could fill our disk with it."""
         if now - self._told.get(counterparty, float("-inf")) < _MINUTE:
             return False
-        self._told[counterparty] = now
-        self._told.move_to_end(counterparty)
-        while len(self._told) > _TOLD_MAX:
-            self._told.popitem(last=False)
+        keep(self._told, counterparty, now, most=_TOLD_MAX)
         return True
 
 

@@ -20,6 +20,7 @@ from connector.dsp.messages import CatalogRequestMessage
 from connector.dsp.transfer import FORMATS
 from connector.errors import MessageInvalid, NotFound, Refused
 from connector.identity.principal import Principal
+from connector.recent import keep
 from connector.store import Store, Transaction
 from connector.store.tables import Dataset, DatasetVersion, Offer
 from connector.usage.facts import FactsOf
@@ -141,9 +142,8 @@ class Catalog:
         if (known := self._policies.get(offer.digest)) is None:
             policy = terms.published(offer)
             wire = policy_jsonld.write(policy, in_catalog=True)
-            known = self._policies[offer.digest] = (policy, {k: v for k, v in wire.items() if k != "@id"})
-            while len(self._policies) > _POLICIES_MAX:
-                self._policies.popitem(last=False)
+            known = (policy, {k: v for k, v in wire.items() if k != "@id"})
+            keep(self._policies, offer.digest, known, most=_POLICIES_MAX)
         return known
 
     def _document(self, found: Sequence[_Listed]) -> Json:

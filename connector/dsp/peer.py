@@ -18,6 +18,7 @@ from connector.dsp import jsonld, messages
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, PeerFailed, PeerNonsense, PeerRefused
 from connector.net import Guard, Reply
+from connector.recent import keep
 
 VERSION = "2025-1"
 _ADDRESS_MAX = 2_000
@@ -112,11 +113,9 @@ class Peer:
         if known and now - asked < _VERSIONS_SECONDS:
             return known
         reply = await self._wire.call("GET", f"{root}/.well-known/dspace-version", max_bytes=64 * 2**10)
-        self._bases[root] = (now, root + _path_of(reply, root))
-        self._bases.move_to_end(root)
-        while len(self._bases) > _VERSIONS_MAX:
-            self._bases.popitem(last=False)
-        return self._bases[root][1]
+        base = root + _path_of(reply, root)
+        keep(self._bases, root, (now, base), most=_VERSIONS_MAX)
+        return base
 
     async def _call(self, method: str, url: str, *, audience: str, body: bytes | None = None) -> Answer:
         headers = {"Authorization": self._mint(audience), "Accept": "application/json"}

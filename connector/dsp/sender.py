@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from connector.dsp import admission, circles
 from connector.dsp.settling import Settling
 from connector.errors import AddressRefused, Busy, HanseError
+from connector.recent import keep
 from connector.store import Store, Transaction
 from connector.store.tables import Outbox
 from connector.telemetry import Metrics, logger
@@ -166,13 +167,10 @@ class Sender:
         return circles.PARTNERS if self._partner(tx, row) else circles.STRANGERS
 
     def _partner(self, tx: Transaction, row: Outbox) -> bool:
-        if row.audience not in self._partners:
-            if not admission.asked(row) and not admission.partner(tx, row.audience):
-                return False
-            self._partners[row.audience] = None
-        self._partners.move_to_end(row.audience)
-        while len(self._partners) > _PARTNERS_MAX:
-            self._partners.popitem(last=False)
+        known = row.audience in self._partners or admission.asked(row)
+        if not known and not admission.partner(tx, row.audience):
+            return False
+        keep(self._partners, row.audience, None, most=_PARTNERS_MAX)
         return True
 
     def _ended(self, row: Outbox) -> None:

@@ -16,6 +16,7 @@ from connector.datasets import stored
 from connector.datasets.registry import published_schema
 from connector.dsp.jsonld import Json
 from connector.errors import MessageInvalid, Refused
+from connector.recent import keep
 from connector.store import Transaction
 from connector.store.tables import Offer
 from connector.usage.facts import PURPOSE, requested
@@ -251,9 +252,8 @@ def check_compiles(tx: Transaction, policy: Policy, *, dataset_id: str) -> Fits:
         made = compiler.contracts(policy, published_schema(tx.datasets.current(dataset)), concluded=tx.now)
     except PolicyError as error:
         raise Refused(f"this policy cannot be enforced here: {error}", code=error.code, rule=error.rule) from error
-    exact = _compiles[key] = any(compiler.exact(one) for one in made)
-    while len(_compiles) > _COMPILES_MAX:
-        _compiles.popitem(last=False)
+    exact = any(compiler.exact(one) for one in made)
+    keep(_compiles, key, exact, most=_COMPILES_MAX)
     return Fits(dataset.version, exact)
 
 

@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from connector.errors import Busy, PeerFailed, PeerUnreachable, Unauthenticated
 from connector.net import Net
 from connector.places import Places
+from connector.recent import keep
 
 DID_MAX = 255  # characters: what the database has room for
 _CACHE_SECONDS = 300.0
@@ -99,10 +100,7 @@ class _Circle:
         self._most = most
 
     def keep(self, did: str, kept: _Kept) -> None:
-        self.kept[did] = kept
-        self.kept.move_to_end(did)
-        while len(self.kept) > self._most:
-            self.kept.popitem(last=False)
+        keep(self.kept, did, kept, most=self._most)
 
 
 class Resolver:

@@ -40,6 +40,10 @@ class Register:
     names: Mapping[str, str]
 
 
+def _believed(register: Register | None) -> Register | None:
+    return register if register is not None and register.expires > time.time() else None
+
+
 class Trust:
     """The member register, as far as it can be believed now."""
 
@@ -60,9 +64,8 @@ class Trust:
         register = await self._current(self._max_age)
         if register is not None and participant not in register.members:  # perhaps it joined a moment ago
             register = await self._current(_NEWCOMER_SECONDS)
-        if register is None or register.expires <= time.time():
-            return None
-        return register.members.get(participant, {})
+        register = _believed(register)
+        return None if register is None else register.members.get(participant, {})
 
     def believed_until(self) -> float | None:
         """When the register that we hold ends (UTC seconds); None where we hold none."""
@@ -70,20 +73,16 @@ class Trust:
 
     async def members(self) -> Mapping[str, Mapping[str, Any]]:
         """Every member that the operator lists now; empty where that is unknown."""
-        register = await self._current(self._max_age)
-        return {} if register is None or register.expires <= time.time() else register.members
+        register = _believed(await self._current(self._max_age))
+        return {} if register is None else register.members
 
     async def names(self) -> Mapping[str, str]:
         """Members by the name that the operator lists them under: each one's id; empty where that is unknown.
 
         By the register that we hold: the operator is waited for only where there is none that can be believed.
         """
-        register = self._register
-        if register is None or register.expires <= time.time():
-            register = await self._current(self._max_age)
-        if register is None or register.expires <= time.time():
-            return {}
-        return register.names
+        register = _believed(self._register) or _believed(await self._current(self._max_age))
+        return {} if register is None else register.names
 
     async def _current(self, max_age: float) -> Register | None:
         """The register, fetched anew where it is older than `max_age` seconds and was not just tried.

@@ -29,6 +29,7 @@ from connector.query.pool import Pool
 from connector.query.questions import Missing, Progress, Question
 from connector.query.remote import Answered, Remote, Ticket, told_by
 from connector.query.work import END_OF_STREAM, Answer, Means, Work, filled
+from connector.recent import keep
 from connector.store import Store
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ class Coordinator:
         if question.query_id in self._known:
             raise QueryInvalid("a question with this id is running or recent; choose another", code="id_taken")
         progress = self._progress(question, by)
-        self._known[progress.query_id] = progress
-        while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
+        keep(self._known, progress.query_id, progress, most=_KEPT)
         self._running.add(progress.query_id)
         progress.task = asyncio.current_task()
         work = Work(self._means, question, progress, seconds=question.seconds or self._seconds)

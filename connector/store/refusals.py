@@ -12,6 +12,7 @@ import math
 from collections import Counter, OrderedDict
 
 from connector.events import Event, RefusalsCounted
+from connector.recent import keep
 
 EACH = 600  # records in ten minutes, and as many at once, of one actor
 STRANGERS = 3_000  # of all who name no agreement
@@ -39,10 +40,7 @@ class Refusals:
             return False
         if not event.agreement:
             self._strangers = shared
-        self._full[event.actor] = own
-        self._full.move_to_end(event.actor)
-        while len(self._full) > ACTORS_MAX:
-            self._full.popitem(last=False)
+        keep(self._full, event.actor, own, most=ACTORS_MAX)
         return True
 
     def count(self, event: Event, now: float) -> None:
