@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from connector.datasets.sources.files import alike, quote_name, quote_text
 from connector.errors import Busy, SourceUnreadable
@@ -63,14 +64,24 @@ def noted(report: dict[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
     return report | {"columns": [column | told.get(column["name"], {}) for column in report["columns"]]}
 
 
+def opened(path: str) -> BinaryIO:
+    """The bytes of a file, unpacked where it is a `.gz`."""
+    return cast(BinaryIO, gzip.open(path) if path.endswith(".gz") else Path(path).open("rb"))
+
+
+def which(path: str, paths: Sequence[str]) -> str:
+    """Which file it is, as its owner can count them."""
+    return f"file {paths.index(path) + 1} of {len(paths)} (in the order of their names)"
+
+
 def check_gzip(paths: Sequence[str]) -> None:
     """SourceUnreadable that names a compressed file which is not whole. The engine looks at no check sum, and says of
     others what its caller may not tell."""
-    for number, path in enumerate(paths, 1):
+    for path in paths:
         if path.endswith(".gz") and not _whole_gzip(path):
             raise SourceUnreadable(
-                f"expected whole gzip files, came file {number} of {len(paths)} (in the order of their names) that is "
-                "cut, damaged, not compressed, or has something after its end; write it again"
+                f"expected whole gzip files, came {which(path, paths)} that is cut, damaged, not compressed, or has "
+                "something after its end; write it again"
             )
 
 

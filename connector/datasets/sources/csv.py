@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import Option, texts
-from connector.datasets.sources.convert import check_gzip, check_names, may_be_repeated, noted, write_parquet
+from connector.datasets.sources.convert import (
+    check_gzip,
+    check_names,
+    may_be_repeated,
+    noted,
+    opened,
+    which,
+    write_parquet,
+)
 from connector.datasets.sources.dialect import (
     ENCODINGS,
     LINE_MAX,
@@ -115,8 +122,8 @@ def convert(con: Any, paths: Sequence[str], options: Mapping[str, Any], target: 
         path = max((path for path in paths if path in str(error)), key=len, default=paths[0])
         check_lines(con, paths, path, options)
         raise SourceUnreadable(
-            f"expected CSV of which all lines end alike, came file {paths.index(path) + 1} of {len(paths)} (in the "
-            "order of their names): it has two kinds of line ends, one within quotes in its first line, a quote that "
+            f"expected CSV of which all lines end alike, came {which(path, paths)}: "
+            "it has two kinds of line ends, one within quotes in its first line, a quote that "
             f"nothing closes, a line of more than {LINE_MAX >> 20} MB, or is no text; write it again"
         ) from None
 
@@ -188,7 +195,7 @@ def _replaced(table: str, values: Mapping[str, str]) -> str:
 
 def _start(path: str) -> bytes:
     """Enough to tell a byte order mark, and whether there is anything beside it."""
-    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+    with opened(path) as file:
         return file.read(4)
 
 
@@ -199,8 +206,8 @@ def _check_marks(starts: Mapping[str, bytes], paths: Sequence[str], encoding: st
         if little or start.startswith(codecs.BOM_UTF16_BE):
             came, do = ("utf-16", "give encoding=utf-16") if little else ("utf-16 big endian", "write it in utf-8")
             raise SourceUnreadable(
-                f"expected text in {', '.join(ENCODINGS)} (little endian) as encoding says, came {came} in file "
-                f"{paths.index(path) + 1} of {len(paths)} (in the order of their names); {do}"
+                f"expected text in {', '.join(ENCODINGS)} (little endian) as encoding says, came {came} in "
+                f"{which(path, paths)}; {do}"
             )
 
 
@@ -285,8 +292,8 @@ def _columns(con: Any, written: Sequence[str], paths: Sequence[str], options: Ma
         if told:
             check_delimiter(con, path, paths, options, first)
             raise SourceUnreadable(
-                "expected files of one schema; compared with the first, in file "
-                f"{paths.index(path) + 1} of {len(paths)} (in the order of their names) "
+                "expected files of one schema; compared with the first, in "
+                f"{which(path, paths)} "
                 f"{'; '.join(told[:TOLD_MAX])}; write it again",
                 code="schemas_differ",
             )

@@ -3,14 +3,13 @@ told where some file is written otherwise. Knows nothing of what values mean."""
 
 from __future__ import annotations
 
-import gzip
+import io
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from connector.datasets.sources import texts
-from connector.datasets.sources.convert import bad_lines, lines_unreadable
+from connector.datasets.sources.convert import bad_lines, lines_unreadable, opened, which
 from connector.datasets.sources.files import quote_list, quote_text
 from connector.errors import SourceUnreadable
 
@@ -74,7 +73,7 @@ def note_of(given: Mapping[str, str]) -> str:
 def delimiter_of(con: Any, path: str, given: Mapping[str, str]) -> str:
     """What the engine finds between the fields of a file. Where quotes do not fit in some line, it may find one column
     of whole lines, and the same with other quotes shows what is between them; so does the line of names."""
-    free = {name: value for name, value in given.items() if name not in ("quote", "escape")}
+    free = _free(given)
     delimiter, names = "", [""]
     for options in (given, free):
         delimiter, names = _sniffed(con, path, options)
@@ -82,6 +81,11 @@ def delimiter_of(con: Any, path: str, given: Mapping[str, str]) -> str:
             return quote_text(delimiter)
     most = max(_DELIMITERS, key=names[0].count)
     return quote_text(most if most in names[0] else delimiter if delimiter in _DELIMITERS else _DELIMITERS[0])
+
+
+def _free(given: Mapping[str, str]) -> dict[str, str]:
+    """The options without those of quotes, which the engine then finds for itself."""
+    return {name: value for name, value in given.items() if name not in ("quote", "escape")}
 
 
 def _sniffed(con: Any, path: str, given: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -106,8 +110,8 @@ def check_delimiter(con: Any, path: str, paths: Sequence[str], given: Mapping[st
     if {name.casefold() for name in _sniffed(con, path, {**given, "delim": own})[1]} == set(first):
         raise SourceUnreadable(
             "expected files of one delimiter, which is that of the first where none is given "
-            f"({_unquoted(given['delim'])!r}), came {_unquoted(own)!r} in file {paths.index(path) + 1} of {len(paths)} "
-            "(in the order of their names); write it again with that of the others",
+            f"({_unquoted(given['delim'])!r}), came {_unquoted(own)!r} in {which(path, paths)}; "
+            "write it again with that of the others",
             code="schemas_differ",
         )
 
@@ -128,7 +132,7 @@ def check_lines(con: Any, paths: Sequence[str], path: str, options: Mapping[str,
     """SourceUnreadable with the lines of a file that cannot be read: where there are some among its first 2,048, the
     engine finds no form, and tells of none; nor does it where quotes open there that nothing closes."""
     given = engine_options(options)
-    free = {name: value for name, value in given.items() if name not in ("quote", "escape")}
+    free = _free(given)
     try:
         given.setdefault("delim", quote_text(_sniffed(con, path, free)[0]))
         columns = dict.fromkeys(_sniffed(con, path, free | {"delim": given["delim"]})[1], texts.TEXT)
@@ -175,7 +179,7 @@ def _is_open(con: Any, path: str, given: Mapping[str, str]) -> bool:
 def _open(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str]) -> SourceUnreadable:
     """The refusal of a file that ends within quotes, or may: what comes after a line whose quotes do not fit may be
     within some or not, and to leave out that line alone would be to guess."""
-    where = f"file {paths.index(path) + 1} of {len(paths)} (in the order of their names)"
+    where = which(path, paths)
     quote = _unquoted(given["quote"])
     unfit = con.execute(
         "SELECT line FROM reject_errors JOIN reject_scans USING (scan_id, file_id) "
@@ -189,9 +193,9 @@ def _open(con: Any, path: str, paths: Sequence[str], given: Mapping[str, str]) -
             "where the lines below it begin and end cannot be told, so skip_bad_lines cannot leave it out; correct it"
             f"{advice(con, given)}"
         )
-    opened = f", which open in line {line}" if (line := _opened(path, given)) else ""
+    since = f", which open in line {line}" if (line := _opened(path, given)) else ""
     return SourceUnreadable(
-        f"expected quotes that are closed, came {where} that ends within some{opened}; "
+        f"expected quotes that are closed, came {where} that ends within some{since}; "
         f"write it again, or give quote={UNQUOTED} where its quotes are part of the values"
     )
 
@@ -202,8 +206,7 @@ def _opened(path: str, given: Mapping[str, str]) -> int:
     escaped = re.compile(re.escape(escape) + "." if escape != quote else "(?!)")
     run, last = re.compile(re.escape(quote) + "+"), 0
     encoding = _unquoted(given.get("encoding", "")) or ENCODINGS[0]
-    opened = gzip.open if path.endswith(".gz") else open
-    with opened(path, "rt", encoding=encoding, errors="replace") as file:
+    with io.TextIOWrapper(opened(path), encoding=encoding, errors="replace") as file:
         for number, line in enumerate(file, 1):
             if any(len(one) % 2 for one in run.findall(escaped.sub("", line))):
                 last = number
@@ -211,7 +214,7 @@ def _opened(path: str, given: Mapping[str, str]) -> int:
 
 
 def _has(path: str, quote: bytes) -> bool:
-    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+    with opened(path) as file:
         return any(quote in piece for piece in iter(lambda: file.read(_PIECE), b""))
 
 

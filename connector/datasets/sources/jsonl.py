@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from connector.datasets.sources.convert import (
     lines_unreadable,
     may_be_repeated,
     noted,
+    opened,
     retyped,
     write_parquet,
 )
@@ -234,7 +234,7 @@ def _check_lines(paths: Sequence[str], problem: Callable[[bytes], str]) -> None:
 
 def _bad_lines(path: str, number: int, problem: Callable[[bytes], str]) -> Iterator[dict[str, Any]]:
     """The lines of a file that have a problem; one that is too long ends it."""
-    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+    with opened(path) as file:
         for line, text in enumerate(iter(lambda: file.readline(_LINE_MAX + 1), b""), 1):
             if told := problem(text):
                 yield {"file": number, "line": line, "column": None, "problem": told}
