@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,10 @@ class Process:
         raise RuntimeError(f"{self.name} does not answer after {PATIENCE:g} s")
 
     def kill(self) -> None:
-        """SIGKILL it and its workers, now."""
+        """SIGKILL it and its workers, now; nothing where they have ended by themselves."""
         if self.running is not None:
-            os.killpg(self.running.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self.running.pid, signal.SIGKILL)
             self.running.wait()
             self.running = None
 
