@@ -13,8 +13,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-_BAR_AFTER = 1.0
-
 
 @dataclass(slots=True)
 class Step:

@@ -221,30 +221,6 @@ class CatalogError(Message):
     reason: tuple[str, ...] = ()
 
 
-MESSAGES: Mapping[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (
-        ContractRequestMessage,
-        ContractOfferMessage,
-        ContractAgreementMessage,
-        ContractAgreementVerificationMessage,
-        ContractNegotiationEventMessage,
-        ContractNegotiationTerminationMessage,
-        ContractNegotiation,
-        ContractNegotiationError,
-        TransferRequestMessage,
-        TransferStartMessage,
-        TransferCompletionMessage,
-        TransferSuspensionMessage,
-        TransferTerminationMessage,
-        TransferProcess,
-        TransferError,
-        CatalogRequestMessage,
-        DatasetRequestMessage,
-        CatalogError,
-    )
-}
-
 M = TypeVar("M", bound=Message)
 
 

@@ -45,7 +45,6 @@ class Option:
 class Source(Protocol):
     """What every kind promises. `CONVERTED` kinds are turned into Parquet once and have no `attach`."""
 
-    TITLE: str
     SUFFIXES: tuple[str, ...]
     OPTIONS: tuple[Option, ...]
     CONVERTED: bool

@@ -11,7 +11,6 @@ from connector.datasets.sources import Option, Rows
 from connector.datasets.sources.files import FileRef, file_ref, files_under, resolve
 from connector.errors import SourceUnreadable
 
-TITLE = "Arrow IPC (Feather) file"
 SUFFIXES = (".arrow", ".feather", ".ipc")
 OPTIONS: tuple[Option, ...] = ()
 CONVERTED = False

@@ -42,7 +42,6 @@ from connector.datasets.sources.dialect import (
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
-TITLE = "CSV file"
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 OPTIONS: tuple[Option, ...] = (
     Option("delimiter", str, "", "The character between fields; empty finds out."),

@@ -14,7 +14,6 @@ from connector.errors import SourceUnreadable
 
 __all__ = ["NUMBER", "attach", "attach_rows", "convert", "find", "groups"]
 
-TITLE = "Directory of Parquet files with partitions"
 SUFFIXES = (".parquet", ".pq")
 OPTIONS: tuple[Option, ...] = (
     Option("guess_types", bool, True, "Read numbers and dates in folder names as such; false keeps them text."),

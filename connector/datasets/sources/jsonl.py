@@ -27,7 +27,6 @@ from connector.datasets.sources.convert import (
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_list, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
 
-TITLE = "JSON lines file"
 SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 OPTIONS: tuple[Option, ...] = (Option("max_depth", int, 4, "Objects nested deeper than this stay JSON text."),)
 CONVERTED = True

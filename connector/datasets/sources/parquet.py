@@ -18,7 +18,6 @@ from connector.datasets.sources.files import (
 )
 from connector.errors import SourceUnreadable
 
-TITLE = "Parquet file"
 SUFFIXES = (".parquet", ".pq")
 OPTIONS: tuple[Option, ...] = ()
 CONVERTED = False

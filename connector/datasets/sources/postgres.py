@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from connector.datasets.connections import Database
     from connector.datasets.outside import Outside
 
-TITLE = "PostgreSQL table or view"
 SUFFIXES: tuple[str, ...] = ()
 OPTIONS: tuple[Option, ...] = (
     Option(

@@ -14,7 +14,6 @@ from connector.datasets.sources import Option, hive
 from connector.datasets.sources.files import FileRef
 from connector.errors import BadInput, SourceUnreadable
 
-TITLE = "Parquet in an object store (S3)"
 SUFFIXES = (".parquet", ".pq")
 OPTIONS: tuple[Option, ...] = (
     Option("store", str, "", "The store's name in the file of HANSE_CONNECTIONS; empty: the one with the bucket."),

@@ -1149,10 +1149,9 @@ def test_bad_options_are_refused_by_name(kind: str, options: dict[str, Any], cod
     assert raised.value.code == code
 
 
-def test_every_kind_has_a_title_endings_and_helped_options(tmp_path: Path) -> None:
+def test_every_kind_has_endings_and_helped_options(tmp_path: Path) -> None:
     for kind in SOURCES:
         found = source(kind)
-        assert found.TITLE
         assert found.SUFFIXES or remote(kind)
         assert all(option.help.endswith(".") for option in found.OPTIONS)
     assert guess("x.arrow") == "arrow_ipc"
