@@ -113,8 +113,6 @@ def duty_leaf(duty: Duty, path: str) -> Leaf | None:
     def check(moment: Moment) -> int:
         if moment.phase < TRANSFER:
             return DEFERRED
-        if moment.lenient:
-            return int(names.isdisjoint(moment.violated))
         return int(not names.isdisjoint(moment.fulfilled))
 
     return Leaf(path, left=compact(duty.action), op="duty", expected=("fulfilled",), fact="ds:fulfilled", check=check)

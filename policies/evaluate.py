@@ -120,14 +120,13 @@ def permits(
     phase: Phase,
     now: float,
     permission: str = "",
-    lenient_duties: bool = False,
 ) -> bool:
     """The yes or no of `evaluate`, without its explanation."""
     plan = plan_of(policy)
     order = phase.order
     if plan.refused or (policy.kind is Kind.OFFER and order >= TRANSFER):
         return False
-    moment = Moment(facts, phase=order, now=now, start=plan.start, lenient=lenient_duties)
+    moment = Moment(facts, phase=order, now=now, start=plan.start)
     if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
         return False
     rules = _rules(plan, expand(action), permission)
@@ -142,7 +141,6 @@ def evaluate(
     phase: Phase,
     now: float,
     permission: str = "",
-    lenient_duties: bool = False,
 ) -> Decision:
     """Whether `action` is permitted in `phase` at `now` (UTC seconds), by which permission, and why.
 
@@ -150,8 +148,7 @@ def evaluate(
     rows are those of one permission, so whoever serves them asks about that one; the prohibitions always count.
 
     Only Sets and Agreements grant; an Offer is looked at up to the agreement, to see whether it could be
-    concluded. An agreement demands the fact `ds:participant` to be its assignee. `lenient_duties` lets a
-    duty block only once it is violated (an option for conformance runs). Never raises on policy content.
+    concluded. An agreement demands the fact `ds:participant` to be its assignee. Never raises on policy content.
     """
     plan = plan_of(policy)
     action = expand(action)
@@ -160,7 +157,7 @@ def evaluate(
         refused = ("an offer grants nothing; conclude an agreement first",)
     if refused:
         return Decision(False, None, (), refused, (), action, phase)
-    moment = Moment(facts, phase=phase.order, now=now, start=plan.start, lenient=lenient_duties)
+    moment = Moment(facts, phase=phase.order, now=now, start=plan.start)
     if plan.assignee is not None and plan.assignee.check(moment) != SATISFIED:
         finding = plan.assignee.finding(moment, "/assignee", phase.value, plan.assignee.check(moment))
         reason = f"the agreement is with {policy.assignee}, and the caller is not known to be that party"

@@ -31,7 +31,7 @@ class Fact:
 class Facts(Mapping[str, Fact]):
     """A frozen snapshot of facts by short key (`ds:membership`, `odrl:purpose`). What is absent is unknown.
 
-    Beside the operands' own keys: `ds:fulfilled` and `ds:violated` hold paths or actions of duties,
+    Beside the operands' own keys: `ds:fulfilled` holds paths or actions of duties,
     `ds:enforced` holds paths or operands that a compiled contract makes true (in permissions), `ds:start` the start of
     elapsed time where the policy has no timestamp, `ds:miningReserved` whether the asset reserves mining.
     Counting facts (`odrl:count`, `ds:queriesPerDay`, `ds:concurrency`) state what went before.
@@ -103,17 +103,15 @@ def shown(value: Observed, *, personal: bool) -> str:
 class Moment:
     """All that a compiled check may look at."""
 
-    __slots__ = ("enforced", "facts", "fulfilled", "lenient", "now", "ns", "phase", "start", "violated")
+    __slots__ = ("enforced", "facts", "fulfilled", "now", "ns", "phase", "start")
 
-    def __init__(self, facts: Facts, *, phase: int, now: float, start: int | None, lenient: bool) -> None:
+    def __init__(self, facts: Facts, *, phase: int, now: float, start: int | None) -> None:
         self.facts = facts.raw
         self.phase = phase
         self.now = now
         self.ns = values.nanoseconds(now)
         self.start = start if start is not None else self._stated_start()
-        self.lenient = lenient
         self.fulfilled = self._named("ds:fulfilled")
-        self.violated = self._named("ds:violated") if lenient else frozenset()
         self.enforced = self._named("ds:enforced")
 
     def fresh(self, key: str) -> Fact | None:

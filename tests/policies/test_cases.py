@@ -21,7 +21,6 @@ DUTIES = [(entry, one) for entry in cases.load("after_use") for one in entry["ca
 def test_a_case_is_decided_as_written(case: Any) -> None:
     facts = Facts.of(case.facts, source="test")
     arguments = {"action": case.action, "phase": Phase(case.phase), "now": case.now}
-    arguments["lenient_duties"] = case.extra.get("lenient", False)
     decision = evaluate.evaluate(case.policy, facts, **arguments)
     assert decision.permitted is case.permitted, decision.to_json()
     assert evaluate.permits(case.policy, facts, **arguments) is case.permitted
