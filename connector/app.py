@@ -86,7 +86,6 @@ from connector.usage import sources
 from connector.usage.facts import Known
 from connector.usage.grants import Grants
 from policies import plugins
-from policies.evaluate import Facts
 
 _CONVERT_TEMP_MB = 4096
 
@@ -131,9 +130,6 @@ class Services:
     log: AuditLog
     holdings: Holdings
     coordinator: Coordinator
-
-    async def facts_of(self, participant: str) -> Facts:
-        return await self.known.of(participant)
 
 
 class Profiles:
@@ -551,7 +547,7 @@ def _console(parts: Services) -> APIRouter:
         registry=parts.registry,
         offers=parts.offers,
         owners_view=parts.owners_view,
-        facts_of=parts.facts_of,
+        facts_of=parts.known.of,
         negotiations=parts.negotiations,
         transfers=parts.transfers,
         receiving=parts.receiving,
