@@ -6,6 +6,7 @@ Pure. Knows neither HTTP nor the engine; the SQL in here is still the consumer's
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,6 +161,11 @@ def _condition(where: str) -> str:
 def quoted(name: str) -> str:
     """A name as SQL takes it, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def new_name() -> str:
+    """A name of ours in SQL that no question can have guessed."""
+    return f"r_{secrets.token_hex(8)}"
 
 
 @dataclass(frozen=True, slots=True)

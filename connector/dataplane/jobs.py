@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from connector.dataplane.asked import Asked
+from connector.dataplane.asked import Asked, new_name
 from connector.datasets.sources import misleading
 from connector.errors import BadInput
 from connector.query.job import SLOTS, Job, Limits, Recheck, Relation, is_wide
@@ -32,7 +31,7 @@ def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) 
     datasets = [
         Dataset(
             (name, grant.held.dataset.name),
-            _token(),
+            new_name(),
             grant.contract,
             id=grant.held.dataset.id,
             position=asked.position,
@@ -43,9 +42,9 @@ def gated(asked: Asked, grants: Sequence[Grant], *, name: str, mask_key: bytes) 
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise BadInput("expected one ticket for each dataset, came two for the same", code="tickets_mixed")
-    keys = [Keys(brought.name, _token(), brought.columns) for brought in asked.brought]
+    keys = [Keys(brought.name, new_name(), brought.columns) for brought in asked.brought]
     prepared = prepare(
-        asked.sql, datasets, action=asked.action, purpose=None, token=_token, mask_key=mask_key, keys=keys
+        asked.sql, datasets, action=asked.action, purpose=None, token=new_name, mask_key=mask_key, keys=keys
     )
     return prepared, keys
 
@@ -150,7 +149,3 @@ def _batch_bytes(form: str, running: int) -> int:
     if form == "parquet":  # a batch is a row group there, and few of them make a better file
         return max(2**20, _IN_FLIGHT // (2 * max(1, running)))
     return max(2**19, min(BATCH_BYTES, _IN_FLIGHT // max(1, running)))
-
-
-def _token() -> str:
-    return f"r_{secrets.token_hex(8)}"

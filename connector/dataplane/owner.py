@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from connector.dataplane import records
+from connector.dataplane.asked import new_name, quoted
 from connector.dataplane.jobs import version_relation
 from connector.datasets import stored
 from connector.datasets.registry import published_schema
@@ -97,8 +98,8 @@ class OwnersView:
         from policies.enforce.sql import Dataset as Gated
         from policies.enforce.sql import changed
 
-        before, after = (Gated((self._name, "t"), _token(), contract) for _ in range(2))
-        prepared = changed(before, after, token=_token, mask_key=b"owner")
+        before, after = (Gated((self._name, "t"), new_name(), contract) for _ in range(2))
+        prepared = changed(before, after, token=new_name, mask_key=b"owner")
         relations = {before.relation: version_relation(old), after.relation: version_relation(new)}
         found = await self._pool.ask(self._job(prepared, relations))
         return int(found["rows"][0][0])
@@ -107,7 +108,7 @@ class OwnersView:
         from policies.enforce.sql import Dataset as Gated
         from policies.enforce.sql import withheld
 
-        prepared = withheld(Gated((self._name, "t"), _token(), contract), token=_token, mask_key=b"owner")
+        prepared = withheld(Gated((self._name, "t"), new_name(), contract), token=new_name, mask_key=b"owner")
         found = await self._pool.ask(self._job(prepared, _only(prepared, version)))
         seen = dict(zip(found["columns"], found["rows"][0], strict=True))
         return {
@@ -147,8 +148,8 @@ class OwnersView:
         chosen, declared = expand(action), expand(purpose) or None
         try:
             contract = admission.covering(contracts, action=chosen, purpose=declared, now=time.time())[0]
-            gated = Gated((self._name, dataset.name), _token(), contract, dataset.id)
-            prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=_token, mask_key=b"simulated")
+            gated = Gated((self._name, dataset.name), new_name(), contract, dataset.id)
+            prepared = prepare(sql, [gated], action=chosen, purpose=declared, token=new_name, mask_key=b"simulated")
         except PolicyError as error:
             return {"passes": False, "code": error.code, "rule": error.rule, "reason": str(error)}
         return {
@@ -190,10 +191,10 @@ class OwnersView:
         sql = _first_rows(self._name, dataset.name, contract)
         prepared = prepare(
             sql,
-            [Gated((self._name, dataset.name), _token(), contract, dataset.id)],
+            [Gated((self._name, dataset.name), new_name(), contract, dataset.id)],
             action=action,
             purpose=purpose,
-            token=_token,
+            token=new_name,
             mask_key=hmac.digest(self._mask_secret, asked.participant.encode(), "sha256"),
         )
         read = f"preview:{secrets.token_hex(8)}"
@@ -328,16 +329,16 @@ def _unshown(contract: DataContract) -> str:
 
 def _first_rows(owner: str, dataset: str, contract: DataContract) -> str:
     """The plainest question that the contract answers: its first rows, or its groups where there are only those."""
-    source = f"{_quoted(owner)}.{_quoted(dataset)}"
+    source = f"{quoted(owner)}.{quoted(dataset)}"
     if contract.grid is None:
         together = {name for columns in contract.together for name in columns[1:]}
-        named = ", ".join(_quoted(name) for name in contract.columns if name not in together)
+        named = ", ".join(quoted(name) for name in contract.columns if name not in together)
         return f"SELECT {named} FROM {source} LIMIT {ROWS}"  # noqa: S608  quoted, and the gate reads it
-    keys = [_quoted(one.column) for one in contract.grid.dimensions]
-    unit = "count(*)" if contract.grid.entity is None else f"count(DISTINCT {_quoted(contract.grid.entity)})"
+    keys = [quoted(one.column) for one in contract.grid.dimensions]
+    unit = "count(*)" if contract.grid.entity is None else f"count(DISTINCT {quoted(contract.grid.entity)})"
     figures = [
         f"{unit} AS units",
-        *(f"avg({_quoted(m.column)}) AS {_quoted('avg_' + m.column)}" for m in contract.grid.measures),
+        *(f"avg({quoted(m.column)}) AS {quoted('avg_' + m.column)}" for m in contract.grid.measures),
     ]
     grouped = f" GROUP BY {', '.join(keys)}" if keys else ""
     return f"SELECT {', '.join([*keys, *figures])} FROM {source}{grouped} LIMIT {ROWS}"  # noqa: S608  as above
@@ -349,11 +350,3 @@ def _loss(figures: Mapping[str, int], grid: Grid) -> str:
         f"with groups of at least {grid.min_group}, answers leave out {figures['groups_lost']:,} of "
         f"{figures['groups']:,} groups, {figures['rows_lost']:,} of {figures['rows']:,} rows{units}"
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _token() -> str:
-    return f"r_{secrets.token_hex(8)}"

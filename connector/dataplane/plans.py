@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from connector.dataplane import asked as ask
-from connector.dataplane.asked import Asked, Split
+from connector.dataplane.asked import Asked, Split, new_name
 from connector.dataplane.judging import Judging
 from connector.dataplane.tickets import Ticket
 from connector.datasets import counts, splits
@@ -130,7 +129,7 @@ class Plans:
         if not cursors:
             return Split(snapshot=current, only=Ranges(_joined(ranges) or _NOTHING, ""))
         hides = bool(wanted.where.strip()) or any(one.row_filter is not None for one in held.contracts)
-        position = f"r_{secrets.token_hex(8)}" if hides else ""
+        position = new_name() if hides else ""
         only = Ranges(ranges or _NOTHING, key.hex(), position)
         return Split(snapshot=current, only=only, resumed=bool(after), shown=view)
 
@@ -179,7 +178,7 @@ class Plans:
     async def _looked(
         self, held: Held, contract: DataContract, ticket: Ticket, wanted: Wanted, *, groups: bool
     ) -> dict[str, Any]:
-        relation = _token()
+        relation = new_name()
         work = partial(self._gated, held, contract, ticket, wanted, relation)
         prepared = await self._judging.judge(ticket.consumer, work)
         job = Job(
@@ -205,7 +204,7 @@ class Plans:
             [Dataset(name, relation, contract, held.dataset.id)],
             action=ask.STREAM,
             purpose=ticket.purpose or wanted.purpose or None,
-            token=_token,
+            token=new_name,
             mask_key=bytes(32),  # of no value that leaves
         )
 
@@ -342,7 +341,3 @@ def _after(ranges: Sequence[Range], place: Place) -> tuple[Range, ...]:
 def _digest(snapshot: str, dataset: str, wanted: Wanted) -> str:
     parts = [snapshot, dataset, list(wanted.columns), wanted.where]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _token() -> str:
-    return f"r_{secrets.token_hex(8)}"
