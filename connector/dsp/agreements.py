@@ -70,7 +70,7 @@ class Agreements:
         """An agreement, and at its provider what has been used under it."""
 
         def work(tx: Transaction) -> tuple[Agreement, Grant | None]:
-            row = _found(tx, agreement_id, role)
+            row = agreement_of(tx, agreement_id, role)
             return row, tx.agreements.grant(row.id) if row.role == PROVIDER else None
 
         return await self._store.read(work)
@@ -108,7 +108,7 @@ class Agreements:
         """
 
         def work(tx: Transaction) -> tuple[Agreement, list[Outbox]]:
-            row = _found(tx, agreement_id, role)
+            row = agreement_of(tx, agreement_id, role)
             unfinished: list[Outbox] = []
             if not row.finalized:
                 unfinished = self._negotiations.abandon(tx, row, code=AGREEMENT_REVOKED, reason=reason, actor=by)
@@ -143,7 +143,8 @@ class Agreements:
         return row
 
 
-def _found(tx: Transaction, agreement_id: str, role: str) -> Agreement:
+def agreement_of(tx: Transaction, agreement_id: str, role: str) -> Agreement:
+    """The agreement with this id as `role`; without one, as its provider first. NotFound where there is none."""
     for ours in (role,) if role else (PROVIDER, CONSUMER):
         if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
             return row

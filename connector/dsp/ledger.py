@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from connector.datasets import stored
 from connector.dsp import terms
-from connector.dsp.agreements import Agreements
+from connector.dsp.agreements import Agreements, agreement_of
 from connector.dsp.negotiation import Negotiations
 from connector.dsp.peer import Wire
 from connector.dsp.states import CONSUMER, PROVIDER
@@ -64,13 +64,13 @@ class Ledger:
         """Every duty of one agreement, as it stands now."""
 
         def work(tx: Transaction) -> list[Standing]:
-            return duties.standings(tx, _agreement(tx, agreement_id, role), now=tx.now)
+            return duties.standings(tx, agreement_of(tx, agreement_id, role), now=tx.now)
 
         return await self._store.read(work)
 
     async def role(self, agreement_id: str, *, role: str = "") -> str:
         """As which side an agreement is meant by this id: `role` where it is said, else the provider first."""
-        return (await self._store.read(lambda tx: _agreement(tx, agreement_id, role))).role
+        return (await self._store.read(lambda tx: agreement_of(tx, agreement_id, role))).role
 
     async def open(self, *, limit: int = 1_000) -> list[tuple[Agreement, Standing]]:
         """Duties that are due or overdue, over the newest agreements."""
@@ -86,7 +86,7 @@ class Ledger:
         """Keep evidence that we (or, as provider, the other side) did what is owed; as consumer, tell the provider."""
 
         def work(tx: Transaction) -> tuple[Agreement, Standing, str]:
-            row = _agreement(tx, agreement_id, role)
+            row = agreement_of(tx, agreement_id, role)
             try:
                 done = duties.report(tx, row, path, given_by=row.role, actor=by, evidence=evidence)
             except Conflict:
@@ -237,13 +237,6 @@ def _readable(tx: Transaction, row: Agreement) -> list[Standing]:
 
 
 _COUNTERS = frozenset({"odrl:count", "ds:queriesPerDay", "ds:concurrency"})
-
-
-def _agreement(tx: Transaction, agreement_id: str, role: str) -> Agreement:
-    for ours in (role,) if role else (PROVIDER, CONSUMER):
-        if (row := tx.agreements.get(agreement_id, role=ours)) is not None:
-            return row
-    raise NotFound(f"no agreement {agreement_id!r}; list them with `hanse agreements`")
 
 
 def _endpoint(tx: Transaction, row: Agreement) -> str:

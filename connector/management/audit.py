@@ -43,7 +43,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
         caller: Caller = may_read,
     ) -> dict[str, Any]:
         """The newest records that fit, newest first; `next` is the `before` of the page that follows."""
-        await log.note_reading(_reading(caller, "list", which.terms))
+        await log.note_reading(reading(caller, "list", which.terms))
         await log.sequencer.settle()
         records = await log.page(which, before=before, limit=limit)
         more = len(records) == limit and records[-1].idx > 0
@@ -54,7 +54,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
         """One record, its leaf, and the proof that it is in the log (C2SP tlog-proof)."""
         if not 0 <= idx <= _INDEX_MAX:
             raise NotFound(f"the log has no record {idx}")
-        await log.note_reading(_reading(caller, "record", {"idx": idx}))
+        await log.note_reading(reading(caller, "record", {"idx": idx}))
         proven = await log.proven(idx)
         return {**_shown(proven.record), "leaf": proven.record.leaf.decode(), "proof": proven.proof, "key": log.vkey}
 
@@ -63,7 +63,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
         which: Annotated[Filter, Depends(_filter)], caller: Caller = may_read
     ) -> StreamingResponse:
         """An evidence file (zip) that `hanse audit verify` checks offline: the whole log, or the records that fit."""
-        await log.note_reading(_reading(caller, "export", which.terms))
+        await log.note_reading(reading(caller, "export", which.terms))
         file = await export(log, signer=signer, which=which, directory=data_dir)
         length = file.seek(0, 2)
         file.seek(0)
@@ -155,5 +155,6 @@ def _shown(record: Record) -> dict[str, Any]:
     return {"idx": record.idx, "ts": record.ts, "kind": record.kind, "body": json.loads(record.text), "salt": salt}
 
 
-def _reading(caller: Caller, what: str, terms: dict[str, Any]) -> LogRead:
+def reading(caller: Caller, what: str, terms: dict[str, Any]) -> LogRead:
+    """That somebody read the log, as the log keeps it."""
     return LogRead(actor=caller.name, detail={"what": what, **({"terms": terms} if terms else {})})

@@ -13,7 +13,8 @@ from connector.audit.log import AuditLog, Filter
 from connector.audit.note import Signer, head_of
 from connector.audit.record import Record
 from connector.errors import BadInput, NotFound
-from connector.events import OUTCOMES, LogRead
+from connector.events import OUTCOMES
+from connector.management.audit import reading
 from connector.management.auth import Caller
 from connector.management.pages import proving
 from connector.management.pages.desk import Desk
@@ -30,7 +31,7 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
     async def listed(request: Request, before: str = "", caller: Caller = desk.may("audit")) -> Response:
         asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, "since", "until")}
         which = _filter(asked)
-        await log.note_reading(_reading(caller, "list", which.terms))
+        await log.note_reading(reading(caller, "list", which.terms))
         await log.sequencer.settle()
         records = await log.page(which, before=int(before) if before.isdecimal() else None, limit=_LISTED)
         more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
@@ -55,7 +56,7 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
     async def one(request: Request, idx: int, caller: Caller = desk.may("audit")) -> Response:
         if not 0 <= idx < 2**62:
             raise NotFound(f"the log has no record {idx}")
-        await log.note_reading(_reading(caller, "record", {"idx": idx}))
+        await log.note_reading(reading(caller, "record", {"idx": idx}))
         await log.sequencer.settle()
         proven = await log.proven(idx)
         return await desk.page(
@@ -98,7 +99,3 @@ def _link(given: dict[str, str], changes: dict[str, Any]) -> str:
     """The list with some filters changed; an empty value takes one out."""
     wanted = {name: str(value) for name, value in {**given, **changes}.items() if value not in ("", None)}
     return f"/audit?{urlencode(wanted)}" if wanted else "/audit"
-
-
-def _reading(caller: Caller, what: str, terms: dict[str, Any]) -> LogRead:
-    return LogRead(actor=caller.name, detail={"what": what, **({"terms": terms} if terms else {})})

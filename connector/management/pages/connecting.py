@@ -18,11 +18,10 @@ from connector.dsp.states import CONSUMER, STARTED
 from connector.errors import HanseError, NotFound
 from connector.management.auth import Caller
 from connector.management.pages.desk import Desk
+from connector.management.pages.words import term
 from connector.query.holdings import Holdings
 from connector.store import Store
 from connector.store.tables import Transfer
-from policies.errors import PolicyError
-from policies.vocabulary import compact
 
 _STREAM = frozenset(("stream", "train", "read", "use"))  # last words of the actions that permit it
 _QUERY = frozenset(("query", "use"))
@@ -206,7 +205,7 @@ def of_contract(row: Transfer, contract: Mapping[str, Any], connector: str) -> R
         transfer=row.id,
         owner=str(contract["owner"]),
         dataset=str(contract["name"]),
-        purpose=_short(str(purpose)),
+        purpose=term(str(purpose)),
         streams=bool(streams),
         queries=_permits(chosen, _QUERY),
         groups=chosen["aggregate"] is not None,
@@ -224,10 +223,3 @@ def _places(row: Transfer) -> dict[str, str]:
     if address is not None and address.endpoint.startswith("grpc"):
         return {"http": 'address["properties"]["http"]', "flight": 'address["endpoint"]'}
     return {"flight": 'address["properties"]["flight"]'} if address is not None and address.get("flight") else {}
-
-
-def _short(iri: str) -> str:
-    try:
-        return compact(iri)
-    except PolicyError:
-        return iri
