@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import pytest_asyncio
 
 from connector.dataplane.asked import QUERY, Asked
 from connector.dataplane.stream import Reads
@@ -28,12 +26,6 @@ from tests.support.gate import atom
 from tests.support.provider import Provider, settled
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
 
 
 def limited(word: str, most: str) -> Policy:

@@ -34,18 +34,6 @@ PATH = ("clinic", "numbers")
 ENDLESS = 'SELECT a.id, b.x FROM "clinic".numbers a CROSS JOIN "clinic".numbers b'
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
-
-
 async def test_a_dataset_is_listed_described_and_read_with_its_end_record(running: Provider, front: Front) -> None:
     agreement = await running.agree()
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
-import pytest_asyncio
 
 from connector.dataplane.flight.front import Front
-from tests.support import flying, gate, provider
+from tests.support import gate, provider
 from tests.support.flying import flyer
 from tests.support.gate import atom, mask
 from tests.support.provider import Provider, settled
@@ -60,18 +58,6 @@ QUESTIONS: list[tuple[str, dict[str, Any]]] = [
     ("quota", {"sql": f"SELECT id FROM {N} WHERE id < 10000"}),
     ("once", {"sql": f"SELECT id FROM {N} WHERE id < 10"}),
 ]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
 
 
 @pytest.mark.parametrize(("policy", "envelope"), QUESTIONS, ids=range(len(QUESTIONS)))

@@ -11,7 +11,7 @@ import base64
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from h2.errors import ErrorCodes
 
 from connector.dataplane.flight import commands, http2, protobuf
 from connector.dataplane.flight.front import Front
-from tests.support import flying, provider
+from tests.support import flying
 from tests.support.certificates import self_signed
 from tests.support.flying import flyer
 from tests.support.http2 import Answer, Wire, wire
@@ -34,18 +34,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NUMBERS = '"clinic".numbers'
 ENDLESS = f"SELECT a.id, b.x FROM {NUMBERS} a CROSS JOIN {NUMBERS} b"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

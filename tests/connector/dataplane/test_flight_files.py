@@ -63,12 +63,6 @@ async def running(tmp_path_factory: pytest.TempPathFactory, prepared: PreparedSt
         yield started
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
-
-
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch, prepared: PreparedStreams) -> None:
     """Datasets of these few megabytes have several endpoints, too; nothing is prepared yet."""

@@ -37,12 +37,6 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
         yield started
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
-
-
 async def test_tickets_of_others_changed_ones_and_ended_ones_open_nothing(running: Provider, front: Front) -> None:
     agreement, second = await running.agree(), await running.agree()
     good = running.ticket(agreement)

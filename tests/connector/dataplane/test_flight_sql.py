@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from connector.dataplane import envelopes
 from connector.dataplane.flight import parameters, sqlinfo
 from connector.dataplane.flight.front import Front
 from policies.enforce.functions import SCALARS
-from tests.support import data, flying, gate, provider
+from tests.support import data, flying, gate
 from tests.support.beats import beats
 from tests.support.flying import flyer
 from tests.support.gate import atom
@@ -32,18 +32,6 @@ from tests.support.provider import Provider
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NUMBERS = '"clinic".numbers'
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

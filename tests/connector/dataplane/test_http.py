@@ -18,7 +18,6 @@ from typing import Any
 import httpx2
 import pyarrow as pa
 import pytest
-import pytest_asyncio
 import xxhash
 
 from connector.dataplane.exchange import BODY_MAX, Exchange
@@ -43,12 +42,6 @@ _SOON = 60.0  # seconds until something ends: tests set the clock forward, and d
 # Nothing comes before all of it is counted, which takes longer than a read may.
 SLOW = """SELECT count(*) AS n FROM "clinic".numbers a JOIN "clinic".numbers b ON a.x < b.x
           JOIN "clinic".numbers c ON b.x < c.x"""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
 
 
 def client(running: Provider, ticket: str) -> httpx2.AsyncClient:

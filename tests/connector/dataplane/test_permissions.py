@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
-import pytest_asyncio
 
 from connector.dataplane.access import summary
 from connector.dataplane.asked import STREAM
@@ -29,12 +27,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 UNPAID = Duty(expand("odrl:compensate"), (atom("odrl:payAmount", "eq", "1000"),))
 ONLY_ID = atom("ds:columnAllow", "isAnyOf", "id")
 ALL = ["id", "x", "name", "day", "gap", "tags"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
 
 
 def may(*constraints: Constraint, duties: tuple[Duty, ...] = ()) -> Rule:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import pytest_asyncio
 
 from connector.dataplane import private
 from policies.model import Policy
@@ -23,12 +21,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COUNTED = 'SELECT gap, count(*) AS n FROM "clinic".numbers GROUP BY gap'
 TOTAL = 'SELECT count(*) AS n FROM "clinic".numbers'
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
 
 
 def policy(epsilon: str = "1") -> Policy:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from connector.dataplane import access
 from connector.dataplane.flight.front import Front
 from connector.management import problems
-from tests.support import flying, provider
+from tests.support import provider
 from tests.support.flying import Flyer, flyer
 from tests.support.provider import CONSUMER, Provider, served, settled
 
@@ -56,12 +56,6 @@ FLOWN: dict[str, tuple[Callable[[Flyer], Any], str]] = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def contracts(running: Provider) -> AsyncIterator[str]:
     """Where the contract of a ticket is told."""
     nobody: Any = None  # a ticket is all that it looks at
@@ -69,12 +63,6 @@ async def contracts(running: Provider) -> AsyncIterator[str]:
     problems.install(app)
     async with served(app, provider.Protocol) as address:
         yield address
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(running: Provider) -> AsyncIterator[Front]:
-    async with flying.flying(running) as started:
-        yield started
 
 
 @pytest.mark.parametrize(("method", "path", "request_", "code"), ASKED, ids=[f"{one[1]} {one[3]}" for one in ASKED])

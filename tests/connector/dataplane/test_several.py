@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from connector.audit.log import Filter, Sequencer
@@ -20,7 +18,7 @@ from policies.model import Policy
 from policies.vocabulary import expand
 from tests.connector.dataplane.test_counting import used
 from tests.connector.dataplane.test_http import ask, parse
-from tests.support import data, gate, provider
+from tests.support import data, gate
 from tests.support.gate import atom
 from tests.support.provider import Provider, settled
 
@@ -30,12 +28,6 @@ NUMBERS, OTHERS = "urn:hanse:clinic:numbers", "urn:hanse:clinic:others"
 ALONE = 'SELECT id FROM "clinic".numbers'
 BOTH = 'SELECT n.id, o.name FROM "clinic".numbers n JOIN "clinic".others o ON n.id = o.id'
 RESEARCH, CARE = expand("dpv:ScientificResearch"), expand("dpv:ServiceProvision")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Provider]:
-    async with provider.running(tmp_path_factory.mktemp("provider")) as started:
-        yield started
 
 
 @pytest.fixture
