@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -128,7 +128,6 @@ def router(*, feed: Feed, webhooks: Webhooks, tokens: Tokens) -> APIRouter:
 
     @routes.get("/events/stream", summary="Committed events from now on, as Server-Sent Events")
     async def stream(
-        request: Request,
         kind: Annotated[list[str] | None, Query(max_length=50, description="Only these kinds.")] = None,
         _: Caller = reader,
     ) -> StreamingResponse:

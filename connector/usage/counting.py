@@ -35,7 +35,7 @@ def check_concurrency(contract: DataContract, running: int) -> None:
         )
 
 
-def check_left(held: Held, contract: DataContract, own: Own, *, now: float) -> None:
+def check_left(held: Held, contract: DataContract, own: Own) -> None:
     """Limited where nothing is left of what is counted; the counting itself asks again."""
     limits, rows = contract.limits, _most_rows(held, contract)
     if limits.queries_per_day is not None and own.today >= limits.queries_per_day:

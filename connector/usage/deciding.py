@@ -49,7 +49,7 @@ def chosen(
         try:
             check_concurrency(contract, running)  # 3
             until = permitted_until(held, contract, facts, action=action, now=now)  # 4
-            check_left(held, contract, own, now=now)  # 5
+            check_left(held, contract, own)  # 5
         except HanseError as refusal:
             refusals.append(refusal)
         else:

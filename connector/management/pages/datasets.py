@@ -94,7 +94,7 @@ def router(desk: Desk, *, registry: Registry, store: Store, settings: Settings) 
         return await desk.page(request, "registration.html", where="datasets", one=found)
 
     @routes.post("/registrations/{name}/stop")
-    async def stop(request: Request, name: str, caller: Caller = desk.may("owner")) -> Response:
+    async def stop(name: str, caller: Caller = desk.may("owner")) -> Response:
         await registry.under_way.stop(name)
         return RedirectResponse(path_of("/registrations", name), status_code=303)
 

@@ -138,8 +138,8 @@ class Desk:
                     try:
                         check_origin(request)
                         answer: Response = await handle(request)
-                    except Unauthenticated as error:
-                        answer = _to_login(request, error)
+                    except Unauthenticated:
+                        answer = _to_login(request)
                     except HanseError as error:
                         answer = await desk.problem(request, error)
                     except PolicyError as error:
@@ -175,7 +175,7 @@ def here_only(path: str) -> str:
     return path if fits and not urlsplit(path).netloc else "/"
 
 
-def _to_login(request: Request, error: Unauthenticated) -> Response:
+def _to_login(request: Request) -> Response:
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     target = asked if request.method in _SAFE else "/"
     answer = RedirectResponse(f"/login?to={quote(here_only(target), safe='/')}", status_code=303)

@@ -15,7 +15,6 @@ from sqlglot import exp
 from connector.query import stats
 from connector.query import tree as trees
 from connector.query.block import Group, Source
-from connector.query.planning import Planning
 from policies.columns import fold
 
 _GAIN = 0.7
@@ -23,7 +22,7 @@ _CARELESS = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr, exp.BitwiseAndAgg,
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 
 
-def choose(select: exp.Select, groups: list[Group], sources: list[Source], planning: Planning) -> Group | None:
+def choose(select: exp.Select, groups: list[Group], sources: list[Source]) -> Group | None:
     """The group that is worth aggregating first; None where nothing may be or is."""
     joins = select.args.get("joins") or ()
     if any(trees.side(join) in ("RIGHT", "FULL") for join in joins):

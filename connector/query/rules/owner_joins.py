@@ -13,6 +13,7 @@ from sqlglot import exp
 from connector.query import block as blocks
 from connector.query import tree as trees
 from connector.query.block import Group, Part, Source
+from connector.query.federation import Mode
 from connector.query.planning import Planning
 from connector.query.rules import exists_at_shares
 from policies.columns import fold
@@ -54,9 +55,9 @@ def groups(select: exp.Select, found: list[Source], planning: Planning) -> list[
     if planning.full:
         made = _joined(select, made, planning)
         _take_outer(made, planning)
-    if planning.mode.value != "pull":
+    if planning.mode is not Mode.PULL:
         _absorb(select, made, planning)
-        _absorb_on(made, planning)
+        _absorb_on(made)
     return made
 
 
@@ -245,7 +246,7 @@ def _literal(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal | exp.Boolean)
 
 
-def _absorb_on(made: list[Group], planning: Planning) -> None:
+def _absorb_on(made: list[Group]) -> None:
     """Conditions in ON of a LEFT, SEMI or ANTI join that speak of the joined source only narrow its scan."""
     for group in made:
         source = group.sources[0]

@@ -39,7 +39,7 @@ def apply(select: exp.Select, groups: list[Group], sources: list[Source], planni
         return []
     if len(groups) == 1 and len(groups[0].members) == len(sources):
         work = _Partials(select, groups[0], planning)
-    elif grid is None and (group := eager.choose(select, groups, sources, planning)) is not None:
+    elif grid is None and (group := eager.choose(select, groups, sources)) is not None:
         work = _Partials(select, group, planning, others=True)
     else:
         return []

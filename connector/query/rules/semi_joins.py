@@ -125,7 +125,7 @@ def _edges(select: exp.Select, planning: Planning) -> Iterator[Edge]:
             if len(inner) == 2 and not turned:
                 yield Edge(here[one.table], one.name, here[other.table], other.name)
         if not turned:
-            yield from _from_subquery(condition, select, here, joins, planning)
+            yield from _from_subquery(condition, here, joins, planning)
     if turned:
         return
     for alias, join in joins.items():
@@ -164,7 +164,7 @@ def _bare(side: exp.Expr) -> exp.Expr:
 
 
 def _from_subquery(
-    condition: exp.Expr, select: exp.Select, here: dict[str, str], joins: dict[str, exp.Expr], planning: Planning
+    condition: exp.Expr, here: dict[str, str], joins: dict[str, exp.Expr], planning: Planning
 ) -> Iterator[Edge]:
     """Edges between the block and the subqueries of one of its conditions."""
     for query in trees.nested_queries(condition):
