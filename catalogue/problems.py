@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from connector.errors import BadInput, HanseError, NotFound
+from connector.errors import HanseError, NotFound, unfit
 from connector.telemetry import logger
 
 _MEDIA = "application/problem+json"
@@ -37,8 +36,8 @@ def install(app: FastAPI, *, page: Page) -> None:
         return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def unfit(request: Request, error: RequestValidationError) -> Response:
-        return answer(request, BadInput(_in_words(error.errors()), fields=_fields(error.errors())))
+    async def of_request(request: Request, error: RequestValidationError) -> Response:
+        return answer(request, unfit(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def of_framework(request: Request, error: HTTPException) -> Response:
@@ -56,13 +55,3 @@ def install(app: FastAPI, *, page: Page) -> None:
 def _wants_page(request: Request) -> bool:
     path: str = request.scope["path"]
     return "text/html" in request.headers.get("accept", "") and not path.startswith("/api/")
-
-
-def _in_words(errors: Any) -> str:
-    first = errors[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query")) or "the body"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _fields(errors: Any) -> list[dict[str, str]]:
-    return [{"field": ".".join(map(str, entry["loc"])), "problem": entry["msg"]} for entry in errors[:20]]

@@ -33,6 +33,7 @@ caller; `private` is for our own log only. One handler per API turns the tree in
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -80,6 +81,14 @@ def unforeseen() -> HanseError:
 class BadInput(HanseError):
     status = 400
     code = "bad_input"
+
+
+def unfit(problems: Sequence[Mapping[str, Any]]) -> BadInput:
+    """What a request or a form is not, as pydantic lists it: the first in words, up to twenty in `fields`."""
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
+    fields = [{"field": ".".join(map(str, one["loc"])), "problem": one["msg"]} for one in problems[:20]]
+    return BadInput(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", fields=fields)
 
 
 class MessageInvalid(BadInput):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from connector.errors import BadInput, HanseError, NotFound, unforeseen
+from connector.errors import BadInput, HanseError, NotFound, unfit, unforeseen
 from connector.telemetry import logger
 from policies.errors import PolicyError
 
@@ -37,8 +35,8 @@ def install(app: FastAPI) -> None:
         return problem_response(BadInput(str(error), code=error.code, rule=error.rule))
 
     @app.exception_handler(RequestValidationError)
-    async def unfit(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem_response(BadInput(_in_words(error.errors()), fields=_fields(error.errors())))
+    async def of_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(unfit(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
@@ -51,13 +49,3 @@ def install(app: FastAPI) -> None:
     async def of_nobody(_: Request, error: Exception) -> JSONResponse:
         _log.exception("unforeseen", exc_info=error)
         return problem_response(unforeseen())
-
-
-def _in_words(errors: Any) -> str:
-    first = errors[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _fields(errors: Any) -> list[dict[str, str]]:
-    return [{"field": ".".join(map(str, entry["loc"])), "problem": entry["msg"]} for entry in errors[:20]]

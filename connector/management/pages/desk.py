@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated
+from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, unfit
 from connector.management.auth import COOKIE, Caller, Tokens
 from connector.management.pages import words
 from policies.errors import PolicyError
@@ -145,7 +145,7 @@ class Desk:
                     except PolicyError as error:
                         answer = await desk.problem(request, BadInput(str(error), code=error.code))
                     except RequestValidationError as error:
-                        answer = await desk.problem(request, BadInput(words.of_validation(error.errors())))
+                        answer = await desk.problem(request, unfit(error.errors()))
                     for name, value in HEADERS.items():
                         answer.headers.setdefault(name, value)
                     return answer

@@ -8,10 +8,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from connector.errors import BadInput, HanseError
+from connector.errors import HanseError, unfit
 from connector.management.auth import SCOPES, Caller, Tokens
 from connector.management.pages.desk import Desk, form_of
-from connector.management.pages.words import of_validation
 from connector.management.system import NewToken
 from connector.settings import Settings
 
@@ -56,7 +55,7 @@ def router(desk: Desk, *, tokens: Tokens, settings: Settings) -> APIRouter:
             new = NewToken(**given, days=said.get("days") or None)
             text = await tokens.issue(new.name, new.scopes, by=caller.name, days=new.days)
         except ValidationError as invalid:
-            return await _tokens(request, error=BadInput(of_validation(invalid.errors())))
+            return await _tokens(request, error=unfit(invalid.errors()))
         except HanseError as error:
             return await _tokens(request, error=error)
         return await _tokens(request, made=(new.name, text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -172,13 +172,6 @@ def share(part: float | None, whole: float | None, *, width: float = 100.0) -> s
     if not part or not whole or part <= 0:
         return "0"
     return f"{max(1.0, min(width, width * part / whole)):.1f}"
-
-
-def of_validation(errors: Sequence[Any]) -> str:
-    """The first problem of a request's parameters, in words."""
-    first = errors[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def sentence(text: str) -> str:
