@@ -29,6 +29,7 @@ from catalogue.store import Store, Transaction
 from catalogue.store.tables import Member, Run, Source
 from catalogue.validation import validate
 from connector.errors import BadInput, HanseError, Unauthenticated
+from connector.look.words import TIERS
 
 _FIELDS_MAX = 50
 
@@ -73,7 +74,7 @@ class Site:
         )
         self._pages.filters.update(words.FILTERS)
         self._pages.globals.update(
-            settings=settings, search_url=words.search_url, TIERS=words.TIERS, FACETS=FACETS, EXPORTS=EXPORTS
+            settings=settings, search_url=words.search_url, TIERS=TIERS, FACETS=FACETS, EXPORTS=EXPORTS
         )
 
     def problem(self, request: Request, error: HanseError) -> Response:

@@ -15,30 +15,16 @@ from markupsafe import Markup, escape
 from catalogue.facets import FACETS, POLICIES, Card
 from catalogue.offers import Line, Offer
 from catalogue.question import Question
+from connector.look.words import UNITS, ago, counted
 
-_UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minutes"))
 _BY_DETAIL = ("purpose-bound", "time-limited")  # said more exactly by the purposes and the date
-TIERS = {
-    "technical": "enforced by the owner",
-    "attested": "rests on a verified claim",
-    "contractual": "rests on the contract",
-    "refused": "not understood",
-}
-
-
-def ago(seconds: float) -> str:
-    """`just now`, `5 minutes ago`, `3 days ago`."""
-    for least, size, unit in _UNITS:
-        if seconds >= least:
-            return f"{int(seconds // size)} {unit} ago"
-    return "just now" if seconds < 60 else "a minute ago"
 
 
 def until(seconds: float) -> str:
     """`now`, `in 5 minutes`."""
     if seconds < 1:
         return "now"
-    for least, size, unit in _UNITS:
+    for least, size, unit in UNITS:
         if seconds >= least:
             return f"in {int(seconds // size)} {unit}"
     return f"in {int(seconds)} s"
@@ -184,11 +170,6 @@ def licence_name(text: str) -> str:
     if len(parts) >= 5 and "creativecommons.org" in parts[1]:
         return f"CC {parts[3].upper()} {parts[4]}"
     return parts[-1] if len(parts) > 2 else text
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """`1 dataset`, `1,204 datasets`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 FILTERS: Mapping[str, Any] = {

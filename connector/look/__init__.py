@@ -1,4 +1,4 @@
-"""How Hanse's pages look: the stylesheet, the conveniences and the mark that console and catalogue both serve."""
+"""How Hanse's pages look, and what they say alike: the stylesheet, the conveniences, the mark, words of both."""
 
 from pathlib import Path
 

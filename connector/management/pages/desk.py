@@ -21,6 +21,7 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from connector.errors import BadInput, Forbidden, HanseError, Unauthenticated, unfit
+from connector.look.words import TIERS
 from connector.management.auth import COOKIE, Caller, Tokens
 from connector.management.pages import words
 from policies.errors import PolicyError
@@ -85,7 +86,7 @@ class Desk:
         self._pages.filters.update(words.FILTERS)
         self._pages.globals.update(
             us={"name": name, "title": title or name, "participant": participant, "version": version},
-            TIERS=words.TIERS,
+            TIERS=TIERS,
             KINDS=words.KINDS,
             STAGES=words.STAGES,
         )

@@ -8,17 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from connector.look.words import ago, counted
 from policies.errors import PolicyError
 from policies.vocabulary import compact
 
-_UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minutes"))
-
-TIERS = {
-    "technical": "enforced by the owner",
-    "attested": "rests on a verified claim",
-    "contractual": "rests on the contract",
-    "refused": "not understood",
-}
 KINDS = {
     "DatasetRegistered": "Dataset registered",
     "DatasetVersioned": "New version",
@@ -58,14 +51,6 @@ _GOOD = ("FINALIZED", "STARTED", "COMPLETED", "active", "ok", "complete", "regis
 _BAD = ("TERMINATED", "refused", "failed", "broken", "ended", "withdrawn")
 
 
-def ago(seconds: float) -> str:
-    """`just now`, `5 minutes ago`, `3 days ago`."""
-    for least, size, unit in _UNITS:
-        if seconds >= least:
-            return f"{int(seconds // size)} {unit} ago"
-    return "just now" if seconds < 60 else "a minute ago"
-
-
 def moment(at: float) -> str:
     """`24 Nov 2026, 17:05:09 UTC`."""
     found = datetime.fromtimestamp(at, UTC)
@@ -80,11 +65,6 @@ def day(at: float) -> str:
 def instant(at: float) -> str:
     """For `<time datetime>` and for questions about a span of time."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """`1 dataset`, `1,204 datasets`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def size(nbytes: float) -> str:

@@ -1,0 +1,24 @@
+"""Words that console and catalogue both say: ages, counts, who sees to a rule. Pure."""
+
+from __future__ import annotations
+
+UNITS = ((86_400 * 2, 86_400, "days"), (7_200, 3_600, "hours"), (120, 60, "minutes"))
+TIERS = {
+    "technical": "enforced by the owner",
+    "attested": "rests on a verified claim",
+    "contractual": "rests on the contract",
+    "refused": "not understood",
+}
+
+
+def ago(seconds: float) -> str:
+    """`just now`, `5 minutes ago`, `3 days ago`."""
+    for least, size, unit in UNITS:
+        if seconds >= least:
+            return f"{int(seconds // size)} {unit} ago"
+    return "just now" if seconds < 60 else "a minute ago"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 dataset`, `1,204 datasets`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
