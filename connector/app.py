@@ -327,7 +327,7 @@ def build(settings: Settings) -> Services:
         Profiles(pool, settings),
         name=settings.name,
         roots=settings.source_roots,
-        prepared=converted,
+        converted=converted,
         secret=keys.secret(key_dir, "version"),
         outside=outside,
     )

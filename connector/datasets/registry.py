@@ -104,7 +104,7 @@ class Registry:
         *,
         name: str,
         roots: Sequence[Path],
-        prepared: Path,
+        converted: Path,
         secret: bytes,
         outside: Outside | None = None,
     ) -> None:
@@ -113,8 +113,8 @@ class Registry:
         self._engine = engine
         self._owner = name
         self._roots = tuple(roots)
-        self._prepared = prepared  # where converted files are kept
-        self._making = Making(prepared)
+        self._folder = converted  # where converted files are kept
+        self._making = Making(converted)
         self._letting_go: set[asyncio.Task[None]] = set()
         self._outside = outside  # object stores and databases
         self.effects: Effects = _no_effects  # what a new version does to offers and agreements
@@ -212,7 +212,7 @@ class Registry:
         """Reads that have opened a file go on with it. What cannot be removed now is at the next start."""
         try:
             names = await self._store.read(partial(kept.let_go, dataset_id=dataset_id))
-            await asyncio.to_thread(remove, [self._prepared / name for name in names])
+            await asyncio.to_thread(remove, [self._folder / name for name in names])
         except (HanseError, OSError) as error:
             _log.error("not_removed", dataset=dataset_id, reason=str(error))
 
@@ -265,7 +265,7 @@ class Registry:
                 with _to_its_end(kind, asked.path):
                     report = await self._converted(kind, options, files, made, one.reached)
                 kind, options = "parquet", read_options("parquet", {})
-                found = source(kind).find(str(made), roots=(self._prepared,), options=options)
+                found = source(kind).find(str(made), roots=(self._folder,), options=options)
                 files = tuple(replace(file, ours=True) for file in found)
             with _to_its_end(kind, asked.path):
                 profile = await self._engine.profile(

@@ -61,7 +61,7 @@ async def owning(folder: Path, connections: Path | None, *, cache_mb: int = 64) 
     ) as pool:  # fmt: skip
         profiles = Profiles(pool, Settings(data_dir=folder))
         registry = Registry(
-            store, profiles, name="clinic", roots=[folder / "data"], prepared=prepared, secret=os.urandom(32),
+            store, profiles, name="clinic", roots=[folder / "data"], converted=prepared, secret=os.urandom(32),
             outside=outside,
         )  # fmt: skip
         await registry.start()
