@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A participant of the data space (`id` is its DID) and how it proved itself: signature, token or anonymous."""
+    """A participant of the data space; `id` is its DID."""
 
     id: str
-    how: str = "signature"

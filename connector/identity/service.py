@@ -37,13 +37,13 @@ class Identity:
         """Who sends this Authorization header. Unauthenticated where that is not proven."""
         if not authorization:
             if self._anonymous:
-                return Principal(self._anonymous, how="anonymous")
+                return Principal(self._anonymous)
             raise Unauthenticated("expected an Authorization header with a self-issued token, came none")
         scheme, _, token = authorization.partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else authorization.strip()
         for known, participant in self._static.items():
             if hmac.compare_digest(known.encode(), token.encode()):
-                return Principal(participant, how="token")
+                return Principal(participant)
         if scheme.lower() != "bearer":
             raise Unauthenticated("expected `Authorization: Bearer <token>`, came another scheme")
         claims = await sitoken.verify(token, audience=self.did, resolver=self._resolver, replays=self._replays)
