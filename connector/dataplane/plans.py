@@ -25,6 +25,7 @@ from connector.datasets.threads import still_unchanged
 from connector.errors import BadInput, Busy, QueryInvalid, Refused, VersionChanged
 from connector.query.job import Job, Range, Ranges, Recheck, Relation
 from connector.query.pool import Pool
+from connector.recent import keep
 from connector.store.tables import DatasetVersion
 from connector.usage.grants import Grants
 from connector.usage.held import Held
@@ -170,9 +171,7 @@ class Plans:
         if not groups and schema is not None and await still_unchanged(held.version.source["files"]):
             return {"groups": None, "schema": schema}
         found = await self._looked(held, contract, ticket, wanted, groups=groups)
-        self._schemas[known] = found["schema"]
-        while len(self._schemas) > _CACHED_MAX:
-            self._schemas.popitem(last=False)
+        keep(self._schemas, known, found["schema"], most=_CACHED_MAX)
         return found
 
     async def _looked(
@@ -209,9 +208,8 @@ class Plans:
         )
 
     def _cut(self, held: Held, groups: Sequence[Sequence[tuple[int, int]]]) -> tuple[Block, ...]:
-        self._cached[_key(held)] = found = splits.cut(groups)
-        while len(self._cached) > _CACHED_MAX:
-            self._cached.popitem(last=False)
+        found = splits.cut(groups)
+        keep(self._cached, _key(held), found, most=_CACHED_MAX)
         return found
 
 

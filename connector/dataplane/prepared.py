@@ -37,6 +37,7 @@ from connector.errors import Busy, HanseError
 from connector.events import AgreementRevoked, DatasetRemoved, DatasetVersioned, Event
 from connector.query.job import Job
 from connector.query.running import Result
+from connector.recent import keep
 from connector.telemetry import logger
 from connector.usage.held import Grant
 from policies.contract import DataContract, to_json
@@ -245,9 +246,7 @@ class PreparedStreams:
                 pass  # another pass will do
             except HanseError as error:
                 _log.debug("not sent from its files", code=error.code)
-                self._unlike[key] = None
-                while len(self._unlike) > _ENTRIES_MAX:
-                    self._unlike.popitem(last=False)
+                keep(self._unlike, key, None, most=_ENTRIES_MAX)
 
     def heard(self, event: Event) -> None:
         """What ends an agreement or a dataset ends what is prepared of it."""
