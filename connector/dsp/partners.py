@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +41,8 @@ class Listed:
     id: str
     title: str = ""
     description: str = ""
-    keywords: tuple[str, ...] = ()
     theme: str = ""
     license: str = ""
-    version: str = ""
     columns: tuple[tuple[str, str], ...] = ()
     offers: tuple[Json, ...] = ()
     formats: tuple[str, ...] = ()
@@ -107,26 +106,24 @@ class Partners:
             answer = await self._peer.fetch("POST", url, audience=partner.id, message=CatalogRequestMessage().to_wire())
             page = jsonld.node_of(answer.document)
             whole = {**page, **whole}
-            datasets.extend(jsonld.listed(page.get("dataset")))
+            datasets.extend(_datasets(page, partner.id))
             url = next_page(answer, url)
             if not url or len(datasets) >= limit:
                 break
         return {**whole, "dataset": datasets[:limit]}
 
 
-def read_catalog(document: Any) -> list[Listed]:
-    """The datasets of a catalogue document, nested catalogues included."""
-    node = jsonld.node_of(document)
-    prefixes = jsonld.prefixes_of(node)
-    found: list[Listed] = []
-    waiting = [node]
+def _datasets(catalog: Json, participant: str) -> Iterator[Json]:
+    """The dataset nodes of a catalogue, as they came, those of catalogues within it behind its own. Catalogues of other
+    participants within it are passed over: nobody can be asked for what is another's."""
+    waiting, prefixes = deque([{**catalog, "participantId": participant}]), jsonld.prefixes_of(catalog)
     while waiting:
-        members = jsonld.members(waiting.pop(), prefixes)
-        for entry in jsonld.listed(members.get("dataset")):
-            if isinstance(entry, dict):
-                found.append(read_dataset(entry, prefixes))
-        waiting.extend(entry for entry in jsonld.listed(members.get("catalog")) if isinstance(entry, dict))
-    return found
+        found: dict[str, list[Any]] = {}
+        for name, value in waiting.popleft().items():
+            found.setdefault(jsonld.term_of(name, prefixes), []).extend(jsonld.listed(value))
+        if all(one == participant for one in found.get("participantId", ())):
+            yield from (entry for entry in found.get("dataset", ()) if isinstance(entry, dict))
+            waiting.extend(entry for entry in found.get("catalog", ()) if isinstance(entry, dict))
 
 
 def read_dataset(node: Json, prefixes: Mapping[str, str]) -> Listed:
@@ -145,10 +142,8 @@ def read_dataset(node: Json, prefixes: Mapping[str, str]) -> Listed:
         id=identifier,
         title=_text(found, f"{_DCT}title", "title"),
         description=_text(found, f"{_DCT}description", "description"),
-        keywords=tuple(str(word) for word in jsonld.listed(found.get(f"{_DCAT}keyword", found.get("keyword")))),
         theme=_text(found, f"{_DCAT}theme", "theme"),
         license=_text(found, f"{_DCT}license", "license"),
-        version=_text(found, f"{TERMS}version"),
         columns=tuple((_text(entry, f"{TERMS}name"), _text(entry, f"{TERMS}type")) for entry in columns),
         offers=tuple(entry for entry in jsonld.listed(found.get("hasPolicy")) if isinstance(entry, dict)),
         formats=tuple(_text(entry, "format") for entry in distributions if _text(entry, "format")),

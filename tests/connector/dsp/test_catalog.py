@@ -11,7 +11,7 @@ import pytest
 
 from connector.dsp import jsonld
 from connector.dsp.messages import CatalogRequestMessage
-from connector.dsp.partners import Partner, Partners, next_page, read_catalog, read_dataset
+from connector.dsp.partners import Partner, Partners, next_page, read_dataset
 from connector.dsp.peer import Answer
 from connector.errors import NotFound, PeerNonsense, PeerRefused
 from connector.store import Transaction
@@ -142,7 +142,8 @@ async def test_a_dataset_shows_its_columns_and_offers_but_no_statistics(tmp_path
         assert all(one["accessService"]["endpointURL"] == two.north.base for one in node["distribution"])
         read = read_dataset(node, jsonld.prefixes_of(node))
         assert read.columns == (("station", "VARCHAR"), ("value", "DOUBLE"))
-        assert (read.title, read.keywords, read.version) == ("Title of air", ("air", "noise"), "sha256:air")
+        assert read.title == "Title of air"
+        assert (node["dcat:keyword"], node[f"{TERMS}version"]) == (["air", "noise"], "sha256:air")
 
 
 async def test_unknown_and_invisible_datasets_answer_alike(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ async def test_partners_read_the_whole_catalogue_and_single_datasets(tmp_path: P
         found = await partners.find("north")
         assert found == Partner(two.north.participant, two.north.base, "north")
         assert await partners.find(two.north.participant) == found
-        assert [one.id for one in read_catalog(await partners.catalog(found))] == ids
+        assert [one["@id"] for one in (await partners.catalog(found))["dataset"]] == ids
         assert len((await partners.catalog(found, limit=120))["dataset"]) == 120
         alone = await partners.catalog(found, limit=9, dataset="d229")  # however far behind the first nine it is
         assert [one["@id"] for one in alone["dataset"]] == ids[229:]
@@ -258,21 +259,54 @@ async def test_a_catalogue_that_answers_for_another_dataset_is_not_believed(
             await partners.dataset(Partner(two.north.participant, two.north.base), asked)
 
 
-def test_catalogues_of_others_are_read_in_prefixed_and_nested_form() -> None:
-    dataset = {
+class Answering:
+    """A peer of one answer."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    async def fetch(self, *_: Any, **__: Any) -> Answer:
+        return Answer(200, self._document)
+
+
+@pytest.mark.parametrize(
+    ("catalog", "expected"),
+    [
+        ({"@type": "Catalog", "dataset": [{"@id": "urn:d"}]}, ["urn:d"]),
+        ({"@type": "dcat:Catalog", "participantId": "north's", "dcat:dataset": {"@id": "urn:d"}}, ["urn:d"]),
+        (
+            {
+                "dataset": [{"@id": "urn:d"}],
+                "catalog": [{"catalog": {"dataset": [{"@id": "urn:e"}]}}, {"@id": "urn:elsewhere", "service": []}],
+            },
+            ["urn:d", "urn:e"],
+        ),
+        ({"catalog": [{"participantId": "did:web:south", "dataset": [{"@id": "urn:d"}]}]}, []),
+        ({"dataset": ["urn:d"], "catalog": ["urn:c"]}, []),
+    ],
+    ids=["plain", "prefixed", "nested", "nested, another's", "references"],
+)
+async def test_all_of_a_participants_datasets_are_found_in_its_catalogue(
+    catalog: dict[str, Any], expected: list[str]
+) -> None:
+    partners = Partners(peer=Answering(catalog), members=dict)  # type: ignore[arg-type]  # nobody is looked up
+    found = await partners.catalog(Partner("did:web:north", "https://north.example"))
+    assert [entry["@id"] for entry in found["dataset"]] == expected
+
+
+def test_a_dataset_of_another_is_read_in_prefixed_form() -> None:
+    node = {
         "@type": "dcat:Dataset",
         "@id": "urn:d",
         "dct:title": {"@value": "Air", "@language": "en"},
-        "dcat:keyword": "air",
         "odrl:hasPolicy": {"@id": "offer:1", "@type": "odrl:Offer"},
         "dcat:distribution": {"dct:format": {"@id": "HttpData-PULL"}},
     }
-    nested = {"@type": "dcat:Catalog", "@id": "urn:c", "dcat:catalog": {"@id": "urn:n", "dcat:dataset": [dataset]}}
-    (read,) = read_catalog(nested)
-    assert (read.id, read.title, read.keywords, read.formats) == ("urn:d", "Air", ("air",), ("HttpData-PULL",))
+    read = read_dataset(node, jsonld.prefixes_of(node))
+    assert (read.id, read.title, read.formats) == ("urn:d", "Air", ("HttpData-PULL",))
     assert read.offers == ({"@id": "offer:1", "@type": "odrl:Offer"},)
     with pytest.raises(PeerNonsense):
-        read_catalog({"@type": "Catalog", "dataset": [{"title": "no id"}]})
+        read_dataset({"title": "no id"}, {})
 
 
 @pytest.mark.parametrize(
@@ -315,7 +349,7 @@ async def test_a_dataset_of_very_many_columns_has_a_description_that_is_bounded(
         assert abs(len(columns) - listed) < 500
         assert isinstance(columns[0], dict) is typed
         assert entry.get(f"{TERMS}columnCount") == (count if len(columns) < count else None)
-        shown = read_catalog(json.loads(reply.body))[0]
+        shown = read_dataset(entry, {})
         assert (shown.columns[7][0], len(shown.columns)) == ("c7", len(columns))
         alone = await Counterparty(two.north).get(f"/catalog/datasets/{wide}")
         assert len(json.loads(alone.body)[f"{TERMS}columns"]["@list"]) == count
