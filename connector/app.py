@@ -294,14 +294,6 @@ def build(settings: Settings) -> Services:
         is_member=resolver.expected,
     )
     peer = Peer(wire=net, mint=identity.mint)
-    common: dict[str, Any] = {
-        "store": store,
-        "sender": sender,
-        "peer": peer,
-        "participant": participant,
-        "base": settings.dsp_base,
-        "facts_of": known.of,
-    }
     pace = settings.dsp_new_per_minute
     begun = admission.Limits(
         settings.dsp_negotiations_open,
@@ -312,15 +304,28 @@ def build(settings: Settings) -> Services:
         idle_stranger=settings.dsp_negotiation_idle_stranger,
         strangers_per_minute=settings.dsp_new_per_minute_strangers,
     )
-    negotiating = Negotiations(limits=begun, **common)
+    negotiating = Negotiations(
+        store=store,
+        sender=sender,
+        peer=peer,
+        participant=participant,
+        base=settings.dsp_base,
+        facts_of=known.of,
+        limits=begun,
+    )
     data_plane = _DataPlane(addresses, reads, receiving, net, owner=settings.name)
     formats = FORMATS if settings.flight_port is None else {**FORMATS, FLIGHT_FORMAT: PULL}
     transferring = Transfers(
+        store=store,
+        sender=sender,
+        peer=peer,
+        participant=participant,
+        base=settings.dsp_base,
+        facts_of=known.of,
         negotiations=negotiating,
         data_plane=data_plane,
         formats=formats,
         limits=admission.Limits(settings.dsp_transfers_open, pace),
-        **common,
     )
     registry = Registry(
         store,
