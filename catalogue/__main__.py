@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -10,12 +11,14 @@ import typer
 from pydantic import ValidationError
 
 from catalogue.settings import Settings
-from connector.errors import HanseError
+from connector.errors import HanseError, NotFound
 from connector.forms import unfit
 
 commands = typer.Typer(help="The data space's operator: members, search, pages.", no_args_is_help=True)
 member = typer.Typer(help="Admit, list, suspend and remove members.", no_args_is_help=True)
 commands.add_typer(member, name="member")
+
+_SHOWN = ("name", "status", "role", "country", "id", "url")
 
 
 @commands.command()
@@ -62,10 +65,17 @@ def add(
 
 
 @member.command("list")
-def list_members() -> None:
+def list_members(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False) -> None:
     """Every member."""
-    for row in _with_members(lambda members: members.list()):
-        typer.echo(f"{row.name:20} {row.status:10} {row.role:15} {row.country:3} {row.id}  {row.url}")
+    rows = [{name: getattr(row, name) for name in _SHOWN} for row in _with_members(lambda members: members.list())]
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    if not rows:
+        typer.echo("no members yet; `hanse catalogue member add DID NAME` admits one", err=True)
+        return
+    for row in [dict(zip(_SHOWN, _SHOWN, strict=True)), *rows]:
+        typer.echo("{name:20} {status:10} {role:15} {country:8} {id}  {url}".format(**row))
 
 
 @member.command("suspend")
@@ -121,12 +131,12 @@ def _with_members(work: Callable[[Any], Awaitable[Any]]) -> Any:
 
 
 def _told(work: Callable[[], Any]) -> Any:
-    """Run it; an error of ours is a sentence and exit status 1, not a traceback."""
+    """Run it; an error of ours is a sentence and an exit status as `hanse` has them, not a traceback."""
     try:
         return work()
     except HanseError as error:
         typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(4 if isinstance(error, NotFound) else 1) from error
 
 
 if __name__ == "__main__":

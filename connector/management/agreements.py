@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,7 +96,7 @@ def _used(grant: Grant | None) -> dict[str, float]:
     return {name: int(getattr(grant, name)) for name in names} | {"epsilon": grant.epsilon_micro / 1_000_000}
 
 
-AsRole = Annotated[str, Query(alias="role", pattern="^(consumer|provider|)$")]
+AsRole = Annotated[Literal["", "consumer", "provider"], Query(alias="role", description="Ours in it.")]
 
 
 def router(

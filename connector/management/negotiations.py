@@ -15,6 +15,7 @@ from connector.dsp.partners import Partner, Partners
 from connector.dsp.states import PROVIDER
 from connector.errors import BadInput, NotFound, ScopeMissing
 from connector.management import waiting
+from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
 from connector.management.strict import StrictRoute
 from connector.store import Store
@@ -23,6 +24,7 @@ from policies import explain, jsonld
 from policies.errors import PolicyError
 
 _OUR_TURN = tuple(decisions.NEGOTIATION)
+State = Literal["", "REQUESTED", "OFFERED", "ACCEPTED", "AGREED", "VERIFIED", "FINALIZED", "TERMINATED"]
 Command = Literal["offer", "agree", "finalize", "accept", "counter", "verify", "approve", "terminate"]
 
 
@@ -204,8 +206,8 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
 
     @routes.get("/negotiations", summary="Negotiations, the newest first")
     async def listed(
-        role: Annotated[str, Query(pattern="^(consumer|provider|)$")] = "",
-        state: Annotated[str, Query(max_length=16)] = "",
+        role: AsRole = "",
+        state: State = "",
         counterparty: Annotated[str, Query(max_length=255, description="DID of the other side.")] = "",
         dataset: Annotated[str, Query(max_length=255, description="Id of the dataset.")] = "",
         waiting_for_us: Annotated[bool, Query(description="Only those that wait for a decision of ours.")] = False,
@@ -238,7 +240,7 @@ def router(*, negotiations: Negotiations, partners: Partners, store: Store, toke
     async def get(
         pid: str,
         wait: Annotated[float, Query(ge=0, le=waiting.LONGEST)] = 0.0,
-        until: Annotated[str, Query(max_length=16)] = "",
+        until: State = "",
         _: Caller = reader,
     ) -> NegotiationView:
         if not wait:

@@ -16,12 +16,14 @@ from connector.dsp.states import PROVIDER
 from connector.dsp.transfer import Transfers
 from connector.errors import NotFound, ScopeMissing
 from connector.management import waiting
+from connector.management.agreements import AsRole
 from connector.management.auth import Caller, Tokens
 from connector.store import Store, Transaction
 from connector.store.tables import Received, Transfer
 from connector.usage.grants import HELD
 
 Command = Literal["start", "suspend", "resume", "complete", "terminate"]
+State = Literal["", "REQUESTED", "STARTED", "SUSPENDED", "COMPLETED", "TERMINATED"]
 
 
 class Address(BaseModel):
@@ -164,8 +166,8 @@ def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: 
 
     @routes.get("", summary="Transfers, the newest first")
     async def listed(
-        role: Annotated[str, Query(pattern="^(consumer|provider|)$")] = "",
-        state: Annotated[str, Query(max_length=16)] = "",
+        role: AsRole = "",
+        state: State = "",
         agreement: Annotated[str, Query(max_length=255)] = "",
         correlation: Annotated[str, Query(max_length=255, description="As given when it was asked for.")] = "",
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
@@ -179,7 +181,7 @@ def router(*, transfers: Transfers, receiving: Receiving, store: Store, tokens: 
     async def get(
         pid: str,
         wait: Annotated[float, Query(ge=0, le=waiting.LONGEST)] = 0.0,
-        until: Annotated[str, Query(max_length=16)] = "",
+        until: State = "",
         _: Caller = reader,
     ) -> TransferView:
         row = await waiting.until(store, pid, lambda: one(pid), state=until, seconds=wait) if wait else await one(pid)

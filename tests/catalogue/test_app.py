@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -80,12 +81,18 @@ async def test_members_are_kept_from_the_command_line(north: Provider) -> None:
     again = await run("member", "add", north.did, "north")
     assert again[0] == 1
     assert "member already" in again[1]
-    assert "active" in (await run("member", "list"))[1]
+    assert [line.split()[:4] for line in (await run("member", "list"))[1].splitlines()] == [
+        ["name", "status", "role", "country"],
+        ["north", "active", "participant", "DE"],
+    ]
+    (row,) = json.loads((await run("member", "list", "--json"))[1])
+    assert (row["id"], row["url"]) == (north.did, north.url)
     assert await run("member", "suspend", "north") == (0, "north is suspended\n")
     assert await run("member", "suspend", "north", "--lift") == (0, "north is active\n")
     assert (await run("member", "remove", "north"))[0] == 0
-    assert await run("member", "list") == (0, "")
-    assert (await run("member", "remove", "north"))[0] == 1
+    assert await run("member", "list") == (0, "no members yet; `hanse catalogue member add DID NAME` admits one\n")
+    assert (await run("member", "list", "--json"))[1] == "[]\n"
+    assert (await run("member", "remove", "north"))[0] == 4
 
 
 @pytest.mark.parametrize("words", [["list"], ["add", "did:web:x.test", "x"], ["suspend", "x"], ["remove", "x"]])
@@ -97,7 +104,7 @@ def test_members_of_a_catalogue_that_nobody_made_are_refused(
         monkeypatch.delenv(f"HANSE_{name}", raising=False)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(commands, ["member", *words])
-    assert result.exit_code == 1
+    assert result.exit_code == 4
     assert f"came nothing at {tmp_path / 'var/catalogue/catalogue.db'}; set HANSE_DATA_DIR or" in result.output
     assert not list(tmp_path.iterdir())
 

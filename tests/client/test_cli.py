@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -702,6 +703,18 @@ def test_so_many_rows_are_taken_and_no_more(run: Run, served: Connector, tmp_pat
 
 
 # ---- audit
+
+
+def test_a_list_of_records_says_that_older_ones_fit_and_how_to_see_them(run: Run, served: Connector) -> None:
+    served.routes["GET", "/audit/events"] = (200, {"records": [{**RECORD, "ts": 1_764_374_400.0}], "next": 7})
+    ran = run("audit", "list", "--limit", "1")
+    assert "2025-11-29 00:00:00Z" in ran.out
+    assert "--until '2025-11-29 00:00:00Z' begins before these" in ran.err.replace("\n", " ")
+    assert run("audit", "list", "--limit", "1", "--json").err == ""
+
+
+def test_the_command_line_says_its_version(run: Run) -> None:
+    assert run("--version", token="").out == f"hanse {metadata.version('hanse')}\n"
 
 
 def test_an_evidence_file_is_verified_without_a_connector(run: Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
 import typer
@@ -77,12 +77,19 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hanse {version('hanse')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     url: Annotated[
         str, typer.Option(help="Your connector's management listener. [HANSE_URL]", show_default=False)
     ] = "",
     secret: Annotated[str, typer.Option("--token", help="A token of it. [HANSE_TOKEN]", show_default=False)] = "",
+    _: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
 ) -> None:
     """Where to go; without these, the environment and `hanse login` say."""
     access.GIVEN.url, access.GIVEN.token = url, secret

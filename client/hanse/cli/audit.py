@@ -44,12 +44,16 @@ def list_(
         "what": "kind",
         "who": lambda row: row["body"].get("actor"),
         "dataset": lambda row: row["body"].get("dataset", "").rpartition(":")[2],
+        "state": lambda row: (row["body"].get("detail") or {}).get("state"),
         "purpose": lambda row: row["body"].get("purpose", "").rpartition("#")[2] or row["body"].get("purpose"),
         "outcome": lambda row: row["body"].get("outcome"),
         "rows": lambda row: (row["body"].get("detail") or {}).get("rows"),
         "why": lambda row: row["body"].get("reason") or row["body"].get("code"),
     }
     print_rows(found["records"], shown, as_json=as_json)
+    if found.get("next") is not None and not as_json:
+        oldest = moment(found["records"][-1]["ts"])
+        say(f"older records fit as well: --limit has up to 1,000, and --until {oldest!r} begins before these")
 
 
 @commands.command()

@@ -189,7 +189,7 @@ def moment(value: Any) -> str:
     """UTC seconds for people."""
     if not isinstance(value, int | float):
         return ""
-    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def at(key: str) -> Callable[[Mapping[str, Any]], str]:
