@@ -15,6 +15,9 @@ import yaml
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from connector.dataplane.envelopes import Envelope, PlanForm
+
+DATA_PLANE = Path(__file__).with_name("data_plane.yaml")
 _PUBLIC = {"url": "https://connector.example", "description": "a connector's public listener"}
 _MANAGEMENT = {"url": "http://127.0.0.1:8081", "description": "a connector's management listener"}
 _CATALOGUE = {"url": "https://catalogue.example/api", "description": "the data space's catalogue"}
@@ -37,12 +40,13 @@ def document() -> dict[str, Any]:
             "paths": {},
             "components": {"schemas": {}, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
         }
-        for app, server, prefix in (
-            (management, _MANAGEMENT, "connector"),
-            (public, _PUBLIC, "public"),
-            (catalogue, _CATALOGUE, "catalogue"),
+        for part, server, prefix in (
+            (_described(management), _MANAGEMENT, "connector"),
+            (_described(public), _PUBLIC, "public"),
+            (_data_plane(), _PUBLIC, "public"),
+            (_described(catalogue), _CATALOGUE, "catalogue"),
         ):
-            _merge(whole, _described(app), server, prefix)
+            _merge(whole, part, server, prefix)
     return whole
 
 
@@ -65,6 +69,16 @@ def _apps(folder: Path) -> tuple[FastAPI, FastAPI, FastAPI]:
 
 def _described(app: FastAPI) -> dict[str, Any]:
     return get_openapi(title=app.title, version=app.version, routes=app.routes)
+
+
+def _data_plane() -> dict[str, Any]:
+    """What goes past the framework: the paths as they are written down, their bodies as the models have them."""
+    paths = yaml.safe_load(DATA_PLANE.read_text())["paths"]
+    schemas: dict[str, Any] = {}
+    for model in (Envelope, PlanForm):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+    return {"paths": paths, "components": {"schemas": schemas}}
 
 
 def _merge(whole: dict[str, Any], part: dict[str, Any], server: dict[str, str], prefix: str) -> None:
