@@ -804,7 +804,7 @@ def test_without_the_server_its_commands_say_what_to_install(run: Run, monkeypat
     monkeypatch.setattr(cli, "_installed", lambda: nothing)
     ran = run("connector", "serve")
     assert ran.code == 2
-    assert "pip install hanse-server" in ran.err
+    assert "`make setup` in a checkout of Hanse" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,10 @@ class Root(TyperGroup):
         if (found := _installed().get(name)) is not None:
             return name, _loaded(found), args[1:]
         if name in _OF_SERVER:
-            ctx.fail(f"`hanse {name}` comes with the server, which is not installed here: pip install hanse-server")
+            ctx.fail(
+                f"`hanse {name}` comes with the server, which is not installed here: `make setup` in a checkout of Hanse "
+                "has both"
+            )
         return super().resolve_command(ctx, args)
 
 
