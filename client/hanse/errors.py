@@ -5,7 +5,7 @@
     ├── Unauthenticated         no token, or one that is not known
     ├── Refused                 a policy, a contract or a missing scope says no: `code` and `rule` say which
     │   ├── AccessRevoked       the owner ended the agreement, perhaps while we were reading
-    │   ├── AccessExpired       the ticket or the agreement reached its end
+    │   ├── AccessExpired       the ticket reached its end: another one goes on
     │   ├── QuotaSpent          the agreement's rows, bytes or queries are used up
     │   └── NegotiationFailed   the owner does not agree
     ├── NegotiationPending      the owner has not answered yet: somebody there decides by hand

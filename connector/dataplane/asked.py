@@ -14,6 +14,7 @@ from typing import Any
 from connector.dataplane.tickets import Ticket
 from connector.errors import BadInput, QueryInvalid
 from connector.query.job import TRAILER_ROOM, Ranges
+from connector.usage.held import EXPIRED, REVOKED
 from policies.columns import fold
 from policies.enforce.caps import DEFAULT
 from policies.model import HANSE
@@ -25,10 +26,10 @@ DIGESTS = ("xxh3", "sha256")
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 COMPLETE = "complete"
-REVOKED = "revoked"
-EXPIRED = "lease_expired"
+REFUSED = "refused"
 QUOTA = "quota"
 FAILED = "error"
+ENDS = frozenset({REVOKED, EXPIRED, QUOTA})  # statuses that are the code of their end; of the others it says more
 
 _WHERE_MAX = 16_384
 _COLUMNS_MAX = 4_096

@@ -8,18 +8,19 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from connector.dataplane.asked import COMPLETE, EXPIRED, FAILED, QUOTA, REVOKED, Asked, End
+from connector.dataplane.asked import COMPLETE, ENDS, FAILED, QUOTA, REFUSED, Asked, End
 from connector.dataplane.blocks import Part, Passed, Source, Spread
 from connector.dataplane.mixed import Mixed
 from connector.dataplane.tickets import Ticket
-from connector.errors import Busy, EngineFailed, HanseError, Refused, unforeseen
+from connector.errors import EngineFailed, HanseError, Limited, Refused, unforeseen
 from connector.query.digests import AsItGoes
 from connector.query.job import ARROW
 from connector.query.running import Frame, Result
 from connector.query.spans import InFiles
 from connector.telemetry import logger
 from connector.usage import counting
-from connector.usage.held import Grant, stopped_by
+from connector.usage.grants import Grants
+from connector.usage.held import EXPIRED, Grant, ended_by
 from policies import gate
 from policies.errors import PolicyError
 
@@ -28,14 +29,7 @@ if TYPE_CHECKING:
     from policies.enforce.sql import Prepared
 
 _log = logger("dataplane")
-_STOPPED = {
-    gate.REVOKED: REVOKED,
-    gate.EXPIRED: EXPIRED,
-}
-_REASONS = {
-    EXPIRED: "the ticket or the agreement has ended; renew the ticket and go on from here",
-    QUOTA: counting.USED_UP,
-}
+_EXPIRED = "the time of the ticket, or what was asked for, has ended; renew the ticket and go on from here"
 
 
 class GovernedStream:
@@ -63,7 +57,6 @@ class GovernedStream:
         self._policy = policy
         self._first: Frame | Part | None = None  # taken from the source and not let through yet
         self._failed: HanseError | None = None  # what the source said where nobody could end the stream
-        self._spent: tuple[str, str] = "", ""  # the quota that is: its rule, and its agreement
 
     @property
     def over(self) -> bool:
@@ -91,12 +84,12 @@ class GovernedStream:
                 if frame is None:
                     end = self._ended(COMPLETE)
                 elif (stop := await self._pass(frame)) is not None:
-                    end = self._ended(stop)
+                    end = self._ended_by(stop)
                 else:
                     await _seen(frame)
                     yield frame.payload
         except Exception as error:  # noqa: BLE001  a disk that fails, above all: the reader is told that we broke off
-            end = self._broken(ours(error))
+            end = await self._broken(ours(error))
         self.end = end
         if self._asked.format == ARROW:
             yield end.fill(self._result.trailer)
@@ -143,17 +136,16 @@ class GovernedStream:
         frame, self._first = self._first, None
         return frame or await anext(self._result, None)
 
-    async def _pass(self, frame: Frame | Part) -> str | None:
-        """None and the batch is counted in every lease (5), or the status that the stream ends with."""
+    async def _pass(self, frame: Frame | Part) -> HanseError | None:
+        """None and the batch is counted in every lease (5), or what the stream ends with."""
         filled: Grant | None = None
         while (stop := self._stopped_by(frame)) is not None:
             grant, reason = stop
             if reason not in (gate.ROWS_SPENT, gate.BYTES_SPENT):
-                return _STOPPED[reason]
+                return await why_over(self.grants, self._reads.grants)
             if grant is filled:
                 rule = counting.quota_rule(grant.contract, of_bytes=reason == gate.BYTES_SPENT)
-                self._spent = rule, grant.agreement_id
-                return QUOTA
+                return Limited(counting.USED_UP, code=QUOTA, rule=rule, agreement=grant.agreement_id)
             short = (max(0, frame.rows - grant.lease.rows), max(0, frame.nbytes - grant.lease.bytes))
             await self._reads.grants.refill(grant, rows=short[0], nbytes=short[1])
             filled = grant
@@ -173,35 +165,32 @@ class GovernedStream:
         self._digest = frame.digest
         return None
 
-    def _broken(self, error: HanseError) -> End:
+    async def _broken(self, error: HanseError) -> End:
         """What ended the work from inside: a grant that ended interrupts the worker, anything else is a failure."""
-        if any(grant.lease.revoked for grant in self.grants):
-            return self._ended(REVOKED)
-        if error.code == "cancelled" and lease_left(self.grants) <= 0:
-            return self._ended(EXPIRED)
-        return replace(self._ended(FAILED), code=error.code, reason=error.message)
+        if ended_by(self.grants) is not None or (error.code == "cancelled" and lease_left(self.grants) <= 0):
+            return self._ended_by(await why_over(self.grants, self._reads.grants))
+        return self._ended(FAILED, error)
 
-    def _ended(self, status: str) -> End:
+    def _ended_by(self, why: HanseError) -> End:
+        """The end by a grant: by its owner, by the agreement itself, or for a reason that passes."""
+        if why.code in ENDS:
+            return self._ended(why.code, why)
+        return self._ended(REFUSED if isinstance(why, Refused) else FAILED, why)
+
+    def _ended(self, status: str, why: HanseError | None = None) -> End:
         name = self._asked.digest
-        stopped = stopped_by(self.grants)
-        reason, (rule, agreement) = _REASONS.get(status, ""), self._spent if status == QUOTA else ("", "")
-        code = "" if status == COMPLETE else status
-        if status == REVOKED and stopped is not None and stopped.stop_code:  # go on elsewhere or later
-            status, code, reason = FAILED, stopped.stop_code, stopped.stop_reason
-        elif status == REVOKED and stopped is not None:
-            reason, rule, agreement = stopped.stop_reason, stopped.contract.permission, stopped.agreement_id
         return End(
             status=status,
             rows=self.rows,
             batches=self.batches,
             nbytes=self.bytes,
             digest=f"{name}:{self._digest.hex()}",
-            code=code,
-            reason=reason,
-            rule=rule,
+            code="" if why is None else why.code,
+            reason="" if why is None else why.message,
+            rule="" if why is None else why.facts.get("rule", ""),
             policy=self._policy,
             query=self.id,
-            agreement=agreement,
+            agreement="" if why is None else why.facts.get("agreement", ""),
         )
 
 
@@ -238,16 +227,21 @@ def ours(error: Exception) -> HanseError:
     return unforeseen()
 
 
-def why_ended(error: BaseException, grants: Sequence[Grant]) -> BaseException:
+async def why_over(grants: Sequence[Grant], by: Grants) -> HanseError:
+    """Why a read ends of which a grant has: what stopped that, or what a read that begins now would be refused for, or
+    else that its ticket has ended. Who reads fast and who pauses over an end are told the same."""
+    if ended_by(grants) is None:
+        await by.recheck_ended(grants)
+    return ended_by(grants) or Refused(_EXPIRED, code=EXPIRED)
+
+
+async def why_ended(error: BaseException, grants: Sequence[Grant], by: Grants) -> BaseException:
     """A read that its grant's end has interrupted before its first byte is refused for that reason; what nobody foresaw
     is ours, unless the connection says that its reader has left."""
     if isinstance(error, Exception) and not isinstance(error, HanseError | PolicyError | ConnectionError):
         return ours(error)
     if not isinstance(error, EngineFailed) or error.code != "cancelled":
         return error
-    if (stopped := stopped_by(grants)) is None:
-        return Refused(_REASONS[EXPIRED], code=EXPIRED) if lease_left(grants) <= 0 else error
-    if stopped.stop_code:  # nobody took a right away
-        return Busy(stopped.stop_reason, code=stopped.stop_code)
-    rule, agreement = stopped.contract.permission, stopped.agreement_id
-    return Refused(stopped.stop_reason, code=REVOKED, rule=rule, agreement=agreement)
+    if ended_by(grants) is None and lease_left(grants) > 0:
+        return error
+    return await why_over(grants, by)

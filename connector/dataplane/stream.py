@@ -400,7 +400,7 @@ class Reads:
                 await _settled_groups(stream, prepared, begun)
                 yield stream
         except BaseException as error:
-            failure = why_ended(error, grants)
+            failure = await why_ended(error, grants, self.grants)
             if failure is error:
                 raise
             raise failure from error

@@ -396,7 +396,7 @@ def _ended(end: Mapping[str, Any]) -> HanseError:
     reason = str(end.get("reason") or f"the stream ended early: {status}")[:1000]
     if status == "quota" or code in ("time_limit", "memory_limit", "rows_limit", "bytes_limit"):
         return Limited(reason, code=code)
-    if status in ("revoked", "lease_expired"):
+    if status in ("revoked", "lease_expired", "refused"):
         return Refused(reason, code=code, rule=str(end.get("rule", ""))[:500])
     return PeerFailed(reason, code=code)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from connector.errors import HanseError, Refused
 from connector.usage.counting import check_concurrency, check_left, uses_spent
 from connector.usage.facts import DECLARED, PURPOSE, USES
-from connector.usage.held import Held, Own
+from connector.usage.held import EXPIRED, Held, Own
 from policies import admission
 from policies.contract import DataContract
 from policies.errors import QueryRefused
@@ -18,6 +18,7 @@ from policies.vocabulary import Phase
 
 DISTRIBUTE = ODRL + "distribute"
 _NOT_NOW = "the agreement does not permit this now: "
+_ANOTHER = "the permission that this read was under has ended, and another one may go on; read on from here"
 _NEAREST = ("concurrency", "count_spent", "quota_spent", "not_permitted")  # what passes by itself comes first
 
 
@@ -27,6 +28,13 @@ def covering(contracts: Sequence[DataContract], *, action: str, purpose: str, no
         return admission.covering(contracts, action=action, purpose=purpose or None, now=now)
     except QueryRefused as refusal:
         raise Refused(str(refusal), code=refusal.code, rule=refusal.rule) from refusal
+
+
+def check_still(held: Held, contract: DataContract, *, action: str, purpose: str, now: float) -> None:
+    """Refused where a contract that covered a read's time does not any more: as the next read is, or, where that is
+    covered by another one, with the code after which a reader goes on."""
+    if contract not in covering(held.contracts, action=action, purpose=purpose, now=now):
+        raise Refused(_ANOTHER, code=EXPIRED, rule=contract.permission)
 
 
 def chosen(

@@ -38,6 +38,7 @@ from connector.telemetry import logger
 from connector.usage.counting import DAY, admit, keep_places, reserve
 from connector.usage.deciding import (
     against,
+    check_still,
     chosen,
     covering,
     decided,
@@ -58,6 +59,7 @@ _T = TypeVar("_T")
 _log = logger("usage")
 _POLL_SECONDS = 0.5
 _RECHECK_SECONDS = 5.0  # how often the party's facts are asked again, and its place kept, while a read runs
+_MOMENT_SECONDS = 0.05
 _BLIND_SECONDS = 5.0  # how long reads go on where the database cannot be asked about them
 _BLIND = "the connector cannot ask its database whether the agreement still holds; ask again"
 _DISPLACED = "the connector did not answer for a minute, and the read's place went to another; ask again"
@@ -218,20 +220,32 @@ class Grants:
         return replace(active, passed_on=passed_on(active, facts, now=now))
 
     async def recheck(self, grant: Grant) -> float:
-        """Ask again whether its own permission is active: the seconds that this is sure to hold. Refused, and the
-        read stops, if not.
+        """Ask again whether its own permission is in force and active: the seconds that this is sure to hold. Refused,
+        as a read that begins now is, and this one stops with that, if not.
 
         Uses were counted when the read was admitted, so they are not asked again.
         """
         now = time.time()
         try:
-            own = await _in_time(self._store.read(lambda tx: _own(tx, grant.held.agreement, now)))
-            facts = (await self._facts_of(grant.consumer)).adding(own.facts)
-            facts = requested(facts, purpose=grant.purpose, application=grant.application)
-            return permitted_until(grant.held, grant.contract, facts, action=grant.action, now=now) - now
+            with under(grant.agreement_id):
+                check_still(grant.held, grant.contract, action=grant.action, purpose=grant.purpose, now=now)
+                own = await _in_time(self._store.read(lambda tx: _own(tx, grant.held.agreement, now)))
+                facts = (await self._facts_of(grant.consumer)).adding(own.facts)
+                facts = requested(facts, purpose=grant.purpose, application=grant.application)
+                return permitted_until(grant.held, grant.contract, facts, action=grant.action, now=now) - now
         except Refused as refused:
-            grant.stop(refused.message)
+            # Another one of the same words: this one is told, and recorded, where it was raised.
+            grant.stop(Refused(refused.message, code=refused.code, **refused.facts))
             raise
+
+    async def recheck_ended(self, grants: Sequence[Grant]) -> None:
+        """Of these, those whose lease has ended: stop with its refusal what a read that begins now would be refused.
+        What is left could go on with a renewed ticket."""
+        await asyncio.sleep(_MOMENT_SECONDS)  # what ends at this very moment has ended by any clock then
+        for grant in grants:
+            if grant.lease.clock() >= grant.lease.deadline:
+                with suppress(Exception):  # whatever the database says: it ends all the same
+                    await self.recheck(grant)
 
     async def refill(self, grant: Grant, *, rows: int, nbytes: int) -> bool:
         """Reserve another chunk, at least `rows` and `nbytes` for the batch that waits. Whether there was room."""
@@ -273,12 +287,12 @@ class Grants:
         """Stop running reads of an agreement, or of one transfer only."""
         for grant in self._all():
             if grant.agreement_id == agreement_id or (transfer_id and grant.transfer_id == transfer_id):
-                grant.stop(reason)
+                grant.revoke(reason)
 
     def stop_all(self, reason: str, *, code: str) -> None:
         """Stop every read, also those that give nothing yet, for a reason of our own that passes."""
         for grant in self._all():
-            grant.stop(reason, code=code)
+            grant.stop(Busy(reason, code=code))
 
     def running(self, agreement_id: str) -> int:
         return len(self._live.get(agreement_id, ()))
@@ -321,7 +335,7 @@ class Grants:
         for grant in grants:  # the event of its transfer passes by a read that is just being admitted
             state = states.get(grant.transfer_id)
             if state is None or not is_started(state):
-                grant.stop(_over(seen(state)))
+                grant.revoke(_over(seen(state)))
 
     async def _keep_places(self) -> None:
         """A read whose place has gone to another, as this process was away for a minute, ends."""
@@ -332,7 +346,7 @@ class Grants:
         kept = await _in_time(self._store.write(lambda tx: keep_places(tx, ids)))
         for grant in having:
             if grant.place not in kept and grant in self._live.get(grant.agreement_id, ()):
-                grant.stop(_DISPLACED, code=Busy.code)
+                grant.stop(Busy(_DISPLACED))
 
     def _all(self) -> list[Grant]:
         return [grant for grants in self._live.values() for grant in grants]

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from connector.datasets import counts
+from connector.errors import Busy, HanseError, Refused
 from connector.store.tables import Agreement, Dataset, DatasetVersion
 from policies.contract import DataContract
 from policies.evaluate import Facts
 from policies.gate import Lease
 from policies.model import Policy
+
+REVOKED, EXPIRED = "revoked", "lease_expired"  # codes of an end: by its owner, and one after which a read may go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,7 @@ class Grant:
     reserved_bytes: int = 0
     drawn: int = 0
     place: str = ""  # the read's id, where its agreement limits how many run at once
-    stop_reason: str = ""
-    stop_code: str = ""  # why it ended where nobody took a right away: this passes, and another read may go on
+    ended: HanseError | None = None  # why it was stopped: Busy where that passes, and another read may go on
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -77,18 +79,24 @@ class Grant:
         self.reserved_rows += rows
         self.reserved_bytes += nbytes
 
-    def stop(self, reason: str, *, code: str = "") -> None:
-        """End the read at its next batch, and wake whoever waits for the batch. `code`: as `stop_code`; a right that is
-        taken away outweighs it."""
-        if not self.lease.revoked or (self.stop_code and not code):
-            self.stop_reason, self.stop_code = reason, code
+    def revoke(self, reason: str) -> None:
+        """End the read: its owner has taken the right away."""
+        rule, agreement = self.contract.permission, self.agreement_id
+        self.stop(Refused(reason, code=REVOKED, rule=rule, agreement=agreement))
+
+    def stop(self, why: HanseError) -> None:
+        """End the read at its next batch, and wake whoever waits for the batch. A right that has ended outweighs what
+        passes."""
+        if self.ended is None or (isinstance(self.ended, Busy) and not isinstance(why, Busy)):
+            self.ended = why
         self.lease.revoked = True
         self.stopped.set()
 
 
-def stopped_by(grants: Iterable[Grant]) -> Grant | None:
-    """Of grants, the one whose end ends their read: first one of which a right was taken away."""
-    return min((one for one in grants if one.lease.revoked), key=lambda one: one.stop_code != "", default=None)
+def ended_by(grants: Iterable[Grant]) -> HanseError | None:
+    """Why a read under these grants was stopped, if it was: first by the end of a right."""
+    ends = (grant.ended for grant in grants if grant.ended is not None)
+    return min(ends, key=lambda why: isinstance(why, Busy), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from hanse.errors import (
     StreamFailed,
     StreamIncomplete,
     Unreachable,
+    of_end,
     of_problem,
 )
 from hanse.patience import Patience, passes
@@ -35,6 +36,8 @@ from tests.client.support import Asked, owned
         (Busy("later"), True),
         (of_problem(429, {"code": "quota_spent", "detail": "no more"}, where="owner"), False),
         (AccessRevoked("over", code="revoked"), False),
+        (of_end({"status": "refused", "code": "not_in_force", "reason": "the agreement ended"}), False),
+        (of_end({"status": "lease_expired"}), True),
     ],
     ids=lambda value: getattr(value, "code", None),
 )

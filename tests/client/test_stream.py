@@ -107,6 +107,8 @@ CUT: list[tuple[str, Any, type[errors.HanseError], str]] = [
      errors.AccessRevoked, "no more"),
     ("quota", chunked(ipc(BATCHES[:1], {"status": "quota"})), errors.QuotaSpent, "ended early: quota"),
     ("expired", chunked(ipc([], {"status": "lease_expired"})), errors.AccessExpired, "lease_expired"),
+    ("no more permitted", chunked(ipc(BATCHES[:1], {"status": "refused", "code": "not_in_force", "reason": "over"})),
+     errors.Refused, "over"),
     ("failed", chunked(ipc([], {"status": "error", "code": "out_of_memory"})), errors.StreamFailed, "ended early"),
     ("a new status", chunked(ipc([], {"status": "later"})), errors.StreamFailed, "later"),
     ("not Arrow", chunked([b"hello" * 100]), errors.Broken, "not Arrow"),

@@ -204,6 +204,8 @@ def _framed(reader: Any, failing: str) -> bytes:
             end["policy"] = ["\0" * 200] * 20
         if failing == "stopped":
             end |= {"status": "revoked", "code": "revoked", "reason": "the owner revoked the agreement"}
+        if failing == "over":
+            end |= {"status": "refused", "code": "not_in_force", "reason": "the agreement ended"}
         text = json.dumps(end)
         if failing == "nested":
             text = text.replace('"policy": []', f'"policy": {"[" * NESTED}{"]" * NESTED}')

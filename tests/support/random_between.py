@@ -201,7 +201,7 @@ class Between(OverHttp):
         return Change(name, self._wait(lambda: self._renew(told=told)), stopped={"snapshot_changed"})
 
     def _expired(self) -> Change:
-        return Change("expired", self._expire, {"not_in_force", "not_permitted"}, {"lease_expired"})
+        return Change("expired", self._expire, {"not_in_force", "not_permitted"})
 
     def _file(self) -> Change:
         name, path = self.rng.choice(list(_HOW)), Path(self.rng.choice(self.copy.files.paths))

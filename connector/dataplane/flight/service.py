@@ -261,7 +261,7 @@ class Ended(HanseError):
         }
 
 
-_STATUS = {"revoked": 403, "quota": 403, "lease_expired": 401}
+_STATUS = {"revoked": 403, "refused": 403, "quota": 403, "lease_expired": 401}
 # Of ends: what is 503 where it comes before the first batch.
 _AGAIN = frozenset(
     {"busy", "shutting_down", "worker_wanted", "file_unavailable", "blocks_not_kept", "disk_full", "outcome_unknown"}

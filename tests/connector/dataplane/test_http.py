@@ -669,10 +669,9 @@ async def test_http_1_0_is_refused(running: Provider) -> None:
 
 
 async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_refused_by_no_policy() -> None:
-    grant: Any = SimpleNamespace(
-        lease=Lease(deadline=math.inf, revoked=True), stop_reason="x", stop_code="shutting_down"
-    )
-    found = why_ended(EngineFailed("stopped", code="cancelled"), [grant])
+    grant: Any = SimpleNamespace(lease=Lease(deadline=math.inf, revoked=True), ended=Busy("x", code="shutting_down"))
+    nobody: Any = None
+    found = await why_ended(EngineFailed("stopped", code="cancelled"), [grant], nobody)
     assert isinstance(found, Busy)
     assert (found.code, found.message) == ("shutting_down", "x")
 
@@ -690,7 +689,8 @@ async def test_a_read_that_shutting_down_interrupts_before_its_first_byte_is_ref
     ids=repr,
 )
 async def test_only_a_client_that_has_left_is_told_as_one(error: BaseException, as_it_is: bool) -> None:
-    found = why_ended(error, [])
+    nobody: Any = None
+    found = await why_ended(error, [], nobody)
     assert (found is error) is as_it_is
     assert as_it_is or getattr(found, "code", "") == "internal"
 

@@ -190,6 +190,7 @@ BROKEN = [
     ("lie", PeerNonsense, "peer_nonsense", "checking"),
     ("other", PeerNonsense, "peer_nonsense", "checking"),
     ("stopped", Refused, "revoked", "answering"),
+    ("over", Refused, "not_in_force", "answering"),
     ("damaged", PeerFailed, "arrow_invalid", "checking"),
     ("refuse:revoked", Refused, "revoked", "asking"),
 ]

@@ -188,7 +188,7 @@ async def test_a_read_rests_on_a_fact_only_until_its_end_and_stops_when_it_is_go
         with pytest.raises(Refused, match="observed P-2"):
             await grants.recheck(grant)
         assert grant.lease.revoked
-        assert "observed P-2" in grant.stop_reason
+        assert "observed P-2" in str(grant.ended)
         grants.forget([grant])
 
 

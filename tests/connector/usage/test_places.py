@@ -15,7 +15,7 @@ from connector.store import Store
 from connector.usage import counting
 from connector.usage import grants as module
 from connector.usage.grants import Grants
-from connector.usage.held import Grant, Wanted, stopped_by
+from connector.usage.held import Grant, Wanted, ended_by
 from tests.support import gate, provider
 from tests.support.gate import atom
 
@@ -42,6 +42,12 @@ async def begun(grants: Grants, wanted: Wanted, read_id: str) -> Grant | None:
             raise
         return None
     return grant[0]
+
+
+def why(grant: Grant) -> tuple[str, str]:
+    """What it was stopped with: sentence and code."""
+    assert grant.ended is not None
+    return str(grant.ended), grant.ended.code
 
 
 async def ended(store: Store, grants: Grants, grant: Grant) -> None:
@@ -79,8 +85,9 @@ async def test_the_place_of_a_connector_that_is_gone_is_free_after_a_while_and_i
     assert read is not None
     await gone._keep_places()
     assert left.lease.revoked
-    assert "went to another" in left.stop_reason
-    assert left.stop_code == "busy"
+    sentence, code = why(left)
+    assert "went to another" in sentence
+    assert code == "busy"
     await here._keep_places()
     assert not read.lease.revoked
     await ended(store, gone, left)
@@ -143,8 +150,9 @@ async def test_reads_end_where_the_database_does_not_say_whether_they_may_go_on(
     passed += 600
     async with asyncio.timeout(60):
         await grant.stopped.wait()
-    assert "cannot ask its database" in grant.stop_reason
-    assert grant.stop_code == "busy"
+    sentence, code = why(grant)
+    assert "cannot ask its database" in sentence
+    assert code == "busy"
     grants.forget([grant])
 
 
@@ -159,8 +167,9 @@ async def test_reads_end_where_the_database_hangs(
     _hanging(sqlite_store, monkeypatch, "read", answers=answers)
     async with asyncio.timeout(60):
         await grant.stopped.wait()
-    assert "cannot ask its database" in grant.stop_reason
-    assert grant.stop_code == "busy"
+    sentence, code = why(grant)
+    assert "cannot ask its database" in sentence
+    assert code == "busy"
     grants.forget([grant])
 
 
@@ -169,12 +178,12 @@ async def test_a_right_that_is_taken_away_outweighs_what_passes(sqlite_store: St
     reads = [grant for name in ("r", "s") if (grant := await begun(grants, wanted, name)) is not None]
     grants.stop_all("the database is away", code="busy")
     first, second = reads
-    assert stopped_by(reads) is first
-    second.stop("the study was closed")
+    assert ended_by(reads) is first.ended
+    second.revoke("the study was closed")
     grants.stop_all("the connector is shutting down", code="shutting_down")
-    assert (first.stop_reason, first.stop_code) == ("the database is away", "busy")
-    assert (second.stop_reason, second.stop_code) == ("the study was closed", "")
-    assert stopped_by(reads) is second
+    assert why(first) == ("the database is away", "busy")
+    assert why(second) == ("the study was closed", "revoked")
+    assert ended_by(reads) is second.ended
     grants.forget(reads)
 
 
@@ -195,7 +204,7 @@ async def test_a_place_that_cannot_be_kept_hides_no_revocation(
     await write(revoke)
     async with asyncio.timeout(60):
         await grant.stopped.wait()
-    assert grant.stop_reason == "enough"
+    assert why(grant) == ("enough", "revoked")
     grants.forget([grant])
 
 
