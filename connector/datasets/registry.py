@@ -157,7 +157,7 @@ class Registry:
             if read.profile["schema"] != old.schema:
                 raise Conflict(
                     f"the schema of {name!r} changed: {_difference(old.schema, read.profile['schema'])}; register it "
-                    "under a new name",
+                    "under a new name, or give its columns the names and types that they had",
                     code="schema_changed",
                     problems=affected,
                 )

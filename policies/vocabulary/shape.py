@@ -70,7 +70,7 @@ OPERANDS: tuple[Operand, ...] = (
         "columnDeny",
         ValueType.TEXT,
         frozenset({NONE}),
-        "Columns that cannot be read.",
+        "Columns that cannot be read. Those that no rule names can.",
         "these columns cannot be read: {value}",
     ),
     _shape(

@@ -326,3 +326,32 @@ async def _limit(owner: Owner, *, pages: int) -> None:
         say(tx._unit.connection, f"PRAGMA max_page_count = {pages}")
 
     await owner.store.write(work)
+
+
+@pytest.mark.parametrize(
+    ("next_", "differs"),
+    [
+        ("id,w,ssn\n1,1.5,x\n", r"ssn \(VARCHAR\) is new; register it under a new name"),
+        ("id\n1\n", "w is gone"),
+        ("id,w\n1,1\n2,2\n", "w is BIGINT and was DOUBLE"),
+        ("id,w\n1,1.0\n2,2.0\n", ""),
+    ],
+    ids=["a column more", "a column less", "whole numbers", "whole numbers with a point"],
+)
+async def test_a_version_has_the_columns_and_types_of_the_one_before(
+    owner: Owner, request: pytest.FixtureRequest, next_: str, differs: str
+) -> None:
+    """Else an agreement that only hides columns would show one that it was not signed for."""
+    name = f"again_{request.node.callspec.id.replace(' ', '_')}"
+    path = owner.folder / "data" / f"{name}.csv"
+    path.write_text("id,w\n1,1.5\n2,2.25\n")
+    first = await owner.add(name, path)
+    path.write_text(next_)
+    if not differs:
+        assert (await owner.registry.renew(name, "", by="test"))[1].schema == first.schema
+        return
+    with pytest.raises(Conflict, match=differs) as refused:
+        await owner.registry.renew(name, "", by="test", accept=True)
+    assert refused.value.code == "schema_changed"
+    assert (await owner.registry.get(name))[1].digest == first.digest
+    assert (await owner.rows(first))["w"].to_pylist() == [1.5, 2.25]
