@@ -22,7 +22,7 @@ from connector.datasets import kept
 from connector.datasets.making import Making, remove
 from connector.datasets.outside import Outside
 from connector.datasets.registering import CONVERTING, STORING, Registering, Registration, UnderWay, halted
-from connector.datasets.sources import guess, read_options, remote, source
+from connector.datasets.sources import BEFORE, guess, read_options, remote, source
 from connector.datasets.sources.convert import disk_full
 from connector.datasets.sources.files import LOOK_SECONDS, FileRef, fresh, looked_at_again, unchanged
 from connector.datasets.threads import at_files
@@ -152,7 +152,8 @@ class Registry:
             kind=old.source["asked_kind"],
             options=old.source["asked_options"],
         )
-        async with self._begun(asked, by) as one, self._read(asked, one) as read:
+        before = {column["name"]: column["type"] for column in old.schema}
+        async with self._begun(asked, by) as one, self._read(asked, one, before) as read:
             affected = await self.effects(row, old, _draft(row.id, asked, read, now=time.time()))
             if read.profile["schema"] != old.schema:
                 raise Conflict(
@@ -251,9 +252,12 @@ class Registry:
         return row, version
 
     @asynccontextmanager
-    async def _read(self, asked: Registration, one: Registering) -> AsyncIterator[_Read]:
+    async def _read(
+        self, asked: Registration, one: Registering, before: Mapping[str, str] | None = None
+    ) -> AsyncIterator[_Read]:
         """What there is to be stored; files of ours that were made for it are gone if the block fails, unless nobody
-        knows whether it is stored: then they stay, and the next start looks."""
+        knows whether it is stored: then they stay, and the next start looks. `before`: the types of the version before,
+        by column."""
         kind = asked.kind or guess(asked.path)
         options, files = await self._found(kind, asked)
         one.files = len(files)
@@ -263,7 +267,7 @@ class Registry:
                 made = await self._room()
                 one.reached(CONVERTING)
                 with _to_its_end(kind, asked.path):
-                    report = await self._converted(kind, options, files, made, one.reached)
+                    report = await self._converted(kind, options | {BEFORE: before or {}}, files, made, one.reached)
                 kind, options = "parquet", read_options("parquet", {})
                 found = source(kind).find(str(made), roots=(self._folder,), options=options)
                 files = tuple(replace(file, ours=True) for file in found)

@@ -29,6 +29,7 @@ SOURCES: Mapping[str, str] = {
     "postgres": "connector.datasets.sources.postgres",
 }
 
+BEFORE = "types_before"  # the types of the version before, by column
 _OBJECTS = (".json", ".json.gz")
 
 
@@ -58,7 +59,8 @@ class Source(Protocol):
         ...
 
     def convert(self, con: Any, paths: Sequence[str], options: Mapping[str, Any], target: str) -> dict[str, Any]:
-        """Write the files as one Parquet file `target`; the report for the owner (worker only)."""
+        """Write the files as one Parquet file `target`; the report for the owner (worker only). Beside what an owner
+        set, `options` has `BEFORE` where they are a new version."""
         ...
 
 

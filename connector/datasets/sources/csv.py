@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from connector.datasets.sources import Option, texts
+from connector.datasets.sources import BEFORE, Option, texts
 from connector.datasets.sources.convert import (
     check_gzip,
     check_names,
@@ -41,6 +41,7 @@ from connector.datasets.sources.dialect import (
 )
 from connector.datasets.sources.files import FileRef, file_ref, files_under, quote_name, quote_text, resolve
 from connector.errors import BadInput, SourceUnreadable
+from policies import columns
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 OPTIONS: tuple[Option, ...] = (
@@ -64,6 +65,7 @@ OPTIONS: tuple[Option, ...] = (
 )
 CONVERTED = True
 _DELIMITER_MAX = 4
+_EXACT = 2**53  # up to there a DOUBLE holds every whole number
 _BESIDE = 8  # faults of a line beside one in each column
 _SINGLE = quote_text("'%'")
 _MADE = re.compile(r"column\d+(_\d+)?")  # names of the engine's own
@@ -155,10 +157,13 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
     report = write(read(written, given), target)
     check_ends(con, written, paths, given, report["rows"] + report["left_out_count"])
     kept: Mapping[str, texts.Kept] = {}
+    before: Mapping[str, str] = {}
     if not options.get("all_text"):
         found = {column["name"]: column["type"] for column in report["columns"]}
         kept, empty_texts = _kept(con, written, given, options, found)
         others = {name: one.type for name, one in kept.items() if one.type != found[name]}
+        before = _as_before(con, read(written, given), found | others, options.get(BEFORE, {}))
+        others |= before
         moments = _moments(found, found | others, str(options.get("timestamp_format", "")))
         if empty_texts:
             given["allow_quoted_nulls"] = "False"
@@ -169,7 +174,24 @@ def _converted(con: Any, paths: Sequence[str], options: Mapping[str, Any], targe
     notes = _names_noted(con, written[0], given, [column["name"] for column in report["columns"]])
     for name, one in kept.items():
         notes[name] = "; ".join(filter(None, (notes.get(name), one.note)))
+    for name in before:
+        notes[name] = "; ".join(filter(None, (notes.get(name), "whole numbers, kept as in the version before")))
     return noted(report, notes) | {"note": note_of(given)}
+
+
+def _as_before(con: Any, table: str, types: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """The columns of whole numbers only that had fractions in the version before, with the type that they had: each
+    number is the same in it."""
+    whole = [name for name, kind in types.items() if kind == "BIGINT" and _holds_exact(before.get(name, ""))]
+    fit = _asked(con, table, [f"bool_and({quote_name(name)} BETWEEN -{_EXACT} AND {_EXACT})" for name in whole])
+    return {name: before[name] for name, fits in zip(whole, fit, strict=True) if fits}
+
+
+def _holds_exact(kind: str) -> bool:
+    """Whether a type of fractions holds every whole number up to `_EXACT`."""
+    if columns.family(kind) != columns.DECIMAL:
+        return kind == "DOUBLE"
+    return columns.decimal_width(kind) - columns.decimal_scale(kind) >= len(str(_EXACT))
 
 
 def _moments(found: Mapping[str, str], kept: Mapping[str, str], form: str) -> dict[str, str]:
