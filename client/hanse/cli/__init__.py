@@ -48,8 +48,8 @@ class Root(TyperGroup):
             return name, _loaded(found), args[1:]
         if name in _OF_SERVER:
             ctx.fail(
-                f"`hanse {name}` comes with the server, which is not installed here: `make setup` in a checkout of Hanse "
-                "has both"
+                f"`hanse {name}` comes with the server, which is not installed here: `make setup` in a checkout of "
+                "Hanse has both"
             )
         return super().resolve_command(ctx, args)
 
