@@ -86,7 +86,9 @@ class Settings(BaseSettings):
     )
     management_port: int = Field(8081, ge=0, le=65535, description="Port of the management listener.")
     admin_token_file: Place = Field(
-        None, description="File that the first start writes the admin token to (mode 0600) instead of printing it."
+        None,
+        description="File that a start writes an admin's token to (mode 0600), where none is good, as at the first; "
+        "without it, the token is printed.",
     )
     catalogue_url: Address = Field(
         "", description="URL of the data space's catalogue, for `hanse search`; empty: no search."

@@ -1,6 +1,7 @@
 """Who may do what on the management API: bearer tokens with scopes, kept as SHA-256 only.
 
-The first start makes a token `admin` with every scope, prints it once and never again. A request is checked so:
+A start makes a token `admin` with every scope where no admin's is good, prints it once and never again: so the first
+does, and one after the last has ended. A request is checked so:
 1. an Authorization header with a bearer token, or the console's session cookie, is there;
 2. its digest is a stored token's, which has not expired;
 3. the token has the scope that the route asks for (admin has all).
@@ -14,6 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain, count
 
 from fastapi import Request
 
@@ -52,15 +54,20 @@ class Tokens:
         self._known: dict[str, tuple[float, Caller, float | None]] = {}
 
     async def first(self, hand_over: Callable[[str], None]) -> None:
-        """Make the first token if there is none. `hand_over` gets its text, once, before the token counts: a crash
-        between the two leaves a text that is worth nothing, and the next start makes another."""
+        """Make an admin's token if none is good: nobody could come in again. `hand_over` gets its text, once, before
+        the token counts: a crash between the two leaves a text that is worth nothing, and the next start makes
+        another."""
         text = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> None:
-            if tx.tokens.count():
+            if _admins(tx):
                 return
             hand_over(text)
-            _add(tx, "admin", ["admin"], text, None, by="first start")
+            first = not tx.tokens.count()
+            names = chain(["admin"], (f"admin-{number}" for number in count(2)))
+            name = next(name for name in names if tx.tokens.by_name(name) is None)
+            why = "" if first else "no token with the scope admin was good at this start"
+            _add(tx, name, ["admin"], text, None, by="first start" if first else "start", reason=why)
 
         await self._store.write(work)
 
@@ -82,15 +89,18 @@ class Tokens:
         return text
 
     async def revoke(self, name: str, *, by: str) -> None:
-        """End a token at once. The last token with the scope admin cannot be revoked: nobody could come in again."""
+        """End a token at once. The last good one with the scope admin cannot be revoked: nobody could come in again
+        before the next start."""
 
         def work(tx: Transaction) -> None:
             row = tx.tokens.by_name(name)
             if row is None:
                 raise NotFound(f"no token is named {name!r}")
-            admins = [other for other in tx.tokens.all() if "admin" in other.scopes]
-            if admins == [row]:
-                raise BadInput("this is the last token with the scope admin; issue another one first")
+            if _admins(tx) == [row]:
+                raise BadInput(
+                    "this is the last token with the scope admin that is good now; issue another one first "
+                    "(`hanse token issue NAME --scope admin`)"
+                )
             tx.tokens.remove(row)
             tx.publish(TokenRevoked(actor=by, detail={"token": name}))
 
@@ -142,10 +152,19 @@ class Tokens:
         await self._store.refused(refused)
 
 
-def _add(tx: Transaction, name: str, scopes: list[str], text: str, expires_at: float | None, *, by: str) -> None:
+def _admins(tx: Transaction) -> list[ApiToken]:
+    """The tokens that an administrator can come in with now."""
+    return [
+        row for row in tx.tokens.all() if "admin" in row.scopes and (row.expires_at is None or row.expires_at > tx.now)
+    ]
+
+
+def _add(
+    tx: Transaction, name: str, scopes: list[str], text: str, expires_at: float | None, *, by: str, reason: str = ""
+) -> None:
     row = ApiToken(name=name, digest=digest_of(text), scopes=scopes, created_at=tx.now, expires_at=expires_at)
     tx.tokens.add(row)
-    tx.publish(TokenIssued(actor=by, detail={"token": name, "scopes": scopes}))
+    tx.publish(TokenIssued(actor=by, reason=reason, detail={"token": name, "scopes": scopes}))
 
 
 def _presented(request: Request) -> str:

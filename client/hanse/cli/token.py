@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from hanse.cli.access import space
-from hanse.cli.out import AsJson, at, console, print_json, print_rows, say
+from hanse.cli.out import AsJson, at, console, moment, print_json, print_rows, say
 from hanse.flow import segment
 
 commands = typer.Typer(help="Issue, list and end tokens of your connector.", no_args_is_help=True)
@@ -34,9 +36,16 @@ def issue(
 
 @commands.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """Tokens that are good now, without their text."""
-    shown = {"name": "name", "scopes": "scopes", "issued": at("created_at"), "ends": at("expires_at")}
+    """Tokens, without their text: those that are good, and those that have ended and keep their name."""
+    shown = {"name": "name", "scopes": "scopes", "issued": at("created_at"), "ends": _ends}
     print_rows(space().api.get("/tokens"), shown, as_json=as_json)
+
+
+def _ends(row: Mapping[str, Any]) -> str:
+    """When it ends, and whether it has."""
+    until = row.get("expires_at")
+    over = isinstance(until, int | float) and until <= time.time()
+    return moment(until) + (" (has ended)" if over else "")
 
 
 @commands.command()

@@ -1,0 +1,53 @@
+"""Tokens of the management API: an administrator can always come in again."""
+
+from __future__ import annotations
+
+import pytest
+
+from connector.errors import BadInput
+from connector.events import Event, TokenIssued
+from connector.management.auth import Tokens
+from connector.store import Store
+
+
+async def expire(store: Store, name: str) -> None:
+    """A token's time passes."""
+    await store.write(lambda tx: setattr(tx.tokens.by_name(name), "expires_at", tx.now - 1))
+
+
+async def started(tokens: Tokens) -> str:
+    """What a start hands over; empty: nothing."""
+    handed: list[str] = []
+    await tokens.first(handed.append)
+    return handed[0] if handed else ""
+
+
+async def test_the_last_good_admin_cannot_be_ended_and_one_that_has_expired_is_none(sqlite_store: Store) -> None:
+    tokens = Tokens(sqlite_store)
+    await started(tokens)
+    await tokens.issue("backup", ["admin"], by="admin", days=1)
+    await tokens.issue("reader", ["read"], by="admin")
+    await expire(sqlite_store, "backup")
+    with pytest.raises(BadInput, match="last token with the scope admin that is good now"):
+        await tokens.revoke("admin", by="admin")
+    await tokens.revoke("backup", by="admin")
+    assert [row.name for row in await tokens.list()] == ["admin", "reader"]
+
+
+async def test_a_start_after_the_last_admin_has_expired_makes_one_and_says_so(sqlite_store: Store) -> None:
+    tokens, told = Tokens(sqlite_store), list[Event]()
+    first = await started(tokens)
+    sqlite_store.bus.subscribe(told.append)
+    await tokens.issue("backup", ["admin"], by="admin", days=1)
+    await tokens.revoke("admin", by="backup")
+    assert await started(tokens) == ""  # it is still good
+    await tokens.issue("admin", ["read"], by="backup")
+    await expire(sqlite_store, "backup")
+    again = await started(tokens)
+    assert (await tokens.caller(again)).scopes == {"admin"}
+    assert again != first
+    made = told[-1]
+    assert isinstance(made, TokenIssued)
+    assert (made.actor, made.detail["token"]) == ("start", "admin-2")
+    assert made.reason == "no token with the scope admin was good at this start"
+    assert await started(tokens) == ""
