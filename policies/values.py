@@ -25,7 +25,7 @@ DAY = 86_400 * SECOND
 LOOSE = 14 * 3_600 * SECOND  # a time without a zone is known within 14 hours either way
 FOREVER = 10**30
 MAX_TEXT = 20_000
-_PURPOSE_MAX = 200  # characters of a name that is compared with those that are known
+_NAME_MAX = 200  # characters of a name that is compared with those that are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,9 @@ def parse(type_: ValueType, text: str, datatype: str = "", levels: tuple[str, ..
     if type_ in (ValueType.TEXT, ValueType.SCALAR):
         return text
     if type_ is ValueType.LEVEL:
-        return _level(text, levels)
+        return levels.index(_one_of(text, levels))
+    if type_ is ValueType.CHOICE:
+        return _one_of(text, levels)
     if type_ is ValueType.INSTANT:
         return instant(text, datatype)
     return _READERS[type_](text)
@@ -94,10 +96,12 @@ def is_text(value: object) -> TypeGuard[str]:
     return value.isascii() or not _SURROGATE.search(value)
 
 
-def _level(text: str, levels: tuple[str, ...]) -> int:
-    if text not in levels:
-        raise ValueError(f"expected one of {', '.join(levels)}, got {text!r}")
-    return levels.index(text)
+def _one_of(text: str, names: tuple[str, ...]) -> str:
+    if text in names:
+        return text
+    near = difflib.get_close_matches(text[:_NAME_MAX].lower(), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"expected one of {', '.join(names)}, got {text[:_NAME_MAX]!r}{hint}")
 
 
 def decimal(text: str) -> Decimal:
@@ -315,7 +319,7 @@ def meant_purpose(text: str) -> str:
     """The name of the Data Privacy Vocabulary's purpose that was probably meant by one that is none, by a slip or for
     want of its prefix; empty: none."""
     name = text.removeprefix(DPV)
-    if text in _PURPOSES or (":" in name and name == text) or len(name) > _PURPOSE_MAX:
+    if text in _PURPOSES or (":" in name and name == text) or len(name) > _NAME_MAX:
         return ""
     known = sorted(one.removeprefix(DPV) for one in _PURPOSES)
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.85)), "")

@@ -28,7 +28,8 @@ from policies.vocabulary.terms import (
 OPERANDS: tuple[Operand, ...] = (
     Operand(
         name=ds("membership"),
-        type=ValueType.TEXT,
+        type=ValueType.CHOICE,
+        levels=("active", "suspended", "none"),
         ops=EQUALITY,
         phase=Phase.CATALOGUE,
         tier=Tier.ATTESTED,
@@ -36,8 +37,8 @@ OPERANDS: tuple[Operand, ...] = (
         sources=("register",),
         absent="none",
         enforced_by="identity",
-        help="State of the party's membership in the data space, as its operator signs it: active, suspended. Whoever "
-        "is no member is no other than suspended: neq and isNoneOf are unknown of him.",
+        help="State of the party's membership in the data space, as its operator signs it; none of whoever "
+        "is no member. That one is no other than suspended: neq and isNoneOf are unknown of him.",
         sentence="the party's membership in the data space {op} {value}",
     ),
     Operand(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from policies import form, values, vocabulary
 from policies.vocabulary import Action, Operand, compact
-from policies.vocabulary.terms import RULE
+from policies.vocabulary.terms import RULE, ValueType
 
 _HEAD = """# Words of a policy
 
@@ -95,7 +95,8 @@ def _operands(operands: Iterable[Operand]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for one in operands:
         name = compact(one.name) + ("&lt;column&gt;" if one.parameter else "")
-        kind = f"{one.type.value}: {' < '.join(one.levels)}" if one.levels else one.type.value
+        between = " < " if one.type is ValueType.LEVEL else ", "
+        kind = f"{one.type.value}: {between.join(one.levels)}" if one.levels else one.type.value
         ops = " ".join(op for op in form.OPERATOR_ORDER if op in one.ops)
         fact = f"`{one.fact}`" if one.fact and not one.parameter else ""
         yield f"| `{name}` | {kind} | {ops} | {one.phase.value} | {one.tier.value} | {fact} | {one.help} |"

@@ -31,6 +31,7 @@ def _shape(
     sentence: str,
     *,
     parameter: bool = False,
+    levels: tuple[str, ...] = (),
     where: str = "rule",
 ) -> Operand:
     """Everything that the gate and the contract's view make true."""
@@ -44,6 +45,7 @@ def _shape(
         enforced_by="gate",
         by_engine=True,
         parameter=parameter,
+        levels=levels,
         where=frozenset({where}),
         help=help_,
         sentence=sentence,
@@ -82,10 +84,11 @@ OPERANDS: tuple[Operand, ...] = (
     ),
     _shape(
         "resultKind",
-        ValueType.TEXT,
+        ValueType.CHOICE,
         frozenset({EQ}),
         "aggregate: only figures about groups leave; rows: single rows may leave.",
         "the answer consists of {value}",
+        levels=("aggregate", "rows"),
     ),
     _shape(
         "minGroupSize",

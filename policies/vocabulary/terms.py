@@ -53,6 +53,7 @@ class ValueType(StrEnum):
     DURATION = "duration"
     PLACE = "place"  # ISO 3166-1 alpha-2, or a region of the shipped hierarchy
     LEVEL = "level"  # an ordered enumeration, lowest first in `Operand.levels`
+    CHOICE = "choice"  # one of `Operand.levels`, which have no order
     SCALAR = "scalar"  # a column value: typed by the column, not by the policy
     GRID = "grid"  # "exact" or a bin width
     RANGE = "range"  # "low..high" or "free"

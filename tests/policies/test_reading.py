@@ -419,6 +419,19 @@ def test_lint_asks_about_a_purpose_without_its_prefix() -> None:
     assert problem.message.endswith("write its prefix or IRI (did you mean dpv:ScientificResearch?)")
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        (form("may: query\nwho: {membership: ACTIVE}"), "active"),
+        (use(atom(HANSE + "membership", "neq", "suspendet")), "suspended"),
+        (use(atom(HANSE + "resultKind", "eq", "agregate")), "aggregate"),
+    ],
+)
+def test_a_word_that_stands_in_no_list_is_refused_with_the_one_that_was_meant(said: Policy, meant: str) -> None:
+    (problem,) = (one for one in lint.lint(said) if one.level == "error")
+    assert (problem.code, problem.message.partition("; ")[2]) == ("value_unreadable", f"did you mean {meant}?")
+
+
 def test_permissions_that_lack_the_same_are_told_once() -> None:
     made = form("who: {membership: active}\nmay: [query, stream]")
     (reason,) = evaluate.concludable(made, Facts(), phase=Phase.NEGOTIATION, now=NOW).reasons

@@ -45,6 +45,7 @@ def _pool(operand: Operand) -> list[str]:
         ValueType.GRID: ["exact", "10", "0.5"],
         ValueType.RANGE: ["free", "0..3000", "-1.5..2"],
         ValueType.LEVEL: list(operand.levels),
+        ValueType.CHOICE: list(operand.levels),
     }
     return pools[operand.type]
 
