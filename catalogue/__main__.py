@@ -1,4 +1,4 @@
-"""The command line of the catalogue: `hanse catalogue serve | migrate | member ...`."""
+"""The command line of the catalogue: `hanse catalogue serve | ready | migrate | member ...`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def serve() -> None:
     app = _told(lambda: create_app(settings))
     host, port = settings.public_host, settings.public_port
     uvicorn.run(app, host=host, port=port, http=Bounded, log_level="warning", access_log=False)
+
+
+@commands.command()
+def ready() -> None:
+    """Exit 0 where the catalogue that these settings are for is up and ready, as a supervisor asks; else 1."""
+    from connector.ready import why_not
+
+    settings = _settings()
+    if why := why_not(settings.public_host, settings.public_port, tls=False):
+        typer.echo(why, err=True)
+        raise typer.Exit(1)
 
 
 @commands.command()

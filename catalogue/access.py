@@ -51,7 +51,7 @@ class Access:
         self._session_seconds = session_seconds
 
     async def first_token(self, file: Path | None) -> str | None:
-        """Make the operator's token if there is none; its text, to be printed once and written to `file`."""
+        """Make the operator's token if there is none; its text, which stands in `file`, or is to be printed once."""
         text = secrets.token_urlsafe(32)
 
         def work(tx: Transaction) -> bool:

@@ -112,7 +112,8 @@ def create_app(settings: Settings, *, parts: Parts | None = None, clock: Callabl
 @asynccontextmanager
 async def _lifespan(parts: Parts) -> AsyncIterator[None]:
     settings, log = parts.settings, logger("catalogue")
-    if (token := await parts.access.first_token(settings.admin_token_file)) is not None:
+    token, file = await parts.access.first_token(settings.admin_token_file), settings.admin_token_file
+    if token is not None and file is None:  # or logs would hold it
         print(f"Operator's token (shown once): {token}", flush=True)  # noqa: T201  # the one place it is ever shown
     while await parts.store.write(ingest.read_again):
         continue

@@ -40,7 +40,8 @@ class Settings(BaseSettings):
         description="The operator's seat (ISO 3166, two capitals): it is shown offers for where that lies.",
     )
     admin_token_file: Place = Field(
-        None, description="File that the first start writes the admin token to, readable by its owner only."
+        None,
+        description="File that the first start writes the admin token to (mode 0600) instead of printing it.",
     )
     session_seconds: int = Field(12 * 3600, ge=60, description="Seconds until an operator must log in again.")
 

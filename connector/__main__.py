@@ -1,4 +1,4 @@
-"""`hanse connector serve | migrate | settings`: the server's commands, found by the command line as an entry point."""
+"""`hanse connector serve | ready | migrate | settings`: the server's commands, found by the command line as an entry point."""
 
 from __future__ import annotations
 
@@ -53,6 +53,17 @@ def migrate() -> None:
         typer.echo(error.message, err=True)
         raise typer.Exit(1) from None
     typer.echo(f"schema {after}" + ("" if before == after else f" (was {before or 'empty'})"))
+
+
+@commands.command()
+def ready() -> None:
+    """Exit 0 where the connector that these settings are for is up and ready, as a supervisor asks; else 1."""
+    from connector.ready import why_not
+
+    settings = _settings()
+    if why := why_not(settings.public_host, settings.public_port, tls=settings.tls_certificate is not None):
+        typer.echo(why, err=True)
+        raise typer.Exit(1)
 
 
 @commands.command("settings")

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from compose_spec import PyCompose
 
+from catalogue.__main__ import commands as catalogue_commands
 from catalogue.settings import Settings as CatalogueSettings
+from connector.__main__ import commands as connector_commands
 from connector.settings import Settings as ConnectorSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -44,6 +47,24 @@ def test_the_image_runs_as_a_user_of_its_own() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     assert re.findall(r"^USER (\S+)", text, re.M)[-1] == "10001:10001"
     assert "latest" not in text
+
+
+@pytest.mark.parametrize(
+    ("package", "commands"), [("connector", connector_commands), ("catalogue", catalogue_commands)]
+)
+def test_the_image_asks_each_service_by_its_own_settings(package: str, commands: typer.Typer) -> None:
+    check = (DEPLOY / "Dockerfile").read_text().partition("HEALTHCHECK")[2]
+    assert f"python -m {package} ready" in check.partition("ENTRYPOINT")[0]
+    assert "ready" in [one.callback.__name__ for one in commands.registered_commands if one.callback]
+
+
+@pytest.mark.parametrize("file", ["connector.env", "catalogue.env"])
+def test_no_token_of_an_administrator_goes_into_the_journal(file: str) -> None:
+    data, token = (
+        re.search(rf"^HANSE_{name}=(\S+)$", (DEPLOY / "settings" / file).read_text(), re.M)
+        for name in ("DATA_DIR", "ADMIN_TOKEN_FILE")
+    )
+    assert data and token and Path(token[1]).parent == Path(data[1])  # the one directory that the unit may write
 
 
 def test_the_compose_file_is_one_by_the_specification() -> None:
