@@ -11,7 +11,7 @@ import functools
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from connector.audit import merkle, note
@@ -252,6 +252,29 @@ class AuditLog:
         self.database = database
         self.sequencer = sequencer
         self.vkey = vkey
+
+    async def meant(self, which: Filter) -> Filter:
+        """The same, with the id of a dataset that was named, over all that is committed now. NotFound for a dataset or an
+        agreement that there is nothing of: no record would look like nothing done. BadInput for a name of several."""
+        await self.sequencer.settle()
+
+        def work(tx: Unit) -> Filter:
+            if which.agreement and not tx.audit.knows_agreement(which.agreement):
+                raise NotFound(
+                    f"no agreement {which.agreement!r} was concluded here, and no record names it; list them with "
+                    "`hanse agreements`"
+                )
+            ids = tx.audit.datasets(which.dataset) if which.dataset else [""]
+            if not ids:
+                raise NotFound(
+                    f"no dataset {which.dataset!r} is registered or agreed on here, and no record names it; list them "
+                    "with `hanse dataset list`"
+                )
+            if len(ids) > 1:
+                raise BadInput(f"{which.dataset!r} is the name of several datasets; take the id: {', '.join(ids)}")
+            return replace(which, dataset=ids[0])
+
+        return await self.database.read(work)
 
     async def page(self, which: Filter, *, before: int | None, limit: int) -> Sequence[Record]:
         """The newest such records whose index is below `before`."""

@@ -44,8 +44,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
     ) -> dict[str, Any]:
         """The newest records that fit, newest first; `next` is the `before` of the page that follows."""
         await log.note_reading(reading(caller, "list", which.terms))
-        await log.sequencer.settle()
-        records = await log.page(which, before=before, limit=limit)
+        records = await log.page(await log.meant(which), before=before, limit=limit)
         more = len(records) == limit and records[-1].idx > 0
         return {"records": [_shown(record) for record in records], "next": records[-1].idx if more else None}
 
@@ -64,7 +63,7 @@ def router(log: AuditLog, *, signer: Signer, data_dir: Path, tokens: Tokens) -> 
     ) -> StreamingResponse:
         """An evidence file (zip) that `hanse audit verify` checks offline: the whole log, or the records that fit."""
         await log.note_reading(reading(caller, "export", which.terms))
-        file = await export(log, signer=signer, which=which, directory=data_dir)
+        file = await export(log, signer=signer, which=await log.meant(which), directory=data_dir)
         length = file.seek(0, 2)
         file.seek(0)
         headers = {"content-disposition": 'attachment; filename="evidence.zip"', "content-length": str(length)}
@@ -110,7 +109,7 @@ def _filter(
     kind: Annotated[str, Query(max_length=64, description="What happened, as `ReadRefused`.")] = "",
     actor: Annotated[str, Query(max_length=255)] = "",
     agreement: Annotated[str, Query(max_length=255)] = "",
-    dataset: Annotated[str, Query(max_length=255)] = "",
+    dataset: Annotated[str, Query(max_length=255, description="Its id or its name.")] = "",
     outcome: Annotated[str, Query(max_length=64, description="ok, refused, failed or broken.")] = "",
     since: Annotated[str, Query(max_length=40, description="ISO 8601 with a zone.")] = "",
     until: Annotated[str, Query(max_length=40, description="ISO 8601 with a zone; not included.")] = "",

@@ -162,6 +162,12 @@ class Agreements:
             raise NotFound(f"no agreement {agreement_id!r} with this participant as {role}")
         return found
 
+    def dataset_of(self, agreement_id: str) -> str:
+        """The id of the dataset that an agreement is on; empty where there is no such agreement."""
+        return (
+            self._unit.session.scalar(select(Agreement.dataset_id).where(Agreement.id == agreement_id).limit(1)) or ""
+        )
+
     def page(
         self, *, role: str = "", dataset_id: str = "", counterparty: str = "", limit: int = 100
     ) -> Sequence[Agreement]:

@@ -6,15 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Integer, String, bindparam, delete, func, select
+from sqlalchemy import ColumnElement, Integer, String, and_, bindparam, delete, exists, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from connector.store.prepared import Prepared, adding
-from connector.store.tables import AuditCheckpoint, AuditEvent, AuditPending, AuditTile, Json, bare
+from connector.store.tables import (
+    Agreement,
+    AuditCheckpoint,
+    AuditEvent,
+    AuditPending,
+    AuditTile,
+    Dataset,
+    Json,
+    bare,
+)
 from connector.store.unit import Unit
 
 CHANNEL = "hanse_log"  # NOTIFY: records were numbered
 _LOCK = 0x48616E7365  # any number, the same for every connector process on one database
+_MEANT_MAX = 10
 _EQUALS = ("kind", "actor", "agreement", "dataset", "outcome")
 
 
@@ -124,10 +134,36 @@ class AuditRows:
         limit: int = 100,
         equals: Mapping[str, str] = MappingProxyType({}),
     ) -> Sequence[AuditEvent]:
-        """Records from `start` to before `stop` whose kind, actor, agreement, dataset, outcome are `equals`."""
+        """Records from `start` to before `stop` whose kind, actor, agreement, dataset, outcome are `equals`. One that
+        names no dataset is about its agreement's."""
         query = select(AuditEvent).where(*_conditions(start, stop, since, until, equals))
         order = AuditEvent.idx.desc() if newest_first else AuditEvent.idx
         return self._unit.session.scalars(query.order_by(order).limit(limit)).all()
+
+    def datasets(self, key: str) -> list[str]:
+        """The ids of the datasets that somebody may mean by an id, by a name here or by the last part of an id: those
+        that are registered, agreed on or in the log."""
+        if (
+            self._has(Dataset.id == key)
+            or self._has(Agreement.dataset_id == key)
+            or self._has(AuditEvent.dataset == key)
+        ):
+            return [key]
+        return self._ending_in(key, Dataset.id, Agreement.dataset_id) or self._ending_in(key, AuditEvent.dataset)
+
+    def _ending_in(self, key: str, *ids: Any) -> list[str]:
+        named = select(Dataset.id).where(Dataset.name == key)
+        ending = (
+            select(one).where(one.endswith(f":{key}", autoescape=True)).distinct().limit(_MEANT_MAX) for one in ids
+        )
+        return sorted({one for query in (named, *ending) for one in self._unit.session.scalars(query)})
+
+    def knows_agreement(self, agreement: str) -> bool:
+        """Whether it was concluded here, or the log names it."""
+        return self._has(Agreement.id == agreement) or self._has(AuditEvent.agreement == agreement)
+
+    def _has(self, condition: ColumnElement[bool]) -> bool:
+        return bool(self._unit.session.scalar(select(exists().where(condition))))
 
     def walk(
         self,
@@ -162,4 +198,12 @@ def _conditions(
         conditions.append(AuditEvent.ts >= since)
     if until is not None:
         conditions.append(AuditEvent.ts < until)
-    return conditions + [getattr(AuditEvent, name) == value for name, value in equals.items()]
+    return conditions + [
+        _about(value) if name == "dataset" else getattr(AuditEvent, name) == value for name, value in equals.items()
+    ]
+
+
+def _about(dataset: str) -> ColumnElement[bool]:
+    """Records that name the dataset, or none and an agreement on it."""
+    its = select(Agreement.id).where(Agreement.dataset_id == dataset)
+    return or_(AuditEvent.dataset == dataset, and_(AuditEvent.dataset == "", AuditEvent.agreement.in_(its)))

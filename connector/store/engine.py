@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -73,9 +74,10 @@ class Store:
         return result
 
     async def refused(self, event: Event) -> None:
-        """Record a refusal that has changed nothing; of a flood of them, some one by one, and the others as a count."""
+        """Record a refusal that has changed nothing; of a flood of them, some one by one, and the others as a count.
+        What names an agreement and no dataset is told of the agreement's."""
         if self.refusals.take(event, time.monotonic()):
-            await self.write(lambda tx: tx.publish(event))
+            await self.write(partial(_publish, [event]))
 
     async def tell_counted(self) -> None:
         """Record how many more there were; what cannot be recorded now stays for the next time."""
@@ -144,7 +146,8 @@ class Store:
 
 def _publish(events: Sequence[Event], tx: Transaction) -> None:
     for event in events:
-        tx.publish(event)
+        its = tx.agreements.dataset_of(event.agreement) if event.agreement and not event.dataset else ""
+        tx.publish(replace(event, dataset=its) if its else event)
 
 
 def _run(connection: Connection, work: Work[T], *, origin: str, shared: bool = False) -> tuple[T, Transaction]:

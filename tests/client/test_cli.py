@@ -739,6 +739,8 @@ def test_evidence_of_no_record_is_said_to_be_that(run: Run, served: Connector, t
         assert ended.code == 0
         assert records in ended.err
         assert ("no record fits" in ended.err) is warned
+        checked = run("audit", "verify", str(tmp_path / name), token="")
+        assert ("evidence of none" in checked.out) is warned
 
 
 def test_an_export_is_kept_only_when_it_is_whole(run: Run, served: Connector, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ commands = typer.Typer(help="Read, export and verify the audit log.", no_args_is
 Kind = Annotated[str, typer.Option(help="Only this kind, e.g. ReadStarted, ReadRefused.")]
 Actor = Annotated[str, typer.Option(help="Only by this participant or token.")]
 Agreement = Annotated[str, typer.Option(help="Only under this agreement.")]
-Dataset = Annotated[str, typer.Option(help="Only about this dataset (its id).")]
+Dataset = Annotated[str, typer.Option(help="Only about this dataset (its id or name).")]
 Outcome = Annotated[str, typer.Option(help="ok, refused, failed or broken.")]
 Since = Annotated[str, typer.Option(help="From this time on, with its zone: 2026-11-24T12:00:00Z.")]
 Until = Annotated[str, typer.Option(help="Before this time.")]
@@ -150,6 +150,8 @@ def _show(report: Any) -> None:
         out.print(
             f"[yellow]note[/] the key came with the file: compare it with one that you hold\n      {escape(report.key)}"
         )
+    if report.ok and not report.records:
+        out.print(f"[yellow]note[/] this file holds no record of {escape(report.origin)}: it is evidence of none")
     if report.ok:
         out.print(f"{report.records:,} records of {escape(report.origin)} hold, under root {escape(report.root)}")
     elif report.first_bad is not None:

@@ -32,8 +32,9 @@ def router(desk: Desk, *, log: AuditLog, signer: Signer) -> APIRouter:
         asked = {name: request.query_params.get(name, "")[:255].strip() for name in (*_EQUALS, "since", "until")}
         which = _filter(asked)
         await log.note_reading(reading(caller, "list", which.terms))
-        await log.sequencer.settle()
-        records = await log.page(which, before=int(before) if before.isdecimal() else None, limit=_LISTED)
+        records = await log.page(
+            await log.meant(which), before=int(before) if before.isdecimal() else None, limit=_LISTED
+        )
         more = records[-1].idx if len(records) == _LISTED and records[-1].idx > 0 else None
         given = {name: value for name, value in asked.items() if value}
         return await desk.page(

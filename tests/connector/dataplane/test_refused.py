@@ -173,4 +173,6 @@ async def _flown(front: Front, ticket: str, call: Callable[[Flyer], Any], **more
 
 async def _recorded(running: Provider, before: int) -> list[tuple[str, str, str, str]]:
     await settled(running)
-    return [(event.kind, event.actor, event.agreement, event.code) for event in running.events[before:]]
+    told = running.events[before:]
+    assert {event.dataset for event in told} <= {"urn:hanse:clinic:numbers"}
+    return [(event.kind, event.actor, event.agreement, event.code) for event in told]

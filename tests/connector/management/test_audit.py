@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -14,9 +15,11 @@ from hanse.verify import verify, verify_consistency, verify_proof
 
 from connector.audit import merkle, note
 from connector.audit.log import AuditLog
+from connector.events import ReadRefused
 from connector.management import audit, problems
 from connector.management.auth import Tokens
-from connector.store import Store
+from connector.store import Store, Transaction
+from connector.store.tables import Agreement
 from tests.connector.audit.support import SIGNER, log_over, story
 
 
@@ -91,6 +94,38 @@ async def test_what_no_record_can_be_is_refused_with_what_they_are(
         answer = await auditor.http.get(path, params=asked)
         assert answer.status_code == 400
         assert all(text in answer.json()["detail"] for text in says)
+
+
+async def test_a_dataset_is_found_by_its_name_and_with_what_was_refused_under_its_agreements(auditor: Auditor) -> None:
+    for number, dataset in enumerate(("urn:hanse:north:rivers", "urn:hanse:south:rivers", "urn:hanse:south:lakes")):
+        await auditor.store.write(partial(signed, id_=f"urn:agreement:on {number}", dataset=dataset))
+    early = ReadRefused(actor="did:web:early.example", agreement="urn:agreement:on 2", outcome="refused")
+    late = replace(early, actor="did:web:late.example")
+    await auditor.store.write(lambda tx: tx.publish(early))  # as it was written before a refusal named its dataset
+    await auditor.store.refused(late)
+    for name in ("lakes", "urn:hanse:south:lakes"):
+        found = await auditor.http.get("/audit/events", params={"dataset": name, "outcome": "refused"})
+        told = [(record["body"]["actor"], record["body"].get("dataset")) for record in found.json()["records"]]
+        assert told == [(late.actor, "urn:hanse:south:lakes"), (early.actor, None)]
+    assert len((await auditor.http.get("/audit/events", params={"dataset": "flights"})).json()["records"]) == 40
+    several = await auditor.http.get("/audit/events", params={"dataset": "rivers"})
+    assert several.status_code == 400
+    assert "take the id: urn:hanse:north:rivers, urn:hanse:south:rivers" in several.json()["detail"]
+
+
+@pytest.mark.parametrize("asked", [{"dataset": "flihgts"}, {"dataset": "%"}, {"agreement": "urn:agreement:9"}])
+async def test_what_there_is_nothing_of_is_refused_by_name(auditor: Auditor, asked: dict[str, str]) -> None:
+    for path in ("/audit/export", "/audit/events"):
+        answer = await auditor.http.get(path, params=asked)
+        assert (answer.status_code, repr(*asked.values()) in answer.json()["detail"]) == (404, True)
+
+
+def signed(tx: Transaction, *, id_: str, dataset: str) -> None:
+    """An agreement on a dataset."""
+    parties = {"provider": "did:web:north.example", "consumer": "did:web:south.example", "address": "http://south"}
+    row = Agreement(id=id_, role="provider", negotiation_id=id_, dataset_id=dataset, policy={}, digest="", **parties)
+    row.signed_at = tx.now
+    tx.agreements.add(row)
 
 
 async def test_an_outside_monitor_rebuilds_the_root_from_tiles_and_entries(auditor: Auditor) -> None:
